@@ -1,0 +1,132 @@
+"""The two values that flow through the product: an episode that was read, a sample cut from it.
+
+Legend of shapes: F frames, N frames asked for, T steps of a window, C channels of a field.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt8Array = NDArray[np.uint8]
+Array = NDArray[Any]
+
+
+class FrameSource(Protocol):
+    """Pictures of one camera, decoded when asked for."""
+
+    def __len__(self) -> int:
+        """How many frames there are."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the stored pictures, in pixels."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        """Pictures uint8 [N, H, W, 3], RGB; cheapest when `indices` ascend from call to call.
+
+        Raises:
+            DataError: A frame cannot be decoded; names file and frame.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PoseGroup:
+    """A position field [F, 3] and a rotation field [F, 6] that form one pose."""
+
+    name: str
+    position_key: str
+    rotation_key: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pinhole intrinsics [3, 3] or [F, 3, 3] in pixels; extrinsics base_T_camera [(F,) 4, 4]."""
+
+    intrinsics: Array | None = None
+    extrinsics: Array | None = None
+
+
+@dataclass(frozen=True)
+class EpisodeRef:
+    """Where an episode is; cheap, picklable, unique by `id` within a run.
+
+    Attributes:
+        id: Name made of letters, digits, `_` and `-`; names files and seeds keys.
+        path: What the reader opens.
+        source: The source it was found under, as the user gave it.
+        number: Its number in the data set when the format has one, for `--episodes`.
+        task: What the robot was told to do, as the format names it.
+        extras: Whatever else the reader needs to open it.
+    """
+
+    id: str
+    path: Path
+    source: str
+    number: int | None = None
+    task: str = ""
+    extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recording, its numbers in memory and its pictures still on disk.
+
+    Attributes:
+        id: As in its `EpisodeRef`.
+        task: Name of the task.
+        fps: Frames per second.
+        num_frames: F.
+        cameras: Camera name to its pictures.
+        lowdim: Field name to array [F, C]; text fields are unicode [F].
+        language: Kind of annotation (`original`, `randomized`, ...) to sentences.
+        calibration: Camera name to calibration; cameras without one are absent.
+        action_fields: Fields that a policy predicts by default, in order.
+        proprioception_fields: Fields that a policy observes by default, in order.
+        pose_groups: Poses for which relative fields make sense.
+        frame_metadata: Name to one value per frame, stored with the sample of that anchor.
+        warnings: `(code, message)` pairs about oddities that were tolerated.
+        extras: Facts about the recording that samples carry in their metadata.
+    """
+
+    id: str
+    task: str
+    fps: float
+    num_frames: int
+    cameras: Mapping[str, FrameSource]
+    lowdim: Mapping[str, Array]
+    language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    calibration: Mapping[str, Calibration] = field(default_factory=dict[str, Calibration])
+    action_fields: tuple[str, ...] = ()
+    proprioception_fields: tuple[str, ...] = ()
+    pose_groups: tuple[PoseGroup, ...] = ()
+    frame_metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    warnings: tuple[tuple[str, str], ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One window around an anchor frame.
+
+    Attributes:
+        key: Deterministic, without dots; names the tar members.
+        anchor: The current frame.
+        image_frames: Frame of each image offset, clipped to the episode.
+        lowdim: Field name to array [T, C] (text [T]), calibration [T, ...] and masks bool [T].
+        language: As in the episode.
+        metadata: JSON-serialisable facts.
+    """
+
+    key: str
+    anchor: int
+    image_frames: Mapping[int, int]
+    lowdim: Mapping[str, Array]
+    language: Mapping[str, Sequence[str]]
+    metadata: Mapping[str, Any]

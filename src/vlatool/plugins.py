@@ -1,0 +1,130 @@
+"""Registries: a name leads to an object, built in or from an installed distribution."""
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast
+
+from vlatool.errors import EnvironmentProblem, UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One entry of a registry.
+
+    Attributes:
+        name: What users type.
+        target: `module:object`.
+        origin: `vlatool`, or the name of the distribution that brings it.
+        error: Why it cannot be used; empty when it can.
+    """
+
+    name: str
+    target: str
+    origin: str
+    error: str = ""
+
+
+class Registry(Generic[T]):
+    """Names of one kind of thing; objects are imported when first asked for.
+
+    Built-in names come from a table and cannot be shadowed; other names come from the entry-point
+    group, which is scanned only for a name that is not built in, or for a list.
+    """
+
+    def __init__(self, group: str, noun: str, builtins: Mapping[str, str]) -> None:
+        self.group = group
+        self.noun = noun
+        self._builtins = dict(builtins)
+
+    def names(self) -> list[str]:
+        """Every name, built-in ones first."""
+        third_party = sorted(point.name for point in self._entry_points())
+        return [*self._builtins, *(name for name in third_party if name not in self._builtins)]
+
+    def get(self, name: str) -> T:
+        """The object behind `name`.
+
+        Raises:
+            UsageError: Nothing has this name; the nearest names are the hint.
+            EnvironmentProblem: The plugin is installed but cannot be imported.
+        """
+        if name in self._builtins:
+            return cast(T, _load(self._builtins[name]))
+        for point in self._entry_points():
+            if point.name == name:
+                return cast(T, self._load_plugin(point))
+        raise UsageError(
+            f"unknown {self.noun} {name!r}",
+            hint=did_you_mean(name, self.names()),
+            code=f"usage.unknown_{self.noun.replace(' ', '_')}",
+            details={"known": self.names()},
+        )
+
+    def entries(self) -> Iterator[PluginInfo]:
+        """Every entry with where it comes from; plugins are imported to see whether they work."""
+        for name, target in self._builtins.items():
+            yield PluginInfo(name, target, "vlatool")
+        for point in self._entry_points():
+            error = ""
+            if point.name in self._builtins:
+                error = "ignored: a built-in has this name"
+            else:
+                try:
+                    self._load_plugin(point)
+                except EnvironmentProblem as problem:
+                    error = problem.message
+            yield PluginInfo(point.name, point.value, _distribution(point), error)
+
+    def _entry_points(self) -> list[EntryPoint]:
+        return list(entry_points(group=self.group))
+
+    def _load_plugin(self, point: EntryPoint) -> object:
+        try:
+            return _load(point.value)
+        except Exception as error:  # noqa: BLE001 - third-party import code may raise anything
+            raise EnvironmentProblem(
+                f"{self.noun} {point.name!r} of {_distribution(point)} cannot be imported: {error}",
+                hint=f"reinstall or remove the distribution {_distribution(point)!r}",
+                code="environment.broken_plugin",
+                details={"plugin": point.name, "distribution": _distribution(point)},
+            ) from error
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A sentence with the nearest known names, or all of them when none is near."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return f"known: {', '.join(known)}" if known else ""
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "unknown distribution"
+
+
+def _load(target: str) -> object:
+    module_name, _, attribute = target.partition(":")
+    value: Any = importlib.import_module(module_name)
+    for part in attribute.split("."):
+        value = getattr(value, part)
+    return value
+
+
+FORMATS: Registry[Any] = Registry(
+    "vlatool.formats",
+    "format",
+    {
+        "spartan": "vlatool.sources.spartan:SpartanReader",
+        "lerobot": "vlatool.sources.lerobot:LeRobotReader",
+    },
+)
+MODELS: Registry[Any] = Registry(
+    "vlatool.models",
+    "model type",
+    {"diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType"},
+)

@@ -1,0 +1,48 @@
+"""One run per output: a lock that dies with its owner."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vlatool.errors import UsageError
+
+
+@contextmanager
+def output_lock(folder: Path, command: str) -> Iterator[None]:
+    """Holds `folder` for this process.
+
+    The kernel releases the lock when its owner ends, however it ends, so a file left behind by a
+    killed run holds nothing.
+
+    Raises:
+        UsageError: Another live run holds it; names that run.
+    """
+    path = folder / ".vlatool" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"{folder}: another run is writing here: {_describe(path)}",
+                hint="wait for it, stop it, or choose another --output",
+                code="usage.output_locked",
+            ) from None
+        file.truncate(0)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(json.dumps({"pid": os.getpid(), "command": command, "started": started}))
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _describe(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text())
+        return f"`{owner['command']}`, process {owner['pid']}, since {owner['started']}"
+    except (OSError, ValueError, KeyError):
+        return "an unnamed process"
