@@ -64,10 +64,15 @@ class DataError(VlatoolError):
 
 
 class PartialFailure(VlatoolError):
-    """The work is finished, but some items failed; `details["failures"]` lists them."""
+    """The work is finished, but some items failed; `details["failures"]` lists them.
+
+    Attributes:
+        result: What the workflow would have returned; printed before the error.
+    """
 
     exit_code = 4
     kind = "partial"
+    result: object | None = None
 
 
 class StorageError(VlatoolError):

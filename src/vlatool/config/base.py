@@ -3,11 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+from vlatool.config.fit import fit
 
 
 class ConfigModel(BaseModel):
     """Plain data, validated when built; building one does no I/O and reads no environment.
+
+    Text from files and the command line becomes what a field's type wants (`config.fit`), and a
+    section given in part keeps the rest of its default.
 
     Class attributes that the loader (`vlatool.config.resolve`) obeys at the root of a tree:
         exclusive: Groups of keys of which a later layer's choice replaces an earlier layer's.
@@ -35,16 +41,52 @@ class ConfigModel(BaseModel):
         that has such a section looks the name up here and returns a subclass.
 
         Raises:
-            UsageError: The name is not in the registry.
+            UsageError: The name is not in the registry; `details["key"]` says which key has it.
         """
         del tree
         return cls
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_to_types(cls, data: Any) -> Any:
+        """Before all others, because a discriminator allows no field validator of its own."""
+        if not isinstance(data, dict):
+            return data
+        return {key: _fitted(value, cls.model_fields.get(key)) for key, value in data.items()}
 
-def derived_field(rule: str, description: str, **constraints: Any) -> Any:
-    """A key that is null until data or other keys give it; `rule` says how, for `--explain`."""
+
+def _fitted(value: Any, field: FieldInfo | None) -> Any:
+    if field is None:
+        return value
+    return fit(_over_default(value, field), field.annotation)
+
+
+def _over_default(value: Any, field: FieldInfo) -> Any:
+    """A section's keys over those of its default; the default's `type` when none is given."""
+    if not isinstance(value, dict) or field.default_factory_takes_validated_data:
+        return value
+    default = field.get_default(call_default_factory=True)
+    return _over(value, default) if isinstance(default, BaseModel) else value
+
+
+def _over(section: dict[str, Any], default: BaseModel) -> dict[str, Any]:
+    kind = getattr(default, "type", None)
+    if kind is not None and section.get("type", kind) != kind:
+        return section
+    merged = dict(section) if kind is None else {"type": kind, **section}
+    for name in default.model_fields_set:
+        inherited = getattr(default, name)
+        own = merged.get(name, inherited)
+        if isinstance(own, dict) and isinstance(inherited, BaseModel):
+            own = _over(own, inherited)
+        merged[name] = own
+    return merged
+
+
+def derived_field(rule: str, description: str, *, default: Any = None, **constraints: Any) -> Any:
+    """A key that stays empty until data or other keys give it; `rule` says how."""
     return Field(
-        default=None,
+        default=default,
         description=description,
         json_schema_extra={"derived": rule},
         **constraints,

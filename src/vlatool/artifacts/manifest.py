@@ -1,0 +1,104 @@
+"""manifest.jsonl: the shards of a folder and how many samples each holds.
+
+Source: lbm-data 3.11, 8.2.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.errors import DataError
+from vlatool.storage.atomic import write_text
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file.
+
+    Attributes:
+        path: The file.
+        num_sequences: Samples in it.
+    """
+
+    path: Path
+    num_sequences: int
+
+
+def read_manifest(path: Path) -> list[Shard]:
+    """The shards of a manifest, whose names are relative to its folder.
+
+    Accepts blank lines, absolute names (only their stem counts) and a trailing `.tar`.
+
+    Raises:
+        DataError: The file is missing, broken or empty; names the line.
+    """
+    try:
+        lines = path.read_text().split("\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: no manifest here ({error.strerror})",
+            hint="give a folder that `vlatool preprocess` wrote",
+            code="data.no_manifest",
+            details={"path": str(path)},
+        ) from None
+    shards = [
+        _shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+    if not shards:
+        raise DataError(f"{path}: the manifest lists no shard", code="data.empty_manifest")
+    return shards
+
+
+def write_manifest(path: Path, shards: Sequence[tuple[str, int]]) -> None:
+    """Writes (stem, samples) pairs; like the published writer, without a final newline."""
+    rows = (json.dumps({"shard": stem, "num_sequences": count}) for stem, count in shards)
+    write_text(path, "\n".join(rows))
+
+
+def check_shards(path: Path, shards: Sequence[Shard]) -> None:
+    """Makes sure that every shard of the manifest at `path` is there and not cut off.
+
+    Raises:
+        DataError: A shard is missing or is not a whole tar file; names it.
+    """
+    for shard in shards:
+        if not shard.path.is_file():
+            raise _broken(path, shard, "is missing", "data.missing_shard")
+        size = shard.path.stat().st_size
+        if size < 1024 or size % 512:
+            raise _broken(path, shard, f"is cut off ({size} bytes)", "data.short_shard")
+        with shard.path.open("rb") as file:
+            file.seek(-1024, 2)
+            if any(file.read(1024)):
+                raise _broken(path, shard, "is cut off: no end marker", "data.short_shard")
+
+
+def _shard(path: Path, number: int, line: str) -> Shard:
+    try:
+        row: dict[str, Any] = json.loads(line)
+        name, count = str(row["shard"]), int(row["num_sequences"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f'{path}:{number}: expected {{"shard": ..., "num_sequences": ...}}',
+            code="data.broken_manifest",
+            details={"path": str(path), "line": number},
+        ) from None
+    stem = name.removesuffix(".tar")
+    if stem.startswith("/"):
+        stem = stem.rsplit("/", 1)[1]
+    if ".." in Path(stem).parts:
+        raise DataError(
+            f"{path}:{number}: the shard {name!r} leaves the folder", code="data.broken_manifest"
+        )
+    return Shard(path.parent / f"{stem}.tar", count)
+
+
+def _broken(path: Path, shard: Shard, what: str, code: str) -> DataError:
+    return DataError(
+        f"{shard.path}: {what}; {path} says it holds {shard.num_sequences} samples",
+        hint="preprocess or copy the data again",
+        code=code,
+        details={"shard": str(shard.path), "manifest": str(path)},
+    )

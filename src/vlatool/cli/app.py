@@ -1,0 +1,158 @@
+"""Assembles the commands; `main` maps exceptions to exit codes.
+
+A command's module is imported when the command is run: `vlatool --help` needs only this table.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from vlatool.cli.config_command import SuggestingGroup
+from vlatool.cli.options import CONTEXT, OUTPUT_HELP, OutputOptions, take_output_options
+from vlatool.errors import UsageError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "The whole pipeline on built-in data, in minutes, on a CPU."),
+    "sample": ("sample", "Write episodes of the built-in world in a published raw layout."),
+    "preprocess": ("preprocess", "Turn raw episodes into training data."),
+    "train": ("train", "Train a model."),
+    "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
+    "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
+    "inspect": ("inspect", "Show what is in a source, a data folder or a run."),
+    "presets": ("presets", "List the presets."),
+    "plugins": ("plugins", "List dataset formats and model types, with where they come from."),
+    "doctor": ("doctor", "Check what works on this machine."),
+    "version": ("version", "Print the versions of vlatool and Python."),
+}
+_COMPLETE = "_VLATOOL_COMPLETE"
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+
+
+class LazyGroup(SuggestingGroup):
+    """Commands of a table, imported one by one when they are asked for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Takes the output options, wherever they stand, before anything else."""
+        options = ctx.ensure_object(OutputOptions)
+        rest = take_output_options(args, options)
+        if not rest and not options.json and not ctx.resilient_parsing:
+            rest = ["--help"]
+        return super().parse_args(ctx, rest)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names, in the order of a pipeline."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Imports one command; `resolve_config` is `resolve-config`."""
+        name = cmd_name.replace("_", "-")
+        if name not in COMMANDS:
+            return None
+        module = import_module(f"vlatool.cli.{COMMANDS[name][0]}")
+        command = typer.main.get_command(module.app)
+        command.name = name
+        return command
+
+    def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
+        """Name and one line of each command, without importing any."""
+        return ((name, summary) for name, (_, summary) in COMMANDS.items())
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Commands, then the options that stand before or after them."""
+        super().format_commands(ctx, formatter)
+        with formatter.section("Output options (before or after the command)"):
+            formatter.write_dl(OUTPUT_HELP)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=CONTEXT,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """From raw robot episodes to a trained, evaluated policy."""
+    if version:
+        from vlatool.cli.output import write_result
+        from vlatool.cli.version import VersionResult
+
+        write_result(VersionResult(), ctx.ensure_object(OutputOptions))
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        raise UsageError(
+            "missing command",
+            hint="`vlatool --help` lists the commands",
+            code="usage.missing_command",
+        )
+
+
+def main() -> None:
+    """The `vlatool` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one invocation and returns its exit code; nothing is raised."""
+    from vlatool.cli.failures import Terminated
+
+    options = OutputOptions()
+    try:
+        _invoke(list(argv), options)
+    except typer.Exit as ended:
+        return ended.exit_code
+    except BrokenPipeError as error:
+        return _closed_pipe(error, options)
+    except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the last place
+        return _fail(error, options)
+    return 0
+
+
+def _invoke(argv: list[str], options: OutputOptions) -> None:
+    from vlatool.cli.failures import raise_on_sigterm
+
+    if any(f"--{verb}-completion" in argv for verb in ("show", "install")):
+        _name_the_shell(argv)
+    group = typer.main.get_command(app)
+    if _COMPLETE in os.environ:
+        group.main(prog_name="vlatool")
+        return
+    raise_on_sigterm()
+    with group.make_context("vlatool", argv, obj=options) as ctx:
+        group.invoke(ctx)
+
+
+def _name_the_shell(argv: list[str]) -> None:
+    """Lets `--show-completion bash` work where no shell can be detected (Typer's own switch)."""
+    if argv[-1] in _SHELLS:
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
+
+
+def _fail(error: BaseException, options: OutputOptions) -> int:
+    from vlatool.cli.failures import as_vlatool_error
+    from vlatool.cli.output import write_error
+
+    told = as_vlatool_error(error)
+    if told is not error:
+        told.__cause__ = error
+    write_error(told, options)
+    return told.exit_code
+
+
+def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
+    """A reader of stdout that has gone away ends the command quietly; other pipes are bugs."""
+    from vlatool.cli.output import is_stdout_abandoned, silence_stdout
+
+    if not is_stdout_abandoned():
+        return _fail(error, options)
+    silence_stdout()
+    return 0

@@ -1,0 +1,322 @@
+"""Command classes: nearest names, examples in the help, and configuration keys as options.
+
+The classes of contexts, formatters and parameters are Typer's own business (it carries its own
+Click), hence `Any`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import typer.core
+
+from vlatool.cli.lifting import Grammar, UnknownOptionError, lift
+from vlatool.cli.options import OUTPUT_HELP, OUTPUT_OPTIONS, OutputOptions
+from vlatool.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlatool.cli.keys import Key
+    from vlatool.config.base import ConfigModel
+
+TYPED_CONFIG = "vlatool.typed_config"
+_ARGS = "vlatool.args"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What Typer's shell scripts read of a completion."""
+
+    value: str
+    help: str | None = None
+    type: str = "plain"
+
+
+@dataclass(frozen=True)
+class Sugar:
+    """A named option that stands for keys of the tree.
+
+    Attributes:
+        expand: Typed values → keys and their values.
+        metavar: Its value in the help.
+        help: What it does.
+        short: Its short form, if any.
+    """
+
+    expand: Callable[[list[str]], Mapping[str, Any]]
+    metavar: str
+    help: str
+    short: str = ""
+
+
+@dataclass(frozen=True)
+class ConfigSpec:
+    """How a command's configuration is typed.
+
+    Attributes:
+        schema: Arguments → the schema; imports it only when called.
+        is_flat: Every key is an option; otherwise only `--a.b`, `--set` and the sugar are.
+        short: Short forms of keys.
+        aliases: Published option names → keys or options, all with underscores.
+        sugar: Named options of a tree, by name.
+        positionals: Keys that are arguments, left out of the option list of the help.
+        note: A paragraph for the end of the help.
+        values: Dotted keys whose values can be completed.
+    """
+
+    schema: Callable[[Sequence[str]], "type[ConfigModel]"]
+    is_flat: bool = True
+    short: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    sugar: Mapping[str, Sugar] = field(default_factory=dict)
+    positionals: tuple[str, ...] = ()
+    note: Callable[[], str] = str
+    values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
+
+
+class VlatoolCommand(typer.core.TyperCommand):
+    """A command whose options may be typed with dashes or underscores."""
+
+    examples: ClassVar[tuple[str, ...]] = ()
+    arguments: ClassVar[str] = ""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Normalises option names; unknown ones are answered with the nearest."""
+        lenient = ctx.resilient_parsing or "--help" in args or "-h" in args
+        ctx.meta[_ARGS] = list(args)
+        try:
+            rest = self.lift(ctx, args, lenient=lenient)
+        except UnknownOptionError as error:
+            raise self._with_nearest(ctx, error) from None
+        return super().parse_args(ctx, rest)
+
+    def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
+        """What is left for Typer."""
+        return lift(args, Grammar(self.declared(ctx)), lenient=lenient).rest
+
+    def declared(self, ctx: Any) -> dict[str, bool]:
+        """Options that Typer knows, and whether they take a value."""
+        return {
+            option: not getattr(param, "is_flag", False)
+            for param in self.get_params(ctx)
+            if param.param_type_name == "option"
+            for option in param.opts
+        }
+
+    def spellings(self, ctx: Any) -> list[str]:
+        """Every long option of this command, for suggestions and completion."""
+        return [*Grammar(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
+
+    def _with_nearest(self, ctx: Any, error: UnknownOptionError) -> UsageError:
+        from vlatool.plugins import did_you_mean
+
+        typed = "--" + error.option.lstrip("-").replace("_", "-")
+        known = self.spellings(ctx)
+        same_leaf = [option for option in known if option.endswith("." + error.option[2:])]
+        hint = did_you_mean(typed, known) if not same_leaf else did_you_mean("", same_leaf)
+        if hint.startswith("known:") and not same_leaf:
+            hint = f"`{ctx.command_path} --help` lists the options"
+        details = {**error.details, "known": known}
+        return UsageError(error.message, hint=hint, code=error.code, details=details)
+
+    def get_help(self, ctx: Any) -> str:
+        """The help; a JSON document when the invocation speaks JSON."""
+        return help_text(super().get_help(ctx), ctx)
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """The usage line, with the arguments by the names people know."""
+        formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Options by group."""
+        self.write_own_options(ctx, formatter)
+        with formatter.section("Output options"):
+            formatter.write_dl(OUTPUT_HELP)
+
+    def write_own_options(self, ctx: Any, formatter: Any) -> None:
+        """The options that Typer knows."""
+        records = [
+            record
+            for param in self.get_params(ctx)
+            if param.param_type_name == "option" and (record := param.get_help_record(ctx))
+        ]
+        with formatter.section("Options"):
+            formatter.write_dl([(record[0], record[1]) for record in records])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Examples, as they are typed."""
+        if self.examples:
+            formatter.write("\nExamples:\n")
+            formatter.write("".join(f"  {example}\n" for example in self.examples))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Names of options."""
+        return [
+            Completion(name) for name in self.spellings(ctx) if name.startswith(incomplete or "--")
+        ]
+
+
+class ConfigCommand(VlatoolCommand):
+    """A command with a configuration: its keys leave argv before Typer parses the rest."""
+
+    spec: ClassVar[ConfigSpec]
+
+    def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
+        """Takes keys, `--set` and sugar; remembers them for the body."""
+        keys = self.keys(args)
+        lifted = lift(args, self.grammar(ctx, keys), lenient=lenient)
+        if not lenient:
+            from vlatool.cli.overrides import TypedConfig
+
+            expand = {name: sugar.expand for name, sugar in self.spec.sugar.items()}
+            ctx.meta[TYPED_CONFIG] = TypedConfig(lifted.typed, keys, expand)
+        return lifted.rest
+
+    def keys(self, args: Sequence[str]) -> "dict[str, Key]":
+        """Flat keys by option name; none for a tree."""
+        if not self.spec.is_flat:
+            return {}
+        from vlatool.cli.keys import declared_keys
+
+        return declared_keys(self.spec.schema(args))
+
+    def grammar(self, ctx: Any, keys: "Mapping[str, Key]") -> Grammar:
+        """What may stand on this command line."""
+        names = {name: key.is_switch for name, key in keys.items()}
+        names |= dict.fromkeys(self.spec.sugar, False)
+        short = {sugar.short: name for name, sugar in self.spec.sugar.items() if sugar.short}
+        aliases = {"config_path": "config", **self.spec.aliases}
+        return Grammar(self.declared(ctx), names, {**short, **self.spec.short}, aliases)
+
+    def spellings(self, ctx: Any) -> list[str]:
+        """Options, keys and, for a tree, its dotted keys."""
+        args = ctx.meta.get(_ARGS, [])
+        known = self.grammar(ctx, self.keys(args)).spellings()
+        if not self.spec.is_flat:
+            from vlatool.config.schema import dotted_keys
+
+            infos = dotted_keys(self.spec.schema(args))
+            known += [f"--{info.key}" for info in infos if "." in info.key]
+        return [*known, *OUTPUT_OPTIONS]
+
+    def invoke(self, ctx: Any) -> Any:
+        """The body; `--keys` prints the keys instead."""
+        if not ctx.params.pop("keys", False):
+            return super().invoke(ctx)
+        from vlatool.cli.key_table import KeyTable
+        from vlatool.cli.output import write_result
+
+        schema = self.spec.schema(ctx.meta[_ARGS])
+        return write_result(KeyTable(schema), ctx.ensure_object(OutputOptions))
+
+    def write_own_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, sugar, keys by group, then what Typer knows."""
+        for title, rows in self._help_groups(ctx).items():
+            with formatter.section(title):
+                formatter.write_dl(rows, col_max=34)
+        super().write_own_options(ctx, formatter)
+
+    def _help_groups(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, sugar in self.spec.sugar.items():
+            row = (_spelling(name, sugar.short, sugar.metavar), sugar.help)
+            groups.setdefault("Run", []).append(row)
+        shorts = {name: short for short, name in self.spec.short.items()}
+        for name, key in self.keys(ctx.meta.get(_ARGS, [])).items():
+            if name in self.spec.positionals:
+                row = (f"{name.upper()} {key.type_text}", _key_help(key))
+                groups.setdefault("Arguments", []).append(row)
+            if name not in self.spec.positionals or name in shorts:
+                row = (_key_spelling(key, shorts.get(name, "")), _key_help(key))
+                groups.setdefault(key.group, []).append(row)
+        return groups
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The note, then the examples."""
+        if note := self.spec.note():
+            formatter.write_paragraph()
+            formatter.write_text(note)
+        super().format_epilog(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Values of the keys that have known ones, else names of options."""
+        last = next(reversed(ctx.meta.get(_ARGS, [])), "").removeprefix("--")
+        if last in self.spec.values and not incomplete.startswith("-"):
+            values = self.spec.values[last]()
+            return [Completion(value) for value in values if value.startswith(incomplete)]
+        return super().shell_complete(ctx, incomplete)
+
+
+def plain_command(*examples: str) -> type[VlatoolCommand]:
+    """A command class with examples."""
+    return type("Documented", (VlatoolCommand,), {"examples": examples})
+
+
+def config_command(spec: ConfigSpec, arguments: str, *examples: str) -> type[ConfigCommand]:
+    """A command class with a configuration, argument names for the usage line, and examples."""
+    members = {"spec": spec, "arguments": arguments, "examples": examples}
+    return type("Configured", (ConfigCommand,), members)
+
+
+class SuggestingGroup(typer.core.TyperGroup):
+    """A group of commands that answers a misspelt one with the nearest."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that `args` names."""
+        if ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None:
+            return super().resolve_command(ctx, args)
+        from vlatool.plugins import did_you_mean
+
+        raise UsageError(
+            f"unknown command {' '.join([ctx.command_path, args[0]])!r}",
+            hint=did_you_mean(args[0], self.list_commands(ctx)),
+            code="usage.unknown_command",
+            details={"command": args[0], "known": self.list_commands(ctx)},
+        )
+
+    def get_help(self, ctx: Any) -> str:
+        """The help; a JSON document when the invocation speaks JSON."""
+        return help_text(super().get_help(ctx), ctx)
+
+    def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
+        """Name and one line of each command."""
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            yield name, command.get_short_help_str(90) if command else ""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.summaries(ctx)))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Names of commands, then of options."""
+        rows = [(name, text) for name, text in self.summaries(ctx) if name.startswith(incomplete)]
+        options = [option for param in self.get_params(ctx) for option in param.opts]
+        names = [*options, *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
+        found = [Completion(name) for name in names if name.startswith(incomplete)]
+        return [*(Completion(name, text) for name, text in rows), *found]
+
+
+def help_text(text: str, ctx: Any) -> str:
+    """The help as it is, or within a JSON document."""
+    options = ctx.find_object(OutputOptions)
+    if options is None or not options.json:
+        return text
+    from vlatool.cli.output import to_json
+
+    return to_json({"help": text})
+
+
+def _spelling(name: str, short: str, metavar: str) -> str:
+    option = "--" + name.replace("_", "-")
+    return f"{short + ', ' if short else ''}{option}{' ' + metavar if metavar else ''}"
+
+
+def _key_spelling(key: "Key", short: str) -> str:
+    if key.is_switch:
+        return f"--[no-]{key.name.replace('_', '-')}"
+    return _spelling(key.name, short, key.type_text)
+
+
+def _key_help(key: "Key") -> str:
+    return f"{key.description}{f' [{key.default}]' if key.default else ''}".strip()

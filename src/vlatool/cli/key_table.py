@@ -1,0 +1,35 @@
+"""What `--keys` prints: the configuration keys of a command."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vlatool.config.base import ConfigModel
+from vlatool.config.schema import dotted_keys
+
+
+class KeyTable:
+    """Keys with type, default and description."""
+
+    def __init__(self, schema: type[ConfigModel]) -> None:
+        self._schema = schema
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One mapping per key."""
+        for info in dotted_keys(self._schema):
+            yield {
+                "key": info.key,
+                "type": info.type_text,
+                "default": info.default,
+                "description": info.description,
+            }
+
+    def document(self) -> dict[str, Any]:
+        """All keys."""
+        return {"keys": list(self.rows())}
+
+    def text(self) -> str:
+        """One key per line, its description below."""
+        return "\n".join(
+            f"{row['key']}: {row['type']} = {row['default']}\n    {row['description']}"
+            for row in self.rows()
+        )

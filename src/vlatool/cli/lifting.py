@@ -1,0 +1,203 @@
+"""Takes configuration keys out of argv before Typer sees it.
+
+Typer alone can neither accept keys that a schema declares at run time nor tell a misspelt option
+from a value, once it is told to ignore what it does not know.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vlatool.errors import UsageError
+
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan|$)", re.IGNORECASE)
+_BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
+
+
+@dataclass(frozen=True)
+class Typed:
+    """One configuration value as it was typed.
+
+    Attributes:
+        key: Dotted key, `--set`'s left side, or the name of a flat key or short form.
+        text: The value.
+        option: The option as typed, for messages.
+        is_flat: The key names an entry of `Grammar.keys`.
+    """
+
+    key: str
+    text: str
+    option: str
+    is_flat: bool = False
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What may stand on one command line.
+
+    Attributes:
+        options: Options that Typer knows, as typed, and whether they take a value.
+        keys: Names (with underscores) that are lifted, and whether they are switches.
+        short: Short forms of keys: `-o` for `output`.
+        aliases: Published names (with underscores) of options and keys.
+    """
+
+    options: Mapping[str, bool]
+    keys: Mapping[str, bool] = field(default_factory=dict)
+    short: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def spellings(self) -> list[str]:
+        """Every long option that can be typed."""
+        names = [name for name in self.options if name.startswith("--")]
+        return [*names, *(f"--{key.replace('_', '-')}" for key in self.keys)]
+
+
+@dataclass
+class Lifted:
+    """The configuration typed on a command line, and what is left for Typer."""
+
+    rest: list[str] = field(default_factory=list)
+    typed: list[Typed] = field(default_factory=list)
+
+
+def lift(argv: Sequence[str], grammar: Grammar, *, lenient: bool = False) -> Lifted:
+    """Separates configuration values from everything else, in the order typed.
+
+    Args:
+        argv: Arguments of one command.
+        grammar: What is known.
+        lenient: Nothing is an error: for completion and `--help`.
+
+    Raises:
+        UsageError: An option is unknown (named with its nearest) or lacks its value.
+    """
+    walker = _Walker(list(argv), grammar, lenient)
+    walker.walk()
+    return walker.lifted
+
+
+class _Walker:
+    def __init__(self, argv: list[str], grammar: Grammar, lenient: bool) -> None:
+        self.argv = argv
+        self.grammar = grammar
+        self.lenient = lenient
+        self.at = 0
+        self.lifted = Lifted()
+
+    def walk(self) -> None:
+        while self.at < len(self.argv):
+            word = self.argv[self.at]
+            self.at += 1
+            if word == "--":
+                self.lifted.rest += [word, *self.argv[self.at :]]
+                return
+            if word.startswith("--"):
+                self._long(word)
+            elif is_option(word):
+                self._short(word)
+            else:
+                self.lifted.rest.append(word)
+
+    def _long(self, word: str) -> None:
+        option, equals, value = word.partition("=")
+        given = value if equals else None
+        name = option[2:].replace("-", "_")
+        name = self.grammar.aliases.get(name, name)
+        if name == "set":
+            self._set(option, given)
+        elif "." in name:
+            self._key(name, option, given, is_flat=name in self.grammar.keys)
+        elif name in self.grammar.keys:
+            self._key(name, option, given, is_flat=True)
+        elif name.startswith("no_") and self.grammar.keys.get(name[3:]) and not equals:
+            self.lifted.typed.append(Typed(name[3:], "false", option, is_flat=True))
+        else:
+            self._pass_on("--" + name.replace("_", "-"), option, given)
+
+    def _short(self, word: str) -> None:
+        short, value = word[:2], word[2:].removeprefix("=")
+        if short in self.grammar.short:
+            self._key(self.grammar.short[short], short, value or None, is_flat=True)
+        elif short in self.grammar.options:
+            self._pass_on(short, short, value or None)
+        else:
+            self._unknown(word)
+
+    def _set(self, option: str, given: str | None) -> None:
+        text = self._value(option, given)
+        if text is None:
+            return
+        key, equals, value = text.partition("=")
+        if not equals and not self.lenient:
+            raise UsageError(
+                f"--set {text!r} has no '='",
+                hint="write --set key=value",
+                code="usage.malformed_override",
+                details={"option": "--set", "value": text},
+            )
+        self.lifted.typed.append(Typed(key.strip(), value, f"--set {key}"))
+
+    def _key(self, key: str, option: str, given: str | None, *, is_flat: bool) -> None:
+        is_switch = is_flat and self.grammar.keys[key]
+        text = self._switch(given) if is_switch else self._value(option, given)
+        if text is not None:
+            self.lifted.typed.append(Typed(key, text, option, is_flat))
+
+    def _switch(self, given: str | None) -> str:
+        if given is not None:
+            return given
+        if self.at < len(self.argv) and self.argv[self.at].lower() in _BOOL_WORDS:
+            self.at += 1
+            return self.argv[self.at - 1]
+        return "true"
+
+    def _value(self, option: str, given: str | None) -> str | None:
+        if given is not None:
+            return given
+        if self.at < len(self.argv) and not is_option(self.argv[self.at]):
+            self.at += 1
+            return self.argv[self.at - 1]
+        if self.lenient:
+            return None
+        raise UsageError(
+            f"option {option} needs a value",
+            hint=f"write {option} VALUE, or {option}=VALUE for one that begins with a dash",
+            code="usage.missing_value",
+            details={"option": option},
+        )
+
+    def _pass_on(self, name: str, option: str, given: str | None) -> None:
+        if name not in self.grammar.options:
+            self._unknown(option)
+        elif self.grammar.options[name]:
+            value = self._value(option, given)
+            self.lifted.rest += [name] if value is None else [name, value]
+        elif given is None or given.lower() in ("true", "yes", "on", "1"):
+            self.lifted.rest.append(name)
+        elif not self.lenient and given.lower() not in _BOOL_WORDS:
+            raise UsageError(
+                f"option {option} is a switch and takes no value {given!r}",
+                hint=f"write {option}",
+                code="usage.unexpected_value",
+                details={"option": option},
+            )
+
+    def _unknown(self, option: str) -> None:
+        if not self.lenient:
+            raise UnknownOptionError(option)
+
+
+class UnknownOptionError(UsageError):
+    """An option that nobody declared; the command adds the nearest names."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__(
+            f"unknown option {option}", code="usage.unknown_option", details={"option": option}
+        )
+        self.option = option
+
+
+def is_option(word: str) -> bool:
+    """Whether a word is an option rather than a value: `-1e-4` and `-` are values."""
+    return word.startswith("-") and word != "-" and not _NEGATIVE.match(word)

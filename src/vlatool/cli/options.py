@@ -1,0 +1,155 @@
+"""Options that several commands share, and the output options that every command takes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from vlatool.errors import UsageError
+
+PROGRESS_MODES = ("auto", "rich", "plain", "json", "none")
+CONTEXT = {"help_option_names": ["--help", "-h"], "max_content_width": 110}
+
+
+@dataclass
+class OutputOptions:
+    """How one invocation speaks; filled while its arguments are read.
+
+    Attributes:
+        json: The result is one JSON document.
+        jsonl: The result, a list, is one JSON document per line.
+        quiet: Only warnings and errors reach stderr.
+        verbose: 1 shows the library's log, 2 its details.
+        debug: Errors come with their traceback.
+        log_file: File that receives the whole log.
+        progress: One of `PROGRESS_MODES`.
+    """
+
+    json: bool = False
+    jsonl: bool = False
+    quiet: bool = False
+    verbose: int = 0
+    debug: bool = False
+    log_file: str = ""
+    progress: str = "auto"
+
+
+OUTPUT_HELP = [
+    ("--json", "Print the result as one JSON document; errors too."),
+    ("--progress auto|rich|plain|json|none", "How progress is shown on stderr."),
+    ("-q, --quiet", "Only warnings and errors on stderr."),
+    ("-v, --verbose", "Show the log on stderr; -vv shows details."),
+    ("--log-file FILE", "Append the whole log to FILE."),
+    ("--debug", "Show the traceback of an error."),
+]
+OUTPUT_OPTIONS = ("--json", "--progress", "--quiet", "--verbose", "--log-file", "--debug")
+_FLAGS = {"--json", "-q", "--quiet", "-v", "-vv", "--verbose", "--debug"}
+_VALUED = {"--log-file", "--progress"}
+
+
+def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str]:
+    """Moves the output options, wherever they stand, from `args` into `options`.
+
+    Returns:
+        The other arguments, in order.
+
+    Raises:
+        UsageError: A value is missing or not among the known ones.
+    """
+    options.json = options.json or "--json" in _before_dashes(args)
+    rest: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word == "--":
+            return [*rest, word, *words]
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if word in _FLAGS:
+            _set_flag(word, options)
+        elif name in _VALUED:
+            _set_value(name, value if equals else next(words, None), options)
+        else:
+            rest.append(word)
+    return rest
+
+
+def _before_dashes(args: Sequence[str]) -> Sequence[str]:
+    return args[: args.index("--")] if "--" in args else args
+
+
+def _set_flag(word: str, options: OutputOptions) -> None:
+    if word == "--json":
+        options.json = True
+    elif word == "--debug":
+        options.debug = True
+    elif word in ("-q", "--quiet"):
+        options.quiet = True
+    else:
+        options.verbose += 2 if word == "-vv" else 1
+
+
+def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
+    if not value:
+        raise UsageError(
+            f"option {name} needs a value",
+            hint=f"write {name} VALUE",
+            code="usage.missing_value",
+            details={"option": name},
+        )
+    if name == "--log-file":
+        options.log_file = value
+    elif value in PROGRESS_MODES:
+        options.progress = value
+    else:
+        raise UsageError(
+            f"unknown value {value!r} of --progress",
+            hint=f"known: {', '.join(PROGRESS_MODES)}",
+            code="usage.unknown_value",
+            details={"option": name, "known": list(PROGRESS_MODES)},
+        )
+
+
+def complete_presets(incomplete: str) -> Iterator[str]:
+    """Preset names that begin with what is typed."""
+    from vlatool.config.presets import preset_names
+
+    yield from (name for name in preset_names() if name.startswith(incomplete))
+
+
+def complete_formats(incomplete: str) -> Iterator[str]:
+    """Registered dataset formats that begin with what is typed."""
+    from vlatool.plugins import FORMATS
+
+    yield from (name for name in FORMATS.names() if name.startswith(incomplete))
+
+
+PresetOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        metavar="NAME",
+        help="Preset to start from; repeatable. `vlatool presets` lists them.",
+        autocompletion=complete_presets,
+    ),
+]
+ConfigOpt = Annotated[
+    list[str] | None,
+    typer.Option("--config", "-c", metavar="FILE", help="YAML file over the presets; repeatable."),
+]
+SetOpt = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One key over presets and files; repeatable."),
+]
+KeysOpt = Annotated[
+    bool, typer.Option("--keys", help="List the configuration keys of this command and stop.")
+]
+JsonLinesOpt = Annotated[
+    bool, typer.Option("--jsonl", help="Print one JSON document per row of the list.")
+]
+
+
+def command_app() -> typer.Typer:
+    """The Typer program of one command module."""
+    return typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)

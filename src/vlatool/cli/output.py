@@ -1,0 +1,183 @@
+"""Results and errors of one invocation: the only file that writes to stdout."""
+
+import json
+import math
+import os
+import select
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from vlatool.cli.options import OutputOptions
+from vlatool.errors import VlatoolError
+from vlatool.events import Reporter
+
+
+class Result(Protocol):
+    """What a workflow hands back."""
+
+    def document(self) -> dict[str, Any]:
+        """JSON-able facts."""
+        ...
+
+    def text(self) -> str:
+        """The same, short, for people."""
+        ...
+
+
+class RowsResult(Result, Protocol):
+    """A result that is a list."""
+
+    def rows(self) -> Iterable[Mapping[str, Any]]:
+        """One JSON-able mapping per row."""
+        ...
+
+
+class JsonResult:
+    """A result that is JSON by nature, such as a schema."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self._value = value
+
+    def document(self) -> dict[str, Any]:
+        """The value."""
+        return self._value
+
+    def text(self) -> str:
+        """The value as JSON."""
+        return to_json(self._value)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks: in a distributed run only rank 0 does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def write_stdout(text: str) -> None:
+    """Writes a line or more; a reader that has gone away is no error."""
+    if sys.stdout is None or not is_main_process():
+        return
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+    except UnicodeEncodeError:
+        sys.stdout.write(text.encode("ascii", "backslashreplace").decode() + "\n")
+
+
+def silence_stdout() -> None:
+    """Points stdout at nothing, so that the interpreter's own flush at exit stays quiet too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_stdout_abandoned() -> bool:
+    """Whether nobody reads the pipe that stdout is."""
+    try:
+        poller = select.poll()
+        poller.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def write_stderr(text: str) -> None:
+    """Writes one line or more for people."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        return
+    except UnicodeEncodeError:
+        sys.stderr.write(text.encode("ascii", "backslashreplace").decode() + "\n")
+
+
+def write_result(result: Result, options: OutputOptions) -> None:
+    """The one thing that stdout is for."""
+    write_stdout(to_json(result.document()) if options.json else result.text())
+
+
+def write_rows(result: RowsResult, options: OutputOptions) -> None:
+    """A list: JSON lines when asked for, else as any result."""
+    if not options.jsonl:
+        write_result(result, options)
+        return
+    lines = [to_json(row, indent=None) for row in result.rows()]
+    if lines:
+        write_stdout("\n".join(lines))
+
+
+def write_error(error: VlatoolError, options: OutputOptions) -> None:
+    """Two lines on stderr; with `--json` also the document, which holds a partial result."""
+    result: Result | None = getattr(error, "result", None)
+    body = {"error": error_document(error)}
+    if options.json:
+        write_stdout(to_json({**(result.document() if result else {}), **body}))
+    elif options.jsonl:
+        write_stdout(to_json(body, indent=None))
+    elif result is not None:
+        write_stdout(result.text())
+    if options.debug:
+        write_stderr("".join(traceback.format_exception(error)).rstrip())
+    if options.progress == "json":
+        write_stderr(to_json({"event": "error", **body["error"]}, indent=None))
+        return
+    write_stderr(f"error: {error.message}")
+    if error.hint:
+        write_stderr(f"hint: {error.hint}")
+
+
+def error_document(error: VlatoolError) -> dict[str, Any]:
+    """An error for programs."""
+    return {
+        "kind": error.kind,
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "details": error.details,
+    }
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """Strict JSON: what it has no word for becomes text, what is not finite null."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)
+
+
+def make_reporter(options: OutputOptions) -> Reporter:
+    """The reporter that fits the options and the terminal."""
+    from vlatool.cli import reporters
+
+    mode = options.progress
+    if not is_main_process():
+        mode = "none"
+    elif mode == "auto":
+        mode = "rich" if _is_terminal() else "plain"
+    if options.quiet and mode != "json":
+        mode = "none"
+    if mode == "rich":
+        from vlatool.cli.rich_reporter import RichReporter
+
+        return RichReporter()
+    makers = {"plain": reporters.LineReporter, "json": reporters.JsonReporter}
+    return makers.get(mode, reporters.SilentReporter)()
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

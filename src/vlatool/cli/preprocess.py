@@ -1,0 +1,100 @@
+"""`vlatool preprocess FORMAT SOURCE...`."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlatool.cli.config_command import ConfigSpec, config_command
+from vlatool.cli.options import (
+    CONTEXT,
+    ConfigOpt,
+    KeysOpt,
+    PresetOpt,
+    SetOpt,
+    command_app,
+    complete_formats,
+)
+from vlatool.cli.session import command
+
+if TYPE_CHECKING:
+    from vlatool.config.base import ConfigModel
+
+app = command_app()
+
+
+def _schema(args: Sequence[str]) -> "type[ConfigModel]":
+    """The common keys, and those of the format when the arguments name one."""
+    from vlatool.workflows.preprocess import PreprocessConfig
+
+    name = _format_in(args)
+    return PreprocessConfig.specialise({"format": name}) if name else PreprocessConfig
+
+
+def _format_in(args: Sequence[str]) -> str:
+    for option, value in pairwise(args):
+        if option in ("--format", "--type"):
+            return value
+    named = [arg.partition("=")[2] for arg in args if arg.startswith(("--format=", "--type="))]
+    if named or (args and not args[0].startswith("-")):
+        return (named or args)[0]
+    from vlatool.plugins import FORMATS
+
+    known = FORMATS.names()
+    return next((arg for arg in args if arg in known), "")
+
+
+def _note() -> str:
+    from vlatool.plugins import FORMATS
+
+    return (
+        f"Formats: {', '.join(FORMATS.names())}. "
+        "`vlatool preprocess FORMAT --help` shows the keys of one."
+    )
+
+
+SPEC = ConfigSpec(
+    _schema,
+    short={"-o": "output"},
+    aliases={
+        "output_dir": "output",
+        "out_dir": "output",
+        "type": "format",
+        "source_episodes": "sources",
+        "dataset_root": "sources",
+        "input_dir": "sources",
+        "num_workers": "workers",
+        "max_episodes_to_process": "max_episodes",
+    },
+    positionals=("format", "sources"),
+    note=_note,
+)
+FormatArg = Annotated[str | None, typer.Argument(autocompletion=complete_formats)]
+SourcesArg = Annotated[list[str] | None, typer.Argument()]
+
+
+@app.command(
+    cls=config_command(
+        SPEC,
+        "FORMAT SOURCE...",
+        "vlatool preprocess spartan raw --preset lbm-1past-14future --output data",
+        "vlatool preprocess lerobot gr1 -o out/gr1 --episodes 0:4 --resize-images-size 96,96",
+    ),
+    context_settings=CONTEXT,
+)
+def preprocess(
+    ctx: typer.Context,
+    format: FormatArg = None,  # noqa: A002 - the name of the key
+    sources: SourcesArg = None,
+    preset: PresetOpt = None,
+    config: ConfigOpt = None,
+    set_: SetOpt = None,
+    keys: KeysOpt = False,
+) -> None:
+    """Turn raw episodes into training data."""
+    with command(ctx) as run:
+        from vlatool.workflows import preprocess as workflow
+
+        settings = run.config(workflow.PreprocessConfig, format=format, sources=sources)
+        run.finish(workflow.preprocess(settings, reporter=run.reporter))

@@ -1,0 +1,170 @@
+"""Reporters without a terminal: plain lines, JSON lines, silence. All write to stderr."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from vlatool.cli.output import is_main_process, to_json, write_stderr
+from vlatool.events import NullReporter, Progress
+
+LINE_EVERY_S = 10.0
+EVENT_EVERY_S = 1.0
+
+
+class _Sink(Protocol):
+    def show(self, count: "Count", *, is_end: bool) -> None: ...
+
+
+class Count:
+    """A bar that shows itself now and then, and at its end."""
+
+    def __init__(
+        self, name: str, total: int | None, unit: str, sink: _Sink, interval_s: float
+    ) -> None:
+        self.name = name
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.fields: dict[str, float | int | str] = {}
+        self.is_complete = True
+        self._sink = sink
+        self._interval_s = interval_s
+        self._started = self._shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._started = self._shown = time.monotonic()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.is_complete = exc_type is None
+        self._sink.show(self, is_end=True)
+
+    def advance(self, amount: int = 1, **fields: float | int | str) -> None:
+        """Counts, and shows itself when the last time is long enough ago."""
+        self.done += amount
+        self.fields.update(fields)
+        now = time.monotonic()
+        if now - self._shown >= self._interval_s:
+            self._shown = now
+            self._sink.show(self, is_end=False)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the bar began."""
+        return max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def rate(self) -> float:
+        """Units per second so far."""
+        return self.done / self.elapsed_s
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to go at the rate so far; None when nobody can know."""
+        if self.total is None or self.done == 0:
+            return None
+        return max(self.total - self.done, 0) / self.rate
+
+
+class LineReporter:
+    """One plain line about every ten seconds and at the end of each bar."""
+
+    def progress(self, name: str, total: int | None, unit: str) -> Progress:
+        """Starts a bar."""
+        return Count(name, total, unit, self, LINE_EVERY_S)
+
+    def show(self, count: Count, *, is_end: bool) -> None:
+        """Writes the state of a bar."""
+        write_stderr(progress_line(count, is_end=is_end))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing: the numbers stand in the bar's fields and in metrics.jsonl."""
+
+    def note(self, message: str) -> None:
+        """Writes the message."""
+        write_stderr(message)
+
+    def warn(self, code: str, message: str) -> None:
+        """Writes the message with its code."""
+        write_stderr(f"warning: {message} [{code}]")
+
+
+class JsonReporter:
+    """One JSON object per line."""
+
+    def progress(self, name: str, total: int | None, unit: str) -> Progress:
+        """Starts a bar."""
+        return Count(name, total, unit, self, EVENT_EVERY_S)
+
+    def show(self, count: Count, *, is_end: bool) -> None:
+        """Writes the state of a bar."""
+        self._event(
+            "progress",
+            name=count.name,
+            unit=count.unit,
+            done=count.done,
+            total=count.total,
+            rate=round(count.rate, 3),
+            seconds_left=None if is_end or count.left_s is None else round(count.left_s, 1),
+            ended=is_end,
+            complete=is_end and count.is_complete,
+            fields=count.fields,
+        )
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the numbers."""
+        self._event("metrics", step=step, values=values)
+
+    def note(self, message: str) -> None:
+        """Writes the message."""
+        self._event("note", message=message)
+
+    def warn(self, code: str, message: str) -> None:
+        """Writes the message with its code."""
+        self._event("warning", code=code, message=message)
+
+    def _event(self, kind: str, **facts: Any) -> None:
+        write_stderr(to_json({"event": kind, **facts}, indent=None))
+
+
+class SilentReporter(NullReporter):
+    """Only warnings, and those from the main process alone."""
+
+    def warn(self, code: str, message: str) -> None:
+        """Writes the message with its code."""
+        if is_main_process():
+            write_stderr(f"warning: {message} [{code}]")
+
+
+def progress_line(count: Count, *, is_end: bool) -> str:
+    """`preprocess: 40/120 episodes (33 %), 4.1/s, 20 s left, failures 2`."""
+    of = f"/{count.total}" if count.total is not None else ""
+    percent = f" ({100 * count.done // count.total} %)" if count.total else ""
+    parts = [f"{count.name}: {count.done}{of} {count.unit}{percent}", f"{number(count.rate)}/s"]
+    if is_end:
+        ending = "" if count.is_complete else "stopped after "
+        parts.append(f"{ending}{duration(count.elapsed_s)}")
+    elif count.left_s is not None:
+        parts.append(f"{duration(count.left_s)} left")
+    return ", ".join([*parts, *(f"{name} {number(value)}" for name, value in count.fields.items())])
+
+
+def number(value: float | int | str) -> str:
+    """A number with at most four digits that matter; text as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

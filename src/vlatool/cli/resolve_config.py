@@ -1,0 +1,64 @@
+"""`vlatool resolve-config`."""
+
+from typing import Annotated
+
+import typer
+
+from vlatool.cli.config_command import ConfigSpec, config_command
+from vlatool.cli.options import CONTEXT, ConfigOpt, KeysOpt, PresetOpt, SetOpt, command_app
+from vlatool.cli.output import JsonResult
+from vlatool.cli.session import command
+from vlatool.cli.train import ResolveToOpt, resolved_file
+from vlatool.cli.training_options import BUDGET, DATA, NOTE, VALUES, training_schema
+
+app = command_app()
+SPEC = ConfigSpec(
+    training_schema, is_flat=False, sugar={"data": DATA, **BUDGET}, note=lambda: NOTE, values=VALUES
+)
+FileOpt = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write the YAML here, atomically."),
+]
+ExplainOpt = Annotated[bool, typer.Option("--explain", help="Say where each value comes from.")]
+DeriveOpt = Annotated[bool, typer.Option("--derive", help="Open the data for derived values.")]
+SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema instead.")]
+
+
+@app.command(
+    "resolve-config",
+    cls=config_command(
+        SPEC,
+        "",
+        "vlatool resolve-config --preset diffusion-policy-tiny --explain",
+        "vlatool resolve-config -c job.yaml --hparams.lr 3e-4 --output resolved.yaml",
+    ),
+    context_settings=CONTEXT,
+)
+def resolve_config(
+    ctx: typer.Context,
+    preset: PresetOpt = None,
+    config: ConfigOpt = None,
+    set_: SetOpt = None,
+    explain: ExplainOpt = False,
+    derive: DeriveOpt = False,
+    schema: SchemaOpt = False,
+    output: FileOpt = None,
+    resolve_configs_path: ResolveToOpt = None,
+    keys: KeysOpt = False,
+) -> None:
+    """Print the exact configuration that a run would use."""
+    with command(ctx) as run:
+        from vlatool.training.config import TrainConfig
+        from vlatool.workflows import resolve_config as workflow
+
+        if schema:
+            run.finish(JsonResult(workflow.json_schema(TrainConfig)))
+            return
+        result = workflow.resolve_config(
+            run.resolved(TrainConfig),
+            explain=explain,
+            output=output or resolved_file(resolve_configs_path),
+            derive=derive,
+            reporter=run.reporter,
+        )
+        run.finish(result)

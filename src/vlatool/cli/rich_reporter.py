@@ -1,0 +1,112 @@
+"""Bars on a terminal. Imported only when stderr is one: rich costs time."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console  # noqa: TID253 - this module is loaded for a terminal only
+from rich.progress import (  # noqa: TID253
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from vlatool.cli.reporters import number
+
+
+class RichReporter:
+    """Live bars on stderr with count, rate, time left and extra fields."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(""),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[shown]}", markup=False),
+            console=self._console,
+        )
+        self._active = 0
+
+    def progress(self, name: str, total: int | None, unit: str) -> "RichBar":
+        """Starts a bar."""
+        return RichBar(self, self._bars, f"{name} ({unit})", total)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing: the numbers stand beside the bar and in metrics.jsonl."""
+
+    def note(self, message: str) -> None:
+        """Prints above the bars."""
+        self._console.print(message, markup=False, soft_wrap=True)
+
+    def warn(self, code: str, message: str) -> None:
+        """Prints above the bars."""
+        self._console.print(
+            f"warning: {message} [{code}]", style="yellow", markup=False, soft_wrap=True
+        )
+
+    def enter(self) -> None:
+        """One more bar; the first starts the display."""
+        self._active += 1
+        if self._active == 1:
+            self._bars.start()
+
+    def leave(self) -> None:
+        """One bar less; the last stops the display, which leaves the terminal as it was."""
+        self._active -= 1
+        if self._active == 0:
+            self._bars.stop()
+            for task in self._bars.task_ids:
+                self._bars.remove_task(task)
+
+
+class RichBar:
+    """One bar of the display."""
+
+    def __init__(
+        self, reporter: RichReporter, bars: Progress, name: str, total: int | None
+    ) -> None:
+        self._reporter = reporter
+        self._bars = bars
+        self._name = name
+        self._total = total
+        self._task = TaskID(0)
+        self._fields: dict[str, float | int | str] = {}
+
+    def __enter__(self) -> Self:
+        self._task = self._bars.add_task(self._name, total=self._total, shown="")
+        self._reporter.enter()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._reporter.leave()
+
+    def advance(self, amount: int = 1, **fields: float | int | str) -> None:
+        """Counts, and shows the fields."""
+        self._fields.update(fields)
+        shown = "  ".join(f"{name} {number(value)}" for name, value in self._fields.items())
+        self._bars.update(self._task, advance=amount, shown=shown)
+
+
+class _RateColumn(TextColumn):
+    """Units per second, as rich measures it over the last half minute."""
+
+    def render(self, task: Task):
+        speed = task.finished_speed or task.speed
+        self.text_format = f"{number(float(speed))}/s" if speed else "-/s"
+        return super().render(task)

@@ -1,0 +1,133 @@
+"""One invocation of a command: its configuration, its reporter, its result."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from vlatool.cli import output
+from vlatool.cli.options import OutputOptions
+from vlatool.errors import ConfigError, UsageError
+from vlatool.events import Reporter
+
+if TYPE_CHECKING:
+    from vlatool.cli.overrides import TypedConfig
+    from vlatool.config.base import ConfigModel
+    from vlatool.config.resolve import Resolved
+
+Schema = TypeVar("Schema", bound="ConfigModel")
+TYPED_CONFIG = "vlatool.typed_config"
+
+
+class Run:
+    """What a command body needs.
+
+    Attributes:
+        options: How this invocation speaks.
+        reporter: Where the workflow tells its story.
+    """
+
+    def __init__(self, ctx: typer.Context, options: OutputOptions, reporter: Reporter) -> None:
+        self.options = options
+        self.reporter = reporter
+        self._ctx = ctx
+
+    def config(self, schema: type[Schema], **positionals: Any) -> Schema:
+        """The configuration of this command line; positionals are values of the keys named."""
+        return self.resolved(schema, **positionals).config
+
+    def resolved(self, schema: type[Schema], **positionals: Any) -> "Resolved[Schema]":
+        """As `config`, with the origin of each value."""
+        from vlatool.config.resolve import load_config
+
+        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
+        try:
+            return load_config(
+                schema,
+                presets=tuple(self._ctx.params.get("preset") or ()),
+                files=tuple(self._ctx.params.get("config") or ()),
+                overrides=typed.overrides(positionals),
+            )
+        except ConfigError as error:
+            own = f"{self._ctx.command_path} --keys"
+            error.hint = error.hint.replace("vlatool resolve-config --keys", own)
+            raise
+
+    def finish(self, result: output.Result) -> None:
+        """Prints the result."""
+        output.write_result(result, self.options)
+
+    def finish_rows(self, result: output.RowsResult) -> None:
+        """Prints a result that is a list."""
+        output.write_rows(result, self.options)
+
+
+@contextmanager
+def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Run]:
+    """Sets up logging and the reporter for one command."""
+    options = ctx.ensure_object(OutputOptions)
+    options.jsonl = jsonl
+    if jsonl and options.json:
+        raise UsageError(
+            "--json and --jsonl exclude each other",
+            hint="--jsonl prints one document per row, --json one for the whole list",
+            code="usage.conflict",
+        )
+    with _logging(options):
+        yield Run(ctx, options, output.make_reporter(options))
+
+
+@contextmanager
+def _logging(options: OutputOptions) -> Iterator[None]:
+    """Log records to stderr and the log file as asked; Python's warnings are log records."""
+    handlers = list(_handlers(options))
+    root = logging.getLogger()
+    level = min((handler.level for handler in handlers), default=logging.WARNING)
+    for handler in handlers:
+        root.addHandler(handler)
+    logging.getLogger("vlatool").setLevel(level)
+    logging.captureWarnings(not options.debug)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def _handlers(options: OutputOptions) -> Iterator[logging.Handler]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    if not options.verbose:
+        handler.addFilter(lambda record: record.name != "py.warnings")
+    yield handler
+    if options.log_file:
+        yield _log_file(options.log_file)
+
+
+def _log_file(path: str) -> logging.Handler:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the log file {path}: {error.strerror}",
+            hint="name a file in a folder that exists",
+            code="usage.log_file",
+            details={"path": path},
+        ) from error
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("vlatool").setLevel(logging.DEBUG)
+    handler.emit(_command_record())
+    return handler
+
+
+def _command_record() -> logging.LogRecord:
+    line = shlex.join(["vlatool", *sys.argv[1:]])
+    return logging.LogRecord("vlatool", logging.INFO, __file__, 0, line, None, None)

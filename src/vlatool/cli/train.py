@@ -1,0 +1,61 @@
+"""`vlatool train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlatool.cli.config_command import ConfigSpec, config_command
+from vlatool.cli.options import CONTEXT, ConfigOpt, KeysOpt, PresetOpt, SetOpt, command_app
+from vlatool.cli.session import command
+from vlatool.cli.training_options import BUDGET, DATA, NOTE, RUN, VALUES, training_schema
+
+app = command_app()
+SPEC = ConfigSpec(
+    training_schema,
+    is_flat=False,
+    sugar={"data": DATA, "output": RUN, **BUDGET},
+    note=lambda: NOTE,
+    values=VALUES,
+)
+ResolveOpt = Annotated[str | None, typer.Option("--resolve-configs", hidden=True)]
+ResolveToOpt = Annotated[str | None, typer.Option("--resolve-configs-path", hidden=True)]
+
+
+@app.command(
+    cls=config_command(
+        SPEC,
+        "",
+        "vlatool train --preset diffusion-policy-tiny --data data --output runs/first",
+        "vlatool train -p diffusion-policy-tiny --data data --num-epochs 3 --hparams.lr 3e-4",
+    ),
+    context_settings=CONTEXT,
+)
+def train(
+    ctx: typer.Context,
+    preset: PresetOpt = None,
+    config: ConfigOpt = None,
+    set_: SetOpt = None,
+    resolve_configs: ResolveOpt = None,
+    resolve_configs_path: ResolveToOpt = None,
+    keys: KeysOpt = False,
+) -> None:
+    """Train a model."""
+    with command(ctx) as run:
+        from vlatool.training.config import TrainConfig
+
+        if resolve_configs_path or (resolve_configs or "").lower() in ("true", "yes", "on", "1"):
+            from vlatool.workflows.resolve_config import resolve_config
+
+            target = resolved_file(resolve_configs_path)
+            resolved = run.resolved(TrainConfig)
+            run.finish(resolve_config(resolved, output=target, reporter=run.reporter))
+            return
+        from vlatool.workflows import train as workflow
+
+        run.finish(workflow.train(run.config(TrainConfig), reporter=run.reporter))
+
+
+def resolved_file(folder: str | None) -> str | None:
+    """Where the published option writes: `resolved_config.yaml` in the folder."""
+    return str(Path(folder, "resolved_config.yaml")) if folder else None

@@ -1,0 +1,88 @@
+"""How a training configuration is typed: shared by `train` and `resolve-config`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlatool.cli.config_command import Sugar
+from vlatool.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from vlatool.config.base import ConfigModel
+
+
+def training_schema(args: Sequence[str]) -> "type[ConfigModel]":
+    """The tree of a training run."""
+    del args
+    from vlatool.training.config import TrainConfig
+
+    return TrainConfig
+
+
+def expand_data(folders: list[str]) -> Mapping[str, Any]:
+    """Manifest and statistics of each data folder.
+
+    Raises:
+        DataError: A folder has no manifest.
+    """
+    shards = [_shards(folder) for folder in folders]
+    return {
+        "data.dataset_manifest": [f"{folder}/manifest.jsonl" for folder in shards],
+        "data.dataset_statistics": [f"{folder}/stats.json" for folder in shards],
+    }
+
+
+def _shards(folder: str) -> str:
+    base = folder.rstrip("/") or "/"
+    for candidate in (f"{base}/shards", base):
+        if Path(candidate, "manifest.jsonl").is_file():
+            return candidate
+    raise DataError(
+        f"no data in {folder}: neither shards/manifest.jsonl nor manifest.jsonl is there",
+        hint="name the --output folder of `vlatool preprocess`",
+        code="data.no_manifest",
+        details={"data": folder},
+    )
+
+
+def expand_run(texts: list[str]) -> Mapping[str, Any]:
+    """A run folder is the key `save_path` and, below it, `name`."""
+    run = Path(texts[-1])
+    if not run.name:
+        raise UsageError(
+            f"--output {texts[-1]!r} names no folder",
+            hint="write --output runs/NAME",
+            code="usage.output",
+            details={"output": texts[-1]},
+        )
+    return {"save_path": str(run.parent), "name": run.name}
+
+
+def _scalar(key: str, help_text: str) -> Sugar:
+    def expand(texts: list[str]) -> Mapping[str, Any]:
+        from vlatool.config.scalars import parse_plain
+
+        return {key: parse_plain(texts[-1])}
+
+    return Sugar(expand, "N", help_text)
+
+
+DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
+RUN = Sugar(expand_run, "RUN", "Folder of the run.", short="-o")
+BUDGET: Mapping[str, Sugar] = {
+    "total_train_samples": _scalar("total_train_samples", "Budget in samples."),
+    "num_epochs": _scalar("num_epochs", "Budget in passes over the data."),
+    "total_train_steps": _scalar("total_train_steps", "Budget in optimizer steps."),
+    "num_checkpoints": _scalar("num_checkpoints", "Checkpoints, evenly spread over the run."),
+}
+
+
+def model_types() -> Sequence[str]:
+    """Names of the registered model types."""
+    from vlatool.plugins import MODELS
+
+    return MODELS.names()
+
+
+VALUES = {"model.type": model_types}
+NOTE = "Any other key: --section.key VALUE or --set key=value; --keys lists them."

@@ -1,0 +1,38 @@
+"""`vlatool version`."""
+
+import platform
+from typing import Any
+
+import typer
+
+from vlatool import __version__
+from vlatool.cli.config_command import plain_command
+from vlatool.cli.options import CONTEXT, command_app
+from vlatool.cli.session import command
+
+app = command_app()
+
+
+class VersionResult:
+    """The versions that a bug report needs."""
+
+    def document(self) -> dict[str, Any]:
+        """Versions by name."""
+        return {
+            "version": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+
+    def text(self) -> str:
+        """One line."""
+        return f"vlatool {__version__} (Python {platform.python_version()})"
+
+
+@app.command(
+    cls=plain_command("vlatool version", "vlatool version --json"), context_settings=CONTEXT
+)
+def version(ctx: typer.Context) -> None:
+    """Print the versions of vlatool and Python."""
+    with command(ctx) as run:
+        run.finish(VersionResult())

@@ -1,0 +1,106 @@
+"""What is typed on the command line as a tree: `a.b=c`, in order, each with its position."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.config.includes import read_file, read_text
+from vlatool.config.merge import merge
+from vlatool.config.scalars import Plain, Repeated, parse_plain
+from vlatool.config.tree import Node, from_value, to_value
+from vlatool.errors import UsageError
+
+_INCLUDE = "include "
+_YAML_STARTS = ("[", "{", '"', "'", "!include ", "!replace ")
+
+
+@dataclass(frozen=True)
+class Override:
+    """One key set after all files.
+
+    Attributes:
+        key: Dotted; dashes are as good as underscores.
+        value: Text as typed, or an already typed value.
+        origin: Such as `command line, 3rd override`.
+    """
+
+    key: str
+    value: Any
+    origin: str
+
+
+def parse_override(text: str, position: int) -> Override:
+    """The override in `a.b=c`.
+
+    Args:
+        text: As typed.
+        position: Its place among the overrides, from 1.
+
+    Raises:
+        UsageError: There is no key or no `=`.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip().removeprefix("--")
+    if not equals or not all(key.split(".")):
+        raise UsageError(
+            f"{text!r} sets nothing",
+            hint="write KEY=VALUE, for example hparams.lr=1e-4",
+            code="usage.override",
+            details={"override": text},
+        )
+    return Override(key, value, override_origin(position))
+
+
+def override_origin(position: int) -> str:
+    """The origin of the override at a position, from 1: `command line, 3rd override`."""
+    is_teen = position % 100 in (11, 12, 13)
+    ending = "th" if is_teen else {1: "st", 2: "nd", 3: "rd"}.get(position % 10, "th")
+    return f"command line, {position}{ending} override"
+
+
+def overrides_tree(overrides: Sequence[Override]) -> Node:
+    """All overrides as one layer; the values of a repeated key stay together."""
+    layer = Node({}, "command line")
+    for override in overrides:
+        layer = _put(layer, override.key.replace("-", "_").split("."), _value(override))
+    return layer
+
+
+def _value(override: Override) -> Node:
+    text, origin = override.value, override.origin
+    if not isinstance(text, str):
+        return from_value(text, origin)
+    if text.startswith(_INCLUDE):
+        return read_file(Path(text.removeprefix(_INCLUDE).strip()))
+    if text.startswith(_YAML_STARTS):
+        return _with_origin(read_text(text, origin), origin)
+    return Node(parse_plain(text) if text else Plain("", ""), origin)
+
+
+def _with_origin(node: Node, origin: str) -> Node:
+    """The tree with the override as origin where the text itself, not a file, gives a value."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _with_origin(item, origin) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [_with_origin(item, origin) for item in value]
+    is_own = node.origin.startswith(f"{origin}:")
+    return Node(value, origin if is_own else node.origin, node.replace)
+
+
+def _put(section: Node, parts: Sequence[str], value: Node) -> Node:
+    """`section` with `value` at a path, merged into what earlier overrides put there."""
+    children = dict(section.value) if isinstance(section.value, dict) else {}
+    name, *rest = parts
+    old = children.get(name)
+    if rest:
+        children[name] = _put(old or Node({}, value.origin), rest, value)
+    elif old is None:
+        children[name] = value
+    elif isinstance(old.value, dict) or isinstance(value.value, dict):
+        children[name] = merge(old, value)
+    else:
+        earlier = old.value if isinstance(old.value, Repeated) else (to_value(old),)
+        children[name] = Node(Repeated((*earlier, to_value(value))), value.origin)
+    return Node(children, section.origin, section.replace)

@@ -1,0 +1,200 @@
+"""Every problem of a configuration at once: key, origin, and the nearest valid names."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from vlatool.config.fit import Rejected
+from vlatool.config.scalars import unwrap, write_scalar
+from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
+from vlatool.config.tree import Node, child, find, nearest_origin, to_value
+from vlatool.errors import ConfigError
+
+_NEAR_KEY = 0.6
+_NEAR_VALUE = 0.4
+_ABSENT = ("missing", "union_tag_not_found")
+_UNKNOWN_KEY = "config.unknown_key"
+_INVALID_VALUE = "config.invalid_value"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        key: Dotted, as the user types it; empty when the file itself is wrong.
+        origin: Who wrote it.
+        message: What is wrong, without origin and suggestions.
+        suggestions: The nearest valid keys or values.
+        code: Stable identifier.
+    """
+
+    key: str
+    origin: str
+    message: str
+    suggestions: tuple[str, ...] = ()
+    code: str = _INVALID_VALUE
+
+    def line(self) -> str:
+        """The problem in one line."""
+        start = f"{self.origin}: " if self.origin else ""
+        names = ", ".join(f'"{name}"' for name in self.suggestions)
+        return f"{start}{self.message}" + (f" (did you mean {names}?)" if names else "")
+
+
+def config_error(problems: Sequence[Problem], *, hint: str = "") -> ConfigError:
+    """One error that lists all problems."""
+    codes = {problem.code for problem in problems}
+    lines = [problem.line() for problem in problems]
+    if len(lines) > 1:
+        lines = [f"{len(lines)} problems in the configuration:", *(f"  {line}" for line in lines)]
+    return ConfigError(
+        "\n".join(lines),
+        hint=hint or "vlatool resolve-config --keys lists every key with its type and default",
+        code=codes.pop() if len(codes) == 1 else "config.invalid",
+        details={"problems": [asdict(problem) for problem in problems]},
+    )
+
+
+def validation_problems(
+    error: ValidationError, tree: Node, schema: type[BaseModel]
+) -> list[Problem]:
+    """What pydantic found, in the words and keys of the files; one problem per key."""
+    found: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        problem = _translate(detail, tree, schema)
+        known = found.get(problem.key)
+        if known is not None and known.code == problem.code and known.message != problem.message:
+            problem = replace(known, message=f"{known.message}, or {problem.message}")
+        found[problem.key] = problem
+    return list(found.values())
+
+
+def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
+    """Valid keys of any section that look like `key`, the best first."""
+    known = [info.key for info in dotted_keys(schema)] + section_names(schema)
+    scored: dict[str, float] = {}
+    for pattern in known:
+        name = _concrete(pattern, key)
+        score = _likeness(key, name)
+        if ANY_NAME not in name.split(".") and name != key and score >= _NEAR_KEY:
+            scored[name] = score
+    ranked = sorted(scored, key=lambda name: -scored[name])[:3]
+    return tuple(name for name in ranked if scored[name] >= scored[ranked[0]] - 0.1)
+
+
+def _likeness(key: str, other: str) -> float:
+    """0 to 1; the last part of a key counts most, because sections are what people forget."""
+    leaf, other_leaf = key.rpartition(".")[2], other.rpartition(".")[2]
+    return 0.75 * _ratio(leaf, other_leaf) + 0.25 * _ratio(key, other)
+
+
+def _ratio(left: str, right: str) -> float:
+    return difflib.SequenceMatcher(None, left, right).ratio()
+
+
+def _concrete(pattern: str, key: str) -> str:
+    """`pattern` with its free names as `key` has them, where both agree up to there."""
+    parts, typed = pattern.split("."), key.split(".")
+    for index, part in enumerate(parts):
+        if part == ANY_NAME and index < len(typed) and parts[:index] == typed[:index]:
+            parts[index] = typed[index]
+    return ".".join(parts)
+
+
+def _translate(detail: Mapping[str, Any], tree: Node, schema: type[BaseModel]) -> Problem:
+    kind, context = detail["type"], detail.get("ctx", {})
+    parts = _typed_parts(detail["loc"], tree, kind)
+    if kind.startswith("union_tag") and not isinstance(detail["input"], Rejected):
+        parts.append(_bare(context["discriminator"]))
+    key = ".".join(str(part) for part in parts)
+    origin = nearest_origin(tree, parts)
+    if kind == "extra_forbidden":
+        return _unknown_key(key, origin, schema)
+    if kind in _ABSENT and not isinstance(detail["input"], Rejected):
+        valid = choices(schema, _pattern(parts, schema))
+        message = f'"{key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
+        return Problem(key, origin, message, code="config.missing_key")
+    value = find(tree, parts)
+    return _invalid(key, origin, value, detail, schema)
+
+
+def _unknown_key(key: str, origin: str, schema: type[BaseModel]) -> Problem:
+    owners = types_with(schema, _pattern(key.split("."), schema))
+    if owners:
+        message = f'unknown key "{key}": only type {" and ".join(owners)} has it'
+        return Problem(key, origin, message, code=_UNKNOWN_KEY)
+    return Problem(key, origin, f'unknown key "{key}"', nearest_keys(key, schema), _UNKNOWN_KEY)
+
+
+def _invalid(
+    key: str, origin: str, value: Node | None, detail: Mapping[str, Any], schema: type[BaseModel]
+) -> Problem:
+    context = detail.get("ctx", {})
+    shown = _shown(value) if value is not None else "unset"
+    rejected = detail["input"] if isinstance(detail["input"], Rejected) else None
+    valid = list(rejected.choices if rejected else ()) or choices(
+        schema, _pattern(key.split("."), schema)
+    )
+    if rejected is not None:
+        reason = f"it needs {rejected.needs}"
+    elif detail["type"] == "union_tag_invalid":
+        reason = f"it needs one of {', '.join(valid) or context['expected_tags']}"
+    else:
+        reason = _lower(detail["msg"])
+    message = f'"{key}" is {shown}: {reason}' if key else reason
+    near = difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE)
+    return Problem(key, origin, message, tuple(near))
+
+
+def _typed_parts(loc: Sequence[str | int], tree: Node, kind: str) -> list[str | int]:
+    """A place in pydantic's words without the names of union members."""
+    parts: list[str | int] = []
+    current: Node | None = tree
+    entered_section = False
+    for index, part in enumerate(loc):
+        is_absent_key = kind == "missing" and index == len(loc) - 1
+        is_tag = entered_section and current is not None and _is_tag(part, current)
+        below = child(current, part) if current is not None and not is_tag else None
+        entered_section = below is not None and isinstance(below.value, dict)
+        if below is not None or is_absent_key:
+            parts.append(part)
+            current = below
+    return parts
+
+
+def _is_tag(part: str | int, section: Node) -> bool:
+    kind = child(section, "type")
+    return kind is not None and unwrap(to_value(kind)) == part
+
+
+def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
+    """The declared key, with `*` for free names, that a concrete key belongs to."""
+    key = ".".join(str(part) for part in parts)
+    for info in dotted_keys(schema):
+        if _concrete(info.key, key) == key:
+            return info.key
+    return key
+
+
+def _shown(value: Node) -> str:
+    data = unwrap(to_value(value))
+    if isinstance(data, str):
+        return f'"{data}"'
+    if isinstance(data, dict):
+        return "a mapping"
+    return write_scalar(data) if not isinstance(data, list) else str(data)
+
+
+def _bare(text: str) -> str:
+    return text.strip("'")
+
+
+def _lower(message: str) -> str:
+    for start in ("Value error, ", "Assertion failed, ", "Input "):
+        if message.startswith(start):
+            return ("it " if start == "Input " else "") + message.removeprefix(start)
+    return message

@@ -1,0 +1,86 @@
+"""A configuration before validation: nested values, each with the place that wrote it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT_ORIGIN = "default"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value and where it comes from.
+
+    Attributes:
+        value: A scalar, a list of nodes, or a mapping from key to node.
+        origin: Such as `presets/runs/x.yaml:12` or `command line, 3rd override`.
+        replace: Whether a mapping replaces what it would otherwise be merged into.
+    """
+
+    value: Any
+    origin: str
+    replace: bool = False
+
+
+def from_value(value: Any, origin: str) -> Node:
+    """A tree of plain data that has one origin throughout."""
+    if isinstance(value, dict):
+        value = {str(key): from_value(item, origin) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        value = [from_value(item, origin) for item in value]
+    return Node(value, origin)
+
+
+def to_value(node: Node) -> Any:
+    """The nested data of a tree, scalars as they were typed."""
+    if isinstance(node.value, dict):
+        return {key: to_value(item) for key, item in node.value.items()}
+    if isinstance(node.value, list):
+        return [to_value(item) for item in node.value]
+    return node.value
+
+
+def child(node: Node, part: str | int) -> Node | None:
+    """The node below `node` at one key or index."""
+    if isinstance(node.value, dict):
+        return node.value.get(part)
+    if isinstance(node.value, list) and str(part).isdecimal():
+        return node.value[int(part)] if int(part) < len(node.value) else None
+    return None
+
+
+def find(node: Node, parts: Sequence[str | int]) -> Node | None:
+    """The node at a path of keys and indices."""
+    current: Node | None = node
+    for part in parts:
+        current = child(current, part) if current is not None else None
+    return current
+
+
+def nearest_origin(node: Node, parts: Sequence[str | int]) -> str:
+    """Where the value at a path comes from; for an absent one, where its section does."""
+    origin = DEFAULT_ORIGIN
+    current: Node | None = node
+    for part in parts:
+        current = child(current, part) if current is not None else None
+        if current is None:
+            break
+        origin = current.origin
+    return origin
+
+
+def leaf_origins(node: Node, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (dotted key, origin) of every value; a list of scalars is one value."""
+    children: list[tuple[str, Node]] = []
+    if isinstance(node.value, dict):
+        children = list(node.value.items())
+    elif isinstance(node.value, list):
+        children = [
+            (str(index), item)
+            for index, item in enumerate(node.value)
+            if isinstance(item.value, dict)
+        ]
+    if key and (not children or not isinstance(node.value, dict)):
+        yield key, node.origin
+    for name, item in children:
+        yield from leaf_origins(item, f"{key}.{name}" if key else name)

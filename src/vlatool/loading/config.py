@@ -1,0 +1,107 @@
+"""What the training loader reads and how; key names are the published ones (lbm-training 1.11)."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlatool.config.base import ConfigModel, derived_field, needed_field
+from vlatool.transforms.normalize import Method, Scope
+
+LanguageKind = Literal["original", "randomized", "verbose", "alternative"]
+
+
+class FieldNormalizeConfig(ConfigModel):
+    """How one field is normalised; null keys follow the section above."""
+
+    enabled: bool | None = Field(None, description="Whether the field is normalised.")
+    method: Method | None = Field(None, description="Which statistics give centre and scale.")
+    scope: Scope | None = Field(None, description="One scale for all steps, or one per step.")
+    epsilon: float | None = Field(None, gt=0, description="Smallest scale.")
+
+
+class NormalizeConfig(ConfigModel):
+    """How action and proprioception fields are normalised."""
+
+    enabled: bool = Field(True, description="Whether fields are normalised.")
+    method: Method = Field("std", description="Which statistics give centre and scale.")
+    scope: Scope = Field("global", description="One scale for all steps, or one per step.")
+    epsilon: float = Field(1e-8, gt=0, description="Smallest scale.")
+    centered_norm: bool = Field(
+        False, description="Map the range to [-1, 1] instead of [0, 1]; `std` is always centred."
+    )
+    field_configs: dict[str, FieldNormalizeConfig] = Field(
+        {}, description="Field name to what differs for it."
+    )
+
+    def for_field(self, name: str) -> "NormalizeConfig":
+        """The settings of one field, with its own keys on top."""
+        own = self.field_configs.get(name)
+        if own is None:
+            return self
+        return self.model_copy(update=own.model_dump(exclude_none=True))
+
+
+class DataConfig(ConfigModel):
+    """Robotics data in `lbm` shards."""
+
+    type: Literal["robotics"] = Field("robotics", description="Kind of data.")
+    dataset_manifest: list[str] = needed_field([], "manifest.jsonl of each data set.")
+    dataset_statistics: list[str] = Field(
+        [], description="stats.json of each data set; empty: beside each manifest."
+    )
+    dataset_weighting: list[float] = Field(
+        [], description="Share of each data set in the samples; empty: by size."
+    )
+    dataset_modality: list[Literal["robotics"]] = Field(
+        [], description="Modality of each data set; empty: robotics."
+    )
+    allow_multiple_epochs: bool = Field(False, description="Start again when all is read.")
+    num_workers: int | None = Field(
+        None, ge=0, description="Loader processes per device; null: processors over devices."
+    )
+    prefetch_factor: int = Field(4, ge=1, description="Micro-batches ready per loader process.")
+    shuffle: bool = Field(True, description="Shuffle shards and samples.")
+    shuffle_buffer_size: int = Field(500, ge=1, description="Samples in the shuffle buffer.")
+    shuffle_initial: int = Field(100, ge=1, description="Samples read before the first comes out.")
+    language_instruction_types: list[LanguageKind] = Field(
+        ["original"], description="Kinds of sentences, one of which is drawn per sample."
+    )
+    camera_names: list[str] = derived_field(
+        "cameras of the data set's preprocessing_config.yaml", "Cameras, in order.", default=[]
+    )
+    image_indices: list[int] = derived_field(
+        "image indices of preprocessing_config.yaml", "Pictures, as frames from the anchor.", default=[]
+    )
+    proprioception_fields: list[str] = derived_field(
+        "proprioception fields of preprocessing_config.yaml", "Fields that are observed.", default=[]
+    )
+    action_fields: list[str] = derived_field(
+        "action fields of preprocessing_config.yaml", "Fields that are predicted.", default=[]
+    )
+    normalization: NormalizeConfig = Field(NormalizeConfig(), description="Normalisation.")
+    lowdim_past_timesteps: int | None = derived_field(
+        "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0
+    )
+    lowdim_future_timesteps: int | None = derived_field(
+        "future steps of preprocessing_config.yaml", "Steps after the anchor.", ge=0
+    )
+    action_dim: int | None = derived_field(
+        "sum of the widths of action_fields", "Width of an action."
+    )
+    proprioception_dim: int | None = derived_field(
+        "sum of the widths of proprioception_fields", "Width of a proprioception vector."
+    )
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        count = len(self.dataset_manifest)
+        for key in ("dataset_statistics", "dataset_weighting", "dataset_modality"):
+            given = len(getattr(self, key))
+            if given and given != count:
+                raise ValueError(f"{key} has {given} entries, dataset_manifest has {count}")
+        return self
+
+    @property
+    def image_names(self) -> list[str]:
+        """Names of a sample's pictures in the order a model gets them: time outer, camera inner."""
+        return [f"{camera}_t{index}" for index in self.image_indices for camera in self.camera_names]

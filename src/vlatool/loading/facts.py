@@ -1,0 +1,196 @@
+"""What the folders a run trains on say about themselves: sizes, fields, cameras, statistics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts.manifest import Shard, check_shards, read_manifest
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.stats import Statistics, merge_stats, read_stats
+from vlatool.errors import DataError
+from vlatool.loading.config import DataConfig
+from vlatool.plugins import did_you_mean
+from vlatool.storage.uri import local_path
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """Facts of all data sets of a run together.
+
+    Attributes:
+        shards: Shards of each data set.
+        statistics: Field name to statistics, merged over the data sets.
+        options: preprocessing_config.yaml of each data set.
+        past: Steps before the anchor that every window has.
+        future: Steps after the anchor that every window has.
+        statistics_past: Index of the anchor in statistics per time step.
+    """
+
+    shards: tuple[tuple[Shard, ...], ...]
+    statistics: Statistics
+    options: tuple[Mapping[str, Any], ...]
+    past: int
+    future: int
+    statistics_past: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples in each data set."""
+        return tuple(sum(shard.num_sequences for shard in shards) for shards in self.shards)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all data sets."""
+        return sum(self.sizes)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the first data set; 10 where it is not recorded."""
+        return float(self.options[0].get("fps") or 10.0)
+
+    def widths(self, fields: Sequence[str]) -> list[int]:
+        """Channels of each field.
+
+        Raises:
+            DataError: A field is not in the statistics; names the nearest.
+        """
+        for name in fields:
+            if name not in self.statistics:
+                raise DataError(
+                    f"the field {name!r} is not in the statistics of the data",
+                    hint=did_you_mean(name, list(self.statistics)),
+                    code="data.unknown_field",
+                    details={"field": name, "known": list(self.statistics)},
+                )
+        return [len(self.statistics[name]["mean"]) for name in fields]
+
+
+def read_facts(config: DataConfig) -> DatasetFacts:
+    """Opens manifests, statistics and preprocessing options, and checks that shards are whole.
+
+    Raises:
+        DataError: Something is missing or broken, or the data sets do not fit together.
+    """
+    if not config.dataset_manifest:
+        raise DataError(
+            "no data set is given",
+            hint="give one with --data DIR or data.dataset_manifest",
+            code="data.no_dataset",
+        )
+    manifests = [local_path(location) for location in config.dataset_manifest]
+    shards = [read_manifest(path) for path in manifests]
+    for path, entries in zip(manifests, shards, strict=True):
+        check_shards(path, entries)
+    statistics = config.dataset_statistics or [str(path.parent / "stats.json") for path in manifests]
+    parts = [read_stats(local_path(location)) for location in statistics]
+    options = [_options(path) for path in manifests]
+    pasts = [int(one["past_lowdim_steps"]) for one in options]
+    if len(set(pasts)) > 1 and len(parts) > 1:
+        raise DataError(
+            f"the data sets have different past_lowdim_steps: {pasts}",
+            hint="preprocess them alike",
+            code="data.unmergeable_statistics",
+        )
+    return DatasetFacts(
+        shards=tuple(tuple(entries) for entries in shards),
+        statistics=merge_stats(parts),
+        options=tuple(options),
+        past=min(pasts),
+        future=min(int(one["future_lowdim_steps"]) for one in options),
+        statistics_past=pasts[0],
+    )
+
+
+def derive_data(config: DataConfig, facts: DatasetFacts) -> DataConfig:
+    """The config with what it left open taken from the data.
+
+    Raises:
+        DataError: A configured camera, picture, field or window is not in the data.
+    """
+    cameras = config.camera_names or _agreed(facts, "camera_names")
+    indices = config.image_indices or _agreed(facts, "image_indices")
+    actions = config.action_fields or _agreed(facts, "action_fields")
+    observed = config.proprioception_fields or _agreed(facts, "proprioception_fields")
+    past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
+    derived = config.model_copy(
+        update={
+            "camera_names": list(cameras),
+            "image_indices": list(indices),
+            "action_fields": list(actions),
+            "proprioception_fields": list(observed),
+            "lowdim_past_timesteps": facts.past if past is None else past,
+            "lowdim_future_timesteps": facts.future if future is None else future,
+            "action_dim": sum(facts.widths(actions)),
+            "proprioception_dim": sum(facts.widths(observed)),
+        }
+    )
+    _check(derived, config, facts)
+    return derived
+
+
+def _check(derived: DataConfig, asked: DataConfig, facts: DatasetFacts) -> None:
+    if not derived.action_fields:
+        raise DataError(
+            "the data names no action fields",
+            hint="list them in data.action_fields",
+            code="data.no_action_fields",
+        )
+    for options in facts.options:
+        for key, wanted in (
+            ("camera_names", derived.camera_names),
+            ("image_indices", derived.image_indices),
+        ):
+            missing = [one for one in wanted if one not in (options.get(key) or wanted)]
+            if missing:
+                raise DataError(
+                    f"data.{key}: {missing[0]!r} is not in the data; there are {options[key]}",
+                    hint=did_you_mean(str(missing[0]), [str(one) for one in options[key]]),
+                    code=f"data.unknown_{key}",
+                )
+    for key, has in (
+        ("lowdim_past_timesteps", facts.past),
+        ("lowdim_future_timesteps", facts.future),
+    ):
+        if getattr(derived, key) > has:
+            raise DataError(
+                f"data.{key} is {getattr(derived, key)}, the shards hold {has}",
+                hint="ask for less, or preprocess with larger windows",
+                code="data.window_too_large",
+            )
+    for key in ("action_dim", "proprioception_dim"):
+        given = getattr(asked, key)
+        if given is not None and given != getattr(derived, key):
+            raise DataError(
+                f"data.{key} is {given}, the fields are {getattr(derived, key)} wide",
+                hint=f"leave data.{key} out",
+                code="data.dimension_mismatch",
+            )
+
+
+def _agreed(facts: DatasetFacts, key: str) -> list[Any]:
+    """The value that all data sets give for a key.
+
+    Raises:
+        DataError: They differ.
+    """
+    values = [list(options.get(key) or []) for options in facts.options]
+    if any(value != values[0] for value in values):
+        raise DataError(
+            f"the data sets differ in {key}: {values[0]} and "
+            f"{next(value for value in values if value != values[0])}",
+            hint=f"choose with data.{key}",
+            code="data.datasets_differ",
+        )
+    return values[0]
+
+
+def _options(manifest: Path) -> dict[str, Any]:
+    options = read_preprocessing_config(manifest.parent)
+    for key in ("past_lowdim_steps", "future_lowdim_steps"):
+        if not isinstance(options.get(key), int):
+            raise DataError(
+                f"{manifest.parent / 'preprocessing_config.yaml'}: {key} is missing",
+                code="data.broken_config",
+            )
+    return options

@@ -1,0 +1,76 @@
+"""The normalisation of a run: one scale per field, built from statistics and config."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.loading.config import DataConfig, NormalizeConfig
+from vlatool.transforms.normalize import FieldScale, field_scale
+
+
+class Normalizer:
+    """Normalises and denormalises fields of a run.
+
+    Args:
+        config: Data section, derived.
+        statistics: Field name to statistics entry.
+        statistics_past: Index of the anchor in statistics per time step.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        statistics: Mapping[str, Mapping[str, Any]],
+        statistics_past: int,
+    ) -> None:
+        assert config.lowdim_past_timesteps is not None
+        assert config.lowdim_future_timesteps is not None
+        self._first = statistics_past - config.lowdim_past_timesteps
+        self._length = config.lowdim_past_timesteps + 1 + config.lowdim_future_timesteps
+        names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
+        self._scales = {
+            name: _scale(name, statistics.get(name), config.normalization) for name in names
+        }
+
+    def scale(self, field: str, steps: int) -> FieldScale:
+        """The scale of the first `steps` steps of the window."""
+        return self._scales[field].steps(self._first, steps)
+
+    def normalize(self, field: str, values: Array) -> Array:
+        """Values [..., S, C] of the first S steps of the window, as float32."""
+        return self.scale(field, values.shape[-2]).normalize(values.astype(np.float32))
+
+    def denormalize(self, field: str, values: Array) -> Array:
+        """The inverse of `normalize`, float64."""
+        return self.scale(field, values.shape[-2]).denormalize(values.astype(np.float64))
+
+    def constant(self, fields: Sequence[str]) -> Array:
+        """bool [sum of widths]: dimensions that never change over the data."""
+        return np.concatenate([self._scales[name].constant for name in fields])
+
+
+def _scale(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfig) -> FieldScale:
+    config = section.for_field(name)
+    if stats is None:
+        raise DataError(
+            f"the statistics have no field {name!r}",
+            hint="preprocess the data again, or leave the field out",
+            code="data.missing_statistics",
+            details={"field": name},
+        )
+    if not config.enabled:
+        width = len(stats["mean"])
+        return FieldScale(
+            np.zeros(width, np.float32), np.ones(width, np.float32), np.zeros(width, bool)
+        )
+    return field_scale(
+        stats,
+        field=name,
+        method=config.method,
+        scope=config.scope,
+        epsilon=config.epsilon,
+        centered=config.centered_norm,
+    )

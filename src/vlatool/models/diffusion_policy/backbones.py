@@ -1,0 +1,235 @@
+"""Pictures and language to conditioning tokens. Source: lbm-training 2.4.
+
+Legend of shapes: B batch, N pictures (time outer, camera inner), M tokens, C width of a token,
+L bytes of a sentence. A further backbone is a class with `width` and the same forward.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlatool.models.diffusion_policy.spec import (
+    ByteTextConfig,
+    KeypointBackboneConfig,
+    ViTBackboneConfig,
+)
+
+
+def build_backbone(config: ViTBackboneConfig | KeypointBackboneConfig) -> "Backbone":
+    """The backbone that a config names."""
+    if isinstance(config, KeypointBackboneConfig):
+        return KeypointBackbone(config)
+    return ViTBackbone(config)
+
+
+class Backbone(nn.Module):
+    """Base of the backbones: `forward(images uint8 [B, N, 3, H, W], text [B, L])` gives [B, M, C].
+
+    Attributes:
+        width: C.
+    """
+
+    width: int
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+
+class ByteTextEncoder(nn.Module):
+    """A sentence's bytes to one vector: what a short phrase says, wherever it stands."""
+
+    def __init__(self, config: ByteTextConfig) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.embedding = nn.Embedding(257, width, padding_idx=0)
+        self.words = nn.Conv1d(width, 2 * width, kernel_size=5, padding=2)
+        self.out = nn.Linear(2 * width, width)
+
+    def forward(self, text_BL: Tensor) -> Tensor:
+        """Bytes + 1, 0 for padding, int64 [B, L] to [B, hidden_dim]."""
+        features = functional.relu(self.words(self.embedding(text_BL).transpose(1, 2)))
+        features = features.masked_fill((text_BL == 0)[:, None], 0.0)
+        return self.out(features.amax(dim=2))
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of a picture with learned positions."""
+
+    def __init__(self, config: ViTBackboneConfig) -> None:
+        super().__init__()
+        side = config.patch_size
+        self.conv = nn.Conv2d(3, config.hidden_dim, kernel_size=side, stride=side)
+        patches = (config.img_size // side) ** 2
+        self.position_embedding = nn.Parameter(torch.randn(1, patches, config.hidden_dim) * 0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures [K, 3, H, W] to tokens [K, P, C]."""
+        return self.conv(images).flatten(2).transpose(1, 2) + self.position_embedding
+
+
+class ViTAttention(nn.Module):
+    """Full attention among the patches of one picture."""
+
+    def __init__(self, config: ViTBackboneConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.qkv_proj = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
+        self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[K, P, C] to [K, P, C]."""
+        count, patches, width = x.shape
+        projected = self.qkv_proj(x).view(count, patches, 3, self.n_heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.out_proj(mixed.transpose(1, 2).reshape(count, patches, width))
+
+
+class ViTMLP(nn.Module):
+    """Feed-forward layer of a block."""
+
+    def __init__(self, config: ViTBackboneConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_dim, config.inter_dim)
+        self.fc2 = nn.Linear(config.inter_dim, config.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[K, P, C] to [K, P, C]."""
+        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm block."""
+
+    def __init__(self, config: ViTBackboneConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.hidden_dim, eps=config.ln_eps)
+        self.attn = ViTAttention(config)
+        self.ln2 = nn.LayerNorm(config.hidden_dim, eps=config.ln_eps)
+        self.mlp = ViTMLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[K, P, C] to [K, P, C]."""
+        x = x + self.dropout(self.attn(self.ln1(x)))
+        return x + self.dropout(self.mlp(self.ln2(x)))
+
+
+class ViT(nn.Module):
+    """Pictures to patch tokens, module names as published."""
+
+    def __init__(self, config: ViTBackboneConfig) -> None:
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(config)
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.n_layers))
+        self.layer_norm = nn.LayerNorm(config.hidden_dim, eps=config.ln_eps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[K, 3, H, W] to [K, P, C]."""
+        x = self.patch_embedding(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.layer_norm(x)
+
+
+class ViTBackbone(Backbone):
+    """Every patch of every picture is a token; language is one more when it is encoded."""
+
+    def __init__(self, config: ViTBackboneConfig) -> None:
+        super().__init__(config.hidden_dim)
+        self.img_size = config.img_size
+        self._model = ViT(config)
+        self.text = _text_token(config.text_encoder, config.hidden_dim)
+
+    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        """Tokens [B, (1 +) N * P, C]."""
+        batch = images.shape[0]
+        pictures = _resized(_unit_range(images).flatten(0, 1), self.img_size)
+        tokens = self._model(pictures).reshape(batch, -1, self.width)
+        if self.text is None:
+            return tokens
+        return torch.cat([self.text(text)[:, None], tokens], dim=1)
+
+
+class KeypointBackbone(Backbone):
+    """One token per picture: where each learned feature is, looked for as the sentence says."""
+
+    def __init__(self, config: KeypointBackboneConfig) -> None:
+        super().__init__(config.hidden_dim)
+        assert config.num_cameras is not None
+        self.num_cameras = config.num_cameras
+        text = config.text_encoder
+        self.text_encoder = None if text is None else ByteTextEncoder(text)
+        text_width = 0 if text is None else text.hidden_dim
+        self.text_token = nn.Linear(text_width, config.hidden_dim) if text_width else None
+        self.cameras = nn.ModuleList(
+            KeypointEncoder(config, text_width) for _ in range(self.num_cameras)
+        )
+
+    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        """Tokens [B, (1 +) N, C]."""
+        batch, count = images.shape[:2]
+        pictures = _unit_range(images).unflatten(1, (-1, self.num_cameras))
+        sentence = None if self.text_encoder is None else self.text_encoder(text)
+        per_camera = [
+            encoder(pictures[:, :, index], sentence) for index, encoder in enumerate(self.cameras)
+        ]
+        tokens = torch.stack(per_camera, dim=2).reshape(batch, count, self.width)
+        if self.text_token is None:
+            return tokens
+        return torch.cat([self.text_token(sentence)[:, None], tokens], dim=1)
+
+
+class KeypointEncoder(nn.Module):
+    """The pictures of one camera; convolutions are conditioned on the sentence by FiLM."""
+
+    def __init__(self, config: KeypointBackboneConfig, text_width: int) -> None:
+        super().__init__()
+        first, second = config.channels
+        self.conv1 = nn.Conv2d(3, first, kernel_size=5, stride=4, padding=2)
+        self.conv2 = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
+        self.film = nn.Linear(text_width, 2 * second) if text_width else None
+        self.conv3 = nn.Conv2d(second, config.num_keypoints, kernel_size=3, padding=1)
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.out = nn.Linear(2 * config.num_keypoints, config.hidden_dim)
+
+    def forward(self, images: Tensor, sentence: Tensor | None) -> Tensor:
+        """[B, I, 3, H, W] and [B, text_width] to tokens [B, I, C]."""
+        batch, times = images.shape[:2]
+        features = functional.relu(self.conv1(images.flatten(0, 1)))
+        features = self.conv2(features)
+        if self.film is not None and sentence is not None:
+            scale, shift = self.film(sentence).repeat_interleave(times, 0).chunk(2, dim=1)
+            features = features * (1 + scale[..., None, None]) + shift[..., None, None]
+        maps = self.conv3(functional.relu(features))
+        return self.out(spatial_softmax(maps, self.temperature)).view(batch, times, -1)
+
+
+def spatial_softmax(maps: Tensor, temperature: Tensor) -> Tensor:
+    """Expected (x, y) in [-1, 1] of each map: [K, P, H, W] to [K, 2 P]."""
+    height, width = maps.shape[2:]
+    weights = (maps.flatten(2) * temperature).softmax(dim=2).view_as(maps)
+    x = torch.linspace(-1, 1, width, device=maps.device, dtype=maps.dtype)
+    y = torch.linspace(-1, 1, height, device=maps.device, dtype=maps.dtype)
+    return torch.cat([(weights.sum(2) * x).sum(2), (weights.sum(3) * y).sum(2)], dim=1)
+
+
+def _text_token(config: ByteTextConfig | None, width: int) -> nn.Module | None:
+    if config is None:
+        return None
+    return nn.Sequential(ByteTextEncoder(config), nn.Linear(config.hidden_dim, width))
+
+
+def _unit_range(images: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[-2:] == (size, size):
+        return images
+    options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
+    return functional.interpolate(images, (size, size), **options)

@@ -1,0 +1,90 @@
+"""Samples to tensors for the policy. Source: lbm-data 5.6, 5.7; lbm-training 2.2.
+
+Legend of shapes: B batch, N pictures, T action steps, P proprioception steps, L bytes of text.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlatool.errors import DataError
+from vlatool.loading.config import DataConfig
+from vlatool.loading.decode import DecodedSample
+from vlatool.loading.normalizer import Normalizer
+from vlatool.models.base import Batch
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+
+_DEFAULT_TEXT_LENGTH = 128
+
+
+class PolicyBatcher:
+    """Stacks and normalises; picklable."""
+
+    def __init__(
+        self, config: DiffusionPolicyConfig, data: DataConfig, normalizer: Normalizer
+    ) -> None:
+        self._data = data
+        self._normalizer = normalizer
+        text = config.vision_language_backbone.text_encoder
+        self._text_length = _DEFAULT_TEXT_LENGTH if text is None else text.max_length
+
+    def __call__(self, samples: Sequence[DecodedSample]) -> Batch:
+        """Tensors of a batch.
+
+        Returns:
+            images uint8 [B, N, 3, H, W]; text int64 [B, L], bytes + 1, 0 padded; actions float32
+            [B, T, A] and proprioception float32 [B, P, d], normalised; past_mask and future_mask
+            bool [B, T]; keys, the samples' names.
+
+        Raises:
+            DataError: Pictures of the samples differ in size.
+        """
+        past = self._data.lowdim_past_timesteps
+        assert past is not None
+        return {
+            "keys": [sample.key for sample in samples],
+            "images": _images(samples),
+            "text": encode_text([sample.instruction for sample in samples], self._text_length),
+            "actions": self._stacked(samples, self._data.action_fields, None),
+            "proprioception": self._stacked(samples, self._data.proprioception_fields, past + 1),
+            "past_mask": torch.from_numpy(np.stack([sample.past_mask for sample in samples])),
+            "future_mask": torch.from_numpy(np.stack([sample.future_mask for sample in samples])),
+        }
+
+    def _stacked(
+        self, samples: Sequence[DecodedSample], fields: Sequence[str], steps: int | None
+    ) -> Tensor:
+        """Normalised fields side by side, restricted to the first `steps` steps."""
+        length = len(samples[0].past_mask) if steps is None else steps
+        parts = [
+            self._normalizer.normalize(
+                name, np.stack([sample.fields[name][:steps] for sample in samples])
+            )
+            for name in fields
+        ]
+        if not parts:
+            return torch.zeros(len(samples), length, 0)
+        return torch.from_numpy(np.concatenate(parts, axis=-1))
+
+
+def encode_text(sentences: Sequence[str], length: int) -> Tensor:
+    """UTF-8 bytes + 1, cut at and padded with 0 to `length`: int64 [B, L]."""
+    encoded = torch.zeros(len(sentences), length, dtype=torch.int64)
+    for row, sentence in enumerate(sentences):
+        data = sentence.encode()[:length]
+        encoded[row, : len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
+    return encoded
+
+
+def _images(samples: Sequence[DecodedSample]) -> Tensor:
+    shapes = {sample.images.shape for sample in samples}
+    if len(shapes) > 1:
+        raise DataError(
+            f"pictures of different sizes in one batch: {sorted(shapes)}",
+            hint="preprocess the data sets with one --resize-images-size",
+            code="data.image_sizes_differ",
+        )
+    stacked = np.stack([sample.images for sample in samples])
+    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 1, 4, 2, 3)))

@@ -1,0 +1,252 @@
+"""The `meta/` folder of a LeRobot v2.0 or v2.1 data set."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from vlatool.errors import DataError
+from vlatool.sources.base import refuse_missing_or_pointer
+
+INFO_FILE = "meta/info.json"
+EPISODES_FILE = "meta/episodes.jsonl"
+TASKS_FILE = "meta/tasks.jsonl"
+
+# Source: lerobot-format 4
+_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+_VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+_CHUNKS_SIZE = 1000
+_NUMERIC = re.compile(r"^(float|int|uint)\d*$")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One entry of `features`: the type and shape of a column or a camera."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    is_depth: bool = False
+
+    @property
+    def is_camera(self) -> bool:
+        """Whether it holds pictures."""
+        return self.dtype in {"video", "image"}
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds integers or floats; booleans count as flags."""
+        return _NUMERIC.match(self.dtype) is not None
+
+    @property
+    def width(self) -> int | None:
+        """Values per row of a scalar or a vector; null when unknown or not a vector."""
+        if self.shape is None or len(self.shape) > 1:
+            return None
+        return self.shape[0] if self.shape else 1
+
+
+@dataclass(frozen=True)
+class Info:
+    """`meta/info.json`, as far as reading needs it.
+
+    Attributes:
+        version: `codebase_version` as written.
+        layout: What the files say: `v2.0` or `v2.1`.
+        fps: Frames per second, above zero.
+        robot_type: Free text; may be empty.
+        total_frames: What the file claims, when it does.
+        chunks_size: Episodes per chunk.
+        data_path: Template of the parquet files.
+        video_path: Template of the videos.
+        features: Name to feature, in file order.
+    """
+
+    version: str
+    layout: str
+    fps: float
+    robot_type: str
+    total_frames: int | None
+    chunks_size: int
+    data_path: str
+    video_path: str
+    features: Mapping[str, Feature]
+
+
+@dataclass(frozen=True)
+class EpisodeLine:
+    """One line of `meta/episodes.jsonl`."""
+
+    number: int
+    tasks: tuple[str, ...]
+    length: int | None
+
+
+def read_info(root: Path) -> Info:
+    """The facts in `meta/info.json`.
+
+    Raises:
+        DataError: It is missing or broken, or the layout is not v2.0 or v2.1.
+    """
+    path = root / INFO_FILE
+    _refuse_other_layouts(root)
+    tree = _read_json(path)
+    version = str(tree.get("codebase_version") or "")
+    layout = _layout(root, version)
+    features = tree.get("features")
+    if not isinstance(features, Mapping) or not features:
+        raise _bad_meta(path, "features", "names no feature")
+    parsed = [_feature(str(name), value) for name, value in cast(Any, features).items()]
+    return Info(
+        version=version,
+        layout=layout,
+        fps=_positive(path, "fps", tree.get("fps")),
+        robot_type=str(tree.get("robot_type") or ""),
+        total_frames=_optional_int(tree.get("total_frames")),
+        chunks_size=int(_positive(path, "chunks_size", tree.get("chunks_size") or _CHUNKS_SIZE)),
+        data_path=str(tree.get("data_path") or _DATA_PATH),
+        video_path=str(tree.get("video_path") or _VIDEO_PATH),
+        features={feature.name: feature for feature in parsed},
+    )
+
+
+def read_episodes(root: Path) -> list[EpisodeLine]:
+    """The episodes listed in `meta/episodes.jsonl`, ascending by number.
+
+    Raises:
+        DataError: A line is broken, or a number appears twice.
+    """
+    path = root / EPISODES_FILE
+    episodes: dict[int, EpisodeLine] = {}
+    for position, line in _read_json_lines(path):
+        number = _optional_int(line.get("episode_index"))
+        if number is None or number < 0:
+            raise _bad_meta(path, "episode_index", "is not a number of an episode", position)
+        if number in episodes:
+            raise _bad_meta(path, "episode_index", f"{number} appears twice", position)
+        episodes[number] = EpisodeLine(
+            number, _texts(line.get("tasks")), _optional_int(line.get("length"))
+        )
+    return [episodes[number] for number in sorted(episodes)]
+
+
+def read_tasks(root: Path) -> dict[int, str]:
+    """Task number to sentence, from `meta/tasks.jsonl`; empty without that file.
+
+    Raises:
+        DataError: The file is broken or a Git LFS pointer.
+    """
+    path = root / TASKS_FILE
+    if not path.exists():
+        return {}
+    tasks: dict[int, str] = {}
+    for position, line in _read_json_lines(path):
+        number, sentence = _optional_int(line.get("task_index")), line.get("task")
+        if number is None or not isinstance(sentence, str):
+            raise _bad_meta(path, "task_index, task", "are not a number and a sentence", position)
+        tasks[number] = sentence
+    return tasks
+
+
+def _refuse_other_layouts(root: Path) -> None:
+    if (root / "meta/episodes").is_dir() and not (root / EPISODES_FILE).exists():
+        raise _unsupported(root / "meta/episodes", "v3.0")
+    if not (root / INFO_FILE).exists() and (root / "meta_data").is_dir():
+        raise _unsupported(root / "meta_data", "v1")
+
+
+def _layout(root: Path, version: str) -> str:
+    """The version the files follow, which counts more than the one they claim."""
+    if (root / "meta/episodes").is_dir():
+        raise _unsupported(root / "meta/episodes", "v3.0")
+    if (root / "meta/episodes_stats.jsonl").exists():
+        return "v2.1"
+    if (root / EPISODES_FILE).exists() or version.removeprefix("v").startswith("2"):
+        return "v2.0"
+    raise _unsupported(root / INFO_FILE, version or "of no stated version")
+
+
+def _unsupported(path: Path, version: str) -> DataError:
+    return DataError(
+        f"{path}: LeRobot {version} is not supported yet; v2.0 and v2.1 are",
+        hint="use the v2.1 revision of this data set, where its publisher keeps one",
+        code="data.unsupported_version",
+        details={"file": str(path), "version": version},
+    )
+
+
+def _feature(name: str, value: object) -> Feature:
+    tree = cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
+    shape: Any = tree.get("shape")
+    if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+        shape = None
+    # The flag has stood in three places. Source: lerobot-format 5
+    places = [tree, tree.get("info"), tree.get("video_info")]
+    is_depth = any(
+        bool(place.get("is_depth_map") or place.get("video.is_depth_map"))
+        for place in places
+        if isinstance(place, Mapping)
+    )
+    return Feature(
+        name, str(tree.get("dtype") or ""), None if shape is None else tuple(shape), is_depth
+    )
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    refuse_missing_or_pointer(path, "LeRobot data set")
+    return _parse_object(path, _read_text(path))
+
+
+def _read_json_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
+    refuse_missing_or_pointer(path, "LeRobot data set")
+    lines = enumerate(_read_text(path).split("\n"), start=1)
+    return [(number, _parse_object(path, line, number)) for number, line in lines if line.strip()]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _bad_meta(path, "content", f"is not text: {error}") from error
+
+
+def _parse_object(path: Path, text: str, line: int | None = None) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _bad_meta(path, "content", f"is not JSON: {error}", line) from error
+    if not isinstance(value, dict):
+        raise _bad_meta(path, "content", "is not a JSON object", line)
+    return cast(Mapping[str, Any], value)
+
+
+def _positive(path: Path, key: str, value: object) -> float:
+    is_flag = isinstance(value, bool)
+    if isinstance(value, int | float) and not is_flag and math.isfinite(value) and value > 0:
+        return float(value)
+    raise _bad_meta(path, key, f"is {value!r}; expected a positive number")
+
+
+def _optional_int(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        return ()
+    return tuple(text for text in cast(list[object], value) if isinstance(text, str))
+
+
+def _bad_meta(path: Path, key: str, problem: str, line: int | None = None) -> DataError:
+    place = f"{path}" if line is None else f"{path}:{line}"
+    return DataError(
+        f"{place}: {key} {problem}",
+        hint="the data set's metadata is damaged; get it again from its origin",
+        code="data.bad_metadata",
+        details={"file": str(path), "key": key, "line": line},
+    )

@@ -1,0 +1,197 @@
+"""Columns of a LeRobot episode's parquet file as checked arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.sources.base import refuse_missing_or_pointer
+
+FRAME_INDEX = "frame_index"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The wanted columns of one episode, in frame order.
+
+    Attributes:
+        path: The parquet file.
+        episode: How errors call the episode, e.g. `episode 3`.
+        table: The columns.
+        order: Row in the file of each frame, int [F].
+        columns: Every column of the file, read or not.
+    """
+
+    path: Path
+    episode: str
+    table: pa.Table
+    order: Array
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def require(self, name: str) -> None:
+        """Raises DataError unless the file has the column `name`."""
+        if name not in self.columns:
+            there = ", ".join(self.columns)
+            raise self._refusal(name, f"is missing; columns are: {there}", "data.missing_column")
+
+    def values(self, name: str) -> list[Any]:
+        """A column as python values."""
+        return self.table.column(name).to_pylist()
+
+    def vectors(self, name: str, width: int | None) -> Array:
+        """A numeric column as [F, C] in its stored dtype; booleans become float32.
+
+        Args:
+            name: The column.
+            width: C as the data set declares it; null takes that of the first row.
+
+        Raises:
+            DataError: Values are missing, not numbers, not finite, or rows differ in length.
+        """
+        self.require(name)
+        column = self.table.column(name).combine_chunks()
+        array = self._matrix(name, column, width)
+        bad = ~np.isfinite(array).all(axis=1)
+        if bad.any():
+            row = int(bad.argmax())
+            value = array[row][~np.isfinite(array[row])][0]
+            found = "NaN" if np.isnan(value) else "an infinite value"
+            raise self._refusal(name, f"has {found} at row {row}", "data.non_finite", row)
+        return array
+
+    def _matrix(self, name: str, column: Any, width: int | None) -> Array:
+        if isinstance(column, pa.ExtensionArray):
+            column = column.storage
+        if not _is_list(column.type):
+            array = self._numbers(name, column)[:, None]
+            self._check_widths(name, np.ones(len(array), np.int64), width)
+            return array
+        if _is_list(column.type.value_type):
+            raise self._refusal(name, "has 2 dimensions, expected 1", "data.not_a_vector")
+        self._refuse_nulls(name, column)
+        widths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
+        width = self._check_widths(name, widths, width)
+        return self._numbers(name, column.flatten(), width).reshape(len(column), width)
+
+    def _check_widths(self, name: str, widths: Array, declared: int | None) -> int:
+        expected = int(widths[0]) if declared is None else declared
+        wrong = widths != expected
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise self._refusal(
+                name,
+                f"has {int(widths[row])} values at row {row}, expected {expected}",
+                "data.ragged_rows",
+                row,
+            )
+        return expected
+
+    def _numbers(self, name: str, values: Any, width: int = 1) -> Array:
+        """Flat values as numbers; `width` of them belong to one row."""
+        kind = values.type
+        if pa.types.is_boolean(kind):
+            values = values.cast(pa.uint8()).cast(pa.float32())
+        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise self._refusal(name, f"holds {kind}, expected numbers", "data.not_numeric")
+        self._refuse_nulls(name, values, width)
+        return values.to_numpy(zero_copy_only=False)
+
+    def _refuse_nulls(self, name: str, values: Any, width: int = 1) -> None:
+        if values.null_count:
+            row = pc.index(values.is_null(), True).as_py() // max(width, 1)
+            raise self._refusal(name, f"has no value at row {row}", "data.missing_value", row)
+
+    def _refusal(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
+        details = {"file": str(self.path), "field": field, "row": row}
+        return DataError(
+            f"{self.episode}: {self.path}: {field} {problem}",
+            hint="repair or re-record the episode, or leave it out with --episodes",
+            code=code,
+            details=details,
+        )
+
+
+def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
+    """The `wanted` columns that exist, sorted by `frame_index` when there is one.
+
+    Raises:
+        DataError: The file is missing, a pointer, damaged, or has no rows.
+    """
+    refuse_missing_or_pointer(path, episode)
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = tuple(file.schema_arrow.names)
+            needed = {*wanted, FRAME_INDEX}
+            table = file.read(columns=[name for name in columns if name in needed])
+            num_rows = file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, episode, str(error)) from error
+    if not num_rows:
+        raise _damaged(path, episode, "the file has no rows")
+    order = _frame_order(table, num_rows)
+    if not np.array_equal(order, np.arange(num_rows)):
+        table = table.take(pa.array(order))
+    return Rows(path, episode, table, order, columns)
+
+
+def column_names(path: Path) -> tuple[str, ...] | None:
+    """The columns of a parquet file; null when it cannot be read, which `read_rows` will say."""
+    try:
+        return tuple(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def timestamp_oddity(timestamps: Sequence[Any], fps: float, episode: str) -> str:
+    """What is odd about the times of an episode's rows; empty when they are `row / fps`."""
+    note = "frames are matched by row number"
+    times = np.array([np.nan if t is None else t for t in timestamps], np.float64)
+    if not np.isfinite(times).all():
+        return f"{episode}: timestamps have gaps; {note}"
+    falls = np.flatnonzero(np.diff(times) <= 0)
+    if len(falls):
+        row = int(falls[0]) + 1
+        return (
+            f"{episode}: timestamp goes from {times[row - 1]:.2f} to {times[row]:.2f} "
+            f"at row {row}; {note}"
+        )
+    if abs(times[0]) > 0.5 / fps:
+        return f"{episode}: timestamps start at {times[0]:.3f} s; {note}"
+    late = np.flatnonzero(np.abs(times - np.arange(len(times)) / fps) > 0.5 / fps)
+    if len(late):
+        row = int(late[0])
+        return f"{episode}: row {row} is at {times[row]:.3f} s, not at {row / fps:.3f} s; {note}"
+    return ""
+
+
+def _frame_order(table: pa.Table, num_rows: int) -> Array:
+    if FRAME_INDEX not in table.column_names:
+        return np.arange(num_rows)
+    column = table.column(FRAME_INDEX)
+    if column.null_count or not pa.types.is_integer(column.type):
+        return np.arange(num_rows)
+    return np.argsort(column.to_numpy(), kind="stable")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _damaged(path: Path, episode: str, reason: str) -> DataError:
+    return DataError(
+        f"{episode}: {path} cannot be read as parquet: {reason}",
+        hint="the file is truncated or its writer was not closed; get it again",
+        code="data.bad_parquet",
+        details={"file": str(path)},
+    )

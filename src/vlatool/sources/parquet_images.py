@@ -1,0 +1,141 @@
+"""Pictures kept in a column of a parquet file, decoded when asked for."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from vlatool.episode import UInt8Array
+from vlatool.errors import DataError
+
+
+class ParquetImages:
+    """An image column as a `FrameSource`.
+
+    A cell is a struct of `bytes` and `path`, encoded bytes, or a path relative to the data set.
+    One row group is held in memory at a time.
+    """
+
+    def __init__(self, path: Path, column: str, root: Path, rows: Sequence[int]) -> None:
+        """Opens nothing yet.
+
+        Args:
+            path: The parquet file.
+            column: The name of the image column.
+            root: The data set, which picture paths may not leave.
+            rows: The row of each frame.
+        """
+        self.path = path
+        self.column = column
+        self._root = root
+        self._rows = tuple(int(row) for row in rows)
+        self._size: tuple[int, int] | None = None
+        self._file: pq.ParquetFile | None = None
+        self._cells: pa.ChunkedArray | None = None
+        self._first_row = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_cells": None, "_first_row": 0}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the first picture, in pixels."""
+        if self._size is None:
+            height, width, _ = self._picture(0).shape
+            self._size = (height, width)
+        return self._size
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        """Pictures uint8 [N, H, W, 3], RGB.
+
+        Raises:
+            DataError: A picture cannot be decoded or has another size than the first.
+        """
+        pictures = np.empty((len(indices), *self.size, 3), np.uint8)
+        for position, frame in enumerate(indices):
+            picture = self._picture(frame)
+            if picture.shape[:2] != self.size:
+                found = f"{picture.shape[1]}x{picture.shape[0]} pixels"
+                raise self._broken(frame, f"{found}, the first has {self.size[1]}x{self.size[0]}")
+            pictures[position] = picture
+        return pictures
+
+    def close(self) -> None:
+        """Releases the file; a later read opens it again."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._cells = None, None
+
+    def _picture(self, frame: int) -> UInt8Array:
+        data = self._encoded(frame)
+        try:
+            with Image.open(io.BytesIO(data)) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise self._broken(frame, str(error)) from error
+
+    def _encoded(self, frame: int) -> bytes:
+        cell: Any = self._cell(self._rows[frame])
+        path: Any = None
+        if isinstance(cell, Mapping):
+            cell, path = cell.get("bytes"), cell.get("path")
+        if isinstance(cell, bytes) and cell:
+            return cell
+        path = cell if isinstance(cell, str) else path
+        if not isinstance(path, str) or not path:
+            raise self._broken(frame, "the cell holds neither bytes nor a path")
+        return self._file_content(frame, path)
+
+    def _file_content(self, frame: int, relative: str) -> bytes:
+        """The bytes of the picture file `relative`, looked up below the root, then `images/`."""
+        root = self._root.resolve()
+        for folder in (root, root / "images"):
+            path = (folder / relative).resolve()
+            if not path.is_relative_to(root):
+                raise DataError(
+                    f"{self.path}: {self.column} row {self._rows[frame]}: the picture path "
+                    f"{relative!r} leaves the data set {self._root}",
+                    hint="the file cannot be trusted; get the data set from its origin",
+                    code="data.unsafe_path",
+                    details={"file": str(self.path), "field": self.column, "path": relative},
+                )
+            if path.is_file():
+                return path.read_bytes()
+        raise self._broken(frame, f"the picture file {relative!r} is missing")
+
+    def _cell(self, row: int) -> object:
+        cells = self._cells
+        if cells is None or not 0 <= row - self._first_row < len(cells):
+            try:
+                cells = self._cells = self._load_row_group(row)
+            except (pa.ArrowException, OSError) as error:
+                raise self._broken(self._rows.index(row), str(error)) from error
+        return cells[row - self._first_row].as_py()
+
+    def _load_row_group(self, row: int) -> pa.ChunkedArray:
+        file = self._file = self._file or pq.ParquetFile(self.path)
+        first = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if row < first + count:
+                self._first_row = first
+                return file.read_row_group(group, columns=[self.column]).column(0)
+            first += count
+        raise pa.ArrowInvalid(f"row {row} of {first}")
+
+    def _broken(self, frame: int, reason: str) -> DataError:
+        row = self._rows[frame]
+        return DataError(
+            f"{self.path}: {self.column} row {row}: no readable picture: {reason}",
+            hint="the file is damaged; download or record the episode again",
+            code="data.picture_unreadable",
+            details={"file": str(self.path), "field": self.column, "frame": frame, "row": row},
+        )

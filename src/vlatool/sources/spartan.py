@@ -1,0 +1,352 @@
+"""Raw Diffusion-Spartan episodes. Source: lbm-data 2, 3.3."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import Field, model_validator
+
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Array, Calibration, Episode, EpisodeRef, FrameSource, PoseGroup
+from vlatool.errors import DataError
+from vlatool.sources.language import LanguageAnnotations, task_in_words
+from vlatool.sources.npz import NpzArchive, NpzFrames, missing_array
+from vlatool.sources.order import natural_key, unique_refs
+from vlatool.transforms.relative import SUFFIX, actual_field
+
+_EPISODE = re.compile(r"^episode_(\d+)$")
+_REQUIRED = ("metadata.yaml", "observations.npz", "actions.npz", "intrinsics.npz", "extrinsics.npz")
+_CAMERA_NAME = re.compile(r"^[a-z0-9_.-]+$")
+_RATE_HZ = 10.0
+_INSTRUCTION = "language_instruction"
+
+_ACTION_WIDTHS = {
+    "robot__action__poses__right::panda__xyz": 3,
+    "robot__action__poses__right::panda__rot_6d": 6,
+    "robot__action__poses__left::panda__xyz": 3,
+    "robot__action__poses__left::panda__rot_6d": 6,
+    "robot__action__grippers__right::panda_hand": 1,
+    "robot__action__grippers__left::panda_hand": 1,
+}
+
+
+def _published_pose_groups() -> list[dict[str, str]]:
+    return [
+        {
+            "name": f"{side}_panda_{kind}",
+            "position_key": f"robot__{kind}__poses__{side}::panda__xyz",
+            "rotation_key": f"robot__{kind}__poses__{side}::panda__rot_6d",
+        }
+        for kind in ("action", "desired", "actual")
+        for side in ("left", "right")
+    ]
+
+
+class PoseGroupConfig(ConfigModel):
+    """A position and a rotation that form one pose."""
+
+    name: str = Field(description="Name of the pose.")
+    position_key: str = Field(description="Field with the position in metres, 3 wide.")
+    rotation_key: str = Field(description="Field with the 6D rotation, 6 wide.")
+
+
+class SpartanConfig(ConfigModel):
+    """What of a Spartan episode is used, and how."""
+
+    data_discard_keys: list[str] = Field(
+        [], description="Observation arrays to leave out; they are not even read."
+    )
+    language_annotations_path: str | None = Field(
+        None, description="YAML file with `language_dict`: task to kind to sentences."
+    )
+    task: str | None = Field(None, description="Task of all episodes, instead of their path's.")
+    action_key_fields: list[str] = Field(
+        list(_ACTION_WIDTHS), description="Names of the parts of the action vector, in order."
+    )
+    action_index_fields: list[int] = Field(
+        np.cumsum(list(_ACTION_WIDTHS.values())).tolist(),
+        description="End index of each part, ascending.",
+    )
+    pose_groups: list[PoseGroupConfig] = Field(
+        [PoseGroupConfig(**group) for group in _published_pose_groups()],
+        description="Poses that also get fields relative to the actual pose at the anchor.",
+    )
+
+    @model_validator(mode="after")
+    def _check_action_parts(self) -> "SpartanConfig":
+        ends = self.action_index_fields
+        if len(ends) != len(self.action_key_fields):
+            raise ValueError("action_index_fields and action_key_fields differ in length")
+        if any(high <= low for low, high in zip([0, *ends], ends, strict=False)):
+            raise ValueError("action_index_fields must be ascending and positive")
+        return self
+
+
+class SpartanReader:
+    """Reads raw Spartan episodes; any folder above them can be the source."""
+
+    Config = SpartanConfig
+
+    def __init__(self, config: SpartanConfig) -> None:
+        self.config = config
+        self.warnings: list[tuple[str, str]] = []
+        self._annotations = LanguageAnnotations.load(config.language_annotations_path)
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """Episodes below the sources in natural order.
+
+        Raises:
+            DataError: A source is missing or has no episode below it.
+        """
+        found: list[EpisodeRef] = []
+        for source in sources:
+            refs = [_ref(folder, source) for folder in _episode_folders(source)]
+            if not refs:
+                raise DataError(
+                    f"{source}: no Spartan episode here or below",
+                    hint="looked for folders episode_<N> that contain processed/",
+                    code="data.no_episodes",
+                    details={"source": str(source)},
+                )
+            found += refs
+        yield from unique_refs(found)
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        """One episode; arrays nobody needs are not inflated.
+
+        Raises:
+            DataError: A file or array is missing, broken, or does not fit the others.
+        """
+        folder = ref.path / "processed"
+        for name in _REQUIRED:
+            if not (folder / name).is_file():
+                raise DataError(
+                    f"{folder / name}: missing",
+                    hint="the episode is incomplete; download or record it again",
+                    code="data.missing_file",
+                    details={"path": str(folder / name)},
+                )
+        cameras, warnings = self._cameras(folder)
+        lowdim = self._lowdim(folder)
+        num_frames = _common_length(folder, lowdim, cameras)
+        task = self.config.task or ref.task
+        language, fallback = self._language(task, lowdim)
+        groups = self._pose_groups(lowdim)
+        return Episode(
+            id=ref.id,
+            task=task,
+            fps=_RATE_HZ,
+            num_frames=num_frames,
+            cameras=cameras,
+            lowdim=lowdim,
+            language=language,
+            calibration=_calibration(folder, cameras, self._camera_ids(folder)),
+            action_fields=self._policy_actions(groups),
+            proprioception_fields=self._policy_proprioception(lowdim),
+            pose_groups=groups,
+            warnings=(*warnings, *fallback),
+            extras={"source_episode": "/".join(ref.path.parts[-7:])},
+        )
+
+    def _cameras(
+        self, folder: Path
+    ) -> tuple[dict[str, FrameSource], list[tuple[str, str]]]:
+        """Cameras by semantic name, in the order of metadata.yaml."""
+        archive = NpzArchive(folder / "observations.npz")
+        cameras: dict[str, FrameSource] = {}
+        warnings: list[tuple[str, str]] = []
+        for camera_id, name in self._camera_ids(folder).items():
+            if camera_id in archive:
+                header = archive.header(camera_id)
+                cameras[name] = NpzFrames(archive.path, camera_id, header)
+            else:
+                message = f"{archive.path}: camera {name!r} ({camera_id}) has no pictures"
+                warnings.append(("missing_camera", message))
+        if not cameras:
+            raise DataError(
+                f"{folder / 'metadata.yaml'}: no camera of camera_id_to_semantic_name has pictures",
+                code="data.no_cameras",
+                details={"path": str(folder)},
+            )
+        return cameras, warnings
+
+    def _camera_ids(self, folder: Path) -> dict[str, str]:
+        """Hardware id to semantic name."""
+        path = folder / "metadata.yaml"
+        mapping = _read_yaml(path).get("camera_id_to_semantic_name")
+        if not isinstance(mapping, Mapping) or not mapping:
+            raise DataError(
+                f"{path}: camera_id_to_semantic_name is missing or empty",
+                code="data.missing_field",
+                details={"path": str(path), "key": "camera_id_to_semantic_name"},
+            )
+        names = {str(camera_id): str(name).lower() for camera_id, name in mapping.items()}
+        for name in names.values():
+            if not _CAMERA_NAME.match(name):
+                raise DataError(
+                    f"{path}: the camera name {name!r} cannot be a file name in a shard",
+                    hint="use letters, digits, dots, dashes and underscores",
+                    code="data.bad_camera_name",
+                )
+        return names
+
+    def _lowdim(self, folder: Path) -> dict[str, Array]:
+        """Observation fields in file order, then the named parts of the action vector."""
+        archive = NpzArchive(folder / "observations.npz")
+        fields: dict[str, Array] = {}
+        for name in archive.names:
+            if name in self.config.data_discard_keys:
+                continue
+            header = archive.header(name)
+            if len(header.shape) <= 2 or name.startswith(("robot__", "language_")):
+                fields[name] = _as_field(archive.read(name))
+        return {**fields, **self._actions(folder)}
+
+    def _actions(self, folder: Path) -> dict[str, Array]:
+        archive = NpzArchive(folder / "actions.npz")
+        if "actions" not in archive:
+            raise missing_array(archive.path, "actions")
+        vector = archive.read("actions")
+        ends = self.config.action_index_fields
+        if vector.ndim != 2 or vector.shape[1] < ends[-1]:
+            raise DataError(
+                f"{archive.path}: actions is {list(vector.shape)}, expected [frames, {ends[-1]}]",
+                code="data.narrow_actions",
+                details={"path": str(archive.path), "key": "actions"},
+            )
+        starts = [0, *ends[:-1]]
+        return {
+            name: vector[:, start:end]
+            for name, start, end in zip(self.config.action_key_fields, starts, ends, strict=True)
+        }
+
+    def _language(
+        self, task: str, lowdim: Mapping[str, Array]
+    ) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+        """Annotations of the task, else the episode's own sentence, else the task in words."""
+        annotated = self._annotations.sentences(task)
+        if annotated:
+            return annotated, []
+        if _INSTRUCTION in lowdim and len(lowdim[_INSTRUCTION]) and str(lowdim[_INSTRUCTION][0]):
+            sentence, origin = str(lowdim[_INSTRUCTION][0]), "its own language_instruction"
+        else:
+            sentence, origin = task_in_words(task), "the task's name in words"
+        message = f"task {task!r} has no language annotation: each episode uses {origin}"
+        return {"original": [sentence]}, [("language_fallback", message)]
+
+    def _pose_groups(self, lowdim: Mapping[str, Array]) -> tuple[PoseGroup, ...]:
+        """The configured groups whose fields, measured counterparts included, are all there."""
+        groups = [PoseGroup(**group.model_dump()) for group in self.config.pose_groups]
+        return tuple(group for group in groups if _is_complete(group, lowdim))
+
+    def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
+        """Left arm first, poses relative where they can be. Source: lbm-data 6.5."""
+        relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
+        ordered = sorted(self.config.action_key_fields, key=_published_order)
+        return tuple(name + SUFFIX if name in relative else name for name in ordered)
+
+    def _policy_proprioception(self, lowdim: Mapping[str, Array]) -> tuple[str, ...]:
+        """The measured counterpart of every action field."""
+        ordered = sorted(self.config.action_key_fields, key=_published_order)
+        measured = [actual_field(name) for name in ordered]
+        return tuple(name for name in measured if name in lowdim)
+
+
+def _episode_folders(source: Path) -> list[Path]:
+    """Folders episode_<N> with a `processed` folder, at or below `source`, naturally sorted."""
+    found: list[Path] = []
+    for folder, children, _ in os.walk(source, followlinks=True):
+        if _EPISODE.match(Path(folder).name) and "processed" in children:
+            found.append(Path(folder))
+            children.clear()
+    return sorted(found, key=natural_key)
+
+
+def _ref(folder: Path, source: Path) -> EpisodeRef:
+    """Task, station and time stamp are read from the published folder layout where it is kept."""
+    parts = folder.parts
+    named: list[str] = []
+    if "tasks" in parts[:-2]:
+        below = parts[len(parts) - 1 - parts[::-1].index("tasks") + 1 : -1]
+        named = [part for part in below if part not in ("sim", "bc", "teleop", "diffusion_spartan")]
+    task = named[0] if named else ""
+    if not named:
+        named = [part for part in parts[-3:-1] if part not in ("/", "diffusion_spartan")]
+    identity = "_".join([*named, folder.name])
+    return EpisodeRef(
+        id=re.sub(r"[^A-Za-z0-9_-]+", "-", identity),
+        path=folder,
+        source=str(source),
+        task=task,
+    )
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        # BaseLoader builds text, lists and mappings only, so camera ids stay text.
+        content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{path}: not valid YAML: {error}",
+            code="data.broken_yaml",
+            details={"path": str(path)},
+        ) from None
+    return content if isinstance(content, Mapping) else {}
+
+
+def _as_field(array: Array) -> Array:
+    """[F, C] for numbers, [F] for text."""
+    if array.dtype.kind == "U":
+        return array
+    return array.reshape(len(array), -1) if array.ndim != 2 else array
+
+
+def _common_length(
+    folder: Path, lowdim: Mapping[str, Array], cameras: Mapping[str, FrameSource]
+) -> int:
+    """The number of frames that every array agrees on."""
+    lengths = {name: len(values) for name, values in lowdim.items()}
+    lengths |= {f"camera {name}": len(frames) for name, frames in cameras.items()}
+    expected = lengths[next(iter(cameras))] if not lowdim else next(iter(lengths.values()))
+    for name, length in lengths.items():
+        if length != expected:
+            first = next(iter(lengths))
+            raise DataError(
+                f"{folder}: {name!r} has {length} frames, {first!r} has {expected}",
+                hint="the episode is inconsistent; record or download it again",
+                code="data.length_mismatch",
+                details={"path": str(folder), "key": name},
+            )
+    if expected == 0:
+        raise DataError(f"{folder}: the episode has no frames", code="data.empty_episode")
+    return expected
+
+
+def _calibration(
+    folder: Path, cameras: Mapping[str, FrameSource], names: Mapping[str, str]
+) -> dict[str, Calibration]:
+    intrinsics = NpzArchive(folder / "intrinsics.npz")
+    extrinsics = NpzArchive(folder / "extrinsics.npz")
+    return {
+        name: Calibration(
+            intrinsics.read(camera_id) if camera_id in intrinsics else None,
+            extrinsics.read(camera_id) if camera_id in extrinsics else None,
+        )
+        for camera_id, name in names.items()
+        if name in cameras
+    }
+
+
+def _is_complete(group: PoseGroup, lowdim: Mapping[str, Array]) -> bool:
+    keys = (group.position_key, group.rotation_key)
+    return all(key in lowdim and (actual_field(key) or key) in lowdim for key in keys)
+
+
+def _published_order(field: str) -> tuple[int, int]:
+    """Left before right, position before rotation before gripper."""
+    part = 2 if "gripper" in field else (1 if field.endswith("rot_6d") else 0)
+    return (0 if "left" in field else 1, part)

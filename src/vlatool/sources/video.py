@@ -1,0 +1,245 @@
+"""Frames of a video file by their number, exact however they are asked for."""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from vlatool.episode import UInt8Array
+from vlatool.errors import DataError
+
+# Decoding onwards is cheaper than a seek over fewer frames than this: a seek flushes the decoder.
+_SEEK_DISTANCE = 32
+# Files that store no presentation times; those reported are guesses, so frames are counted.
+_TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a video says about itself; `size` is (height, width), `fps` null when unknown."""
+
+    num_frames: int
+    size: tuple[int, int]
+    fps: Fraction | None
+
+
+@dataclass(frozen=True)
+class _PacketTable:
+    """Where frames are in the file.
+
+    Attributes:
+        numbers: Presentation time to frame number; empty when the file has no such times.
+        key_numbers: Frames that decoding can start at, ascending.
+        key_times: Time to seek to for each of them, in ticks of the stream.
+        num_frames: How many frames the file has.
+    """
+
+    numbers: dict[int, int]
+    key_numbers: list[int]
+    key_times: list[int]
+    num_frames: int
+
+
+def probe_video(path: Path) -> VideoFacts:
+    """Facts about a video; counts packets only where the container does not know its length.
+
+    Raises:
+        DataError: The file cannot be opened as a video.
+    """
+    container, stream = _open(path)
+    with container:
+        size = (stream.codec_context.height, stream.codec_context.width)
+        num_frames = stream.frames or _packet_table(path, container, stream).num_frames
+        return VideoFacts(num_frames, size, stream.average_rate)
+
+
+class VideoFrames:
+    """A video as a `FrameSource`.
+
+    Frames are found by presentation time, so B-frames, start offsets and uneven rates do not shift
+    them. Ascending reads decode each frame once; other reads seek to the keyframe before. The file
+    is opened at the first read and held until `close`; only path and length are pickled.
+    """
+
+    def __init__(self, path: Path, num_frames: int) -> None:
+        self.path = path
+        self._num_frames = num_frames
+        self._decoder: _Decoder | None = None
+
+    def __len__(self) -> int:
+        return self._num_frames
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_num_frames": self._num_frames, "_decoder": None}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the pictures, in pixels."""
+        return self._opened().size
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        """Pictures uint8 [N, H, W, 3], RGB, in the order asked for.
+
+        Raises:
+            DataError: A frame cannot be decoded; names file and frame.
+        """
+        decoder = self._opened()
+        pictures: dict[int, UInt8Array] = {}
+        for number in sorted(set(indices)):
+            if not 0 <= number < self._num_frames:
+                raise IndexError(f"{self.path}: frame {number} of {self._num_frames}")
+            try:
+                pictures[number] = decoder.picture(number)
+            except DataError:
+                self.close()  # the decoder's position is unknown after a failure
+                raise
+        if not pictures:
+            return np.empty((0, *self.size, 3), np.uint8)
+        return np.stack([pictures[number] for number in indices])
+
+    def close(self) -> None:
+        """Releases the file; a later read opens it again."""
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+    def _opened(self) -> "_Decoder":
+        if self._decoder is None:
+            self._decoder = _Decoder(self.path)
+        return self._decoder
+
+
+class _Decoder:
+    """An open video with a position."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._container, self._stream = _open(path)
+        context = self._stream.codec_context
+        self.size = (context.height, context.width)
+        self._table = _packet_table(path, self._container, self._stream)
+        self._reformatter = VideoReformatter()
+        self._last: tuple[int, UInt8Array] | None = None
+        self._rewind()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def picture(self, number: int) -> UInt8Array:
+        """Frame `number` as uint8 [H, W, 3]."""
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        try:
+            frame = self._frame(number)
+            if frame is None or frame.is_corrupt:
+                raise _broken(self._path, number, "no intact picture in the file")
+            picture = np.asarray(
+                self._reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8
+            )
+        except (av.error.FFmpegError, ValueError) as error:
+            raise _broken(self._path, number, str(error)) from error
+        self._last = (number, picture)
+        return picture
+
+    def _frame(self, number: int) -> VideoFrame | None:
+        self._approach(number)
+        frame = self._decode_until(number)
+        if frame is None and not self._from_start:
+            # A container may land behind the keyframe it was asked for: decode from the start.
+            self._rewind()
+            frame = self._decode_until(number)
+        return frame
+
+    def _approach(self, number: int) -> None:
+        """Moves so that decoding onwards meets `number`; stays where that costs no more."""
+        key = bisect.bisect_right(self._table.key_numbers, number) - 1
+        ahead = self._next <= number
+        if ahead and (key < 0 or self._table.key_numbers[key] <= self._next + _SEEK_DISTANCE):
+            return
+        if key <= 0 or not self._table.numbers:
+            if not ahead:
+                self._rewind()
+            return
+        self._container.seek(self._table.key_times[key], stream=self._stream)
+        self._frames = self._container.decode(self._stream)
+        self._next = self._table.key_numbers[key]
+        self._from_start = False
+
+    def _decode_until(self, number: int) -> VideoFrame | None:
+        """Frame `number`, or null when decoding passes it by or ends."""
+        for frame in self._frames:
+            current = self._number_of(frame)
+            if current is None:
+                continue
+            self._next = current + 1
+            if current >= number:
+                return frame if current == number else None
+        self._next = self._table.num_frames
+        return None
+
+    def _number_of(self, frame: VideoFrame) -> int | None:
+        if not self._table.numbers:
+            return self._next
+        return self._table.numbers.get(frame.pts) if frame.pts is not None else None
+
+    def _rewind(self) -> None:
+        self._container.close()
+        self._container, self._stream = _open(self._path)
+        self._frames: Iterator[VideoFrame] = self._container.decode(self._stream)
+        self._next = 0
+        self._from_start = True
+
+
+def _open(path: Path) -> tuple[InputContainer, VideoStream]:
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise _broken(path, None, str(error)) from error
+    if not container.streams.video:
+        container.close()
+        raise _broken(path, None, "the file has no video stream")
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1  # processes run side by side, one thread each
+    return container, stream
+
+
+def _packet_table(path: Path, container: InputContainer, stream: VideoStream) -> _PacketTable:
+    """Reads all packets without decoding them; leaves the container at its end."""
+    try:
+        packets = [
+            (packet.pts, packet.dts, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
+    except av.error.FFmpegError as error:
+        raise _broken(path, None, str(error)) from error
+    times = sorted({pts for pts, _, _ in packets if pts is not None})
+    if len(times) < len(packets) or container.format.name in _TIMELESS_FORMATS:
+        return _PacketTable({}, [], [], len(packets))
+    numbers = {pts: number for number, pts in enumerate(times)}
+    keys = sorted(
+        (numbers[pts], pts if dts is None else dts)
+        for pts, dts, is_key in packets
+        if is_key and pts is not None
+    )
+    return _PacketTable(numbers, [n for n, _ in keys], [t for _, t in keys], len(packets))
+
+
+def _broken(path: Path, frame: int | None, reason: str) -> DataError:
+    place = f"{path}" if frame is None else f"{path}: frame {frame}"
+    return DataError(
+        f"{place} cannot be decoded: {reason}",
+        hint="the video is damaged or incomplete; download or record it again",
+        code="data.video_unreadable",
+        details={"file": str(path), "frame": frame},
+    )

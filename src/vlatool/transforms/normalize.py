@@ -1,0 +1,121 @@
+"""Normalisation of fields, both directions, one rule.
+
+Legend of shapes: B batch, T steps, C channels. Source: lbm-data 5.6, with constant dimensions
+scaled by one. The same functions serve numpy arrays and torch tensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+
+Method = Literal["std", "percentile_5_95", "percentile_1_99", "min_max"]
+Scope = Literal["global", "per_timestep"]
+
+_CONSTANT_WIDTH = 1e-6
+
+
+@dataclass(frozen=True)
+class FieldScale:
+    """`normalised = (value - center) / scale`.
+
+    Attributes:
+        center: float32 [C], or [T, C] per timestep.
+        scale: As `center`, positive.
+        constant: bool [C], dimensions that never change; their scale is 1.
+    """
+
+    center: Array
+    scale: Array
+    constant: Array
+
+    def normalize(self, values: Any) -> Any:  # noqa: ANN401 - numpy or torch
+        """Values [..., C] or [..., T, C] to the policy's range."""
+        return (values - self.center) / self.scale
+
+    def denormalize(self, values: Any) -> Any:  # noqa: ANN401 - numpy or torch
+        """The inverse of `normalize`."""
+        return values * self.scale + self.center
+
+    def steps(self, first: int, count: int) -> "FieldScale":
+        """The scale of `count` steps from index `first`; a global scale is the same for all."""
+        if self.center.ndim == 1:
+            return self
+        return FieldScale(
+            self.center[first : first + count], self.scale[first : first + count], self.constant
+        )
+
+
+def field_scale(
+    stats: Mapping[str, Any],
+    *,
+    field: str,
+    method: Method,
+    scope: Scope,
+    epsilon: float,
+    centered: bool,
+    compat: bool = False,
+) -> FieldScale:
+    """The scale of one field from its statistics entry.
+
+    A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant: it is centred and scaled by
+    one, because dividing by a floor would blow noise up. `compat` keeps the published floor.
+
+    Raises:
+        DataError: The statistics lack what the method needs.
+    """
+    suffix = "_per_timestep" if scope == "per_timestep" else ""
+    low, width = _range(stats, field, method, suffix)
+    if centered and method != "std":
+        width = width / 2
+        low = low + width
+    scale = np.maximum(width, epsilon)
+    if not compat:
+        scale = np.where(constant_dimensions(stats, field, suffix), 1.0, scale)
+    return FieldScale(
+        center=np.nan_to_num(low).astype(np.float32),
+        scale=np.where(np.isfinite(scale), scale, 1.0).astype(np.float32),
+        constant=constant_dimensions(stats, field),
+    )
+
+
+def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") -> Array:
+    """bool [C], true where a dimension never changes over the data set.
+
+    With the suffix `_per_timestep`, bool [T, C] for each step of the window by itself.
+    """
+    low, high = _numbers(stats, field, "min" + suffix), _numbers(stats, field, "max" + suffix)
+    mean = _numbers(stats, field, "mean" + suffix)
+    return high - low <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(mean))
+
+
+def _range(
+    stats: Mapping[str, Any], field: str, method: Method, suffix: str
+) -> tuple[Array, Array]:
+    """(center or lower end, width) by method."""
+    if method == "std":
+        mean = _numbers(stats, field, "mean" + suffix)
+        return mean, np.broadcast_to(_numbers(stats, field, "std" + suffix), mean.shape)
+    if method == "min_max":
+        low, high = "min", "max"
+    else:
+        _, lower, upper = method.split("_")
+        low, high = f"percentile_{lower}", f"percentile_{upper}"
+    start = _numbers(stats, field, low + suffix)
+    return start, _numbers(stats, field, high + suffix) - start
+
+
+def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
+    values = stats.get(key)
+    if values is None:
+        raise DataError(
+            f"statistics of field {field!r} have no {key!r}",
+            hint="preprocess the data again, or choose another normalisation method",
+            code="data.missing_statistics",
+            details={"field": field, "key": key},
+        )
+    return np.asarray(values, np.float64)

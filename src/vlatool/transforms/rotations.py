@@ -1,0 +1,51 @@
+"""Rotations and poses as the LBM data stores them: positions [..., 3] and 6D rotations [..., 6].
+
+A 6D rotation is the first two ROWS of the rotation matrix, flattened. Source: lbm-data 3.7.
+"""
+
+import numpy as np
+
+from vlatool.episode import Array
+
+_SMALLEST_NORM = 1e-12
+
+
+def matrix_from_rot6d(rot6d: Array) -> Array:
+    """Rotation matrices [..., 3, 3] from 6D rotations [..., 6], orthonormalised."""
+    first, second = rot6d[..., :3], rot6d[..., 3:6]
+    row1 = _unit(first)
+    row2 = _unit(second - np.sum(row1 * second, axis=-1, keepdims=True) * row1)
+    return np.stack([row1, row2, np.cross(row1, row2)], axis=-2)
+
+
+def rot6d_from_matrix(matrix: Array) -> Array:
+    """6D rotations [..., 6] from rotation matrices [..., 3, 3]."""
+    return matrix[..., :2, :].reshape(*matrix.shape[:-2], 6)
+
+
+def relative_pose(
+    xyz: Array, rot6d: Array, reference_xyz: Array, reference_rot6d: Array
+) -> tuple[Array, Array]:
+    """Poses seen from a reference pose: `inverse(T_ref) @ T`, as (xyz [..., 3], rot6d [..., 6])."""
+    inverse = np.swapaxes(matrix_from_rot6d(reference_rot6d), -1, -2)
+    offset = xyz - reference_xyz
+    return (
+        np.einsum("...ij,...j->...i", inverse, offset),
+        rot6d_from_matrix(inverse @ matrix_from_rot6d(rot6d)),
+    )
+
+
+def absolute_pose(
+    xyz: Array, rot6d: Array, reference_xyz: Array, reference_rot6d: Array
+) -> tuple[Array, Array]:
+    """The inverse of `relative_pose`: `T_ref @ T_rel`."""
+    reference = matrix_from_rot6d(reference_rot6d)
+    return (
+        np.einsum("...ij,...j->...i", reference, xyz) + reference_xyz,
+        rot6d_from_matrix(reference @ matrix_from_rot6d(rot6d)),
+    )
+
+
+def _unit(vector: Array) -> Array:
+    norm = np.linalg.norm(vector, axis=-1, keepdims=True)
+    return vector / np.maximum(norm, _SMALLEST_NORM)

@@ -1,0 +1,191 @@
+"""Samples of an episode: windows of its fields, calibration, masks, metadata.
+
+Legend of shapes: N samples, T steps, C channels. Source: lbm-data 3.3, 3.7-3.10.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array, Calibration, Episode, Sample
+from vlatool.errors import DataError
+from vlatool.transforms.geometry import (
+    ImageGeometry,
+    ResizeMethod,
+    make_geometry,
+    published_intrinsics,
+)
+from vlatool.transforms.relative import relative_fields
+from vlatool.transforms.statistics import FieldStatistics, field_statistics
+from vlatool.transforms.windows import Windows, WindowSpec, image_frames, make_windows
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """How an episode becomes samples.
+
+    Attributes:
+        windows: Shape of the windows.
+        image_offsets: Pictures of a sample, as frames from the anchor.
+        image_size: (height, width) of the pictures; None keeps theirs.
+        resize_method: How pictures get that size.
+        compat: Adjust intrinsics by the published rule.
+    """
+
+    windows: WindowSpec
+    image_offsets: tuple[int, ...]
+    image_size: tuple[int, int] | None
+    resize_method: ResizeMethod
+    compat: bool = False
+
+
+class EpisodeSampler:
+    """Cuts one episode, with the cameras `cameras` in that order, into samples."""
+
+    def __init__(self, episode: Episode, cameras: Sequence[str], spec: SampleSpec) -> None:
+        check_finite(episode)
+        self.episode = episode
+        self.cameras = tuple(cameras)
+        self.spec = spec
+        self.windows: Windows = make_windows(episode.num_frames, spec.windows)
+        self.geometries: dict[str, ImageGeometry] = {
+            name: make_geometry(episode.cameras[name].size, spec.image_size, spec.resize_method)
+            for name in cameras
+        }
+        fields = {name: self.windows.cut(values) for name, values in episode.lowdim.items()}
+        anchor = spec.windows.past
+        self.fields: dict[str, Array] = {
+            **fields,
+            **relative_fields(fields, episode.pose_groups, anchor),
+        }
+
+    def __len__(self) -> int:
+        return len(self.windows.anchors)
+
+    def __iter__(self) -> Iterator[Sample]:
+        calibration, rescaled = self._calibration()
+        arrays = {
+            **self.fields,
+            **calibration,
+            "past_mask": self.windows.past_mask,
+            "future_mask": self.windows.future_mask,
+            **rescaled,
+        }
+        for index, anchor in enumerate(self.windows.anchors.tolist()):
+            frames = image_frames(anchor, self.spec.image_offsets, self.episode.num_frames)
+            key = sample_key(self.episode.id, anchor)
+            yield Sample(
+                key=key,
+                anchor=anchor,
+                image_frames=frames,
+                lowdim={name: values[index] for name, values in arrays.items()},
+                language=self.episode.language,
+                metadata=self._metadata(index, anchor, key, list(frames.values())),
+            )
+
+    def statistics(self) -> dict[str, FieldStatistics]:
+        """Statistics of every numeric field over the unpadded rows of all samples."""
+        return {
+            name: field_statistics(values, self.windows.valid)
+            for name, values in self.fields.items()
+            if values.dtype.kind != "U"
+        }
+
+    def _calibration(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Windows of original intrinsics and extrinsics; windows of rescaled intrinsics."""
+        stored: dict[str, Array] = {}
+        rescaled: dict[str, Array] = {}
+        known = {
+            name: self.episode.calibration.get(name, Calibration()) for name in self.cameras
+        }
+        for name, calibration in known.items():
+            if calibration.intrinsics is not None:
+                matrix = self._per_frame(calibration.intrinsics, 2, name)
+                stored[f"original_intrinsics.{name}"] = self.windows.cut_edge_padded(matrix)
+                rescaled[f"rescaled_intrinsics.{name}"] = self.windows.cut_edge_padded(
+                    self._rescale(matrix, name)
+                )
+        for name, calibration in known.items():
+            if calibration.extrinsics is not None:
+                matrix = self._per_frame(calibration.extrinsics, 2, name)
+                stored[f"extrinsics.{name}"] = self.windows.cut_edge_padded(matrix)
+        return stored, rescaled
+
+    def _rescale(self, matrix: Array, camera: str) -> Array:
+        geometry = self.geometries[camera]
+        if self.spec.compat:
+            return published_intrinsics(matrix, geometry, self.spec.resize_method)
+        return geometry.intrinsics(matrix)
+
+    def _per_frame(self, values: Array, static_ndim: int, camera: str) -> Array:
+        """Static calibration repeated for every frame."""
+        if values.ndim == static_ndim:
+            return np.broadcast_to(values, (self.episode.num_frames, *values.shape))
+        if len(values) != self.episode.num_frames:
+            raise DataError(
+                f"{self.episode.id}: calibration of camera {camera!r} has {len(values)} frames, "
+                f"the episode {self.episode.num_frames}",
+                code="data.length_mismatch",
+                details={"camera": camera},
+            )
+        return values
+
+    def _metadata(
+        self, index: int, anchor: int, key: str, image_timesteps: list[int]
+    ) -> dict[str, Any]:
+        spec, windows = self.spec.windows, self.windows
+        past, future = int(windows.pad_left[index]), int(windows.pad_right[index])
+        return {
+            "episode_id": self.episode.id,
+            "sample_id": f"{key}_{self.episode.id}_t{anchor:04d}",
+            "anchor_timestep": anchor,
+            "anchor_relative_idx": spec.past,
+            "image_timesteps": image_timesteps,
+            "lowdim_start_timestep": anchor - spec.past,
+            "lowdim_end_timestep": anchor + spec.future,
+            "past_padding": past,
+            "future_padding": future,
+            "camera_names": list(self.cameras),
+            "original_episode_length": self.episode.num_frames,
+            "original_image_sizes": {
+                name: list(self.episode.cameras[name].size[::-1]) for name in self.cameras
+            },
+            "is_padded": past + future > 0,
+            "task": self.episode.task,
+            "fps": self.episode.fps,
+            **self.episode.extras,
+            **{name: values[anchor] for name, values in self.episode.frame_metadata.items()},
+        }
+
+
+def sample_key(episode_id: str, anchor: int) -> str:
+    """36 characters that depend on episode and anchor alone."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"vlatool/{episode_id}/{anchor}"))
+
+
+def check_finite(episode: Episode) -> None:
+    """Makes sure that every number is one.
+
+    Raises:
+        DataError: A field holds NaN or infinity; names field and first frame.
+    """
+    for name, values in episode.lowdim.items():
+        if values.dtype.kind in "fc" and not np.isfinite(values).all():
+            frame = int(np.argwhere(~np.isfinite(values))[0][0])
+            raise DataError(
+                f"{episode.id}: field {name!r} is not finite at frame {frame}",
+                hint="repair the recording, or leave the field out",
+                code="data.not_finite",
+                details={"field": name, "frame": frame},
+            )
+
+
+def schema_of(fields: Mapping[str, Array]) -> dict[str, int]:
+    """Width of each numeric field; 0 for text. Episodes of one data set must agree in it."""
+    return {
+        name: 0 if values.dtype.kind == "U" else int(np.prod(values.shape[1:]))
+        for name, values in fields.items()
+    }

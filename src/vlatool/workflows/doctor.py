@@ -1,0 +1,212 @@
+"""What works on this machine, and what does not."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlatool import __version__
+from vlatool.errors import EnvironmentProblem
+from vlatool.events import NULL, Reporter
+from vlatool.parallel.executor import default_workers
+
+CORE = (
+    "typer", "rich", "pydantic", "pyyaml", "numpy", "pillow", "pyarrow", "av", "boto3",
+    "huggingface_hub", "tokenizers", "scipy",
+)  # fmt: skip
+EXTRAS = {
+    "train": ("torch", "accelerate", "webdataset", "transformers", "safetensors", "gymnasium"),
+    "ray": ("ray",),
+}
+FREE_DISK_LOW_BYTES = 5 * 2**30
+Status = Literal["ok", "note", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        status: `note`: not needed by everyone; `warning`: look at it; `error`: the core is broken.
+        message: What was found.
+        hint: What to do about it; may be empty.
+    """
+
+    name: str
+    status: Status
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class DoctorResult:
+    """All checks, in the order made."""
+
+    checks: Sequence[Check]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the core works."""
+        return not any(check.status == "error" for check in self.checks)
+
+    def document(self) -> dict[str, Any]:
+        """Checks as mappings."""
+        return {
+            "version": __version__,
+            "healthy": self.is_healthy,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def text(self) -> str:
+        """One line per check, its hint below."""
+        width = max(len(check.name) for check in self.checks)
+        lines: list[str] = []
+        for check in self.checks:
+            lines.append(f"{check.status:<8} {check.name:<{width}}  {check.message}")
+            if check.hint:
+                lines.append(f"{'':<8} {'':<{width}}  {check.hint}")
+        return "\n".join(lines)
+
+
+class DoctorProblem(EnvironmentProblem):
+    """The core does not work here; `result` holds all checks."""
+
+    def __init__(self, result: DoctorResult) -> None:
+        broken = [check.name for check in result.checks if check.status == "error"]
+        super().__init__(
+            f"the core does not work here: {', '.join(broken)}",
+            hint=next(check.hint for check in result.checks if check.status == "error"),
+            code="environment.broken_core",
+            details={"broken": broken},
+        )
+        self.result = result
+
+
+def doctor(*, reporter: Reporter = NULL) -> DoctorResult:
+    """Looks at everything the tool builds on.
+
+    Raises:
+        EnvironmentProblem: The core does not work; `error.result` holds the checks.
+    """
+    del reporter
+    makers: tuple[Callable[[], Iterator[Check]], ...] = (
+        _python, _core, _extras, _devices, _presets, _registries, _machine,
+    )  # fmt: skip
+    result = DoctorResult(tuple(check for maker in makers for check in maker()))
+    if not result.is_healthy:
+        raise DoctorProblem(result)
+    return result
+
+
+def _python() -> Iterator[Check]:
+    version = platform.python_version()
+    is_new = sys.version_info >= (3, 11)
+    yield Check(
+        "python",
+        "ok" if is_new else "error",
+        f"{version} on {platform.system()} {platform.machine()}",
+        "" if is_new else "vlatool needs Python 3.11 or newer",
+    )
+
+
+def _core() -> Iterator[Check]:
+    versions = {name: _version(name) for name in CORE}
+    missing = [name for name, version in versions.items() if not version]
+    if missing:
+        yield Check(
+            "core packages", "error", f"missing: {', '.join(missing)}", "pip install vlatool"
+        )
+    else:
+        found = ", ".join(f"{name} {version}" for name, version in versions.items())
+        yield Check("core packages", "ok", found)
+
+
+def _extras() -> Iterator[Check]:
+    for extra, packages in EXTRAS.items():
+        versions = {name: _version(name) for name in packages}
+        missing = [name for name, version in versions.items() if not version]
+        if missing:
+            hint = f"pip install 'vlatool[{extra}]'"
+            yield Check(f"extra {extra}", "note", f"missing: {', '.join(missing)}", hint)
+        else:
+            found = ", ".join(f"{name} {version}" for name, version in versions.items())
+            yield Check(f"extra {extra}", "ok", found)
+
+
+def _devices() -> Iterator[Check]:
+    if not _version("torch"):
+        return
+    try:
+        import torch
+
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    except (ImportError, OSError, RuntimeError) as error:
+        yield Check("devices", "warning", f"torch does not load: {error}", "reinstall torch")
+        return
+    if names:
+        yield Check("devices", "ok", ", ".join(names))
+    else:
+        yield Check("devices", "note", "no GPU: training runs on the CPU")
+
+
+def _presets() -> Iterator[Check]:
+    from vlatool.config.presets import list_presets
+
+    count = len(list_presets())
+    if count:
+        yield Check("presets", "ok", f"{count} found")
+    else:
+        yield Check("presets", "warning", "none found", "reinstall vlatool")
+
+
+def _registries() -> Iterator[Check]:
+    from vlatool.workflows.catalog import plugins
+
+    rows = plugins().plugins
+    for row in rows:
+        if row.error:
+            hint = f"reinstall or remove the distribution {row.origin!r}"
+            yield Check(f"plugin {row.name}", "warning", row.error, hint)
+    yield Check("registries", "ok", ", ".join(row.name for row in rows if not row.error))
+
+
+def _machine() -> Iterator[Check]:
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x")
+        yield Check("temporary folder", "ok", f"{tempfile.gettempdir()} is writable")
+    except OSError as error:
+        hint = "set TMPDIR to a folder that can be written"
+        yield Check("temporary folder", "error", f"not writable: {error}", hint)
+    free = shutil.disk_usage(Path.cwd()).free
+    is_low = free < FREE_DISK_LOW_BYTES
+    hint = "data sets and checkpoints need room" if is_low else ""
+    yield Check("free disk", "warning" if is_low else "ok", f"{_gib(free)} here", hint)
+    yield Check("processors", "ok", f"{default_workers()} usable of {os.cpu_count() or 1}")
+    if memory := _memory_bytes():
+        yield Check("memory", "ok", _gib(memory))
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

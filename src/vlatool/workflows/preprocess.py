@@ -1,0 +1,437 @@
+"""Raw episodes of any format to training shards."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, SerializeAsAny, create_model, field_validator
+
+from vlatool.artifacts.output_record import OutputRecord, claim_output
+from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
+from vlatool.config.base import ConfigModel, needed_field
+from vlatool.episode import Episode, EpisodeRef
+from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
+from vlatool.events import NULL, Reporter
+from vlatool.parallel.executor import default_workers, make_executor
+from vlatool.plugins import FORMATS
+from vlatool.sinks.base import Receipt
+from vlatool.sinks.shards import ShardSink, ShardsSummary
+from vlatool.sources.base import FormatReader
+from vlatool.sources.order import select
+from vlatool.storage.atomic import remove_partials
+from vlatool.storage.lock import output_lock
+from vlatool.storage.uri import local_path
+from vlatool.transforms.geometry import ResizeMethod
+from vlatool.transforms.sampling import SampleSpec
+from vlatool.transforms.windows import Padding, WindowSpec, make_windows
+from vlatool.workflows.episode_task import (
+    EpisodeTask,
+    check_cameras,
+    first_readable,
+    kept_cameras,
+)
+
+
+class PreprocessConfig(ConfigModel):
+    """What `vlatool preprocess` does; keys of the format may also be written flat."""
+
+    flat_sections: ClassVar[tuple[str, ...]] = ("source",)
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {"output", "sources", "workers", "overwrite", "dry_run", "on_error", "max_failures"}
+    )
+
+    format: str = needed_field("", "Name of the dataset format.")
+    sources: list[str] = needed_field([], "Folders to search for episodes.")
+    output: str = needed_field("", "Folder for shards/ and episodes/.")
+    source: SerializeAsAny[ConfigModel] = Field(
+        ConfigModel(), description="Keys of the format's reader."
+    )
+    episodes: str | None = Field(
+        None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
+    )
+    max_episodes: int | None = Field(
+        None, ge=-1, description="Take at most so many episodes; -1 for all."
+    )
+    past_lowdim_steps: int = Field(1, ge=0, description="Frames of a window before the anchor.")
+    future_lowdim_steps: int = Field(14, ge=0, description="Frames of a window after the anchor.")
+    stride: int = Field(1, ge=1, description="Frames from one anchor to the next.")
+    max_padding_left: int = Field(1, ge=0, description="Most padded frames before an episode.")
+    max_padding_right: int = Field(7, ge=0, description="Most padded frames after an episode.")
+    padding_strategy: Padding = Field("copy", description="What padded rows hold.")
+    camera_names: list[str] | None = Field(None, description="Cameras, in order; null for all.")
+    skip_episodes_missing_cameras: bool = Field(
+        False, description="Drop an episode that lacks a camera instead of keeping it without."
+    )
+    image_indices: list[int] = Field(
+        [-1, 0], min_length=1, description="Pictures of a sample, as frames from the anchor."
+    )
+    resize_images_size: tuple[int, int] | None = Field(
+        None, description="Width, height of the pictures; null keeps theirs."
+    )
+    image_resizing_method: ResizeMethod = Field(
+        "center_crop", description="How pictures get their size."
+    )
+    jpeg_quality: int = Field(95, ge=1, le=100, description="JPEG quality.")
+    samples_per_shard: int = Field(128, ge=1, description="Samples in a shard.")
+    seed: int = Field(42, description="Seed of the shuffle.")
+    compat: bool = Field(
+        False, description="Published arithmetic for intrinsics, half a pixel beside the pixels."
+    )
+    workers: int | None = Field(None, ge=1, description="Processes; null for one per processor.")
+    on_error: Literal["skip", "stop"] = Field(
+        "skip", description="skip keeps the good episodes, stop ends at the first bad one."
+    )
+    max_failures: int | None = Field(None, ge=0, description="End when more episodes failed.")
+    overwrite: bool = Field(False, description="Replace an output made with other options.")
+    dry_run: bool = Field(False, description="Say what would be done and write nothing.")
+
+    @field_validator("image_resizing_method", mode="before")
+    @classmethod
+    def _published_spelling(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("resize_images_size")
+    @classmethod
+    def _positive_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and min(value) < 1:
+            raise ValueError("width and height must be at least 1")
+        return value
+
+    @classmethod
+    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+        """The class whose `source` section is the format's."""
+        name = tree.get("format")
+        if not name:
+            return cls
+        section = FORMATS.get(str(name)).Config
+        return create_model(
+            cls.__name__, __base__=cls, source=(section, Field(default_factory=section))
+        )
+
+
+@dataclass(frozen=True)
+class PreprocessResult:
+    """What came of a run; `failures` lists the episodes that are not in the output."""
+
+    output: str
+    episodes: int
+    frames: int
+    samples: int
+    shards: int
+    bytes: int
+    cameras: tuple[str, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    dropped: Mapping[str, int]
+    failures: tuple[Mapping[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    status: str = "written"
+    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        cameras = ", ".join(self.cameras) or "none"
+        lines = [
+            f"{self.output}: {self.samples} samples in {self.shards} shards from "
+            f"{self.episodes} episodes ({self.bytes / 1e6:.1f} MB)",
+            f"cameras: {cameras}",
+            f"actions: {', '.join(self.action_fields)}",
+            f"proprioception: {', '.join(self.proprioception_fields)}",
+        ]
+        if self.status == "planned":
+            lines[0] = (
+                f"{self.output}: would write about {self.samples} samples in {self.shards} "
+                f"shards from {self.episodes} episodes; nothing was written"
+            )
+        if self.status == "already complete":
+            lines[0] += "; was already complete, nothing to do"
+        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        if self.status != "planned":
+            lines.append(f"next: vlatool train --preset diffusion-policy-tiny --data {self.output}")
+        return "\n".join(lines)
+
+
+def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> PreprocessResult:
+    """Reads episodes, cuts them into samples and writes shards.
+
+    Raises:
+        UsageError: A needed key is missing, or the output belongs to another run.
+        DataError: No episode can be used, or one cannot and `on_error` is `stop`.
+        PartialFailure: The shards are written, but without the episodes that failed.
+    """
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    reader = _reader(config)
+    refs = _discover(config, reader)
+    for code, message in reader.warnings:
+        reporter.warn(code, message)
+    first = first_readable(reader, refs)
+    check_cameras(config.camera_names or (), reader, refs, first)
+    task = _task(config, reader, first)
+    _announce(task, first, reporter)
+    if config.dry_run:
+        return _planned(config, task, refs, first)
+    output = local_path(config.output)
+    record = _record(config, refs)
+    with output_lock(output, f"vlatool preprocess {config.format}"):
+        done = claim_output(
+            output, record, overwrite=config.overwrite, parts=("shards", "episodes")
+        )
+        if done is not None and done.result is not None:
+            return PreprocessResult(**{**done.result, "status": "already complete"})
+        remove_partials(output)
+        collected = _Collected()
+        receipts = _receipts(config, task, refs, reporter, collected)
+        summary = task.sink.finish(receipts)
+        write_preprocessing_config(output / "shards", _data_options(config, task, first))
+        write_processing_metadata(
+            output / "shards",
+            started=started,
+            counts={
+                "total_samples_created": summary.samples,
+                "sample_counts": {"dropped": dict(summary.dropped)},
+                "failures": collected.failures,
+            },
+            arguments=record.options,
+            episodes=[ref.id for ref in refs],
+        )
+        result = _result(config, task, summary, collected, len(refs))
+        result = PreprocessResult(**{**asdict(result), "seconds": round(time.monotonic() - clock, 2)})
+        OutputRecord(record.command, record.options, record.inputs, result.document()).save(output)
+    return _checked(result)
+
+
+@dataclass
+class _Collected:
+    """What the driver learns while receipts pass by."""
+
+    failures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    warnings: dict[str, int] = field(default_factory=dict[str, int])
+
+
+def _reader(config: PreprocessConfig) -> FormatReader:
+    for key in ("format", "sources", "output"):
+        if not getattr(config, key):
+            raise UsageError(
+                f"preprocess needs a value for {key!r}",
+                hint="vlatool preprocess FORMAT SOURCE... --output DIR",
+                code="usage.missing_key",
+            )
+    kind = FORMATS.get(config.format)
+    section = config.source if isinstance(config.source, kind.Config) else kind.Config()
+    return kind(section)
+
+
+def _discover(config: PreprocessConfig, reader: FormatReader) -> list[EpisodeRef]:
+    sources = [local_path(source) for source in config.sources]
+    for source in sources:
+        if not source.exists():
+            raise DataError(
+                f"{source}: does not exist",
+                hint="check the path of the source",
+                code="data.no_source",
+                details={"source": str(source)},
+            )
+    refs = select(list(reader.discover(sources)), config.episodes)
+    limit = config.max_episodes
+    return refs if limit is None or limit < 0 else refs[:limit]
+
+
+def _task(config: PreprocessConfig, reader: FormatReader, first: Episode) -> EpisodeTask:
+    size = config.resize_images_size
+    spec = SampleSpec(
+        windows=WindowSpec(
+            past=config.past_lowdim_steps,
+            future=config.future_lowdim_steps,
+            stride=config.stride,
+            max_padding_left=config.max_padding_left,
+            max_padding_right=config.max_padding_right,
+            padding=config.padding_strategy,
+        ),
+        image_offsets=tuple(config.image_indices),
+        image_size=None if size is None else (size[1], size[0]),
+        resize_method=config.image_resizing_method,
+        compat=config.compat,
+    )
+    sink = ShardSink(
+        output=local_path(config.output),
+        samples_per_shard=config.samples_per_shard,
+        seed=config.seed,
+        executor=make_executor(config.workers or default_workers()),
+    )
+    return EpisodeTask.for_dataset(
+        config.format,
+        reader.config,
+        spec,
+        sink,
+        first,
+        cameras=config.camera_names,
+        skip_missing_cameras=config.skip_episodes_missing_cameras,
+        jpeg_quality=config.jpeg_quality,
+    )
+
+
+def _announce(task: EpisodeTask, first: Episode, reporter: Reporter) -> None:
+    reporter.note(f"cameras: {', '.join(task.cameras)}")
+    reporter.note(f"action fields: {', '.join(first.action_fields) or 'none'}")
+    reporter.note(f"proprioception fields: {', '.join(first.proprioception_fields) or 'none'}")
+
+
+def _receipts(
+    config: PreprocessConfig,
+    task: EpisodeTask,
+    refs: Sequence[EpisodeRef],
+    reporter: Reporter,
+    collected: _Collected,
+) -> Iterator[Receipt]:
+    """Receipts of the good episodes in order; failures and warnings are collected."""
+    with reporter.progress("episodes", len(refs), "episode") as bar:
+        samples = 0
+        for outcome in task.sink.executor.map(task, refs):
+            if outcome.error is not None:
+                _fail(config, outcome.item, outcome.error, reporter, collected)
+            elif outcome.value is not None:
+                samples += len(outcome.value.ranges)
+                _warn(outcome.value, reporter, collected)
+                yield outcome.value
+            bar.advance(samples=samples, failed=len(collected.failures))
+    if len(collected.failures) == len(refs):
+        raise DataError(
+            f"every episode failed; the first: {collected.failures[0]['message']}",
+            hint=str(collected.failures[0]["hint"]),
+            code="data.all_failed",
+            details={"failures": collected.failures},
+        )
+
+
+def _fail(
+    config: PreprocessConfig,
+    ref: EpisodeRef,
+    error: VlatoolError,
+    reporter: Reporter,
+    collected: _Collected,
+) -> None:
+    if config.on_error == "stop" or not isinstance(error, DataError):
+        raise error
+    collected.failures.append(
+        {
+            "episode": ref.id,
+            "path": str(ref.path),
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "details": error.details,
+        }
+    )
+    reporter.warn("episode_failed", f"{ref.id}: {error.message}")
+    if config.max_failures is not None and len(collected.failures) > config.max_failures:
+        raise DataError(
+            f"{len(collected.failures)} episodes failed, more than --max-failures allows",
+            hint=error.message,
+            code="data.too_many_failures",
+            details={"failures": collected.failures},
+        )
+
+
+def _warn(receipt: Receipt, reporter: Reporter, collected: _Collected) -> None:
+    """Tells each kind of warning once and counts the rest."""
+    for code, message in receipt.warnings:
+        if code not in collected.warnings:
+            reporter.warn(code, message)
+        collected.warnings[code] = collected.warnings.get(code, 0) + 1
+
+
+def _record(config: PreprocessConfig, refs: Sequence[EpisodeRef]) -> OutputRecord:
+    options = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
+    return OutputRecord("preprocess", options, {"episodes": [ref.id for ref in refs]})
+
+
+def _data_options(
+    config: PreprocessConfig, task: EpisodeTask, first: Episode
+) -> dict[str, Any]:
+    """preprocessing_config.yaml: what shaped the data and what training needs to know of them."""
+    section = config.source.model_dump(mode="json")
+    own = config.model_dump(
+        mode="json", exclude={*config.no_effect_on_output, "source", "format", "episodes"}
+    )
+    return {
+        **section,
+        **own,
+        "type": config.format,
+        "source_episodes": [Path(source).name for source in config.sources],
+        "image_resizing_method": config.image_resizing_method.upper(),
+        "camera_names": list(task.cameras),
+        "action_fields": list(first.action_fields),
+        "proprioception_fields": list(first.proprioception_fields),
+        "fps": first.fps,
+        "output_dir": None,
+    }
+
+
+def _result(
+    config: PreprocessConfig,
+    task: EpisodeTask,
+    summary: ShardsSummary,
+    collected: _Collected,
+    episodes: int,
+) -> PreprocessResult:
+    return PreprocessResult(
+        output=config.output,
+        episodes=episodes - len(collected.failures),
+        frames=summary.frames,
+        samples=summary.samples,
+        shards=summary.shards,
+        bytes=summary.bytes,
+        cameras=task.cameras,
+        action_fields=task.action_fields,
+        proprioception_fields=task.proprioception_fields,
+        dropped=summary.dropped,
+        failures=tuple(collected.failures),
+        warnings=tuple(f"{code}: {count} episodes" for code, count in collected.warnings.items()),
+    )
+
+
+def _planned(
+    config: PreprocessConfig, task: EpisodeTask, refs: Sequence[EpisodeRef], first: Episode
+) -> PreprocessResult:
+    """What a run would do, estimated from the first episode."""
+    per_episode = len(make_windows(first.num_frames, task.spec.windows).anchors)
+    samples = per_episode * len(refs)
+    return PreprocessResult(
+        output=config.output,
+        episodes=len(refs),
+        frames=first.num_frames * len(refs),
+        samples=samples,
+        shards=-(-samples // config.samples_per_shard),
+        bytes=0,
+        cameras=kept_cameras(first, task.cameras),
+        action_fields=first.action_fields,
+        proprioception_fields=first.proprioception_fields,
+        dropped={},
+        status="planned",
+        plan={"estimated_from": first.id},
+    )
+
+
+def _checked(result: PreprocessResult) -> PreprocessResult:
+    if not result.failures:
+        return result
+    failed = ", ".join(str(one["episode"]) for one in result.failures[:5])
+    problem = PartialFailure(
+        f"{len(result.failures)} of {len(result.failures) + result.episodes} episodes failed: "
+        f"{failed}{', ...' if len(result.failures) > 5 else ''}",
+        hint="the others are written; reasons are listed in .vlatool/run.json",
+        code="partial.episodes_failed",
+        details={"failures": list(result.failures)},
+    )
+    problem.result = result
+    raise problem

@@ -1,0 +1,101 @@
+"""The exact configuration that a run would use, and where each value came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+from pydantic import BaseModel
+
+from vlatool.config import schema as declared
+from vlatool.config.explain import to_yaml, value_origins
+from vlatool.config.resolve import Resolved, with_derived
+from vlatool.events import NULL, Reporter
+from vlatool.storage.atomic import write_text
+from vlatool.storage.uri import local_path
+
+FILE_NAME = "resolved_config.yaml"
+
+
+@runtime_checkable
+class DerivesFromData(Protocol):
+    """A configuration some of whose values come from data sets."""
+
+    def derive_from_data(self) -> tuple[Any, Mapping[str, str]]:
+        """The configuration with those values, and by which rule each was found."""
+        ...
+
+
+@dataclass(frozen=True)
+class ResolveResult:
+    """A resolved configuration, ready to print.
+
+    Attributes:
+        resolved: The configuration with origins.
+        unset: Needed keys without a value.
+        output: The file that was written, if any.
+        explain: Whether origins are shown.
+    """
+
+    resolved: Resolved[Any]
+    unset: list[str]
+    output: Path | None = None
+    explain: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        document: dict[str, Any] = {
+            "config": self.resolved.config.model_dump(mode="json"),
+            "unset": self.unset,
+        }
+        if self.explain:
+            document["origins"] = value_origins(self.resolved)
+        if self.output is not None:
+            document["output"] = str(self.output)
+        return document
+
+    def text(self) -> str:
+        """The result as YAML; a last comment names needed keys without a value."""
+        text = to_yaml(self.resolved, explain=self.explain)
+        if self.unset:
+            text += f"# not set, but needed to run: {', '.join(self.unset)}\n"
+        return text
+
+
+def resolve_config(
+    resolved: Resolved[Any],
+    *,
+    explain: bool = False,
+    output: str | None = None,
+    derive: bool = False,
+    reporter: Reporter = NULL,
+) -> ResolveResult:
+    """Shows, and writes if asked to, a configuration.
+
+    Args:
+        resolved: What `load_config` returned.
+        explain: Whether each value is followed by its origin.
+        output: A file to write, or a folder to write `resolved_config.yaml` into.
+        derive: Whether data sets are opened for the values that come from them.
+        reporter: Hears about the written file.
+    """
+    if derive and isinstance(resolved.config, DerivesFromData):
+        config, rules = resolved.config.derive_from_data()
+        resolved = with_derived(resolved, config, rules)
+    target = _target(output) if output else None
+    unset = declared.unset_needed(cast(BaseModel, resolved.config))
+    result = ResolveResult(resolved, unset, target, explain)
+    if target is not None:
+        write_text(target, result.text())
+        reporter.note(f"wrote {target}")
+    return result
+
+
+def json_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of a configuration class."""
+    return declared.json_schema(schema)
+
+
+def _target(output: str) -> Path:
+    path = local_path(output)
+    return path / FILE_NAME if output.endswith("/") or path.is_dir() else path

@@ -1,0 +1,144 @@
+"""The cameras of the world: ideal pinholes with the names, ids and sizes of a real station.
+
+A camera frame has x to the right and y down in the picture, z into the scene.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vlatool.world.scene import FloatArray, Scene
+
+CameraCount = Literal[2, 4, 6]
+SizeName = Literal["small", "published"]
+Size = tuple[int, int]
+
+LEFT_ARM_POSITION = np.array([-0.15, 0.75, 0.35])
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where a camera is and what it looks at.
+
+    Attributes:
+        name: Semantic name.
+        id: Hardware id, which names its arrays in raw Spartan episodes.
+        position: In the base frame, or from the finger tips for a camera on the moving hand [3].
+        looks_at: A point in the same frame as `position`.
+        focal: Focal length in picture heights.
+        published_size: (height, width) of the real camera, in pixels.
+        on_hand: Whether the camera moves with the right hand.
+        up: What is up in the picture.
+    """
+
+    name: str
+    id: str
+    position: tuple[float, float, float]
+    looks_at: tuple[float, float, float]
+    focal: float
+    published_size: Size
+    on_hand: bool = False
+    up: tuple[float, float, float] = (0.0, 1.0, 0.0)
+
+    def size(self, name: SizeName) -> Size:
+        """(height, width) in pixels."""
+        return (64, 64) if name == "small" else self.published_size
+
+    def rotation(self) -> FloatArray:
+        """The camera's axes as columns, base_R_camera [3, 3]; constant: the hand never turns."""
+        forward = np.subtract(self.looks_at, self.position)
+        forward = forward / np.linalg.norm(forward)
+        right = np.cross(forward, self.up)
+        right /= np.linalg.norm(right)
+        return np.column_stack([right, np.cross(forward, right), forward])
+
+    def centre(self, scene: Scene) -> FloatArray:
+        """Position in the base frame [3]."""
+        offset = scene.gripper[:3] if self.on_hand else np.zeros(3)
+        return offset + np.asarray(self.position)
+
+    def extrinsics(self, scene: Scene) -> FloatArray:
+        """base_T_camera [4, 4]."""
+        transform = np.eye(4)
+        transform[:3, :3] = self.rotation()
+        transform[:3, 3] = self.centre(scene)
+        return transform
+
+    def intrinsics(self, size: Size) -> FloatArray:
+        """Pinhole matrix [3, 3] in pixels of a picture of `size` (height, width)."""
+        height, width = size
+        focal = self.focal * height
+        return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
+
+
+_SCENE: Size = (480, 640)
+_WRIST: Size = (600, 960)
+_UPRIGHT = (0.0, 0.0, 1.0)
+# Half of what the hand camera sees is 0.12 + 0.9 z wide (measured to be learnable).
+_HAND_FOCAL = 0.5 / 0.9
+_HAND_HEIGHT = 0.12 / 0.9
+
+CAMERAS = {
+    camera.name: camera
+    for camera in (
+        Camera("scene_right_0", "6CD146030E99", (0.56, 0.36, 1.6), (0.5, 0.5, 0.0), 1.42, _SCENE),
+        Camera(
+            "scene_left_0",
+            "6CD146031C25",
+            (0.1, -0.45, 1.1),
+            (0.5, 0.47, 0.0),
+            1.15,
+            _SCENE,
+            up=_UPRIGHT,
+        ),
+        Camera(
+            "wrist_left_minus",
+            "BFS_23595718",
+            (-0.15, 0.65, 0.5),
+            (0.42, 0.48, 0.0),
+            0.55,
+            _WRIST,
+            up=_UPRIGHT,
+        ),
+        Camera(
+            "wrist_left_plus",
+            "BFS_23595721",
+            (-0.15, 0.85, 0.75),
+            (0.5, 0.5, 0.0),
+            0.72,
+            _WRIST,
+            up=_UPRIGHT,
+        ),
+        Camera(
+            "wrist_right_minus",
+            "BFS_23595722",
+            (0.0, 0.0, _HAND_HEIGHT),
+            (0.0, 0.0, 0.0),
+            _HAND_FOCAL,
+            _WRIST,
+            on_hand=True,
+        ),
+        Camera(
+            "wrist_right_plus",
+            "BFS_23595725",
+            (0.0, -0.09, 0.15),
+            (0.0, 0.02, 0.0),
+            _HAND_FOCAL,
+            _WRIST,
+            on_hand=True,
+        ),
+    )
+}
+
+# Four: the cameras that both published stations have. Source: lbm-data 6.2.
+PRESETS: dict[CameraCount, tuple[str, ...]] = {
+    2: ("scene_right_0", "wrist_right_minus"),
+    4: ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus"),
+    6: tuple(CAMERAS),
+}
+
+
+def cameras_for(count: CameraCount) -> tuple[Camera, ...]:
+    """The cameras of a station with that many, in order."""
+    return tuple(CAMERAS[name] for name in PRESETS[count])

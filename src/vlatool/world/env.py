@@ -1,0 +1,129 @@
+"""The world as a Gymnasium environment."""
+
+import string
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from vlatool.errors import UsageError
+from vlatool.world.cameras import CameraCount, SizeName, cameras_for
+from vlatool.world.render import View
+from vlatool.world.scene import (
+    COLOURS,
+    FPS,
+    MAX_STEPS,
+    OPEN,
+    Scene,
+    instruction_for,
+    random_scene,
+    step,
+)
+
+Observation = dict[str, Any]
+
+_LONGEST_INSTRUCTION = 200
+
+
+class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
+    """Put the named block into the bin.
+
+    Observation: one picture uint8 [H, W, 3] per camera under the camera's name, `proprio`
+    float64 [4] (x, y, z, opening of the hand, metres) and `instruction`. Action: the wanted
+    x, y, z, opening [4], absolute; the hand moves at most 0.045 towards it. The reward is 1 when
+    the named block lies in the bin, which ends the episode; it is cut after 104 steps.
+
+    The info of every step holds `instruction`, `target` (colour that counts), `placed` (colour in
+    the bin, or None) and `success`.
+    """
+
+    # Gymnasium reads both from the class.
+    metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012
+
+    def __init__(
+        self,
+        cameras: CameraCount = 2,
+        size: SizeName = "small",
+        render_mode: str | None = "rgb_array",
+    ) -> None:
+        self.render_mode = render_mode
+        self._views = [View(camera, camera.size(size)) for camera in cameras_for(cameras)]
+        pictures = {view.camera.name: _picture_space(view) for view in self._views}
+        self.observation_space = spaces.Dict(
+            {
+                **pictures,
+                "proprio": _pose_space(),
+                "instruction": spaces.Text(
+                    _LONGEST_INSTRUCTION, min_length=0, charset=string.printable
+                ),
+            }
+        )
+        self.action_space = _pose_space()
+        self._begin(random_scene(np.random.default_rng(0)), 0, None)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """A random start; `options` may fix `target` (a colour) and `instruction` (any text)."""
+        super().reset(seed=seed)
+        wishes = options or {}
+        scene = random_scene(self.np_random)
+        drawn = int(self.np_random.integers(len(COLOURS)))
+        target = _block_of(wishes["target"]) if "target" in wishes else drawn
+        self._begin(scene, target, wishes.get("instruction"))
+        return self._observe(), self._info()
+
+    def step(
+        self, action: NDArray[np.float64]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Moves towards the commanded pose for a tenth of a second."""
+        self._scene = step(self._scene, np.asarray(action, np.float64))
+        self._steps += 1
+        success = self._scene.is_in_bin(self._target)
+        truncated = self._steps >= MAX_STEPS and not success
+        return self._observe(), float(success), success, truncated, self._info()
+
+    def render(self) -> Any:
+        """The picture of the first camera, uint8 [H, W, 3]."""
+        return self._views[0].draw(self._scene) if self.render_mode == "rgb_array" else None
+
+    def _begin(self, scene: Scene, target: int, instruction: str | None) -> None:
+        self._scene = scene
+        self._target = target
+        self._instruction = instruction or instruction_for(COLOURS[target])
+        self._steps = 0
+
+    def _observe(self) -> Observation:
+        pictures = {view.camera.name: view.draw(self._scene) for view in self._views}
+        proprio = self._scene.gripper.copy()
+        return {**pictures, "proprio": proprio, "instruction": self._instruction}
+
+    def _info(self) -> dict[str, Any]:
+        placed = self._scene.placed(self._target)
+        return {
+            "instruction": self._instruction,
+            "target": COLOURS[self._target],
+            "placed": None if placed is None else COLOURS[placed],
+            "success": self._scene.is_in_bin(self._target),
+        }
+
+
+def _picture_space(view: View) -> spaces.Box:
+    return spaces.Box(0, 255, (*view.size, 3), np.uint8)
+
+
+def _pose_space() -> spaces.Space[NDArray[np.float64]]:
+    box = spaces.Box(np.zeros(4), np.array([1.0, 1.0, 1.0, OPEN]), dtype=np.float64)
+    return cast(spaces.Space[NDArray[np.float64]], box)
+
+
+def _block_of(colour: str) -> int:
+    if colour not in COLOURS:
+        raise UsageError(
+            f"unknown target {colour!r}",
+            hint=f"known: {', '.join(COLOURS)}",
+            code="usage.unknown_target",
+        )
+    return COLOURS.index(colour)

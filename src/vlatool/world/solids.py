@@ -1,0 +1,143 @@
+"""What there is to see in a scene, as coloured quadrilaterals; nothing about pictures here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlatool.world.scene import BIN_HALF, BIN_WALL, BLOCK_HALF, FloatArray, Scene
+
+BLOCK_LABELS = (1, 2, 3)
+BIN_LABEL = 4
+HAND_LABEL = 5
+
+_BLOCK_COLOURS = ((214, 48, 44), (46, 164, 72), (48, 96, 216))
+_BIN_COLOUR = (122, 112, 138)
+_BIN_FLOOR = (58, 52, 70)
+_FINGER_COLOUR = (245, 196, 60)
+_PALM_COLOUR = (232, 234, 238)
+_SHADOW = (30, 22, 14)
+_BIN_HEIGHT = 0.05
+_FINGER_HALF = (0.008, 0.016, 0.035)
+_PALM_HALF = (0.062, 0.022, 0.014)
+_PALM_HEIGHT = 0.082
+
+# Corners of a box's faces in units of its half sizes, and how much light each face gets.
+_FACE_NORMALS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+_FACE_LIGHT = (0.72, 0.86, 0.66, 0.78, 1.0, 0.4)
+
+
+@dataclass(frozen=True)
+class Face:
+    """A flat quadrilateral [4, 3] with its colour (RGB), how opaque it is, and its label."""
+
+    corners: FloatArray
+    colour: tuple[float, float, float]
+    label: int
+    opacity: float = 1.0
+
+
+def _unit_faces() -> FloatArray:
+    """Corners of the six faces of the cube from -1 to 1, in order around each [6, 4, 3]."""
+    faces: list[FloatArray] = []
+    for normal in _FACE_NORMALS:
+        axis = int(np.abs(normal).argmax())
+        across, along = np.roll(np.eye(3), 1, axis=0)[axis], np.roll(np.eye(3), 2, axis=0)[axis]
+        faces.append(
+            normal + np.array([across + along, across - along, -across - along, along - across])
+        )
+    return np.array(faces)
+
+
+_UNIT_FACES = _unit_faces()
+
+
+def visible_faces(scene: Scene, eye: FloatArray, *, with_palm: bool) -> list[Face]:
+    """Faces seen from `eye` [3], the farthest first, as a painter needs them."""
+    boxes = [*_bin_walls(scene), *_blocks(scene), *_hand(scene, with_palm=with_palm)]
+    boxes.sort(key=lambda box: -float(np.linalg.norm(box.centre - eye)))
+    faces = [_shadow(scene), *_block_shadows(scene), _bin_floor(scene)]
+    for box in boxes:
+        faces.extend(box.faces(eye))
+    return faces
+
+
+@dataclass(frozen=True)
+class _Box:
+    centre: FloatArray
+    half: FloatArray
+    colour: tuple[int, int, int]
+    label: int
+
+    def faces(self, eye: FloatArray) -> list[Face]:
+        """The faces turned towards `eye`, at most three."""
+        beyond = (eye - self.centre) / self.half
+        seen = np.flatnonzero(_FACE_NORMALS @ beyond > 1.0)
+        corners = self.centre + _UNIT_FACES[seen] * self.half
+        return [
+            Face(corner, _lit(self.colour, _FACE_LIGHT[face]), self.label)
+            for corner, face in zip(corners, seen, strict=True)
+        ]
+
+
+def _lit(colour: tuple[int, int, int], light: float) -> tuple[float, float, float]:
+    red, green, blue = colour
+    return (red * light, green * light, blue * light)
+
+
+def _blocks(scene: Scene) -> list[_Box]:
+    half = np.full(3, BLOCK_HALF)
+    return [
+        _Box(centre, half, colour, label)
+        for centre, colour, label in zip(scene.blocks, _BLOCK_COLOURS, BLOCK_LABELS, strict=True)
+    ]
+
+
+def _bin_walls(scene: Scene) -> list[_Box]:
+    x, y = scene.bin
+    reach, thin, tall = BIN_HALF - BIN_WALL / 2, BIN_WALL / 2, _BIN_HEIGHT / 2
+    beside, before = np.array([thin, BIN_HALF, tall]), np.array([BIN_HALF - BIN_WALL, thin, tall])
+    places = [
+        (x - reach, y, beside),
+        (x + reach, y, beside),
+        (x, y - reach, before),
+        (x, y + reach, before),
+    ]
+    return [_Box(np.array([u, v, tall]), half, _BIN_COLOUR, BIN_LABEL) for u, v, half in places]
+
+
+def _bin_floor(scene: Scene) -> Face:
+    return Face(_flat(scene.bin, (BIN_HALF, BIN_HALF)), _BIN_FLOOR, BIN_LABEL)
+
+
+def _hand(scene: Scene, *, with_palm: bool) -> list[_Box]:
+    x, y, z, opening = scene.gripper
+    reach = opening / 2 + _FINGER_HALF[0]
+    half = np.array(_FINGER_HALF)
+    fingers = [
+        _Box(np.array([x + side * reach, y, z + half[2]]), half, _FINGER_COLOUR, HAND_LABEL)
+        for side in (-1, 1)
+    ]
+    if not with_palm:
+        return fingers
+    palm = np.array([x, y, z + _PALM_HEIGHT])
+    return [*fingers, _Box(palm, np.array(_PALM_HALF), _PALM_COLOUR, HAND_LABEL)]
+
+
+def _shadow(scene: Scene) -> Face:
+    x, y, z, _ = scene.gripper
+    place = np.array([x + 0.3 * z, y + 0.2 * z])
+    return Face(_flat(place, (_PALM_HALF[0], _PALM_HALF[1])), _SHADOW, 0, opacity=0.35)
+
+
+def _block_shadows(scene: Scene) -> list[Face]:
+    shadows: list[Face] = []
+    for x, y, z in scene.blocks:
+        place = np.array([x + 0.3 * z, y + 0.2 * z])
+        shadows.append(Face(_flat(place, (BLOCK_HALF, BLOCK_HALF)), _SHADOW, 0, opacity=0.35))
+    return shadows
+
+
+def _flat(centre: FloatArray, half: tuple[float, float]) -> FloatArray:
+    """Corners of a rectangle on the table [4, 3]."""
+    signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]])
+    return np.column_stack([centre + signs * half, np.zeros(4)])

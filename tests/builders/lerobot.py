@@ -1,0 +1,161 @@
+"""Tiny LeRobot v2.0 and v2.1 data sets, written by code."""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+TASKS = ("put the ball in the box", "put the ring on the peg")
+
+Columns = dict[str, Any]
+
+
+def picture(frame: int, height: int = 32, width: int = 48) -> NDArray[np.uint8]:
+    """A picture uint8 [H, W, 3] whose grey level tells its frame (mod 50), even after encoding."""
+    image = np.full((height, width, 3), 5 * (frame % 50), np.uint8)
+    image[: height // 4, : width // 4] = (200, 30, 30)
+    return image
+
+
+def frame_of(image: NDArray[np.uint8]) -> int:
+    """The frame (mod 50) a picture of `picture` was made for."""
+    height, width, _ = image.shape
+    return round(float(image[height // 2 :, width // 2 :].mean()) / 5)
+
+
+def write_video(path: Path, frames: int, *, fps: int = 10, **codec_options: str) -> None:
+    """An h264 video of `picture`; options such as `g="250"`, `bf="2"` go to the encoder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=codec_options)
+        height, width, _ = picture(0).shape
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def encoded_picture(frame: int, kind: str = "PNG") -> bytes:
+    """`picture(frame)` as the content of an image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(frame)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def lerobot_dataset(
+    root: Path,
+    lengths: Sequence[int] = (6, 4),
+    *,
+    cameras: Mapping[str, str] | None = None,
+    version: str = "v2.1",
+    info: Mapping[str, Any] | None = None,
+    change: Callable[[int, Columns], None] = lambda _number, _columns: None,
+) -> Path:
+    """Writes a data set and returns its folder.
+
+    Args:
+        root: Where to.
+        lengths: Frames of each episode.
+        cameras: Feature name to `video` or `image`; default one video camera.
+        version: `v2.0` or `v2.1`.
+        info: Keys of info.json to replace; null values remove them.
+        change: Called with the number and the columns of each episode before it is written.
+    """
+    cameras = {"observation.images.front": "video"} if cameras is None else cameras
+    _write_meta(root, lengths, cameras, version, info or {})
+    first = 0
+    for number, length in enumerate(lengths):
+        columns = _columns(number, first, length)
+        for name in (name for name, kind in cameras.items() if kind == "image"):
+            columns[name] = [{"bytes": encoded_picture(j), "path": None} for j in range(length)]
+        change(number, columns)
+        path = root / DATA_PATH.format(episode_chunk=0, episode_index=number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+        for name in (name for name, kind in cameras.items() if kind == "video"):
+            write_video(
+                root / VIDEO_PATH.format(episode_chunk=0, video_key=name, episode_index=number),
+                length,
+            )
+        first += length
+    return root
+
+
+def _columns(number: int, first: int, length: int) -> Columns:
+    rows = np.arange(length)
+    state = (100 * number + rows[:, None] + np.arange(3) / 10).astype(np.float32)
+    action = pa.FixedSizeListArray.from_arrays(pa.array((state[:, :2] + 0.5).ravel()), 2)
+    return {
+        "observation.state": state.tolist(),
+        "observation.gripper": pa.array(rows / 10, pa.float32()),
+        "action": action,
+        "timestamp": pa.array(rows / 10, pa.float32()),
+        "frame_index": rows,
+        "episode_index": np.full(length, number),
+        "index": first + rows,
+        "task_index": np.full(length, number % len(TASKS)),
+    }
+
+
+def _write_meta(
+    root: Path,
+    lengths: Sequence[int],
+    cameras: Mapping[str, str],
+    version: str,
+    changes: Mapping[str, Any],
+) -> None:
+    names = ["height", "width", "channel"]
+    features: dict[str, Any] = {
+        name: {"dtype": kind, "shape": [*picture(0).shape], "names": names}
+        for name, kind in cameras.items()
+    }
+    widths = {"observation.state": 3, "observation.gripper": 1, "action": 2, "timestamp": 1}
+    for name, width in widths.items():
+        features[name] = {"dtype": "float32", "shape": [width], "names": None}
+    for name in ("frame_index", "episode_index", "index", "task_index"):
+        features[name] = {"dtype": "int64", "shape": [1], "names": None}
+    info = {
+        "codebase_version": version,
+        "robot_type": "arm",
+        "total_episodes": len(lengths),
+        "total_frames": sum(lengths),
+        "chunks_size": 1000,
+        "fps": 10,
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": features,
+        **changes,
+    }
+    info = {key: value for key, value in info.items() if value is not None}
+    (root / "meta").mkdir(parents=True, exist_ok=True)
+    (root / "meta/info.json").write_text(json.dumps(info, indent=4))
+    write_lines(
+        root / "meta/episodes.jsonl",
+        [
+            {"episode_index": number, "tasks": [TASKS[number % len(TASKS)]], "length": length}
+            for number, length in enumerate(lengths)
+        ],
+    )
+    write_lines(
+        root / "meta/tasks.jsonl",
+        [{"task_index": number, "task": text} for number, text in enumerate(TASKS)],
+    )
+    if version == "v2.1":
+        write_lines(root / "meta/episodes_stats.jsonl", [])
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON-lines file."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

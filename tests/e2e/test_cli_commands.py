@@ -1,0 +1,149 @@
+"""Commands as they are typed: their help, their published spellings, their refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+VLATOOL = str(Path(sys.executable).parent / "vlatool")
+COMMANDS = [
+    ["demo"],
+    ["sample"],
+    ["preprocess"],
+    ["preprocess", "lerobot"],
+    ["train"],
+    ["resolve-config"],
+    ["eval", "open-loop"],
+    ["eval", "rollout"],
+    ["inspect"],
+    ["presets"],
+    ["plugins"],
+    ["doctor"],
+    ["version"],
+]
+
+
+def vlatool(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [VLATOOL, *argv], capture_output=True, text=True, check=False, cwd=cwd, timeout=240
+    )
+
+
+def error_of(*argv: str, cwd: Path | None = None) -> tuple[int, dict[str, Any]]:
+    done = vlatool("--json", *argv, cwd=cwd)
+    return done.returncode, json.loads(done.stdout)["error"]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "raw"
+    done = vlatool("sample", "spartan", str(folder), "--episodes", "2", "--frames", "12")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+def test_help_has_two_examples(argv: list[str]) -> None:
+    done = vlatool(*argv, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    examples = done.stdout.partition("Examples:\n")[2].split("\n  vlatool")
+    assert len([example for example in examples if example.strip()]) >= 2
+
+
+def test_help_of_preprocess_lists_formats_and_the_keys_of_one() -> None:
+    assert "--observation-keys" not in vlatool("preprocess", "--help").stdout
+    assert "spartan, lerobot" in vlatool("preprocess", "--help").stdout
+    assert "--observation-keys" in vlatool("preprocess", "lerobot", "--help").stdout
+
+
+def test_keys_lists_the_keys_of_a_command() -> None:
+    document = json.loads(vlatool("sample", "--keys", "--json").stdout)
+    assert {"layout", "output", "episodes"} <= {row["key"] for row in document["keys"]}
+
+
+@pytest.mark.parametrize(
+    ("argv", "exit_code", "code", "hint"),
+    [
+        (["preprocess", "sprtan", "raw"], 2, "usage.unknown_format", "spartan"),
+        (["preprocess", "spartan", "raw", "--workrs", "1"], 2, "usage.unknown_option", "--workers"),
+        (["sample", "spartan", "a", "--output", "b"], 2, "usage.given_twice", ""),
+        (["sample", "spartan", "a", "--episodes"], 2, "usage.missing_value", "--episodes"),
+        (["sample", "spartan", "a", "--preset", "nothing-like-it"], 2, "usage.unknown_preset", ""),
+    ],
+)
+def test_refusals(argv: list[str], exit_code: int, code: str, hint: str, tmp_path: Path) -> None:
+    status, error = error_of(*argv, cwd=tmp_path)
+    assert (status, error["code"]) == (exit_code, code)
+    assert hint in error["hint"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_value_and_missing_key_come_together(tmp_path: Path) -> None:
+    status, error = error_of("sample", "--episodes", "two", cwd=tmp_path)
+    assert status == 2
+    assert error["kind"] == "config"
+    assert {"layout", "output", "episodes"} <= {p["key"] for p in error["details"]["problems"]}
+
+
+def test_missing_source_is_exit_3(tmp_path: Path) -> None:
+    status, error = error_of("preprocess", "spartan", "nowhere", "-o", "out", cwd=tmp_path)
+    assert (status, error["kind"]) == (3, "data")
+
+
+def test_published_spelling_of_preprocess_does_the_same(raw: Path, tmp_path: Path) -> None:
+    ours = vlatool("preprocess", "spartan", str(raw), "-o", "ours", "--workers", "1", cwd=tmp_path)
+    published = vlatool(
+        "preprocess", "--type", "spartan", "--source_episodes", f"['{raw}/', \n]",
+        "--output_dir", "theirs", "--num-workers", "1", "--max-episodes-to-process", "-1",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert (ours.returncode, published.returncode) == (0, 0), ours.stderr + published.stderr
+    assert names(tmp_path / "ours") == names(tmp_path / "theirs")
+
+
+def test_progress_is_plain_lines_without_colour_when_stderr_is_no_terminal(
+    raw: Path, tmp_path: Path
+) -> None:
+    done = vlatool("preprocess", "spartan", str(raw), "-o", "out", "--workers", "1", cwd=tmp_path)
+    assert "\x1b" not in done.stderr
+    assert "\r" not in done.stderr
+
+
+def test_json_progress_is_one_object_per_line(raw: Path, tmp_path: Path) -> None:
+    done = vlatool(
+        "preprocess", "spartan", str(raw), "-o", "out", "--progress", "json", cwd=tmp_path
+    )
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert "progress" in events
+
+
+def test_quiet_leaves_stderr_empty(raw: Path, tmp_path: Path) -> None:
+    done = vlatool("preprocess", "spartan", str(raw), "-o", "out", "-q", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_missing_extra_is_exit_6_with_the_install_line(tmp_path: Path) -> None:
+    blocked = tmp_path / "torch"
+    blocked.mkdir()
+    (blocked / "__init__.py").write_text("raise ModuleNotFoundError(name='torch')\n")
+    program = (
+        "import sys\nfrom vlatool.workflows import catalog\n"
+        "def needs_torch():\n    import torch\n"
+        "catalog.presets = needs_torch\n"
+        "from vlatool.cli.app import run\nsys.exit(run(['presets', '--json']))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=env
+    )
+    assert done.returncode == 6
+    assert "vlatool[train]" in json.loads(done.stdout)["error"]["hint"]
+
+
+def names(folder: Path) -> list[str]:
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in files if not name.startswith(".vlatool"))

@@ -1,0 +1,145 @@
+"""The installed command: streams, exit codes, closed pipes, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+VLATOOL = str(Path(sys.executable).parent / "vlatool")
+
+
+def vlatool(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [VLATOOL, *argv], capture_output=True, text=True, check=False, cwd=cwd, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--json", "version"],
+        ["version", "--json"],
+        ["--version", "--json"],
+        ["doctor", "--json"],
+        ["presets", "--json"],
+        ["plugins", "--json"],
+        ["--help", "--json"],
+        ["presets", "--help", "--json"],
+    ],
+)
+def test_json_result_is_the_only_thing_on_stdout(argv: list[str]) -> None:
+    done = vlatool(*argv)
+    assert done.returncode == 0
+    assert isinstance(json.loads(done.stdout), dict)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "named"),
+    [
+        (["prepocess", "spartan"], "usage.unknown_command", "preprocess"),
+        (["eval", "rolout"], "usage.unknown_command", "rollout"),
+        (["doctor", "--jsno"], "usage.unknown_option", "--json"),
+        (["--vresion"], "usage.unknown_option", "--version"),
+        (["presets", "--progress", "fancy"], "usage.unknown_value", "plain"),
+        (["presets", "--log-file"], "usage.missing_value", "--log-file"),
+        (["--json"], "usage.missing_command", "--help"),
+    ],
+)
+def test_usage_error_is_exit_2_and_one_document(argv: list[str], code: str, named: str) -> None:
+    done = vlatool("--json", *argv)
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert (error["kind"], error["code"]) == ("usage", code)
+    assert named in error["hint"]
+
+
+def test_error_is_two_lines_on_stderr_and_nothing_on_stdout() -> None:
+    done = vlatool("doctr")
+    assert done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert second.startswith("hint: ")
+
+
+def test_debug_adds_the_traceback() -> None:
+    assert "Traceback" in vlatool("doctr", "--debug").stderr
+
+
+def test_json_lines_are_one_document_per_row() -> None:
+    done = vlatool("plugins", "--jsonl")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {"spartan", "lerobot"} <= {row["name"] for row in rows}
+
+
+def test_json_and_json_lines_exclude_each_other() -> None:
+    assert vlatool("plugins", "--jsonl", "--json").returncode == 2
+
+
+@pytest.mark.parametrize("argv", [["presets", "--json"], ["--help"], ["plugins"]])
+def test_closed_pipe_is_quiet_and_exit_0(argv: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [VLATOOL, *argv], stdout=write_end, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vlatool", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == vlatool("version").stdout
+
+
+def test_log_file_starts_with_the_command(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    assert vlatool("presets", "--log-file", str(log)).returncode == 0
+    assert "vlatool presets" in log.read_text()
+
+
+def test_log_file_in_a_missing_folder_is_exit_2(tmp_path: Path) -> None:
+    assert vlatool("presets", "--log-file", str(tmp_path / "no" / "run.log")).returncode == 2
+
+
+def test_only_the_main_process_of_a_distributed_run_writes_the_result() -> None:
+    env = {**os.environ, "RANK": "1"}
+    done = subprocess.run(
+        [VLATOOL, "version"], capture_output=True, text=True, check=False, env=env
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+PROGRAM = """
+import sys, time
+from vlatool.workflows import catalog
+def wait():
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+catalog.presets = wait
+from vlatool.cli.app import run
+sys.exit(run(["presets", "--json"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("signum", "exit_code", "kind"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_signal_ends_in_one_document(signum: signal.Signals, exit_code: int, kind: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().strip() == "ready"
+    time.sleep(0.1)
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == exit_code
+    assert json.loads(out)["error"]["kind"] == kind

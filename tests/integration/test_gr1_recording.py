@@ -1,0 +1,101 @@
+"""The real recording of lerobot-format section 14, where it is at hand."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlatool.episode import Episode
+from vlatool.sources.lerobot import LeRobotConfig, LeRobotReader
+
+CAMERA = "observation.images.ego_view"
+# Rows, first index, sum of state, sum of action, mean over all pictures. Source: lerobot-format 14
+GOLDEN = [
+    (416, 0, 1283.599643, -2976.026960, 99.37),
+    (470, 416, 1012.407335, -4660.333908, 70.60),
+    (470, 886, 1219.102306, -4347.097220, 73.39),
+    (412, 1356, 1179.144607, -3378.436730, 69.41),
+    (328, 1768, 1309.770595, -1985.901724, 99.82),
+]
+FIRST_AND_LAST_RGB = [
+    ((109.2, 98.2, 85.4), (109.5, 98.7, 86.0)),
+    ((83.8, 69.1, 51.7), (84.4, 70.1, 52.7)),
+    ((77.4, 72.5, 67.3), (78.3, 74.5, 70.4)),
+    ((83.2, 67.9, 50.6), (84.5, 69.4, 52.0)),
+    ((108.5, 97.5, 84.8), (108.6, 97.9, 84.8)),
+]
+OBJECTS = ["pear", "sweet potato", "meat", "salt", "cupcake"]
+
+
+def recording() -> Path:
+    beside = Path(__file__).parents[2].parent / "shared/data/gr1_pick"
+    return Path(os.environ.get("VLATOOL_GR1", beside))
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[Episode]:
+    if not (recording() / "meta/info.json").exists():
+        pytest.skip(f"no GR1 recording at {recording()}; set VLATOOL_GR1 to its folder")
+    reader = LeRobotReader(LeRobotConfig())
+    refs = list(reader.discover([recording()]))
+    assert [code for code, _ in reader.warnings] == [
+        "lerobot.template_mismatch",
+        "lerobot.template_mismatch",
+        "lerobot.camera_without_files",
+    ]
+    return [reader.read(ref) for ref in refs]
+
+
+def test_numbers_are_those_of_the_recording(episodes: list[Episode]) -> None:
+    assert len(episodes) == len(GOLDEN)
+    for episode, (rows, index, state_sum, action_sum, _) in zip(episodes, GOLDEN, strict=True):
+        state, action = episode.lowdim["observation.state"], episode.lowdim["action"]
+        assert state.shape == action.shape == (rows, 44)
+        assert state.dtype == action.dtype == np.float64
+        assert episode.frame_metadata["index"] == list(range(index, index + rows))
+        assert state.sum() == pytest.approx(state_sum, abs=1e-5)
+        assert action.sum() == pytest.approx(action_sum, abs=1e-5)
+
+
+def test_single_values_are_those_of_the_recording(episodes: list[Episode]) -> None:
+    state = episodes[0].lowdim["observation.state"]
+    assert state[0, :4] == pytest.approx([-0.011471, 0.122080, 0.042294, -2.1], abs=1e-6)
+    assert state[-1, :4] == pytest.approx([0.023338, 0.024762, -0.010405, -2.073794], abs=1e-6)
+    action = episodes[3].lowdim["action"]
+    assert action[0, 22:25] == pytest.approx([0.076540, -0.130709, -0.054103], abs=1e-6)
+    assert episodes[4].frame_metadata["timestamp"][-1] == pytest.approx(16.399984, abs=1e-6)
+
+
+def test_the_instruction_is_the_rows_task_and_not_the_label(episodes: list[Episode]) -> None:
+    sentence = "pick the {} from the counter and place it in the plate"
+    expected = [[sentence.format(thing)] for thing in OBJECTS]
+    assert [episode.language["original"] for episode in episodes] == expected
+
+
+def test_the_only_oddity_of_an_episode_is_its_late_timestamps(episodes: list[Episode]) -> None:
+    assert {code for e in episodes for code, _ in e.warnings} == {"lerobot.timestamps"}
+
+
+def test_pictures_are_those_of_the_recording(episodes: list[Episode]) -> None:
+    for episode, golden, colours in zip(episodes, GOLDEN, FIRST_AND_LAST_RGB, strict=True):
+        assert list(episode.cameras) == [CAMERA]
+        camera = episode.cameras[CAMERA]
+        starts = range(0, episode.num_frames, 64)
+        means = np.concatenate(
+            [
+                camera.read(range(first, min(first + 64, episode.num_frames))).mean((1, 2))
+                for first in starts
+            ]
+        )
+        assert means[0] == pytest.approx(colours[0], abs=1.0)
+        assert means[-1] == pytest.approx(colours[1], abs=1.0)
+        assert means.mean() == pytest.approx(golden[4], abs=0.1)
+
+
+def test_the_picture_has_black_bars_above_and_below(episodes: list[Episode]) -> None:
+    picture = episodes[2].cameras[CAMERA].read([251])[0]
+    assert picture.shape == (256, 256, 3)
+    assert picture[:47].max() <= 8  # black, give or take the codec
+    assert picture[209:].max() <= 8  # black, give or take the codec
+    assert picture[48:208].max() > 100

@@ -1,0 +1,238 @@
+"""`sample` writes the raw layouts key for key. Expectations: lbm-data 2, lerobot-format."""
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from vlatool.errors import UsageError
+from vlatool.workflows.sample import SampleConfig, SampleResult, sample
+
+CABOT_IDS = {
+    "6CD146030E99": "scene_right_0",
+    "6CD146031C25": "scene_left_0",
+    "BFS_23595718": "wrist_left_minus",
+    "BFS_23595721": "wrist_left_plus",
+    "BFS_23595722": "wrist_right_minus",
+    "BFS_23595725": "wrist_right_plus",
+}
+FAMILIES = {
+    "external_wrench": 6,
+    "joint_position": 7,
+    "joint_torque": 7,
+    "joint_torque_external": 7,
+    "joint_velocity": 7,
+    "wrench": 6,
+}
+
+
+def run(output: Path, layout: str = "spartan", **options: Any) -> SampleResult:
+    tree = {"layout": layout, "output": str(output), "episodes": 2, "workers": 1, **options}
+    return sample(SampleConfig.model_validate(tree))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and ".vlatool" not in path.parts]
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.fixture(scope="module")
+def spartan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("spartan") / "out"
+    run(output, cameras=6, depth=True, frames=6)
+    (episode,) = output.glob("tasks/*/cabot/sim/bc/teleop/*/diffusion_spartan/episode_1/processed")
+    return episode
+
+
+def robot_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"robot__version": (6, 1)}
+    for kind in ("actual", "desired"):
+        for side in ("left", "right"):
+            for family, width in FAMILIES.items():
+                shapes[f"robot__{kind}__{family}__{side}::panda"] = (6, width)
+            shapes[f"robot__{kind}__grippers__{side}::panda_hand"] = (6, 1)
+            shapes[f"robot__{kind}__poses__{side}::panda__xyz"] = (6, 3)
+            shapes[f"robot__{kind}__poses__{side}::panda__rot_6d"] = (6, 6)
+    return shapes
+
+
+def test_spartan_robot_arrays_have_the_published_keys_and_shapes(spartan: Path) -> None:
+    arrays = np.load(spartan / "observations.npz")
+    found = {key: arrays[key] for key in arrays.files if key.startswith("robot__")}
+    assert {key: value.shape for key, value in found.items()} == robot_shapes()
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float64)}
+
+
+def test_spartan_cameras_are_keyed_by_id_with_depth_and_labels(spartan: Path) -> None:
+    arrays = np.load(spartan / "observations.npz")
+    for camera in CABOT_IDS:
+        assert (arrays[camera].shape, arrays[camera].dtype) == ((6, 64, 64, 3), np.uint8)
+        depth, label = arrays[f"{camera}_depth"], arrays[f"{camera}_label"]
+        assert (depth.shape, depth.dtype) == ((6, 64, 64), np.uint16)
+        assert (label.shape, label.dtype) == ((6, 64, 64), np.int16)
+
+
+def test_spartan_has_no_other_observation(spartan: Path) -> None:
+    cameras = {f"{camera}{kind}" for camera in CABOT_IDS for kind in ("", "_depth", "_label")}
+    files = set(np.load(spartan / "observations.npz").files)
+    assert files == cameras | set(robot_shapes()) | {"language_instruction"}
+
+
+def test_spartan_instruction_is_unicode_per_frame(spartan: Path) -> None:
+    text = np.load(spartan / "observations.npz")["language_instruction"]
+    assert (text.shape, text.dtype.kind) == ((6,), "U")
+    assert text[0] == "put the green block in the bin"
+
+
+def test_spartan_action_is_the_next_desired_pose_in_published_order(spartan: Path) -> None:
+    arrays = np.load(spartan / "observations.npz")
+    actions = np.load(spartan / "actions.npz")["actions"]
+    order = [
+        *[f"poses__right::panda__{part}" for part in ("xyz", "rot_6d")],
+        *[f"poses__left::panda__{part}" for part in ("xyz", "rot_6d")],
+        *[f"grippers__{side}::panda_hand" for side in ("right", "left")],
+    ]
+    desired = np.hstack([arrays[f"robot__desired__{name}"] for name in order])
+    assert (actions.shape, actions.dtype) == ((6, 20), np.float64)
+    np.testing.assert_array_equal(actions[:-1], desired[1:])
+
+
+def test_spartan_skill_type_is_an_object_member(spartan: Path) -> None:
+    with zipfile.ZipFile(spartan / "actions.npz") as archive:
+        assert set(archive.namelist()) == {"actions.npy", "skill_type.npy"}
+        header = archive.read("skill_type.npy")[:128]
+    assert b"'descr': '|O'" in header
+    assert b"'shape': (6,)" in header
+
+
+def test_spartan_calibration_has_published_shapes(spartan: Path) -> None:
+    intrinsics, extrinsics = (np.load(spartan / f"{n}trinsics.npz") for n in ("in", "ex"))
+    for camera in CABOT_IDS:
+        assert (intrinsics[camera].shape, intrinsics[camera].dtype) == ((3, 3), np.float32)
+        assert (extrinsics[camera].shape, extrinsics[camera].dtype) == ((6, 4, 4), np.float64)
+
+
+def test_spartan_metadata_maps_ids_to_names_in_order(spartan: Path) -> None:
+    metadata = yaml.safe_load((spartan / "metadata.yaml").read_text())
+    assert list(metadata["camera_id_to_semantic_name"].items()) == list(CABOT_IDS.items())
+
+
+def test_spartan_pose_data_agrees_with_extrinsics(spartan: Path) -> None:
+    extrinsics = np.load(spartan / "extrinsics.npz")
+    for camera in CABOT_IDS:
+        poses = yaml.safe_load((spartan / f"images_{camera}/pose_data.yaml").read_text())
+        pose = poses[2]["camera_to_world"]
+        rotation = Rotation.from_quat([pose["quaternion"][part] for part in "xyzw"])
+        np.testing.assert_allclose(rotation.as_matrix(), extrinsics[camera][2, :3, :3], atol=1e-12)
+        translation = [pose["translation"][part] for part in "xyz"]
+        np.testing.assert_array_equal(translation, extrinsics[camera][2, :3, 3])
+
+
+def test_spartan_folder_has_every_file(spartan: Path) -> None:
+    expected = {
+        *("metadata.yaml", "observations.npz", "actions.npz", "intrinsics.npz"),
+        *("extrinsics.npz", "summary.npz", "detailed_reward_traj.npz", "manifest.json"),
+        *("detailed_task_predicate_traj.npz", "resolved_scenario.yaml"),
+        *(f"images_{camera}/camera_info.yaml" for camera in CABOT_IDS),
+        *(f"images_{camera}/pose_data.yaml" for camera in CABOT_IDS),
+    }
+    assert set(digests(spartan)) == expected
+    assert np.load(spartan / "summary.npz")["episode_success"].shape == (1, 1)
+
+
+@pytest.mark.parametrize("layout", ["spartan", "lerobot", "libero"])
+def test_bytes_depend_on_seed_and_not_on_workers(tmp_path: Path, layout: str) -> None:
+    run(tmp_path / "a", layout, frames=5)
+    run(tmp_path / "b", layout, frames=5, workers=2)
+    run(tmp_path / "c", layout, frames=5, seed=1)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert digests(tmp_path / "a") != digests(tmp_path / "c")
+
+
+def test_lerobot_tables_and_videos_agree_with_meta(tmp_path: Path) -> None:
+    result = run(tmp_path, "lerobot", episodes=3)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    assert (info["codebase_version"], info["total_frames"]) == ("v2.1", result.frames)
+    rows = [pq.read_table(path) for path in sorted(tmp_path.glob("data/*/*.parquet"))]
+    index = np.concatenate([table["index"].to_numpy() for table in rows])
+    np.testing.assert_array_equal(index, np.arange(result.frames))
+    for number, table in enumerate(rows):
+        video = f"videos/chunk-000/{result.cameras[1]}/episode_{number:06d}.mp4"
+        with av.open(str(tmp_path / video)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == len(table)
+    columns = set(info["features"]) - set(result.cameras)
+    assert set(rows[0].column_names) == columns
+
+
+def test_lerobot_statistics_cover_every_feature(tmp_path: Path) -> None:
+    run(tmp_path, "lerobot", frames=5)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    lines = (tmp_path / "meta/episodes_stats.jsonl").read_text().splitlines()
+    assert [json.loads(line)["episode_index"] for line in lines] == [0, 1]
+    assert set(json.loads(lines[0])["stats"]) == set(info["features"])
+
+
+def test_libero_row_has_pictures_state_and_actions(tmp_path: Path) -> None:
+    run(tmp_path, "libero", frames=40, size="published")
+    row = pq.read_table(tmp_path / "data/chunk-000/episode_000000.parquet").to_pylist()[0]
+    assert Image.open(io.BytesIO(row["wrist_image"]["bytes"])).size == (256, 256)
+    assert (len(row["state"]), len(row["actions"]), row["actions"][6]) == (8, 7, -1.0)
+    assert max(map(abs, row["actions"][:6])) <= 1.0
+
+
+def test_complete_output_is_left_alone(tmp_path: Path) -> None:
+    first = run(tmp_path, frames=3)
+    marker = next(tmp_path.rglob("metadata.yaml"))
+    marker.write_text("touched")
+    again = run(tmp_path, frames=3)
+    assert again.already_complete
+    assert marker.read_text() == "touched"
+    assert again.document() == first.document() | {"already_complete": True}
+
+
+def test_interrupted_output_is_made_over(tmp_path: Path) -> None:
+    run(tmp_path, frames=3)
+    whole = digests(tmp_path)
+    record = tmp_path / ".vlatool/run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
+    next(tmp_path.rglob("observations.npz")).unlink()
+    run(tmp_path, frames=3)
+    assert digests(tmp_path) == whole
+
+
+def test_other_options_on_one_output_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, frames=3)
+    with pytest.raises(UsageError) as caught:
+        run(tmp_path, frames=4)
+    assert caught.value.details["changed"] == ["frames"]
+
+
+def test_foreign_output_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError) as caught:
+        run(tmp_path)
+    assert caught.value.code == "usage.output_exists"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"layout": "libero", "cameras": 4}, {"layout": "lerobot", "depth": True}],
+    ids=["cameras", "depth"],
+)
+def test_layout_that_cannot_hold_it_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        run(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,87 @@
+"""What `main` does with whatever ends an invocation, and what the help may import."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from vlatool.cli import app as program
+from vlatool.cli.failures import Terminated, as_vlatool_error
+from vlatool.errors import DataError, PartialFailure, StorageError
+
+HEAVY = set(
+    "numpy pydantic yaml torch rich boto3 pyarrow av PIL transformers ray".split()  # noqa: SIM905
+)
+LOADED = """
+import sys
+from vlatool.cli.app import run
+code = run(sys.argv[1:])
+print("\\n".join(sys.modules), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def modules_after(*argv: str, env: dict[str, str] | None = None) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *argv], capture_output=True, text=True, check=True, env=env
+    )
+    return set(done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--help", "--json"]])
+def test_help_loads_nothing_heavy(argv: list[str]) -> None:
+    assert not modules_after(*argv) & HEAVY
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["version"], ["doctor", "--help"]])
+def test_other_quick_answers_load_nothing_heavy_but_what_typer_itself_loads(
+    argv: list[str],
+) -> None:
+    assert not modules_after(*argv) & (HEAVY - {"pydantic"})
+
+
+def test_help_imports_no_command() -> None:
+    loaded = modules_after("--help")
+    modules = {f"vlatool.cli.{module}" for module, _ in program.COMMANDS.values()}
+    assert not loaded & modules
+
+
+@pytest.mark.parametrize("name", program.COMMANDS)
+def test_summary_in_the_table_is_that_of_the_command(name: str) -> None:
+    group = typer.main.get_command(program.app)
+    with typer.Context(group) as ctx:
+        command = group.get_command(ctx, name)  # pyright: ignore[reportAttributeAccessIssue]
+        assert command.help.splitlines()[0] == program.COMMANDS[name][1]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "exit_code"),
+    [
+        (DataError("x", code="data.empty"), "data.empty", 3),
+        (PartialFailure("x"), "partial", 4),
+        (StorageError("x"), "storage", 5),
+        (KeyboardInterrupt(), "interrupted", 130),
+        (Terminated(), "terminated", 143),
+        (ValueError("x"), "bug", 1),
+        (ModuleNotFoundError("x", name="torch.nn"), "environment.missing_dependency", 6),
+        (ModuleNotFoundError("x", name="ray"), "environment.missing_dependency", 6),
+        (ModuleNotFoundError("x", name="vlatool.nothing"), "bug", 1),
+    ],
+)
+def test_exception_becomes_an_error_with_code_and_exit_code(
+    error: BaseException, code: str, exit_code: int
+) -> None:
+    told = as_vlatool_error(error)
+    assert (told.code, told.exit_code) == (code, exit_code)
+
+
+def test_missing_extra_names_the_install_line() -> None:
+    assert "vlatool[ray]" in as_vlatool_error(ModuleNotFoundError("x", name="ray")).hint
+
+
+def test_usage_errors_of_typer_are_told_in_our_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.run(["version", "surplus", "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["kind"] == "usage"

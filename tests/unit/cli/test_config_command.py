@@ -1,0 +1,223 @@
+"""What a command line means: keys, switches, lists, order, sugar, and what is refused."""
+
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from pydantic import Field
+
+from vlatool.cli.config_command import ConfigSpec, Sugar, config_command
+from vlatool.cli.options import ConfigOpt, KeysOpt, OutputOptions, PresetOpt, SetOpt, command_app
+from vlatool.cli.session import command
+from vlatool.config.base import ConfigModel
+from vlatool.errors import VlatoolError
+
+
+class Reader(ConfigModel):
+    observation_keys: list[str] = Field(default_factory=list, description="Which.")
+
+
+class Flat(ConfigModel):
+    flat_sections = ("source",)
+
+    layout: str = ""
+    sources: list[str] = Field(default_factory=list)
+    output: str = Field("out", description="Where to.")
+    samples_per_shard: int = Field(100, ge=1, description="Samples in one shard.")
+    threshold: float = 0.1
+    overwrite: bool = Field(default=False, description="Start anew.")
+    shuffle: bool = True
+    size: tuple[int, int] | None = None
+    engine: Literal["local", "ray"] = "local"
+    source: Reader = Field(default_factory=Reader)
+
+
+class Hparams(ConfigModel):
+    lr: float = 1e-4
+    betas: list[float] = Field(default_factory=lambda: [0.9, 0.95])
+
+
+class Tree(ConfigModel):
+    name: str | None = None
+    save_path: str = "runs"
+    hparams: Hparams = Field(default_factory=Hparams)
+
+
+def _run_folder(texts: list[str]) -> dict[str, Any]:
+    folder, _, name = texts[-1].rpartition("/")
+    return {"save_path": folder, "name": name}
+
+
+FLAT = ConfigSpec(
+    lambda args: Flat,
+    short={"-o": "output"},
+    aliases={"out_dir": "output", "source_episodes": "sources"},
+    positionals=("layout",),
+)
+TREE = ConfigSpec(
+    lambda args: Tree,
+    is_flat=False,
+    sugar={"output": Sugar(_run_folder, "RUN", "Folder of the run.", short="-o")},
+)
+
+
+def read(spec: ConfigSpec, schema: type[ConfigModel], argv: list[str]) -> Any:
+    app = command_app()
+    found: list[Any] = []
+
+    @app.command(cls=config_command(spec, "LAYOUT"))
+    def body(
+        ctx: typer.Context,
+        layout: Annotated[str | None, typer.Argument()] = None,
+        preset: PresetOpt = None,
+        config: ConfigOpt = None,
+        set_: SetOpt = None,
+        keys: KeysOpt = False,
+    ) -> None:
+        with command(ctx) as run:
+            found.append(run.config(schema, layout=layout))
+
+    group = typer.main.get_command(app)
+    with group.make_context("vlatool", list(argv), obj=OutputOptions()) as ctx:
+        group.invoke(ctx)
+    return found[0] if found else None
+
+
+def flat(*argv: str) -> Any:
+    return read(FLAT, Flat, list(argv))
+
+
+def tree(*argv: str) -> Any:
+    return read(TREE, Tree, list(argv))
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [
+        (["--samples-per-shard", "7"], "samples_per_shard", 7),
+        (["--samples_per_shard=7"], "samples_per_shard", 7),
+        (["--samples-per-shard", "1_000"], "samples_per_shard", 1000),
+        (["--threshold", "-1e-4"], "threshold", -1e-4),
+        (["--threshold=-.5"], "threshold", -0.5),
+        (["--overwrite"], "overwrite", True),
+        (["--overwrite", "true"], "overwrite", True),
+        (["--overwrite", "no"], "overwrite", False),
+        (["--overwrite=off"], "overwrite", False),
+        (["--no-shuffle"], "shuffle", False),
+        (["--no_shuffle"], "shuffle", False),
+        (["--size", "96,64"], "size", (96, 64)),
+        (["--size", "[96, 64]"], "size", (96, 64)),
+        (["--size", "null"], "size", None),
+        (["--engine", "ray"], "engine", "ray"),
+        (["--output", "012"], "output", "012"),
+        (["-o", "there"], "output", "there"),
+        (["-othere"], "output", "there"),
+        (["--out_dir", "there"], "output", "there"),
+        (["--set", "output=there"], "output", "there"),
+        (["--set", "output=a=b"], "output", "a=b"),
+        (["--sources", "a,b"], "sources", ["a", "b"]),
+        (["--sources", "a", "--sources", "b"], "sources", ["a", "b"]),
+        (["--source_episodes", "['a/', \n 'b/',\n ]"], "sources", ["a/", "b/"]),
+        (["spartan"], "layout", "spartan"),
+        (["--overwrite", "spartan"], "layout", "spartan"),
+    ],
+)
+def test_flat_key_is_read(argv: list[str], key: str, value: Any) -> None:
+    assert getattr(flat(*argv), key) == value
+
+
+@pytest.mark.parametrize("option", ["--observation-keys", "--source.observation_keys"])
+def test_key_of_a_flat_section_may_be_typed_short_or_dotted(option: str) -> None:
+    assert flat(option, "a,b").source.observation_keys == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "lr"),
+    [
+        (["--hparams.lr", "3e-4"], 3e-4),
+        (["--hparams.lr=3e-4"], 3e-4),
+        (["--set", "hparams.lr=3e-4"], 3e-4),
+        (["--hparams.lr", "1", "--set", "hparams.lr=2"], 2.0),
+        (["--set", "hparams.lr=2", "--hparams.lr", "1"], 1.0),
+    ],
+)
+def test_tree_key_is_read_in_the_order_typed(argv: list[str], lr: float) -> None:
+    assert tree(*argv).hparams.lr == lr
+
+
+def test_repeated_dotted_flag_makes_a_list() -> None:
+    assert tree("--hparams.betas", "0.5", "--hparams.betas", "0.6").hparams.betas == [0.5, 0.6]
+
+
+def test_sugar_stands_for_its_keys() -> None:
+    config = tree("-o", "somewhere/first")
+    assert (config.save_path, config.name) == ("somewhere", "first")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["--hparams.lr"], "usage.missing_value"),
+        (["--hparams.lr", "--output", "a/b"], "usage.missing_value"),
+        (["--config"], "usage.missing_value"),
+        (["--set", "hparams.lr"], "usage.malformed_override"),
+        (["--output", "a/b", "--set", "name=c"], "usage.given_twice"),
+        (["--lr", "1"], "usage.unknown_option"),
+        (["--outptu", "a/b"], "usage.unknown_option"),
+        (["-x"], "usage.unknown_option"),
+        (["--hparams.lrr", "1"], "config.unknown_key"),
+    ],
+)
+def test_tree_refuses(argv: list[str], code: str) -> None:
+    with pytest.raises(VlatoolError) as caught:
+        tree(*argv)
+    assert caught.value.exit_code == 2
+    assert code in (caught.value.code, *_problem_codes(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("argv", "nearest"),
+    [
+        (["--samples-per-shrad", "1"], "--samples-per-shard"),
+        (["--sampels_per_shard", "1"], "--samples-per-shard"),
+        (["--presett", "x"], "--preset"),
+        (["--jsn"], "--json"),
+    ],
+)
+def test_unknown_option_names_the_nearest(argv: list[str], nearest: str) -> None:
+    with pytest.raises(VlatoolError) as caught:
+        flat(*argv)
+    assert caught.value.code == "usage.unknown_option"
+    assert nearest in caught.value.hint
+
+
+def test_unknown_bare_name_in_a_tree_names_its_dotted_key() -> None:
+    with pytest.raises(VlatoolError) as caught:
+        tree("--lr", "1")
+    assert "--hparams.lr" in caught.value.hint
+
+
+def test_argument_and_option_for_one_key_are_refused() -> None:
+    with pytest.raises(VlatoolError) as caught:
+        flat("spartan", "--layout", "lerobot")
+    assert caught.value.code == "usage.given_twice"
+
+
+def test_help_lists_every_key_with_type_default_and_description(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(typer.Exit):
+        flat("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--samples-per-shard int Samples in one shard. [100]" in shown
+    assert "--[no-]overwrite Start anew. [false]" in shown
+    assert "--observation-keys" in shown
+
+
+def test_keys_option_lists_keys_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tree("--keys") is None
+    assert "hparams.lr: float = 0.0001" in capsys.readouterr().out
+
+
+def _problem_codes(error: VlatoolError) -> list[str]:
+    return [problem["code"] for problem in error.details.get("problems", [])]

@@ -1,0 +1,90 @@
+"""Documents and lines."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlatool.cli import reporters
+from vlatool.cli.options import OutputOptions
+from vlatool.cli.output import to_json, write_error
+from vlatool.errors import PartialFailure
+
+
+class Result:
+    def document(self) -> dict[str, Any]:
+        return {"episodes": 3}
+
+    def text(self) -> str:
+        return "3 episodes"
+
+
+def test_json_has_no_nan_and_no_arrays() -> None:
+    value = {"loss": float("nan"), "mean": np.arange(2), "count": np.int64(3), 1: ("a",)}
+    assert json.loads(to_json(value)) == {"loss": None, "mean": [0, 1], "count": 3, "1": ["a"]}
+
+
+def partial_failure() -> PartialFailure:
+    error = PartialFailure("1 of 4 episodes failed", details={"failures": [{"item": "e"}]})
+    error.result = Result()  # pyright: ignore[reportAttributeAccessIssue] - the contract of failures
+    return error
+
+
+def test_partial_failure_is_one_document_with_result_and_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_error(partial_failure(), OutputOptions(json=True))
+    document = json.loads(capsys.readouterr().out)
+    assert document["episodes"] == 3
+    assert document["error"]["kind"] == "partial"
+    assert document["error"]["details"]["failures"]
+
+
+def test_partial_failure_prints_its_result_before_the_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_error(partial_failure(), OutputOptions())
+    streams = capsys.readouterr()
+    assert streams.out == "3 episodes\n"
+    assert streams.err.startswith("error: ")
+
+
+def test_json_events_are_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = reporters.JsonReporter()
+    with reporter.progress("preprocess", 2, "episodes") as bar:
+        bar.advance(2, failures=1)
+    reporter.metrics(10, {"loss": 0.5})
+    reporter.warn("data.fallback", "no annotation")
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["event"] for event in events] == ["progress", "metrics", "warning"]
+    assert events[0]["complete"]
+    assert events[0]["fields"] == {"failures": 1}
+
+
+def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with reporters.LineReporter().progress("preprocess", 4, "episodes") as bar:
+        for _ in range(4):
+            bar.advance()
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert len(streams.err.splitlines()) == 1
+    assert streams.err.startswith("preprocess: 4/4 episodes (100 %)")
+
+
+def test_line_in_the_middle_says_how_long_it_takes() -> None:
+    class Nowhere:
+        def show(self, count: reporters.Count, *, is_end: bool) -> None: ...
+
+    bar = reporters.Count("train", 100, "steps", Nowhere(), 1e9)
+    bar.advance(50, loss=0.123456)
+    line = reporters.progress_line(bar, is_end=False)
+    assert " left" in line
+    assert line.endswith("loss 0.1235")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.21, "3.2 s"), (42, "42 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert reporters.duration(seconds) == text

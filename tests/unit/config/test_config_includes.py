@@ -1,0 +1,90 @@
+"""`!include`, `<<`, `!replace`, and YAML that cannot be read."""
+
+import pytest
+
+
+def test_include_is_relative_to_the_including_file(write, load):
+    write("jobs/train.yaml", "model: !include parts/model.yaml")
+    write("jobs/parts/model.yaml", "backbone: !include deeper/vit.yaml")
+    write("jobs/parts/deeper/vit.yaml", "{type: vit_backbone, width: 5}")
+    assert load("jobs/train.yaml").config.model.backbone.width == 5
+
+
+def test_include_of_a_list(write, load):
+    write("a.yaml", "cameras: !include cameras.yaml")
+    write("cameras.yaml", "[left, right]")
+    assert load("a.yaml").config.cameras == ["left", "right"]
+
+
+def test_explicit_keys_win_over_merged_ones_at_every_depth(write, load):
+    write("a.yaml", "model:\n  backbone: {width: 9}\n<<: !include base.yaml\n")
+    write("base.yaml", "model: {backbone: {type: vit_backbone, width: 5, depth: 6}}\nname: x")
+    config = load("a.yaml").config
+    assert (config.model.backbone.width, config.model.backbone.depth) == (9, 6)
+    assert config.name == "x"
+
+
+def test_merge_key_twice_the_later_wins(write, load):
+    write("a.yaml", "<<: !include one.yaml\n<<: !include two.yaml\n")
+    write("one.yaml", "{name: one, num_epochs: 1}")
+    write("two.yaml", "{name: two}")
+    config = load("a.yaml").config
+    assert (config.name, config.num_epochs) == ("two", 1)
+
+
+def test_merge_key_in_a_nested_mapping(write, load):
+    write("a.yaml", "hparams:\n  <<: {lr: 1, steps: 2}\n  steps: 3\n")
+    hparams = load("a.yaml").config.hparams
+    assert (hparams.lr, hparams.steps) == (1.0, 3)
+
+
+def test_merge_key_with_a_list_the_earlier_wins_as_in_yaml(write, load):
+    write("a.yaml", "hparams:\n  <<: [{lr: 1}, {lr: 2, steps: 2}]\n")
+    hparams = load("a.yaml").config.hparams
+    assert (hparams.lr, hparams.steps) == (1.0, 2)
+
+
+def test_merge_key_with_an_anchor(write, load):
+    write("a.yaml", "options:\n  x: &x {a: 1}\n  y: {<<: *x, b: 2}\n")
+    assert load("a.yaml").config.options["y"] == {"a": 1, "b": 2}
+
+
+def test_replace_drops_what_lower_layers_had(write, load):
+    write("a.yaml", "options: {a: 1, b: 2}")
+    write("b.yaml", "options: !replace {c: 3}")
+    assert load("a.yaml", "b.yaml").config.options == {"c": 3}
+
+
+def test_replace_reaches_through_an_include(write, load):
+    write("a.yaml", "options: {a: 1}")
+    write("b.yaml", "<<: !include c.yaml\noptions: {d: 4}")
+    write("c.yaml", "options: !replace {c: 3}")
+    assert load("a.yaml", "b.yaml").config.options == {"c": 3, "d": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "origin", "code"),
+    [
+        ("name: x\nname: y", "a.yaml:2", "config.duplicate_key"),
+        ("name: x\nmodel: !include none.yaml", "a.yaml:2", "config.missing_file"),
+        ("\n<<: !include a.yaml", "a.yaml:2", "config.include_cycle"),
+        ("model: !include b.yaml", "b.yaml:2", "config.include_cycle"),
+        ("name: x\nhparams: {lr: 1", "a.yaml:2", "config.syntax"),
+        ("name: !!python/name:os.system x", "a.yaml:1", "config.unknown_tag"),
+        ("hparams: !other {lr: 1}", "a.yaml:1", "config.unknown_tag"),
+        ("cameras: !replace [a]", "a.yaml:1", "config.syntax"),
+        ("<<: text", "a.yaml:1", "config.syntax"),
+        ("options: &x {a: *x}", "a.yaml:1", "config.syntax"),
+        ("? [a, b]\n: 1", "a.yaml:1", "config.syntax"),
+        ("a: 1\n---\nb: 2", "a.yaml:2", "config.syntax"),
+    ],
+)
+def test_unreadable_yaml_names_file_and_line(write, problems, text, origin, code):
+    write("a.yaml", text)
+    write("b.yaml", "\nbackbone: !include a.yaml")
+    problem = problems("a.yaml")[0]
+    assert (problem["origin"], problem["code"]) == (origin, code)
+
+
+def test_missing_file_is_named(problems):
+    assert "none.yaml" in problems("none.yaml")[0]["message"]

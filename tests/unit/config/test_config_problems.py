@@ -1,0 +1,93 @@
+"""Everything that is wrong, at once, where it stands, with the nearest names."""
+
+import pytest
+
+from vlatool.errors import ConfigError
+
+
+def test_unknown_key_suggests_the_key_of_another_section(write, load):
+    write("train.yaml", "\nmodel:\n  lr: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load("train.yaml")
+    assert caught.value.message == (
+        'train.yaml:3: unknown key "model.lr" (did you mean "hparams.lr"?)'
+    )
+    assert caught.value.code == "config.unknown_key"
+    assert caught.value.exit_code == 2
+
+
+def test_all_problems_come_together(write, problems):
+    write("a.yaml", "modle: {}\nhparams:\n  lr: -1\n  optimizer: adam\nnum_epochs: x\n")
+    found = {problem["key"]: problem["origin"] for problem in problems("a.yaml", set_=("nme=1",))}
+    assert found == {
+        "modle": "a.yaml:1",
+        "hparams.lr": "a.yaml:3",
+        "hparams.optimizer": "a.yaml:4",
+        "num_epochs": "a.yaml:5",
+        "nme": "command line, 1st override",
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "suggestion", "code"),
+    [
+        ("modle=x", "modle", "model", "config.unknown_key"),
+        ("hparams.lrr=1", "hparams.lrr", "hparams.lr", "config.unknown_key"),
+        ("fields.a.metod=std", "fields.a.metod", "fields.a.method", "config.unknown_key"),
+        ("hparams.optimizer=adam", "hparams.optimizer", "adamw", "config.invalid_value"),
+        ("fields.a.method=sdt", "fields.a.method", "std", "config.invalid_value"),
+        (
+            "model.backbone.type=clip",
+            "model.backbone.type",
+            "clip_backbone",
+            "config.invalid_value",
+        ),
+    ],
+)
+def test_nearest_name(problems, typed, key, suggestion, code):
+    [problem] = problems(set_=(typed,))
+    assert (problem["key"], problem["code"]) == (key, code)
+    assert problem["suggestions"][0] == suggestion
+
+
+def test_names_of_union_members_are_not_part_of_keys(problems):
+    typed = ("model.backbone.type=vit_backbone", "model.backbone.width=0")
+    assert [problem["key"] for problem in problems(set_=typed)] == ["model.backbone.width"]
+
+
+def test_items_of_lists_have_keys_with_their_index(write, problems):
+    write(
+        "a.yaml",
+        "model:\n  extra_backbones:\n  - {type: vit_backbone}\n  - type: vit_backbone\n    wdth: 1",
+    )
+    [problem] = problems("a.yaml")
+    assert (problem["key"], problem["origin"]) == ("model.extra_backbones.1.wdth", "a.yaml:5")
+    assert problem["suggestions"][0] == "model.extra_backbones.1.width"
+
+
+def test_unknown_type_lists_the_valid_ones(problems):
+    [problem] = problems(set_=("model.backbone.type=zzz",))
+    assert "vit_backbone" in problem["message"]
+    assert "clip_backbone" in problem["message"]
+
+
+def test_missing_type_without_a_default_says_so(write, problems):
+    write("a.yaml", "model:\n  text:\n    width: 3\n")
+    [problem] = problems("a.yaml")
+    assert (problem["key"], problem["code"]) == ("model.text.type", "config.missing_key")
+    assert "clip_backbone" in problem["message"]
+
+
+def test_key_of_another_union_member_names_the_type(problems):
+    [problem] = problems(set_=("model.backbone.disable_text=true",))
+    assert (problem["key"], problem["suggestions"]) == ("model.backbone.disable_text", ())
+    assert "clip_backbone" in problem["message"]
+
+
+def test_scalar_for_a_section_is_a_problem_of_that_key(problems):
+    [problem] = problems(set_=("model.backbone=3",))
+    assert (problem["key"], problem["code"]) == ("model.backbone", "config.invalid_value")
+
+
+def test_null_for_a_section_is_a_problem_of_that_key(problems):
+    assert [problem["key"] for problem in problems(set_=("hparams=null",))] == ["hparams"]

@@ -1,0 +1,66 @@
+"""The `resolve-config` workflow."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from vlatool.config.base import ConfigModel, derived_field
+from vlatool.config.resolve import load_config
+from vlatool.workflows.resolve_config import json_schema, resolve_config
+
+
+class DerivingConfig(ConfigModel):
+    width: int | None = derived_field("sum of fields", "Width.")
+
+    def derive_from_data(self) -> tuple["DerivingConfig", Mapping[str, Any]]:
+        return DerivingConfig(width=3), {"width": "sum of fields"}
+
+
+@pytest.mark.parametrize(
+    ("output", "file"), [("x.yaml", "x.yaml"), ("new/", "new/resolved_config.yaml")]
+)
+def test_output_is_a_file_or_a_folder(tmp_path, load, output, file):
+    result = resolve_config(load(), output=output)
+    assert (tmp_path / file).read_text() == result.text()
+
+
+def test_text_ends_with_the_needed_keys_that_are_unset(load):
+    assert resolve_config(load()).text().splitlines()[-1].endswith(": data")
+
+
+def test_document_has_config_unset_and_origins(load):
+    document = resolve_config(load(set_=("name=x",)), explain=True).document()
+    assert document["config"]["name"] == "x"
+    assert document["unset"] == ["data"]
+    assert document["origins"]["name"] == "command line, 1st override"
+    assert document["origins"]["hparams.lr"] == "default"
+
+
+def test_derive_opens_the_data_and_tells_the_rule():
+    result = resolve_config(load_config(DerivingConfig), derive=True, explain=True)
+    assert result.document()["config"] == {"width": 3}
+    assert result.document()["origins"] == {"width": "derived: sum of fields"}
+
+
+def test_without_derive_the_rule_is_shown():
+    assert resolve_config(load_config(DerivingConfig)).text() == (
+        "width: null  # derived: sum of fields\n"
+    )
+
+
+def test_json_schema_has_descriptions():
+    assert json_schema(DerivingConfig)["properties"]["width"]["description"] == "Width."
+
+
+def test_configuration_imports_nothing_heavy():
+    code = (
+        "import sys, vlatool.workflows.resolve_config; "
+        "print([name for name in ('torch', 'numpy', 'boto3', 'rich') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,513 @@
+import io
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from tests.builders.lerobot import (
+    TASKS,
+    Columns,
+    encoded_picture,
+    frame_of,
+    lerobot_dataset,
+    write_lines,
+    write_video,
+)
+
+from vlatool.episode import Episode, EpisodeRef
+from vlatool.errors import DataError
+from vlatool.sources.lerobot import LeRobotConfig, LeRobotReader
+from vlatool.sources.lerobot_files import fill_template
+
+FRONT = "observation.images.front"
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+def discover(*roots: Path, **config: Any) -> tuple[LeRobotReader, list[EpisodeRef]]:
+    reader = LeRobotReader(LeRobotConfig(**config))
+    return reader, list(reader.discover(roots))
+
+
+def read(root: Path, number: int = 0, **config: Any) -> Episode:
+    reader, refs = discover(root, **config)
+    return reader.read(refs[number])
+
+
+def refusal(root: Path, number: int = 0, **config: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read(root, number, **config)
+    return caught.value
+
+
+def codes(warnings: Any) -> list[str]:
+    return [code for code, _ in warnings]
+
+
+def data_file(root: Path, number: int) -> Path:
+    return root / f"data/chunk-000/episode_{number:06d}.parquet"
+
+
+def video_file(root: Path, number: int, camera: str = FRONT) -> Path:
+    return root / f"videos/chunk-000/{camera}/episode_{number:06d}.mp4"
+
+
+def edit_info(root: Path, **changes: Any) -> None:
+    path = root / "meta/info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def add_feature(root: Path, name: str, dtype: str, shape: list[int]) -> None:
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    edit_info(root, features={**features, name: {"dtype": dtype, "shape": shape}})
+
+
+# What a sound data set gives
+
+
+def test_an_episode_has_fields_camera_and_instruction(tmp_path: Path) -> None:
+    episode = read(lerobot_dataset(tmp_path / "set"), 1)
+    assert (episode.num_frames, episode.fps) == (4, 10.0)
+    assert episode.proprioception_fields == ("observation.state", "observation.gripper")
+    assert episode.action_fields == ("action",)
+    assert episode.lowdim["observation.gripper"].shape == (4, 1)
+    assert episode.lowdim["observation.state"].dtype == np.float64  # list<double>, as stored
+    assert episode.lowdim["action"].dtype == np.float32
+    assert np.allclose(episode.lowdim["observation.state"][2], [102.0, 102.1, 102.2])
+    assert episode.language == {"original": [TASKS[1]]}
+    assert episode.task == TASKS[1]
+    assert episode.frame_metadata["index"] == [6, 7, 8, 9]
+    assert episode.extras["source_version"] == "v2.1"
+    assert episode.warnings == ()
+    pictures = episode.cameras[FRONT].read([3, 0])
+    assert [frame_of(image) for image in pictures] == [3, 0]
+
+
+def test_refs_are_numbered_named_and_picklable(tmp_path: Path) -> None:
+    reader, refs = discover(lerobot_dataset(tmp_path / "my set!"))
+    assert [ref.id for ref in refs] == ["my_set_episode_000000", "my_set_episode_000001"]
+    assert [ref.number for ref in refs] == [0, 1]
+    assert refs[1].task == TASKS[1]
+    again = pickle.loads(pickle.dumps(refs[1]))
+    assert pickle.loads(pickle.dumps(reader)).read(again).num_frames == 4
+
+
+def test_data_sets_of_one_name_stay_apart(tmp_path: Path) -> None:
+    first = lerobot_dataset(tmp_path / "a/set", [3], cameras={})
+    second = lerobot_dataset(tmp_path / "b/set", [3], cameras={})
+    _, refs = discover(first, second)
+    assert [ref.id for ref in refs] == ["set_episode_000000", "set-2_episode_000000"]
+    assert [ref.number for ref in refs] == [None, None]
+    assert [ref.source for ref in refs] == [str(first), str(second)]
+
+
+def test_an_ancestor_folder_is_searched(tmp_path: Path) -> None:
+    for name in ("run_10", "run_9"):
+        lerobot_dataset(tmp_path / "org" / name, [3], cameras={})
+    _, refs = discover(tmp_path)
+    assert [ref.id for ref in refs] == ["run_9_episode_000000", "run_10_episode_000000"]
+
+
+def test_a_data_set_given_twice_is_read_once(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", cameras={})
+    reader, refs = discover(root, tmp_path)
+    assert len(refs) == 2
+    assert codes(reader.warnings) == ["data.duplicate_source"]
+
+
+def test_image_columns_are_cameras(tmp_path: Path) -> None:
+    episode = read(lerobot_dataset(tmp_path / "set", cameras={"image": "image"}))
+    camera = episode.cameras["image"]
+    assert camera.size == (32, 48)
+    assert [frame_of(image) for image in camera.read([5, 1])] == [5, 1]
+    assert len(pickle.loads(pickle.dumps(camera))) == 6
+
+
+def test_libero_names_are_observation_and_action(tmp_path: Path) -> None:
+    def rename(_number: int, columns: Columns) -> None:
+        columns["state"] = columns.pop("observation.state")
+        columns["actions"] = columns.pop("action")
+        columns.pop("observation.gripper")
+
+    features = {
+        "image": {"dtype": "image", "shape": [32, 48, 3]},
+        "state": {"dtype": "float32", "shape": [3]},
+        "actions": {"dtype": "float32", "shape": [2]},
+    }
+    root = lerobot_dataset(
+        tmp_path / "set", cameras={"image": "image"}, info={"features": features}, change=rename
+    )
+    episode = read(root)
+    assert episode.proprioception_fields == ("state",)
+    assert episode.action_fields == ("actions",)
+
+
+def test_requested_keys_replace_the_conventional_ones(tmp_path: Path) -> None:
+    episode = read(
+        lerobot_dataset(tmp_path / "set", cameras={}),
+        observation_keys=["timestamp"],
+        action_keys=["action"],
+    )
+    assert list(episode.lowdim) == ["timestamp", "action"]
+
+
+def test_rows_are_sorted_by_frame_index_with_their_pictures(tmp_path: Path) -> None:
+    def reverse(_number: int, columns: Columns) -> None:
+        for name, values in columns.items():
+            columns[name] = values[::-1] if not isinstance(values, pa.Array) else values
+        columns["action"] = pa.array([[float(j), 0.0] for j in reversed(range(6))])
+        columns["observation.gripper"] = pa.array([0.0] * 6)
+
+    root = lerobot_dataset(tmp_path / "set", [6], cameras={"image": "image"}, change=reverse)
+    episode = read(root)
+    assert episode.lowdim["action"][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert [frame_of(image) for image in episode.cameras["image"].read([0, 5])] == [0, 5]
+
+
+# Oddities that are tolerated and told
+
+
+def test_v20_and_a_wrong_version_follow_the_layout(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", version="v2.0", info={"codebase_version": "v2.3.0"})
+    reader, refs = discover(root)
+    assert codes(reader.warnings) == ["lerobot.version_mismatch"]
+    assert reader.read(refs[0]).extras["source_version"] == "v2.0"
+
+
+def test_a_wrong_template_falls_back_to_the_file_name_with_one_warning(tmp_path: Path) -> None:
+    wrong = "data/chunk-{episode_index:03d}/episode_{episode_index:06d}.parquet"
+    root = lerobot_dataset(tmp_path / "set", [3, 3, 3], cameras={}, info={"data_path": wrong})
+    reader, refs = discover(root)
+    assert codes(reader.warnings) == ["lerobot.template_mismatch"]
+    assert [reader.read(ref).num_frames for ref in refs] == [3, 3, 3]
+
+
+def test_chunk_index_and_missing_templates_are_understood(tmp_path: Path) -> None:
+    template = "data/chunk-{chunk_index:03d}/episode_{episode_index:06d}.parquet"
+    changes = {"data_path": template, "video_path": None, "chunks_size": None}
+    reader, refs = discover(lerobot_dataset(tmp_path / "set", info=changes))
+    assert reader.warnings == []
+    assert list(reader.read(refs[1]).cameras) == [FRONT]
+
+
+def test_a_camera_without_any_file_is_left_out(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set")
+    add_feature(root, "observation.images.ghost", "video", [32, 48, 3])
+    reader, refs = discover(root)
+    assert codes(reader.warnings) == ["lerobot.camera_without_files"]
+    assert list(reader.read(refs[0]).cameras) == [FRONT]
+
+
+def test_a_missing_video_leaves_the_camera_out_of_its_episode(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set")
+    video_file(root, 1).unlink()
+    episode = read(root, 1)
+    assert dict(episode.cameras) == {}
+    assert codes(episode.warnings) == ["missing_camera"]
+    assert str(video_file(root, 1)) in episode.warnings[0][1]
+    assert list(read(root, 0).cameras) == [FRONT]
+
+
+def test_frames_after_the_last_row_are_ignored_with_a_warning(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set")
+    write_video(video_file(root, 0), 9)
+    episode = read(root)
+    assert len(episode.cameras[FRONT]) == 6
+    assert codes(episode.warnings) == ["lerobot.extra_frames"]
+
+
+def test_a_video_unlike_its_description_is_used_with_warnings(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set")
+    add_feature(root, FRONT, "video", [48, 64, 3])
+    write_video(video_file(root, 0), 6, fps=30)
+    episode = read(root)
+    assert codes(episode.warnings) == ["lerobot.video_fps", "lerobot.picture_size"]
+    assert episode.cameras[FRONT].size == (32, 48)
+
+
+def test_a_depth_camera_is_left_out(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    features[FRONT]["video_info"] = {"video.is_depth_map": True}
+    edit_info(root, features=features)
+    reader, refs = discover(root)
+    assert codes(reader.warnings) == ["lerobot.depth_camera"]
+    assert dict(reader.read(refs[0]).cameras) == {}
+
+
+@pytest.mark.parametrize("shift", [0.1, -0.2])
+def test_shifted_timestamps_are_told_and_do_not_shift_pictures(
+    tmp_path: Path, shift: float
+) -> None:
+    def move(_number: int, columns: Columns) -> None:
+        columns["timestamp"] = np.arange(len(columns["index"])) / 10 + shift
+
+    episode = read(lerobot_dataset(tmp_path / "set", change=move))
+    assert codes(episode.warnings) == ["lerobot.timestamps"]
+    assert frame_of(episode.cameras[FRONT].read([2])[0]) == 2
+
+
+def test_several_tasks_in_the_rows_keep_the_first_and_warn(tmp_path: Path) -> None:
+    def alternate(_number: int, columns: Columns) -> None:
+        columns["task_index"] = np.arange(len(columns["index"])) % 2
+
+    episode = read(lerobot_dataset(tmp_path / "set", cameras={}, change=alternate))
+    assert episode.language == {"original": [TASKS[0]]}
+    assert codes(episode.warnings) == ["lerobot.several_tasks"]
+
+
+def test_the_list_gives_the_task_by_episode_number_not_by_position(tmp_path: Path) -> None:
+    root = lerobot_dataset(
+        tmp_path / "set", cameras={}, change=lambda _n, columns: columns.pop("task_index")
+    )
+    lines = [
+        {"episode_index": number, "tasks": [f"task {number}", "valid"], "length": length}
+        for number, length in [(1, 4), (0, 6)]
+    ]
+    write_lines(root / "meta/episodes.jsonl", lines)
+    assert [read(root, number).task for number in (0, 1)] == ["task 0", "task 1"]
+
+
+def test_an_unreadable_task_table_is_replaced_by_the_list(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", cameras={})
+    (root / "meta/tasks.jsonl").write_text(LFS_POINTER)
+    episode = read(root, 1)
+    assert episode.task == TASKS[1]
+    assert codes(episode.warnings) == ["lerobot.tasks_unreadable"]
+
+
+def test_several_listed_tasks_need_a_choice(tmp_path: Path) -> None:
+    root = lerobot_dataset(
+        tmp_path / "set", cameras={}, change=lambda _n, columns: columns.pop("task_index")
+    )
+    write_lines(
+        root / "meta/episodes.jsonl", [{"episode_index": 0, "tasks": ["a", "b"], "length": 6}]
+    )
+    assert refusal(root).code == "data.ambiguous_task"
+    assert read(root, task_join=" / ").task == "a / b"
+
+
+def test_a_task_column_may_hold_the_sentence(tmp_path: Path) -> None:
+    def write(_number: int, columns: Columns) -> None:
+        columns["said"] = ["wave"] * len(columns["index"])
+
+    root = lerobot_dataset(tmp_path / "set", cameras={}, change=write)
+    assert read(root, task_column="said").task == "wave"
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("state", ["missing", "empty", "other files"])
+def test_a_source_without_episodes_says_what_was_searched(tmp_path: Path, state: str) -> None:
+    root = tmp_path / "set"
+    if state != "missing":
+        root.mkdir()
+    if state == "other files":
+        (root / "readme.txt").write_text("hello")
+    with pytest.raises(DataError) as caught:
+        LeRobotReader(LeRobotConfig()).discover([root])
+    assert caught.value.code == "data.no_episodes"
+    assert caught.value.details["source"] == str(root)
+    assert "meta/info.json" in caught.value.details["searched"]
+
+
+def test_an_empty_episode_list_is_no_episodes(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", [])
+    assert refusal(root).code == "data.no_episodes"
+
+
+@pytest.mark.parametrize("version", ["v3.0", "v1.6"])
+def test_other_versions_are_refused(tmp_path: Path, version: str) -> None:
+    root = lerobot_dataset(tmp_path / "set", info={"codebase_version": version})
+    (root / "meta/episodes.jsonl").unlink()
+    (root / "meta/episodes_stats.jsonl").unlink()
+    if version == "v3.0":
+        (root / "meta/episodes/chunk-000").mkdir(parents=True)
+    assert refusal(root).code == "data.unsupported_version"
+
+
+def test_an_unknown_key_is_refused_in_discover_with_the_nearest(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", cameras={})
+    with pytest.raises(DataError) as caught:
+        LeRobotReader(LeRobotConfig(observation_keys=["observation.stat"])).discover([root])
+    assert caught.value.code == "data.unknown_field"
+    assert caught.value.details["field"] == "observation.stat"
+    assert "observation.state" in caught.value.hint
+
+
+def test_a_camera_is_no_numeric_key(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set")
+    assert refusal(root, action_keys=[FRONT]).code == "data.not_numeric"
+
+
+@pytest.mark.parametrize(
+    ("template", "key"),
+    [
+        ("data/{episode}.parquet", "data_path"),
+        ("data/{episode_index.__class__}.parquet", "data_path"),
+        ("data/{episode_index!r}.parquet", "data_path"),
+        ("data/{episode_index:999999999d}.parquet", "data_path"),
+        ("../{episode_index}.parquet", "data_path"),
+        ("/etc/{episode_index}.parquet", "data_path"),
+        ("{video_key[0]}/{episode_index}.mp4", "video_path"),
+        ("videos/{", "video_path"),
+    ],
+)
+def test_unsafe_templates_are_refused(tmp_path: Path, template: str, key: str) -> None:
+    error = refusal(lerobot_dataset(tmp_path / "set", [2], info={key: template}))
+    assert error.code == "data.bad_template"
+    assert error.details["key"] == key
+
+
+def test_a_width_is_a_minimum() -> None:
+    values = {"episode_index": 1_000_000}
+    assert fill_template("{episode_index:06d}.mp4", values, "video_path") == "1000000.mp4"
+
+
+@pytest.mark.parametrize("fps", [0, -1, "fast", None, True])
+def test_fps_must_be_positive(tmp_path: Path, fps: Any) -> None:
+    error = refusal(lerobot_dataset(tmp_path / "set", [2], cameras={}, info={"fps": fps}))
+    assert (error.code, error.details["key"]) == ("data.bad_metadata", "fps")
+
+
+def test_a_broken_line_of_the_list_is_named(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", cameras={})
+    with (root / "meta/episodes.jsonl").open("a") as file:
+        file.write("{broken\n")
+    error = refusal(root)
+    assert (error.code, error.details["line"]) == ("data.bad_metadata", 3)
+
+
+def test_a_missing_parquet_file_fails_that_episode_only(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", cameras={})
+    data_file(root, 0).unlink()
+    error = refusal(root, 0)
+    assert error.code == "data.missing_file"
+    assert error.details["file"] == str(data_file(root, 0))
+    assert read(root, 1).num_frames == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(LFS_POINTER.encode(), "data.lfs_pointer"), (b"PAR1 no footer", "data.bad_parquet")],
+)
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes, code: str) -> None:
+    root = lerobot_dataset(tmp_path / "set", cameras={})
+    data_file(root, 0).write_bytes(content)
+    error = refusal(root)
+    assert (error.code, error.details["file"]) == (code, str(data_file(root, 0)))
+
+
+def test_rows_must_be_as_many_as_listed(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", cameras={})
+    write_lines(root / "meta/episodes.jsonl", [{"episode_index": 0, "tasks": [], "length": 7}])
+    error = refusal(root)
+    assert (error.code, error.details["rows"]) == ("data.length_mismatch", 6)
+
+
+def test_a_short_video_names_camera_and_both_counts(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set")
+    write_video(video_file(root, 0), 5)
+    error = refusal(root)
+    assert error.code == "data.video_too_short"
+    assert error.details["camera"] == FRONT
+    assert re.search(r"5 frames.* 6 rows", error.message)
+
+
+BAD_STATES: list[tuple[Any, str, int | None]] = [
+    ([[0.0] * 3] * 4 + [[0.0] * 2] + [[0.0] * 3], "data.ragged_rows", 4),
+    ([[0.0] * 2] * 6, "data.ragged_rows", 0),
+    ([[0.0] * 3] * 5 + [[0.0, float("nan"), 0.0]], "data.non_finite", 5),
+    ([[0.0] * 3] * 5 + [[0.0, 0.0, float("inf")]], "data.non_finite", 5),
+    ([[0.0] * 3] * 2 + [None] + [[0.0] * 3] * 3, "data.missing_value", 2),
+    ([[0.0] * 3] * 3 + [[0.0, None, 0.0]] + [[0.0] * 3] * 2, "data.missing_value", 3),
+    (["text"] * 6, "data.not_numeric", None),
+    ([["a", "b", "c"]] * 6, "data.not_numeric", None),
+    ([[[0.0] * 3] * 2] * 6, "data.not_a_vector", None),
+]
+
+
+@pytest.mark.parametrize(("values", "code", "row"), BAD_STATES)
+def test_bad_values_name_field_and_row(
+    tmp_path: Path, values: Any, code: str, row: int | None
+) -> None:
+    def replace(_number: int, columns: Columns) -> None:
+        columns["observation.state"] = values
+
+    error = refusal(lerobot_dataset(tmp_path / "set", [6], cameras={}, change=replace))
+    assert (error.code, error.details["row"]) == (code, row)
+    assert error.details["field"] == "observation.state"
+
+
+def test_a_column_missing_from_one_episode_is_named(tmp_path: Path) -> None:
+    def drop(number: int, columns: Columns) -> None:
+        if number == 1:
+            columns.pop("action")
+
+    error = refusal(lerobot_dataset(tmp_path / "set", cameras={}, change=drop), 1)
+    assert (error.code, error.details["field"]) == ("data.missing_column", "action")
+
+
+def test_a_task_number_outside_the_table_is_refused(tmp_path: Path) -> None:
+    def number_nine(_number: int, columns: Columns) -> None:
+        columns["task_index"] = np.full(len(columns["index"]), 9)
+
+    error = refusal(lerobot_dataset(tmp_path / "set", cameras={}, change=number_nine))
+    assert error.code == "data.unknown_task"
+
+
+# Image columns in their other shapes
+
+
+def with_images(root: Path, cells: Any) -> Any:
+    def replace(_number: int, columns: Columns) -> None:
+        columns["image"] = cells
+
+    lerobot_dataset(root, [len(cells)], cameras={"image": "image"}, change=replace)
+    return read(root).cameras["image"]
+
+
+def test_raw_bytes_and_paths_are_pictures(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    (root / "images").mkdir(parents=True)
+    (root / "images/two.png").write_bytes(encoded_picture(2))
+    (root / "four.jpg").write_bytes(encoded_picture(4, "JPEG"))
+    camera = with_images(root, ["two.png", "four.jpg"])
+    assert [frame_of(image) for image in camera.read([0, 1])] == [2, 4]
+    camera = with_images(tmp_path / "raw", [encoded_picture(7), encoded_picture(8)])
+    assert [frame_of(image) for image in camera.read([1, 0])] == [8, 7]
+
+
+@pytest.mark.parametrize(
+    ("cell", "code"),
+    [
+        ({"bytes": None, "path": "../secret.png"}, "data.unsafe_path"),
+        ({"bytes": None, "path": "/etc/hostname"}, "data.unsafe_path"),
+        ({"bytes": None, "path": "gone.png"}, "data.picture_unreadable"),
+        ({"bytes": b"", "path": ""}, "data.picture_unreadable"),
+        ({"bytes": b"no picture", "path": None}, "data.picture_unreadable"),
+    ],
+)
+def test_unusable_pictures_name_column_and_row(
+    tmp_path: Path, cell: dict[str, Any], code: str
+) -> None:
+    good = {"bytes": encoded_picture(0), "path": "0.png"}
+    camera = with_images(tmp_path / "set", [good, cell])
+    with pytest.raises(DataError) as caught:
+        camera.read([0, 1])
+    assert caught.value.code == code
+    assert caught.value.details["field"] == "image"
+
+
+def test_grey_and_transparent_pictures_become_rgb(tmp_path: Path) -> None:
+    cells: list[bytes] = []
+    for mode in ("L", "RGBA", "P"):
+        buffer = io.BytesIO()
+        Image.new(mode, (4, 3), 0).save(buffer, "PNG")
+        cells.append(buffer.getvalue())
+    assert with_images(tmp_path / "set", cells).read([0, 1, 2]).shape == (3, 3, 4, 3)

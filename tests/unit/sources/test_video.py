@@ -1,0 +1,162 @@
+import pickle
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.builders.lerobot import encoded_picture, frame_of, picture, write_video
+
+from vlatool.errors import DataError
+from vlatool.sources.video import VideoFrames, probe_video
+
+FRAMES = 300
+
+
+@pytest.fixture(scope="module")
+def long_gop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "long.mp4"
+    write_video(path, FRAMES, g="250", bf="3", sc_threshold="0")
+    return path
+
+
+def decode_all(path: Path) -> NDArray[np.uint8]:
+    with av.open(str(path)) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.asarray(pictures, np.uint8)
+
+
+def test_the_test_video_has_b_frames_and_a_long_gop(long_gop: Path) -> None:
+    with av.open(str(long_gop)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    times = [packet.pts for packet in packets]
+    assert times != sorted(t for t in times if t is not None)
+    assert sum(packet.is_keyframe for packet in packets) == 2
+
+
+def test_random_access_equals_sequential_decoding(long_gop: Path) -> None:
+    expected = decode_all(long_gop)
+    frames = VideoFrames(long_gop, FRAMES)
+    picks = np.random.default_rng(0).integers(0, FRAMES, 40).tolist()
+    for number in [*picks, 0, 299, 249, 250, 251, 250]:
+        assert np.array_equal(frames.read([number])[0], expected[number]), number
+
+
+def test_indices_come_in_the_order_asked_for(long_gop: Path) -> None:
+    frames = VideoFrames(long_gop, FRAMES)
+    assert [frame_of(image) for image in frames.read([7, 3, 3, 40])] == [7, 3, 3, 40]
+
+
+def test_ascending_reads_open_the_file_once(
+    long_gop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    original = av.open
+
+    def counting_open(path: str) -> object:
+        opened.append(path)
+        return original(path)
+
+    monkeypatch.setattr(av, "open", counting_open)
+    frames = VideoFrames(long_gop, FRAMES)
+    frames.read([0])
+    before = len(opened)
+    for first in range(1, 200, 8):
+        frames.read(range(first, first + 8))
+    assert len(opened) == before
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("mjpeg", "avi"), ("libsvtav1", "mp4")])
+def test_other_codecs_are_exact(tmp_path: Path, codec: str, suffix: str) -> None:
+    path = tmp_path / f"video.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=10)
+        stream.height, stream.width = 64, 64
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number in range(12):
+            frame = av.VideoFrame.from_ndarray(picture(number, 64, 64), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        container.mux(stream.encode())
+    assert probe_video(path).num_frames == 12
+    frames = VideoFrames(path, 12)
+    assert [frame_of(frames.read([number])[0]) for number in (11, 2, 5, 4)] == [11, 2, 5, 4]
+
+
+@pytest.mark.parametrize("name", ["video.mkv", "video.ts", "video.avi"])
+def test_other_containers_are_exact_with_b_frames(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_video(path, 60, g="20", bf="3")
+    expected = decode_all(path)
+    frames = VideoFrames(path, 60)
+    for number in (0, 59, 7, 33, 34, 20, 19):
+        assert np.array_equal(frames.read([number])[0], expected[number]), number
+
+
+def test_uneven_frame_times_do_not_shift_frames(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(30):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame.pts, frame.time_base = 300 + 20 * number**2, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = VideoFrames(path, 30)
+    assert [frame_of(frames.read([number])[0]) for number in (0, 29, 13)] == [0, 29, 13]
+
+
+def test_frames_are_counted_when_the_container_does_not_say(tmp_path: Path) -> None:
+    path = tmp_path / "video.mkv"
+    write_video(path, 9)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 0
+    assert probe_video(path).num_frames == 9
+
+
+def test_size_is_height_and_width(long_gop: Path) -> None:
+    assert VideoFrames(long_gop, FRAMES).size == (32, 48)
+    assert probe_video(long_gop).size == (32, 48)
+
+
+def test_pickling_keeps_path_and_length_only(long_gop: Path) -> None:
+    frames = VideoFrames(long_gop, FRAMES)
+    frames.read([5])
+    copy = pickle.loads(pickle.dumps(frames))
+    assert len(copy) == FRAMES
+    assert np.array_equal(copy.read([5]), frames.read([5]))
+
+
+def test_reading_after_close_opens_again(long_gop: Path) -> None:
+    frames = VideoFrames(long_gop, FRAMES)
+    first = frames.read([3])
+    frames.close()
+    assert np.array_equal(frames.read([3]), first)
+
+
+def test_no_indices_give_no_pictures(long_gop: Path) -> None:
+    assert VideoFrames(long_gop, FRAMES).read([]).shape == (0, 32, 48, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", encoded_picture(1)[:40]])
+def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "video.mp4"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        VideoFrames(path, 3).read([0])
+    assert caught.value.code == "data.video_unreadable"
+    assert caught.value.details["file"] == str(path)
+
+
+def test_a_truncated_video_names_the_frame(tmp_path: Path) -> None:
+    path = tmp_path / "video.mkv"
+    write_video(path, 60, g="10")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError) as caught:
+        VideoFrames(path, 60).read(range(60))
+    assert caught.value.code == "data.video_unreadable"
+    assert 0 < caught.value.details["frame"] < 60
