@@ -86,7 +86,7 @@ class Registry(Generic[T]):
     def _load_plugin(self, point: EntryPoint) -> object:
         try:
             return _load(point.value)
-        except Exception as error:  # noqa: BLE001 - third-party import code may raise anything
+        except Exception as error:
             raise EnvironmentProblem(
                 f"{self.noun} {point.name!r} of {_distribution(point)} cannot be imported: {error}",
                 hint=f"reinstall or remove the distribution {_distribution(point)!r}",

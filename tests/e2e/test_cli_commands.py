@@ -121,9 +121,17 @@ def test_json_progress_is_one_object_per_line(raw: Path, tmp_path: Path) -> None
     assert "progress" in events
 
 
-def test_quiet_leaves_stderr_empty(raw: Path, tmp_path: Path) -> None:
+def test_quiet_leaves_only_warnings_on_stderr(raw: Path, tmp_path: Path) -> None:
     done = vlatool("preprocess", "spartan", str(raw), "-o", "out", "-q", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
+
+
+def test_log_file_has_warnings_and_the_traceback_of_a_failure(raw: Path, tmp_path: Path) -> None:
+    vlatool("preprocess", "spartan", str(raw), "-o", "o", "--log-file", "a.log", cwd=tmp_path)
+    vlatool("preprocess", "spartan", "nowhere", "-o", "p", "--log-file", "b.log", cwd=tmp_path)
+    assert "WARNING vlatool.report" in (tmp_path / "a.log").read_text()
+    assert "Traceback" in (tmp_path / "b.log").read_text()
 
 
 def test_missing_extra_is_exit_6_with_the_install_line(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ def complete(line: str) -> list[str]:
         ("vlatool plugins --jso", {"--json", "--jsonl"}),
         ("vlatool preprocess ", {"spartan", "lerobot"}),
         ("vlatool preprocess le", {"lerobot"}),
+        ("vlatool preprocess --output out --overwrite=yes le", {"lerobot"}),
+        ("vlatool preprocess lerobot --obs", {"--observation-keys"}),
         ("vlatool train --model.type diff", {"diffusion_policy"}),
     ],
 )

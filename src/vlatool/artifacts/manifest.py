@@ -43,9 +43,9 @@ def read_manifest(path: Path) -> list[Shard]:
             code="data.no_manifest",
             details={"path": str(path)},
         ) from None
-    shards = [
-        _shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
-    ]
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not a text file", code="data.broken_manifest") from None
+    shards = [_shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not shards:
         raise DataError(f"{path}: the manifest lists no shard", code="data.empty_manifest")
     return shards

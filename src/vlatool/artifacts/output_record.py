@@ -41,7 +41,7 @@ def read_record(folder: Path) -> OutputRecord | None:
         return OutputRecord(
             document["command"], document["options"], document["inputs"], document["result"]
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -66,7 +66,7 @@ def claim_output(
             hint="choose another --output",
             code="usage.output_exists",
         )
-    if before is not None and not overwrite:
+    if before is not None and not overwrite and _holds_something(folder):
         differences = _differences(before, record)
         if differences:
             raise UsageError(

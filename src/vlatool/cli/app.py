@@ -43,6 +43,10 @@ class LazyGroup(SuggestingGroup):
             rest = ["--help"]
         return super().parse_args(ctx, rest)
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options; none while completing, because reading them makes Typer import pydantic."""
+        return [] if ctx.resilient_parsing else super().get_params(ctx)
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Names, in the order of a pipeline."""
         return list(COMMANDS)
@@ -102,7 +106,7 @@ def main() -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs one invocation and returns its exit code; nothing is raised."""
+    """Runs one invocation and returns its exit code."""
     from vlatool.cli.failures import Terminated
 
     options = OutputOptions()
@@ -110,10 +114,14 @@ def run(argv: Sequence[str]) -> int:
         _invoke(list(argv), options)
     except typer.Exit as ended:
         return ended.exit_code
+    except SystemExit as ended:
+        if ended.code not in (130, 143):
+            raise
+        return _fail(ended, options)
     except BrokenPipeError as error:
         return _closed_pipe(error, options)
     except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the last place
-        return _fail(error, options)
+        return 1 if _COMPLETE in os.environ else _fail(error, options)
     return 0
 
 

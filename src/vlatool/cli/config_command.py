@@ -107,16 +107,16 @@ class VlatoolCommand(typer.core.TyperCommand):
         return [*Grammar(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
 
     def _with_nearest(self, ctx: Any, error: UnknownOptionError) -> UsageError:
+        name = error.option.lstrip("-").replace("-", "_")
+        hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
+        return UsageError(error.message, hint=hint, code=error.code, details=error.details)
+
+    def nearest(self, ctx: Any, name: str) -> str:
+        """A sentence with the options nearest to a name; empty when none is near."""
         from vlatool.plugins import did_you_mean
 
-        typed = "--" + error.option.lstrip("-").replace("_", "-")
-        known = self.spellings(ctx)
-        same_leaf = [option for option in known if option.endswith("." + error.option[2:])]
-        hint = did_you_mean(typed, known) if not same_leaf else did_you_mean("", same_leaf)
-        if hint.startswith("known:") and not same_leaf:
-            hint = f"`{ctx.command_path} --help` lists the options"
-        details = {**error.details, "known": known}
-        return UsageError(error.message, hint=hint, code=error.code, details=details)
+        hint = did_you_mean("--" + name.replace("_", "-"), self.spellings(ctx))
+        return "" if hint.startswith("known:") else hint
 
     def get_help(self, ctx: Any) -> str:
         """The help; a JSON document when the invocation speaks JSON."""
@@ -162,7 +162,7 @@ class ConfigCommand(VlatoolCommand):
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """Takes keys, `--set` and sugar; remembers them for the body."""
-        keys = self.keys(args)
+        keys = {} if ctx.resilient_parsing else self.keys(args)
         lifted = lift(args, self.grammar(ctx, keys), lenient=lenient)
         if not lenient:
             from vlatool.cli.overrides import TypedConfig
@@ -197,6 +197,18 @@ class ConfigCommand(VlatoolCommand):
             infos = dotted_keys(self.spec.schema(args))
             known += [f"--{info.key}" for info in infos if "." in info.key]
         return [*known, *OUTPUT_OPTIONS]
+
+    def nearest(self, ctx: Any, name: str) -> str:
+        """For a tree, a bare name is first looked for among the keys."""
+        if not self.spec.is_flat:
+            from vlatool.config.schema import dotted_keys
+
+            keys = [info.key for info in dotted_keys(self.spec.schema(()))]
+            if name in keys:
+                return f"write --set {name}=VALUE"
+            if same := [f"--{key}" for key in keys if key.endswith(f".{name}")]:
+                return f"did you mean {', '.join(same[:3])}?"
+        return super().nearest(ctx, name)
 
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""
@@ -291,8 +303,8 @@ class SuggestingGroup(typer.core.TyperGroup):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Names of commands, then of options."""
         rows = [(name, text) for name, text in self.summaries(ctx) if name.startswith(incomplete)]
-        options = [option for param in self.get_params(ctx) for option in param.opts]
-        names = [*options, *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
+        options = [option for param in self.params for option in param.opts]
+        names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
         found = [Completion(name) for name in names if name.startswith(incomplete)]
         return [*(Completion(name, text) for name, text in rows), *found]
 

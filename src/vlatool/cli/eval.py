@@ -79,8 +79,8 @@ def open_loop(
     cls=config_command(
         ROLLOUT,
         "CHECKPOINT",
-        "vlatool eval rollout runs/bin --env vlatool/Reach-v0 --episodes 50",
-        "vlatool eval rollout runs/bin --env vlatool/Reach-v0 --seed 7 --output rollouts --json",
+        "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --episodes 50",
+        "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --seed 7 -o rollouts --json",
     ),
     context_settings=CONTEXT,
 )

@@ -1,11 +1,13 @@
 """Whatever ends an invocation, as an error a user can read."""
 
+import errno
+import os
 import shlex
 import signal
 import sys
 from typing import Any
 
-from vlatool.errors import UsageError, VlatoolError, missing_extra
+from vlatool.errors import StorageError, UsageError, VlatoolError, missing_extra
 
 EXTRAS = {
     "torch": "train",
@@ -17,6 +19,10 @@ EXTRAS = {
     "matplotlib": "train",
     "ray": "ray",
 }
+
+_STORAGE_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
+}  # fmt: skip
 
 
 class Terminated(BaseException):
@@ -58,18 +64,35 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
     """The error to show for any exception."""
     if isinstance(error, VlatoolError):
         return error
-    if isinstance(error, KeyboardInterrupt):
+    ended = error.code if isinstance(error, SystemExit) else None
+    if isinstance(error, KeyboardInterrupt) or ended == 130:
         return InterruptedByUserError("interrupted; what was done is kept", hint=_again())
-    if isinstance(error, Terminated):
+    if isinstance(error, Terminated) or ended == 143:
         return TerminatedError("terminated; what was done is kept", hint=_again())
-    if isinstance(error, ModuleNotFoundError) and (package := _package(error)) in EXTRAS:
-        return missing_extra(package, EXTRAS[package])
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        return _usage_error(error)
-    return BugError(
+    return _known(error) or BugError(
         f"this is a bug in vlatool: {type(error).__name__}: {error}",
         hint="run again with --debug for the traceback, and report it",
         details={"exception": type(error).__name__},
+    )
+
+
+def _known(error: BaseException) -> VlatoolError | None:
+    if isinstance(error, ModuleNotFoundError) and (package := _package(error)) in EXTRAS:
+        return missing_extra(package, EXTRAS[package])
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
+        return _storage_error(error)
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        return _usage_error(error)
+    return None
+
+
+def _storage_error(error: OSError) -> StorageError:
+    where = f"{error.filename}: " if error.filename else ""
+    return StorageError(
+        f"{where}{os.strerror(error.errno or 0)}",
+        hint="make room, or name a place that can be read and written",
+        code="storage.os",
+        details={"path": str(error.filename or ""), "errno": error.errno},
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
 from vlatool.config.schema import dotted_keys
 
@@ -29,7 +30,9 @@ class KeyTable:
 
     def text(self) -> str:
         """One key per line, its description below."""
-        return "\n".join(
-            f"{row['key']}: {row['type']} = {row['default']}\n    {row['description']}"
-            for row in self.rows()
-        )
+        lines: list[str] = []
+        for row in self.rows():
+            lines.append(f"{row['key']}: {row['type']} = {to_json(row['default'], indent=None)}")
+            if row["description"]:
+                lines.append(f"    {row['description']}")
+        return "\n".join(lines)

@@ -122,7 +122,7 @@ class _Walker:
         elif short in self.grammar.options:
             self._pass_on(short, short, value or None)
         else:
-            self._unknown(word)
+            self._unknown(word, value or None)
 
     def _set(self, option: str, given: str | None) -> None:
         text = self._value(option, given)
@@ -169,7 +169,7 @@ class _Walker:
 
     def _pass_on(self, name: str, option: str, given: str | None) -> None:
         if name not in self.grammar.options:
-            self._unknown(option)
+            self._unknown(option, given)
         elif self.grammar.options[name]:
             value = self._value(option, given)
             self.lifted.rest += [name] if value is None else [name, value]
@@ -183,9 +183,10 @@ class _Walker:
                 details={"option": option},
             )
 
-    def _unknown(self, option: str) -> None:
+    def _unknown(self, option: str, given: str | None) -> None:
         if not self.lenient:
             raise UnknownOptionError(option)
+        self._value(option, given)
 
 
 class UnknownOptionError(UsageError):

@@ -1,12 +1,13 @@
 """Reporters without a terminal: plain lines, JSON lines, silence. All write to stderr."""
 
+import logging
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from vlatool.cli.output import is_main_process, to_json, write_stderr
-from vlatool.events import NullReporter, Progress
+from vlatool.events import NullReporter, Progress, Reporter
 
 LINE_EVERY_S = 10.0
 EVENT_EVERY_S = 1.0
@@ -140,6 +141,37 @@ class SilentReporter(NullReporter):
         """Writes the message with its code."""
         if is_main_process():
             write_stderr(f"warning: {message} [{code}]")
+
+
+class LoggedReporter:
+    """Another reporter, whose notes, warnings and numbers also go into the log file."""
+
+    def __init__(self, reporter: Reporter, log_file: logging.Handler) -> None:
+        self._reporter = reporter
+        self._log_file = log_file
+
+    def progress(self, name: str, total: int | None, unit: str) -> Progress:
+        """Starts a bar of the other reporter."""
+        return self._reporter.progress(name, total, unit)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Reports and logs the numbers."""
+        self._reporter.metrics(step, values)
+        self._log(logging.INFO, f"step {step}: {to_json(values, indent=None)}")
+
+    def note(self, message: str) -> None:
+        """Reports and logs the message."""
+        self._reporter.note(message)
+        self._log(logging.INFO, message)
+
+    def warn(self, code: str, message: str) -> None:
+        """Reports and logs the message with its code."""
+        self._reporter.warn(code, message)
+        self._log(logging.WARNING, f"{message} [{code}]")
+
+    def _log(self, level: int, message: str) -> None:
+        record = logging.LogRecord("vlatool.report", level, "", 0, message, None, None)
+        self._log_file.handle(record)
 
 
 def progress_line(count: Count, *, is_end: bool) -> str:

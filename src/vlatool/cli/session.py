@@ -77,22 +77,30 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Run]:
             hint="--jsonl prints one document per row, --json one for the whole list",
             code="usage.conflict",
         )
-    with _logging(options):
-        yield Run(ctx, options, output.make_reporter(options))
+    reporter = output.make_reporter(options)
+    with _logging(options) as log_file:
+        if log_file is not None:
+            from vlatool.cli.reporters import LoggedReporter
+
+            reporter = LoggedReporter(reporter, log_file)
+        yield Run(ctx, options, reporter)
 
 
 @contextmanager
-def _logging(options: OutputOptions) -> Iterator[None]:
+def _logging(options: OutputOptions) -> Iterator[logging.Handler | None]:
     """Log records to stderr and the log file as asked; Python's warnings are log records."""
-    handlers = list(_handlers(options))
+    log_file = _log_file(options.log_file) if options.log_file else None
+    handlers = [_stderr_handler(options), *([log_file] if log_file else [])]
     root = logging.getLogger()
-    level = min((handler.level for handler in handlers), default=logging.WARNING)
     for handler in handlers:
         root.addHandler(handler)
-    logging.getLogger("vlatool").setLevel(level)
+    logging.getLogger("vlatool").setLevel(min(handler.level for handler in handlers))
     logging.captureWarnings(not options.debug)
     try:
-        yield
+        yield log_file
+    except BaseException:
+        logging.getLogger("vlatool").debug("the command ended with", exc_info=True)
+        raise
     finally:
         logging.captureWarnings(False)
         for handler in handlers:
@@ -100,15 +108,13 @@ def _logging(options: OutputOptions) -> Iterator[None]:
             handler.close()
 
 
-def _handlers(options: OutputOptions) -> Iterator[logging.Handler]:
+def _stderr_handler(options: OutputOptions) -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     if not options.verbose:
         handler.addFilter(lambda record: record.name != "py.warnings")
-    yield handler
-    if options.log_file:
-        yield _log_file(options.log_file)
+    return handler
 
 
 def _log_file(path: str) -> logging.Handler:
@@ -123,7 +129,6 @@ def _log_file(path: str) -> logging.Handler:
         ) from error
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger("vlatool").setLevel(logging.DEBUG)
     handler.emit(_command_record())
     return handler
 

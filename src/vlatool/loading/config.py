@@ -70,10 +70,14 @@ class DataConfig(ConfigModel):
         "cameras of the data set's preprocessing_config.yaml", "Cameras, in order.", default=[]
     )
     image_indices: list[int] = derived_field(
-        "image indices of preprocessing_config.yaml", "Pictures, as frames from the anchor.", default=[]
+        "image indices of preprocessing_config.yaml",
+        "Pictures, as frames from the anchor.",
+        default=[],
     )
     proprioception_fields: list[str] = derived_field(
-        "proprioception fields of preprocessing_config.yaml", "Fields that are observed.", default=[]
+        "proprioception fields of preprocessing_config.yaml",
+        "Fields that are observed.",
+        default=[],
     )
     action_fields: list[str] = derived_field(
         "action fields of preprocessing_config.yaml", "Fields that are predicted.", default=[]
@@ -104,4 +108,6 @@ class DataConfig(ConfigModel):
     @property
     def image_names(self) -> list[str]:
         """Names of a sample's pictures in the order a model gets them: time outer, camera inner."""
-        return [f"{camera}_t{index}" for index in self.image_indices for camera in self.camera_names]
+        return [
+            f"{camera}_t{index}" for index in self.image_indices for camera in self.camera_names
+        ]

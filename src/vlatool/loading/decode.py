@@ -4,6 +4,7 @@ import io
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,8 +78,10 @@ class SampleDecoder:
         except KeyError as error:
             missing, problem = str(error.args[0]), f"has no {error.args[0]!r}"
             details = {"sample": key, "member": missing}
-            raise DataError(f"sample {key} {problem}", code="data.broken_sample", details=details) from None
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"sample {key} {problem}", code="data.broken_sample", details=details
+            ) from None
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
                 hint="its shard is damaged; preprocess or copy it again",

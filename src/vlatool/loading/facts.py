@@ -82,7 +82,9 @@ def read_facts(config: DataConfig) -> DatasetFacts:
     shards = [read_manifest(path) for path in manifests]
     for path, entries in zip(manifests, shards, strict=True):
         check_shards(path, entries)
-    statistics = config.dataset_statistics or [str(path.parent / "stats.json") for path in manifests]
+    statistics = config.dataset_statistics or [
+        str(path.parent / "stats.json") for path in manifests
+    ]
     parts = [read_stats(local_path(location)) for location in statistics]
     options = [_options(path) for path in manifests]
     pasts = [int(one["past_lowdim_steps"]) for one in options]
@@ -94,7 +96,7 @@ def read_facts(config: DataConfig) -> DatasetFacts:
         )
     return DatasetFacts(
         shards=tuple(tuple(entries) for entries in shards),
-        statistics=merge_stats(parts),
+        statistics=_without_digests(merge_stats(parts)),
         options=tuple(options),
         past=min(pasts),
         future=min(int(one["future_lowdim_steps"]) for one in options),
@@ -183,6 +185,14 @@ def _agreed(facts: DatasetFacts, key: str) -> list[Any]:
             code="data.datasets_differ",
         )
     return values[0]
+
+
+def _without_digests(statistics: Statistics) -> Statistics:
+    """Statistics without what only merging needs; loader processes get a copy of them."""
+    return {
+        name: {key: value for key, value in entry.items() if not key.startswith("tdigest")}
+        for name, entry in statistics.items()
+    }
 
 
 def _options(manifest: Path) -> dict[str, Any]:

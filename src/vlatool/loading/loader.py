@@ -51,6 +51,9 @@ class BatchStream(IterableDataset[Batch]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         plan = self._plan
+        # The next batch of an interrupted run comes from worker `skip_batches % workers`; the
+        # DataLoader asks process 0 first, so process 0 takes that worker's part.
+        worker = (worker + plan.skip_batches) % workers
         slot = Slot(plan.rank * workers + worker, plan.world_size * workers)
         weights = self._config.dataset_weighting or [float(size) for size in self._facts.sizes]
         streams = [

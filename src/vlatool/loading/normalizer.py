@@ -48,7 +48,7 @@ class Normalizer:
         return self.scale(field, values.shape[-2]).denormalize(values.astype(np.float64))
 
     def constant(self, fields: Sequence[str]) -> Array:
-        """bool [sum of widths]: dimensions that never change over the data."""
+        """Bool [sum of widths]: dimensions that never change over the data."""
         return np.concatenate([self._scales[name].constant for name in fields])
 
 

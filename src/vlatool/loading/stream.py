@@ -38,20 +38,10 @@ class SampleStream:
         self._seed = seed
 
     def __iter__(self) -> Iterator[RawSample]:
-        samples = self._epochs()
-        if not self._config.shuffle:
-            return samples
-        rng = random.Random(f"{self._seed}/{self._slot.index}")  # noqa: S311 - not for secrets
-        shuffle = wds.shuffle(  # pyright: ignore[reportAttributeAccessIssue]
-            self._config.shuffle_buffer_size, initial=self._config.shuffle_initial, rng=rng
-        )
-        return iter(shuffle(samples))
-
-    def _epochs(self) -> Iterator[RawSample]:
         epoch = 0
         while True:
             found = False
-            for sample in self._epoch(epoch):
+            for sample in self._shuffled(self._epoch(epoch), epoch):
                 found = True
                 yield sample
             epoch += 1
@@ -62,6 +52,16 @@ class SampleStream:
                     code="data.empty_stream",
                 )
 
+    def _shuffled(self, samples: Iterator[RawSample], epoch: int) -> Iterator[RawSample]:
+        """Samples of one epoch through a buffer that is emptied before the next epoch starts."""
+        if not self._config.shuffle:
+            return samples
+        rng = random.Random(f"{self._seed}/{epoch}/{self._slot.index}")  # noqa: S311 - no secret
+        shuffle = wds.shuffle(  # pyright: ignore[reportAttributeAccessIssue]
+            self._config.shuffle_buffer_size, initial=self._config.shuffle_initial, rng=rng
+        )
+        return iter(shuffle(samples))
+
     def _epoch(self, epoch: int) -> Iterator[RawSample]:
         order = list(range(len(self._shards)))
         if self._config.shuffle:
@@ -70,7 +70,7 @@ class SampleStream:
         if by_shard:
             order = order[self._slot.index :: self._slot.count]
         urls = [str(self._shards[index].path) for index in order]
-        for position, sample in enumerate(_read(urls)):
+        for position, sample in enumerate(read_shards(urls)):
             if by_shard or position % self._slot.count == self._slot.index:
                 yield sample
 
@@ -95,7 +95,7 @@ class MixedStream:
             yield next(rng.choices(iterators, self._weights)[0])
 
 
-def _read(urls: Sequence[str]) -> Iterator[RawSample]:
+def read_shards(urls: Sequence[str]) -> Iterator[RawSample]:
     """Samples of tar files in order; a broken tar is an error, never skipped."""
     pipeline = wds.DataPipeline(  # pyright: ignore[reportAttributeAccessIssue]
         wds.SimpleShardList(list(urls)),  # pyright: ignore[reportAttributeAccessIssue]

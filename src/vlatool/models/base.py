@@ -60,21 +60,21 @@ class ModelType(Protocol):
     Config: ClassVar[type["ConfigModel"]]
 
     def derive(
-        self, config: Any, data: "DataConfig", facts: "DatasetFacts"  # noqa: ANN401
+        self, config: Any, data: "DataConfig", facts: "DatasetFacts"
     ) -> tuple[Any, dict[str, str]]:
         """The config with what the data decide, and dotted key to rule for what was filled in."""
         ...
 
-    def build(self, config: Any) -> "nn.Module":  # noqa: ANN401 - the type's own config
+    def build(self, config: Any) -> "nn.Module":
         """The network, freshly initialised from torch's global generator."""
         ...
 
-    def objective(self, config: Any, model: "nn.Module") -> Objective:  # noqa: ANN401
+    def objective(self, config: Any, model: "nn.Module") -> Objective:
         """Its loss."""
         ...
 
     def batcher(
-        self, config: Any, data: "DataConfig", normalizer: "Normalizer"  # noqa: ANN401
+        self, config: Any, data: "DataConfig", normalizer: "Normalizer"
     ) -> Callable[[Sequence["DecodedSample"]], Batch]:
         """Samples to a batch of tensors; picklable, runs in loader processes."""
         ...

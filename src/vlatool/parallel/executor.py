@@ -74,7 +74,7 @@ class ProcessExecutor:
                         item = next(waiting)
                     except StopIteration:
                         break
-                    in_flight.append((item, pool.submit(task, item)))
+                    in_flight.append((item, _submit(pool, task, item)))
                 if not in_flight:
                     return
                 item, future = in_flight.popleft()
@@ -84,7 +84,10 @@ class ProcessExecutor:
                     pool.shutdown(wait=False, cancel_futures=True)
                     pool = self._pool()
                     yield self._alone(task, item)
-                    in_flight = deque((item, pool.submit(task, item)) for item, _ in in_flight)
+                    in_flight = deque(
+                        (item, future if _is_done(future) else _submit(pool, task, item))
+                        for item, future in in_flight
+                    )
         finally:
             _stop(pool)
 
@@ -134,6 +137,22 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
                 message, hint="run with --debug for the traceback", code="data.unexpected"
             ),
         )
+
+
+def _submit(
+    pool: ProcessPoolExecutor, task: Callable[[Item], Outcome[Item, Value]], item: Item
+) -> Future[Outcome[Item, Value]]:
+    """Like `pool.submit`, but the end of the pool is found in the future, in the item's turn."""
+    try:
+        return pool.submit(task, item)
+    except BrokenProcessPool as error:
+        future: Future[Outcome[Item, Value]] = Future()
+        future.set_exception(error)
+        return future
+
+
+def _is_done(future: Future[Outcome[Item, Value]]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _ignore_ctrl_c() -> None:

@@ -50,6 +50,6 @@ class Sink(Protocol):
         """A writer; leaving normally commits the episode, an exception leaves nothing behind."""
         ...
 
-    def finish(self, receipts: Iterable[Receipt]) -> Any:  # noqa: ANN401 - the sink's summary
+    def finish(self, receipts: Iterable[Receipt]) -> Any:
         """Joins the episodes of `receipts`, in their order, into the final artifact."""
         ...

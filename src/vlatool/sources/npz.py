@@ -1,6 +1,7 @@
 """Member-wise access to npz archives that never unpickles and inflates only what is asked for."""
 
 import ast
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class ArrayHeader:
 
     @property
     def length(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize  # exact: a lying shape cannot wrap
 
 
 class NpzArchive:
@@ -86,10 +87,10 @@ class NpzArchive:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
                 _read_header(member)
                 data = member.read(header.length)
+            order = "F" if header.fortran_order else "C"
+            return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
         except _BROKEN as error:
             raise _broken(self.path, name, error) from None
-        order = "F" if header.fortran_order else "C"
-        return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
 
 
 class NpzFrames:
@@ -180,7 +181,9 @@ def _read_header(member: IO[bytes]) -> ArrayHeader:
     if length > _LARGEST_HEADER:
         raise ValueError(f"array header of {length} bytes")
     try:
-        fields = ast.literal_eval(member.read(length).decode("latin1" if version < (3, 0) else "utf8"))
+        fields = ast.literal_eval(
+            member.read(length).decode("latin1" if version < (3, 0) else "utf8")
+        )
         shape = tuple(int(size) for size in fields["shape"])
         dtype = npy.descr_to_dtype(fields["descr"])
         fortran = bool(fields["fortran_order"])

@@ -21,14 +21,18 @@ def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
 def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
     """Episodes once each; another episode with a used id gets a number behind it."""
     seen_paths: set[Path] = set()
-    uses: dict[str, int] = {}
+    used: set[str] = set()
     for ref in refs:
         resolved = ref.path.resolve()
         if resolved in seen_paths:
             continue
         seen_paths.add(resolved)
-        uses[ref.id] = uses.get(ref.id, 0) + 1
-        yield ref if uses[ref.id] == 1 else replace(ref, id=f"{ref.id}-{uses[ref.id]}")
+        name, number = ref.id, 1
+        while name in used:
+            number += 1
+            name = f"{ref.id}-{number}"
+        used.add(name)
+        yield ref if number == 1 else replace(ref, id=name)
 
 
 def select(refs: Sequence[EpisodeRef], wanted: str | None) -> list[EpisodeRef]:
@@ -58,9 +62,7 @@ def select(refs: Sequence[EpisodeRef], wanted: str | None) -> list[EpisodeRef]:
     return [chosen[number] for number in sorted(chosen)]
 
 
-def _part(
-    part: str, by_number: dict[int | None, EpisodeRef], wanted: str
-) -> dict[int, EpisodeRef]:
+def _part(part: str, by_number: dict[int | None, EpisodeRef], wanted: str) -> dict[int, EpisodeRef]:
     match = _RANGE.match(part)
     if not part or match is None:
         raise UsageError(

@@ -152,9 +152,7 @@ class SpartanReader:
             extras={"source_episode": "/".join(ref.path.parts[-7:])},
         )
 
-    def _cameras(
-        self, folder: Path
-    ) -> tuple[dict[str, FrameSource], list[tuple[str, str]]]:
+    def _cameras(self, folder: Path) -> tuple[dict[str, FrameSource], list[tuple[str, str]]]:
         """Cameras by semantic name, in the order of metadata.yaml."""
         archive = NpzArchive(folder / "observations.npz")
         cameras: dict[str, FrameSource] = {}
@@ -202,6 +200,8 @@ class SpartanReader:
             if name in self.config.data_discard_keys:
                 continue
             header = archive.header(name)
+            if not header.shape:
+                raise _no_frames(archive.path, name)
             if len(header.shape) <= 2 or name.startswith(("robot__", "language_")):
                 fields[name] = _as_field(archive.read(name))
         return {**fields, **self._actions(folder)}
@@ -302,7 +302,16 @@ def _as_field(array: Array) -> Array:
     """[F, C] for numbers, [F] for text."""
     if array.dtype.kind == "U":
         return array
-    return array.reshape(len(array), -1) if array.ndim != 2 else array
+    return array.reshape(len(array), int(np.prod(array.shape[1:])))
+
+
+def _no_frames(path: Path, name: str) -> DataError:
+    return DataError(
+        f"{path}: {name!r} is a single value, expected one per frame",
+        hint="leave the field out with --data-discard-keys",
+        code="data.length_mismatch",
+        details={"path": str(path), "key": name},
+    )
 
 
 def _common_length(

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +34,8 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
             details={"path": str(path)},
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no folder; the error above is the one to tell
+            partial.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
-from vlatool.errors import UsageError
+from vlatool.errors import StorageError, UsageError
 
 
 @contextmanager
@@ -20,10 +21,10 @@ def output_lock(folder: Path, command: str) -> Iterator[None]:
 
     Raises:
         UsageError: Another live run holds it; names that run.
+        StorageError: The folder cannot be made or written.
     """
     path = folder / ".vlatool" / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with _open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -38,6 +39,19 @@ def output_lock(folder: Path, command: str) -> Iterator[None]:
         file.flush()
         yield
         file.truncate(0)
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        raise StorageError(
+            f"{path.parent.parent}: cannot be used as an output folder: {error.strerror}",
+            hint="choose another --output, or make the folder writable",
+            code="storage.write",
+            details={"path": str(path)},
+        ) from error
 
 
 def _describe(path: Path) -> str:

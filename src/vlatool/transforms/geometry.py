@@ -38,7 +38,7 @@ class ImageGeometry:
         if self.target == self.original:
             return picture
         top, left = self.offset
-        if top < 0 or left < 0:
+        if self.scaled[0] < self.target[0] or self.scaled[1] < self.target[1]:
             canvas = Image.new("RGB", self.target[::-1])
             canvas.paste(_resize(picture, self.scaled), (-left, -top))
             return canvas

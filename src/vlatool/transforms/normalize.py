@@ -33,11 +33,11 @@ class FieldScale:
     scale: Array
     constant: Array
 
-    def normalize(self, values: Any) -> Any:  # noqa: ANN401 - numpy or torch
+    def normalize(self, values: Any) -> Any:
         """Values [..., C] or [..., T, C] to the policy's range."""
         return (values - self.center) / self.scale
 
-    def denormalize(self, values: Any) -> Any:  # noqa: ANN401 - numpy or torch
+    def denormalize(self, values: Any) -> Any:
         """The inverse of `normalize`."""
         return values * self.scale + self.center
 
@@ -84,7 +84,7 @@ def field_scale(
 
 
 def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") -> Array:
-    """bool [C], true where a dimension never changes over the data set.
+    """Bool [C], true where a dimension never changes over the data set.
 
     With the suffix `_per_timestep`, bool [T, C] for each step of the window by itself.
     """

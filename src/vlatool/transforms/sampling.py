@@ -98,9 +98,7 @@ class EpisodeSampler:
         """Windows of original intrinsics and extrinsics; windows of rescaled intrinsics."""
         stored: dict[str, Array] = {}
         rescaled: dict[str, Array] = {}
-        known = {
-            name: self.episode.calibration.get(name, Calibration()) for name in self.cameras
-        }
+        known = {name: self.episode.calibration.get(name, Calibration()) for name in self.cameras}
         for name, calibration in known.items():
             if calibration.intrinsics is not None:
                 matrix = self._per_frame(calibration.intrinsics, 2, name)

@@ -55,12 +55,12 @@ class Windows:
 
     @property
     def past_mask(self) -> Array:
-        """bool [N, T]: real steps strictly before the anchor."""
+        """Bool [N, T]: real steps strictly before the anchor."""
         return self.valid & (np.arange(self.spec.length) < self.spec.past)
 
     @property
     def future_mask(self) -> Array:
-        """bool [N, T]: real steps from the anchor on."""
+        """Bool [N, T]: real steps from the anchor on."""
         return self.valid & (np.arange(self.spec.length) >= self.spec.past)
 
     def cut(self, values: Array) -> Array:

@@ -179,9 +179,7 @@ def kept_cameras(episode: Episode, wanted: Sequence[str]) -> tuple[str, ...]:
 
 def _dropped(episode: Episode, missing: Sequence[str], reason: str) -> Receipt:
     message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
-    return Receipt(
-        episode.id, dropped={reason: 1}, warnings=(*episode.warnings, (reason, message))
-    )
+    return Receipt(episode.id, dropped={reason: 1}, warnings=(*episode.warnings, (reason, message)))
 
 
 def _width(width: int | None) -> str:

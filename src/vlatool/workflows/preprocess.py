@@ -205,7 +205,9 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
             episodes=[ref.id for ref in refs],
         )
         result = _result(config, task, summary, collected, len(refs))
-        result = PreprocessResult(**{**asdict(result), "seconds": round(time.monotonic() - clock, 2)})
+        result = PreprocessResult(
+            **{**asdict(result), "seconds": round(time.monotonic() - clock, 2)}
+        )
         OutputRecord(record.command, record.options, record.inputs, result.document()).save(output)
     return _checked(result)
 
@@ -355,9 +357,7 @@ def _record(config: PreprocessConfig, refs: Sequence[EpisodeRef]) -> OutputRecor
     return OutputRecord("preprocess", options, {"episodes": [ref.id for ref in refs]})
 
 
-def _data_options(
-    config: PreprocessConfig, task: EpisodeTask, first: Episode
-) -> dict[str, Any]:
+def _data_options(config: PreprocessConfig, task: EpisodeTask, first: Episode) -> dict[str, Any]:
     """preprocessing_config.yaml: what shaped the data and what training needs to know of them."""
     section = config.source.model_dump(mode="json")
     own = config.model_dump(

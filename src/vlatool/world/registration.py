@@ -6,8 +6,7 @@ ENVIRONMENT = "vlatool/PickPlace-v0"
 def register_environments() -> None:
     """Registers the world's environments; safe to call again.
 
-    Gymnasium before 1.0 calls this through the entry point when it is imported; since 1.0 it no
-    longer looks for entry points, so whoever makes the environment calls this first.
+    Gymnasium no longer looks for entry points, so whoever makes the environment calls this first.
     """
     # Inside the call: the core installs without gymnasium.
     from gymnasium.envs.registration import register, registry

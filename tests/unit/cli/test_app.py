@@ -1,6 +1,8 @@
 """What `main` does with whatever ends an invocation, and what the help may import."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -42,6 +44,22 @@ def test_other_quick_answers_load_nothing_heavy_but_what_typer_itself_loads(
     assert not modules_after(*argv) & (HEAVY - {"pydantic"})
 
 
+def test_completion_of_commands_loads_nothing_heavy() -> None:
+    asked = {"_VLATOOL_COMPLETE": "complete_bash", "COMP_WORDS": "vlatool pre", "COMP_CWORD": "1"}
+    program_text = LOADED.replace("code = run", "try:\n    code = run", 1).replace(
+        "print(", "except SystemExit:\n    code = 0\nprint(", 1
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program_text],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **asked},
+    )
+    assert set(done.stdout.split()) == {"preprocess", "presets"}
+    assert not set(done.stderr.splitlines()) & HEAVY
+
+
 def test_help_imports_no_command() -> None:
     loaded = modules_after("--help")
     modules = {f"vlatool.cli.{module}" for module, _ in program.COMMANDS.values()}
@@ -64,7 +82,9 @@ def test_summary_in_the_table_is_that_of_the_command(name: str) -> None:
         (StorageError("x"), "storage", 5),
         (KeyboardInterrupt(), "interrupted", 130),
         (Terminated(), "terminated", 143),
+        (SystemExit(143), "terminated", 143),
         (ValueError("x"), "bug", 1),
+        (OSError(errno.ENOSPC, "full", "out"), "storage.os", 5),
         (ModuleNotFoundError("x", name="torch.nn"), "environment.missing_dependency", 6),
         (ModuleNotFoundError("x", name="ray"), "environment.missing_dependency", 6),
         (ModuleNotFoundError("x", name="vlatool.nothing"), "bug", 1),

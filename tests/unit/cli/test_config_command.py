@@ -191,10 +191,14 @@ def test_unknown_option_names_the_nearest(argv: list[str], nearest: str) -> None
     assert nearest in caught.value.hint
 
 
-def test_unknown_bare_name_in_a_tree_names_its_dotted_key() -> None:
+@pytest.mark.parametrize(
+    ("argv", "hint"), [(["--lr", "1"], "--hparams.lr"), (["--save-path", "a"], "--set save_path=")]
+)
+def test_bare_key_of_a_tree_is_answered_with_how_to_type_it(argv: list[str], hint: str) -> None:
     with pytest.raises(VlatoolError) as caught:
-        tree("--lr", "1")
-    assert "--hparams.lr" in caught.value.hint
+        tree(*argv)
+    assert caught.value.code == "usage.unknown_option"
+    assert hint in caught.value.hint
 
 
 def test_argument_and_option_for_one_key_are_refused() -> None:

@@ -17,6 +17,7 @@ from vlatool.models.base import Batch
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
 _DEFAULT_TEXT_LENGTH = 128
+_TEXT_BUCKET = 32
 
 
 class PolicyBatcher:
@@ -70,10 +71,15 @@ class PolicyBatcher:
 
 
 def encode_text(sentences: Sequence[str], length: int) -> Tensor:
-    """UTF-8 bytes + 1, cut at and padded with 0 to `length`: int64 [B, L]."""
-    encoded = torch.zeros(len(sentences), length, dtype=torch.int64)
-    for row, sentence in enumerate(sentences):
-        data = sentence.encode()[:length]
+    """UTF-8 bytes + 1, cut at `length`, padded with 0: int64 [B, L].
+
+    L is the longest sentence rounded up to a multiple of 32, so that few shapes occur.
+    """
+    rows = [sentence.encode()[:length] for sentence in sentences]
+    longest = max(map(len, rows), default=0)
+    width = min(length, max(_TEXT_BUCKET, -(-longest // _TEXT_BUCKET) * _TEXT_BUCKET))
+    encoded = torch.zeros(len(rows), width, dtype=torch.int64)
+    for row, data in enumerate(rows):
         encoded[row, : len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
     return encoded
 

@@ -30,7 +30,7 @@ def time_grid(num_timesteps: int, steps: int) -> list[int]:
 
 
 def integrate(
-    velocity: Any,  # noqa: ANN401 - callable (x [B, T, A], time) -> [B, T, A]
+    velocity: Any,
     start: Tensor,
     *,
     num_timesteps: int,

@@ -103,6 +103,6 @@ class SinusoidalFrequencies(nn.Module):
         self.register_buffer("emb", torch.exp(-steps * math.log(10_000) / max(half - 1, 1)))
 
     def forward(self, steps: Tensor) -> Tensor:
-        """int [K] to [K, width]: sines, then cosines."""
+        """Int [K] to [K, width]: sines, then cosines."""
         angles = steps[:, None].float() * self.emb
         return torch.cat([angles.sin(), angles.cos()], dim=1)

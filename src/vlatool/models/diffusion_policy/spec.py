@@ -66,9 +66,7 @@ class KeypointBackboneConfig(ConfigModel):
     )
 
 
-Backbone = Annotated[
-    ViTBackboneConfig | KeypointBackboneConfig, Field(discriminator="type")
-]
+Backbone = Annotated[ViTBackboneConfig | KeypointBackboneConfig, Field(discriminator="type")]
 
 
 class TransformerConfig(ConfigModel):

@@ -1,0 +1,184 @@
+"""Who acts in an environment: a policy, or a baseline.
+
+A controller sees the observations of several environments at once, so that a policy works in
+batches. Legend of shapes: N pictures, P past steps, T action steps, C channels.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.evaluation.config import FieldMap, RolloutConfig
+from vlatool.models.policy import Observation, Policy
+from vlatool.plugins import did_you_mean
+from vlatool.transforms.relative import SUFFIX
+
+EnvObservation = Mapping[str, Any]
+
+
+class Controller(Protocol):
+    """Acts in several environments, told apart by their number."""
+
+    def act(self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]) -> dict[int, Array]:  # fmt: skip
+        """The action of each environment."""
+        ...
+
+
+class RandomController:
+    """Draws actions from the action space."""
+
+    def __init__(self, action_space: Any, seed: int) -> None:
+        self._space = action_space
+        self._space.seed(seed)
+
+    def act(
+        self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
+    ) -> dict[int, Array]:
+        """A random action each."""
+        del instructions
+        return {number: self._space.sample() for number in observations}
+
+
+class HoldController:
+    """Commands the first observed value of a key for ever: does nothing."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._first: dict[int, Array] = {}
+
+    def act(
+        self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
+    ) -> dict[int, Array]:
+        """The same action each time."""
+        del instructions
+        for number, observation in observations.items():
+            self._first.setdefault(number, np.array(observation[self._key]))
+        return {number: self._first[number] for number in observations}
+
+
+class PolicyController:
+    """Samples a chunk, carries out its first steps, samples again."""
+
+    def __init__(self, policy: Policy, config: RolloutConfig) -> None:
+        self._policy = policy
+        self._config = config
+        self._rng = torch.Generator().manual_seed(config.seed)
+        self._history: dict[int, deque[EnvObservation]] = {}
+        self._plans: dict[int, deque[Array]] = {}
+        offsets = policy.data.image_indices
+        if max(offsets) > 0:
+            raise DataError(
+                f"the policy wants pictures from the future: image_indices {offsets}",
+                hint="train with data.image_indices of at most 0",
+                code="data.future_pictures",
+            )
+        self._memory = max(-min(offsets), policy.past) + 1
+        self._fields = list(
+            dict.fromkeys([*policy.data.proprioception_fields, *policy.reference_fields])
+        )
+        self._check()
+
+    def act(
+        self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
+    ) -> dict[int, Array]:
+        """The next action of each plan; plans that ran out are made anew, all in one batch."""
+        for number, observation in observations.items():
+            history = self._history.setdefault(number, deque(maxlen=self._memory))
+            while len(history) < self._memory - 1:
+                history.append(observation)
+            history.append(observation)
+        empty = [number for number in observations if not self._plans.get(number)]
+        if empty:
+            self._replan(empty, instructions)
+        return {number: self._plans[number].popleft() for number in observations}
+
+    def _replan(self, numbers: Sequence[int], instructions: Mapping[int, str]) -> None:
+        seen = [self._observe(number, instructions[number]) for number in numbers]
+        commands = self._policy.act(seen, steps=self._config.inference_steps, rng=self._rng)
+        parts = [commands[part.field] * part.scale for part in self._config.action]
+        chunks = np.concatenate(parts, axis=-1)[:, : self._config.execute_steps]
+        for number, chunk in zip(numbers, chunks, strict=True):
+            self._plans[number] = deque(chunk)
+
+    def _observe(self, number: int, instruction: str) -> Observation:
+        history = list(self._history[number])
+        data = self._policy.data
+        pictures = [
+            self._picture(history[offset - 1], camera)
+            for offset in data.image_indices
+            for camera in data.camera_names
+        ]
+        recent = history[-(self._policy.past + 1) :]
+        return Observation(
+            images=np.stack(pictures),
+            fields={
+                name: np.stack([self._field(one, name) for one in recent]) for name in self._fields
+            },
+            instruction=instruction,
+        )
+
+    def _picture(self, observation: EnvObservation, camera: str) -> Array:
+        picture = _lookup(observation, self._config.cameras.get(camera, camera))
+        return picture[::-1] if camera in self._config.flipped_cameras else picture
+
+    def _field(self, observation: EnvObservation, name: str) -> Array:
+        source = self._config.fields[name]
+        if source.constant is not None:
+            return np.asarray(source.constant, np.float64)
+        values = np.ravel(_lookup(observation, _key(source, name)))
+        return values[source.start : source.stop].astype(np.float64) * source.scale
+
+    def _check(self) -> None:
+        """Makes sure that every field and every action part is mapped."""
+        for name in self._fields:
+            if name not in self._config.fields:
+                raise DataError(
+                    f"nothing says which observation gives the field {name!r}",
+                    hint=f"set fields.{name}.key, or start from a rollout preset",
+                    code="data.unmapped_field",
+                    details={"field": name},
+                )
+        offered = [name.removesuffix(SUFFIX) for name in self._policy.data.action_fields]
+        if not self._config.action:
+            raise DataError(
+                "nothing says how the environment's action is made of the policy's fields",
+                hint=f"set action: [{{field: ...}}]; the policy has {', '.join(offered)}",
+                code="data.unmapped_action",
+            )
+        for part in self._config.action:
+            if part.field not in offered:
+                raise DataError(
+                    f"the policy has no action field {part.field!r}",
+                    hint=did_you_mean(part.field, offered),
+                    code="data.unknown_field",
+                )
+
+
+def _key(source: FieldMap, name: str) -> str:
+    if source.key is None:
+        raise DataError(
+            f"fields.{name} has neither key nor constant",
+            hint="give the key of the observation",
+            code="data.unmapped_field",
+        )
+    return source.key
+
+
+def _lookup(observation: EnvObservation, key: str) -> Array:
+    """A value of a nested observation; dots in the key go deeper."""
+    value: Any = observation
+    for part in [key] if key in observation else key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            known = [str(one) for one in value] if isinstance(value, Mapping) else []
+            raise DataError(
+                f"the environment's observation has no {key!r}",
+                hint=did_you_mean(part, known),
+                code="data.unknown_observation",
+            )
+        value = value[part]
+    return np.asarray(value)

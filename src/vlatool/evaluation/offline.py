@@ -1,0 +1,205 @@
+"""Open-loop error: predicted against recorded action chunks, beside simple baselines.
+
+Legend of shapes: B samples, T action steps from the current one on, D dimensions of a field.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlatool.artifacts.manifest import Shard
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.metrics import AbsoluteErrors, field_report
+from vlatool.events import Progress
+from vlatool.loading.config import DataConfig
+from vlatool.loading.decode import DecodedSample, SampleDecoder
+from vlatool.loading.facts import DatasetFacts
+from vlatool.loading.stream import read_shards
+from vlatool.models.policy import Observation, Policy
+
+_CURVES = 6
+
+
+@dataclass(frozen=True)
+class OpenLoopReport:
+    """Errors of an evaluation.
+
+    Attributes:
+        fields: Field name to figures of policy and baselines.
+        overall: Mean over all moving dimensions, normalised by their spread.
+        samples: Chunks compared.
+        curves: Dimension to (recorded [F], predicted [F]) of the first episode.
+        episode: Id of that episode.
+    """
+
+    fields: Mapping[str, Mapping[str, Any]]
+    overall: Mapping[str, float]
+    samples: int
+    curves: Mapping[str, tuple[Array, Array]]
+    episode: str
+
+
+def evaluate_open_loop(
+    policy: Policy,
+    facts: DatasetFacts,
+    train_statistics: Mapping[str, Mapping[str, Any]],
+    config: OpenLoopConfig,
+    bar: Progress,
+) -> OpenLoopReport:
+    """Samples a chunk for each sample of the data and compares it with what was recorded."""
+    recorder = _Recorder(policy, train_statistics)
+    rng = torch.Generator().manual_seed(config.seed)
+    for samples in _batches(policy.data, facts, config):
+        observations = [_observation(policy, sample) for sample in samples]
+        predicted = policy.predict(observations, steps=config.inference_steps, rng=rng)
+        recorder.add(samples, predicted)
+        bar.advance(len(samples))
+    return recorder.report()
+
+
+class _Recorder:
+    def __init__(self, policy: Policy, train_statistics: Mapping[str, Mapping[str, Any]]) -> None:
+        self._policy = policy
+        self._statistics = train_statistics
+        self._errors: dict[str, dict[str, AbsoluteErrors]] = {}
+        self._samples = 0
+        self._episode = ""
+        self._curve: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
+
+    def add(self, samples: Sequence[DecodedSample], predicted: Mapping[str, Array]) -> None:
+        """Takes in a batch with predicted chunks [B, past + T, D] by field."""
+        policy = self._policy
+        self._samples += len(samples)
+        mask = np.stack([_window(sample, policy)[1] for sample in samples])
+        for name in policy.data.action_fields:
+            windows = np.stack([_window(sample, policy)[0][name] for sample in samples])
+            recorded = windows[:, policy.past :]
+            guesses = {
+                "policy": predicted[name][:, policy.past :],
+                "mean_action": self._mean(name, recorded),
+            }
+            current = _extra(samples[0], policy) + policy.past
+            if current > 0:
+                last = np.stack([sample.fields[name][current - 1] for sample in samples])
+                guesses["copy_last"] = np.broadcast_to(last[:, None], recorded.shape)
+            for guess, values in guesses.items():
+                errors = self._errors.setdefault(name, {})
+                width = recorded.shape[-1]
+                errors.setdefault(guess, AbsoluteErrors.of_width(width)).add(values, recorded, mask)
+        self._keep_curve(samples, predicted)
+
+    def report(self) -> OpenLoopReport:
+        """The figures."""
+        fields: dict[str, dict[str, Any]] = {}
+        weighted: dict[str, list[tuple[float, int]]] = {}
+        for name, errors in self._errors.items():
+            constant = self._policy.normalizer.constant([name])
+            spread = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
+            fields[name] = field_report(errors, spread, constant)
+            for guess in errors:
+                row = (fields[name][guess]["normalised_mae"], int((~constant).sum()))
+                weighted.setdefault(guess, []).append(row)
+        return OpenLoopReport(
+            fields=fields,
+            overall={
+                guess: sum(v * n for v, n in rows) / max(sum(n for _, n in rows), 1)
+                for guess, rows in weighted.items()
+            },
+            samples=self._samples,
+            curves=self._curves(),
+            episode=self._episode,
+        )
+
+    def _mean(self, name: str, recorded: Array) -> Array:
+        """The training mean of a field as a chunk [B, T, D]."""
+        return np.broadcast_to(np.asarray(self._statistics[name]["mean"]), recorded.shape)
+
+    def _keep_curve(self, samples: Sequence[DecodedSample], predicted: Mapping[str, Array]) -> None:
+        """Remembers the current command of each frame of the first episode."""
+        past = self._policy.past
+        for index, sample in enumerate(samples):
+            self._episode = self._episode or str(sample.metadata["episode_id"])
+            if sample.metadata["episode_id"] == self._episode:
+                window = _window(sample, self._policy)[0]
+                self._curve.append(
+                    (
+                        int(sample.metadata["anchor_timestep"]),
+                        {name: window[name][past] for name in self._policy.data.action_fields},
+                        {name: values[index, past] for name, values in predicted.items()},
+                    )
+                )
+
+    def _curves(self) -> dict[str, tuple[Array, Array]]:
+        """The dimensions that move most in the first episode."""
+        rows = sorted(self._curve, key=lambda row: row[0])
+        curves: dict[str, tuple[Array, Array]] = {}
+        moved: dict[str, float] = {}
+        for name in self._policy.data.action_fields:
+            recorded = np.stack([row[1][name] for row in rows])
+            predicted = np.stack([row[2][name] for row in rows])
+            spread = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
+            for dimension in range(recorded.shape[1]):
+                label = f"{name}[{dimension}]"
+                moved[label] = recorded[:, dimension].std() / spread[dimension]
+                curves[label] = (recorded[:, dimension], predicted[:, dimension])
+        chosen = sorted(curves, key=lambda label: -moved[label])[:_CURVES]
+        return {label: curves[label] for label in sorted(chosen, key=list(curves).index)}
+
+
+def _batches(
+    data: DataConfig, facts: DatasetFacts, config: OpenLoopConfig
+) -> Iterator[list[DecodedSample]]:
+    """Evenly spread samples with their whole past, so that the last command is known."""
+    whole = data.model_copy(update={"lowdim_past_timesteps": facts.past})
+    decoder = SampleDecoder(whole)
+    rng = random.Random(config.seed)  # noqa: S311 - not for secrets
+    shards: list[Shard] = [shard for shards in facts.shards for shard in shards]
+    stride = max(1, -(-facts.num_samples // config.max_samples))
+    batch: list[DecodedSample] = []
+    for position, raw in enumerate(read_shards([str(shard.path) for shard in shards])):
+        if position % stride:
+            continue
+        batch.append(decoder(raw, rng))
+        if len(batch) == config.batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _window(sample: DecodedSample, policy: Policy) -> tuple[dict[str, Array], Array]:
+    """Action fields cropped to the policy's window, and the mask of its future part."""
+    first = _extra(sample, policy)
+    fields = {name: sample.fields[name][first:] for name in policy.data.action_fields}
+    return fields, sample.future_mask[first + policy.past :]
+
+
+def _extra(sample: DecodedSample, policy: Policy) -> int:
+    """Steps that the sample has before the policy's window."""
+    extra = len(sample.future_mask) - policy.length
+    if extra < 0:
+        raise DataError(
+            f"sample {sample.key} has {len(sample.future_mask)} steps, the policy {policy.length}",
+            hint="preprocess the data with the windows that the policy was trained on",
+            code="data.window_too_large",
+        )
+    return extra
+
+
+def _observation(policy: Policy, sample: DecodedSample) -> Observation:
+    first = _extra(sample, policy)
+    end = first + policy.past + 1
+    names = policy.data.proprioception_fields
+    past = slice(first, first + policy.past)
+    return Observation(
+        images=sample.images,
+        fields={name: sample.fields[name][first:end] for name in names},
+        instruction=sample.instruction,
+        past_actions={name: sample.fields[name][past] for name in policy.data.action_fields},
+    )

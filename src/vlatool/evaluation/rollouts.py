@@ -1,0 +1,165 @@
+"""Closed-loop success in Gymnasium environments, several of them in lockstep."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import UInt8Array
+from vlatool.evaluation.controllers import Controller, EnvObservation
+from vlatool.evaluation.metrics import success_report
+from vlatool.events import Progress
+
+Env = Any
+_SHEET_FRAMES = 7
+
+
+@dataclass
+class Rollout:
+    """One episode.
+
+    Attributes:
+        seed: Of the start.
+        told: Instruction that the controller was given.
+        success: Whether the environment said so.
+        steps: Actions carried out.
+        info: The environment's last info, JSON-able values only.
+        frames: Rendered pictures, if wanted.
+    """
+
+    seed: int
+    told: str
+    success: bool = False
+    steps: int = 0
+    info: dict[str, Any] = field(default_factory=dict[str, Any])
+    frames: list[UInt8Array] = field(default_factory=list[UInt8Array])
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """Which episodes are run and how they are judged.
+
+    Attributes:
+        seeds: One per episode.
+        tell: (observation, info) to the instruction that the controller gets.
+        success_key: Info key that tells success; where absent, termination with reward counts.
+        max_steps: Cut, if given.
+        pictured: How many of the first episodes are rendered.
+        parallel: Environments that step together.
+        options: (seed) to options of the environment's reset.
+    """
+
+    seeds: Sequence[int]
+    tell: Callable[[EnvObservation, Mapping[str, Any]], str]
+    success_key: str
+    max_steps: int | None = None
+    pictured: int = 0
+    parallel: int = 25
+    options: Callable[[int], dict[str, Any] | None] = lambda seed: None
+
+
+def run_rollouts(
+    make_env: Callable[[], Env],
+    make_controller: Callable[[Env], Controller],
+    plan: RolloutPlan,
+    bar: Progress,
+) -> list[Rollout]:
+    """Runs every episode of the plan."""
+    rollouts: list[Rollout] = []
+    size = min(plan.parallel, len(plan.seeds))
+    envs = [make_env() for _ in range(size)]
+    try:
+        for start in range(0, len(plan.seeds), size):
+            seeds = plan.seeds[start : start + size]
+            group = _Lockstep(envs[: len(seeds)], make_controller(envs[0]), plan)
+            rollouts += group.run(seeds, max(0, plan.pictured - start), bar)
+    finally:
+        for env in envs:
+            env.close()
+    return rollouts
+
+
+class _Lockstep:
+    """Environments that step together, so that a policy plans for all of them at once."""
+
+    def __init__(self, envs: Sequence[Env], controller: Controller, plan: RolloutPlan) -> None:
+        self._envs = envs
+        self._controller = controller
+        self._plan = plan
+
+    def run(self, seeds: Sequence[int], pictured: int, bar: Progress) -> list[Rollout]:
+        """One episode in each environment."""
+        observations: dict[int, EnvObservation] = {}
+        rollouts: dict[int, Rollout] = {}
+        for number, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
+            observation, info = env.reset(seed=seed, options=self._plan.options(seed))
+            observations[number] = observation
+            rollouts[number] = Rollout(seed, self._plan.tell(observation, info))
+        while observations:
+            told = {number: rollouts[number].told for number in observations}
+            actions = self._controller.act(observations, told)
+            for number, action in actions.items():
+                rollout = rollouts[number]
+                self._picture(number, rollout, pictured)
+                observation, done = self._step(number, action, rollout)
+                observations[number] = observation
+                if done:
+                    self._picture(number, rollout, pictured)
+                    del observations[number]
+                    bar.advance(1, successes=sum(one.success for one in rollouts.values()))
+        return list(rollouts.values())
+
+    def _step(self, number: int, action: Any, rollout: Rollout) -> tuple[EnvObservation, bool]:
+        space = self._envs[number].action_space
+        bounded = np.clip(action, space.low, space.high).astype(space.dtype)
+        observation, reward, terminated, truncated, info = self._envs[number].step(bounded)
+        rollout.steps += 1
+        rollout.info = {key: value for key, value in info.items() if _is_plain(value)}
+        fallback = terminated and reward > 0
+        rollout.success = rollout.success or bool(info.get(self._plan.success_key, fallback))
+        limit = self._plan.max_steps
+        cut = limit is not None and rollout.steps >= limit
+        return observation, bool(terminated or truncated or rollout.success or cut)
+
+    def _picture(self, number: int, rollout: Rollout, pictured: int) -> None:
+        if number < pictured:
+            frame = self._envs[number].render()
+            if frame is not None:
+                rollout.frames.append(np.asarray(frame, np.uint8))
+
+
+def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Success with its confidence interval, overall and per instruction."""
+    by_instruction: dict[str, list[bool]] = {}
+    for one in rollouts:
+        by_instruction.setdefault(one.told, []).append(one.success)
+    return {
+        **success_report([one.success for one in rollouts]),
+        "mean_steps": float(np.mean([one.steps for one in rollouts])),
+        "per_instruction": {
+            told: success_report(results) for told, results in sorted(by_instruction.items())
+        },
+        "rollouts": [
+            {"seed": one.seed, "told": one.told, "success": one.success, "steps": one.steps}
+            | {"info": one.info}
+            for one in rollouts
+        ],
+    }
+
+
+def sheet_rows(rollouts: Sequence[Rollout]) -> list[tuple[str, bool, list[UInt8Array]]]:
+    """Rows of a contact sheet: a few frames of each pictured episode, evenly spread."""
+    rows: list[tuple[str, bool, list[UInt8Array]]] = []
+    for one in rollouts:
+        if one.frames:
+            last = len(one.frames) - 1
+            chosen = [round(i * last / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)]
+            rows.append(
+                (f"{one.told}  ({one.steps} steps)", one.success, [one.frames[i] for i in chosen])
+            )
+    return rows
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)

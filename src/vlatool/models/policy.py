@@ -1,0 +1,166 @@
+"""Observation to action for any trained policy, in physical units and absolute poses.
+
+Legend of shapes: B observations, N pictures, P = past + 1 steps, T action steps, C channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlatool.episode import Array, PoseGroup, UInt8Array
+from vlatool.errors import DataError
+from vlatool.loading.config import DataConfig
+from vlatool.loading.decode import DecodedSample
+from vlatool.loading.loader import Batcher
+from vlatool.loading.normalizer import Normalizer
+from vlatool.models.base import ModelType
+from vlatool.transforms.relative import SUFFIX, actual_field
+from vlatool.transforms.rotations import absolute_pose
+
+_IDENTITY_ROT6D = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at one moment.
+
+    Attributes:
+        images: uint8 [N, H, W, 3], time outer, camera inner.
+        fields: Field name to the last P values [P, C], the newest last.
+        instruction: What the robot is told.
+        past_actions: Action field to the last `past` commands [past, C], if known; relative
+            fields as seen from the current pose.
+    """
+
+    images: UInt8Array
+    fields: Mapping[str, Array]
+    instruction: str
+    past_actions: Mapping[str, Array] | None = None
+
+
+class Policy:
+    """A trained model with its normalisation."""
+
+    def __init__(
+        self,
+        model_type: ModelType,
+        model: nn.Module,
+        batcher: Batcher,
+        data: DataConfig,
+        normalizer: Normalizer,
+        pose_groups: Sequence[PoseGroup] = (),
+    ) -> None:
+        assert data.lowdim_past_timesteps is not None
+        assert data.lowdim_future_timesteps is not None
+        self.data = data
+        self.normalizer = normalizer
+        self.past = data.lowdim_past_timesteps
+        self.length = self.past + 1 + data.lowdim_future_timesteps
+        self._model_type = model_type
+        self._model = model.eval()
+        self._batcher = batcher
+        self._groups = [group for group in pose_groups if _is_relative(group, data.action_fields)]
+
+    @property
+    def reference_fields(self) -> list[str]:
+        """Measured poses that turning relative actions into absolute ones needs."""
+        keys = [key for group in self._groups for key in (group.position_key, group.rotation_key)]
+        return list(dict.fromkeys(actual_field(key) or key for key in keys))
+
+    def predict(
+        self, observations: Sequence[Observation], *, steps: int, rng: torch.Generator
+    ) -> dict[str, Array]:
+        """Action chunks by field, float64 [B, T, C], in physical units, relative as trained."""
+        samples = [self._sample(observation) for observation in observations]
+        batch = self._batcher(samples)
+        actions = self._model_type.act(self._model, batch, steps=steps, rng=rng)
+        widths = [sample_width(samples[0], name) for name in self.data.action_fields]
+        parts = np.split(actions.cpu().numpy(), np.cumsum(widths)[:-1], axis=-1)
+        return {
+            name: self.normalizer.denormalize(name, part)
+            for name, part in zip(self.data.action_fields, parts, strict=True)
+        }
+
+    def act(
+        self, observations: Sequence[Observation], *, steps: int, rng: torch.Generator
+    ) -> dict[str, Array]:
+        """Commands by field from the current step on, float64 [B, T - past, C], absolute poses.
+
+        Raises:
+            DataError: An observation lacks a measured pose that a relative action refers to.
+        """
+        chunks = self.predict(observations, steps=steps, rng=rng)
+        commands = {name: chunk[:, self.past :] for name, chunk in chunks.items()}
+        for group in self._groups:
+            self._make_absolute(group, commands, observations)
+        return commands
+
+    def _make_absolute(
+        self,
+        group: PoseGroup,
+        commands: dict[str, Array],
+        observations: Sequence[Observation],
+    ) -> None:
+        """Replaces a group's relative fields by absolute ones; a part not predicted is held."""
+        position = commands.pop(group.position_key + SUFFIX, None)
+        rotation = commands.pop(group.rotation_key + SUFFIX, None)
+        given = position if position is not None else rotation
+        assert given is not None
+        shape = given.shape[:2]
+        xyz, rot6d = absolute_pose(
+            np.zeros((*shape, 3)) if position is None else position,
+            np.broadcast_to(_IDENTITY_ROT6D, (*shape, 6)) if rotation is None else rotation,
+            self._reference(group.position_key, observations),
+            self._reference(group.rotation_key, observations),
+        )
+        if position is not None:
+            commands[group.position_key] = xyz
+        if rotation is not None:
+            commands[group.rotation_key] = rot6d
+
+    def _reference(self, key: str, observations: Sequence[Observation]) -> Array:
+        """The newest measured value of a field, [B, 1, C]."""
+        name = actual_field(key) or key
+        for observation in observations:
+            if name not in observation.fields:
+                raise DataError(
+                    f"the policy's actions are relative to {name!r}, which is not observed",
+                    hint="map the field from the environment's observation",
+                    code="data.missing_field",
+                    details={"field": name},
+                )
+        return np.stack([one.fields[name][-1:] for one in observations])
+
+    def _sample(self, observation: Observation) -> DecodedSample:
+        """The observation in the form that training batches are made of."""
+        fields = {name: observation.fields[name] for name in self.data.proprioception_fields}
+        known = observation.past_actions
+        for name in self.data.action_fields:
+            width = len(self.normalizer.scale(name, 1).constant)
+            values = np.zeros((self.length, width))
+            if known is not None:
+                values[: self.past] = known[name]
+            fields[name] = values
+        mask = np.zeros(self.length, bool)
+        mask[: self.past] = known is not None
+        return DecodedSample(
+            key="observation",
+            images=observation.images,
+            fields=fields,
+            past_mask=mask,
+            future_mask=~mask,
+            instruction=observation.instruction,
+            metadata={},
+        )
+
+
+def sample_width(sample: DecodedSample, field: str) -> int:
+    """Channels of a field."""
+    return int(sample.fields[field].shape[-1])
+
+
+def _is_relative(group: PoseGroup, action_fields: Sequence[str]) -> bool:
+    return any(key + SUFFIX in action_fields for key in (group.position_key, group.rotation_key))

@@ -1,0 +1,47 @@
+"""Learning rate by completed steps. Source: lbm-training 3.7, A.1."""
+
+import math
+
+from vlatool.errors import UsageError
+from vlatool.training.config import HParams
+
+
+def learning_rate(h: HParams, step: int, total_steps: int) -> float:
+    """The rate of the next update after `step` completed ones, of `total_steps` in all."""
+    warmup = to_steps(h.warmup, total_steps)
+    if step < warmup:
+        return h.lr * (step + 1) / warmup
+    if h.lr_scheduler == "const":
+        return h.lr
+    if h.lr_scheduler == "cosine":
+        rate = _cosine(h, step - warmup, total_steps - warmup)
+        return max(h.force_min_lr, rate)
+    decay = to_steps(h.decay, total_steps)
+    start = total_steps - decay
+    return h.lr if step < start else _cosine(h, step - start, decay)
+
+
+def to_steps(value: float, total_steps: int) -> int:
+    """A number of steps from one, or from a share of all steps when below 1."""
+    return int(value * total_steps) if value < 1 else int(value)
+
+
+def check_schedule(h: HParams, total_steps: int) -> None:
+    """Makes sure that the peak rate is reached.
+
+    Raises:
+        UsageError: Warm-up is as long as the run.
+    """
+    warmup = to_steps(h.warmup, total_steps)
+    if warmup >= total_steps > 1:
+        raise UsageError(
+            f"hparams.warmup is {warmup} steps, the run has {total_steps}: "
+            "the peak rate is never reached",
+            hint="give a share below 1, such as hparams.warmup=0.05, or fewer steps",
+            code="usage.warmup_too_long",
+        )
+
+
+def _cosine(h: HParams, step: int, length: int) -> float:
+    progress = min(max(step / length, 0.0), 1.0) if length > 0 else 1.0
+    return h.lr_cooldown_end + 0.5 * (h.lr - h.lr_cooldown_end) * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,255 @@
+"""Evaluation of a trained policy: open-loop on data, closed-loop in an environment."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError, UsageError, missing_extra
+from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.events import NULL, Reporter
+from vlatool.loading.config import DataConfig
+from vlatool.loading.facts import DatasetFacts, read_facts
+from vlatool.storage.atomic import write_json
+from vlatool.storage.uri import local_path
+from vlatool.workflows.trained_policy import TrainedPolicy, load_policy
+from vlatool.world.registration import ENVIRONMENT, register_environments
+
+__all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
+
+_WORLD_PRESET = "rollout-world"
+
+
+@dataclass(frozen=True)
+class OpenLoopResult:
+    """Errors of predicted against recorded action chunks."""
+
+    checkpoint: str
+    weights: str
+    data: str
+    samples: int
+    overall: Mapping[str, float]
+    fields: Mapping[str, Any]
+    picture: str
+    report: str
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people: mean absolute errors in the fields' units."""
+        names = [name for name in ("policy", "mean_action", "copy_last") if name in self.overall]
+        header = f"{'field':<52}{''.join(f'{name:>14}' for name in names)}  better than mean"
+        rows = [header]
+        for field, figures in self.fields.items():
+            errors = "".join(f"{figures[name]['mae']:>14.5f}" for name in names)
+            better = f"{figures['dimensions_better_than_mean']} of {figures['moving_dimensions']}"
+            rows.append(f"{field[-51:]:<52}{errors}  {better}")
+        overall = "".join(f"{self.overall[name]:>14.5f}" for name in names)
+        rows.append(f"{'overall, in standard deviations':<52}{overall}")
+        rows.append(f"{self.samples} chunks, {self.weights} weights; curves: {self.picture}")
+        return "\n".join(rows)
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """Success in an environment."""
+
+    checkpoint: str
+    weights: str
+    env: str
+    figures: Mapping[str, Any]
+    picture: str | None
+    report: str
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        facts = {key: value for key, value in asdict(self).items() if key != "figures"}
+        return {**facts, **self.figures}
+
+    def text(self) -> str:
+        """The result for people."""
+        low, high = self.figures["confidence_95"]
+        lines = [
+            f"{self.env}: {_rate(self.figures)} success "
+            f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %), {self.weights} weights"
+        ]
+        for told, figures in self.figures["per_instruction"].items():
+            lines.append(f"   {_rate(figures)}  {told or '(no instruction)'}")
+        if self.picture:
+            lines.append(f"episodes: {self.picture}")
+        return "\n".join(lines)
+
+
+def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopResult:
+    """Compares sampled with recorded action chunks on data the policy may not have seen.
+
+    Raises:
+        DataError: Checkpoint or data are missing, broken, or do not fit each other.
+    """
+    from vlatool.evaluation.offline import evaluate_open_loop
+    from vlatool.evaluation.pictures import save_curves
+
+    trained = load_policy(config.checkpoint, config.weights)
+    facts = _facts(config.data, trained)
+    count = min(facts.num_samples, config.max_samples)
+    with reporter.progress("open-loop", count, "sample") as bar:
+        report = evaluate_open_loop(trained.policy, facts, trained.statistics, config, bar)
+    output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
+    picture = output / "curves.png"
+    title = f"{report.episode}: next command, recorded and predicted"
+    save_curves(picture, title, report.curves, facts.fps)
+    result = OpenLoopResult(
+        checkpoint=str(trained.checkpoint),
+        weights=trained.weights,
+        data=config.data,
+        samples=report.samples,
+        overall=report.overall,
+        fields=report.fields,
+        picture=str(picture),
+        report=str(output / "report.json"),
+    )
+    write_json(output / "report.json", result.document())
+    return result
+
+
+def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
+    """Lets a policy act in a Gymnasium environment and counts its successes.
+
+    Raises:
+        UsageError: The environment does not exist.
+        DataError: The environment's observations do not give what the policy needs.
+    """
+    from vlatool.evaluation.controllers import PolicyController
+    from vlatool.evaluation.pictures import save_contact_sheet
+    from vlatool.evaluation.rollouts import (
+        RolloutPlan,
+        rollout_report,
+        run_rollouts,
+        sheet_rows,
+    )
+
+    trained = load_policy(config.checkpoint, config.weights)
+    config = with_world_mapping(config)
+    plan = RolloutPlan(
+        seeds=range(config.seed, config.seed + config.episodes),
+        tell=lambda observation, info: _instruction(config, observation, info),
+        success_key=config.success_key,
+        max_steps=config.max_steps,
+        pictured=config.contact_sheet_episodes,
+    )
+    make_env = environment_maker(config.env)
+    with reporter.progress("rollouts", config.episodes, "episode") as bar:
+        rollouts = run_rollouts(
+            make_env, lambda env: PolicyController(trained.policy, config), plan, bar
+        )
+    output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
+    rows = sheet_rows(rollouts)
+    save_contact_sheet(output / "episodes.png", rows)
+    result = RolloutResult(
+        checkpoint=str(trained.checkpoint),
+        weights=trained.weights,
+        env=config.env,
+        figures=rollout_report(rollouts),
+        picture=str(output / "episodes.png") if rows else None,
+        report=str(output / "report.json"),
+    )
+    write_json(output / "report.json", result.document())
+    return result
+
+
+def environment_maker(name: str) -> Any:
+    """A function that makes the named environment, tried once.
+
+    Raises:
+        UsageError: There is no such environment.
+        EnvironmentProblem: Gymnasium is not installed.
+    """
+    try:
+        import gymnasium
+    except ModuleNotFoundError:
+        raise missing_extra("gymnasium", "train") from None
+    if not name:
+        raise UsageError(
+            "no environment is given", hint=f"such as --env {ENVIRONMENT}", code="usage.no_env"
+        )
+    register_environments()
+
+    def make() -> Any:
+        return gymnasium.make(name, render_mode="rgb_array")
+
+    try:
+        make().close()
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise UsageError(
+            f"the environment {name!r} cannot be made: {str(error).splitlines()[0]}",
+            hint=f"install the package that has it; built in: {ENVIRONMENT}",
+            code="usage.unknown_env",
+        ) from None
+    return make
+
+
+def with_world_mapping(config: RolloutConfig) -> RolloutConfig:
+    """The config with the built-in world's mapping, if it is asked for without one."""
+    if config.env != ENVIRONMENT or config.fields or config.action:
+        return config
+    world = load_config(RolloutConfig, presets=[_WORLD_PRESET]).config
+    return config.model_copy(update={"fields": world.fields, "action": world.action})
+
+
+def _instruction(
+    config: RolloutConfig, observation: Mapping[str, Any], info: Mapping[str, Any]
+) -> str:
+    if config.instruction is not None:
+        return config.instruction
+    key = config.instruction_key
+    return str(observation.get(key, info.get(key, "")))
+
+
+def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
+    """Facts of the data, episodes in frame order where they are kept.
+
+    Raises:
+        DataError: No data there, or they lack a field or camera of the policy.
+    """
+    folder = local_path(location)
+    manifests = [folder / "episodes", folder / "shards", folder]
+    found = [one / "manifest.jsonl" for one in manifests if (one / "manifest.jsonl").is_file()]
+    if not found:
+        raise DataError(
+            f"{location}: no manifest.jsonl here, in shards/ or in episodes/",
+            hint="give a folder that `vlatool preprocess` wrote",
+            code="data.no_manifest",
+        )
+    options = found[-1] if len(found) > 1 else found[0]
+    shards = folder / "shards" / "manifest.jsonl"
+    facts = read_facts(DataConfig(dataset_manifest=[str(shards if shards.is_file() else options)]))
+    if found[0].parent.name == "episodes" and shards.is_file():
+        from dataclasses import replace
+
+        from vlatool.artifacts.manifest import read_manifest
+
+        facts = replace(facts, shards=(tuple(read_manifest(found[0])),))
+    facts.widths([*trained.config.data.action_fields, *trained.config.data.proprioception_fields])
+    known = facts.options[0].get("camera_names") or []
+    for camera in trained.config.data.camera_names:
+        if known and camera not in known:
+            raise DataError(
+                f"{location}: the policy's camera {camera!r} is not in the data, which have "
+                f"{', '.join(known)}",
+                hint="preprocess the data with the cameras that the policy was trained on",
+                code="data.unknown_camera_names",
+            )
+    return facts
+
+
+def _output(wanted: str | None, trained: TrainedPolicy, name: str) -> Path:
+    return local_path(wanted) if wanted else trained.run.root / "eval" / name
+
+
+def _rate(figures: Mapping[str, Any]) -> str:
+    return (
+        f"{figures['successes']} of {figures['episodes']} ({100 * figures['success_rate']:.0f} %)"
+    )

@@ -1,0 +1,89 @@
+"""Which dataset format reads a location, found by asking each of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vlatool.episode import EpisodeRef
+from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.plugins import FORMATS
+from vlatool.sources.base import FormatReader
+
+
+@dataclass(frozen=True)
+class FoundSource:
+    """A format that finds episodes at a location, and the episodes."""
+
+    format: str
+    reader: FormatReader
+    refs: Sequence[EpisodeRef]
+
+
+def find_source(location: Path, forced: str | None) -> FoundSource:
+    """The one format that finds episodes at `location`; with `forced`, that format.
+
+    Raises:
+        DataError: None does; says what each searched for.
+        UsageError: Several do, or `forced` is unknown.
+    """
+    if forced is not None:
+        return _discover(forced, location)
+    found: list[FoundSource] = []
+    refusals: dict[str, VlatoolError] = {}
+    for name in FORMATS.names():
+        try:
+            found.append(_discover(name, location))
+        except VlatoolError as error:
+            refusals[name] = error
+    if len(found) > 1:
+        counts = ", ".join(f"{one.format} ({len(one.refs)})" for one in found)
+        raise UsageError(
+            f"{location}: several formats find episodes here: {counts}",
+            hint=f"choose one with --format, such as --format {found[0].format}",
+            code="usage.ambiguous_format",
+            details={"formats": [one.format for one in found]},
+        )
+    if not found:
+        raise _nothing_found(location, refusals)
+    return found[0]
+
+
+def _discover(name: str, location: Path) -> FoundSource:
+    reader = _reader(name)
+    refs = list(reader.discover([location]))
+    if not refs:
+        raise DataError(f"{location}: no {name} episodes", code="data.no_episodes")
+    return FoundSource(name, reader, refs)
+
+
+def _reader(name: str) -> FormatReader:
+    kind = FORMATS.get(name)
+    try:
+        return kind(kind.Config())
+    except ValidationError as error:
+        keys = [".".join(map(str, problem["loc"])) for problem in error.errors()]
+        raise UsageError(
+            f"the format {name!r} cannot be read without values for: {', '.join(keys)}",
+            hint=f"try vlatool preprocess {name} ... --dry-run, which takes them",
+            code="usage.format_needs_keys",
+            details={"format": name, "keys": keys},
+        ) from None
+
+
+def _nothing_found(location: Path, refusals: Mapping[str, VlatoolError]) -> VlatoolError:
+    """The error of a format that knows the data but cannot read it, else one that names all."""
+    for error in refusals.values():
+        if isinstance(error, DataError) and error.code != "data.no_episodes":
+            return error
+    searched = {
+        name: str(error.details.get("searched") or error.hint or error.message)
+        for name, error in refusals.items()
+    }
+    return DataError(
+        f"{location}: no run, no shards, and no episodes of a known format",
+        hint="; ".join(f"{name}: {text}" for name, text in searched.items()),
+        code="data.no_episodes",
+        details={"path": str(location), "searched": searched},
+    )

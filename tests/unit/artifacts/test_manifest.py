@@ -1,0 +1,125 @@
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from vlatool.artifacts.manifest import Shard, check_shards, read_manifest, write_manifest
+from vlatool.errors import DataError
+
+
+def manifest(folder: Path, text: str | bytes) -> Path:
+    path = folder / "manifest.jsonl"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def refusal(path: Path) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("shard_000000", "shard_000000.tar"),
+        ("shard_000000.tar", "shard_000000.tar"),
+        ("shards/shard_000000", "shards/shard_000000.tar"),
+        ("/somewhere/else/shard_000000", "shard_000000.tar"),
+        ("/somewhere/else/shard_000000.tar", "shard_000000.tar"),
+        ("v0.1/shard.0", "v0.1/shard.0.tar"),
+    ],
+)
+def test_shard_name_leads_to_a_file_beside_the_manifest(
+    tmp_path: Path, name: str, expected: str
+) -> None:
+    path = manifest(tmp_path, f'{{"shard": "{name}", "num_sequences": 5}}')
+
+    assert read_manifest(path) == [Shard(tmp_path / expected, 5)]
+
+
+@pytest.mark.parametrize("separator", ["\n", "\n\n", "\r\n", "\n  \n"])
+def test_blank_lines_and_extra_keys_are_tolerated(tmp_path: Path, separator: str) -> None:
+    line = '{"shard": "a", "num_sequences": 1, "extra": true}'
+
+    assert len(read_manifest(manifest(tmp_path, separator.join([line, line, ""])))) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "null", "3", '{"shard": "a"}', '{"num_sequences": 1}', '{"shard": "../a", "num_sequences": 1}']
+)
+def test_broken_line_is_refused(tmp_path: Path, line: str) -> None:
+    good = '{"shard": "a", "num_sequences": 1}\n'
+
+    assert refusal(manifest(tmp_path, good + line)).code == "data.broken_manifest"
+
+
+def test_broken_line_is_named_by_number(tmp_path: Path) -> None:
+    error = refusal(manifest(tmp_path, '{"shard": "a", "num_sequences": 1}\n\n{'))
+
+    assert error.details["line"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [("", "data.empty_manifest"), ("\n", "data.empty_manifest"), (b"\xff\xfe\x00", "data.broken_manifest")],
+)
+def test_file_without_shards_is_refused(tmp_path: Path, content: str | bytes, code: str) -> None:
+    assert refusal(manifest(tmp_path, content)).code == code
+
+
+def test_missing_manifest_is_a_data_error(tmp_path: Path) -> None:
+    error = refusal(tmp_path / "manifest.jsonl")
+
+    assert (error.code, error.exit_code) == ("data.no_manifest", 3)
+
+
+def test_written_manifest_has_the_published_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+
+    write_manifest(path, [("shard_000000", 4), ("shard_000001", 2)])
+
+    assert path.read_bytes() == (
+        b'{"shard": "shard_000000", "num_sequences": 4}\n'
+        b'{"shard": "shard_000001", "num_sequences": 2}'
+    )
+
+
+def whole_shard(folder: Path) -> Path:
+    path = folder / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("k.txt"))
+        info = tarfile.TarInfo("k.bin")
+        info.size = 30_000
+        archive.addfile(info, (folder / "data").open("rb"))
+    return path
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    (tmp_path / "data").write_bytes(b"\x01" * 30_000)
+    return whole_shard(tmp_path)
+
+
+def test_whole_shard_passes(shard: Path) -> None:
+    check_shards(shard.parent / "manifest.jsonl", [Shard(shard, 1)])
+
+
+@pytest.mark.parametrize("kept", [0, 500, 700, 10240, 20480])
+def test_cut_off_shard_is_refused_by_name(shard: Path, kept: int) -> None:
+    shard.write_bytes(shard.read_bytes()[:kept])
+
+    with pytest.raises(DataError) as caught:
+        check_shards(shard.parent / "manifest.jsonl", [Shard(shard, 1)])
+
+    assert caught.value.code == "data.short_shard"
+    assert caught.value.details["shard"] == str(shard)
+
+
+def test_missing_shard_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        check_shards(tmp_path / "manifest.jsonl", [Shard(tmp_path / "gone.tar", 1)])
+
+    assert caught.value.code == "data.missing_shard"
+    assert caught.value.details["shard"] == str(tmp_path / "gone.tar")

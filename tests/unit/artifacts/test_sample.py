@@ -1,0 +1,116 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
+from vlatool.episode import Sample
+
+KEY = "00000000-0000-0000-0000-000000000000"
+PICTURES = {("left", -1): b"a" * 700, ("right", -1): b"b", ("left", 0): b"c", ("right", 0): b"d"}
+
+
+def sample(**metadata: Any) -> Sample:
+    return Sample(
+        key=KEY,
+        anchor=3,
+        image_frames={-1: 2, 0: 3},
+        lowdim={"action": np.arange(6.0).reshape(3, 2), "text": np.array(["go", "go", "go"])},
+        language={"original": ["tu das, für mich"]},
+        metadata={"anchor_relative_idx": 1, **metadata},
+    )
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "shard_000000.tar"
+    with path.open("wb") as file:
+        tar = TarWriter(file)
+        tar.append(b"".join(member_bytes(*one) for one in sample_members(sample(), PICTURES)))
+        tar.finish()
+    return path
+
+
+def test_members_have_the_published_names_and_order() -> None:
+    names = [name.removeprefix(f"{KEY}.") for name, _ in sample_members(sample(), PICTURES)]
+
+    assert names == [
+        "left_t-1.jpg",
+        "right_t-1.jpg",
+        "left_t0.jpg",
+        "right_t0.jpg",
+        "lowdim.npz",
+        "metadata.json",
+        "language_instructions.json",
+    ]
+
+
+def test_tar_headers_tell_nothing_of_machine_or_clock(shard: Path) -> None:
+    with tarfile.open(shard) as archive:
+        infos = archive.getmembers()
+
+    assert {(info.mode, info.uid, info.gid, info.mtime) for info in infos} == {(0o644, 0, 0, 0)}
+    assert {(info.uname, info.gname, info.isreg()) for info in infos} == {("", "", True)}
+
+
+def test_tar_is_made_of_whole_records(shard: Path) -> None:
+    assert shard.stat().st_size % 10240 == 0
+
+
+def test_tar_equals_the_one_the_standard_library_writes(shard: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "expected.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in sample_members(sample(), PICTURES):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+    assert shard.read_bytes() == (tmp_path / "expected.tar").read_bytes()
+
+
+def test_webdataset_reads_one_sample_with_every_member(shard: Path) -> None:
+    (read,) = list(wds.WebDataset(str(shard), shardshuffle=False))
+
+    assert read["__key__"] == KEY
+    assert read["left_t-1.jpg"] == PICTURES["left", -1]
+    assert json.loads(read["metadata.json"])["anchor_relative_idx"] == 1
+    assert json.loads(read["language_instructions.json"]) == {"original": ["tu das, für mich"]}
+
+
+def test_npz_loads_without_pickle() -> None:
+    members = dict(sample_members(sample(), {}))
+
+    with np.load(io.BytesIO(members[f"{KEY}.lowdim.npz"]), allow_pickle=False) as arrays:
+        assert arrays["action"].tolist() == [[0, 1], [2, 3], [4, 5]]
+        assert arrays["text"].tolist() == ["go", "go", "go"]
+
+
+def test_object_array_is_refused_instead_of_pickled() -> None:
+    broken = Sample(KEY, 0, {}, {"bad": np.array([object()])}, {}, {})
+
+    with pytest.raises(ValueError, match="pickle"):
+        list(sample_members(broken, {}))
+
+
+def test_member_that_is_not_strict_json_is_refused() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        list(sample_members(sample(fps=float("nan")), {}))
+
+
+def test_append_returns_the_byte_range_of_a_sample(tmp_path: Path) -> None:
+    first, second = member_bytes("a.x", b"1" * 600), member_bytes("b.x", b"2")
+    with (tmp_path / "x.tar").open("wb") as file:
+        tar = TarWriter(file)
+        ranges = [tar.append(first), tar.append(second)]
+        tar.finish()
+
+    content = (tmp_path / "x.tar").read_bytes()
+    assert [content[start : start + size] for start, size in ranges] == [first, second]
+
+
+def test_same_sample_gives_the_same_bytes() -> None:
+    assert list(sample_members(sample(), PICTURES)) == list(sample_members(sample(), PICTURES))

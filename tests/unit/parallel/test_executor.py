@@ -1,0 +1,117 @@
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vlatool.errors import DataError, UsageError
+from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor, make_executor
+
+EXECUTORS = [SerialExecutor(), ProcessExecutor(2)]
+
+
+def slow_first(item: int) -> int:
+    """Items in the front take longest, so finishing order is not item order."""
+    time.sleep(0.1 if item == 0 else 0)
+    return item * item
+
+
+def odd_fails(item: int) -> int:
+    if item == 1:
+        raise DataError("odd", hint="be even", code="data.odd", details={"item": item})
+    if item == 3:
+        raise ZeroDivisionError("three")
+    return item
+
+
+@dataclass(frozen=True)
+class Killer:
+    """Kills its process on item 2, `times` times; notes every attempt in `folder`."""
+
+    folder: Path
+    times: int
+
+    def __call__(self, item: int) -> int:
+        attempts = len(list(self.folder.glob(f"{item}-*")))
+        (self.folder / f"{item}-{attempts}").touch()
+        if item == 2 and attempts < self.times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_outcomes_come_in_the_order_of_the_items(executor: Executor) -> None:
+    outcomes = list(executor.map(slow_first, range(6)))
+
+    assert [one.item for one in outcomes] == list(range(6))
+    assert [one.value for one in outcomes] == [0, 1, 4, 9, 16, 25]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_error_of_one_item_stays_with_the_item(executor: Executor) -> None:
+    outcomes = list(executor.map(odd_fails, range(5)))
+
+    assert [one.value for one in outcomes] == [0, None, 2, None, 4]
+    error = outcomes[1].error
+    assert error is not None
+    assert (error.code, error.hint, error.details) == ("data.odd", "be even", {"item": 1})
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_unexpected_error_becomes_a_data_error(executor: Executor) -> None:
+    error = list(executor.map(odd_fails, [3]))[0].error
+
+    assert isinstance(error, DataError)
+    assert error.code == "data.unexpected"
+    assert "ZeroDivisionError" in error.message
+
+
+def test_no_items_give_no_outcomes() -> None:
+    assert list(ProcessExecutor(2).map(slow_first, [])) == []
+
+
+def test_items_are_taken_only_as_workers_need_them() -> None:
+    taken: list[int] = []
+
+    def items():
+        for item in range(50):
+            taken.append(item)
+            yield item
+
+    outcomes = ProcessExecutor(1).map(slow_first, items())
+    next(outcomes)
+    outcomes.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+    assert len(taken) <= 3
+
+
+def test_worker_killed_once_costs_nothing_because_its_item_is_retried(tmp_path: Path) -> None:
+    outcomes = list(ProcessExecutor(2).map(Killer(tmp_path, times=1), range(8)))
+
+    assert [one.value for one in outcomes] == list(range(8))
+
+
+def test_worker_killed_every_time_costs_only_its_item(tmp_path: Path) -> None:
+    outcomes = list(ProcessExecutor(2).map(Killer(tmp_path, times=99), range(8)))
+
+    assert [one.value for one in outcomes] == [0, 1, None, 3, 4, 5, 6, 7]
+    error = outcomes[2].error
+    assert isinstance(error, DataError)
+    assert error.code == "data.worker_died"
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(1, SerialExecutor), (3, ProcessExecutor)])
+def test_one_worker_needs_no_pool(workers: int, kind: type) -> None:
+    assert isinstance(make_executor(workers), kind)
+
+
+def raises_usage(item: int) -> int:
+    raise UsageError("never a data error", code="usage.x")
+
+
+def test_error_class_survives_the_way_between_processes() -> None:
+    (outcome,) = ProcessExecutor(2).map(raises_usage, [1])
+
+    assert isinstance(outcome.error, UsageError)

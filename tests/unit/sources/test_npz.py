@@ -1,0 +1,229 @@
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlatool.errors import DataError
+from vlatool.sources.npz import NpzArchive, NpzFrames
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+def npz(folder: Path, **arrays: Any) -> Path:
+    path = folder / "arrays.npz"
+    np.savez_compressed(path, allow_pickle=True, **arrays)
+    return path
+
+
+def npy(shape: str, descr: str = "'<f8'", data: bytes = b"") -> bytes:
+    """An npy file whose header says `shape`."""
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+def raw_npz(folder: Path, **members: bytes) -> Path:
+    path = folder / "arrays.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return path
+
+
+def refusal(path: Path, name: str) -> DataError:
+    with pytest.raises(DataError) as caught:
+        NpzArchive(path).read(name)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.array(["a", "b\u00fc"]),
+        np.zeros((0, 3), np.float32),
+        np.array([True, False]),
+        np.array(3.0),
+        np.arange(3, dtype=">i4"),
+    ],
+)
+def test_array_reads_back_equal(tmp_path: Path, array: np.ndarray) -> None:
+    read = NpzArchive(npz(tmp_path, a=array)).read("a")
+
+    assert read.dtype == array.dtype
+    np.testing.assert_array_equal(read, array)
+
+
+def test_object_array_is_refused_and_never_unpickled(tmp_path: Path) -> None:
+    path = npz(tmp_path, trap=np.array([Trap(tmp_path / "sprung")], dtype=object))
+
+    error = refusal(path, "trap")
+
+    assert error.code == "data.object_array"
+    assert error.details == {"path": str(path), "key": "trap"}
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_structured_array_with_objects_is_refused(tmp_path: Path) -> None:
+    array = np.zeros(1, dtype=[("x", float), ("y", object)])
+
+    assert refusal(npz(tmp_path, a=array), "a").code == "data.object_array"
+
+
+def test_object_array_does_not_hinder_its_neighbours(tmp_path: Path) -> None:
+    path = npz(tmp_path, trap=np.array([Trap(tmp_path / "sprung")], dtype=object), a=np.ones(2))
+
+    assert NpzArchive(path).read("a").tolist() == [1, 1]
+
+
+def test_missing_array_is_named(tmp_path: Path) -> None:
+    error = refusal(npz(tmp_path, a=np.ones(2)), "b")
+
+    assert (error.code, error.details["key"]) == ("data.missing_array", "b")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 200])
+def test_truncated_archive_is_refused(tmp_path: Path, kept: int) -> None:
+    path = npz(tmp_path, a=np.random.default_rng(0).random(100))
+    path.write_bytes(path.read_bytes()[:kept])
+
+    with pytest.raises(DataError) as caught:
+        NpzArchive(path)
+
+    assert caught.value.code == "data.broken_npz"
+
+
+def test_missing_file_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        NpzArchive(tmp_path / "none.npz")
+
+
+def test_damaged_content_is_refused_by_key(tmp_path: Path) -> None:
+    path = npz(tmp_path, a=np.random.default_rng(0).random(1000))
+    content = bytearray(path.read_bytes())
+    content[2000:2100] = bytes(100)
+    path.write_bytes(content)
+
+    error = refusal(path, "a")
+
+    assert (error.code, error.details["key"]) == ("data.broken_npz", "a")
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        npy("(3,)", data=bytes(16)),
+        npy("(1,)", data=bytes(16)),
+        npy("(4611686018427387904, 4)"),  # the product wraps to 0 in 64 bits
+        npy("(1000000000, 1000000000)"),
+        npy("(-1,)"),
+        npy("('a',)"),
+        npy("3"),
+        npy("(2,)", descr="'nonsense'", data=bytes(16)),
+        npy("__import__('os').getcwd()"),
+        npy("(2,)")[:14],
+        b"",
+        b"not an array",
+    ],
+)
+def test_header_that_lies_is_refused(tmp_path: Path, member: bytes) -> None:
+    assert refusal(raw_npz(tmp_path, a=member), "a").code == "data.broken_npz"
+
+
+def test_zip_directory_that_lies_about_the_size_is_refused(tmp_path: Path) -> None:
+    path = raw_npz(tmp_path, a=npy("(2,)", data=bytes(16)))
+    size = len(npy("(2,)", data=bytes(16)))
+    longer = npy("(9,)", data=bytes(16))
+    content = path.read_bytes().replace(npy("(2,)"), npy("(9,)"))
+    content = content.replace(size.to_bytes(4, "little"), (len(longer) + 56).to_bytes(4, "little"))
+    path.write_bytes(content)
+
+    assert refusal(path, "a").code == "data.broken_npz"
+
+
+def pictures(frames: int = 7) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (frames, 4, 5, 3)).astype(np.uint8)
+
+
+def frame_source(folder: Path, array: np.ndarray, name: str = "cam") -> NpzFrames:
+    archive = NpzArchive(npz(folder, **{name: array}))
+    return NpzFrames(archive.path, name, archive.header(name))
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [range(7), range(6, -1, -1), [0, 3, 6], [5, 5, 2, 2, 6], []],
+    ids=["forward", "backward", "gaps", "repeats", "none"],
+)
+def test_streamed_frames_equal_the_whole_array(tmp_path: Path, indices: Any) -> None:
+    array = pictures()
+    frames = frame_source(tmp_path, array)
+
+    one_by_one = [frames.read([index])[0] for index in indices]
+
+    assert (frames.read(list(indices)) == array[list(indices)]).all()
+    assert all((one == array[index]).all() for one, index in zip(one_by_one, indices, strict=True))
+
+
+def test_size_is_height_then_width(tmp_path: Path) -> None:
+    assert frame_source(tmp_path, pictures()).size == (4, 5)
+
+
+@pytest.mark.parametrize("index", [-1, 7])
+def test_frame_outside_the_episode_is_refused(tmp_path: Path, index: int) -> None:
+    with pytest.raises(DataError) as caught:
+        frame_source(tmp_path, pictures()).read([index])
+
+    assert caught.value.code == "data.broken_npz"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((2, 4, 5), np.uint8), np.zeros((2, 4, 5, 4), np.uint8), np.zeros((2, 4, 5, 3))],
+)
+def test_array_that_holds_no_pictures_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    with pytest.raises(DataError) as caught:
+        frame_source(tmp_path, array)
+
+    assert (caught.value.code, caught.value.details["key"]) == ("data.not_pictures", "cam")
+
+
+def test_damage_is_found_when_its_frame_is_read(tmp_path: Path) -> None:
+    big = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
+    frames = frame_source(tmp_path, big)
+    path = tmp_path / "arrays.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
+    path.write_bytes(content)
+
+    assert (frames.read([0])[0] == big[0]).all()
+    with pytest.raises(DataError) as caught:
+        frames.read([39])
+    assert caught.value.code == "data.broken_npz"
+
+
+def test_archive_written_by_numpy_in_memory_order_lists_its_names(tmp_path: Path) -> None:
+    assert NpzArchive(npz(tmp_path, b=np.ones(1), a=np.ones(1))).names == ["b", "a"]
+
+
+def test_members_that_are_not_arrays_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+        buffer = io.BytesIO()
+        np.save(buffer, np.ones(1))
+        archive.writestr("a.npy", buffer.getvalue())
+
+    assert NpzArchive(path).names == ["a"]

@@ -1,0 +1,518 @@
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tests.builders.spartan import (
+    CAMERAS,
+    TASK,
+    Change,
+    Documents,
+    action_vectors,
+    picture,
+    robot_signals,
+    session_folder,
+    spartan_episode,
+    spartan_task,
+)
+
+from vlatool.episode import Episode, EpisodeRef
+from vlatool.errors import DataError, UsageError
+from vlatool.sources.order import select
+from vlatool.sources.spartan import SpartanConfig, SpartanReader
+from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
+from vlatool.transforms.windows import WindowSpec
+
+XYZ = "robot__actual__poses__left::panda__xyz"
+
+
+def discover(*sources: Path) -> list[EpisodeRef]:
+    return list(SpartanReader(SpartanConfig()).discover(sources))
+
+
+def read(root: Path, number: int = 0, **config: Any) -> Episode:
+    reader = SpartanReader(SpartanConfig(**config))
+    return reader.read(list(reader.discover([root]))[number])
+
+
+def read_changed(folder: Path, change: Change, **config: Any) -> Episode:
+    spartan_task(folder, 1, changes={0: change})
+    return read(folder, **config)
+
+
+def refusal(folder: Path, change: Change) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read_changed(folder, change)
+    return caught.value
+
+
+def setting(document: str, key: str, value: Any) -> Change:
+    def change(documents: Documents) -> None:
+        documents[document][key] = value
+
+    return change
+
+
+def dropping(document: str, key: str | None = None) -> Change:
+    def change(documents: Documents) -> None:
+        if key is None:
+            del documents[document]
+        else:
+            del documents[document][key]
+
+    return change
+
+
+def annotations(folder: Path, tasks: dict[str, Any]) -> str:
+    path = folder / "annotations.yaml"
+    path.write_text(yaml.safe_dump({"language_dict": tasks}))
+    return str(path)
+
+
+# discovery
+
+
+def test_episode_2_comes_before_episode_10(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 12, frames=1)
+
+    assert [ref.path.name for ref in discover(tmp_path)] == [f"episode_{n}" for n in range(12)]
+
+
+@pytest.mark.parametrize(
+    "below",
+    [
+        lambda root: root,
+        lambda root: root / "tasks",
+        lambda root: root / "tasks" / TASK,
+        lambda root: session_folder(root).parent,
+        session_folder,
+    ],
+    ids=["root", "tasks", "task", "stamp", "diffusion_spartan"],
+)
+def test_any_folder_above_the_episodes_can_be_the_source(
+    tmp_path: Path, below: Callable[[Path], Path]
+) -> None:
+    spartan_task(tmp_path, 2)
+
+    refs = discover(below(tmp_path))
+
+    assert [ref.path.name for ref in refs] == ["episode_0", "episode_1"]
+    assert {ref.task for ref in refs} == {TASK}
+
+
+def test_id_does_not_depend_on_the_folder_that_was_given(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 1)
+
+    (above,), (below,) = discover(tmp_path), discover(session_folder(tmp_path))
+
+    assert above.id == below.id
+
+
+def test_an_episode_folder_itself_can_be_the_source(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 2)
+
+    (ref,) = discover(session_folder(tmp_path) / "episode_1")
+
+    assert ref.path.name == "episode_1"
+
+
+def test_sources_are_merged_in_the_order_given(tmp_path: Path) -> None:
+    spartan_task(tmp_path / "b", 1, task="TurnCupUpsideDown")
+    spartan_task(tmp_path / "a", 2)
+
+    refs = discover(tmp_path / "b", tmp_path / "a")
+
+    assert [ref.task for ref in refs] == ["TurnCupUpsideDown", TASK, TASK]
+
+
+def test_episode_below_two_sources_is_taken_once(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 2)
+
+    assert len(discover(tmp_path, session_folder(tmp_path))) == 2
+
+
+def test_sessions_with_equal_stamp_and_number_get_different_ids(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 1)
+    spartan_task(tmp_path, 1, task="TurnCupUpsideDown")
+
+    assert len({ref.id for ref in discover(tmp_path)}) == 2
+
+
+def test_equal_ids_from_two_sources_are_told_apart(tmp_path: Path) -> None:
+    for copy in ("a", "b", "c"):
+        spartan_task(tmp_path / copy, 1)
+
+    ids = [ref.id for ref in discover(tmp_path / "a", tmp_path / "b", tmp_path / "c")]
+
+    assert ids == [ids[0], f"{ids[0]}-2", f"{ids[0]}-3"]
+
+
+def test_ids_are_safe_in_file_names_and_tar_keys(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 1, stamp="2024.11,14 {x}::y")
+
+    (ref,) = discover(tmp_path)
+
+    assert set(ref.id) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+@pytest.mark.parametrize("name", ["episode_x", "episode_1.tar", "episode", "my_episode_1"])
+def test_folders_that_only_look_like_episodes_are_no_episodes(tmp_path: Path, name: str) -> None:
+    spartan_task(tmp_path, 1)
+    spartan_episode(session_folder(tmp_path) / name)
+
+    assert [ref.path.name for ref in discover(tmp_path)] == ["episode_0"]
+
+
+def test_source_without_episodes_is_refused_by_name(tmp_path: Path) -> None:
+    spartan_task(tmp_path / "good", 1)
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(DataError) as caught:
+        discover(tmp_path / "good", tmp_path / "empty")
+
+    assert caught.value.code == "data.no_episodes"
+    assert caught.value.details["source"] == str(tmp_path / "empty")
+
+
+# selection
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("0:4,7", [0, 1, 2, 3, 7]),
+        ("7,0:4", [0, 1, 2, 3, 7]),
+        ("2", [2]),
+        ("8:", [8, 9]),
+        (":2", [0, 1]),
+        (":", list(range(10))),
+        ("3,3,2:4", [2, 3]),
+        ("8:100", [8, 9]),
+        (" 1 , 2 ", [1, 2]),
+        (None, list(range(10))),
+    ],
+)
+def test_selection_takes_numbers_and_half_open_ranges(
+    wanted: str | None, expected: list[int]
+) -> None:
+    refs = [EpisodeRef(f"e{n}", Path(f"/e{n}"), "/") for n in range(10)]
+
+    assert [int(ref.id[1:]) for ref in select(refs, wanted)] == expected
+
+
+def test_selection_uses_the_numbers_of_the_data_set_where_it_has_them() -> None:
+    refs = [EpisodeRef(f"e{n}", Path(f"/e{n}"), "/", number=n) for n in (5, 7, 9)]
+
+    assert [ref.id for ref in select(refs, "7:10")] == ["e7", "e9"]
+
+
+@pytest.mark.parametrize("wanted", ["a", "1-3", "1:2:3", "", "0,,0", "-1"])
+def test_selection_that_cannot_be_read_is_a_usage_error(wanted: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        select([EpisodeRef("e", Path("/e"), "/")], wanted)
+
+    assert caught.value.code == "usage.bad_selection"
+
+
+@pytest.mark.parametrize("wanted", ["1", "5:9", "0,1"])
+def test_selection_of_an_episode_that_does_not_exist_is_a_data_error(wanted: str) -> None:
+    with pytest.raises(DataError) as caught:
+        select([EpisodeRef("e", Path("/e"), "/")], wanted)
+
+    assert caught.value.code == "data.no_episodes"
+
+
+# reading
+
+
+def test_cameras_have_semantic_names_in_the_order_of_the_metadata(tmp_path: Path) -> None:
+    episode = read_changed(
+        tmp_path,
+        lambda d: d["metadata"].update(
+            camera_id_to_semantic_name={id_: CAMERAS[id_] for id_ in reversed(CAMERAS)}
+        ),
+    )
+
+    assert list(episode.cameras) == ["wrist_left_minus", "scene_right_0"]
+
+
+def test_pictures_are_those_of_their_camera_and_frame(tmp_path: Path) -> None:
+    episode = read(spartan_task(tmp_path, 1))
+
+    (read_picture,) = episode.cameras["wrist_left_minus"].read([4])
+
+    assert (read_picture == picture(4, 1, (24, 32))).all()
+
+
+def test_lowdim_fields_are_the_observations_and_the_parts_of_the_action_vector(
+    tmp_path: Path,
+) -> None:
+    episode = read(spartan_task(tmp_path, 1))
+
+    np.testing.assert_array_equal(episode.lowdim[XYZ], robot_signals(6)[XYZ])
+    for name, part in {
+        "robot__action__poses__right::panda__xyz": slice(0, 3),
+        "robot__action__poses__right::panda__rot_6d": slice(3, 9),
+        "robot__action__poses__left::panda__xyz": slice(9, 12),
+        "robot__action__poses__left::panda__rot_6d": slice(12, 18),
+        "robot__action__grippers__right::panda_hand": slice(18, 19),
+        "robot__action__grippers__left::panda_hand": slice(19, 20),
+    }.items():
+        np.testing.assert_array_equal(episode.lowdim[name], action_vectors(6)[:, part])
+
+
+def test_depth_and_label_images_are_no_fields(tmp_path: Path) -> None:
+    episode = read(spartan_task(tmp_path, 1))
+
+    assert not [name for name in episode.lowdim if name.endswith(("_depth", "_label"))]
+
+
+def test_depth_and_label_images_are_not_inflated(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 1)
+    path = session_folder(tmp_path) / "episode_0/processed/observations.npz"
+    with zipfile.ZipFile(path) as archive:
+        unused = [i for i in archive.infolist() if i.filename.endswith(("_depth.npy", "_label.npy"))]
+    content = bytearray(path.read_bytes())
+    for info in unused:
+        # Behind the local header (30 bytes, name, extra field): the end of the deflated content.
+        end = info.header_offset + 30 + len(info.filename) + 20 + info.compress_size
+        content[end - 12 : end] = b"\xff" * 12
+    path.write_bytes(content)
+    assert len(unused) == 4
+
+    episode = read(tmp_path)
+
+    assert episode.cameras["scene_right_0"].read([5]).shape == (1, 24, 32, 3)
+
+
+def test_skill_type_is_never_loaded(tmp_path: Path) -> None:
+    assert "skill_type" not in read(spartan_task(tmp_path, 1)).lowdim
+
+
+def test_object_array_among_the_observations_is_refused_by_key(tmp_path: Path) -> None:
+    error = refusal(tmp_path, setting("observations", "odd", np.array([None] * 6, dtype=object)))
+
+    assert (error.code, error.details["key"]) == ("data.object_array", "odd")
+
+
+def test_discarded_object_array_does_no_harm(tmp_path: Path) -> None:
+    odd = setting("observations", "odd", np.array([None] * 6, dtype=object))
+
+    assert "odd" not in read_changed(tmp_path, odd, data_discard_keys=["odd"]).lowdim
+
+
+@pytest.mark.parametrize("document", ["metadata", "observations", "actions", "intrinsics", "extrinsics"])
+def test_missing_file_is_named(tmp_path: Path, document: str) -> None:
+    error = refusal(tmp_path, dropping(document))
+
+    assert error.code == "data.missing_file"
+    assert Path(error.details["path"]).stem == document
+
+
+def test_missing_action_array_is_named(tmp_path: Path) -> None:
+    error = refusal(tmp_path, dropping("actions", "actions"))
+
+    assert (error.code, error.details["key"]) == ("data.missing_array", "actions")
+
+
+def test_narrow_action_vector_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, setting("actions", "actions", np.zeros((6, 19))))
+
+    assert error.code == "data.narrow_actions"
+
+
+def test_wide_action_vector_is_cut(tmp_path: Path) -> None:
+    episode = read_changed(tmp_path, setting("actions", "actions", np.zeros((6, 25))))
+
+    assert episode.lowdim["robot__action__grippers__left::panda_hand"].shape == (6, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (setting("observations", XYZ, np.zeros((5, 3))), XYZ),
+        (
+            setting("observations", "6CD146030E99", np.zeros((7, 24, 32, 3), np.uint8)),
+            "camera scene_right_0",
+        ),
+        (setting("observations", "robot__version", np.array(1.0)), "robot__version"),
+    ],
+)
+def test_array_of_another_length_is_named(tmp_path: Path, change: Change, key: str) -> None:
+    error = refusal(tmp_path, change)
+
+    assert (error.code, error.details["key"]) == ("data.length_mismatch", key)
+
+
+def test_episode_without_frames_is_refused(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 1, frames=0)
+
+    with pytest.raises(DataError) as caught:
+        read(tmp_path)
+
+    assert caught.value.code == "data.empty_episode"
+
+
+def test_one_dimensional_field_becomes_one_channel(tmp_path: Path) -> None:
+    episode = read_changed(tmp_path, setting("observations", "robot__x", np.arange(6.0)))
+
+    assert episode.lowdim["robot__x"].shape == (6, 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_number_that_is_not_finite_is_named_by_field_and_frame(
+    tmp_path: Path, value: float
+) -> None:
+    def spoil(documents: Documents) -> None:
+        documents["observations"][XYZ][4, 1] = value
+
+    episode = read_changed(tmp_path, spoil)
+
+    with pytest.raises(DataError) as caught:
+        EpisodeSampler(episode, [], SampleSpec(WindowSpec(0, 0), (0,), None, "center_crop"))
+    assert caught.value.code == "data.not_finite"
+    assert caught.value.details == {"field": XYZ, "frame": 4}
+
+
+@pytest.mark.parametrize("mapping", [None, {}, [], "text"])
+def test_metadata_without_camera_mapping_is_refused(tmp_path: Path, mapping: Any) -> None:
+    error = refusal(tmp_path, setting("metadata", "camera_id_to_semantic_name", mapping))
+
+    assert (error.code, error.details["key"]) == ("data.missing_field", "camera_id_to_semantic_name")
+
+
+def test_mapping_that_leads_to_no_pictures_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, setting("metadata", "camera_id_to_semantic_name", {"XX": "front"}))
+
+    assert error.code == "data.no_cameras"
+
+
+def test_mapped_camera_without_pictures_is_a_warning(tmp_path: Path) -> None:
+    episode = read_changed(tmp_path, dropping("observations", "BFS_23595718"))
+
+    assert list(episode.cameras) == ["scene_right_0"]
+    assert "missing_camera" in [code for code, _ in episode.warnings]
+
+
+def test_camera_id_made_of_digits_stays_text(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 1, cameras={"0123": "front"})
+
+    assert list(read(tmp_path).cameras) == ["front"]
+
+
+def test_camera_names_are_lower_case_because_tar_readers_make_them_so(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 1, cameras={"X": "Front_0"})
+
+    assert list(read(tmp_path).cameras) == ["front_0"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "", "a,b", "{a}"])
+def test_camera_name_that_cannot_be_a_member_name_is_refused(tmp_path: Path, name: str) -> None:
+    spartan_task(tmp_path, 1, cameras={"X": name})
+
+    with pytest.raises(DataError) as caught:
+        read(tmp_path)
+
+    assert caught.value.code == "data.bad_camera_name"
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00\x01"])
+def test_broken_metadata_is_refused_by_path(tmp_path: Path, content: bytes) -> None:
+    spartan_task(tmp_path, 1)
+    path = session_folder(tmp_path) / "episode_0/processed/metadata.yaml"
+    path.write_bytes(content)
+
+    with pytest.raises(DataError) as caught:
+        read(tmp_path)
+
+    assert (caught.value.code, caught.value.details["path"]) == ("data.broken_yaml", str(path))
+
+
+def test_calibration_goes_to_the_semantic_name(tmp_path: Path) -> None:
+    calibration = read(spartan_task(tmp_path, 1)).calibration["scene_right_0"]
+
+    assert calibration.intrinsics is not None
+    assert calibration.intrinsics[:2, 2].tolist() == [16, 12]
+    assert calibration.extrinsics is not None
+    assert calibration.extrinsics[:, 0, 3].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_pose_group_without_measured_counterpart_is_left_out(tmp_path: Path) -> None:
+    episode = read_changed(tmp_path, dropping("observations", XYZ))
+
+    assert {group.name.split("_")[0] for group in episode.pose_groups} == {"right"}
+
+
+def test_policy_predicts_relative_poses_and_absolute_grippers_left_arm_first(
+    tmp_path: Path,
+) -> None:
+    assert read(spartan_task(tmp_path, 1)).action_fields == (
+        "robot__action__poses__left::panda__xyz_relative",
+        "robot__action__poses__left::panda__rot_6d_relative",
+        "robot__action__grippers__left::panda_hand",
+        "robot__action__poses__right::panda__xyz_relative",
+        "robot__action__poses__right::panda__rot_6d_relative",
+        "robot__action__grippers__right::panda_hand",
+    )
+
+
+# language
+
+
+def test_annotations_of_the_task_keep_the_published_kinds_and_order(tmp_path: Path) -> None:
+    path = annotations(
+        tmp_path,
+        {
+            TASK: {"nonsense": ["x"], "alternative": ["c"], "randomized": ["b", "d"], "original": ["a"]},
+            "Other": {"original": ["o"]},
+        },
+    )
+
+    episode = read(spartan_task(tmp_path, 1), language_annotations_path=path)
+
+    assert list(episode.language.items()) == [
+        ("original", ["a"]),
+        ("randomized", ["b", "d"]),
+        ("alternative", ["c"]),
+    ]
+    assert "language_fallback" not in [code for code, _ in episode.warnings]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "sentence"),
+    [("lift it", "lift it"), ("", "put cup on saucer"), (None, "put cup on saucer")],
+    ids=["own instruction", "empty instruction", "no instruction"],
+)
+def test_task_without_annotation_falls_back_with_a_warning(
+    tmp_path: Path, instruction: str | None, sentence: str
+) -> None:
+    path = annotations(tmp_path, {"Other": {"original": ["o"]}})
+    spartan_task(tmp_path, 1, instruction=instruction)
+
+    episode = read(tmp_path, language_annotations_path=path)
+
+    assert episode.language == {"original": [sentence]}
+    assert "language_fallback" in [code for code, _ in episode.warnings]
+
+
+def test_configured_task_replaces_that_of_the_path(tmp_path: Path) -> None:
+    path = annotations(tmp_path, {"Mine": {"original": ["do mine"]}})
+
+    episode = read(spartan_task(tmp_path, 1), language_annotations_path=path, task="Mine")
+
+    assert episode.language == {"original": ["do mine"]}
+
+
+@pytest.mark.parametrize("content", ["language_dict: 3", "[]", "a: [", ""])
+def test_broken_annotations_file_is_refused_before_any_episode(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "annotations.yaml").write_text(content)
+
+    with pytest.raises(DataError) as caught:
+        SpartanReader(SpartanConfig(language_annotations_path=str(tmp_path / "annotations.yaml")))
+
+    assert caught.value.code == "data.broken_annotations"

@@ -1,0 +1,96 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from vlatool.errors import DataError, StorageError
+from vlatool.storage.atomic import (
+    atomic_folder,
+    open_atomic,
+    remove_partials,
+    write_json,
+    write_text,
+)
+
+
+def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "deep/file.bin"
+
+    with open_atomic(path) as file:
+        file.write(b"abc")
+        assert not path.exists()
+
+    assert path.read_bytes() == b"abc"
+
+
+def test_error_inside_the_block_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError), open_atomic(tmp_path / "file") as file:
+        file.write(b"abc")
+        raise DataError("broken")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_error_inside_the_block_keeps_the_earlier_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+
+    with pytest.raises(KeyboardInterrupt), open_atomic(tmp_path / "file") as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
+
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_place_that_cannot_be_written_is_a_storage_error_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StorageError) as caught:
+        write_text(tmp_path / "file" / "below", "x")
+
+    assert (caught.value.code, caught.value.exit_code) == ("storage.write", 5)
+    assert caught.value.details["path"] == str(tmp_path / "file" / "below")
+
+
+def test_json_with_nan_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "file", float("nan"))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_appears_only_when_the_block_ends(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+        assert not (tmp_path / "out").exists()
+
+    assert (tmp_path / "out/a").read_text() == "1"
+
+
+def test_folder_replaces_an_earlier_one_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").touch()
+
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+
+    assert os.listdir(tmp_path / "out") == ["new"]
+
+
+def test_error_inside_a_folder_block_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError), atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").touch()
+        raise DataError("broken")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/.a.tar.17.partial").touch()
+    (tmp_path / ".folder.18.partial").mkdir()
+    (tmp_path / "shards/a.tar").touch()
+    (tmp_path / "notes.partial").touch()
+
+    remove_partials(tmp_path)
+
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.tar", "notes.partial", "shards"]

@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vlatool.transforms.geometry import ResizeMethod, make_geometry, published_intrinsics
+
+METHODS: tuple[ResizeMethod, ...] = ("center_crop", "resize_no_crop", "resize_fit")
+
+
+def matrix(fx: float, fy: float, cx: float, cy: float, skew: float = 0.0) -> np.ndarray:
+    return np.array([[fx, skew, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def smooth_photo(height: int, width: int) -> np.ndarray:
+    """Blurred noise and large shapes, uint8 [H, W, 3]: the spectrum of a photo, not of a chart."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 20, width // 20, 3))
+    blurred = Image.fromarray(coarse.astype(np.uint8)).resize((width, height), Image.BICUBIC)
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = 20 * np.sin(rows / 9.0)[..., None] + 20 * np.cos(columns / 7.0)[..., None]
+    return np.clip(np.asarray(blurred) * 0.7 + 40 + waves, 0, 255).astype(np.uint8)
+
+
+# Source: lbm-data 8.3; sizes are (height, width)
+@pytest.mark.parametrize(
+    ("original", "target", "given_matrix", "expected"),
+    [
+        (
+            (480, 640),
+            (224, 224),
+            (616.1290, 615.7580, 321.2690, 247.8640),
+            (287.52688, 287.35373, 112.59221, 115.66987),
+        ),
+        (
+            (600, 960),
+            (224, 224),
+            (416.31268, 415.36661, 484.25815, 304.04462),
+            (155.42340, 155.07020, 113.58971, 113.50999),
+        ),
+        ((480, 640), (384, 384), (100, 100, 320, 240), (80, 80, 192, 192)),
+    ],
+)
+def test_published_intrinsics_equal_the_published_numbers(
+    original: tuple[int, int],
+    target: tuple[int, int],
+    given_matrix: tuple[float, ...],
+    expected: tuple[float, ...],
+) -> None:
+    geometry = make_geometry(original, target, "center_crop")
+
+    result = published_intrinsics(matrix(*given_matrix), geometry, "center_crop")
+
+    np.testing.assert_allclose(result, matrix(*expected), atol=1e-4)
+
+
+def test_published_intrinsics_drop_skew() -> None:
+    geometry = make_geometry((480, 640), (224, 224), "center_crop")
+
+    result = published_intrinsics(matrix(1, 1, 1, 1, skew=5), geometry, "center_crop")
+
+    assert result[0, 1] == 0
+
+
+# Source: lbm-data 8.3 and 3.5; sizes are (height, width)
+@pytest.mark.parametrize(
+    ("original", "target", "scaled", "offset"),
+    [
+        ((480, 640), (384, 384), (384, 512), (0, 64)),
+        ((480, 640), (256, 342), (256, 342), (0, 0)),
+        ((600, 960), (224, 224), (224, 358), (0, 67)),
+    ],
+)
+def test_center_crop_takes_the_published_pixels(
+    original: tuple[int, int],
+    target: tuple[int, int],
+    scaled: tuple[int, int],
+    offset: tuple[int, int],
+) -> None:
+    geometry = make_geometry(original, target, "center_crop")
+
+    # The published size is truncated; where that would uncover the target it is the target.
+    assert (geometry.scaled, geometry.offset) == (scaled, offset)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("original", "target"),
+    [((96, 128), (64, 64)), ((60, 96), (44, 44)), ((111, 111), (224, 224)), ((120, 90), (70, 110))],
+)
+def test_exact_intrinsics_point_at_the_pixel_where_a_dot_lands(
+    original: tuple[int, int], target: tuple[int, int], method: ResizeMethod
+) -> None:
+    row, column = original[0] // 2 + 9, original[1] // 2 - 7
+    image = np.zeros((*original, 3), np.uint8)
+    image[row - 1 : row + 2, column - 1 : column + 2] = 255
+    geometry = make_geometry(original, target, method)
+
+    light = np.asarray(geometry.apply(image), float).sum(axis=2)
+
+    rows, columns = np.mgrid[0 : target[0], 0 : target[1]]
+    found = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
+    projected = geometry.intrinsics(matrix(1, 1, 0, 0)) @ (column, row, 1)
+    np.testing.assert_allclose(found, projected[:2], atol=0.6)
+
+
+def test_exact_intrinsics_keep_skew() -> None:
+    geometry = make_geometry((480, 640), (240, 320), "resize_no_crop")
+
+    assert geometry.intrinsics(matrix(10, 10, 5, 5, skew=4))[0, 1] == 2
+
+
+@pytest.mark.parametrize("size", [(111, 111), (113, 111), (223, 97)])
+def test_cover_leaves_no_black_line(size: tuple[int, int]) -> None:
+    geometry = make_geometry(size, (224, 224), "center_crop")
+
+    picture = np.asarray(geometry.apply(np.full((*size, 3), 200, np.uint8)))
+
+    assert picture.shape == (224, 224, 3)
+    assert picture.min() > 190
+
+
+def test_fit_puts_black_bars_on_both_sides() -> None:
+    geometry = make_geometry((48, 64), (64, 64), "resize_fit")
+
+    picture = np.asarray(geometry.apply(np.full((48, 64, 3), 200, np.uint8)))
+
+    assert picture[:8].max() == 0
+    assert picture[-8:].max() == 0
+    assert picture[8:-8].min() > 190
+
+
+@pytest.mark.parametrize(
+    ("original", "target"), [((480, 640), (224, 224)), ((600, 960), (224, 224))]
+)
+def test_resize_of_the_surviving_box_looks_like_resize_then_crop(
+    original: tuple[int, int], target: tuple[int, int]
+) -> None:
+    image = smooth_photo(*original)
+    geometry = make_geometry(original, target, "center_crop")
+    whole = Image.fromarray(image).resize(geometry.scaled[::-1], Image.Resampling.LANCZOS)
+    top, left = geometry.offset
+    published = whole.crop((left, top, left + target[1], top + target[0]))
+
+    error = np.asarray(geometry.apply(image), float) - np.asarray(published, float)
+
+    assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-12)) >= 38
+
+
+def test_picture_of_the_target_size_is_untouched() -> None:
+    image = smooth_photo(60, 80)
+
+    picture = make_geometry((60, 80), (60, 80), "center_crop").apply(image)
+
+    assert (np.asarray(picture) == image).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    original=st.tuples(st.integers(4, 300), st.integers(4, 300)),
+    target=st.tuples(st.integers(4, 300), st.integers(4, 300)),
+    method=st.sampled_from(METHODS),
+)
+def test_every_size_gives_the_target_size(
+    original: tuple[int, int], target: tuple[int, int], method: ResizeMethod
+) -> None:
+    geometry = make_geometry(original, target, method)
+
+    assert geometry.apply(np.zeros((*original, 3), np.uint8)).size == target[::-1]
+
+
+def test_fit_that_misses_the_target_by_one_pixel_is_padded() -> None:
+    # int(164 * s) is 80 and not 81: one row to fill, nothing to centre.
+    geometry = make_geometry((164, 604), (81, 298), "resize_fit")
+
+    assert geometry.apply(np.zeros((164, 604, 3), np.uint8)).size == (298, 81)

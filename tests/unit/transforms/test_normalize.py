@@ -1,0 +1,139 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlatool.errors import DataError
+from vlatool.transforms.normalize import FieldScale, Method, Scope, field_scale
+
+STATS: dict[str, Any] = {
+    "mean": [2.0, 5.0],
+    "std": [4.0, 0.0],
+    "min": [-6.0, 5.0],
+    "max": [10.0, 5.0],
+    "percentile_5": [-2.0, 5.0],
+    "percentile_95": [6.0, 5.0],
+    "percentile_1": [-4.0, 5.0],
+    "percentile_99": [8.0, 5.0],
+    "mean_per_timestep": [[1.0, 5.0], [3.0, 5.0]],
+    "std_per_timestep": [[2.0, 0.0], [0.0, 0.0]],
+    "min_per_timestep": [[-6.0, 5.0], [3.0, 5.0]],
+    "max_per_timestep": [[10.0, 5.0], [3.0, 5.0]],
+}
+
+
+def scale(
+    method: Method = "std",
+    scope: Scope = "global",
+    *,
+    epsilon: float = 1e-8,
+    centered: bool = False,
+    compat: bool = False,
+    stats: dict[str, Any] = STATS,
+) -> FieldScale:
+    return field_scale(
+        stats,
+        field="f",
+        method=method,
+        scope=scope,
+        epsilon=epsilon,
+        centered=centered,
+        compat=compat,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "centered", "value", "expected"),
+    [
+        ("std", False, 6.0, 1.0),
+        ("std", True, 6.0, 1.0),
+        ("min_max", False, -6.0, 0.0),
+        ("min_max", False, 10.0, 1.0),
+        ("min_max", True, -6.0, -1.0),
+        ("min_max", True, 10.0, 1.0),
+        ("percentile_5_95", False, 6.0, 1.0),
+        ("percentile_5_95", True, -2.0, -1.0),
+        ("percentile_1_99", False, -4.0, 0.0),
+        ("percentile_1_99", True, 8.0, 1.0),
+    ],
+)
+def test_method_maps_its_statistics_to_the_range(
+    method: Method, centered: bool, value: float, expected: float
+) -> None:
+    normalised = scale(method, centered=centered).normalize(np.array([value, 5.0]))
+
+    np.testing.assert_allclose(normalised, [expected, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["std", "min_max", "percentile_5_95", "percentile_1_99"])
+def test_constant_dimension_is_centred_and_scaled_by_one(method: Method) -> None:
+    result = scale(method)
+
+    assert result.constant.tolist() == [False, True]
+    assert (result.center[1], result.scale[1]) == (5.0, 1.0)
+
+
+def test_nearly_constant_dimension_counts_relative_to_its_size() -> None:
+    stats = {**STATS, "mean": [1e6, 0.0], "min": [1e6, 0.0], "max": [1e6 + 0.5, 1e-3]}
+
+    assert scale(stats=stats).constant.tolist() == [True, False]
+
+
+def test_step_that_never_changes_has_scale_one_although_others_do() -> None:
+    result = scale("std", "per_timestep")
+
+    assert result.scale.tolist() == [[2, 1], [1, 1]]
+    assert result.constant.tolist() == [False, True]
+
+
+def test_per_timestep_uses_the_statistics_of_each_step() -> None:
+    result = scale("std", "per_timestep")
+
+    assert result.normalize(np.array([[5.0, 5.0], [5.0, 5.0]])).tolist() == [[2, 0], [2, 0]]
+
+
+def test_steps_selects_the_steps_of_a_cropped_window() -> None:
+    assert scale("std", "per_timestep").steps(1, 1).center.tolist() == [[3, 5]]
+
+
+def test_steps_of_a_global_scale_is_the_scale() -> None:
+    assert scale().steps(1, 1).center.tolist() == [2, 5]
+
+
+def test_epsilon_is_the_smallest_scale() -> None:
+    stats = {**STATS, "std": [1e-4, 0.0]}
+
+    assert scale(stats=stats, epsilon=0.01).scale.tolist() == pytest.approx([0.01, 1.0])
+
+
+def test_compat_keeps_the_published_floor_for_constant_dimensions() -> None:
+    assert scale(compat=True, epsilon=0.01).scale.tolist() == pytest.approx([4.0, 0.01])
+
+
+def test_scalar_std_serves_every_channel() -> None:
+    stats = {**STATS, "std": 0.5}
+
+    assert scale(stats=stats).scale.tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("method", ["std", "min_max", "percentile_5_95"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_denormalize_inverts_normalize(method: Method, centered: bool) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 3, 2)) * 10
+    result = scale(method, centered=centered)
+
+    np.testing.assert_allclose(result.denormalize(result.normalize(values)), values, atol=1e-6)
+
+
+def test_missing_statistic_is_refused_by_field_and_key() -> None:
+    with pytest.raises(DataError) as caught:
+        scale("percentile_5_95", stats={**STATS, "percentile_5": None})
+
+    assert caught.value.code == "data.missing_statistics"
+    assert caught.value.details == {"field": "f", "key": "percentile_5"}
+
+
+def test_null_in_a_percentile_never_gives_nan() -> None:
+    result = scale("percentile_5_95", stats={**STATS, "percentile_5": [None, None]})
+
+    assert np.isfinite(result.normalize(np.ones(2))).all()

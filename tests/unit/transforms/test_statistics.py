@@ -1,0 +1,192 @@
+import json
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlatool.transforms.quantiles import (
+    COMPRESSION,
+    MAX_BUFFER,
+    Digest,
+    digest_of,
+    from_state,
+    merge_digests,
+    quantile,
+    to_state,
+)
+from vlatool.transforms.statistics import (
+    PERCENTILES,
+    FieldStatistics,
+    field_statistics,
+    merge,
+    summary,
+)
+
+
+def golden_windows() -> tuple[np.ndarray, np.ndarray]:
+    """Values [N, T, C] and valid rows [N, T]. Source: lbm-data 8.3."""
+    b, t, c = np.mgrid[0:3, 0:4, 0:2]
+    valid = np.ones((3, 4), bool)
+    valid[0, 0] = valid[2, 3] = False
+    return (2 * t + c + 10 * b).astype(float), valid
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    return summary(field_statistics(*golden_windows()))
+
+
+def both(*values: float) -> list[list[float]]:
+    """A value per step for channel 0; channel 1 is one more."""
+    return [[value, value + 1] for value in values]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("count", [2, 3, 3, 2]),
+        ("percentile_sample_count", [2, 3, 3, 2]),
+        ("mean_per_timestep", both(15, 12, 14, 11)),
+        ("std_per_timestep", [[s, s] for s in (50**0.5, 10, 10, 50**0.5)]),
+        ("min_per_timestep", both(10, 2, 4, 6)),
+        ("max_per_timestep", both(20, 22, 24, 16)),
+        ("mean", [13, 14]),
+        ("std", [82.2**0.5, 82.2**0.5]),  # 9.066421565
+        ("min", [2, 3]),
+        ("max", [24, 25]),
+        ("percentile_1", [2.18, 3.18]),
+        ("percentile_2", [2.36, 3.36]),
+        ("percentile_5", [2.9, 3.9]),
+        ("percentile_95", [23.1, 24.1]),
+        ("percentile_98", [23.64, 24.64]),
+        ("percentile_99", [23.82, 24.82]),
+        ("percentile_1_per_timestep", both(10.1, 2.2, 4.2, 6.1)),
+    ],
+)
+def test_statistics_equal_the_published_vectors(
+    golden: dict[str, Any], key: str, expected: list[Any]
+) -> None:
+    np.testing.assert_allclose(golden[key], expected, rtol=0, atol=1e-8)
+
+
+def test_entry_has_every_published_key(golden: dict[str, Any]) -> None:
+    plain = ["mean", "std", "min", "max", *(f"percentile_{p}" for p in PERCENTILES)]
+    states = ["tdigest_state", "tdigest_state_per_timestep"]
+
+    assert set(golden) == {
+        *plain,
+        *(f"{key}_per_timestep" for key in plain),
+        *states,
+        "count",
+        "percentile_sample_count",
+    }
+
+
+def random_windows(samples: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return rng.normal(5, 2, (samples, 3, 2)), rng.random((samples, 3)) > 0.2
+
+
+def in_parts(values: np.ndarray, valid: np.ndarray, parts: int) -> FieldStatistics:
+    pieces = zip(np.array_split(values, parts), np.array_split(valid, parts), strict=True)
+    return reduce(merge, (field_statistics(*piece) for piece in pieces))
+
+
+@pytest.mark.parametrize("parts", [2, 7])
+def test_merge_in_parts_equals_one_pass(parts: int) -> None:
+    values, valid = random_windows()
+
+    merged, whole = summary(in_parts(values, valid, parts)), summary(field_statistics(values, valid))
+
+    for key in whole.keys() - {"tdigest_state", "tdigest_state_per_timestep"}:
+        np.testing.assert_allclose(merged[key], whole[key], rtol=1e-12, err_msg=key)
+    assert merged["tdigest_state"] == whole["tdigest_state"]
+
+
+def test_step_that_is_never_valid_gives_null_and_strict_json() -> None:
+    values, valid = random_windows()
+    valid[:, 2] = False
+
+    entry = summary(field_statistics(values, valid))
+
+    assert entry["min_per_timestep"][2] == [None, None]
+    assert entry["percentile_5_per_timestep"][2] == [None, None]
+    assert entry["std_per_timestep"][2] == [0, 0]
+    json.dumps(entry, allow_nan=False)
+
+
+def test_padded_rows_may_hold_anything() -> None:
+    values, valid = random_windows()
+    spoiled = np.where(valid[..., None], values, 1e9)
+
+    assert summary(field_statistics(spoiled, valid)) == summary(field_statistics(values, valid))
+
+
+def cell(values: np.ndarray) -> Digest:
+    return digest_of(values[None], np.ones((1, len(values)), bool))
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, MAX_BUFFER])
+@pytest.mark.parametrize("q", [0.01, 0.5, 0.99])
+def test_quantiles_are_exact_up_to_the_buffer_size(count: int, q: float) -> None:
+    values = np.random.default_rng(2).normal(size=count)
+
+    assert quantile(cell(values), q)[0] == pytest.approx(np.quantile(values, q), abs=1e-12)
+
+
+@pytest.mark.parametrize("parts", [1, 40])
+@pytest.mark.parametrize("percent", PERCENTILES)
+def test_digest_quantiles_have_one_percent_rank_error_at_most(parts: int, percent: int) -> None:
+    values = np.random.default_rng(3).normal(size=20_000)
+    digest = reduce(
+        lambda left, right: merge_digests([left, right]),
+        (cell(part) for part in np.array_split(values, parts)),
+    )
+
+    rank = (values < quantile(digest, percent / 100)[0]).mean()
+
+    assert abs(rank - percent / 100) <= 0.01
+
+
+def test_digest_of_many_values_is_small() -> None:
+    digest = cell(np.random.default_rng(4).normal(size=20_000))
+
+    assert digest.means.shape[1] <= COMPRESSION
+    assert digest.counts.tolist() == [20_000]
+
+
+@pytest.mark.parametrize("count", [10, 20_000])
+def test_quantiles_never_leave_the_range_of_the_values(count: int) -> None:
+    # The published estimator gives -0.4 for the 1 % quantile of 0..9 (lbm-data 3.12).
+    values = np.arange(count, dtype=float)
+    restored = from_state(to_state(cell(values), (1,)))
+
+    assert quantile(restored, 0.0)[0] >= 0
+    assert quantile(restored, 1.0)[0] <= count - 1
+
+
+@pytest.mark.parametrize("count", [0, 5, 3000])
+def test_state_survives_json(count: int) -> None:
+    rng = np.random.default_rng(5)
+    digest = digest_of(rng.normal(size=(6, count)), np.ones((6, count), bool))
+
+    restored = from_state(json.loads(json.dumps(to_state(digest, (3, 2)), allow_nan=False)))
+
+    assert restored.counts.tolist() == digest.counts.tolist()
+    np.testing.assert_allclose(  # means of digests are float32 in the published form
+        quantile(restored, 0.3), quantile(digest, 0.3), rtol=1e-6
+    )
+
+
+def test_state_has_the_published_form() -> None:
+    digest = digest_of(np.array([[3.0, 1.0], [5.0, 9.0]]), np.array([[True, True], [True, False]]))
+
+    assert to_state(digest, (2,)) == {
+        "shape": [2],
+        "counts": [2, 1],
+        "max_buffer": 1000,
+        "compression": 100,
+        "buffers": {"indices": [[0], [1]], "data": [[1.0, 3.0], [5.0]]},
+        "digests": {"indices": [], "means": [], "weights": []},
+    }
