@@ -20,7 +20,9 @@ _PUBLIC = {
     "doctor": "vlatool.workflows.doctor",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+
+def __dir__() -> list[str]:
+    return sorted(["__version__", *_PUBLIC])
 
 
 def __getattr__(name: str) -> object:

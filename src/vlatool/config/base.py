@@ -98,3 +98,9 @@ def needed_field(default: Any, description: str, **constraints: Any) -> Any:
     return Field(
         default=default, description=description, json_schema_extra={"needed": True}, **constraints
     )
+
+
+def derivation_rule(field: FieldInfo) -> str:
+    """How a derived field gets its value; empty for others."""
+    extra = field.json_schema_extra
+    return str(extra.get("derived", "")) if isinstance(extra, dict) else ""

@@ -16,7 +16,7 @@ _WITH_UNDERSCORES = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?
 _SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable)
 
 
-class Misfit(Exception):  # noqa: N818 - a question with the answer no, never shown as an error
+class Misfit(Exception):
     """A value does not fit one alternative of a type."""
 
     def __init__(self, needs: str, choices: Sequence[Any] = ()) -> None:

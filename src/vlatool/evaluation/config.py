@@ -14,29 +14,39 @@ class OpenLoopConfig(ConfigModel):
 
     checkpoint: str = needed_field("", "Run folder or checkpoint.")
     data: str = needed_field("", "Folder that `vlatool preprocess` wrote.")
-    output: str | None = Field(None, description="Folder for the results; null: in the run.")
-    weights: Weights = Field("auto", description="Averaged or raw weights; auto: averaged if any.")
-    inference_steps: int = Field(8, ge=1, description="Evaluations per sampled chunk.")
-    max_samples: int = Field(2000, ge=1, description="Take at most so many, evenly spread.")
-    batch_size: int = Field(32, ge=1, description="Samples per batch.")
-    seed: int = Field(0, ge=0, description="Seed of the sampled noise.")
+    output: str | None = Field(
+        default=None, description="Folder for the results; null: in the run."
+    )
+    weights: Weights = Field(
+        default="auto", description="Averaged or raw weights; auto: averaged if any."
+    )
+    inference_steps: int = Field(default=8, ge=1, description="Evaluations per sampled chunk.")
+    max_samples: int = Field(default=2000, ge=1, description="Take at most so many, evenly spread.")
+    batch_size: int = Field(default=32, ge=1, description="Samples per batch.")
+    seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
 
 
 class FieldMap(ConfigModel):
     """Where a field comes from in an environment's observation."""
 
-    key: str | None = Field(None, description="Key of the observation; dots go deeper.")
-    start: int = Field(0, ge=0, description="First channel.")
-    stop: int | None = Field(None, ge=1, description="Channel after the last; null for all.")
-    scale: float = Field(1.0, description="Factor from the environment's unit to the field's.")
-    constant: list[float] | None = Field(None, description="A fixed value instead.")
+    key: str | None = Field(default=None, description="Key of the observation; dots go deeper.")
+    start: int = Field(default=0, ge=0, description="First channel.")
+    stop: int | None = Field(
+        default=None, ge=1, description="Channel after the last; null for all."
+    )
+    scale: float = Field(
+        default=1.0, description="Factor from the environment's unit to the field's."
+    )
+    constant: list[float] | None = Field(default=None, description="A fixed value instead.")
 
 
 class ActionMap(ConfigModel):
     """A part of an environment's action vector."""
 
     field: str = Field(description="Action field of the policy, absolute.")
-    scale: float = Field(1.0, description="Factor from the field's unit to the environment's.")
+    scale: float = Field(
+        default=1.0, description="Factor from the field's unit to the environment's."
+    )
 
 
 class RolloutConfig(ConfigModel):
@@ -44,20 +54,32 @@ class RolloutConfig(ConfigModel):
 
     checkpoint: str = needed_field("", "Run folder or checkpoint.")
     env: str = needed_field("", "Id of a Gymnasium environment.")
-    output: str | None = Field(None, description="Folder for the results; null: in the run.")
-    episodes: int = Field(50, ge=1, description="Episodes.")
-    seed: int = Field(100_000, ge=0, description="Seed of the first episode's start.")
-    execute_steps: int = Field(8, ge=1, description="Steps of a chunk that are carried out.")
-    max_steps: int | None = Field(None, ge=1, description="Cut episodes; null: the environment's.")
-    inference_steps: int = Field(8, ge=1, description="Evaluations per sampled chunk.")
-    weights: Weights = Field("auto", description="Averaged or raw weights; auto: averaged if any.")
-    instruction: str | None = Field(None, description="Tell the policy this instead.")
-    instruction_key: str = Field("instruction", description="Observation or info key of the task.")
-    success_key: str = Field("success", description="Info key that tells success.")
-    cameras: dict[str, str] = Field(
-        {}, description="Camera of the policy to observation key; absent: the same name."
+    output: str | None = Field(
+        default=None, description="Folder for the results; null: in the run."
     )
-    flipped_cameras: list[str] = Field([], description="Cameras that render upside down.")
-    fields: dict[str, FieldMap] = Field({}, description="Where each observed field comes from.")
-    action: list[ActionMap] = Field([], description="Parts of the action vector, in order.")
-    contact_sheet_episodes: int = Field(8, ge=0, description="Episodes in the picture.")
+    episodes: int = Field(default=50, ge=1, description="Episodes.")
+    seed: int = Field(default=100_000, ge=0, description="Seed of the first episode's start.")
+    execute_steps: int = Field(
+        default=8, ge=1, description="Steps of a chunk that are carried out."
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Cut episodes; null: the environment's."
+    )
+    inference_steps: int = Field(default=8, ge=1, description="Evaluations per sampled chunk.")
+    weights: Weights = Field(
+        default="auto", description="Averaged or raw weights; auto: averaged if any."
+    )
+    instruction: str | None = Field(default=None, description="Tell the policy this instead.")
+    instruction_key: str = Field(
+        default="instruction", description="Observation or info key of the task."
+    )
+    success_key: str = Field(default="success", description="Info key that tells success.")
+    cameras: dict[str, str] = Field(
+        default={}, description="Camera of the policy to observation key; absent: the same name."
+    )
+    flipped_cameras: list[str] = Field(default=[], description="Cameras that render upside down.")
+    fields: dict[str, FieldMap] = Field(
+        default={}, description="Where each observed field comes from."
+    )
+    action: list[ActionMap] = Field(default=[], description="Parts of the action vector, in order.")
+    contact_sheet_episodes: int = Field(default=8, ge=0, description="Episodes in the picture.")

@@ -24,7 +24,9 @@ EnvObservation = Mapping[str, Any]
 class Controller(Protocol):
     """Acts in several environments, told apart by their number."""
 
-    def act(self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]) -> dict[int, Array]:  # fmt: skip
+    def act(
+        self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
+    ) -> dict[int, Array]:
         """The action of each environment."""
         ...
 

@@ -13,24 +13,29 @@ LanguageKind = Literal["original", "randomized", "verbose", "alternative"]
 class FieldNormalizeConfig(ConfigModel):
     """How one field is normalised; null keys follow the section above."""
 
-    enabled: bool | None = Field(None, description="Whether the field is normalised.")
-    method: Method | None = Field(None, description="Which statistics give centre and scale.")
-    scope: Scope | None = Field(None, description="One scale for all steps, or one per step.")
-    epsilon: float | None = Field(None, gt=0, description="Smallest scale.")
+    enabled: bool | None = Field(default=None, description="Whether the field is normalised.")
+    method: Method | None = Field(
+        default=None, description="Which statistics give centre and scale."
+    )
+    scope: Scope | None = Field(
+        default=None, description="One scale for all steps, or one per step."
+    )
+    epsilon: float | None = Field(default=None, gt=0, description="Smallest scale.")
 
 
 class NormalizeConfig(ConfigModel):
     """How action and proprioception fields are normalised."""
 
-    enabled: bool = Field(True, description="Whether fields are normalised.")
-    method: Method = Field("std", description="Which statistics give centre and scale.")
-    scope: Scope = Field("global", description="One scale for all steps, or one per step.")
-    epsilon: float = Field(1e-8, gt=0, description="Smallest scale.")
+    enabled: bool = Field(default=True, description="Whether fields are normalised.")
+    method: Method = Field(default="std", description="Which statistics give centre and scale.")
+    scope: Scope = Field(default="global", description="One scale for all steps, or one per step.")
+    epsilon: float = Field(default=1e-8, gt=0, description="Smallest scale.")
     centered_norm: bool = Field(
-        False, description="Map the range to [-1, 1] instead of [0, 1]; `std` is always centred."
+        default=False,
+        description="Map the range to [-1, 1] instead of [0, 1]; `std` is always centred.",
     )
     field_configs: dict[str, FieldNormalizeConfig] = Field(
-        {}, description="Field name to what differs for it."
+        default={}, description="Field name to what differs for it."
     )
 
     def for_field(self, name: str) -> "NormalizeConfig":
@@ -44,27 +49,35 @@ class NormalizeConfig(ConfigModel):
 class DataConfig(ConfigModel):
     """Robotics data in `lbm` shards."""
 
-    type: Literal["robotics"] = Field("robotics", description="Kind of data.")
+    type: Literal["robotics"] = Field(default="robotics", description="Kind of data.")
     dataset_manifest: list[str] = needed_field([], "manifest.jsonl of each data set.")
     dataset_statistics: list[str] = Field(
-        [], description="stats.json of each data set; empty: beside each manifest."
+        default=[], description="stats.json of each data set; empty: beside each manifest."
     )
     dataset_weighting: list[float] = Field(
-        [], description="Share of each data set in the samples; empty: by size."
+        default=[], description="Share of each data set in the samples; empty: by size."
     )
     dataset_modality: list[Literal["robotics"]] = Field(
-        [], description="Modality of each data set; empty: robotics."
+        default=[], description="Modality of each data set; empty: robotics."
     )
-    allow_multiple_epochs: bool = Field(False, description="Start again when all is read.")
+    allow_multiple_epochs: bool = Field(default=False, description="Start again when all is read.")
     num_workers: int | None = Field(
-        None, ge=0, description="Loader processes per device; null: processors over devices."
+        default=None,
+        ge=0,
+        description="Loader processes per device; null: processors over devices.",
     )
-    prefetch_factor: int = Field(4, ge=1, description="Micro-batches ready per loader process.")
-    shuffle: bool = Field(True, description="Shuffle shards and samples.")
-    shuffle_buffer_size: int = Field(500, ge=1, description="Samples in the shuffle buffer.")
-    shuffle_initial: int = Field(100, ge=1, description="Samples read before the first comes out.")
+    prefetch_factor: int = Field(
+        default=4, ge=1, description="Micro-batches ready per loader process."
+    )
+    shuffle: bool = Field(default=True, description="Shuffle shards and samples.")
+    shuffle_buffer_size: int = Field(
+        default=500, ge=1, description="Samples in the shuffle buffer."
+    )
+    shuffle_initial: int = Field(
+        default=100, ge=1, description="Samples read before the first comes out."
+    )
     language_instruction_types: list[LanguageKind] = Field(
-        ["original"], description="Kinds of sentences, one of which is drawn per sample."
+        default=["original"], description="Kinds of sentences, one of which is drawn per sample."
     )
     camera_names: list[str] = derived_field(
         "cameras of the data set's preprocessing_config.yaml", "Cameras, in order.", default=[]
@@ -82,7 +95,7 @@ class DataConfig(ConfigModel):
     action_fields: list[str] = derived_field(
         "action fields of preprocessing_config.yaml", "Fields that are predicted.", default=[]
     )
-    normalization: NormalizeConfig = Field(NormalizeConfig(), description="Normalisation.")
+    normalization: NormalizeConfig = Field(default=NormalizeConfig(), description="Normalisation.")
     lowdim_past_timesteps: int | None = derived_field(
         "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0
     )

@@ -3,15 +3,14 @@
 import io
 import json
 import random
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vlatool.artifacts.npz_bytes import read_arrays
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
@@ -69,7 +68,7 @@ class SampleDecoder:
             return DecodedSample(
                 key=key,
                 images=np.stack([_picture(raw[name]) for name in self._pictures]),
-                fields={name: arrays[name][span] for name in self._fields},
+                fields={name: _columns(arrays[name])[span] for name in self._fields},
                 past_mask=arrays["past_mask"][span],
                 future_mask=arrays["future_mask"][span],
                 instruction=self._sentence(raw.get("language_instructions.json"), rng),
@@ -81,7 +80,7 @@ class SampleDecoder:
             raise DataError(
                 f"sample {key} {problem}", code="data.broken_sample", details=details
             ) from None
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, OSError, EOFError) as error:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
                 hint="its shard is damaged; preprocess or copy it again",
@@ -101,21 +100,9 @@ class SampleDecoder:
         return rng.choice(sentences) if sentences else ""
 
 
-def read_arrays(data: bytes, names: Sequence[str]) -> dict[str, Array]:
-    """Named arrays of an npz, the others not inflated, nothing unpickled; numbers are 2-D.
-
-    Raises:
-        KeyError: A name is not in the archive.
-        ValueError: An array is broken.
-    """
-    result: dict[str, Array] = {}
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        for name in names:
-            values = archive[name]
-            if values.ndim == 1 and values.dtype != bool:
-                values = values[:, None]
-            result[name] = values
-    return result
+def _columns(values: Array) -> Array:
+    """Numbers as [T, C]; masks stay [T]."""
+    return values[:, None] if values.ndim == 1 and values.dtype != bool else values
 
 
 def _picture(data: bytes) -> UInt8Array:

@@ -6,6 +6,7 @@ sample comes exactly once per epoch whatever the number of slots.
 """
 
 import random
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,4 +102,11 @@ def read_shards(urls: Sequence[str]) -> Iterator[RawSample]:
         wds.SimpleShardList(list(urls)),  # pyright: ignore[reportAttributeAccessIssue]
         wds.tarfile_to_samples(handler=wds.reraise_exception),  # pyright: ignore[reportAttributeAccessIssue]
     )
-    return iter(pipeline)
+    try:
+        yield from pipeline
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"a shard cannot be read: {error}",
+            hint="preprocess or copy the data again",
+            code="data.broken_shard",
+        ) from error

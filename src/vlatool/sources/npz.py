@@ -22,7 +22,7 @@ _BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImp
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an npy member says of itself; `length` is the size of its content in bytes."""
+    """What an npy member says of itself."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -30,6 +30,7 @@ class ArrayHeader:
 
     @property
     def length(self) -> int:
+        """Size of the values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize  # exact: a lying shape cannot wrap
 
 

@@ -58,21 +58,24 @@ class SpartanConfig(ConfigModel):
     """What of a Spartan episode is used, and how."""
 
     data_discard_keys: list[str] = Field(
-        [], description="Observation arrays to leave out; they are not even read."
+        default=[], description="Observation arrays to leave out; they are not even read."
     )
     language_annotations_path: str | None = Field(
-        None, description="YAML file with `language_dict`: task to kind to sentences."
+        default=None, description="YAML file with `language_dict`: task to kind to sentences."
     )
-    task: str | None = Field(None, description="Task of all episodes, instead of their path's.")
+    task: str | None = Field(
+        default=None, description="Task of all episodes, instead of their path's."
+    )
     action_key_fields: list[str] = Field(
-        list(_ACTION_WIDTHS), description="Names of the parts of the action vector, in order."
+        default=list(_ACTION_WIDTHS),
+        description="Names of the parts of the action vector, in order.",
     )
     action_index_fields: list[int] = Field(
-        np.cumsum(list(_ACTION_WIDTHS.values())).tolist(),
+        default=np.cumsum(list(_ACTION_WIDTHS.values())).tolist(),
         description="End index of each part, ascending.",
     )
     pose_groups: list[PoseGroupConfig] = Field(
-        [PoseGroupConfig(**group) for group in _published_pose_groups()],
+        default=[PoseGroupConfig(**group) for group in _published_pose_groups()],
         description="Poses that also get fields relative to the actual pose at the anchor.",
     )
 
@@ -253,7 +256,7 @@ class SpartanReader:
         """The measured counterpart of every action field."""
         ordered = sorted(self.config.action_key_fields, key=_published_order)
         measured = [actual_field(name) for name in ordered]
-        return tuple(name for name in measured if name in lowdim)
+        return tuple(name for name in measured if name is not None and name in lowdim)
 
 
 def _episode_folders(source: Path) -> list[Path]:

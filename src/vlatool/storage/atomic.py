@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +12,7 @@ from vlatool.errors import StorageError
 
 
 @contextmanager
-def open_atomic(path: Path) -> Iterator[IO[bytes]]:
+def open_atomic(path: Path) -> Generator[IO[bytes]]:
     """A binary file that appears as `path` when the block ends normally, else not at all.
 
     Raises:
@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Generator[Path]:
     """A folder that appears as `path` when the block ends normally, else not at all.
 
     Files are synced to disk before the rename; an existing `path` is replaced.

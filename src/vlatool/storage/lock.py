@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from vlatool.errors import StorageError, UsageError
 
 
 @contextmanager
-def output_lock(folder: Path, command: str) -> Iterator[None]:
+def output_lock(folder: Path, command: str) -> Generator[None]:
     """Holds `folder` for this process.
 
     The kernel releases the lock when its owner ends, however it ends, so a file left behind by a

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field, needed_field
+from vlatool.config.base import ConfigModel, derivation_rule, derived_field, needed_field
 from vlatool.errors import UsageError
 from vlatool.loading.config import DataConfig
 from vlatool.loading.facts import DatasetFacts, derive_data, read_facts
@@ -16,29 +16,31 @@ class HParams(ConfigModel):
     """Optimisation."""
 
     precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32"] = Field(
-        "amp_bfloat16", description="bfloat16 autocast over float32 weights, or float32."
+        default="amp_bfloat16", description="bfloat16 autocast over float32 weights, or float32."
     )
-    global_batch_size: int = Field(512, ge=1, description="Samples per optimizer step.")
-    per_gpu_batch_size: int = Field(8, ge=1, description="Samples per device and micro-batch.")
-    seed: int = Field(42, ge=0, description="Seed of weights, data order and noise.")
-    lr: float = Field(1e-4, ge=0, description="Peak learning rate.")
+    global_batch_size: int = Field(default=512, ge=1, description="Samples per optimizer step.")
+    per_gpu_batch_size: int = Field(
+        default=8, ge=1, description="Samples per device and micro-batch."
+    )
+    seed: int = Field(default=42, ge=0, description="Seed of weights, data order and noise.")
+    lr: float = Field(default=1e-4, ge=0, description="Peak learning rate.")
     lr_scheduler: Literal["cosine", "const", "warmup_constant_decay"] = Field(
-        "cosine", description="How the rate falls after warm-up."
+        default="cosine", description="How the rate falls after warm-up."
     )
     warmup: float = Field(
-        0.05, ge=0, description="Warm-up in steps, or below 1 as a share of all steps."
+        default=0.05, ge=0, description="Warm-up in steps, or below 1 as a share of all steps."
     )
     decay: float = Field(
-        0.3, ge=0, description="Decay of warmup_constant_decay, in steps or as a share."
+        default=0.3, ge=0, description="Decay of warmup_constant_decay, in steps or as a share."
     )
-    lr_cooldown_end: float = Field(0.0, ge=0, description="Last learning rate.")
-    force_min_lr: float = Field(0.0, ge=0, description="Floor of the cosine.")
-    optimizer: Literal["adamw"] = Field("adamw", description="Optimizer.")
-    wd: float = Field(0.01, ge=0, description="Weight decay of matrices.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="First momentum.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Second momentum.")
-    eps: float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
-    grad_clip_norm: float | None = Field(None, gt=0, description="Largest gradient norm.")
+    lr_cooldown_end: float = Field(default=0.0, ge=0, description="Last learning rate.")
+    force_min_lr: float = Field(default=0.0, ge=0, description="Floor of the cosine.")
+    optimizer: Literal["adamw"] = Field(default="adamw", description="Optimizer.")
+    wd: float = Field(default=0.01, ge=0, description="Weight decay of matrices.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="First momentum.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Second momentum.")
+    eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
+    grad_clip_norm: float | None = Field(default=None, gt=0, description="Largest gradient norm.")
 
     @model_validator(mode="after")
     def _check_rates(self) -> Self:
@@ -50,23 +52,23 @@ class HParams(ConfigModel):
 class EmaConfig(ConfigModel):
     """Exponential moving average of the weights."""
 
-    enabled: bool = Field(False, description="Keep an average.")
+    enabled: bool = Field(default=False, description="Keep an average.")
     type: Literal["ema", "vanilla"] = Field(
-        "ema", description="A decay that grows with the steps, or a fixed one."
+        default="ema", description="A decay that grows with the steps, or a fixed one."
     )
-    alpha: float = Field(0.999, ge=0, lt=1, description="Decay of the vanilla type.")
-    update_after_step: int = Field(0, ge=0, description="Steps before averaging starts.")
-    inv_gamma: float = Field(1.0, gt=0, description="Time scale of the growing decay.")
-    power: float = Field(0.75, gt=0, description="How fast the decay grows.")
-    min_value: float = Field(0.0, ge=0, le=1, description="Smallest decay.")
-    max_value: float = Field(0.9999, ge=0, le=1, description="Largest decay.")
+    alpha: float = Field(default=0.999, ge=0, lt=1, description="Decay of the vanilla type.")
+    update_after_step: int = Field(default=0, ge=0, description="Steps before averaging starts.")
+    inv_gamma: float = Field(default=1.0, gt=0, description="Time scale of the growing decay.")
+    power: float = Field(default=0.75, gt=0, description="How fast the decay grows.")
+    min_value: float = Field(default=0.0, ge=0, le=1, description="Smallest decay.")
+    max_value: float = Field(default=0.9999, ge=0, le=1, description="Largest decay.")
 
 
 class DistributedConfig(ConfigModel):
     """Processes and devices."""
 
     dist_backend: Literal["auto", "nccl", "gloo"] = Field(
-        "auto", description="How processes talk; auto is nccl with GPUs, else gloo."
+        default="auto", description="How processes talk; auto is nccl with GPUs, else gloo."
     )
 
 
@@ -81,25 +83,31 @@ class TrainConfig(ConfigModel):
     )
 
     name: str | None = derived_field("time, model type and rate", "Name of the run's folder.")
-    save_path: str = Field("runs", description="Folder that holds run folders.")
-    total_train_samples: int | None = Field(None, ge=1, description="Budget in samples.")
-    num_epochs: int | None = Field(None, ge=1, description="Budget in passes over the data.")
-    total_train_steps: int | None = Field(None, ge=1, description="Budget in optimizer steps.")
-    num_checkpoints: int = Field(5, ge=1, description="Checkpoints, evenly spread over the run.")
+    save_path: str = Field(default="runs", description="Folder that holds run folders.")
+    total_train_samples: int | None = Field(default=None, ge=1, description="Budget in samples.")
+    num_epochs: int | None = Field(
+        default=None, ge=1, description="Budget in passes over the data."
+    )
+    total_train_steps: int | None = Field(
+        default=None, ge=1, description="Budget in optimizer steps."
+    )
+    num_checkpoints: int = Field(
+        default=5, ge=1, description="Checkpoints, evenly spread over the run."
+    )
     save_every_n_steps: int | None = Field(
-        None, ge=1, description="A checkpoint every so many steps instead."
+        default=None, ge=1, description="A checkpoint every so many steps instead."
     )
     max_checkpoint_limit: int | None = Field(
-        None, ge=1, description="Keep the latest so many checkpoints."
+        default=None, ge=1, description="Keep the latest so many checkpoints."
     )
-    log_every_n_steps: int = Field(20, ge=1, description="Steps between lines of metrics.")
-    overwrite: bool = Field(False, description="Replace a run made with other options.")
-    dry_run: bool = Field(False, description="Say what would be done and write nothing.")
-    data: DataConfig = Field(DataConfig(), description="What is learned from.")
+    log_every_n_steps: int = Field(default=20, ge=1, description="Steps between lines of metrics.")
+    overwrite: bool = Field(default=False, description="Replace a run made with other options.")
+    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    data: DataConfig = Field(default=DataConfig(), description="What is learned from.")
     model: SerializeAsAny[ConfigModel] = needed_field(ConfigModel(), "What learns.")
-    hparams: HParams = Field(HParams(), description="Optimisation.")
-    distributed: DistributedConfig = Field(DistributedConfig(), description="Processes.")
-    ema: EmaConfig = Field(EmaConfig(), description="Average of the weights.")
+    hparams: HParams = Field(default=HParams(), description="Optimisation.")
+    distributed: DistributedConfig = Field(default=DistributedConfig(), description="Processes.")
+    ema: EmaConfig = Field(default=EmaConfig(), description="Average of the weights.")
 
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
@@ -139,7 +147,7 @@ class TrainConfig(ConfigModel):
         """As `derive_from_data`, from facts that were read already."""
         data = derive_data(self.data, facts)
         rules = {
-            f"data.{name}": str((field.json_schema_extra or {}).get("derived"))  # pyright: ignore[reportAttributeAccessIssue]
+            f"data.{name}": derivation_rule(field)
             for name, field in DataConfig.model_fields.items()
             if getattr(data, name) != getattr(self.data, name)
         }

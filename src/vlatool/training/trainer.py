@@ -106,7 +106,9 @@ class Trainer:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         # Gradient exchange averages over processes; the mean is over all counted elements.
-        torch._foreach_mul_(gradients, self.runtime.world_size / count.clamp(min=1))
+        scale = self.runtime.world_size / count.clamp(min=1)
+        for gradient in gradients:
+            gradient.mul_(scale)
         limit = self.h.grad_clip_norm
         return torch.nn.utils.clip_grad_norm_(
             parameters, float("inf") if limit is None else limit, foreach=True

@@ -39,7 +39,7 @@ class ImageGeometry:
             return picture
         top, left = self.offset
         if self.scaled[0] < self.target[0] or self.scaled[1] < self.target[1]:
-            canvas = Image.new("RGB", self.target[::-1])
+            canvas = Image.new("RGB", _wide_first(self.target))
             canvas.paste(_resize(picture, self.scaled), (-left, -top))
             return canvas
         return self._resize_surviving_box(picture)
@@ -55,7 +55,7 @@ class ImageGeometry:
             (left + self.target[1]) / scale_x,
             (top + self.target[0]) / scale_y,
         )
-        return picture.resize(self.target[::-1], Image.Resampling.LANCZOS, box=box)
+        return picture.resize(_wide_first(self.target), Image.Resampling.LANCZOS, box=box)
 
     def intrinsics(self, matrix: Array) -> Array:
         """Pinhole matrices float64 [..., 3, 3] of the result, skew kept.
@@ -117,4 +117,9 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
 
 
 def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.resize(size[::-1], Image.Resampling.LANCZOS)
+    return picture.resize(_wide_first(size), Image.Resampling.LANCZOS)
+
+
+def _wide_first(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height), as Pillow has it."""
+    return size[1], size[0]

@@ -64,7 +64,9 @@ def quantile(digest: Digest, q: float) -> Array:
     Linear interpolation between order statistics while values are exact, between centroid centres
     beyond, never outside the smallest and largest centroid.
     """
-    return np.array([_cell_quantile(m, w, q) for m, w in zip(digest.means, digest.weights)])
+    return np.array(
+        [_cell_quantile(m, w, q) for m, w in zip(digest.means, digest.weights, strict=True)]
+    )
 
 
 def to_state(digest: Digest, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -111,4 +111,6 @@ def summary(stats: FieldStatistics) -> dict[str, Any]:
 
 def plain(values: Array) -> list[Any]:
     """Nested lists with None in place of NaN and infinities, so that JSON stays strict."""
-    return np.where(np.isfinite(values), values, None).tolist()
+    boxed = values.astype(object)
+    boxed[~np.isfinite(values)] = None
+    return boxed.tolist()

@@ -72,10 +72,9 @@ class RolloutResult:
     def text(self) -> str:
         """The result for people."""
         low, high = self.figures["confidence_95"]
-        lines = [
-            f"{self.env}: {_rate(self.figures)} success "
-            f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %), {self.weights} weights"
-        ]
+        interval = f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+        rate = _rate(self.figures)
+        lines = [f"{self.env}: {rate} success ({interval}), {self.weights} weights"]
         for told, figures in self.figures["per_instruction"].items():
             lines.append(f"   {_rate(figures)}  {told or '(no instruction)'}")
         if self.picture:
@@ -160,8 +159,8 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     return result
 
 
-def environment_maker(name: str) -> Any:
-    """A function that makes the named environment, tried once.
+def environment_maker(name: str, **options: Any) -> Any:
+    """A function that makes the named environment with `options`, tried once.
 
     Raises:
         UsageError: There is no such environment.
@@ -178,7 +177,7 @@ def environment_maker(name: str) -> Any:
     register_environments()
 
     def make() -> Any:
-        return gymnasium.make(name, render_mode="rgb_array")
+        return gymnasium.make(name, render_mode="rgb_array", **options)
 
     try:
         make().close()

@@ -24,10 +24,11 @@ class InspectConfig(ConfigModel):
 
     location: str = needed_field("", "Folder or shard to look at.")
     format: str | None = Field(
-        None, description="Format of raw episodes; null for the one that finds any."
+        default=None, description="Format of raw episodes; null for the one that finds any."
     )
     episodes: str | None = Field(
-        None, description="Raw episodes to read, such as 0:4,7; the end of a range is excluded."
+        default=None,
+        description="Raw episodes to read, such as 0:4,7; the end of a range is excluded.",
     )
 
 

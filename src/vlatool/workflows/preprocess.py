@@ -1,17 +1,15 @@
 """Raw episodes of any format to training shards."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
-
-from pydantic import Field, SerializeAsAny, create_model, field_validator
+from typing import Any
 
 from vlatool.artifacts.output_record import OutputRecord, claim_output
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
-from vlatool.config.base import ConfigModel, needed_field
+from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter
@@ -24,140 +22,17 @@ from vlatool.sources.order import select
 from vlatool.storage.atomic import remove_partials
 from vlatool.storage.lock import output_lock
 from vlatool.storage.uri import local_path
-from vlatool.transforms.geometry import ResizeMethod
 from vlatool.transforms.sampling import SampleSpec
-from vlatool.transforms.windows import Padding, WindowSpec, make_windows
+from vlatool.transforms.windows import WindowSpec, make_windows
 from vlatool.workflows.episode_task import (
     EpisodeTask,
     check_cameras,
     first_readable,
     kept_cameras,
 )
+from vlatool.workflows.preprocess_config import PreprocessConfig, PreprocessResult
 
-
-class PreprocessConfig(ConfigModel):
-    """What `vlatool preprocess` does; keys of the format may also be written flat."""
-
-    flat_sections: ClassVar[tuple[str, ...]] = ("source",)
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"output", "sources", "workers", "overwrite", "dry_run", "on_error", "max_failures"}
-    )
-
-    format: str = needed_field("", "Name of the dataset format.")
-    sources: list[str] = needed_field([], "Folders to search for episodes.")
-    output: str = needed_field("", "Folder for shards/ and episodes/.")
-    source: SerializeAsAny[ConfigModel] = Field(
-        ConfigModel(), description="Keys of the format's reader."
-    )
-    episodes: str | None = Field(
-        None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
-    )
-    max_episodes: int | None = Field(
-        None, ge=-1, description="Take at most so many episodes; -1 for all."
-    )
-    past_lowdim_steps: int = Field(1, ge=0, description="Frames of a window before the anchor.")
-    future_lowdim_steps: int = Field(14, ge=0, description="Frames of a window after the anchor.")
-    stride: int = Field(1, ge=1, description="Frames from one anchor to the next.")
-    max_padding_left: int = Field(1, ge=0, description="Most padded frames before an episode.")
-    max_padding_right: int = Field(7, ge=0, description="Most padded frames after an episode.")
-    padding_strategy: Padding = Field("copy", description="What padded rows hold.")
-    camera_names: list[str] | None = Field(None, description="Cameras, in order; null for all.")
-    skip_episodes_missing_cameras: bool = Field(
-        False, description="Drop an episode that lacks a camera instead of keeping it without."
-    )
-    image_indices: list[int] = Field(
-        [-1, 0], min_length=1, description="Pictures of a sample, as frames from the anchor."
-    )
-    resize_images_size: tuple[int, int] | None = Field(
-        None, description="Width, height of the pictures; null keeps theirs."
-    )
-    image_resizing_method: ResizeMethod = Field(
-        "center_crop", description="How pictures get their size."
-    )
-    jpeg_quality: int = Field(95, ge=1, le=100, description="JPEG quality.")
-    samples_per_shard: int = Field(128, ge=1, description="Samples in a shard.")
-    seed: int = Field(42, description="Seed of the shuffle.")
-    compat: bool = Field(
-        False, description="Published arithmetic for intrinsics, half a pixel beside the pixels."
-    )
-    workers: int | None = Field(None, ge=1, description="Processes; null for one per processor.")
-    on_error: Literal["skip", "stop"] = Field(
-        "skip", description="skip keeps the good episodes, stop ends at the first bad one."
-    )
-    max_failures: int | None = Field(None, ge=0, description="End when more episodes failed.")
-    overwrite: bool = Field(False, description="Replace an output made with other options.")
-    dry_run: bool = Field(False, description="Say what would be done and write nothing.")
-
-    @field_validator("image_resizing_method", mode="before")
-    @classmethod
-    def _published_spelling(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
-
-    @field_validator("resize_images_size")
-    @classmethod
-    def _positive_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and min(value) < 1:
-            raise ValueError("width and height must be at least 1")
-        return value
-
-    @classmethod
-    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """The class whose `source` section is the format's."""
-        name = tree.get("format")
-        if not name:
-            return cls
-        section = FORMATS.get(str(name)).Config
-        return create_model(
-            cls.__name__, __base__=cls, source=(section, Field(default_factory=section))
-        )
-
-
-@dataclass(frozen=True)
-class PreprocessResult:
-    """What came of a run; `failures` lists the episodes that are not in the output."""
-
-    output: str
-    episodes: int
-    frames: int
-    samples: int
-    shards: int
-    bytes: int
-    cameras: tuple[str, ...]
-    action_fields: tuple[str, ...]
-    proprioception_fields: tuple[str, ...]
-    dropped: Mapping[str, int]
-    failures: tuple[Mapping[str, Any], ...] = ()
-    warnings: tuple[str, ...] = ()
-    seconds: float = 0.0
-    status: str = "written"
-    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def document(self) -> dict[str, Any]:
-        """The result for programs."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result for people."""
-        cameras = ", ".join(self.cameras) or "none"
-        lines = [
-            f"{self.output}: {self.samples} samples in {self.shards} shards from "
-            f"{self.episodes} episodes ({self.bytes / 1e6:.1f} MB)",
-            f"cameras: {cameras}",
-            f"actions: {', '.join(self.action_fields)}",
-            f"proprioception: {', '.join(self.proprioception_fields)}",
-        ]
-        if self.status == "planned":
-            lines[0] = (
-                f"{self.output}: would write about {self.samples} samples in {self.shards} "
-                f"shards from {self.episodes} episodes; nothing was written"
-            )
-        if self.status == "already complete":
-            lines[0] += "; was already complete, nothing to do"
-        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
-        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
-        if self.status != "planned":
-            lines.append(f"next: vlatool train --preset diffusion-policy-tiny --data {self.output}")
-        return "\n".join(lines)
+__all__ = ["PreprocessConfig", "PreprocessResult", "preprocess"]
 
 
 def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> PreprocessResult:
@@ -168,48 +43,54 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         DataError: No episode can be used, or one cannot and `on_error` is `stop`.
         PartialFailure: The shards are written, but without the episodes that failed.
     """
-    started = datetime.now(UTC)
-    clock = time.monotonic()
     reader = _reader(config)
     refs = _discover(config, reader)
     for code, message in reader.warnings:
         reporter.warn(code, message)
     first = first_readable(reader, refs)
     check_cameras(config.camera_names or (), reader, refs, first)
-    task = _task(config, reader, first)
+    task = _task(config, first)
     _announce(task, first, reporter)
     if config.dry_run:
         return _planned(config, task, refs, first)
     output = local_path(config.output)
     record = _record(config, refs)
+    parts = ("shards", "episodes")
     with output_lock(output, f"vlatool preprocess {config.format}"):
-        done = claim_output(
-            output, record, overwrite=config.overwrite, parts=("shards", "episodes")
-        )
+        done = claim_output(output, record, overwrite=config.overwrite, parts=parts)
         if done is not None and done.result is not None:
-            return PreprocessResult(**{**done.result, "status": "already complete"})
+            return _checked(PreprocessResult(**{**done.result, "status": "already complete"}))
         remove_partials(output)
-        collected = _Collected()
-        receipts = _receipts(config, task, refs, reporter, collected)
-        summary = task.sink.finish(receipts)
         write_preprocessing_config(output / "shards", _data_options(config, task, first))
-        write_processing_metadata(
-            output / "shards",
-            started=started,
-            counts={
-                "total_samples_created": summary.samples,
-                "sample_counts": {"dropped": dict(summary.dropped)},
-                "failures": collected.failures,
-            },
-            arguments=record.options,
-            episodes=[ref.id for ref in refs],
-        )
-        result = _result(config, task, summary, collected, len(refs))
-        result = PreprocessResult(
-            **{**asdict(result), "seconds": round(time.monotonic() - clock, 2)}
-        )
+        result = _write(config, task, refs, record, reporter)
         OutputRecord(record.command, record.options, record.inputs, result.document()).save(output)
     return _checked(result)
+
+
+def _write(
+    config: PreprocessConfig,
+    task: EpisodeTask,
+    refs: Sequence[EpisodeRef],
+    record: OutputRecord,
+    reporter: Reporter,
+) -> PreprocessResult:
+    """Episodes, shards, statistics, manifests and how they came about."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    collected = _Collected()
+    summary = task.sink.finish(_receipts(config, task, refs, reporter, collected))
+    write_processing_metadata(
+        task.sink.output / "shards",
+        started=started,
+        counts={
+            "total_samples_created": summary.samples,
+            "sample_counts": {"dropped": dict(summary.dropped)},
+            "failures": collected.failures,
+        },
+        arguments=record.options,
+        episodes=[ref.id for ref in refs],
+    )
+    seconds = round(time.monotonic() - clock, 2)
+    return replace(_result(config, task, summary, collected, len(refs)), seconds=seconds)
 
 
 @dataclass
@@ -228,9 +109,13 @@ def _reader(config: PreprocessConfig) -> FormatReader:
                 hint="vlatool preprocess FORMAT SOURCE... --output DIR",
                 code="usage.missing_key",
             )
-    kind = FORMATS.get(config.format)
-    section = config.source if isinstance(config.source, kind.Config) else kind.Config()
-    return kind(section)
+    return FORMATS.get(config.format)(_section(config))
+
+
+def _section(config: PreprocessConfig) -> ConfigModel:
+    """The reader's keys; the defaults where the config was built without them."""
+    kind = FORMATS.get(config.format).Config
+    return config.source if isinstance(config.source, kind) else kind()
 
 
 def _discover(config: PreprocessConfig, reader: FormatReader) -> list[EpisodeRef]:
@@ -248,7 +133,7 @@ def _discover(config: PreprocessConfig, reader: FormatReader) -> list[EpisodeRef
     return refs if limit is None or limit < 0 else refs[:limit]
 
 
-def _task(config: PreprocessConfig, reader: FormatReader, first: Episode) -> EpisodeTask:
+def _task(config: PreprocessConfig, first: Episode) -> EpisodeTask:
     size = config.resize_images_size
     spec = SampleSpec(
         windows=WindowSpec(
@@ -272,7 +157,7 @@ def _task(config: PreprocessConfig, reader: FormatReader, first: Episode) -> Epi
     )
     return EpisodeTask.for_dataset(
         config.format,
-        reader.config,
+        _section(config),
         spec,
         sink,
         first,
@@ -429,7 +314,8 @@ def _checked(result: PreprocessResult) -> PreprocessResult:
     problem = PartialFailure(
         f"{len(result.failures)} of {len(result.failures) + result.episodes} episodes failed: "
         f"{failed}{', ...' if len(result.failures) > 5 else ''}",
-        hint="the others are written; reasons are listed in .vlatool/run.json",
+        hint="the others are written; reasons are listed in .vlatool/run.json; "
+        "once repaired, run again with --overwrite",
         code="partial.episodes_failed",
         details={"failures": list(result.failures)},
     )

@@ -31,18 +31,20 @@ class SampleConfig(ConfigModel):
 
     layout: Layout = Field(description="Raw layout to write.")
     output: str = Field(description="Folder to create.")
-    episodes: int = Field(10, ge=1, description="How many episodes.")
-    seed: int = Field(0, ge=0, description="Seed; the same seed gives the same bytes.")
+    episodes: int = Field(default=10, ge=1, description="How many episodes.")
+    seed: int = Field(default=0, ge=0, description="Seed; the same seed gives the same bytes.")
     frames: int | None = Field(
-        None, ge=1, description="Frames per episode; default: as many as the expert needs."
+        default=None, ge=1, description="Frames per episode; default: as many as the expert needs."
     )
-    cameras: CameraCount = Field(2, description="How many cameras.")
+    cameras: CameraCount = Field(default=2, description="How many cameras.")
     size: SizeName = Field(
-        "small", description="Picture size: 64 x 64, or that of the published recordings."
+        default="small", description="Picture size: 64 x 64, or that of the published recordings."
     )
     depth: bool = Field(default=False, description="Also depth and label maps (spartan only).")
     workers: int | None = Field(
-        None, ge=1, description="Processes; default: one per processor. Never changes the bytes."
+        default=None,
+        ge=1,
+        description="Processes; default: one per processor. Never changes the bytes.",
     )
 
 

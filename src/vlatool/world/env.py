@@ -1,7 +1,7 @@
 """The world as a Gymnasium environment."""
 
 import string
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import gymnasium
 import numpy as np
@@ -44,12 +44,15 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
 
     def __init__(
         self,
-        cameras: CameraCount = 2,
+        cameras: CameraCount | Literal[0] = 2,
         size: SizeName = "small",
         render_mode: str | None = "rgb_array",
     ) -> None:
         self.render_mode = render_mode
-        self._views = [View(camera, camera.size(size)) for camera in cameras_for(cameras)]
+        chosen = cameras_for(cameras) if cameras else ()
+        self._views = [View(camera, camera.size(size)) for camera in chosen]
+        overview = cameras_for(2)[0]
+        self._overview = View(overview, overview.size(size))
         pictures = {view.camera.name: _picture_space(view) for view in self._views}
         self.observation_space = spaces.Dict(
             {
@@ -86,8 +89,8 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         return self._observe(), float(success), success, truncated, self._info()
 
     def render(self) -> Any:
-        """The picture of the first camera, uint8 [H, W, 3]."""
-        return self._views[0].draw(self._scene) if self.render_mode == "rgb_array" else None
+        """The view of the whole table, uint8 [H, W, 3]."""
+        return self._overview.draw(self._scene) if self.render_mode == "rgb_array" else None
 
     def _begin(self, scene: Scene, target: int, instruction: str | None) -> None:
         self._scene = scene

@@ -47,7 +47,15 @@ def test_blank_lines_and_extra_keys_are_tolerated(tmp_path: Path, separator: str
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "[]", "null", "3", '{"shard": "a"}', '{"num_sequences": 1}', '{"shard": "../a", "num_sequences": 1}']
+    [
+        "{",
+        "[]",
+        "null",
+        "3",
+        '{"shard": "a"}',
+        '{"num_sequences": 1}',
+        '{"shard": "../a", "num_sequences": 1}',
+    ],
 )
 def test_broken_line_is_refused(tmp_path: Path, line: str) -> None:
     good = '{"shard": "a", "num_sequences": 1}\n'
@@ -63,7 +71,11 @@ def test_broken_line_is_named_by_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [("", "data.empty_manifest"), ("\n", "data.empty_manifest"), (b"\xff\xfe\x00", "data.broken_manifest")],
+    [
+        ("", "data.empty_manifest"),
+        ("\n", "data.empty_manifest"),
+        (b"\xff\xfe\x00", "data.broken_manifest"),
+    ],
 )
 def test_file_without_shards_is_refused(tmp_path: Path, content: str | bytes, code: str) -> None:
     assert refusal(manifest(tmp_path, content)).code == code

@@ -36,7 +36,9 @@ def test_record_reads_back_equal(tmp_path: Path) -> None:
 
     read = read_record(tmp_path)
 
-    assert read == OutputRecord("preprocess", {"seed": 1, "size": [2, 3]}, {"episodes": ["a"]}, RESULT)
+    assert read == OutputRecord(
+        "preprocess", {"seed": 1, "size": [2, 3]}, {"episodes": ["a"]}, RESULT
+    )
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]"])

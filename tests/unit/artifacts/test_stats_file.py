@@ -56,7 +56,11 @@ def test_nan_and_infinity_literals_become_null(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(None, "data.no_statistics"), ("{", "data.broken_statistics"), ("[]", "data.broken_statistics")]
+    [
+        (None, "data.no_statistics"),
+        ("{", "data.broken_statistics"),
+        ("[]", "data.broken_statistics"),
+    ],
 )
 def test_file_that_holds_no_statistics_is_refused(
     tmp_path: Path, content: str | None, code: str

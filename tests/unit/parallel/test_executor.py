@@ -61,7 +61,7 @@ def test_error_of_one_item_stays_with_the_item(executor: Executor) -> None:
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_unexpected_error_becomes_a_data_error(executor: Executor) -> None:
-    error = list(executor.map(odd_fails, [3]))[0].error
+    error = next(executor.map(odd_fails, [3])).error
 
     assert isinstance(error, DataError)
     assert error.code == "data.unexpected"

@@ -23,10 +23,21 @@ def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
     assert path.read_bytes() == b"abc"
 
 
-def test_error_inside_the_block_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(DataError), open_atomic(tmp_path / "file") as file:
-        file.write(b"abc")
+def write_and_fail(path: Path, error: BaseException) -> None:
+    with open_atomic(path) as file:
+        file.write(b"new")
+        raise error
+
+
+def fill_and_fail(path: Path) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "a").touch()
         raise DataError("broken")
+
+
+def test_error_inside_the_block_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        write_and_fail(tmp_path / "file", DataError("broken"))
 
     assert list(tmp_path.iterdir()) == []
 
@@ -34,9 +45,8 @@ def test_error_inside_the_block_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_error_inside_the_block_keeps_the_earlier_file(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "old")
 
-    with pytest.raises(KeyboardInterrupt), open_atomic(tmp_path / "file") as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_and_fail(tmp_path / "file", KeyboardInterrupt())
 
     assert (tmp_path / "file").read_text() == "old"
 
@@ -77,9 +87,8 @@ def test_folder_replaces_an_earlier_one_whole(tmp_path: Path) -> None:
 
 
 def test_error_inside_a_folder_block_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(DataError), atomic_folder(tmp_path / "out") as folder:
-        (folder / "a").touch()
-        raise DataError("broken")
+    with pytest.raises(DataError):
+        fill_and_fail(tmp_path / "out")
 
     assert list(tmp_path.iterdir()) == []
 

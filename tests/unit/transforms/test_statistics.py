@@ -97,7 +97,10 @@ def in_parts(values: np.ndarray, valid: np.ndarray, parts: int) -> FieldStatisti
 def test_merge_in_parts_equals_one_pass(parts: int) -> None:
     values, valid = random_windows()
 
-    merged, whole = summary(in_parts(values, valid, parts)), summary(field_statistics(values, valid))
+    merged, whole = (
+        summary(in_parts(values, valid, parts)),
+        summary(field_statistics(values, valid)),
+    )
 
     for key in whole.keys() - {"tdigest_state", "tdigest_state_per_timestep"}:
         np.testing.assert_allclose(merged[key], whole[key], rtol=1e-12, err_msg=key)

