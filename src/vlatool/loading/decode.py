@@ -75,10 +75,13 @@ class SampleDecoder:
                 metadata=metadata,
             )
         except KeyError as error:
-            missing, problem = str(error.args[0]), f"has no {error.args[0]!r}"
-            details = {"sample": key, "member": missing}
+            missing = str(error.args[0])
             raise DataError(
-                f"sample {key} {problem}", code="data.broken_sample", details=details
+                f"sample {key} has no {missing!r}",
+                hint="leave that camera or field out, or preprocess again, for pictures with "
+                "--skip-episodes-missing-cameras",
+                code="data.broken_sample",
+                details={"sample": key, "member": missing},
             ) from None
         except (ValueError, OSError, EOFError) as error:
             raise DataError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from vlatool.errors import VlatoolError
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample, SampleDecoder
 from vlatool.loading.facts import DatasetFacts
@@ -36,7 +37,7 @@ class LoaderPlan:
     skip_batches: int = 0
 
 
-class BatchStream(IterableDataset[Batch]):
+class BatchStream(IterableDataset[Batch | VlatoolError]):
     """Endless micro-batches of one rank; one stream per loader process."""
 
     def __init__(
@@ -47,7 +48,15 @@ class BatchStream(IterableDataset[Batch]):
         self._batcher = batcher
         self._plan = plan
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | VlatoolError]:
+        # An error that is raised in a loader process arrives as a traceback in a message; as a
+        # value it arrives whole.
+        try:
+            yield from self._batches()
+        except VlatoolError as error:
+            yield error
+
+    def _batches(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         plan = self._plan
@@ -75,15 +84,28 @@ class BatchStream(IterableDataset[Batch]):
             yield self._batcher(batch)
 
 
+class BatchLoader:
+    """Iterates over collated micro-batches; errors of loader processes are raised here."""
+
+    def __init__(self, loader: DataLoader[Batch | VlatoolError]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, VlatoolError):
+                raise batch
+            yield batch
+
+
 def build_loader(
     config: DataConfig, facts: DatasetFacts, batcher: Batcher, plan: LoaderPlan
-) -> DataLoader[Batch]:
+) -> BatchLoader:
     """A loader of collated micro-batches, in a fixed order for a given number of workers.
 
-    Never hand it to `Accelerator.prepare`: it is already split by rank and worker.
+    It is already split by rank and worker: `Accelerator.prepare` would split it again.
     """
     workers = config.num_workers or 0
-    return DataLoader(
+    loader = DataLoader(
         BatchStream(config, facts, batcher, plan),
         batch_size=None,
         num_workers=workers,
@@ -93,6 +115,7 @@ def build_loader(
         multiprocessing_context="forkserver" if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
+    return BatchLoader(loader)
 
 
 def _one_thread(worker: int) -> None:

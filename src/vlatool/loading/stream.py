@@ -69,7 +69,8 @@ class SampleStream:
             np.random.default_rng(self._seed + epoch).shuffle(order)
         by_shard = len(order) >= self._slot.count
         if by_shard:
-            order = order[self._slot.index :: self._slot.count]
+            # Slots take turns at the remainder, so that none of them laps the others for ever.
+            order = order[(self._slot.index + epoch) % self._slot.count :: self._slot.count]
         urls = [str(self._shards[index].path) for index in order]
         for position, sample in enumerate(read_shards(urls)):
             if by_shard or position % self._slot.count == self._slot.index:

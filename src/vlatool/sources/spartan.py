@@ -303,8 +303,8 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 def _as_field(array: Array) -> Array:
     """[F, C] for numbers, [F] for text."""
-    if array.dtype.kind == "U":
-        return array
+    if array.dtype.kind in "US":
+        return array.astype(str)
     return array.reshape(len(array), int(np.prod(array.shape[1:])))
 
 
@@ -345,12 +345,26 @@ def _calibration(
     extrinsics = NpzArchive(folder / "extrinsics.npz")
     return {
         name: Calibration(
-            intrinsics.read(camera_id) if camera_id in intrinsics else None,
-            extrinsics.read(camera_id) if camera_id in extrinsics else None,
+            _matrices(intrinsics, camera_id, (3, 3)), _matrices(extrinsics, camera_id, (4, 4))
         )
         for camera_id, name in names.items()
         if name in cameras
     }
+
+
+def _matrices(archive: NpzArchive, camera_id: str, shape: tuple[int, int]) -> Array | None:
+    """Static [n, n] or per-frame [F, n, n] matrices of a camera; None where it has none."""
+    if camera_id not in archive:
+        return None
+    values = archive.read(camera_id)
+    if values.ndim not in (2, 3) or values.shape[-2:] != shape or not np.isfinite(values).all():
+        raise DataError(
+            f"{archive.path}: {camera_id!r} is {list(values.shape)}, "
+            f"expected finite matrices {list(shape)}, one or one per frame",
+            code="data.bad_calibration",
+            details={"path": str(archive.path), "key": camera_id},
+        )
+    return values
 
 
 def _is_complete(group: PoseGroup, lowdim: Mapping[str, Array]) -> bool:

@@ -1,10 +1,12 @@
 """Checkpoints: written whole or not at all, weights as safetensors, nothing unpickled."""
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def load_checkpoint(folder: Path, state: TrainState, device: torch.device) -> No
             weights = load_file(folder / EMA, device=str(device))
             state.average.load(weights, trainer["ema_updates"])
         state.step, state.samples = trainer["step"], trainer["samples"]
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise unusable_checkpoint(folder, error) from None
 
 
@@ -67,7 +69,7 @@ def _trainer_state(state: TrainState) -> dict[str, Any]:
 def _load_trainer(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise unusable_checkpoint(path, error) from None
 
 

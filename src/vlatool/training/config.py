@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
 from vlatool.config.base import ConfigModel, derivation_rule, derived_field, needed_field
+from vlatool.config.scalars import parse_plain
 from vlatool.errors import UsageError
 from vlatool.loading.config import DataConfig
 from vlatool.loading.facts import DatasetFacts, derive_data, read_facts
@@ -41,6 +42,15 @@ class HParams(ConfigModel):
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Second momentum.")
     eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
     grad_clip_norm: float | None = Field(default=None, gt=0, description="Largest gradient norm.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_numbers(cls, data: Any) -> Any:
+        """`warmup: "0.0"`: the published files write these two as text."""
+        if not isinstance(data, dict):
+            return data
+        quoted = {key: data[key] for key in ("warmup", "decay") if isinstance(data.get(key), str)}
+        return {**data, **{key: parse_plain(text) for key, text in quoted.items()}}
 
     @model_validator(mode="after")
     def _check_rates(self) -> Self:

@@ -1,5 +1,8 @@
 """Raw episodes of any format to training shards."""
 
+import hashlib
+import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,7 +65,11 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
             return _checked(PreprocessResult(**{**done.result, "status": "already complete"}))
         remove_partials(output)
         write_preprocessing_config(output / "shards", _data_options(config, task, first))
-        result = _write(config, task, refs, record, reporter)
+        try:
+            result = _write(config, task, refs, record, reporter)
+        except DataError:
+            _remove_if_useless(output, parts)
+            raise
         OutputRecord(record.command, record.options, record.inputs, result.document()).save(output)
     return _checked(result)
 
@@ -91,6 +98,13 @@ def _write(
     )
     seconds = round(time.monotonic() - clock, 2)
     return replace(_result(config, task, summary, collected, len(refs)), seconds=seconds)
+
+
+def _remove_if_useless(output: Path, parts: Sequence[str]) -> None:
+    """Frees the output for a run with corrected options when not one episode was written."""
+    if not any((output / "episodes").glob("*.tar")):
+        for part in parts:
+            shutil.rmtree(output / part, ignore_errors=True)
 
 
 @dataclass
@@ -239,7 +253,15 @@ def _warn(receipt: Receipt, reporter: Reporter, collected: _Collected) -> None:
 
 def _record(config: PreprocessConfig, refs: Sequence[EpisodeRef]) -> OutputRecord:
     options = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
-    return OutputRecord("preprocess", options, {"episodes": [ref.id for ref in refs]})
+    sizes = {ref.id: _bytes_below(ref.path) for ref in refs}
+    digest = hashlib.blake2b(json.dumps(sizes).encode(), digest_size=8).hexdigest()
+    return OutputRecord("preprocess", options, {"episodes": len(refs), "fingerprint": digest})
+
+
+def _bytes_below(path: Path) -> int:
+    """Size of an episode's files: tells whether the input is still the same."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _data_options(config: PreprocessConfig, task: EpisodeTask, first: Episode) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def time_grid(num_timesteps: int, steps: int) -> list[int]:
     Each step moves by 1 / steps, so the whole way is exactly one whatever `steps` is; the published
     sampler goes 1.162 times the way with 6 steps of 1000.
     """
-    return [round(num_timesteps * (1 - index / steps)) - 1 for index in range(steps)]
+    ends = (round(num_timesteps * (1 - index / steps)) for index in range(steps))
+    return [max(end, 1) - 1 for end in ends]
 
 
 def integrate(

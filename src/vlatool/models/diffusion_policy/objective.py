@@ -31,16 +31,22 @@ class FlowMatchingObjective:
         return ("main",)
 
     def loss(self, turn: str, batch: Batch, rng: torch.Generator) -> Loss:
-        """The masked squared error, summed over real future steps and channels."""
+        """The masked squared error, summed over real future steps and channels.
+
+        Only real past actions are given clean. The published loss also gives padded ones, which
+        are copies of the nearest real action: a policy then learns to read the end of an episode
+        off its own inputs (measured: it carries the block to the bin and never lets go).
+        """
         del turn
         actions: Tensor = batch["actions"].repeat_interleave(self._repeats, dim=0)
         mask: Tensor = batch["future_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
+        known: Tensor = batch["past_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
         num_timesteps = self._scheduler.num_timesteps
         device = actions.device
         time = torch.randint(num_timesteps, (len(actions),), generator=rng).to(device)
         noise = torch.randn(actions.shape, generator=rng).to(device)
         mixed = noised(actions, noise, time, num_timesteps, self._scheduler.clamp_range)
-        inputs = torch.where(mask, mixed, actions)
+        inputs = torch.where(known, actions, mixed)
         predicted = self.model(
             batch["images"], batch["text"], batch["proprioception"], inputs, time
         )

@@ -1,0 +1,357 @@
+"""A barely trained policy on data and in the built-in world: the figures, not their goodness."""
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tests.builders.training import (
+    CAMERAS,
+    HAND,
+    HAND_COMMAND,
+    ROT,
+    XYZ,
+    XYZ_COMMAND,
+    tiny_config,
+    world_shards,
+)
+from vlatool.artifacts.manifest import read_manifest
+from vlatool.episode import PoseGroup
+from vlatool.errors import DataError, UsageError
+from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
+from vlatool.evaluation.metrics import wilson_interval
+from vlatool.loading.config import DataConfig
+from vlatool.loading.decode import DecodedSample, SampleDecoder
+from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.stream import read_shards
+from vlatool.models.policy import Observation, Policy
+from vlatool.transforms.rotations import matrix_from_rot6d
+from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.train import train
+from vlatool.workflows.trained_policy import load_policy
+from vlatool.world.registration import ENVIRONMENT
+
+RELATIVE = f"{XYZ_COMMAND}_relative"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "policy"
+    train(tiny_config(data, folder, total_train_steps=3))
+    return folder
+
+
+def decoded(data: Path, run: Path) -> list[DecodedSample]:
+    """Samples of the episodes, in the order of their manifest."""
+    config = load_policy(str(run), "auto").config.data
+    shards = read_manifest(data / "episodes" / "manifest.jsonl")
+    decoder = SampleDecoder(config)
+    return [
+        decoder(raw, random.Random(0)) for raw in read_shards([str(one.path) for one in shards])
+    ]
+
+
+# open loop
+
+
+@pytest.fixture(scope="module")
+def report(data: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("eval") / "loop"
+    result = open_loop(OpenLoopConfig(checkpoint=str(run), data=str(data), output=str(output)))
+    document = json.loads(Path(result.report).read_text())
+    assert document == json.loads(json.dumps(result.document()))
+    return document
+
+
+def test_baselines_are_those_computed_by_hand(
+    report: dict[str, Any], data: Path, run: Path
+) -> None:
+    samples = decoded(data, run)
+    mask = np.stack([sample.future_mask[1:] for sample in samples])
+    assert report["samples"] == len(samples)
+    statistics = json.loads((run / "stats.json").read_text())
+    for field in (RELATIVE, HAND_COMMAND):
+        windows = np.stack([sample.fields[field] for sample in samples])
+        recorded = windows[:, 1:]
+        mean = np.asarray(statistics[field]["mean"])
+        guesses = {"mean_action": mean, "copy_last": windows[:, :1]}
+        for name, guess in guesses.items():
+            by_hand = np.abs(recorded - guess)[mask].mean(axis=0)
+            found = report["fields"][field][name]
+            np.testing.assert_allclose(found["mae_per_dimension"], by_hand, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(found["mae"], by_hand.mean(), rtol=1e-9)
+            spread = by_hand / np.asarray(statistics[field]["std"])
+            np.testing.assert_allclose(found["normalised_mae"], spread.mean(), rtol=1e-9)
+
+
+def test_error_of_the_policy_is_that_computed_by_hand(
+    report: dict[str, Any], data: Path, run: Path
+) -> None:
+    trained = load_policy(str(run), "auto")
+    samples = decoded(data, run)
+    rng = torch.Generator().manual_seed(0)
+    chunks: list[np.ndarray] = []
+    for start in range(0, len(samples), 32):
+        seen = [
+            Observation(
+                images=sample.images,
+                fields={name: sample.fields[name][:2] for name in (XYZ, HAND)},
+                instruction=sample.instruction,
+                past_actions={name: sample.fields[name][:1] for name in (RELATIVE, HAND_COMMAND)},
+            )
+            for sample in samples[start : start + 32]
+        ]
+        chunks.append(trained.policy.predict(seen, steps=8, rng=rng)[RELATIVE])
+    recorded = np.stack([sample.fields[RELATIVE] for sample in samples])
+    mask = np.stack([sample.future_mask for sample in samples])
+    mask[:, 0] = False
+    by_hand = np.abs(np.concatenate(chunks) - recorded)[mask].mean(axis=0)
+    found = report["fields"][RELATIVE]["policy"]["mae_per_dimension"]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
+
+
+def test_overall_is_the_mean_over_moving_dimensions(report: dict[str, Any]) -> None:
+    fields = report["fields"].values()
+    for name, value in report["overall"].items():
+        moving = [one["moving_dimensions"] for one in fields]
+        errors = [one[name]["normalised_mae"] for one in fields]
+        assert value == pytest.approx(np.average(errors, weights=moving))
+
+
+def test_curves_are_a_picture(report: dict[str, Any]) -> None:
+    with Image.open(report["picture"]) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 500
+
+
+def test_same_seed_gives_the_same_figures(
+    report: dict[str, Any], data: Path, run: Path, tmp_path: Path
+) -> None:
+    config = OpenLoopConfig(checkpoint=str(run), data=str(data), output=str(tmp_path))
+    assert open_loop(config).overall == report["overall"]
+
+
+def test_fewer_samples_are_spread_evenly(data: Path, run: Path, tmp_path: Path) -> None:
+    result = open_loop(
+        OpenLoopConfig(
+            checkpoint=str(run), data=str(data), output=str(tmp_path), max_samples=7, batch_size=2
+        )
+    )
+    assert 4 <= result.samples <= 7
+
+
+def test_raw_and_averaged_weights_differ_and_are_named(
+    report: dict[str, Any], data: Path, run: Path, tmp_path: Path
+) -> None:
+    config = OpenLoopConfig(
+        checkpoint=str(run), data=str(data), output=str(tmp_path), weights="raw"
+    )
+    raw = open_loop(config)
+    assert (report["weights"], raw.weights) == ("ema", "raw")
+    assert raw.overall["policy"] != report["overall"]["policy"]
+    assert raw.overall["mean_action"] == report["overall"]["mean_action"]
+
+
+def test_data_without_a_field_of_the_policy_are_refused(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for path in (data / "shards").iterdir():
+        (shards / path.name).write_bytes(path.read_bytes())
+    statistics = json.loads((shards / "stats.json").read_text())
+    del statistics[RELATIVE]
+    (shards / "stats.json").write_text(json.dumps(statistics))
+    with pytest.raises(DataError) as caught:
+        open_loop(OpenLoopConfig(checkpoint=str(run), data=str(tmp_path)))
+    assert (caught.value.code, caught.value.details["field"]) == ("data.unknown_field", RELATIVE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"data": "nowhere"}, "data.no_manifest"), ({"checkpoint": "nowhere"}, "data.no_checkpoint")],
+)
+def test_missing_inputs_are_refused(
+    changes: dict[str, str], code: str, data: Path, run: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        open_loop(OpenLoopConfig(**{"checkpoint": str(run), "data": str(data), **changes}))
+    assert caught.value.code == code
+
+
+# rollouts
+
+
+def rollout_config(run: Path, output: Path, **keys: Any) -> RolloutConfig:
+    given = {"checkpoint": str(run), "env": ENVIRONMENT, "output": str(output)}
+    return RolloutConfig(**{**given, "episodes": 2, "max_steps": 5, **keys})
+
+
+def test_rollout_report(run: Path, tmp_path: Path) -> None:
+    result = rollout(rollout_config(run, tmp_path, contact_sheet_episodes=1))
+    document = json.loads(Path(result.report).read_text())
+    assert (document["episodes"], document["successes"]) == (2, 0)
+    assert document["confidence_95"] == [0.0, round(wilson_interval(0, 2)[1], 4)]
+    assert document["mean_steps"] == 5
+    assert sum(one["episodes"] for one in document["per_instruction"].values()) == 2
+    assert [one["seed"] for one in document["rollouts"]] == [100_000, 100_001]
+    assert result.picture is not None
+    with Image.open(result.picture) as picture:
+        assert picture.height < 200
+
+
+def test_rollouts_repeat_with_their_seed(run: Path, tmp_path: Path) -> None:
+    documents = []
+    for name in ("a", "b"):
+        rollout(rollout_config(run, tmp_path / name, contact_sheet_episodes=1))
+        documents.append((tmp_path / name / "episodes.png").read_bytes())
+    assert documents[0] == documents[1]
+
+
+def test_told_instruction_replaces_the_environments(run: Path, tmp_path: Path) -> None:
+    config = rollout_config(run, tmp_path, instruction="sing", contact_sheet_episodes=0)
+    result = rollout(config)
+    assert list(result.figures["per_instruction"]) == ["sing"]
+    assert result.picture is None
+
+
+def test_unknown_environment_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        rollout(rollout_config(run, tmp_path, env="vlatool/Nothing-v0"))
+    assert caught.value.code == "usage.unknown_env"
+
+
+FIELDS: Mapping[str, FieldMap] = {
+    XYZ: FieldMap(key="proprio", start=0, stop=3),
+    HAND: FieldMap(key="proprio", start=3, stop=4),
+    ROT: FieldMap(constant=[1.0, 0.0, 0.0, 0.0, -1.0, 0.0]),
+}
+ACTION = [ActionMap(field=XYZ_COMMAND), ActionMap(field=HAND_COMMAND)]
+
+
+@pytest.mark.parametrize("field", [XYZ, HAND, ROT])
+def test_field_that_is_not_mapped_is_named(field: str, run: Path, tmp_path: Path) -> None:
+    fields = {name: one for name, one in FIELDS.items() if name != field}
+    with pytest.raises(DataError) as caught:
+        rollout(rollout_config(run, tmp_path, fields=fields, action=ACTION))
+    assert (caught.value.code, caught.value.details["field"]) == ("data.unmapped_field", field)
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"action": []}, "data.unmapped_action"),
+        ({"action": [ActionMap(field=HAND)]}, "data.unknown_field"),
+        ({"cameras": {CAMERAS[0]: "front"}}, "data.unknown_observation"),
+        ({"fields": {**FIELDS, XYZ: FieldMap(key="propio")}}, "data.unknown_observation"),
+        ({"fields": {**FIELDS, XYZ: FieldMap()}}, "data.unmapped_field"),
+    ],
+)
+def test_mapping_that_cannot_work_is_refused(
+    keys: dict[str, Any], code: str, run: Path, tmp_path: Path
+) -> None:
+    config = rollout_config(run, tmp_path, **{"fields": FIELDS, "action": ACTION, **keys})
+    with pytest.raises(DataError) as caught:
+        rollout(config)
+    assert caught.value.code == code
+
+
+# relative to absolute
+
+
+class Still:
+    """A model type that always predicts the same normalised chunk."""
+
+    def __init__(self, chunk: np.ndarray) -> None:
+        self._chunk = torch.from_numpy(chunk)
+
+    def act(self, model: nn.Module, batch: Any, *, steps: int, rng: torch.Generator) -> Any:
+        del model, steps, rng
+        return self._chunk.expand(len(batch), -1, -1)
+
+
+@pytest.mark.parametrize("parts", ["both", "position", "rotation"])
+def test_relative_actions_become_absolute_poses(parts: str) -> None:
+    xyz, rot = "robot__action__poses__a__xyz", "robot__action__poses__a__rot_6d"
+    actual_xyz, actual_rot = (name.replace("action", "actual") for name in (xyz, rot))
+    widths = {"both": {xyz: 3, rot: 6}, "position": {xyz: 3}, "rotation": {rot: 6}}[parts]
+    fields = [f"{name}_relative" for name in widths]
+    data = DataConfig(
+        action_fields=fields,
+        proprioception_fields=[actual_xyz],
+        lowdim_past_timesteps=1,
+        lowdim_future_timesteps=2,
+    )
+    rng = np.random.default_rng(0)
+    statistics = {
+        name: {"mean": [0.5] * width, "std": [2.0] * width, "min": [-9.0] * width,
+               "max": [9.0] * width}
+        for name, width in [*zip(fields, widths.values(), strict=True), (actual_xyz, 3)]
+    }  # fmt: skip
+    normalizer = Normalizer(data, statistics, 1)
+    chunk = rng.normal(size=(1, 4, sum(widths.values())))
+    group = PoseGroup("arm", xyz, rot)
+    model_type: Any = Still(chunk)
+    policy = Policy(model_type, nn.Identity(), lambda samples: samples, data, normalizer, [group])  # pyright: ignore[reportArgumentType] - the batch is the samples
+    assert set(policy.reference_fields) == {actual_xyz, actual_rot}
+    # Source: lbm-training A.8, the reference pose of the first two rows
+    position, rotation = np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0, -1.0, 0.0, 0.0])
+    seen = Observation(
+        images=np.zeros((0, 8, 8, 3), np.uint8),
+        fields={actual_xyz: np.tile(position, (2, 1)), actual_rot: np.tile(rotation, (2, 1))},
+        instruction="",
+    )
+    commands = policy.act([seen], steps=1, rng=torch.Generator())
+    assert commands.keys() == widths.keys()
+    physical = (chunk * 2.0 + 0.5)[:, 1:]
+    turn = matrix_from_rot6d(rotation)
+    if xyz in widths:
+        expected = [turn @ one + position for one in physical[0, :, :3]]
+        np.testing.assert_allclose(commands[xyz][0], expected, rtol=1e-6)
+    if rot in widths:
+        expected = [(turn @ matrix_from_rot6d(one))[:2].ravel() for one in physical[0, :, -6:]]
+        np.testing.assert_allclose(commands[rot][0], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_missing_reference_pose_is_named(run: Path) -> None:
+    trained = load_policy(str(run), "auto")
+    seen = Observation(
+        images=np.zeros((4, 64, 64, 3), np.uint8),
+        fields={XYZ: np.zeros((2, 3)), HAND: np.zeros((2, 1))},
+        instruction="",
+    )
+    with pytest.raises(DataError) as caught:
+        trained.policy.act([seen], steps=1, rng=torch.Generator())
+    assert (caught.value.code, caught.value.details["field"]) == ("data.missing_field", ROT)
+
+
+# figures
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 50, 0.0, 0.0713), (47, 50, 0.8378, 0.9794), (50, 50, 0.9287, 1.0), (0, 0, 0.0, 1.0)],
+)
+def test_wilson_interval_golden(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)

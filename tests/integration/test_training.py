@@ -1,0 +1,346 @@
+"""From shards to checkpoints: what a run writes, how it goes on, how it is refused."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.builders.training import CAMERAS, HAND, XYZ, tiny_arguments, tiny_config, world_shards
+from tests.unit.training.test_trainer import Fixture, samples
+from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.errors import DataError, UsageError
+from vlatool.workflows.train import TrainResult, train
+
+TWO_PROCESSES = """
+import sys
+import torch
+from pathlib import Path
+from tests.unit.training.test_trainer import Fixture, micro_batches, samples
+from vlatool.events import NullProgress
+from vlatool.training.metrics import MetricsFile
+from vlatool.events import NULL
+
+run = Fixture(Path(sys.argv[1]), size=8)
+runtime = run.trainer.runtime
+assert runtime.world_size == 2
+run.objective.model = runtime.prepare(run.state.model)
+run.trainer.metrics = MetricsFile(run.metrics if runtime.is_main else None, NULL)
+run.trainer.plan = run.trainer.plan.__class__(4, 16, 4, 2, (), 0)
+own = list(micro_batches(samples(), 4))[runtime.rank :: 2]
+run.trainer.fit(run.state, own, run.objective, NullProgress())
+if runtime.is_main:
+    torch.save(run.state.model.state_dict(), sys.argv[2])
+"""
+VLATOOL = str(Path(sys.executable).parent / "vlatool")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run of six steps with a checkpoint at three."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny_config(data, run))
+    return run
+
+
+def go(data: Path, run: Path, **changes: Any) -> TrainResult:
+    return train(tiny_config(data, run, **changes))
+
+
+def same_weights(first: Path, second: Path, step: int = 6) -> bool:
+    for name in ("model.safetensors", "ema.safetensors"):
+        one, two = (load_file(RunDir(run).checkpoint(step) / name) for run in (first, second))
+        if any(not torch.equal(one[key], two[key]) for key in one):
+            return False
+    return True
+
+
+# a whole run
+
+
+def test_files_of_a_run(finished: Path, data: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {"config.yaml", "stats.json", "metrics.jsonl", "latest.json", "checkpoints"}
+    assert not list(finished.rglob("*.partial"))
+    run = RunDir(finished)
+    assert [step for step, _ in run.checkpoints()] == [3, 6]
+    rows = read_metrics(run.metrics)
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert rows[-1]["samples"] == 48
+    assert {"loss", "lr", "grad_norm", "samples_per_second"} <= rows[0].keys()
+    options = (finished / "preprocessing_config.yaml").read_text()
+    assert options == (data / "shards" / "preprocessing_config.yaml").read_text()
+
+
+def test_config_of_a_run_is_derived_and_can_be_trained_again(
+    finished: Path, tmp_path: Path
+) -> None:
+    from vlatool.config.resolve import load_config
+    from vlatool.training.config import TrainConfig
+
+    config = load_config(TrainConfig, files=[str(finished / "config.yaml")]).config
+    assert config.data.camera_names == CAMERAS
+    assert (config.data.action_dim, config.data.proprioception_dim) == (4, 4)
+    assert config.model.vision_language_backbone.num_cameras == 2
+    train(config.model_copy(update={"save_path": str(tmp_path), "name": "again"}))
+    assert same_weights(finished, tmp_path / "again")
+
+
+def test_statistics_of_a_run_are_those_of_the_fields_it_uses(finished: Path, data: Path) -> None:
+    kept = json.loads((finished / "stats.json").read_text())
+    assert len(kept) == 4
+    whole = json.loads((data / "shards" / "stats.json").read_text())
+    assert kept[XYZ]["mean"] == whole[XYZ]["mean"]
+
+
+def test_same_command_on_a_complete_run_does_nothing(finished: Path, data: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    result = go(data, finished)
+    assert (result.status, result.steps) == ("already complete", 6)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+
+
+def test_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
+    result = go(data, tmp_path / "run", dry_run=True)
+    assert (result.status, result.checkpoint_steps) == ("planned", (3, 6))
+    assert result.parameters > 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+# going on
+
+
+def test_resumed_run_ends_with_the_same_bits(finished: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "cut"
+    shutil.copytree(finished, run)
+    shutil.rmtree(RunDir(run).checkpoint(6))
+    config = (run / "config.yaml").read_text().replace(str(finished.parent), str(tmp_path))
+    (run / "config.yaml").write_text(config.replace("name: whole", "name: cut"))
+    result = go(data, run)
+    assert (result.status, result.steps) == ("trained", 6)
+    assert same_weights(finished, run)
+    losses = [
+        [row["loss"] for row in read_metrics(one / "metrics.jsonl")] for one in (finished, run)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_resume_with_loader_processes_ends_with_the_same_bits(
+    workers: int, data: Path, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        go(data, run, data__num_workers=workers, total_train_steps=4)
+    shutil.rmtree(RunDir(cut).checkpoint(4))
+    (cut / "metrics.jsonl").unlink()
+    go(data, cut, data__num_workers=workers, total_train_steps=4)
+    assert same_weights(whole, cut, step=4)
+
+
+def test_keys_without_effect_on_weights_may_change(finished: Path, data: Path) -> None:
+    result = go(data, finished, log_every_n_steps=3, data__prefetch_factor=2)
+    assert result.status == "already complete"
+
+
+def test_other_options_are_refused_and_named(finished: Path, data: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        go(data, finished, hparams__lr=0.5)
+    assert caught.value.code == "usage.output_differs"
+    assert caught.value.details["differences"] == ["hparams.lr 0.001 (now 0.5)"]
+
+
+def test_overwrite_starts_anew(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    go(data, run, total_train_steps=2)
+    result = go(data, run, total_train_steps=1, overwrite=True)
+    assert (result.status, result.steps) == ("trained", 1)
+    assert [step for step, _ in RunDir(run).checkpoints()] == [1]
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1]
+
+
+def test_folder_with_other_content_is_left_alone(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "thesis.txt").write_text("three years")
+    with pytest.raises(UsageError) as caught:
+        go(data, run)
+    assert caught.value.code == "usage.output_exists"
+    assert (run / "thesis.txt").read_text() == "three years"
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"data__action_fields": f"{XYZ}z"}, "data.unknown_field"),
+        ({"data__proprioception_fields": f"{HAND}s"}, "data.unknown_field"),
+        ({"data__camera_names": "scene_rihgt_0"}, "data.unknown_camera_names"),
+        ({"data__image_indices": "-5"}, "data.unknown_image_indices"),
+        ({"data__lowdim_future_timesteps": 99}, "data.window_too_large"),
+        ({"data__allow_multiple_epochs": False, "total_train_steps": 99}, "data.too_few_samples"),
+    ],
+)
+def test_what_the_data_lack_is_refused_before_the_first_step(
+    changes: dict[str, Any], code: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        go(data, tmp_path / "run", **changes)
+    assert caught.value.code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_misspelt_field_names_the_nearest(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        go(data, tmp_path / "run", data__action_fields=f"{XYZ}z")
+    assert XYZ in caught.value.hint
+
+
+def test_loss_that_is_not_finite_names_samples_and_keeps_weights(
+    data: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    for shard in (broken / "shards").glob("*.tar"):
+        _spoil(shard)
+    run = tmp_path / "run"
+    with pytest.raises(DataError) as caught:
+        go(broken, run)
+    assert caught.value.code == "data.loss_not_finite"
+    assert caught.value.details["samples"]
+    assert RunDir(run).checkpoints() == []
+
+
+def _spoil(shard: Path) -> None:
+    """Writes NaN into an observed field of every sample; every member keeps its size."""
+    with tarfile.open(shard) as tar:
+        members = [(one, tar.extractfile(one).read()) for one in tar.getmembers()]  # pyright: ignore[reportOptionalMemberAccess] - all are files
+    with tarfile.open(shard, "w") as tar:
+        for member, content in members:
+            if member.name.endswith("lowdim.npz"):
+                arrays = dict(np.load(io.BytesIO(content)))
+                arrays[XYZ] = np.full_like(arrays[XYZ], np.nan)
+                buffer = io.BytesIO()
+                np.savez(buffer, **arrays)
+                content = buffer.getvalue()
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+# learning
+
+
+def test_fit_overfits_one_batch(tmp_path: Path) -> None:
+    changes = {
+        "hparams__lr": 0.01,
+        "hparams__lr_scheduler": "const",
+        "hparams__per_gpu_batch_size": 8,
+        "total_train_steps": 120,
+        "num_checkpoints": 1,
+        "model__num_action_head_repeats": 4,
+    }
+    small = world_shards(tmp_path, episodes=1, frames=3)
+    go(small, tmp_path / "run", **changes)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+
+
+# processes
+
+
+def test_sigterm_writes_a_checkpoint_and_the_same_command_finishes(
+    data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [VLATOOL, "--json", *tiny_arguments(data, run, total_train_steps=200)]
+    command += ["--set", "num_checkpoints=1"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "metrics.jsonl").is_file():
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.02)
+    started.send_signal(signal.SIGTERM)
+    started.communicate(timeout=60)
+    assert started.returncode == 143
+    ((step, _),) = RunDir(run).checkpoints()
+    assert 0 < step < 200
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENV)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 200
+    assert f"going on after step {step}" in done.stderr
+    steps = [row["step"] for row in read_metrics(run / "metrics.jsonl")]
+    assert steps == list(range(1, 201))
+
+
+def test_two_processes_write_one_run(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = tiny_arguments(data, run, total_train_steps=2, num_checkpoints=1)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launch, "-m", "vlatool", "--json", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=ENV, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["steps"], result["samples"]) == (2, 16)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
+    assert read_metrics(run / "metrics.jsonl")[-1]["samples"] == 16
+
+
+def test_two_processes_do_the_steps_of_one(tmp_path: Path) -> None:
+    script, saved = tmp_path / "two.py", tmp_path / "weights.pt"
+    script.write_text(TWO_PROCESSES)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    env = {**ENV, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [*launch, str(script), str(tmp_path), str(saved)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "one").mkdir()
+    one = Fixture(tmp_path / "one", size=16).fit(samples())
+    weights = torch.load(saved, weights_only=True)
+    torch.testing.assert_close(weights, one.state.model.state_dict(), rtol=1e-5, atol=1e-6)
+    for first, second in zip(read_metrics(tmp_path / "metrics.jsonl"), one.rows, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)

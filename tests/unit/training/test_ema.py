@@ -1,0 +1,119 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vlatool.training.config import EmaConfig
+from vlatool.training.ema import WeightAverage
+
+
+class Scalar(nn.Module):
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(value))
+        self.register_buffer("buffer", torch.tensor(0.0))
+        self.register_buffer("count", torch.tensor(0))
+
+    def become(self, value: float) -> "Scalar":
+        with torch.no_grad():
+            self.weight.fill_(value)
+        return self
+
+
+def averages(values: Sequence[float], **keys: Any) -> list[float]:
+    module = Scalar()
+    average = WeightAverage(EmaConfig(**keys), module)
+    found = []
+    for value in values:
+        average.update(module.become(value))
+        found.append(average.weights["weight"].item())
+    return found
+
+
+def decay_after(updates: int, **keys: Any) -> float:
+    average = WeightAverage(EmaConfig(**keys), Scalar())
+    average.updates = updates
+    return average.decay()
+
+
+# Source: lbm-training A.3
+@pytest.mark.parametrize(
+    ("updates", "decay"),
+    [
+        (0, 0),
+        (1, 0),
+        (2, 0.405396442),
+        (3, 0.561308662),
+        (4, 0.646446609),
+        (10, 0.822172059),
+        (100, 0.968377223),
+        (781, 0.993231199),
+        (1000, 0.994376587),
+        (10_000, 0.999),
+        (100_000, 0.999822172),
+        (150_000, 0.999868801),
+        (215_443, 0.9998999998),
+        (215_444, 0.9999),
+    ],
+)
+def test_adaptive_decay_golden(updates: int, decay: float) -> None:
+    assert decay_after(updates) == pytest.approx(decay, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("updates", "decay"),
+    [(101, 0), (102, 0.370039475), (103, 0.519250143), (1100, 0.99), (10_000, 0.997831082)],
+)
+def test_adaptive_decay_after_a_delay_golden(updates: int, decay: float) -> None:
+    found = decay_after(updates, update_after_step=100, power=2 / 3)
+    assert found == pytest.approx(decay, abs=1e-9)
+
+
+@pytest.mark.parametrize(("updates", "decay"), [(0, 0), (1, 0), (2, 0.99), (3, 0.99)])
+def test_smallest_decay_golden(updates: int, decay: float) -> None:
+    assert decay_after(updates, min_value=0.99) == decay
+
+
+def test_sequences_golden() -> None:
+    adaptive = averages([1, 2, 3, 4, 5])
+    assert adaptive == pytest.approx([1, 2, 2.5946035, 3.2111387, 3.8435967], abs=1e-6)
+    vanilla = averages([1, 2, 3, 4, 5], type="vanilla", alpha=0.9)
+    assert vanilla == pytest.approx([1, 1.1, 1.29, 1.561, 1.9049], abs=1e-6)
+
+
+# Source: lbm-training A.3: the published average leaves the buffer at 0.
+@pytest.mark.parametrize("kind", ["ema", "vanilla"])
+def test_buffers_are_the_newest(kind: str) -> None:
+    module = Scalar()
+    average = WeightAverage(EmaConfig(type=kind), module)
+    for value in (7.0, 9.0):
+        module.buffer.fill_(value)
+        module.count.add_(1)
+        average.update(module)
+    assert average.weights["buffer"].item() == 9.0
+    assert average.weights["count"].item() == 2
+    assert average.weights["count"].dtype == torch.int64
+
+
+# Source: lbm-training A.4: the published average gives 5.0 after a resume.
+def test_vanilla_average_goes_on_after_a_resume_golden() -> None:
+    config = EmaConfig(type="vanilla", alpha=0.99)
+    module = Scalar()
+    average = WeightAverage(config, module)
+    for value in [0.0] + [1.0] * 99:
+        average.update(module.become(value))
+    assert average.weights["weight"].item() == pytest.approx(0.6302703, abs=1e-6)
+    resumed = WeightAverage(config, Scalar(3.0))
+    resumed.load(average.weights, average.updates)
+    resumed.update(module.become(5.0))
+    assert resumed.weights["weight"].item() == pytest.approx(0.6739677, abs=1e-6)
+
+
+def test_average_is_float32_and_no_view_of_the_weights() -> None:
+    module = Scalar(1.0).to(torch.bfloat16)
+    average = WeightAverage(EmaConfig(), module)
+    module.become(2.0)
+    assert average.weights["weight"].dtype == torch.float32
+    assert average.weights["weight"].item() == 1.0

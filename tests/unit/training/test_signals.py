@@ -1,0 +1,29 @@
+import os
+import signal
+
+import pytest
+
+from vlatool.training.signals import StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_is_remembered(number: int) -> None:
+    with StopRequest() as stop:
+        assert not stop.asked()
+        os.kill(os.getpid(), number)
+        assert stop.asked()
+        assert stop.signal == number
+
+
+def test_second_signal_acts_at_once() -> None:
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
