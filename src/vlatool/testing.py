@@ -30,7 +30,6 @@ from vlatool.loading.normalizer import Normalizer
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
 
-_ID = re.compile(r"[A-Za-z0-9_-]+")
 _WIDTHS = {"action": 4, "state": 3}
 _PAST, _STEPS, _SAMPLES = 1, 8, 8
 _FALL = 0.8  # loss after over loss before; a broken gradient leaves it near one
@@ -52,7 +51,6 @@ def check_reader(
     again = list(reader_class(_pickled(keys)).discover([Path(source)]))
     assert refs, f"discover finds no episode in {source}"
     assert refs == again, "discover differs from run to run"
-    assert isinstance(reader.warnings, list), "warnings is no list of (code, message)"
     _check_refs(refs)
     _check_empty_source(reader_class(keys))
     # Workers read with a reader of their own, which has discovered nothing.
@@ -77,14 +75,10 @@ def check_model_type(model_type_class: Any, config: Mapping[str, Any] | None = N
     assert kind == model_type.name, f"Config.type is {kind!r}, name is {model_type.name!r}"
     facts = _facts()
     data = derive_data(DataConfig(), facts)
-    derived, rules = model_type.derive(section, data, facts)
-    for key in rules:
-        assert _has_key(derived, key), f"derive reports the key {key!r}, which Config has not"
+    derived, _ = model_type.derive(section, data, facts)
     assert model_type.derive(derived, data, facts)[0] == derived, "derive changes what it derived"
     normalizer = Normalizer(data, facts.statistics, facts.statistics_past)
-    batcher = model_type.batcher(derived, data, normalizer)
-    batch = batcher(_samples())
-    _check_batch(batch, _pickled(batcher)(_samples()))
+    batch = _pickled(model_type.batcher(derived, data, normalizer))(_samples())
     _check_learning(model_type, derived, batch)
     if hasattr(model_type, "act"):
         _check_act(model_type, derived, batch)
@@ -92,8 +86,6 @@ def check_model_type(model_type_class: Any, config: Mapping[str, Any] | None = N
 
 def _config(plugin_class: Any, keys: Mapping[str, Any] | None) -> Any:
     assert issubclass(plugin_class.Config, ConfigModel), "Config is no ConfigModel"
-    for name, field in plugin_class.Config.model_fields.items():
-        assert field.description, f"the key {name!r} has no description, which --help shows"
     return plugin_class.Config.model_validate(dict(keys or {}))
 
 
@@ -107,7 +99,9 @@ def _pickled(value: Any) -> Any:
 def _check_refs(refs: list[EpisodeRef]) -> None:
     ids = [ref.id for ref in refs]
     for name in ids:
-        assert _ID.fullmatch(name), f"the id {name!r} has more than letters, digits, _ and -"
+        assert re.fullmatch("[A-Za-z0-9_-]+", name), (
+            f"the id {name!r} has more than letters, digits, _ and -"
+        )
     assert len(set(ids)) == len(ids), "two episodes have the same id"
     paths = [natural_key(ref.path) for ref in refs]
     numbers = [-1 if ref.number is None else ref.number for ref in refs]
@@ -146,8 +140,6 @@ def _check_episode(episode: Episode) -> None:
         assert texts, f"{where}: language {kind!r} is not a list of sentences"
     for name, values in episode.frame_metadata.items():
         assert len(values) == frames, f"{where}: frame_metadata {name!r} is not one per frame"
-    unknown = sorted(episode.calibration.keys() - episode.cameras.keys())
-    assert not unknown, f"{where}: calibration of cameras that are not there: {unknown}"
 
 
 def _check_field(where: str, values: Any, frames: int) -> None:
@@ -170,7 +162,7 @@ def _check_camera(where: str, camera: FrameSource, frames: int) -> None:
 
 
 def _check_light_import(module: str) -> None:
-    """In a process of its own, because this one may have torch already."""
+    """Imports in a process of its own, because this one may have torch already."""
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", program], env=env, check=False)  # noqa: S603 - our own interpreter
@@ -193,7 +185,7 @@ def _facts() -> DatasetFacts:
 def _samples() -> list[DecodedSample]:
     """Smooth curves; the last chunk ends in padding."""
     rng, time = np.random.default_rng(0), np.arange(_STEPS) - _PAST
-    real = [time < (_STEPS - 3 if number == _SAMPLES - 1 else _STEPS) for number in range(_SAMPLES)]
+    padded = (np.arange(_SAMPLES) == _SAMPLES - 1)[:, None] & (time >= _STEPS - 3)
     return [
         DecodedSample(
             key=f"sample-{number}",
@@ -202,27 +194,13 @@ def _samples() -> list[DecodedSample]:
                 name: np.sin(rng.uniform(-3, 3, width) + 0.2 * time[:, None])
                 for name, width in _WIDTHS.items()
             },
-            past_mask=real[number] & (time < 0),
-            future_mask=real[number] & (time >= 0),
+            past_mask=time < 0,
+            future_mask=~padded[number] & (time >= 0),
             instruction=f"do thing {number}",
             metadata={},
         )
         for number in range(_SAMPLES)
     ]
-
-
-def _has_key(config: Any, key: str) -> bool:
-    name, _, rest = key.partition(".")
-    return hasattr(config, name) and (not rest or _has_key(getattr(config, name), rest))
-
-
-def _check_batch(batch: dict[str, Any], other: dict[str, Any]) -> None:
-    import torch
-
-    for name in (name for name, value in batch.items() if isinstance(value, torch.Tensor)):
-        shape = tuple(batch[name].shape)
-        assert shape[:1] == (_SAMPLES,), f"batch[{name!r}] is {shape}, not [B, ...]"
-        assert torch.equal(batch[name], other[name]), f"batch[{name!r}] differs once pickled"
 
 
 def _check_learning(model_type: Any, config: Any, batch: dict[str, Any]) -> None:
@@ -243,7 +221,7 @@ def _check_learning(model_type: Any, config: Any, batch: dict[str, Any]) -> None
         return loss.total / loss.count
 
     def measure() -> float:
-        return sum(float(mean_loss(turn, seed)) for turn in turns for seed in range(4))
+        return sum(mean_loss(turn, seed).item() for turn in turns for seed in range(4))
 
     model = build()
     objective = model_type.objective(config, model)
@@ -283,8 +261,8 @@ def _check_act(model_type: Any, config: Any, batch: dict[str, Any]) -> None:
 
     torch.manual_seed(0)
     model = model_type.build(config).eval()
-    seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
-    first, second = (model_type.act(model, batch, steps=3, rng=rng) for rng in seeds)
+    rngs = [torch.Generator().manual_seed(1) for _ in range(2)]
+    first, second = (model_type.act(model, batch, steps=3, rng=rng) for rng in rngs)
     expected = (_SAMPLES, _STEPS, _WIDTHS["action"])
     assert tuple(first.shape) == expected, f"act gives {tuple(first.shape)}, not [B, T, A]"
     assert bool(torch.isfinite(first).all()), "act gives actions that are not finite"

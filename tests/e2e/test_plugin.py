@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(root: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(root / "site"), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(root / "site")}
     return subprocess.run(
         [sys.executable, *argv],
         capture_output=True,

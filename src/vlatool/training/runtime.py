@@ -1,5 +1,6 @@
 """The only place that configures Accelerate: devices, precision, processes, seeds."""
 
+import atexit
 import hashlib
 import os
 from collections.abc import Mapping
@@ -8,7 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.state import AcceleratorState
+from torch import Tensor, distributed, nn
 
 from vlatool.errors import EnvironmentProblem
 from vlatool.training.config import TrainConfig
@@ -27,6 +29,8 @@ class Runtime:
                 code="environment.backend",
             )
         torch.backends.cuda.matmul.allow_tf32 = True
+        # Accelerate keeps the first precision of a process for ever; the processes stay joined.
+        AcceleratorState._reset_state()
         self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if mixed else "no")
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self._accelerator.num_processes != expected:
@@ -35,6 +39,9 @@ class Runtime:
                 hint="start with torchrun --nproc_per_node N -m vlatool train ...",
                 code="environment.processes",
             )
+
+        if self.world_size > 1:
+            atexit.register(_leave)
 
     @property
     def world_size(self) -> int:
@@ -100,3 +107,9 @@ class Runtime:
         number = int.from_bytes(digest, "big")
         torch.manual_seed(number)
         return torch.Generator().manual_seed(number)
+
+
+def _leave() -> None:
+    """Ends the threads of the process group; torch aborts when they outlive the interpreter."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

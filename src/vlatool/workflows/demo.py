@@ -39,7 +39,7 @@ class DemoConfig(ConfigModel):
 
     output: str = Field(default="demo", description="Folder for everything.")
     seed: int = Field(default=0, ge=0, description="Seed of recordings and weights.")
-    episodes: int = Field(default=150, ge=1, description="Recorded episodes.")
+    episodes: int = Field(default=200, ge=1, description="Recorded episodes.")
     steps: int = Field(default=5300, ge=1, description="Optimizer steps.")
     rollouts: int = Field(default=50, ge=1, description="Starts of each evaluation.")
 

@@ -170,6 +170,7 @@ def test_masked_loss_golden(real: bool, mean: float, count: int) -> None:
     objective = FlowMatchingObjective(config(action_dim=2), Oracle(error, 50))
     given = {name: value[:1] for name, value in batch().items()}
     given |= {"actions": torch.zeros(1, 2, 2), "future_mask": torch.tensor([[True, real]])}
+    given |= {"past_mask": torch.zeros(1, 2, dtype=torch.bool)}
     loss = objective.loss("main", given, rng())
     assert int(loss.count) == count
     assert (loss.total / loss.count).item() == pytest.approx(mean, rel=1e-5)
@@ -186,7 +187,7 @@ def test_padded_steps_at_the_end_do_not_change_the_loss_of_a_causal_denoiser() -
     assert int(loss.count) == int(given["future_mask"].sum()) * A
 
 
-def test_model_gets_clean_actions_where_the_mask_is_false() -> None:
+def test_model_gets_clean_actions_only_where_they_are_real_and_past() -> None:
     seen: list[Tensor] = []
 
     class Spy(nn.Module):
@@ -195,9 +196,11 @@ def test_model_gets_clean_actions_where_the_mask_is_false() -> None:
             return x
 
     given = batch()
+    given["past_mask"][2, 0] = False
     FlowMatchingObjective(config(), Spy()).loss("main", given, rng())
     same = (seen[0] == given["actions"]).all(dim=2)
-    assert torch.equal(same, ~given["future_mask"])
+    assert torch.equal(same, given["past_mask"])
+    assert same.sum() == 2
 
 
 def test_repeats_encode_once_and_draw_noise_for_each_copy() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+
 from tests.builders.lerobot import (
     TASKS,
     Columns,
@@ -18,7 +19,6 @@ from tests.builders.lerobot import (
     write_lines,
     write_video,
 )
-
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.sources.lerobot import LeRobotConfig, LeRobotReader

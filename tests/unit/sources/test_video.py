@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.builders.lerobot import encoded_picture, frame_of, picture, write_video
 
+from tests.builders.lerobot import encoded_picture, frame_of, picture, write_video
 from vlatool.errors import DataError
 from vlatool.sources.video import VideoFrames, probe_video
 

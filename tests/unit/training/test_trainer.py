@@ -178,3 +178,12 @@ def test_randomness_of_a_step_is_the_same_after_a_resume(tmp_path: Path) -> None
     assert torch.equal(first[1], again[1])
     other = torch.rand(3, generator=runtime.generator(43, 5))
     assert not torch.equal(first[0], other)
+
+
+def test_precision_may_differ_between_runs_of_one_process() -> None:
+    for precision in ("float32", "amp_bfloat16", "float32"):
+        runtime = Runtime(TrainConfig(hparams=HParams(precision=precision)))
+        with runtime.autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        wanted = torch.bfloat16 if precision.startswith("amp") else torch.float32
+        assert product.dtype == wanted

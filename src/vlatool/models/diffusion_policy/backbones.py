@@ -160,11 +160,13 @@ class KeypointBackbone(Backbone):
     def __init__(self, config: KeypointBackboneConfig) -> None:
         super().__init__(config.hidden_dim)
         assert config.num_cameras is not None
+        assert config.num_times is not None
         self.num_cameras = config.num_cameras
         text = config.text_encoder
         self.text_encoder = None if text is None else ByteTextEncoder(text)
         text_width = 0 if text is None else text.hidden_dim
         self.text_token = nn.Linear(text_width, config.hidden_dim) if text_width else None
+        self.time_marks = nn.Parameter(torch.randn(config.num_times, 1, config.hidden_dim) * 0.5)
         self.cameras = nn.ModuleList(
             KeypointEncoder(config, text_width) for _ in range(self.num_cameras)
         )
@@ -177,7 +179,8 @@ class KeypointBackbone(Backbone):
         per_camera = [
             encoder(pictures[:, :, index], sentence) for index, encoder in enumerate(self.cameras)
         ]
-        tokens = torch.stack(per_camera, dim=2).reshape(batch, count, self.width)
+        tokens = torch.stack(per_camera, dim=2) + self.time_marks
+        tokens = tokens.reshape(batch, count, self.width)
         if self.text_token is None:
             return tokens
         return torch.cat([self.text_token(sentence)[:, None], tokens], dim=1)

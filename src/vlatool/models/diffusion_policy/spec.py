@@ -72,6 +72,9 @@ class KeypointBackboneConfig(ConfigModel):
     num_cameras: int | None = derived_field(
         "number of data.camera_names", "Cameras, each with weights of its own.", ge=1
     )
+    num_times: int | None = derived_field(
+        "number of data.image_indices", "Pictures per camera, told apart by a learned mark.", ge=1
+    )
 
 
 Backbone = Annotated[ViTBackboneConfig | KeypointBackboneConfig, Field(discriminator="type")]
@@ -150,9 +153,13 @@ class DiffusionPolicyType:
         backbone = config.vision_language_backbone
         if isinstance(backbone, KeypointBackboneConfig):
             update["vision_language_backbone"] = backbone.model_copy(
-                update={"num_cameras": len(data.camera_names)}
+                update={
+                    "num_cameras": len(data.camera_names),
+                    "num_times": len(data.image_indices),
+                }
             )
             rules["vision_language_backbone.num_cameras"] = "number of data.camera_names"
+            rules["vision_language_backbone.num_times"] = "number of data.image_indices"
         return config.model_copy(update=update), rules
 
     def build(self, config: DiffusionPolicyConfig) -> "nn.Module":
