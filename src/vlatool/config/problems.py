@@ -40,7 +40,7 @@ class Problem:
 
     def line(self) -> str:
         """The problem in one line."""
-        start = f"{self.origin}: " if self.origin else ""
+        start = f"{self.origin}: " if self.origin not in ("", "default") else ""
         names = ", ".join(f'"{name}"' for name in self.suggestions)
         return f"{start}{self.message}" + (f" (did you mean {names}?)" if names else "")
 

@@ -1,6 +1,5 @@
 """The only place that configures Accelerate: devices, precision, processes, seeds."""
 
-import atexit
 import hashlib
 import os
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from vlatool.errors import EnvironmentProblem
 from vlatool.training.config import TrainConfig
@@ -39,9 +38,6 @@ class Runtime:
                 hint="start with torchrun --nproc_per_node N -m vlatool train ...",
                 code="environment.processes",
             )
-
-        if self.world_size > 1:
-            atexit.register(_leave)
 
     @property
     def world_size(self) -> int:
@@ -107,9 +103,3 @@ class Runtime:
         number = int.from_bytes(digest, "big")
         torch.manual_seed(number)
         return torch.Generator().manual_seed(number)
-
-
-def _leave() -> None:
-    """Ends the threads of the process group; torch aborts when they outlive the interpreter."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()

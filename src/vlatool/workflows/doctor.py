@@ -21,7 +21,10 @@ CORE = (
     "huggingface_hub", "tokenizers", "scipy",
 )  # fmt: skip
 EXTRAS = {
-    "train": ("torch", "accelerate", "webdataset", "transformers", "safetensors", "gymnasium"),
+    "train": (
+        *("torch", "accelerate", "webdataset", "transformers", "safetensors"),
+        *("gymnasium", "matplotlib"),
+    ),
     "ray": ("ray",),
 }
 FREE_DISK_LOW_BYTES = 5 * 2**30

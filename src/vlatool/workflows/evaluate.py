@@ -130,6 +130,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         sheet_rows,
     )
 
+    make_env = environment_maker(config.env)
     trained = load_policy(config.checkpoint, config.weights)
     config = with_world_mapping(config)
     plan = RolloutPlan(
@@ -139,7 +140,6 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         max_steps=config.max_steps,
         pictured=config.contact_sheet_episodes,
     )
-    make_env = environment_maker(config.env)
     with reporter.progress("rollouts", config.episodes, "episode") as bar:
         rollouts = run_rollouts(
             make_env, lambda env: PolicyController(trained.policy, config), plan, bar

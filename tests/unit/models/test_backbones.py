@@ -18,10 +18,17 @@ from vlatool.models.diffusion_policy.spec import (
 TEXT = ByteTextConfig(hidden_dim=8)
 
 
-def keypoints(text: ByteTextConfig | None = TEXT, cameras: int = 2) -> KeypointBackbone:
+def keypoints(
+    text: ByteTextConfig | None = TEXT, cameras: int = 2, times: int = 2
+) -> KeypointBackbone:
     torch.manual_seed(0)
     config = KeypointBackboneConfig(
-        hidden_dim=16, channels=(4, 8), num_keypoints=6, text_encoder=text, num_cameras=cameras
+        hidden_dim=16,
+        channels=(4, 8),
+        num_keypoints=6,
+        text_encoder=text,
+        num_cameras=cameras,
+        num_times=times,
     )
     return KeypointBackbone(config)
 
@@ -132,7 +139,8 @@ def test_each_camera_has_weights_of_its_own_and_time_is_outer() -> None:
     assert (difference > 0).tolist() == [False, False, False, True]
     same = images[:, :1].expand(-1, 4, -1, -1, -1)
     tokens = backbone(same, says(""))[0]
-    torch.testing.assert_close(tokens[0], tokens[2])
+    marks = backbone.time_marks[:, 0]
+    torch.testing.assert_close(tokens[0] - marks[0], tokens[2] - marks[1])
     assert not torch.allclose(tokens[0], tokens[1])
 
 

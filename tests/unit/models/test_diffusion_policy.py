@@ -24,6 +24,7 @@ def config(**keys: Any) -> DiffusionPolicyConfig:
         num_keypoints=4,
         text_encoder=ByteTextConfig(hidden_dim=8),
         num_cameras=1,
+        num_times=2,
     )
     given = {
         "vision_language_backbone": backbone,

@@ -1,0 +1,57 @@
+"""The demo at a fraction of its size: every stage runs, the result is not judged."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+VLATOOL = [sys.executable, "-m", "vlatool"]
+SMALL = ["--episodes", "4", "--steps", "4", "--rollouts", "2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    command = [*VLATOOL, "demo", "--output", str(folder), *SMALL, "--json", "--progress", "plain"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder, json.loads(done.stdout), done.stderr
+
+
+def test_result_has_the_promised_keys(finished: tuple[Path, dict, str]) -> None:
+    result = finished[1]
+    assert result["baselines"].keys() == {"random", "do_nothing"}
+    promised = {"success_rate", "wrong_instruction_success_rate", "steps", "seconds", "report"}
+    assert promised <= result.keys()
+    assert result["steps"] == 4
+
+
+def test_report_is_one_page_with_its_pictures_inside(finished: tuple[Path, dict, str]) -> None:
+    page = Path(finished[1]["report"]).read_text()
+    assert page.count("data:image/png;base64,") == 4  # two sheets, two camera strips
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_each_stage_is_told_as_a_command_that_can_be_parsed(
+    finished: tuple[Path, dict, str],
+) -> None:
+    told = [line for line in finished[2].splitlines() if "$ vlatool" in line]
+    stages = [line.split("$ vlatool ")[1].split()[0] for line in told]
+    assert stages == ["sample", "preprocess", "train", "eval"]
+
+
+def test_told_train_command_continues_the_same_run(finished: tuple[Path, dict, str]) -> None:
+    line = next(line for line in finished[2].splitlines() if "$ vlatool train" in line)
+    words = line.split("$ vlatool ")[1].split()
+    again = subprocess.run([*VLATOOL, *words, "--json"], check=True, capture_output=True, text=True)
+    assert json.loads(again.stdout)["status"] == "already complete"
+
+
+def test_second_run_repeats_only_the_evaluation(finished: tuple[Path, dict, str]) -> None:
+    checkpoint = finished[0] / "run" / "checkpoints" / "step_00000004" / "model.safetensors"
+    before = checkpoint.stat().st_mtime_ns
+    command = [*VLATOOL, "demo", "--output", str(finished[0]), *SMALL, "--json"]
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(again.stdout)["success_rate"] == finished[1]["success_rate"]
+    assert checkpoint.stat().st_mtime_ns == before

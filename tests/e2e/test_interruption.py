@@ -1,0 +1,93 @@
+"""Commands that are stopped half-way: nothing half-written, and the same command finishes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+VLATOOL = [sys.executable, "-m", "vlatool"]
+VOLATILE = {"processing_metadata.json"}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw") / "raw"
+    command = [*VLATOOL, "sample", "spartan", str(folder), "--episodes", "12", "--frames", "40"]
+    subprocess.run([*command, "-q"], check=True, capture_output=True)
+    return folder
+
+
+def preprocess(raw: Path, output: Path) -> list[str]:
+    return [*VLATOOL, "preprocess", "spartan", str(raw), "--output", str(output), "--json"]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".vlatool" not in path.parts and path.name not in VOLATILE
+    }
+
+
+def stop_when_half_way(command: list[str], output: Path, number: int) -> subprocess.Popen[str]:
+    """Sends a signal to the driver once some episodes are written."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while len(list((output / "episodes").glob("*.tar"))) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    return process
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_preprocess_leaves_only_whole_files(
+    raw: Path, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    output = tmp_path / "out"
+    process = stop_when_half_way(preprocess(raw, output), output, number)
+    document = json.loads(process.communicate()[0])
+    assert process.returncode == exit_code
+    assert "same command" in document["error"]["message"] + document["error"]["hint"]
+    assert not (output / "shards" / "manifest.jsonl").exists()
+
+
+def test_killed_preprocess_ends_with_the_bytes_of_an_undisturbed_one(
+    raw: Path, tmp_path: Path
+) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = stop_when_half_way(preprocess(raw, killed), killed, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    for output in (killed, whole):
+        subprocess.run(preprocess(raw, output), check=True, capture_output=True)
+    assert digests(killed) == digests(whole)
+
+
+def test_second_run_on_an_output_in_use_names_the_first(raw: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    first = subprocess.Popen(
+        [*preprocess(raw, output), "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list((output / "episodes").glob(".*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = subprocess.run(preprocess(raw, output), check=False, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert json.loads(second.stdout)["error"]["code"] == "usage.output_locked"
+    assert str(first.pid) in json.loads(second.stdout)["error"]["message"]
+    assert first.wait() == 0

@@ -1,0 +1,35 @@
+"""Every shipped preset resolves against the schema of its folder."""
+
+from pathlib import Path
+
+import pytest
+
+from vlatool.config.resolve import load_config
+from vlatool.evaluation.config import RolloutConfig
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.preprocess_config import PreprocessConfig
+
+PRESETS = Path(__file__).parents[3] / "presets"
+SCHEMAS = {"runs": TrainConfig, "preprocess": PreprocessConfig, "rollouts": RolloutConfig}
+FILES = sorted(PRESETS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_preset_fits_its_schema(path: Path, tmp_path: Path) -> None:
+    folder = path.relative_to(PRESETS).parts[0]
+    if folder == "models":
+        whole = tmp_path / "run.yaml"
+        whole.write_text(f"model: !include {path}\n")
+        assert load_config(TrainConfig, files=[str(whole)]).config.model is not None
+    else:
+        load_config(SCHEMAS[folder], presets=[path.stem])
+
+
+def test_names_are_unique() -> None:
+    names = [path.stem for path in FILES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_preset_begins_with_a_sentence_about_it(path: Path) -> None:
+    assert path.read_text().startswith("# ")
