@@ -40,12 +40,14 @@ class Sugar:
         metavar: Its value in the help.
         help: What it does.
         short: Its short form, if any.
+        is_switch: It needs no value.
     """
 
     expand: Callable[[list[str]], Mapping[str, Any]]
     metavar: str
     help: str
     short: str = ""
+    is_switch: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class ConfigCommand(VlatoolCommand):
     def grammar(self, ctx: Any, keys: "Mapping[str, Key]") -> Grammar:
         """What may stand on this command line."""
         names = {name: key.is_switch for name, key in keys.items()}
-        names |= dict.fromkeys(self.spec.sugar, False)
+        names |= {name: sugar.is_switch for name, sugar in self.spec.sugar.items()}
         short = {sugar.short: name for name, sugar in self.spec.sugar.items() if sugar.short}
         aliases = {"config_path": "config", **self.spec.aliases}
         return Grammar(self.declared(ctx), names, {**short, **self.spec.short}, aliases)

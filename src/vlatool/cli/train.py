@@ -8,13 +8,21 @@ import typer
 from vlatool.cli.config_command import ConfigSpec, config_command
 from vlatool.cli.options import CONTEXT, ConfigOpt, KeysOpt, PresetOpt, SetOpt, command_app
 from vlatool.cli.session import command
-from vlatool.cli.training_options import BUDGET, DATA, NOTE, RUN, VALUES, training_schema
+from vlatool.cli.training_options import (
+    BUDGET,
+    DATA,
+    NOTE,
+    RUN,
+    SWITCHES,
+    VALUES,
+    training_schema,
+)
 
 app = command_app()
 SPEC = ConfigSpec(
     training_schema,
     is_flat=False,
-    sugar={"data": DATA, "output": RUN, **BUDGET},
+    sugar={"data": DATA, "output": RUN, **BUDGET, **SWITCHES},
     note=lambda: NOTE,
     values=VALUES,
 )

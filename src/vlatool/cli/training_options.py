@@ -58,13 +58,13 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
     return {"save_path": str(run.parent), "name": run.name}
 
 
-def _scalar(key: str, help_text: str) -> Sugar:
+def _scalar(key: str, help_text: str, *, is_switch: bool = False) -> Sugar:
     def expand(texts: list[str]) -> Mapping[str, Any]:
         from vlatool.config.scalars import parse_plain
 
         return {key: parse_plain(texts[-1])}
 
-    return Sugar(expand, "N", help_text)
+    return Sugar(expand, "" if is_switch else "N", help_text, is_switch=is_switch)
 
 
 DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
@@ -74,6 +74,10 @@ BUDGET: Mapping[str, Sugar] = {
     "num_epochs": _scalar("num_epochs", "Budget in passes over the data."),
     "total_train_steps": _scalar("total_train_steps", "Budget in optimizer steps."),
     "num_checkpoints": _scalar("num_checkpoints", "Checkpoints, evenly spread over the run."),
+}
+SWITCHES: Mapping[str, Sugar] = {
+    "dry_run": _scalar("dry_run", "Say what would be done and write nothing.", is_switch=True),
+    "overwrite": _scalar("overwrite", "Replace a run made with other options.", is_switch=True),
 }
 
 

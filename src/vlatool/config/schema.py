@@ -84,8 +84,10 @@ def section_models(schema: type[BaseModel], section: str) -> list[type[BaseModel
 
 
 def unset_needed(config: BaseModel) -> list[str]:
-    """Dotted keys of `config` that are marked as needed and have no value."""
-    return list(_unset(config, ""))
+    """What must still be set: needed keys without a value, groups of which one key is needed."""
+    exclusive: tuple[tuple[str, ...], ...] = getattr(config, "exclusive", ())
+    groups = [" or ".join(keys) for keys in exclusive if not any(getattr(config, k) for k in keys)]
+    return [*_unset(config, ""), *groups]
 
 
 def mark(field: FieldInfo, name: str) -> Any:

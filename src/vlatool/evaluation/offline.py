@@ -202,4 +202,5 @@ def _observation(policy: Policy, sample: DecodedSample) -> Observation:
         fields={name: sample.fields[name][first:end] for name in names},
         instruction=sample.instruction,
         past_actions={name: sample.fields[name][past] for name in policy.data.action_fields},
+        past_mask=sample.past_mask[past],
     )

@@ -33,12 +33,14 @@ class Observation:
         instruction: What the robot is told.
         past_actions: Action field to the last `past` commands [past, C], if known; relative
             fields as seen from the current pose.
+        past_mask: bool [past], which of them are real; all where it is None.
     """
 
     images: UInt8Array
     fields: Mapping[str, Array]
     instruction: str
     past_actions: Mapping[str, Array] | None = None
+    past_mask: Array | None = None
 
 
 class Policy:
@@ -60,7 +62,8 @@ class Policy:
         self.past = data.lowdim_past_timesteps
         self.length = self.past + 1 + data.lowdim_future_timesteps
         self._model_type = model_type
-        self._model = model.eval()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.to(self._device).eval()
         self._batcher = batcher
         self._groups = [group for group in pose_groups if _is_relative(group, data.action_fields)]
 
@@ -75,7 +78,10 @@ class Policy:
     ) -> dict[str, Array]:
         """Action chunks by field, float64 [B, T, C], in physical units, relative as trained."""
         samples = [self._sample(observation) for observation in observations]
-        batch = self._batcher(samples)
+        batch = {
+            name: value.to(self._device) if isinstance(value, torch.Tensor) else value
+            for name, value in self._batcher(samples).items()
+        }
         actions = self._model_type.act(self._model, batch, steps=steps, rng=rng)
         widths = [sample_width(samples[0], name) for name in self.data.action_fields]
         parts = np.split(actions.cpu().numpy(), np.cumsum(widths)[:-1], axis=-1)
@@ -145,13 +151,14 @@ class Policy:
                 values[: self.past] = known[name]
             fields[name] = values
         mask = np.zeros(self.length, bool)
-        mask[: self.past] = known is not None
+        if known is not None:
+            mask[: self.past] = True if observation.past_mask is None else observation.past_mask
         return DecodedSample(
             key="observation",
             images=observation.images,
             fields=fields,
             past_mask=mask,
-            future_mask=~mask,
+            future_mask=np.arange(self.length) >= self.past,
             instruction=observation.instruction,
             metadata={},
         )

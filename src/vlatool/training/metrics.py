@@ -24,6 +24,7 @@ class Meter:
         self._norms: list[Tensor] = []
         self._scalars: dict[str, list[Tensor]] = {}
         self._samples = 0
+        self._steps = 0
         self._waited = 0.0
         self._since = time.perf_counter()
 
@@ -31,11 +32,15 @@ class Meter:
         """Time that the model stood still for lack of a batch."""
         self._waited += seconds
 
-    def step(self, loss: Tensor, norm: Tensor, samples: int, scalars: Mapping[str, Tensor]) -> None:
-        """One optimizer step: mean loss, gradient norm before clipping, samples over all ranks."""
+    def consumed(self, samples: int) -> None:
+        """Samples of one step over all ranks."""
+        self._samples += samples
+        self._steps += 1
+
+    def step(self, loss: Tensor, norm: Tensor, scalars: Mapping[str, Tensor]) -> None:
+        """One update of an optimizer: mean loss, gradient norm before clipping."""
         self._loss.append(loss)
         self._norms.append(norm)
-        self._samples += samples
         for name, value in scalars.items():
             self._scalars.setdefault(name, []).append(value.detach())
 
@@ -47,7 +52,7 @@ class Meter:
             "grad_norm": _mean(self._norms),
             **{name: _mean(values) for name, values in self._scalars.items()},
             "samples_per_second": self._samples / seconds,
-            "step_ms": 1000 * seconds / max(len(self._loss), 1),
+            "step_ms": 1000 * seconds / max(self._steps, 1),
             "data_wait": self._waited / seconds,
         }
         self._clear()

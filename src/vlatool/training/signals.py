@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM ask a run to stop after its step, so that a checkpoint can be written."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -17,8 +18,10 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._remember)
+        # Python delivers signals to the main thread alone and lets no other ask for them.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(

@@ -60,6 +60,7 @@ class Trainer:
                 self._step(turn, optimizer, objective, micro_batches, rng, meter)
             state.step += 1
             state.samples += self.plan.global_batch
+            meter.consumed(self.plan.global_batch)
             if state.average is not None:
                 state.average.update(state.model)
             self._report(state, meter, rate, bar)
@@ -98,8 +99,9 @@ class Trainer:
         total, count = self.runtime.sum(torch.stack(sums).sum(0))
         self._check_finite(total, sums, micro_batches)
         norm = self._scale_and_clip(optimizer, count)
+        self._check_finite(norm, sums, micro_batches)
         optimizer.step()
-        meter.step(total / count.clamp(min=1), norm, self.plan.global_batch, scalars)
+        meter.step(total / count.clamp(min=1), norm, scalars)
 
     def _scale_and_clip(self, optimizer: Optimizer, count: Tensor) -> Tensor:
         """Turns gradients of summed losses into those of the mean; returns their norm."""
@@ -114,18 +116,20 @@ class Trainer:
             parameters, float("inf") if limit is None else limit, foreach=True
         )
 
-    def _check_finite(self, total: Tensor, sums: list[Tensor], batches: list[Batch]) -> None:
-        """Stops every process before weights change when any of them sees a loss that is none.
+    def _check_finite(self, value: Tensor, sums: list[Tensor], batches: list[Batch]) -> None:
+        """Stops every process before weights change when a loss or gradient norm is no number.
 
         Raises:
-            DataError: The loss is not finite; names samples of this process's bad micro-batch.
+            DataError: It is not finite; names samples of this process's bad micro-batches.
         """
-        if torch.isfinite(total):
+        if torch.isfinite(value):
             return
         bad = [batch for batch, one in zip(batches, sums, strict=True) if not one.isfinite().all()]
+        bad = bad or batches
         keys = [str(key) for batch in bad for key in batch.get("keys", [])][:_NAMED_SAMPLES]
         raise DataError(
-            f"the loss is not finite; weights were not changed; samples: {', '.join(keys)}",
+            "the loss or its gradient is not finite; weights were not changed; "
+            f"samples: {', '.join(keys)}",
             hint="look at these samples; a lower hparams.lr or hparams.grad_clip_norm may help",
             code="data.loss_not_finite",
             details={"samples": keys},

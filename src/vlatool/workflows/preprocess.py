@@ -143,6 +143,12 @@ def _discover(config: PreprocessConfig, reader: FormatReader) -> list[EpisodeRef
                 details={"source": str(source)},
             )
     refs = select(list(reader.discover(sources)), config.episodes)
+    if not refs:
+        raise DataError(
+            f"{', '.join(config.sources)}: no episode found",
+            hint=f"is this {config.format} data? `vlatool inspect` says what it is",
+            code="data.no_episodes",
+        )
     limit = config.max_episodes
     return refs if limit is None or limit < 0 else refs[:limit]
 

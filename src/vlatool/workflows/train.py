@@ -244,7 +244,7 @@ def _claim(run: RunDir, config: TrainConfig) -> None:
         if differences:
             raise UsageError(
                 f"{run.root}: was trained with other options: {'; '.join(differences[:6])}",
-                hint="choose another --output, or replace it with --set overwrite=true",
+                hint="choose another --output, or replace it with --overwrite",
                 code="usage.output_differs",
                 details={"differences": differences},
             )
