@@ -110,6 +110,7 @@ def test_error_of_the_policy_is_that_computed_by_hand(
                 fields={name: sample.fields[name][:2] for name in (XYZ, HAND)},
                 instruction=sample.instruction,
                 past_actions={name: sample.fields[name][:1] for name in (RELATIVE, HAND_COMMAND)},
+                past_mask=sample.past_mask[:1],
             )
             for sample in samples[start : start + 32]
         ]
@@ -304,7 +305,9 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
     chunk = rng.normal(size=(1, 4, sum(widths.values())))
     group = PoseGroup("arm", xyz, rot)
     model_type: Any = Still(chunk)
-    policy = Policy(model_type, nn.Identity(), lambda samples: samples, data, normalizer, [group])  # pyright: ignore[reportArgumentType] - the batch is the samples
+    policy = Policy(
+        model_type, nn.Identity(), lambda samples: {"samples": samples}, data, normalizer, [group]
+    )
     assert set(policy.reference_fields) == {actual_xyz, actual_rot}
     # Source: lbm-training A.8, the reference pose of the first two rows
     position, rotation = np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0, -1.0, 0.0, 0.0])

@@ -145,7 +145,7 @@ def _deflate(content: bytes) -> tuple[int, bytes]:
 @lru_cache(maxsize=1024)
 def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     if dtype.hasobject:
-        raise ValueError("an array of Python objects cannot be stored")
+        raise ValueError("an array of Python objects would have to be pickled")
     header = io.BytesIO()
     described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(header, described)

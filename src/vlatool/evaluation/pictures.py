@@ -1,6 +1,7 @@
 """Pictures of an evaluation: curves of actions, sheets of episodes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,21 +53,30 @@ def save_curves(
         figure.savefig(file, format="png", dpi=110)
 
 
-def save_contact_sheet(path: Path, rows: Sequence[tuple[str, bool, Sequence[UInt8Array]]]) -> None:
-    """One row per episode: label, success, pictures uint8 [H, W, 3] from start to end."""
+@dataclass(frozen=True)
+class SheetRow:
+    """One episode: a label, a verdict, pictures uint8 [H, W, 3] from start to end."""
+
+    label: str
+    verdict: str
+    is_good: bool
+    frames: Sequence[UInt8Array]
+
+
+def save_contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
+    """Writes one row per episode; nothing without rows."""
     if not rows:
         return
-    columns = max(len(frames) for _, _, frames in rows)
+    columns = max(len(row.frames) for row in rows)
     height = _TILE_PX + _LABEL_PX
     sheet = Image.new("RGB", (columns * (_TILE_PX + 4) + 4, len(rows) * height + 4), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for row, (label, success, frames) in enumerate(rows):
-        top = row * height + 4
-        draw.text((6, top), label, fill=_INK)
-        verdict = "success" if success else "failure"
-        place = (sheet.width - 8 - draw.textlength(verdict), top)
-        draw.text(place, verdict, fill=_GOOD if success else _BAD)
-        for column, frame in enumerate(frames):
+    for number, row in enumerate(rows):
+        top = number * height + 4
+        draw.text((6, top), row.label, fill=_INK)
+        place = (sheet.width - 8 - draw.textlength(row.verdict), top)
+        draw.text(place, row.verdict, fill=_GOOD if row.is_good else _BAD)
+        for column, frame in enumerate(row.frames):
             tile = Image.fromarray(frame).resize((_TILE_PX, _TILE_PX), Image.Resampling.BICUBIC)
             sheet.paste(tile, (column * (_TILE_PX + 4) + 4, top + _LABEL_PX - 4))
     with open_atomic(path) as file:

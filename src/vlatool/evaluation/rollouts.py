@@ -9,6 +9,7 @@ import numpy as np
 from vlatool.episode import UInt8Array
 from vlatool.evaluation.controllers import Controller, EnvObservation
 from vlatool.evaluation.metrics import success_report
+from vlatool.evaluation.pictures import SheetRow
 from vlatool.events import Progress
 
 Env = Any
@@ -48,6 +49,8 @@ class RolloutPlan:
         pictured: How many of the first episodes are rendered.
         parallel: Environments that step together.
         options: (seed) to options of the environment's reset.
+        ends: (info, told) to whether the episode is over for another reason than the
+            environment's.
     """
 
     seeds: Sequence[int]
@@ -57,6 +60,7 @@ class RolloutPlan:
     pictured: int = 0
     parallel: int = 25
     options: Callable[[int], dict[str, Any] | None] = lambda seed: None
+    ends: Callable[[Mapping[str, Any], str], bool] = lambda info, told: False
 
 
 def run_rollouts(
@@ -120,7 +124,8 @@ class _Lockstep:
         rollout.success = rollout.success or bool(info.get(self._plan.success_key, fallback))
         limit = self._plan.max_steps
         cut = limit is not None and rollout.steps >= limit
-        return observation, bool(terminated or truncated or rollout.success or cut)
+        over = terminated or truncated or rollout.success or cut
+        return observation, bool(over or self._plan.ends(info, rollout.told))
 
     def _picture(self, number: int, rollout: Rollout, pictured: int) -> None:
         if number < pictured:
@@ -148,17 +153,28 @@ def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     }
 
 
-def sheet_rows(rollouts: Sequence[Rollout]) -> list[tuple[str, bool, list[UInt8Array]]]:
-    """Rows of a contact sheet: a few frames of each pictured episode, evenly spread."""
-    rows: list[tuple[str, bool, list[UInt8Array]]] = []
+def sheet_rows(
+    rollouts: Sequence[Rollout], verdict: Callable[[Rollout], tuple[str, bool]] | None = None
+) -> list[SheetRow]:
+    """Rows of a contact sheet: a few frames of each pictured episode, evenly spread.
+
+    Args:
+        rollouts: Those without frames are left out.
+        verdict: What is written at the end of a row, and whether it is good news.
+    """
+    rows: list[SheetRow] = []
     for one in rollouts:
         if one.frames:
             last = len(one.frames) - 1
             chosen = [round(i * last / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)]
-            rows.append(
-                (f"{one.told}  ({one.steps} steps)", one.success, [one.frames[i] for i in chosen])
-            )
+            word, good = verdict(one) if verdict else _success(one)
+            frames = [one.frames[i] for i in chosen]
+            rows.append(SheetRow(f"{one.told}  ({one.steps} steps)", word, good, frames))
     return rows
+
+
+def _success(rollout: Rollout) -> tuple[str, bool]:
+    return ("success" if rollout.success else "failure"), rollout.success
 
 
 def _is_plain(value: object) -> bool:

@@ -203,6 +203,7 @@ def _train(config: DemoConfig, paths: _Paths, reporter: Reporter) -> TrainResult
     _say(reporter, *words)
     typed = {
         "data.dataset_manifest": [str(paths.data / "shards" / "manifest.jsonl")],
+        "data.dataset_statistics": [str(paths.data / "shards" / "stats.json")],
         "save_path": str(paths.root),
         "name": paths.run.name,
         "total_train_steps": config.steps,
@@ -227,7 +228,9 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     policy = load_policy(str(paths.run), "auto").policy
     seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
     obey = RolloutPlan(seeds, _told, "success", pictured=_PICTURED, options=_goal)
-    mislead = RolloutPlan(seeds, _told_another, "success", pictured=_WRONG_PICTURED, options=_goal)
+    mislead = RolloutPlan(
+        seeds, _told_another, "success", pictured=_WRONG_PICTURED, options=_goal, ends=_obeyed
+    )
     blind = RolloutPlan(seeds, _told, "success", options=_goal)
 
     def acting(env: Any) -> "Controller":
@@ -244,7 +247,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
         still = run_rollouts(unseeing, lambda env: HoldController("proprio"), blind, bar)
     sheets = {"policy": paths.root / "rollouts.png", "wrong": paths.root / "wrong-instruction.png"}
     save_contact_sheet(sheets["policy"], sheet_rows(good))
-    save_contact_sheet(sheets["wrong"], sheet_rows(wrong))
+    save_contact_sheet(sheets["wrong"], sheet_rows(wrong, _listened))
     return _Evaluation(good, chance, still, wrong, sheets)
 
 
@@ -264,6 +267,16 @@ def _told_another(observation: Mapping[str, Any], info: Mapping[str, Any]) -> st
     return instruction_for(COLOURS[(COLOURS.index(info["target"]) + 1) % len(COLOURS)])
 
 
+def _obeyed(info: Mapping[str, Any], told: str) -> bool:
+    """Whether the block in the bin is the one that was asked for."""
+    return info["placed"] is not None and instruction_for(info["placed"]) == told
+
+
+def _listened(rollout: "Rollout") -> tuple[str, bool]:
+    did = _obeyed(rollout.info, rollout.told)
+    return ("did as it was told" if did else "did not"), did
+
+
 def _result(
     config: DemoConfig,
     paths: _Paths,
@@ -275,10 +288,7 @@ def _result(
     from vlatool.evaluation.rollouts import rollout_report
 
     figures = rollout_report(evaluation.policy)
-    obeyed = [
-        one.info["placed"] is not None and instruction_for(one.info["placed"]) == one.told
-        for one in evaluation.wrong
-    ]
+    obeyed = [_obeyed(one.info, one.told) for one in evaluation.wrong]
     return DemoResult(
         success_rate=figures["success_rate"],
         confidence_95=figures["confidence_95"],

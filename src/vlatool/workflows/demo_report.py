@@ -97,7 +97,7 @@ def _listening(result: Mapping[str, Any]) -> str:
         "bin.</p>"
     )
     rows = [
-        ("The block it was told of", result["obeyed_wrong_instruction_rate"], "at the end"),
+        ("The block it was told of", result["obeyed_wrong_instruction_rate"], "ends the episode"),
         ("The block that counts", result["wrong_instruction_success_rate"], "at any time"),
     ]
     return text + _rate_table(rows)

@@ -97,5 +97,5 @@ def test_choices_of_a_union_are_its_types(root_schema):
 
 
 def test_needed_keys_without_value_are_listed(root_schema):
-    assert unset_needed(root_schema()) == ["data"]
-    assert unset_needed(root_schema(data="x")) == []
+    assert unset_needed(root_schema()) == ["data", "num_epochs or total_train_samples"]
+    assert unset_needed(root_schema(data="x", num_epochs=1)) == []

@@ -28,13 +28,18 @@ def test_output_is_a_file_or_a_folder(tmp_path, load, output, file):
 
 
 def test_text_ends_with_the_needed_keys_that_are_unset(load):
-    assert resolve_config(load()).text().splitlines()[-1].endswith(": data")
+    assert (
+        resolve_config(load())
+        .text()
+        .splitlines()[-1]
+        .endswith(": data, num_epochs or total_train_samples")
+    )
 
 
 def test_document_has_config_unset_and_origins(load):
     document = resolve_config(load(set_=("name=x",)), explain=True).document()
     assert document["config"]["name"] == "x"
-    assert document["unset"] == ["data"]
+    assert document["unset"] == ["data", "num_epochs or total_train_samples"]
     assert document["origins"]["name"] == "command line, 1st override"
     assert document["origins"]["hparams.lr"] == "default"
 
