@@ -1,6 +1,5 @@
 """Training of any registered model type on `lbm` shards."""
 
-import os
 import shutil
 import signal
 import time
@@ -79,7 +78,6 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    _let_threads_sleep()
     from vlatool.training.plan import make_plan
     from vlatool.training.runtime import Runtime
     from vlatool.training.schedule import check_schedule
@@ -89,6 +87,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     config, rules = config.derive(facts)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime.world_size)
+    runtime.share_processors(default_workers(), config.data.num_workers or 0)
     plan = make_plan(config, facts.sizes, runtime.world_size)
     check_schedule(config.hparams, plan.total_steps)
     if runtime.is_main:
@@ -104,15 +103,6 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         _claim(run, config)
         runtime.wait()
         return _train(config, facts, plan, runtime, run, reporter)
-
-
-def _let_threads_sleep() -> None:
-    """Keeps torch's threads from spinning while they wait for each other.
-
-    Loader processes need the processors too: with two processors and another busy process a step
-    took 300 ms with spinning threads and 95 ms with sleeping ones. Read when torch is loaded.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _train(
