@@ -63,7 +63,7 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
         optimizer.zero_grad()
         (loss.total / loss.count).backward()
         optimizer.step()
-    float(loss.total)
+    float(loss.total.detach())
     milliseconds = 1000 * (time.perf_counter() - started) / steps
     parameters = sum(p.numel() for p in model.parameters())
     print(f"step alone on {device}, batch {size}, {parameters / 1e6:.2f} M: {milliseconds:.1f} ms")
