@@ -63,6 +63,7 @@ class EpisodeRef:
         source: The source it was found under, as the user gave it.
         number: Its number in the data set when the format has one, for `--episodes`.
         task: What the robot was told to do, as the format names it.
+        files: What it is read from besides `path`; their sizes tell whether inputs changed.
         extras: Whatever else the reader needs to open it.
     """
 
@@ -71,6 +72,7 @@ class EpisodeRef:
     source: str
     number: int | None = None
     task: str = ""
+    files: tuple[Path, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

@@ -104,7 +104,7 @@ def all_keys(folder: Path) -> list[str]:
 
 def epoch_size(shards: int, slot: int, slots: int) -> int:
     """Samples of one epoch that a slot reads."""
-    if shards < slots:
+    if shards % slots:
         return len(range(slot, SAMPLES, slots))
     return len(range(slot, shards, slots)) * (SAMPLES // shards)
 

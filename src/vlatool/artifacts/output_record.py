@@ -75,11 +75,12 @@ def claim_output(
                 code="usage.output_differs",
                 details={"differences": differences},
             )
-        if before.result is not None:
+        if before.result is not None and all((folder / part).exists() for part in parts):
             return before
+    # The record goes first: a run killed while it removes must not look complete.
+    record.save(folder)
     for part in parts:
         shutil.rmtree(folder / part, ignore_errors=True)
-    record.save(folder)
     return None
 
 

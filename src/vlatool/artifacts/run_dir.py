@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,13 @@ class RunDir:
     def write_config(self, tree: Mapping[str, Any]) -> None:
         """Writes config.yaml."""
         write_text(self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
+
+    def forget_progress(self) -> None:
+        """Removes checkpoints and metrics of a run that is replaced."""
+        self.config.unlink(missing_ok=True)
+        (self.root / LATEST).unlink(missing_ok=True)
+        self.metrics.unlink(missing_ok=True)
+        shutil.rmtree(self.root / "checkpoints", ignore_errors=True)
 
     def read_config(self) -> dict[str, Any] | None:
         """The tree of config.yaml; None where there is none."""

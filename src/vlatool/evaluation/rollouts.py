@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import UInt8Array
+from vlatool.errors import DataError
 from vlatool.evaluation.controllers import Controller, EnvObservation
 from vlatool.evaluation.metrics import success_report
 from vlatool.evaluation.pictures import SheetRow
@@ -116,6 +117,12 @@ class _Lockstep:
 
     def _step(self, number: int, action: Any, rollout: Rollout) -> tuple[EnvObservation, bool]:
         space = self._envs[number].action_space
+        if np.shape(action) != space.shape:
+            raise DataError(
+                f"the action is {np.shape(action)}, the environment takes {space.shape}",
+                hint="correct `action`: its parts must fill the environment's action in order",
+                code="data.action_shape",
+            )
         bounded = np.clip(action, space.low, space.high).astype(space.dtype)
         observation, reward, terminated, truncated, info = self._envs[number].step(bounded)
         rollout.steps += 1

@@ -47,7 +47,8 @@ class SampleDecoder:
     def __init__(self, config: DataConfig) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
-        self._pictures = [f"{name}.jpg" for name in config.image_names]
+        # webdataset lower-cases the names of members.
+        self._pictures = [f"{name}.jpg".lower() for name in config.image_names]
         self._fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         self._kinds = config.language_instruction_types
         self._past = config.lowdim_past_timesteps

@@ -1,6 +1,7 @@
 """Batches for training: a seeded, endless loader whose position can be restored."""
 
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,11 +114,13 @@ def build_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_settle if workers else None,
     )
     return BatchLoader(loader)
 
 
-def _one_thread(worker: int) -> None:
+def _settle(worker: int) -> None:
+    """One thread; Ctrl-C goes to every process of a terminal, but the trainer answers it."""
     del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,8 +1,9 @@
 """Shards to decoded samples: endless, seeded, split over ranks and workers without loss.
 
-Every (rank, worker) is a slot. With at least as many shards as slots each slot takes its share of
-the shards of an epoch; with fewer, every slot reads all of them and takes each k-th sample. So each
-sample comes exactly once per epoch whatever the number of slots.
+Every (rank, worker) is a slot. Where shards divide evenly over the slots, or there are many of
+them, a slot reads its share of the shards of an epoch; else every slot reads all of them and takes
+each k-th sample. So the slots together see each sample once per epoch, and keep pace with each
+other to within a shard in sixteen.
 """
 
 import random
@@ -19,6 +20,8 @@ from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
 
 RawSample = dict[str, Any]
+
+_MANY_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class SampleStream:
         order = list(range(len(self._shards)))
         if self._config.shuffle:
             np.random.default_rng(self._seed + epoch).shuffle(order)
-        by_shard = len(order) >= self._slot.count
+        by_shard = self._reads_whole_shards(len(order))
         if by_shard:
             # Slots take turns at the remainder, so that none of them laps the others for ever.
             order = order[(self._slot.index + epoch) % self._slot.count :: self._slot.count]
@@ -75,6 +78,10 @@ class SampleStream:
         for position, sample in enumerate(read_shards(urls)):
             if by_shard or position % self._slot.count == self._slot.index:
                 yield sample
+
+    def _reads_whole_shards(self, shards: int) -> bool:
+        count = self._slot.count
+        return shards % count == 0 or shards >= _MANY_SHARDS * count
 
 
 class MixedStream:

@@ -102,6 +102,14 @@ class Policy:
         commands = {name: chunk[:, self.past :] for name, chunk in chunks.items()}
         for group in self._groups:
             self._make_absolute(group, commands, observations)
+        for name in commands:
+            if name.endswith(SUFFIX):
+                raise DataError(
+                    f"no pose group says what {name!r} is relative to",
+                    hint="add pose_groups to preprocessing_config.yaml in the run folder",
+                    code="data.missing_pose_group",
+                    details={"field": name},
+                )
         return commands
 
     def _make_absolute(

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -102,7 +103,7 @@ class ProcessExecutor:
                 return Outcome(
                     item,
                     error=DataError(
-                        f"{item}: the worker process died twice on this item",
+                        f"{_name(item)}: the worker process died twice on this item",
                         hint="it may need more memory than there is; try --workers 1",
                         code="data.worker_died",
                     ),
@@ -130,13 +131,18 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
     except VlatoolError as error:
         return Outcome(item, error=error)
     except Exception as error:  # noqa: BLE001 - one item's failure must not end the others
-        message = f"{item}: {type(error).__name__}: {error}"
-        return Outcome(
-            item,
-            error=DataError(
-                message, hint="run with --debug for the traceback", code="data.unexpected"
-            ),
+        problem = DataError(
+            f"{_name(item)}: {type(error).__name__}: {error}",
+            hint="a bug in vlatool or in the format's plugin; --json has the traceback",
+            code="data.unexpected",
+            details={"traceback": traceback.format_exc()},
         )
+        return Outcome(item, error=problem)
+
+
+def _name(item: object) -> str:
+    """What messages call an item."""
+    return str(getattr(item, "id", None) or getattr(item, "stem", None) or item)
 
 
 def _submit(

@@ -3,7 +3,8 @@
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
-from vlatool.episode import FrameSource
+from vlatool.episode import FrameSource, UInt8Array
+from vlatool.errors import DataError
 from vlatool.transforms.geometry import ImageGeometry
 
 _FRAMES_PER_READ = 8
@@ -21,7 +22,7 @@ class EpisodeEncoder:
     ) -> None:
         needed = sorted(set(needed_frames))
         self._cameras = {
-            name: _CameraEncoder(source, geometries[name], needed, quality)
+            name: _CameraEncoder(name, source, geometries[name], needed, quality)
             for name, source in cameras.items()
         }
 
@@ -36,8 +37,14 @@ class EpisodeEncoder:
 
 class _CameraEncoder:
     def __init__(
-        self, source: FrameSource, geometry: ImageGeometry, needed: Sequence[int], quality: int
+        self,
+        name: str,
+        source: FrameSource,
+        geometry: ImageGeometry,
+        needed: Sequence[int],
+        quality: int,
     ) -> None:
+        self._name = name
         self._source = source
         self._geometry = geometry
         self._needed = needed
@@ -55,8 +62,19 @@ class _CameraEncoder:
     def _encode_next(self) -> None:
         batch = self._needed[self._position : self._position + _FRAMES_PER_READ]
         self._position += len(batch)
-        for frame, pixels in zip(batch, self._source.read(batch), strict=True):
+        for frame, pixels in zip(batch, self._read(batch), strict=True):
             buffer = io.BytesIO()
             picture = self._geometry.apply(pixels)
             picture.save(buffer, "JPEG", quality=self._quality, optimize=True)
             self._encoded[frame] = buffer.getvalue()
+
+    def _read(self, frames: Sequence[int]) -> UInt8Array:
+        try:
+            return self._source.read(frames)
+        except OSError as error:  # a plugin's decoder; the sink would take it for its own disk
+            raise DataError(
+                f"camera {self._name!r}: frames {frames[0]} to {frames[-1]}: {error}",
+                hint="the pictures are damaged; record or download them again",
+                code="data.picture_unreadable",
+                details={"camera": self._name, "frames": list(frames)},
+            ) from error

@@ -153,8 +153,13 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
                 source=str(source),
                 number=number if len(found) == 1 else None,
                 task=sentences[0] if sentences else _name_in_words(dataset.name),
+                files=(*recording.videos.values(), *_metadata_files(dataset.root)),
                 extras={"recording": recording},
             )
+
+
+def _metadata_files(root: Path) -> list[Path]:
+    return sorted((root / "meta").glob("*.json*"))
 
 
 def _check_length(recording: Recording, rows: Rows) -> None:

@@ -16,6 +16,7 @@ from vlatool.errors import DataError
 from vlatool.sources.language import LanguageAnnotations, task_in_words
 from vlatool.sources.npz import NpzArchive, NpzFrames, missing_array
 from vlatool.sources.order import natural_key, unique_refs
+from vlatool.storage.uri import local_path
 from vlatool.transforms.relative import SUFFIX, actual_field
 
 _EPISODE = re.compile(r"^episode_(\d+)$")
@@ -97,7 +98,9 @@ class SpartanReader:
     def __init__(self, config: SpartanConfig) -> None:
         self.config = config
         self.warnings: list[tuple[str, str]] = []
-        self._annotations = LanguageAnnotations.load(config.language_annotations_path)
+        annotations = config.language_annotations_path
+        self._annotations = LanguageAnnotations.load(annotations)
+        self._files = () if annotations is None else (local_path(annotations),)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Episodes below the sources in natural order.
@@ -107,7 +110,7 @@ class SpartanReader:
         """
         found: list[EpisodeRef] = []
         for source in sources:
-            refs = [_ref(folder, source) for folder in _episode_folders(source)]
+            refs = [_ref(folder, source, self._files) for folder in _episode_folders(source)]
             if not refs:
                 raise DataError(
                     f"{source}: no Spartan episode here or below",
@@ -269,7 +272,7 @@ def _episode_folders(source: Path) -> list[Path]:
     return sorted(found, key=natural_key)
 
 
-def _ref(folder: Path, source: Path) -> EpisodeRef:
+def _ref(folder: Path, source: Path, files: tuple[Path, ...]) -> EpisodeRef:
     """Task, station and time stamp are read from the published folder layout where it is kept."""
     parts = folder.parts
     named: list[str] = []
@@ -285,6 +288,7 @@ def _ref(folder: Path, source: Path) -> EpisodeRef:
         path=folder,
         source=str(source),
         task=task,
+        files=files,
     )
 
 

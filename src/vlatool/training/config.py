@@ -77,6 +77,7 @@ class EmaConfig(ConfigModel):
 class DistributedConfig(ConfigModel):
     """Processes and devices."""
 
+    world_size: int | None = derived_field("processes that are started", "Processes of the run.")
     dist_backend: Literal["auto", "nccl", "gloo"] = Field(
         default="auto", description="How processes talk; auto is nccl with GPUs, else gloo."
     )

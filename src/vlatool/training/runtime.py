@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from vlatool.errors import EnvironmentProblem
@@ -91,6 +92,10 @@ class Runtime:
         summed = self._accelerator.reduce(values, reduction="sum")
         assert isinstance(summed, Tensor)
         return summed
+
+    def agree(self, value: Any) -> Any:
+        """The first process's value, in every process."""
+        return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
     def wait(self) -> None:
         """Waits for all processes."""

@@ -96,7 +96,9 @@ class EpisodeTask:
         padding = sampler.windows.dropped_padding
         dropped = {"padding": padding} if padding else {}
         if not samples:
-            return Receipt(episode.id, episode.num_frames, dropped=dropped)
+            return Receipt(
+                episode.id, episode.num_frames, dropped=dropped, warnings=episode.warnings
+            )
         with self.sink.open_episode(ref) as writer:
             for sample in samples:
                 writer.write(sample, encoder.images(sample.image_frames))

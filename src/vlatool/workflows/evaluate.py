@@ -204,7 +204,8 @@ def _instruction(
     if config.instruction is not None:
         return config.instruction
     key = config.instruction_key
-    return str(observation.get(key, info.get(key, "")))
+    known = {**info, **observation} if isinstance(observation, Mapping) else info
+    return str(known.get(key, ""))
 
 
 def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
@@ -232,6 +233,7 @@ def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
 
         facts = replace(facts, shards=(tuple(read_manifest(found[0])),))
     facts.widths([*trained.config.data.action_fields, *trained.config.data.proprioception_fields])
+    _check_windows(location, facts, trained.config.data)
     known = facts.options[0].get("camera_names") or []
     for camera in trained.config.data.camera_names:
         if known and camera not in known:
@@ -242,6 +244,20 @@ def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
                 code="data.unknown_camera_names",
             )
     return facts
+
+
+def _check_windows(location: str, facts: DatasetFacts, data: DataConfig) -> None:
+    for key, has in (
+        ("lowdim_past_timesteps", facts.past),
+        ("lowdim_future_timesteps", facts.future),
+    ):
+        if getattr(data, key) > has:
+            raise DataError(
+                f"{location}: the windows hold {has} steps, the policy's {key} is "
+                f"{getattr(data, key)}",
+                hint="preprocess the data with the windows that the policy was trained on",
+                code="data.window_too_large",
+            )
 
 
 def _output(wanted: str | None, trained: TrainedPolicy, name: str) -> Path:

@@ -54,6 +54,9 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
     check_cameras(config.camera_names or (), reader, refs, first)
     task = _task(config, first)
     _announce(task, first, reporter)
+    for name in task.cameras:
+        if name != name.lower():
+            reporter.warn("upper_case_camera", f"camera {name!r}: other loaders want lower case")
     if config.dry_run:
         return _planned(config, task, refs, first)
     output = local_path(config.output)
@@ -113,6 +116,7 @@ class _Collected:
 
     failures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     warnings: dict[str, int] = field(default_factory=dict[str, int])
+    empty: list[str] = field(default_factory=list[str])
 
 
 def _reader(config: PreprocessConfig) -> FormatReader:
@@ -208,6 +212,8 @@ def _receipts(
                 _fail(config, outcome.item, outcome.error, reporter, collected)
             elif outcome.value is not None:
                 samples += len(outcome.value.ranges)
+                if not outcome.value.ranges:
+                    collected.empty.append(outcome.item.id)
                 _warn(outcome.value, reporter, collected)
                 yield outcome.value
             bar.advance(samples=samples, failed=len(collected.failures))
@@ -259,7 +265,7 @@ def _warn(receipt: Receipt, reporter: Reporter, collected: _Collected) -> None:
 
 def _record(config: PreprocessConfig, refs: Sequence[EpisodeRef]) -> OutputRecord:
     options = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
-    sizes = {ref.id: _bytes_below(ref.path) for ref in refs}
+    sizes = {ref.id: [_bytes_below(path) for path in (ref.path, *ref.files)] for ref in refs}
     digest = hashlib.blake2b(json.dumps(sizes).encode(), digest_size=8).hexdigest()
     return OutputRecord("preprocess", options, {"episodes": len(refs), "fingerprint": digest})
 
@@ -299,7 +305,8 @@ def _result(
 ) -> PreprocessResult:
     return PreprocessResult(
         output=config.output,
-        episodes=episodes - len(collected.failures),
+        episodes=episodes - len(collected.failures) - len(collected.empty),
+        empty_episodes=tuple(collected.empty),
         frames=summary.frames,
         samples=summary.samples,
         shards=summary.shards,

@@ -127,6 +127,7 @@ class PreprocessResult:
     proprioception_fields: tuple[str, ...]
     dropped: Mapping[str, int]
     failures: tuple[Mapping[str, Any], ...] = ()
+    empty_episodes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     status: str = "written"
@@ -154,6 +155,7 @@ class PreprocessResult:
         if self.status == "already complete":
             lines[0] += "; was already complete, nothing to do"
         lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"no samples from {name}" for name in self.empty_episodes]
         lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
         if self.status != "planned":
             lines.append(f"next: vlatool train --preset diffusion-policy-tiny --data {self.output}")

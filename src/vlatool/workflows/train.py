@@ -3,21 +3,18 @@
 import shutil
 import signal
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.run_dir import RunDir, read_metrics
-from vlatool.artifacts.stats import write_stats
 from vlatool.errors import StorageError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.facts import DatasetFacts, read_facts
 from vlatool.loading.normalizer import Normalizer
 from vlatool.parallel.executor import default_workers
 from vlatool.plugins import MODELS
-from vlatool.storage.atomic import remove_partials
 from vlatool.storage.lock import output_lock
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
@@ -78,6 +75,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
+    from vlatool.training.claim import claim_run
     from vlatool.training.plan import make_plan
     from vlatool.training.runtime import Runtime
     from vlatool.training.schedule import check_schedule
@@ -86,7 +84,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     facts = read_facts(config.data)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
-    config = _machine_defaults(config, runtime.world_size)
+    config = _machine_defaults(config, runtime)
     runtime.share_processors(default_workers(), config.data.num_workers or 0)
     plan = make_plan(config, facts.sizes, runtime.world_size)
     check_schedule(config.hparams, plan.total_steps)
@@ -100,7 +98,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         runtime.wait()
         return _train(config, facts, plan, runtime, run, NULL)
     with output_lock(run.root, "vlatool train"):
-        _claim(run, config)
+        claim_run(run, config, facts)
         runtime.wait()
         return _train(config, facts, plan, runtime, run, reporter)
 
@@ -128,7 +126,8 @@ def _train(
         run.truncate_metrics(state.step)
     if state.step >= plan.total_steps:
         return _result(config, run, state, plan, facts, "already complete", started)
-    _check_disk(run, state)
+    if runtime.is_main:
+        _check_disk(run, state)
 
     def save(state: "TrainState") -> None:
         if runtime.is_main:
@@ -150,7 +149,10 @@ def _train(
         trainer.fit(state, loader, objective, bar)
         if state.step < plan.total_steps:
             save(state)
-            reporter.note(f"stopped after step {state.step}; the same command goes on from there")
+            reporter.note(
+                f"stopped after step {state.step}; the same command with --output {run.root} "
+                "goes on from there"
+            )
             _end(stop.signal)
     return _result(config, run, state, plan, facts, "trained", started)
 
@@ -202,84 +204,25 @@ def _check_model(config: TrainConfig) -> None:
         )
 
 
-def _machine_defaults(config: TrainConfig, world_size: int) -> TrainConfig:
-    """Null keys that this machine decides."""
-    workers = config.data.num_workers
-    if workers is None:
-        workers = max(1, default_workers() // world_size)
+def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
+    """Null keys that this machine decides; a run that goes on keeps what it started with."""
     name = config.name
     if name is None:
         now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
         name = f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
-    data = config.data.model_copy(update={"num_workers": workers})
-    return config.model_copy(update={"data": data, "name": name})
+    config = config.model_copy(update={"name": runtime.agree(name)})
+    workers = config.data.num_workers
+    if workers is None:
+        stored = (RunDir(_output(config)).read_config() or {}).get("data", {}).get("num_workers")
+        workers = max(1, default_workers() // runtime.world_size) if stored is None else stored
+    data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
+    processes = config.distributed.model_copy(update={"world_size": runtime.world_size})
+    return config.model_copy(update={"data": data, "distributed": processes})
 
 
 def _output(config: TrainConfig) -> Path:
     assert config.name is not None
     return local_path(config.save_path) / config.name
-
-
-def _claim(run: RunDir, config: TrainConfig) -> None:
-    """Makes the run folder ready; the same run goes on, another one is refused.
-
-    Raises:
-        UsageError: The folder holds a run with other options, or something else.
-    """
-    now = _identity(config)
-    before = run.read_config()
-    if before is not None and not config.overwrite:
-        old = {key: value for key, value in before.items() if key in now}
-        differences = _differences(old, now)
-        if differences:
-            raise UsageError(
-                f"{run.root}: was trained with other options: {'; '.join(differences[:6])}",
-                hint="choose another --output, or replace it with --overwrite",
-                code="usage.output_differs",
-                details={"differences": differences},
-            )
-    elif before is not None:
-        shutil.rmtree(run.root / "checkpoints", ignore_errors=True)
-        run.metrics.unlink(missing_ok=True)
-    elif any(child.name != ".vlatool" for child in run.root.iterdir()):
-        raise UsageError(
-            f"{run.root}: exists and is not a run of vlatool",
-            hint="choose another --output",
-            code="usage.output_exists",
-        )
-    remove_partials(run.root)
-    run.write_config(config.model_dump(mode="json", exclude={"overwrite", "dry_run"}))
-    facts = read_facts(config.data)
-    used = dict.fromkeys([*config.data.action_fields, *config.data.proprioception_fields])
-    write_stats(run.stats, {name: facts.statistics[name] for name in used})
-    _copy_options(config, run)
-
-
-def _copy_options(config: TrainConfig, run: RunDir) -> None:
-    """preprocessing_config.yaml of the first data set, which evaluation reads."""
-    manifest = local_path(config.data.dataset_manifest[0])
-    shutil.copyfile(
-        manifest.parent / "preprocessing_config.yaml", run.root / "preprocessing_config.yaml"
-    )
-
-
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """What decides the weights."""
-    tree = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
-    for key in ("prefetch_factor",):
-        tree["data"].pop(key)
-    return tree
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for key in new:
-        before, now = old.get(key), new[key]
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            found += _differences(before, now, f"{prefix}{key}.")
-        elif before != now:
-            found.append(f"{prefix}{key} {before!r} (now {now!r})")
-    return found
 
 
 def _check_disk(run: RunDir, state: "TrainState") -> None:
