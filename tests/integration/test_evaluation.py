@@ -328,6 +328,34 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
         np.testing.assert_allclose(commands[rot][0], expected, rtol=1e-6, atol=1e-9)
 
 
+def test_earlier_commands_are_seen_from_the_current_pose() -> None:
+    xyz, rot = "robot__action__poses__a__xyz", "robot__action__poses__a__rot_6d"
+    actual_xyz, actual_rot = (name.replace("action", "actual") for name in (xyz, rot))
+    data = DataConfig(
+        action_fields=[f"{xyz}_relative", f"{rot}_relative", "hand"],
+        lowdim_past_timesteps=2,
+        lowdim_future_timesteps=1,
+    )
+    group = PoseGroup("arm", xyz, rot)
+    nothing: Any = None
+    policy = Policy(nothing, nn.Identity(), nothing, data, nothing, [group])
+    # Source: lbm-data 8.3, relative pose
+    now = {
+        actual_xyz: np.array([[9.0, 9.0, 9.0], [1.0, 2.0, 3.0]]),
+        actual_rot: np.array([[1.0, 0, 0, 0, 1, 0], [0.0, 1, 0, -1, 0, 0]]),
+    }
+    commands = {
+        xyz: np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 3.0]]),
+        rot: np.array([[0.0, 1, 0, -1, 0, 0], [1.0, 0, 0, 0, 1, 0]]),
+        "hand": np.array([[0.1], [0.0]]),
+    }
+    seen = policy.seen_from_now(commands, now)
+    np.testing.assert_allclose(seen[f"{xyz}_relative"], [[0, 0, 0], [0, 1, 0]], atol=1e-12)
+    expected = [[1, 0, 0, 0, 1, 0], [0, -1, 0, 1, 0, 0]]
+    np.testing.assert_allclose(seen[f"{rot}_relative"], expected, atol=1e-12)
+    np.testing.assert_array_equal(seen["hand"], commands["hand"])
+
+
 def test_missing_reference_pose_is_named(run: Path) -> None:
     trained = load_policy(str(run), "auto")
     seen = Observation(

@@ -6,6 +6,7 @@ batches. Legend of shapes: N pictures, P past steps, T action steps, C channels.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,6 +64,14 @@ class HoldController:
         return {number: self._first[number] for number in observations}
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One planned step: the environment's action, and the policy's commands [C] by field."""
+
+    action: Array
+    commands: Mapping[str, Array]
+
+
 class PolicyController:
     """Samples a chunk, carries out its first steps, samples again."""
 
@@ -71,7 +80,8 @@ class PolicyController:
         self._config = config
         self._rng = torch.Generator().manual_seed(config.seed)
         self._history: dict[int, deque[EnvObservation]] = {}
-        self._plans: dict[int, deque[Array]] = {}
+        self._plans: dict[int, deque[_Step]] = {}
+        self._done: dict[int, deque[_Step]] = {}
         offsets = policy.data.image_indices
         if max(offsets) > 0:
             raise DataError(
@@ -97,15 +107,23 @@ class PolicyController:
         empty = [number for number in observations if not self._plans.get(number)]
         if empty:
             self._replan(empty, instructions)
-        return {number: self._plans[number].popleft() for number in observations}
+        return {number: self._next(number) for number in observations}
+
+    def _next(self, number: int) -> Array:
+        step = self._plans[number].popleft()
+        self._done.setdefault(number, deque(maxlen=self._policy.past)).append(step)
+        return step.action
 
     def _replan(self, numbers: Sequence[int], instructions: Mapping[int, str]) -> None:
         seen = [self._observe(number, instructions[number]) for number in numbers]
         commands = self._policy.act(seen, steps=self._config.inference_steps, rng=self._rng)
         parts = [commands[part.field] * part.scale for part in self._config.action]
         chunks = np.concatenate(parts, axis=-1)[:, : self._config.execute_steps]
-        for number, chunk in zip(numbers, chunks, strict=True):
-            self._plans[number] = deque(chunk)
+        for row, (number, chunk) in enumerate(zip(numbers, chunks, strict=True)):
+            self._plans[number] = deque(
+                _Step(action, {name: values[row, step] for name, values in commands.items()})
+                for step, action in enumerate(chunk)
+            )
 
     def _observe(self, number: int, instruction: str) -> Observation:
         history = list(self._history[number])
@@ -116,13 +134,26 @@ class PolicyController:
             for camera in data.camera_names
         ]
         recent = history[-(self._policy.past + 1) :]
-        return Observation(
-            images=np.stack(pictures),
-            fields={
-                name: np.stack([self._field(one, name) for one in recent]) for name in self._fields
-            },
-            instruction=instruction,
-        )
+        fields = {
+            name: np.stack([self._field(one, name) for one in recent]) for name in self._fields
+        }
+        known, mask = self._past_actions(number, fields)
+        return Observation(np.stack(pictures), fields, instruction, known, mask)
+
+    def _past_actions(
+        self, number: int, fields: Mapping[str, Array]
+    ) -> tuple[dict[str, Array] | None, Array | None]:
+        """What was carried out in the last `past` steps, and which of them there were."""
+        done = self._done.get(number)
+        if not done:
+            return None, None
+        missing = self._policy.past - len(done)
+        steps = [done[0]] * missing + list(done)
+        commands = {
+            name: np.stack([one.commands[name] for one in steps]) for name in done[0].commands
+        }
+        mask = np.arange(self._policy.past) >= missing
+        return self._policy.seen_from_now(commands, fields), mask
 
     def _picture(self, observation: EnvObservation, camera: str) -> Array:
         picture = _lookup(observation, self._config.cameras.get(camera, camera))

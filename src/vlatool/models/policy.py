@@ -18,7 +18,7 @@ from vlatool.loading.loader import Batcher
 from vlatool.loading.normalizer import Normalizer
 from vlatool.models.base import ModelType
 from vlatool.transforms.relative import SUFFIX, actual_field
-from vlatool.transforms.rotations import absolute_pose
+from vlatool.transforms.rotations import absolute_pose, relative_pose
 
 _IDENTITY_ROT6D = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
 
@@ -111,6 +111,36 @@ class Policy:
                     details={"field": name},
                 )
         return commands
+
+    def seen_from_now(
+        self, commands: Mapping[str, Array], fields: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Earlier commands as the policy knows them: the inverse of what `act` does to poses.
+
+        Args:
+            commands: Field name to absolute commands [past, C].
+            fields: Observed fields [P, C], measured poses included.
+        """
+        known = {name: commands[name] for name in self.data.action_fields if name in commands}
+        for group in self._groups:
+            xyz_now = fields[actual_field(group.position_key) or group.position_key][-1:]
+            rot_now = fields[actual_field(group.rotation_key) or group.rotation_key][-1:]
+            xyz = commands.get(group.position_key)
+            rot = commands.get(group.rotation_key)
+            count = len(next(iter(commands.values())))
+            relative = relative_pose(
+                np.repeat(xyz_now, count, axis=0) if xyz is None else xyz,
+                np.repeat(rot_now, count, axis=0) if rot is None else rot,
+                xyz_now,
+                rot_now,
+            )
+            keys = (group.position_key + SUFFIX, group.rotation_key + SUFFIX)
+            known |= {
+                key: values
+                for key, values in zip(keys, relative, strict=True)
+                if key in self.data.action_fields
+            }
+        return known
 
     def _make_absolute(
         self,
