@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
+from vlatool.errors import missing_extra
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.events import NULL, Reporter
 from vlatool.storage.atomic import write_json
@@ -112,7 +114,11 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
 
     Raises:
         UsageError: The output holds something made with other options.
+        EnvironmentProblem: Something that training needs is not installed.
     """
+    for package in ("torch", "accelerate", "webdataset", "gymnasium"):
+        if find_spec(package) is None:
+            raise missing_extra(package, "train")
     watch = _Stopwatch()
     paths = _Paths(Path(config.output))
     _record(config, paths, reporter)
