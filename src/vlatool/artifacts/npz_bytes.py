@@ -1,8 +1,8 @@
 """npz archives in memory: written and read array by array, byte for byte an ordinary npz.
 
-A training sample holds some seventy small arrays and a policy wants four. With `numpy.savez` and
-`zipfile` the bookkeeping costs several times the compression: measured on a sample of the built-in
-world, reading four arrays 0.75 ms there and 0.15 ms here, writing all of them 6.1 and 1.5 ms.
+A training sample holds some seventy small arrays and a policy wants four. With `numpy` and
+`zipfile` the bookkeeping costs more than the compression: measured on samples of the built-in
+world, reading four arrays takes 0.37 ms there and 0.07 ms here, writing all of them 2.2 and 0.8.
 """
 
 import ast
