@@ -111,8 +111,8 @@ def main() -> None:
 def _leave_at_once(code: int) -> None:
     """Ends a process of a distributed run without tearing torch down.
 
-    Everything is written and synced by now. Torch 2.13 aborts in about every third tear-down of a
-    gloo process group (measured: 14 of 30 bare runs, none of 30 that left this way).
+    Everything is written and synced by now. Torch 2.13 may abort while it tears a gloo process
+    group down (measured: 14 of 30 bare runs, none of 30 that left this way).
     """
     sys.stdout.flush()
     sys.stderr.flush()

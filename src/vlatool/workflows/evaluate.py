@@ -1,10 +1,11 @@
 """Evaluation of a trained policy: open-loop on data, closed-loop in an environment."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.manifest import read_manifest
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, missing_extra
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
@@ -208,6 +209,10 @@ def _instruction(
     return str(known.get(key, ""))
 
 
+def _manifests(folder: Path) -> list[Path]:
+    return [folder / "shards" / "manifest.jsonl", folder / "manifest.jsonl"]
+
+
 def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     """Facts of the data, episodes in frame order where they are kept.
 
@@ -215,23 +220,17 @@ def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
         DataError: No data there, or they lack a field or camera of the policy.
     """
     folder = local_path(location)
-    manifests = [folder / "episodes", folder / "shards", folder]
-    found = [one / "manifest.jsonl" for one in manifests if (one / "manifest.jsonl").is_file()]
-    if not found:
+    manifest = next(filter(Path.is_file, _manifests(folder)), None)
+    if manifest is None:
         raise DataError(
-            f"{location}: no manifest.jsonl here, in shards/ or in episodes/",
+            f"{location}: no manifest.jsonl here or in shards/",
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_manifest",
         )
-    options = found[-1] if len(found) > 1 else found[0]
-    shards = folder / "shards" / "manifest.jsonl"
-    facts = read_facts(DataConfig(dataset_manifest=[str(shards if shards.is_file() else options)]))
-    if found[0].parent.name == "episodes" and shards.is_file():
-        from dataclasses import replace
-
-        from vlatool.artifacts.manifest import read_manifest
-
-        facts = replace(facts, shards=(tuple(read_manifest(found[0])),))
+    facts = read_facts(DataConfig(dataset_manifest=[str(manifest)]))
+    in_frame_order = folder / "episodes" / "manifest.jsonl"
+    if in_frame_order.is_file():
+        facts = replace(facts, shards=(tuple(read_manifest(in_frame_order)),))
     facts.widths([*trained.config.data.action_fields, *trained.config.data.proprioception_fields])
     _check_windows(location, facts, trained.config.data)
     known = facts.options[0].get("camera_names") or []
