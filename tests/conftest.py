@@ -2,6 +2,11 @@
 
 import os
 import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, s3_server
 
 
 def pytest_configure() -> None:
@@ -9,3 +14,27 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # A shell that runs things in the background may have it ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server that other processes can reach too; see its `env`."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an empty bucket; this process and those it starts are set up to reach it."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return s3.bucket()
+
+
+@pytest.fixture
+def s3_proxy(s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that can be told to misbehave; `s3_bucket` is reached through it."""
+    assert s3_bucket
+    with faulty_proxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy

@@ -27,8 +27,10 @@ class FrameSource(Protocol):
         """(height, width) of the stored pictures, in pixels."""
         ...
 
-    def read(self, indices: Sequence[int]) -> UInt8Array:
+    def read(self, indices: Sequence[int]) -> Array:
         """Pictures uint8 [N, H, W, 3], RGB; cheapest when `indices` ascend from call to call.
+
+        Depth and labels are whole numbers [N, H, W].
 
         Raises:
             DataError: A frame cannot be decoded; names file and frame.
@@ -38,11 +40,19 @@ class FrameSource(Protocol):
 
 @dataclass(frozen=True)
 class PoseGroup:
-    """A position field [F, 3] and a rotation field [F, 6] that form one pose."""
+    """A position field [F, 3] and a rotation field [F, 6] that form one pose.
+
+    Attributes:
+        reference_position: Position field of the measured pose it is relative to; empty for the
+            `actual` counterpart by name, or itself where the name has none.
+        reference_rotation: Rotation field of that pose.
+    """
 
     name: str
     position_key: str
     rotation_key: str
+    reference_position: str = ""
+    reference_rotation: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,9 @@ class EpisodeRef:
         number: Its number in the data set when the format has one, for `--episodes`.
         task: What the robot was told to do, as the format names it.
         files: What it is read from besides `path`; their sizes tell whether inputs changed.
+        language: Kind of annotation to sentences, where known before it is opened.
         extras: Whatever else the reader needs to open it.
+        held_out: Why it is not to be used, such as `validation_episode`; empty to use it.
     """
 
     id: str
@@ -73,7 +85,9 @@ class EpisodeRef:
     number: int | None = None
     task: str = ""
     files: tuple[Path, ...] = ()
+    language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    held_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,9 @@ class Episode:
         lowdim: Field name to array [F, C]; text fields are unicode [F].
         language: Kind of annotation (`original`, `randomized`, ...) to sentences.
         calibration: Camera name to calibration; cameras without one are absent.
+        depth: Camera name to depth pictures, uint16 [H, W] in millimetres.
+        labels: Camera name to segmentation labels, whole numbers [H, W].
+        success: Whether the task was done; None where the recording does not say.
         action_fields: Fields that a policy predicts by default, in order.
         proprioception_fields: Fields that a policy observes by default, in order.
         pose_groups: Poses for which relative fields make sense.
@@ -105,6 +122,9 @@ class Episode:
     lowdim: Mapping[str, Array]
     language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     calibration: Mapping[str, Calibration] = field(default_factory=dict[str, Calibration])
+    depth: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
+    labels: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
+    success: bool | None = None
     action_fields: tuple[str, ...] = ()
     proprioception_fields: tuple[str, ...] = ()
     pose_groups: tuple[PoseGroup, ...] = ()

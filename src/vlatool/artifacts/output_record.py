@@ -1,34 +1,44 @@
 """`.vlatool/run.json`: what made an output, with which options, and whether it is whole."""
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlatool import __version__
 from vlatool.errors import UsageError
-from vlatool.storage.atomic import write_json
+from vlatool.storage.atomic import remove_tree, write_json
 
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """Options that shape an output, its inputs, and its result once it is complete."""
+    """What made an output.
+
+    Attributes:
+        command: Subcommand that wrote it.
+        options: Options that shape it.
+        inputs: What it was made from, as far as it is known.
+        result: What came of it; None while a run is under way.
+        complete: Whether nothing is left to do; a run whose items failed in part is not complete.
+        version: Version of vlatool.
+    """
 
     command: str
     options: Mapping[str, Any]
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     result: Mapping[str, Any] | None = None
+    complete: bool = False
+    version: str = __version__
 
     def save(self, folder: Path) -> None:
         """Writes the record atomically."""
         document = {
             "command": self.command,
-            "version": __version__,
+            "version": self.version,
             "options": dict(self.options),
             "inputs": dict(self.inputs),
-            "complete": self.result is not None,
+            "complete": self.complete,
             "result": None if self.result is None else dict(self.result),
         }
         write_json(_path(folder), document)
@@ -37,24 +47,37 @@ class OutputRecord:
 def read_record(folder: Path) -> OutputRecord | None:
     """The record of an output; None where there is none."""
     try:
-        document = json.loads(_path(folder).read_text())
+        document = json.loads(_path(folder).read_bytes())
         return OutputRecord(
-            document["command"], document["options"], document["inputs"], document["result"]
+            document["command"],
+            document["options"],
+            document["inputs"],
+            document["result"],
+            bool(document["complete"]),
+            str(document["version"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def claim_output(
-    folder: Path, record: OutputRecord, *, overwrite: bool, parts: Sequence[str]
+    folder: Path,
+    record: OutputRecord,
+    inputs: Callable[[], Mapping[str, Any]],
+    *,
+    overwrite: bool,
+    parts: Sequence[str],
 ) -> OutputRecord | None:
     """Makes `folder` ready for a run; returns the record of an equal, complete run if any.
+
+    What an unfinished run with the same options left stays where it is: the run goes on.
 
     Args:
         folder: The output.
         record: What is about to run.
-        overwrite: Replace what an earlier run with other options left.
-        parts: Folders and files the command writes; they are removed before it starts afresh.
+        inputs: Finds out what it is made from; asked only where that decides something.
+        overwrite: Replace what an earlier run left.
+        parts: Folders the command writes; they are removed before it starts afresh.
 
     Raises:
         UsageError: The folder holds something else, or was made with other options or inputs.
@@ -67,37 +90,45 @@ def claim_output(
             code="usage.output_exists",
         )
     if before is not None and not overwrite and _holds_something(folder):
-        differences = _differences(before, record)
-        if differences:
-            raise UsageError(
-                f"{folder}: was made with other options: {'; '.join(differences)}",
-                hint="choose another --output, or replace it with --overwrite",
-                code="usage.output_differs",
-                details={"differences": differences},
-            )
-        if before.result is not None and all((folder / part).exists() for part in parts):
+        _refuse_differences(folder, _differences(before, record))
+        if before.complete and all((folder / part).exists() for part in parts):
+            _refuse_differences(folder, _compared(before.inputs, inputs(), "input "))
             return before
+        record.save(folder)
+        return None
     # The record goes first: a run killed while it removes must not look complete.
     record.save(folder)
-    for part in parts:
-        shutil.rmtree(folder / part, ignore_errors=True)
+    for part in (*parts, ".vlatool/journal"):
+        remove_tree(folder / part)
     return None
+
+
+def _refuse_differences(folder: Path, differences: Sequence[str]) -> None:
+    if differences:
+        raise UsageError(
+            f"{folder}: was made with other options: {'; '.join(differences)}",
+            hint="choose another --output, or replace it with --overwrite",
+            code="usage.output_differs",
+            details={"differences": list(differences)},
+        )
 
 
 def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     if before.command != now.command:
         return [f"command {before.command} (now {now.command})"]
-    old = json.loads(json.dumps({**before.options, **_prefixed(before.inputs)}))
-    new = json.loads(json.dumps({**now.options, **_prefixed(now.inputs)}))
+    options = _compared(before.options, now.options)
+    if not options and not before.complete and before.version != now.version:
+        return [f"begun by vlatool {before.version} (now {now.version})"]
+    return options
+
+
+def _compared(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    old, new = json.loads(json.dumps(dict(before))), json.loads(json.dumps(dict(now)))
     return [
-        f"{key} {old.get(key)!r} (now {new.get(key)!r})"
+        f"{prefix}{key} {old.get(key)!r} (now {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-
-
-def _prefixed(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"input {key}": value for key, value in inputs.items()}
 
 
 def _holds_something(folder: Path) -> bool:

@@ -4,6 +4,7 @@ Members of a sample are contiguous and blocks are 512 bytes, so a sample is a by
 copied from one tar to another. Source: lbm-data 3.8-3.10, 8.1.
 """
 
+import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +16,15 @@ from vlatool.episode import Sample
 _RECORD = tarfile.RECORDSIZE
 
 
-def sample_members(
-    sample: Sample, images: Mapping[tuple[str, int], bytes]
-) -> Iterator[tuple[str, bytes]]:
+def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """(name, content) of each member, in the published order.
 
     Args:
         sample: The window.
-        images: Encoded picture by (camera, image offset), in the order they shall have.
+        images: Encoded picture by member suffix (`front_t-1.jpg`), in the order they shall have.
     """
-    for (camera, offset), data in images.items():
-        yield f"{sample.key}.{camera}_t{offset}.jpg", data
+    for suffix, data in images.items():
+        yield f"{sample.key}.{suffix}", data
     yield f"{sample.key}.lowdim.npz", write_arrays(sample.lowdim)
     yield f"{sample.key}.metadata.json", _json(sample.metadata, indent=2)
     yield f"{sample.key}.language_instructions.json", _json(dict(sample.language))
@@ -46,19 +45,29 @@ class TarWriter:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self._digest = hashlib.sha256()
         self.position = 0
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written so far."""
+        return self._digest.hexdigest()
 
     def append(self, data: bytes) -> tuple[int, int]:
         """Appends whole members; returns their (offset, length)."""
         start = self.position
-        self._file.write(data)
-        self.position += len(data)
+        self._write(data)
         return start, len(data)
 
     def finish(self) -> None:
         """Writes the end marker and fills the last record."""
         end = bytes(2 * tarfile.BLOCKSIZE)
-        self._file.write(end + bytes(-(self.position + len(end)) % _RECORD))
+        self._write(end + bytes(-(self.position + len(end)) % _RECORD))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.position += len(data)
 
 
 def _json(value: Mapping[str, Any] | Sequence[Any], indent: int | None = None) -> bytes:

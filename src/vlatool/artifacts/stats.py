@@ -12,9 +12,9 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.storage.atomic import write_json
+from vlatool.storage.atomic import write_text
 from vlatool.transforms.quantiles import Digest, from_state
-from vlatool.transforms.statistics import FieldStatistics, merge, summary
+from vlatool.transforms.statistics import WindowStatistics, merge, summary
 
 Statistics = dict[str, dict[str, Any]]
 
@@ -40,9 +40,21 @@ def read_stats(path: Path) -> Statistics:
     return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
 
 
-def write_stats(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes statistics as one line of strict JSON."""
-    write_json(path, stats, indent=None)
+def write_stats(paths: Sequence[Path], stats: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the same statistics to every path, as one line of strict JSON."""
+    text = json.dumps(stats, allow_nan=False, ensure_ascii=False) + "\n"
+    for path in paths:
+        write_text(path, text)
+
+
+def write_compact_stats(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes what training reads: everything but the digest states, a hundredth of the size."""
+    write_stats([path], {name: compact(entry) for name, entry in stats.items()})
+
+
+def compact(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry without its digest states."""
+    return {key: value for key, value in entry.items() if not key.startswith("tdigest_state")}
 
 
 def merge_stats(parts: Sequence[Statistics]) -> Statistics:
@@ -79,15 +91,16 @@ def _merge_field(name: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, A
     return summary(merged)
 
 
-def _partial(entry: Mapping[str, Any]) -> FieldStatistics:
+def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
     """The partial statistics behind a published entry."""
-    count = np.asarray(entry["count"], np.int64)
     mean = np.asarray(entry["mean_per_timestep"], np.float64)
+    rows = np.asarray(entry["count"], np.int64)
+    count = np.broadcast_to(rows[:, None], mean.shape)
     std = np.broadcast_to(np.asarray(entry["std_per_timestep"], np.float64), mean.shape)
-    return FieldStatistics(
+    return WindowStatistics(
         count=count,
         mean=mean,
-        m2=std**2 * np.maximum(count - 1, 0)[:, None],
+        m2=std**2 * np.maximum(count - 1, 0),
         minimum=_filled(entry["min_per_timestep"], np.inf),
         maximum=_filled(entry["max_per_timestep"], -np.inf),
         digest=_digest(entry),

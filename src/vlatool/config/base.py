@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from vlatool.config.fit import fit
+from vlatool.config.scalars import unwrap
 
 
 class ConfigModel(BaseModel):
@@ -19,6 +20,8 @@ class ConfigModel(BaseModel):
         exclusive: Groups of keys of which a later layer's choice replaces an earlier layer's.
         flat_sections: Sections whose keys may also be written at the top level.
         no_effect_on_output: Keys that cannot change what is produced (workers, verbosity).
+        renamed: Published key to ours, for keys that have a better name here.
+        location_keys: Keys that hold a path or URI; records keep only its last part.
     """
 
     model_config = ConfigDict(
@@ -32,6 +35,8 @@ class ConfigModel(BaseModel):
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
     flat_sections: ClassVar[tuple[str, ...]] = ()
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
+    location_keys: ClassVar[frozenset[str]] = frozenset()
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
@@ -58,6 +63,8 @@ class ConfigModel(BaseModel):
 def _fitted(value: Any, field: FieldInfo | None) -> Any:
     if field is None:
         return value
+    if unwrap(value) is None and field.default in ([], {}) and field.annotation is not None:
+        return field.default  # published files write null for an empty list or mapping
     return fit(_over_default(value, field), field.annotation)
 
 

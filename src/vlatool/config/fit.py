@@ -113,6 +113,9 @@ def _fit_literal(value: Any, arm: Any) -> Any:
         for choice in choices:
             if type(choice) is type(meaning) and choice == meaning:
                 return choice
+        for choice in choices:  # published files write some names in capitals
+            if isinstance(choice, str) and choice.lower() == str(meaning).lower():
+                return choice
     needs = ", ".join(str(choice) for choice in choices)
     raise Misfit(f"one of {needs}" if len(choices) > 1 else needs, choices)
 

@@ -11,7 +11,7 @@ from vlatool.config import yaml_io
 from vlatool.config.merge import merge
 from vlatool.config.scalars import Plain
 from vlatool.config.tree import Node
-from vlatool.storage.uri import local_path
+from vlatool.storage import uri
 
 _MERGE_KEY = "<<"
 
@@ -35,14 +35,15 @@ def read_file(location: str | Path, *, shown: str = "", show: Callable[[Path], s
     """The tree of a YAML file with everything that it includes.
 
     Args:
-        location: A local file.
+        location: A local file, or one in S3.
         shown: How origins name this file; `show` of its path by default.
         show: How origins name any included file.
 
     Raises:
         ConfigError: A file is missing, includes itself or is not valid.
+        StorageError: The storage that a file is in cannot be read.
     """
-    path = local_path(location)
+    path = uri.location(location)
     document = _Document(path, shown or show(path), (path.resolve(),), show)
     return _read(document, asked_at="")
 
@@ -96,7 +97,8 @@ class _Reader:
         origin = yaml_io.place(node, document.shown)
         if not isinstance(node, yaml.ScalarNode) or not node.value:
             raise yaml_io.syntax_error(origin, "!include needs a path")
-        path = self.folder / local_path(node.value)
+        wanted = uri.location(node.value)
+        path = wanted if wanted.is_absolute() else self.folder / wanted
         if path.resolve() in document.chain:
             raise yaml_io.syntax_error(
                 origin,

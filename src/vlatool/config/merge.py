@@ -1,6 +1,6 @@
 """Layers over each other: mappings merge deeply, everything else replaces."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vlatool.config.problems import Problem
 from vlatool.config.scalars import unwrap
@@ -63,6 +63,19 @@ def move_into_section(layer: Node, keys: Sequence[str], section: str) -> tuple[N
     ]
     flat = Node(moved, next(iter(moved.values())).origin)
     top[section] = merge(inside, flat) if inside is not None else flat
+    return Node(top, layer.origin, layer.replace), problems
+
+
+def rename_keys(layer: Node, names: Mapping[str, str]) -> tuple[Node, list[Problem]]:
+    """`layer` with published top-level keys under our names, unless both stand there."""
+    top: dict[str, Node] = {}
+    problems: list[Problem] = []
+    for key, node in layer.value.items():
+        name = names.get(key, key)
+        if name in top:
+            message = f'"{key}" is given twice: "{name}" means the same'
+            problems.append(Problem(key, node.origin, message, code="config.conflict"))
+        top[name] = node
     return Node(top, layer.origin, layer.replace), problems
 
 

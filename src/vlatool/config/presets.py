@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlatool.errors import UsageError
 from vlatool.plugins import did_you_mean
+from vlatool.storage.uri import is_remote, location
 
 _GROUPS = ("vlatool.formats", "vlatool.models")
 _SHOWN_ROOT = "presets"
@@ -75,6 +76,7 @@ def preset_path(name: str, roots: Sequence[Path] | None = None) -> Path:
 
     Raises:
         UsageError: Nothing has this name; the nearest names are the hint.
+        StorageError: The storage that the path is in cannot be read.
     """
     wanted = name.replace("_", "-")
     if name.endswith(".yaml") or "/" in name:
@@ -88,6 +90,8 @@ def preset_path(name: str, roots: Sequence[Path] | None = None) -> Path:
 
 def shown_path(path: Path, roots: Sequence[Path] | None = None) -> str:
     """How origins name a file: `presets/...` below a preset folder, else as it was given."""
+    if is_remote(path):
+        return str(path.resolve())
     if path.is_absolute():
         for root in _roots_until_found(roots):
             if path.resolve().is_relative_to(root.resolve()):
@@ -105,9 +109,10 @@ def _roots_until_found(roots: Sequence[Path] | None) -> Iterator[Path]:
 
 
 def _by_path(name: str, roots: Sequence[Path] | None) -> Path:
-    candidates = [Path(name).expanduser()]
-    for root in _roots_until_found(roots):
-        candidates += [root / name, root / f"{name}.yaml"]
+    candidates = [location(name)]
+    if not is_remote(candidates[0]):
+        for root in _roots_until_found(roots):
+            candidates += [root / name, root / f"{name}.yaml"]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

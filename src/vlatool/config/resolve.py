@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from vlatool.config.base import ConfigModel
 from vlatool.config.includes import read_file
-from vlatool.config.merge import combine, move_into_section
+from vlatool.config.merge import combine, move_into_section, rename_keys
 from vlatool.config.overrides import Override, overrides_tree
 from vlatool.config.presets import preset_path, shown_path
 from vlatool.config.problems import Problem, config_error, validation_problems
@@ -62,11 +62,12 @@ def load_config(
     layers += [_checked(read_file(file, show=show)) for file in files]
     layers.append(overrides_tree(overrides))
 
+    layers, twice = _rename(layers, schema)
     merged, _ = combine(layers, schema.exclusive)
     specialised = _specialise(schema, merged)
     layers, problems = _move_flat_keys(layers, specialised)
     merged, conflicts = combine(layers, specialised.exclusive)
-    return _validate(specialised, merged, [*problems, *conflicts])
+    return _validate(specialised, merged, [*twice, *problems, *conflicts])
 
 
 def _checked(layer: Node) -> Node:
@@ -74,6 +75,13 @@ def _checked(layer: Node) -> Node:
         return layer
     problem = Problem("", layer.origin, "a configuration must be a mapping", code="config.syntax")
     raise config_error([problem])
+
+
+def _rename(
+    layers: Sequence[Node], schema: type[ConfigModel]
+) -> tuple[list[Node], list[Problem]]:
+    renamed = [rename_keys(layer, schema.renamed) for layer in layers]
+    return [layer for layer, _ in renamed], [one for _, found in renamed for one in found]
 
 
 def _specialise(schema: type[C], tree: Node) -> type[C]:

@@ -1,19 +1,23 @@
 """Work over many items: one after the other, or in a pool of processes."""
 
+import importlib
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from itertools import islice
+from typing import Generic, Literal, Protocol, Self, TypeVar
 
 from vlatool.errors import DataError, VlatoolError
 
+Engine = Literal["local", "ray"]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -30,17 +34,27 @@ class Outcome(Generic[Item, Value]):
 
 
 class Executor(Protocol):
-    """Runs a function over items; outcomes come in the order of the items."""
+    """Runs functions over items; a context manager, so that workers are started once."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
 
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
-        """Yields one outcome per item; an item's error never ends the others."""
+        """Yields one outcome per item, in their order; an item's error never ends the others."""
         ...
 
 
 class SerialExecutor:
     """Everything in this process."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
 
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
@@ -54,11 +68,28 @@ class ProcessExecutor:
     """A pool of processes with a bounded number of items in flight.
 
     A worker that dies (out of memory, killed) costs only its item, which is tried once more in a
-    fresh pool before it is reported.
+    pool of its own before it is reported. Workers end with their driver, however it ends.
+
+    Args:
+        workers: Number of processes.
+        preload: Modules that workers import while the driver still looks for work.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, preload: Sequence[str] = ()) -> None:
         self.workers = workers
+        self._preload = tuple(preload)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        self._pool = self._new_pool()
+        for _ in range(self.workers):
+            self._pool.submit(_nothing)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._pool is not None:
+            _stop(self._pool)
+            self._pool = None
 
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
@@ -67,56 +98,88 @@ class ProcessExecutor:
         waiting = iter(items)
         in_flight: deque[tuple[Item, Future[Outcome[Item, Value]]]] = deque()
         task = partial(attempt, function)
-        pool = self._pool()
+        borrowed = self._pool is not None
         try:
             while True:
-                while len(in_flight) < self.workers * _IN_FLIGHT_PER_WORKER:
-                    try:
-                        item = next(waiting)
-                    except StopIteration:
-                        break
-                    in_flight.append((item, _submit(pool, task, item)))
+                for item in islice(waiting, self._room(len(in_flight))):
+                    in_flight.append((item, self._submit(task, item)))
                 if not in_flight:
                     return
                 item, future = in_flight.popleft()
                 try:
                     yield future.result()
                 except BrokenProcessPool:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    pool = self._pool()
+                    self._replace_pool()
                     yield self._alone(task, item)
                     in_flight = deque(
-                        (item, future if _is_done(future) else _submit(pool, task, item))
+                        (item, future if _is_done(future) else self._submit(task, item))
                         for item, future in in_flight
                     )
         finally:
-            _stop(pool)
+            for _, future in in_flight:
+                future.cancel()
+            if not borrowed:
+                self.__exit__()
+
+    def _room(self, in_flight: int) -> int:
+        return max(self.workers * _IN_FLIGHT_PER_WORKER - in_flight, 0)
+
+    def _submit(
+        self, task: Callable[[Item], Outcome[Item, Value]], item: Item
+    ) -> Future[Outcome[Item, Value]]:
+        """Like `pool.submit`, but a broken pool is found in the future, in the item's turn."""
+        if self._pool is None:
+            self._pool = self._new_pool()
+        try:
+            return self._pool.submit(task, item)
+        except BrokenProcessPool as error:
+            future: Future[Outcome[Item, Value]] = Future()
+            future.set_exception(error)
+            return future
 
     def _alone(
         self, task: Callable[[Item], Outcome[Item, Value]], item: Item
     ) -> Outcome[Item, Value]:
         """One item in a pool of its own, so that its end is nobody else's."""
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _ignore_ctrl_c) as pool:
+        with self._new_pool(1) as pool:
             try:
                 return pool.submit(task, item).result()
             except BrokenProcessPool:
-                return Outcome(
-                    item,
-                    error=DataError(
-                        f"{_name(item)}: the worker process died twice on this item",
-                        hint="it may need more memory than there is; try --workers 1",
-                        code="data.worker_died",
-                    ),
-                )
+                return Outcome(item, error=worker_died(item))
 
-    def _pool(self) -> ProcessPoolExecutor:
+    def _replace_pool(self) -> None:
+        assert self._pool is not None
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._new_pool()
+
+    def _new_pool(self, workers: int | None = None) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.workers, context, _ignore_ctrl_c)
+        return ProcessPoolExecutor(
+            workers or self.workers, context, _start_worker, (self._preload,)
+        )
 
 
-def make_executor(workers: int) -> Executor:
-    """A pool of `workers` processes; with one worker, no pool at all."""
-    return SerialExecutor() if workers <= 1 else ProcessExecutor(workers)
+def make_executor(
+    workers: int | None,
+    *,
+    engine: Engine = "local",
+    ray_address: str | None = None,
+    preload: Sequence[str] = (),
+) -> Executor:
+    """The engine that is asked for; locally one worker needs no pool at all.
+
+    Args:
+        workers: Processes; None for one per processor (with Ray: what the cluster has).
+        engine: `local` or `ray`.
+        ray_address: Cluster to join; None starts a private one on this machine.
+        preload: Modules that local workers import at once.
+    """
+    if engine == "ray":
+        from vlatool.parallel.ray_executor import RayExecutor
+
+        return RayExecutor(workers=workers, address=ray_address)
+    count = workers or default_workers()
+    return SerialExecutor() if count <= 1 else ProcessExecutor(count, preload)
 
 
 def default_workers() -> int:
@@ -145,25 +208,37 @@ def _name(item: object) -> str:
     return str(getattr(item, "id", None) or getattr(item, "stem", None) or item)
 
 
-def _submit(
-    pool: ProcessPoolExecutor, task: Callable[[Item], Outcome[Item, Value]], item: Item
-) -> Future[Outcome[Item, Value]]:
-    """Like `pool.submit`, but the end of the pool is found in the future, in the item's turn."""
-    try:
-        return pool.submit(task, item)
-    except BrokenProcessPool as error:
-        future: Future[Outcome[Item, Value]] = Future()
-        future.set_exception(error)
-        return future
+def worker_died(item: object) -> DataError:
+    """The error of an item whose worker ended again and again."""
+    return DataError(
+        f"{_name(item)}: the worker process died every time on this item",
+        hint="it may need more memory than there is; try --workers 1",
+        code="data.worker_died",
+    )
 
 
 def _is_done(future: Future[Outcome[Item, Value]]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def _ignore_ctrl_c() -> None:
-    """Ctrl-C goes to every process of the terminal; only the driver answers it."""
+def _nothing() -> None:
+    """The first task of a worker; makes it start."""
+
+
+def _start_worker(preload: Sequence[str]) -> None:
+    """Makes a worker deaf to Ctrl-C, which the driver answers, and mortal with its driver."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    for module in preload:
+        importlib.import_module(module)
+
+
+def _end_with_driver() -> None:
+    """Waits for the end of the driver; a killed one cannot tell its workers to stop."""
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        os._exit(1)
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:

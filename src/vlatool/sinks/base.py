@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vlatool.episode import EpisodeRef, Sample
-from vlatool.transforms.statistics import FieldStatistics
+from vlatool.parallel.executor import Executor
+from vlatool.transforms.statistics import WindowStatistics
 
 
 @dataclass(frozen=True)
@@ -15,26 +16,34 @@ class Receipt:
 
     Attributes:
         episode: Its id.
+        fingerprint: Digest of its input files' names and sizes.
         num_frames: Frames it has.
         ranges: (offset, length) in bytes of each written sample in the episode's file.
-        statistics: Partial statistics of its fields.
+        bytes: Size of the episode's file.
+        sha256: Digest of the episode's file; empty where nothing was written.
+        statistics: Partial statistics of its numeric fields, side by side; None without samples.
         dropped: Reason to number of samples (or the episode) that were not written.
         warnings: (code, message) pairs.
+        resumed: Whether an earlier run wrote it.
     """
 
     episode: str
+    fingerprint: str = ""
     num_frames: int = 0
     ranges: tuple[tuple[int, int], ...] = ()
-    statistics: Mapping[str, FieldStatistics] = field(default_factory=dict[str, FieldStatistics])
+    bytes: int = 0
+    sha256: str = ""
+    statistics: WindowStatistics | None = None
     dropped: Mapping[str, int] = field(default_factory=dict[str, int])
     warnings: tuple[tuple[str, str], ...] = ()
+    resumed: bool = False
 
 
 class EpisodeWriter(Protocol):
     """Takes the samples of one episode in order."""
 
-    def write(self, sample: Sample, images: Mapping[tuple[str, int], bytes]) -> None:
-        """Adds a sample with its encoded pictures by (camera, offset)."""
+    def write(self, sample: Sample, images: Mapping[str, bytes]) -> None:
+        """Adds a sample with its encoded pictures by member suffix, e.g. `front_t0.jpg`."""
         ...
 
     @property
@@ -50,6 +59,6 @@ class Sink(Protocol):
         """A writer; leaving normally commits the episode, an exception leaves nothing behind."""
         ...
 
-    def finish(self, receipts: Iterable[Receipt]) -> Any:
+    def finish(self, receipts: Iterable[Receipt], executor: Executor) -> Any:
         """Joins the episodes of `receipts`, in their order, into the final artifact."""
         ...

@@ -1,80 +1,141 @@
-"""Pictures of an episode as JPEG: each frame is decoded, resized and encoded once."""
+"""Pictures of an episode as JPEG and PNG: each frame is decoded, resized and encoded once."""
 
 import io
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
 
-from vlatool.episode import FrameSource, UInt8Array
+import numpy as np
+
+from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.transforms.geometry import ImageGeometry
 
 _FRAMES_PER_READ = 8
+# Inflating, resizing and encoding let go of the interpreter: with two threads per worker no
+# processor rests while the last episode of a run is read from disk or written.
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class PictureStream:
+    """What becomes of the frames of one camera.
+
+    Attributes:
+        name: Camera, or camera with `_depth` or `_label` behind it; names the tar members.
+        source: The frames.
+        geometry: How they get their size.
+        kind: `picture` becomes JPEG, `values` (depth, labels) 16-bit PNG, never mixed.
+    """
+
+    name: str
+    source: FrameSource
+    geometry: ImageGeometry
+    kind: Literal["picture", "values"] = "picture"
+
+    def member(self, offset: int) -> str:
+        """Suffix of the tar member of an image offset."""
+        return f"{self.name}_t{offset}.{'jpg' if self.kind == 'picture' else 'png'}"
+
+    def encode(self, frames: Sequence[int], quality: int) -> list[bytes]:
+        """The frames as files."""
+        encode = self._jpeg if self.kind == "picture" else self._png
+        return [encode(pixels, quality) for pixels in self._read(frames)]
+
+    def _jpeg(self, pixels: Array, quality: int) -> bytes:
+        buffer = io.BytesIO()
+        self.geometry.apply(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
+        return buffer.getvalue()
+
+    def _png(self, values: Array, quality: int) -> bytes:
+        del quality
+        if values.min(initial=0) < 0 or values.max(initial=0) > np.iinfo(np.uint16).max:
+            raise DataError(
+                f"{self.name}: values from {values.min()} to {values.max()} do not fit 16 bits",
+                hint="leave them out: --depth false, --labels false",
+                code="data.bad_depth",
+                details={"camera": self.name},
+            )
+        buffer = io.BytesIO()
+        picture = self.geometry.apply_to_values(values.astype(np.uint16))
+        picture.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    def _read(self, frames: Sequence[int]) -> Array:
+        try:
+            return self.source.read(frames)
+        except OSError as error:  # a plugin's decoder; the sink would take it for its own disk
+            raise DataError(
+                f"camera {self.name!r}: frames {frames[0]} to {frames[-1]}: {error}",
+                hint="the pictures are damaged; record or download them again",
+                code="data.picture_unreadable",
+                details={"camera": self.name, "frames": list(frames)},
+            ) from error
 
 
 class EpisodeEncoder:
-    """Hands out encoded pictures for samples whose frames ascend; memory is a window's worth."""
+    """Hands out encoded pictures for samples whose frames ascend; memory is a window's worth.
+
+    Streams are encoded a batch ahead on a few threads. A context manager.
+    """
 
     def __init__(
-        self,
-        cameras: Mapping[str, FrameSource],
-        geometries: Mapping[str, ImageGeometry],
-        needed_frames: Iterable[int],
-        quality: int,
+        self, streams: Sequence[PictureStream], needed_frames: Iterable[int], quality: int
     ) -> None:
         needed = sorted(set(needed_frames))
-        self._cameras = {
-            name: _CameraEncoder(name, source, geometries[name], needed, quality)
-            for name, source in cameras.items()
-        }
+        self._pool = ThreadPoolExecutor(min(THREADS, max(len(streams), 1)))
+        self._streams = [_StreamEncoder(one, needed, quality, self._pool) for one in streams]
 
-    def images(self, frames: Mapping[int, int]) -> dict[tuple[str, int], bytes]:
-        """Pictures by (camera, offset) for offset to frame: offsets outer, cameras inner."""
-        return {
-            (name, offset): camera.picture(frame, oldest=min(frames.values()))
+    def __enter__(self) -> "EpisodeEncoder":
+        for stream in self._streams:
+            stream.look_ahead()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def images(self, frames: Mapping[int, int]) -> dict[str, bytes]:
+        """Files by member suffix for offset to frame: offsets outer, cameras inner, PNG last."""
+        oldest = min(frames.values())
+        members = [
+            (stream.stream.kind, stream.stream.member(offset), stream.file(frame, oldest))
             for offset, frame in frames.items()
-            for name, camera in self._cameras.items()
-        }
+            for stream in self._streams
+        ]
+        return {name: data for _, name, data in sorted(members, key=lambda one: one[0])}
 
 
-class _CameraEncoder:
+class _StreamEncoder:
     def __init__(
-        self,
-        name: str,
-        source: FrameSource,
-        geometry: ImageGeometry,
-        needed: Sequence[int],
-        quality: int,
+        self, stream: PictureStream, needed: Sequence[int], quality: int, pool: ThreadPoolExecutor
     ) -> None:
-        self._name = name
-        self._source = source
-        self._geometry = geometry
-        self._needed = needed
+        self.stream = stream
         self._quality = quality
-        self._position = 0
+        self._pool = pool
+        starts = range(0, len(needed), _FRAMES_PER_READ)
+        self._waiting = deque(needed[start : start + _FRAMES_PER_READ] for start in starts)
+        self._next: tuple[Sequence[int], Future[list[bytes]]] | None = None
         self._encoded: dict[int, bytes] = {}
 
-    def picture(self, frame: int, oldest: int) -> bytes:
+    def file(self, frame: int, oldest: int) -> bytes:
         """The encoded frame; frames before `oldest` are forgotten."""
         while frame not in self._encoded:
-            self._encode_next()
+            self._take_batch()
         self._encoded = {n: data for n, data in self._encoded.items() if n >= oldest}
         return self._encoded[frame]
 
-    def _encode_next(self) -> None:
-        batch = self._needed[self._position : self._position + _FRAMES_PER_READ]
-        self._position += len(batch)
-        for frame, pixels in zip(batch, self._read(batch), strict=True):
-            buffer = io.BytesIO()
-            picture = self._geometry.apply(pixels)
-            picture.save(buffer, "JPEG", quality=self._quality, optimize=True)
-            self._encoded[frame] = buffer.getvalue()
+    def look_ahead(self) -> None:
+        """Starts on the next batch; one at a time, because sources read forwards."""
+        if self._next is None and self._waiting:
+            frames = self._waiting.popleft()
+            self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
 
-    def _read(self, frames: Sequence[int]) -> UInt8Array:
-        try:
-            return self._source.read(frames)
-        except OSError as error:  # a plugin's decoder; the sink would take it for its own disk
-            raise DataError(
-                f"camera {self._name!r}: frames {frames[0]} to {frames[-1]}: {error}",
-                hint="the pictures are damaged; record or download them again",
-                code="data.picture_unreadable",
-                details={"camera": self._name, "frames": list(frames)},
-            ) from error
+    def _take_batch(self) -> None:
+        self.look_ahead()
+        assert self._next is not None
+        frames, future = self._next
+        self._encoded.update(zip(frames, future.result(), strict=True))
+        self._next = None
+        self.look_ahead()

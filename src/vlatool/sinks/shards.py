@@ -4,31 +4,27 @@ Each sample is encoded once, into its episode's tar; shards are made of byte ran
 those. Source: lbm-data 3.8, 3.11, 8.1.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
+from vlatool.artifacts.file_list import FileEntry, write_file_list
 from vlatool.artifacts.manifest import write_manifest
 from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
-from vlatool.artifacts.stats import write_stats
+from vlatool.artifacts.stats import write_compact_stats, write_stats
 from vlatool.episode import EpisodeRef, Sample
-from vlatool.errors import DataError
+from vlatool.errors import DataError, StorageError
 from vlatool.parallel.executor import Executor
 from vlatool.sinks.base import Receipt
-from vlatool.storage.atomic import open_atomic
-from vlatool.transforms.statistics import FieldStatistics, merge, summary
+from vlatool.sinks.journal import Journal
+from vlatool.sinks.shuffle import SampleIndex, ShardPlan
+from vlatool.storage.atomic import open_atomic, remove_file
+from vlatool.transforms.statistics import StatisticsSum, field_entries
 
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """One shard: its name and the (episode id, offset, length) of each sample in it."""
-
-    stem: str
-    samples: tuple[tuple[str, int, int], ...]
+Advance = Callable[[FileEntry], None]
 
 
 @dataclass(frozen=True)
@@ -40,13 +36,14 @@ class ShardsSummary:
     frames: int
     bytes: int
     dropped: Mapping[str, int]
+    files: tuple[FileEntry, ...]
 
 
 class EpisodeTar:
     """Writes the samples of one episode."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._tar = TarWriter(file)
+        self.tar = TarWriter(file)
         self._ranges: list[tuple[int, int]] = []
 
     @property
@@ -54,84 +51,124 @@ class EpisodeTar:
         """(offset, length) of each sample written so far."""
         return tuple(self._ranges)
 
-    def write(self, sample: Sample, images: Mapping[tuple[str, int], bytes]) -> None:
+    def write(self, sample: Sample, images: Mapping[str, bytes]) -> None:
         """Adds a sample."""
         members = sample_members(sample, images)
-        self._ranges.append(self._tar.append(b"".join(member_bytes(*one) for one in members)))
-
-    def finish(self) -> None:
-        """Ends the tar file."""
-        self._tar.finish()
+        self._ranges.append(self.tar.append(b"".join(member_bytes(*one) for one in members)))
 
 
 @dataclass(frozen=True)
 class ShardSink:
-    """The `lbm` sink: `shards/` and `episodes/` below `output`."""
+    """The `lbm` sink: `shards/` and `episodes/` below `output`; picklable.
+
+    Attributes:
+        output: The output folder.
+        samples_per_shard: Samples in every shard but the last.
+        seed: Seed of the shuffle.
+        statistics: Whether statistics are written.
+    """
 
     output: Path
     samples_per_shard: int
     seed: int
-    executor: Executor
+    statistics: bool = True
+
+    @property
+    def journal(self) -> Journal:
+        """What is already written."""
+        return Journal(self.output)
 
     @contextmanager
-    def open_episode(self, ref: EpisodeRef) -> Iterator[EpisodeTar]:
+    def open_episode(self, ref: EpisodeRef) -> Generator[EpisodeTar]:
         """A writer for one episode."""
         with open_atomic(episode_tar(self.output, ref.id)) as file:
-            tar = EpisodeTar(file)
-            yield tar
-            tar.finish()
+            writer = EpisodeTar(file)
+            yield writer
+            writer.tar.finish()
 
-    def finish(self, receipts: Iterable[Receipt]) -> ShardsSummary:
+    def written(self, episode: str, fingerprint: str) -> Receipt | None:
+        """The receipt of an episode that an earlier run wrote from the same input."""
+        receipt = self.journal.find(episode, fingerprint)
+        if receipt is None or not receipt.ranges:
+            return receipt
+        return receipt if _has_size(episode_tar(self.output, episode), receipt.bytes) else None
+
+    def begin(self) -> None:
+        """Takes away what would make a half-written output look whole."""
+        for folder in ("shards", "episodes"):
+            for name in ("manifest.jsonl", "stats.json", "stats_compact.json"):
+                remove_file(self.output / folder / name)
+
+    def finish(
+        self,
+        receipts: Iterable[Receipt],
+        executor: Executor,
+        widths: Mapping[str, int],
+        advance: Callable[[int], Advance],
+    ) -> ShardsSummary:
         """Shuffles, assembles shards, writes statistics and, last, the manifests.
+
+        Args:
+            receipts: Of every episode, in the order of the episodes.
+            executor: Where shards are assembled.
+            widths: Field to number of channels, in the order of the receipts' statistics.
+            advance: Called with the number of shards; returns what to call for each shard.
 
         Raises:
             DataError: No sample was written.
         """
-        samples: list[tuple[str, int, int]] = []
-        episodes: list[tuple[str, int]] = []
-        statistics: dict[str, FieldStatistics] = {}
+        index, total = SampleIndex(), StatisticsSum()
         dropped: dict[str, int] = {}
         frames = 0
         for receipt in receipts:
             frames += receipt.num_frames
             for reason, count in receipt.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
-            if receipt.ranges:
-                samples += [(receipt.episode, *span) for span in receipt.ranges]
-                episodes.append((f"episode_{receipt.episode}", len(receipt.ranges)))
-                statistics = _merged(statistics, receipt.statistics)
-        if not samples:
-            raise DataError(
-                f"no sample is left to write; dropped: {dropped or 'none'}",
-                hint="allow more padding with --max-padding-left and --max-padding-right",
-                code="data.no_samples",
-                details={"dropped": dropped},
-            )
-        plans = self._plan(samples)
-        self._write_shards(plans)
-        entries = {name: summary(stats) for name, stats in statistics.items()}
-        for folder in ("shards", "episodes"):
-            write_stats(self.output / folder / "stats.json", entries)
-        write_manifest(self.output / "episodes" / "manifest.jsonl", episodes)
-        write_manifest(
-            self.output / "shards" / "manifest.jsonl",
-            [(plan.stem, len(plan.samples)) for plan in plans],
-        )
-        size = sum(file.stat().st_size for file in (self.output / "shards").glob("*.tar"))
-        return ShardsSummary(len(samples), len(plans), frames, size, dropped)
+            index.add(receipt)
+            if receipt.statistics is not None:
+                total.add(receipt.statistics)
+        if not index.samples:
+            raise _nothing_left(dropped)
+        stats = total.total()
+        if self.statistics and stats is not None:
+            self._write_stats(dict(field_entries(stats, widths)))
+        shards = self._write_shards(index, executor, advance)
+        self._remove_strangers({entry.path for entry in (*shards, *index.files)})
+        write_manifest(self.output / "episodes" / "manifest.jsonl", _rows(index.files))
+        write_manifest(self.output / "shards" / "manifest.jsonl", _rows(shards))
+        size = sum(entry.bytes for entry in shards)
+        files = (*shards, *index.files)
+        return ShardsSummary(index.samples, len(shards), frames, size, dropped, files)
 
-    def _plan(self, samples: list[tuple[str, int, int]]) -> list[ShardPlan]:
-        order = np.random.default_rng(self.seed).permutation(len(samples))
-        step = self.samples_per_shard
-        return [
-            ShardPlan(f"shard_{n:06d}", tuple(samples[i] for i in order[start : start + step]))
-            for n, start in enumerate(range(0, len(order), step))
-        ]
+    def seal(self, files: Iterable[FileEntry], names: Iterable[str]) -> None:
+        """Writes the list of all files; `names` are those not among `files`, if they exist."""
+        small = [_digested(self.output, name) for name in names]
+        write_file_list(self.output, [*files, *(entry for entry in small if entry is not None)])
 
-    def _write_shards(self, plans: list[ShardPlan]) -> None:
-        for outcome in self.executor.map(_ShardWriter(self.output), plans):
+    def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
+        write_stats([self.output / part / "stats.json" for part in ("shards", "episodes")], entries)
+        write_compact_stats(self.output / "shards" / "stats_compact.json", entries)
+
+    def _write_shards(
+        self, index: SampleIndex, executor: Executor, advance: Callable[[int], Advance]
+    ) -> list[FileEntry]:
+        tell = advance(index.shards(self.samples_per_shard))
+        entries: list[FileEntry] = []
+        plans = index.plans(self.seed, self.samples_per_shard)
+        for outcome in executor.map(_ShardWriter(self.output), plans):
             if outcome.error is not None:
                 raise outcome.error
+            assert outcome.value is not None
+            entries.append(outcome.value)
+            tell(outcome.value)
+        return entries
+
+    def _remove_strangers(self, known: set[str]) -> None:
+        """Removes tar files of an earlier, different state of the same run."""
+        for folder in ("shards", "episodes"):
+            for path in (self.output / folder).glob("*.tar"):
+                if f"{folder}/{path.name}" not in known:
+                    remove_file(path)
 
 
 @dataclass(frozen=True)
@@ -140,14 +177,20 @@ class _ShardWriter:
 
     output: Path
 
-    def __call__(self, plan: ShardPlan) -> None:
-        with open_atomic(self.output / "shards" / f"{plan.stem}.tar") as file:
+    def __call__(self, plan: ShardPlan) -> FileEntry:
+        name = f"shards/{plan.stem}.tar"
+        journal = Journal(self.output)
+        before = journal.find_shard(name, plan.digest)
+        if before is not None and _has_size(self.output / name, before.bytes):
+            return before
+        with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
-            for episode, offset, length in plan.samples:
-                with episode_tar(self.output, episode).open("rb") as source:
-                    source.seek(offset)
-                    tar.append(source.read(length))
+            for data in _samples(self.output, plan):
+                tar.append(data)
             tar.finish()
+        entry = FileEntry(name, tar.position, tar.sha256, len(plan.samples))
+        journal.store_shard(plan.digest, entry)
+        return entry
 
 
 def episode_tar(output: Path, episode: str) -> Path:
@@ -155,9 +198,52 @@ def episode_tar(output: Path, episode: str) -> Path:
     return output / "episodes" / f"episode_{episode}.tar"
 
 
-def _merged(
-    total: Mapping[str, FieldStatistics], part: Mapping[str, FieldStatistics]
-) -> dict[str, FieldStatistics]:
-    if not total:
-        return dict(part)
-    return {name: merge(stats, part[name]) for name, stats in total.items()}
+def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
+    """The bytes of each sample of a shard, in order."""
+    for episode, offset, length in plan.samples:
+        path = episode_tar(output, episode)
+        try:
+            with path.open("rb") as source:
+                source.seek(offset)
+                data = source.read(length)
+        except FileNotFoundError:
+            data = b""
+        if len(data) != length:
+            raise StorageError(
+                f"{path}: was removed or cut while the shards were made",
+                hint="run the same command again; it goes on with what is there",
+                code="storage.output_changed",
+                details={"path": str(path)},
+            )
+        yield data
+
+
+def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
+    return [(Path(entry.path).stem, entry.samples or 0) for entry in files]
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _digested(output: Path, name: str) -> FileEntry | None:
+    try:
+        content = (output / name).read_bytes()
+    except FileNotFoundError:
+        return None
+    return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _nothing_left(dropped: Mapping[str, int]) -> DataError:
+    hint = "allow more padding with --max-padding-left and --max-padding-right"
+    if set(dropped) - {"padding"}:
+        hint = "loosen what drops the most: " + max(dropped, key=lambda reason: dropped[reason])
+    return DataError(
+        f"no sample is left to write; dropped: {dict(dropped) or 'none'}",
+        hint=hint,
+        code="data.no_samples",
+        details={"dropped": dict(dropped)},
+    )

@@ -3,7 +3,6 @@
 import ast
 import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from vlatool.episode import Array, UInt8Array
+from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.sources.zip_member import InflatedMember
 
 _LARGEST_HEADER = 10_000
 _LARGEST_ARRAY = 2**34
-_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -43,30 +43,26 @@ class NpzArchive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._headers: dict[str, ArrayHeader] = {}
         try:
-            with zipfile.ZipFile(path) as archive:
-                names = [info.filename for info in archive.infolist()]
+            self._file = path.open("rb")
+            with zipfile.ZipFile(self._file) as archive:
+                infos = {info.filename: info for info in archive.infolist()}
         except _BROKEN as error:
             raise _broken(path, None, error) from None
-        self.names = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+        self._infos = {
+            name.removesuffix(".npy"): info for name, info in infos.items() if name.endswith(".npy")
+        }
+        self.names = list(self._infos)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names
+        return name in self._infos
 
     def header(self, name: str) -> ArrayHeader:
         """Shape and dtype of an array, without reading its values."""
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
-                header = _read_header(member)
-                expected = header.length + member.tell()
-                stored = archive.getinfo(f"{name}.npy").file_size
-        except KeyError:
-            raise missing_array(self.path, name) from None
-        except _BROKEN as error:
-            raise _broken(self.path, name, error) from None
-        if not header.dtype.hasobject and stored != expected:
-            raise _broken(self.path, name, f"{stored} bytes stored, its header says {expected}")
-        return header
+        if name not in self._headers:
+            self._headers[name] = self._read_header(name)
+        return self._headers[name]
 
     def read(self, name: str) -> Array:
         """A whole array.
@@ -85,26 +81,56 @@ class NpzArchive:
         if header.length > _LARGEST_ARRAY:
             raise _broken(self.path, name, f"{header.length} bytes; the limit is {_LARGEST_ARRAY}")
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
-                _read_header(member)
-                data = member.read(header.length)
+            member = InflatedMember(self._file, self._infos[name])
+            _read_header(member)
+            data = member.read(header.length)
             order = "F" if header.fortran_order else "C"
             return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
         except _BROKEN as error:
             raise _broken(self.path, name, error) from None
 
+    def frames(self, name: str, channels: int | None = 3) -> "NpzFrames":
+        """An array as frames: uint8 [F, H, W, 3], or whole numbers [F, H, W] without channels.
+
+        Raises:
+            DataError: It is missing or of another shape or type.
+        """
+        header = self.header(name)
+        return NpzFrames(self.path, self._infos[name], header, channels)
+
+    def close(self) -> None:
+        """Lets go of the file; frames keep their own."""
+        self._file.close()
+
+    def _read_header(self, name: str) -> ArrayHeader:
+        if name not in self._infos:
+            raise missing_array(self.path, name)
+        try:
+            member = InflatedMember(self._file, self._infos[name])
+            header = _read_header(member)
+            expected, stored = header.length + member.tell(), self._infos[name].file_size
+        except _BROKEN as error:
+            raise _broken(self.path, name, error) from None
+        if not header.dtype.hasobject and stored != expected:
+            raise _broken(self.path, name, f"{stored} bytes stored, its header says {expected}")
+        return header
+
 
 class NpzFrames:
-    """Pictures [F, H, W, 3] of one npz member, inflated frame by frame from the front.
+    """Frames of one npz member, inflated one by one from the front.
 
     Memory is one frame, whatever the length; going backwards starts again at the front.
     """
 
-    def __init__(self, path: Path, name: str, header: ArrayHeader) -> None:
-        if len(header.shape) != 4 or header.shape[3] != 3 or header.dtype != np.uint8:
+    def __init__(
+        self, path: Path, info: zipfile.ZipInfo, header: ArrayHeader, channels: int | None
+    ) -> None:
+        name = info.filename.removesuffix(".npy")
+        if not _is_pictures(header, channels):
+            wanted = "uint8 [frames, height, width, 3]" if channels else "whole numbers [frames, "
             raise DataError(
                 f"{path}: {name!r} is {header.dtype}{list(header.shape)}, "
-                "expected uint8 [frames, height, width, 3]",
+                f"expected {wanted if channels else wanted + 'height, width]'}",
                 code="data.not_pictures",
                 details={"path": str(path), "key": name},
             )
@@ -112,33 +138,35 @@ class NpzFrames:
             raise _broken(path, name, "pictures in Fortran order cannot be streamed")
         self._path = path
         self._name = name
-        self._shape = header.shape
-        self._member: IO[bytes] | None = None
+        self._info = info
+        self._header = header
+        self._file: IO[bytes] | None = None
+        self._member: InflatedMember | None = None
         self._next = 0
 
     def __len__(self) -> int:
-        return self._shape[0]
+        return self._header.shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return self._shape[1], self._shape[2]
+        return self._header.shape[1], self._header.shape[2]
 
-    def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Pictures uint8 [N, H, W, 3]."""
-        frames = np.empty((len(indices), *self._shape[1:]), np.uint8)
+    def read(self, indices: Sequence[int]) -> Array:
+        """Frames [N, H, W(, 3)]."""
+        frames = np.empty((len(indices), *self._header.shape[1:]), self._header.dtype)
         for position, index in enumerate(indices):
             frames[position] = self._frame(index)
         return frames
 
-    def _frame(self, index: int) -> UInt8Array:
+    def _frame(self, index: int) -> Array:
         if not 0 <= index < len(self):
             raise _broken(self._path, self._name, f"has no frame {index} of {len(self)}")
+        frame_bytes = self._header.length // len(self)
         try:
             if self._member is None or index < self._next:
                 self._rewind()
             assert self._member is not None
-            frame_bytes = int(np.prod(self._shape[1:]))
             for _ in range(self._next, index):
                 self._member.read(frame_bytes)
             data = self._member.read(frame_bytes)
@@ -147,21 +175,26 @@ class NpzFrames:
         if len(data) != frame_bytes:
             raise _broken(self._path, self._name, f"ends inside frame {index}")
         self._next = index + 1
-        return np.frombuffer(data, np.uint8).reshape(self._shape[1:])
+        return np.frombuffer(data, self._header.dtype).reshape(self._header.shape[1:])
 
     def _rewind(self) -> None:
         self.close()
-        archive = zipfile.ZipFile(self._path)
-        self._member = archive.open(f"{self._name}.npy")
-        archive.close()  # the member keeps the file open until it is closed itself
+        self._file = self._path.open("rb")
+        self._member = InflatedMember(self._file, self._info)
         _read_header(self._member)
         self._next = 0
 
     def close(self) -> None:
         """Lets go of the file."""
-        if self._member is not None:
-            self._member.close()
-            self._member = None
+        if self._file is not None:
+            self._file.close()
+        self._file = self._member = None
+
+
+def _is_pictures(header: ArrayHeader, channels: int | None) -> bool:
+    if channels is None:
+        return len(header.shape) == 3 and header.dtype.kind in "iu"
+    return len(header.shape) == 4 and header.shape[3] == channels and header.dtype == np.uint8
 
 
 def missing_array(path: Path, name: str) -> DataError:
@@ -174,7 +207,7 @@ def missing_array(path: Path, name: str) -> DataError:
     )
 
 
-def _read_header(member: IO[bytes]) -> ArrayHeader:
+def _read_header(member: InflatedMember) -> ArrayHeader:
     """Parses an npy header without trusting it."""
     version = npy.read_magic(member)
     length_bytes = 2 if version == (1, 0) else 4

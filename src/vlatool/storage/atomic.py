@@ -1,38 +1,60 @@
-"""Files that are under their final name only when whole."""
+"""Files that are under their final name only when whole, on disk and in S3."""
 
+import errno
+import io
 import json
+import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from vlatool.errors import StorageError
+from vlatool.storage import s3
+from vlatool.storage.s3_path import S3Path
+from vlatool.storage.s3_writer import upload_folder, uploading
+
+_HINTS = {
+    errno.ENOSPC: "free space there, then run the same command again",
+    errno.EDQUOT: "free space there, then run the same command again",
+    errno.EACCES: "make it writable or choose another place, then run the same command again",
+    errno.EPERM: "make it writable or choose another place, then run the same command again",
+    errno.EROFS: "choose a place that can be written, then run the same command again",
+    errno.EFBIG: "choose a place that takes files of this size, then run the same command again",
+}
+_ANY_HINT = "check free space and permissions, then run the same command again"
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @contextmanager
 def open_atomic(path: Path) -> Generator[IO[bytes]]:
     """A binary file that appears as `path` when the block ends normally, else not at all.
 
+    In S3 large files are sent while they are written; they cannot be sought in.
+
     Raises:
-        StorageError: The file cannot be written.
+        StorageError: The file cannot be written. Errors of the block that have other causes pass.
     """
+    if isinstance(path, S3Path):
+        with uploading(path.address) as file:
+            yield file
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = io.BufferedWriter(GuardedFile(partial, path))
+        with file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}",
-            hint="check free space and permissions, then run the same command again",
-            code="storage.write",
-            details={"path": str(path)},
-        ) from error
+            with _told(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with _told(path):
+            partial.replace(path)
     finally:
         with suppress(OSError):  # there may be no folder; the error above is the one to tell
             partial.unlink()
@@ -56,39 +78,128 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Generator[Path]:
-    """A folder that appears as `path` when the block ends normally, else not at all.
+    """A local folder whose content appears as `path` when the block ends normally, else not at all.
 
-    Files are synced to disk before the rename; an existing `path` is replaced.
+    On disk, files are synced before the folder is renamed. In S3, files appear one after the other
+    in the order in which they were written, so that the one that marks a folder as complete has to
+    be written last. An existing `path` is replaced.
     """
+    if isinstance(path, S3Path):
+        with _staging(path) as folder:
+            yield folder
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in sorted(partial.rglob("*")):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}",
-            hint="check free space and permissions, then run the same command again",
-            code="storage.write",
-            details={"path": str(path)},
-        ) from error
+        with _told(path):
+            partial.mkdir(parents=True)
+        with _told(path, below=partial):
+            yield partial
+        with _told(path):
+            for file in sorted(partial.rglob("*")):
+                if file.is_file():
+                    _sync(file)
+            if path.exists():
+                shutil.rmtree(path)
+            partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_partials(folder: Path) -> None:
-    """Removes what killed runs left under temporary names in `folder` and below."""
+    """Removes what killed runs left under temporary names, or unfinished in S3, at and below."""
+    if isinstance(folder, S3Path):
+        _remove_unfinished(folder)
+        return
     for partial in folder.rglob(".*.partial"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder and everything below; one that is not there is fine.
+
+    Raises:
+        StorageError: Something cannot be removed.
+    """
+    if isinstance(path, S3Path):
+        s3.delete_below(path.address)
+        return
+    with _told(path, "removed"), suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def remove_file(path: Path) -> None:
+    """Removes a file; one that is not there is fine.
+
+    Raises:
+        StorageError: It cannot be removed.
+    """
+    with _told(path, "removed"):
+        path.unlink(missing_ok=True)
+
+
+class GuardedFile(io.FileIO):
+    """A file whose failures to write are told with its final path.
+
+    Only here, so that an error of the block around it with another cause, such as an input that is
+    missing, is not taken for one.
+    """
+
+    def __init__(self, partial: Path, path: Path) -> None:
+        super().__init__(partial, "w")
+        self._path = path
+
+    def write(self, data: Any, /) -> int:
+        """Writes like any file.
+
+        Raises:
+            StorageError: The disk is full, for example.
+        """
+        with _told(self._path):
+            return super().write(data)
+
+
+@contextmanager
+def _told(path: Path, verb: str = "written", *, below: Path | None = None) -> Generator[None]:
+    """Operating system errors as storage errors; those that name a file not `below` pass."""
+    try:
+        yield
+    except OSError as error:
+        named = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if below is not None and named is not None and not named.is_relative_to(below):
+            raise
+        raise StorageError(
+            f"{path}: cannot be {verb}: {error.strerror or error}",
+            hint=_HINTS.get(error.errno or 0, _ANY_HINT),
+            code="storage.write",
+            details={"path": str(path)},
+        ) from error
+
+
+@contextmanager
+def _staging(path: S3Path) -> Generator[Path]:
+    with tempfile.TemporaryDirectory(prefix="vlatool-") as temporary:
+        folder = Path(temporary) / path.name
+        with _told(path):
+            folder.mkdir()
+        with _told(path, below=folder):
+            yield folder
+        with _told(path):
+            upload_folder(folder, path.address)
+
+
+def _remove_unfinished(folder: S3Path) -> None:
+    try:
+        s3.abort_uploads(folder.address)
+    except StorageError as error:
+        # Listing uploads is a permission of its own and some servers do not offer it; what stays
+        # behind is invisible and costs space only.
+        if error.code not in ("storage.forbidden", "storage.unsupported"):
+            raise
+        _LOGGER.warning("%s; unfinished uploads are left there", error.message)
 
 
 def _sync(file: Path) -> None:

@@ -10,20 +10,27 @@ from pathlib import Path
 from typing import IO
 
 from vlatool.errors import StorageError, UsageError
+from vlatool.storage.s3_lock import s3_lock
+from vlatool.storage.s3_path import S3Path
 
 
 @contextmanager
 def output_lock(folder: Path, command: str) -> Generator[None]:
     """Holds `folder` for this process.
 
-    The kernel releases the lock when its owner ends, however it ends, so a file left behind by a
-    killed run holds nothing.
+    On disk, the kernel releases the lock when its owner ends, however it ends, so a file left
+    behind by a killed run holds nothing. In S3, an object is renewed while its owner lives, and
+    holds for 90 s longer.
 
     Raises:
         UsageError: Another live run holds it; names that run.
         StorageError: The folder cannot be made or written.
     """
     path = folder / ".vlatool" / "lock"
+    if isinstance(path, S3Path):
+        with s3_lock(path.address, command):
+            yield
+        return
     with _open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,11 @@
-"""Locations as values: a local path, or a scheme that later backends open."""
+"""Locations as values: a local path, an object in S3, or a scheme that later backends open."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.errors import UsageError
+from vlatool.storage.s3_path import S3Path
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://")
 
@@ -28,12 +29,32 @@ class Uri:
             UsageError: The location is remote.
         """
         if self.scheme != "file":
-            raise UsageError(
-                f"{self.text}: the scheme {self.scheme}:// cannot be used here",
-                hint="copy the data to a local folder and give its path",
-                code="usage.unsupported_scheme",
-            )
+            raise self._unsupported()
         return Path(self.text.removeprefix("file://")).expanduser()
+
+    def path(self) -> Path:
+        """The path of a local location or of one in S3.
+
+        Raises:
+            UsageError: The location is elsewhere, or names no bucket.
+        """
+        if self.scheme != "s3":
+            return self.local_path()
+        path = S3Path(self.text)
+        if not path.address.bucket:
+            raise UsageError(
+                f"{self.text}: no bucket is named",
+                hint="write s3://bucket/key",
+                code="usage.bad_location",
+            )
+        return path
+
+    def _unsupported(self) -> UsageError:
+        return UsageError(
+            f"{self.text}: the scheme {self.scheme}:// cannot be used here",
+            hint="copy the data to a local folder and give its path",
+            code="usage.unsupported_scheme",
+        )
 
     def __str__(self) -> str:
         return self.text
@@ -46,3 +67,17 @@ def local_path(location: str | Path) -> Path:
         UsageError: The location is remote.
     """
     return Uri(str(location)).local_path()
+
+
+def location(text: str | Path) -> Path:
+    """The path behind a location: local (`~` and `file://` resolved), or an object in S3.
+
+    Raises:
+        UsageError: Any other scheme.
+    """
+    return text if isinstance(text, S3Path) else Uri(str(text)).path()
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is not on the local disk."""
+    return isinstance(path, S3Path)

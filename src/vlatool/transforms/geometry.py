@@ -1,7 +1,8 @@
-"""Resizing and cropping of a picture together with its intrinsics.
+"""Turning, resizing and cropping of a picture together with its calibration.
 
-Sizes are (height, width). Source: lbm-data 3.5; pixels with Pillow's Lanczos filter, intrinsics
-from the transform that the pixels really undergo.
+Sizes are (height, width); a pixel covers [i, i + 1], so the picture's left edge is at 0. Source:
+lbm-data 3.5; pixels with Pillow's filters, calibration from the transform that the pixels really
+undergo.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from PIL import Image
 from vlatool.episode import Array, UInt8Array
 
 ResizeMethod = Literal["center_crop", "resize_no_crop", "resize_fit"]
+ResizeFilter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
+
+# camera_T_turned: where x and y of a camera point whose picture was turned clockwise once.
+_QUARTER_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
 @dataclass(frozen=True)
@@ -20,31 +25,44 @@ class ImageGeometry:
     """How pictures of one size become pictures of another.
 
     Attributes:
-        original: Size of the source.
+        original: Size of the source, after turning.
         scaled: Size the whole source would have after resizing.
         offset: (top, left) of the target inside the scaled picture; negative where the target
             is larger and gets black bars.
         target: Size of the result.
+        turns: Quarter turns clockwise, before everything else.
+        resample: Filter of the resize.
     """
 
     original: tuple[int, int]
     scaled: tuple[int, int]
     offset: tuple[int, int]
     target: tuple[int, int]
+    turns: int = 0
+    resample: ResizeFilter = "lanczos"
 
     def apply(self, image: UInt8Array) -> Image.Image:
-        """A picture of the target size from uint8 [H, W, 3] of the original size."""
-        picture = Image.fromarray(image)
+        """A picture of the target size from uint8 [H, W, 3] of the camera."""
+        return self._shape(image, Image.Resampling[self.resample.upper()])
+
+    def apply_to_values(self, values: Array) -> Image.Image:
+        """The same for numbers that must not be mixed, uint16 [H, W]: depth, labels."""
+        return self._shape(values, Image.Resampling.NEAREST)
+
+    def _shape(self, image: Array, resample: Image.Resampling) -> Image.Image:
+        picture = Image.fromarray(_turned(image, self.turns))
         if self.target == self.original:
             return picture
         top, left = self.offset
         if self.scaled[0] < self.target[0] or self.scaled[1] < self.target[1]:
-            canvas = Image.new("RGB", _wide_first(self.target))
-            canvas.paste(_resize(picture, self.scaled), (-left, -top))
+            canvas = Image.new(picture.mode, _wide_first(self.target))
+            canvas.paste(picture.resize(_wide_first(self.scaled), resample), (-left, -top))
             return canvas
-        return self._resize_surviving_box(picture)
+        return self._resize_surviving_box(picture, resample)
 
-    def _resize_surviving_box(self, picture: Image.Image) -> Image.Image:
+    def _resize_surviving_box(
+        self, picture: Image.Image, resample: Image.Resampling
+    ) -> Image.Image:
         """Resizes only the part of the source that the crop keeps; pixels outside cost nothing."""
         scale_y = self.scaled[0] / self.original[0]
         scale_x = self.scaled[1] / self.original[1]
@@ -55,10 +73,27 @@ class ImageGeometry:
             (left + self.target[1]) / scale_x,
             (top + self.target[0]) / scale_y,
         )
-        return picture.resize(_wide_first(self.target), Image.Resampling.LANCZOS, box=box)
+        return picture.resize(_wide_first(self.target), resample, box=box)
+
+    def turned_intrinsics(self, matrix: Array) -> Array:
+        """Pinhole matrices [..., 3, 3] of the turned picture, before any resize."""
+        height, width = self.original if self.turns % 2 == 0 else self.original[::-1]
+        for _ in range(self.turns % 4):
+            turn = np.array([[0.0, -1.0, height], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+            matrix = turn @ matrix @ _QUARTER_TURN
+            height, width = width, height
+        return matrix
+
+    def turned_extrinsics(self, matrix: Array) -> Array:
+        """base_T_camera [..., 4, 4] of the camera turned with its picture."""
+        for _ in range(self.turns % 4):
+            turn = np.eye(4)
+            turn[:3, :3] = _QUARTER_TURN
+            matrix = matrix @ turn
+        return matrix
 
     def intrinsics(self, matrix: Array) -> Array:
-        """Pinhole matrices float64 [..., 3, 3] of the result, skew kept.
+        """Pinhole matrices float64 [..., 3, 3] of the result from those of the turned picture.
 
         A resize scales by the ratio of whole pixel counts and a crop shifts by whole pixels, so
         the result is exact, unlike the published rule, which uses the untruncated size.
@@ -71,13 +106,18 @@ class ImageGeometry:
 
 
 def make_geometry(
-    original: tuple[int, int], target: tuple[int, int] | None, method: ResizeMethod
+    original: tuple[int, int],
+    target: tuple[int, int] | None,
+    method: ResizeMethod,
+    turns: int = 0,
+    resample: ResizeFilter = "lanczos",
 ) -> ImageGeometry:
-    """The geometry from `original` to `target`; without a target pictures keep their size."""
+    """The geometry from a camera's size to `target`; without a target pictures keep their size."""
+    original = original if turns % 2 == 0 else (original[1], original[0])
     if target is None:
-        return ImageGeometry(original, original, (0, 0), original)
+        return ImageGeometry(original, original, (0, 0), original, turns, resample)
     if method == "resize_no_crop":
-        return ImageGeometry(original, target, (0, 0), target)
+        return ImageGeometry(original, target, (0, 0), target, turns, resample)
     ratios = (target[0] / original[0], target[1] / original[1])
     if method == "center_crop":
         scale = max(ratios)
@@ -91,7 +131,7 @@ def make_geometry(
         scale = min(ratios)
         scaled = (max(int(original[0] * scale), 1), max(int(original[1] * scale), 1))
         offset = (-((target[0] - scaled[0]) // 2), -((target[1] - scaled[1]) // 2))
-    return ImageGeometry(original, scaled, offset, target)
+    return ImageGeometry(original, scaled, offset, target, turns, resample)
 
 
 def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeMethod) -> Array:
@@ -116,8 +156,9 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     return result
 
 
-def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.resize(_wide_first(size), Image.Resampling.LANCZOS)
+def _turned(image: Array, turns: int) -> Array:
+    """Pixels turned clockwise; numpy counts the other way."""
+    return image if turns % 4 == 0 else np.ascontiguousarray(np.rot90(image, -turns))
 
 
 def _wide_first(size: tuple[int, int]) -> tuple[int, int]:

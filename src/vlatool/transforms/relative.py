@@ -20,6 +20,14 @@ def actual_field(name: str) -> str | None:
     return "__".join([parts[0], "actual", *parts[2:]])
 
 
+def reference_keys(group: PoseGroup) -> tuple[str, str]:
+    """Position and rotation field of the pose that a group is relative to."""
+    return (
+        group.reference_position or actual_field(group.position_key) or group.position_key,
+        group.reference_rotation or actual_field(group.rotation_key) or group.rotation_key,
+    )
+
+
 def relative_fields(
     windows: Mapping[str, Array], groups: Sequence[PoseGroup], anchor: int
 ) -> dict[str, Array]:
@@ -36,12 +44,7 @@ def relative_fields(
     result: dict[str, Array] = {}
     for group in groups:
         position, rotation = _pose(windows, group.position_key, group.rotation_key, group.name)
-        reference = _pose(
-            windows,
-            actual_field(group.position_key) or group.position_key,
-            actual_field(group.rotation_key) or group.rotation_key,
-            group.name,
-        )
+        reference = _pose(windows, *reference_keys(group), group.name)
         xyz, rot6d = relative_pose(
             position,
             rotation,

@@ -3,11 +3,22 @@
 A 6D rotation is the first two ROWS of the rotation matrix, flattened. Source: lbm-data 3.7.
 """
 
+from typing import Literal
+
 import numpy as np
 
 from vlatool.episode import Array
 
 _SMALLEST_NORM = 1e-12
+
+RotationForm = Literal["rot_6d", "axis_angle", "euler_xyz", "quaternion_xyzw", "quaternion_wxyz"]
+ROTATION_WIDTH: dict[RotationForm, int] = {
+    "rot_6d": 6,
+    "axis_angle": 3,
+    "euler_xyz": 3,
+    "quaternion_xyzw": 4,
+    "quaternion_wxyz": 4,
+}
 
 
 def matrix_from_rot6d(rot6d: Array) -> Array:
@@ -21,6 +32,29 @@ def matrix_from_rot6d(rot6d: Array) -> Array:
 def rot6d_from_matrix(matrix: Array) -> Array:
     """6D rotations [..., 6] from rotation matrices [..., 3, 3]."""
     return matrix[..., :2, :].reshape(*matrix.shape[:-2], 6)
+
+
+def rot6d_from(values: Array, form: RotationForm) -> Array:
+    """6D rotations float64 [..., 6] from another form.
+
+    Args:
+        values: `rot_6d` [..., 6]; `axis_angle` [..., 3], a rotation vector in radians;
+            `euler_xyz` [..., 3], radians about the fixed x, then y, then z axis; `quaternion_xyzw`
+            and `quaternion_wxyz` [..., 4], of any length but 0.
+        form: Which of them.
+    """
+    if form == "rot_6d":
+        return values
+    from scipy.spatial.transform import Rotation
+
+    flat = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
+    if form == "axis_angle":
+        rotation = Rotation.from_rotvec(flat)
+    elif form == "euler_xyz":
+        rotation = Rotation.from_euler("xyz", flat)
+    else:
+        rotation = Rotation.from_quat(flat if form == "quaternion_xyzw" else np.roll(flat, -1, 1))
+    return rot6d_from_matrix(rotation.as_matrix()).reshape(*values.shape[:-1], 6)
 
 
 def relative_pose(

@@ -5,7 +5,7 @@ Legend of shapes: N samples, T steps, C channels. Source: lbm-data 3.3, 3.7-3.10
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ from vlatool.episode import Array, Calibration, Episode, Sample
 from vlatool.errors import DataError
 from vlatool.transforms.geometry import (
     ImageGeometry,
+    ResizeFilter,
     ResizeMethod,
     make_geometry,
     published_intrinsics,
 )
 from vlatool.transforms.relative import relative_fields
-from vlatool.transforms.statistics import FieldStatistics, field_statistics
+from vlatool.transforms.statistics import WindowStatistics, window_statistics
+from vlatool.transforms.stillness import StillnessSpec, moving
 from vlatool.transforms.windows import Windows, WindowSpec, image_frames, make_windows
 
 
@@ -32,28 +34,43 @@ class SampleSpec:
         image_offsets: Pictures of a sample, as frames from the anchor.
         image_size: (height, width) of the pictures; None keeps theirs.
         resize_method: How pictures get that size.
-        compat: Adjust intrinsics by the published rule.
+        resize_filter: Which pixels are mixed in doing so.
+        rotations: Camera to quarter turns clockwise, before the resize.
+        still: When a window is left out for standing still; None keeps them.
+        finite: Refuse episodes with values that are no numbers.
+        compat: Adjust calibration by the published rule.
     """
 
     windows: WindowSpec
     image_offsets: tuple[int, ...]
     image_size: tuple[int, int] | None
     resize_method: ResizeMethod
+    resize_filter: ResizeFilter = "lanczos"
+    rotations: Mapping[str, int] = field(default_factory=dict[str, int])
+    still: StillnessSpec | None = None
+    finite: bool = True
     compat: bool = False
+
+    def geometry(self, camera: str, size: tuple[int, int]) -> ImageGeometry:
+        """What happens to the pictures (height, width) of a camera."""
+        turns = self.rotations.get(camera, 0) % 4
+        return make_geometry(size, self.image_size, self.resize_method, turns, self.resize_filter)
 
 
 class EpisodeSampler:
     """Cuts one episode, with the cameras `cameras` in that order, into samples."""
 
     def __init__(self, episode: Episode, cameras: Sequence[str], spec: SampleSpec) -> None:
-        check_finite(episode)
+        if spec.finite:
+            check_finite(episode)
         self.episode = episode
         self.cameras = tuple(cameras)
         self.spec = spec
-        self.windows: Windows = make_windows(episode.num_frames, spec.windows)
+        windows = make_windows(episode.num_frames, spec.windows)
+        self.dropped = {"padding": windows.dropped_padding} if windows.dropped_padding else {}
+        self.windows: Windows = self._without_still(windows)
         self.geometries: dict[str, ImageGeometry] = {
-            name: make_geometry(episode.cameras[name].size, spec.image_size, spec.resize_method)
-            for name in cameras
+            name: spec.geometry(name, episode.cameras[name].size) for name in cameras
         }
         fields = {name: self.windows.cut(values) for name, values in episode.lowdim.items()}
         anchor = spec.windows.past
@@ -86,13 +103,35 @@ class EpisodeSampler:
                 metadata=self._metadata(index, anchor, key, list(frames.values())),
             )
 
-    def statistics(self) -> dict[str, FieldStatistics]:
-        """Statistics of every numeric field over the unpadded rows of all samples."""
+    def needed_frames(self) -> set[int]:
+        """Frames that some sample shows."""
+        offsets, frames = self.spec.image_offsets, self.episode.num_frames
         return {
-            name: field_statistics(values, self.windows.valid)
+            frame
+            for anchor in self.windows.anchors.tolist()
+            for frame in image_frames(anchor, offsets, frames).values()
+        }
+
+    def statistics(self) -> WindowStatistics:
+        """Statistics of every numeric field, side by side, over the real rows of all samples."""
+        numeric = [values for values in self.fields.values() if values.dtype.kind != "U"]
+        return window_statistics(numeric, self.windows.valid)
+
+    def widths(self) -> dict[str, int]:
+        """Channels of every numeric field, in the order of the statistics."""
+        return {
+            name: 1 if values.ndim == 2 else values.shape[2]
             for name, values in self.fields.items()
             if values.dtype.kind != "U"
         }
+
+    def _without_still(self, windows: Windows) -> Windows:
+        if self.spec.still is None or not len(windows.anchors):
+            return windows
+        moves = moving(windows, self.episode.lowdim, self.spec.still)
+        if not moves.all():
+            self.dropped["still"] = int((~moves).sum())
+        return windows.keep(moves)
 
     def _calibration(self) -> tuple[dict[str, Array], dict[str, Array]]:
         """Windows of original intrinsics and extrinsics; windows of rescaled intrinsics."""
@@ -102,6 +141,8 @@ class EpisodeSampler:
         for name, calibration in known.items():
             if calibration.intrinsics is not None:
                 matrix = self._per_frame(calibration.intrinsics, 2, name)
+                if not self.spec.compat:
+                    matrix = self.geometries[name].turned_intrinsics(matrix)
                 stored[f"original_intrinsics.{name}"] = self.windows.cut_edge_padded(matrix)
                 rescaled[f"rescaled_intrinsics.{name}"] = self.windows.cut_edge_padded(
                     self._rescale(matrix, name)
@@ -109,6 +150,8 @@ class EpisodeSampler:
         for name, calibration in known.items():
             if calibration.extrinsics is not None:
                 matrix = self._per_frame(calibration.extrinsics, 2, name)
+                if not self.spec.compat:
+                    matrix = self.geometries[name].turned_extrinsics(matrix)
                 stored[f"extrinsics.{name}"] = self.windows.cut_edge_padded(matrix)
         return stored, rescaled
 
@@ -149,7 +192,7 @@ class EpisodeSampler:
             "camera_names": list(self.cameras),
             "original_episode_length": self.episode.num_frames,
             "original_image_sizes": {
-                name: list(self.episode.cameras[name].size[::-1]) for name in self.cameras
+                name: list(self.geometries[name].original[::-1]) for name in self.cameras
             },
             "is_padded": past + future > 0,
             "task": self.episode.task,

@@ -1,9 +1,12 @@
 """Statistics of windowed fields, mergeable, one vectorised pass per episode.
 
-Legend of shapes: N windows, T steps, C channels. Only valid (unpadded) rows count. A merge in a
-fixed order gives the same bits whatever process computed the parts. Source: lbm-data 3.12.
+All fields of an episode are one block of channels. Only valid (unpadded, finite) rows count.
+Adding parts in a fixed order gives the same bits whatever process computed them.
+
+Legend of shapes: N windows, T steps, C channels of all fields. Source: lbm-data 3.12.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +14,11 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.transforms.quantiles import (
+    MAX_BUFFER,
     Digest,
+    compress,
     digest_of,
-    merge_digests,
+    join,
     pool_cells,
     quantile,
     to_state,
@@ -23,11 +28,11 @@ PERCENTILES = (1, 2, 5, 95, 98, 99)
 
 
 @dataclass(frozen=True)
-class FieldStatistics:
-    """Partial statistics of one field.
+class WindowStatistics:
+    """Partial statistics of a block of channels.
 
     Attributes:
-        count: Valid rows per step, int64 [T].
+        count: Valid rows, int64 [T, C]; equal for the channels of one field.
         mean: float64 [T, C].
         m2: Sum of squared deviations from the mean, float64 [T, C].
         minimum: float64 [T, C], +inf where `count` is 0.
@@ -42,54 +47,123 @@ class FieldStatistics:
     maximum: Array
     digest: Digest
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(T, C)."""
+        return self.mean.shape[0], self.mean.shape[1]
 
-def field_statistics(values: Array, valid: Array) -> FieldStatistics:
-    """Statistics of windows [N, T, C] whose rows count where `valid` [N, T] is true."""
-    values = values.astype(np.float64)
-    weight = valid[..., None]
-    count = valid.sum(axis=0)
-    divisor = np.maximum(count, 1)[:, None]
-    mean = np.where(weight, values, 0.0).sum(axis=0) / divisor
-    m2 = np.where(weight, (values - mean) ** 2, 0.0).sum(axis=0)
+    def channels(self, start: int, stop: int) -> "WindowStatistics":
+        """The statistics of some of the channels."""
+        steps, width = self.shape
+        cells = np.arange(steps * width).reshape(steps, width)[:, start:stop].ravel()
+        span = slice(start, stop)
+        return WindowStatistics(
+            self.count[:, span],
+            self.mean[:, span],
+            self.m2[:, span],
+            self.minimum[:, span],
+            self.maximum[:, span],
+            self.digest.rows(cells),
+        )
+
+
+def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics:
+    """Statistics of windows [N, T, C_i] of several fields, side by side.
+
+    Args:
+        fields: Windows of each field; those of shape [N, T] have one channel.
+        valid: bool [N, T], false where padded. Rows of a field with a value that is not finite
+            do not count for that field.
+    """
+    wide = [np.asarray(one, np.float64).reshape(*valid.shape, -1) for one in fields]
+    values = np.concatenate(wide, axis=2)
+    weight = np.broadcast_to(valid[..., None], values.shape)
+    if not np.isfinite(values).all():
+        rows = [np.isfinite(one).all(axis=2, keepdims=True) for one in wide]
+        finite = [np.broadcast_to(row, one.shape) for row, one in zip(rows, wide, strict=True)]
+        weight = weight & np.concatenate(finite, axis=2)
+    counted = np.where(weight, values, 0.0)
+    count = weight.sum(axis=0)
+    mean = counted.sum(axis=0) / np.maximum(count, 1)
+    deviation = np.where(weight, values - mean, 0.0)
     cells = values.transpose(1, 2, 0).reshape(-1, len(values))
-    cell_valid = np.repeat(valid.T, values.shape[2], axis=0)
-    return FieldStatistics(
+    cell_valid = weight.transpose(1, 2, 0).reshape(-1, len(values))
+    return WindowStatistics(
         count=count,
         mean=mean,
-        m2=m2,
+        m2=np.einsum("ntc,ntc->tc", deviation, deviation),
         minimum=np.where(weight, values, np.inf).min(axis=0, initial=np.inf),
         maximum=np.where(weight, values, -np.inf).max(axis=0, initial=-np.inf),
         digest=digest_of(cells, cell_valid),
     )
 
 
-def merge(left: FieldStatistics, right: FieldStatistics) -> FieldStatistics:
+class StatisticsSum:
+    """Adds up parts; memory does not depend on how many there were."""
+
+    def __init__(self) -> None:
+        self._moments: WindowStatistics | None = None
+        self._digests: list[Digest] = []
+
+    def add(self, part: WindowStatistics) -> None:
+        """Adds a part with the same channels as those before."""
+        self._moments = part if self._moments is None else merge_moments(self._moments, part)
+        self._digests.append(part.digest)
+        # Sorting a few thousand values at once costs less than sorting at every episode.
+        if sum(digest.width for digest in self._digests) > 2 * MAX_BUFFER:
+            self._digests = [compress(join(self._digests))]
+
+    def total(self) -> WindowStatistics | None:
+        """The statistics of everything added; None where nothing was."""
+        if self._moments is None:
+            return None
+        self._digests = [compress(join(self._digests))]
+        return _with_digest(self._moments, self._digests[0])
+
+
+def merge(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
     """Statistics of everything both sides have seen."""
+    digest = compress(join([left.digest, right.digest]))
+    return _with_digest(merge_moments(left, right), digest)
+
+
+def merge_moments(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
+    """Everything but the digest, which stays the left one's."""
     total = left.count + right.count
-    divisor = np.maximum(total, 1)[:, None]
+    divisor = np.maximum(total, 1)
     delta = right.mean - left.mean
-    share = (right.count / np.maximum(total, 1))[:, None]
-    return FieldStatistics(
+    return WindowStatistics(
         count=total,
-        mean=left.mean + delta * share,
-        m2=left.m2 + right.m2 + delta**2 * (left.count * right.count)[:, None] / divisor,
+        mean=left.mean + delta * (right.count / divisor),
+        m2=left.m2 + right.m2 + delta**2 * (left.count * right.count) / divisor,
         minimum=np.minimum(left.minimum, right.minimum),
         maximum=np.maximum(left.maximum, right.maximum),
-        digest=merge_digests([left.digest, right.digest]),
+        digest=left.digest,
     )
 
 
-def summary(stats: FieldStatistics) -> dict[str, Any]:
-    """The published JSON entry of a field: plain lists, null where there is no value."""
-    steps, channels = stats.mean.shape
-    count = stats.count[:, None]
-    total = max(int(stats.count.sum()), 1)
+def field_entries(
+    stats: WindowStatistics, widths: Mapping[str, int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, published entry) of each field; `widths` names the channels in order."""
+    start = 0
+    for name, width in widths.items():
+        yield name, summary(stats.channels(start, start + width))
+        start += width
+
+
+def summary(stats: WindowStatistics) -> dict[str, Any]:
+    """The published JSON entry of one field: plain lists, null where there is no value."""
+    steps, channels = stats.shape
+    count = stats.count
+    total = np.maximum(count.sum(axis=0), 1)
     variance = stats.m2 / np.maximum(count - 1, 1)
     mean = (stats.mean * count).sum(axis=0) / total
     spread = (variance * count).sum(axis=0) + (count * (stats.mean - mean) ** 2).sum(axis=0)
     pooled = pool_cells(stats.digest, channels)
+    rows = count[:, 0].tolist()
     entry: dict[str, Any] = {
-        "count": stats.count.tolist(),
+        "count": rows,
         "mean": mean.tolist(),
         "std": np.sqrt(spread / total).tolist(),
         "min": plain(stats.minimum.min(axis=0)),
@@ -103,7 +177,7 @@ def summary(stats: FieldStatistics) -> dict[str, Any]:
         entry[f"percentile_{percent}"] = plain(quantile(pooled, percent / 100))
         per_step = quantile(stats.digest, percent / 100).reshape(steps, channels)
         entry[f"percentile_{percent}_per_timestep"] = plain(per_step)
-    entry["percentile_sample_count"] = stats.count.tolist()
+    entry["percentile_sample_count"] = rows
     entry["tdigest_state"] = to_state(pooled, (channels,))
     entry["tdigest_state_per_timestep"] = to_state(stats.digest, (steps, channels))
     return entry
@@ -111,6 +185,14 @@ def summary(stats: FieldStatistics) -> dict[str, Any]:
 
 def plain(values: Array) -> list[Any]:
     """Nested lists with None in place of NaN and infinities, so that JSON stays strict."""
+    if np.isfinite(values).all():
+        return values.tolist()
     boxed = values.astype(object)
     boxed[~np.isfinite(values)] = None
     return boxed.tolist()
+
+
+def _with_digest(moments: WindowStatistics, digest: Digest) -> WindowStatistics:
+    return WindowStatistics(
+        moments.count, moments.mean, moments.m2, moments.minimum, moments.maximum, digest
+    )

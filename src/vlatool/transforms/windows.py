@@ -5,7 +5,7 @@ Source: lbm-data 3.4.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -62,6 +62,17 @@ class Windows:
     def future_mask(self) -> Array:
         """Bool [N, T]: real steps from the anchor on."""
         return self.valid & (np.arange(self.spec.length) >= self.spec.past)
+
+    def keep(self, wanted: Array) -> "Windows":
+        """Only the windows where `wanted` [N] is true."""
+        return replace(
+            self,
+            anchors=self.anchors[wanted],
+            rows=self.rows[wanted],
+            valid=self.valid[wanted],
+            pad_left=self.pad_left[wanted],
+            pad_right=self.pad_right[wanted],
+        )
 
     def cut(self, values: Array) -> Array:
         """Windows [N, T, ...] of per-frame values [F, ...], padded by the spec's rule."""

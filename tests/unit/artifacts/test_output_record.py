@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ RESULT = {"samples": 3}
 
 
 def record(seed: int = 1, result: Any = None, **inputs: Any) -> OutputRecord:
-    return OutputRecord("preprocess", {"seed": seed, "size": (2, 3)}, inputs, result)
+    options = {"seed": seed, "size": (2, 3)}
+    return OutputRecord("preprocess", options, inputs, result, result is not None)
 
 
 def claim(folder: Path, now: OutputRecord, *, overwrite: bool = False) -> OutputRecord | None:
-    return claim_output(folder, now, overwrite=overwrite, parts=("shards",))
+    return claim_output(folder, now, lambda: now.inputs, overwrite=overwrite, parts=("shards",))
 
 
 def refusal(folder: Path, now: OutputRecord) -> UsageError:
@@ -37,7 +39,7 @@ def test_record_reads_back_equal(tmp_path: Path) -> None:
     read = read_record(tmp_path)
 
     assert read == OutputRecord(
-        "preprocess", {"seed": 1, "size": [2, 3]}, {"episodes": ["a"]}, RESULT
+        "preprocess", {"seed": 1, "size": [2, 3]}, {"episodes": ["a"]}, RESULT, complete=True
     )
 
 
@@ -97,11 +99,23 @@ def test_overwrite_removes_the_parts_of_the_earlier_run(tmp_path: Path) -> None:
     assert not (folder / "shards").exists()
 
 
-def test_incomplete_output_of_the_same_options_starts_afresh(tmp_path: Path) -> None:
+def test_incomplete_output_of_the_same_options_is_kept_to_go_on_with(tmp_path: Path) -> None:
     folder = written(tmp_path / "out", record())
 
     assert claim(folder, record()) is None
-    assert not (folder / "shards").exists()
+    assert (folder / "shards/old.tar").exists()
+
+
+def test_incomplete_output_may_go_on_with_other_inputs(tmp_path: Path) -> None:
+    folder = written(tmp_path / "out", record(1, episodes=["a"]))
+
+    assert claim(folder, record(1, episodes=["b"])) is None
+
+
+def test_incomplete_output_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path / "out", replace(record(), version="0.0.1"))
+
+    assert refusal(folder, record()).code == "usage.output_differs"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

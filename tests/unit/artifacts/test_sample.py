@@ -12,7 +12,12 @@ from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
 from vlatool.episode import Sample
 
 KEY = "00000000-0000-0000-0000-000000000000"
-PICTURES = {("left", -1): b"a" * 700, ("right", -1): b"b", ("left", 0): b"c", ("right", 0): b"d"}
+PICTURES = {
+    "left_t-1.jpg": b"a" * 700,
+    "right_t-1.jpg": b"b",
+    "left_t0.jpg": b"c",
+    "right_t0.jpg": b"d",
+}
 
 
 def sample(**metadata: Any) -> Sample:
@@ -76,7 +81,7 @@ def test_webdataset_reads_one_sample_with_every_member(shard: Path) -> None:
     (read,) = list(wds.WebDataset(str(shard), shardshuffle=False))
 
     assert read["__key__"] == KEY
-    assert read["left_t-1.jpg"] == PICTURES["left", -1]
+    assert read["left_t-1.jpg"] == PICTURES["left_t-1.jpg"]
     assert json.loads(read["metadata.json"])["anchor_relative_idx"] == 1
     assert json.loads(read["language_instructions.json"]) == {"original": ["tu das, für mich"]}
 

@@ -7,7 +7,11 @@ import pytest
 
 from vlatool.artifacts.stats import merge_stats, read_stats, write_stats
 from vlatool.errors import DataError
-from vlatool.transforms.statistics import field_statistics, summary
+from vlatool.transforms.statistics import WindowStatistics, summary, window_statistics
+
+
+def of(values: np.ndarray, valid: np.ndarray) -> WindowStatistics:
+    return window_statistics([values], valid)
 
 
 def windows(seed: int, samples: int = 30, steps: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -17,7 +21,7 @@ def windows(seed: int, samples: int = 30, steps: int = 3) -> tuple[np.ndarray, n
 
 def stats_of(*parts: tuple[np.ndarray, np.ndarray], name: str = "action") -> dict[str, Any]:
     values, valid = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return {name: summary(field_statistics(values, valid))}
+    return {name: summary(of(values, valid))}
 
 
 def unmergeable(*parts: dict[str, Any]) -> str:
@@ -29,13 +33,13 @@ def unmergeable(*parts: dict[str, Any]) -> str:
 def test_written_statistics_read_back_equal(tmp_path: Path) -> None:
     stats = stats_of(windows(1))
 
-    write_stats(tmp_path / "stats.json", stats)
+    write_stats([tmp_path / "stats.json"], stats)
 
     assert read_stats(tmp_path / "stats.json") == stats
 
 
 def test_statistics_are_written_as_one_line_of_strict_json(tmp_path: Path) -> None:
-    write_stats(tmp_path / "stats.json", stats_of(windows(1)))
+    write_stats([tmp_path / "stats.json"], stats_of(windows(1)))
 
     (line,) = (tmp_path / "stats.json").read_text().splitlines()
     json.loads(line, parse_constant=lambda name: pytest.fail(name))
@@ -43,7 +47,7 @@ def test_statistics_are_written_as_one_line_of_strict_json(tmp_path: Path) -> No
 
 def test_statistics_that_are_not_json_are_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_stats(tmp_path / "stats.json", {"a": {"mean": [float("nan")]}})
+        write_stats([tmp_path / "stats.json"], {"a": {"mean": [float("nan")]}})
 
     assert list(tmp_path.iterdir()) == []
 

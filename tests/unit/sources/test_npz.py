@@ -159,7 +159,7 @@ def pictures(frames: int = 7) -> np.ndarray:
 
 def frame_source(folder: Path, array: np.ndarray, name: str = "cam") -> NpzFrames:
     archive = NpzArchive(npz(folder, **{name: array}))
-    return NpzFrames(archive.path, name, archive.header(name))
+    return archive.frames(name)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from tests.builders.spartan import (
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.sources.order import select
-from vlatool.sources.spartan import SpartanConfig, SpartanReader
+from vlatool.sources.spartan import SpartanReader
+from vlatool.sources.spartan_config import SpartanConfig
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
 from vlatool.transforms.windows import WindowSpec
 
@@ -526,8 +527,10 @@ def test_broken_annotations_file_is_refused_before_any_episode(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "annotations.yaml").write_text(content)
+    source = spartan_task(tmp_path, 1)
+    config = SpartanConfig(language_annotations_path=str(tmp_path / "annotations.yaml"))
 
     with pytest.raises(DataError) as caught:
-        SpartanReader(SpartanConfig(language_annotations_path=str(tmp_path / "annotations.yaml")))
+        list(SpartanReader(config).discover([source]))
 
     assert caught.value.code == "data.broken_annotations"

@@ -1,13 +1,17 @@
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from vlatool.errors import DataError, StorageError
 from vlatool.storage.atomic import (
+    GuardedFile,
     atomic_folder,
     open_atomic,
+    remove_file,
     remove_partials,
+    remove_tree,
     write_json,
     write_text,
 )
@@ -103,3 +107,49 @@ def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -
     remove_partials(tmp_path)
 
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.tar", "notes.partial", "shards"]
+
+
+def test_missing_input_read_inside_the_block_is_not_taken_for_a_failure_to_write(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FileNotFoundError), open_atomic(tmp_path / "out"):
+        (tmp_path / "missing").read_bytes()
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "folder"):
+        (tmp_path / "missing").read_bytes()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_grows_too_large_is_a_storage_error_with_its_path(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(StorageError) as caught:
+            write_text(tmp_path / "file", "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    assert caught.value.code == "storage.write"
+    assert caught.value.details["path"] == str(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_says_so_and_what_to_do() -> None:
+    with pytest.raises(StorageError) as caught, GuardedFile(Path("/dev/full"), Path("out")) as file:
+        file.write(b"x")
+
+    assert "No space left" in caught.value.message
+    assert "free space" in caught.value.hint
+
+
+def test_removing_what_is_not_there_is_fine(tmp_path: Path) -> None:
+    remove_tree(tmp_path / "folder")
+    remove_file(tmp_path / "file")
+
+
+def test_removed_tree_is_gone(tmp_path: Path) -> None:
+    write_text(tmp_path / "folder/below/file", "x")
+
+    remove_tree(tmp_path / "folder")
+
+    assert list(tmp_path.iterdir()) == []

@@ -17,11 +17,15 @@ from vlatool.transforms.quantiles import (
 )
 from vlatool.transforms.statistics import (
     PERCENTILES,
-    FieldStatistics,
-    field_statistics,
+    WindowStatistics,
     merge,
     summary,
+    window_statistics,
 )
+
+
+def of(values: np.ndarray, valid: np.ndarray) -> WindowStatistics:
+    return window_statistics([values], valid)
 
 
 def golden_windows() -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +38,7 @@ def golden_windows() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Any]:
-    return summary(field_statistics(*golden_windows()))
+    return summary(of(*golden_windows()))
 
 
 def both(*values: float) -> list[list[float]]:
@@ -88,9 +92,9 @@ def random_windows(samples: int = 60) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(5, 2, (samples, 3, 2)), rng.random((samples, 3)) > 0.2
 
 
-def in_parts(values: np.ndarray, valid: np.ndarray, parts: int) -> FieldStatistics:
+def in_parts(values: np.ndarray, valid: np.ndarray, parts: int) -> WindowStatistics:
     pieces = zip(np.array_split(values, parts), np.array_split(valid, parts), strict=True)
-    return reduce(merge, (field_statistics(*piece) for piece in pieces))
+    return reduce(merge, (of(*piece) for piece in pieces))
 
 
 @pytest.mark.parametrize("parts", [2, 7])
@@ -99,7 +103,7 @@ def test_merge_in_parts_equals_one_pass(parts: int) -> None:
 
     merged, whole = (
         summary(in_parts(values, valid, parts)),
-        summary(field_statistics(values, valid)),
+        summary(of(values, valid)),
     )
 
     for key in whole.keys() - {"tdigest_state", "tdigest_state_per_timestep"}:
@@ -111,7 +115,7 @@ def test_step_that_is_never_valid_gives_null_and_strict_json() -> None:
     values, valid = random_windows()
     valid[:, 2] = False
 
-    entry = summary(field_statistics(values, valid))
+    entry = summary(of(values, valid))
 
     assert entry["min_per_timestep"][2] == [None, None]
     assert entry["percentile_5_per_timestep"][2] == [None, None]
@@ -123,7 +127,7 @@ def test_padded_rows_may_hold_anything() -> None:
     values, valid = random_windows()
     spoiled = np.where(valid[..., None], values, 1e9)
 
-    assert summary(field_statistics(spoiled, valid)) == summary(field_statistics(values, valid))
+    assert summary(of(spoiled, valid)) == summary(of(values, valid))
 
 
 def cell(values: np.ndarray) -> Digest:

@@ -1,0 +1,146 @@
+"""What of a Spartan episode is used, and how. Source: lbm-data 2.3, 2.7, 3.1, 6.4."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from vlatool.config.base import ConfigModel
+from vlatool.episode import PoseGroup
+from vlatool.errors import DataError
+from vlatool.storage.uri import location
+
+_ACTION_WIDTHS = {
+    "robot__action__poses__right::panda__xyz": 3,
+    "robot__action__poses__right::panda__rot_6d": 6,
+    "robot__action__poses__left::panda__xyz": 3,
+    "robot__action__poses__left::panda__rot_6d": 6,
+    "robot__action__grippers__right::panda_hand": 1,
+    "robot__action__grippers__left::panda_hand": 1,
+}
+
+# Poses that also get fields relative to the actual pose at the anchor. Source: lbm-data 6.4.
+PUBLISHED_POSE_GROUPS = tuple(
+    PoseGroup(
+        f"{side}_panda_{kind}",
+        f"robot__{kind}__poses__{side}::panda__xyz",
+        f"robot__{kind}__poses__{side}::panda__rot_6d",
+    )
+    for kind in ("action", "desired", "actual")
+    for side in ("left", "right")
+)
+
+
+class SpartanConfig(ConfigModel):
+    """What of a Spartan episode is used, and how."""
+
+    location_keys: ClassVar[frozenset[str]] = frozenset(
+        {"language_annotations_path", "action_fields_config_path", "validation_episodes_path"}
+    )
+
+    data_discard_keys: list[str] = Field(
+        default=[], description="Observation arrays to leave out; they are not even read."
+    )
+    language_annotations_path: str | None = Field(
+        default=None, description="YAML file with `language_dict`: task to kind to sentences."
+    )
+    action_fields_config_path: str | None = Field(
+        default=None,
+        description="YAML file with action_key_fields, action_index_fields and pose_groups; "
+        "null for the keys here.",
+    )
+    validation_episodes_path: str | None = Field(
+        default=None, description="JSON file, task to episode numbers that are left out."
+    )
+    task: str | None = Field(
+        default=None, description="Task of all episodes, instead of their path's."
+    )
+    action_key_fields: list[str] = Field(
+        default=list(_ACTION_WIDTHS),
+        description="Names of the parts of the action vector, in order.",
+    )
+    action_index_fields: list[int] = Field(
+        default=np.cumsum(list(_ACTION_WIDTHS.values())).tolist(),
+        description="End index of each part, ascending.",
+    )
+
+    @model_validator(mode="after")
+    def _check_action_parts(self) -> Self:
+        ends = self.action_index_fields
+        if len(ends) != len(self.action_key_fields):
+            raise ValueError("action_index_fields and action_key_fields differ in length")
+        if any(high <= low for low, high in zip([0, *ends], ends, strict=False)):
+            raise ValueError("action_index_fields must be ascending and positive")
+        return self
+
+
+def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGroup, ...]]:
+    """The config with the values of its action file, and the pose groups of the episodes.
+
+    Raises:
+        DataError: The file is missing or not of the published form.
+    """
+    path = config.action_fields_config_path
+    if path is None:
+        return config, PUBLISHED_POSE_GROUPS
+    content = _mapping(path, yaml.safe_load, "action fields")
+    try:
+        groups = tuple(
+            PoseGroup(str(one["name"]), str(one["position_key"]), str(one["rotation_key"]))
+            for one in content.get("pose_groups") or []
+        )
+        values = {key: content[key] for key in ("action_key_fields", "action_index_fields")}
+        unchanged = config.model_dump(exclude={*values, "action_fields_config_path"})
+        return SpartanConfig(**unchanged, **values), groups
+    except (KeyError, TypeError, ValidationError) as error:
+        raise _not_of_form(path, "action fields", error) from None
+
+
+def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
+    """Numbers of the episodes held out, by task.
+
+    Raises:
+        DataError: The file is missing or not of the published form.
+    """
+    if path is None:
+        return {}
+    content = _mapping(path, json.loads, "validation episodes")
+    try:
+        return {
+            str(task): frozenset(int(number) for number in numbers)
+            for task, numbers in content.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise _not_of_form(path, "validation episodes", error) from None
+
+
+def _mapping(path: str, parse: Any, what: str) -> dict[str, Any]:
+    try:
+        content = parse(location(path).read_text())
+    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{path}: {what} cannot be read: {error}",
+            hint="check the path and the file",
+            code="data.broken_file",
+            details={"path": path},
+        ) from None
+    if not isinstance(content, dict):
+        raise _not_of_form(path, what, "not a mapping")
+    return content
+
+
+def _not_of_form(path: str, what: str, reason: object) -> DataError:
+    forms = {
+        "action fields": "action_key_fields: [...], action_index_fields: [...], pose_groups: "
+        "[{name, position_key, rotation_key}]",
+        "validation episodes": '{"Task": [3, 17, ...], ...}',
+    }
+    return DataError(
+        f"{path}: {what} of another form: {str(reason).splitlines()[0]}",
+        hint=f"expected {forms[what]}",
+        code="data.broken_file",
+        details={"path": path},
+    )

@@ -1,0 +1,149 @@
+"""What S3 and its client library say, as our errors."""
+
+import errno
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+from vlatool.errors import EnvironmentProblem, StorageError
+from vlatool.storage.retry import Trouble, network_trouble
+
+_BUSY_STATUS = {408, 429, 500, 502, 503, 504}
+_BUSY_CODES = {
+    "BandwidthLimitExceeded",
+    "ConditionalRequestConflict",
+    "InternalError",
+    "OperationAborted",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+}
+_MISSING_CODES = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
+_REJECTED_CODES = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
+_CREDENTIALS_HINT = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of your AWS"
+    " configuration (`aws configure`, `aws sso login`)"
+)
+
+
+class ConditionFailed(Exception):
+    """The object is not, or no longer, what a conditional request asked for (HTTP 412)."""
+
+
+def error_code(error: BaseException) -> str:
+    """The code in S3's answer, such as `NoSuchKey`; empty if there was no answer."""
+    return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def s3_trouble(error: Exception) -> Trouble | None:
+    """What an error means for another attempt; None if one is pointless."""
+    aws = _exceptions()
+    status, code = _status(error), error_code(error)
+    if status in _BUSY_STATUS or code in _BUSY_CODES:
+        return Trouble(f"the server says {status} {code}".rstrip(), _requested_wait(error))
+    if isinstance(error, aws.SSLError) and "certificate" in str(error).lower():
+        return None
+    passing = (
+        aws.HTTPClientError,
+        aws.ConnectionError,
+        aws.IncompleteReadError,
+        aws.ResponseStreamingError,
+        aws.FlexibleChecksumError,
+        importlib.import_module("botocore.parsers").ResponseParserError,
+    )
+    if isinstance(error, passing):
+        return Trouble(f"no complete answer ({type(error).__name__})")
+    return network_trouble(error)
+
+
+def translated(error: Exception, where: str) -> Exception:
+    """Our error for one that further attempts cannot mend; others are handed back as they are."""
+    aws = _exceptions()
+    absent = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)
+    if isinstance(error, (*absent, aws.ProfileNotFound, aws.TokenRetrievalError, aws.SSOError)):
+        reason = type(error).__name__.removesuffix("Error")
+        return _no_credentials(where, f"no usable AWS credentials ({reason})")
+    if isinstance(error, aws.ClientError):
+        return _from_answer(error, where)
+    if isinstance(error, (aws.BotoCoreError, ValueError)):
+        # Botocore reports a malformed endpoint as ValueError. Its texts may quote headers.
+        return StorageError(
+            f"{where}: the request cannot be made ({type(error).__name__})",
+            hint="check the bucket name, the AWS variables and the endpoint",
+            code="storage.request",
+            details={"path": where, "reason": type(error).__name__},
+        )
+    return error
+
+
+def _from_answer(error: Exception, where: str) -> Exception:
+    status, code = _status(error), error_code(error)
+    if code in _MISSING_CODES:
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
+    if status == 412 or code == "PreconditionFailed":
+        return ConditionFailed(where)
+    if code in _REJECTED_CODES:
+        return _no_credentials(where, f"the AWS credentials are not accepted ({code})")
+    return _refusal(where, status, code)
+
+
+def _refusal(where: str, status: int, code: str) -> StorageError:
+    if code == "NoSuchBucket":
+        return _storage_error(where, "the bucket does not exist", "no_bucket", "check its name")
+    if status == 403:
+        hint = "ask for permission to read, write and list here, or choose other credentials"
+        return _storage_error(where, f"access is denied ({code})", "forbidden", hint)
+    if status == 501 or code == "NotImplemented":
+        hint = "choose another place"
+        return _storage_error(where, "the server does not offer this", "unsupported", hint)
+    hint = "check the location and the endpoint"
+    return _storage_error(where, f"the server refuses: {status} {code}", "refused", hint)
+
+
+def _storage_error(where: str, reason: str, code: str, hint: str) -> StorageError:
+    details = {"path": where, "reason": reason}
+    return StorageError(f"{where}: {reason}", hint=hint, code=f"storage.{code}", details=details)
+
+
+def _no_credentials(where: str, reason: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{where}: {reason}",
+        hint=_CREDENTIALS_HINT,
+        code="environment.no_credentials",
+        details={"path": where},
+    )
+
+
+def _answer(error: BaseException) -> Mapping[str, Any]:
+    answer: Any = getattr(error, "response", None)
+    return cast(Mapping[str, Any], answer) if isinstance(answer, Mapping) else {}
+
+
+def _exceptions() -> Any:
+    """Botocore's exceptions; the module has no types."""
+    return importlib.import_module("botocore.exceptions")
+
+
+def _status(error: BaseException) -> int:
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _requested_wait(error: BaseException) -> float:
+    """Seconds in a Retry-After header; 0 without one or where it holds a date."""
+    headers: Mapping[str, str] = (
+        _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}) or {}
+    )
+    try:
+        return max(0.0, float(headers.get("retry-after", "0")))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,122 @@
+"""Names below a prefix: one level, all levels, or those that match a pattern."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+
+from vlatool.storage import s3
+
+_THREADS = 16
+_WILDCARDS = frozenset("*?[")
+
+Found = tuple[str, s3.Facts]
+_FOLDER = s3.Facts(is_dir=True)
+
+
+def level(address: s3.Address) -> list[Found]:
+    """Name and facts of what is directly below a prefix."""
+    below = _prefix(address)
+    found: dict[str, s3.Facts] = {}
+    for page in s3.pages(address, below=below, delimiter="/"):
+        for prefix in page.prefixes:
+            found[prefix[len(below) : -1]] = _FOLDER
+        for key, facts in page.objects:
+            found.setdefault(key[len(below) :], facts)
+    found.pop("", None)  # some tools mark a folder by an empty object named like its prefix
+    return list(found.items())
+
+
+def tree(address: s3.Address) -> Iterator[Found]:
+    """Path below the prefix and facts of everything below it; folders come before their content."""
+    below = _prefix(address)
+    seen: set[str] = set()
+    for page in s3.pages(address, below=below):
+        for key, facts in page.objects:
+            path = key[len(below) :]
+            parts = path.split("/")
+            for depth in range(1, len(parts)):
+                folder = "/".join(parts[:depth])
+                if folder not in seen:
+                    seen.add(folder)
+                    yield folder, _FOLDER
+            if parts[-1]:
+                yield path, facts
+
+
+def matching(address: s3.Address, pattern: str) -> Iterator[Found]:
+    """What `Path.glob` finds below a prefix: path and facts.
+
+    Folders are listed level by level, several at a time, and only where a part of the pattern has
+    wildcards; `**` lists everything below once.
+
+    Raises:
+        NotImplementedError: The pattern has more than one `**`, or is not relative.
+    """
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    if not parts or pattern.startswith("/") or parts.count("**") > 1 or ".." in parts:
+        raise NotImplementedError(f"pattern {pattern!r} in object storage")
+    places: list[Found] = [("", _FOLDER)]
+    for index, part in enumerate(parts):
+        if part == "**":
+            yield from _anywhere_below(address, places, parts[index + 1 :])
+            return
+        if not _WILDCARDS.isdisjoint(part):
+            places = _expanded(address, places, part)
+        elif not index or not _WILDCARDS.isdisjoint(parts[index - 1]):
+            # Consecutive plain parts are looked up together, with one request per place.
+            plain = _plain_run(parts[index:])
+            places = _existing(address, places, plain)
+    yield from places
+
+
+def _plain_run(parts: list[str]) -> str:
+    """The parts before the next one with wildcards, as one path."""
+    run: list[str] = []
+    for part in parts:
+        if not _WILDCARDS.isdisjoint(part):
+            break
+        run.append(part)
+    return "/".join(run)
+
+
+def _expanded(address: s3.Address, places: list[Found], pattern: str) -> list[Found]:
+    folders = [_join(address, path) for path, facts in places if facts.is_dir]
+    paths = [path for path, facts in places if facts.is_dir]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        levels = list(pool.map(level, folders))
+    return [
+        (f"{path}/{name}".lstrip("/"), facts)
+        for path, found in zip(paths, levels, strict=True)
+        for name, facts in found
+        if fnmatchcase(name, pattern)
+    ]
+
+
+def _existing(address: s3.Address, places: list[Found], name: str) -> list[Found]:
+    paths = [f"{path}/{name}".lstrip("/") for path, facts in places if facts.is_dir]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        looked = list(pool.map(s3.look, [_join(address, path) for path in paths]))
+    return [(path, facts) for path, facts in zip(paths, looked, strict=True) if facts is not None]
+
+
+def _anywhere_below(address: s3.Address, places: list[Found], tail: list[str]) -> Iterator[Found]:
+    """What ends in `tail` below the places; folders only if there is no tail, as in `Path.glob`."""
+    for place, facts in places:
+        if not facts.is_dir:
+            continue
+        if not tail:
+            yield place, facts
+        for path, below in tree(_join(address, place)):
+            parts = path.split("/")[-len(tail) :] if tail else []
+            fits = len(parts) == len(tail) and all(map(fnmatchcase, parts, tail))
+            if fits and (tail or below.is_dir):
+                yield f"{place}/{path}".lstrip("/"), below
+
+
+def _prefix(address: s3.Address) -> str:
+    return f"{address.key}/" if address.key else ""
+
+
+def _join(address: s3.Address, path: str) -> s3.Address:
+    key = "/".join(part for part in (address.key, path) if part)
+    return s3.Address(address.bucket, key)

@@ -1,0 +1,184 @@
+"""One run per output in S3: an object that its owner renews while it lives."""
+
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from vlatool.errors import EnvironmentProblem, StorageError, UsageError
+from vlatool.storage import s3
+from vlatool.storage.s3_errors import ConditionFailed
+
+RENEWED_EVERY_S = 20.0
+STALE_AFTER_S = 90.0  # outlasts four renewals; a killed run blocks no longer than this
+_ATTEMPTS = 3
+_RELEASE_PATIENCE_S = 10.0  # an unreleased lock ends by itself
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """What a lock says, and how long ago by the server's clock it was renewed."""
+
+    owner: str
+    command: str
+    started: str
+    etag: str
+    age_s: float
+
+
+@contextmanager
+def s3_lock(
+    address: s3.Address,
+    command: str,
+    *,
+    renewed_every_s: float = RENEWED_EVERY_S,
+    stale_after_s: float = STALE_AFTER_S,
+) -> Generator[None]:
+    """Holds the object `address` until the block ends.
+
+    Raises:
+        UsageError: Another live run holds it; names that run.
+        StorageError: The storage fails, or another run took the lock over in the meantime.
+    """
+    lock = _Lock(address, command)
+    lock.take(stale_after_s)
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=lock.renew_until,
+        args=(stop, renewed_every_s),
+        daemon=True,
+        name="vlatool-lock",
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=_RELEASE_PATIENCE_S)
+        lock.release()
+    if lock.is_lost:
+        raise StorageError(
+            f"{address}: another run took this output over while storage could not be reached",
+            hint="see which run should go on there, and run its command again",
+            code="storage.lock_lost",
+            details={"path": str(address)},
+        )
+
+
+class _Lock:
+    def __init__(self, address: s3.Address, command: str) -> None:
+        self.is_lost = False
+        self._address = address
+        self._owner = secrets.token_hex(8)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"owner": self._owner, "command": command, "started": started}
+        self._content = json.dumps(content).encode()
+        self._etag = ""
+
+    def take(self, stale_after_s: float) -> None:
+        """Takes the lock where there is none, or where its owner is dead."""
+        holder: _Holder | None = None
+        for _ in range(_ATTEMPTS):
+            condition = {"IfMatch": holder.etag} if holder is not None else {"IfNoneMatch": "*"}
+            if self._put(condition):
+                return
+            holder = self._read()
+            if holder is None:  # released a moment ago
+                continue
+            if holder.owner == self._owner:  # written, but the answer got lost
+                self._etag = holder.etag
+                return
+            if holder.age_s <= stale_after_s:
+                break
+        raise self._refusal(holder, stale_after_s)
+
+    def renew_until(self, stop: threading.Event, every_s: float) -> None:
+        """Renews the lock until told to stop, or until another run has it."""
+        while not stop.wait(every_s):
+            try:
+                self._renew()
+            except (StorageError, EnvironmentProblem) as error:
+                _LOGGER.warning("%s: the lock could not be renewed: %s", self._address, error)
+            if self.is_lost:
+                _LOGGER.error("%s: another run took this output over", self._address)
+                return
+
+    def release(self) -> None:
+        """Removes the lock if it is still ours."""
+        if self.is_lost:
+            return
+        try:
+            s3.delete(self._address, patience_s=_RELEASE_PATIENCE_S)
+        except (StorageError, EnvironmentProblem) as error:
+            _LOGGER.warning("%s: the lock could not be released: %s", self._address, error)
+
+    def _renew(self) -> None:
+        if self._put({"IfMatch": self._etag}):
+            return
+        holder = self._read()
+        if holder is not None and holder.owner == self._owner:  # an answer got lost
+            self._etag = holder.etag
+        else:
+            self.is_lost = True
+
+    def _put(self, condition: Mapping[str, str]) -> bool:
+        """Writes the lock; False where the condition does not hold."""
+        try:
+            answer = s3.put(self._address, self._content, **condition)
+        except (ConditionFailed, FileNotFoundError):
+            return False
+        except StorageError as error:
+            if error.code not in ("storage.unsupported", "storage.request"):
+                raise
+            # The server or an old client library has no conditional writes: look, then write.
+            return self._put_unconditionally(condition)
+        self._etag = str(answer["ETag"])
+        return True
+
+    def _put_unconditionally(self, condition: Mapping[str, str]) -> bool:
+        holder = self._read()
+        if holder is not None and holder.etag != condition.get("IfMatch", ""):
+            return False
+        self._etag = str(s3.put(self._address, self._content)["ETag"])
+        return True
+
+    def _read(self) -> _Holder | None:
+        place = {"Bucket": self._address.bucket, "Key": self._address.key}
+        try:
+            answer, body = s3.call(self._address, lambda api: _with_body(api.get_object(**place)))
+        except FileNotFoundError:
+            return None
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        age = (now - answer["LastModified"]).total_seconds()
+        return _holder(body, str(answer["ETag"]), age)
+
+    def _refusal(self, holder: _Holder | None, stale_after_s: float) -> UsageError:
+        other = f"`{holder.command}`, since {holder.started}" if holder else "an unnamed run"
+        folder = str(self._address).removesuffix("/.vlatool/lock")
+        return UsageError(
+            f"{folder}: another run is writing here: {other}",
+            hint="wait for it, stop it, or choose another --output;"
+            f" a run that was killed stops counting after {stale_after_s:.0f} s",
+            code="usage.output_locked",
+        )
+
+
+def _with_body(answer: Any) -> tuple[Any, bytes]:
+    with answer["Body"] as body:
+        return answer, body.read()
+
+
+def _holder(body: bytes, etag: str, age_s: float) -> _Holder:
+    try:
+        content = json.loads(body)
+        return _Holder(content["owner"], content["command"], content["started"], etag, age_s)
+    except (ValueError, KeyError, TypeError):
+        return _Holder("", "an unnamed command", "an unknown time", etag, age_s)

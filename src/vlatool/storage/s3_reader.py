@@ -1,0 +1,240 @@
+"""S3 objects as files: ranged requests, read ahead while reading is sequential."""
+
+import io
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlatool.errors import DataError, StorageError
+from vlatool.storage import s3
+from vlatool.storage.background import in_background
+from vlatool.storage.s3_errors import ConditionFailed, error_code
+
+SMALLEST_RANGE = 256 * 1024  # zip directories and tar headers should not cost megabytes
+LARGEST_RANGE = 8 * 1024 * 1024
+_PIECE = 256 * 1024
+_PROGRESS = 64 * 1024  # a cut body that brought this much is no failure, only an interruption
+_PARALLEL = 4
+_KEPT = 3  # recent ranges of a file read here and there: its directory, its head, its middle
+
+
+@dataclass
+class _Transfer:
+    """One range of one version of an object; after a cut it goes on at the byte reached."""
+
+    address: s3.Address
+    start: int
+    stop: int
+    facts: s3.Facts | None = None
+    received: bytearray = field(default_factory=bytearray)
+
+    def run(self) -> bytes:
+        """The bytes of the range, fewer where the object ends."""
+        while self.facts is None or len(self.received) < self.stop - self.start:
+            try:
+                s3.call(self.address, self._receive)
+            except ConditionFailed:
+                raise DataError(
+                    f"{self.address}: changed while it was being read",
+                    hint="let whoever writes it finish, then run the same command again",
+                    code="data.changed",
+                    details={"path": str(self.address)},
+                ) from None
+        return bytes(self.received)
+
+    def _receive(self, client: Any) -> None:
+        first = self.start + len(self.received)
+        request = {
+            "Bucket": self.address.bucket,
+            "Key": self.address.key,
+            "Range": f"bytes={first}-{self.stop - 1}",
+        }
+        if self.facts is not None:
+            request["IfMatch"] = self.facts.etag
+        try:
+            answer = client.get_object(**request)
+        except Exception as error:
+            if error_code(error) != "InvalidRange" or self.facts is not None:
+                raise
+            self.facts, self.stop = s3.Facts(), self.start  # only an empty object has no byte 0
+            return
+        self._adopt(answer)
+        self._copy(answer["Body"])
+
+    def _adopt(self, answer: Mapping[str, Any]) -> None:
+        """Pins the version that the first answer is about."""
+        span, _, total = str(answer.get("ContentRange", "")).partition("/")
+        if span.partition("-")[0] != f"bytes {self.start + len(self.received)}":
+            raise StorageError(
+                f"{self.address}: the server ignores ranges, so its files cannot be read in parts",
+                hint="copy the data to a local folder and give its path",
+                code="storage.unsupported",
+                details={"path": str(self.address)},
+            )
+        size = int(total)
+        self.facts = self.facts or s3.facts(answer, size)
+        self.stop = min(self.stop, size)
+
+    def _copy(self, body: Any) -> None:
+        before = len(self.received)
+        try:
+            while len(self.received) < self.stop - self.start:
+                piece: bytes = body.read(_PIECE)
+                if not piece:
+                    break
+                self.received += piece
+        except Exception:
+            if len(self.received) - before < _PROGRESS:
+                raise
+        finally:
+            body.close()
+
+
+def read_whole(address: s3.Address) -> bytes:
+    """An object's bytes; large ones in parallel ranges."""
+    first = _Transfer(address, 0, LARGEST_RANGE)
+    head = first.run()
+    assert first.facts is not None
+    return head + _read_range(address, first.facts, len(head), first.facts.size)
+
+
+def _read_range(address: s3.Address, facts: s3.Facts, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop`, several ranges at a time."""
+    running: list[Future[bytes]] = []
+    pieces: list[bytes] = []
+    for first in range(start, stop, LARGEST_RANGE):
+        transfer = _Transfer(address, first, min(stop, first + LARGEST_RANGE), facts)
+        running.append(in_background(transfer.run))
+        if len(running) == _PARALLEL:
+            pieces.append(running.pop(0).result())
+    pieces += [future.result() for future in running]
+    return b"".join(pieces)
+
+
+def open_reader(address: s3.Address) -> io.BufferedReader:
+    """A seekable file over the version that the object has now.
+
+    The first range is read at once, so that an object that is missing is told here, as for any
+    file. Memory: up to three ranges, each of at most 8 MiB.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+    """
+    first = _Transfer(address, 0, SMALLEST_RANGE)
+    head = first.run()
+    assert first.facts is not None
+    return io.BufferedReader(_RangedFile(address, first.facts, head), 64 * 1024)
+
+
+@dataclass(frozen=True)
+class _Range:
+    start: int
+    data: bytes
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.data)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A range on its way."""
+
+    start: int
+    stop: int
+    data: "Future[bytes]"
+
+
+class _RangedFile(io.RawIOBase):
+    """The bytes of one version of an object; wants a buffer around it."""
+
+    def __init__(self, address: s3.Address, facts: s3.Facts, head: bytes) -> None:
+        self.name = str(address)
+        self._address = address
+        self._facts = facts
+        self._position = 0
+        self._window = SMALLEST_RANGE
+        self._ranges = [_Range(0, head)]
+        self._ahead: _Ahead | None = None
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The position of the next byte."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Moves without a request."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._facts.size}
+        if whence not in origin:
+            raise ValueError(f"invalid whence {whence}")
+        if origin[whence] + offset < 0:
+            raise OSError(22, "negative seek position")
+        self._position = origin[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fills what one range has for the buffer; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        if self._position >= self._facts.size or not view:
+            return 0
+        found = self._range(len(view))
+        offset = self._position - found.start
+        count = min(len(view), found.stop - self._position)
+        view[:count] = memoryview(found.data)[offset : offset + count]
+        self._position += count
+        return count
+
+    def readall(self) -> bytes:
+        """The rest of the object, in parallel ranges."""
+        start, self._position = self._position, max(self._position, self._facts.size)
+        if start < (kept := self._ranges[-1]).stop and start >= kept.start:
+            rest = _read_range(self._address, self._facts, kept.stop, self._facts.size)
+            return kept.data[start - kept.start :] + rest
+        return _read_range(self._address, self._facts, start, self._facts.size)
+
+    def close(self) -> None:
+        """Forgets what was read."""
+        self._ranges, self._ahead = [], None
+        super().close()
+
+    def _range(self, wanted: int) -> _Range:
+        """A range that holds the current position, which lies inside the object."""
+        for kept in self._ranges:
+            if kept.start <= self._position < kept.stop:
+                return kept
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.start <= self._position < ahead.stop:
+            found = _Range(ahead.start, ahead.data.result())
+            self._ranges = [found]
+            self._read_ahead(found.stop)
+        elif self._ranges[-1].stop == self._position:
+            self._window = min(2 * self._window, LARGEST_RANGE)
+            found = self._fetch(self._position, max(self._window, wanted))
+            self._ranges = [found]
+            self._read_ahead(found.stop)
+        else:
+            self._window = SMALLEST_RANGE
+            # What is asked for near the end is mostly preceded by what is asked for next.
+            start = max(0, min(self._position, self._facts.size - SMALLEST_RANGE))
+            found = self._fetch(start, max(SMALLEST_RANGE, wanted))
+            self._ranges = [*self._ranges[1 - _KEPT :], found]
+        return found
+
+    def _fetch(self, start: int, length: int) -> _Range:
+        stop = min(self._facts.size, start + min(length, LARGEST_RANGE))
+        return _Range(start, _Transfer(self._address, start, stop, self._facts).run())
+
+    def _read_ahead(self, start: int) -> None:
+        self._window = min(2 * self._window, LARGEST_RANGE)
+        stop = min(self._facts.size, start + self._window)
+        if start < stop:
+            transfer = _Transfer(self._address, start, stop, self._facts)
+            self._ahead = _Ahead(start, stop, in_background(transfer.run))

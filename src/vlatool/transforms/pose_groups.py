@@ -1,0 +1,119 @@
+"""Pose groups that a user configures, for formats that name no poses of their own."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import Field
+
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Array, Episode, PoseGroup
+from vlatool.errors import DataError
+from vlatool.plugins import did_you_mean
+from vlatool.transforms.relative import SUFFIX, reference_keys
+from vlatool.transforms.rotations import ROTATION_WIDTH, RotationForm, rot6d_from
+
+_SLICE = re.compile(r"^(.+)\[(\d+):(\d+)\]$")
+
+
+class PoseGroupConfig(ConfigModel):
+    """A position and a rotation that form one pose; keys may be parts, such as `state[0:3]`."""
+
+    name: str = Field(description="Name of the pose.")
+    position_key: str = Field(description="Field with the position in metres, 3 wide.")
+    rotation_key: str = Field(description="Field with the rotation.")
+    rotation: RotationForm = Field(
+        default="rot_6d", description="Form of the rotation; others are stored as 6D as well."
+    )
+    reference: str | None = Field(
+        default=None,
+        description="Pose group whose anchor frame it is relative to; null for the measured "
+        "counterpart by name, or itself.",
+    )
+
+
+def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Episode:
+    """The episode with these poses instead of its own.
+
+    A pose that is a part of a field, or whose rotation has another form, becomes two fields of its
+    own: `<name>__xyz` [F, 3] and `<name>__rot_6d` [F, 6].
+
+    Raises:
+        DataError: A field is missing or has another width, or a reference is unknown.
+    """
+    lowdim = dict(episode.lowdim)
+    made: dict[str, PoseGroup] = {}
+    for group in groups:
+        made[group.name] = _whole(group, lowdim, episode.id)
+    for group in groups:
+        if group.reference is not None:
+            made[group.name] = _referring(made, group, episode.id)
+    for group in made.values():
+        for key in reference_keys(group):
+            _field(lowdim, key, episode.id, group.name)
+    names = {key for group in made.values() for key in (group.position_key, group.rotation_key)}
+    absolute = [name.removesuffix(SUFFIX) for name in episode.action_fields]
+    return replace(
+        episode,
+        lowdim=lowdim,
+        pose_groups=tuple(made.values()),
+        action_fields=tuple(name + SUFFIX if name in names else name for name in absolute),
+    )
+
+
+def _whole(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:
+    """The group as two whole fields, added to `lowdim` where they are not there."""
+    position = _field(lowdim, group.position_key, episode, group.name, 3)
+    width = ROTATION_WIDTH[group.rotation]
+    rotation = _field(lowdim, group.rotation_key, episode, group.name, width)
+    keys = [group.position_key, group.rotation_key]
+    if _SLICE.match(keys[0]):
+        keys[0] = f"{group.name}__xyz"
+        lowdim[keys[0]] = position
+    if _SLICE.match(keys[1]) or group.rotation != "rot_6d":
+        keys[1] = f"{group.name}__rot_6d"
+        lowdim[keys[1]] = rot6d_from(rotation, group.rotation)
+    return PoseGroup(group.name, keys[0], keys[1])
+
+
+def _referring(made: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: str) -> PoseGroup:
+    reference = made.get(group.reference or "")
+    if reference is None:
+        raise DataError(
+            f"{episode}: pose group {group.name!r} refers to {group.reference!r}, which is none",
+            hint=did_you_mean(group.reference or "", list(made)),
+            code="data.unknown_pose_group",
+            details={"pose_group": group.name, "known": list(made)},
+        )
+    return replace(
+        made[group.name],
+        reference_position=reference.position_key,
+        reference_rotation=reference.rotation_key,
+    )
+
+
+def _field(
+    lowdim: Mapping[str, Array], key: str, episode: str, group: str, width: int | None = None
+) -> Array:
+    """The field or the part of one, of the right width where one is given."""
+    match = _SLICE.match(key)
+    name = match.group(1) if match else key
+    if name not in lowdim or lowdim[name].dtype.kind == "U":
+        raise DataError(
+            f"{episode}: pose group {group!r}: there is no field of numbers {name!r}",
+            hint=did_you_mean(name, list(lowdim)),
+            code="data.missing_field",
+            details={"field": name, "pose_group": group},
+        )
+    values = lowdim[name]
+    if match:
+        values = values[:, int(match.group(2)) : int(match.group(3))]
+    if width is not None and (values.ndim != 2 or values.shape[1] != width):
+        raise DataError(
+            f"{episode}: pose group {group!r}: {key!r} is {list(values.shape)}, expected "
+            f"[frames, {width}]",
+            hint="give the part that holds the pose, such as state[0:3]",
+            code="data.bad_pose",
+            details={"field": name, "pose_group": group},
+        )
+    return values

@@ -1,0 +1,605 @@
+"""The storage layer against a real S3 server in another process."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.builders.s3_server import Proxy, S3Server, without_credentials
+from vlatool.config.includes import read_file
+from vlatool.config.presets import preset_path, shown_path
+from vlatool.errors import ConfigError, DataError, EnvironmentProblem, StorageError, UsageError
+from vlatool.sources.language import LanguageAnnotations
+from vlatool.storage import s3 as requests
+from vlatool.storage.atomic import (
+    atomic_folder,
+    open_atomic,
+    remove_file,
+    remove_partials,
+    remove_tree,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from vlatool.storage.lock import output_lock
+from vlatool.storage.s3_lock import s3_lock
+from vlatool.storage.s3_path import S3Path
+from vlatool.storage.tree import walk
+from vlatool.storage.uri import location
+
+MIB = 1024 * 1024
+BIG = np.random.default_rng(0).bytes(12 * MIB)
+
+
+@pytest.fixture
+def root(s3_bucket: str) -> S3Path:
+    """A folder in an empty bucket."""
+    return S3Path(f"s3://{s3_bucket}/data")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives up after a second."""
+    monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "1")
+
+
+def names(paths: Iterable[Path]) -> list[str]:
+    return sorted(str(path).partition("/data/")[2] for path in paths)
+
+
+def write_and_fail(path: Path, error: Exception) -> None:
+    with open_atomic(path) as file:
+        file.write(BIG)
+        raise error
+
+
+def fill_and_fail(path: Path, error: Exception) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "new").touch()
+        raise error
+
+
+class TestReading:
+    def test_whole_object(self, root: S3Path) -> None:
+        write_bytes(root / "file", BIG)
+
+        assert (root / "file").read_bytes() == BIG
+        assert (root / "file").stat().st_size == len(BIG)
+        assert abs((root / "file").stat().st_mtime - time.time()) < 60
+
+    @pytest.mark.parametrize("content", [b"", b"x"])
+    def test_small_object(self, root: S3Path, content: bytes) -> None:
+        write_bytes(root / "file", content)
+
+        assert (root / "file").read_bytes() == content
+        with (root / "file").open("rb") as file:
+            assert file.read() == content
+            assert file.read(1) == b""
+
+    def test_text(self, root: S3Path) -> None:
+        write_text(root / "file", "\u00e4\nb\n")
+
+        with (root / "file").open() as file:
+            assert list(file) == ["\u00e4\n", "b\n"]
+        assert (root / "file").read_text(encoding="utf-8") == "\u00e4\nb\n"
+
+    def test_sequential_reading_takes_few_requests(self, root: S3Path, s3_proxy: Proxy) -> None:
+        write_bytes(root / "file", BIG)
+        s3_proxy.faults.clear()
+
+        with (root / "file").open("rb") as file:
+            pieces = list(iter(lambda: file.read(100_000), b""))
+
+        assert b"".join(pieces) == BIG
+        assert len(s3_proxy.faults.requests) <= 10
+
+    def test_any_position_can_be_read(self, root: S3Path) -> None:
+        write_bytes(root / "file", BIG)
+        random = np.random.default_rng(1)
+
+        with (root / "file").open("rb") as file:
+            for start, length in random.integers(0, [len(BIG), MIB], (40, 2)).tolist():
+                file.seek(start)
+                assert file.read(length) == BIG[start : start + length]
+            file.seek(-5, os.SEEK_END)
+            assert (file.tell(), file.read()) == (len(BIG) - 5, BIG[-5:])
+            file.seek(3 * MIB)
+            assert file.read() == BIG[3 * MIB :]
+
+    def test_one_member_of_a_large_zip_does_not_cost_the_archive(
+        self, root: S3Path, s3_proxy: Proxy
+    ) -> None:
+        with open_atomic(root / "file.zip") as file, zipfile.ZipFile(file, "w") as archive:
+            for number in range(12):
+                archive.writestr(f"{number}.bin", BIG[number * MIB : (number + 1) * MIB])
+        s3_proxy.faults.clear()
+
+        with (
+            (root / "file.zip").open("rb") as source,
+            zipfile.ZipFile(source) as stored,
+            stored.open("9.bin") as member,
+        ):
+            assert member.read(1000) == BIG[9 * MIB : 9 * MIB + 1000]
+
+        assert sum(request.sent for request in s3_proxy.faults.requests) < MIB
+
+    def test_tar_and_parquet_files(self, root: S3Path, tmp_path: Path) -> None:
+        (tmp_path / "big").write_bytes(BIG)
+        with open_atomic(root / "file.tar") as file, tarfile.open(fileobj=file, mode="w") as tar:
+            tar.add(tmp_path / "big", "a")
+            tar.add(tmp_path / "big", "b")
+        table = pa.table({"x": np.arange(300_000), "y": np.random.default_rng(0).random(300_000)})
+        with open_atomic(root / "file.parquet") as file:
+            pq.write_table(table, file)
+
+        with (root / "file.tar").open("rb") as source, tarfile.open(fileobj=source) as tar:
+            assert tar.getnames() == ["a", "b"]
+            member = tar.extractfile("b")
+            assert member is not None
+            assert member.read() == BIG
+        with (root / "file.parquet").open("rb") as source:
+            assert pq.ParquetFile(source).read(["y"]).equals(table.select(["y"]))
+
+    def test_file_that_changes_while_it_is_read_is_an_error(self, root: S3Path) -> None:
+        write_bytes(root / "file", BIG)
+
+        with (root / "file").open("rb") as file:
+            file.read(10)
+            write_bytes(root / "file", BIG[::-1])
+            with pytest.raises(DataError) as caught:
+                file.read()
+
+        assert caught.value.code == "data.changed"
+
+    @pytest.mark.parametrize("method", ["read_bytes", "read_text", "open", "stat"])
+    def test_missing_file_is_missing(self, root: S3Path, method: str) -> None:
+        path = root / "missing"
+
+        assert [path.exists(), path.is_file(), path.is_dir()] == [False] * 3
+        with pytest.raises(FileNotFoundError) as caught:
+            getattr(path, method)()
+        assert caught.value.filename == str(path)
+
+
+class TestListing:
+    @pytest.fixture(autouse=True)
+    def files(self, root: S3Path) -> None:
+        for name in ("a.tar", "b/c.tar", "b/d/e.json", "b/d/.f.7.partial", "g/meta/info.json"):
+            write_text(root / name, name)
+        write_text(root.parent / "data2/x", "a neighbour whose name begins alike")
+
+    def test_folders_and_files_are_told_apart(self, root: S3Path) -> None:
+        found = {path.name: path.is_dir() for path in root.iterdir()}
+
+        assert found == {"a.tar": False, "b": True, "g": True}
+        assert (root / "b").is_dir()
+        assert not (root / "b").is_file()
+        assert (root / "a.tar").is_file()
+
+    def test_missing_folder_cannot_be_listed(self, root: S3Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            list((root / "missing").iterdir())
+        assert list((root / "missing").rglob("*")) == []
+
+    @pytest.mark.parametrize(
+        ("pattern", "expected"),
+        [
+            ("*", ["a.tar", "b", "g"]),
+            ("*.tar", ["a.tar"]),
+            ("*/*.tar", ["b/c.tar"]),
+            ("b/d", ["b/d"]),
+            ("*/meta/info.json", ["g/meta/info.json"]),
+            ("*/*/*.json", ["b/d/e.json", "g/meta/info.json"]),
+            ("b/**/*.json", ["b/d/e.json"]),
+            ("missing/*", []),
+        ],
+    )
+    def test_glob_finds_what_pathlib_would(
+        self, root: S3Path, tmp_path: Path, pattern: str, expected: list[str]
+    ) -> None:
+        assert names(root.glob(pattern)) == expected
+        for path in root.rglob("*"):
+            if path.is_file():
+                copy = tmp_path / "data" / path.relative_to(root)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.touch()
+        assert names((tmp_path / "data").glob(pattern)) == expected
+
+    def test_rglob_finds_files_and_folders_at_any_depth(self, root: S3Path) -> None:
+        assert names(root.rglob(".*.partial")) == ["b/d/.f.7.partial"]
+        assert names(root.rglob("d")) == ["b/d"]
+        assert len(names(root.rglob("*"))) == 9
+
+    def test_listing_tells_sizes_without_further_requests(
+        self, root: S3Path, s3_proxy: Proxy
+    ) -> None:
+        sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
+
+        assert sum(sizes) == sum(len(name) for name in names(root.rglob("*")) if "." in name)
+        assert len(s3_proxy.faults.requests) == 2
+
+    def test_walk_keeps_out_of_folders_that_are_taken_off_the_list(self, root: S3Path) -> None:
+        visited: list[str] = []
+        for folder, folders, files in walk(root):
+            visited += [f"{folder.name}:{name}" for name in files]
+            if "d" in folders:
+                folders.remove("d")
+
+        assert visited == ["data:a.tar", "b:c.tar", "meta:info.json"]
+
+    def test_listing_of_several_pages_is_complete_or_an_error(
+        self, root: S3Path, s3: S3Server, s3_proxy: Proxy, impatient: None
+    ) -> None:
+        client, bucket = s3.client(), root.address.bucket
+
+        def put(number: int) -> None:
+            client.put_object(Bucket=bucket, Key=f"data/many/{number:04d}", Body=b"x")
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(put, range(1010)))
+
+        assert len(list((root / "many").iterdir())) == 1010
+        listing = (root / "many").rglob("*")
+        next(listing)
+        s3_proxy.faults.fail_every = 1
+        with pytest.raises(StorageError):
+            list(listing)
+        s3_proxy.faults.clear()
+        remove_tree(root / "many")
+        assert not (root / "many").exists()
+
+    def test_removing_a_tree_spares_neighbours(self, root: S3Path) -> None:
+        remove_tree(root)
+        remove_tree(root)
+
+        assert not root.exists()
+        assert (root.parent / "data2/x").exists()
+
+    def test_removing_files(self, root: S3Path) -> None:
+        remove_file(root / "a.tar")
+        remove_file(root / "a.tar")
+
+        assert not (root / "a.tar").exists()
+        (root / "a.tar").unlink(missing_ok=True)
+        with pytest.raises(FileNotFoundError):
+            (root / "a.tar").unlink()
+
+
+class TestWriting:
+    def test_large_object_appears_only_when_the_block_ends(self, root: S3Path) -> None:
+        with open_atomic(root / "file") as file:
+            for start in range(0, len(BIG), 50_000):
+                file.write(BIG[start : start + 50_000])
+            assert not (root / "file").exists()
+
+        assert (root / "file").read_bytes() == BIG
+
+    def test_error_inside_the_block_leaves_nothing_behind(self, root: S3Path, s3: S3Server) -> None:
+        with pytest.raises(FileNotFoundError):
+            write_and_fail(root / "file", FileNotFoundError("an input"))
+
+        bucket = root.parts[1]
+        assert not (root / "file").exists()
+        assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=bucket)
+
+    def test_parts_of_a_killed_run_are_removed(self, root: S3Path, s3: S3Server) -> None:
+        client, bucket = s3.client(), root.parts[1]
+        for key in ("data/a", "data/b/c", "data2"):
+            client.create_multipart_upload(Bucket=bucket, Key=key)
+
+        remove_partials(root)
+
+        left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+        assert [upload["Key"] for upload in left] == ["data2"]
+
+    def test_server_that_does_not_list_uploads_is_no_reason_to_stop(
+        self, root: S3Path, s3_proxy: Proxy, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        s3_proxy.faults.status, s3_proxy.faults.fail_next = 403, 1
+
+        remove_partials(root)
+
+        assert "unfinished uploads" in caplog.text
+
+    def test_json(self, root: S3Path) -> None:
+        write_json(root / "file.json", {"a": 1}, indent=None)
+
+        assert (root / "file.json").read_text() == '{"a": 1}\n'
+        with pytest.raises(ValueError, match="JSON"):
+            write_json(root / "file.json", float("nan"))
+
+    def test_folder_is_replaced_and_appears_at_the_end(self, root: S3Path) -> None:
+        write_text(root / "out/old", "x")
+
+        with atomic_folder(root / "out") as folder:
+            (folder / "below").mkdir()
+            (folder / "below/big").write_bytes(BIG)
+            (folder / "marker").write_text("complete")
+            assert names((root / "out").rglob("*")) == ["out/old"]
+
+        assert names((root / "out").rglob("*")) == ["out/below", "out/below/big", "out/marker"]
+        assert (root / "out/below/big").read_bytes() == BIG
+
+    def test_error_inside_a_folder_block_keeps_the_earlier_folder(self, root: S3Path) -> None:
+        write_text(root / "out/old", "x")
+
+        with pytest.raises(DataError):
+            fill_and_fail(root / "out", DataError("broken"))
+
+        assert names((root / "out").rglob("*")) == ["out/old"]
+
+
+class TestFaults:
+    def test_every_third_request_fails(self, root: S3Path, s3_proxy: Proxy) -> None:
+        s3_proxy.faults.fail_every = 3
+
+        write_bytes(root / "file", BIG)
+
+        assert (root / "file").read_bytes() == BIG
+        with (root / "file").open("rb") as file:
+            assert file.read(3 * MIB) == BIG[: 3 * MIB]
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_busy_server_is_given_the_time_it_asks_for(
+        self, root: S3Path, s3_proxy: Proxy, status: int
+    ) -> None:
+        faults = s3_proxy.faults
+        faults.status, faults.retry_after_s, faults.fail_next = status, 1, 2
+        started = time.monotonic()
+
+        write_bytes(root / "file", b"x")
+
+        assert time.monotonic() - started >= 1
+        assert (root / "file").read_bytes() == b"x"
+
+    def test_cut_bodies_go_on_at_the_byte_reached(self, root: S3Path, s3_proxy: Proxy) -> None:
+        write_bytes(root / "file", BIG)
+        s3_proxy.faults.clear()
+        s3_proxy.faults.cut_after = MIB
+
+        assert (root / "file").read_bytes() == BIG
+        assert sum(request.sent for request in s3_proxy.faults.requests) < 1.2 * len(BIG)
+        with (root / "file").open("rb") as file:
+            assert file.read() == BIG
+
+    def test_slow_server(self, root: S3Path, s3_proxy: Proxy) -> None:
+        s3_proxy.faults.delay_s = 0.2
+
+        write_bytes(root / "file", BIG)
+
+        assert (root / "file").read_bytes() == BIG
+
+    def test_outage_of_seconds_is_outlasted(self, root: S3Path, s3_proxy: Proxy) -> None:
+        s3_proxy.faults.down_for(2)
+
+        write_bytes(root / "file", BIG)
+
+        assert (root / "file").read_bytes() == BIG
+
+    def test_outage_longer_than_the_patience_is_told(
+        self, root: S3Path, s3_proxy: Proxy, impatient: None
+    ) -> None:
+        s3_proxy.faults.down_for(60)
+
+        with pytest.raises(StorageError) as caught:
+            write_bytes(root / "file", b"x")
+
+        assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
+        assert str(root / "file") in caught.value.message
+
+    def test_lost_answer_to_the_last_request_of_an_upload(
+        self, root: S3Path, s3_proxy: Proxy
+    ) -> None:
+        with open_atomic(root / "file") as file:
+            file.write(BIG)
+            s3_proxy.faults.only, s3_proxy.faults.lose_answers = ("POST",), 1
+
+        assert (root / "file").read_bytes() == BIG
+
+    def test_missing_bucket_is_told_at_once(self, s3_bucket: str) -> None:
+        path = location("s3://no-such-bucket-here/data")
+
+        for act in (path.exists, (path / "x").read_bytes, lambda: write_bytes(path / "x", b"")):
+            with pytest.raises(StorageError) as caught:
+                act()
+            assert caught.value.code == "storage.no_bucket"
+
+    def test_refused_access_is_told_at_once(self, root: S3Path, s3_proxy: Proxy) -> None:
+        s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
+
+        with pytest.raises(StorageError) as caught:
+            (root / "file").read_bytes()
+
+        assert caught.value.code == "storage.forbidden"
+        assert len(s3_proxy.faults.requests) == 1
+
+    def test_missing_credentials_are_told_at_once(
+        self, root: S3Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wanted = without_credentials(os.environ)
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in wanted.items():
+            monkeypatch.setenv(name, value)
+
+        with pytest.raises(EnvironmentProblem) as caught:
+            (root / "file").read_bytes()
+
+        assert (caught.value.code, caught.value.exit_code) == ("environment.no_credentials", 6)
+        assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+
+
+class TestLock:
+    def test_second_run_is_refused_and_told_of_the_first(self, root: S3Path) -> None:
+        with output_lock(root, "vlatool first"):
+            with pytest.raises(UsageError) as caught, output_lock(root, "vlatool second"):
+                pytest.fail("both hold the folder")
+            content = (root / ".vlatool/lock").read_text()
+
+        assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
+        assert "vlatool first" in caught.value.message
+        assert str(root) in caught.value.message
+        assert os.uname().nodename not in content
+
+    def test_lock_is_free_afterwards_and_after_an_error(self, root: S3Path) -> None:
+        with pytest.raises(DataError), output_lock(root, "first"):
+            raise DataError("broken")
+        with output_lock(root, "second"):
+            pass
+
+        assert not (root / ".vlatool/lock").exists()
+
+    def test_only_one_of_many_gets_it(self, root: S3Path) -> None:
+        lock, gate, held = root / "lock", threading.Barrier(4), threading.Semaphore(0)
+
+        def run(number: int) -> bool:
+            gate.wait()
+            try:
+                with s3_lock(lock.address, f"run {number}"):
+                    held.acquire(timeout=1)
+                    return True
+            except UsageError:
+                return False
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(run, range(4))) == 1
+
+    def test_lock_of_a_killed_run_is_taken_over_when_it_is_stale(self, root: S3Path) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            time.sleep(2.1)  # longer than a lock holds that is not renewed
+            with pytest.raises(UsageError), s3_lock(root.address, "x", stale_after_s=1):
+                pytest.fail("a live lock was taken over")
+            process.kill()
+        time.sleep(2.1)
+
+        with s3_lock(root.address, "second", stale_after_s=1):
+            assert "second" in root.read_text()
+
+    def test_lost_answers_do_not_lock_a_run_out_of_its_own_output(
+        self, root: S3Path, s3_proxy: Proxy
+    ) -> None:
+        s3_proxy.faults.only, s3_proxy.faults.lose_answers = ("PUT",), 2
+
+        with output_lock(root, "first"):
+            pass
+
+        assert not (root / ".vlatool/lock").exists()
+
+    def test_run_whose_lock_was_taken_over_fails_in_the_end(self, root: S3Path) -> None:
+        def held() -> None:
+            with s3_lock(root.address, "first", renewed_every_s=0.1):
+                write_bytes(root, b"{}")
+                time.sleep(0.6)
+
+        with pytest.raises(StorageError) as caught:
+            held()
+
+        assert caught.value.code == "storage.lock_lost"
+        assert root.read_bytes() == b"{}", "the lock of the other run is left alone"
+
+
+HOLDER = """
+import sys, time
+from vlatool.storage.s3_lock import s3_lock
+from vlatool.storage.uri import location
+with s3_lock(location(sys.argv[1]).address, "first", renewed_every_s=0.3):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+class TestProcesses:
+    def test_each_process_has_one_client(self, root: S3Path) -> None:
+        write_bytes(root / "file", b"x")
+        client = requests.client()
+
+        def in_child() -> None:
+            other = requests.client() is not client
+            os._exit(0 if other and (root / "file").read_bytes() == b"x" else 1)
+
+        child = multiprocessing.get_context("fork").Process(target=in_child)
+        child.start()
+        child.join(20)
+
+        assert child.exitcode == 0
+        assert requests.client() is client
+
+    def test_library_is_not_loaded_before_it_is_needed(self) -> None:
+        code = (
+            "import sys, vlatool.storage.lock, vlatool.storage.tree; print('boto3' in sys.modules)"
+        )
+
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+
+        assert result.stdout == "False\n"
+
+
+class TestReaders:
+    def test_config_file_and_what_it_includes(self, root: S3Path, tmp_path: Path) -> None:
+        write_text(root / "run.yaml", "<<: !include parts/base.yaml\nb: 2\n")
+        write_text(root / "parts/base.yaml", "<<: !include ../format.yaml\nc: 3\n")
+        write_text(root / "format.yaml", "a: 1\n")
+        (tmp_path / "local.yaml").write_text(f"!include {root / 'run.yaml'}\n")
+
+        for file in (root / "run.yaml", tmp_path / "local.yaml"):
+            tree = read_file(str(file), show=shown_path).value
+            assert {key: node.origin for key, node in tree.items()} == {
+                "a": f"{root}/format.yaml:1",
+                "b": f"{root}/run.yaml:2",
+                "c": f"{root}/parts/base.yaml:2",
+            }
+
+    def test_file_that_includes_itself(self, root: S3Path) -> None:
+        write_text(root / "a.yaml", "!include b/../a.yaml\n")
+
+        with pytest.raises(ConfigError) as caught:
+            read_file(str(root / "a.yaml"))
+
+        assert caught.value.code == "config.include_cycle"
+
+    def test_preset_given_as_a_location(self, root: S3Path) -> None:
+        write_text(root / "run.yaml", "a: 1\n")
+
+        assert preset_path(str(root / "run.yaml")) == root / "run.yaml"
+        with pytest.raises(UsageError) as caught:
+            preset_path(str(root / "missing.yaml"))
+        assert caught.value.code == "usage.unknown_preset"
+
+    def test_missing_config_file(self, root: S3Path) -> None:
+        with pytest.raises(ConfigError) as caught:
+            read_file(str(root / "missing.yaml"))
+
+        assert caught.value.code == "config.missing_file"
+
+    def test_language_annotations(self, root: S3Path) -> None:
+        write_text(root / "a.yaml", "language_dict: {Task: {original: [do it]}}\n")
+
+        loaded = LanguageAnnotations.load(str(root / "a.yaml"))
+
+        assert loaded.sentences("Task") == {"original": ["do it"]}
+
+    def test_annotations_in_a_missing_bucket_are_trouble_of_the_storage(
+        self, s3_bucket: str
+    ) -> None:
+        with pytest.raises(StorageError) as caught:
+            LanguageAnnotations.load("s3://no-such-bucket-here/a.yaml")
+
+        assert caught.value.code == "storage.no_bucket"

@@ -1,0 +1,87 @@
+"""What is checked of a format whose reader brings no checks."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Episode, EpisodeRef, UInt8Array
+from vlatool.errors import DataError
+from vlatool.sources.checks import check_episode, duplicate_ids
+
+REF = EpisodeRef("one", Path("one"), "source")
+
+
+class Pictures:
+    size = (2, 3)
+
+    def __len__(self) -> int:
+        return 3
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        if 2 in indices:
+            raise DataError("frame 2 is broken")
+        return np.zeros((len(indices), *self.size, 3), np.uint8)
+
+
+class Reader:
+    Config = ConfigModel
+    warnings: list[tuple[str, str]] = []  # noqa: RUF012 - nothing is added
+
+    def __init__(self, config: Any = None, error: DataError | None = None, **parts: Any) -> None:
+        del config
+        self.error = error
+        self.parts = parts
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        del sources
+        yield REF
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        if self.error is not None:
+            raise self.error
+        lowdim = {"action": np.zeros((3, 1))}
+        return Episode(
+            **{
+                "id": ref.id, "task": "", "fps": 1.0, "num_frames": 3, "cameras": {},
+                "lowdim": lowdim, **self.parts,
+            }
+        )  # fmt: skip
+
+
+def codes(reader: Reader, *, deep: bool = False) -> list[str]:
+    return [one.code for one in check_episode(reader, REF, deep=deep)]
+
+
+def test_a_good_episode_has_no_findings() -> None:
+    assert codes(Reader()) == []
+
+
+def test_a_refusal_is_an_error_with_its_code() -> None:
+    found = list(check_episode(Reader(error=DataError("no", code="data.no")), REF, deep=False))
+    assert [(one.code, one.severity, one.place) for one in found] == [
+        ("data.no", "error", {"episode": "one"})
+    ]
+
+
+def test_warnings_are_findings() -> None:
+    warnings = (("missing_camera", "a"), ("acme.bent", "b"))
+    assert codes(Reader(warnings=warnings)) == ["source.missing_camera", "acme.bent"]
+
+
+def test_an_episode_without_fields_is_an_error() -> None:
+    assert codes(Reader(lowdim={})) == ["source.no_fields"]
+
+
+def test_pictures_are_decoded_only_when_asked_for() -> None:
+    reader = Reader(cameras={"front": Pictures()})
+    assert codes(reader) == []
+    assert codes(reader, deep=True) == ["pictures.unreadable", "pictures.black"]
+
+
+def test_a_renamed_episode_is_told() -> None:
+    refs = [EpisodeRef(name, Path(name), "s") for name in ("a", "a-2", "b-2")]
+    found = list(duplicate_ids(refs))
+    assert [(one.code, one.place["episode"]) for one in found] == [("source.duplicate_id", "a-2")]

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from vlatool.errors import DataError, StorageError
+from vlatool.sources.language import LanguageAnnotations
+
+
+def load(folder: Path, text: str) -> LanguageAnnotations:
+    path = folder / "annotations.yaml"
+    path.write_text(text)
+    return LanguageAnnotations.load(str(path))
+
+
+def test_without_a_file_there_are_no_sentences() -> None:
+    assert LanguageAnnotations.load(None).sentences("Task") == {}
+
+
+def test_known_kinds_are_exported_in_their_order(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        "language_dict: {Task: {verbose: [c], other: [x], original: [a, b], randomized: []}}",
+    )
+
+    assert list(loaded.sentences("Task").items()) == [("original", ["a", "b"]), ("verbose", ["c"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("language_dict: [a]", "language_dict"),
+        ("a: [", "cannot be read"),
+        ("language_dict: {Stack: [a]}", "Stack"),
+        ("language_dict: {Stack: {original: do it}}", "Stack, kind original"),
+        ("language_dict: {Stack: {original: [1]}}", "Stack, kind original"),
+        ("language_dict: {Stack: {original: {a: b}}}", "Stack, kind original"),
+    ],
+)
+def test_broken_file_is_refused_with_the_place(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, text)
+
+    assert (caught.value.code, caught.value.exit_code) == ("data.broken_annotations", 3)
+    assert named in caught.value.message
+
+
+def test_missing_file_is_broken_input(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        LanguageAnnotations.load(str(tmp_path / "missing.yaml"))
+
+    assert caught.value.code == "data.broken_annotations"
+
+
+def test_file_that_cannot_be_read_is_trouble_of_the_storage(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        LanguageAnnotations.load(str(tmp_path))
+
+    assert caught.value.exit_code == 5

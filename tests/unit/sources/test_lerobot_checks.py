@@ -1,0 +1,249 @@
+"""Each defect of a LeRobot data set has a code and a place."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.builders.lerobot import TASKS, Columns, lerobot_dataset, write_lines, write_video
+from vlatool.findings import Finding
+from vlatool.sources.lerobot import LeRobotReader
+from vlatool.sources.lerobot_dataset import LeRobotConfig
+
+CAMERA = "observation.images.front"
+DATA = "data/chunk-000/episode_000001.parquet"
+VIDEO = f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+Break = Callable[[Path], Any]
+
+
+def of_episode(root: Path, number: int = 1, *, deep: bool = False) -> list[Finding]:
+    reader = LeRobotReader(LeRobotConfig())
+    ref = list(reader.discover([root]))[number]
+    return list(reader.check(ref, deep=deep))
+
+
+def of_source(root: Path) -> list[Finding]:
+    return list(LeRobotReader(LeRobotConfig()).check_source([root]))
+
+
+def column(name: str, change: Callable[[Any], Any]) -> Callable[[int, Columns], None]:
+    """Changes a column of the second episode."""
+
+    def apply(number: int, columns: Columns) -> None:
+        if number == 1:
+            columns[name] = change(columns[name])
+
+    return apply
+
+
+def nan_at(row: int) -> Callable[[list[list[float]]], Any]:
+    return lambda rows: [[np.nan] * 3 if number == row else v for number, v in enumerate(rows)]
+
+
+def still(number: int, columns: Columns) -> None:
+    del number
+    columns["observation.state"] = [[1.0, 2.0, 3.0]] * len(columns["observation.state"])
+    columns["observation.gripper"] = pa.array([0.5] * len(columns["observation.gripper"]))
+    columns["action"] = [[1.0, 2.0]] * len(columns["action"])
+
+
+def write(name: str, data: bytes) -> Break:
+    return lambda root: (root / name).write_bytes(data)
+
+
+def test_a_good_data_set_has_no_findings(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "pick")
+    assert [*of_source(root), *of_episode(root, 0, deep=True), *of_episode(root, 1)] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "place"),
+    [
+        (
+            column("frame_index", lambda v: np.array([0, 1, 3, 4])),
+            "frame_index_gap",
+            {"frame": 2, "field": "frame_index"},
+        ),
+        (
+            column("frame_index", lambda v: np.array([0, 1, 1, 2])),
+            "frame_index_gap",
+            {"frame": 2},
+        ),
+        (column("frame_index", lambda v: np.array([0, 2, 1, 3])), "rows_unsorted", {}),
+        (column("index", lambda v: np.array([6, 7, 9, 10])), "index_gap", {"frame": 2}),
+        (column("observation.state", nan_at(2)), "non_finite", {"field": "observation.state"}),
+        (
+            column("observation.state", lambda v: [*v[:-1], v[-1][:2]]),
+            "ragged_rows",
+            {"field": "observation.state"},
+        ),
+        (
+            column("observation.state", lambda v: [*v[:-1], None]),
+            "missing_value",
+            {"field": "observation.state"},
+        ),
+        (column("observation.gripper", lambda v: ["a"] * 4), "not_numeric", {}),
+        (column("task_index", lambda v: np.full(4, 9)), "unknown_task", {"field": "task_index"}),
+        (column("task_index", lambda v: np.array([0, 1, 1, 1])), "several_tasks", {}),
+        (column("timestamp", lambda v: pa.array([0.0, 0.1, 0.05, 0.3])), "timestamps", {}),
+        (column("episode_index", lambda v: np.full(4, 5)), "episode_index", {}),
+        (still, "no_motion", {}),
+        (lambda n, c: c.pop("action") if n else None, "missing_column", {"field": "action"}),
+        (
+            lambda n, c: c.update(extra=c["index"]),
+            "undeclared_column",
+            {"field": "extra"},
+        ),
+    ],
+)
+def test_a_defect_of_the_rows_has_its_code_and_place(
+    change: Callable[[int, Columns], None], code: str, place: dict[str, Any], tmp_path: Path
+) -> None:
+    found = of_episode(lerobot_dataset(tmp_path / "pick", change=change))
+    matches = [one for one in found if one.code == f"lerobot.{code}"]
+    assert len(matches) == 1, found
+    assert place.items() <= matches[0].place.items()
+    assert matches[0].place["episode"] == "pick_episode_000001"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "path"),
+    [
+        (lambda root: (root / DATA).unlink(), "missing_file", DATA),
+        (write(DATA, LFS), "lfs_pointer", DATA),
+        (write(DATA, b"PAR1"), "bad_parquet", DATA),
+        (lambda root: (root / VIDEO).unlink(), "missing_video", VIDEO),
+        (write(VIDEO, LFS), "lfs_pointer", VIDEO),
+        (write(VIDEO, b"no video"), "video_unreadable", VIDEO),
+        (lambda root: write_video(root / VIDEO, 3), "video_too_short", VIDEO),
+        (lambda root: write_video(root / VIDEO, 5), "extra_frames", None),
+        (lambda root: write_video(root / VIDEO, 4, fps=5), "video_fps", None),
+    ],
+)
+def test_a_defect_of_the_files_has_its_code_and_place(
+    change: Break, code: str, path: str | None, tmp_path: Path
+) -> None:
+    root = lerobot_dataset(tmp_path / "pick")
+    change(root)
+    matches = [one for one in of_episode(root) if one.code == f"lerobot.{code}"]
+    assert len(matches) == 1
+    assert path is None or matches[0].place["path"] == str(root / path)
+
+
+def test_the_data_and_a_video_can_be_missing_together(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "pick")
+    (root / DATA).unlink()
+    (root / VIDEO).unlink()
+    codes = [one.code for one in of_episode(root)]
+    assert codes == ["lerobot.missing_file", "lerobot.missing_video"]
+
+
+def test_another_length_than_listed_is_told(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "pick")
+    lines = [{"episode_index": n, "tasks": [TASKS[n]], "length": 9} for n in (0, 1)]
+    write_lines(root / "meta/episodes.jsonl", lines)
+    assert [one.code for one in of_episode(root)] == ["lerobot.length_mismatch"]
+
+
+def test_pictures_of_another_size_than_declared_are_told(tmp_path: Path) -> None:
+    shape = {"dtype": "video", "shape": [64, 64, 3], "names": None}
+    root = lerobot_dataset(tmp_path / "pick")
+    tree = json.loads((root / "meta/info.json").read_text())
+    tree["features"][CAMERA] = shape
+    (root / "meta/info.json").write_text(json.dumps(tree))
+    assert [one.code for one in of_episode(root)] == ["lerobot.picture_size"]
+
+
+def test_a_broken_picture_in_a_parquet_file_is_found_by_decoding(tmp_path: Path) -> None:
+    def change(number: int, columns: Columns) -> None:
+        if number == 1:
+            columns[CAMERA][2] = {"bytes": b"no picture", "path": None}
+
+    root = lerobot_dataset(tmp_path / "pick", cameras={CAMERA: "image"}, change=change)
+    assert of_episode(root) == []
+    found = of_episode(root, deep=True)
+    assert [(one.code, one.place["frame"]) for one in found] == [("pictures.unreadable", 2)]
+
+
+@pytest.mark.parametrize(
+    ("info", "code", "field"),
+    [
+        ({"total_episodes": 7}, "totals_mismatch", "total_episodes"),
+        ({"total_tasks": 7}, "totals_mismatch", "total_tasks"),
+        ({"total_videos": 7}, "totals_mismatch", "total_videos"),
+        ({"total_chunks": 0}, "chunks", "total_chunks"),
+        ({"splits": {"train": "0:100"}}, "splits", "splits.train"),
+    ],
+)
+def test_wrong_totals_have_their_code_and_key(
+    info: dict[str, Any], code: str, field: str, tmp_path: Path
+) -> None:
+    found = of_source(lerobot_dataset(tmp_path / "pick", info=info))
+    assert [(one.code, one.place["field"]) for one in found] == [(f"lerobot.{code}", field)]
+
+
+def change_feature(root: Path, name: str, **changes: Any) -> None:
+    tree = json.loads((root / "meta/info.json").read_text())
+    tree["features"].setdefault(name, {}).update(changes)
+    (root / "meta/info.json").write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "code"),
+    [
+        ("observation.state", {"names": ["x"]}, "names_mismatch"),
+        ("observation.force", {"dtype": "float32", "shape": [1]}, "feature_without_column"),
+    ],
+)
+def test_odd_features_have_their_code(
+    name: str, changes: dict[str, Any], code: str, tmp_path: Path
+) -> None:
+    root = lerobot_dataset(tmp_path / "pick")
+    change_feature(root, name, **changes)
+    found = of_source(root)
+    assert [(one.code, one.place["field"]) for one in found] == [(f"lerobot.{code}", name)]
+
+
+def test_index_counts_on_through_the_data_set(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "pick", change=column("index", lambda v: v + 1))
+    assert [one.code for one in of_source(root)] == ["lerobot.index_gap"]
+
+
+def test_a_pointer_for_the_list_of_tasks_is_told(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "pick")
+    (root / "meta/tasks.jsonl").write_bytes(LFS)
+    assert [one.code for one in of_source(root)] == ["lerobot.lfs_pointer"]
+
+
+def gripper(**changes: Any) -> dict[str, Any]:
+    """True statistics of the column observation.gripper of two episodes of 6 and 4 rows."""
+    rows = np.array([*range(6), *range(4)]) / 10
+    entry = {"min": [0.0], "max": [0.5], "mean": [rows.mean()], "std": [rows.std()], "count": [10]}
+    return {"observation.gripper": {**entry, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "contradicts"),
+    [({}, False), ({"max": [0.4]}, True), ({"mean": [0.0]}, True), ({"count": [11]}, True)],
+)
+def test_statistics_of_the_set_are_compared_with_the_rows(
+    changes: dict[str, Any], contradicts: bool, tmp_path: Path
+) -> None:
+    root = lerobot_dataset(tmp_path / "pick", version="v2.0")
+    (root / "meta/stats.json").write_text(json.dumps(gripper(**changes)))
+    codes = [one.code for one in of_source(root)]
+    assert codes == (["lerobot.stats_contradict"] if contradicts else [])
+
+
+def test_statistics_of_an_episode_are_compared_with_its_rows(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "pick")
+    line = {"episode_index": 1, "stats": gripper(count=[4])}
+    write_lines(root / "meta/episodes_stats.jsonl", [line])
+    found = of_episode(root)
+    assert {one.code for one in found} == {"lerobot.stats_contradict"}
+    assert {one.place["field"] for one in found} == {"observation.gripper"}

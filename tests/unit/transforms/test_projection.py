@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from vlatool.transforms.projection import project
+from vlatool.world.cameras import CAMERAS
+from vlatool.world.render import View
+from vlatool.world.scene import Scene
+from vlatool.world.solids import HAND_LABEL
+
+K = np.array([[100.0, 0.0, 32.0], [0.0, 50.0, 24.0], [0.0, 0.0, 1.0]])
+
+
+def pose(rotation: list[list[float]], centre: list[float]) -> np.ndarray:
+    transform = np.eye(4)
+    transform[:3, :3] = rotation
+    transform[:3, 3] = centre
+    return transform
+
+
+def test_point_in_front_of_an_unmoved_camera() -> None:
+    # u = 100 * 0.2 / 2 + 32, v = 50 * -0.4 / 2 + 24
+    pixels, visible = project(np.array([[0.2, -0.4, 2.0]]), K, np.eye(4))
+    np.testing.assert_allclose(pixels, [[42.0, 14.0]], rtol=1e-12)
+    assert visible.tolist() == [True]
+
+
+def test_extrinsics_are_the_pose_of_the_camera_not_its_inverse() -> None:
+    # Above the origin looking down: camera x = base x, camera y = -base y, camera z = -base z.
+    down = pose([[1, 0, 0], [0, -1, 0], [0, 0, -1]], [0.0, 0.0, 2.0])
+    pixels, _ = project(np.array([[0.1, 0.2, 1.0]]), K, down)
+    np.testing.assert_allclose(pixels, [[100 * 0.1 + 32, 50 * -0.2 + 24]], rtol=1e-12)
+
+
+def test_rotation_that_is_not_symmetric_is_inverted() -> None:
+    # The camera looks along base x: its x is -base y, its y is -base z, its z is base x.
+    forward = pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [1.0, 0.0, 0.5])
+    pixels, _ = project(np.array([[3.0, 0.4, 0.1]]), K, forward)
+    np.testing.assert_allclose(pixels, [[100 * -0.4 / 2 + 32, 50 * 0.4 / 2 + 24]], rtol=1e-12)
+
+
+def test_skew_moves_points_sideways() -> None:
+    skewed = K.copy()
+    skewed[0, 1] = 10.0
+    pixels, _ = project(np.array([[0.0, 1.0, 1.0]]), skewed, np.eye(4))
+    np.testing.assert_allclose(pixels, [[42.0, 74.0]], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "point", [[0.0, 0.0, -1.0], [0.1, 0.1, 0.0], [np.nan, 0.0, 1.0], [np.inf, 0.0, 1.0]]
+)
+def test_point_without_a_place_in_the_picture_is_not_visible(point: list[float]) -> None:
+    pixels, visible = project(np.array([point, [0.0, 0.0, 1.0]]), K, np.eye(4))
+    assert visible.tolist() == [False, True]
+    assert np.isnan(pixels[0]).all()
+    np.testing.assert_allclose(pixels[1], [32.0, 24.0], rtol=1e-12)
+
+
+def test_no_points_give_no_pixels() -> None:
+    pixels, visible = project(np.zeros((0, 3)), K, np.eye(4))
+    assert pixels.shape == (0, 2)
+    assert visible.shape == (0,)
+
+
+@pytest.mark.parametrize("name", list(CAMERAS))
+@pytest.mark.parametrize("tips", [(0.3, 0.4, 0.1), (0.6, 0.55, 0.05)])
+def test_projected_fingers_lie_on_the_pictured_hand(
+    name: str, tips: tuple[float, float, float]
+) -> None:
+    camera = CAMERAS[name]
+    view = View(camera, (120, 160))
+    away = np.array([[0.9, 0.1, 0.045], [0.9, 0.3, 0.045], [0.9, 0.9, 0.045]])
+    scene = Scene(np.array([*tips, 0.02]), away, np.array([0.1, 0.1]))
+    # Both fingers: the position is the point between them.
+    fingers = np.add(tips, [[0.018, 0.0, 0.0], [-0.018, 0.0, 0.0]])
+
+    pixels, visible = project(fingers, view.intrinsics, camera.extrinsics(scene))
+
+    assert visible.all()
+    labels = view.measure(scene).labels
+    for x, y in np.round(pixels).astype(int):
+        assert labels[y, x] == HAND_LABEL
