@@ -134,6 +134,7 @@ def test_folder_holds_everything_that_training_reads(shards: Path) -> None:
     assert files == {
         "manifest.jsonl",
         "stats.json",
+        "stats_compact.json",
         "preprocessing_config.yaml",
         "processing_metadata.json",
     }

@@ -186,7 +186,8 @@ class ConfigCommand(VlatoolCommand):
         names = {name: key.is_switch for name, key in keys.items()}
         names |= {name: sugar.is_switch for name, sugar in self.spec.sugar.items()}
         short = {sugar.short: name for name, sugar in self.spec.sugar.items() if sugar.short}
-        aliases = {"config_path": "config", **self.spec.aliases}
+        renamed = getattr(self.spec.schema(ctx.meta.get(_ARGS, [])), "renamed", {}) if keys else {}
+        aliases = {"config_path": "config", **self.spec.aliases, **renamed}
         return Grammar(self.declared(ctx), names, {**short, **self.spec.short}, aliases)
 
     def spellings(self, ctx: Any) -> list[str]:

@@ -57,16 +57,6 @@ def _note() -> str:
 SPEC = ConfigSpec(
     _schema,
     short={"-o": "output"},
-    aliases={
-        "output_dir": "output",
-        "out_dir": "output",
-        "type": "format",
-        "source_episodes": "sources",
-        "dataset_root": "sources",
-        "input_dir": "sources",
-        "num_workers": "workers",
-        "max_episodes_to_process": "max_episodes",
-    },
     positionals=("format", "sources"),
     note=_note,
 )

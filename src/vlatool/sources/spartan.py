@@ -1,22 +1,23 @@
 """Raw Diffusion-Spartan episodes. Source: lbm-data 2, 3.3."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel
 from vlatool.episode import Array, Calibration, Episode, EpisodeRef, FrameSource, PoseGroup
 from vlatool.errors import DataError
+from vlatool.findings import Finding
 from vlatool.sources.language import LanguageAnnotations, task_in_words
-from vlatool.sources.npz import NpzArchive, NpzFrames, missing_array
+from vlatool.sources.npz import NpzArchive, missing_array
 from vlatool.sources.order import natural_key, unique_refs
-from vlatool.storage.uri import local_path
+from vlatool.sources.spartan_codes import SPARTAN
+from vlatool.sources.spartan_config import SpartanConfig, validation_episodes, with_action_file
+from vlatool.storage.tree import walk
 from vlatool.transforms.relative import SUFFIX, actual_field
 
 _EPISODE = re.compile(r"^episode_(\d+)$")
@@ -25,82 +26,16 @@ _CAMERA_NAME = re.compile(r"^[a-z0-9_.-]+$")
 _RATE_HZ = 10.0
 _INSTRUCTION = "language_instruction"
 
-_ACTION_WIDTHS = {
-    "robot__action__poses__right::panda__xyz": 3,
-    "robot__action__poses__right::panda__rot_6d": 6,
-    "robot__action__poses__left::panda__xyz": 3,
-    "robot__action__poses__left::panda__rot_6d": 6,
-    "robot__action__grippers__right::panda_hand": 1,
-    "robot__action__grippers__left::panda_hand": 1,
-}
-
-
-def _published_pose_groups() -> list[dict[str, str]]:
-    return [
-        {
-            "name": f"{side}_panda_{kind}",
-            "position_key": f"robot__{kind}__poses__{side}::panda__xyz",
-            "rotation_key": f"robot__{kind}__poses__{side}::panda__rot_6d",
-        }
-        for kind in ("action", "desired", "actual")
-        for side in ("left", "right")
-    ]
-
-
-class PoseGroupConfig(ConfigModel):
-    """A position and a rotation that form one pose."""
-
-    name: str = Field(description="Name of the pose.")
-    position_key: str = Field(description="Field with the position in metres, 3 wide.")
-    rotation_key: str = Field(description="Field with the 6D rotation, 6 wide.")
-
-
-class SpartanConfig(ConfigModel):
-    """What of a Spartan episode is used, and how."""
-
-    data_discard_keys: list[str] = Field(
-        default=[], description="Observation arrays to leave out; they are not even read."
-    )
-    language_annotations_path: str | None = Field(
-        default=None, description="YAML file with `language_dict`: task to kind to sentences."
-    )
-    task: str | None = Field(
-        default=None, description="Task of all episodes, instead of their path's."
-    )
-    action_key_fields: list[str] = Field(
-        default=list(_ACTION_WIDTHS),
-        description="Names of the parts of the action vector, in order.",
-    )
-    action_index_fields: list[int] = Field(
-        default=np.cumsum(list(_ACTION_WIDTHS.values())).tolist(),
-        description="End index of each part, ascending.",
-    )
-    pose_groups: list[PoseGroupConfig] = Field(
-        default=[PoseGroupConfig(**group) for group in _published_pose_groups()],
-        description="Poses that also get fields relative to the actual pose at the anchor.",
-    )
-
-    @model_validator(mode="after")
-    def _check_action_parts(self) -> "SpartanConfig":
-        ends = self.action_index_fields
-        if len(ends) != len(self.action_key_fields):
-            raise ValueError("action_index_fields and action_key_fields differ in length")
-        if any(high <= low for low, high in zip([0, *ends], ends, strict=False)):
-            raise ValueError("action_index_fields must be ascending and positive")
-        return self
-
 
 class SpartanReader:
     """Reads raw Spartan episodes; any folder above them can be the source."""
 
     Config = SpartanConfig
+    findings = SPARTAN
 
     def __init__(self, config: SpartanConfig) -> None:
-        self.config = config
+        self.config, self._groups = with_action_file(config)
         self.warnings: list[tuple[str, str]] = []
-        annotations = config.language_annotations_path
-        self._annotations = LanguageAnnotations.load(annotations)
-        self._files = () if annotations is None else (local_path(annotations),)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Episodes below the sources in natural order.
@@ -108,17 +43,24 @@ class SpartanReader:
         Raises:
             DataError: A source is missing or has no episode below it.
         """
+        annotations = LanguageAnnotations.load(self.config.language_annotations_path)
+        held_out = validation_episodes(self.config.validation_episodes_path)
         found: list[EpisodeRef] = []
         for source in sources:
-            refs = [_ref(folder, source, self._files) for folder in _episode_folders(source)]
-            if not refs:
+            folders = _episode_folders(source)
+            if not folders:
                 raise DataError(
                     f"{source}: no Spartan episode here or below",
                     hint="looked for folders episode_<N> that contain processed/",
                     code="data.no_episodes",
                     details={"source": str(source)},
                 )
-            found += refs
+            for folder in folders:
+                ref = _ref(folder, source, self.config.task)
+                held = _number(folder) in held_out.get(ref.task, ())
+                reason = "validation_episode" if held else ""
+                language = annotations.sentences(ref.task)
+                found.append(replace(ref, language=language, held_out=reason))
         yield from unique_refs(found)
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -136,71 +78,47 @@ class SpartanReader:
                     code="data.missing_file",
                     details={"path": str(folder / name)},
                 )
-        cameras, warnings = self._cameras(folder)
-        lowdim = self._lowdim(folder)
+        camera_ids = _camera_ids(folder)
+        observations = NpzArchive(folder / "observations.npz")
+        cameras, warnings = _cameras(observations, camera_ids)
+        lowdim = {**self._observed(observations), **self._actions(folder)}
         num_frames = _common_length(folder, lowdim, cameras)
-        task = self.config.task or ref.task
-        language, fallback = self._language(task, lowdim)
-        groups = self._pose_groups(lowdim)
+        language, fallback = _language(ref, lowdim)
+        groups = tuple(group for group in self._groups if _is_complete(group, lowdim))
+        success, unknown = _success(folder)
         return Episode(
             id=ref.id,
-            task=task,
+            task=ref.task,
             fps=_RATE_HZ,
             num_frames=num_frames,
             cameras=cameras,
             lowdim=lowdim,
             language=language,
-            calibration=_calibration(folder, cameras, self._camera_ids(folder)),
+            calibration=_calibration(folder, cameras, camera_ids),
+            depth=_companions(observations, camera_ids, "depth", num_frames),
+            labels=_companions(observations, camera_ids, "label", num_frames),
+            success=success,
             action_fields=self._policy_actions(groups),
             proprioception_fields=self._policy_proprioception(lowdim),
             pose_groups=groups,
-            warnings=(*warnings, *fallback),
+            warnings=(*warnings, *fallback, *unknown),
             extras={"source_episode": "/".join(ref.path.parts[-7:])},
         )
 
-    def _cameras(self, folder: Path) -> tuple[dict[str, FrameSource], list[tuple[str, str]]]:
-        """Cameras by semantic name, in the order of metadata.yaml."""
-        archive = NpzArchive(folder / "observations.npz")
-        cameras: dict[str, FrameSource] = {}
-        warnings: list[tuple[str, str]] = []
-        for camera_id, name in self._camera_ids(folder).items():
-            if camera_id in archive:
-                header = archive.header(camera_id)
-                cameras[name] = NpzFrames(archive.path, camera_id, header)
-            else:
-                message = f"{archive.path}: camera {name!r} ({camera_id}) has no pictures"
-                warnings.append(("missing_camera", message))
-        if not cameras:
-            raise DataError(
-                f"{folder / 'metadata.yaml'}: no camera of camera_id_to_semantic_name has pictures",
-                code="data.no_cameras",
-                details={"path": str(folder)},
-            )
-        return cameras, warnings
+    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+        """Every defect of an episode; with `deep` every frame is decoded."""
+        from vlatool.sources.spartan_checks import check_spartan_episode
 
-    def _camera_ids(self, folder: Path) -> dict[str, str]:
-        """Hardware id to semantic name."""
-        path = folder / "metadata.yaml"
-        mapping = _read_yaml(path).get("camera_id_to_semantic_name")
-        if not isinstance(mapping, Mapping) or not mapping:
-            raise DataError(
-                f"{path}: camera_id_to_semantic_name is missing or empty",
-                code="data.missing_field",
-                details={"path": str(path), "key": "camera_id_to_semantic_name"},
-            )
-        names = {str(camera_id): str(name).lower() for camera_id, name in mapping.items()}
-        for name in names.values():
-            if not _CAMERA_NAME.match(name):
-                raise DataError(
-                    f"{path}: the camera name {name!r} cannot be a file name in a shard",
-                    hint="use letters, digits, dots, dashes and underscores",
-                    code="data.bad_camera_name",
-                )
-        return names
+        yield from check_spartan_episode(self, ref, deep=deep)
 
-    def _lowdim(self, folder: Path) -> dict[str, Array]:
-        """Observation fields in file order, then the named parts of the action vector."""
-        archive = NpzArchive(folder / "observations.npz")
+    def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
+        """Defects that concern more than one episode."""
+        from vlatool.sources.spartan_checks import check_spartan_sources
+
+        yield from check_spartan_sources(self, sources)
+
+    def _observed(self, archive: NpzArchive) -> dict[str, Array]:
+        """Observation fields in file order."""
         fields: dict[str, Array] = {}
         for name in archive.names:
             if name in self.config.data_discard_keys:
@@ -210,7 +128,7 @@ class SpartanReader:
                 raise _no_frames(archive.path, name)
             if len(header.shape) <= 2 or name.startswith(("robot__", "language_")):
                 fields[name] = _as_field(archive.read(name))
-        return {**fields, **self._actions(folder)}
+        return fields
 
     def _actions(self, folder: Path) -> dict[str, Array]:
         archive = NpzArchive(folder / "actions.npz")
@@ -230,25 +148,6 @@ class SpartanReader:
             for name, start, end in zip(self.config.action_key_fields, starts, ends, strict=True)
         }
 
-    def _language(
-        self, task: str, lowdim: Mapping[str, Array]
-    ) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-        """Annotations of the task, else the episode's own sentence, else the task in words."""
-        annotated = self._annotations.sentences(task)
-        if annotated:
-            return annotated, []
-        if _INSTRUCTION in lowdim and len(lowdim[_INSTRUCTION]) and str(lowdim[_INSTRUCTION][0]):
-            sentence, origin = str(lowdim[_INSTRUCTION][0]), "its own language_instruction"
-        else:
-            sentence, origin = task_in_words(task), "the task's name in words"
-        message = f"task {task!r} has no language annotation: each episode uses {origin}"
-        return {"original": [sentence]}, [("language_fallback", message)]
-
-    def _pose_groups(self, lowdim: Mapping[str, Array]) -> tuple[PoseGroup, ...]:
-        """The configured groups whose fields, measured counterparts included, are all there."""
-        groups = [PoseGroup(**group.model_dump()) for group in self.config.pose_groups]
-        return tuple(group for group in groups if _is_complete(group, lowdim))
-
     def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
         """Left arm first, poses relative where they can be. Source: lbm-data 6.5."""
         relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
@@ -262,24 +161,120 @@ class SpartanReader:
         return tuple(name for name in measured if name is not None and name in lowdim)
 
 
+def _cameras(
+    archive: NpzArchive, camera_ids: Mapping[str, str]
+) -> tuple[dict[str, FrameSource], list[tuple[str, str]]]:
+    """Cameras by semantic name, in the order of metadata.yaml."""
+    cameras: dict[str, FrameSource] = {}
+    warnings: list[tuple[str, str]] = []
+    for camera_id, name in camera_ids.items():
+        if camera_id in archive:
+            cameras[name] = archive.frames(camera_id)
+        else:
+            message = f"{archive.path}: camera {name!r} ({camera_id}) has no pictures"
+            warnings.append(("missing_camera", message))
+    if not cameras:
+        raise DataError(
+            f"{archive.path}: no camera of camera_id_to_semantic_name has pictures",
+            code="data.no_cameras",
+            details={"path": str(archive.path)},
+        )
+    return cameras, warnings
+
+
+def _camera_ids(folder: Path) -> dict[str, str]:
+    """Hardware id to semantic name."""
+    path = folder / "metadata.yaml"
+    mapping = _read_yaml(path).get("camera_id_to_semantic_name")
+    if not isinstance(mapping, Mapping) or not mapping:
+        raise DataError(
+            f"{path}: camera_id_to_semantic_name is missing or empty",
+            hint="it names the cameras, for example 6CD146030E99: scene_right_0",
+            code="data.missing_field",
+            details={"path": str(path), "key": "camera_id_to_semantic_name"},
+        )
+    names = {str(camera_id): str(name).lower() for camera_id, name in mapping.items()}
+    for name in names.values():
+        if not _CAMERA_NAME.match(name):
+            raise DataError(
+                f"{path}: the camera name {name!r} cannot be a file name in a shard",
+                hint="use letters, digits, dots, dashes and underscores",
+                code="data.bad_camera_name",
+                details={"path": str(path), "camera": name},
+            )
+    if len(set(names.values())) < len(names):
+        raise DataError(
+            f"{path}: two cameras have the same name: {', '.join(names.values())}",
+            hint="names are compared in lower case; give each camera its own",
+            code="data.bad_camera_name",
+            details={"path": str(path)},
+        )
+    return names
+
+
+def _companions(
+    archive: NpzArchive, camera_ids: Mapping[str, str], kind: str, num_frames: int
+) -> dict[str, FrameSource]:
+    """Depth or labels of the cameras that have them; opened only when they are asked for."""
+    found: dict[str, FrameSource] = {}
+    for camera_id, name in camera_ids.items():
+        key = f"{camera_id}_{kind}"
+        if key in archive and archive.header(key).shape[:1] == (num_frames,):
+            found[name] = archive.frames(key, channels=None)
+    return found
+
+
+def _language(
+    ref: EpisodeRef, lowdim: Mapping[str, Array]
+) -> tuple[Mapping[str, Sequence[str]], list[tuple[str, str]]]:
+    """Annotations of the task, else the episode's own sentence, else the task in words."""
+    if ref.language:
+        return ref.language, []
+    if _INSTRUCTION in lowdim and len(lowdim[_INSTRUCTION]) and str(lowdim[_INSTRUCTION][0]):
+        sentence, origin = str(lowdim[_INSTRUCTION][0]), "its own language_instruction"
+    else:
+        sentence, origin = task_in_words(ref.task), "the task's name in words"
+    message = f"task {ref.task!r} has no language annotation: each episode uses {origin}"
+    return {"original": [sentence]}, [("language_fallback", message)]
+
+
+def _success(folder: Path) -> tuple[bool | None, list[tuple[str, str]]]:
+    """Whether the episode succeeded; None where summary.npz does not say."""
+    path = folder / "summary.npz"
+    if not path.is_file():
+        return None, []
+    try:
+        value = NpzArchive(path).read("episode_success")
+        return bool(value.reshape(-1)[0]), []
+    except (DataError, IndexError) as error:
+        reason = error.message if isinstance(error, DataError) else "it is empty"
+        return None, [("success_unreadable", f"{path}: episode_success is unknown: {reason}")]
+
+
 def _episode_folders(source: Path) -> list[Path]:
     """Folders episode_<N> with a `processed` folder, at or below `source`, naturally sorted."""
     found: list[Path] = []
-    for folder, children, _ in os.walk(source, followlinks=True):
-        if _EPISODE.match(Path(folder).name) and "processed" in children:
-            found.append(Path(folder))
+    for folder, children, _ in walk(source):
+        if _EPISODE.match(folder.name) and "processed" in children:
+            found.append(folder)
             children.clear()
     return sorted(found, key=natural_key)
 
 
-def _ref(folder: Path, source: Path, files: tuple[Path, ...]) -> EpisodeRef:
+def _number(folder: Path) -> int:
+    match = _EPISODE.match(folder.name)
+    assert match is not None
+    return int(match.group(1))
+
+
+def _ref(folder: Path, source: Path, task: str | None) -> EpisodeRef:
     """Task, station and time stamp are read from the published folder layout where it is kept."""
     parts = folder.parts
     named: list[str] = []
     if "tasks" in parts[:-2]:
         below = parts[len(parts) - 1 - parts[::-1].index("tasks") + 1 : -1]
         named = [part for part in below if part not in ("sim", "bc", "teleop", "diffusion_spartan")]
-    task = named[0] if named else ""
+    found = named[0] if named else ""
     if not named:
         named = [part for part in parts[-3:-1] if part not in ("/", "diffusion_spartan")]
     identity = "_".join([*named, folder.name])
@@ -287,8 +282,7 @@ def _ref(folder: Path, source: Path, files: tuple[Path, ...]) -> EpisodeRef:
         id=re.sub(r"[^A-Za-z0-9_-]+", "-", identity),
         path=folder,
         source=str(source),
-        task=task,
-        files=files,
+        task=task or found,
     )
 
 

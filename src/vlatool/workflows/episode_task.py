@@ -1,18 +1,44 @@
 """The work on one episode, the same in every engine: read, cut, encode, write."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sinks.base import Receipt
-from vlatool.sinks.encoding import EpisodeEncoder
+from vlatool.sinks.encoding import EpisodeEncoder, PictureStream
 from vlatool.sinks.shards import ShardSink
 from vlatool.sources.base import FormatReader
+from vlatool.storage.tree import file_sizes
+from vlatool.transforms.pose_groups import PoseGroupConfig, with_pose_groups
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec, schema_of
+
+
+@dataclass(frozen=True)
+class EpisodeChoice:
+    """What of an episode is used.
+
+    Attributes:
+        cameras: Cameras to store, in order; None for all.
+        skip_missing_cameras: Drop an episode that lacks one instead of keeping it without.
+        only_successful: Drop an episode that failed, or does not say.
+        depth: Store depth pictures where there are some.
+        labels: Store segmentation labels where there are some.
+        pose_groups: Poses instead of the format's own; None for its own.
+        jpeg_quality: 1 to 100.
+    """
+
+    cameras: tuple[str, ...] | None = None
+    skip_missing_cameras: bool = False
+    only_successful: bool = False
+    depth: bool = False
+    labels: bool = False
+    pose_groups: tuple[PoseGroupConfig, ...] | None = None
+    jpeg_quality: int = 95
 
 
 @dataclass(frozen=True)
@@ -23,93 +49,96 @@ class EpisodeTask:
         format: Name of the dataset format.
         reader_config: Keys of its reader.
         spec: How an episode becomes samples.
-        sink: Where they go.
-        cameras: Cameras to store, in order.
+        choice: What of it is used; its cameras are known.
+        sink: Where samples go.
         schema: Width of each field, which every episode must have.
-        action_fields: Fields that a policy predicts by default.
-        proprioception_fields: Fields that a policy observes by default.
     """
 
     format: str
     reader_config: ConfigModel
     spec: SampleSpec
+    choice: EpisodeChoice
     sink: ShardSink
-    cameras: tuple[str, ...]
-    schema: dict[str, int]
-    action_fields: tuple[str, ...]
-    proprioception_fields: tuple[str, ...]
-    skip_missing_cameras: bool
-    jpeg_quality: int
+    schema: Mapping[str, int]
 
-    @classmethod
-    def for_dataset(
-        cls,
-        format_name: str,
-        reader_config: ConfigModel,
-        spec: SampleSpec,
-        sink: ShardSink,
-        first: Episode,
-        *,
-        cameras: Sequence[str] | None,
-        skip_missing_cameras: bool,
-        jpeg_quality: int,
-    ) -> Self:
-        """A task whose cameras and schema are those of the first readable episode."""
-        return cls(
-            format=format_name,
-            reader_config=reader_config,
-            spec=spec,
-            sink=sink,
-            cameras=tuple(first.cameras if cameras is None else cameras),
-            schema=schema_of(first.lowdim),
-            action_fields=first.action_fields,
-            proprioception_fields=first.proprioception_fields,
-            skip_missing_cameras=skip_missing_cameras,
-            jpeg_quality=jpeg_quality,
-        )
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras to store, in order."""
+        return self.choice.cameras or ()
 
     def __call__(self, ref: EpisodeRef) -> Receipt:
-        """Writes the samples of one episode.
+        """Writes the samples of one episode, unless an earlier run did.
 
         Raises:
             DataError: The episode is broken or does not fit the others.
         """
+        fingerprint = input_fingerprint(ref)
+        before = self.sink.written(ref.id, fingerprint)
+        if before is not None:
+            return before
         reader: FormatReader = FORMATS.get(self.format)(self.reader_config)
-        episode = reader.read(ref)
-        self._check_schema(episode)
-        cameras = kept_cameras(episode, self.cameras)
-        missing = [name for name in self.cameras if name not in cameras]
-        if missing and (self.skip_missing_cameras or not cameras):
-            return _dropped(episode, missing, "episode_missing_camera")
-        sampler = EpisodeSampler(episode, cameras, self.spec)
-        return self._write(ref, sampler)
+        receipt = self._process(ref, prepared(reader.read(ref), self.choice), fingerprint)
+        self.sink.journal.store(receipt)
+        return receipt
 
-    def _write(self, ref: EpisodeRef, sampler: EpisodeSampler) -> Receipt:
-        episode = sampler.episode
-        samples = list(sampler)
-        encoder = EpisodeEncoder(
-            {name: episode.cameras[name] for name in sampler.cameras},
-            sampler.geometries,
-            (frame for sample in samples for frame in sample.image_frames.values()),
-            self.jpeg_quality,
-        )
-        padding = sampler.windows.dropped_padding
-        dropped = {"padding": padding} if padding else {}
-        if not samples:
+    def _process(self, ref: EpisodeRef, episode: Episode, fingerprint: str) -> Receipt:
+        self._check_schema(episode)
+        reason, warnings = self._refusal(episode)
+        if reason:
+            return Receipt(episode.id, fingerprint, dropped={reason: 1}, warnings=warnings)
+        cameras = kept_cameras(episode, self.cameras)
+        sampler = EpisodeSampler(episode, cameras, self.spec)
+        if not len(sampler):
             return Receipt(
-                episode.id, episode.num_frames, dropped=dropped, warnings=episode.warnings
+                episode.id,
+                fingerprint,
+                episode.num_frames,
+                dropped=sampler.dropped,
+                warnings=warnings,
             )
         with self.sink.open_episode(ref) as writer:
-            for sample in samples:
-                writer.write(sample, encoder.images(sample.image_frames))
+            frames = sampler.needed_frames()
+            streams = list(self._streams(sampler))
+            with EpisodeEncoder(streams, frames, self.choice.jpeg_quality) as encoder:
+                for sample in sampler:
+                    writer.write(sample, encoder.images(sample.image_frames))
         return Receipt(
             episode=episode.id,
+            fingerprint=fingerprint,
             num_frames=episode.num_frames,
             ranges=writer.ranges,
-            statistics=sampler.statistics(),
-            dropped=dropped,
-            warnings=episode.warnings,
+            bytes=writer.tar.position,
+            sha256=writer.tar.sha256,
+            statistics=sampler.statistics() if self.sink.statistics else None,
+            dropped=sampler.dropped,
+            warnings=warnings,
         )
+
+    def _refusal(self, episode: Episode) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """Why the episode is not used, empty if it is; and what there is to warn of."""
+        if self.choice.only_successful and not episode.success:
+            reason = "unsuccessful_episode" if episode.success is False else "success_unknown"
+            return reason, episode.warnings
+        cameras = kept_cameras(episode, self.cameras)
+        missing = [name for name in self.cameras if name not in cameras]
+        if missing and (self.choice.skip_missing_cameras or not cameras):
+            reason = "episode_missing_camera"
+            message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
+            return reason, (*episode.warnings, (reason, message))
+        return "", episode.warnings
+
+    def _streams(self, sampler: EpisodeSampler) -> Iterator[PictureStream]:
+        episode = sampler.episode
+        for name in sampler.cameras:
+            yield PictureStream(name, episode.cameras[name], sampler.geometries[name])
+        extra = {"depth": episode.depth if self.choice.depth else {}}
+        extra["label"] = episode.labels if self.choice.labels else {}
+        for kind, sources in extra.items():
+            for name in sampler.cameras:
+                if name in sources:
+                    source = sources[name]
+                    geometry = self.spec.geometry(name, source.size)
+                    yield PictureStream(f"{name}_{kind}", source, geometry, "values")
 
     def _check_schema(self, episode: Episode) -> None:
         schema = schema_of(episode.lowdim)
@@ -125,6 +154,22 @@ class EpisodeTask:
                     code="data.schema_mismatch",
                     details={"field": name},
                 )
+
+
+def prepared(episode: Episode, choice: EpisodeChoice) -> Episode:
+    """The episode with the pose groups that were asked for."""
+    if choice.pose_groups is None:
+        return episode
+    return with_pose_groups(episode, choice.pose_groups)
+
+
+def input_fingerprint(ref: EpisodeRef) -> str:
+    """Digest of names and sizes of an episode's files, and of what is known of it beforehand."""
+    sizes = [file_sizes(path) for path in (ref.path, *ref.files)]
+    facts = json.dumps(
+        [sizes, ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
+    )
+    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
 def first_readable(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Episode:
@@ -177,11 +222,6 @@ def check_cameras(
 def kept_cameras(episode: Episode, wanted: Sequence[str]) -> tuple[str, ...]:
     """The wanted cameras that the episode has, in order."""
     return tuple(name for name in wanted if name in episode.cameras)
-
-
-def _dropped(episode: Episode, missing: Sequence[str], reason: str) -> Receipt:
-    message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
-    return Receipt(episode.id, dropped={reason: 1}, warnings=(*episode.warnings, (reason, message)))
 
 
 def _width(width: int | None) -> str:

@@ -1,113 +1,143 @@
 """Raw episodes of any format to training shards."""
 
-import hashlib
-import json
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.file_list import FileEntry
 from vlatool.artifacts.output_record import OutputRecord, claim_output
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
-from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef
-from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
+from vlatool.episode import EpisodeRef
+from vlatool.errors import DataError, PartialFailure, VlatoolError
 from vlatool.events import NULL, Reporter
-from vlatool.parallel.executor import default_workers, make_executor
-from vlatool.plugins import FORMATS
+from vlatool.parallel.executor import Executor, make_executor
 from vlatool.sinks.base import Receipt
-from vlatool.sinks.shards import ShardSink, ShardsSummary
-from vlatool.sources.base import FormatReader
-from vlatool.sources.order import select
-from vlatool.storage.atomic import remove_partials
+from vlatool.sinks.shards import ShardsSummary
+from vlatool.storage.atomic import remove_partials, remove_tree
 from vlatool.storage.lock import output_lock
-from vlatool.storage.uri import local_path
-from vlatool.transforms.sampling import SampleSpec
-from vlatool.transforms.windows import WindowSpec, make_windows
-from vlatool.workflows.episode_task import (
-    EpisodeTask,
-    check_cameras,
-    first_readable,
-    kept_cameras,
+from vlatool.transforms.windows import make_windows
+from vlatool.workflows.episode_task import kept_cameras
+from vlatool.workflows.preprocess_config import PreprocessConfig
+from vlatool.workflows.preprocess_plan import PreprocessPlan, make_plan
+from vlatool.workflows.preprocess_record import (
+    data_options,
+    inputs_of,
+    present_inputs,
+    run_record,
 )
-from vlatool.workflows.preprocess_config import PreprocessConfig, PreprocessResult
+from vlatool.workflows.preprocess_result import PreprocessResult
 
 __all__ = ["PreprocessConfig", "PreprocessResult", "preprocess"]
+
+_PARTS = ("shards", "episodes")
+_SMALL_FILES = (
+    "shards/manifest.jsonl",
+    "shards/preprocessing_config.yaml",
+    "shards/stats.json",
+    "shards/stats_compact.json",
+    "episodes/manifest.jsonl",
+    "episodes/stats.json",
+)
 
 
 def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> PreprocessResult:
     """Reads episodes, cuts them into samples and writes shards.
 
+    A run that was ended, however it was, goes on where it was; the bytes are those of a run that
+    was not.
+
     Raises:
         UsageError: A needed key is missing, or the output belongs to another run.
         DataError: No episode can be used, or one cannot and `on_error` is `stop`.
+        StorageError: Something cannot be read or written; what is written stays.
         PartialFailure: The shards are written, but without the episodes that failed.
     """
-    reader = _reader(config)
-    refs = _discover(config, reader)
-    for code, message in reader.warnings:
-        reporter.warn(code, message)
-    first = first_readable(reader, refs)
-    check_cameras(config.camera_names or (), reader, refs, first)
-    task = _task(config, first)
-    _announce(task, first, reporter)
-    for name in task.cameras:
-        if name != name.lower():
-            reporter.warn("upper_case_camera", f"camera {name!r}: other loaders want lower case")
+    with _executor(config) as executor:
+        plan = make_plan(config)
+        _announce(plan, reporter)
+        if config.dry_run:
+            return _planned(config, plan)
+        output = plan.task.sink.output
+        with output_lock(output, f"vlatool preprocess {config.format}"):
+            return _checked(_run(config, plan, executor, reporter))
+
+
+def _executor(config: PreprocessConfig) -> Executor:
     if config.dry_run:
-        return _planned(config, task, refs, first)
-    output = local_path(config.output)
-    record = _record(config, refs)
-    parts = ("shards", "episodes")
-    with output_lock(output, f"vlatool preprocess {config.format}"):
-        done = claim_output(output, record, overwrite=config.overwrite, parts=parts)
-        if done is not None and done.result is not None:
-            return _checked(PreprocessResult(**{**done.result, "status": "already complete"}))
-        remove_partials(output)
-        write_preprocessing_config(output / "shards", _data_options(config, task, first))
-        try:
-            result = _write(config, task, refs, record, reporter)
-        except DataError:
-            _remove_if_useless(output, parts)
-            raise
-        OutputRecord(record.command, record.options, record.inputs, result.document()).save(output)
-    return _checked(result)
+        return make_executor(1)
+    if config.engine == "ray":
+        workers = config.ray_num_cpus or config.workers
+        return make_executor(workers, engine="ray", ray_address=config.ray_address)
+    return make_executor(config.workers, preload=("vlatool.workflows.episode_task",))
+
+
+def _run(
+    config: PreprocessConfig, plan: PreprocessPlan, executor: Executor, reporter: Reporter
+) -> PreprocessResult:
+    output, sink, record = plan.task.sink.output, plan.task.sink, run_record(config)
+    done = claim_output(
+        output,
+        record,
+        lambda: present_inputs(plan.refs),
+        overwrite=config.overwrite,
+        parts=_PARTS,
+    )
+    if done is not None and done.result is not None:
+        sink.journal.remove()
+        return PreprocessResult(**{**done.result, "status": "already complete"})
+    remove_partials(output)
+    sink.begin()
+    options = data_options(config, plan)
+    write_preprocessing_config(output / "shards", options)
+    try:
+        result, inputs = _write(config, plan, executor, reporter)
+    except DataError:
+        _remove_if_useless(plan)
+        raise
+    complete = not result.failures
+    OutputRecord("preprocess", record.options, inputs, result.document(), complete).save(output)
+    if complete:
+        sink.journal.remove()
+    return result
 
 
 def _write(
-    config: PreprocessConfig,
-    task: EpisodeTask,
-    refs: Sequence[EpisodeRef],
-    record: OutputRecord,
-    reporter: Reporter,
-) -> PreprocessResult:
-    """Episodes, shards, statistics, manifests and how they came about."""
+    config: PreprocessConfig, plan: PreprocessPlan, executor: Executor, reporter: Reporter
+) -> tuple[PreprocessResult, dict[str, Any]]:
+    """Episodes, shards, statistics, manifests and how they came about; the inputs it saw."""
     started, clock = datetime.now(UTC), time.monotonic()
     collected = _Collected()
-    summary = task.sink.finish(_receipts(config, task, refs, reporter, collected))
+    summary = plan.task.sink.finish(
+        _receipts(config, plan, executor, reporter, collected),
+        executor,
+        plan.widths,
+        lambda shards: _shard_bar(reporter, shards),
+    )
     write_processing_metadata(
-        task.sink.output / "shards",
+        plan.task.sink.output / "shards",
         started=started,
         counts={
             "total_samples_created": summary.samples,
             "sample_counts": {"dropped": dict(summary.dropped)},
             "failures": collected.failures,
         },
-        arguments=record.options,
-        episodes=[ref.id for ref in refs],
+        arguments=run_record(config).options,
+        episodes=[ref.id for ref in plan.refs],
     )
+    plan.task.sink.seal(summary.files, _SMALL_FILES)
+    result = _result(config, plan, summary, collected)
     seconds = round(time.monotonic() - clock, 2)
-    return replace(_result(config, task, summary, collected, len(refs)), seconds=seconds)
+    return replace(result, seconds=seconds), inputs_of(collected.fingerprints)
 
 
-def _remove_if_useless(output: Path, parts: Sequence[str]) -> None:
+def _remove_if_useless(plan: PreprocessPlan) -> None:
     """Frees the output for a run with corrected options when not one episode was written."""
+    output = plan.task.sink.output
     if not any((output / "episodes").glob("*.tar")):
-        for part in parts:
-            shutil.rmtree(output / part, ignore_errors=True)
+        for part in (*_PARTS, ".vlatool/journal"):
+            remove_tree(output / part)
 
 
 @dataclass
@@ -115,108 +145,53 @@ class _Collected:
     """What the driver learns while receipts pass by."""
 
     failures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
     warnings: dict[str, int] = field(default_factory=dict[str, int])
     empty: list[str] = field(default_factory=list[str])
+    fingerprints: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    samples: int = 0
+    bytes: int = 0
+    resumed: int = 0
+
+    def progress(self, seconds: float) -> dict[str, float | int | str]:
+        """What is shown beside the bar."""
+        shown: dict[str, float | int | str] = {
+            "samples": self.samples,
+            "samples/s": float(round(self.samples / seconds, 1)),
+            "MB/s": float(round(self.bytes / 1e6 / seconds, 1)),
+            "failed": len(self.failures),
+        }
+        return shown | self.reasons
 
 
-def _reader(config: PreprocessConfig) -> FormatReader:
-    for key in ("format", "sources", "output"):
-        if not getattr(config, key):
-            raise UsageError(
-                f"preprocess needs a value for {key!r}",
-                hint="vlatool preprocess FORMAT SOURCE... --output DIR",
-                code="usage.missing_key",
-            )
-    return FORMATS.get(config.format)(_section(config))
-
-
-def _section(config: PreprocessConfig) -> ConfigModel:
-    """The reader's keys; the defaults where the config was built without them."""
-    kind = FORMATS.get(config.format).Config
-    return config.source if isinstance(config.source, kind) else kind()
-
-
-def _discover(config: PreprocessConfig, reader: FormatReader) -> list[EpisodeRef]:
-    sources = [local_path(source) for source in config.sources]
-    for source in sources:
-        if not source.exists():
-            raise DataError(
-                f"{source}: does not exist",
-                hint="check the path of the source",
-                code="data.no_source",
-                details={"source": str(source)},
-            )
-    refs = select(list(reader.discover(sources)), config.episodes)
-    if not refs:
-        raise DataError(
-            f"{', '.join(config.sources)}: no episode found",
-            hint=f"is this {config.format} data? `vlatool inspect` says what it is",
-            code="data.no_episodes",
-        )
-    limit = config.max_episodes
-    return refs if limit is None or limit < 0 else refs[:limit]
-
-
-def _task(config: PreprocessConfig, first: Episode) -> EpisodeTask:
-    size = config.resize_images_size
-    spec = SampleSpec(
-        windows=WindowSpec(
-            past=config.past_lowdim_steps,
-            future=config.future_lowdim_steps,
-            stride=config.stride,
-            max_padding_left=config.max_padding_left,
-            max_padding_right=config.max_padding_right,
-            padding=config.padding_strategy,
-        ),
-        image_offsets=tuple(config.image_indices),
-        image_size=None if size is None else (size[1], size[0]),
-        resize_method=config.image_resizing_method,
-        compat=config.compat,
-    )
-    sink = ShardSink(
-        output=local_path(config.output),
-        samples_per_shard=config.samples_per_shard,
-        seed=config.seed,
-        executor=make_executor(config.workers or default_workers()),
-    )
-    return EpisodeTask.for_dataset(
-        config.format,
-        _section(config),
-        spec,
-        sink,
-        first,
-        cameras=config.camera_names,
-        skip_missing_cameras=config.skip_episodes_missing_cameras,
-        jpeg_quality=config.jpeg_quality,
-    )
-
-
-def _announce(task: EpisodeTask, first: Episode, reporter: Reporter) -> None:
-    reporter.note(f"cameras: {', '.join(task.cameras)}")
+def _announce(plan: PreprocessPlan, reporter: Reporter) -> None:
+    for code, message in plan.warnings:
+        reporter.warn(code, message)
+    first = plan.first
+    reporter.note(f"cameras: {', '.join(plan.task.cameras)}")
     reporter.note(f"action fields: {', '.join(first.action_fields) or 'none'}")
     reporter.note(f"proprioception fields: {', '.join(first.proprioception_fields) or 'none'}")
+    for reason, count in plan.held_out.items():
+        reporter.note(f"{count} episodes are left out: {reason}")
 
 
 def _receipts(
     config: PreprocessConfig,
-    task: EpisodeTask,
-    refs: Sequence[EpisodeRef],
+    plan: PreprocessPlan,
+    executor: Executor,
     reporter: Reporter,
     collected: _Collected,
 ) -> Iterator[Receipt]:
     """Receipts of the good episodes in order; failures and warnings are collected."""
+    refs, clock = plan.refs, time.monotonic()
     with reporter.progress("episodes", len(refs), "episode") as bar:
-        samples = 0
-        for outcome in task.sink.executor.map(task, refs):
+        for outcome in executor.map(plan.task, refs):
             if outcome.error is not None:
                 _fail(config, outcome.item, outcome.error, reporter, collected)
             elif outcome.value is not None:
-                samples += len(outcome.value.ranges)
-                if not outcome.value.ranges:
-                    collected.empty.append(outcome.item.id)
-                _warn(outcome.value, reporter, collected)
+                _collect(outcome.value, reporter, collected)
                 yield outcome.value
-            bar.advance(samples=samples, failed=len(collected.failures))
+            bar.advance(1, **collected.progress(max(time.monotonic() - clock, 1e-6)))
     if len(collected.failures) == len(refs):
         raise DataError(
             f"every episode failed; the first: {collected.failures[0]['message']}",
@@ -224,6 +199,20 @@ def _receipts(
             code="data.all_failed",
             details={"failures": collected.failures},
         )
+
+
+def _collect(receipt: Receipt, reporter: Reporter, collected: _Collected) -> None:
+    """Counts what was written; tells each kind of warning once and counts the rest."""
+    collected.samples += len(receipt.ranges)
+    collected.bytes += receipt.bytes
+    collected.resumed += receipt.resumed
+    collected.fingerprints.append((receipt.episode, receipt.fingerprint))
+    if not receipt.ranges:
+        collected.empty.append(receipt.episode)
+    for code, message in receipt.warnings:
+        if code not in collected.warnings:
+            reporter.warn(code, message)
+        collected.warnings[code] = collected.warnings.get(code, 0) + 1
 
 
 def _fail(
@@ -245,6 +234,7 @@ def _fail(
             "details": error.details,
         }
     )
+    collected.reasons[error.code] = collected.reasons.get(error.code, 0) + 1
     reporter.warn("episode_failed", f"{ref.id}: {error.message}")
     if config.max_failures is not None and len(collected.failures) > config.max_failures:
         raise DataError(
@@ -255,88 +245,62 @@ def _fail(
         )
 
 
-def _warn(receipt: Receipt, reporter: Reporter, collected: _Collected) -> None:
-    """Tells each kind of warning once and counts the rest."""
-    for code, message in receipt.warnings:
-        if code not in collected.warnings:
-            reporter.warn(code, message)
-        collected.warnings[code] = collected.warnings.get(code, 0) + 1
+def _shard_bar(reporter: Reporter, shards: int) -> Callable[[FileEntry], None]:
+    """A bar that ends with the last shard."""
+    bar = reporter.progress("shards", shards, "shard")
+    bar.__enter__()
+    state = {"done": 0, "bytes": 0}
+    clock = time.monotonic()
 
+    def advance(entry: FileEntry) -> None:
+        state["done"] += 1
+        state["bytes"] += entry.bytes
+        seconds = max(time.monotonic() - clock, 1e-6)
+        bar.advance(1, **{"MB/s": float(round(state["bytes"] / 1e6 / seconds, 1))})
+        if state["done"] == shards:
+            bar.__exit__(None, None, None)
 
-def _record(config: PreprocessConfig, refs: Sequence[EpisodeRef]) -> OutputRecord:
-    options = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
-    sizes = {ref.id: [_bytes_below(path) for path in (ref.path, *ref.files)] for ref in refs}
-    digest = hashlib.blake2b(json.dumps(sizes).encode(), digest_size=8).hexdigest()
-    return OutputRecord("preprocess", options, {"episodes": len(refs), "fingerprint": digest})
-
-
-def _bytes_below(path: Path) -> int:
-    """Size of an episode's files: tells whether the input is still the same."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _data_options(config: PreprocessConfig, task: EpisodeTask, first: Episode) -> dict[str, Any]:
-    """preprocessing_config.yaml: what shaped the data and what training needs to know of them."""
-    section = config.source.model_dump(mode="json")
-    own = config.model_dump(
-        mode="json", exclude={*config.no_effect_on_output, "source", "format", "episodes"}
-    )
-    return {
-        **section,
-        **own,
-        "type": config.format,
-        "source_episodes": [Path(source).name for source in config.sources],
-        "image_resizing_method": config.image_resizing_method.upper(),
-        "camera_names": list(task.cameras),
-        "action_fields": list(first.action_fields),
-        "proprioception_fields": list(first.proprioception_fields),
-        "fps": first.fps,
-        "output_dir": None,
-    }
+    return advance
 
 
 def _result(
-    config: PreprocessConfig,
-    task: EpisodeTask,
-    summary: ShardsSummary,
-    collected: _Collected,
-    episodes: int,
+    config: PreprocessConfig, plan: PreprocessPlan, summary: ShardsSummary, collected: _Collected
 ) -> PreprocessResult:
+    failed, empty = len(collected.failures), len(collected.empty)
     return PreprocessResult(
         output=config.output,
-        episodes=episodes - len(collected.failures) - len(collected.empty),
+        episodes=len(plan.refs) - failed - empty,
         empty_episodes=tuple(collected.empty),
         frames=summary.frames,
         samples=summary.samples,
         shards=summary.shards,
         bytes=summary.bytes,
-        cameras=task.cameras,
-        action_fields=task.action_fields,
-        proprioception_fields=task.proprioception_fields,
-        dropped=summary.dropped,
+        cameras=plan.task.cameras,
+        action_fields=plan.first.action_fields,
+        proprioception_fields=plan.first.proprioception_fields,
+        dropped={**summary.dropped, **plan.held_out},
         failures=tuple(collected.failures),
+        resumed=collected.resumed,
         warnings=tuple(f"{code}: {count} episodes" for code, count in collected.warnings.items()),
     )
 
 
-def _planned(
-    config: PreprocessConfig, task: EpisodeTask, refs: Sequence[EpisodeRef], first: Episode
-) -> PreprocessResult:
+def _planned(config: PreprocessConfig, plan: PreprocessPlan) -> PreprocessResult:
     """What a run would do, estimated from the first episode."""
-    per_episode = len(make_windows(first.num_frames, task.spec.windows).anchors)
-    samples = per_episode * len(refs)
+    first = plan.first
+    per_episode = len(make_windows(first.num_frames, plan.task.spec.windows).anchors)
+    samples = per_episode * len(plan.refs)
     return PreprocessResult(
         output=config.output,
-        episodes=len(refs),
-        frames=first.num_frames * len(refs),
+        episodes=len(plan.refs),
+        frames=first.num_frames * len(plan.refs),
         samples=samples,
         shards=-(-samples // config.samples_per_shard),
         bytes=0,
-        cameras=kept_cameras(first, task.cameras),
+        cameras=kept_cameras(first, plan.task.cameras),
         action_fields=first.action_fields,
         proprioception_fields=first.proprioception_fields,
-        dropped={},
+        dropped=dict(plan.held_out),
         status="planned",
         plan={"estimated_from": first.id},
     )
@@ -350,7 +314,7 @@ def _checked(result: PreprocessResult) -> PreprocessResult:
         f"{len(result.failures)} of {len(result.failures) + result.episodes} episodes failed: "
         f"{failed}{', ...' if len(result.failures) > 5 else ''}",
         hint="the others are written; reasons are listed in .vlatool/run.json; "
-        "once repaired, run again with --overwrite",
+        "once repaired, run the same command again",
         code="partial.episodes_failed",
         details={"failures": list(result.failures)},
     )

@@ -1,15 +1,16 @@
-"""What `vlatool preprocess` is asked to do, and what it answers."""
+"""What `vlatool preprocess` is asked to do. Source: lbm-data 3.1."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import UsageError
+from vlatool.parallel.executor import Engine
 from vlatool.plugins import FORMATS
-from vlatool.transforms.geometry import ResizeMethod
+from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
+from vlatool.transforms.pose_groups import PoseGroupConfig
 from vlatool.transforms.windows import Padding
 
 
@@ -17,8 +18,37 @@ class PreprocessConfig(ConfigModel):
     """What `vlatool preprocess` does; keys of the format may also be written flat."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source",)
+    renamed: ClassVar[Mapping[str, str]] = {
+        "type": "format",
+        "source_episodes": "sources",
+        "dataset_root": "sources",
+        "input_dir": "sources",
+        "output_dir": "output",
+        "out_dir": "output",
+        "num_workers": "workers",
+        "max_episodes_to_process": "max_episodes",
+        "use_depth_data": "depth",
+    }
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "auto_tag": "git is never touched; the run record names the version",
+        "skip_git_tagging": "git is never touched; the run record names the version",
+        "output_dir_fixed_path": "no second copy is made; copy the output where you want it",
+        "db_logging": "there is no database; .vlatool/run.json records the run",
+    }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"output", "sources", "workers", "overwrite", "dry_run", "on_error", "max_failures"}
+        {
+            "output",
+            "sources",
+            "workers",
+            "engine",
+            "ray_address",
+            "ray_num_cpus",
+            "overwrite",
+            "dry_run",
+            "on_error",
+            "max_failures",
+            *without_effect,
+        }
     )
 
     format: str = needed_field("", "Name of the dataset format.")
@@ -54,6 +84,26 @@ class PreprocessConfig(ConfigModel):
         default=False,
         description="Drop an episode that lacks a camera instead of keeping it without.",
     )
+    only_successful: bool = Field(
+        default=False, description="Drop episodes that failed or do not say whether they did."
+    )
+    filter_still_samples: bool = Field(
+        default=False, description="Drop windows in which nothing moves."
+    )
+    still_threshold: float = Field(
+        default=0.01,
+        ge=0,
+        description="Still: no field's standard deviation is above it, whatever the unit.",
+    )
+    still_field_thresholds: dict[str, float] = Field(
+        default={},
+        description="Better: field to the range, in its unit, within which it stands still; "
+        "only these fields count.",
+    )
+    pose_groups: list[PoseGroupConfig] | None = Field(
+        default=None,
+        description="Poses that also get relative fields; null for the format's own.",
+    )
     image_indices: list[int] = Field(
         default=[-1, 0],
         min_length=1,
@@ -65,15 +115,32 @@ class PreprocessConfig(ConfigModel):
     image_resizing_method: ResizeMethod = Field(
         default="center_crop", description="How pictures get their size."
     )
+    image_resizing_filter: ResizeFilter = Field(
+        default="lanczos", description="How pixels are mixed in doing so."
+    )
+    camera_rotations: dict[str, int] = Field(
+        default={},
+        description="Camera to quarter turns clockwise, before the resize; calibration turns too.",
+    )
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality.")
+    depth: bool = Field(default=False, description="Store depth as 16-bit PNG, in millimetres.")
+    labels: bool = Field(default=False, description="Store segmentation labels as 16-bit PNG.")
     samples_per_shard: int = Field(default=128, ge=1, description="Samples in a shard.")
     seed: int = Field(default=42, description="Seed of the shuffle.")
+    fail_on_nan: bool = Field(
+        default=True, description="An episode with NaN or infinity fails; else they are kept."
+    )
+    compute_statistics: bool = Field(default=True, description="Write stats.json.")
     compat: bool = Field(
         default=False,
-        description="Published arithmetic for intrinsics, half a pixel beside the pixels.",
+        description="Published arithmetic for calibration, half a pixel beside the pixels.",
     )
+    engine: Engine = Field(default="local", description="local processes, or a Ray cluster.")
     workers: int | None = Field(
         default=None, ge=1, description="Processes; null for one per processor."
+    )
+    ray_address: str | None = Field(
+        default=None, description="Cluster to join with --engine ray; null for a private one."
     )
     on_error: Literal["skip", "stop"] = Field(
         default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
@@ -81,13 +148,15 @@ class PreprocessConfig(ConfigModel):
     max_failures: int | None = Field(
         default=None, ge=0, description="End when more episodes failed."
     )
+    ray_num_cpus: int | None = Field(
+        default=None, ge=1, description="Processors of a private Ray cluster; null for --workers."
+    )
     overwrite: bool = Field(default=False, description="Replace an output made with other options.")
     dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
-
-    @field_validator("image_resizing_method", mode="before")
-    @classmethod
-    def _published_spelling(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
+    auto_tag: bool | None = Field(default=None, description="Does nothing.")
+    skip_git_tagging: bool | None = Field(default=None, description="Does nothing.")
+    output_dir_fixed_path: str | None = Field(default=None, description="Does nothing.")
+    db_logging: bool | None = Field(default=None, description="Does nothing.")
 
     @field_validator("resize_images_size")
     @classmethod
@@ -110,53 +179,3 @@ class PreprocessConfig(ConfigModel):
         return create_model(
             cls.__name__, __base__=cls, source=(section, Field(default_factory=section))
         )
-
-
-@dataclass(frozen=True)
-class PreprocessResult:
-    """What came of a run; `failures` lists the episodes that are not in the output."""
-
-    output: str
-    episodes: int
-    frames: int
-    samples: int
-    shards: int
-    bytes: int
-    cameras: tuple[str, ...]
-    action_fields: tuple[str, ...]
-    proprioception_fields: tuple[str, ...]
-    dropped: Mapping[str, int]
-    failures: tuple[Mapping[str, Any], ...] = ()
-    empty_episodes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    seconds: float = 0.0
-    status: str = "written"
-    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def document(self) -> dict[str, Any]:
-        """The result for programs."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result for people."""
-        cameras = ", ".join(self.cameras) or "none"
-        size = f"{self.episodes} episodes ({self.bytes / 1e6:.1f} MB)"
-        lines = [
-            f"{self.output}: {self.samples} samples in {self.shards} shards from {size}",
-            f"cameras: {cameras}",
-            f"actions: {', '.join(self.action_fields)}",
-            f"proprioception: {', '.join(self.proprioception_fields)}",
-        ]
-        if self.status == "planned":
-            lines[0] = (
-                f"{self.output}: would write about {self.samples} samples in {self.shards} "
-                f"shards from {self.episodes} episodes; nothing was written"
-            )
-        if self.status == "already complete":
-            lines[0] += "; was already complete, nothing to do"
-        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
-        lines += [f"no samples from {name}" for name in self.empty_episodes]
-        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
-        if self.status != "planned":
-            lines.append(f"next: vlatool train --preset diffusion-policy-tiny --data {self.output}")
-        return "\n".join(lines)

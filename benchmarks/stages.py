@@ -1,0 +1,128 @@
+"""Where the time of `preprocess spartan` goes: CPU seconds of each stage on one episode.
+
+    python benchmarks/stages.py RAW [--size 384,384]
+
+RAW is a folder of Spartan episodes, such as `vlatool sample spartan RAW --size published --cameras 6
+--frames 60 --depth` makes. Stages run one after the other in one thread, each on what the one
+before it made.
+"""
+
+import argparse
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+
+from vlatool.artifacts.npz_bytes import write_arrays
+from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
+from vlatool.artifacts.stats import write_compact_stats, write_stats
+from vlatool.sinks.base import Receipt
+from vlatool.sinks.journal import Journal
+from vlatool.sources.spartan import SpartanReader
+from vlatool.sources.spartan_config import SpartanConfig
+from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
+from vlatool.transforms.statistics import StatisticsSum, field_entries
+from vlatool.transforms.windows import WindowSpec
+
+CAMERAS = ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus")
+
+
+class Stages:
+    """CPU seconds by name, in the order of their first use."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """Does the work and adds its CPU time to the stage."""
+        started = time.process_time()
+        result = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - started
+        return result
+
+
+def main(raw: Path, size: tuple[int, int]) -> None:
+    """Walks one episode through all stages and prints a table."""
+    stages = Stages()
+    reader = SpartanReader(SpartanConfig())
+    ref = next(iter(stages.run("discover", lambda: list(reader.discover([raw])))))
+    episode = stages.run("read numbers", lambda: reader.read(ref))
+    spec = SampleSpec(WindowSpec(1, 14, 1, 3, 15), (-1, 0), (size[1], size[0]), "center_crop")
+    sampler = stages.run("cut windows", lambda: EpisodeSampler(episode, CAMERAS, spec))
+    encoded = _pictures(sampler, stages)
+    with tempfile.TemporaryDirectory() as folder:
+        _samples(sampler, encoded, stages, Path(folder))
+        part = stages.run("statistics of the episode", sampler.statistics)
+        total = StatisticsSum()
+        total.add(part)
+        stages.run("journal", lambda: Journal(Path(folder)).store(_receipt(part)))
+        entries = stages.run(
+            "statistics: entries", lambda: dict(field_entries(total.total(), sampler.widths()))
+        )
+        paths = [Path(folder, "a.json"), Path(folder, "b.json")]
+        stages.run("statistics: files", lambda: write_stats(paths, entries))
+        compact = Path(folder, "c.json")
+        stages.run("statistics: compact file", lambda: write_compact_stats(compact, entries))
+    print(describe())
+    whole = sum(stages.seconds.values())
+    print(f"{len(sampler)} samples of {len(CAMERAS)} cameras; {whole:.2f} CPU seconds")
+    for name, seconds in stages.seconds.items():
+        print(f"{name:28} {seconds:6.3f} s {100 * seconds / whole:5.1f} %")
+
+
+def _pictures(sampler: EpisodeSampler, stages: Stages) -> dict[tuple[str, int], bytes]:
+    encoded: dict[tuple[str, int], bytes] = {}
+    for name in sampler.cameras:
+        source, geometry = sampler.episode.cameras[name], sampler.geometries[name]
+        for frame in sorted(sampler.needed_frames()):
+            pixels = stages.run("inflate pictures", lambda s=source, f=frame: s.read([f])[0])
+            picture = stages.run("resize pictures", lambda g=geometry, p=pixels: g.apply(p))
+            buffer = io.BytesIO()
+            stages.run(
+                "encode JPEG",
+                lambda p=picture, b=buffer: p.save(b, "JPEG", quality=95, optimize=True),
+            )
+            encoded[name, frame] = buffer.getvalue()
+    return encoded
+
+
+def _samples(
+    sampler: EpisodeSampler,
+    encoded: dict[tuple[str, int], bytes],
+    stages: Stages,
+    folder: Path,
+) -> None:
+    samples = stages.run("make samples", lambda: list(sampler))
+    for sample in samples:
+        stages.run("deflate numbers", lambda s=sample: write_arrays(s.lowdim))
+    with (folder / "episode.tar").open("wb") as file:
+        tar = TarWriter(file)
+        for sample in samples:
+            images = {
+                f"{name}_t{offset}.jpg": encoded[name, frame]
+                for offset, frame in sample.image_frames.items()
+                for name in sampler.cameras
+            }
+            # The numbers are deflated already: those bytes come from a cache.
+            members = list(sample_members(sample, images))
+            stages.run(
+                "write tar with digest",
+                lambda m=members, t=tar: t.append(b"".join(member_bytes(*one) for one in m)),
+            )
+
+
+def _receipt(statistics: Any) -> Receipt:
+    return Receipt("episode", statistics=statistics)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("raw", type=Path)
+    parser.add_argument("--size", default="384,384")
+    arguments = parser.parse_args()
+    width, height = (int(part) for part in arguments.size.split(","))
+    main(arguments.raw, (width, height))

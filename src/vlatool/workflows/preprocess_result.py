@@ -1,0 +1,58 @@
+"""What `vlatool preprocess` answers."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PreprocessResult:
+    """What came of a run; `failures` lists the episodes that are not in the output."""
+
+    output: str
+    episodes: int
+    frames: int
+    samples: int
+    shards: int
+    bytes: int
+    cameras: tuple[str, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    dropped: Mapping[str, int]
+    failures: tuple[Mapping[str, Any], ...] = ()
+    resumed: int = 0
+    empty_episodes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    status: str = "written"
+    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        cameras = ", ".join(self.cameras) or "none"
+        size = f"{self.episodes} episodes ({self.bytes / 1e6:.1f} MB)"
+        lines = [
+            f"{self.output}: {self.samples} samples in {self.shards} shards from {size}",
+            f"cameras: {cameras}",
+            f"actions: {', '.join(self.action_fields)}",
+            f"proprioception: {', '.join(self.proprioception_fields)}",
+        ]
+        if self.status == "planned":
+            lines[0] = (
+                f"{self.output}: would write about {self.samples} samples in {self.shards} "
+                f"shards from {self.episodes} episodes; nothing was written"
+            )
+        if self.status == "already complete":
+            lines[0] += "; was already complete, nothing to do"
+        if self.resumed and self.status == "written":
+            lines.append(f"{self.resumed} episodes were already written by an earlier run")
+        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"no samples from {name}" for name in self.empty_episodes]
+        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        if self.status != "planned":
+            lines.append(f"next: vlatool train --preset diffusion-policy-tiny --data {self.output}")
+        return "\n".join(lines)
