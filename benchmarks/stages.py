@@ -2,7 +2,7 @@
 
     python benchmarks/stages.py RAW [--size 384,384]
 
-RAW is a folder of Spartan episodes, such as `vlatool sample spartan RAW --size published --cameras 6
+RAW is a folder of Spartan episodes, as `vlatool sample spartan RAW --size published --cameras 6
 --frames 60 --depth` makes. Stages run one after the other in one thread, each on what the one
 before it made.
 """

@@ -12,10 +12,12 @@ class VlatoolError(Exception):
         hint: What to do about it; may be empty.
         code: Stable identifier such as `config.unknown_key`.
         details: JSON-serialisable facts for programs.
+        result: What the workflow would have returned, if it came so far; printed before the error.
     """
 
     exit_code: ClassVar[int] = 1
     kind: ClassVar[str] = "error"
+    result: object | None = None
 
     def __init__(
         self,
@@ -64,15 +66,10 @@ class DataError(VlatoolError):
 
 
 class PartialFailure(VlatoolError):
-    """The work is finished, but some items failed; `details["failures"]` lists them.
-
-    Attributes:
-        result: What the workflow would have returned; printed before the error.
-    """
+    """The work is finished, but some items failed; `details["failures"]` lists them."""
 
     exit_code = 4
     kind = "partial"
-    result: object | None = None
 
 
 class StorageError(VlatoolError):

@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "vlatool"
 LAYERS = [
     {"errors", "events"},
-    {"plugins", "episode"},
+    {"plugins", "episode", "findings"},
     {"storage", "parallel"},
     {"config"},
     {"transforms"},

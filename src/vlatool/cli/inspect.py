@@ -28,7 +28,10 @@ LocationArg = Annotated[str | None, typer.Argument()]
 
 @app.command(
     cls=config_command(
-        SPEC, "LOCATION", "vlatool inspect raw", "vlatool inspect runs/bin --json | jq .kind"
+        SPEC,
+        "LOCATION",
+        "vlatool inspect raw --html raw.html",
+        "vlatool inspect runs/bin --json | jq .kind",
     ),
     context_settings=CONTEXT,
 )

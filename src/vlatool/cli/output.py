@@ -7,7 +7,7 @@ import select
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vlatool.cli.options import OutputOptions
 from vlatool.errors import VlatoolError
@@ -26,6 +26,7 @@ class Result(Protocol):
         ...
 
 
+@runtime_checkable
 class RowsResult(Result, Protocol):
     """A result that is a list."""
 
@@ -117,7 +118,8 @@ def write_error(error: VlatoolError, options: OutputOptions) -> None:
     if options.json:
         write_stdout(to_json({**(result.document() if result else {}), **body}))
     elif options.jsonl:
-        write_stdout(to_json(body, indent=None))
+        rows = result.rows() if isinstance(result, RowsResult) else ()
+        write_stdout("\n".join(to_json(row, indent=None) for row in (*rows, body)))
     elif result is not None:
         write_stdout(result.text())
     if options.debug:

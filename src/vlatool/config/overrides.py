@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vlatool.config.includes import read_file, read_text
@@ -72,7 +71,7 @@ def _value(override: Override) -> Node:
     if not isinstance(text, str):
         return from_value(text, origin)
     if text.startswith(_INCLUDE):
-        return read_file(Path(text.removeprefix(_INCLUDE).strip()))
+        return read_file(text.removeprefix(_INCLUDE).strip())
     if text.startswith(_YAML_STARTS):
         return _with_origin(read_text(text, origin), origin)
     return Node(parse_plain(text) if text else Plain("", ""), origin)

@@ -77,9 +77,7 @@ def _checked(layer: Node) -> Node:
     raise config_error([problem])
 
 
-def _rename(
-    layers: Sequence[Node], schema: type[ConfigModel]
-) -> tuple[list[Node], list[Problem]]:
+def _rename(layers: Sequence[Node], schema: type[ConfigModel]) -> tuple[list[Node], list[Problem]]:
     renamed = [rename_keys(layer, schema.renamed) for layer in layers]
     return [layer for layer, _ in renamed], [one for _, found in renamed for one in found]
 

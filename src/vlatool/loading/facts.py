@@ -7,7 +7,8 @@ from typing import Any
 
 from vlatool.artifacts.manifest import Shard, check_shards, read_manifest
 from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.stats import Statistics, merge_stats, read_stats
+from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.artifacts.stats_merge import merge_stats
 from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
 from vlatool.plugins import did_you_mean

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
+from vlatool.findings import Family, Finding
 from vlatool.sources.base import DatasetWarnings, id_part, refuse_missing_or_pointer
+from vlatool.sources.lerobot_codes import LEROBOT
 from vlatool.sources.lerobot_dataset import (
     LeRobotConfig,
     Recording,
@@ -36,6 +38,7 @@ class LeRobotReader:
     """Reads LeRobot v2.0 and v2.1; rows pair with frames by number, never by time."""
 
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
+    findings: ClassVar[Family] = LEROBOT
 
     def __init__(self, config: LeRobotConfig) -> None:
         self.config = config
@@ -88,6 +91,18 @@ class LeRobotReader:
             warnings=tuple(warnings),
             extras=_extras(recording),
         )
+
+    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+        """Every defect of an episode; with `deep` every frame is decoded."""
+        from vlatool.sources.lerobot_checks import check_lerobot_episode
+
+        yield from check_lerobot_episode(self, ref, deep=deep)
+
+    def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
+        """Defects that concern more than one episode."""
+        from vlatool.sources.lerobot_set_checks import check_lerobot_sources
+
+        yield from check_lerobot_sources(self, sources)
 
     def _columns(self, recording: Recording) -> list[str]:
         """Columns of the parquet file that reading needs; pictures are left on disk."""

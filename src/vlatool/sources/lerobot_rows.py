@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.sources.base import refuse_missing_or_pointer
+from vlatool.storage.uri import openable
 
 FRAME_INDEX = "frame_index"
 
@@ -129,7 +130,7 @@ def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
     """
     refuse_missing_or_pointer(path, episode)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(openable(path)) as file:
             columns = tuple(file.schema_arrow.names)
             needed = {*wanted, FRAME_INDEX}
             table = file.read(columns=[name for name in columns if name in needed])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
+from vlatool.storage.uri import openable
 
 
 class ParquetImages:
@@ -121,7 +122,7 @@ class ParquetImages:
         return cells[row - self._first_row].as_py()
 
     def _load_row_group(self, row: int) -> pa.ChunkedArray:
-        file = self._file = self._file or pq.ParquetFile(self.path)
+        file = self._file = self._file or pq.ParquetFile(openable(self.path))
         first = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
+from vlatool.storage.uri import openable
 
 # Decoding onwards is cheaper than a seek over fewer frames than this: a seek flushes the decoder.
 _SEEK_DISTANCE = 32
@@ -202,7 +203,7 @@ class _Decoder:
 
 def _open(path: Path) -> tuple[InputContainer, VideoStream]:
     try:
-        container = av.open(str(path))
+        container = av.open(openable(path))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _broken(path, None, str(error)) from error
     if not container.streams.video:

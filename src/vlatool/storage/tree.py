@@ -27,8 +27,8 @@ def file_sizes(path: Path) -> list[tuple[str, int]]:
     if path.is_file():
         return [("", path.stat().st_size)]
     if isinstance(path, S3Path):  # sizes come with the listing
-        found = [(one.relative_to(path).as_posix(), one.stat().st_size) for one in path.rglob("*")]
-        return sorted(found)
+        files = [one for one in path.rglob("*") if one.is_file()]
+        return sorted((one.relative_to(path).as_posix(), one.stat().st_size) for one in files)
     found = [
         ((folder / name).relative_to(path).as_posix(), (folder / name).stat().st_size)
         for folder, _, files in walk(path)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from vlatool.errors import UsageError
 from vlatool.storage.s3_path import S3Path
@@ -76,6 +77,11 @@ def location(text: str | Path) -> Path:
         UsageError: Any other scheme.
     """
     return text if isinstance(text, S3Path) else Uri(str(text)).path()
+
+
+def openable(path: Path) -> str | IO[bytes]:
+    """What libraries of other languages can open: a local name, or an open remote file."""
+    return path.open("rb") if isinstance(path, S3Path) else str(path)
 
 
 def is_remote(path: Path) -> bool:

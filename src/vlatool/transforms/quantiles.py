@@ -27,7 +27,8 @@ class Digest:
 
     Attributes:
         means: float64 [G, K], ascending per cell, +inf where unused.
-        weights: int64 [G, K], 0 where unused; None while every finite mean is a single value.
+        weights: int64 [G, K], 0 where unused; fractions where a mixture was weighted; None while
+            every finite mean is a single value.
     """
 
     means: Array
@@ -43,7 +44,7 @@ class Digest:
         """How many values each cell has seen, int64 [G]."""
         if self.weights is None:
             return np.isfinite(self.means).sum(axis=1)
-        return self.weights.sum(axis=1)
+        return np.rint(self.weights.sum(axis=1)).astype(np.int64)
 
     @property
     def width(self) -> int:
@@ -127,14 +128,15 @@ def to_state(digest: Digest, shape: tuple[int, ...]) -> dict[str, Any]:
     weights = _weights(digest)
     for cell, index in enumerate(np.ndindex(*shape)):
         used = weights[cell] > 0
-        if weights[cell].max(initial=0) <= 1:
+        if digest.is_exact or weights[cell].max(initial=0) == 1:
             state["buffers"]["indices"].append(list(index))
             state["buffers"]["data"].append(digest.means[cell][used].tolist())
         else:
             state["digests"]["indices"].append(list(index))
             means = digest.means[cell][used].astype(np.float32)
             state["digests"]["means"].append(means.tolist())
-            state["digests"]["weights"].append(weights[cell][used].tolist())
+            whole = np.maximum(np.rint(weights[cell][used]), 1).astype(np.int64)
+            state["digests"]["weights"].append(whole.tolist())
     return state
 
 
@@ -162,10 +164,8 @@ def from_state(state: dict[str, Any]) -> Digest:
 
 
 def scaled(digest: Digest, factor: float) -> Digest:
-    """The digest as if every value had been seen `factor` times; counts stay at least 1."""
-    weights = _weights(digest)
-    heavier = np.maximum(np.rint(weights * factor), weights > 0).astype(np.int64)
-    return Digest(digest.means, heavier)
+    """The digest as if every value had been seen `factor` times; weights become fractions."""
+    return Digest(digest.means, _weights(digest) * factor)
 
 
 def _stored_buffers(state: dict[str, Any]) -> list[tuple[tuple[int, ...], list[float]]]:
@@ -229,7 +229,7 @@ def _join_neighbours(digest: Digest, counts: Array) -> Digest:
     order = np.argsort(means, axis=1, kind="stable")
     return Digest(
         np.take_along_axis(means, order, axis=1),
-        np.take_along_axis(joined, order, axis=1).astype(np.int64),
+        np.take_along_axis(joined, order, axis=1).astype(weights.dtype),
     )
 
 

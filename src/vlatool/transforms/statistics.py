@@ -66,6 +66,20 @@ class WindowStatistics:
             self.digest.rows(cells),
         )
 
+    def steps(self, start: int, stop: int) -> "WindowStatistics":
+        """The statistics of some of the steps."""
+        steps, width = self.shape
+        span = slice(start, stop)
+        cells = np.arange(steps * width).reshape(steps, width)[span].ravel()
+        return WindowStatistics(
+            self.count[span],
+            self.mean[span],
+            self.m2[span],
+            self.minimum[span],
+            self.maximum[span],
+            self.digest.rows(cells),
+        )
+
 
 def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics:
     """Statistics of windows [N, T, C_i] of several fields, side by side.

@@ -11,8 +11,16 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.sources.order import select
 from vlatool.storage.uri import local_path
 from vlatool.workflows.format_detection import find_source
+from vlatool.workflows.inspect_html import (
+    PageRequest,
+    check_target,
+    write_shard_page,
+    write_shards_page,
+    write_source_page,
+)
 from vlatool.workflows.inspect_run import inspect_run, is_run
 from vlatool.workflows.inspect_shard import inspect_shard
 from vlatool.workflows.inspect_shards import find_shards, inspect_shards
@@ -29,6 +37,15 @@ class InspectConfig(ConfigModel):
     episodes: str | None = Field(
         default=None,
         description="Raw episodes to read, such as 0:4,7; the end of a range is excluded.",
+    )
+    html: str | None = Field(
+        default=None, description="HTML file to write, with pictures and charts; not for a run."
+    )
+    html_episodes: int = Field(
+        default=3, ge=0, description="Raw episodes with pictures on that page."
+    )
+    html_samples: int = Field(
+        default=6, ge=0, description="Training samples with pictures on that page."
     )
 
 
@@ -55,23 +72,36 @@ class Report(Protocol):
 
 @dataclass(frozen=True)
 class InspectResult:
-    """What is at a location."""
+    """What is at a location; `html` is the page that was written, if one was asked for."""
 
     location: str
     report: Report
+    html: str | None = None
 
     def document(self) -> dict[str, Any]:
         """The result for programs; `kind` says which keys to expect."""
-        return {"kind": self.report.kind, "location": self.location, **self.report.document()}
+        page = {} if self.html is None else {"html": self.html}
+        return {
+            "kind": self.report.kind,
+            "location": self.location,
+            **page,
+            **self.report.document(),
+        }
 
     def text(self) -> str:
         """The result for people."""
-        blocks = [f"{self.location}: {self.report.headline()}", *self.report.blocks()]
+        page = "" if self.html is None else f"page: {self.html}"
+        blocks = [f"{self.location}: {self.report.headline()}", *self.report.blocks(), page]
         return "\n\n".join(block for block in blocks if block)
 
 
+# Writes what a report tells, with pictures.
+WritePage = Callable[[Path, PageRequest], None]
+Look = tuple[Report, WritePage | None]
+
+
 def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult:
-    """Looks at a location and says what is there; nothing is written or decoded.
+    """Looks at a location and says what is there; only the HTML page is written.
 
     Broken episodes, shards and checkpoints are findings of the report as long as something is
     readable.
@@ -79,6 +109,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
     Raises:
         UsageError: No location is given, or several formats find episodes.
         DataError: Nothing known is there, or all of it is broken.
+        StorageError: The page cannot be written.
     """
     if not config.location:
         raise UsageError(
@@ -94,29 +125,53 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             code="data.no_source",
             details={"path": str(location)},
         )
-    return InspectResult(config.location, _report(location, config, reporter))
+    if config.html is None:
+        return InspectResult(config.location, _look(location, config, reporter)[0])
+    target = local_path(config.html)
+    check_target(target)
+    report, write_page = _look(location, config, reporter)
+    if write_page is None:
+        raise UsageError(
+            f"{location}: --html shows raw episodes and training data, this is a run",
+            hint="leave --html out",
+            code="usage.no_page",
+        )
+    write_page(target, PageRequest(config.location, config.html_episodes, config.html_samples))
+    return InspectResult(config.location, report, config.html)
 
 
-def _report(location: Path, config: InspectConfig, reporter: Reporter) -> Report:
-    if config.format is None:
-        look = _derived_data(location)
-        if look is not None and config.episodes is not None:
-            raise UsageError(
-                f"{location}: --episodes selects raw episodes, this is no raw source",
-                hint="leave --episodes out",
-                code="usage.no_raw_source",
-            )
-        if look is not None:
-            return look()
-    source = find_source(location, config.format)
-    return inspect_source(location, source, config.episodes, reporter)
+def _look(location: Path, config: InspectConfig, reporter: Reporter) -> Look:
+    """The report, and what writes it as a page where there is such a page."""
+    look = _derived_data(location) if config.format is None else None
+    if look is None:
+        source = find_source(location, config.format)
+        report = inspect_source(location, source, config.episodes, reporter)
+        refs = select(source.refs, config.episodes)
+        return report, partial(write_source_page, report, source.reader, refs)
+    if config.episodes is not None:
+        raise UsageError(
+            f"{location}: --episodes selects raw episodes, this is no raw source",
+            hint="leave --episodes out",
+            code="usage.no_raw_source",
+        )
+    return look()
 
 
-def _derived_data(location: Path) -> Callable[[], Report] | None:
+def _derived_data(location: Path) -> Callable[[], Look] | None:
     """How to look at what vlatool made of raw episodes; None where it made nothing."""
     if location.is_file() and location.suffix == ".tar":
-        return partial(inspect_shard, location)
+        return partial(_look_at_shard, location)
     if is_run(location):
-        return partial(inspect_run, location)
+        return lambda: (inspect_run(location), None)
     folder = find_shards(location)
-    return None if folder is None else partial(inspect_shards, folder)
+    return None if folder is None else partial(_look_at_shards, folder)
+
+
+def _look_at_shard(path: Path) -> Look:
+    report = inspect_shard(path)
+    return report, partial(write_shard_page, report, path)
+
+
+def _look_at_shards(folder: Path) -> Look:
+    report = inspect_shards(folder)
+    return report, partial(write_shards_page, report, folder)

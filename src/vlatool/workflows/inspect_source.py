@@ -1,6 +1,5 @@
 """What the episodes of a raw source hold."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from vlatool.episode import Calibration, Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.sources.order import select
+from vlatool.storage.tree import file_sizes
 from vlatool.workflows.format_detection import FoundSource
 from vlatool.workflows.inspect_fields import FieldFacts, FieldRange, source_field_table
 from vlatool.workflows.inspect_text import number_text, pairs, size_text, table
@@ -262,7 +262,4 @@ def _parts(calibration: Calibration) -> dict[str, None]:
 
 
 def _bytes_below(location: Path) -> int:
-    if location.is_file():
-        return location.stat().st_size
-    paths = (Path(folder) / name for folder, _, names in os.walk(location) for name in names)
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(size for _, size in file_sizes(location))

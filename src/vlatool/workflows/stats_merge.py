@@ -1,0 +1,129 @@
+"""Statistics of several data sets taken together, for training on all of them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from vlatool.artifacts.provenance import CONFIG_NAME, read_preprocessing_config
+from vlatool.artifacts.stats import Statistics, read_stats, write_compact_stats, write_stats
+from vlatool.artifacts.stats_merge import MergedStats, StatsPart, merge_parts
+from vlatool.config.base import ConfigModel, needed_field
+from vlatool.errors import DataError, UsageError
+from vlatool.events import NULL, Reporter
+from vlatool.storage.uri import location
+
+
+class StatsMergeConfig(ConfigModel):
+    """What is merged."""
+
+    sources: list[str] = needed_field([], "Data folders, or stats.json files.")
+    weights: list[float] | None = Field(
+        default=None,
+        description="Share of each in the mixture that is trained on; null to count every row.",
+    )
+    output: str | None = Field(
+        default=None, description="File for the merged statistics; null prints them."
+    )
+    compact: bool = Field(
+        default=False, description="Leave out the digests, which only another merge needs."
+    )
+
+
+@dataclass(frozen=True)
+class StatsMergeResult:
+    """The merged statistics and how they came about."""
+
+    sources: tuple[str, ...]
+    output: str | None
+    merged: MergedStats
+    statistics: Statistics
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs; holds the statistics unless they were written."""
+        facts: dict[str, Any] = {
+            "sources": list(self.sources),
+            "output": self.output,
+            "fields": len(self.statistics),
+            "steps": self.merged.steps,
+            "left_out": dict(self.merged.left_out),
+        }
+        return facts if self.output else {**facts, "statistics": self.statistics}
+
+    def text(self) -> str:
+        """The result for people: the statistics themselves unless they were written."""
+        if self.output is None:
+            return json.dumps(self.statistics, allow_nan=False)
+        lines = [
+            (
+                f"{self.output}: {len(self.statistics)} fields of {len(self.sources)} data sets, "
+                f"windows of {self.merged.steps} steps"
+            )
+        ]
+        lines += [f"left out {name}: {why}" for name, why in self.merged.left_out.items()]
+        return "\n".join(lines)
+
+
+def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> StatsMergeResult:
+    """Merges statistics; steps of different windows are matched by their anchor.
+
+    Raises:
+        UsageError: Fewer than two sources, or weights that do not fit them.
+        DataError: Statistics are missing or cannot be merged.
+    """
+    if len(config.sources) < 2:
+        raise UsageError(
+            "stats merge needs two data sets or more",
+            hint="vlatool stats merge A B --output merged.json",
+            code="usage.missing_key",
+        )
+    weights = _weights(config)
+    parts = [_part(source, weight) for source, weight in zip(config.sources, weights, strict=True)]
+    merged = merge_parts(parts)
+    for name, why in merged.left_out.items():
+        reporter.warn("field_left_out", f"field {name!r} is left out: {why}")
+    statistics = merged.statistics
+    if config.output is not None:
+        write = write_compact_stats if config.compact else _write
+        write(location(config.output), statistics)
+    return StatsMergeResult(tuple(config.sources), config.output, merged, statistics)
+
+
+def _weights(config: StatsMergeConfig) -> list[float | None]:
+    if config.weights is None:
+        return [None] * len(config.sources)
+    if len(config.weights) != len(config.sources) or min(config.weights) <= 0:
+        raise UsageError(
+            f"--weights has {len(config.weights)} values for {len(config.sources)} data sets",
+            hint="give one number above 0 for each, such as --weights 1,3",
+            code="usage.bad_weights",
+        )
+    return list(config.weights)
+
+
+def _part(source: str, weight: float | None) -> StatsPart:
+    path = _stats_file(location(source))
+    past: int | None = None
+    if (path.parent / CONFIG_NAME).is_file():
+        value = read_preprocessing_config(path.parent).get("past_lowdim_steps")
+        past = value if isinstance(value, int) else None
+    return StatsPart(read_stats(path), past, weight)
+
+
+def _stats_file(path: Path) -> Path:
+    """The statistics of a data folder, of its shards/ folder, or the file itself."""
+    for candidate in (path / "shards" / "stats.json", path / "stats.json", path):
+        if candidate.is_file():
+            return candidate
+    raise DataError(
+        f"{path}: no statistics here",
+        hint="give a folder that `vlatool preprocess` wrote, or a stats.json",
+        code="data.no_statistics",
+        details={"path": str(path)},
+    )
+
+
+def _write(path: Path, statistics: Statistics) -> None:
+    write_stats([path], statistics)

@@ -1,0 +1,244 @@
+"""Whether an output or a source is whole and consistent."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from vlatool.config.base import ConfigModel, needed_field
+from vlatool.errors import DataError, UsageError
+from vlatool.events import NULL, Reporter
+from vlatool.findings import SEVERITIES, Finding
+from vlatool.storage.uri import location as path_of
+from vlatool.workflows.inspect_text import size_text
+from vlatool.workflows.verify_codes import code_rows
+from vlatool.workflows.verify_output import check_output, check_tar, is_output
+from vlatool.workflows.verify_shards import Checked, Depth
+from vlatool.workflows.verify_source import check_source, open_source
+
+# Findings kept of one code; all of them are counted.
+_KEPT = 100
+_SHOWN = 3
+
+
+class VerifyConfig(ConfigModel):
+    """What to verify, and how thoroughly."""
+
+    location: str = needed_field("", "Output, shard or source to verify.")
+    format: str | None = Field(
+        default=None, description="Format of raw episodes; null for the one that finds any."
+    )
+    episodes: str | None = Field(
+        default=None,
+        description="Raw episodes to verify, such as 0:4,7; the end of a range is excluded.",
+    )
+    full: bool = Field(
+        default=False,
+        description="Decode every picture, read every sample, recompute the statistics.",
+    )
+    quick: bool = Field(default=False, description="Compare sizes and headers, no digests.")
+    samples: int = Field(
+        default=200, ge=0, description="Samples whose contents are read, spread over all."
+    )
+    codes: bool = Field(default=False, description="List the codes of findings and stop.")
+
+
+@dataclass(frozen=True)
+class CodesResult:
+    """Every code that a finding can have."""
+
+    codes: tuple[Mapping[str, str], ...]
+
+    def document(self) -> dict[str, Any]:
+        """The codes for programs."""
+        return {"codes": list(self.rows())}
+
+    def rows(self) -> Iterable[Mapping[str, str]]:
+        """One row per code."""
+        return self.codes
+
+    def text(self) -> str:
+        """The codes for people."""
+        return "\n".join(
+            f"{row['code']:<34} {row['severity']:<8} {row['meaning']}" for row in self.codes
+        )
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What was found.
+
+    Attributes:
+        kind: `output`, `shard` or `source`.
+        location: What was verified, as given.
+        findings: The first 100 of each code, in the order found.
+        counts: Code to how many there are.
+        severities: Severity to how many there are.
+        checked: How much was looked at.
+        format: Of a source.
+    """
+
+    kind: str
+    location: str
+    findings: tuple[Finding, ...]
+    counts: Mapping[str, int]
+    severities: Mapping[str, int]
+    checked: Mapping[str, int] = field(default_factory=dict[str, int])
+    format: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is no error."""
+        return not self.severities["error"]
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return {
+            "kind": self.kind,
+            "location": self.location,
+            **({} if self.format is None else {"format": self.format}),
+            "whole": self.is_whole,
+            "counts": dict(self.severities),
+            "codes": dict(self.counts),
+            "checked": dict(self.checked),
+            "findings": list(self.rows()),
+        }
+
+    def rows(self) -> Iterable[Mapping[str, Any]]:
+        """One row per finding."""
+        return [finding.document() for finding in self.findings]
+
+    def text(self) -> str:
+        """The result for people: findings by code, the worst first."""
+        blocks = [
+            self._group(code, severity)
+            for severity in SEVERITIES
+            for code in self.counts
+            if self._first(code).severity == severity
+        ]
+        return "\n\n".join([*blocks, self._last_line()])
+
+    def _first(self, code: str) -> Finding:
+        return next(finding for finding in self.findings if finding.code == code)
+
+    def _group(self, code: str, severity: str) -> str:
+        same = [finding.message for finding in self.findings if finding.code == code]
+        count = self.counts[code]
+        lines = [f"{severity} {code}" + (f", {count} times" if count > 1 else "")]
+        lines += [f"  {message}" for message in same[:_SHOWN]]
+        if count > _SHOWN:
+            lines.append(f"  ... and {count - _SHOWN} more, with --json")
+        action = self._first(code).action
+        return "\n".join([*lines, *([f"  to do: {action}"] if action else [])])
+
+    def _last_line(self) -> str:
+        amounts = [
+            size_text(amount) if name == "bytes" else f"{amount} {name.replace('_', ' ')}"
+            for name, amount in self.checked.items()
+            if amount
+        ]
+        found = [
+            f"{self.severities[one]} {one}{'' if one == 'info' else 's'}"
+            for one in SEVERITIES
+            if self.severities[one]
+        ]
+        state = "whole" if self.is_whole else "not whole"
+        parts = [*found, f"checked {', '.join(amounts) or 'nothing'}"]
+        return f"{state}: {self.location} ({'; '.join(parts)})"
+
+
+def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult | CodesResult:
+    """Looks for everything that is wrong at a location; nothing is written.
+
+    Raises:
+        UsageError: No location is given, options contradict each other, or several formats find
+            episodes.
+        DataError: Nothing known is there; or `data.verification_failed`, whose `result` has the
+            findings, when one of them is an error.
+    """
+    if config.codes:
+        return CodesResult(tuple(code_rows()))
+    _check_config(config)
+    location = path_of(config.location)
+    if not location.exists():
+        raise DataError(
+            f"{location}: does not exist",
+            hint="check the path",
+            code="data.no_source",
+            details={"path": str(location)},
+        )
+    result = _look(location, config, reporter)
+    if result.is_whole:
+        return result
+    problem = DataError(
+        f"{config.location}: not whole: {result.severities['error']} errors",
+        hint="each is listed with what to do about it",
+        code="data.verification_failed",
+        details={"counts": dict(result.severities), "codes": dict(result.counts)},
+    )
+    problem.result = result
+    raise problem
+
+
+def _check_config(config: VerifyConfig) -> None:
+    if not config.location:
+        raise UsageError(
+            "verify needs a location", hint="vlatool verify LOCATION", code="usage.missing_key"
+        )
+    if config.full and config.quick:
+        raise UsageError(
+            "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
+        )
+
+
+def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
+    checked = Checked()
+    depth = Depth(None if config.full else config.samples, config.full, config.quick)
+    if config.format is None and location.is_file() and location.suffix == ".tar":
+        found = check_tar(location, depth, checked, reporter)
+        return _result("shard", config, found, location.parent, checked)
+    if config.format is None and is_output(location):
+        found = check_output(location, depth, checked, reporter)
+        return _result("output", config, found, location, checked)
+    source = open_source(location, config.format)
+    if isinstance(source, Finding):
+        return _result("source", config, [source], location, checked)
+    found = check_source(
+        location, source, config.episodes, deep=config.full, checked=checked, reporter=reporter
+    )
+    result = _result("source", config, found, location, checked)
+    return replace(result, format=source.format)
+
+
+def _result(
+    kind: str, config: VerifyConfig, found: Iterable[Finding], root: Path, checked: Checked
+) -> VerifyResult:
+    """Counts findings and keeps the first of each code."""
+    counts, severities = Counter[str](), Counter[str]()
+    kept: list[Finding] = []
+    for finding in found:
+        counts[finding.code] += 1
+        severities[finding.severity] += 1
+        if counts[finding.code] <= _KEPT:
+            kept.append(_relative(finding, root))
+    return VerifyResult(
+        kind,
+        config.location,
+        tuple(kept),
+        dict(counts),
+        {severity: severities[severity] for severity in SEVERITIES},
+        asdict(checked),
+    )
+
+
+def _relative(finding: Finding, root: Path) -> Finding:
+    """The finding with paths relative to what was verified, in its place and its message."""
+    place = dict(finding.place)
+    for part in ("path", "shard"):
+        path = type(root)(str(place[part])) if part in place else None
+        if path is not None and path.is_relative_to(root):
+            place[part] = path.relative_to(root).as_posix()
+    return replace(finding, place=place, message=finding.message.replace(f"{root}/", ""))

@@ -1,0 +1,507 @@
+"""`inspect --html` writes one page with pictures and charts of whatever is at a location."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.spartan import spartan_task
+from vlatool.artifacts.npz_bytes import write_arrays
+from vlatool.artifacts.sample import TarWriter, member_bytes
+from vlatool.errors import StorageError, UsageError
+from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+
+HOSTILE = "<script>alert('x')</script> & \"friends\""
+# Elements without an end tag.
+VOID = {"meta", "img", "br", "wbr"}
+
+
+class Page(HTMLParser):
+    """A parsed page; fails on tags that do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.count: Counter[str] = Counter()
+        self.images: list[dict[str, str]] = []
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data + "\n"
+
+    def _note(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.count[tag] += 1
+        self.ids |= {values["id"]} if "id" in values else set()
+        if tag == "img":
+            self.images.append(values)
+        if tag == "a":
+            self.links.append(values["href"])
+        self.addresses += [values[name] for name in ("src", "href", "xlink:href") if name in values]
+
+    def pictures_of(self, camera: str) -> int:
+        return sum(image["alt"].startswith(f"{camera}, ") for image in self.images)
+
+
+def look(location: Path, target: Path, **options: Any) -> InspectResult:
+    return inspect(InspectConfig(location=str(location), html=str(target), **options))
+
+
+def page_of(location: Path, tmp_path: Path, **options: Any) -> Page:
+    target = tmp_path / "page.html"
+    look(location, target, **options)
+    return Page(target.read_text())
+
+
+def above_the_table(documents: dict[str, dict[str, Any]]) -> None:
+    """A camera 3 m above the arms that looks down, so that all positions are in its picture."""
+    frames = len(documents["actions"]["actions"])
+    down = np.diag([1.0, -1.0, -1.0, 1.0])
+    down[:3, 3] = (0.3, 0.8, 3.0)
+    for name in documents["extrinsics"]:
+        documents["extrinsics"][name] = np.tile(down, (frames, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def spartan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("spartan") / "raw"
+    changes = dict.fromkeys(range(3), above_the_table)
+    return spartan_task(root, 3, 12, instruction=HOSTILE, changes=changes)
+
+
+@pytest.fixture(scope="module")
+def lerobot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lerobot_dataset(tmp_path_factory.mktemp("lerobot") / "pick")
+
+
+def preprocessed(format_: str, source: Path, output: Path) -> Path:
+    tree = {
+        "format": format_,
+        "sources": [str(source)],
+        "output": str(output),
+        "samples_per_shard": 8,
+        "past_lowdim_steps": 1,
+        "future_lowdim_steps": 3,
+        "workers": 1,
+    }
+    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    return output
+
+
+@pytest.fixture(scope="module")
+def data(spartan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preprocessed("spartan", spartan, tmp_path_factory.mktemp("data") / "out")
+
+
+def write_tar(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    """A shard of any members."""
+    with path.open("wb") as file:
+        tar = TarWriter(file)
+        for key, members in samples.items():
+            for suffix, content in members.items():
+                tar.append(member_bytes(f"{key}.{suffix}", content))
+        tar.finish()
+    return path
+
+
+def sample_members(anchor: int = 3, episode: str = "e", **changes: bytes) -> dict[str, bytes]:
+    """A small sample; `changes` replace members, named with `_` for `.`."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, "JPEG")
+    steps = np.arange(4.0)
+    arrays = {
+        "action": steps[:, None] + [0.0, 1.0],
+        "observation.state": steps,
+        "past_mask": np.array([True, False, False, False]),
+        "future_mask": np.array([False, True, True, False]),
+    }
+    metadata = {"episode_id": episode, "anchor_timestep": anchor, "anchor_relative_idx": 1}
+    members = {
+        "front_t0.jpg": buffer.getvalue(),
+        "lowdim.npz": write_arrays(arrays),
+        "metadata.json": json.dumps(metadata).encode(),
+        "language_instructions.json": json.dumps({"original": HOSTILE}).encode(),
+    }
+    return {**members, **changes}
+
+
+# Any page
+
+
+@pytest.fixture(params=["spartan", "lerobot", "data", "shard", "episode"])
+def anything(request: pytest.FixtureRequest) -> Path:
+    name = request.param
+    if name in ("shard", "episode"):
+        output = request.getfixturevalue("data")
+        return next(iter(sorted(output.glob(f"{name}s/*.tar"))))
+    return request.getfixturevalue(name)
+
+
+def test_every_page_is_well_formed_and_fetches_nothing(anything: Path, tmp_path: Path) -> None:
+    page = page_of(anything, tmp_path)
+    text = (tmp_path / "page.html").read_text()
+    assert page.count["html"] == page.count["main"] == page.count["h1"] == 1
+    assert page.images
+    assert all(address.startswith(("data:image/jpeg;base64,", "#")) for address in page.addresses)
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "@import" not in text
+    assert len(text) < 5e6
+
+
+def test_every_link_of_the_contents_leads_somewhere(anything: Path, tmp_path: Path) -> None:
+    page = page_of(anything, tmp_path)
+    assert page.links
+    assert {link.removeprefix("#") for link in page.links} <= page.ids
+
+
+def test_the_same_input_gives_the_same_page(anything: Path, tmp_path: Path) -> None:
+    look(anything, tmp_path / "a.html")
+    look(anything, tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_the_result_names_the_page(lerobot: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "page.html"
+    result = look(lerobot, target)
+    assert result.document()["html"] == str(target)
+    assert str(target) in result.text()
+    assert target.exists()
+
+
+def test_without_a_page_the_result_has_no_such_key(lerobot: Path) -> None:
+    assert "html" not in inspect(InspectConfig(location=str(lerobot))).document()
+
+
+# Raw sources
+
+
+def test_each_episode_has_a_strip_per_camera(spartan: Path, tmp_path: Path) -> None:
+    page = page_of(spartan, tmp_path, html_episodes=2)
+    assert page.pictures_of("scene_right_0") == page.pictures_of("wrist_left_minus") == 2 * 8
+
+
+def test_a_short_episode_shows_each_frame_once(lerobot: Path, tmp_path: Path) -> None:
+    page = page_of(lerobot, tmp_path, episodes="1")
+    assert page.pictures_of("observation.images.front") == 4
+
+
+def test_an_episode_has_a_chart_per_policy_field(lerobot: Path, tmp_path: Path) -> None:
+    page = page_of(lerobot, tmp_path, html_episodes=1)
+    # Action, state, gripper, and the numbers under them.
+    assert page.count["svg"] == 4
+
+
+def test_text_from_the_data_is_escaped(spartan: Path, tmp_path: Path) -> None:
+    page = page_of(spartan, tmp_path)
+    assert page.count["script"] == 1
+    assert HOSTILE in page.text
+
+
+def test_poses_are_drawn_where_a_camera_is_calibrated(spartan: Path, tmp_path: Path) -> None:
+    page = page_of(spartan, tmp_path, html_episodes=1)
+    # Two arms with a ring of two circles and three axes each, on 2 cameras x 8 pictures.
+    assert page.count["circle"] == 2 * 2 * 2 * 8
+    assert page.count["line"] >= 3 * 2 * 2 * 8
+
+
+def test_no_poses_are_drawn_without_calibration(lerobot: Path, tmp_path: Path) -> None:
+    assert page_of(lerobot, tmp_path).count["circle"] == 0
+
+
+def test_pictures_are_small(spartan: Path, tmp_path: Path) -> None:
+    wide = spartan_task(tmp_path / "wide", 1, 2, size=(300, 500))
+    for image in page_of(wide, tmp_path).images:
+        content = base64.b64decode(image["src"].partition(",")[2])
+        assert Image.open(io.BytesIO(content)).size == (200, 120)
+
+
+def test_a_single_episode_folder_is_a_source(spartan: Path, tmp_path: Path) -> None:
+    folder = next(spartan.rglob("episode_1"))
+    assert page_of(folder, tmp_path).pictures_of("scene_right_0") == 8
+
+
+def test_a_broken_episode_is_told_with_its_reason(tmp_path: Path) -> None:
+    source = lerobot_dataset(tmp_path / "data")
+    next(source.glob("data/*/episode_000001.parquet")).write_bytes(b"no parquet")
+    page = page_of(source, tmp_path)
+    assert "data_episode_000001" in page.text
+    assert page.pictures_of("observation.images.front") == 6
+
+
+def test_pictures_that_cannot_be_decoded_are_told(tmp_path: Path) -> None:
+    cameras = {"observation.images.front": "image"}
+
+    def spoil(number: int, columns: dict[str, Any]) -> None:
+        if number == 0:
+            columns["observation.images.front"][2] = {"bytes": b"no picture", "path": None}
+
+    source = lerobot_dataset(tmp_path / "data", cameras=cameras, change=spoil)
+    page = page_of(source, tmp_path, html_episodes=2)
+    assert page.pictures_of("observation.images.front") == 4
+    assert "frame 2" in page.text
+
+
+# Training data
+
+
+def test_a_data_folder_shows_samples_of_several_shards(data: Path, tmp_path: Path) -> None:
+    page = page_of(data, tmp_path, html_samples=4)
+    # Pictures one frame before the anchor and at it.
+    assert page.pictures_of("scene_right_0") == 4 * 2
+    shown = {line for line in page.text.split("\n") if line.startswith("shard_")}
+    assert len(shown) >= 3
+
+
+def test_a_data_folder_has_statistics_with_sparklines(data: Path, tmp_path: Path) -> None:
+    page = page_of(data, tmp_path, html_samples=0)
+    assert page.images == []
+    assert "percentile" not in page.text
+    assert page.count["polygon"] > 20
+
+
+def test_poses_are_drawn_on_samples(data: Path, tmp_path: Path) -> None:
+    page = page_of(data, tmp_path, html_samples=1)
+    assert page.count["circle"] == 2 * 2 * 2 * 2
+
+
+def test_one_shard_shows_its_samples(data: Path, tmp_path: Path) -> None:
+    page = page_of(data / "shards/shard_000001.tar", tmp_path, html_samples=3)
+    assert page.pictures_of("wrist_left_minus") == 3 * 2
+
+
+def test_an_episode_tar_is_put_together_in_order(data: Path, tmp_path: Path) -> None:
+    tar = sorted(data.glob("episodes/*.tar"))[0]
+    page = page_of(tar, tmp_path, html_samples=0)
+    assert page.pictures_of("scene_right_0") == 8
+    frames = [image["alt"].partition("frame ")[2] for image in page.images[:8]]
+    assert [int(frame) for frame in frames] == sorted(map(int, frames))
+
+
+def test_padded_steps_are_shaded_and_masks_shown(tmp_path: Path) -> None:
+    page = page_of(write_tar(tmp_path / "shard.tar", {"a": sample_members()}), tmp_path)
+    text = (tmp_path / "page.html").read_text()
+    # Actions and state: one padded step each; two masks of four cells each, of which 1 + 2 filled.
+    assert text.count('class="shade"') == 2
+    assert text.count('class="cell"') == 2 * 3
+    assert text.count('class="cell off"') == 2 * 5
+    assert HOSTILE in page.text
+
+
+def test_padding_with_zeros_draws_no_line_to_the_base(tmp_path: Path) -> None:
+    xyz = np.array([[0.1, 0.1, 2.0], [0.2, 0.1, 2.0], [0.3, 0.1, 2.0], [0.0, 0.0, 0.0]])
+    intrinsics = np.array([[4.0, 0.0, 3.5], [0.0, 4.0, 2.5], [0.0, 0.0, 1.0]])
+    behind = np.eye(4)
+    behind[2, 3] = -1.0
+    arrays = {
+        "robot__actual__poses__left::panda__xyz": xyz,
+        "past_mask": np.array([True, False, False, False]),
+        "future_mask": np.array([False, True, True, False]),
+        "rescaled_intrinsics.front": np.tile(intrinsics, (4, 1, 1)),
+        "extrinsics.front": np.tile(behind, (4, 1, 1)),
+    }
+    members = {**sample_members(), "lowdim.npz": write_arrays(arrays)}
+    page_of(write_tar(tmp_path / "shard.tar", {"a": members}), tmp_path)
+    text = (tmp_path / "page.html").read_text()
+    # u = 4 * 0.2 / 3 + 3.5 and half a pixel, as drawings count from the corner of a pixel.
+    assert 'cx="4.3"' in text
+    # The base itself would be at u = 3.5, drawn at 4.0.
+    assert "4.0,3.0" not in text
+
+
+def test_a_lone_sentence_is_shown_as_one(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "shard.tar", {"a": sample_members()})
+    assert page_of(tar, tmp_path).count["blockquote"] == 1
+
+
+def pickled() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, action=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lowdim.npz": b"PK no archive"},
+        {"lowdim.npz": pickled()},
+        {"lowdim.npz": write_arrays({})},
+        {"metadata.json": b"{"},
+        {"language_instructions.json": b"\xff"},
+    ],
+    ids=["no-npz", "pickle", "empty", "metadata", "language"],
+)
+def test_a_broken_sample_is_a_note_among_the_others(
+    changes: dict[str, bytes], tmp_path: Path
+) -> None:
+    samples = {"a": {**sample_members(), **changes}, "b": sample_members(4, "other")}
+    page = page_of(write_tar(tmp_path / "shard.tar", samples), tmp_path)
+    assert (tmp_path / "page.html").read_text().count('class="note"') == 1
+    assert page.pictures_of("front") == 1
+
+
+def test_a_picture_that_is_none_is_told(tmp_path: Path) -> None:
+    samples = {"a": {**sample_members(), "front_t0.jpg": b"no picture"}}
+    page = page_of(write_tar(tmp_path / "shard.tar", samples), tmp_path)
+    assert "front_t0.jpg cannot be decoded" in page.text
+
+
+def test_a_cut_shard_shows_what_is_left(data: Path, tmp_path: Path) -> None:
+    whole = (data / "shards/shard_000000.tar").read_bytes()
+    cut = tmp_path / "shard.tar"
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert page_of(cut, tmp_path, html_samples=1).pictures_of("scene_right_0") >= 1
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"anchor_relative_idx": 99, "anchor_timestep": "x", "image_timesteps": "y", "fps": -1},
+        {"anchor_relative_idx": -5, "fps": 1e999, "camera_names": {"a": [HOSTILE]}},
+        {},
+        [],
+    ],
+)
+def test_odd_metadata_breaks_nothing(metadata: object, tmp_path: Path) -> None:
+    members = {**sample_members(), "metadata.json": json.dumps(metadata).encode()}
+    page = page_of(write_tar(tmp_path / "shard.tar", {"a": members, "b": members}), tmp_path)
+    assert page.pictures_of("front") == 2
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"action": np.full((4, 2), np.nan), "past_mask": np.zeros(4, bool)},
+        {"action": np.zeros((4, 2, 2)), "other": np.array(["text"] * 4), "one": np.array(1.0)},
+        {"action": np.array([[1e308], [-1e308], [np.inf], [0.0]]), "wide": np.ones((4, 40))},
+        {"robot__actual__poses__left::panda__xyz": np.zeros((4, 3), np.float32)},
+    ],
+)
+def test_odd_arrays_break_nothing(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    camera = {
+        "rescaled_intrinsics.front": np.zeros((4, 3, 3)),
+        "extrinsics.front": np.full((4, 4, 4), np.nan),
+    }
+    members = {**sample_members(), "lowdim.npz": write_arrays({**arrays, **camera})}
+    page = page_of(write_tar(tmp_path / "shard.tar", {"a": members}), tmp_path)
+    assert page.pictures_of("front") == 1
+
+
+def test_broken_statistics_break_nothing(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+    path = copy / "shards/stats.json"
+    stats: dict[str, Any] = json.loads(path.read_text())
+    spoil: list[Callable[[dict[str, Any]], Any]] = [
+        lambda entry: entry.update(mean="x"),
+        lambda entry: entry.update(std_per_timestep=0.0, std=0.0),
+        lambda entry: entry.update(mean_per_timestep=[[None]], percentile_1=None),
+        lambda entry: entry.clear(),
+    ]
+    for change, entry in zip(spoil, stats.values(), strict=False):
+        change(entry)
+    path.write_text(json.dumps(stats))
+    assert page_of(copy, tmp_path, html_samples=0).count["table"] > 3
+
+
+def test_a_manifest_that_promises_too_much_is_told(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+    (copy / "shards/manifest.jsonl").write_text('{"shard": "shard_000000", "num_sequences": 99}')
+    page_of(copy, tmp_path)
+    assert "there is no sample" in (tmp_path / "page.html").read_text()
+
+
+# Refusals
+
+
+def test_a_folder_is_no_page(lerobot: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        look(lerobot, tmp_path)
+    assert caught.value.code == "usage.bad_target"
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(lerobot: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        look(lerobot, tmp_path / "file" / "page.html")
+
+
+def test_a_run_has_no_page(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {type: diffusion_policy}\n")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UsageError) as caught:
+        look(tmp_path, tmp_path / "page.html")
+    assert caught.value.code == "usage.no_page"
+    assert not (tmp_path / "page.html").exists()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vlatool", "inspect", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_the_page_and_keeps_stdout_pure(lerobot: Path, tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    done = run(str(lerobot), "--html", str(target), "--html-episodes", "1", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["html"] == str(target)
+    assert Page(target.read_text()).pictures_of("observation.images.front") > 0
+
+
+@pytest.mark.parametrize(("target", "code"), [("file/page.html", 5), (".", 2)])
+def test_a_bad_target_has_its_exit_code(
+    lerobot: Path, tmp_path: Path, target: str, code: int
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(str(lerobot), "--html", str(tmp_path / target))
+    assert (done.returncode, done.stdout) == (code, "")
+
+
+def test_tar_headers_that_point_elsewhere_are_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("do not show")
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        link = tarfile.TarInfo("a.metadata.json")
+        link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+        tar.addfile(link)
+        for suffix, content in sample_members().items():
+            if suffix != "metadata.json":
+                info = tarfile.TarInfo(f"a.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    page = page_of(tmp_path / "shard.tar", tmp_path)
+    assert "do not show" not in page.text
+    assert page.pictures_of("front") == 1

@@ -1,0 +1,489 @@
+"""`verify` says whether an output is whole, and names each defect."""
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders import shards as built
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.shards import Members, shard_output
+from vlatool.artifacts.output_record import OutputRecord
+from vlatool.cli.app import run
+from vlatool.errors import DataError, UsageError
+from vlatool.storage.uri import location
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+
+Break = Callable[[Path], Any]
+
+
+def verified(where: Path, **options: Any) -> VerifyResult:
+    """The result, whether it was returned or came with the error."""
+    try:
+        result = verify(VerifyConfig(location=str(where), **options))
+    except DataError as error:
+        result = error.result
+    assert isinstance(result, VerifyResult)
+    return result
+
+
+def severe(result: VerifyResult) -> set[str]:
+    """Codes of everything that is more than worth knowing."""
+    return {finding.code for finding in result.findings if finding.severity != "info"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shard_output(tmp_path_factory.mktemp("verify") / "out")
+
+
+@pytest.fixture
+def output(whole: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(whole, tmp_path / "out"))
+
+
+def shard(output: Path) -> Path:
+    return output / "shards/shard_000001.tar"
+
+
+def flip_picture_byte(output: Path) -> None:
+    data = bytearray(shard(output).read_bytes())
+    data[700] ^= 0xFF  # behind the first header
+    shard(output).write_bytes(data)
+
+
+def flip_header_byte(output: Path) -> None:
+    with tarfile.open(shard(output)) as tar:
+        offset = tar.getmembers()[3].offset
+    data = bytearray(shard(output).read_bytes())
+    data[offset] ^= 0xFF
+    shard(output).write_bytes(data)
+
+
+def edit(path: Path, change: Callable[[str], str]) -> None:
+    path.write_text(change(path.read_text()))
+
+
+def rewrite(output: Path, change: Callable[[list[str], dict[str, Members]], None]) -> None:
+    """Unpacks the second shard, changes keys or contents, packs it again."""
+    contents: dict[str, Members] = {}
+    with tarfile.open(shard(output)) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file is not None
+            key, _, suffix = member.name.partition(".")
+            contents.setdefault(key, {})[suffix] = file.read()
+    keys = list(contents)
+    change(keys, contents)
+    built.write_tar(shard(output), keys, contents)
+
+
+def double_first(keys: list[str], contents: dict[str, Members]) -> None:
+    del contents
+    keys.append(keys[0])
+
+
+def lose_picture(keys: list[str], contents: dict[str, Members]) -> None:
+    del contents[keys[0]]["front_t0.jpg"]
+
+
+def rename_first(keys: list[str], contents: dict[str, Members]) -> None:
+    contents["other"] = contents[keys[0]]
+    keys[0] = "other"
+
+
+def repeat_from_first_shard(keys: list[str], contents: dict[str, Members]) -> None:
+    del keys[1:]
+    contents["sample-0000"] = contents["sample-0001"] = built.members(0)
+    keys += ["sample-0000", "sample-0001"]
+
+
+def test_an_untouched_output_is_whole(whole: Path) -> None:
+    result = verified(whole)
+    assert (result.is_whole, result.findings) == (True, ())
+    assert result.checked["samples"] == 6
+    assert result.checked["pictures"] == 24
+
+
+@pytest.mark.parametrize("options", [{"full": True}, {"quick": True}, {"samples": 1}])
+def test_it_is_whole_however_thoroughly_one_looks(whole: Path, options: dict[str, Any]) -> None:
+    assert verified(whole, **options).findings == ()
+
+
+def test_few_samples_are_spread_over_the_shards(whole: Path) -> None:
+    assert verified(whole, samples=2).checked["samples_read"] == 2
+
+
+def test_a_preprocessed_data_set_is_whole(tmp_path: Path) -> None:
+    tree = {
+        "format": "lerobot",
+        "sources": [str(lerobot_dataset(tmp_path / "pick"))],
+        "output": str(tmp_path / "out"),
+        "samples_per_shard": 4,
+        "past_lowdim_steps": 1,
+        "future_lowdim_steps": 2,
+        "workers": 1,
+    }
+    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    assert severe(verified(tmp_path / "out", full=True)) == set()
+
+
+def test_a_downloaded_folder_of_shards_is_whole(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "shards", tmp_path / "shards")
+    assert severe(verified(tmp_path)) == set()
+    assert severe(verified(tmp_path / "shards")) == set()
+
+
+def test_a_manifest_at_the_root_is_followed(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "shards", tmp_path / "shards")
+    for name in ("manifest.jsonl", "stats.json", "preprocessing_config.yaml"):
+        (tmp_path / "shards" / name).rename(tmp_path / name)
+    edit(tmp_path / "manifest.jsonl", lambda text: text.replace('"shard_', '"shards/shard_'))
+    result = verified(tmp_path)
+    assert severe(result) == set()
+    assert result.checked["samples"] == 6
+
+
+def test_an_output_in_s3_is_verified_there(output: Path, s3_bucket: str) -> None:
+    (output / "notes.txt").write_text("x")
+    there = location(f"s3://{s3_bucket}/out")
+    for path in sorted(output.rglob("*")):
+        if path.is_file():
+            (there / path.relative_to(output).as_posix()).write_bytes(path.read_bytes())
+    result = verify(VerifyConfig(location=str(there), full=True))
+    assert isinstance(result, VerifyResult)
+    assert [(one.code, one.place) for one in result.findings] == [
+        ("output.unlisted_file", {"path": "notes.txt"})
+    ]
+    assert result.checked["samples"] == 6
+
+
+def test_one_shard_is_verified_alone(whole: Path) -> None:
+    result = verified(shard(whole))
+    assert (result.kind, result.findings, result.checked["samples"]) == ("shard", (), 3)
+
+
+BREAKS: dict[str, tuple[Break, set[str]]] = {
+    "flipped byte": (
+        flip_picture_byte,
+        {"output.digest_mismatch", "shards.digest_mismatch"},
+    ),
+    "flipped byte of a header": (
+        flip_header_byte,
+        {"shards.broken_tar", "shards.only_in_episodes"},
+    ),
+    "truncated shard": (
+        lambda out: shard(out).write_bytes(shard(out).read_bytes()[:9000]),
+        {"output.size_mismatch", "shards.broken_tar", "shards.count_mismatch"},
+    ),
+    "no end marker": (
+        lambda out: shard(out).write_bytes(shard(out).read_bytes().rstrip(b"\0") + bytes(200)),
+        {"output.size_mismatch", "shards.broken_tar"},
+    ),
+    "removed shard": (
+        lambda out: shard(out).unlink(),
+        {"output.missing_file", "shards.missing_shard", "shards.only_in_episodes"},
+    ),
+    "extra file": (lambda out: (out / "notes.txt").write_text("x"), {"output.unlisted_file"}),
+    "extra shard": (
+        lambda out: shutil.copy(shard(out), out / "shards/shard_000009.tar"),
+        {"output.unlisted_file", "shards.unlisted_shard"},
+    ),
+    "edited count": (
+        lambda out: edit(out / "shards/manifest.jsonl", lambda t: t.replace(": 3}", ": 4}", 1)),
+        {"output.digest_mismatch", "shards.count_mismatch"},
+    ),
+    "shard listed twice": (
+        lambda out: edit(out / "shards/manifest.jsonl", lambda t: t + "\n" + t.splitlines()[0]),
+        {"output.size_mismatch", "shards.listed_twice", "shards.duplicate_sample"},
+    ),
+    "broken manifest": (
+        lambda out: (out / "shards/manifest.jsonl").write_text("{}"),
+        {"output.size_mismatch", "shards.broken_manifest"},
+    ),
+    "no manifest": (
+        lambda out: (out / "shards/manifest.jsonl").unlink(),
+        {"output.missing_file", "shards.no_manifest"},
+    ),
+    "no configuration": (
+        lambda out: (out / "shards/preprocessing_config.yaml").unlink(),
+        {"output.missing_file", "shards.no_config"},
+    ),
+    "sample twice": (
+        lambda out: rewrite(out, double_first),
+        {"output.size_mismatch", "shards.duplicate_sample", "shards.count_mismatch"},
+    ),
+    "sample in two shards": (
+        lambda out: rewrite(out, repeat_from_first_shard),
+        {"shards.duplicate_sample", "shards.only_in_episodes"},
+    ),
+    "lost picture": (
+        lambda out: rewrite(out, lose_picture),
+        {"shards.incomplete_sample", "shards.digest_mismatch"},
+    ),
+    "renamed sample": (
+        lambda out: rewrite(out, rename_first),
+        {"shards.only_in_shards", "shards.only_in_episodes"},
+    ),
+    "no statistics": (
+        lambda out: (out / "shards/stats.json").unlink(),
+        {"output.missing_file", "stats.missing"},
+    ),
+    "statistics with NaN": (
+        lambda out: edit(out / "shards/stats.json", lambda t: t.replace("null", "NaN")),
+        {"output.size_mismatch", "stats.not_strict"},
+    ),
+    "broken file list": (
+        lambda out: (out / ".vlatool/files.jsonl").write_text("{"),
+        {"output.broken_file_list"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_defect_of_the_files_has_its_codes(name: str, output: Path) -> None:
+    break_it, codes = BREAKS[name]
+    break_it(output)
+    assert codes <= severe(verified(output))
+
+
+def edit_arrays(**changes: Any) -> built.Change:
+    """Replaces arrays of the fourth sample."""
+
+    def change(key: str, members: Members) -> None:
+        if key == built.key_of(3):
+            content = {**built.arrays(3), **changes}
+            members["lowdim.npz"] = built.npz(
+                {name: values for name, values in content.items() if values is not None}
+            )
+
+    return change
+
+
+def replace_member(suffix: str, data: bytes) -> built.Change:
+    def change(key: str, members: Members) -> None:
+        if key == built.key_of(3):
+            members[suffix] = data
+
+    return change
+
+
+class Bomb:
+    """Unpickling it fails the test."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+NAN = np.where(np.eye(4, 1, k=-2) > 0, np.nan, 1.0)
+BOMBS = np.array([Bomb()] * 4, dtype=object)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        (edit_arrays(action=NAN), "shards.not_finite", "action"),
+        (edit_arrays(skill=BOMBS), "shards.object_array", None),
+        (edit_arrays(action=np.zeros((4, 2))), "shards.field_mismatch", "action"),
+        (edit_arrays(action=None), "shards.field_mismatch", "action"),
+        (edit_arrays(action=np.zeros((5, 1))), "shards.window_length", "action"),
+        (edit_arrays(past_mask=np.zeros(4)), "shards.bad_mask", "past_mask"),
+        (edit_arrays(past_mask=None), "shards.bad_mask", "past_mask"),
+        (edit_arrays(action=np.full((4, 1), 7.0)), "stats.out_of_range", "action"),
+        (replace_member("lowdim.npz", b"PK"), "shards.broken_npz", None),
+        (replace_member("metadata.json", b"[]"), "shards.bad_metadata", None),
+        (
+            replace_member("metadata.json", b'{"camera_names": ["front", "wrist"]}'),
+            "shards.bad_metadata",
+            "anchor_relative_idx",
+        ),
+        (replace_member("front_t0.jpg", b"\xff\xd8"), "shards.broken_picture", None),
+        (replace_member("front_t0.jpg", built.jpeg(0, (9, 6))), "shards.picture_size", None),
+        (replace_member("language_instructions.json", b"[]"), "shards.bad_language", None),
+        (replace_member("Front_t0.jpg", built.jpeg(0)), "shards.upper_case_member", None),
+        (replace_member("x.lowdim.npz", b""), "shards.dotted_key", None),
+    ],
+)
+def test_a_defect_of_a_sample_has_its_code_and_place(
+    change: built.Change, code: str, field: str | None, tmp_path: Path
+) -> None:
+    result = verified(shard_output(tmp_path / "out", change=change))
+    found = [finding for finding in result.findings if finding.code == code]
+    assert found, result.counts
+    assert found[0].place["sample"] == built.key_of(3)
+    assert found[0].place["shard"].startswith("shards/shard_")
+    assert found[0].place.get("field") == field
+
+
+def test_an_episode_with_fewer_cameras_is_complete(tmp_path: Path) -> None:
+    def change(key: str, members: Members) -> None:
+        del key
+        for offset in built.OFFSETS:
+            del members[f"wrist_t{offset}.jpg"]
+        metadata = {"anchor_relative_idx": built.PAST, "camera_names": ["front"]}
+        members["metadata.json"] = json.dumps(metadata).encode()
+
+    assert verified(shard_output(tmp_path / "out", change=change)).findings == ()
+
+
+def test_depth_and_label_pictures_are_no_cameras(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("I;16", built.SIZE).save(buffer, "PNG")
+
+    def change(key: str, members: Members) -> None:
+        del key
+        for side in ("depth", "label"):
+            members |= {f"front_{side}_t{offset}.png": buffer.getvalue() for offset in (-1, 0)}
+
+    assert verified(shard_output(tmp_path / "out", change=change)).findings == ()
+
+
+def test_nan_that_was_to_be_kept_is_a_warning(tmp_path: Path) -> None:
+    output = shard_output(tmp_path / "out", change=edit_arrays(action=NAN))
+    options = output / "shards/preprocessing_config.yaml"
+    edit(options, lambda text: text + "fail_on_nan: false\n")
+    built.write_list(output)
+    result = verified(output)
+    assert (result.counts, result.is_whole) == ({"shards.nan_kept": 1}, True)
+
+
+def lower_bound(stats: dict[str, Any]) -> None:
+    stats["action"]["min_per_timestep"][0] = [0.5]
+
+
+def add_entry(stats: dict[str, Any]) -> None:
+    stats["force"] = stats["action"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "code"),
+    [
+        (lambda s: s["state"].update(mean=[0.0, 0.0]), {"full": True}, "stats.wrong_value"),
+        (lambda s: s["state"].update(std=[1.0, 1.0]), {"full": True}, "stats.wrong_value"),
+        (lower_bound, {}, "stats.out_of_range"),
+        (add_entry, {}, "stats.extra_field"),
+        (lambda s: s.pop("state"), {}, "stats.missing_field"),
+        (lambda s: s["state"].pop("mean"), {}, "stats.broken"),
+        (lambda s: s["state"].update(mean=[0.0]), {}, "stats.wrong_shape"),
+        (lambda s: s["state"].update(count=[6, 5, 6, 0]), {}, "stats.wrong_count"),
+    ],
+)
+def test_wrong_statistics_have_their_code(
+    change: Callable[[dict[str, Any]], Any], options: dict[str, Any], code: str, tmp_path: Path
+) -> None:
+    result = verified(shard_output(tmp_path / "out", stats=change), **options)
+    assert severe(result) == {code}
+
+
+def test_statistics_are_recomputed_only_with_full(tmp_path: Path) -> None:
+    output = shard_output(tmp_path / "out", stats=lambda s: s["state"].update(mean=[0.0, 0.0]))
+    assert verified(output).findings == ()
+
+
+def test_quick_compares_sizes_but_no_digests(output: Path) -> None:
+    flip_picture_byte(output)
+    assert not any("digest" in code for code in verified(output, quick=True).counts)
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "is_whole"),
+    [(None, "output.incomplete", False), ({"samples": 6}, "output.partial", True)],
+)
+def test_a_run_that_is_not_complete_is_told(
+    result: dict[str, Any] | None, code: str, is_whole: bool, output: Path
+) -> None:
+    record = OutputRecord("preprocess", {}, {}, result, complete=False)
+    record.save(output)
+    found = verified(output)
+    assert (found.counts, found.is_whole) == ({code: 1}, is_whole)
+
+
+def test_a_broken_source_is_not_whole(tmp_path: Path) -> None:
+    source = lerobot_dataset(tmp_path / "pick")
+    (source / "data/chunk-000/episode_000001.parquet").unlink()
+    result = verified(source)
+    assert (result.kind, result.format, result.is_whole) == ("source", "lerobot", False)
+    found = result.findings[0]
+    assert found.code == "lerobot.missing_file"
+    assert found.place["path"] == "data/chunk-000/episode_000001.parquet"
+    assert str(source) not in found.message
+
+
+def test_a_source_whose_metadata_are_broken_has_a_finding(tmp_path: Path) -> None:
+    source = lerobot_dataset(tmp_path / "pick", info={"fps": 0})
+    assert verified(source).counts == {"data.bad_metadata": 1}
+
+
+def test_a_whole_source_is_whole(tmp_path: Path) -> None:
+    assert verified(lerobot_dataset(tmp_path / "pick"), full=True).findings == ()
+
+
+def test_many_findings_of_a_code_are_counted_and_the_first_kept(tmp_path: Path) -> None:
+    def change(key: str, members: Members) -> None:
+        del key
+        members["language_instructions.json"] = b"[]"
+
+    result = verified(shard_output(tmp_path / "out", samples=120, change=change))
+    assert result.counts["shards.bad_language"] == 120
+    assert len(result.findings) == 100
+    assert "and 117 more" in result.text()
+
+
+def test_nothing_there_is_no_finding(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        verify(VerifyConfig(location=str(tmp_path)))
+    assert caught.value.code == "data.no_episodes"
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [({}, "usage.missing_key"), ({"location": "x", "full": True, "quick": True}, "usage.conflict")],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        verify(VerifyConfig(**options))
+    assert caught.value.code == code
+
+
+def test_the_command_prints_the_findings_and_ends_with_3(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard(output).unlink()
+    assert run(["verify", str(output), "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["code"] == "data.verification_failed"
+    assert document["whole"] is False
+    assert "shards.missing_shard" in document["codes"]
+
+
+def test_jsonl_has_a_line_per_finding_and_one_for_the_error(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard(output).unlink()
+    assert run(["verify", str(output), "--jsonl"]) == 3
+    *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {"code", "severity", "place", "message", "action"} == set(findings[0])
+    assert last["error"]["code"] == "data.verification_failed"
+
+
+def test_a_clean_output_ends_with_0_and_says_whole(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(whole)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("whole: ")
+
+
+def test_codes_lists_every_family(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", "--codes", "--json"]) == 0
+    codes = {row["code"] for row in json.loads(capsys.readouterr().out)["codes"]}
+    families = {"output", "shards", "stats", "source", "pictures", "spartan", "lerobot"}
+    assert {code.partition(".")[0] for code in codes} >= families

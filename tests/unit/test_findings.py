@@ -1,0 +1,64 @@
+"""Findings, and the page that lists their codes."""
+
+import re
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from vlatool.errors import DataError
+from vlatool.findings import SEVERITIES, Family, Kind, finding_of_error
+from vlatool.sources.lerobot_codes import LEROBOT
+from vlatool.sources.spartan_codes import SPARTAN
+from vlatool.workflows.verify_codes import code_rows
+
+PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
+FAMILY = Family("acme", {"bent": Kind("warning", "A thing is bent.", "straighten it")})
+
+
+def tables() -> dict[str, str]:
+    """Family to its table as the page has it."""
+    head = "| Code | Severity | Meaning | What to do |\n|---|---|---|---|\n"
+    return {
+        family: head
+        + "".join(
+            f"| `{row['code']}` | {row['severity']} | {row['meaning']} | {row['action']} |\n"
+            for row in rows
+        )
+        for family, rows in groupby(code_rows(), lambda row: row["code"].partition(".")[0])
+    }
+
+
+@pytest.mark.parametrize("family", tables())
+def test_the_page_has_the_table_of_a_family(family: str) -> None:
+    assert f"## `{family}`\n\n{tables()[family]}" in PAGE.read_text()
+
+
+def test_the_page_has_no_other_codes() -> None:
+    listed = re.findall(r"^\| `([a-z_]+\.[a-z0-9_]+)`", PAGE.read_text(), re.MULTILINE)
+    assert listed == [row["code"] for row in code_rows()]
+
+
+def test_codes_are_unique_and_say_what_they_mean() -> None:
+    rows = list(code_rows())
+    assert len({row["code"] for row in rows}) == len(rows)
+    assert all(row["severity"] in SEVERITIES and row["meaning"].endswith(".") for row in rows)
+    assert {SPARTAN.name, LEROBOT.name} <= {row["code"].partition(".")[0] for row in rows}
+
+
+def test_a_finding_leaves_out_unknown_parts_of_its_place() -> None:
+    found = FAMILY("bent", "it is bent", path="a", frame=None)
+    assert found.document() == {
+        "code": "acme.bent",
+        "severity": "warning",
+        "place": {"path": "a"},
+        "message": "it is bent",
+        "action": "straighten it",
+    }
+
+
+def test_a_refusal_becomes_an_error_with_its_code_and_place() -> None:
+    error = DataError("broken", hint="mend it", code="data.x", details={"file": "f", "key": "k"})
+    found = finding_of_error(error, episode="e")
+    assert (found.code, found.severity, found.action) == ("data.x", "error", "mend it")
+    assert found.place == {"episode": "e", "path": "f", "field": "k"}
