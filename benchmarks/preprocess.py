@@ -1,53 +1,74 @@
-"""Spartan episodes to shards: samples/s, and peak memory of the largest process.
+"""Spartan episodes to shards: wall time, samples/s, CPU per sample, memory of each process.
 
-    python benchmarks/preprocess.py [--episodes N] [--size small|published] [--workers N]
+    python benchmarks/preprocess.py [--episodes N] [--size small|published] [--frames N]
+    python benchmarks/preprocess.py --raw DIR --size published
 
-Input is made by `vlatool sample spartan` and is not counted; start-up is.
+Input is made by `vlatool sample spartan` unless --raw names some, and is not counted; start-up is.
 """
 
 import argparse
 import json
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from machine import describe
+from measured import Measured, run
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
+CAMERAS = "scene_right_0,scene_left_0,wrist_left_plus,wrist_right_minus"
 
 
-def main(episodes: int, size: str, workers: int) -> None:
-    """Makes the input, times the run, prints the figures."""
+def main(arguments: argparse.Namespace) -> None:
+    """Makes the input, times the runs, prints the figures of the median one."""
     with tempfile.TemporaryDirectory() as folder:
-        raw, out = Path(folder, "raw"), Path(folder, "out")
-        cameras = "6" if size == "published" else "2"
-        sample = ["sample", "spartan", str(raw), "--episodes", str(episodes), "--size", size]
-        depth = ["--depth"] if size == "published" else []
-        frames = ["--cameras", cameras, "--frames", "60"]
-        subprocess.run([*VLATOOL, *sample, *frames, *depth, "-q"], check=True, capture_output=True)
-        resize = ["--resize-images-size", "384,384"] if size == "published" else []
-        names = "scene_right_0,scene_left_0,wrist_left_plus,wrist_right_minus"
-        chosen = ["--camera-names", names] if size == "published" else []
-        command = [*VLATOOL, "preprocess", "spartan", str(raw), "--output", str(out), *resize]
-        command += [*chosen, "--workers", str(workers), "--max-padding-right", "14", "--json", "-q"]
-        started = time.perf_counter()
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        seconds = time.perf_counter() - started
-    result = json.loads(done.stdout)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        raw = arguments.raw or make_input(arguments, Path(folder, "raw"))
+        runs = [
+            run(command(arguments, raw, Path(folder, f"out{number}")))
+            for number in range(arguments.repeat)
+        ]
+    median = statistics.median_low([one.seconds for one in runs])
+    report(next(one for one in runs if one.seconds == median), runs)
+
+
+def make_input(arguments: argparse.Namespace, raw: Path) -> Path:
+    """Episodes of the built-in world."""
+    cameras = "6" if arguments.size == "published" else "2"
+    words = ["sample", "spartan", str(raw), "--episodes", str(arguments.episodes)]
+    words += ["--size", arguments.size, "--cameras", cameras, "--frames", str(arguments.frames)]
+    depth = ["--depth"] if arguments.size == "published" else []
+    subprocess.run([*VLATOOL, *words, *depth, "-q"], check=True, capture_output=True)
+    return raw
+
+
+def command(arguments: argparse.Namespace, raw: Path, out: Path) -> list[str]:
+    """The run that is measured."""
+    words = [*VLATOOL, "preprocess", "spartan", str(raw), "--output", str(out), "--json", "-q"]
+    words += ["--workers", str(arguments.workers), "--max-padding-right", "14"]
+    if arguments.size == "published":
+        words += ["--resize-images-size", "384,384", "--camera-names", CAMERAS]
+    return words
+
+
+def report(one: Measured, runs: list[Measured]) -> None:
+    """Prints the figures."""
+    result = json.loads(one.stdout)
+    samples = result["samples"]
     print(describe())
-    print(f"{episodes} episodes of 60 frames, {size}, {workers} workers: {seconds:.1f} s")
-    print(f"{result['samples'] / seconds:.0f} samples/s, {result['bytes'] / 1e6:.0f} MB of shards")
-    print(f"peak memory of the largest process {used.ru_maxrss / 1024:.0f} MiB")
+    print(f"{samples} samples, {result['bytes'] / 1e6:.0f} MB of shards, {len(runs)} runs")
+    print(f"wall {one.seconds:.2f} s, {samples / one.seconds:.0f} samples/s")
+    print(f"CPU {one.cpu_s:.2f} s, {1000 * one.cpu_s / samples:.2f} ms per sample")
+    print(f"peak memory: driver {one.driver_mib:.0f} MiB, worker {one.worker_mib:.0f} MiB")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--size", choices=["small", "published"], default="small")
     parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    main(arguments.episodes, arguments.size, arguments.workers)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--raw", type=Path)
+    main(parser.parse_args())

@@ -42,7 +42,7 @@ def claim_run(run: RunDir, config: TrainConfig, facts: DatasetFacts) -> None:
                 details={"differences": differences},
             )
         run.forget_progress()
-    write_stats(run.stats, _used_statistics(config, facts))
+    write_stats([run.stats], _used_statistics(config, facts))
     manifest = local_path(config.data.dataset_manifest[0])
     shutil.copyfile(manifest.parent / CONFIG_NAME, run.root / CONFIG_NAME)
     run.write_config(config.model_dump(mode="json", exclude={"overwrite", "dry_run"}))

@@ -16,7 +16,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.parallel.executor import default_workers, make_executor
 from vlatool.storage.atomic import remove_partials, write_json
 from vlatool.storage.lock import output_lock
-from vlatool.world.cameras import CameraCount, Size, SizeName, cameras_for
+from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for
 from vlatool.world.episodes import expert_episode
 from vlatool.world.recording import RecordedEpisode, Recorder, RecordingSetup
 from vlatool.world.render import View
@@ -38,7 +38,8 @@ class SampleConfig(ConfigModel):
     )
     cameras: CameraCount = Field(default=2, description="How many cameras.")
     size: SizeName = Field(
-        default="small", description="Picture size: 64 x 64, or that of the published recordings."
+        default="small",
+        description="Picture size: 64 x 64, 96 x 96, or that of the published recordings.",
     )
     depth: bool = Field(default=False, description="Also depth and label maps (spartan only).")
     workers: int | None = Field(
@@ -160,7 +161,7 @@ def _recorder(config: SampleConfig) -> Recorder:
     if config.layout == "libero":
         from vlatool.world.record_libero import PUBLISHED_SIZE, LiberoRecorder
 
-        size: Size = PUBLISHED_SIZE if config.size == "published" else (64, 64)
+        size = SQUARE_SIZES.get(config.size, PUBLISHED_SIZE)
         views = tuple(View(camera, size) for camera in cameras)
         return LiberoRecorder(RecordingSetup(Path(config.output), views))
     views = tuple(View(camera, camera.size(config.size)) for camera in cameras)

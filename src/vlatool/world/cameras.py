@@ -11,8 +11,10 @@ import numpy as np
 from vlatool.world.scene import FloatArray, Scene
 
 CameraCount = Literal[2, 4, 6]
-SizeName = Literal["small", "published"]
+SizeName = Literal["small", "medium", "published"]
 Size = tuple[int, int]
+
+SQUARE_SIZES: dict[SizeName, Size] = {"small": (64, 64), "medium": (96, 96)}
 
 LEFT_ARM_POSITION = np.array([-0.15, 0.75, 0.35])
 
@@ -43,7 +45,7 @@ class Camera:
 
     def size(self, name: SizeName) -> Size:
         """(height, width) in pixels."""
-        return (64, 64) if name == "small" else self.published_size
+        return SQUARE_SIZES.get(name, self.published_size)
 
     def rotation(self) -> FloatArray:
         """The camera's axes as columns, base_R_camera [3, 3]; constant: the hand never turns."""

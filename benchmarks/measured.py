@@ -1,0 +1,79 @@
+"""Runs a command and says what it took: wall time, CPU of all its processes, memory of each."""
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_EVERY_S = 0.05
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command took.
+
+    Attributes:
+        seconds: Wall time, start-up included.
+        cpu_s: User and system time of the command and all its processes.
+        driver_mib: Largest resident memory of the command itself.
+        worker_mib: Largest resident memory of any process below it; 0 without one.
+        stdout: What it printed.
+    """
+
+    seconds: float
+    cpu_s: float
+    driver_mib: float
+    worker_mib: float
+    stdout: str
+
+
+def run(command: Sequence[str]) -> Measured:
+    """Runs a command to its end.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    peaks: dict[int, float] = {}
+    watcher = threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True)
+    watcher.start()
+    assert process.stdout is not None
+    stdout = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {status}: {stdout}")
+    driver = peaks.pop(process.pid, 0.0)
+    worker = max(peaks.values(), default=0.0)
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, driver, worker, stdout)
+
+
+def _watch(root: int, peaks: dict[int, float]) -> None:
+    """Notes the peak of every process of the tree until the root is gone."""
+    while Path(f"/proc/{root}").exists():
+        for pid in _tree(root):
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            for line in status.splitlines():
+                if line.startswith("VmHWM:"):
+                    peaks[pid] = int(line.split()[1]) / 1024
+        time.sleep(_EVERY_S)
+
+
+def _tree(root: int) -> list[int]:
+    found = [root]
+    for pid in found:
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:
+            continue
+        found += [int(child) for child in children]
+    return found

@@ -1,0 +1,97 @@
+"""`preprocess --engine ray` writes the same bytes as the local engine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.spartan import spartan_task
+from vlatool.errors import PartialFailure
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+
+ray = pytest.importorskip("ray")
+
+EPISODES = 6
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address of a cluster of two nodes with one processor each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def run(source: Path, output: Path, **options: Any) -> PreprocessResult:
+    tree = {
+        "format": "spartan",
+        "sources": [str(source)],
+        "output": str(output),
+        "past_lowdim_steps": 1,
+        "future_lowdim_steps": 3,
+        "max_padding_right": 3,
+        "samples_per_shard": 8,
+        **options,
+    }
+    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file that must not depend on time or on the engine."""
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file()
+        and ".vlatool" not in path.parts
+        and path.name != "processing_metadata.json"
+    }
+
+
+def test_two_nodes_write_the_same_bytes_as_one_process(address: str, tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", episodes=EPISODES, frames=9)
+
+    local = run(source, tmp_path / "local", workers=1)
+    spread = run(source, tmp_path / "spread", engine="ray", ray_address=address)
+
+    assert (spread.episodes, spread.samples) == (local.episodes, local.samples)
+    assert contents(tmp_path / "spread") == contents(tmp_path / "local")
+
+
+def test_private_cluster_writes_the_same_bytes_as_one_process(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", episodes=2, frames=9)
+
+    run(source, tmp_path / "local", workers=1)
+    run(source, tmp_path / "private", engine="ray", ray_num_cpus=1)
+
+    assert contents(tmp_path / "private") == contents(tmp_path / "local")
+
+
+def test_relative_paths_mean_the_drivers_folder(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spartan_task(tmp_path / "raw", episodes=2, frames=9)
+    run(tmp_path / "raw", tmp_path / "local", workers=1)
+    monkeypatch.chdir(tmp_path)
+
+    run(Path("raw"), Path("spread"), engine="ray", ray_address=address)
+
+    assert contents(tmp_path / "spread") == contents(tmp_path / "local")
+
+
+def test_broken_episode_costs_only_itself(address: str, tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", episodes=3, frames=9)
+    broken = next(source.rglob("episode_1/processed/observations.npz"))
+    broken.write_bytes(broken.read_bytes()[:500])
+
+    with pytest.raises(PartialFailure) as caught:
+        run(source, tmp_path / "spread", engine="ray", ray_address=address)
+
+    assert isinstance(caught.value.result, PreprocessResult)
+    assert caught.value.result.episodes == 2
+    assert len(caught.value.result.failures) == 1

@@ -1,0 +1,68 @@
+"""The template of a Ray cluster in the documentation."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+TEMPLATE = Path(__file__).parents[2] / "docs/cluster/ray-cluster.yaml"
+TEXT = TEMPLATE.read_text()
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    return yaml.safe_load(TEXT)
+
+
+def test_size_and_machines_are_those_of_the_published_template(cluster: dict[str, Any]) -> None:
+    # Source: lbm-data 8, Ray cluster template.
+    head, worker = (cluster["available_node_types"][name] for name in ("head", "worker"))
+
+    assert (worker["min_workers"], worker["max_workers"]) == (10, 120)
+    assert (cluster["max_workers"], cluster["idle_timeout_minutes"]) == (120, 10)
+    assert cluster["provider"]["region"] == "us-east-1"
+    assert head["node_config"]["InstanceType"] == "m5.xlarge"
+    assert head["resources"] == {"CPU": 0}
+    assert worker["node_config"]["InstanceType"] == "i4i.4xlarge"
+    assert cluster["head_node_type"] == "head"
+
+
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_every_identity_is_a_placeholder(name: str, cluster: dict[str, Any]) -> None:
+    node = cluster["available_node_types"][name]["node_config"]
+    identities = [
+        cluster["auth"]["ssh_private_key"],
+        node["ImageId"],
+        node["KeyName"],
+        *node["SubnetIds"],
+        *node["SecurityGroupIds"],
+        node["IamInstanceProfile"]["Arn"],
+    ]
+
+    assert all("PLACEHOLDER" in identity for identity in identities)
+
+
+@pytest.mark.parametrize(
+    "real",
+    [r"(ami|subnet|sg|vpc)-[0-9a-f]{8,}", r"\b\d{12}\b", r"\b\d+\.\d+\.\d+\.\d+\b", r"s3://", "@"],
+    ids=["aws_id", "account", "address", "bucket", "person"],
+)
+def test_nothing_looks_like_a_real_identity(real: str) -> None:
+    assert re.search(real, TEXT) is None
+
+
+def test_nodes_install_vlatool_and_allow_many_open_files(cluster: dict[str, Any]) -> None:
+    setup = "\n".join(cluster["setup_commands"])
+    starts = cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]
+
+    assert "pip install 'vlatool[ray]'" in setup
+    assert "nofile 65536" in setup
+    assert all("ulimit -n 65536" in start for start in starts)
+
+
+def test_template_satisfies_the_schema_of_ray(cluster: dict[str, Any]) -> None:
+    autoscaler = pytest.importorskip("ray.autoscaler._private.util")
+
+    autoscaler.validate_config(autoscaler.prepare_config(cluster))
