@@ -40,7 +40,7 @@ class Journal:
 
     def store(self, receipt: Receipt) -> None:
         """Enters an episode."""
-        write_bytes(self._episode(receipt.episode), _pack(receipt))
+        write_bytes(self._episode(receipt.episode), _pack(receipt), synced=False)
 
     def find(self, episode: str, fingerprint: str) -> Receipt | None:
         """The receipt of an episode that was written from the same input; None without one."""
@@ -53,7 +53,7 @@ class Journal:
     def store_shard(self, digest: str, entry: FileEntry) -> None:
         """Enters a shard whose plan has the digest."""
         document = json.dumps({"plan": digest, **asdict(entry)})
-        write_bytes(self._shard(entry.path), document.encode())
+        write_bytes(self._shard(entry.path), document.encode(), synced=False)
 
     def find_shard(self, path: str, digest: str) -> FileEntry | None:
         """The entry of a shard that was written by the same plan; None without one."""

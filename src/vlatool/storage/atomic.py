@@ -31,10 +31,14 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_atomic(path: Path) -> Generator[IO[bytes]]:
+def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
     """A binary file that appears as `path` when the block ends normally, else not at all.
 
     In S3 large files are sent while they are written; they cannot be sought in.
+
+    Args:
+        path: Its final name.
+        synced: Whether it is on the disk when the block ends; without, a power cut may tear it.
 
     Raises:
         StorageError: The file cannot be written. Errors of the block that have other causes pass.
@@ -52,7 +56,8 @@ def open_atomic(path: Path) -> Generator[IO[bytes]]:
             yield file
             with _told(path):
                 file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    os.fsync(file.fileno())
         with _told(path):
             partial.replace(path)
     finally:
@@ -60,9 +65,9 @@ def open_atomic(path: Path) -> Generator[IO[bytes]]:
             partial.unlink()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, synced: bool = True) -> None:
     """Writes a whole file atomically."""
-    with open_atomic(path) as file:
+    with open_atomic(path, synced=synced) as file:
         file.write(data)
 
 
