@@ -19,6 +19,7 @@ MAX_BUFFER = 1000
 COMPRESSION = 100
 # Joining at every merge would blur the digest: centroids pile up to this many first.
 _PILE = 5 * COMPRESSION
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Digest:
         """K."""
         return self.means.shape[1]
 
-    def rows(self, cells: Array) -> "Digest":
+    def rows(self, cells: Array | slice) -> "Digest":
         """The digest of some of the cells."""
         return Digest(self.means[cells], None if self.weights is None else self.weights[cells])
 
@@ -75,8 +76,13 @@ def join(digests: Sequence[Digest]) -> Digest:
 
 
 def merge_digests(digests: Sequence[Digest]) -> Digest:
-    """The digest of all values that the given digests have seen, cell by cell."""
-    return compress(join(digests))
+    """The digest of all values that the given digests have seen, cell by cell.
+
+    A block of cells at a time: the work needs several times the memory of what it works on.
+    """
+    cells = len(digests[0].means)
+    blocks = [slice(start, start + _BLOCK) for start in range(0, cells, _BLOCK)]
+    return _stacked([compress(join([one.rows(block) for one in digests])) for block in blocks])
 
 
 def pool_cells(digest: Digest, groups: int) -> Digest:
@@ -202,6 +208,23 @@ def _weights(digest: Digest) -> Array:
     if digest.weights is None:
         return np.isfinite(digest.means).astype(np.int64)
     return digest.weights
+
+
+def _stacked(blocks: Sequence[Digest]) -> Digest:
+    """Blocks of cells below each other, padded to the widest."""
+    if len(blocks) == 1:
+        return blocks[0]
+    width = max((block.width for block in blocks), default=0)
+    padded = [_padded(block.means, width, np.inf) for block in blocks]
+    means = np.concatenate(padded) if padded else np.zeros((0, 0))
+    if all(block.is_exact for block in blocks):
+        return Digest(means)
+    weights = [_padded(_weights(block), width, 0) for block in blocks]
+    return Digest(means, np.concatenate(weights))
+
+
+def _padded(values: Array, width: int, fill: float) -> Array:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
 
 
 def _pooled(

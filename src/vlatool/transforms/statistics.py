@@ -16,9 +16,8 @@ from vlatool.episode import Array
 from vlatool.transforms.quantiles import (
     MAX_BUFFER,
     Digest,
-    compress,
     digest_of,
-    join,
+    merge_digests,
     pool_cells,
     quantile,
     to_state,
@@ -125,19 +124,19 @@ class StatisticsSum:
         self._digests.append(part.digest)
         # Sorting a few thousand values at once costs less than sorting at every episode.
         if sum(digest.width for digest in self._digests) > 2 * MAX_BUFFER:
-            self._digests = [compress(join(self._digests))]
+            self._digests = [merge_digests(self._digests)]
 
     def total(self) -> WindowStatistics | None:
         """The statistics of everything added; None where nothing was."""
         if self._moments is None:
             return None
-        self._digests = [compress(join(self._digests))]
+        self._digests = [merge_digests(self._digests)]
         return _with_digest(self._moments, self._digests[0])
 
 
 def merge(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
     """Statistics of everything both sides have seen."""
-    digest = compress(join([left.digest, right.digest]))
+    digest = merge_digests([left.digest, right.digest])
     return _with_digest(merge_moments(left, right), digest)
 
 
