@@ -12,6 +12,7 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
+from vlatool.storage.tree import file_sizes
 
 NAME = ".vlatool/files.jsonl"
 UNLISTED = "processing_metadata.json"
@@ -54,6 +55,15 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
     except UnicodeDecodeError:
         raise _broken(path, 1) from None
     return [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Listed files that are missing or have another size; the list itself if it is missing."""
+    entries = read_file_list(folder)
+    if entries is None:
+        return [NAME]
+    sizes = dict(file_sizes(folder))
+    return [entry.path for entry in entries if sizes.get(entry.path) != entry.bytes]
 
 
 def is_listed(path: str) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from vlatool.artifacts.file_list import FileEntry
+from vlatool.artifacts.file_list import FileEntry, changed_files
 from vlatool.artifacts.output_record import OutputRecord, claim_output
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
 from vlatool.episode import EpisodeRef
@@ -85,8 +85,13 @@ def _run(
         parts=_PARTS,
     )
     if done is not None and done.result is not None:
-        sink.journal.remove()
-        return PreprocessResult(**{**done.result, "status": "already complete"})
+        damaged = changed_files(output)
+        if not damaged:
+            sink.journal.remove()
+            return PreprocessResult(**{**done.result, "status": "already complete"})
+        message = f"{output}: {damaged[0]} is missing or has another size; the data are made anew"
+        reporter.warn("output_damaged", message)
+        record.save(output)
     remove_partials(output)
     sink.begin()
     options = data_options(config, plan)

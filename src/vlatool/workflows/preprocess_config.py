@@ -54,6 +54,7 @@ class PreprocessConfig(ConfigModel):
     format: str = needed_field("", "Name of the dataset format.")
     sources: list[str] = needed_field([], "Folders to search for episodes.")
     output: str = needed_field("", "Folder for shards/ and episodes/.")
+    sink: Literal["lbm"] = Field(default="lbm", description="What is written: LBM shards.")
     source: SerializeAsAny[ConfigModel] = Field(
         default=ConfigModel(), description="Keys of the format's reader."
     )
