@@ -236,7 +236,11 @@ class ConfigCommand(VlatoolCommand):
             row = (_spelling(name, sugar.short, sugar.metavar), sugar.help)
             groups.setdefault("Run", []).append(row)
         shorts = {name: short for short, name in self.spec.short.items()}
-        for name, key in self.keys(ctx.meta.get(_ARGS, [])).items():
+        args = ctx.meta.get(_ARGS, [])
+        ignored = self.spec.schema(args).without_effect if self.spec.is_flat else {}
+        for name, key in self.keys(args).items():
+            if name in ignored:
+                continue
             if name in self.spec.positionals:
                 row = (f"{name.upper()} {key.type_text}", _key_help(key))
                 groups.setdefault("Arguments", []).append(row)

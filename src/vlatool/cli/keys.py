@@ -54,12 +54,18 @@ def _keys(infos: list[KeyInfo], flat_sections: tuple[str, ...]) -> Iterator[Key]
 
 
 def _typed(kind: str) -> str:
-    """How a value of a type is typed: `list[str]` is `str,...`, `tuple[int, int]` is `int,int`."""
+    """How a value of a type is typed.
+
+    `list[str]` is `str,...`, `tuple[int, int]` is `int,int`, `dict[str, int]` is `{str: int, ...}`.
+    """
     inner = kind.partition("[")[2].removesuffix("]")
     if kind.startswith(("list[", "set[")) and "[" not in inner:
         return f"{inner},..."
     if kind.startswith("tuple[") and "[" not in inner:
         return inner.replace(" ", "")
+    if kind.startswith("dict[") and "[" not in inner:
+        name, value = inner.split(", ")
+        return f"{{{name}: {value}, ...}}"
     return kind
 
 

@@ -21,6 +21,7 @@ class ConfigModel(BaseModel):
         flat_sections: Sections whose keys may also be written at the top level.
         no_effect_on_output: Keys that cannot change what is produced (workers, verbosity).
         renamed: Published key to ours, for keys that have a better name here.
+        without_effect: Published keys that are accepted and do nothing, with the reason.
         location_keys: Keys that hold a path or URI; records keep only its last part.
     """
 
@@ -37,6 +38,7 @@ class ConfigModel(BaseModel):
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}
+    without_effect: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:

@@ -52,8 +52,8 @@ class PreprocessConfig(ConfigModel):
     )
 
     format: str = needed_field("", "Name of the dataset format.")
-    sources: list[str] = needed_field([], "Folders to search for episodes.")
-    output: str = needed_field("", "Folder for shards/ and episodes/.")
+    sources: list[str] = needed_field([], "Folders or s3:// locations to search.")
+    output: str = needed_field("", "Folder or s3:// location for shards/ and episodes/.")
     sink: Literal["lbm"] = Field(default="lbm", description="What is written: LBM shards.")
     source: SerializeAsAny[ConfigModel] = Field(
         default=ConfigModel(), description="Keys of the format's reader."
@@ -143,14 +143,14 @@ class PreprocessConfig(ConfigModel):
     ray_address: str | None = Field(
         default=None, description="Cluster to join with --engine ray; null for a private one."
     )
+    ray_num_cpus: int | None = Field(
+        default=None, ge=1, description="Processors of a private Ray cluster; null for --workers."
+    )
     on_error: Literal["skip", "stop"] = Field(
         default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
     )
     max_failures: int | None = Field(
         default=None, ge=0, description="End when more episodes failed."
-    )
-    ray_num_cpus: int | None = Field(
-        default=None, ge=1, description="Processors of a private Ray cluster; null for --workers."
     )
     overwrite: bool = Field(default=False, description="Replace an output made with other options.")
     dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
