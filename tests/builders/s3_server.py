@@ -128,6 +128,7 @@ class Faults:
         cut_after: Bodies end, with the connection, after so many bytes.
         cuts: How many bodies are cut; -1 for all.
         down_until: Connections are closed without an answer until then, by `time.monotonic`.
+        down_after: The same for good, once so many requests were answered.
         lose_answers: Requests are passed on, but the answers to so many of them are not.
         only: What the faults are restricted to: methods, or all if it is empty.
     """
@@ -140,6 +141,7 @@ class Faults:
     cut_after: int = 0
     cuts: int = -1
     down_until: float = 0.0
+    down_after: int = 0
     lose_answers: int = 0
     only: tuple[str, ...] = ()
     requests: list[Request] = field(default_factory=list)
@@ -157,6 +159,11 @@ class Faults:
     def down_for(self, seconds: float) -> None:
         """Is not there for a while."""
         self.down_until = time.monotonic() + seconds
+
+    def is_down(self) -> bool:
+        """Whether connections are closed."""
+        is_late = bool(self.down_after) and len(self.requests) >= self.down_after
+        return is_late or time.monotonic() < self.down_until
 
     def fails_now(self) -> bool:
         """Whether the next request is to fail."""
@@ -218,6 +225,7 @@ def faulty_proxy(upstream: str) -> Iterator[Proxy]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the receipt of its headers
     faults: Faults
     upstream: str
 
@@ -227,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
         applies = not faults.only or self.command in faults.only
         if faults.delay_s and applies:
             time.sleep(faults.delay_s)
-        if time.monotonic() < faults.down_until:
+        if faults.is_down():
             self._hang_up()
         elif applies and faults.fails_now():
             self._fail()
@@ -249,6 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.faults.requests.append(Request(self.command, self.path, asked, status, sent))
 
     def _fail(self) -> None:
+        self._record(self.faults.status, 0)
         code = _CODES.get(self.faults.status, "InternalError")
         content = f"<Error><Code>{code}</Code><Message>test</Message></Error>".encode()
         self.send_response(self.faults.status)
@@ -258,7 +267,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
-        self._record(self.faults.status, 0)
 
     def _forward(self, body: bytes, *, applies: bool) -> None:
         upstream = http.client.HTTPConnection(self.upstream, timeout=30)
@@ -279,10 +287,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         length = answer.getheader("Content-Length") if self.command == "HEAD" else len(content)
         self.send_header("Content-Length", str(length or 0))
-        self.end_headers()
         if self.command == "HEAD":
             self._record(answer.status, 0)
+            self.end_headers()
             return
+        self.end_headers()
         cut = self.command == "GET" and applies and self.faults.cuts_now(len(content))
         sent = content[: self.faults.cut_after] if cut else content
         self._record(answer.status, len(sent))

@@ -34,9 +34,10 @@ from vlatool.storage.atomic import (
     write_text,
 )
 from vlatool.storage.lock import output_lock
+from vlatool.storage.parts import Part, open_from_end, open_part, read_part, read_parts
 from vlatool.storage.s3_lock import s3_lock
 from vlatool.storage.s3_path import S3Path
-from vlatool.storage.tree import walk
+from vlatool.storage.tree import file_names, file_sizes, walk
 from vlatool.storage.uri import location
 
 MIB = 1024 * 1024
@@ -152,6 +153,43 @@ class TestReading:
         with (root / "file.parquet").open("rb") as source:
             assert pq.ParquetFile(source).read(["y"]).equals(table.select(["y"]))
 
+    def test_parts_take_one_request_each(self, root: S3Path, s3_proxy: Proxy) -> None:
+        write_bytes(root / "file", BIG)
+        spans = [(5, 10), (len(BIG) - 3, len(BIG) + 9), (MIB, 2 * MIB), (len(BIG) + 1, 2**40)]
+        s3_proxy.faults.clear()
+
+        found = list(read_parts(Part(root / "file", *span) for span in spans))
+
+        assert found == [BIG[start:stop] for start, stop in spans]
+        assert len(s3_proxy.faults.requests) == len(spans)
+        assert read_part(Part(root / "file", 7, len(BIG))) == BIG[7:]
+        with pytest.raises(FileNotFoundError):
+            read_part(Part(root / "missing", 0, 1))
+
+    def test_nothing_behind_a_part_is_fetched(self, root: S3Path, s3_proxy: Proxy) -> None:
+        write_bytes(root / "file", BIG)
+        s3_proxy.faults.clear()
+
+        with open_part(Part(root / "file", MIB, 6 * MIB)) as file:
+            assert b"".join(iter(lambda: file.read(300_000), b"")) == BIG[MIB : 6 * MIB]
+
+        assert sum(request.sent for request in s3_proxy.faults.requests) == 5 * MIB
+
+    @pytest.mark.parametrize("size", [0, 1, 300_000])
+    def test_file_of_which_the_end_is_read_first(
+        self, root: S3Path, s3_proxy: Proxy, size: int
+    ) -> None:
+        write_bytes(root / "file", BIG[:size])
+        s3_proxy.faults.clear()
+        s3_proxy.faults.cut_after, s3_proxy.faults.cuts = 100_000, 1
+
+        with open_from_end(root / "file") as file:
+            file.seek(max(0, size - 10))
+            assert file.read() == BIG[max(0, size - 10) : size]
+            assert len(s3_proxy.faults.requests) <= 2
+            file.seek(0)
+            assert file.read() == BIG[:size]
+
     def test_file_that_changes_while_it_is_read_is_an_error(self, root: S3Path) -> None:
         write_bytes(root / "file", BIG)
 
@@ -229,6 +267,36 @@ class TestListing:
 
         assert sum(sizes) == sum(len(name) for name in names(root.rglob("*")) if "." in name)
         assert len(s3_proxy.faults.requests) == 2
+
+    def test_walk_takes_one_request_and_passes_by_what_no_path_names(
+        self, root: S3Path, s3: S3Server, s3_proxy: Proxy
+    ) -> None:
+        for key in ("data//x", "data/b//y", "data/empty/"):
+            s3.client().put_object(Bucket=root.address.bucket, Key=key, Body=b"")
+
+        found = {folder.name: (sorted(folders), files) for folder, folders, files in walk(root)}
+
+        assert found == {
+            "data": (["b", "empty", "g"], ["a.tar"]),
+            "b": (["d"], ["c.tar"]),
+            "d": ([], [".f.7.partial", "e.json"]),
+            "empty": ([], []),
+            "g": (["meta"], []),
+            "meta": ([], ["info.json"]),
+        }
+        assert len(s3_proxy.faults.requests) == 1
+
+    def test_sizes_of_files_and_folders(self, root: S3Path, s3_proxy: Proxy) -> None:
+        assert file_sizes(root / "b") == [
+            ("c.tar", 7),
+            ("d/.f.7.partial", 16),
+            ("d/e.json", 10),
+        ]
+        assert file_sizes(root / "a.tar") == [("", 5)]
+        assert len(s3_proxy.faults.requests) == 2
+        assert file_sizes(root / "missing") == file_sizes(root / "missing.tar") == []
+        assert file_names(root / "b") == {"c.tar"}
+        assert file_names(root / "missing") == frozenset()
 
     def test_walk_keeps_out_of_folders_that_are_taken_off_the_list(self, root: S3Path) -> None:
         visited: list[str] = []
@@ -476,18 +544,35 @@ class TestLock:
         with ThreadPoolExecutor(4) as pool:
             assert sum(pool.map(run, range(4))) == 1
 
-    def test_lock_of_a_killed_run_is_taken_over_when_it_is_stale(self, root: S3Path) -> None:
+    def test_lock_that_is_renewed_never_gets_stale(self, root: S3Path) -> None:
+        with s3_lock(root.address, "first", renewed_every_s=0.3):
+            time.sleep(2.1)  # longer than a lock holds that is not renewed
+            with pytest.raises(UsageError), s3_lock(root.address, "x", stale_after_s=1):
+                pytest.fail("a live lock was taken over")
+
+    def test_lock_of_a_run_that_was_killed_here_holds_nothing(self, root: S3Path) -> None:
         with subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"
-            time.sleep(2.1)  # longer than a lock holds that is not renewed
-            with pytest.raises(UsageError), s3_lock(root.address, "x", stale_after_s=1):
+            with pytest.raises(UsageError), s3_lock(root.address, "x"):
                 pytest.fail("a live lock was taken over")
             process.kill()
-        time.sleep(2.1)
 
+        with s3_lock(root.address, "second"):
+            assert "second" in root.read_text()
+
+    def test_lock_of_a_run_that_was_killed_elsewhere_holds_until_it_is_stale(
+        self, root: S3Path
+    ) -> None:
+        holder = {"owner": "x", "command": "first", "started": "now"}
+        elsewhere = {"machine": "another", "pid": 1, "process_started": "1"}
+        write_json(root, {**holder, **elsewhere})
+
+        with pytest.raises(UsageError), s3_lock(root.address, "second"):
+            pytest.fail("nobody knows whether that run is dead")
+        time.sleep(2.1)
         with s3_lock(root.address, "second", stale_after_s=1):
             assert "second" in root.read_text()
 
@@ -516,6 +601,7 @@ class TestLock:
 
 HOLDER = """
 import sys, time
+from vlatool.storage.parts import Part, open_from_end, open_part, read_part, read_parts
 from vlatool.storage.s3_lock import s3_lock
 from vlatool.storage.uri import location
 with s3_lock(location(sys.argv[1]).address, "first", renewed_every_s=0.3):

@@ -27,12 +27,22 @@ def read_stats(path: Path) -> Statistics:
             f"{path}: no statistics here ({error.strerror})",
             hint="statistics are written beside the manifest by `vlatool preprocess`",
             code="data.no_statistics",
+            details={"path": str(path)},
         ) from None
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}", code="data.broken_statistics") from None
+        raise _broken(path, f"not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object", code="data.broken_statistics")
+        raise _broken(path, "expected a JSON object")
     return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
+
+
+def _broken(path: Path, problem: str) -> DataError:
+    return DataError(
+        f"{path}: {problem}",
+        hint="the file is damaged; preprocess or copy the data again",
+        code="data.broken_statistics",
+        details={"path": str(path)},
+    )
 
 
 def write_stats(paths: Sequence[Path], stats: Mapping[str, Mapping[str, Any]]) -> None:

@@ -106,15 +106,31 @@ def _aligned(
     if len(shapes) == 1 and len(pasts) == 1:
         return list(partial)
     known = [part.past for part in parts if part.past is not None]
-    if len({channels for _, channels in shapes}) > 1 or len(known) < len(parts):
+    if len({channels for _, channels in shapes}) == 1 and len(known) < len(parts):
         raise DataError(
-            f"field {name!r} has different shapes (steps, channels) in the data sets: {shapes}",
+            f"field {name!r}: the windows differ or may differ, and for "
+            f"{len(parts) - len(known)} of {len(parts)} data sets the anchor is unknown",
+            hint="put the preprocessing_config.yaml of each data set beside its stats.json",
+            code="data.unmergeable_statistics",
+            details={"field": name},
+        )
+    if len({channels for _, channels in shapes}) > 1:
+        raise DataError(
+            f"field {name!r} has different shapes (steps, channels) in the data sets: "
+            f"{sorted(shapes)}",
             hint="preprocess them alike",
             code="data.unmergeable_statistics",
             details={"field": name},
         )
     past = min(known)
     future = min(one.shape[0] - before for one, before in zip(partial, known, strict=True))
+    if future < 1:
+        raise DataError(
+            f"field {name!r} has fewer steps than past_lowdim_steps says",
+            hint="preprocessing_config.yaml and stats.json belong to different data; check them",
+            code="data.unmergeable_statistics",
+            details={"field": name},
+        )
     return [
         one.steps(before - past, before + future)
         for one, before in zip(partial, known, strict=True)
@@ -138,7 +154,7 @@ def _weighted(
 
 def _scale(part: WindowStatistics, factor: float) -> WindowStatistics:
     """As if every row had been seen `factor` times."""
-    count = np.rint(part.count * factor).astype(np.int64)
+    count = part.count * factor  # fractions: rounding would shift the shares of small sets
     # Keeps the variance m2 / (count - 1) what it was.
     m2 = part.m2 * np.maximum(count - 1, 0) / np.maximum(part.count - 1, 1)
     digest = scaled(part.digest, factor)
@@ -151,13 +167,19 @@ def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
     rows = np.asarray(entry["count"], np.int64)
     count = np.broadcast_to(rows[:, None], mean.shape)
     std = np.broadcast_to(np.asarray(entry["std_per_timestep"], np.float64), mean.shape)
+    if not np.isfinite(mean + std)[count > 0].all():
+        raise ValueError("a mean or a standard deviation is not a number")
+    mean, std = (np.where(count > 0, values, 0.0) for values in (mean, std))
+    digest = _digest(entry)
+    if len(digest.means) != mean.size:
+        raise ValueError("the digests are of another shape than the means")
     return WindowStatistics(
         count=count,
         mean=mean,
         m2=std**2 * np.maximum(count - 1, 0),
         minimum=_filled(entry["min_per_timestep"], np.inf),
         maximum=_filled(entry["max_per_timestep"], -np.inf),
-        digest=_digest(entry),
+        digest=digest,
     )
 
 

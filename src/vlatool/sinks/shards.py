@@ -22,6 +22,7 @@ from vlatool.sinks.base import Receipt
 from vlatool.sinks.journal import Journal
 from vlatool.sinks.shuffle import SampleIndex, ShardPlan
 from vlatool.storage.atomic import open_atomic, remove_file
+from vlatool.storage.parts import Part, read_parts
 from vlatool.transforms.statistics import StatisticsSum, field_entries
 
 Advance = Callable[[FileEntry], None]
@@ -200,20 +201,22 @@ def episode_tar(output: Path, episode: str) -> Path:
 
 def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
     """The bytes of each sample of a shard, in order."""
-    for episode, offset, length in plan.samples:
-        path = episode_tar(output, episode)
+    parts = [
+        Part(episode_tar(output, episode), offset, offset + length)
+        for episode, offset, length in plan.samples
+    ]
+    read = read_parts(parts)
+    for part in parts:
         try:
-            with path.open("rb") as source:
-                source.seek(offset)
-                data = source.read(length)
+            data = next(read)
         except FileNotFoundError:
             data = b""
-        if len(data) != length:
+        if len(data) != part.stop - part.start:
             raise StorageError(
-                f"{path}: was removed or cut while the shards were made",
+                f"{part.path}: was removed or cut while the shards were made",
                 hint="run the same command again; it goes on with what is there",
                 code="storage.output_changed",
-                details={"path": str(path)},
+                details={"path": str(part.path)},
             )
         yield data
 

@@ -9,6 +9,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
+from vlatool.storage.parts import Part, read_part
 
 # First line of the small text file that stands for content kept in Git LFS. Source: lerobot 11.7
 _LFS_HEADER = b"version https://git-lfs"
@@ -109,15 +110,15 @@ def refuse_missing_or_pointer(path: Path, what: str) -> None:
     Raises:
         DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.
     """
-    if not path.is_file():
+    try:
+        head = read_part(Part(path, 0, len(_LFS_HEADER)))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(
             f"{what}: {path} is missing",
             hint="complete the download, or leave the episode out with --episodes",
             code="data.missing_file",
             details={"file": str(path)},
-        )
-    with path.open("rb") as file:
-        head = file.read(len(_LFS_HEADER))
+        ) from None
     if head == _LFS_HEADER:
         raise DataError(
             f"{what}: {path} is a Git LFS pointer ({path.stat().st_size} bytes), not data",

@@ -159,6 +159,7 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
         name = id_part(dataset.name)
         seen[name] += 1
         prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        metadata = _metadata_files(dataset.root)
         for recording in recordings:
             number = recording.line.number
             sentences = without_labels(recording.line.tasks)
@@ -168,7 +169,7 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
                 source=str(source),
                 number=number if len(found) == 1 else None,
                 task=sentences[0] if sentences else _name_in_words(dataset.name),
-                files=(*recording.videos.values(), *_metadata_files(dataset.root)),
+                files=(*recording.videos.values(), *metadata),
                 extras={"recording": recording},
             )
 

@@ -97,9 +97,9 @@ class FileFinder:
 
     def _existing(self, key: str, relative: str, folder: str, camera: str = "") -> Path | None:
         path = self.root / relative
-        if path.exists():
-            return path
         named = self._by_name.get((folder, path.name), [])
+        if relative in named or path.exists():
+            return path
         candidates = [name for name in named if not camera or camera in PurePosixPath(name).parts]
         if len(candidates) != 1:
             return None

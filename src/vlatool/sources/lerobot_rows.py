@@ -148,7 +148,7 @@ def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
 def column_names(path: Path) -> tuple[str, ...] | None:
     """The columns of a parquet file; null when it cannot be read, which `read_rows` will say."""
     try:
-        return tuple(pq.read_schema(path).names)
+        return tuple(pq.read_schema(openable(path)).names)
     except (pa.ArrowException, OSError):
         return None
 

@@ -1,9 +1,12 @@
 """Member-wise access to npz archives that never unpickles and inflates only what is asked for."""
 
 import ast
+import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,9 +17,13 @@ from numpy.lib import format as npy
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.sources.zip_member import InflatedMember
+from vlatool.storage.parts import Part, open_from_end, open_part, read_parts
+from vlatool.storage.uri import is_remote
 
 _LARGEST_HEADER = 10_000
-_LARGEST_ARRAY = 2**34
+_LARGEST_HEAD = 1 << 14  # with what the archive writes before it
+_LARGEST_ARRAY = 2**30  # read at once; pictures are read frame by frame
+_LARGEST_FRAME = 2**29
 _BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
@@ -45,9 +52,10 @@ class NpzArchive:
         self.path = path
         self._headers: dict[str, ArrayHeader] = {}
         try:
-            self._file = path.open("rb")
+            self._file = open_from_end(path)
             with zipfile.ZipFile(self._file) as archive:
                 infos = {info.filename: info for info in archive.infolist()}
+                self._ends = _ends(archive)
         except _BROKEN as error:
             raise _broken(path, None, error) from None
         self._infos = {
@@ -96,7 +104,26 @@ class NpzArchive:
             DataError: It is missing or of another shape or type.
         """
         header = self.header(name)
-        return NpzFrames(self.path, self._infos[name], header, channels)
+        info = self._infos[name]
+        part = Part(self.path, info.header_offset, self._ends[info.header_offset])
+        return NpzFrames(part, info, header, channels)
+
+    def load_headers(self, names: Iterable[str]) -> None:
+        """Reads the headers of large remote arrays together, which one by one take long.
+
+        What cannot be read is left for when it is asked for.
+        """
+        wanted = [name for name in names if is_remote(self.path) and self._is_large(name)]
+        for name, data in zip(wanted, read_parts(map(self._head, wanted)), strict=True):
+            with suppress(DataError):
+                self._headers[name] = self._checked_header(name, io.BytesIO(data), at=0)
+
+    def _is_large(self, name: str) -> bool:
+        return name in self._infos and self._infos[name].compress_size > _LARGEST_HEAD
+
+    def _head(self, name: str) -> Part:
+        start = self._infos[name].header_offset
+        return Part(self.path, start, start + _LARGEST_HEAD)
 
     def close(self) -> None:
         """Lets go of the file; frames keep their own."""
@@ -105,8 +132,13 @@ class NpzArchive:
     def _read_header(self, name: str) -> ArrayHeader:
         if name not in self._infos:
             raise missing_array(self.path, name)
+        return self._checked_header(name, self._file, at=self._infos[name].header_offset)
+
+    def _checked_header(self, name: str, file: IO[bytes], at: int) -> ArrayHeader:
+        info = copy(self._infos[name])
+        info.header_offset = at
         try:
-            member = InflatedMember(self._file, self._infos[name])
+            member = InflatedMember(file, info)
             header = _read_header(member)
             expected, stored = header.length + member.tell(), self._infos[name].file_size
         except _BROKEN as error:
@@ -123,19 +155,26 @@ class NpzFrames:
     """
 
     def __init__(
-        self, path: Path, info: zipfile.ZipInfo, header: ArrayHeader, channels: int | None
+        self, part: Part, info: zipfile.ZipInfo, header: ArrayHeader, channels: int | None
     ) -> None:
+        path = part.path
         name = info.filename.removesuffix(".npy")
         if not _is_pictures(header, channels):
             wanted = "uint8 [frames, height, width, 3]" if channels else "whole numbers [frames, "
             raise DataError(
                 f"{path}: {name!r} is {header.dtype}{list(header.shape)}, "
                 f"expected {wanted if channels else wanted + 'height, width]'}",
+                hint="the file is of another layout; convert the pictures, or record them again",
                 code="data.not_pictures",
                 details={"path": str(path), "key": name},
             )
+        if math.prod(header.shape[1:]) * header.dtype.itemsize > _LARGEST_FRAME:
+            raise _broken(path, name, f"pictures {list(header.shape[1:])} are too large")
+        if 0 in header.shape[1:]:
+            raise _broken(path, name, f"pictures {list(header.shape[1:])} have no pixels")
         if header.fortran_order:
             raise _broken(path, name, "pictures in Fortran order cannot be streamed")
+        self._part = part
         self._path = path
         self._name = name
         self._info = info
@@ -179,7 +218,7 @@ class NpzFrames:
 
     def _rewind(self) -> None:
         self.close()
-        self._file = self._path.open("rb")
+        self._file = open_part(self._part)
         self._member = InflatedMember(self._file, self._info)
         _read_header(self._member)
         self._next = 0
@@ -189,6 +228,12 @@ class NpzFrames:
         if self._file is not None:
             self._file.close()
         self._file = self._member = None
+
+
+def _ends(archive: zipfile.ZipFile) -> dict[int, int]:
+    """Where each member starts, and where what follows it does."""
+    starts = sorted(info.header_offset for info in archive.infolist())
+    return dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
 
 
 def _is_pictures(header: ArrayHeader, channels: int | None) -> bool:

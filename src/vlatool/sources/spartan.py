@@ -1,12 +1,12 @@
 """Raw Diffusion-Spartan episodes. Source: lbm-data 2, 3.3."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from vlatool.episode import Array, Calibration, Episode, EpisodeRef, FrameSource, PoseGroup
@@ -15,16 +15,19 @@ from vlatool.findings import Finding
 from vlatool.sources.language import LanguageAnnotations, task_in_words
 from vlatool.sources.npz import NpzArchive, missing_array
 from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.spartan_arrays import camera_matrices, field_values
 from vlatool.sources.spartan_codes import SPARTAN
 from vlatool.sources.spartan_config import SpartanConfig, validation_episodes, with_action_file
-from vlatool.storage.tree import walk
+from vlatool.storage.tree import file_names, walk
 from vlatool.transforms.relative import SUFFIX, actual_field
 
 _EPISODE = re.compile(r"^episode_(\d+)$")
 _REQUIRED = ("metadata.yaml", "observations.npz", "actions.npz", "intrinsics.npz", "extrinsics.npz")
-_CAMERA_NAME = re.compile(r"^[a-z0-9_.-]+$")
+_CAMERA_NAME = re.compile(r"^[a-z0-9_.-]+\Z")
 _RATE_HZ = 10.0
 _INSTRUCTION = "language_instruction"
+_SUMMARY = "summary.npz"
+_PICTURES = ("", "_depth", "_label")
 
 
 class SpartanReader:
@@ -70,8 +73,9 @@ class SpartanReader:
             DataError: A file or array is missing, broken, or does not fit the others.
         """
         folder = ref.path / "processed"
+        present = file_names(folder)
         for name in _REQUIRED:
-            if not (folder / name).is_file():
+            if name not in present:
                 raise DataError(
                     f"{folder / name}: missing",
                     hint="the episode is incomplete; download or record it again",
@@ -80,12 +84,13 @@ class SpartanReader:
                 )
         camera_ids = _camera_ids(folder)
         observations = NpzArchive(folder / "observations.npz")
+        observations.load_headers(camera_ids)
         cameras, warnings = _cameras(observations, camera_ids)
-        lowdim = {**self._observed(observations), **self._actions(folder)}
+        lowdim = {**self._observed(observations, camera_ids), **self._actions(folder)}
         num_frames = _common_length(folder, lowdim, cameras)
         language, fallback = _language(ref, lowdim)
         groups = tuple(group for group in self._groups if _is_complete(group, lowdim))
-        success, unknown = _success(folder)
+        success, unknown = _success(folder / _SUMMARY) if _SUMMARY in present else (None, [])
         return Episode(
             id=ref.id,
             task=ref.task,
@@ -95,14 +100,14 @@ class SpartanReader:
             lowdim=lowdim,
             language=language,
             calibration=_calibration(folder, cameras, camera_ids),
-            depth=_companions(observations, camera_ids, "depth", num_frames),
-            labels=_companions(observations, camera_ids, "label", num_frames),
+            depth=_Companions(observations, camera_ids, "depth", num_frames),
+            labels=_Companions(observations, camera_ids, "label", num_frames),
             success=success,
             action_fields=self._policy_actions(groups),
             proprioception_fields=self._policy_proprioception(lowdim),
             pose_groups=groups,
             warnings=(*warnings, *fallback, *unknown),
-            extras={"source_episode": "/".join(ref.path.parts[-7:])},
+            extras={"source_episode": _place(ref.path)},
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
@@ -117,17 +122,16 @@ class SpartanReader:
 
         yield from check_spartan_sources(self, sources)
 
-    def _observed(self, archive: NpzArchive) -> dict[str, Array]:
+    def _observed(self, archive: NpzArchive, camera_ids: Iterable[str]) -> dict[str, Array]:
         """Observation fields in file order."""
         fields: dict[str, Array] = {}
+        pictures = {f"{camera}{kind}" for camera in camera_ids for kind in _PICTURES}
         for name in archive.names:
-            if name in self.config.data_discard_keys:
+            if name in self.config.data_discard_keys or name in pictures:
                 continue
             header = archive.header(name)
-            if not header.shape:
-                raise _no_frames(archive.path, name)
             if len(header.shape) <= 2 or name.startswith(("robot__", "language_")):
-                fields[name] = _as_field(archive.read(name))
+                fields[name] = field_values(archive, name)
         return fields
 
     def _actions(self, folder: Path) -> dict[str, Array]:
@@ -136,9 +140,12 @@ class SpartanReader:
             raise missing_array(archive.path, "actions")
         vector = archive.read("actions")
         ends = self.config.action_index_fields
-        if vector.ndim != 2 or vector.shape[1] < ends[-1]:
+        is_wide = vector.ndim == 2 and vector.shape[1] >= ends[-1]
+        if not is_wide or vector.dtype.kind not in "biuf":
             raise DataError(
-                f"{archive.path}: actions is {list(vector.shape)}, expected [frames, {ends[-1]}]",
+                f"{archive.path}: actions is {vector.dtype}{list(vector.shape)}, "
+                f"expected numbers [frames, {ends[-1]}]",
+                hint="name the parts it really has with --action-fields-config-path",
                 code="data.narrow_actions",
                 details={"path": str(archive.path), "key": "actions"},
             )
@@ -176,6 +183,7 @@ def _cameras(
     if not cameras:
         raise DataError(
             f"{archive.path}: no camera of camera_id_to_semantic_name has pictures",
+            hint="the ids in metadata.yaml must be names of arrays in this file",
             code="data.no_cameras",
             details={"path": str(archive.path)},
         )
@@ -212,16 +220,34 @@ def _camera_ids(folder: Path) -> dict[str, str]:
     return names
 
 
-def _companions(
-    archive: NpzArchive, camera_ids: Mapping[str, str], kind: str, num_frames: int
-) -> dict[str, FrameSource]:
-    """Depth or labels of the cameras that have them; opened only when they are asked for."""
-    found: dict[str, FrameSource] = {}
-    for camera_id, name in camera_ids.items():
-        key = f"{camera_id}_{kind}"
-        if key in archive and archive.header(key).shape[:1] == (num_frames,):
-            found[name] = archive.frames(key, channels=None)
-    return found
+class _Companions(Mapping[str, FrameSource]):
+    """Depth or labels of the cameras that have them; looked for only when they are asked for."""
+
+    def __init__(
+        self, archive: NpzArchive, camera_ids: Mapping[str, str], kind: str, num_frames: int
+    ) -> None:
+        self._archive = archive
+        self._keys = {name: f"{camera}_{kind}" for camera, name in camera_ids.items()}
+        self._num_frames = num_frames
+
+    @cached_property
+    def _found(self) -> dict[str, FrameSource]:
+        archive = self._archive
+        archive.load_headers(self._keys.values())
+        return {
+            name: archive.frames(key, channels=None)
+            for name, key in self._keys.items()
+            if key in archive and archive.header(key).shape[:1] == (self._num_frames,)
+        }
+
+    def __getitem__(self, name: str) -> FrameSource:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 def _language(
@@ -238,27 +264,42 @@ def _language(
     return {"original": [sentence]}, [("language_fallback", message)]
 
 
-def _success(folder: Path) -> tuple[bool | None, list[tuple[str, str]]]:
-    """Whether the episode succeeded; None where summary.npz does not say."""
-    path = folder / "summary.npz"
-    if not path.is_file():
-        return None, []
+def _success(summary: Path) -> tuple[bool | None, list[tuple[str, str]]]:
+    """Whether the episode succeeded; None where its summary does not say."""
     try:
-        value = NpzArchive(path).read("episode_success")
+        value = NpzArchive(summary).read("episode_success")
+        if value.dtype.kind not in "biu":
+            return None, [
+                ("success_unreadable", f"{summary}: episode_success is {value.dtype}, not bool")
+            ]
         return bool(value.reshape(-1)[0]), []
     except (DataError, IndexError) as error:
         reason = error.message if isinstance(error, DataError) else "it is empty"
-        return None, [("success_unreadable", f"{path}: episode_success is unknown: {reason}")]
+        return None, [("success_unreadable", f"{summary}: episode_success is unknown: {reason}")]
 
 
 def _episode_folders(source: Path) -> list[Path]:
-    """Folders episode_<N> with a `processed` folder, at or below `source`, naturally sorted."""
-    found: list[Path] = []
+    """Folders episode_<N> with a `processed` folder, at or below `source`, naturally sorted.
+
+    One without beside them was not downloaded whole, or cannot be listed; reading it will tell.
+    """
+    found: set[Path] = set()
+    named: set[Path] = set()
     for folder, children, _ in walk(source):
         if _EPISODE.match(folder.name) and "processed" in children:
-            found.append(folder)
+            found.add(folder)
             children.clear()
+        named.update(folder / child for child in children if _EPISODE.match(child))
+    beside = {folder.parent for folder in found}
+    found.update(folder for folder in named if folder.parent in beside)
     return sorted(found, key=natural_key)
+
+
+def _place(folder: Path) -> str:
+    """Where an episode is below its task; its last folders where the layout is another one."""
+    parts = folder.parts
+    known = "tasks" in parts[:-7] or "diffusion_spartan" in parts
+    return "/".join(part for part in parts[-7 if known else -3 :] if part != "/")
 
 
 def _number(folder: Path) -> int:
@@ -292,27 +333,12 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(
-            f"{path}: not valid YAML: {error}",
+            f"{path}: not valid YAML: {' '.join(str(error).split())}",
+            hint="the file is damaged; download or record it again",
             code="data.broken_yaml",
             details={"path": str(path)},
         ) from None
     return content if isinstance(content, Mapping) else {}
-
-
-def _as_field(array: Array) -> Array:
-    """[F, C] for numbers, [F] for text."""
-    if array.dtype.kind in "US":
-        return array.astype(str)
-    return array.reshape(len(array), int(np.prod(array.shape[1:])))
-
-
-def _no_frames(path: Path, name: str) -> DataError:
-    return DataError(
-        f"{path}: {name!r} is a single value, expected one per frame",
-        hint="leave the field out with --data-discard-keys",
-        code="data.length_mismatch",
-        details={"path": str(path), "key": name},
-    )
 
 
 def _common_length(
@@ -332,7 +358,12 @@ def _common_length(
                 details={"path": str(folder), "key": name},
             )
     if expected == 0:
-        raise DataError(f"{folder}: the episode has no frames", code="data.empty_episode")
+        raise DataError(
+            f"{folder}: the episode has no frames",
+            hint="leave it out with --episodes, or record it again",
+            code="data.empty_episode",
+            details={"path": str(folder)},
+        )
     return expected
 
 
@@ -343,26 +374,12 @@ def _calibration(
     extrinsics = NpzArchive(folder / "extrinsics.npz")
     return {
         name: Calibration(
-            _matrices(intrinsics, camera_id, (3, 3)), _matrices(extrinsics, camera_id, (4, 4))
+            camera_matrices(intrinsics, camera_id, (3, 3)),
+            camera_matrices(extrinsics, camera_id, (4, 4)),
         )
         for camera_id, name in names.items()
         if name in cameras
     }
-
-
-def _matrices(archive: NpzArchive, camera_id: str, shape: tuple[int, int]) -> Array | None:
-    """Static [n, n] or per-frame [F, n, n] matrices of a camera; None where it has none."""
-    if camera_id not in archive:
-        return None
-    values = archive.read(camera_id)
-    if values.ndim not in (2, 3) or values.shape[-2:] != shape or not np.isfinite(values).all():
-        raise DataError(
-            f"{archive.path}: {camera_id!r} is {list(values.shape)}, "
-            f"expected finite matrices {list(shape)}, one or one per frame",
-            code="data.bad_calibration",
-            details={"path": str(archive.path), "key": camera_id},
-        )
-    return values
 
 
 def _is_complete(group: PoseGroup, lowdim: Mapping[str, Array]) -> bool:

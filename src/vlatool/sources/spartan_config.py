@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import PoseGroup
@@ -67,6 +67,12 @@ class SpartanConfig(ConfigModel):
         description="End index of each part, ascending.",
     )
 
+    @field_validator("data_discard_keys", mode="before")
+    @classmethod
+    def _null_discards_nothing(cls, value: Any) -> Any:
+        """Published configs say null for no keys."""
+        return [] if value is None else value
+
     @model_validator(mode="after")
     def _check_action_parts(self) -> Self:
         ends = self.action_index_fields
@@ -74,6 +80,8 @@ class SpartanConfig(ConfigModel):
             raise ValueError("action_index_fields and action_key_fields differ in length")
         if any(high <= low for low, high in zip([0, *ends], ends, strict=False)):
             raise ValueError("action_index_fields must be ascending and positive")
+        if len(set(self.action_key_fields)) < len(ends):
+            raise ValueError("action_key_fields has a name twice")
         return self
 
 
@@ -95,8 +103,15 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
         values = {key: content[key] for key in ("action_key_fields", "action_index_fields")}
         unchanged = config.model_dump(exclude={*values, "action_fields_config_path"})
         return SpartanConfig(**unchanged, **values), groups
-    except (KeyError, TypeError, ValidationError) as error:
-        raise _not_of_form(path, "action fields", error) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise _not_of_form(path, "action fields", reason) from None
+    except KeyError as error:
+        raise _not_of_form(path, "action fields", f"{error} is missing") from None
+    except TypeError:
+        raise _not_of_form(path, "action fields", "pose_groups is no list of mappings") from None
 
 
 def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
@@ -110,11 +125,17 @@ def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
     content = _mapping(path, json.loads, "validation episodes")
     try:
         return {
-            str(task): frozenset(int(number) for number in numbers)
+            str(task): frozenset(int(number) for number in _list(task, numbers))
             for task, numbers in content.items()
         }
     except (TypeError, ValueError) as error:
         raise _not_of_form(path, "validation episodes", error) from None
+
+
+def _list(task: object, numbers: object) -> list[Any]:
+    if not isinstance(numbers, list):
+        raise TypeError(f"{task} has no list of numbers")
+    return numbers
 
 
 def _mapping(path: str, parse: Any, what: str) -> dict[str, Any]:
@@ -122,7 +143,7 @@ def _mapping(path: str, parse: Any, what: str) -> dict[str, Any]:
         content = parse(location(path).read_text())
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise DataError(
-            f"{path}: {what} cannot be read: {error}",
+            f"{path}: {what} cannot be read: {' '.join(str(error).split())}",
             hint="check the path and the file",
             code="data.broken_file",
             details={"path": path},

@@ -1,6 +1,7 @@
 """Frames of a video file by their number, exact however they are asked for."""
 
 import bisect
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,10 +18,11 @@ from av.video.stream import VideoStream
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.storage.uri import openable
+from vlatool.storage.uri import is_remote, openable
 
 # Decoding onwards is cheaper than a seek over fewer frames than this: a seek flushes the decoder.
 _SEEK_DISTANCE = 32
+_LARGEST_KEPT = 64 * 1024 * 1024
 # Files that store no presentation times; those reported are guesses, so frames are counted.
 _TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
 
@@ -125,7 +127,8 @@ class _Decoder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._container, self._stream = _open(path)
+        self._content = _content(path)
+        self._container, self._stream = _open(path, self._content)
         context = self._stream.codec_context
         self.size = (context.height, context.width)
         self._table = _packet_table(path, self._container, self._stream)
@@ -195,17 +198,32 @@ class _Decoder:
 
     def _rewind(self) -> None:
         self._container.close()
-        self._container, self._stream = _open(self._path)
+        self._container, self._stream = _open(self._path, self._content)
         self._frames: Iterator[VideoFrame] = self._container.decode(self._stream)
         self._next = 0
         self._from_start = True
 
 
-def _open(path: Path) -> tuple[InputContainer, VideoStream]:
+def _content(path: Path) -> bytes | None:
+    """The bytes of a remote video of moderate size, which is read more than once; else None."""
+    if not is_remote(path):
+        return None
     try:
-        container = av.open(openable(path))
+        with path.open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            return file.read() if size <= _LARGEST_KEPT else None
+    except OSError as error:
+        raise _broken(path, None, str(error)) from error
+
+
+def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, VideoStream]:
+    try:
+        source = openable(path) if content is None else io.BytesIO(content)
+        container = av.open(source)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _broken(path, None, str(error)) from error
+    assert isinstance(container, InputContainer), "opened for reading"
     if not container.streams.video:
         container.close()
         raise _broken(path, None, "the file has no video stream")

@@ -1,10 +1,14 @@
 """Work beside the caller, on threads that never keep the process alive."""
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
+from itertools import islice
 from typing import TypeVar
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 
@@ -26,3 +30,13 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
 
     threading.Thread(target=run, daemon=True, name="vlatool-storage").start()
     return future
+
+
+def in_parallel(work: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:
+    """What `work` makes of each item, in their order; `at_once` are worked on or wait."""
+    waiting = iter(items)
+    running = deque(in_background(partial(work, item)) for item in islice(waiting, at_once))
+    while running:
+        result = running.popleft().result()
+        running.extend(in_background(partial(work, item)) for item in islice(waiting, 1))
+        yield result

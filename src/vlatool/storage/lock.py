@@ -19,8 +19,8 @@ def output_lock(folder: Path, command: str) -> Generator[None]:
     """Holds `folder` for this process.
 
     On disk, the kernel releases the lock when its owner ends, however it ends, so a file left
-    behind by a killed run holds nothing. In S3, an object is renewed while its owner lives, and
-    holds for 90 s longer.
+    behind by a killed run holds nothing. In S3, an object is renewed while its owner lives; one
+    whose owner ended on this machine holds nothing, any other for 90 s after the last renewal.
 
     Raises:
         UsageError: Another live run holds it; names that run.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from vlatool.storage import s3
 
@@ -10,7 +11,15 @@ _THREADS = 16
 _WILDCARDS = frozenset("*?[")
 
 Found = tuple[str, s3.Facts]
+
 _FOLDER = s3.Facts(is_dir=True)
+
+
+class Level(NamedTuple):
+    """Names of what is directly in a folder."""
+
+    folders: list[str]
+    files: list[str]
 
 
 def level(address: s3.Address) -> list[Found]:
@@ -34,6 +43,8 @@ def tree(address: s3.Address) -> Iterator[Found]:
         for key, facts in page.objects:
             path = key[len(below) :]
             parts = path.split("/")
+            if "" in parts[:-1]:
+                continue  # paths cannot name it
             for depth in range(1, len(parts)):
                 folder = "/".join(parts[:depth])
                 if folder not in seen:
@@ -41,6 +52,22 @@ def tree(address: s3.Address) -> Iterator[Found]:
                     yield folder, _FOLDER
             if parts[-1]:
                 yield path, facts
+
+
+def levels(address: s3.Address) -> dict[str, Level]:
+    """Path below the prefix to what is directly there, of every folder; `""` is the prefix.
+
+    One listing: a request per 1000 objects, where a listing per folder would take one for each.
+    """
+    found = {"": Level([], [])}
+    for path, facts in tree(address):
+        parent, _, name = path.rpartition("/")
+        if facts.is_dir:
+            found[path] = Level([], [])
+            found[parent].folders.append(name)
+        else:
+            found[parent].files.append(name)
+    return found
 
 
 def matching(address: s3.Address, pattern: str) -> Iterator[Found]:

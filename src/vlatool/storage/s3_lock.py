@@ -13,10 +13,12 @@ from typing import Any
 
 from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage import s3
+from vlatool.storage.process_mark import ProcessMark
+from vlatool.storage.retry import patience
 from vlatool.storage.s3_errors import ConditionFailed
 
 RENEWED_EVERY_S = 20.0
-STALE_AFTER_S = 90.0  # outlasts four renewals; a killed run blocks no longer than this
+STALE_AFTER_S = 90.0  # outlasts four renewals; a run killed elsewhere blocks no longer
 _ATTEMPTS = 3
 _RELEASE_PATIENCE_S = 10.0  # an unreleased lock ends by itself
 
@@ -30,8 +32,13 @@ class _Holder:
     owner: str
     command: str
     started: str
+    process: ProcessMark
     etag: str
     age_s: float
+
+    def is_dead(self, stale_after_s: float) -> bool:
+        """Whether it renewed the lock too long ago, or is known to have ended."""
+        return self.age_s > stale_after_s or self.process.has_ended(self.owner)
 
 
 @contextmanager
@@ -80,7 +87,8 @@ class _Lock:
         self._owner = secrets.token_hex(8)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"owner": self._owner, "command": command, "started": started}
-        self._content = json.dumps(content).encode()
+        mark = ProcessMark.of_this_process(self._owner)
+        self._content = json.dumps({**content, **mark.document()}).encode()
         self._etag = ""
 
     def take(self, stale_after_s: float) -> None:
@@ -96,7 +104,7 @@ class _Lock:
             if holder.owner == self._owner:  # written, but the answer got lost
                 self._etag = holder.etag
                 return
-            if holder.age_s <= stale_after_s:
+            if not holder.is_dead(stale_after_s):
                 break
         raise self._refusal(holder, stale_after_s)
 
@@ -116,7 +124,7 @@ class _Lock:
         if self.is_lost:
             return
         try:
-            s3.delete(self._address, patience_s=_RELEASE_PATIENCE_S)
+            s3.delete(self._address, patience_s=min(_RELEASE_PATIENCE_S, patience()))
         except (StorageError, EnvironmentProblem) as error:
             _LOGGER.warning("%s: the lock could not be released: %s", self._address, error)
 
@@ -165,8 +173,8 @@ class _Lock:
         folder = str(self._address).removesuffix("/.vlatool/lock")
         return UsageError(
             f"{folder}: another run is writing here: {other}",
-            hint="wait for it, stop it, or choose another --output;"
-            f" a run that was killed stops counting after {stale_after_s:.0f} s",
+            hint="wait for it, stop it, or choose another --output; a run that was killed on"
+            f" another machine stops counting after {stale_after_s:.0f} s",
             code="usage.output_locked",
         )
 
@@ -179,6 +187,8 @@ def _with_body(answer: Any) -> tuple[Any, bytes]:
 def _holder(body: bytes, etag: str, age_s: float) -> _Holder:
     try:
         content = json.loads(body)
-        return _Holder(content["owner"], content["command"], content["started"], etag, age_s)
-    except (ValueError, KeyError, TypeError):
-        return _Holder("", "an unnamed command", "an unknown time", etag, age_s)
+        names = (content["owner"], content["command"], content["started"])
+        return _Holder(*names, ProcessMark.of(content), etag, age_s)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        nobody = ProcessMark.of({})
+        return _Holder("", "an unnamed command", "an unknown time", nobody, etag, age_s)

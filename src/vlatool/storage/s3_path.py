@@ -5,7 +5,7 @@ import os
 import posixpath
 import stat as modes
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import IO, Any, NoReturn
 
@@ -220,11 +220,7 @@ class S3Path(_LocalOnly):
         """Folders with the names of folders and files in them; the caller may prune the former."""
         if not top_down:
             raise NotImplementedError("object storage is walked from the top")
-        found = s3_listing.level(self.address)
-        folders = [name for name, facts in found if facts.is_dir]
-        yield self, folders, [name for name, facts in found if not facts.is_dir]
-        for name in folders:
-            yield from self._below(name, s3.Facts(is_dir=True)).walk()
+        yield from self._walked("", s3_listing.levels(self.address))
 
     def open(  # pyright: ignore[reportIncompatibleMethodOverride] - no overloads per mode
         self,
@@ -294,6 +290,14 @@ class S3Path(_LocalOnly):
     def _look(self) -> s3.Facts | None:
         known = getattr(self, "_facts", None)
         return known if known is not None else s3.look(self.address)
+
+    def _walked(
+        self, below: str, levels: Mapping[str, s3_listing.Level]
+    ) -> Iterator[tuple["S3Path", list[str], list[str]]]:
+        level = levels[below]
+        yield self._below(below, s3.Facts(is_dir=True)), level.folders, level.files
+        for name in level.folders:
+            yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
     def _below(self, name: str, facts: s3.Facts) -> "S3Path":
         path = S3Path(str(self), name) if name else S3Path(str(self))

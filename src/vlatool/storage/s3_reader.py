@@ -13,6 +13,7 @@ from vlatool.storage.s3_errors import ConditionFailed, error_code
 
 SMALLEST_RANGE = 256 * 1024  # zip directories and tar headers should not cost megabytes
 LARGEST_RANGE = 8 * 1024 * 1024
+_FIRST_OF_STREAM = 1024 * 1024
 _PIECE = 256 * 1024
 _PROGRESS = 64 * 1024  # a cut body that brought this much is no failure, only an interruption
 _PARALLEL = 4
@@ -21,7 +22,10 @@ _KEPT = 3  # recent ranges of a file read here and there: its directory, its hea
 
 @dataclass
 class _Transfer:
-    """One range of one version of an object; after a cut it goes on at the byte reached."""
+    """One range of one version of an object; after a cut it goes on at the byte reached.
+
+    A negative `start` asks for so many bytes before the end; the first answer says where they are.
+    """
 
     address: s3.Address
     start: int
@@ -45,10 +49,11 @@ class _Transfer:
 
     def _receive(self, client: Any) -> None:
         first = self.start + len(self.received)
+        span = str(self.start) if self.start < 0 else f"{first}-{self.stop - 1}"
         request = {
             "Bucket": self.address.bucket,
             "Key": self.address.key,
-            "Range": f"bytes={first}-{self.stop - 1}",
+            "Range": f"bytes={span}",
         }
         if self.facts is not None:
             request["IfMatch"] = self.facts.etag
@@ -57,14 +62,25 @@ class _Transfer:
         except Exception as error:
             if error_code(error) != "InvalidRange" or self.facts is not None:
                 raise
-            self.facts, self.stop = s3.Facts(), self.start  # only an empty object has no byte 0
+            self._end_before(self.start)  # only an empty object has no byte 0
+            return
+        if self.start < 0 and not answer.get("ContentLength"):
+            self._end_before(0)  # some servers answer so where others refuse the range
             return
         self._adopt(answer)
         self._copy(answer["Body"])
 
+    def _end_before(self, position: int) -> None:
+        """Nothing is there."""
+        self.facts, self.start = s3.Facts(), max(0, position)
+        self.stop = self.start
+
     def _adopt(self, answer: Mapping[str, Any]) -> None:
         """Pins the version that the first answer is about."""
         span, _, total = str(answer.get("ContentRange", "")).partition("/")
+        if self.start < 0 and total.isdigit():
+            self.stop = int(total)
+            self.start = max(0, self.stop + self.start)
         if span.partition("-")[0] != f"bytes {self.start + len(self.received)}":
             raise StorageError(
                 f"{self.address}: the server ignores ranges, so its files cannot be read in parts",
@@ -112,19 +128,54 @@ def _read_range(address: s3.Address, facts: s3.Facts, start: int, stop: int) -> 
     return b"".join(pieces)
 
 
-def open_reader(address: s3.Address) -> io.BufferedReader:
+def read_range(address: s3.Address, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop`, fewer where the object ends; one request below 8 MiB.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+    """
+    first = _Transfer(address, start, min(stop, start + LARGEST_RANGE))
+    head = first.run()
+    assert first.facts is not None
+    rest = _read_range(address, first.facts, first.stop, min(stop, first.facts.size))
+    return head + rest
+
+
+def open_reader(address: s3.Address, *, from_end: bool = False) -> io.BufferedReader:
     """A seekable file over the version that the object has now.
 
     The first range is read at once, so that an object that is missing is told here, as for any
     file. Memory: up to three ranges, each of at most 8 MiB.
 
+    Args:
+        address: The object.
+        from_end: Read the last range first, not the first.
+
     Raises:
         FileNotFoundError: There is no such object.
     """
-    first = _Transfer(address, 0, SMALLEST_RANGE)
-    head = first.run()
+    first = _Transfer(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
+    known = first.run()
     assert first.facts is not None
-    return io.BufferedReader(_RangedFile(address, first.facts, head), 64 * 1024)
+    return _buffered(_RangedFile(address, first.facts, _Range(first.start, known)))
+
+
+def open_range(address: s3.Address, start: int, stop: int) -> io.BufferedReader:
+    """A file positioned at `start`, to be read onwards to `stop`, where it ends.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+    """
+    first = _Transfer(address, start, min(stop, start + _FIRST_OF_STREAM))
+    known = first.run()
+    assert first.facts is not None
+    file = _RangedFile(address, first.facts, _Range(start, known), stop)
+    file.seek(start)
+    return _buffered(file)
+
+
+def _buffered(file: "_RangedFile") -> io.BufferedReader:
+    return io.BufferedReader(file, 64 * 1024)
 
 
 @dataclass(frozen=True)
@@ -149,13 +200,16 @@ class _Ahead:
 class _RangedFile(io.RawIOBase):
     """The bytes of one version of an object; wants a buffer around it."""
 
-    def __init__(self, address: s3.Address, facts: s3.Facts, head: bytes) -> None:
+    def __init__(
+        self, address: s3.Address, facts: s3.Facts, known: _Range, stop: int | None = None
+    ) -> None:
         self.name = str(address)
         self._address = address
         self._facts = facts
+        self._size = facts.size if stop is None else min(stop, facts.size)
         self._position = 0
-        self._window = SMALLEST_RANGE
-        self._ranges = [_Range(0, head)]
+        self._window = max(SMALLEST_RANGE, len(known.data))
+        self._ranges = [known]
         self._ahead: _Ahead | None = None
 
     def readable(self) -> bool:
@@ -172,7 +226,7 @@ class _RangedFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Moves without a request."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._facts.size}
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         if whence not in origin:
             raise ValueError(f"invalid whence {whence}")
         if origin[whence] + offset < 0:
@@ -183,7 +237,7 @@ class _RangedFile(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         """Fills what one range has for the buffer; 0 at the end."""
         view = memoryview(buffer).cast("B")
-        if self._position >= self._facts.size or not view:
+        if self._position >= self._size or not view:
             return 0
         found = self._range(len(view))
         offset = self._position - found.start
@@ -194,11 +248,11 @@ class _RangedFile(io.RawIOBase):
 
     def readall(self) -> bytes:
         """The rest of the object, in parallel ranges."""
-        start, self._position = self._position, max(self._position, self._facts.size)
+        start, self._position = self._position, max(self._position, self._size)
         if start < (kept := self._ranges[-1]).stop and start >= kept.start:
-            rest = _read_range(self._address, self._facts, kept.stop, self._facts.size)
+            rest = _read_range(self._address, self._facts, kept.stop, self._size)
             return kept.data[start - kept.start :] + rest
-        return _read_range(self._address, self._facts, start, self._facts.size)
+        return _read_range(self._address, self._facts, start, self._size)
 
     def close(self) -> None:
         """Forgets what was read."""
@@ -223,18 +277,18 @@ class _RangedFile(io.RawIOBase):
         else:
             self._window = SMALLEST_RANGE
             # What is asked for near the end is mostly preceded by what is asked for next.
-            start = max(0, min(self._position, self._facts.size - SMALLEST_RANGE))
+            start = max(0, min(self._position, self._size - SMALLEST_RANGE))
             found = self._fetch(start, max(SMALLEST_RANGE, wanted))
             self._ranges = [*self._ranges[1 - _KEPT :], found]
         return found
 
     def _fetch(self, start: int, length: int) -> _Range:
-        stop = min(self._facts.size, start + min(length, LARGEST_RANGE))
+        stop = min(self._size, start + min(length, LARGEST_RANGE))
         return _Range(start, _Transfer(self._address, start, stop, self._facts).run())
 
     def _read_ahead(self, start: int) -> None:
         self._window = min(2 * self._window, LARGEST_RANGE)
-        stop = min(self._facts.size, start + self._window)
+        stop = min(self._size, start + self._window)
         if start < stop:
             transfer = _Transfer(self._address, start, stop, self._facts)
             self._ahead = _Ahead(start, stop, in_background(transfer.run))

@@ -47,7 +47,8 @@ def rot6d_from(values: Array, form: RotationForm) -> Array:
         return values
     from scipy.spatial.transform import Rotation
 
-    flat = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
+    # A copy: scipy wants to write to what it is given, and what comes from a file is read-only.
+    flat = np.array(values, np.float64).reshape(-1, values.shape[-1])
     if form == "axis_angle":
         rotation = Rotation.from_rotvec(flat)
     elif form == "euler_xyz":

@@ -169,6 +169,7 @@ class EpisodeSampler:
             raise DataError(
                 f"{self.episode.id}: calibration of camera {camera!r} has {len(values)} frames, "
                 f"the episode {self.episode.num_frames}",
+                hint="the episode is inconsistent; record or download it again",
                 code="data.length_mismatch",
                 details={"camera": camera},
             )

@@ -174,7 +174,7 @@ def summary(stats: WindowStatistics) -> dict[str, Any]:
     mean = (stats.mean * count).sum(axis=0) / total
     spread = (variance * count).sum(axis=0) + (count * (stats.mean - mean) ** 2).sum(axis=0)
     pooled = pool_cells(stats.digest, channels)
-    rows = count[:, 0].tolist()
+    rows = np.rint(count[:, 0]).astype(np.int64).tolist()  # fractions in a weighted mixture
     entry: dict[str, Any] = {
         "count": rows,
         "mean": mean.tolist(),

@@ -13,7 +13,7 @@ from vlatool.sinks.base import Receipt
 from vlatool.sinks.encoding import EpisodeEncoder, PictureStream
 from vlatool.sinks.shards import ShardSink
 from vlatool.sources.base import FormatReader
-from vlatool.storage.tree import file_sizes
+from vlatool.storage.tree import sizes_of
 from vlatool.transforms.pose_groups import PoseGroupConfig, with_pose_groups
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec, schema_of
 
@@ -165,7 +165,7 @@ def prepared(episode: Episode, choice: EpisodeChoice) -> Episode:
 
 def input_fingerprint(ref: EpisodeRef) -> str:
     """Digest of names and sizes of an episode's files, and of what is known of it beforehand."""
-    sizes = [file_sizes(path) for path in (ref.path, *ref.files)]
+    sizes = sizes_of((ref.path, *ref.files))
     facts = json.dumps(
         [sizes, ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
     )

@@ -12,7 +12,7 @@ from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.sources.order import select
-from vlatool.storage.uri import local_path
+from vlatool.storage.uri import location
 from vlatool.workflows.format_detection import find_source
 from vlatool.workflows.inspect_html import (
     PageRequest,
@@ -117,22 +117,22 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="vlatool inspect LOCATION",
             code="usage.missing_key",
         )
-    location = local_path(config.location)
-    if not location.exists():
+    place = location(config.location)
+    if not place.exists():
         raise DataError(
-            f"{location}: does not exist",
+            f"{place}: does not exist",
             hint="check the path",
             code="data.no_source",
-            details={"path": str(location)},
+            details={"path": str(place)},
         )
     if config.html is None:
-        return InspectResult(config.location, _look(location, config, reporter)[0])
-    target = local_path(config.html)
+        return InspectResult(config.location, _look(place, config, reporter)[0])
+    target = location(config.html)
     check_target(target)
-    report, write_page = _look(location, config, reporter)
+    report, write_page = _look(place, config, reporter)
     if write_page is None:
         raise UsageError(
-            f"{location}: --html shows raw episodes and training data, this is a run",
+            f"{place}: --html shows raw episodes and training data, this is a run",
             hint="leave --html out",
             code="usage.no_page",
         )
@@ -140,30 +140,30 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
     return InspectResult(config.location, report, config.html)
 
 
-def _look(location: Path, config: InspectConfig, reporter: Reporter) -> Look:
+def _look(place: Path, config: InspectConfig, reporter: Reporter) -> Look:
     """The report, and what writes it as a page where there is such a page."""
-    look = _derived_data(location) if config.format is None else None
+    look = _derived_data(place) if config.format is None else None
     if look is None:
-        source = find_source(location, config.format)
-        report = inspect_source(location, source, config.episodes, reporter)
+        source = find_source(place, config.format)
+        report = inspect_source(place, source, config.episodes, reporter)
         refs = select(source.refs, config.episodes)
         return report, partial(write_source_page, report, source.reader, refs)
     if config.episodes is not None:
         raise UsageError(
-            f"{location}: --episodes selects raw episodes, this is no raw source",
+            f"{place}: --episodes selects raw episodes, this is no raw source",
             hint="leave --episodes out",
             code="usage.no_raw_source",
         )
     return look()
 
 
-def _derived_data(location: Path) -> Callable[[], Look] | None:
+def _derived_data(place: Path) -> Callable[[], Look] | None:
     """How to look at what vlatool made of raw episodes; None where it made nothing."""
-    if location.is_file() and location.suffix == ".tar":
-        return partial(_look_at_shard, location)
-    if is_run(location):
-        return lambda: (inspect_run(location), None)
-    folder = find_shards(location)
+    if place.is_file() and place.suffix == ".tar":
+        return partial(_look_at_shard, place)
+    if is_run(place):
+        return lambda: (inspect_run(place), None)
+    folder = find_shards(place)
     return None if folder is None else partial(_look_at_shards, folder)
 
 

@@ -145,7 +145,7 @@ def inspect_shard(path: Path) -> ShardReport:
     """
     counts: Counter[str] = Counter()
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             first = _first_sample(tar)
             problem = _count(tar, counts) or _end_problem(path)
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -168,7 +168,7 @@ def inspect_shard(path: Path) -> ShardReport:
 def first_sample(path: Path) -> StoredSample | None:
     """The first sample of a tar; None when it holds none or cannot be read."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return _first_sample(tar)
     except (tarfile.TarError, EOFError, OSError):
         return None

@@ -1,0 +1,74 @@
+"""Runs of `preprocess` on small data, and what they leave."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from vlatool.artifacts.manifest import read_manifest
+from vlatool.errors import VlatoolError
+from vlatool.events import NULL, Reporter
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+
+
+def options_for(source: Path, output: Path, /, **options: Any) -> dict[str, Any]:
+    """The options of a small run: windows of 1 + 1 + 3 steps, 8 samples in a shard."""
+    return {
+        "format": "spartan",
+        "sources": [str(source)],
+        "output": str(output),
+        "past_lowdim_steps": 1,
+        "future_lowdim_steps": 3,
+        "max_padding_right": 3,
+        "samples_per_shard": 8,
+        "workers": 1,
+        **options,
+    }
+
+
+def run(
+    source: Path, output: Path, /, *, reporter: Reporter = NULL, **options: Any
+) -> PreprocessResult:
+    """A small run."""
+    tree = options_for(source, output, **options)
+    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree), reporter=reporter)
+
+
+def refusal(source: Path, output: Path, /, **options: Any) -> VlatoolError:
+    """The error that a run ends with."""
+    with pytest.raises(VlatoolError) as caught:
+        run(source, output, **options)
+    return caught.value
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file that must not depend on time or on interruptions."""
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file()
+        and ".vlatool" not in path.parts
+        and path.name != "processing_metadata.json"
+    }
+
+
+def samples(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every sample below a manifest, read by the plain webdataset library."""
+    for shard in read_manifest(folder / "manifest.jsonl"):
+        yield from wds.WebDataset(str(shard.path), shardshuffle=False)
+
+
+def arrays(sample: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The numbers of a sample."""
+    with np.load(io.BytesIO(sample["lowdim.npz"]), allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def metadata(sample: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a sample."""
+    return json.loads(sample["metadata.json"])

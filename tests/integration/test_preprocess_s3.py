@@ -1,0 +1,318 @@
+"""`vlatool preprocess` and what looks at its output, with S3 on either side or on both."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.s3_runs import command, digests, finished, preprocess, upload
+from tests.builders.s3_server import Proxy, Request, without_credentials
+from tests.builders.spartan import TASK, Documents, spartan_task
+from vlatool.cli import app
+from vlatool.episode import EpisodeRef
+from vlatool.parallel.executor import ProcessExecutor
+from vlatool.storage import s3 as requests
+from vlatool.storage.atomic import write_text
+from vlatool.storage.lock import output_lock
+from vlatool.storage.s3_path import S3Path
+from vlatool.workflows.episode_task import EpisodeTask
+from vlatool.workflows.preprocess import PreprocessConfig
+from vlatool.workflows.preprocess_plan import make_plan
+
+EPISODES, FRAMES = 3, 12
+SAMPLES = EPISODES * 5  # the default window, with seven padded frames at most
+CAMERAS = {f"CAM{number}": f"camera_{number}" for number in range(6)}
+SETTINGS = {
+    "annotations.yaml": f"language_dict: {{{TASK}: {{original: [do it]}}}}\n",
+    "held_out.json": json.dumps({TASK: [1]}),
+    "actions.yaml": "action_key_fields: [robot__action__poses__right::panda__xyz]\n"
+    "action_index_fields: [3]\npose_groups: []\n",
+    "run.yaml": "<<: !include size.yaml\nstride: 2\n",
+    "size.yaml": "resize_images_size: [16, 12]\n",
+    "preset.yaml": "jpeg_quality: 80\n",
+    "rotations.yaml": "wrist_left_minus: 1\n",
+}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spartan_task(tmp_path_factory.mktemp("raw") / "raw", EPISODES, FRAMES)
+
+
+@pytest.fixture(scope="module")
+def expected(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run without S3 writes."""
+    output = tmp_path_factory.mktemp("local") / "out"
+    assert preprocess(raw, output) == 0
+    return digests(output)
+
+
+@pytest.fixture
+def bucket(s3_bucket: str) -> S3Path:
+    return S3Path(f"s3://{s3_bucket}")
+
+
+@pytest.fixture
+def source(raw: Path, bucket: S3Path) -> S3Path:
+    """The raw episodes in S3."""
+    return upload(raw, bucket / "raw")
+
+
+def about(proxy: Proxy, part: str, *, without: str = "\0") -> list[Request]:
+    """Requests for what has `part` in its name, or below it."""
+    asked = (one.path.replace("%2F", "/") for one in proxy.faults.requests)
+    pairs = zip(asked, proxy.faults.requests, strict=True)
+    return [one for path, one in pairs if part in path and without not in path]
+
+
+def sent(found: list[Request]) -> int:
+    return sum(one.sent for one in found)
+
+
+class TestCombinations:
+    def test_source_in_s3(self, source: S3Path, tmp_path: Path, expected: dict[str, str]) -> None:
+        assert preprocess(source, tmp_path / "out") == 0
+        assert digests(tmp_path / "out") == expected
+
+    def test_output_in_s3(self, raw: Path, bucket: S3Path, expected: dict[str, str]) -> None:
+        assert preprocess(raw, bucket / "a b/out") == 0
+        assert digests(bucket / "a b/out") == expected
+        assert not (bucket / "a b/out/.vlatool/journal").exists()
+        assert not (bucket / "a b/out/.vlatool/lock").exists()
+
+    def test_both_with_two_workers_and_again(
+        self, source: S3Path, bucket: S3Path, expected: dict[str, str]
+    ) -> None:
+        first = finished(command(source, bucket / "out"))
+        assert first.returncode == 0, first.stderr
+        assert digests(bucket / "out") == expected
+
+        again = finished([*command(source, bucket / "out"), "--json"])
+        assert json.loads(again.stdout)["status"] == "already complete"
+
+    def test_every_setting_in_s3(self, raw: Path, bucket: S3Path, tmp_path: Path) -> None:
+        for name, text in SETTINGS.items():
+            (tmp_path / name).write_text(text)
+            write_text(bucket / "settings" / name, text)
+        source = upload(raw, bucket / "raw")
+
+        assert preprocess(raw, tmp_path / "out", *settings(tmp_path)) == 0
+        assert preprocess(source, bucket / "out", *settings(bucket / "settings")) == 0
+
+        assert digests(bucket / "out") == digests(tmp_path / "out")
+        assert len(list((bucket / "out/episodes").glob("*.tar"))) == EPISODES - 1
+        options = (bucket / "out/shards/preprocessing_config.yaml").read_text()
+        assert "s3://" not in options
+        assert str(tmp_path) not in options
+
+    def test_lerobot(self, bucket: S3Path, tmp_path: Path, s3_proxy: Proxy) -> None:
+        cameras = {"observation.images.front": "video", "observation.images.wrist": "image"}
+        lerobot_dataset(tmp_path / "le", [FRAMES] * EPISODES, cameras=cameras)
+        source = upload(tmp_path / "le", bucket / "le")
+        assert preprocess(tmp_path / "le", tmp_path / "out", format="lerobot") == 0
+        s3_proxy.faults.clear()
+
+        assert preprocess(source, tmp_path / "from-s3", format="lerobot") == 0
+
+        assert digests(tmp_path / "from-s3") == digests(tmp_path / "out")
+        assert len(about(s3_proxy, "episode_000001.")) <= 20  # 13 measured
+        assert app.run(["verify", str(source), "-q"]) == 0
+
+
+class TestOtherCommands:
+    def test_they_take_what_is_in_s3(
+        self, source: S3Path, bucket: S3Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        output, page = bucket / "out", tmp_path / "page.html"
+        assert preprocess(source, output) == 0
+        merged = bucket / "merged.json"
+        for words in (
+            ["verify", output],
+            ["verify", source],
+            ["inspect", source],
+            ["inspect", output],
+            ["inspect", output / "shards/shard_000000.tar"],
+            ["inspect", source, "--html", page],
+            ["inspect", output, "--html", page],
+            ["stats", "merge", output, output / "shards/stats.json", "-o", merged],
+        ):
+            assert app.run([*map(str, words), "-q"]) == 0, capfd.readouterr().err
+
+        assert b"<html" in page.read_bytes()[:200]
+        assert json.loads(merged.read_text())
+
+    def test_damage_in_s3_is_found(self, raw: Path, bucket: S3Path) -> None:
+        output = bucket / "out"
+        assert preprocess(raw, output) == 0
+        shard = output / "shards/shard_000000.tar"
+        data = bytearray(shard.read_bytes())
+        data[3000] ^= 1
+        shard.write_bytes(data)
+
+        assert app.run(["verify", str(output), "-q"]) == 3
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("which", ["source", "output"])
+    def test_missing_bucket(
+        self, raw: Path, bucket: S3Path, which: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        missing = S3Path("s3://no-such-bucket-here/x")
+
+        pair = (missing, bucket / "out") if which == "source" else (raw, missing)
+        assert preprocess(*pair) == 5
+        two_lines(capfd, "no-such-bucket-here")
+
+    @pytest.mark.parametrize("which", ["source", "output"])
+    def test_forbidden(
+        self,
+        raw: Path,
+        bucket: S3Path,
+        which: str,
+        s3_proxy: Proxy,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
+
+        pair = (bucket / "raw", raw / "out") if which == "source" else (raw, bucket / "out")
+        assert preprocess(*pair) == 5
+        two_lines(capfd, "access is denied")
+
+    def test_no_credentials(
+        self,
+        raw: Path,
+        bucket: S3Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        wanted = without_credentials(os.environ)
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in wanted.items():
+            monkeypatch.setenv(name, value)
+
+        assert preprocess(raw, bucket / "out") == 6
+        two_lines(capfd, "AWS_ACCESS_KEY_ID")
+
+    def test_output_that_another_run_is_writing(
+        self, raw: Path, bucket: S3Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        with output_lock(bucket / "out", "vlatool preprocess spartan"):
+            assert preprocess(raw, bucket / "out") == 2
+
+        two_lines(capfd, "vlatool preprocess spartan")
+        assert preprocess(raw, bucket / "out") == 0
+
+    def test_other_options_on_the_same_output(self, raw: Path, bucket: S3Path) -> None:
+        assert preprocess(raw, bucket / "out") == 0
+        assert preprocess(raw, bucket / "out", "--seed", 1) == 2
+        assert preprocess(raw, bucket / "out", "--seed", 1, "--overwrite") == 0
+
+
+class TestEconomy:
+    """Figures are those measured, with slack."""
+
+    @pytest.fixture
+    def wide(self, bucket: S3Path, tmp_path: Path) -> S3Path:
+        """Episodes of six cameras with depth and labels, too large for a range each."""
+        local = spartan_task(
+            tmp_path / "wide",
+            2,
+            20,
+            size=(96, 128),
+            cameras=CAMERAS,
+            changes=dict.fromkeys(range(2), with_noise),
+        )
+        return upload(local, bucket / "wide")
+
+    def test_only_wanted_cameras_are_fetched(
+        self, wide: S3Path, bucket: S3Path, s3_proxy: Proxy
+    ) -> None:
+        observations = next(wide.rglob("episode_1/processed/observations.npz"))
+        s3_proxy.faults.clear()
+
+        assert preprocess(wide, bucket / "out", "--camera-names", "camera_0,camera_3") == 0
+
+        pictures = 2 * 20 * 96 * 128 * 3
+        read = about(s3_proxy, "episode_1/processed")
+        assert pictures < sent(read) < 1.5 * pictures < 0.3 * observations.stat().st_size
+        assert len(about(s3_proxy, "episode_1", without="/out/episodes/")) <= 26  # 19 measured
+
+    def test_shards_take_one_request_for_each_sample_and_no_spare_bytes(
+        self, raw: Path, bucket: S3Path, s3_proxy: Proxy
+    ) -> None:
+        assert preprocess(raw, bucket / "out") == 0
+
+        read = [one for one in about(s3_proxy, "/out/episodes/episode_") if one.range]
+        shards = sum(path.stat().st_size for path in (bucket / "out/shards").glob("*.tar"))
+        assert len(read) == SAMPLES
+        assert sent(read) <= shards
+
+    def test_finding_episodes_takes_no_request_for_each(
+        self, bucket: S3Path, s3_proxy: Proxy
+    ) -> None:
+        for number in range(40):
+            write_text(bucket / f"many/a/b/episode_{number}/processed/metadata.yaml", "x")
+        s3_proxy.faults.clear()
+
+        assert preprocess(bucket / "many", bucket / "out", "--episodes", "99") == 3
+        assert len(s3_proxy.faults.requests) <= 4
+
+    def test_worker_has_one_client_for_all_its_episodes(
+        self, source: S3Path, bucket: S3Path
+    ) -> None:
+        tree = {"format": "spartan", "sources": [str(source)], "output": str(bucket / "out")}
+        plan = make_plan(PreprocessConfig.specialise(tree).model_validate(tree))
+
+        with ProcessExecutor(1) as executor:
+            outcomes = list(executor.map(_Counted(plan.task), plan.refs))
+
+        assert len(outcomes) == EPISODES
+        assert len({outcome.value for outcome in outcomes}) == 1
+        assert outcomes[0].value is not None
+        assert outcomes[0].value[0] != os.getpid()
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Does the work on an episode; gives the process and the client that did it."""
+
+    task: EpisodeTask
+
+    def __call__(self, ref: EpisodeRef) -> tuple[int, int]:
+        assert self.task(ref).ranges
+        return os.getpid(), id(requests.client())
+
+
+def settings(folder: Path) -> list[object]:
+    """Options that name files below `folder`."""
+    keys: Mapping[str, str] = {
+        "--language-annotations-path": "annotations.yaml",
+        "--validation-episodes-path": "held_out.json",
+        "--action-fields-config-path": "actions.yaml",
+        "--config": "run.yaml",
+        "--preset": "preset.yaml",
+    }
+    options: list[object] = [word for key, name in keys.items() for word in (key, folder / name)]
+    return [*options, "--camera-rotations", f"include {folder / 'rotations.yaml'}"]
+
+
+def with_noise(documents: Documents) -> None:
+    """Pictures, depth and labels that do not shrink."""
+    arrays, random = documents["observations"], np.random.default_rng(0)
+    for name in arrays:
+        if name.startswith("CAM"):
+            array = arrays[name]
+            most = 255 if array.dtype == np.uint8 else 30_000
+            arrays[name] = random.integers(0, most, array.shape).astype(array.dtype)
+
+
+def two_lines(capfd: pytest.CaptureFixture[str], part: str) -> None:
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+    assert part in "\n".join(lines)

@@ -1,0 +1,173 @@
+"""`vlatool preprocess` from S3 to S3 while the storage misbehaves or the run is killed."""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.builders.s3_runs import command, digests, finished, preprocess, upload
+from tests.builders.s3_server import Faults, Proxy
+from tests.builders.spartan import spartan_task
+from vlatool.storage.s3_path import S3Path
+
+EPISODES, FRAMES = 3, 12
+KILLS = 6
+OUTAGE_S = 65
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spartan_task(tmp_path_factory.mktemp("raw") / "raw", EPISODES, FRAMES)
+
+
+@pytest.fixture(scope="module")
+def expected(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run without S3 writes."""
+    output = tmp_path_factory.mktemp("local") / "out"
+    assert preprocess(raw, output) == 0
+    return digests(output)
+
+
+@pytest.fixture
+def bucket(s3_bucket: str) -> S3Path:
+    return S3Path(f"s3://{s3_bucket}")
+
+
+@pytest.fixture
+def source(raw: Path, bucket: S3Path) -> S3Path:
+    """The raw episodes in S3."""
+    return upload(raw, bucket / "raw")
+
+
+def every_seventh_fails(faults: Faults) -> None:
+    faults.fail_every = 7
+
+
+def is_busy(faults: Faults) -> None:
+    faults.status, faults.retry_after_s, faults.fail_next = 503, 1, 4
+
+
+def cuts_bodies(faults: Faults) -> None:
+    faults.cut_after, faults.cuts = 30_000, 6
+
+
+def is_slow(faults: Faults) -> None:
+    faults.delay_s = 0.02
+
+
+def loses_answers(faults: Faults) -> None:
+    faults.lose_answers, faults.only = 4, ("PUT", "POST", "DELETE")
+
+
+@pytest.mark.parametrize(
+    "misbehave", [every_seventh_fails, is_busy, cuts_bodies, is_slow, loses_answers]
+)
+def test_troubles_that_pass_change_nothing(
+    source: S3Path,
+    bucket: S3Path,
+    s3_proxy: Proxy,
+    expected: dict[str, str],
+    misbehave: Callable[[Faults], None],
+) -> None:
+    misbehave(s3_proxy.faults)
+
+    assert preprocess(source, bucket / "out") == 0
+
+    s3_proxy.faults.clear()
+    assert digests(bucket / "out") == expected
+
+
+@pytest.mark.parametrize("answered", [35, pytest.param(75, marks=pytest.mark.slow)])
+def test_outage_longer_than_the_patience_ends_the_run_and_the_next_goes_on(
+    source: S3Path, bucket: S3Path, s3_proxy: Proxy, expected: dict[str, str], answered: int
+) -> None:
+    s3_proxy.faults.clear()
+    s3_proxy.faults.down_after = answered
+    run = command(source, bucket / "out")
+
+    ended = finished(run, {"VLATOOL_STORAGE_PATIENCE_S": "1"})
+
+    assert ended.returncode == 5, ended.stderr
+    told = [line for line in ended.stderr.splitlines() if line.startswith(("error:", "hint:"))]
+    assert [line.partition(":")[0] for line in told] == ["error", "hint"]
+    assert "Traceback" not in ended.stderr
+    s3_proxy.faults.clear()
+    left = digests(bucket / "out")
+    whole = {name: digest for name, digest in left.items() if name.endswith(".tar")}
+    assert whole.items() <= expected.items()
+    assert "shards/manifest.jsonl" not in left
+
+    assert finished(run).returncode == 0
+    assert digests(bucket / "out") == expected
+
+
+def test_killed_run_is_known_to_be_dead_and_what_it_did_is_kept(
+    source: S3Path, bucket: S3Path, s3_proxy: Proxy, expected: dict[str, str]
+) -> None:
+    s3_proxy.faults.delay_s = 0.02
+    run = command(source, bucket / "out")
+    process = subprocess.Popen(run, start_new_session=True)
+    journal = bucket / "out/.vlatool/journal/episodes"
+    deadline = time.monotonic() + 60
+    while not any(journal.glob("*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    s3_proxy.faults.clear()
+    assert (bucket / "out/.vlatool/lock").is_file()
+
+    done = finished([*run, "--json"])
+
+    assert done.returncode == 0, done.stderr
+    assert '"resumed": 0' not in done.stdout
+    assert digests(bucket / "out") == expected
+
+
+@pytest.mark.slow
+def test_run_killed_again_and_again_ends_with_the_same_bytes(
+    source: S3Path, bucket: S3Path, s3_proxy: Proxy, expected: dict[str, str]
+) -> None:
+    rng = random.Random(os.environ.get("VLATOOL_KILL_SEED", "3"))
+    s3_proxy.faults.delay_s = 0.02
+    run = command(source, bucket / "out")
+    for number in range(KILLS):
+        process = subprocess.Popen(run, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(rng.uniform(0.8, 4.0))
+        if process.poll() is None:
+            (os.killpg if number % 2 else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+    s3_proxy.faults.clear()
+
+    done = finished(run)
+
+    assert done.returncode == 0, done.stderr
+    assert digests(bucket / "out") == expected
+    assert not (bucket / "out/.vlatool/journal").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_outage_of_a_minute_is_outlasted(
+    source: S3Path, bucket: S3Path, s3_proxy: Proxy, expected: dict[str, str]
+) -> None:
+    faults = s3_proxy.faults
+    faults.clear()
+
+    def go_down() -> None:
+        while len(faults.requests) < 40:
+            time.sleep(0.01)
+        faults.down_for(OUTAGE_S)
+
+    threading.Thread(target=go_down, daemon=True).start()
+    started = time.monotonic()
+
+    assert finished(command(source, bucket / "out")).returncode == 0
+
+    assert time.monotonic() - started > OUTAGE_S
+    assert digests(bucket / "out") == expected
