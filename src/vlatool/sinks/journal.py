@@ -19,7 +19,17 @@ from vlatool.storage.atomic import remove_tree, write_bytes
 from vlatool.transforms.quantiles import Digest
 from vlatool.transforms.statistics import WindowStatistics
 
-_BROKEN = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+# Whatever a torn or empty file makes numpy, zipfile and json say.
+_BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+)
 _MOMENTS = ("count", "mean", "m2", "minimum", "maximum")
 
 

@@ -25,6 +25,16 @@ from vlatool.storage.atomic import open_atomic, remove_file
 from vlatool.storage.parts import Part, read_parts
 from vlatool.transforms.statistics import StatisticsSum, field_entries
 
+_HOW_TO_KEEP = {
+    "padding": "allow more padding with --max-padding-left and --max-padding-right",
+    "still": "lower --still-threshold or --still-field-thresholds, or leave out "
+    "--filter-still-samples",
+    "unsuccessful_episode": "leave out --only-successful",
+    "success_unknown": "no episode says whether it succeeded; leave out --only-successful",
+    "episode_missing_camera": "choose cameras that the episodes have with --camera-names, or leave "
+    "out --skip-episodes-missing-cameras",
+}
+
 Advance = Callable[[FileEntry], None]
 
 
@@ -241,12 +251,10 @@ def _digested(output: Path, name: str) -> FileEntry | None:
 
 
 def _nothing_left(dropped: Mapping[str, int]) -> DataError:
-    hint = "allow more padding with --max-padding-left and --max-padding-right"
-    if set(dropped) - {"padding"}:
-        hint = "loosen what drops the most: " + max(dropped, key=lambda reason: dropped[reason])
+    most = max(dropped, key=lambda reason: dropped[reason], default="padding")
     return DataError(
         f"no sample is left to write; dropped: {dict(dropped) or 'none'}",
-        hint=hint,
+        hint=_HOW_TO_KEEP.get(most, f"loosen what drops the most: {most}"),
         code="data.no_samples",
         details={"dropped": dict(dropped)},
     )

@@ -36,7 +36,8 @@ class LanguageAnnotations:
             text = uri.location(location).read_text(encoding="utf-8")
             content = yaml.load(text, Loader=_Loader)  # noqa: S506 - one of the safe loaders
         except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise _broken(location, f"cannot be read: {error}") from None
+            reason = " ".join(str(error).split())
+            raise _broken(location, f"cannot be read: {reason}") from None
         except OSError as error:
             raise StorageError(
                 f"{location}: language annotations cannot be read: {error.strerror or error}",

@@ -118,7 +118,7 @@ def _read_vectors(
         if not _is_vector(feature) or (name not in rows.columns and name not in used):
             continue
         try:
-            vectors[name] = rows.vectors(name, feature.width)
+            vectors[name] = rows.finite_vectors(name, feature.width)
         except DataError as error:
             yield refusal(error, episode=ref.id)
     for name in rows.columns:

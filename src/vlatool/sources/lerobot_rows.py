@@ -57,11 +57,18 @@ class Rows:
             width: C as the data set declares it; null takes that of the first row.
 
         Raises:
-            DataError: Values are missing, not numbers, not finite, or rows differ in length.
+            DataError: Values are missing, not numbers, or rows differ in length.
         """
         self.require(name)
-        column = self.table.column(name).combine_chunks()
-        array = self._matrix(name, column, width)
+        return self._matrix(name, self.table.column(name).combine_chunks(), width)
+
+    def finite_vectors(self, name: str, width: int | None) -> Array:
+        """Like `vectors`, where every value must be finite.
+
+        Raises:
+            DataError: One is not, or the column is refused by `vectors`.
+        """
+        array = self.vectors(name, width)
         bad = ~np.isfinite(array).all(axis=1)
         if bad.any():
             row = int(bad.argmax())

@@ -145,6 +145,6 @@ def _rows(recording: Recording, wanted: Sequence[str]) -> Rows | None:
 
 def _vectors(rows: Rows, name: str) -> list[Array]:
     try:
-        return [rows.vectors(name, None)]
+        return [rows.finite_vectors(name, None)]
     except DataError:
         return []

@@ -275,9 +275,12 @@ def _read_header(member: InflatedMember) -> ArrayHeader:
 
 def _broken(path: Path, name: str | None, reason: object) -> DataError:
     where = f"{path}: array {name!r}" if name else str(path)
+    hint = "the file is damaged; download or record it again"
+    if isinstance(reason, PermissionError):
+        hint = "make the file readable for you"
     return DataError(
         f"{where} cannot be read: {reason}",
-        hint="the file is damaged; download or record it again",
+        hint=hint,
         code="data.broken_npz",
         details={"path": str(path), "key": name},
     )

@@ -260,6 +260,9 @@ def _language(
         sentence, origin = str(lowdim[_INSTRUCTION][0]), "its own language_instruction"
     else:
         sentence, origin = task_in_words(ref.task), "the task's name in words"
+    if not sentence:
+        message = "no language: no annotation, no language_instruction, no task in the path"
+        return {}, [("no_language", message)]
     message = f"task {ref.task!r} has no language annotation: each episode uses {origin}"
     return {"original": [sentence]}, [("language_fallback", message)]
 

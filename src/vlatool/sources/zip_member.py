@@ -82,8 +82,8 @@ class InflatedMember:
             if not self._tail:
                 self._tail = self._raw(_CHUNK)
             part = self._decompress(wanted)
-            if not part and not self._tail:
-                break
+            if not part and (self._inflater.eof or not self._tail):
+                break  # the member is shorter than it says
             self._tail = self._inflater.unconsumed_tail
             parts.append(part)
             wanted -= len(part)

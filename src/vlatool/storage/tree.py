@@ -42,11 +42,12 @@ def file_sizes(path: Path) -> list[tuple[str, int]]:
         return _listed_sizes(path) or _size(path)
     if path.is_file():
         return _size(path)
-    found = [
-        ((folder / name).relative_to(path).as_posix(), (folder / name).stat().st_size)
-        for folder, _, files in walk(path)
-        for name in files
-    ]
+    found: list[tuple[str, int]] = []
+    for folder, _, files in walk(path):
+        for name in files:
+            file = folder / name
+            # A link to nowhere, or a file that was taken away meanwhile, is no file.
+            found += [(file.relative_to(path).as_posix(), size) for _, size in _size(file)]
     return sorted(found)
 
 

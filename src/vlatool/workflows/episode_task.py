@@ -125,7 +125,16 @@ class EpisodeTask:
             reason = "episode_missing_camera"
             message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
             return reason, (*episode.warnings, (reason, message))
-        return "", episode.warnings
+        return "", (*episode.warnings, *self._lacking(episode, cameras))
+
+    def _lacking(self, episode: Episode, cameras: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Warnings of depth and labels that were asked for and are not there."""
+        wanted = {"depth": self.choice.depth, "labels": self.choice.labels}
+        there = {"depth": episode.depth, "labels": episode.labels}
+        for kind in (kind for kind, is_wanted in wanted.items() if is_wanted):
+            missing = [name for name in cameras if name not in there[kind]]
+            if missing:
+                yield f"missing_{kind}", f"{episode.id}: no {kind} of {', '.join(missing)}"
 
     def _streams(self, sampler: EpisodeSampler) -> Iterator[PictureStream]:
         episode = sampler.episode

@@ -26,6 +26,7 @@ from vlatool.workflows.preprocess_record import (
     inputs_of,
     present_inputs,
     run_record,
+    without_places,
 )
 from vlatool.workflows.preprocess_result import PreprocessResult
 
@@ -88,7 +89,8 @@ def _run(
         damaged = changed_files(output)
         if not damaged:
             sink.journal.remove()
-            return PreprocessResult(**{**done.result, "status": "already complete"})
+            known = {**done.result, "output": config.output, "status": "already complete"}
+            return PreprocessResult(**known)
         message = f"{output}: {damaged[0]} is missing or has another size; the data are made anew"
         reporter.warn("output_damaged", message)
         record.save(output)
@@ -102,7 +104,8 @@ def _run(
         _remove_if_useless(plan)
         raise
     complete = not result.failures
-    OutputRecord("preprocess", record.options, inputs, result.document(), complete).save(output)
+    told = without_places(config, result.document())
+    OutputRecord("preprocess", record.options, inputs, told, complete).save(output)
     if complete:
         sink.journal.remove()
     return result
@@ -126,7 +129,7 @@ def _write(
         counts={
             "total_samples_created": summary.samples,
             "sample_counts": {"dropped": dict(summary.dropped)},
-            "failures": collected.failures,
+            "failures": without_places(config, collected.failures),
         },
         arguments=run_record(config).options,
         episodes=[ref.id for ref in plan.refs],

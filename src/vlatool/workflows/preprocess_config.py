@@ -159,6 +159,14 @@ class PreprocessConfig(ConfigModel):
     output_dir_fixed_path: str | None = Field(default=None, description="Does nothing.")
     db_logging: bool | None = Field(default=None, description="Does nothing.")
 
+    @field_validator("camera_names", "image_indices")
+    @classmethod
+    def _each_once(cls, value: list[Any] | None) -> list[Any] | None:
+        twice = [item for item in value or [] if (value or []).count(item) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is given twice")
+        return value
+
     @field_validator("resize_images_size")
     @classmethod
     def _positive_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -80,6 +80,23 @@ def data_options(config: PreprocessConfig, plan: PreprocessPlan) -> dict[str, An
     }
 
 
+def without_places(config: PreprocessConfig, value: Any) -> Any:
+    """A result for a file that may be published: locations without the folders above them."""
+    above = {f"{location(text).parent}/" for text in (*config.sources, config.output)}
+    return _shortened(value, sorted(above - {"./", "//"}, key=len, reverse=True))
+
+
+def _shortened(value: Any, prefixes: Sequence[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _shortened(item, prefixes) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(item, prefixes) for item in value]
+    if isinstance(value, str):
+        for prefix in prefixes:
+            value = value.replace(prefix, "")
+    return value
+
+
 def _reader_options(config: PreprocessConfig) -> dict[str, Any]:
     """Keys of the format, files by their names alone."""
     section = reader_section(config)

@@ -191,7 +191,11 @@ def test_a_good_episode_has_no_findings(tmp_path: Path) -> None:
     assert broken(tmp_path, None, deep=True) == []
 
 
-@pytest.mark.parametrize(("change", "code", "place"), DEFECTS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("change", "code", "place"),
+    DEFECTS,
+    ids=[f"{number}-{row[1]}" for number, row in enumerate(DEFECTS)],
+)
 def test_a_defect_has_its_code_and_place(
     change: Break, code: str, place: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -289,9 +293,6 @@ def test_two_episodes_with_equal_actions_are_told(tmp_path: Path) -> None:
 
 def test_folders_that_are_passed_by_are_told(tmp_path: Path) -> None:
     root = spartan_task(tmp_path, 1)
-    for name in ("episode_x", "episode_3", "notes"):
+    for name in ("episode_x", "notes"):
         (session_folder(root) / name).mkdir()
-    assert of_source(root) == [
-        ("spartan.misnamed_episode", "episode_3"),
-        ("spartan.misnamed_episode", "episode_x"),
-    ]
+    assert of_source(root) == [("spartan.misnamed_episode", "episode_x")]

@@ -174,3 +174,72 @@ def test_fit_that_misses_the_target_by_one_pixel_is_padded() -> None:
     geometry = make_geometry((164, 604), (81, 298), "resize_fit")
 
     assert geometry.apply(np.zeros((164, 604, 3), np.uint8)).size == (298, 81)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_pictures_turn_clockwise(turns: int) -> None:
+    image = smooth_photo(40, 60)
+
+    picture = make_geometry((40, 60), None, "center_crop", turns).apply(image)
+
+    assert (np.asarray(picture) == np.rot90(image, -turns)).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    turns=st.integers(1, 3),
+    method=st.sampled_from(METHODS),
+    target=st.tuples(st.integers(20, 90), st.integers(20, 90)),
+    ray=st.tuples(st.floats(-0.4, 0.4), st.floats(-0.4, 0.4)),
+)
+def test_point_stays_on_its_scene_pixel_through_turns_and_resize(
+    turns: int, method: ResizeMethod, target: tuple[int, int], ray: tuple[float, float]
+) -> None:
+    size = (48, 64)
+    given_matrix, pose = matrix(50, 55, 30, 22), np.eye(4)
+    pose[:3, 3] = (0.3, -0.2, 0.1)
+    point = pose @ (*ray, 1, 1)
+    before = given_matrix @ (*ray, 1)
+    geometry = make_geometry(size, target, method, turns)
+
+    k = geometry.intrinsics(geometry.turned_intrinsics(given_matrix))
+    seen = k @ (np.linalg.inv(geometry.turned_extrinsics(pose)) @ point)[:3]
+
+    # The same pixel by hand: turn its corner of the picture, then scale and shift.
+    x, y, (height, width) = before[0], before[1], size
+    for _ in range(turns):
+        x, y, height, width = height - y, x, width, height
+    scale_y, scale_x = (s / o for s, o in zip(geometry.scaled, (height, width), strict=True))
+    by_hand = (x * scale_x - geometry.offset[1], y * scale_y - geometry.offset[0])
+    np.testing.assert_allclose(seen[:2] / seen[2], by_hand, atol=1e-9)
+    assert seen[2] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
+    method: ResizeMethod, turns: int
+) -> None:
+    image = np.zeros((60, 96, 3), np.uint8)
+    image[38:41, 40:43] = 255
+    geometry = make_geometry((60, 96), (44, 44), method, turns)
+
+    light = np.asarray(geometry.apply(image), float).sum(axis=2)
+
+    rows, columns = np.mgrid[0:44, 0:44] + 0.5
+    found = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
+    # The ray of the pixel's centre (41.5, 39.5), seen by the turned camera.
+    ray = np.linalg.inv(geometry.turned_extrinsics(np.eye(4)))[:3, :3] @ (41.5, 39.5, 1)
+    projected = geometry.intrinsics(geometry.turned_intrinsics(np.eye(3))) @ ray
+    np.testing.assert_allclose(found, projected[:2], atol=0.3)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_values_are_never_mixed(method: ResizeMethod, turns: int) -> None:
+    values = np.random.default_rng(0).integers(1, 2**16, (40, 60)).astype(np.uint16)
+
+    found = make_geometry((40, 60), (33, 27), method, turns).apply_to_values(values)
+
+    assert found.size == (27, 33)
+    assert set(np.unique(np.asarray(found))) <= {0, *np.unique(values).tolist()}

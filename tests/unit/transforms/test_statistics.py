@@ -17,6 +17,7 @@ from vlatool.transforms.quantiles import (
 )
 from vlatool.transforms.statistics import (
     PERCENTILES,
+    StatisticsSum,
     WindowStatistics,
     merge,
     summary,
@@ -197,3 +198,87 @@ def test_state_has_the_published_form() -> None:
         "buffers": {"indices": [[0], [1]], "data": [[1.0, 3.0], [5.0]]},
         "digests": {"indices": [], "means": [], "weights": []},
     }
+
+
+# parts
+
+
+@pytest.mark.parametrize("groups", [[1, 1, 1], [2, 1], [1, 2], [3]], ids=str)
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("count", [2, 3, 3, 2]),
+        ("mean", [13, 14]),
+        ("std", [82.2**0.5, 82.2**0.5]),
+        ("percentile_1", [2.18, 3.18]),
+        ("percentile_98", [23.64, 24.64]),
+        ("percentile_1_per_timestep", both(10.1, 2.2, 4.2, 6.1)),
+    ],
+)
+def test_published_vectors_come_out_of_any_grouping(
+    groups: list[int], key: str, expected: list[Any]
+) -> None:
+    values, valid = golden_windows()
+    ends = np.cumsum(groups)[:-1]
+    total = StatisticsSum()
+
+    for part in zip(np.split(values, ends), np.split(valid, ends), strict=True):
+        total.add(of(*part))
+
+    merged = total.total()
+    assert merged is not None
+    np.testing.assert_allclose(summary(merged)[key], expected, rtol=0, atol=1e-8)
+
+
+def test_sum_of_nothing_is_none() -> None:
+    assert StatisticsSum().total() is None
+
+
+@pytest.mark.parametrize("parts", [20, 200])
+def test_width_of_a_sum_does_not_depend_on_the_number_of_parts(parts: int) -> None:
+    rng = np.random.default_rng(6)
+    total = StatisticsSum()
+    for _ in range(parts):
+        total.add(of(rng.normal(size=(100, 1, 1)), np.ones((100, 1), bool)))
+
+    merged = total.total()
+
+    assert merged is not None
+    assert merged.count.tolist() == [[100 * parts]]
+    assert merged.digest.width <= 5 * COMPRESSION
+
+
+# older forms of the digest state. Source: lbm-data 3.12
+
+BUFFERED = {"shape": [2], "counts": [2, 1], "max_buffer": 1000, "compression": 100}
+OLD_STATES: dict[str, dict[str, Any]] = {
+    "now": {
+        **BUFFERED,
+        "buffers": {"indices": [[0], [1]], "data": [[3.0, 1.0], [5.0]]},
+        "digests": {"indices": [], "means": [], "weights": []},
+    },
+    "index as text": {**BUFFERED, "buffers": {"(0,)": [3.0, 1.0], "(1,)": [5.0]}, "digests": {}},
+    "index as bare text": {**BUFFERED, "buffers": {"0": [3.0, 1.0], "1": [5.0]}},
+    "digests as text": {
+        **BUFFERED,
+        "buffers": {},
+        "digests": {
+            "(0,)": {"means": [1.0, 3.0], "weights": [1, 1]},
+            "(1,)": {"means": [5.0], "weights": [1.0]},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("state", OLD_STATES.values(), ids=OLD_STATES)
+def test_every_published_form_of_a_state_is_read(state: dict[str, Any]) -> None:
+    digest = from_state(state)
+
+    assert digest.counts.tolist() == [2, 1]
+    assert quantile(digest, 0.5).tolist() == [2, 5]
+
+
+def test_one_buffer_for_the_whole_grid_is_read() -> None:
+    state = {"shape": [2], "counts": [3, 3], "buffer": [[1, 10], [3, 30], [2, 20]]}
+
+    assert quantile(from_state(state), 0.5).tolist() == [2, 20]

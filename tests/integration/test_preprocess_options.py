@@ -1,0 +1,618 @@
+"""Every option of `preprocess` does what it says. Source: lbm-data 3.1, 3.5, 3.6, 6, 8.3."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+
+from tests.builders.lerobot import Columns, lerobot_dataset
+from tests.builders.preprocessing import arrays, metadata, options_for, refusal, run, samples
+from tests.builders.recording import Recorder
+from tests.builders.spartan import CAMERAS, TASK, Documents, picture, session_folder, spartan_task
+from vlatool.config.resolve import load_config
+from vlatool.errors import ConfigError
+from vlatool.workflows.preprocess import PreprocessConfig
+from vlatool.workflows.sample import SampleConfig, sample
+
+FRAMES = 6
+CAMERA = next(iter(CAMERAS))
+NAME = CAMERAS[CAMERA]
+
+
+def decoded(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)
+
+
+def at_anchor(folder: Path, anchor: int) -> dict[str, Any]:
+    return next(one for one in samples(folder) if metadata(one)["anchor_timestep"] == anchor)
+
+
+def written_config(output: Path) -> dict[str, Any]:
+    return yaml.safe_load((output / "shards/preprocessing_config.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spartan_task(tmp_path_factory.mktemp("raw"), 2, FRAMES)
+
+
+# still windows
+
+
+def mostly_still(documents: Documents) -> None:
+    """Nothing moves but one finger that jumps by 5 at frame 9."""
+    for key, values in documents["observations"].items():
+        if key.startswith("robot__"):
+            documents["observations"][key] = np.zeros_like(values)
+    documents["observations"]["robot__actual__joint"] = np.where(np.arange(12) < 9, 0.0, 5.0)
+    documents["actions"]["actions"] = np.zeros((12, 20))
+
+
+@pytest.fixture(scope="module")
+def still_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spartan_task(
+        tmp_path_factory.mktemp("still"), 1, 12, changes={0: mostly_still}, cameras={CAMERA: NAME}
+    )
+
+
+# Windows hold rows a-1 to a+3 that exist. Population deviations: anchor 6 (0 0 0 0 5) 2; 7 and 8
+# (two or three 5 of five) 2.449; 9 (0 5 5 5) 2.165; 10 and 11 (only 5) 0.
+@pytest.mark.parametrize(
+    ("threshold", "kept"),
+    [(1.0, [6, 7, 8, 9]), (2.0, [7, 8, 9]), (2.3, [7, 8]), (2.5, [])],
+)
+def test_published_rule_keeps_windows_with_a_deviation_above_the_threshold(
+    still_source: Path, tmp_path: Path, threshold: float, kept: list[int]
+) -> None:
+    options = {"filter_still_samples": True, "still_threshold": threshold, "image_indices": [0]}
+    if not kept:
+        assert refusal(still_source, tmp_path / "out", **options).details["dropped"] == {
+            "still": 12
+        }
+        return
+
+    result = run(still_source, tmp_path / "out", **options)
+
+    found = {metadata(one)["anchor_timestep"] for one in samples(tmp_path / "out/shards")}
+    assert (sorted(found), result.dropped) == (kept, {"still": 12 - len(kept)})
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "kept"),
+    [
+        ({"robot__actual__joint": 4.9}, [6, 7, 8, 9]),
+        ({"robot__actual__joint": 5.0}, None),
+        ({"robot__version": 0.1}, None),
+    ],
+)
+def test_range_rule_looks_at_the_named_fields_alone(
+    still_source: Path, tmp_path: Path, thresholds: Mapping[str, float], kept: list[int] | None
+) -> None:
+    options = {"filter_still_samples": True, "still_field_thresholds": thresholds}
+    if kept is None:
+        assert refusal(still_source, tmp_path / "out", **options).code == "data.no_samples"
+        return
+
+    run(still_source, tmp_path / "out", **options)
+
+    found = {metadata(one)["anchor_timestep"] for one in samples(tmp_path / "out/shards")}
+    assert sorted(found) == kept
+
+
+def test_threshold_of_an_unknown_field_is_told_with_the_nearest(
+    still_source: Path, tmp_path: Path
+) -> None:
+    thresholds = {"robot__actual__jiont": 0.1}
+
+    error = refusal(
+        still_source,
+        tmp_path / "out",
+        filter_still_samples=True,
+        still_field_thresholds=thresholds,
+    )
+
+    assert (error.code, error.exit_code) == ("data.unknown_field", 3)
+    assert "robot__actual__joint" in error.hint
+
+
+# pictures
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_rotation_turns_pixels_clockwise(source: Path, tmp_path: Path, turns: int) -> None:
+    options = {"camera_rotations": {NAME: turns}, "jpeg_quality": 100, "image_indices": [0]}
+    run(source, tmp_path / "out", episodes="0", **options)
+
+    found = decoded(at_anchor(tmp_path / "out/shards", 2)[f"{NAME}_t0.jpg"])
+
+    expected = np.rot90(picture(2, 0, (24, 32)), -turns)
+    assert found.shape == expected.shape
+    # What wraps around in the picture rings in the JPEG: compare where it does not.
+    difference = np.abs(found.astype(int) - expected)
+    assert np.median(difference) <= 4
+    others = [np.rot90(picture(2, 0, (24, 32)), -k) for k in range(4) if k != turns]
+    for other in others:
+        if other.shape == found.shape:
+            assert np.median(np.abs(found.astype(int) - other)) > np.median(difference)
+
+
+@pytest.mark.parametrize(("turns", "size"), [(0, [32, 24]), (1, [24, 32]), (2, [32, 24])])
+def test_original_sizes_are_those_after_rotation(
+    source: Path, tmp_path: Path, turns: int, size: list[int]
+) -> None:
+    run(source, tmp_path / "out", episodes="0", camera_rotations={NAME: turns})
+
+    facts = metadata(next(samples(tmp_path / "out/shards")))
+
+    assert facts["original_image_sizes"][NAME] == size
+
+
+def test_rotation_leaves_points_on_the_pixels_that_show_them(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", episodes="0", camera_rotations={NAME: 1})
+    fields = arrays(at_anchor(tmp_path / "out/shards", 0))
+    camera_t_base = np.linalg.inv(fields[f"extrinsics.{NAME}"][1])
+
+    x, y, z = (fields[f"rescaled_intrinsics.{NAME}"][1] @ camera_t_base[:3]) @ [0.1, 0.2, 1, 1]
+
+    # f 30, centre (16, 12): at (19, 18) in 32 x 24; clockwise (24 - 18, 19) in 24 x 32.
+    np.testing.assert_allclose((x / z, y / z), (6, 19))
+
+
+def values(document_key: str, content: np.ndarray) -> Any:
+    def change(documents: Documents) -> None:
+        documents["observations"][document_key] = content
+
+    return change
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("depth", np.uint16), ("label", np.int16)])
+@pytest.mark.parametrize("turns", [0, 1])
+@pytest.mark.parametrize("method", ["center_crop", "resize_no_crop", "resize_fit"])
+def test_values_are_kept_exactly_in_16_bit_png(
+    tmp_path: Path, kind: str, dtype: Any, turns: int, method: str
+) -> None:
+    content = np.random.default_rng(0).integers(300, 30_000, (FRAMES, 24, 32)).astype(dtype)
+    change = values(f"{CAMERA}_{kind}", content)
+    raw = spartan_task(tmp_path / "raw", 1, FRAMES, changes={0: change})
+    shape = {"resize_images_size": [16, 16], "image_resizing_method": method}
+    on = {"depth": kind == "depth", "labels": kind == "label", "camera_rotations": {NAME: turns}}
+    run(raw, tmp_path / "out", image_indices=[0], **shape, **on)
+
+    data = at_anchor(tmp_path / "out/shards", 3)[f"{NAME}_{kind}_t0.png"]
+
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "I;16", (16, 16))
+        assert set(np.unique(np.asarray(image))) <= {0, *np.unique(content[3]).tolist()}
+
+
+def test_depth_has_the_geometry_of_the_picture(tmp_path: Path) -> None:
+    bright = np.zeros((FRAMES, 24, 32, 3), np.uint8)
+    bright[:, 4:12, 8:16] = 255
+
+    def change(documents: Documents) -> None:
+        documents["observations"][CAMERA] = bright
+        documents["observations"][f"{CAMERA}_depth"] = bright[..., 0].astype(np.uint16) * 10
+
+    raw = spartan_task(tmp_path / "raw", 1, FRAMES, changes={0: change})
+    run(raw, tmp_path / "out", depth=True, camera_rotations={NAME: 1}, resize_images_size=[12, 12])
+
+    sample_ = next(samples(tmp_path / "out/shards"))
+    light = decoded(sample_[f"{NAME}_t0.jpg"])[..., 0] > 127
+    far = decoded(sample_[f"{NAME}_depth_t0.png"]) > 1270
+    assert (light != far).sum() <= 0.15 * light.sum()
+
+
+def test_depth_and_labels_are_absent_by_default(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "out")
+
+    assert not [key for one in samples(tmp_path / "out/shards") for key in one if "png" in key]
+
+
+def test_resize_filter_is_recorded_and_changes_pixels(source: Path, tmp_path: Path) -> None:
+    pictures = set()
+    for name in ("lanczos", "nearest"):
+        run(source, tmp_path / name, resize_images_size=[16, 12], image_resizing_filter=name)
+        assert written_config(tmp_path / name)["image_resizing_filter"].lower() == name
+        pictures.add(at_anchor(tmp_path / name / "shards", 0)[f"{NAME}_t0.jpg"])
+
+    assert len(pictures) == 2
+
+
+# which episodes
+
+
+def test_only_successful_keeps_those_that_say_so(tmp_path: Path) -> None:
+    raw = spartan_task(tmp_path / "raw", 4, FRAMES)
+    summaries = {0: np.array([[True]]), 1: np.array([[False]]), 3: np.array(["True"])}
+    for number, value in summaries.items():
+        folder = session_folder(raw) / f"episode_{number}/processed"
+        np.savez(folder / "summary.npz", episode_success=value)
+
+    result = run(raw, tmp_path / "out", only_successful=True)
+
+    kept = {metadata(one)["episode_id"][-1] for one in samples(tmp_path / "out/shards")}
+    assert kept == {"0"}
+    assert result.dropped == {"unsuccessful_episode": 1, "success_unknown": 2}
+
+
+def test_validation_episodes_are_held_out_and_counted(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "validation.json"
+    path.write_text(json.dumps({TASK: [1], "Other": [0]}))
+
+    result = run(source, tmp_path / "out", source={"validation_episodes_path": str(path)})
+
+    kept = {metadata(one)["episode_id"][-1] for one in samples(tmp_path / "out/shards")}
+    assert kept == {"0"}
+    assert result.dropped["validation_episode"] == 1
+
+
+def test_several_sources_make_one_output(tmp_path: Path) -> None:
+    first = spartan_task(tmp_path / "a", 1, FRAMES)
+    second = spartan_task(tmp_path / "b", 1, FRAMES, task="OtherTask")
+
+    run(first, tmp_path / "out", sources=[str(first), str(second)])
+
+    tasks = {metadata(one)["task"] for one in samples(tmp_path / "out/shards")}
+    assert tasks == {TASK, "OtherTask"}
+    assert written_config(tmp_path / "out")["source_episodes"] == ["a", "b"]
+
+
+# pose groups. Source: lbm-data 8.3
+
+REFERENCE = ([1, 2, 3], [0, 1, 0, -1, 0, 0])
+CURRENT = ([2, 2, 3], [1, 0, 0, 0, 1, 0])
+RELATIVE = ([0, 1, 0], [0, -1, 0, 1, 0, 0])
+# The reference has rows (0 1 0), (-1 0 0), (0 0 1): a quarter turn about -z.
+ROTATIONS: dict[str, tuple[list[float], list[float]]] = {
+    "rot_6d": ([0, 1, 0, -1, 0, 0], [1, 0, 0, 0, 1, 0]),
+    "axis_angle": ([0, 0, -np.pi / 2], [0, 0, 0]),
+    "euler_xyz": ([0, 0, -np.pi / 2], [0, 0, 0]),
+    "quaternion_xyzw": ([0, 0, -(0.5**0.5), 0.5**0.5], [0, 0, 0, 1]),
+    "quaternion_wxyz": ([0.5**0.5, 0, 0, -(0.5**0.5)], [1, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("form", ROTATIONS)
+def test_pose_in_parts_of_a_vector_gets_the_published_relative_fields(
+    tmp_path: Path, form: str
+) -> None:
+    reference, current = ROTATIONS[form]
+    rows = [[*REFERENCE[0], *reference], *[[*CURRENT[0], *current]] * 4]
+    width = len(rows[0])
+
+    def change(number: int, columns: Columns) -> None:
+        del number
+        flat = pa.array(np.array(rows, np.float64).ravel())
+        columns["observation.state"] = pa.FixedSizeListArray.from_arrays(flat, width)
+
+    features = {
+        "observation.state": {"dtype": "float64", "shape": [width], "names": None},
+        "action": {"dtype": "float32", "shape": [2], "names": None},
+        "observation.images.front": {
+            "dtype": "image",
+            "shape": [32, 48, 3],
+            "names": ["height", "width", "channel"],
+        },
+    }
+    root = lerobot_dataset(
+        tmp_path / "raw",
+        (5,),
+        cameras={"observation.images.front": "image"},
+        info={"features": features},
+        change=change,
+    )
+    group = {
+        "name": "hand",
+        "position_key": "observation.state[0:3]",
+        "rotation_key": f"observation.state[3:{width}]",
+        "rotation": form,
+    }
+
+    run(root, tmp_path / "out", format="lerobot", pose_groups=[group])
+
+    fields = arrays(at_anchor(tmp_path / "out/shards", 0))
+    # Anchor 0 is row 1 of the window; the next frame is row 2.
+    for name, at_anchor_, after in (
+        ("hand__xyz_relative", [0, 0, 0], RELATIVE[0]),
+        ("hand__rot_6d_relative", [1, 0, 0, 0, 1, 0], RELATIVE[1]),
+    ):
+        np.testing.assert_allclose(fields[name][1], at_anchor_, atol=1e-7)
+        np.testing.assert_allclose(fields[name][2], after, atol=1e-7)
+
+
+# statistics, compatibility
+
+
+def test_without_statistics_no_statistics_are_written(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", compute_statistics=False)
+
+    assert not list((tmp_path / "out").rglob("stats*.json"))
+
+
+# Source: lbm-data 8.3; fx fy cx cy
+@pytest.mark.parametrize(
+    ("size", "given", "expected"),
+    [
+        (
+            (480, 640),
+            (616.1290, 615.7580, 321.2690, 247.8640),
+            (287.52688, 287.35373, 112.59221, 115.66987),
+        ),
+        (
+            (600, 960),
+            (416.31268, 415.36661, 484.25815, 304.04462),
+            (155.42340, 155.07020, 113.58971, 113.50999),
+        ),
+    ],
+)
+def test_compat_gives_the_published_intrinsics(
+    tmp_path: Path,
+    size: tuple[int, int],
+    given: tuple[float, ...],
+    expected: tuple[float, ...],
+) -> None:
+    def change(documents: Documents) -> None:
+        fx, fy, cx, cy = given
+        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        documents["intrinsics"][CAMERA] = matrix
+
+    raw = spartan_task(
+        tmp_path / "raw", 1, 1, changes={0: change}, size=size, cameras={CAMERA: NAME}
+    )
+    shape = {"resize_images_size": [224, 224], "image_indices": [0], "max_padding_right": 9}
+    run(raw, tmp_path / "out", compat=True, **shape)
+
+    matrix = arrays(next(samples(tmp_path / "out/shards")))[f"rescaled_intrinsics.{NAME}"][0]
+
+    found = matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+# presets. Source: lbm-data 6
+
+CAMERAS_4 = ["scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus"]
+CAMERAS_6 = [
+    "scene_right_0",
+    "scene_left_0",
+    "wrist_left_minus",
+    "wrist_left_plus",
+    "wrist_right_minus",
+    "wrist_right_plus",
+]
+SHARED = {
+    "image_indices": [-1, 0],
+    "stride": 1,
+    "padding_strategy": "copy",
+    "filter_still_samples": False,
+    "still_threshold": 0.05,
+    "jpeg_quality": 95,
+    "fail_on_nan": True,
+    "max_episodes": -1,
+    "image_resizing_method": "center_crop",
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "lbm-1past-14future": {
+        **SHARED,
+        "past_lowdim_steps": 1,
+        "future_lowdim_steps": 14,
+        "max_padding_left": 3,
+        "max_padding_right": 15,
+        "resize_images_size": (384, 384),
+    },
+    "lbm-5past-20future": {
+        **SHARED,
+        "past_lowdim_steps": 5,
+        "future_lowdim_steps": 20,
+        "max_padding_left": 5,
+        "max_padding_right": 17,
+        "resize_images_size": (342, 256),
+    },
+    "lbm-cameras-4": {"camera_names": CAMERAS_4},
+    "lbm-cameras-6": {"camera_names": CAMERAS_6},
+}
+ENDS = {
+    "robot__action__poses__right::panda__xyz": 3,
+    "robot__action__poses__right::panda__rot_6d": 9,
+    "robot__action__poses__left::panda__xyz": 12,
+    "robot__action__poses__left::panda__rot_6d": 18,
+    "robot__action__grippers__right::panda_hand": 19,
+    "robot__action__grippers__left::panda_hand": 20,
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "key", "expected"),
+    [(preset, key, value) for preset, keys in PRESETS.items() for key, value in keys.items()],
+)
+def test_preset_holds_the_published_value(preset: str, key: str, expected: Any) -> None:
+    assert getattr(load_config(PreprocessConfig, presets=[preset]).config, key) == expected
+
+
+@pytest.mark.parametrize("preset", ["lbm-1past-14future", "lbm-5past-20future"])
+def test_preset_holds_the_published_fields(preset: str) -> None:
+    section: Any = load_config(PreprocessConfig, presets=[preset]).config.source
+
+    kinds = ("wrench", "joint_torque", "external_wrench", "joint_torque_external")
+    discarded = {f"robot__desired__{k}__{s}::panda" for k in kinds for s in ("right", "left")}
+    assert set(section.data_discard_keys) == discarded
+    ends = dict(zip(section.action_key_fields, section.action_index_fields, strict=True))
+    assert ends == ENDS
+
+
+# published names. Source: lbm-data 3.1
+
+PUBLISHED: dict[str, Any] = {
+    "source_episodes": ["raw"],
+    "output_dir": "out",
+    "output_dir_fixed_path": "s3://your-bucket/your-path/",
+    "past_lowdim_steps": 1,
+    "future_lowdim_steps": 14,
+    "camera_names": None,
+    "skip_episodes_missing_cameras": False,
+    "image_indices": [-1, 0],
+    "stride": 1,
+    "max_padding_left": 1,
+    "max_padding_right": 7,
+    "padding_strategy": "copy",
+    "filter_still_samples": False,
+    "still_threshold": 0.01,
+    "samples_per_shard": 128,
+    "num_workers": 20,
+    "max_episodes_to_process": -1,
+    "fail_on_nan": False,
+    "compute_statistics": True,
+    "auto_tag": True,
+    "skip_git_tagging": False,
+    "resize_images_size": None,
+    "image_resizing_method": "CENTER_CROP",
+    "camera_rotations": None,
+    "jpeg_quality": 95,
+    "ray_address": None,
+    "ray_num_cpus": None,
+    "db_logging": False,
+}
+OF_FORMAT: dict[str, dict[str, Any]] = {
+    "spartan": {
+        "data_discard_keys": None,
+        "language_annotations_path": "language.yaml",
+        "action_fields_config_path": "actions.yaml",
+        "validation_episodes_path": None,
+    },
+    "lerobot": {"observation_keys": None, "action_keys": None},
+}
+NAMES = [
+    (format_, key, value)
+    for format_, own in OF_FORMAT.items()
+    for key, value in {**PUBLISHED, **own}.items()
+]
+
+
+@pytest.mark.parametrize(("format_", "key", "value"), NAMES)
+def test_published_key_is_accepted_in_a_file(
+    tmp_path: Path, format_: str, key: str, value: Any
+) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(yaml.safe_dump({"type": format_, key: value}))
+
+    load_config(PreprocessConfig, files=[str(path)])
+
+
+@pytest.mark.parametrize("method", ["center_crop", "resize_no_crop", "resize_fit"])
+@pytest.mark.parametrize("spell", [str.lower, str.upper])
+def test_resizing_method_is_accepted_in_both_spellings(
+    tmp_path: Path, method: str, spell: Any
+) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(f"image_resizing_method: {spell(method)}")
+
+    config = load_config(PreprocessConfig, files=[str(path)]).config
+
+    assert config.image_resizing_method == method
+
+
+@pytest.mark.parametrize("key", sorted(PreprocessConfig.without_effect))
+def test_option_without_effect_says_so(source: Path, tmp_path: Path, key: str) -> None:
+    recorder = Recorder()
+
+    run(source, tmp_path / "out", dry_run=True, reporter=recorder, **{key: PUBLISHED[key]})
+
+    assert [text for code, text in recorder.warnings if code == "option_without_effect"]
+
+
+def test_unknown_key_is_refused() -> None:
+    tree = {**options_for(Path("raw"), Path("out")), "future_lowdim_step": 3}
+    with pytest.raises((ConfigError, ValueError)):
+        PreprocessConfig.specialise(tree).model_validate(tree)
+
+
+# what is written of the options
+
+
+@pytest.fixture(scope="module")
+def output(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    run(source, folder / "out", camera_names=list(CAMERAS.values()))
+    return folder / "out"
+
+
+@pytest.mark.parametrize("key", ["type", *PUBLISHED, *OF_FORMAT["spartan"]])
+def test_preprocessing_config_has_every_published_key(output: Path, key: str) -> None:
+    assert key in written_config(output)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["output_dir", "output_dir_fixed_path", "num_workers", "ray_address", "ray_num_cpus"],
+)
+def test_preprocessing_config_is_silent_about_the_machine(output: Path, key: str) -> None:
+    assert written_config(output)[key] is None
+
+
+def test_preprocessing_config_is_accepted_as_a_config(output: Path) -> None:
+    published = {**PUBLISHED, **OF_FORMAT["spartan"]}
+    content = {key: written_config(output)[key] for key in ("type", *published)}
+    path = output.parent / "again.yaml"
+    path.write_text(yaml.safe_dump(content))
+
+    place = output.parent / "place.yaml"
+    place.write_text("output: there")
+
+    config = load_config(PreprocessConfig, files=[str(path), str(place)]).config
+
+    assert config.camera_names == list(CAMERAS.values())
+
+
+@pytest.mark.parametrize("layout", ["published", "bare"])
+@pytest.mark.parametrize("broken", [False, True])
+def test_no_file_of_the_data_holds_a_path_of_the_machine(
+    tmp_path: Path,
+    layout: str,
+    broken: bool,
+) -> None:
+    def spoil(documents: Documents) -> None:
+        del documents["actions"]
+
+    raw = spartan_task(tmp_path / "raw", 2, FRAMES, changes={1: spoil} if broken else {})
+    if layout == "bare":
+        raw = session_folder(raw).rename(tmp_path / "bare")
+    run_or_fail = refusal if broken else run
+    run_or_fail(raw, tmp_path / "out")
+
+    found = [
+        path.name
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+        and ".vlatool" not in path.parts
+        and str(tmp_path).lstrip("/").encode() in path.read_bytes()
+    ]
+    assert found == []
+
+
+# other layouts
+
+
+def test_libero_episodes_become_lbm_shards(tmp_path: Path) -> None:
+    sample(
+        SampleConfig(layout="libero", output=str(tmp_path / "raw"), episodes=1, frames=8, workers=1)
+    )
+
+    result = run(
+        tmp_path / "raw",
+        tmp_path / "out",
+        format="lerobot",
+        camera_names=["image", "wrist_image"],
+        source={"observation_keys": ["state"], "action_keys": ["actions"]},
+    )
+
+    read = list(samples(tmp_path / "out/shards"))
+    assert (result.samples, len(read)) == (8, 8)
+    assert {"image_t0.jpg", "wrist_image_t-1.jpg"} <= set(read[0])
+    assert set(arrays(read[0])) >= {"state", "actions", "past_mask", "future_mask"}

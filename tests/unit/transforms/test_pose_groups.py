@@ -1,0 +1,110 @@
+"""Poses in parts of a vector. Golden vector: lbm-data 8.3."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlatool.episode import Episode
+from vlatool.errors import DataError
+from vlatool.transforms.pose_groups import PoseGroupConfig, with_pose_groups
+from vlatool.transforms.relative import relative_fields
+
+XYZ = [[1.0, 2, 3], [2, 2, 3]]
+ROT6D = [[0.0, 1, 0, -1, 0, 0], [1, 0, 0, 0, 1, 0]]
+HALF = 0.5**0.5
+FORMS: dict[str, list[list[float]]] = {
+    "rot_6d": ROT6D,
+    "axis_angle": [[0, 0, -np.pi / 2], [0, 0, 0]],
+    "euler_xyz": [[0, 0, -np.pi / 2], [0, 0, 0]],
+    "quaternion_xyzw": [[0, 0, -HALF, HALF], [0, 0, 0, 2]],
+    "quaternion_wxyz": [[HALF, 0, 0, -HALF], [2, 0, 0, 0]],
+}
+
+
+def episode(**fields: Any) -> Episode:
+    lowdim = {name: np.array(values) for name, values in fields.items()}
+    return Episode("e", "", 10.0, 2, {}, lowdim, action_fields=("state", "gripper"))
+
+
+def group(**keys: Any) -> PoseGroupConfig:
+    defaults = {"name": "hand", "position_key": "state[0:3]", "rotation_key": "state[3:9]"}
+    return PoseGroupConfig.model_validate({**defaults, **keys})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("writeable", [True, False])
+def test_parts_become_fields_of_their_own(form: str, writeable: bool) -> None:
+    state = np.hstack([XYZ, FORMS[form]])
+    state.flags.writeable = writeable  # arrays that come from files are not
+    wanted = group(rotation=form, rotation_key=f"state[3:{state.shape[1]}]")
+
+    made = with_pose_groups(Episode("e", "", 10.0, 2, {}, {"state": state}), [wanted])
+
+    np.testing.assert_allclose(made.lowdim["hand__xyz"], XYZ)
+    np.testing.assert_allclose(made.lowdim["hand__rot_6d"], ROT6D, atol=1e-12)
+
+
+def test_relative_fields_equal_the_published_vector() -> None:
+    made = with_pose_groups(episode(state=np.hstack([XYZ, ROT6D])), [group()])
+
+    windows = {name: values[None] for name, values in made.lowdim.items()}
+    relative = relative_fields(windows, made.pose_groups, anchor=0)
+
+    np.testing.assert_allclose(relative["hand__xyz_relative"][0], [[0, 0, 0], [0, 1, 0]])
+    np.testing.assert_allclose(
+        relative["hand__rot_6d_relative"][0],
+        [[1, 0, 0, 0, 1, 0], [0, -1, 0, 1, 0, 0]],
+        atol=1e-12,
+    )
+
+
+def test_whole_fields_keep_their_names() -> None:
+    made = with_pose_groups(
+        episode(xyz=XYZ, rot=ROT6D), [group(position_key="xyz", rotation_key="rot")]
+    )
+
+    assert set(made.lowdim) == {"xyz", "rot"}
+
+
+def test_reference_is_the_pose_of_another_group() -> None:
+    measured = group(name="measured", position_key="m[0:3]", rotation_key="m[3:9]")
+    commanded = group(reference="measured")
+    state = np.hstack([XYZ, ROT6D])
+    made = with_pose_groups(episode(state=state[[1, 1]], m=state[[0, 0]]), [measured, commanded])
+
+    windows = {name: values[None] for name, values in made.lowdim.items()}
+    relative = relative_fields(windows, made.pose_groups, anchor=0)
+
+    np.testing.assert_allclose(relative["hand__xyz_relative"][0, 0], [0, 1, 0])
+
+
+def test_actions_that_form_a_pose_are_predicted_relative() -> None:
+    base = episode(state=ROT6D, gripper=XYZ)
+
+    made = with_pose_groups(base, [group(position_key="gripper", rotation_key="state")])
+
+    assert made.action_fields == ("state_relative", "gripper_relative")
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"position_key": "stat[0:3]"}, "data.missing_field"),
+        ({"rotation_key": "text"}, "data.missing_field"),
+        ({"position_key": "state[0:4]"}, "data.bad_pose"),
+        ({"position_key": "state[7:10]"}, "data.bad_pose"),
+        ({"rotation_key": "state[3:6]"}, "data.bad_pose"),
+        ({"position_key": "state"}, "data.bad_pose"),
+        ({"rotation": "axis_angle"}, "data.bad_pose"),
+        ({"reference": "hnd"}, "data.unknown_pose_group"),
+    ],
+)
+def test_group_that_does_not_fit_is_refused(keys: dict[str, str], code: str) -> None:
+    base = episode(state=np.hstack([XYZ, ROT6D]), text=["a", "b"])
+
+    with pytest.raises(DataError) as caught:
+        with_pose_groups(base, [group(**keys)])
+
+    assert caught.value.code == code
+    assert caught.value.hint

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+
+from vlatool.errors import DataError
+from vlatool.transforms.stillness import StillnessSpec, moving
+from vlatool.transforms.windows import Windows, WindowSpec, make_windows
+
+FRAMES = 5
+
+
+def windows(past: int = 0, future: int = 4) -> Windows:
+    """With the default, one window over all 5 frames."""
+    right = 0 if future == 4 else FRAMES
+    spec = WindowSpec(past, future, max_padding_left=FRAMES, max_padding_right=right)
+    return make_windows(FRAMES, spec)
+
+
+def column(*values: float) -> np.ndarray:
+    return np.array(values, float)[:, None]
+
+
+# 0 0 0 0 5 has a population standard deviation of exactly 2, a sample deviation of 2.24.
+JUMP = column(0, 0, 0, 0, 5)
+
+
+@pytest.mark.parametrize(("threshold", "moves"), [(1.99, True), (2.0, False), (2.1, False)])
+def test_published_threshold_is_strict_and_the_deviation_that_of_the_population(
+    threshold: float, moves: bool
+) -> None:
+    fields = {"robot__actual__x": JUMP}
+
+    assert moving(windows(), fields, StillnessSpec(threshold)).tolist() == [moves]
+
+
+def test_largest_channel_decides() -> None:
+    fields = {"action": np.hstack([np.zeros((FRAMES, 1)), JUMP, np.zeros((FRAMES, 1))])}
+
+    assert moving(windows(), fields, StillnessSpec(1.9)).all()
+
+
+def test_one_moving_field_is_enough() -> None:
+    fields = {"action": JUMP, "joint": np.zeros((FRAMES, 1))}
+
+    assert moving(windows(), fields, StillnessSpec(1.9)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "moves"),
+    [
+        ("My_Action", True),
+        ("JOINT_1", True),
+        ("poses", True),
+        ("left_xyz", True),
+        ("actual", True),
+        ("gripper", False),
+        ("state", False),
+    ],
+)
+def test_published_rule_considers_fields_by_their_names(name: str, moves: bool) -> None:
+    fields = {name: JUMP, "action": np.zeros((FRAMES, 1))}
+
+    assert moving(windows(), fields, StillnessSpec(0.1)).tolist() == [moves]
+
+
+def test_window_without_considered_fields_is_kept() -> None:
+    assert moving(windows(), {"state": np.zeros((FRAMES, 1))}, StillnessSpec()).all()
+
+
+def test_text_is_not_considered() -> None:
+    fields = {"action_text": np.array(["a", "b", "c", "d", "e"]), "action": np.zeros((FRAMES, 1))}
+
+    assert not moving(windows(), fields, StillnessSpec()).any()
+
+
+def test_window_of_one_real_row_is_still() -> None:
+    found = moving(windows(future=3), {"action": JUMP}, StillnessSpec(0.1))
+
+    assert found.tolist() == [False, True, True, True, False]
+
+
+def test_nan_counts_as_still_as_published() -> None:
+    fields = {"action": np.full((FRAMES, 1), np.nan)}
+
+    assert not moving(windows(), fields, StillnessSpec()).any()
+
+
+@pytest.mark.parametrize("padding", ["copy", "zero", "reflect"])
+def test_padding_does_not_count_as_movement(padding: str) -> None:
+    spec = WindowSpec(2, 2, max_padding_left=9, max_padding_right=9, padding=padding)  # pyright: ignore[reportArgumentType] - a row of the table
+    fields = {"action": np.full((FRAMES, 1), 7.0)}
+
+    assert not moving(make_windows(FRAMES, spec), fields, StillnessSpec(0.0)).any()
+
+
+@pytest.mark.parametrize(("threshold", "moves"), [(4.9, True), (5.0, False)])
+def test_range_rule_is_strict(threshold: float, moves: bool) -> None:
+    spec = StillnessSpec(field_thresholds={"gripper": threshold})
+
+    assert moving(windows(), {"gripper": JUMP}, spec).tolist() == [moves]
+
+
+def test_range_rule_ignores_other_fields() -> None:
+    spec = StillnessSpec(field_thresholds={"gripper": 0.1})
+
+    assert not moving(windows(), {"gripper": 0 * JUMP, "action": JUMP}, spec).any()
+
+
+def test_nan_is_no_proof_of_stillness_by_the_range_rule() -> None:
+    spec = StillnessSpec(field_thresholds={"gripper": 0.1})
+
+    assert moving(windows(), {"gripper": np.full((FRAMES, 1), np.nan)}, spec).all()
+
+
+@pytest.mark.parametrize("field", ["griper", "words"])
+def test_threshold_of_a_field_that_holds_no_numbers_is_refused(field: str) -> None:
+    spec = StillnessSpec(field_thresholds={field: 0.1})
+    fields = {"gripper": JUMP, "words": np.array(["a"] * FRAMES)}
+
+    with pytest.raises(DataError) as caught:
+        moving(windows(), fields, spec)
+
+    assert (caught.value.code, caught.value.details["field"]) == ("data.unknown_field", field)
