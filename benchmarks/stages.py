@@ -22,8 +22,8 @@ from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
 from vlatool.artifacts.stats import write_compact_stats, write_stats
 from vlatool.sinks.base import Receipt
 from vlatool.sinks.journal import Journal
-from vlatool.sources.spartan import SpartanReader
-from vlatool.sources.spartan_config import SpartanConfig
+from vlatool.sources.spartan.config import SpartanConfig
+from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
 from vlatool.transforms.statistics import StatisticsSum, field_entries
 from vlatool.transforms.windows import WindowSpec

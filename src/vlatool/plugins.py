@@ -119,8 +119,8 @@ FORMATS: Registry[Any] = Registry(
     "vlatool.formats",
     "format",
     {
-        "spartan": "vlatool.sources.spartan:SpartanReader",
-        "lerobot": "vlatool.sources.lerobot:LeRobotReader",
+        "spartan": "vlatool.sources.spartan.reader:SpartanReader",
+        "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
     },
 )
 MODELS: Registry[Any] = Registry(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlatool.episode import Episode
-from vlatool.sources.lerobot import LeRobotConfig, LeRobotReader
+from vlatool.sources.lerobot.reader import LeRobotConfig, LeRobotReader
 
 CAMERA = "observation.images.ego_view"
 # Rows, first index, sum of state, sum of action, mean over all pictures. Source: lerobot-format 14

@@ -34,7 +34,7 @@ from vlatool.errors import VlatoolError
 from vlatool.events import NullReporter
 from vlatool.sinks.journal import Journal
 from vlatool.workflows.preprocess import PreprocessResult
-from vlatool.workflows.preprocess_config import PreprocessConfig
+from vlatool.workflows.preprocessing.config import PreprocessConfig
 
 FRAMES = 6
 CAMERA = next(iter(CAMERAS))

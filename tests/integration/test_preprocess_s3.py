@@ -20,9 +20,9 @@ from vlatool.storage import s3 as requests
 from vlatool.storage.atomic import write_text
 from vlatool.storage.lock import output_lock
 from vlatool.storage.s3_path import S3Path
-from vlatool.workflows.episode_task import EpisodeTask
 from vlatool.workflows.preprocess import PreprocessConfig
-from vlatool.workflows.preprocess_plan import make_plan
+from vlatool.workflows.preprocessing.episode_task import EpisodeTask
+from vlatool.workflows.preprocessing.plan import make_plan
 
 EPISODES, FRAMES = 3, 12
 SAMPLES = EPISODES * 5  # the default window, with seven padded frames at most

@@ -12,8 +12,8 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
-from vlatool.sources.lerobot import LeRobotReader
-from vlatool.sources.spartan import SpartanReader
+from vlatool.sources.lerobot.reader import LeRobotReader
+from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.testing import check_model_type, check_reader
 
 TRANSFORMER = {"hidden_dim": 32, "n_layers": 2, "n_heads": 2, "ffn_type": "gelu"}

@@ -11,8 +11,8 @@ from PIL import Image
 
 from vlatool.artifacts.run_dir import METRICS, read_metrics
 from vlatool.episode import Episode
-from vlatool.sources.spartan import SpartanReader
-from vlatool.sources.spartan_config import SpartanConfig
+from vlatool.sources.spartan.config import SpartanConfig
+from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.storage.atomic import write_text
 
 _STRIP_FRAMES = 8

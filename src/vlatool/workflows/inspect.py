@@ -14,17 +14,17 @@ from vlatool.events import NULL, Reporter
 from vlatool.sources.order import select
 from vlatool.storage.uri import location
 from vlatool.workflows.format_detection import find_source
-from vlatool.workflows.inspect_html import (
+from vlatool.workflows.inspection.html_page import (
     PageRequest,
     check_target,
     write_shard_page,
     write_shards_page,
     write_source_page,
 )
-from vlatool.workflows.inspect_run import inspect_run, is_run
-from vlatool.workflows.inspect_shard import inspect_shard
-from vlatool.workflows.inspect_shards import find_shards, inspect_shards
-from vlatool.workflows.inspect_source import inspect_source
+from vlatool.workflows.inspection.run import inspect_run, is_run
+from vlatool.workflows.inspection.shard import inspect_shard
+from vlatool.workflows.inspection.shards import find_shards, inspect_shards
+from vlatool.workflows.inspection.source import inspect_source
 
 
 class InspectConfig(ConfigModel):

@@ -18,17 +18,17 @@ from vlatool.sinks.shards import ShardsSummary
 from vlatool.storage.atomic import remove_partials, remove_tree
 from vlatool.storage.lock import output_lock
 from vlatool.transforms.windows import make_windows
-from vlatool.workflows.episode_task import kept_cameras
-from vlatool.workflows.preprocess_config import PreprocessConfig
-from vlatool.workflows.preprocess_plan import PreprocessPlan, make_plan
-from vlatool.workflows.preprocess_record import (
+from vlatool.workflows.preprocessing.config import PreprocessConfig
+from vlatool.workflows.preprocessing.episode_task import kept_cameras
+from vlatool.workflows.preprocessing.plan import PreprocessPlan, make_plan
+from vlatool.workflows.preprocessing.record import (
     data_options,
     inputs_of,
     present_inputs,
     run_record,
     without_places,
 )
-from vlatool.workflows.preprocess_result import PreprocessResult
+from vlatool.workflows.preprocessing.result import PreprocessResult
 
 __all__ = ["PreprocessConfig", "PreprocessResult", "preprocess"]
 
@@ -71,7 +71,7 @@ def _executor(config: PreprocessConfig) -> Executor:
     if config.engine == "ray":
         workers = config.ray_num_cpus or config.workers
         return make_executor(workers, engine="ray", ray_address=config.ray_address)
-    return make_executor(config.workers, preload=("vlatool.workflows.episode_task",))
+    return make_executor(config.workers, preload=("vlatool.workflows.preprocessing.episode_task",))
 
 
 def _run(
@@ -103,6 +103,7 @@ def _run(
     except DataError:
         _remove_if_useless(plan)
         raise
+    remove_partials(output)  # of workers that died on the way
     complete = not result.failures
     told = without_places(config, result.document())
     OutputRecord("preprocess", record.options, inputs, told, complete).save(output)

@@ -13,11 +13,11 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.findings import SEVERITIES, Finding
 from vlatool.storage.uri import location as path_of
-from vlatool.workflows.inspect_text import size_text
-from vlatool.workflows.verify_codes import code_rows
-from vlatool.workflows.verify_output import check_output, check_tar, is_output
-from vlatool.workflows.verify_shards import Checked, Depth
-from vlatool.workflows.verify_source import check_source, open_source
+from vlatool.workflows.inspection.text import size_text
+from vlatool.workflows.verification.codes import code_rows
+from vlatool.workflows.verification.output import check_output, check_tar, is_output
+from vlatool.workflows.verification.shards import Checked, Depth
+from vlatool.workflows.verification.source import check_source, open_source
 
 # Findings kept of one code; all of them are counted.
 _KEPT = 100

@@ -21,8 +21,8 @@ from tests.builders.lerobot import (
 )
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
-from vlatool.sources.lerobot import LeRobotConfig, LeRobotReader
-from vlatool.sources.lerobot_files import fill_template
+from vlatool.sources.lerobot.files import fill_template
+from vlatool.sources.lerobot.reader import LeRobotConfig, LeRobotReader
 
 FRONT = "observation.images.front"
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"

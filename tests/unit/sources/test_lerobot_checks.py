@@ -11,8 +11,8 @@ import pytest
 
 from tests.builders.lerobot import TASKS, Columns, lerobot_dataset, write_lines, write_video
 from vlatool.findings import Finding
-from vlatool.sources.lerobot import LeRobotReader
-from vlatool.sources.lerobot_dataset import LeRobotConfig
+from vlatool.sources.lerobot.dataset import LeRobotConfig
+from vlatool.sources.lerobot.reader import LeRobotReader
 
 CAMERA = "observation.images.front"
 DATA = "data/chunk-000/episode_000001.parquet"

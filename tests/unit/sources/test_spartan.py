@@ -22,8 +22,8 @@ from tests.builders.spartan import (
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.sources.order import select
-from vlatool.sources.spartan import SpartanReader
-from vlatool.sources.spartan_config import SpartanConfig
+from vlatool.sources.spartan.config import SpartanConfig
+from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
 from vlatool.transforms.windows import WindowSpec
 

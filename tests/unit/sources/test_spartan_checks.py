@@ -9,8 +9,8 @@ import pytest
 
 from tests.builders.spartan import Documents, session_folder, spartan_task
 from vlatool.findings import Finding
-from vlatool.sources.spartan import SpartanReader
-from vlatool.sources.spartan_config import SpartanConfig
+from vlatool.sources.spartan.config import SpartanConfig
+from vlatool.sources.spartan.reader import SpartanReader
 
 CAMERA = "6CD146030E99"
 XYZ = "robot__actual__poses__left::panda__xyz"

@@ -1,0 +1,193 @@
+"""Work over many items as tasks of a Ray cluster."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from vlatool import __version__
+from vlatool.errors import EnvironmentProblem
+from vlatool.parallel.executor import Item, Outcome, Value, attempt, worker_died
+from vlatool.parallel.ray_cluster import first_line, import_ray, ray_cluster, ray_failed
+
+_UNFINISHED_PER_CPU = 2
+_HELD_PER_CPU = 8  # finished ones included: they wait for a slower one in front of them
+_RETRIES = 3
+_POLL_S = 5.0  # how soon a grown cluster gets more tasks
+
+
+class RayExecutor:
+    """Tasks on a Ray cluster, with a bounded number of items in flight.
+
+    A worker or node that dies costs only its tasks: Ray runs them again elsewhere, and an item
+    that ends every worker it meets becomes an error of its own.
+
+    Args:
+        workers: Processors of a private cluster, all of them if None; on a joined cluster, the
+            most tasks at a time, as many as it has processors if None.
+        address: A running cluster: `auto`, `HOST:6379` or `ray://HOST:10001`; None starts a private
+            one on this machine. A Ray that this process has already joined is used as it is.
+        connect_s: How long a cluster has to answer.
+    """
+
+    def __init__(
+        self, workers: int | None = None, address: str | None = None, *, connect_s: float = 20.0
+    ) -> None:
+        self.workers = workers
+        self.address = address
+        self._connect_s = connect_s
+        self._stack = ExitStack()
+        self._open: list[Generator[Outcome[Any, Any], None, None]] = []
+
+    def __enter__(self) -> Self:
+        """Joins the cluster, or starts one.
+
+        Raises:
+            EnvironmentProblem: Ray is not installed, or the cluster does not answer.
+        """
+        self._stack.enter_context(ray_cluster(self.workers, self.address, self._connect_s))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Cancels what is in flight and leaves the cluster; a private one ends."""
+        with self._stack:
+            for outcomes in self._open:
+                outcomes.close()
+            self._open.clear()
+
+    def map(
+        self, function: Callable[[Item], Value], items: Iterable[Item]
+    ) -> Iterator[Outcome[Item, Value]]:
+        """Yields one outcome per item, in order; an item's error never ends the others."""
+        outcomes = self._outcomes(function, items)
+        self._open.append(outcomes)
+        return outcomes
+
+    def _outcomes(
+        self, function: Callable[[Item], Value], items: Iterable[Item]
+    ) -> Generator[Outcome[Item, Value], None, None]:
+        ray = import_ray()
+        submit = _submitter(ray, function)
+        window = _Window(ray, self.workers)
+        waiting = iter(items)
+        in_order: deque[tuple[Item, Any]] = deque()
+        running: set[Any] = set()
+        try:
+            while True:
+                for item in islice(waiting, window.room(len(running), len(in_order))):
+                    in_order.append((item, submit(item)))
+                    running.add(in_order[-1][1])
+                if not in_order:
+                    return
+                if in_order[0][1] in running:
+                    running = _still_running(ray, running)
+                else:
+                    yield _outcome(ray, submit, *in_order.popleft())
+        finally:
+            _cancel(ray, running)
+
+
+class _Window:
+    """How many more tasks may be submitted; follows the size of the cluster."""
+
+    def __init__(self, ray: Any, workers: int | None) -> None:
+        self._ray = ray
+        self._workers = workers
+        self._cpus = 1
+        self._asked = -_POLL_S
+
+    def room(self, running: int, held: int) -> int:
+        """Tasks to submit now, with `running` unfinished and `held` not yet handed on."""
+        if time.monotonic() - self._asked >= _POLL_S:
+            self._cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            self._asked = time.monotonic()
+        unfinished = self._cpus * _UNFINISHED_PER_CPU
+        if self._workers is not None and self._workers < self._cpus:
+            unfinished = self._workers
+        return max(0, min(unfinished - running, self._cpus * _HELD_PER_CPU - held))
+
+
+def _still_running(ray: Any, running: set[Any]) -> set[Any]:
+    """Waits until one of the tasks has ended, or for a while; results stay where they are."""
+    _, left = ray.wait(list(running), num_returns=1, timeout=_POLL_S, fetch_local=False)
+    return set(left)
+
+
+def _cancel(ray: Any, running: set[Any]) -> None:
+    if ray.is_initialized():  # `ray.cancel` would start a cluster otherwise
+        for task in running:
+            ray.cancel(task)
+
+
+def _submitter(ray: Any, function: Callable[[Item], object]) -> Callable[[Item], Any]:
+    """Starts the function on an item; the function itself travels to each node once."""
+    remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_attempt_on_worker)
+    stored, driver = ray.put(function), _Driver(__version__, Path.cwd())
+    return lambda item: remote.remote(driver, stored, item)
+
+
+@dataclass(frozen=True)
+class _Driver:
+    """What workers have to share with the process that they work for."""
+
+    version: str
+    folder: Path
+
+
+def _attempt_on_worker(
+    driver: _Driver, function: Callable[[Item], Value], item: Item
+) -> Outcome[Item, Value]:
+    """Runs on a worker: like `attempt`, with the vlatool and the relative paths of the driver."""
+    if driver.version != __version__:
+        problem = EnvironmentProblem(
+            f"a worker of the cluster has vlatool {__version__}, this machine {driver.version}",
+            hint=f"install the same on every node: pip install 'vlatool[ray]=={driver.version}'",
+            code="environment.ray_worker_version",
+        )
+        return Outcome(item, error=problem)
+    if driver.folder.is_dir():
+        os.chdir(driver.folder)
+    return attempt(function, item)
+
+
+def _outcome(ray: Any, submit: Callable[[Item], Any], item: Item, task: Any) -> Outcome[Item, Any]:
+    """What became of a task that has ended; a result lost with its node is made again."""
+    errors = ray.exceptions
+    reason = ""
+    for _ in range(_RETRIES):
+        try:
+            return ray.get(task)
+        except errors.ObjectLostError as error:
+            reason, task = str(error), submit(item)
+        except errors.RayTaskError as error:
+            return _broken_task(item, error.cause)
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
+            reason = str(error)
+            break
+        except errors.RayError as error:
+            return Outcome(item, error=ray_failed(str(error)))
+    died = worker_died(item)
+    died.details["reason"] = reason
+    return Outcome(item, error=died)
+
+
+def _broken_task(item: Item, cause: Exception) -> Outcome[Item, Any]:
+    """A task that could not be unpacked, run or packed; the item's own errors come as outcomes."""
+    text = str(cause)
+    if "No module named" in text or "failed to import" in text:
+        problem = EnvironmentProblem(
+            f"a worker of the cluster lacks a package: {first_line(text)}",
+            hint="install vlatool and its plugins on every node, in the same versions",
+            code="environment.ray_worker_packages",
+        )
+        return Outcome(item, error=problem)
+
+    def fail(_: Item) -> Any:
+        raise cause
+
+    return attempt(fail, item)

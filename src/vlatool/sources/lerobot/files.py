@@ -1,0 +1,125 @@
+"""Where the files of a LeRobot data set are: path templates, and a search when they are wrong."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from string import Formatter
+
+from vlatool.errors import DataError
+from vlatool.sources.base import DatasetWarnings
+from vlatool.sources.lerobot.meta import INFO_FILE, Info
+
+_INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
+
+
+def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
+    """A path relative to the data set.
+
+    Only plain known fields are filled: the text comes from a file that anyone may have written.
+
+    Args:
+        template: A format string such as `data/episode_{episode_index:06d}.parquet`.
+        values: Every field that may occur.
+        key: The key of info.json it came from, for the error.
+
+    Raises:
+        DataError: A field is unknown or does more than name a value, or the path leaves the root.
+    """
+    parts: list[str] = []
+    try:
+        for literal, field, spec, conversion in Formatter().parse(template):
+            parts.append(literal)
+            if field is None:
+                continue
+            if field not in values or conversion:
+                raise _bad_template(key, f'uses unknown field "{{{field}}}"')
+            parts.append(_formatted(values[field], spec or "", key))
+    except ValueError as error:
+        raise _bad_template(key, f"is no path template: {error}") from error
+    path = PurePosixPath("".join(parts))
+    if path.is_absolute() or ".." in path.parts:
+        raise _bad_template(key, f'gives "{path}", which is outside the data set')
+    return str(path)
+
+
+def _formatted(value: int | str, spec: str, key: str) -> str:
+    if isinstance(value, str):
+        if spec:
+            raise _bad_template(key, f'formats a name with ":{spec}"')
+        return value
+    if not _INT_SPEC.match(spec):
+        raise _bad_template(key, f'formats a number with ":{spec}"')
+    return format(value, spec)
+
+
+def _bad_template(key: str, problem: str) -> DataError:
+    return DataError(
+        f"{INFO_FILE}: {key} {problem}",
+        hint="correct the template; see the LeRobot v2.1 default for its form",
+        code="data.bad_template",
+        details={"file": INFO_FILE, "key": key},
+    )
+
+
+class FileFinder:
+    """Finds the parquet file and the videos of an episode.
+
+    A template that leads nowhere is answered by the only file of that name, with one warning per
+    template. Source: lerobot-format 4, rule 3
+    """
+
+    def __init__(self, root: Path, info: Info, warnings: DatasetWarnings) -> None:
+        self.root = root
+        self._info = info
+        self._warnings = warnings
+
+    def data_file(self, number: int) -> Path:
+        """The parquet file of an episode, or where it should be."""
+        relative = fill_template(self._info.data_path, self._values(number), "data_path")
+        return self._existing("data_path", relative, "data") or self.root / relative
+
+    def video_file(self, number: int, camera: str) -> Path:
+        """The video of a camera, or where it should be."""
+        values = {**self._values(number), "video_key": camera}
+        relative = fill_template(self._info.video_path, values, "video_path")
+        return self._existing("video_path", relative, "videos", camera) or self.root / relative
+
+    def numbered_data_files(self) -> dict[int, Path]:
+        """Every `episode_N.parquet` under `data/` by its number."""
+        numbered: dict[int, Path] = {}
+        for (folder, name), paths in sorted(self._by_name.items()):
+            match = re.fullmatch(r"episode_(\d+)\.parquet", name)
+            if folder == "data" and match:
+                numbered[int(match.group(1))] = self.root / paths[0]
+        return numbered
+
+    def _existing(self, key: str, relative: str, folder: str, camera: str = "") -> Path | None:
+        path = self.root / relative
+        named = self._by_name.get((folder, path.name), [])
+        if relative in named or path.exists():
+            return path
+        candidates = [name for name in named if not camera or camera in PurePosixPath(name).parts]
+        if len(candidates) != 1:
+            return None
+        self._warnings.add_once(
+            "lerobot.template_mismatch",
+            f"{self.root}: {key} gives {relative}, found {candidates[0]}; using the files found",
+            key=(self.root, key),
+        )
+        return self.root / candidates[0]
+
+    def _values(self, number: int) -> dict[str, int | str]:
+        chunk = number // self._info.chunks_size
+        # A published v2.1 set writes chunk_index for episode_chunk. Source: lerobot-format 4
+        return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": number}
+
+    @cached_property
+    def _by_name(self) -> Mapping[tuple[str, str], list[str]]:
+        """(`data` or `videos`, file name) to the files of that name, relative to the data set."""
+        index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for folder in ("data", "videos"):
+            for path in sorted((self.root / folder).rglob("*.*")):
+                index[folder, path.name].append(path.relative_to(self.root).as_posix())
+        return dict(index)

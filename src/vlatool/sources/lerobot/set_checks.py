@@ -1,0 +1,150 @@
+"""Checks of a LeRobot data set as a whole: totals, splits, features, statistics, counting."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.findings import Finding
+from vlatool.sources.base import DatasetWarnings
+from vlatool.sources.lerobot.checks import refusal
+from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
+from vlatool.sources.lerobot.meta import INFO_FILE, read_tasks
+from vlatool.sources.lerobot.rows import Rows, read_rows
+from vlatool.sources.lerobot.statistics import contradictions, set_statistics
+
+
+def check_lerobot_sources(reader: Any, sources: Sequence[Path]) -> Iterator[Finding]:
+    """What concerns whole data sets; `reader.warnings` has what the reader notices itself.
+
+    Args:
+        reader: The `LeRobotReader`.
+        sources: Data sets, or folders with data sets.
+    """
+    for source in sources:
+        for root in dataset_roots(source):
+            yield from _check_root(root, open_dataset(root, reader.config, DatasetWarnings()))
+
+
+def _check_root(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding]:
+    path = root / INFO_FILE
+    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+    for code, field, problem in (
+        *_totals(tree, root, recordings),
+        *_splits(tree, len(recordings)),
+        *_names(tree),
+    ):
+        yield LEROBOT(code, f"{path}: {field} {problem}", path=str(path), field=field)
+    try:
+        read_tasks(root)
+    except DataError as error:
+        yield refusal(error)
+    yield from _check_rows(root, recordings)
+
+
+def _totals(
+    tree: Mapping[str, Any], root: Path, recordings: Sequence[Recording]
+) -> Iterator[tuple[str, str, str]]:
+    """(code, key, problem) of numbers that contradict the files."""
+    info = recordings[0].dataset.info
+    videos = sum(path.exists() for one in recordings for path in one.videos.values())
+    true = {
+        "total_episodes": len(recordings),
+        "total_tasks": _task_count(root),
+        "total_videos": videos,
+        "total_chunks": max(one.line.number for one in recordings) // info.chunks_size + 1,
+    }
+    for key, value in true.items():
+        stated = tree.get(key)
+        if value is not None and stated is not None and stated != value:
+            code = "chunks" if key == "total_chunks" else "totals_mismatch"
+            yield code, key, f"is {stated}, there are {value}"
+
+
+def _task_count(root: Path) -> int | None:
+    try:
+        return len(read_tasks(root)) or None
+    except DataError:
+        return None
+
+
+def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
+    splits = tree.get("splits")
+    for name, span in splits.items() if isinstance(splits, dict) else ():
+        start, _, stop = str(span).partition(":")
+        if not (start.isdigit() and stop.isdigit() and int(start) <= int(stop) <= episodes):
+            yield "splits", f"splits.{name}", f"is {span!r}, there are {episodes} episodes"
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Vectors with another number of names than values."""
+    for name, feature in tree["features"].items():
+        if not isinstance(feature, dict):
+            continue
+        shape, names = feature.get("shape"), feature.get("names")
+        if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
+            continue
+        if len(names) != shape[0]:
+            yield "names_mismatch", name, f"has {len(names)} names for {shape[0]} values"
+
+
+def _check_rows(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding]:
+    """One pass over all rows: columns, continuation of `index`, statistics of the set."""
+    info = recordings[0].dataset.info
+    stated = set_statistics(root)
+    tested = [name for name in stated if name in info.features and info.features[name].is_number]
+    declared = [name for name, one in info.features.items() if one.dtype != "video"]
+    seen: set[str] = set()
+    parts: dict[str, list[Array]] = {name: [] for name in tested}
+    expected = 0
+    for recording in recordings:
+        rows = _rows(recording, [*tested, "index"])
+        if rows is None:
+            break
+        seen.update(rows.columns)
+        if "index" in rows.columns:
+            yield from _check_start(rows, expected)
+        expected += len(rows)
+        for name in tested:
+            if name in rows.columns:
+                parts[name] += _vectors(rows, name)
+    else:
+        yield from _check_features(root, [name for name in declared if name not in seen])
+        whole = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
+        for name, problem in contradictions(stated, whole):
+            path = root / "meta/stats.json"
+            message = f"{path}: {name} {problem}"
+            yield LEROBOT("stats_contradict", message, path=str(path), field=name)
+
+
+def _check_features(root: Path, absent: Sequence[str]) -> Iterator[Finding]:
+    for name in absent:
+        message = f"{root / INFO_FILE}: the feature {name!r} is in no file"
+        yield LEROBOT("feature_without_column", message, path=str(root / INFO_FILE), field=name)
+
+
+def _check_start(rows: Rows, expected: int) -> Iterator[Finding]:
+    first = rows.values("index")[0]
+    if first != expected:
+        message = f"{rows.path}: index starts at {first}, the episodes before end at {expected}"
+        yield LEROBOT("index_gap", message, path=str(rows.path), field="index", frame=0)
+
+
+def _rows(recording: Recording, wanted: Sequence[str]) -> Rows | None:
+    """The rows; None where they cannot be read, which the check of the episode tells."""
+    try:
+        return read_rows(recording.data_file, f"episode {recording.line.number}", wanted)
+    except DataError:
+        return None
+
+
+def _vectors(rows: Rows, name: str) -> list[Array]:
+    try:
+        return [rows.finite_vectors(name, None)]
+    except DataError:
+        return []

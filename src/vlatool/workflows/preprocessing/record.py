@@ -1,0 +1,113 @@
+"""What an output says of how it was made, without a word about the machine."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from vlatool.artifacts.output_record import OutputRecord
+from vlatool.config.base import ConfigModel
+from vlatool.episode import EpisodeRef
+from vlatool.storage.uri import location
+from vlatool.workflows.preprocessing.config import PreprocessConfig
+from vlatool.workflows.preprocessing.episode_task import input_fingerprint
+from vlatool.workflows.preprocessing.plan import PreprocessPlan, reader_section
+
+_STAT_THREADS = 16
+# Which episodes there are is to be seen in the data.
+_SELECTION = ("episodes", "max_episodes")
+# Published options that do not shape the data; they are written, without a value.
+_ADDRESSES = (
+    "output_dir",
+    "num_workers",
+    "ray_address",
+    "ray_num_cpus",
+    "output_dir_fixed_path",
+    "auto_tag",
+    "skip_git_tagging",
+    "db_logging",
+    "max_episodes_to_process",
+)
+
+
+def run_record(config: PreprocessConfig) -> OutputRecord:
+    """The record of a run that is about to begin."""
+    options = config.model_dump(mode="json", exclude={*config.no_effect_on_output, "source"})
+    return OutputRecord("preprocess", {**options, "source": _reader_options(config)})
+
+
+def inputs_of(fingerprints: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """What a run was made from, from the (id, fingerprint) of its episodes in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    count = 0
+    for episode, fingerprint in fingerprints:
+        digest.update(f"{episode} {fingerprint}\n".encode())
+        count += 1
+    return {"episodes": count, "fingerprint": digest.hexdigest()}
+
+
+def present_inputs(refs: Sequence[EpisodeRef]) -> dict[str, Any]:
+    """The same, found by looking at every episode's files."""
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        found = pool.map(input_fingerprint, refs)
+        return inputs_of((ref.id, one) for ref, one in zip(refs, found, strict=True))
+
+
+def data_options(config: PreprocessConfig, plan: PreprocessPlan) -> dict[str, Any]:
+    """preprocessing_config.yaml: what shaped the data and what training needs to know of them.
+
+    Source: lbm-data 3.13.
+    """
+    own = config.model_dump(
+        mode="json", exclude={*config.no_effect_on_output, *_SELECTION, "source", "format"}
+    )
+    own["camera_rotations"] = own["camera_rotations"] or None
+    groups = plan.first.pose_groups
+    return {
+        **_reader_options(config),
+        **own,
+        "type": config.format,
+        "source_episodes": [location(source).name for source in config.sources],
+        "image_resizing_method": config.image_resizing_method.upper(),
+        "camera_names": list(plan.task.cameras),
+        "pose_groups": [
+            {key: value for key, value in vars(group).items() if value} for group in groups
+        ],
+        "action_fields": list(plan.first.action_fields),
+        "proprioception_fields": list(plan.first.proprioception_fields),
+        "fps": plan.first.fps,
+        **dict.fromkeys(_ADDRESSES),
+    }
+
+
+def without_places(config: PreprocessConfig, value: Any) -> Any:
+    """A result for a file that may be published: locations without the folders above them."""
+    above = {f"{location(text).parent}/" for text in (*config.sources, config.output)}
+    return _shortened(value, sorted(above - {"./", "//"}, key=len, reverse=True))
+
+
+def _shortened(value: Any, prefixes: Sequence[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _shortened(item, prefixes) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(item, prefixes) for item in value]
+    if isinstance(value, str):
+        for prefix in prefixes:
+            value = value.replace(prefix, "")
+    return value
+
+
+def _reader_options(config: PreprocessConfig) -> dict[str, Any]:
+    """Keys of the format, files by their names alone."""
+    section = reader_section(config)
+    return {key: _named(section, key, value) for key, value in _dumped(section).items()}
+
+
+def _dumped(section: ConfigModel) -> Mapping[str, Any]:
+    return section.model_dump(mode="json")
+
+
+def _named(section: ConfigModel, key: str, value: Any) -> Any:
+    if key in section.location_keys and isinstance(value, str):
+        return location(value).name
+    return value
