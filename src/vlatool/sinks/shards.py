@@ -5,7 +5,8 @@ those. Source: lbm-data 3.8, 3.11, 8.1.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
 from vlatool.artifacts.stats import write_compact_stats, write_stats
 from vlatool.episode import EpisodeRef, Sample
 from vlatool.errors import DataError, StorageError
+from vlatool.events import NULL, Reporter
 from vlatool.parallel.executor import Executor
 from vlatool.sinks.base import Receipt
 from vlatool.sinks.journal import Journal
@@ -34,8 +36,6 @@ _HOW_TO_KEEP = {
     "episode_missing_camera": "choose cameras that the episodes have with --camera-names, or leave "
     "out --skip-episodes-missing-cameras",
 }
-
-Advance = Callable[[FileEntry], None]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ShardSink:
         receipts: Iterable[Receipt],
         executor: Executor,
         widths: Mapping[str, int],
-        advance: Callable[[int], Advance],
+        reporter: Reporter = NULL,
     ) -> ShardsSummary:
         """Shuffles, assembles shards, writes statistics and, last, the manifests.
 
@@ -123,7 +123,7 @@ class ShardSink:
             receipts: Of every episode, in the order of the episodes.
             executor: Where shards are assembled.
             widths: Field to number of channels, in the order of the receipts' statistics.
-            advance: Called with the number of shards; returns what to call for each shard.
+            reporter: Hears of each shard.
 
         Raises:
             DataError: No sample was written.
@@ -143,7 +143,7 @@ class ShardSink:
         stats = total.total()
         if self.statistics and stats is not None:
             self._write_stats(dict(field_entries(stats, widths)))
-        shards = self._write_shards(index, executor, advance)
+        shards = self._write_shards(index, executor, reporter)
         self._remove_strangers({entry.path for entry in (*shards, *index.files)})
         write_manifest(self.output / "episodes" / "manifest.jsonl", _rows(index.files))
         write_manifest(self.output / "shards" / "manifest.jsonl", _rows(shards))
@@ -161,17 +161,20 @@ class ShardSink:
         write_compact_stats(self.output / "shards" / "stats_compact.json", entries)
 
     def _write_shards(
-        self, index: SampleIndex, executor: Executor, advance: Callable[[int], Advance]
+        self, index: SampleIndex, executor: Executor, reporter: Reporter
     ) -> list[FileEntry]:
-        tell = advance(index.shards(self.samples_per_shard))
         entries: list[FileEntry] = []
         plans = index.plans(self.seed, self.samples_per_shard)
-        for outcome in executor.map(_ShardWriter(self.output), plans):
-            if outcome.error is not None:
-                raise outcome.error
-            assert outcome.value is not None
-            entries.append(outcome.value)
-            tell(outcome.value)
+        clock, done = time.monotonic(), 0.0
+        with reporter.progress("shards", index.shards(self.samples_per_shard), "shard") as bar:
+            for outcome in executor.map(_ShardWriter(self.output), plans):
+                if outcome.error is not None:
+                    raise outcome.error
+                assert outcome.value is not None
+                entries.append(outcome.value)
+                done += outcome.value.bytes / 1e6
+                rate = done / max(time.monotonic() - clock, 1e-6)
+                bar.advance(1, **{"MB/s": round(rate, 1)})
         return entries
 
     def _remove_strangers(self, known: set[str]) -> None:

@@ -1,12 +1,12 @@
 """Raw episodes of any format to training shards."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from vlatool.artifacts.file_list import FileEntry, changed_files
+from vlatool.artifacts.file_list import changed_files
 from vlatool.artifacts.output_record import OutputRecord, claim_output
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
 from vlatool.episode import EpisodeRef
@@ -122,7 +122,7 @@ def _write(
         _receipts(config, plan, executor, reporter, collected),
         executor,
         plan.widths,
-        lambda shards: _shard_bar(reporter, shards),
+        reporter,
     )
     write_processing_metadata(
         plan.task.sink.output / "shards",
@@ -252,24 +252,6 @@ def _fail(
             code="data.too_many_failures",
             details={"failures": collected.failures},
         )
-
-
-def _shard_bar(reporter: Reporter, shards: int) -> Callable[[FileEntry], None]:
-    """A bar that ends with the last shard."""
-    bar = reporter.progress("shards", shards, "shard")
-    bar.__enter__()
-    state = {"done": 0, "bytes": 0}
-    clock = time.monotonic()
-
-    def advance(entry: FileEntry) -> None:
-        state["done"] += 1
-        state["bytes"] += entry.bytes
-        seconds = max(time.monotonic() - clock, 1e-6)
-        bar.advance(1, **{"MB/s": float(round(state["bytes"] / 1e6 / seconds, 1))})
-        if state["done"] == shards:
-            bar.__exit__(None, None, None)
-
-    return advance
 
 
 def _result(
