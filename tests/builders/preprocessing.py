@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from tests.builders.spartan import CAMERAS, Documents, session_folder, spartan_task
 from vlatool.artifacts.manifest import read_manifest
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+
+FRAMES = 6
+CAMERA = next(iter(CAMERAS))
 
 
 def options_for(source: Path, output: Path, /, **options: Any) -> dict[str, Any]:
@@ -72,3 +76,49 @@ def arrays(sample: dict[str, Any]) -> dict[str, np.ndarray]:
 def metadata(sample: dict[str, Any]) -> dict[str, Any]:
     """The metadata of a sample."""
     return json.loads(sample["metadata.json"])
+
+
+def told_in_two_lines(failure: Mapping[str, Any]) -> bool:
+    """Whether a failure says what and where in one line and what to do in another."""
+    lines = (failure["message"], failure["hint"])
+    return all(lines) and not any("\n" in line for line in lines)
+
+
+def failure_of(error: VlatoolError) -> Mapping[str, Any]:
+    """The only failed episode of a run."""
+    assert error.exit_code == 4, error
+    (failure,) = error.details["failures"]
+    return failure
+
+
+def with_broken(tmp_path: Path, change: Callable[[Documents], None]) -> Path:
+    """Two episodes, the second changed."""
+    return spartan_task(tmp_path / "raw", 2, FRAMES, changes={1: change})
+
+
+def processed(source: Path, episode: int = 1) -> Path:
+    """Where the files of an episode are."""
+    return session_folder(source) / f"episode_{episode}" / "processed"
+
+
+def value(document: str, key: str, content: Any) -> Callable[[Documents], None]:
+    """A change that sets one entry of a document."""
+
+    def change(documents: Documents) -> None:
+        documents[document][key] = content
+
+    return change
+
+
+def without(document: str, key: str | None = None) -> Callable[[Documents], None]:
+    """A change that removes a document or one entry of it."""
+
+    def change(documents: Documents) -> None:
+        del (documents[document] if key else documents)[key or document]
+
+    return change
+
+
+def named(name: str) -> Callable[[Documents], None]:
+    """A change of the name of the first camera."""
+    return value("metadata", "camera_id_to_semantic_name", {**CAMERAS, CAMERA: name})
