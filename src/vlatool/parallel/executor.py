@@ -13,11 +13,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Generic, Literal, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import DataError, VlatoolError
 
-Engine = Literal["local", "ray"]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -157,29 +156,6 @@ class ProcessExecutor:
         return ProcessPoolExecutor(
             workers or self.workers, context, _start_worker, (self._preload,)
         )
-
-
-def make_executor(
-    workers: int | None,
-    *,
-    engine: Engine = "local",
-    ray_address: str | None = None,
-    preload: Sequence[str] = (),
-) -> Executor:
-    """The engine that is asked for; locally one worker needs no pool at all.
-
-    Args:
-        workers: Processes; None for one per processor (with Ray: what the cluster has).
-        engine: `local` or `ray`.
-        ray_address: Cluster to join; None starts a private one on this machine.
-        preload: Modules that local workers import at once.
-    """
-    if engine == "ray":
-        from vlatool.parallel.ray_executor import RayExecutor
-
-        return RayExecutor(workers=workers, address=ray_address)
-    count = workers or default_workers()
-    return SerialExecutor() if count <= 1 else ProcessExecutor(count, preload)
 
 
 def default_workers() -> int:

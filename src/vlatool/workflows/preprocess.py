@@ -12,7 +12,8 @@ from vlatool.artifacts.provenance import write_preprocessing_config, write_proce
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, PartialFailure, VlatoolError
 from vlatool.events import NULL, Reporter
-from vlatool.parallel.executor import Executor, make_executor
+from vlatool.parallel.engines import make_executor
+from vlatool.parallel.executor import Executor
 from vlatool.sinks.base import Receipt
 from vlatool.sinks.shards import ShardsSummary
 from vlatool.storage.atomic import remove_partials, remove_tree

@@ -13,7 +13,8 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.parallel.executor import default_workers, make_executor
+from vlatool.parallel.engines import make_executor
+from vlatool.parallel.executor import default_workers
 from vlatool.storage.atomic import remove_partials, write_json
 from vlatool.storage.lock import output_lock
 from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import DataError, UsageError
-from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor, make_executor
+from vlatool.parallel.engines import make_executor
+from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
 
 EXECUTORS = [SerialExecutor(), ProcessExecutor(2)]
 

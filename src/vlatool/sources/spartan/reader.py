@@ -14,14 +14,19 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.language import LanguageAnnotations, task_in_words
 from vlatool.sources.npz import NpzArchive, missing_array
-from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.order import unique_refs
 from vlatool.sources.spartan.arrays import camera_matrices, field_values
 from vlatool.sources.spartan.codes import SPARTAN
 from vlatool.sources.spartan.config import SpartanConfig, validation_episodes, with_action_file
-from vlatool.storage.tree import file_names, walk
+from vlatool.sources.spartan.layout import (
+    episode_folders,
+    episode_number,
+    episode_place,
+    episode_ref,
+)
+from vlatool.storage.tree import file_names
 from vlatool.transforms.relative import SUFFIX, actual_field
 
-_EPISODE = re.compile(r"^episode_(\d+)$")
 _REQUIRED = ("metadata.yaml", "observations.npz", "actions.npz", "intrinsics.npz", "extrinsics.npz")
 _CAMERA_NAME = re.compile(r"^[a-z0-9_.-]+\Z")
 _RATE_HZ = 10.0
@@ -50,7 +55,7 @@ class SpartanReader:
         held_out = validation_episodes(self.config.validation_episodes_path)
         found: list[EpisodeRef] = []
         for source in sources:
-            folders = _episode_folders(source)
+            folders = episode_folders(source)
             if not folders:
                 raise DataError(
                     f"{source}: no Spartan episode here or below",
@@ -59,8 +64,8 @@ class SpartanReader:
                     details={"source": str(source)},
                 )
             for folder in folders:
-                ref = _ref(folder, source, self.config.task)
-                held = _number(folder) in held_out.get(ref.task, ())
+                ref = episode_ref(folder, source, self.config.task)
+                held = episode_number(folder) in held_out.get(ref.task, ())
                 reason = "validation_episode" if held else ""
                 language = annotations.sentences(ref.task)
                 found.append(replace(ref, language=language, held_out=reason))
@@ -107,7 +112,7 @@ class SpartanReader:
             proprioception_fields=self._policy_proprioception(lowdim),
             pose_groups=groups,
             warnings=(*warnings, *fallback, *unknown),
-            extras={"source_episode": _place(ref.path)},
+            extras={"source_episode": episode_place(ref.path)},
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
@@ -279,55 +284,6 @@ def _success(summary: Path) -> tuple[bool | None, list[tuple[str, str]]]:
     except (DataError, IndexError) as error:
         reason = error.message if isinstance(error, DataError) else "it is empty"
         return None, [("success_unreadable", f"{summary}: episode_success is unknown: {reason}")]
-
-
-def _episode_folders(source: Path) -> list[Path]:
-    """Folders episode_<N> with a `processed` folder, at or below `source`, naturally sorted.
-
-    One without beside them was not downloaded whole, or cannot be listed; reading it will tell.
-    """
-    found: set[Path] = set()
-    named: set[Path] = set()
-    for folder, children, _ in walk(source):
-        if _EPISODE.match(folder.name) and "processed" in children:
-            found.add(folder)
-            children.clear()
-        named.update(folder / child for child in children if _EPISODE.match(child))
-    beside = {folder.parent for folder in found}
-    found.update(folder for folder in named if folder.parent in beside)
-    return sorted(found, key=natural_key)
-
-
-def _place(folder: Path) -> str:
-    """Where an episode is below its task; its last folders where the layout is another one."""
-    parts = folder.parts
-    known = "tasks" in parts[:-7] or "diffusion_spartan" in parts
-    return "/".join(part for part in parts[-7 if known else -3 :] if part != "/")
-
-
-def _number(folder: Path) -> int:
-    match = _EPISODE.match(folder.name)
-    assert match is not None
-    return int(match.group(1))
-
-
-def _ref(folder: Path, source: Path, task: str | None) -> EpisodeRef:
-    """Task, station and time stamp are read from the published folder layout where it is kept."""
-    parts = folder.parts
-    named: list[str] = []
-    if "tasks" in parts[:-2]:
-        below = parts[len(parts) - 1 - parts[::-1].index("tasks") + 1 : -1]
-        named = [part for part in below if part not in ("sim", "bc", "teleop", "diffusion_spartan")]
-    found = named[0] if named else ""
-    if not named:
-        named = [part for part in parts[-3:-1] if part not in ("/", "diffusion_spartan")]
-    identity = "_".join([*named, folder.name])
-    return EpisodeRef(
-        id=re.sub(r"[^A-Za-z0-9_-]+", "-", identity),
-        path=folder,
-        source=str(source),
-        task=task or found,
-    )
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from pydantic import Field, SerializeAsAny, create_model, field_validator
 
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import UsageError
-from vlatool.parallel.executor import Engine
+from vlatool.parallel.engines import Engine
 from vlatool.plugins import FORMATS
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 from vlatool.transforms.pose_groups import PoseGroupConfig
