@@ -12,7 +12,7 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
-from vlatool.storage.tree import file_sizes
+from vlatool.storage.tree import files_below
 
 NAME = ".vlatool/files.jsonl"
 UNLISTED = "processing_metadata.json"
@@ -62,7 +62,7 @@ def changed_files(folder: Path) -> list[str]:
     entries = read_file_list(folder)
     if entries is None:
         return [NAME]
-    sizes = dict(file_sizes(folder))
+    sizes = {file.name: file.bytes for file in files_below(folder)}
     return [entry.path for entry in entries if sizes.get(entry.path) != entry.bytes]
 
 

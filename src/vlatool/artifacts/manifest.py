@@ -35,7 +35,7 @@ def read_manifest(path: Path) -> list[Shard]:
         DataError: The file is missing, broken or empty; names the line.
     """
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise DataError(
             f"{path}: no manifest here ({error.strerror})",

@@ -76,7 +76,7 @@ def claim_output(
         folder: The output.
         record: What is about to run.
         inputs: Finds out what it is made from; asked only where that decides something.
-        overwrite: Replace what an earlier run left.
+        overwrite: Replace what a complete run or one with other options left.
         parts: Folders the command writes; they are removed before it starts afresh.
 
     Raises:
@@ -89,16 +89,20 @@ def claim_output(
             hint="choose another --output",
             code="usage.output_exists",
         )
-    if before is not None and not overwrite and _holds_something(folder):
-        _refuse_differences(folder, _differences(before, record))
+    differences = [] if before is None else _differences(before, record)
+    goes_on = before is not None and not before.complete and not differences
+    if before is not None and (goes_on or not overwrite) and _holds_something(folder):
+        _refuse_differences(folder, differences)
         if before.complete and all((folder / part).exists() for part in parts):
             _refuse_differences(folder, _compared(before.inputs, inputs(), "input "))
             return before
         record.save(folder)
         return None
-    # The record goes first: a run killed while it removes must not look complete.
+    # The journal goes before the record changes, the data after it: a run killed in between must
+    # neither look complete nor trust what was made with other options.
+    remove_tree(folder / ".vlatool/journal")
     record.save(folder)
-    for part in (*parts, ".vlatool/journal"):
+    for part in parts:
         remove_tree(folder / part)
     return None
 

@@ -31,7 +31,7 @@ def read_preprocessing_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     try:
-        content: object = yaml.safe_load(path.read_text())
+        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
             f"{path}: missing ({error.strerror})",

@@ -81,7 +81,7 @@ class RunDir:
     def read_config(self) -> dict[str, Any] | None:
         """The tree of config.yaml; None where there is none."""
         try:
-            content = yaml.safe_load(self.config.read_text())
+            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError):
             return None
         return content if isinstance(content, dict) else None
@@ -97,7 +97,7 @@ class RunDir:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; a line that a killed run cut off is left out."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -21,7 +21,9 @@ def read_stats(path: Path) -> Statistics:
         DataError: The file is missing or not a JSON object of fields.
     """
     try:
-        content: object = json.loads(path.read_text(), parse_constant=lambda _: None)
+        content: object = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=lambda _: None
+        )
     except OSError as error:
         raise DataError(
             f"{path}: no statistics here ({error.strerror})",

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import IO
 
 _META = re.compile(r"^__.*__$")
+# What tarfile says of files that are no tar or lie about sizes.
+BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
+
 _END_BYTES = 2 * tarfile.BLOCKSIZE
 
 
@@ -64,7 +67,7 @@ def scan_tar(path: Path) -> TarScan:
                     end = member.offset_data + _padded(member.size if member.isfile() else 0)
                     _take(scan, member, end)
             _check_end(scan, file, end)
-        except (tarfile.TarError, EOFError) as error:
+        except BROKEN_TAR as error:
             scan.problems.append(TarProblem("broken_tar", f"is cut off or damaged: {error}"))
     _check_keys(scan)
     return scan

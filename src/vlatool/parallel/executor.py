@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 _IN_FLIGHT_PER_WORKER = 2
+_LAST_WORDS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -223,3 +224,5 @@ def _stop(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
+    for process in processes:
+        process.join(_LAST_WORDS_S)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vlatool.episode import EpisodeRef, Sample
+from vlatool.events import NULL, Reporter
 from vlatool.parallel.executor import Executor
 from vlatool.transforms.statistics import WindowStatistics
 
@@ -16,7 +17,6 @@ class Receipt:
 
     Attributes:
         episode: Its id.
-        fingerprint: Digest of its input files' names and sizes.
         num_frames: Frames it has.
         ranges: (offset, length) in bytes of each written sample in the episode's file.
         bytes: Size of the episode's file.
@@ -25,10 +25,12 @@ class Receipt:
         dropped: Reason to number of samples (or the episode) that were not written.
         warnings: (code, message) pairs.
         resumed: Whether an earlier run wrote it.
+        key: Digest of its input files and of the plan it was made by.
+        sizes: Digest of its input files' names and sizes.
+        changed_ns: When one of them was last changed, nanoseconds since 1970.
     """
 
     episode: str
-    fingerprint: str = ""
     num_frames: int = 0
     ranges: tuple[tuple[int, int], ...] = ()
     bytes: int = 0
@@ -37,6 +39,9 @@ class Receipt:
     dropped: Mapping[str, int] = field(default_factory=dict[str, int])
     warnings: tuple[tuple[str, str], ...] = ()
     resumed: bool = False
+    key: str = ""
+    sizes: str = ""
+    changed_ns: int = 0
 
 
 class EpisodeWriter(Protocol):
@@ -59,6 +64,15 @@ class Sink(Protocol):
         """A writer; leaving normally commits the episode, an exception leaves nothing behind."""
         ...
 
-    def finish(self, receipts: Iterable[Receipt], executor: Executor) -> Any:
-        """Joins the episodes of `receipts`, in their order, into the final artifact."""
+    def finish(
+        self,
+        receipts: Iterable[Receipt],
+        executor: Executor,
+        widths: Mapping[str, int],
+        reporter: Reporter = NULL,
+    ) -> Any:
+        """Joins the episodes of `receipts`, in their order, into the final artifact.
+
+        `widths` has the channels of every field, in the order of the receipts' statistics.
+        """
         ...

@@ -52,13 +52,13 @@ class Journal:
         """Enters an episode."""
         write_bytes(self._episode(receipt.episode), _pack(receipt), synced=False)
 
-    def find(self, episode: str, fingerprint: str) -> Receipt | None:
-        """The receipt of an episode that was written from the same input; None without one."""
+    def find(self, episode: str, key: str) -> Receipt | None:
+        """The receipt of an episode written from the same input by the same plan, if any."""
         try:
             receipt = _unpack(self._episode(episode).read_bytes())
         except _BROKEN:
             return None
-        return replace(receipt, resumed=True) if receipt.fingerprint == fingerprint else None
+        return replace(receipt, resumed=True) if receipt.key == key else None
 
     def store_shard(self, digest: str, entry: FileEntry) -> None:
         """Enters a shard whose plan has the digest."""

@@ -97,9 +97,9 @@ class ShardSink:
             yield writer
             writer.tar.finish()
 
-    def written(self, episode: str, fingerprint: str) -> Receipt | None:
-        """The receipt of an episode that an earlier run wrote from the same input."""
-        receipt = self.journal.find(episode, fingerprint)
+    def written(self, episode: str, key: str) -> Receipt | None:
+        """The receipt of an episode that an earlier run wrote from the same input and plan."""
+        receipt = self.journal.find(episode, key)
         if receipt is None or not receipt.ranges:
             return receipt
         return receipt if _has_size(episode_tar(self.output, episode), receipt.bytes) else None

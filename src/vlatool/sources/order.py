@@ -9,6 +9,7 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
 
 _DIGITS = re.compile(r"(\d+)")
+_ID = re.compile(r"^[A-Za-z0-9_-]+\Z")
 _RANGE = re.compile(r"^(\d*)(:)?(\d*)$")
 
 
@@ -33,6 +34,30 @@ def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
             name = f"{ref.id}-{number}"
         used.add(name)
         yield ref if number == 1 else replace(ref, id=name)
+
+
+def checked_ids(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
+    """Ids name files and seed keys; a reader that gives bad or equal ones would mix episodes.
+
+    Raises:
+        DataError: An id cannot be a file name, or two episodes have the same.
+    """
+    seen: dict[str, EpisodeRef] = {}
+    for ref in refs:
+        if not _ID.match(ref.id):
+            problem = f"the episode id {ref.id!r} is not made of letters, digits, _ and -"
+        elif ref.id in seen:
+            problem = f"two episodes have the id {ref.id!r}: {seen[ref.id].path} and {ref.path}"
+        else:
+            seen[ref.id] = ref
+            continue
+        raise DataError(
+            f"{ref.path}: {problem}",
+            hint="a fault of the format's reader: see unique_refs in vlatool.sources.order",
+            code="data.bad_episode_id",
+            details={"episode": ref.id, "path": str(ref.path)},
+        )
+    return refs
 
 
 def select(refs: Sequence[EpisodeRef], wanted: str | None) -> list[EpisodeRef]:

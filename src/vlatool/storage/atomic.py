@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -47,7 +48,7 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         with uploading(path.address) as file:
             yield file
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with _told(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,34 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from vlatool.errors import StorageError, UsageError
 from vlatool.storage.s3_lock import s3_lock
 from vlatool.storage.s3_path import S3Path
 
 
+class Lock(Protocol):
+    """A lock that is held."""
+
+    def check(self) -> None:
+        """Makes sure that it still is.
+
+        Raises:
+            StorageError: Another run took it over.
+        """
+        ...
+
+
+class _FileLock:
+    """The kernel takes a file's lock from nobody who lives."""
+
+    def check(self) -> None:
+        pass
+
+
 @contextmanager
-def output_lock(folder: Path, command: str) -> Generator[None]:
+def output_lock(folder: Path, command: str) -> Generator[Lock]:
     """Holds `folder` for this process.
 
     On disk, the kernel releases the lock when its owner ends, however it ends, so a file left
@@ -28,8 +47,8 @@ def output_lock(folder: Path, command: str) -> Generator[None]:
     """
     path = folder / ".vlatool" / "lock"
     if isinstance(path, S3Path):
-        with s3_lock(path.address, command):
-            yield
+        with s3_lock(path.address, command) as lock:
+            yield lock
         return
     with _open(path) as file:
         try:
@@ -44,7 +63,7 @@ def output_lock(folder: Path, command: str) -> Generator[None]:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(json.dumps({"pid": os.getpid(), "command": command, "started": started}))
         file.flush()
-        yield
+        yield _FileLock()
         file.truncate(0)
 
 
@@ -63,7 +82,7 @@ def _open(path: Path) -> IO[str]:
 
 def _describe(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding="utf-8"))
         return f"`{owner['command']}`, process {owner['pid']}, since {owner['started']}"
     except (OSError, ValueError, KeyError):
         return "an unnamed process"

@@ -64,7 +64,7 @@ def _machine(salt: str) -> str:
     The user counts because systems may hide the processes of others.
     """
     try:
-        boot = _BOOT_ID.read_text().strip()
+        boot = _BOOT_ID.read_text(encoding="utf-8").strip()
         table = _NAMESPACE.readlink()
     except OSError:
         return ""
@@ -76,7 +76,7 @@ def _machine(salt: str) -> str:
 def _stat(pid: int) -> tuple[str, str]:
     """State and start of a process; empty where there is none or the system does not tell."""
     try:
-        text = Path("/proc", str(pid), "stat").read_text()
+        text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8")
     except OSError:
         return "", ""
     fields = text.rpartition(")")[2].split()  # the name before may hold anything

@@ -48,14 +48,14 @@ def s3_lock(
     *,
     renewed_every_s: float = RENEWED_EVERY_S,
     stale_after_s: float = STALE_AFTER_S,
-) -> Generator[None]:
+) -> Generator["S3Lock"]:
     """Holds the object `address` until the block ends.
 
     Raises:
         UsageError: Another live run holds it; names that run.
         StorageError: The storage fails, or another run took the lock over in the meantime.
     """
-    lock = _Lock(address, command)
+    lock = S3Lock(address, command)
     lock.take(stale_after_s)
     stop = threading.Event()
     thread = threading.Thread(
@@ -66,21 +66,17 @@ def s3_lock(
     )
     thread.start()
     try:
-        yield
+        yield lock
     finally:
         stop.set()
         thread.join(timeout=_RELEASE_PATIENCE_S)
         lock.release()
-    if lock.is_lost:
-        raise StorageError(
-            f"{address}: another run took this output over while storage could not be reached",
-            hint="see which run should go on there, and run its command again",
-            code="storage.lock_lost",
-            details={"path": str(address)},
-        )
+    lock.check()
 
 
-class _Lock:
+class S3Lock:
+    """An object that names its owner, renewed while the owner lives."""
+
     def __init__(self, address: s3.Address, command: str) -> None:
         self.is_lost = False
         self._address = address
@@ -90,6 +86,21 @@ class _Lock:
         mark = ProcessMark.of_this_process(self._owner)
         self._content = json.dumps({**content, **mark.document()}).encode()
         self._etag = ""
+
+    def check(self) -> None:
+        """Makes sure that no other run is known to have taken it over.
+
+        Raises:
+            StorageError: One has.
+        """
+        if self.is_lost:
+            raise StorageError(
+                f"{self._address}: another run took this output over while storage could not be "
+                "reached",
+                hint="see which run should go on there, and run its command again",
+                code="storage.lock_lost",
+                details={"path": str(self._address)},
+            )
 
     def take(self, stale_after_s: float) -> None:
         """Takes the lock where there is none, or where its owner is dead."""
@@ -124,6 +135,10 @@ class _Lock:
         if self.is_lost:
             return
         try:
+            holder = self._read()
+            if holder is None or holder.owner != self._owner:
+                self.is_lost = True
+                return
             s3.delete(self._address, patience_s=min(_RELEASE_PATIENCE_S, patience()))
         except (StorageError, EnvironmentProblem) as error:
             _LOGGER.warning("%s: the lock could not be released: %s", self._address, error)

@@ -160,7 +160,8 @@ class S3Path(_LocalOnly):
             raise FileNotFoundError(2, os.strerror(2), str(self))
         mode = _FOLDER_MODE if facts.is_dir else _FILE_MODE
         time = int(facts.modified)
-        return os.stat_result((mode, 0, 0, 1, 0, 0, facts.size, time, time, time))
+        whole = (mode, 0, 0, 1, 0, 0, facts.size, time, time, time)
+        return os.stat_result(whole, {"st_mtime_ns": time * 10**9, "st_mtime": float(time)})
 
     def lstat(self) -> os.stat_result:
         """The same as `stat`."""

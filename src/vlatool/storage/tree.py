@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.storage.background import in_parallel
@@ -31,41 +32,63 @@ def file_names(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def file_sizes(path: Path) -> list[tuple[str, int]]:
-    """(name relative to `path`, bytes) of the files below a folder, or of the file itself; sorted.
+@dataclass(frozen=True)
+class FileFacts:
+    """A file below a folder.
 
-    Nothing where nothing is. One request where `path` is remote and only files have a suffix.
+    Attributes:
+        name: Relative to the folder; empty for the folder's own path when that is a file.
+        bytes: Its size.
+        modified_ns: When it was last changed, nanoseconds since 1970 (in S3 whole seconds).
+    """
+
+    name: str
+    bytes: int
+    modified_ns: int
+
+
+def files_below(path: Path) -> list[FileFacts]:
+    """The files below a folder, or the file itself, sorted by name; nothing where nothing is.
+
+    One request where `path` is remote and only files have a suffix.
     """
     if isinstance(path, S3Path):
         if path.suffix:
-            return _size(path) or _listed_sizes(path)
-        return _listed_sizes(path) or _size(path)
+            return _facts(path, "") or _listed(path)
+        return _listed(path) or _facts(path, "")
     if path.is_file():
-        return _size(path)
-    found: list[tuple[str, int]] = []
-    for folder, _, files in walk(path):
-        for name in files:
+        return _facts(path, "")
+    found: list[FileFacts] = []
+    for folder, _, names in walk(path):
+        for name in names:
             file = folder / name
             # A link to nowhere, or a file that was taken away meanwhile, is no file.
-            found += [(file.relative_to(path).as_posix(), size) for _, size in _size(file)]
-    return sorted(found)
+            found += _facts(file, file.relative_to(path).as_posix())
+    return sorted(found, key=lambda one: one.name)
 
 
-def sizes_of(paths: Sequence[Path]) -> list[list[tuple[str, int]]]:
-    """`file_sizes` of each path; remote ones are asked for together."""
+def files_below_each(paths: Sequence[Path]) -> list[list[FileFacts]]:
+    """`files_below` of each path; remote ones are asked for together."""
     if any(isinstance(path, S3Path) for path in paths):
-        return list(in_parallel(file_sizes, paths, _AT_ONCE))
-    return [file_sizes(path) for path in paths]
+        return list(in_parallel(files_below, paths, _AT_ONCE))
+    return [files_below(path) for path in paths]
 
 
-def _size(path: Path) -> list[tuple[str, int]]:
+def _facts(path: Path, name: str) -> list[FileFacts]:
     try:
         status = path.stat()
     except FileNotFoundError:
         return []
-    return [("", status.st_size)] if stat.S_ISREG(status.st_mode) else []
+    if not stat.S_ISREG(status.st_mode):
+        return []
+    return [FileFacts(name, status.st_size, status.st_mtime_ns)]
 
 
-def _listed_sizes(path: Path) -> list[tuple[str, int]]:
-    files = [one for one in path.rglob("*") if one.is_file()]
-    return sorted((one.relative_to(path).as_posix(), one.stat().st_size) for one in files)
+def _listed(path: Path) -> list[FileFacts]:
+    found = [
+        one
+        for file in path.rglob("*")
+        if file.is_file()
+        for one in _facts(file, file.relative_to(path).as_posix())
+    ]
+    return sorted(found, key=lambda one: one.name)

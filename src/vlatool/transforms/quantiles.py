@@ -41,6 +41,11 @@ class Digest:
         return self.weights is None
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether weights are the shares of a mixture instead of counts."""
+        return self.weights is not None and self.weights.dtype.kind == "f"
+
+    @property
     def counts(self) -> Array:
         """How many values each cell has seen, int64 [G]."""
         if self.weights is None:
@@ -120,7 +125,8 @@ def quantile(digest: Digest, q: float) -> Array:
 
 
 def to_state(digest: Digest, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The JSON form that the published merge reads."""
+    """The JSON form that the published merge reads; for digests of counts, not of shares."""
+    assert not digest.is_weighted
     digest = compress(digest)
     counts = digest.counts
     state: dict[str, Any] = {
@@ -139,10 +145,8 @@ def to_state(digest: Digest, shape: tuple[int, ...]) -> dict[str, Any]:
             state["buffers"]["data"].append(digest.means[cell][used].tolist())
         else:
             state["digests"]["indices"].append(list(index))
-            means = digest.means[cell][used].astype(np.float32)
-            state["digests"]["means"].append(means.tolist())
-            whole = np.maximum(np.rint(weights[cell][used]), 1).astype(np.int64)
-            state["digests"]["weights"].append(whole.tolist())
+            state["digests"]["means"].append(_single_precision(digest.means[cell][used]))
+            state["digests"]["weights"].append(weights[cell][used].tolist())
     return state
 
 
@@ -202,6 +206,13 @@ def _stored_digests(
 def _index(text: str) -> tuple[int, ...]:
     """`(3, 1)` or `3,1` as numbers."""
     return tuple(int(part) for part in text.strip("()[] ").split(",") if part.strip())
+
+
+def _single_precision(means: Array) -> list[float]:
+    """Means as the published form stores them, unless that would lose them."""
+    with np.errstate(over="ignore"):
+        single = means.astype(np.float32)
+    return (single if np.isfinite(single).all() else means).tolist()
 
 
 def _weights(digest: Digest) -> Array:

@@ -97,14 +97,17 @@ def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics
         weight = weight & np.concatenate(finite, axis=2)
     counted = np.where(weight, values, 0.0)
     count = weight.sum(axis=0)
-    mean = counted.sum(axis=0) / np.maximum(count, 1)
-    deviation = np.where(weight, values - mean, 0.0)
+    with np.errstate(over="ignore"):
+        mean = counted.sum(axis=0) / np.maximum(count, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = np.where(weight, values - mean, 0.0)
+        m2 = np.einsum("ntc,ntc->tc", deviation, deviation)
     cells = values.transpose(1, 2, 0).reshape(-1, len(values))
     cell_valid = weight.transpose(1, 2, 0).reshape(-1, len(values))
     return WindowStatistics(
         count=count,
         mean=mean,
-        m2=np.einsum("ntc,ntc->tc", deviation, deviation),
+        m2=m2,
         minimum=np.where(weight, values, np.inf).min(axis=0, initial=np.inf),
         maximum=np.where(weight, values, -np.inf).max(axis=0, initial=-np.inf),
         digest=digest_of(cells, cell_valid),
@@ -144,11 +147,13 @@ def merge_moments(left: WindowStatistics, right: WindowStatistics) -> WindowStat
     """Everything but the digest, which stays the left one's."""
     total = left.count + right.count
     divisor = np.maximum(total, 1)
-    delta = right.mean - left.mean
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta = right.mean - left.mean
+        m2 = left.m2 + right.m2 + delta**2 * (left.count * right.count) / divisor
     return WindowStatistics(
         count=total,
         mean=left.mean + delta * (right.count / divisor),
-        m2=left.m2 + right.m2 + delta**2 * (left.count * right.count) / divisor,
+        m2=m2,
         minimum=np.minimum(left.minimum, right.minimum),
         maximum=np.maximum(left.maximum, right.maximum),
         digest=left.digest,
@@ -170,19 +175,20 @@ def summary(stats: WindowStatistics) -> dict[str, Any]:
     steps, channels = stats.shape
     count = stats.count
     total = np.maximum(count.sum(axis=0), 1)
-    variance = stats.m2 / np.maximum(count - 1, 1)
-    mean = (stats.mean * count).sum(axis=0) / total
-    spread = (variance * count).sum(axis=0) + (count * (stats.mean - mean) ** 2).sum(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):  # finite values may be too large to square
+        variance = stats.m2 / np.maximum(count - 1, 1)
+        mean = (stats.mean * count).sum(axis=0) / total
+        spread = (variance * count).sum(axis=0) + (count * (stats.mean - mean) ** 2).sum(axis=0)
     pooled = pool_cells(stats.digest, channels)
     rows = np.rint(count[:, 0]).astype(np.int64).tolist()  # fractions in a weighted mixture
     entry: dict[str, Any] = {
         "count": rows,
-        "mean": mean.tolist(),
-        "std": np.sqrt(spread / total).tolist(),
+        "mean": plain(mean),
+        "std": plain(np.sqrt(spread / total)),
         "min": plain(stats.minimum.min(axis=0)),
         "max": plain(stats.maximum.max(axis=0)),
-        "mean_per_timestep": stats.mean.tolist(),
-        "std_per_timestep": np.sqrt(variance).tolist(),
+        "mean_per_timestep": plain(stats.mean),
+        "std_per_timestep": plain(np.sqrt(variance)),
         "min_per_timestep": plain(stats.minimum),
         "max_per_timestep": plain(stats.maximum),
     }
@@ -190,9 +196,12 @@ def summary(stats: WindowStatistics) -> dict[str, Any]:
         entry[f"percentile_{percent}"] = plain(quantile(pooled, percent / 100))
         per_step = quantile(stats.digest, percent / 100).reshape(steps, channels)
         entry[f"percentile_{percent}_per_timestep"] = plain(per_step)
-    entry["percentile_sample_count"] = rows
-    entry["tdigest_state"] = to_state(pooled, (channels,))
-    entry["tdigest_state_per_timestep"] = to_state(stats.digest, (steps, channels))
+    # A weighted mixture has shares, not counts: nothing could be merged into it rightly.
+    whole = not stats.digest.is_weighted
+    entry["percentile_sample_count"] = rows if whole else None
+    entry["tdigest_state"] = to_state(pooled, (channels,)) if whole else None
+    per_step = to_state(stats.digest, (steps, channels)) if whole else None
+    entry["tdigest_state_per_timestep"] = per_step
     return entry
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,18 +18,13 @@ from vlatool.parallel.executor import Executor
 from vlatool.sinks.base import Receipt
 from vlatool.sinks.shards import ShardsSummary
 from vlatool.storage.atomic import remove_partials, remove_tree
-from vlatool.storage.lock import output_lock
+from vlatool.storage.lock import Lock, output_lock
 from vlatool.transforms.windows import make_windows
 from vlatool.workflows.preprocessing.config import PreprocessConfig
 from vlatool.workflows.preprocessing.episode_task import kept_cameras
+from vlatool.workflows.preprocessing.inputs import inputs_of, present_inputs
 from vlatool.workflows.preprocessing.plan import PreprocessPlan, make_plan
-from vlatool.workflows.preprocessing.record import (
-    data_options,
-    inputs_of,
-    present_inputs,
-    run_record,
-    without_places,
-)
+from vlatool.workflows.preprocessing.record import data_options, run_record, without_places
 from vlatool.workflows.preprocessing.result import PreprocessResult
 
 __all__ = ["PreprocessConfig", "PreprocessResult", "preprocess"]
@@ -56,14 +52,21 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         StorageError: Something cannot be read or written; what is written stays.
         PartialFailure: The shards are written, but without the episodes that failed.
     """
-    with _executor(config) as executor:
+    with ExitStack() as stack:
+        executor = stack.enter_context(_executor(config))
         plan = make_plan(config)
         _announce(plan, reporter)
         if config.dry_run:
             return _planned(config, plan)
         output = plan.task.sink.output
-        with output_lock(output, f"vlatool preprocess {config.format}"):
-            return _checked(_run(config, plan, executor, reporter))
+        with output_lock(output, f"vlatool preprocess {config.format}") as lock:
+            try:
+                with executor:  # workers end before the lock does
+                    result = _run(config, plan, executor, reporter, lock)
+            except DataError:
+                _remove_if_useless(plan)
+                raise
+            return _checked(result)
 
 
 def _executor(config: PreprocessConfig) -> Executor:
@@ -76,7 +79,11 @@ def _executor(config: PreprocessConfig) -> Executor:
 
 
 def _run(
-    config: PreprocessConfig, plan: PreprocessPlan, executor: Executor, reporter: Reporter
+    config: PreprocessConfig,
+    plan: PreprocessPlan,
+    executor: Executor,
+    reporter: Reporter,
+    lock: Lock,
 ) -> PreprocessResult:
     output, sink, record = plan.task.sink.output, plan.task.sink, run_record(config)
     done = claim_output(
@@ -90,8 +97,7 @@ def _run(
         damaged = changed_files(output)
         if not damaged:
             sink.journal.remove()
-            known = {**done.result, "output": config.output, "status": "already complete"}
-            return PreprocessResult(**known)
+            return PreprocessResult.known(config.output, done.result)
         message = f"{output}: {damaged[0]} is missing or has another size; the data are made anew"
         reporter.warn("output_damaged", message)
         record.save(output)
@@ -99,11 +105,7 @@ def _run(
     sink.begin()
     options = data_options(config, plan)
     write_preprocessing_config(output / "shards", options)
-    try:
-        result, inputs = _write(config, plan, executor, reporter)
-    except DataError:
-        _remove_if_useless(plan)
-        raise
+    result, inputs = _write(config, plan, executor, reporter, lock)
     remove_partials(output)  # of workers that died on the way
     complete = not result.failures
     told = without_places(config, result.document())
@@ -114,17 +116,22 @@ def _run(
 
 
 def _write(
-    config: PreprocessConfig, plan: PreprocessPlan, executor: Executor, reporter: Reporter
+    config: PreprocessConfig,
+    plan: PreprocessPlan,
+    executor: Executor,
+    reporter: Reporter,
+    lock: Lock,
 ) -> tuple[PreprocessResult, dict[str, Any]]:
     """Episodes, shards, statistics, manifests and how they came about; the inputs it saw."""
     started, clock = datetime.now(UTC), time.monotonic()
     collected = _Collected()
     summary = plan.task.sink.finish(
-        _receipts(config, plan, executor, reporter, collected),
+        _held(lock, _receipts(config, plan, executor, reporter, collected)),
         executor,
         plan.widths,
         reporter,
     )
+    lock.check()
     write_processing_metadata(
         plan.task.sink.output / "shards",
         started=started,
@@ -139,7 +146,14 @@ def _write(
     plan.task.sink.seal(summary.files, _SMALL_FILES)
     result = _result(config, plan, summary, collected)
     seconds = round(time.monotonic() - clock, 2)
-    return replace(result, seconds=seconds), inputs_of(collected.fingerprints)
+    return replace(result, seconds=seconds), inputs_of(collected.inputs)
+
+
+def _held(lock: Lock, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
+    """Receipts, as long as the output is still ours."""
+    for receipt in receipts:
+        lock.check()
+        yield receipt
 
 
 def _remove_if_useless(plan: PreprocessPlan) -> None:
@@ -158,7 +172,7 @@ class _Collected:
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     warnings: dict[str, int] = field(default_factory=dict[str, int])
     empty: list[str] = field(default_factory=list[str])
-    fingerprints: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    inputs: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     samples: int = 0
     bytes: int = 0
     resumed: int = 0
@@ -216,7 +230,7 @@ def _collect(receipt: Receipt, reporter: Reporter, collected: _Collected) -> Non
     collected.samples += len(receipt.ranges)
     collected.bytes += receipt.bytes
     collected.resumed += receipt.resumed
-    collected.fingerprints.append((receipt.episode, receipt.fingerprint))
+    collected.inputs.append((receipt.episode, receipt.sizes, receipt.changed_ns))
     if not receipt.ranges:
         collected.empty.append(receipt.episode)
     for code, message in receipt.warnings:

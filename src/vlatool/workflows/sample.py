@@ -223,7 +223,7 @@ def _earlier_run(output: Path, options: dict[str, Any]) -> dict[str, Any] | None
                 code="usage.output_exists",
             )
         return None
-    earlier: dict[str, Any] = json.loads(record.read_text())
+    earlier: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     before: dict[str, Any] = earlier["options"]
     keys = sorted({*before, *options})
     changed = [key for key in keys if before.get(key) != options.get(key)]

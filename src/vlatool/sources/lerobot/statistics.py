@@ -22,7 +22,7 @@ _TOLERANCE = 1e-3
 def set_statistics(root: Path) -> Statistics:
     """meta/stats.json; empty where it is missing or broken."""
     try:
-        return _features(json.loads((root / "meta/stats.json").read_text()))
+        return _features(json.loads((root / "meta/stats.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
@@ -37,7 +37,7 @@ def episode_statistics(root: Path) -> Mapping[int, Statistics]:
 def _parsed(path: Path, changed: int) -> Mapping[int, Statistics]:
     del changed
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         trees = [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError):
         return {}

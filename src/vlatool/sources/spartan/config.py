@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import PoseGroup
@@ -73,6 +73,9 @@ class SpartanConfig(ConfigModel):
         """Published configs say null for no keys."""
         return [] if value is None else value
 
+    # Of the action file; travels with the config, so that workers need not read the file.
+    _pose_groups: tuple[PoseGroup, ...] | None = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _check_action_parts(self) -> Self:
         ends = self.action_index_fields
@@ -91,6 +94,8 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
     Raises:
         DataError: The file is missing or not of the published form.
     """
+    if config._pose_groups is not None:
+        return config, config._pose_groups
     path = config.action_fields_config_path
     if path is None:
         return config, PUBLISHED_POSE_GROUPS
@@ -102,7 +107,9 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
         )
         values = {key: content[key] for key in ("action_key_fields", "action_index_fields")}
         unchanged = config.model_dump(exclude={*values, "action_fields_config_path"})
-        return SpartanConfig(**unchanged, **values), groups
+        resolved = SpartanConfig(**unchanged, **values)
+        resolved._pose_groups = groups
+        return resolved, groups
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -140,7 +147,7 @@ def _list(task: object, numbers: object) -> list[Any]:
 
 def _mapping(path: str, parse: Any, what: str) -> dict[str, Any]:
     try:
-        content = parse(location(path).read_text())
+        content = parse(location(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"{path}: {what} cannot be read: {' '.join(str(error).split())}",

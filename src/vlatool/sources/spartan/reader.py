@@ -289,7 +289,7 @@ def _success(summary: Path) -> tuple[bool | None, list[tuple[str, str]]]:
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         # BaseLoader builds text, lists and mappings only, so camera ids stay text.
-        content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(
             f"{path}: not valid YAML: {' '.join(str(error).split())}",

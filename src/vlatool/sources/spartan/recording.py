@@ -79,7 +79,7 @@ def _open_metadata(recording: Recording) -> Iterator[Finding]:
     path = recording.folder / "metadata.yaml"
     try:
         # BaseLoader builds text, lists and mappings only, so camera ids stay text.
-        content: Any = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
+        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         yield recording.finding("unreadable_file", f"not valid YAML: {error}", path.name)
         return

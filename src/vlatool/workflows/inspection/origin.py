@@ -74,7 +74,9 @@ def _is_complete(record: OutputRecord | None) -> bool | None:
 
 def _metadata(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / METADATA_NAME).read_text(), parse_constant=lambda _: None)
+        content = json.loads(
+            (folder / METADATA_NAME).read_text(encoding="utf-8"), parse_constant=lambda _: None
+        )
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

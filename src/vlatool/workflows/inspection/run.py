@@ -179,7 +179,7 @@ def read_weights_header(path: Path) -> WeightsFacts:
 def _config(location: Path, findings: list[dict[str, str]]) -> Mapping[str, Any]:
     path = location / _CONFIG
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         findings.append({"code": "data.broken_config", "message": f"{path}: {error}"})
         return {}
@@ -191,7 +191,7 @@ def _latest(location: Path, findings: list[dict[str, str]]) -> Mapping[str, Any]
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         findings.append({"code": "data.broken_json", "message": f"{path}: {error}"})
         return {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlatool.artifacts.npz_bytes import read_arrays
+from vlatool.artifacts.tar_scan import BROKEN_TAR
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.workflows.inspection.shard import StoredSample
@@ -150,7 +151,7 @@ def _walk(file: IO[bytes], samples: dict[str, dict[str, Place]]) -> str:
                     key, suffix = _split(member.name)
                     place = Place(member.offset_data, member.size)
                     samples.setdefault(key, {})[suffix] = place
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (*BROKEN_TAR, OSError) as error:
         return f"cut off: {error}"
     return ""
 

@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from vlatool.artifacts.manifest import Shard, check_shards
+from vlatool.artifacts.tar_scan import BROKEN_TAR
 from vlatool.errors import DataError
 from vlatool.workflows.inspection.text import pairs, size_text, table
 
@@ -148,7 +149,7 @@ def inspect_shard(path: Path) -> ShardReport:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             first = _first_sample(tar)
             problem = _count(tar, counts) or _end_problem(path)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (*BROKEN_TAR, OSError) as error:
         raise DataError(
             f"{path}: not a readable tar file: {error}",
             hint="copy or make the shard again",
@@ -170,7 +171,7 @@ def first_sample(path: Path) -> StoredSample | None:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return _first_sample(tar)
-    except (tarfile.TarError, EOFError, OSError):
+    except (*BROKEN_TAR, OSError):
         return None
 
 
@@ -183,7 +184,7 @@ def _count(tar: tarfile.TarFile, counts: Counter[str]) -> str:
                 counts[_split(member.name)[0]] += 1
             else:
                 others += 1
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (*BROKEN_TAR, OSError) as error:
         return f"cut off: {error}"
     return f"{others} members are not plain files" if others else ""
 

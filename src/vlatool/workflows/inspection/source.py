@@ -10,7 +10,7 @@ from vlatool.episode import Calibration, Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.sources.order import select
-from vlatool.storage.tree import file_sizes
+from vlatool.storage.tree import files_below
 from vlatool.workflows.format_detection import FoundSource
 from vlatool.workflows.inspection.fields import FieldFacts, FieldRange, source_field_table
 from vlatool.workflows.inspection.text import number_text, pairs, size_text, table
@@ -262,4 +262,4 @@ def _parts(calibration: Calibration) -> dict[str, None]:
 
 
 def _bytes_below(location: Path) -> int:
-    return sum(size for _, size in file_sizes(location))
+    return sum(file.bytes for file in files_below(location))

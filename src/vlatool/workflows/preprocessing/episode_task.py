@@ -1,9 +1,7 @@
 """The work on one episode, the same in every engine: read, cut, encode, write."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
@@ -13,9 +11,9 @@ from vlatool.sinks.base import Receipt
 from vlatool.sinks.encoding import EpisodeEncoder, PictureStream
 from vlatool.sinks.shards import ShardSink
 from vlatool.sources.base import FormatReader
-from vlatool.storage.tree import sizes_of
 from vlatool.transforms.pose_groups import PoseGroupConfig, with_pose_groups
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec, schema_of
+from vlatool.workflows.preprocessing.inputs import input_state
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class EpisodeTask:
         choice: What of it is used; its cameras are known.
         sink: Where samples go.
         schema: Width of each field, which every episode must have.
+        plan_digest: Changes with whatever shapes the bytes of an episode besides its files.
     """
 
     format: str
@@ -60,6 +59,7 @@ class EpisodeTask:
     choice: EpisodeChoice
     sink: ShardSink
     schema: Mapping[str, int]
+    plan_digest: str = ""
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -72,30 +72,27 @@ class EpisodeTask:
         Raises:
             DataError: The episode is broken or does not fit the others.
         """
-        fingerprint = input_fingerprint(ref)
-        before = self.sink.written(ref.id, fingerprint)
+        state = input_state(ref)
+        key = f"{self.plan_digest} {state.digest}"
+        before = self.sink.written(ref.id, key)
         if before is not None:
             return before
         reader: FormatReader = FORMATS.get(self.format)(self.reader_config)
-        receipt = self._process(ref, prepared(reader.read(ref), self.choice), fingerprint)
+        receipt = self._process(ref, prepared(reader.read(ref), self.choice))
+        receipt = replace(receipt, key=key, sizes=state.sizes, changed_ns=state.changed_ns)
         self.sink.journal.store(receipt)
         return receipt
 
-    def _process(self, ref: EpisodeRef, episode: Episode, fingerprint: str) -> Receipt:
+    def _process(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         self._check_schema(episode)
         reason, warnings = self._refusal(episode)
         if reason:
-            return Receipt(episode.id, fingerprint, dropped={reason: 1}, warnings=warnings)
+            return Receipt(episode.id, dropped={reason: 1}, warnings=warnings)
         cameras = kept_cameras(episode, self.cameras)
         sampler = EpisodeSampler(episode, cameras, self.spec)
         if not len(sampler):
-            return Receipt(
-                episode.id,
-                fingerprint,
-                episode.num_frames,
-                dropped=sampler.dropped,
-                warnings=warnings,
-            )
+            frames = episode.num_frames
+            return Receipt(episode.id, frames, dropped=sampler.dropped, warnings=warnings)
         with self.sink.open_episode(ref) as writer:
             frames = sampler.needed_frames()
             streams = list(self._streams(sampler))
@@ -104,7 +101,6 @@ class EpisodeTask:
                     writer.write(sample, encoder.images(sample.image_frames))
         return Receipt(
             episode=episode.id,
-            fingerprint=fingerprint,
             num_frames=episode.num_frames,
             ranges=writer.ranges,
             bytes=writer.tar.position,
@@ -170,15 +166,6 @@ def prepared(episode: Episode, choice: EpisodeChoice) -> Episode:
     if choice.pose_groups is None:
         return episode
     return with_pose_groups(episode, choice.pose_groups)
-
-
-def input_fingerprint(ref: EpisodeRef) -> str:
-    """Digest of names and sizes of an episode's files, and of what is known of it beforehand."""
-    sizes = sizes_of((ref.path, *ref.files))
-    facts = json.dumps(
-        [sizes, ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
-    )
-    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
 def first_readable(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Episode:

@@ -10,7 +10,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.plugins import FORMATS
 from vlatool.sinks.shards import ShardSink
 from vlatool.sources.base import FormatReader
-from vlatool.sources.order import select
+from vlatool.sources.order import checked_ids, select
 from vlatool.storage.uri import location
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec, schema_of
 from vlatool.transforms.stillness import StillnessSpec
@@ -24,6 +24,7 @@ from vlatool.workflows.preprocessing.episode_task import (
     kept_cameras,
     prepared,
 )
+from vlatool.workflows.preprocessing.inputs import plan_digest
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,20 @@ def make_plan(config: PreprocessConfig) -> PreprocessPlan:
     first = prepared(first_readable(reader, refs), choice)
     check_cameras([*(config.camera_names or ()), *config.camera_rotations], reader, refs, first)
     cameras = tuple(first.cameras if config.camera_names is None else config.camera_names)
-    task = EpisodeTask(
-        format=config.format,
-        reader_config=getattr(reader, "config", None) or reader_section(config),
-        spec=_spec(config),
-        choice=EpisodeChoice(**{**vars(choice), "cameras": cameras}),
-        sink=ShardSink(
-            location(config.output),
-            config.samples_per_shard,
-            config.seed,
-            config.compute_statistics,
-        ),
-        schema=schema_of(first.lowdim),
-    )
+    task = _task(config, reader, first, replace(choice, cameras=cameras))
     sampler = EpisodeSampler(first, kept_cameras(first, cameras), replace(task.spec, finite=False))
     warnings = (*reader.warnings, *_camera_warnings(cameras), *_ignored(config))
     return PreprocessPlan(task, refs, held_out, first, sampler.widths(), warnings)
+
+
+def _task(
+    config: PreprocessConfig, reader: FormatReader, first: Episode, choice: EpisodeChoice
+) -> EpisodeTask:
+    """The work on one episode, with the digest of everything that shapes it."""
+    read: ConfigModel = getattr(reader, "config", None) or reader_section(config)
+    spec, schema = _spec(config), schema_of(first.lowdim)
+    digest = plan_digest(config.format, read, spec, choice, schema, config.compute_statistics)
+    return EpisodeTask(config.format, read, spec, choice, _sink(config), schema, digest)
 
 
 def reader_section(config: PreprocessConfig) -> ConfigModel:
@@ -117,7 +116,7 @@ def _discover(config: PreprocessConfig, reader: FormatReader) -> list[EpisodeRef
                 code="data.no_source",
                 details={"source": str(source)},
             )
-    refs = select(list(reader.discover(sources)), config.episodes)
+    refs = select(checked_ids(list(reader.discover(sources))), config.episodes)
     if not refs:
         raise DataError(
             f"{', '.join(config.sources)}: no episode found",

@@ -1,19 +1,15 @@
 """What an output says of how it was made, without a word about the machine."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from vlatool.artifacts.output_record import OutputRecord
 from vlatool.config.base import ConfigModel
-from vlatool.episode import EpisodeRef
 from vlatool.storage.uri import location
 from vlatool.workflows.preprocessing.config import PreprocessConfig
-from vlatool.workflows.preprocessing.episode_task import input_fingerprint
 from vlatool.workflows.preprocessing.plan import PreprocessPlan, reader_section
 
-_STAT_THREADS = 16
 # Which episodes there are is to be seen in the data.
 _SELECTION = ("episodes", "max_episodes")
 # Published options that do not shape the data; they are written, without a value.
@@ -33,24 +29,11 @@ _ADDRESSES = (
 def run_record(config: PreprocessConfig) -> OutputRecord:
     """The record of a run that is about to begin."""
     options = config.model_dump(mode="json", exclude={*config.no_effect_on_output, "source"})
-    return OutputRecord("preprocess", {**options, "source": _reader_options(config)})
-
-
-def inputs_of(fingerprints: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """What a run was made from, from the (id, fingerprint) of its episodes in order."""
-    digest = hashlib.blake2b(digest_size=8)
-    count = 0
-    for episode, fingerprint in fingerprints:
-        digest.update(f"{episode} {fingerprint}\n".encode())
-        count += 1
-    return {"episodes": count, "fingerprint": digest.hexdigest()}
-
-
-def present_inputs(refs: Sequence[EpisodeRef]) -> dict[str, Any]:
-    """The same, found by looking at every episode's files."""
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        found = pool.map(input_fingerprint, refs)
-        return inputs_of((ref.id, one) for ref, one in zip(refs, found, strict=True))
+    options["sources"] = [location(source).name for source in config.sources]
+    section = reader_section(config)
+    files = {key: _content(getattr(section, key)) for key in sorted(section.location_keys)}
+    named = {f"{key} content": digest for key, digest in files.items() if digest}
+    return OutputRecord("preprocess", {**options, "source": _reader_options(config), **named})
 
 
 def data_options(config: PreprocessConfig, plan: PreprocessPlan) -> dict[str, Any]:
@@ -61,10 +44,12 @@ def data_options(config: PreprocessConfig, plan: PreprocessPlan) -> dict[str, An
     own = config.model_dump(
         mode="json", exclude={*config.no_effect_on_output, *_SELECTION, "source", "format"}
     )
+    read = _dumped(plan.task.reader_config)
     own["camera_rotations"] = own["camera_rotations"] or None
     groups = plan.first.pose_groups
     return {
-        **_reader_options(config),
+        **read,
+        **_named_files(config),
         **own,
         "type": config.format,
         "source_episodes": [location(source).name for source in config.sources],
@@ -101,6 +86,20 @@ def _reader_options(config: PreprocessConfig) -> dict[str, Any]:
     """Keys of the format, files by their names alone."""
     section = reader_section(config)
     return {key: _named(section, key, value) for key, value in _dumped(section).items()}
+
+
+def _content(path: str | None) -> str:
+    """Digest of a side file, such as annotations; empty without one that can be read."""
+    try:
+        return "" if path is None else sha256(location(path).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""  # the reader tells
+
+
+def _named_files(config: PreprocessConfig) -> dict[str, Any]:
+    """The side files of the format, by their names alone."""
+    keys = reader_section(config).location_keys
+    return {key: value for key, value in _reader_options(config).items() if key in keys}
 
 
 def _dumped(section: ConfigModel) -> Mapping[str, Any]:

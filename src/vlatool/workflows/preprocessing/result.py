@@ -1,8 +1,8 @@
 """What `vlatool preprocess` answers."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,13 @@ class PreprocessResult:
     seconds: float = 0.0
     status: str = "written"
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
+        """The result of an earlier run from its record, which another version may have written."""
+        names = {one.name for one in fields(cls)}
+        kept = {name: value for name, value in recorded.items() if name in names}
+        return cls(**{**kept, "output": output, "status": "already complete"})
 
     def document(self) -> dict[str, Any]:
         """The result for programs."""

@@ -246,5 +246,5 @@ def _without_states(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
 
 def _is_strict(path: Path) -> bool:
     constants: list[str] = []
-    json.loads(path.read_text(), parse_constant=constants.append)
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=constants.append)
     return not constants
