@@ -16,7 +16,10 @@ Array = NDArray[Any]
 
 
 class FrameSource(Protocol):
-    """Pictures of one camera, decoded when asked for."""
+    """Pictures of one camera, decoded when asked for.
+
+    Cameras of an episode may be read by several threads at once, each camera by one.
+    """
 
     def __len__(self) -> int:
         """How many frames there are."""

@@ -4,6 +4,7 @@ The published layout has no such list; readers of the data never need it. It nam
 `.vlatool/` itself and `processing_metadata.json`, which differs from run to run.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import files_below
 
 NAME = ".vlatool/files.jsonl"
+_BLOCK_BYTES = 1 << 20
 UNLISTED = "processing_metadata.json"
 
 
@@ -58,12 +60,29 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Listed files that are missing or have another size; the list itself if it is missing."""
+    """Listed files that are missing or have another size or, where small, another content.
+
+    The list itself if it is missing. `vlatool verify` looks at the content of large ones as well.
+    """
     entries = read_file_list(folder)
     if entries is None:
         return [NAME]
     sizes = {file.name: file.bytes for file in files_below(folder)}
-    return [entry.path for entry in entries if sizes.get(entry.path) != entry.bytes]
+    return [
+        entry.path
+        for entry in entries
+        if sizes.get(entry.path) != entry.bytes
+        or (entry.samples is None and digest_of_file(folder / entry.path) != entry.sha256)
+    ]
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_listed(path: str) -> bool:

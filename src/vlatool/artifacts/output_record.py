@@ -8,7 +8,7 @@ from typing import Any
 
 from vlatool import __version__
 from vlatool.errors import UsageError
-from vlatool.storage.atomic import remove_tree, write_json
+from vlatool.storage.atomic import remove_file, remove_tree, write_json
 
 
 @dataclass(frozen=True)
@@ -60,57 +60,80 @@ def read_record(folder: Path) -> OutputRecord | None:
         return None
 
 
-def claim_output(
+def known_output(
     folder: Path,
     record: OutputRecord,
     inputs: Callable[[], Mapping[str, Any]],
     *,
     overwrite: bool,
-    parts: Sequence[str],
 ) -> OutputRecord | None:
-    """Makes `folder` ready for a run; returns the record of an equal, complete run if any.
+    """The record of an equal run that may go on, or is complete; None to start afresh.
 
-    What an unfinished run with the same options left stays where it is: the run goes on.
+    Nothing is written.
 
     Args:
         folder: The output.
         record: What is about to run.
         inputs: Finds out what it is made from; asked only where that decides something.
         overwrite: Replace what a complete run or one with other options left.
-        parts: Folders the command writes; they are removed before it starts afresh.
 
     Raises:
         UsageError: The folder holds something else, or was made with other options or inputs.
     """
     before = read_record(folder)
-    if before is None and _holds_something(folder):
-        raise UsageError(
-            f"{folder}: exists and was not made by vlatool {record.command}",
-            hint="choose another --output",
-            code="usage.output_exists",
-        )
-    differences = [] if before is None else _differences(before, record)
-    goes_on = before is not None and not before.complete and not differences
-    if before is not None and (goes_on or not overwrite) and _holds_something(folder):
-        _refuse_differences(folder, differences)
-        if before.complete and all((folder / part).exists() for part in parts):
-            _refuse_differences(folder, _compared(before.inputs, inputs(), "input "))
-            return before
-        record.save(folder)
+    if not _holds_something(folder):
         return None
+    if before is None:
+        _refuse_strangers(folder, record, overwrite=overwrite)
+        return None
+    differences = _differences(before, record)
+    if overwrite and (before.complete or differences):
+        return None
+    _refuse_differences(folder, "with other options", differences)
+    if before.complete:
+        changed = _compared(before.inputs, inputs())
+        _refuse_differences(folder, "from other input", changed)
+    return before
+
+
+def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> None:
+    """Removes what an earlier run left in `folder` and enters the run that begins.
+
+    Args:
+        folder: The output.
+        record: What is about to run.
+        owned: Patterns of the files the command writes; what others put beside them stays.
+    """
     # The journal goes before the record changes, the data after it: a run killed in between must
     # neither look complete nor trust what was made with other options.
     remove_tree(folder / ".vlatool/journal")
     record.save(folder)
-    for part in parts:
-        remove_tree(folder / part)
-    return None
+    remove_owned(folder, owned)
 
 
-def _refuse_differences(folder: Path, differences: Sequence[str]) -> None:
+def remove_owned(folder: Path, owned: Sequence[str]) -> None:
+    """Removes the files of `folder` that match a pattern."""
+    for pattern in owned:
+        for path in list(folder.glob(pattern)):
+            remove_file(path)
+
+
+def _refuse_strangers(folder: Path, record: OutputRecord, *, overwrite: bool) -> None:
+    has_list = (folder / ".vlatool/files.jsonl").is_file()
+    if has_list and overwrite:
+        return
+    hint = "its record .vlatool/run.json is lost: replace it with --overwrite" if has_list else ""
+    raise UsageError(
+        f"{folder}: exists and was not made by vlatool {record.command}",
+        hint=hint or "choose another --output",
+        code="usage.output_exists",
+    )
+
+
+def _refuse_differences(folder: Path, how: str, differences: Sequence[str]) -> None:
     if differences:
         raise UsageError(
-            f"{folder}: was made with other options: {'; '.join(differences)}",
+            f"{folder}: was made {how}: {'; '.join(differences)}",
             hint="choose another --output, or replace it with --overwrite",
             code="usage.output_differs",
             details={"differences": list(differences)},
@@ -126,10 +149,10 @@ def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     return options
 
 
-def _compared(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = json.loads(json.dumps(dict(before))), json.loads(json.dumps(dict(now)))
     return [
-        f"{prefix}{key} {old.get(key)!r} (now {new.get(key)!r})"
+        f"{key} {old.get(key)!r} (now {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]

@@ -87,7 +87,8 @@ def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"statistics of field {name!r} cannot be merged: {error}",
-            hint="statistics of one of the data sets lack digests; preprocess it again",
+            hint="one of them lacks digests: give stats.json, not stats_compact.json or a weighted "
+            "merge",
             code="data.unmergeable_statistics",
         ) from None
     partial = _weighted(parts, _aligned(name, parts, partial))

@@ -10,15 +10,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import DataError, VlatoolError
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+
+_Answer = tuple[Value | None, VlatoolError | None]
 
 _IN_FLIGHT_PER_WORKER = 2
 _LAST_WORDS_S = 5.0
@@ -69,6 +72,8 @@ class ProcessExecutor:
 
     A worker that dies (out of memory, killed) costs only its item, which is tried once more in a
     pool of its own before it is reported. Workers end with their driver, however it ends.
+    Functions should return little: a worker killed while it sends megabytes leaves half a message
+    in the pipe, and the driver would wait for the rest.
 
     Args:
         workers: Number of processes.
@@ -82,7 +87,7 @@ class ProcessExecutor:
 
     def __enter__(self) -> Self:
         self._pool = self._new_pool()
-        for _ in range(self.workers):
+        for _ in range(min(self.workers, default_workers())):  # the others start when needed
             self._pool.submit(_nothing)
         return self
 
@@ -96,8 +101,8 @@ class ProcessExecutor:
     ) -> Iterator[Outcome[Item, Value]]:
         """Yields one outcome per item, in order."""
         waiting = iter(items)
-        in_flight: deque[tuple[Item, Future[Outcome[Item, Value]]]] = deque()
-        task = partial(attempt, function)
+        in_flight: deque[tuple[Item, Future[_Answer[Value]]]] = deque()
+        task = partial(_answer, function)
         borrowed = self._pool is not None
         try:
             while True:
@@ -107,7 +112,7 @@ class ProcessExecutor:
                     return
                 item, future = in_flight.popleft()
                 try:
-                    yield future.result()
+                    yield Outcome(item, *future.result())
                 except BrokenProcessPool:
                     self._replace_pool()
                     yield self._alone(task, item)
@@ -125,25 +130,23 @@ class ProcessExecutor:
         return max(self.workers * _IN_FLIGHT_PER_WORKER - in_flight, 0)
 
     def _submit(
-        self, task: Callable[[Item], Outcome[Item, Value]], item: Item
-    ) -> Future[Outcome[Item, Value]]:
+        self, task: Callable[[Item], "_Answer[Value]"], item: Item
+    ) -> "Future[_Answer[Value]]":
         """Like `pool.submit`, but a broken pool is found in the future, in the item's turn."""
         if self._pool is None:
             self._pool = self._new_pool()
         try:
             return self._pool.submit(task, item)
         except BrokenProcessPool as error:
-            future: Future[Outcome[Item, Value]] = Future()
+            future: Future[_Answer[Value]] = Future()
             future.set_exception(error)
             return future
 
-    def _alone(
-        self, task: Callable[[Item], Outcome[Item, Value]], item: Item
-    ) -> Outcome[Item, Value]:
+    def _alone(self, task: Callable[[Item], "_Answer[Value]"], item: Item) -> Outcome[Item, Value]:
         """One item in a pool of its own, so that its end is nobody else's."""
         with self._new_pool(1) as pool:
             try:
-                return pool.submit(task, item).result()
+                return Outcome(item, *pool.submit(task, item).result())
             except BrokenProcessPool:
                 return Outcome(item, error=worker_died(item))
 
@@ -180,6 +183,12 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
         return Outcome(item, error=problem)
 
 
+def _answer(function: Callable[[Item], Value], item: Item) -> "_Answer[Value]":
+    """What `attempt` says, without the item, which the driver has."""
+    outcome = attempt(function, item)
+    return outcome.value, outcome.error
+
+
 def _name(item: object) -> str:
     """What messages call an item."""
     return str(getattr(item, "id", None) or getattr(item, "stem", None) or item)
@@ -189,12 +198,13 @@ def worker_died(item: object) -> DataError:
     """The error of an item whose worker ended again and again."""
     return DataError(
         f"{_name(item)}: the worker process died every time on this item",
-        hint="it may need more memory than there is; try --workers 1",
+        hint="it may need more memory than there is: try --workers 1; a script that calls vlatool "
+        'needs `if __name__ == "__main__":`',
         code="data.worker_died",
     )
 
 
-def _is_done(future: Future[Outcome[Item, Value]]) -> bool:
+def _is_done(future: Future[Any]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
@@ -221,8 +231,15 @@ def _end_with_driver() -> None:
 def _stop(pool: ProcessPoolExecutor) -> None:
     """Ends the pool without waiting for what is still queued."""
     processes: list[multiprocessing.Process] = list(getattr(pool, "_processes", {}).values())
+    answers = getattr(pool, "_result_queue", None)
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
     for process in processes:
         process.join(_LAST_WORDS_S)
+    # The pool's thread may be waiting for the rest of an answer whose sender is gone. While this
+    # end of the pipe is open nothing tells it so, and the interpreter would wait for the thread.
+    writer = getattr(answers, "_writer", None)
+    if writer is not None:
+        with suppress(OSError):
+            writer.close()

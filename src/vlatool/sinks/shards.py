@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vlatool.artifacts.file_list import FileEntry, write_file_list
+from vlatool.artifacts.file_list import FileEntry, digest_of_file, write_file_list
 from vlatool.artifacts.manifest import write_manifest
 from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
 from vlatool.artifacts.stats import write_compact_stats, write_stats
@@ -25,6 +25,7 @@ from vlatool.sinks.journal import Journal
 from vlatool.sinks.shuffle import SampleIndex, ShardPlan
 from vlatool.storage.atomic import open_atomic, remove_file
 from vlatool.storage.parts import Part, read_parts
+from vlatool.storage.uri import is_remote
 from vlatool.transforms.statistics import StatisticsSum, field_entries
 
 _HOW_TO_KEEP = {
@@ -102,7 +103,8 @@ class ShardSink:
         receipt = self.journal.find(episode, key)
         if receipt is None or not receipt.ranges:
             return receipt
-        return receipt if _has_size(episode_tar(self.output, episode), receipt.bytes) else None
+        path = episode_tar(self.output, episode)
+        return receipt if _is_intact(path, receipt.bytes, receipt.sha256) else None
 
     def begin(self) -> None:
         """Takes away what would make a half-written output look whole."""
@@ -151,10 +153,17 @@ class ShardSink:
         files = (*shards, *index.files)
         return ShardsSummary(index.samples, len(shards), frames, size, dropped, files)
 
-    def seal(self, files: Iterable[FileEntry], names: Iterable[str]) -> None:
-        """Writes the list of all files; `names` are those not among `files`, if they exist."""
+    def seal(self, files: Iterable[FileEntry], names: Iterable[str]) -> int:
+        """Writes the list of all files; returns their size in bytes.
+
+        Args:
+            files: Episodes and shards.
+            names: Other files, if they exist.
+        """
         small = [_digested(self.output, name) for name in names]
-        write_file_list(self.output, [*files, *(entry for entry in small if entry is not None)])
+        entries = [*files, *(entry for entry in small if entry is not None)]
+        write_file_list(self.output, entries)
+        return sum(entry.bytes for entry in entries)
 
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
         write_stats([self.output / part / "stats.json" for part in ("shards", "episodes")], entries)
@@ -166,7 +175,7 @@ class ShardSink:
         entries: list[FileEntry] = []
         plans = index.plans(self.seed, self.samples_per_shard)
         clock, done = time.monotonic(), 0.0
-        with reporter.progress("shards", index.shards(self.samples_per_shard), "shard") as bar:
+        with reporter.progress("shards", index.shards(self.samples_per_shard), "shards") as bar:
             for outcome in executor.map(_ShardWriter(self.output), plans):
                 if outcome.error is not None:
                     raise outcome.error
@@ -195,7 +204,8 @@ class _ShardWriter:
         name = f"shards/{plan.stem}.tar"
         journal = Journal(self.output)
         before = journal.find_shard(name, plan.digest)
-        if before is not None and _has_size(self.output / name, before.bytes):
+        path = self.output / name
+        if before is not None and _is_intact(path, before.bytes, before.sha256):
             return before
         with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
@@ -238,9 +248,12 @@ def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
     return [(Path(entry.path).stem, entry.samples or 0) for entry in files]
 
 
-def _has_size(path: Path, size: int) -> bool:
+def _is_intact(path: Path, size: int, sha256: str) -> bool:
+    """Whether a file is what was written; in S3, which keeps digests itself, by its size."""
     try:
-        return path.stat().st_size == size
+        if path.stat().st_size != size:
+            return False
+        return is_remote(path) or digest_of_file(path) == sha256
     except OSError:
         return False
 
@@ -253,10 +266,14 @@ def _digested(output: Path, name: str) -> FileEntry | None:
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
 
 
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} for {reason}" for reason, count in counts.items())
+
+
 def _nothing_left(dropped: Mapping[str, int]) -> DataError:
     most = max(dropped, key=lambda reason: dropped[reason], default="padding")
     return DataError(
-        f"no sample is left to write; dropped: {dict(dropped) or 'none'}",
+        f"no sample is left to write; dropped: {_listed(dropped) or 'none'}",
         hint=_HOW_TO_KEEP.get(most, f"loosen what drops the most: {most}"),
         code="data.no_samples",
         details={"dropped": dict(dropped)},

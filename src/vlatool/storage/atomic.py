@@ -137,6 +137,15 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def remove_empty(folder: Path) -> None:
+    """Removes the empty folders at and below a local `folder`; S3 has none."""
+    if isinstance(folder, S3Path):
+        return
+    for path, _, _ in sorted(os.walk(folder), reverse=True):
+        with suppress(OSError):  # not empty
+            Path(path).rmdir()
+
+
 def remove_file(path: Path) -> None:
     """Removes a file; one that is not there is fine.
 

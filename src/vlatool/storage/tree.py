@@ -15,12 +15,18 @@ _AT_ONCE = 8
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """(folder, folder names, file names) from the top; names taken out are not entered.
 
-    Links to folders are followed.
+    Links to folders are followed, each folder is entered once.
     """
     if isinstance(folder, S3Path):
         yield from folder.walk()
         return
+    seen: set[tuple[int, int]] = set()
     for name, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(name)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         yield Path(name), folders, files
 
 

@@ -5,19 +5,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from vlatool.artifacts.file_list import changed_files
-from vlatool.artifacts.output_record import OutputRecord, claim_output
+from vlatool.artifacts.output_record import OutputRecord, claim_output, known_output, remove_owned
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
 from vlatool.episode import EpisodeRef
-from vlatool.errors import DataError, PartialFailure, VlatoolError
+from vlatool.errors import DataError, PartialFailure, StorageError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.parallel.engines import make_executor
-from vlatool.parallel.executor import Executor
+from vlatool.parallel.executor import Executor, Outcome
 from vlatool.sinks.base import Receipt
-from vlatool.sinks.shards import ShardsSummary
-from vlatool.storage.atomic import remove_partials, remove_tree
+from vlatool.sinks.shards import ShardSink, ShardsSummary
+from vlatool.storage.atomic import remove_empty, remove_partials, remove_tree
+from vlatool.storage.background import in_parallel
 from vlatool.storage.lock import Lock, output_lock
 from vlatool.transforms.windows import make_windows
 from vlatool.workflows.preprocessing.config import PreprocessConfig
@@ -29,7 +31,6 @@ from vlatool.workflows.preprocessing.result import PreprocessResult
 
 __all__ = ["PreprocessConfig", "PreprocessResult", "preprocess"]
 
-_PARTS = ("shards", "episodes")
 _SMALL_FILES = (
     "shards/manifest.jsonl",
     "shards/preprocessing_config.yaml",
@@ -37,6 +38,15 @@ _SMALL_FILES = (
     "shards/stats_compact.json",
     "episodes/manifest.jsonl",
     "episodes/stats.json",
+)
+
+
+_LOADED_AHEAD = 4
+_OWNED = (
+    "shards/shard_*.tar",
+    "episodes/episode_*.tar",
+    "shards/processing_metadata.json",
+    *_SMALL_FILES,
 )
 
 
@@ -56,8 +66,9 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         executor = stack.enter_context(_executor(config))
         plan = make_plan(config)
         _announce(plan, reporter)
+        before = _before(config, plan)  # refused before the lock leaves a trace
         if config.dry_run:
-            return _planned(config, plan)
+            return _planned(config, plan, before)
         output = plan.task.sink.output
         with output_lock(output, f"vlatool preprocess {config.format}") as lock:
             try:
@@ -67,6 +78,15 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
                 _remove_if_useless(plan)
                 raise
             return _checked(result)
+
+
+def _before(config: PreprocessConfig, plan: PreprocessPlan) -> OutputRecord | None:
+    return known_output(
+        plan.task.sink.output,
+        run_record(config),
+        lambda: present_inputs(plan.refs),
+        overwrite=config.overwrite,
+    )
 
 
 def _executor(config: PreprocessConfig) -> Executor:
@@ -86,20 +106,17 @@ def _run(
     lock: Lock,
 ) -> PreprocessResult:
     output, sink, record = plan.task.sink.output, plan.task.sink, run_record(config)
-    done = claim_output(
-        output,
-        record,
-        lambda: present_inputs(plan.refs),
-        overwrite=config.overwrite,
-        parts=_PARTS,
-    )
-    if done is not None and done.result is not None:
+    before = _before(config, plan)
+    if before is not None and before.complete and before.result is not None:
         damaged = changed_files(output)
         if not damaged:
             sink.journal.remove()
-            return PreprocessResult.known(config.output, done.result)
-        message = f"{output}: {damaged[0]} is missing or has another size; the data are made anew"
+            return PreprocessResult.known(config.output, before.result)
+        message = f"{output}: {damaged[0]} is missing or was changed; the data are made anew"
         reporter.warn("output_damaged", message)
+    if before is None:
+        claim_output(output, record, _OWNED)
+    else:
         record.save(output)
     remove_partials(output)
     sink.begin()
@@ -143,8 +160,8 @@ def _write(
         arguments=run_record(config).options,
         episodes=[ref.id for ref in plan.refs],
     )
-    plan.task.sink.seal(summary.files, _SMALL_FILES)
-    result = _result(config, plan, summary, collected)
+    on_disk = plan.task.sink.seal(summary.files, _SMALL_FILES)
+    result = replace(_result(config, plan, summary, collected), bytes_on_disk=on_disk)
     seconds = round(time.monotonic() - clock, 2)
     return replace(result, seconds=seconds), inputs_of(collected.inputs)
 
@@ -160,8 +177,9 @@ def _remove_if_useless(plan: PreprocessPlan) -> None:
     """Frees the output for a run with corrected options when not one episode was written."""
     output = plan.task.sink.output
     if not any((output / "episodes").glob("*.tar")):
-        for part in (*_PARTS, ".vlatool/journal"):
-            remove_tree(output / part)
+        remove_owned(output, _OWNED)
+        remove_tree(output / ".vlatool/journal")
+        remove_empty(output)
 
 
 @dataclass
@@ -208,8 +226,9 @@ def _receipts(
 ) -> Iterator[Receipt]:
     """Receipts of the good episodes in order; failures and warnings are collected."""
     refs, clock = plan.refs, time.monotonic()
-    with reporter.progress("episodes", len(refs), "episode") as bar:
-        for outcome in executor.map(plan.task, refs):
+    with reporter.progress("episodes", len(refs), "episodes") as bar:
+        outcomes = executor.map(plan.task, refs)
+        for outcome in in_parallel(partial(_whole, plan.task.sink), outcomes, _LOADED_AHEAD):
             if outcome.error is not None:
                 _fail(config, outcome.item, outcome.error, reporter, collected)
             elif outcome.value is not None:
@@ -223,6 +242,21 @@ def _receipts(
             code="data.all_failed",
             details={"failures": collected.failures},
         )
+
+
+def _whole(sink: ShardSink, outcome: Outcome[EpisodeRef, Receipt]) -> Outcome[EpisodeRef, Receipt]:
+    """The outcome with the whole receipt of the journal."""
+    if outcome.value is None:
+        return outcome
+    found = sink.journal.find(outcome.value.episode, outcome.value.key)
+    if found is None:
+        error = StorageError(
+            f"{sink.journal.folder}: the entry of {outcome.value.episode} is gone",
+            hint="something else removed it; run the same command again",
+            code="storage.output_changed",
+        )
+        return Outcome(outcome.item, error=error)
+    return Outcome(outcome.item, replace(found, resumed=outcome.value.resumed))
 
 
 def _collect(receipt: Receipt, reporter: Reporter, collected: _Collected) -> None:
@@ -291,8 +325,12 @@ def _result(
     )
 
 
-def _planned(config: PreprocessConfig, plan: PreprocessPlan) -> PreprocessResult:
+def _planned(
+    config: PreprocessConfig, plan: PreprocessPlan, before: OutputRecord | None
+) -> PreprocessResult:
     """What a run would do, estimated from the first episode."""
+    if before is not None and before.complete and before.result is not None:
+        return PreprocessResult.known(config.output, before.result)
     first = plan.first
     per_episode = len(make_windows(first.num_frames, plan.task.spec.windows).anchors)
     samples = per_episode * len(plan.refs)

@@ -1,6 +1,7 @@
 """Statistics of several data sets taken together, for training on all of them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,17 +87,42 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
         reporter.warn("field_left_out", f"field {name!r} is left out: {why}")
     statistics = merged.statistics
     if config.output is not None:
+        _refuse_to_replace(location(config.output), config.sources)
         write = write_compact_stats if config.compact else _write
         write(location(config.output), statistics)
     return StatsMergeResult(tuple(config.sources), config.output, merged, statistics)
+
+
+def _refuse_to_replace(target: Path, sources: Sequence[str]) -> None:
+    """The target may only replace earlier merged statistics.
+
+    Raises:
+        UsageError: It is an input, lies in a data folder, or is something else.
+    """
+    if not target.exists():
+        return
+    inputs = {_stats_file(location(source)).resolve() for source in sources}
+    is_ours = target.resolve() not in inputs and not (target.parent / "manifest.jsonl").exists()
+    if is_ours:
+        try:
+            is_ours = all("mean" in entry for entry in read_stats(target).values())
+        except DataError:
+            is_ours = False
+    if not is_ours:
+        raise UsageError(
+            f"{target}: exists and is no result of an earlier merge",
+            hint="choose another --output",
+            code="usage.output_exists",
+        )
 
 
 def _weights(config: StatsMergeConfig) -> list[float | None]:
     if config.weights is None:
         return [None] * len(config.sources)
     if len(config.weights) != len(config.sources) or min(config.weights) <= 0:
+        given = ",".join(f"{weight:g}" for weight in config.weights)
         raise UsageError(
-            f"--weights has {len(config.weights)} values for {len(config.sources)} data sets",
+            f"--weights {given} does not fit {len(config.sources)} data sets",
             hint="give one number above 0 for each, such as --weights 1,3",
             code="usage.bad_weights",
         )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vlatool.artifacts.output_record import OutputRecord, claim_output, read_record
+from vlatool.artifacts.output_record import OutputRecord, claim_output, known_output, read_record
 from vlatool.errors import UsageError
 
 RESULT = {"samples": 3}
@@ -16,7 +16,11 @@ def record(seed: int = 1, result: Any = None, **inputs: Any) -> OutputRecord:
 
 
 def claim(folder: Path, now: OutputRecord, *, overwrite: bool = False) -> OutputRecord | None:
-    return claim_output(folder, now, lambda: now.inputs, overwrite=overwrite, parts=("shards",))
+    """What a run does first; the record of what may go on, or is complete."""
+    before = known_output(folder, now, lambda: now.inputs, overwrite=overwrite)
+    if before is None:
+        claim_output(folder, now, ("shards/*.tar",))
+    return before
 
 
 def refusal(folder: Path, now: OutputRecord) -> UsageError:
@@ -96,20 +100,38 @@ def test_overwrite_removes_the_parts_of_the_earlier_run(tmp_path: Path) -> None:
     folder = written(tmp_path / "out", record(1, RESULT))
 
     assert claim(folder, record(2), overwrite=True) is None
-    assert not (folder / "shards").exists()
+    assert not (folder / "shards/old.tar").exists()
+
+
+def test_overwrite_leaves_what_others_put_there(tmp_path: Path) -> None:
+    folder = written(tmp_path / "out", record(1, RESULT))
+    (folder / "shards/notes.txt").touch()
+
+    claim(folder, record(2), overwrite=True)
+
+    assert (folder / "shards/notes.txt").exists()
+
+
+def test_output_whose_record_is_lost_can_be_overwritten(tmp_path: Path) -> None:
+    folder = written(tmp_path / "out", record(1, RESULT))
+    (folder / ".vlatool/run.json").unlink()
+    (folder / ".vlatool/files.jsonl").touch()
+
+    assert refusal(folder, record(1)).code == "usage.output_exists"
+    assert claim(folder, record(1), overwrite=True) is None
 
 
 def test_incomplete_output_of_the_same_options_is_kept_to_go_on_with(tmp_path: Path) -> None:
     folder = written(tmp_path / "out", record())
 
-    assert claim(folder, record()) is None
+    assert claim(folder, record()) is not None
     assert (folder / "shards/old.tar").exists()
 
 
 def test_incomplete_output_may_go_on_with_other_inputs(tmp_path: Path) -> None:
     folder = written(tmp_path / "out", record(1, episodes=["a"]))
 
-    assert claim(folder, record(1, episodes=["b"])) is None
+    assert claim(folder, record(1, episodes=["b"])) is not None
 
 
 def test_incomplete_output_of_another_version_is_refused(tmp_path: Path) -> None:

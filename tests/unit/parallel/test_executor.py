@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,3 +118,22 @@ def test_error_class_survives_the_way_between_processes() -> None:
     (outcome,) = ProcessExecutor(2).map(raises_usage, [1])
 
     assert isinstance(outcome.error, UsageError)
+
+
+LEAVES_EARLY = """
+from vlatool.parallel.executor import ProcessExecutor
+
+if __name__ == "__main__":
+    with ProcessExecutor(2) as executor:
+        next(executor.map(bytes, [100_000_000] * 4))
+    print("left")
+"""
+
+
+def test_driver_ends_when_workers_are_stopped_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    script = tmp_path / "leaves_early.py"
+    script.write_text(LEAVES_EARLY)
+
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout) == (0, "left\n")

@@ -186,7 +186,8 @@ def check_spartan_sources(reader: Any, sources: Sequence[Path]) -> Iterator[Find
             message = f"{ref.path}: has the same actions as {other.path}"
             yield SPARTAN("duplicate_episode", message, episode=ref.id, path=str(ref.path))
     read = {ref.path for ref in refs}
-    for folder in dict.fromkeys(ref.path.parent for ref in refs):
+    given = {Path(source) for source in sources}
+    for folder in dict.fromkeys(ref.path.parent for ref in refs if ref.path not in given):
         yield from _check_siblings(folder, read)
 
 

@@ -69,7 +69,19 @@ class SpartanReader:
                 reason = "validation_episode" if held else ""
                 language = annotations.sentences(ref.task)
                 found.append(replace(ref, language=language, held_out=reason))
+        self._warn_of_unmatched(held_out, found)
         yield from unique_refs(found)
+
+    def _warn_of_unmatched(
+        self, held_out: Mapping[str, frozenset[int]], refs: Sequence[EpisodeRef]
+    ) -> None:
+        """A misspelt task would let validation episodes into the training data."""
+        there = {(ref.task, episode_number(ref.path)) for ref in refs}
+        for task, numbers in held_out.items():
+            missing = sorted(number for number in numbers if (task, number) not in there)
+            if missing:
+                message = f"validation episodes {missing} of task {task!r} are not in the source"
+                self.warnings.append(("validation_episode_missing", message))
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; arrays nobody needs are not inflated.

@@ -19,7 +19,7 @@ from vlatool.workflows.inspection.source import SourceReport
 from vlatool.workflows.inspection.tar_view import view_episode_tar
 from vlatool.workflows.inspection.views import view_episode, view_sample
 from vlatool.workflows.pages.episode import episode_section
-from vlatool.workflows.pages.layout import Section, note, page
+from vlatool.workflows.pages.layout import GENERATOR, Section, note, page
 from vlatool.workflows.pages.overview import shard_sections, shards_sections, source_sections
 from vlatool.workflows.pages.sample import sample_section
 
@@ -39,11 +39,14 @@ class PageRequest:
     samples: int
 
 
+_HEAD_BYTES = 1000
+
+
 def check_target(path: Path) -> None:
     """Refuses what cannot be the name of a page, before anything is read.
 
     Raises:
-        UsageError: It is a folder.
+        UsageError: It is a folder, or a file that is no page of an earlier run.
     """
     if not path.name or path.is_dir():
         raise UsageError(
@@ -52,6 +55,16 @@ def check_target(path: Path) -> None:
             code="usage.bad_target",
             details={"path": str(path)},
         )
+    if path.is_file():
+        with path.open("rb") as file:
+            is_page = GENERATOR.encode() in file.read(_HEAD_BYTES)
+        if not is_page:
+            raise UsageError(
+                f"--html {path}: exists and is no page of an earlier inspect",
+                hint="choose another name, such as page.html",
+                code="usage.bad_target",
+                details={"path": str(path)},
+            )
 
 
 def write_source_page(

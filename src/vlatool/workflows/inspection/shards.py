@@ -118,8 +118,8 @@ def find_shards(location: Path) -> Path | None:
     record = read_record(location)
     if record is not None and record.command == "preprocess":
         raise DataError(
-            f"{location}: `vlatool preprocess` was interrupted here before it wrote a manifest",
-            hint="run the same command again",
+            f"{location}: `vlatool preprocess` has not written a manifest here yet",
+            hint="wait for the run, or, if it was interrupted, run the same command again",
             code="data.incomplete_output",
             details={"path": str(location), "options": dict(record.options)},
         )

@@ -13,6 +13,8 @@ from vlatool.workflows.pages.style import SCRIPT, STYLE
 # What fits beside the page, in letters.
 _LONGEST_LINK = 27
 
+GENERATOR = "vlatool inspect"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -60,6 +62,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     cards = "".join(_section(one, number) for number, one in enumerate(shown))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="generator" content="{GENERATOR}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f'<div class="frame"><nav><b>Contents</b>{links}</nav><main>'

@@ -3,6 +3,7 @@
 import base64
 import io
 
+import numpy as np
 from PIL import Image
 
 from vlatool.episode import UInt8Array
@@ -28,9 +29,22 @@ def open_picture(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             if picture.width * picture.height > _MOST_PIXELS:
                 raise UnreadablePictureError(f"{picture.width} x {picture.height} is too large")
+            if picture.mode.startswith("I"):
+                return _values_as_grey(picture)
             return picture.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadablePictureError(str(error)) from None
+
+
+def _values_as_grey(picture: Image.Image) -> Image.Image:
+    """Depth or labels of 16 bits, stretched over the greys that a screen has; 0 stays black."""
+    values = np.asarray(picture, np.float64)
+    there = values[values > 0]
+    if not there.size:
+        return Image.new("RGB", picture.size)
+    low, high = there.min(), there.max()
+    grey = 60 + 195 * (values - low) / max(high - low, 1)
+    return Image.fromarray(np.where(values > 0, grey, 0).astype(np.uint8)).convert("RGB")
 
 
 def frame_picture(frame: UInt8Array) -> Image.Image:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, create_model, field_validator
+from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import UsageError
@@ -12,6 +12,8 @@ from vlatool.plugins import FORMATS
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 from vlatool.transforms.pose_groups import PoseGroupConfig
 from vlatool.transforms.windows import Padding
+
+_LARGEST_SIDE = 16_384  # pixels
 
 
 class PreprocessConfig(ConfigModel):
@@ -62,13 +64,13 @@ class PreprocessConfig(ConfigModel):
         default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
     )
     max_episodes: int | None = Field(
-        default=None, ge=-1, description="Take at most so many episodes; -1 for all."
+        default=None, ge=-1, description="Take at most so many episodes; 0 or -1 for all."
     )
     past_lowdim_steps: int = Field(
-        default=1, ge=0, description="Frames of a window before the anchor."
+        default=1, ge=0, le=100_000, description="Frames of a window before the anchor."
     )
     future_lowdim_steps: int = Field(
-        default=14, ge=0, description="Frames of a window after the anchor."
+        default=14, ge=0, le=100_000, description="Frames of a window after the anchor."
     )
     stride: int = Field(default=1, ge=1, description="Frames from one anchor to the next.")
     max_padding_left: int = Field(
@@ -127,7 +129,7 @@ class PreprocessConfig(ConfigModel):
     depth: bool = Field(default=False, description="Store depth as 16-bit PNG, in millimetres.")
     labels: bool = Field(default=False, description="Store segmentation labels as 16-bit PNG.")
     samples_per_shard: int = Field(default=128, ge=1, description="Samples in a shard.")
-    seed: int = Field(default=42, description="Seed of the shuffle.")
+    seed: int = Field(default=42, ge=0, description="Seed of the shuffle.")
     fail_on_nan: bool = Field(
         default=True, description="An episode with NaN or infinity fails; else they are kept."
     )
@@ -170,9 +172,35 @@ class PreprocessConfig(ConfigModel):
     @field_validator("resize_images_size")
     @classmethod
     def _positive_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and min(value) < 1:
-            raise ValueError("width and height must be at least 1")
+        if value is not None and not 1 <= min(value) <= max(value) <= _LARGEST_SIDE:
+            raise ValueError(f"width and height must be 1 to {_LARGEST_SIDE}")
         return value
+
+    @field_validator("camera_rotations")
+    @classmethod
+    def _quarter_turns(cls, value: dict[str, int]) -> dict[str, int]:
+        for name, turns in value.items():
+            if not 0 <= turns <= 3:
+                raise ValueError(f"{name}: {turns} is not 0 to 3 quarter turns; 90 degrees are 1")
+        return value
+
+    @field_validator("sources", "output")
+    @classmethod
+    def _not_blank(cls, value: list[str] | str) -> list[str] | str:
+        texts = [value] if isinstance(value, str) else value
+        if any(text and not text.strip() for text in texts) or (
+            not isinstance(value, str) and "" in texts
+        ):
+            raise ValueError("a location is blank")
+        return value
+
+    @model_validator(mode="after")
+    def _still_filter_is_on(self) -> Self:
+        if self.still_field_thresholds and not self.filter_still_samples:
+            raise ValueError("still_field_thresholds needs filter_still_samples: true")
+        if any(threshold < 0 for threshold in self.still_field_thresholds.values()):
+            raise ValueError("still_field_thresholds must not be negative")
+        return self
 
     @classmethod
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:

@@ -69,6 +69,9 @@ class EpisodeTask:
     def __call__(self, ref: EpisodeRef) -> Receipt:
         """Writes the samples of one episode, unless an earlier run did.
 
+        Returns:
+            The receipt without its bulk, which is in the journal: answers of workers stay small.
+
         Raises:
             DataError: The episode is broken or does not fit the others.
         """
@@ -76,12 +79,12 @@ class EpisodeTask:
         key = f"{self.plan_digest} {state.digest}"
         before = self.sink.written(ref.id, key)
         if before is not None:
-            return before
+            return _slim(before)
         reader: FormatReader = FORMATS.get(self.format)(self.reader_config)
         receipt = self._process(ref, prepared(reader.read(ref), self.choice))
         receipt = replace(receipt, key=key, sizes=state.sizes, changed_ns=state.changed_ns)
         self.sink.journal.store(receipt)
-        return receipt
+        return _slim(receipt)
 
     def _process(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         self._check_schema(episode)
@@ -159,6 +162,10 @@ class EpisodeTask:
                     code="data.schema_mismatch",
                     details={"field": name},
                 )
+
+
+def _slim(receipt: Receipt) -> Receipt:
+    return replace(receipt, ranges=(), statistics=None)
 
 
 def prepared(episode: Episode, choice: EpisodeChoice) -> Episode:

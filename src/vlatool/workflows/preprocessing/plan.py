@@ -64,7 +64,7 @@ def make_plan(config: PreprocessConfig) -> PreprocessPlan:
             held_out[ref.held_out] = held_out.get(ref.held_out, 0) + 1
     if not refs:
         raise DataError(
-            f"all {len(found)} episodes are held out: {held_out}",
+            f"all {len(found)} episodes are held out: {', '.join(held_out)}",
             hint="leave some of them in",
             code="data.no_episodes",
             details={"held_out": held_out},
@@ -124,7 +124,7 @@ def _discover(config: PreprocessConfig, reader: FormatReader) -> list[EpisodeRef
             code="data.no_episodes",
         )
     limit = config.max_episodes
-    return refs if limit is None or limit < 0 else refs[:limit]
+    return list(refs if limit is None or limit <= 0 else refs[:limit])
 
 
 def _sink(config: PreprocessConfig) -> ShardSink:
@@ -181,9 +181,12 @@ def _camera_warnings(cameras: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def _ignored(config: PreprocessConfig) -> list[tuple[str, str]]:
     """Published options that do nothing here say so."""
-    given: dict[str, Any] = {key: getattr(config, key) for key in config.without_effect}
+    reasons = dict(config.without_effect)
+    if config.engine != "ray":
+        reasons |= dict.fromkeys(("ray_address", "ray_num_cpus"), "the engine is not ray")
+    given: dict[str, Any] = {key: getattr(config, key) for key in reasons}
     return [
-        ("option_without_effect", f"{key} does nothing: {config.without_effect[key]}")
+        ("option_without_effect", f"{key} does nothing: {reasons[key]}")
         for key, value in given.items()
         if value is not None
     ]

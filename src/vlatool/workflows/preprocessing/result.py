@@ -21,6 +21,7 @@ class PreprocessResult:
     dropped: Mapping[str, int]
     failures: tuple[Mapping[str, Any], ...] = ()
     resumed: int = 0
+    bytes_on_disk: int = 0
     empty_episodes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -41,17 +42,20 @@ class PreprocessResult:
     def text(self) -> str:
         """The result for people."""
         cameras = ", ".join(self.cameras) or "none"
-        size = f"{self.episodes} episodes ({self.bytes / 1e6:.1f} MB)"
+        what = f"{_counted(self.samples, 'sample')} in {_counted(self.shards, 'shard')}"
+        size = f"{self.bytes / 1e6:.1f} MB"
+        if self.bytes_on_disk:
+            size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in all"
         lines = [
-            f"{self.output}: {self.samples} samples in {self.shards} shards from {size}",
+            f"{self.output}: {what} from {_counted(self.episodes, 'episode')} ({size})",
             f"cameras: {cameras}",
             f"actions: {', '.join(self.action_fields)}",
             f"proprioception: {', '.join(self.proprioception_fields)}",
         ]
         if self.status == "planned":
             lines[0] = (
-                f"{self.output}: would write about {self.samples} samples in {self.shards} "
-                f"shards from {self.episodes} episodes; nothing was written"
+                f"{self.output}: would write about {what} from "
+                f"{_counted(self.episodes, 'episode')}; nothing was written"
             )
         if self.status == "already complete":
             lines[0] += "; was already complete, nothing to do"
@@ -63,3 +67,7 @@ class PreprocessResult:
         if self.status != "planned":
             lines.append(f"next: vlatool train --preset diffusion-policy-tiny --data {self.output}")
         return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

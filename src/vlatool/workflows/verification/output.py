@@ -45,7 +45,7 @@ def check_output(
     """
     record = read_record(location)
     if record is not None and record.result is None:
-        message = f"{location}: `vlatool {record.command}` has not ended here"
+        message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
         yield OUTPUT("incomplete", message, path=str(location))
         return
     if record is not None and not record.complete:
