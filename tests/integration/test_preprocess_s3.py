@@ -285,7 +285,7 @@ class _Counted:
     task: EpisodeTask
 
     def __call__(self, ref: EpisodeRef) -> tuple[int, int]:
-        assert self.task(ref).ranges
+        assert self.task(ref).bytes
         return os.getpid(), id(requests.client())
 
 

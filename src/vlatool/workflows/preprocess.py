@@ -21,6 +21,7 @@ from vlatool.sinks.shards import ShardSink, ShardsSummary
 from vlatool.storage.atomic import remove_empty, remove_partials, remove_tree
 from vlatool.storage.background import in_parallel
 from vlatool.storage.lock import Lock, output_lock
+from vlatool.storage.uri import is_remote
 from vlatool.transforms.windows import make_windows
 from vlatool.workflows.preprocessing.config import PreprocessConfig
 from vlatool.workflows.preprocessing.episode_task import kept_cameras
@@ -227,8 +228,7 @@ def _receipts(
     """Receipts of the good episodes in order; failures and warnings are collected."""
     refs, clock = plan.refs, time.monotonic()
     with reporter.progress("episodes", len(refs), "episodes") as bar:
-        outcomes = executor.map(plan.task, refs)
-        for outcome in in_parallel(partial(_whole, plan.task.sink), outcomes, _LOADED_AHEAD):
+        for outcome in _with_bulk(plan.task.sink, executor.map(plan.task, refs)):
             if outcome.error is not None:
                 _fail(config, outcome.item, outcome.error, reporter, collected)
             elif outcome.value is not None:
@@ -242,6 +242,16 @@ def _receipts(
             code="data.all_failed",
             details={"failures": collected.failures},
         )
+
+
+def _with_bulk(
+    sink: ShardSink, outcomes: Iterator[Outcome[EpisodeRef, Receipt]]
+) -> Iterator[Outcome[EpisodeRef, Receipt]]:
+    """Outcomes with whole receipts; those of a remote journal are fetched a few at a time."""
+    load = partial(_whole, sink)
+    if is_remote(sink.output):
+        return in_parallel(load, outcomes, _LOADED_AHEAD)
+    return map(load, outcomes)
 
 
 def _whole(sink: ShardSink, outcome: Outcome[EpisodeRef, Receipt]) -> Outcome[EpisodeRef, Receipt]:
