@@ -616,3 +616,13 @@ def test_libero_episodes_become_lbm_shards(tmp_path: Path) -> None:
     assert (result.samples, len(read)) == (8, 8)
     assert {"image_t0.jpg", "wrist_image_t-1.jpg"} <= set(read[0])
     assert set(arrays(read[0])) >= {"state", "actions", "past_mask", "future_mask"}
+
+
+def test_published_file_includes_another_as_text(tmp_path: Path) -> None:
+    (tmp_path / "cameras.yaml").write_text("- left\n- right\n")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"camera_names: include {tmp_path}/cameras.yaml\n")
+
+    resolved = load_config(PreprocessConfig, files=[str(config)])
+
+    assert resolved.config.camera_names == ["left", "right"]

@@ -1,5 +1,6 @@
 """defaults < presets < files < overrides: layers to one validated configuration with origins."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,8 @@ from vlatool.config.tree import Node, leaf_origins, nearest_origin, to_value
 from vlatool.errors import UsageError
 
 C = TypeVar("C", bound=ConfigModel)
+
+_INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def load_config(
     show = partial(shown_path, roots=preset_roots)
     paths = [preset_path(name, preset_roots) for name in presets]
     layers = [_checked(read_file(path, show=show)) for path in paths]
-    layers += [_checked(read_file(file, show=show)) for file in files]
+    layers += [_included(_checked(read_file(file, show=show))) for file in files]
     layers.append(overrides_tree(overrides))
 
     layers, twice = _rename(layers, schema)
@@ -68,6 +71,17 @@ def load_config(
     layers, problems = _move_flat_keys(layers, specialised)
     merged, conflicts = combine(layers, specialised.exclusive)
     return _validate(specialised, merged, [*twice, *problems, *conflicts])
+
+
+def _included(layer: Node) -> Node:
+    """Published files may say `key: include other.yaml`, relative to the working directory."""
+    top = {
+        key: read_file(match.group(1))
+        if isinstance(node.value, str) and (match := _INCLUDE.match(node.value))
+        else node
+        for key, node in layer.value.items()
+    }
+    return Node(top, layer.origin, layer.replace)
 
 
 def _checked(layer: Node) -> Node:
