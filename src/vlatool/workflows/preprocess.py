@@ -193,15 +193,16 @@ class _Collected:
     empty: list[str] = field(default_factory=list[str])
     inputs: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     samples: int = 0
-    bytes: int = 0
+    made_samples: int = 0
+    made_bytes: int = 0
     resumed: int = 0
 
     def progress(self, seconds: float) -> dict[str, float | int | str]:
         """What is shown beside the bar."""
         shown: dict[str, float | int | str] = {
             "samples": self.samples,
-            "samples/s": float(round(self.samples / seconds, 1)),
-            "MB/s": float(round(self.bytes / 1e6 / seconds, 1)),
+            "samples/s": float(round(self.made_samples / seconds, 1)),
+            "MB/s": float(round(self.made_bytes / 1e6 / seconds, 1)),
             "failed": len(self.failures),
         }
         return shown | self.reasons
@@ -272,8 +273,11 @@ def _whole(sink: ShardSink, outcome: Outcome[EpisodeRef, Receipt]) -> Outcome[Ep
 def _collect(receipt: Receipt, reporter: Reporter, collected: _Collected) -> None:
     """Counts what was written; tells each kind of warning once and counts the rest."""
     collected.samples += len(receipt.ranges)
-    collected.bytes += receipt.bytes
-    collected.resumed += receipt.resumed
+    if receipt.resumed:
+        collected.resumed += 1
+    else:
+        collected.made_samples += len(receipt.ranges)
+        collected.made_bytes += receipt.bytes
     collected.inputs.append((receipt.episode, receipt.sizes, receipt.changed_ns))
     if not receipt.ranges:
         collected.empty.append(receipt.episode)
