@@ -73,7 +73,8 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         output = plan.task.sink.output
         with output_lock(output, f"vlatool preprocess {config.format}") as lock:
             try:
-                with executor:  # workers end before the lock does
+                with ExitStack() as ending:
+                    ending.push(executor)  # workers end before the lock does
                     result = _run(config, plan, executor, reporter, lock)
             except DataError:
                 _remove_if_useless(plan)
