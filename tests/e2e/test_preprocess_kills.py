@@ -1,6 +1,5 @@
 """`kill -9` at any moment: the same command goes on and ends with the bytes of a quiet run."""
 
-import hashlib
 import os
 import random
 import shutil
@@ -11,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.builders.preprocessing import contents
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
 KILLS = 10
@@ -25,26 +26,15 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     output = tmp_path_factory.mktemp("quiet") / "out"
     subprocess.run(command(raw, output), check=True, capture_output=True)
-    return digests(output)
+    return contents(output)
 
 
 def command(raw: Path, output: Path, *more: str) -> list[str]:
     shards = ["--samples-per-shard", "20"]
     return [*VLATOOL, "preprocess", "spartan", str(raw), "-o", str(output), *shards, "-q", *more]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Every file that a guarantee covers, and its digest."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and ".vlatool" not in path.parts
-        and path.name != "processing_metadata.json"
-    }
 
 
 def run_and_kill(words: list[str], after_s: float, *, group: bool) -> None:
@@ -64,7 +54,7 @@ def finish(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_run_killed_again_and_again_ends_with_the_same_bytes(
-    raw: Path, undisturbed: dict[str, str], tmp_path: Path
+    raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     rng = random.Random(os.environ.get("VLATOOL_KILL_SEED", "7"))
     output = tmp_path / "out"
@@ -75,14 +65,14 @@ def test_run_killed_again_and_again_ends_with_the_same_bytes(
     done = finish(command(raw, output))
 
     assert done.returncode == 0, done.stderr
-    assert digests(output) == undisturbed
+    assert contents(output) == undisturbed
     assert not (output / ".vlatool/journal").exists()
     assert not list(output.rglob(".*.partial"))
 
 
 @pytest.mark.slow
 def test_every_phase_survives_a_kill(
-    raw: Path, undisturbed: dict[str, str], tmp_path: Path
+    raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     """Kills once at each of many moments, each time from a fresh start."""
     for after_ms in range(600, 2600, 250):
@@ -92,7 +82,7 @@ def test_every_phase_survives_a_kill(
         done = finish(command(raw, output))
 
         assert done.returncode == 0, done.stderr
-        assert digests(output) == undisturbed, f"killed after {after_ms} ms"
+        assert contents(output) == undisturbed, f"killed after {after_ms} ms"
         shutil.rmtree(output)
 
 

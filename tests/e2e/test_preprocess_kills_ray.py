@@ -1,6 +1,5 @@
 """`kill -9` of a run on a private Ray: nothing is left running, and the same command ends it."""
 
-import hashlib
 import os
 import random
 import signal
@@ -11,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from tests.builders.preprocessing import contents
 
 pytest.importorskip("ray")
 
@@ -31,17 +32,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(raw: Path, output: Path, *more: str) -> list[str]:
     shards = ["--samples-per-shard", "20"]
     return [*VLATOOL, "preprocess", "spartan", str(raw), "-o", str(output), *shards, "-q", *more]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Every file that a guarantee covers, and its digest."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and ".vlatool" not in path.parts
-        and path.name != "processing_metadata.json"
-    }
 
 
 def start(words: list[str], mark: str) -> subprocess.Popen[bytes]:
@@ -104,15 +94,15 @@ def left_after(mark: str, seconds: float) -> dict[int, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     output = tmp_path_factory.mktemp("quiet") / "out"
     subprocess.run(command(raw, output), check=True, capture_output=True)
-    return digests(output)
+    return contents(output)
 
 
 @pytest.mark.slow
 def test_run_killed_again_and_again_ends_with_the_bytes_of_a_local_run(
-    raw: Path, undisturbed: dict[str, str], tmp_path: Path
+    raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     rng = random.Random(SEED)
     output, hits = tmp_path / "out", 0
@@ -132,7 +122,7 @@ def test_run_killed_again_and_again_ends_with_the_bytes_of_a_local_run(
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr
-    assert digests(output) == undisturbed
+    assert contents(output) == undisturbed
     assert not (output / ".vlatool/journal").exists()
     assert {whom: some for whom, some in left.items() if some} == {}
     assert hits >= 3
@@ -140,7 +130,7 @@ def test_run_killed_again_and_again_ends_with_the_bytes_of_a_local_run(
 
 @pytest.mark.slow
 def test_killed_worker_costs_the_run_nothing(
-    raw: Path, undisturbed: dict[str, str], tmp_path: Path
+    raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     output, mark, rng = tmp_path / "out", f"{os.getpid()} worker", random.Random(SEED)
     run = start(command(raw, output, *RAY), mark)
@@ -149,5 +139,5 @@ def test_killed_worker_costs_the_run_nothing(
     kill([rng.choice(workers(mark))])
 
     assert run.wait(120) == 0
-    assert digests(output) == undisturbed
+    assert contents(output) == undisturbed
     assert left_after(mark, LEFT_S) == {}

@@ -1,9 +1,7 @@
 """Raw Spartan episodes to shards. Expectations: lbm-data 3, 7.2-7.4, 8.1."""
 
 import io
-import json
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import webdataset as wds
 import yaml
 from PIL import Image
 
+from tests.builders.preprocessing import arrays, contents, metadata, refusal, run, samples
 from tests.builders.spartan import (
     CAMERAS,
     Change,
@@ -24,8 +23,8 @@ from tests.builders.spartan import (
 from vlatool.artifacts.manifest import read_manifest
 from vlatool.artifacts.output_record import read_record
 from vlatool.artifacts.stats import read_stats
-from vlatool.errors import PartialFailure, UsageError, VlatoolError
-from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.errors import PartialFailure, UsageError
+from vlatool.workflows.preprocess import PreprocessResult
 
 FRAMES = 9
 PAST, FUTURE = 1, 3
@@ -33,53 +32,6 @@ T = PAST + 1 + FUTURE
 EPISODES = 3
 ACTUAL_XYZ = "robot__actual__poses__left::panda__xyz"
 ACTUAL_ROT = "robot__actual__poses__left::panda__rot_6d"
-
-
-def run(source: Path, output: Path, **options: Any) -> PreprocessResult:
-    tree = {
-        "format": "spartan",
-        "sources": [str(source)],
-        "output": str(output),
-        "past_lowdim_steps": PAST,
-        "future_lowdim_steps": FUTURE,
-        "max_padding_right": FUTURE,
-        "samples_per_shard": 8,
-        "workers": 1,
-        **options,
-    }
-    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
-
-
-def refusal(source: Path, output: Path, **options: Any) -> VlatoolError:
-    with pytest.raises(VlatoolError) as caught:
-        run(source, output, **options)
-    return caught.value
-
-
-def contents(output: Path) -> dict[str, bytes]:
-    """Every file that must not depend on time or on the number of workers."""
-    return {
-        path.relative_to(output).as_posix(): path.read_bytes()
-        for path in sorted(output.rglob("*"))
-        if path.is_file()
-        and ".vlatool" not in path.parts
-        and path.name != "processing_metadata.json"
-    }
-
-
-def samples(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every sample below a manifest, read by the plain webdataset library."""
-    for shard in read_manifest(folder / "manifest.jsonl"):
-        yield from wds.WebDataset(str(shard.path), shardshuffle=False)
-
-
-def arrays(sample: dict[str, Any]) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(sample["lowdim.npz"]), allow_pickle=False) as archive:
-        return dict(archive)
-
-
-def metadata(sample: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(sample["metadata.json"])
 
 
 def without_camera(documents: Documents) -> None:

@@ -4,13 +4,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.builders.preprocessing import contents, run
 from tests.builders.spartan import spartan_task
 from vlatool.errors import PartialFailure
-from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.workflows.preprocess import PreprocessResult
 
 ray = pytest.importorskip("ray")
 
@@ -30,36 +30,11 @@ def address() -> Iterator[str]:
     cluster.shutdown()
 
 
-def run(source: Path, output: Path, **options: Any) -> PreprocessResult:
-    tree = {
-        "format": "spartan",
-        "sources": [str(source)],
-        "output": str(output),
-        "past_lowdim_steps": 1,
-        "future_lowdim_steps": 3,
-        "max_padding_right": 3,
-        "samples_per_shard": 8,
-        **options,
-    }
-    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
-
-
-def contents(output: Path) -> dict[str, bytes]:
-    """Every file that must not depend on time or on the engine."""
-    return {
-        path.relative_to(output).as_posix(): path.read_bytes()
-        for path in sorted(output.rglob("*"))
-        if path.is_file()
-        and ".vlatool" not in path.parts
-        and path.name != "processing_metadata.json"
-    }
-
-
 def test_two_nodes_write_the_same_bytes_as_one_process(address: str, tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", episodes=EPISODES, frames=9)
 
-    local = run(source, tmp_path / "local", workers=1)
-    spread = run(source, tmp_path / "spread", engine="ray", ray_address=address)
+    local = run(source, tmp_path / "local")
+    spread = run(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
 
     assert (spread.episodes, spread.samples) == (local.episodes, local.samples)
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
@@ -72,7 +47,7 @@ def test_private_cluster_writes_the_same_bytes_as_one_process(tmp_path: Path) ->
     windows = "--past-lowdim-steps 1 --future-lowdim-steps 3 --max-padding-right 3"
     command += [*windows.split(), "--samples-per-shard", "8"]
 
-    run(source, tmp_path / "local", workers=1)
+    run(source, tmp_path / "local")
     private = ["-o", str(tmp_path / "private"), "--engine", "ray", "--ray-num-cpus", "1"]
     done = subprocess.run([*command, *private], capture_output=True, text=True)
 
@@ -84,10 +59,10 @@ def test_relative_paths_mean_the_drivers_folder(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spartan_task(tmp_path / "raw", episodes=2, frames=9)
-    run(tmp_path / "raw", tmp_path / "local", workers=1)
+    run(tmp_path / "raw", tmp_path / "local")
     monkeypatch.chdir(tmp_path)
 
-    run(Path("raw"), Path("spread"), engine="ray", ray_address=address)
+    run(Path("raw"), Path("spread"), engine="ray", ray_address=address, workers=None)
 
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
 
@@ -98,7 +73,7 @@ def test_broken_episode_costs_only_itself(address: str, tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:500])
 
     with pytest.raises(PartialFailure) as caught:
-        run(source, tmp_path / "spread", engine="ray", ray_address=address)
+        run(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
 
     assert isinstance(caught.value.result, PreprocessResult)
     assert caught.value.result.episodes == 2

@@ -76,6 +76,12 @@ def changed_files(folder: Path) -> list[str]:
     ]
 
 
+def file_entry(folder: Path, name: str) -> FileEntry:
+    """The entry of a small file as it is now."""
+    content = (folder / name).read_bytes()
+    return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
+
+
 def digest_of_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()

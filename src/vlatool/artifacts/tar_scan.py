@@ -14,6 +14,9 @@ _META = re.compile(r"^__.*__$")
 # What tarfile says of files that are no tar or lie about sizes.
 BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 
+# Camera and image offset of a picture's suffix.
+PICTURE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(jpe?g|png)$")
+
 _END_BYTES = 2 * tarfile.BLOCKSIZE
 
 
@@ -73,12 +76,17 @@ def scan_tar(path: Path) -> TarScan:
     return scan
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix: the first dot of the file name parts them, as webdataset does."""
+    folder, slash, file = name.rpartition("/")
+    key, _, suffix = file.partition(".")
+    return f"{folder}{slash}{key}", suffix
+
+
 def _take(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
     """Adds a member to the sample that it continues or begins."""
-    folder, slash, base = member.name.rpartition("/")
-    key, _, suffix = base.partition(".")
-    key = f"{folder}{slash}{key}"
-    problem = _member_problem(member, base, suffix)
+    key, suffix = split_name(member.name)
+    problem = _member_problem(member, member.name.rpartition("/")[2], suffix)
     if problem is not None:
         scan.problems.append(TarProblem(*problem, sample=key))
         if problem[0] in ("not_a_file", "meta_name"):

@@ -4,7 +4,6 @@ Each sample is encoded once, into its episode's tar; shards are made of byte ran
 those. Source: lbm-data 3.8, 3.11, 8.1.
 """
 
-import hashlib
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vlatool.artifacts.file_list import FileEntry, digest_of_file, write_file_list
+from vlatool.artifacts.file_list import FileEntry, digest_of_file, file_entry, write_file_list
 from vlatool.artifacts.manifest import write_manifest
 from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
 from vlatool.artifacts.stats import write_compact_stats, write_stats
@@ -28,6 +27,22 @@ from vlatool.storage.parts import Part, read_parts
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.statistics import StatisticsSum, field_entries
 
+# What makes an output look whole: taken away first, written last.
+_CLOSING_FILES = (
+    "shards/manifest.jsonl",
+    "shards/stats.json",
+    "shards/stats_compact.json",
+    "episodes/manifest.jsonl",
+    "episodes/stats.json",
+)
+# Patterns of everything that is written here; what others put beside it is left alone.
+OWNED_FILES = (
+    "shards/shard_*.tar",
+    "episodes/episode_*.tar",
+    "shards/preprocessing_config.yaml",
+    "shards/processing_metadata.json",
+    *_CLOSING_FILES,
+)
 _HOW_TO_KEEP = {
     "padding": "allow more padding with --max-padding-left and --max-padding-right",
     "still": "lower --still-threshold or --still-field-thresholds, or leave out "
@@ -108,9 +123,8 @@ class ShardSink:
 
     def begin(self) -> None:
         """Takes away what would make a half-written output look whole."""
-        for folder in ("shards", "episodes"):
-            for name in ("manifest.jsonl", "stats.json", "stats_compact.json"):
-                remove_file(self.output / folder / name)
+        for name in _CLOSING_FILES:
+            remove_file(self.output / name)
 
     def finish(
         self,
@@ -153,15 +167,11 @@ class ShardSink:
         files = (*shards, *index.files)
         return ShardsSummary(index.samples, len(shards), frames, size, dropped, files)
 
-    def seal(self, files: Iterable[FileEntry], names: Iterable[str]) -> int:
-        """Writes the list of all files; returns their size in bytes.
-
-        Args:
-            files: Episodes and shards.
-            names: Other files, if they exist.
-        """
-        small = [_digested(self.output, name) for name in names]
-        entries = [*files, *(entry for entry in small if entry is not None)]
+    def seal(self, files: Iterable[FileEntry]) -> int:
+        """Writes the list of all files, `files` being the tars; returns their size in bytes."""
+        names = ("shards/preprocessing_config.yaml", *_CLOSING_FILES)
+        small = [file_entry(self.output, name) for name in names if (self.output / name).is_file()]
+        entries = [*files, *small]
         write_file_list(self.output, entries)
         return sum(entry.bytes for entry in entries)
 
@@ -207,7 +217,7 @@ class _ShardWriter:
         path = self.output / name
         if before is not None and _is_intact(path, before.bytes, before.sha256):
             return before
-        with open_atomic(self.output / name) as file:
+        with open_atomic(path) as file:
             tar = TarWriter(file)
             for data in _samples(self.output, plan):
                 tar.append(data)
@@ -256,14 +266,6 @@ def _is_intact(path: Path, size: int, sha256: str) -> bool:
         return is_remote(path) or digest_of_file(path) == sha256
     except OSError:
         return False
-
-
-def _digested(output: Path, name: str) -> FileEntry | None:
-    try:
-        content = (output / name).read_bytes()
-    except FileNotFoundError:
-        return None
-    return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -6,10 +6,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.file_list import changed_files
-from vlatool.artifacts.output_record import OutputRecord, claim_output, known_output, remove_owned
+from vlatool.artifacts.output_record import (
+    OutputRecord,
+    claim_output,
+    known_output,
+    read_record,
+    remove_owned,
+)
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, PartialFailure, StorageError, VlatoolError
@@ -17,7 +24,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.parallel.engines import make_executor
 from vlatool.parallel.executor import Executor, Outcome
 from vlatool.sinks.base import Receipt
-from vlatool.sinks.shards import ShardSink, ShardsSummary
+from vlatool.sinks.shards import OWNED_FILES, ShardSink, ShardsSummary
 from vlatool.storage.atomic import remove_empty, remove_partials, remove_tree
 from vlatool.storage.background import in_parallel
 from vlatool.storage.lock import Lock, output_lock
@@ -32,23 +39,7 @@ from vlatool.workflows.preprocessing.result import PreprocessResult
 
 __all__ = ["PreprocessConfig", "PreprocessResult", "preprocess"]
 
-_SMALL_FILES = (
-    "shards/manifest.jsonl",
-    "shards/preprocessing_config.yaml",
-    "shards/stats.json",
-    "shards/stats_compact.json",
-    "episodes/manifest.jsonl",
-    "episodes/stats.json",
-)
-
-
 _LOADED_AHEAD = 4
-_OWNED = (
-    "shards/shard_*.tar",
-    "episodes/episode_*.tar",
-    "shards/processing_metadata.json",
-    *_SMALL_FILES,
-)
 
 
 def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> PreprocessResult:
@@ -66,29 +57,51 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
     with ExitStack() as stack:
         executor = stack.enter_context(_executor(config))
         plan = make_plan(config)
+        run = _Run(config, plan, executor, reporter, run_record(config))
         _announce(plan, reporter)
-        before = _before(config, plan)  # refused before the lock leaves a trace
+        seen = read_record(run.output)
+        before = run.before()  # refused before the lock leaves a trace
         if config.dry_run:
             return _planned(config, plan, before)
-        output = plan.task.sink.output
-        with output_lock(output, f"vlatool preprocess {config.format}") as lock:
+        with output_lock(run.output, f"vlatool preprocess {config.format}") as lock:
+            if read_record(run.output) != seen:  # another run was here in the meantime
+                before = run.before()
             try:
                 with ExitStack() as ending:
                     ending.push(executor)  # workers end before the lock does
-                    result = _run(config, plan, executor, reporter, lock)
+                    result = _finish(run, before, lock)
             except DataError:
                 _remove_if_useless(plan)
                 raise
             return _checked(result)
 
 
-def _before(config: PreprocessConfig, plan: PreprocessPlan) -> OutputRecord | None:
-    return known_output(
-        plan.task.sink.output,
-        run_record(config),
-        lambda: present_inputs(plan.refs),
-        overwrite=config.overwrite,
-    )
+@dataclass(frozen=True)
+class _Run:
+    """What is done, by whom, who hears of it, and what is recorded of it."""
+
+    config: PreprocessConfig
+    plan: PreprocessPlan
+    executor: Executor
+    reporter: Reporter
+    record: OutputRecord
+
+    @property
+    def sink(self) -> ShardSink:
+        return self.plan.task.sink
+
+    @property
+    def output(self) -> Path:
+        return self.sink.output
+
+    def before(self) -> OutputRecord | None:
+        """The record of the run that this one goes on with or repeats, if any."""
+        return known_output(
+            self.output,
+            self.record,
+            lambda: present_inputs(self.plan.refs),
+            overwrite=self.config.overwrite,
+        )
 
 
 def _executor(config: PreprocessConfig) -> Executor:
@@ -100,72 +113,55 @@ def _executor(config: PreprocessConfig) -> Executor:
     return make_executor(config.workers, preload=("vlatool.workflows.preprocessing.episode_task",))
 
 
-def _run(
-    config: PreprocessConfig,
-    plan: PreprocessPlan,
-    executor: Executor,
-    reporter: Reporter,
-    lock: Lock,
-) -> PreprocessResult:
-    output, sink, record = plan.task.sink.output, plan.task.sink, run_record(config)
-    before = _before(config, plan)
+def _finish(run: _Run, before: OutputRecord | None, lock: Lock) -> PreprocessResult:
+    """Does what is not done yet."""
     if before is not None and before.complete and before.result is not None:
-        damaged = changed_files(output)
+        damaged = changed_files(run.output)
         if not damaged:
-            sink.journal.remove()
-            return PreprocessResult.known(config.output, before.result)
-        message = f"{output}: {damaged[0]} is missing or was changed; the data are made anew"
-        reporter.warn("output_damaged", message)
+            run.sink.journal.remove()
+            return PreprocessResult.known(run.config.output, before.result)
+        message = f"{run.output}: {damaged[0]} is missing or was changed; the data are made anew"
+        run.reporter.warn("output_damaged", message)
     if before is None:
-        claim_output(output, record, _OWNED)
+        claim_output(run.output, run.record, OWNED_FILES)
     else:
-        record.save(output)
-    remove_partials(output)
-    sink.begin()
-    options = data_options(config, plan)
-    write_preprocessing_config(output / "shards", options)
-    result, inputs = _write(config, plan, executor, reporter, lock)
-    remove_partials(output)  # of workers that died on the way
+        run.record.save(run.output)
+    remove_partials(run.output)
+    run.sink.begin()
+    write_preprocessing_config(run.output / "shards", data_options(run.config, run.plan))
+    result, inputs = _write(run, lock)
+    remove_partials(run.output)  # of workers that died on the way
     complete = not result.failures
-    told = without_places(config, result.document())
-    OutputRecord("preprocess", record.options, inputs, told, complete).save(output)
+    told = without_places(run.config, result.document())
+    replace(run.record, inputs=inputs, result=told, complete=complete).save(run.output)
     if complete:
-        sink.journal.remove()
+        run.sink.journal.remove()
     return result
 
 
-def _write(
-    config: PreprocessConfig,
-    plan: PreprocessPlan,
-    executor: Executor,
-    reporter: Reporter,
-    lock: Lock,
-) -> tuple[PreprocessResult, dict[str, Any]]:
+def _write(run: _Run, lock: Lock) -> tuple[PreprocessResult, dict[str, Any]]:
     """Episodes, shards, statistics, manifests and how they came about; the inputs it saw."""
     started, clock = datetime.now(UTC), time.monotonic()
     collected = _Collected()
-    summary = plan.task.sink.finish(
-        _held(lock, _receipts(config, plan, executor, reporter, collected)),
-        executor,
-        plan.widths,
-        reporter,
-    )
+    receipts = _held(lock, _receipts(run, collected))
+    summary = run.sink.finish(receipts, run.executor, run.plan.widths, run.reporter)
     lock.check()
     write_processing_metadata(
-        plan.task.sink.output / "shards",
+        run.output / "shards",
         started=started,
         counts={
             "total_samples_created": summary.samples,
             "sample_counts": {"dropped": dict(summary.dropped)},
-            "failures": without_places(config, collected.failures),
+            "failures": without_places(run.config, collected.failures),
         },
-        arguments=run_record(config).options,
-        episodes=[ref.id for ref in plan.refs],
+        arguments=run.record.options,
+        episodes=[ref.id for ref in run.plan.refs],
     )
-    on_disk = plan.task.sink.seal(summary.files, _SMALL_FILES)
-    result = replace(_result(config, plan, summary, collected), bytes_on_disk=on_disk)
+    result = _result(run, summary, collected)
     seconds = round(time.monotonic() - clock, 2)
-    return replace(result, seconds=seconds), inputs_of(collected.inputs)
+    on_disk = run.sink.seal(summary.files)
+    inputs = inputs_of(collected.inputs)
+    return replace(result, seconds=seconds, bytes_on_disk=on_disk), inputs
 
 
 def _held(lock: Lock, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
@@ -179,7 +175,7 @@ def _remove_if_useless(plan: PreprocessPlan) -> None:
     """Frees the output for a run with corrected options when not one episode was written."""
     output = plan.task.sink.output
     if not any((output / "episodes").glob("*.tar")):
-        remove_owned(output, _OWNED)
+        remove_owned(output, OWNED_FILES)
         remove_tree(output / ".vlatool/journal")
         remove_empty(output)
 
@@ -220,21 +216,15 @@ def _announce(plan: PreprocessPlan, reporter: Reporter) -> None:
         reporter.note(f"{count} episodes are left out: {reason}")
 
 
-def _receipts(
-    config: PreprocessConfig,
-    plan: PreprocessPlan,
-    executor: Executor,
-    reporter: Reporter,
-    collected: _Collected,
-) -> Iterator[Receipt]:
+def _receipts(run: _Run, collected: _Collected) -> Iterator[Receipt]:
     """Receipts of the good episodes in order; failures and warnings are collected."""
-    refs, clock = plan.refs, time.monotonic()
-    with reporter.progress("episodes", len(refs), "episodes") as bar:
-        for outcome in _with_bulk(plan.task.sink, executor.map(plan.task, refs)):
+    refs, clock = run.plan.refs, time.monotonic()
+    with run.reporter.progress("episodes", len(refs), "episodes") as bar:
+        for outcome in _with_bulk(run.sink, run.executor.map(run.plan.task, refs)):
             if outcome.error is not None:
-                _fail(config, outcome.item, outcome.error, reporter, collected)
+                _fail(run, outcome.item, outcome.error, collected)
             elif outcome.value is not None:
-                _collect(outcome.value, reporter, collected)
+                _collect(outcome.value, run.reporter, collected)
                 yield outcome.value
             bar.advance(1, **collected.progress(max(time.monotonic() - clock, 1e-6)))
     if len(collected.failures) == len(refs):
@@ -288,14 +278,8 @@ def _collect(receipt: Receipt, reporter: Reporter, collected: _Collected) -> Non
         collected.warnings[code] = collected.warnings.get(code, 0) + 1
 
 
-def _fail(
-    config: PreprocessConfig,
-    ref: EpisodeRef,
-    error: VlatoolError,
-    reporter: Reporter,
-    collected: _Collected,
-) -> None:
-    if config.on_error == "stop" or not isinstance(error, DataError):
+def _fail(run: _Run, ref: EpisodeRef, error: VlatoolError, collected: _Collected) -> None:
+    if run.config.on_error == "stop" or not isinstance(error, DataError):
         raise error
     collected.failures.append(
         {
@@ -308,8 +292,8 @@ def _fail(
         }
     )
     collected.reasons[error.code] = collected.reasons.get(error.code, 0) + 1
-    reporter.warn("episode_failed", f"{ref.id}: {error.message}")
-    if config.max_failures is not None and len(collected.failures) > config.max_failures:
+    run.reporter.warn("episode_failed", f"{ref.id}: {error.message}")
+    if run.config.max_failures is not None and len(collected.failures) > run.config.max_failures:
         raise DataError(
             f"{len(collected.failures)} episodes failed, more than --max-failures allows",
             hint=error.message,
@@ -318,9 +302,8 @@ def _fail(
         )
 
 
-def _result(
-    config: PreprocessConfig, plan: PreprocessPlan, summary: ShardsSummary, collected: _Collected
-) -> PreprocessResult:
+def _result(run: _Run, summary: ShardsSummary, collected: _Collected) -> PreprocessResult:
+    config, plan = run.config, run.plan
     failed, empty = len(collected.failures), len(collected.empty)
     return PreprocessResult(
         output=config.output,

@@ -4,7 +4,6 @@ Nothing is unpickled or unpacked to disk. Source: lbm-data 3.8-3.10, 8.2.
 """
 
 import json
-import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlatool.artifacts.npz_bytes import read_arrays
-from vlatool.artifacts.tar_scan import BROKEN_TAR
+from vlatool.artifacts.tar_scan import BROKEN_TAR, PICTURE, split_name
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.workflows.inspection.shard import StoredSample
 
 _LARGEST_MEMBER = 2**26
-_PICTURE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(jpe?g|png)$")
 _ARRAYS, _METADATA, _LANGUAGE = "lowdim.npz", "metadata.json", "language_instructions.json"
 
 
@@ -61,7 +59,7 @@ class TarIndex:
 
     def pictures(self, key: str) -> dict[tuple[str, int], str]:
         """(camera, offset) of each picture to its suffix, in the order of the tar."""
-        matches = filter(None, map(_PICTURE.match, self.samples[key]))
+        matches = filter(None, map(PICTURE.match, self.samples[key]))
         return {(match["camera"], int(match["offset"])): match.string for match in matches}
 
     def metadata(self, key: str) -> dict[str, Any]:
@@ -148,16 +146,9 @@ def _walk(file: IO[bytes], samples: dict[str, dict[str, Place]]) -> str:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile():
-                    key, suffix = _split(member.name)
+                    key, suffix = split_name(member.name)
                     place = Place(member.offset_data, member.size)
                     samples.setdefault(key, {})[suffix] = place
     except (*BROKEN_TAR, OSError) as error:
         return f"cut off: {error}"
     return ""
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Key and suffix: the first dot of the file name parts them, as webdataset does."""
-    folder, slash, file = name.rpartition("/")
-    key, _, suffix = file.partition(".")
-    return f"{folder}{slash}{key}", suffix

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import tarfile
 import zipfile
 import zlib
@@ -16,12 +15,11 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from vlatool.artifacts.manifest import Shard, check_shards
-from vlatool.artifacts.tar_scan import BROKEN_TAR
+from vlatool.artifacts.tar_scan import BROKEN_TAR, PICTURE, split_name
 from vlatool.errors import DataError
 from vlatool.workflows.inspection.text import pairs, size_text, table
 
 _LARGEST_MEMBER = 2**26
-_PICTURE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(jpe?g|png)$")
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class StoredSample:
         """Camera to the (width, height) of its first picture."""
         sizes: dict[str, tuple[int, int] | None] = {}
         for name, size in self.pictures().items():
-            match = _PICTURE.match(name)
+            match = PICTURE.match(name)
             if match:
                 sizes.setdefault(match["camera"], size)
         return sizes
@@ -181,7 +179,7 @@ def _count(tar: tarfile.TarFile, counts: Counter[str]) -> str:
     try:
         for member in tar:
             if member.isfile():
-                counts[_split(member.name)[0]] += 1
+                counts[split_name(member.name)[0]] += 1
             else:
                 others += 1
     except (*BROKEN_TAR, OSError) as error:
@@ -203,7 +201,7 @@ def _first_sample(tar: tarfile.TarFile) -> StoredSample | None:
     sizes: dict[str, int] = {}
     contents: dict[str, bytes] = {}
     for member in tar:
-        owner, suffix = _split(member.name)
+        owner, suffix = split_name(member.name)
         if key is None:
             key = owner
         if owner != key:
@@ -213,13 +211,6 @@ def _first_sample(tar: tarfile.TarFile) -> StoredSample | None:
         if file is not None and member.size <= _LARGEST_MEMBER:
             contents[suffix] = file.read()
     return None if key is None else StoredSample(key, sizes, contents)
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Key and suffix: the first dot of the file name parts them, as webdataset does."""
-    folder, slash, file = name.rpartition("/")
-    key, _, suffix = file.partition(".")
-    return f"{folder}{slash}{key}", suffix
 
 
 def _picture_size(data: bytes) -> tuple[int, int] | None:

@@ -187,10 +187,9 @@ class PreprocessConfig(ConfigModel):
     @field_validator("sources", "output")
     @classmethod
     def _not_blank(cls, value: list[str] | str) -> list[str] | str:
+        is_unset = value == ""  # needed later, and then asked for by name
         texts = [value] if isinstance(value, str) else value
-        if any(text and not text.strip() for text in texts) or (
-            not isinstance(value, str) and "" in texts
-        ):
+        if not is_unset and any(not text.strip() for text in texts):
             raise ValueError("a location is blank")
         return value
 

@@ -5,7 +5,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
         private = value.__pydantic_private__ or {}
         return {**value.model_dump(mode="json"), **{k: _plain(v) for k, v in private.items()}}
     if is_dataclass(value) and not isinstance(value, type):
-        return {type(value).__name__: _plain(vars(value) or asdict(value))}
+        return {type(value).__name__: _plain(vars(value))}
     if isinstance(value, Mapping):
         return [[str(key), _plain(item)] for key, item in value.items()]
     if isinstance(value, list | tuple):

@@ -83,7 +83,8 @@ def _task(
     config: PreprocessConfig, reader: FormatReader, first: Episode, choice: EpisodeChoice
 ) -> EpisodeTask:
     """The work on one episode, with the digest of everything that shapes it."""
-    read: ConfigModel = getattr(reader, "config", None) or reader_section(config)
+    resolved = getattr(reader, "config", None)
+    read = resolved if isinstance(resolved, ConfigModel) else reader_section(config)
     spec, schema = _spec(config), schema_of(first.lowdim)
     digest = plan_digest(config.format, read, spec, choice, schema, config.compute_statistics)
     return EpisodeTask(config.format, read, spec, choice, _sink(config), schema, digest)

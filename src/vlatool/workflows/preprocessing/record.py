@@ -33,7 +33,7 @@ def run_record(config: PreprocessConfig) -> OutputRecord:
     section = reader_section(config)
     files = {key: _content(getattr(section, key)) for key in sorted(section.location_keys)}
     named = {f"{key} content": digest for key, digest in files.items() if digest}
-    return OutputRecord("preprocess", {**options, "source": _reader_options(config), **named})
+    return OutputRecord("preprocess", {**options, "source": _dumped(section, section), **named})
 
 
 def data_options(config: PreprocessConfig, plan: PreprocessPlan) -> dict[str, Any]:
@@ -44,12 +44,10 @@ def data_options(config: PreprocessConfig, plan: PreprocessPlan) -> dict[str, An
     own = config.model_dump(
         mode="json", exclude={*config.no_effect_on_output, *_SELECTION, "source", "format"}
     )
-    read = _dumped(plan.task.reader_config)
     own["camera_rotations"] = own["camera_rotations"] or None
     groups = plan.first.pose_groups
     return {
-        **read,
-        **_named_files(config),
+        **_dumped(plan.task.reader_config, reader_section(config)),
         **own,
         "type": config.format,
         "source_episodes": [location(source).name for source in config.sources],
@@ -73,19 +71,14 @@ def without_places(config: PreprocessConfig, value: Any) -> Any:
 
 def _shortened(value: Any, prefixes: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _shortened(item, prefixes) for key, item in value.items()}
+        kept = {key: item for key, item in value.items() if key != "traceback"}
+        return {key: _shortened(item, prefixes) for key, item in kept.items()}
     if isinstance(value, list | tuple):
         return [_shortened(item, prefixes) for item in value]
     if isinstance(value, str):
         for prefix in prefixes:
             value = value.replace(prefix, "")
     return value
-
-
-def _reader_options(config: PreprocessConfig) -> dict[str, Any]:
-    """Keys of the format, files by their names alone."""
-    section = reader_section(config)
-    return {key: _named(section, key, value) for key, value in _dumped(section).items()}
 
 
 def _content(path: str | None) -> str:
@@ -96,17 +89,10 @@ def _content(path: str | None) -> str:
         return ""  # the reader tells
 
 
-def _named_files(config: PreprocessConfig) -> dict[str, Any]:
-    """The side files of the format, by their names alone."""
-    keys = reader_section(config).location_keys
-    return {key: value for key, value in _reader_options(config).items() if key in keys}
-
-
-def _dumped(section: ConfigModel) -> Mapping[str, Any]:
-    return section.model_dump(mode="json")
-
-
-def _named(section: ConfigModel, key: str, value: Any) -> Any:
-    if key in section.location_keys and isinstance(value, str):
-        return location(value).name
-    return value
+def _dumped(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
+    """Keys of the format; those that hold a file, as `named` has them, without its folders."""
+    values = section.model_dump(mode="json")
+    for key in named.location_keys:
+        path = getattr(named, key)
+        values[key] = None if path is None else location(path).name
+    return values

@@ -15,12 +15,11 @@ import numpy as np
 from PIL import Image
 
 from vlatool.artifacts.npz_bytes import read_arrays
-from vlatool.artifacts.tar_scan import TarSample
+from vlatool.artifacts.tar_scan import PICTURE, TarSample
 from vlatool.episode import Array
 from vlatool.findings import Finding
 from vlatool.workflows.verification.codes import SHARDS
 
-_PICTURE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(jpe?g|png)$")
 _COMPANION = re.compile(r"^(?P<camera>.+)_(depth|label)_t-?\d+\.png$")
 _MASKS = ("past_mask", "future_mask")
 _CALIBRATION = ("original_intrinsics.", "rescaled_intrinsics.", "extrinsics.")
@@ -87,7 +86,7 @@ def missing_members(sample: TarSample, expected: Expectation) -> list[str]:
     """What a complete sample would also have."""
     there = {name.lower() for name in sample.members}
     wanted = [f"{c}_t{o}" for o in expected.offsets or () for c in expected.cameras or ()]
-    pictures = {name.rpartition(".")[0] for name in there if _PICTURE.match(name)}
+    pictures = {name.rpartition(".")[0] for name in there if PICTURE.match(name)}
     absent = [name for name in _REQUIRED if name not in there]
     return absent + [f"{name}.jpg" for name in wanted if name.lower() not in pictures]
 
@@ -141,7 +140,7 @@ class SampleCheck:
             message = f"anchor_relative_idx is {anchor!r}, expected {wanted}"
             yield place.finding("bad_metadata", message, field="anchor_relative_idx")
         cameras = metadata.get("camera_names")
-        matches = filter(None, map(_PICTURE.match, place.sample.members))
+        matches = filter(None, map(PICTURE.match, place.sample.members))
         stored = {match["camera"] for match in matches if not _COMPANION.match(match[0])}
         if not isinstance(cameras, list) or {str(name) for name in cameras} != stored:
             message = f"camera_names is {cameras!r}, there are pictures of {sorted(stored)}"
@@ -150,7 +149,7 @@ class SampleCheck:
     def _check_pictures(self, place: Place, cameras: object, metadata: object) -> Iterator[Finding]:
         sizes = metadata.get("original_image_sizes") if isinstance(metadata, dict) else None
         for suffix in place.sample.members:
-            match = _PICTURE.match(suffix)
+            match = PICTURE.match(suffix)
             if match is None:
                 continue
             self.pictures += 1

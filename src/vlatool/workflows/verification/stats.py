@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.stats import read_stats
+from vlatool.artifacts.stats import compact, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
@@ -165,7 +165,7 @@ class StatsCheck:
             if other == self.path or not other.is_file():
                 continue
             try:
-                same = _without_states(read_stats(other)) == _without_states(self._entries)
+                same = _compact(read_stats(other)) == _compact(self._entries)
             except DataError:
                 same = False
             if not same:
@@ -237,11 +237,8 @@ def _as_float(values: Array) -> Array:
     return values.reshape(len(values), int(np.prod(values.shape[1:]))).astype(np.float64)
 
 
-def _without_states(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {key: value for key, value in entry.items() if not key.startswith("tdigest_state")}
-        for name, entry in stats.items()
-    }
+def _compact(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: compact(entry) for name, entry in stats.items()}
 
 
 def _is_strict(path: Path) -> bool:
