@@ -20,8 +20,8 @@ from machine import describe
 from vlatool.artifacts.npz_bytes import write_arrays
 from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
 from vlatool.artifacts.stats import write_compact_stats, write_stats
+from vlatool.jobs.journal import Journal
 from vlatool.sinks.base import Receipt
-from vlatool.sinks.journal import Journal
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec

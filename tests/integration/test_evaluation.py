@@ -27,6 +27,7 @@ from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.metrics import wilson_interval
+from vlatool.evaluation.trained_policy import load_policy
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample, SampleDecoder
 from vlatool.loading.normalizer import Normalizer
@@ -35,7 +36,6 @@ from vlatool.models.policy import Observation, Policy
 from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import open_loop, rollout
 from vlatool.workflows.train import train
-from vlatool.workflows.trained_policy import load_policy
 from vlatool.world.registration import ENVIRONMENT
 
 RELATIVE = f"{XYZ_COMMAND}_relative"

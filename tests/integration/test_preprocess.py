@@ -21,9 +21,9 @@ from tests.builders.spartan import (
     spartan_task,
 )
 from vlatool.artifacts.manifest import read_manifest
-from vlatool.artifacts.output_record import read_record
 from vlatool.artifacts.stats import read_stats
 from vlatool.errors import PartialFailure, UsageError
+from vlatool.jobs.record import read_record
 from vlatool.workflows.preprocess import PreprocessResult
 
 FRAMES = 9

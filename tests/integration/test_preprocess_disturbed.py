@@ -28,7 +28,7 @@ from tests.builders.preprocessing import (
 from tests.builders.spartan import session_folder, spartan_task
 from vlatool.errors import VlatoolError
 from vlatool.events import NullReporter
-from vlatool.sinks.journal import Journal
+from vlatool.jobs.journal import Journal
 
 PREPROCESS = [sys.executable, "-m", "vlatool", "--json", "preprocess"]
 

@@ -11,8 +11,8 @@ import yaml
 
 from tests.builders.preprocessing import FRAMES, contents, processed, refusal, run
 from tests.builders.spartan import CAMERAS, Documents, spartan_task
-from vlatool.artifacts.output_record import read_record
 from vlatool.errors import PartialFailure
+from vlatool.jobs.record import read_record
 from vlatool.sources.spartan.config import _ACTION_WIDTHS
 
 

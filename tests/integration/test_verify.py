@@ -15,9 +15,9 @@ from PIL import Image
 from tests.builders import shards as built
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.shards import Members, shard_output
-from vlatool.artifacts.output_record import OutputRecord
 from vlatool.cli.app import run
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.record import OutputRecord
 from vlatool.storage.uri import location
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify

@@ -9,15 +9,20 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "vlatool"
 LAYERS = [
     {"errors", "events"},
-    {"plugins", "episode", "findings"},
+    {"findings"},
+    {"plugins"},
+    {"episode"},
     {"storage", "parallel"},
     {"config"},
+    {"jobs"},
     {"transforms"},
     {"artifacts"},
     {"sources", "sinks", "loading", "world"},
     {"models"},
-    {"evaluation"},
     {"training"},
+    {"evaluation"},
+    {"inspection", "verification"},
+    {"pages"},
     {"workflows"},
     {"cli"},
 ]

@@ -10,7 +10,7 @@ from vlatool.errors import DataError
 from vlatool.findings import SEVERITIES, Family, Kind, finding_of_error
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.spartan.codes import SPARTAN
-from vlatool.workflows.verification.codes import code_rows
+from vlatool.verification.codes import code_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 FAMILY = Family("acme", {"bent": Kind("warning", "A thing is bent.", "straighten it")})

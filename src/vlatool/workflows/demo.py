@@ -15,15 +15,15 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import missing_extra
 from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.trained_policy import load_policy
 from vlatool.events import NULL, Reporter
+from vlatool.pages.demo_report import write_demo_report
 from vlatool.storage.atomic import write_json
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.demo_report import write_demo_report
 from vlatool.workflows.evaluate import environment_maker, with_world_mapping
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import TrainResult, train
-from vlatool.workflows.trained_policy import load_policy
 from vlatool.world.registration import ENVIRONMENT
 from vlatool.world.scene import COLOURS, instruction_for
 

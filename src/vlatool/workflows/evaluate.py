@@ -9,12 +9,12 @@ from vlatool.artifacts.manifest import read_manifest
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, missing_extra
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.evaluation.trained_policy import TrainedPolicy, load_policy
 from vlatool.events import NULL, Reporter
 from vlatool.loading.config import DataConfig
 from vlatool.loading.facts import DatasetFacts, read_facts
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
-from vlatool.workflows.trained_policy import TrainedPolicy, load_policy
 from vlatool.world.registration import ENVIRONMENT, register_environments
 
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]

@@ -11,20 +11,20 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.sources.order import select
-from vlatool.storage.uri import location
-from vlatool.workflows.format_detection import find_source
-from vlatool.workflows.inspection.html_page import (
+from vlatool.inspection.run import inspect_run, is_run
+from vlatool.inspection.shard import inspect_shard
+from vlatool.inspection.shards import find_shards, inspect_shards
+from vlatool.inspection.source import inspect_source
+from vlatool.pages.html_page import (
     PageRequest,
     check_target,
     write_shard_page,
     write_shards_page,
     write_source_page,
 )
-from vlatool.workflows.inspection.run import inspect_run, is_run
-from vlatool.workflows.inspection.shard import inspect_shard
-from vlatool.workflows.inspection.shards import find_shards, inspect_shards
-from vlatool.workflows.inspection.source import inspect_source
+from vlatool.sources.detection import find_source
+from vlatool.sources.order import select
+from vlatool.storage.uri import location
 
 
 class InspectConfig(ConfigModel):

@@ -9,22 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.file_list import changed_files
-from vlatool.artifacts.output_record import (
+from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
+from vlatool.episode import EpisodeRef
+from vlatool.errors import DataError, PartialFailure, StorageError, VlatoolError
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import changed_files
+from vlatool.jobs.record import (
     OutputRecord,
     claim_output,
     known_output,
     read_record,
     remove_owned,
 )
-from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
-from vlatool.episode import EpisodeRef
-from vlatool.errors import DataError, PartialFailure, StorageError, VlatoolError
-from vlatool.events import NULL, Reporter
 from vlatool.parallel.engines import make_executor
 from vlatool.parallel.executor import Executor, Outcome
 from vlatool.sinks.base import Receipt
-from vlatool.sinks.shards import OWNED_FILES, ShardSink, ShardsSummary
+from vlatool.sinks.lbm.shards import OWNED_FILES, ShardSink, ShardsSummary
 from vlatool.storage.atomic import remove_empty, remove_partials, remove_tree
 from vlatool.storage.background import in_parallel
 from vlatool.storage.lock import Lock, output_lock

@@ -12,12 +12,12 @@ from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.findings import SEVERITIES, Finding
+from vlatool.inspection.text import size_text
 from vlatool.storage.uri import location as path_of
-from vlatool.workflows.inspection.text import size_text
-from vlatool.workflows.verification.codes import code_rows
-from vlatool.workflows.verification.output import check_output, check_tar, is_output
-from vlatool.workflows.verification.shards import Checked, Depth
-from vlatool.workflows.verification.source import check_source, open_source
+from vlatool.verification.codes import code_rows
+from vlatool.verification.output import check_output, check_tar, is_output
+from vlatool.verification.shards import Checked, Depth
+from vlatool.verification.source import check_source, open_source
 
 # Findings kept of one code; all of them are counted.
 _KEPT = 100

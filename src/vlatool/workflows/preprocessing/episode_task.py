@@ -8,8 +8,8 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sinks.base import Receipt
-from vlatool.sinks.encoding import EpisodeEncoder, PictureStream
-from vlatool.sinks.shards import ShardSink
+from vlatool.sinks.lbm.encoding import EpisodeEncoder, PictureStream
+from vlatool.sinks.lbm.shards import ShardSink
 from vlatool.sources.base import FormatReader
 from vlatool.transforms.pose_groups import PoseGroupConfig, with_pose_groups
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec, schema_of

@@ -8,7 +8,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import FORMATS
-from vlatool.sinks.shards import ShardSink
+from vlatool.sinks.lbm.shards import ShardSink
 from vlatool.sources.base import FormatReader
 from vlatool.sources.order import checked_ids, select
 from vlatool.storage.uri import location

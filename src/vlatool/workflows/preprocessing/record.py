@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from vlatool.artifacts.output_record import OutputRecord
 from vlatool.config.base import ConfigModel
+from vlatool.jobs.record import OutputRecord
 from vlatool.storage.uri import location
 from vlatool.workflows.preprocessing.config import PreprocessConfig
 from vlatool.workflows.preprocessing.plan import PreprocessPlan, reader_section

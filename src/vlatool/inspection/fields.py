@@ -1,0 +1,182 @@
+"""What is known of a low-dimensional field: width, range, and which dimensions never change.
+
+Legend of shapes: F frames, C channels of a field.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.inspection.text import indices_text, range_text, table
+from vlatool.transforms.normalize import constant_dimensions
+
+Numbers = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """One field over all episodes or samples; tuples have one entry per dimension.
+
+    Attributes:
+        name: The field.
+        dtype: Its types, `text` for sentences.
+        width: C; 0 for text.
+        constant: Dimensions that never change.
+        min: Smallest values; None where there is none.
+        max: Largest values.
+        mean: Means.
+        std: Standard deviations; empty where they were not computed.
+        episodes: How many episodes have it; None where that is not known.
+        example: A value of a text field.
+    """
+
+    name: str
+    dtype: str
+    width: int
+    constant: tuple[int, ...] = ()
+    min: Numbers = ()
+    max: Numbers = ()
+    mean: Numbers = ()
+    std: Numbers = ()
+    episodes: int | None = None
+    example: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The facts for programs."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, "")}
+
+    @property
+    def constant_text(self) -> str:
+        """How many dimensions are constant, and which."""
+        if not self.constant:
+            return "-"
+        if len(self.constant) >= self.width:
+            return "all"
+        return f"{len(self.constant)} ({indices_text(self.constant)})"
+
+
+class FieldRange:
+    """Range and mean of a field while its episodes pass by; the episodes are not kept."""
+
+    def __init__(self, name: str, values: Array) -> None:
+        self.name = name
+        self.is_text = values.dtype.kind == "U"
+        self.width = 0 if self.is_text else values.shape[1]
+        self.episodes = 0
+        self._dtypes: dict[str, None] = {}
+        self._texts: dict[str, None] = {}
+        self._low = np.full(self.width, np.inf)
+        self._high = np.full(self.width, -np.inf)
+        self._sum = np.zeros(self.width)
+        self._count = np.zeros(self.width)
+
+    def add(self, values: Array) -> str:
+        """Takes in [F, C], or text [F]; returns what is odd about it, else nothing."""
+        self.episodes += 1
+        if self.is_text != (values.dtype.kind == "U"):
+            return "is text in some episodes and numbers in others"
+        if self.is_text:
+            self._texts |= dict.fromkeys(np.unique(values).tolist())
+            return ""
+        if values.shape[1] != self.width:
+            return f"is {values.shape[1]} wide, {self.width} in the episodes before"
+        self._dtypes[str(values.dtype)] = None
+        return self._add_numbers(values.astype(np.float64))
+
+    def facts(self) -> FieldFacts:
+        """What was seen."""
+        if self.is_text:
+            example = next(iter(self._texts), "")
+            return FieldFacts(self.name, "text", 0, episodes=self.episodes, example=example)
+        mean = self._sum / np.maximum(self._count, 1)
+        statistics = {"min": self._low, "max": self._high, "mean": mean}
+        return FieldFacts(
+            self.name,
+            ", ".join(self._dtypes),
+            self.width,
+            constant=_constant(self.name, statistics),
+            min=_numbers(self._low),
+            max=_numbers(self._high),
+            mean=_numbers(mean),
+            episodes=self.episodes,
+        )
+
+    def _add_numbers(self, values: Array) -> str:
+        finite = np.isfinite(values)
+        self._low = np.minimum(self._low, np.where(finite, values, np.inf).min(0))
+        self._high = np.maximum(self._high, np.where(finite, values, -np.inf).max(0))
+        self._sum += np.where(finite, values, 0).sum(0)
+        self._count += finite.sum(0)
+        missing = int(values.size - finite.sum())
+        return f"has {missing} values that are not finite" if missing else ""
+
+
+def facts_of_statistics(name: str, entry: Mapping[str, Any]) -> FieldFacts | None:
+    """The facts in an entry of stats.json; None where it does not hold them."""
+    try:
+        mean = np.asarray(entry["mean"], np.float64)
+        values = {key: np.asarray(entry[key], np.float64) for key in ("min", "max")}
+        std = np.broadcast_to(np.asarray(entry["std"], np.float64), mean.shape)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if mean.ndim != 1 or any(value.shape != mean.shape for value in values.values()):
+        return None
+    return FieldFacts(
+        name,
+        "",
+        len(mean),
+        constant=_constant(name, {**values, "mean": mean}),
+        min=_numbers(values["min"]),
+        max=_numbers(values["max"]),
+        mean=_numbers(mean),
+        std=_numbers(std),
+    )
+
+
+def source_field_table(fields: Sequence[FieldFacts]) -> str:
+    """Fields of raw episodes, one row each."""
+    header = ("name", "width", "dtype", "range", "constant dimensions")
+    rows = (
+        (
+            field.name,
+            field.width or "-",
+            field.dtype,
+            f'"{field.example}"' if field.dtype == "text" else _extremes(field),
+            field.constant_text,
+        )
+        for field in fields
+    )
+    return table("Fields", header, rows)
+
+
+def statistics_field_table(fields: Sequence[FieldFacts]) -> str:
+    """Fields of training samples, one row each."""
+    header = ("name", "width", "range", "mean", "std", "constant dimensions")
+    rows = (
+        (
+            field.name,
+            field.width,
+            _extremes(field),
+            range_text(field.mean),
+            range_text(field.std),
+            field.constant_text,
+        )
+        for field in fields
+    )
+    return table("Fields", header, rows)
+
+
+def _extremes(field: FieldFacts) -> str:
+    return range_text([*field.min, *field.max])
+
+
+def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
+    with np.errstate(invalid="ignore"):
+        return tuple(np.flatnonzero(constant_dimensions(statistics, name)).tolist())
+
+
+def _numbers(values: Array) -> Numbers:
+    return tuple(value if np.isfinite(value) else None for value in values.tolist())

@@ -1,0 +1,265 @@
+"""What the episodes of a raw source hold."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlatool.episode import Calibration, Episode, EpisodeRef
+from vlatool.errors import DataError
+from vlatool.events import Reporter
+from vlatool.inspection.fields import FieldFacts, FieldRange, source_field_table
+from vlatool.inspection.text import number_text, pairs, size_text, table
+from vlatool.sources.detection import FoundSource
+from vlatool.sources.order import select
+from vlatool.storage.tree import files_below
+
+
+@dataclass(frozen=True)
+class CameraFacts:
+    """One camera; sizes are (width, height) in pixels."""
+
+    name: str
+    sizes: tuple[tuple[int, int], ...]
+    episodes: int
+    calibration: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LanguageFacts:
+    """One kind of annotation: how many different sentences, and one of them."""
+
+    sentences: int
+    example: str
+
+
+@dataclass(frozen=True)
+class WarningFacts:
+    """Warnings of one code: how many, and one of them."""
+
+    code: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What is in a raw source; `episodes` counts those read, `broken` lists the others."""
+
+    format: str
+    episodes: int
+    frames: int
+    frames_per_episode: tuple[int, int]
+    seconds: float
+    fps: tuple[float, ...]
+    bytes: int
+    tasks: Mapping[str, int]
+    cameras: tuple[CameraFacts, ...]
+    fields: tuple[FieldFacts, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    language: Mapping[str, LanguageFacts]
+    warnings: tuple[WarningFacts, ...]
+    broken: tuple[Mapping[str, str], ...]
+    kind: str = "source"
+
+    def document(self) -> dict[str, Any]:
+        """The report for programs."""
+        fields = {facts.name: facts.document() for facts in self.fields}
+        return {**asdict(self), "fields": fields}
+
+    def headline(self) -> str:
+        """What it is, in a few words."""
+        broken = f", {len(self.broken)} broken" if self.broken else ""
+        return f"{self.format} source, {self.episodes} episodes{broken}"
+
+    def blocks(self) -> list[str]:
+        """The report for people, block by block."""
+        return [
+            pairs(self._summary()),
+            table("Tasks", ("episodes", "task"), [(n, task) for task, n in self.tasks.items()]),
+            table("Cameras", ("name", "width x height", "episodes", "calibration"), self._views()),
+            source_field_table(self.fields),
+            table(
+                "Language",
+                ("kind", "sentences", "example"),
+                [(kind, one.sentences, f'"{one.example}"') for kind, one in self.language.items()],
+            ),
+            table(
+                "Warnings",
+                ("count", "code", "example"),
+                [(one.count, one.code, one.example) for one in self.warnings],
+            ),
+            table(
+                "Broken episodes",
+                ("episode", "reason"),
+                [(one["episode"], one["message"]) for one in self.broken],
+            ),
+        ]
+
+    def _summary(self) -> dict[str, object]:
+        shortest, longest = self.frames_per_episode
+        spread = f"{shortest} to {longest}" if shortest < longest else f"{shortest}"
+        rates = ", ".join(number_text(rate) for rate in self.fps)
+        return {
+            "frames": f"{self.frames}, {spread} per episode",
+            "duration": f"{self.seconds:.1f} s at {rates} fps",
+            "on disk": size_text(self.bytes),
+            "actions": self.action_fields or "none",
+            "proprioception": self.proprioception_fields or "none",
+        }
+
+    def _views(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                camera.name,
+                ", ".join(f"{width} x {height}" for width, height in camera.sizes),
+                f"{camera.episodes} / {self.episodes}",
+                ", ".join(camera.calibration) or "no",
+            )
+            for camera in self.cameras
+        ]
+
+
+def inspect_source(
+    location: Path, source: FoundSource, episodes: str | None, reporter: Reporter
+) -> SourceReport:
+    """Reads the numbers of every selected episode; pictures are measured, not decoded.
+
+    Raises:
+        DataError: No episode can be read, or none is selected.
+    """
+    refs = select(source.refs, episodes)
+    survey = _Survey()
+    survey.warn(source.reader.warnings)
+    with reporter.progress("episodes", len(refs), "episode") as bar:
+        for ref in refs:
+            try:
+                survey.add(source.reader.read(ref))
+            except DataError as error:
+                survey.fail(ref, error)
+            bar.advance(failed=len(survey.broken))
+    if not survey.lengths:
+        raise DataError(
+            f"{location}: every episode is broken; the first: {survey.broken[0]['message']}",
+            hint=survey.broken[0]["hint"],
+            code="data.all_failed",
+            details={"failures": survey.broken},
+        )
+    return survey.report(source.format, _bytes_below(location))
+
+
+@dataclass
+class _Survey:
+    """What is learned while episodes pass by; none of them is kept."""
+
+    lengths: list[int] = field(default_factory=list[int])
+    broken: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    seconds: float = 0.0
+    rates: set[float] = field(default_factory=set[float])
+    tasks: Counter[str] = field(default_factory=Counter[str])
+    sizes: dict[str, Counter[tuple[int, int]]] = field(
+        default_factory=dict[str, Counter[tuple[int, int]]]
+    )
+    calibration: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
+    ranges: dict[str, FieldRange] = field(default_factory=dict[str, FieldRange])
+    actions: dict[str, None] = field(default_factory=dict[str, None])
+    proprioception: dict[str, None] = field(default_factory=dict[str, None])
+    sentences: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
+    warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+    def add(self, episode: Episode) -> None:
+        """Takes in one episode.
+
+        Raises:
+            DataError: A camera cannot be opened; the episode leaves no trace then.
+        """
+        sizes = {name: camera.size for name, camera in episode.cameras.items()}
+        for name, (height, width) in sizes.items():
+            self.sizes.setdefault(name, Counter())[width, height] += 1
+        self.lengths.append(episode.num_frames)
+        self.seconds += episode.num_frames / episode.fps
+        self.rates.add(episode.fps)
+        self.tasks[episode.task] += 1
+        self.actions |= dict.fromkeys(episode.action_fields)
+        self.proprioception |= dict.fromkeys(episode.proprioception_fields)
+        for name, calibration in episode.calibration.items():
+            self.calibration.setdefault(name, {}).update(_parts(calibration))
+        for kind, sentences in episode.language.items():
+            self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
+        self._add_fields(episode)
+        self.warn(episode.warnings)
+
+    def fail(self, ref: EpisodeRef, error: DataError) -> None:
+        """Notes an episode that cannot be read."""
+        self.broken.append(
+            {
+                "episode": ref.id,
+                "path": str(ref.path),
+                "code": error.code,
+                "message": error.message,
+                "hint": error.hint,
+            }
+        )
+
+    def warn(self, warnings: Sequence[tuple[str, str]]) -> None:
+        """Notes `(code, message)` pairs."""
+        for code, message in warnings:
+            self.warnings.setdefault(code, []).append(message)
+
+    def report(self, name: str, size: int) -> SourceReport:
+        """What was learned."""
+        self._warn_of_absent_fields()
+        return SourceReport(
+            format=name,
+            episodes=len(self.lengths),
+            frames=sum(self.lengths),
+            frames_per_episode=(min(self.lengths), max(self.lengths)),
+            seconds=round(self.seconds, 3),
+            fps=tuple(sorted(self.rates)),
+            bytes=size,
+            tasks=dict(self.tasks.most_common()),
+            cameras=tuple(
+                CameraFacts(
+                    name, tuple(sizes), sizes.total(), tuple(self.calibration.get(name, ()))
+                )
+                for name, sizes in self.sizes.items()
+            ),
+            fields=tuple(one.facts() for one in self.ranges.values()),
+            action_fields=tuple(self.actions),
+            proprioception_fields=tuple(self.proprioception),
+            language={
+                kind: LanguageFacts(len(texts), next(iter(texts), ""))
+                for kind, texts in self.sentences.items()
+            },
+            warnings=tuple(
+                WarningFacts(code, len(messages), messages[0])
+                for code, messages in self.warnings.items()
+            ),
+            broken=tuple(self.broken),
+        )
+
+    def _add_fields(self, episode: Episode) -> None:
+        for name, values in episode.lowdim.items():
+            if name not in self.ranges:
+                self.ranges[name] = FieldRange(name, values)
+            oddity = self.ranges[name].add(values)
+            if oddity:
+                self.warn([("odd_field", f"{episode.id}: field {name!r} {oddity}")])
+
+    def _warn_of_absent_fields(self) -> None:
+        total = len(self.lengths)
+        for name, one in self.ranges.items():
+            if one.episodes < total:
+                message = f"field {name!r} is in {one.episodes} of {total} episodes"
+                self.warn([("field_not_everywhere", message)])
+
+
+def _parts(calibration: Calibration) -> dict[str, None]:
+    parts = {"intrinsics": calibration.intrinsics, "extrinsics": calibration.extrinsics}
+    return {name: None for name, values in parts.items() if values is not None}
+
+
+def _bytes_below(location: Path) -> int:
+    return sum(file.bytes for file in files_below(location))

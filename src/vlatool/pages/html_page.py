@@ -1,0 +1,224 @@
+"""The page of `inspect --html`: what is at a location, with pictures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts.manifest import Shard, read_manifest
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.episode import EpisodeRef
+from vlatool.errors import DataError, UsageError
+from vlatool.inspection.samples import TarIndex, open_index
+from vlatool.inspection.shard import ShardReport
+from vlatool.inspection.shards import ShardsReport
+from vlatool.inspection.source import SourceReport
+from vlatool.inspection.tar_view import view_episode_tar
+from vlatool.inspection.views import view_episode, view_sample
+from vlatool.pages.episode import episode_section
+from vlatool.pages.layout import GENERATOR, Section, note, page
+from vlatool.pages.overview import shard_sections, shards_sections, source_sections
+from vlatool.pages.sample import sample_section
+from vlatool.sources.base import FormatReader
+from vlatool.storage.atomic import write_text
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """What a page shall show.
+
+    Attributes:
+        title: What is looked at, as the user calls it.
+        episodes: How many raw episodes are shown.
+        samples: How many training samples are shown.
+    """
+
+    title: str
+    episodes: int
+    samples: int
+
+
+_HEAD_BYTES = 1000
+
+
+def check_target(path: Path) -> None:
+    """Refuses what cannot be the name of a page, before anything is read.
+
+    Raises:
+        UsageError: It is a folder, or a file that is no page of an earlier run.
+    """
+    if not path.name or path.is_dir():
+        raise UsageError(
+            f"--html {path}: is a folder",
+            hint="give the name of the file to write, such as page.html",
+            code="usage.bad_target",
+            details={"path": str(path)},
+        )
+    if path.is_file():
+        with path.open("rb") as file:
+            is_page = GENERATOR.encode() in file.read(_HEAD_BYTES)
+        if not is_page:
+            raise UsageError(
+                f"--html {path}: exists and is no page of an earlier inspect",
+                hint="choose another name, such as page.html",
+                code="usage.bad_target",
+                details={"path": str(path)},
+            )
+
+
+def write_source_page(
+    report: SourceReport,
+    reader: FormatReader,
+    refs: Sequence[EpisodeRef],
+    path: Path,
+    request: PageRequest,
+) -> None:
+    """Writes the page of a raw source, of which some episodes are shown.
+
+    Args:
+        report: What was found.
+        reader: Reads the episodes.
+        refs: Those that were looked at.
+        path: The page.
+        request: What it shows.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    broken = {one["episode"] for one in report.broken}
+    whole = [ref for ref in refs if ref.id not in broken]
+    episodes = [_episode(reader, whole[i]) for i in _spread(len(whole), request.episodes)]
+    title = f"Episodes ({len(episodes)} of {len(whole)})"
+    sections = [*source_sections(report), *_group(title, episodes)]
+    write_text(path, page(request.title, report.headline(), sections))
+
+
+def write_shards_page(report: ShardsReport, folder: Path, path: Path, request: PageRequest) -> None:
+    """Writes the page of a data folder.
+
+    Args:
+        report: What was found.
+        folder: The folder with the manifest.
+        path: The page.
+        request: What it shows.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    shards = read_manifest(folder / "manifest.jsonl")
+    samples = list(_samples(shards, request.samples, report.origin.options))
+    sections = [
+        *shards_sections(report, _statistics(folder), _samples_per_episode(folder)),
+        *_group(f"Samples ({len(samples)} of {report.samples})", samples),
+    ]
+    write_text(path, page(request.title, report.headline(), sections))
+
+
+def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: PageRequest) -> None:
+    """Writes the page of one shard, or of the tar of one episode.
+
+    Args:
+        report: What was found.
+        tar_path: The shard.
+        path: The page.
+        request: What it shows.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    options = _options(tar_path.parent)
+    with open_index(tar_path) as tar:
+        episode = view_episode_tar(tar, options)
+        sections = shard_sections(report)
+        if episode is not None:
+            sections.append(episode_section(episode, is_under=False))
+        chosen = [tar.keys[i] for i in _spread(len(tar.keys), request.samples)]
+        samples = [_sample(tar, key, options) for key in chosen]
+        sections += _group(f"Samples ({len(chosen)} of {len(tar.keys)})", samples)
+    kind = "shard" if episode is None else "samples of one episode"
+    write_text(path, page(request.title, f"{kind}, {report.samples} samples", sections))
+
+
+def _group(title: str, members: Sequence[Section]) -> list[Section]:
+    """Cards under a heading."""
+    heading = Section(title, '<p class="quiet">evenly chosen</p>', is_card=False)
+    return [heading, *members] if members else []
+
+
+def _episode(reader: FormatReader, ref: EpisodeRef) -> Section:
+    try:
+        return episode_section(view_episode(reader.read(ref)))
+    except DataError as error:
+        return Section(ref.id, note(error.message), is_under=True)
+
+
+def _samples(shards: Sequence[Shard], count: int, options: Mapping[str, Any]) -> Iterator[Section]:
+    """Samples that are evenly chosen over all shards, opening each shard once."""
+    total = sum(shard.num_sequences for shard in shards)
+    wanted = _spread(total, count)
+    first = 0
+    for shard in shards:
+        inside = [at - first for at in wanted if first <= at < first + shard.num_sequences]
+        first += shard.num_sequences
+        if inside:
+            yield from _samples_of(shard.path, inside, options)
+
+
+def _samples_of(
+    path: Path, positions: Sequence[int], options: Mapping[str, Any]
+) -> Iterator[Section]:
+    try:
+        with open_index(path) as tar:
+            keys = tar.keys
+            for position in positions:
+                if position < len(keys):
+                    yield _sample(tar, keys[position], options)
+                else:
+                    reason = tar.problem or f"it holds {len(keys)} samples"
+                    text = f"{path.name}: there is no sample {position}: {reason}"
+                    yield Section(f"{path.name}, sample {position}", note(text), is_under=True)
+    except DataError as error:
+        yield Section(path.name, note(error.message), is_under=True)
+
+
+def _sample(tar: TarIndex, key: str, options: Mapping[str, Any]) -> Section:
+    try:
+        return sample_section(view_sample(tar, key, options))
+    except DataError as error:
+        return Section(key, note(error.message), is_under=True)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` positions in 0..total-1, the middles of equal parts."""
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """preprocessing_config.yaml, which for `episodes` lies in the folder beside; else nothing."""
+    beside = [folder.parent / "shards"] if folder.name == "episodes" else []
+    for candidate in (folder, *beside):
+        try:
+            return read_preprocessing_config(candidate)
+        except DataError:
+            continue
+    return {}
+
+
+def _statistics(folder: Path) -> Statistics:
+    try:
+        return read_stats(folder / "stats.json")
+    except DataError:
+        return {}  # already a finding of the report
+
+
+def _samples_per_episode(folder: Path) -> list[int]:
+    """From the manifest of the episode tars; empty where there is none."""
+    if folder.name not in ("shards", "episodes"):
+        return []
+    try:
+        shards = read_manifest(folder.parent / "episodes" / "manifest.jsonl")
+    except DataError:
+        return []
+    return [shard.num_sequences for shard in shards]

@@ -1,0 +1,160 @@
+"""The parts of an HTML page: sections with a table of contents, tables, tiles, notes.
+
+Whatever a function calls text is escaped by it; `body` and `cell` are HTML already.
+"""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vlatool import __version__
+from vlatool.pages.style import SCRIPT, STYLE
+
+# What fits beside the page, in letters.
+_LONGEST_LINK = 27
+
+GENERATOR = "vlatool inspect"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One card of the page.
+
+    Attributes:
+        title: Text of its heading and of its line in the table of contents.
+        body: HTML.
+        is_under: Whether it belongs to the section before it that is not.
+        is_card: Whether it has a frame; else it is a heading for those under it.
+    """
+
+    title: str
+    body: str
+    is_under: bool = False
+    is_card: bool = True
+
+
+class Html(str):
+    """Text that is HTML already; everything else in a table is escaped."""
+
+    __slots__ = ()
+
+
+def escape(text: object) -> str:
+    """Text as HTML; letters that cannot be written as UTF-8 become `?`."""
+    writable = str(text).encode("utf-8", "replace").decode()
+    return html.escape(writable.replace("\x00", ""))
+
+
+def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """The whole document; it fetches nothing.
+
+    Args:
+        title: Text of the main heading.
+        subtitle: Text under it.
+        sections: Cards in order; empty ones are left out.
+    """
+    shown = [section for section in sections if section.body]
+    links = "".join(
+        f'<a href="#s{number}" title="{escape(one.title)}"{" class=under" * one.is_under}>'
+        f"{_short(one.title)}</a>"
+        for number, one in enumerate(shown)
+    )
+    cards = "".join(_section(one, number) for number, one in enumerate(shown))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="generator" content="{GENERATOR}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f'<div class="frame"><nav><b>Contents</b>{links}</nav><main>'
+        f'<header><h1>{escape(title)}</h1><div class="quiet">{escape(subtitle)}</div></header>'
+        f"{cards}<footer>vlatool {escape(__version__)}</footer></main></div>"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def tiles(facts: Mapping[str, object]) -> str:
+    """Large values over their names; empty values are left out."""
+    shown = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
+        for name, value in facts.items()
+        if value not in ("", None)
+    )
+    return f'<div class="tiles">{shown}</div>'
+
+
+def tags(facts: Mapping[str, object]) -> str:
+    """Small `name value` labels; empty values are left out."""
+    return "".join(
+        f'<span class="tag">{escape(name)} <b>{escape(value)}</b></span>'
+        for name, value in facts.items()
+        if value not in ("", None)
+    )
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = ()
+) -> str:
+    """A table, the columns `numbers` to the right; empty without rows.
+
+    A cell is text unless it is `Html`.
+    """
+    body = "".join(
+        "<tr>" + "".join(_cell("td", cell, i in numbers) for i, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    if not body:
+        return ""
+    head = "".join(_cell("th", name, index in numbers) for index, name in enumerate(header))
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def heading(text: str, body: str) -> str:
+    """A small heading over HTML; nothing where that is empty."""
+    return f"<h3>{escape(text)}</h3>{body}" if body else ""
+
+
+def note(text: str) -> str:
+    """A sentence that stands out."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def details(summary: str, body: str) -> str:
+    """HTML that opens on a click on the text; nothing where that is empty."""
+    return f"<details><summary>{escape(summary)}</summary><div>{body}</div></details>" * bool(body)
+
+
+def sentences(language: Mapping[str, Sequence[str]], limit: int = 8) -> str:
+    """All kinds of annotation with their sentences; many are folded away after `limit`."""
+    rows: list[str] = []
+    for kind, texts in language.items():
+        quotes = [f"<blockquote>{escape(text)}</blockquote>" for text in texts]
+        more = details(f"{len(quotes) - limit} more", "".join(quotes[limit:]))
+        said = "".join(quotes[:limit]) + more
+        rows.append(
+            f'<div class="said"><span class="tag">{escape(kind)}</span><div>{said}</div></div>'
+        )
+    return "".join(rows)
+
+
+def code(text: object) -> Html:
+    """Text in a fixed-width face."""
+    return Html(f"<code>{escape(text)}</code>")
+
+
+def _short(title: str) -> str:
+    """The end of a long title, which is where names of episodes differ."""
+    if len(title) <= _LONGEST_LINK:
+        return escape(title)
+    return f"&hellip;{escape(title[1 - _LONGEST_LINK :])}"
+
+
+def _section(section: Section, number: int) -> str:
+    content = f"<h2>{escape(section.title)}</h2>{section.body}"
+    if section.is_card:
+        return f'<section id="s{number}">{content}</section>'
+    return f'<div class="part" id="s{number}">{content}</div>'
+
+
+def _cell(tag: str, cell: object, is_number: bool) -> str:  # noqa: FBT001 - a column's property
+    content = cell if isinstance(cell, Html) else escape(cell)
+    return f"<{tag}{' class=number' if is_number else ''}>{content}</{tag}>"

@@ -1,0 +1,301 @@
+"""What is in a source, a data folder or a shard as cards: facts, tables, statistics."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.stats import Statistics
+from vlatool.episode import Array
+from vlatool.inspection.fields import FieldFacts, facts_of_statistics
+from vlatool.inspection.shard import ShardReport
+from vlatool.inspection.shards import ShardsReport
+from vlatool.inspection.source import SourceReport
+from vlatool.inspection.text import number_text, range_text, size_text
+from vlatool.pages.fields import channel_names, field_label, unit
+from vlatool.pages.layout import (
+    Html,
+    Section,
+    code,
+    details,
+    heading,
+    note,
+    table,
+    tags,
+    tiles,
+)
+from vlatool.pages.plots import histogram, sparkline
+
+_COLUMNS = ("mean", "std", "min", "percentile_1", "percentile_99", "max")
+_PER_STEP = Html("mean &plusmn; std per step")
+_HEADER = ("field", "channel", "mean", "std", "min", "1 %", "99 %", "max", _PER_STEP)
+
+
+def source_sections(report: SourceReport) -> list[Section]:
+    """A raw source."""
+    shortest, longest = report.frames_per_episode
+    facts = {
+        "format": report.format,
+        "episodes": f"{report.episodes:,}",
+        "frames": f"{report.frames:,}",
+        "seconds": f"{report.seconds:,.1f}",
+        "frames per second": ", ".join(number_text(rate) for rate in report.fps),
+        "frames per episode": f"{shortest} to {longest}" if shortest < longest else shortest,
+        "on disk": size_text(report.bytes),
+    }
+    language = table(
+        ("kind", "sentences", "example"),
+        [(kind, one.sentences, one.example) for kind, one in report.language.items()],
+        numbers=(1,),
+    )
+    return [
+        Section("Overview", tiles(facts)),
+        Section("Problems", _source_problems(report)),
+        Section(
+            "Tasks",
+            table(
+                ("task", "episodes"), [(task, n) for task, n in report.tasks.items()], numbers=(1,)
+            )
+            + heading("Language", language),
+        ),
+        Section("Cameras", _source_cameras(report)),
+        Section("Fields", _source_fields(report)),
+    ]
+
+
+def shards_sections(
+    report: ShardsReport, statistics: Statistics, per_episode: Sequence[int]
+) -> list[Section]:
+    """A data folder.
+
+    Args:
+        report: What was found.
+        statistics: stats.json.
+        per_episode: Samples of each episode; empty when unknown.
+    """
+    share = report.padding_share
+    window = report.window
+    facts = {
+        "samples": f"{report.samples:,}",
+        "shards": f"{report.shards:,}",
+        "status": report.status,
+        "past + anchor + future": "" if window is None else f"{window[0]} + 1 + {window[1]}",
+        "frames per second": "" if report.fps is None else number_text(report.fps),
+        "pictures at": ", ".join(map(str, report.image_indices)),
+        "padded rows": "" if share is None else f"{share:.1%}",
+        "on disk": size_text(report.bytes),
+    }
+    findings = "".join(note(one["message"]) for one in report.findings)
+    return [
+        Section("Overview", tiles(facts) + findings + _origin(report)),
+        Section("Cameras", _shard_cameras(report.cameras)),
+        Section(
+            "Language",
+            table(("kind", "example"), [(k, text) for k, text in report.language.items()]),
+        ),
+        Section("Samples per episode", histogram(per_episode, "samples per episode")),
+        Section("Statistics", _statistics(report, statistics)),
+    ]
+
+
+def shard_sections(report: ShardReport) -> list[Section]:
+    """One tar."""
+    facts = {
+        "samples": f"{report.samples:,}",
+        "members": f"{report.members:,}",
+        "status": "broken" if report.problem else "whole",
+        "on disk": size_text(report.bytes),
+    }
+    first = report.first
+    members = ""
+    if first is not None:
+        members = table(
+            ("member", "bytes"),
+            [(code(name), f"{size:,}") for name, size in first.sizes.items()],
+            numbers=(1,),
+        )
+        arrays = table(
+            ("array", "shape", "type"),
+            [
+                (code(name), " x ".join(map(str, shape)) or "scalar", dtype)
+                for name, (shape, dtype) in first.arrays().items()
+            ],
+        )
+        members = details("Members of the first sample", members) + details(
+            "Arrays of the first sample", arrays
+        )
+    problem = note(report.problem) if report.problem else ""
+    return [Section("Overview", tiles(facts) + problem + members)]
+
+
+def _source_problems(report: SourceReport) -> str:
+    broken = table(
+        ("broken episode", "reason"), [(one["episode"], one["message"]) for one in report.broken]
+    )
+    warnings = table(
+        ("warning", "count", "example"),
+        [(code(one.code), one.count, one.example) for one in report.warnings],
+        numbers=(1,),
+    )
+    return broken + warnings
+
+
+def _source_cameras(report: SourceReport) -> str:
+    rows = [
+        (
+            camera.name,
+            ", ".join(f"{width} x {height}" for width, height in camera.sizes),
+            f"{camera.episodes} / {report.episodes}",
+            ", ".join(camera.calibration) or "none",
+        )
+        for camera in report.cameras
+    ]
+    return table(("camera", "width x height", "episodes", "calibration"), rows, numbers=(1, 2))
+
+
+def _source_fields(report: SourceReport) -> str:
+    policy = {*report.action_fields, *report.proprioception_fields}
+    names = {name.removesuffix("_relative") for name in policy}
+    first = [facts for facts in report.fields if facts.name in names]
+    others = [facts for facts in report.fields if facts.name not in names]
+    if not first:
+        return _field_table(others)
+    more = details(f"{len(others)} more fields", _field_table(others)) if others else ""
+    return _field_table(first) + more
+
+
+def _field_table(fields: Sequence[FieldFacts]) -> str:
+    rows = [
+        (
+            field_label(facts.name),
+            facts.width or "",
+            facts.dtype,
+            facts.example if facts.dtype == "text" else range_text([*facts.min, *facts.max]),
+            unit(facts.name),
+            facts.constant_text,
+        )
+        for facts in fields
+    ]
+    header = ("field", "width", "type", "range", "unit", "constant channels")
+    return table(header, rows, numbers=(1,))
+
+
+def _shard_cameras(cameras: Mapping[str, tuple[int, int] | None]) -> str:
+    rows = [
+        (name, "not in the first sample" if size is None else f"{size[0]} x {size[1]}")
+        for name, size in cameras.items()
+    ]
+    return table(("camera", "width x height"), rows, numbers=(1,))
+
+
+def _origin(report: ShardsReport) -> str:
+    origin = report.origin
+    dropped = ", ".join(f"{count} samples: {why}" for why, count in origin.dropped.items())
+    facts = {
+        "from": ", ".join(origin.sources),
+        "format": origin.format,
+        "episodes": origin.episodes,
+        "broken episodes left out": origin.failures or None,
+        "dropped": dropped,
+        "made with vlatool": origin.version,
+        "at": origin.created_at,
+    }
+    options = {name: value for name, value in origin.options.items() if _is_short(value)}
+    rows = [(code(name), code("null" if v is None else v)) for name, v in options.items()]
+    return heading(
+        "How it was made", tags(facts) + details("Options", table(("key", "value"), rows))
+    )
+
+
+def _is_short(value: object) -> bool:
+    return not isinstance(value, dict) and not (
+        isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    )
+
+
+def _statistics(report: ShardsReport, statistics: Statistics) -> str:
+    policy = (
+        ("Actions", report.action_fields),
+        ("Proprioception", report.proprioception_fields),
+    )
+    drawn = "".join(
+        heading(
+            title, _statistics_table(statistics, [name for name in names if name in statistics])
+        )
+        for title, names in policy
+    )
+    named = {name for _, names in policy for name in names}
+    others = [name for name in statistics if name not in named]
+    rest = _statistics_table(statistics, others)
+    return drawn + details(f"{len(others)} more fields", rest) if drawn else rest
+
+
+def _statistics_table(statistics: Statistics, names: Sequence[str]) -> str:
+    constant = {name: values for name in names if (values := _constant(statistics[name]))}
+    moving = [name for name in names if name not in constant]
+    rows = [row for name in moving for row in _channel_rows(name, statistics[name])]
+    fixed = table(
+        ("constant field", "values"),
+        [(_measured(name), Html(f"<code>{values}</code>")) for name, values in constant.items()],
+    )
+    return table(_HEADER, rows, numbers=range(1, 8)) + fixed
+
+
+def _constant(entry: Mapping[str, Any]) -> str:
+    """The values of a field that never changes; empty for one that does."""
+    facts = facts_of_statistics("", entry)
+    if facts is None or len(facts.constant) < facts.width:
+        return ""
+    return ", ".join(map(number_text, facts.mean))
+
+
+def _measured(name: str) -> Html:
+    """A field with its unit."""
+    measure = unit(name)
+    return Html(field_label(name) + f' <span class="quiet">[{measure}]</span>' * bool(measure))
+
+
+def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    mean = _numbers(entry.get("mean"))
+    if mean is None or mean.ndim != 1:
+        return [(field_label(name), "", *[""] * len(_COLUMNS), "not readable")]
+    width = len(mean)
+    columns = [_column(entry.get(key), width) for key in _COLUMNS]
+    steps = _steps(entry, width)
+    return [
+        (
+            _measured(name) if channel == 0 else "",
+            channel_name,
+            *(number_text(float(c[channel])) if np.isfinite(c[channel]) else "-" for c in columns),
+            "" if steps is None else Html(sparkline(steps[0][:, channel], steps[1][:, channel])),
+        )
+        for channel, channel_name in enumerate(channel_names(name, width))
+    ]
+
+
+def _column(value: object, width: int) -> Array:
+    """Numbers [C]; NaN where there are none."""
+    numbers = _numbers(value)
+    try:
+        return np.broadcast_to(np.nan if numbers is None else numbers, (width,))
+    except ValueError:
+        return np.full(width, np.nan)
+
+
+def _steps(entry: Mapping[str, Any], width: int) -> tuple[Array, Array] | None:
+    """Mean and std per step [T, C]."""
+    mean = _numbers(entry.get("mean_per_timestep"))
+    std = _numbers(entry.get("std_per_timestep"))
+    if mean is None or std is None or mean.ndim != 2 or mean.shape[1] != width:
+        return None
+    try:
+        return mean, np.broadcast_to(std, mean.shape)
+    except ValueError:
+        return None
+
+
+def _numbers(value: object) -> Array | None:
+    try:
+        return None if value is None else np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,257 @@
+"""Checks of the content of samples: facts, numbers, pictures.
+
+Legend of shapes: T steps, C channels. Source: lbm-data 3.8-3.10, 8.1.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlatool.artifacts.npz_bytes import read_arrays
+from vlatool.artifacts.tar_scan import PICTURE, TarSample
+from vlatool.episode import Array
+from vlatool.findings import Finding
+from vlatool.verification.codes import SHARDS
+
+_COMPANION = re.compile(r"^(?P<camera>.+)_(depth|label)_t-?\d+\.png$")
+_MASKS = ("past_mask", "future_mask")
+_CALIBRATION = ("original_intrinsics.", "rescaled_intrinsics.", "extrinsics.")
+_REQUIRED = ("lowdim.npz", "metadata.json")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What preprocessing_config.yaml promises; None where it says nothing.
+
+    Attributes:
+        cameras: Cameras of a complete sample.
+        offsets: Pictures per camera, as frames from the anchor.
+        past: Steps before the anchor.
+        future: Steps after it.
+        size: (width, height) of the pictures.
+        has_statistics: Whether statistics were to be written.
+        allows_nan: Whether NaN and infinity were to be kept.
+    """
+
+    cameras: tuple[str, ...] | None = None
+    offsets: tuple[int, ...] | None = None
+    past: int | None = None
+    future: int | None = None
+    size: tuple[int, int] | None = None
+    has_statistics: bool = True
+    allows_nan: bool = False
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Expectation":
+        """What the options say, as far as they are what they should be."""
+        cameras, offsets = options.get("camera_names"), options.get("image_indices")
+        size = options.get("resize_images_size")
+        return cls(
+            tuple(map(str, cameras)) if isinstance(cameras, list) and cameras else None,
+            tuple(offsets) if isinstance(offsets, list) and offsets else None,
+            _integer(options.get("past_lowdim_steps")),
+            _integer(options.get("future_lowdim_steps")),
+            (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None,
+            options.get("compute_statistics") is not False,
+            options.get("fail_on_nan") is False,
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """The sample in hand: where it is and its bytes."""
+
+    shard: str
+    sample: TarSample
+    data: bytes
+
+    def finding(self, code: str, message: str, **place: Any) -> Finding:
+        """A finding in this sample."""
+        text = f"{self.shard}, sample {self.sample.key}: {message}"
+        return SHARDS(code, text, shard=self.shard, sample=self.sample.key, **place)
+
+    def content(self, suffix: str) -> bytes:
+        """The content of a member; empty when there is none."""
+        return self.sample.content(self.data, suffix) if suffix in self.sample.members else b""
+
+
+def missing_members(sample: TarSample, expected: Expectation) -> list[str]:
+    """What a complete sample would also have."""
+    there = {name.lower() for name in sample.members}
+    wanted = [f"{c}_t{o}" for o in expected.offsets or () for c in expected.cameras or ()]
+    pictures = {name.rpartition(".")[0] for name in there if PICTURE.match(name)}
+    absent = [name for name in _REQUIRED if name not in there]
+    return absent + [f"{name}.jpg" for name in wanted if name.lower() not in pictures]
+
+
+class SampleCheck:
+    """Checks samples one by one; the first decides which fields the others shall have.
+
+    Attributes:
+        pictures: How many were decoded.
+        fields: Field to (shape, kind of dtype) of the first sample; empty before.
+    """
+
+    def __init__(self, expected: Expectation) -> None:
+        self.expected = expected
+        self.pictures = 0
+        self.fields: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def check(
+        self, place: Place, take: Callable[[Place, Mapping[str, Array]], None]
+    ) -> Iterator[Finding]:
+        """Everything that is wrong with a sample.
+
+        Args:
+            place: The sample.
+            take: Called with the arrays of a sample whose numbers are in order.
+        """
+        metadata = parse_json(place.content("metadata.json"))
+        yield from self._check_metadata(place, metadata)
+        yield from _check_language(place)
+        cameras = metadata.get("camera_names") if isinstance(metadata, dict) else None
+        yield from self._check_pictures(place, cameras, metadata)
+        if "lowdim.npz" not in place.sample.members:
+            return
+        arrays: dict[str, Array] = {}
+        severe = False
+        for finding in self._check_arrays(place, arrays):
+            severe = True
+            yield finding
+        if arrays and not severe:
+            take(place, arrays)
+
+    def _check_metadata(self, place: Place, metadata: object) -> Iterator[Finding]:
+        if "metadata.json" not in place.sample.members:
+            return
+        if not isinstance(metadata, dict):
+            yield place.finding("bad_metadata", "metadata.json is no JSON object")
+            return
+        anchor, past = metadata.get("anchor_relative_idx"), self.expected.past
+        if _integer(anchor) is None or (past is not None and anchor != past):
+            wanted = "a number" if past is None else past
+            message = f"anchor_relative_idx is {anchor!r}, expected {wanted}"
+            yield place.finding("bad_metadata", message, field="anchor_relative_idx")
+        cameras = metadata.get("camera_names")
+        matches = filter(None, map(PICTURE.match, place.sample.members))
+        stored = {match["camera"] for match in matches if not _COMPANION.match(match[0])}
+        if not isinstance(cameras, list) or {str(name) for name in cameras} != stored:
+            message = f"camera_names is {cameras!r}, there are pictures of {sorted(stored)}"
+            yield place.finding("bad_metadata", message, field="camera_names")
+
+    def _check_pictures(self, place: Place, cameras: object, metadata: object) -> Iterator[Finding]:
+        sizes = metadata.get("original_image_sizes") if isinstance(metadata, dict) else None
+        for suffix in place.sample.members:
+            match = PICTURE.match(suffix)
+            if match is None:
+                continue
+            self.pictures += 1
+            found = _decoded_size(place.content(suffix))
+            companion = _COMPANION.match(suffix)
+            camera = companion["camera"] if companion else match["camera"]
+            original = sizes.get(camera) if isinstance(sizes, dict) else None
+            wanted = self.expected.size or (tuple(original) if original else None)
+            if found is None:
+                message = f"{suffix} cannot be decoded"
+                yield place.finding("broken_picture", message, camera=camera)
+            elif wanted is not None and found != wanted:
+                message = f"{suffix} is {found[0]} x {found[1]}, expected {wanted[0]} x {wanted[1]}"
+                yield place.finding("picture_size", message, camera=camera)
+
+    def _check_arrays(self, place: Place, arrays: dict[str, Array]) -> Iterator[Finding]:
+        """Reads lowdim.npz into `arrays` and compares it with the first sample's."""
+        try:
+            data = place.content("lowdim.npz")
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+            arrays.update(read_arrays(data, names))
+        except (ValueError, KeyError, zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            code = "object_array" if "Python objects" in str(error) else "broken_npz"
+            yield place.finding(code, f"lowdim.npz: {error}")
+            return
+        yield from self._check_masks(place, arrays)
+        yield from self._check_fields(place, arrays)
+        for name, values in arrays.items():
+            if values.dtype.kind in "fc" and not np.isfinite(values).all():
+                step = int(np.argwhere(~np.isfinite(values))[0][0])
+                code = "nan_kept" if self.expected.allows_nan else "not_finite"
+                message = f"{name!r} is not finite at step {step}"
+                yield place.finding(code, message, field=name, step=step)
+
+    def _check_masks(self, place: Place, arrays: Mapping[str, Array]) -> Iterator[Finding]:
+        for name in _MASKS:
+            mask = arrays.get(name)
+            if mask is None or mask.dtype != np.bool_ or mask.ndim != 1:
+                found = "missing" if mask is None else f"{mask.dtype}{list(mask.shape)}"
+                yield place.finding("bad_mask", f"{name} is {found}", field=name)
+
+    def _check_fields(self, place: Place, arrays: Mapping[str, Array]) -> Iterator[Finding]:
+        past, future = self.expected.past, self.expected.future
+        length = None if past is None or future is None else past + 1 + future
+        found = {name: (values.shape, _kind(values)) for name, values in arrays.items()}
+        for name, (shape, _) in found.items():
+            if length is not None and shape[:1] != (length,):
+                message = f"{name!r} has the shape {list(shape)}, expected {length} steps"
+                yield place.finding("window_length", message, field=name)
+        if not self.fields:
+            self.fields = found
+        for name in dict.fromkeys([*self.fields, *found]):
+            is_optional = name.startswith(_CALIBRATION) and (name in self.fields) != (name in found)
+            if self.fields.get(name) != found.get(name) and not is_optional:
+                message = (
+                    f"{name!r} is {_described(found.get(name))}, "
+                    f"in the first sample {_described(self.fields.get(name))}"
+                )
+                yield place.finding("field_mismatch", message, field=name)
+
+
+def numeric_fields(fields: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:
+    """Fields that have statistics: no masks, no calibration, no text."""
+    return [
+        name
+        for name, (_, kind) in fields.items()
+        if kind != "text" and name not in _MASKS and not name.startswith(_CALIBRATION)
+    ]
+
+
+def _check_language(place: Place) -> Iterator[Finding]:
+    suffix = "language_instructions.json"
+    if suffix in place.sample.members and not isinstance(parse_json(place.content(suffix)), dict):
+        yield place.finding("bad_language", f"{suffix} is no JSON object")
+
+
+def _kind(values: Array) -> str:
+    """The type as far as samples must agree in it: text may differ in length."""
+    return "text" if values.dtype.kind in "US" else str(values.dtype)
+
+
+def _described(field: tuple[tuple[int, ...], str] | None) -> str:
+    return "absent" if field is None else f"{field[1]}{list(field[0])}"
+
+
+def _decoded_size(data: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            return picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def parse_json(data: bytes) -> object:
+    """The value; None for what is no JSON."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,90 @@
+"""Checks of a raw source of any format."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlatool.episode import EpisodeRef
+from vlatool.errors import DataError
+from vlatool.events import Reporter
+from vlatool.findings import Family, Finding, finding_of_error
+from vlatool.sources.checks import SOURCE, check_episode, duplicate_ids, findings_of_warnings
+from vlatool.sources.detection import FoundSource, find_source
+from vlatool.sources.order import select
+from vlatool.verification.shards import Checked
+
+_NOTHING_THERE = ("data.no_episodes", "data.no_source")
+
+
+def open_source(location: Path, forced: str | None) -> FoundSource | Finding:
+    """The source, or why the format that knows it cannot list its episodes.
+
+    Raises:
+        DataError: No format knows the location.
+        UsageError: Several do, or `forced` is unknown.
+    """
+    try:
+        return find_source(location, forced)
+    except DataError as error:
+        if error.code in _NOTHING_THERE:
+            raise
+        return finding_of_error(error)
+
+
+def check_source(
+    location: Path,
+    source: FoundSource,
+    episodes: str | None,
+    *,
+    deep: bool,
+    checked: Checked,
+    reporter: Reporter,
+) -> Iterator[Finding]:
+    """Everything that is wrong with a source and the selected episodes.
+
+    Args:
+        location: The source.
+        source: Its format, reader and episodes.
+        episodes: Which to look at; None for all. Data-set-wide checks look at all.
+        deep: Decode every frame.
+        checked: Counts what was looked at.
+        reporter: Shows progress.
+    """
+    reader: Any = source.reader
+    family = getattr(reader, "findings", None)
+    known = family if isinstance(family, Family) else SOURCE
+    yield from findings_of_warnings(source.reader.warnings, known)
+    yield from duplicate_ids(source.refs)
+    refs = select(source.refs, episodes)
+    if hasattr(reader, "check_source"):
+        yield from _guarded(reader.check_source([location]))
+    errors, sizes = 0, dict[Path, int]()
+    with reporter.progress("episodes", len(refs), "episode") as bar:
+        for ref in refs:
+            for finding in _check_one(reader, ref, deep=deep):
+                errors += finding.severity == "error"
+                yield finding
+            sizes |= {path: path.stat().st_size for path in _files(ref)}
+            checked.add(episodes=1)
+            bar.advance(errors=errors)
+    checked.add(files=len(sizes), bytes=sum(sizes.values()))
+
+
+def _files(ref: EpisodeRef) -> Iterator[Path]:
+    """Every file that an episode is read from, as far as it is there."""
+    below = ref.path.rglob("*") if ref.path.is_dir() else [ref.path]
+    yield from (path for path in (*below, *ref.files) if path.is_file())
+
+
+def _check_one(reader: Any, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+    if hasattr(reader, "check"):
+        return _guarded(reader.check(ref, deep=deep), episode=ref.id)
+    return check_episode(reader, ref, deep=deep)
+
+
+def _guarded(findings: Iterator[Finding], **place: Any) -> Iterator[Finding]:
+    """Findings; a refusal on the way is one, too, and the last."""
+    try:
+        yield from findings
+    except DataError as error:
+        yield finding_of_error(error, **place)

@@ -1,0 +1,247 @@
+"""Checks of stats.json against the samples that it summarises.
+
+Legend of shapes: N samples, T steps, C channels. Source: lbm-data 3.12, 8.1.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.stats import compact, read_stats
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.findings import Finding
+from vlatool.verification.codes import STATS
+from vlatool.verification.samples import Expectation, Place, numeric_fields
+
+NAME = "stats.json"
+_COMPACT = "stats_compact.json"
+_NEEDED = ("mean", "std", "min", "max", "count")
+# Sums of float64 in another order; published files agree with their samples to 1e-12.
+_TOLERANCE = 1e-9
+
+
+class StatsCheck:
+    """Collects what samples say and compares it with the published statistics."""
+
+    def __init__(self, folder: Path, *, recompute: bool) -> None:
+        self.path = folder / NAME
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._recompute = recompute
+        self._bounds: dict[str, tuple[Array, Array]] = {}
+        self._sums: dict[str, _Sum] = {}
+        self._outside: dict[str, Finding] = {}
+        self._taken = 0
+
+    def open(self, expected: Expectation) -> Iterator[Finding]:
+        """Reads the file."""
+        if not self.path.is_file():
+            if expected.has_statistics:
+                yield self._finding("missing", "is missing")
+            return
+        try:
+            self._entries = read_stats(self.path)
+        except DataError as error:
+            yield self._finding("broken", error.message)
+            return
+        if not _is_strict(self.path):
+            yield self._finding("not_strict", "has NaN or Infinity")
+        yield from self._check_copies()
+        self._bounds = {
+            name: bounds for name, entry in self._entries.items() if (bounds := _bounds(entry))
+        }
+
+    def take(self, place: Place, arrays: Mapping[str, Array]) -> None:
+        """Takes in the fields [T, C] of a sample; padded rows do not count."""
+        self._taken += 1
+        valid = arrays["past_mask"] | arrays["future_mask"]
+        for name, (low, high) in self._bounds.items():
+            if name not in arrays:
+                continue
+            values = _as_float(arrays[name])
+            if values.shape == low.shape == high.shape and len(valid) == len(values):
+                self._compare(place, name, values, valid[:, None], (low, high))
+                if self._recompute:
+                    self._sums.setdefault(name, _Sum(values.shape)).add(values, valid)
+
+    def findings(
+        self, fields: Mapping[str, tuple[tuple[int, ...], str]], expected: Expectation, samples: int
+    ) -> Iterator[Finding]:
+        """What is wrong, after the last sample.
+
+        Args:
+            fields: Shape and type of each field of the samples; empty when none was read.
+            expected: What the configuration promises.
+            samples: How many samples there are.
+        """
+        yield from self._outside.values()
+        numeric = numeric_fields(fields)
+        for name in numeric if self._entries else ():
+            entry = self._entries.get(name)
+            if entry is None:
+                yield self._finding("missing_field", f"has nothing about {name!r}", name)
+            else:
+                yield from self._check_entry(name, entry, fields[name][0])
+        for name in self._entries if fields else ():
+            if name not in numeric:
+                yield self._finding("extra_field", f"has {name!r}, which samples lack", name)
+        yield from self._check_counts(expected, samples)
+        # A sample that was refused is in the published numbers, but not in the sums.
+        for name, total in self._sums.items() if self._taken == samples else ():
+            yield from self._check_values(name, total)
+
+    def _compare(
+        self, place: Place, name: str, values: Array, valid: Array, bounds: tuple[Array, Array]
+    ) -> None:
+        """Keeps the first value of a field that lies outside `bounds`, each [T, C]."""
+        low, high = bounds
+        slack = _TOLERANCE * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1e-30)
+        outside = valid & ((values < low - slack) | (values > high + slack))
+        if name in self._outside or not outside.any():
+            return
+        step, channel = (int(index) for index in np.argwhere(outside)[0])
+        at = (step, channel)
+        message = (
+            f"{name!r}, step {step}, channel {channel}: {values[at]:.9g} in sample "
+            f"{place.sample.key} is not within {low[at]:.9g} .. {high[at]:.9g}"
+        )
+        where = {"shard": place.shard, "sample": place.sample.key}
+        self._outside[name] = self._finding("out_of_range", message, name, **where)
+
+    def _check_entry(
+        self, name: str, entry: Mapping[str, Any], shape: Sequence[int]
+    ) -> Iterator[Finding]:
+        steps, width = shape[0], int(np.prod(shape[1:]))
+        absent = [key for key in _NEEDED if entry.get(key) is None]
+        if absent:
+            yield self._finding("broken", f"{name!r} lacks {', '.join(absent)}", name)
+            return
+        wanted = {"mean": (width,), "min": (width,), "max": (width,), "count": (steps,)}
+        wanted |= {"mean_per_timestep": (steps, width)} if "mean_per_timestep" in entry else {}
+        for key, expected in wanted.items():
+            numbers = _numbers(entry[key])
+            if numbers is None or numbers.shape != expected:
+                found = "is ragged" if numbers is None else f"has the shape {list(numbers.shape)}"
+                message = f"{name!r}: {key} {found}, expected {list(expected)}"
+                yield self._finding("wrong_shape", message, name)
+
+    def _check_counts(self, expected: Expectation, samples: int) -> Iterator[Finding]:
+        """The anchor is never padded: its rows are as many as the samples."""
+        for name, entry in self._entries.items():
+            counts = entry.get("count")
+            is_list = isinstance(counts, list) and all(isinstance(one, int) for one in counts)
+            if not is_list or not counts:
+                continue
+            past = expected.past
+            anchor = counts[past] if past is not None and past < len(counts) else max(counts)
+            if anchor != samples or max(counts) > samples:
+                message = (
+                    f"{name!r} counts {anchor} rows at the anchor, there are {samples} samples"
+                )
+                yield self._finding("wrong_count", message, name)
+
+    def _check_values(self, name: str, total: "_Sum") -> Iterator[Finding]:
+        entry = self._entries[name]
+        scale = total.scale()
+        for key, true in total.entry().items():
+            stated = _numbers(entry.get(key))
+            if stated is None or np.broadcast_shapes(stated.shape, true.shape) != true.shape:
+                continue
+            slack = 0.0 if key == "count" else _TOLERANCE * scale
+            apart = np.isfinite(true) & ~(np.abs(stated - true) <= slack)
+            if apart.any():
+                index = tuple(int(part) for part in np.argwhere(apart)[0])
+                found = np.broadcast_to(stated, true.shape)[index]
+                message = f"{name!r}: {key}{list(index)} is {found:.12g}, samples give "
+                yield self._finding("wrong_value", f"{message}{true[index]:.12g}", name)
+
+    def _check_copies(self) -> Iterator[Finding]:
+        """The compact copy beside it, and the one of `episodes` beside that of `shards`."""
+        folder = self.path.parent
+        for other in (folder / _COMPACT, folder.parent / "episodes" / NAME):
+            if other == self.path or not other.is_file():
+                continue
+            try:
+                same = _compact(read_stats(other)) == _compact(self._entries)
+            except DataError:
+                same = False
+            if not same:
+                yield STATS("copies_differ", f"{other}: differs from {self.path}", path=str(other))
+
+    def _finding(self, code: str, message: str, field: str | None = None, **place: Any) -> Finding:
+        return STATS(code, f"{self.path}: {message}", path=str(self.path), field=field, **place)
+
+
+class _Sum:
+    """Count, mean, spread and extremes [T, C] of the values so far."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._count = np.zeros((shape[0], 1))
+        self._mean, self._m2 = np.zeros(shape), np.zeros(shape)
+        self._low, self._high = np.full(shape, np.inf), np.full(shape, -np.inf)
+
+    def add(self, values: Array, valid: Array) -> None:
+        """Adds one sample's values [T, C] where `valid` [T] is true."""
+        rows = valid[:, None]
+        self._count = self._count + rows
+        delta = np.where(rows, values - self._mean, 0.0)
+        self._mean += delta / np.maximum(self._count, 1)
+        self._m2 += delta * np.where(rows, values - self._mean, 0.0)
+        self._low = np.where(rows, np.minimum(self._low, values), self._low)
+        self._high = np.where(rows, np.maximum(self._high, values), self._high)
+
+    def scale(self) -> Array:
+        """The size of each channel's values [C], which rounding is relative to."""
+        largest = np.maximum(np.abs(self._low), np.abs(self._high))
+        finite = np.where(np.isfinite(largest), largest, 0.0).max(axis=0)
+        return np.maximum(finite, np.finfo(np.float64).tiny)
+
+    def entry(self) -> dict[str, Array]:
+        """The published numbers."""
+        total = max(float(self._count.sum()), 1.0)
+        mean = (self._mean * self._count).sum(axis=0) / total
+        variance = self._m2 / np.maximum(self._count - 1, 1)
+        spread = variance * self._count + self._count * (self._mean - mean) ** 2
+        return {
+            "count": self._count[:, 0],
+            "mean": mean,
+            "std": np.sqrt(spread.sum(axis=0) / total),
+            "min": self._low.min(axis=0),
+            "max": self._high.max(axis=0),
+            "mean_per_timestep": self._mean,
+            "std_per_timestep": np.sqrt(variance),
+            "min_per_timestep": self._low,
+            "max_per_timestep": self._high,
+        }
+
+
+def _bounds(entry: Mapping[str, Any]) -> tuple[Array, Array] | None:
+    """Smallest and largest value [T, C] of a field; NaN where nothing is said."""
+    low, high = (_numbers(entry.get(f"{key}_per_timestep")) for key in ("min", "max"))
+    return None if low is None or high is None else (low, high)
+
+
+def _numbers(value: object) -> Array | None:
+    """An array with NaN for null; None for what is no array of numbers."""
+    try:
+        return np.asarray(value, np.float64) if value is not None else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _as_float(values: Array) -> Array:
+    """[T, C] in float64; a field [T] has one channel."""
+    return values.reshape(len(values), int(np.prod(values.shape[1:]))).astype(np.float64)
+
+
+def _compact(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: compact(entry) for name, entry in stats.items()}
+
+
+def _is_strict(path: Path) -> bool:
+    constants: list[str] = []
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=constants.append)
+    return not constants

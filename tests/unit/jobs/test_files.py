@@ -1,0 +1,58 @@
+"""The list of an output's files."""
+
+from pathlib import Path
+
+import pytest
+
+from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry, is_listed, read_file_list, write_file_list
+
+TAR = FileEntry("shards/shard_000000.tar", 10240, "ab" * 32, 3)
+STATS = FileEntry("episodes/stats.json", 7, "cd" * 32)
+
+
+def test_entries_come_back_sorted_by_path(tmp_path: Path) -> None:
+    write_file_list(tmp_path, [TAR, STATS])
+    assert read_file_list(tmp_path) == [STATS, TAR]
+
+
+def test_samples_are_left_out_where_there_are_none(tmp_path: Path) -> None:
+    write_file_list(tmp_path, [TAR, STATS])
+    first, second = (tmp_path / ".vlatool/files.jsonl").read_text().splitlines()
+    assert ("samples" in first, "samples" in second) == (False, True)
+
+
+def test_no_list_is_none(tmp_path: Path) -> None:
+    assert read_file_list(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"path": "a"}',
+        '{"path": "/a", "bytes": 1, "sha256": ""}',
+        '{"path": "../a", "bytes": 1, "sha256": ""}',
+        '{"path": "a", "bytes": "x", "sha256": ""}',
+    ],
+)
+def test_a_broken_line_is_named(line: str, tmp_path: Path) -> None:
+    write_file_list(tmp_path, [TAR])
+    path = tmp_path / ".vlatool/files.jsonl"
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(DataError) as caught:
+        read_file_list(tmp_path)
+    assert (caught.value.code, caught.value.details["line"]) == ("data.broken_file_list", 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "listed"),
+    [
+        ("shards/stats.json", True),
+        ("shards/processing_metadata.json", False),
+        (".vlatool/run.json", False),
+    ],
+)
+def test_what_differs_from_run_to_run_is_not_listed(path: str, listed: bool) -> None:
+    assert is_listed(path) is listed
