@@ -94,6 +94,44 @@ class EpisodeRef:
 
 
 @dataclass(frozen=True)
+class FieldFacts:
+    """A field as the data declare it.
+
+    Attributes:
+        width: Channels; 0 for text.
+        names: One per channel where they are known, else empty.
+    """
+
+    width: int
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the chosen episodes of a source have between them: the union, found without a pixel.
+
+    Attributes:
+        episodes: How many were looked at.
+        cameras: Camera to (height, width) of its pictures, in order; None where that is unknown.
+        fields: Field name to its facts, in the order of `Episode.lowdim`.
+        frames: Frames of all episodes together; None where that is unknown.
+        fps: Frames per second; None where episodes differ or do not say.
+        action_fields: As in `Episode`.
+        proprioception_fields: As in `Episode`.
+        pose_groups: As in `Episode`.
+    """
+
+    episodes: int
+    cameras: Mapping[str, tuple[int, int] | None]
+    fields: Mapping[str, FieldFacts]
+    frames: int | None = None
+    fps: float | None = None
+    action_fields: tuple[str, ...] = ()
+    proprioception_fields: tuple[str, ...] = ()
+    pose_groups: tuple[PoseGroup, ...] = ()
+
+
+@dataclass(frozen=True)
 class Episode:
     """One recording, its numbers in memory and its pictures still on disk.
 

@@ -33,7 +33,8 @@ class Registry(Generic[T]):
     """Names of one kind of thing; objects are imported when first asked for.
 
     Built-in names come from a table and cannot be shadowed; other names come from the entry-point
-    group, which is scanned only for a name that is not built in, or for a list.
+    group, which is scanned only for a name that is not built in, or for a list. Without a group
+    the table is all there is.
     """
 
     def __init__(self, group: str, noun: str, builtins: Mapping[str, str]) -> None:
@@ -81,7 +82,7 @@ class Registry(Generic[T]):
             yield PluginInfo(point.name, point.value, _distribution(point), error)
 
     def _entry_points(self) -> list[EntryPoint]:
-        return list(entry_points(group=self.group))
+        return list(entry_points(group=self.group)) if self.group else []
 
     def _load_plugin(self, point: EntryPoint) -> object:
         try:
