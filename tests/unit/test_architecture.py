@@ -101,7 +101,7 @@ PENDING = {
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))
-TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for path in FILES}
+NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 
 def _module(name: str) -> str:
@@ -109,14 +109,24 @@ def _module(name: str) -> str:
     return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-MODULES = {_module(name): name for name in TREES if name != "__init__.py"}
+MODULES = {_module(name): name for name in NAMES if name != "__init__.py"}
+
+
+@cache
+def _tree(name: str) -> ast.Module:
+    return ast.parse((SOURCE / name).read_text())
+
+
+@cache
+def _nodes(name: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(_tree(name)))
 
 
 def _statements(node: ast.AST, *, nested: bool) -> Iterator[ast.stmt]:
     """Statements below a node; with `nested` inside functions too, never those for types only."""
     for child in ast.iter_child_nodes(node):
-        is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        if is_function and not nested:
+        is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(child, ast.expr) or (is_function and not nested):
             continue
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             continue
@@ -125,13 +135,16 @@ def _statements(node: ast.AST, *, nested: bool) -> Iterator[ast.stmt]:
         yield from _statements(child, nested=nested)
 
 
-def _imports(name: str, *, nested: bool) -> Iterator[str]:
+@cache
+def _imports(name: str, *, nested: bool) -> frozenset[str]:
     """Modules that a file imports, and names from modules: `a.b` for `from a import b`."""
-    for statement in _statements(TREES[name], nested=nested):
+    found: set[str] = set()
+    for statement in _statements(_tree(name), nested=nested):
         if isinstance(statement, ast.Import):
-            yield from (alias.name for alias in statement.names)
+            found.update(alias.name for alias in statement.names)
         elif isinstance(statement, ast.ImportFrom) and statement.module:
-            yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
+            found.update(f"{statement.module}.{alias.name}" for alias in statement.names)
+    return frozenset(found)
 
 
 @cache
@@ -164,22 +177,26 @@ def _cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:
     return []
 
 
-def _texts(name: str) -> Iterator[str]:
+@cache
+def _texts(name: str) -> frozenset[str]:
     """String constants of a file, docstrings aside; `*` for what an f-string fills in."""
-    tree = TREES[name]
-    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
-    parts = {id(part) for node in joined for part in node.values}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            values = [getattr(part, "value", None) for part in node.values]
-            yield "".join(value if isinstance(value, str) else "*" for value in values)
-        elif isinstance(node, ast.Constant) and id(node) not in bare | parts:
-            yield from [node.value] if isinstance(node.value, str) else []
+    bare = {id(node.value) for node in _nodes(name) if isinstance(node, ast.Expr)}
+    joined = [node for node in _nodes(name) if isinstance(node, ast.JoinedStr)]
+    skipped = bare | {id(part) for node in joined for part in node.values}
+    found = {"".join(_text(part) for part in node.values) for node in joined}
+    for node in _nodes(name):
+        if isinstance(node, ast.Constant) and id(node) not in skipped:
+            found.update([node.value] if isinstance(node.value, str) else [])
+    return frozenset(found)
+
+
+def _text(part: ast.expr) -> str:
+    """A part of an f-string."""
+    return part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else "*"
 
 
 def _functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(TREES[name]):
+    for node in _nodes(name):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -190,7 +207,7 @@ def _unless_pending(broken: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def test_imports_point_to_lower_layers() -> None:
-    assert {_room(name) for name in TREES} <= {*RANK, "__init__"}, "a room that LAYERS lacks"
+    assert {_room(name) for name in NAMES} <= {*RANK, "__init__"}, "a room that LAYERS lacks"
     broken = [
         (name, module)
         for name in MODULES.values()
@@ -201,7 +218,7 @@ def test_imports_point_to_lower_layers() -> None:
 
 
 def test_nobody_imports_the_contract_checks() -> None:
-    assert not [name for name in TREES if "testing" in _own_imports(name)]
+    assert not [name for name in NAMES if "testing" in _own_imports(name)]
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
@@ -236,7 +253,7 @@ def test_imports_from_one_folder_into_another_are_listed() -> None:
 
 def test_heavy_packages_are_imported_where_they_may_be() -> None:
     broken: list[str] = []
-    for name in TREES:
+    for name in NAMES:
         allowed = set() if Path(name).name in STAY_LIGHT else MAY_BE_HEAVY.get(_room(name), set())
         roots = {module.partition(".")[0] for module in _imports(name, nested=False)}
         broken += [f"{name} imports {root}" for root in roots & HEAVY - allowed]
@@ -245,7 +262,7 @@ def test_heavy_packages_are_imported_where_they_may_be() -> None:
 
 def test_command_files_import_little_at_the_top() -> None:
     broken: list[str] = []
-    for name in (name for name in TREES if _room(name) == "cli"):
+    for name in (name for name in NAMES if _room(name) == "cli"):
         may = CLI_MAY_IMPORT | ({"config"} if Path(name).name in KEY_READERS else set())
         for module in _imports(name, nested=False):
             root, room = [*module.split("."), ""][:2]
@@ -269,8 +286,8 @@ def _known_names() -> set[str]:
 def test_rooms_that_serve_all_formats_sinks_and_models_name_none() -> None:
     known = _known_names()
     broken: list[tuple[str, str]] = []
-    for name in (name for name in TREES if _room(name) in NAMELESS):
-        texts = set(_texts(name))
+    for name in (name for name in NAMES if _room(name) in NAMELESS):
+        texts = _texts(name)
         named = {text for text in texts if text.startswith("vlatool.")}
         parts = {part for one in {*_imports(name, nested=True), *named} for part in one.split(".")}
         broken += [(name, word) for word in sorted(texts & (known - OBJECTIVE_WORDS))]
@@ -288,7 +305,7 @@ def _file_names(name: str) -> Iterator[str]:
 def test_names_of_files_stand_in_artifacts_only() -> None:
     broken = [
         (name, part)
-        for name in TREES
+        for name in NAMES
         if _room(name) != "artifacts"
         for part in _file_names(name)
         if part in ARTIFACT_FILES or ARTIFACT_PATTERN.fullmatch(part)
@@ -299,7 +316,7 @@ def test_names_of_files_stand_in_artifacts_only() -> None:
 def test_names_below_the_job_folder_stand_in_jobs_only() -> None:
     broken = [
         (name, part)
-        for name in TREES
+        for name in NAMES
         if _room(name) != "jobs"
         for part in _file_names(name)
         if part == JOB_FOLDER
@@ -315,7 +332,7 @@ def test_files_are_short() -> None:
 def test_functions_are_short() -> None:
     broken = [
         (name, f"{function.name}, {length} lines")
-        for name in TREES
+        for name in NAMES
         for function in _functions(name)
         if (length := (function.end_lineno or 0) - function.lineno + 1) > LONGEST_FUNCTION
     ]
@@ -325,7 +342,7 @@ def test_functions_are_short() -> None:
 def test_functions_have_few_parameters() -> None:
     """Commands aside: Typer reads their options from their parameters."""
     broken: list[tuple[str, str]] = []
-    for name in (name for name in TREES if _room(name) != "cli"):
+    for name in (name for name in NAMES if _room(name) != "cli"):
         for function in _functions(name):
             given = function.args
             every = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
@@ -336,7 +353,7 @@ def test_functions_have_few_parameters() -> None:
 
 
 def test_packages_are_shallow() -> None:
-    assert not [name for name in TREES if len(PurePosixPath(name).parts) - 1 > DEEPEST]
+    assert not [name for name in NAMES if len(PurePosixPath(name).parts) - 1 > DEEPEST]
 
 
 def test_package_files_are_empty_except_the_first() -> None:
@@ -357,7 +374,7 @@ def test_every_requirement_is_imported() -> None:
     wanted = {re.split(r"[<>=!~ ]", line)[0].replace("_", "-").lower() for line in wanted}
     imported = {
         module.partition(".")[0]
-        for name in TREES
+        for name in NAMES
         for module in (*_imports(name, nested=True), *_texts(name))
     }
     brought = {
