@@ -1,5 +1,6 @@
 """Errors a user can meet: what is wrong and where, what to do about it, and the exit code."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -94,11 +95,55 @@ class BugError(VlatoolError):
     unexpected: ClassVar[str] = "bug.unexpected"
 
 
-def missing_extra(package: str, extra: str) -> EnvironmentProblem:
-    """The error for an optional dependency that is not installed."""
+def requirements() -> dict[str, list[str]]:
+    """Distributions that vlatool builds on, by the extra that brings them; the core's under "".
+
+    They come from the metadata of the installed distribution. Extras may repeat each other's
+    packages (`all` has everything): each package is listed once, under the smallest that has it.
+    Empty where vlatool is only on the path and not installed.
+    """
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        lines = requires("vlatool") or []
+    except PackageNotFoundError:
+        return {}
+    brought: dict[str, list[str]] = {}
+    for line in lines:
+        name = re.match(r"[\w.-]+", line)
+        extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", line)
+        if name is not None:
+            brought.setdefault(extra[1] if extra else "", []).append(name[0])
+    found: dict[str, list[str]] = {}
+    listed = {"vlatool"}
+    for extra in sorted(brought, key=lambda one: (one != "", len(brought[one]))):
+        own = [name for name in brought[extra] if name not in listed]
+        listed.update(own)
+        if own:
+            found[extra] = own
+    return found
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that brings a top-level module, "" for the core; None if nothing does."""
+    wanted = module.replace("_", "-").lower()
+    for extra, names in requirements().items():
+        if wanted in (name.replace("_", "-").lower() for name in names):
+            return extra
+    return None
+
+
+def missing_package(package: str) -> EnvironmentProblem:
+    """The error for a requirement that is not installed; its hint is the install line."""
+    extra = extra_of(package) or ""
     return EnvironmentProblem(
         f"this needs the package {package!r}, which is not installed",
-        hint=f"pip install 'vlatool[{extra}]'",
+        hint=install_line(extra),
         code="environment.missing_dependency",
         details={"package": package, "extra": extra},
     )
+
+
+def install_line(extra: str) -> str:
+    """What installs the packages of an extra, or of the core."""
+    return f"pip install 'vlatool[{extra}]'" if extra else "pip install vlatool"

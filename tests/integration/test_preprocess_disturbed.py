@@ -4,7 +4,6 @@ import ctypes
 import json
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -337,19 +336,16 @@ def test_source_that_may_not_be_read_is_told(source: Path, tmp_path: Path, place
     assert "episode_1" in done.stdout
 
 
-@pytest.mark.slow
 def test_unreachable_cluster_ends_with_exit_code_6(source: Path, tmp_path: Path) -> None:
+    """One whose address is told to be wrong at once; test_ray_executor waits for a silent one."""
     pytest.importorskip("ray")
     pytest.importorskip("vlatool.parallel.ray_executor")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
 
-    words = typed(source, tmp_path / "out", engine="ray", ray_address=address)
+    words = typed(source, tmp_path / "out", engine="ray", ray_address="nonsense")
     code, error = answer(words)
 
     assert (code, told_in_two_lines(error)) == (6, True)
-    assert address in error["message"]
+    assert "nonsense" in error["message"]
 
 
 @pytest.mark.parametrize(

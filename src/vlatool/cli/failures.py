@@ -7,18 +7,14 @@ import signal
 import sys
 from typing import Any
 
-from vlatool.errors import BugError, StorageError, UsageError, VlatoolError, missing_extra
-
-EXTRAS = {
-    "torch": "train",
-    "accelerate": "train",
-    "transformers": "train",
-    "webdataset": "train",
-    "safetensors": "train",
-    "gymnasium": "train",
-    "matplotlib": "train",
-    "ray": "ray",
-}
+from vlatool.errors import (
+    BugError,
+    StorageError,
+    UsageError,
+    VlatoolError,
+    extra_of,
+    missing_package,
+)
 
 _STORAGE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
@@ -70,8 +66,8 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
 
 
 def _known(error: BaseException) -> VlatoolError | None:
-    if isinstance(error, ModuleNotFoundError) and (package := _package(error)) in EXTRAS:
-        return missing_extra(package, EXTRAS[package])
+    if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
+        return missing_package(package)
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return _storage_error(error)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):

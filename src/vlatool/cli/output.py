@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from vlatool.cli.options import OutputOptions
 from vlatool.errors import VlatoolError
-from vlatool.events import Reporter
 
 
 class Result(Protocol):
@@ -160,26 +159,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     return str(value)
-
-
-def make_reporter(options: OutputOptions) -> Reporter:
-    """The reporter that fits the options and the terminal."""
-    from vlatool.cli import reporters
-
-    mode = options.progress
-    if not is_main_process():
-        mode = "none"
-    elif mode == "auto":
-        mode = "rich" if _is_terminal() else "plain"
-    if options.quiet and mode != "json":
-        mode = "none"
-    if mode == "rich":
-        from vlatool.cli.rich_reporter import RichReporter
-
-        return RichReporter()
-    makers = {"plain": reporters.LineReporter, "json": reporters.JsonReporter}
-    return makers.get(mode, reporters.SilentReporter)()
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

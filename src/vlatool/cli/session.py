@@ -1,6 +1,7 @@
 """One invocation of a command: its configuration, its reporter, its result."""
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -77,13 +78,36 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Run]:
             hint="--jsonl prints one document per row, --json one for the whole list",
             code="usage.conflict",
         )
-    reporter = output.make_reporter(options)
+    reporter = _reporter(options)
     with _logging(options) as log_file:
         if log_file is not None:
             from vlatool.cli.reporters import LoggedReporter
 
             reporter = LoggedReporter(reporter, log_file)
         yield Run(ctx, options, reporter)
+
+
+def _reporter(options: OutputOptions) -> Reporter:
+    """The reporter that fits the options and the terminal."""
+    from vlatool.cli import reporters
+
+    mode = options.progress
+    if not output.is_main_process():
+        mode = "none"
+    elif mode == "auto":
+        mode = "rich" if _is_terminal() else "plain"
+    if options.quiet and mode != "json":
+        mode = "none"
+    if mode == "rich":
+        from vlatool.cli.rich_reporter import RichReporter
+
+        return RichReporter()
+    makers = {"plain": reporters.LineReporter, "json": reporters.JsonReporter}
+    return makers.get(mode, reporters.SilentReporter)()
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager

@@ -67,7 +67,8 @@ def _sectioned(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]
     """Keys of flat sections in their sections; a section given as text is its `type`."""
     for section in model.flat_sections:
         kind = model.model_fields[section].annotation
-        names: set[str] = set(getattr(kind, "model_fields", ())) - model.model_fields.keys()
+        declared: Mapping[str, FieldInfo] = getattr(kind, "model_fields", {})
+        names = declared.keys() - model.model_fields.keys()
         flat = {key: value for key, value in data.items() if key in names - {"type"}}
         given = data.get(section)
         if isinstance(given, str):

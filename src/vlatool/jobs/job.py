@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from vlatool.errors import BugError, PartialFailure, VlatoolError
 from vlatool.events import Reporter
@@ -68,6 +68,7 @@ class Run:
         dropped: Reason to number of what was left out.
         resumed: Items that an earlier run made.
         bytes_on_disk: Size of all listed files.
+        empty: Items that left no file.
         made: Sums of the counts of what this run made itself.
         made_bytes: Size of those files.
         places: Folders above what was read and written, longest first.
@@ -85,9 +86,41 @@ class Run:
     dropped: dict[str, int] = field(default_factory=dict[str, int])
     resumed: int = 0
     bytes_on_disk: int = 0
+    empty: list[str] = field(default_factory=list[str])
     made: dict[str, int] = field(default_factory=dict[str, int])
     made_bytes: int = 0
     places: Sequence[str] = ()
+
+    def take(self, receipt: Receipt) -> None:
+        """Counts what was done; tells each kind of finding once and counts the rest."""
+        self.resumed += receipt.resumed
+        if not receipt.files:
+            self.empty.append(receipt.item)
+        for name, count in receipt.counts.items():
+            self.sums[name] = self.sums.get(name, 0) + count
+            if not receipt.resumed:
+                self.made[name] = self.made.get(name, 0) + count
+        self.made_bytes += 0 if receipt.resumed else receipt.bytes
+        for reason, count in receipt.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+        for finding in receipt.findings:
+            if finding.code not in self.warnings:
+                self.reporter.warn(finding.code, finding.message)
+            self.warnings[finding.code] = self.warnings.get(finding.code, 0) + 1
+
+    def shown(self, measured: str, seconds: float) -> dict[str, float | int | str]:
+        """What is shown beside the bar."""
+        seconds = max(seconds, 1e-6)
+        reasons: dict[str, int] = {}
+        for one in self.failures:
+            reasons[one["code"]] = reasons.get(one["code"], 0) + 1
+        return {
+            measured: self.sums.get(measured, 0),
+            f"{measured}/s": float(round(self.made.get(measured, 0) / seconds, 1)),
+            "MB/s": float(round(self.made_bytes / 1e6 / seconds, 1)),
+            "failed": len(self.failures),
+            **reasons,
+        }
 
     def told(self, value: Any) -> Any:
         """A value for a file that may be published: locations without the folders above them."""
@@ -101,68 +134,54 @@ class Run:
         return value
 
 
-class Job(Protocol[Item]):
-    """What a command does to its items.
+@dataclass(frozen=True)
+class JobSpec(Generic[Item]):
+    """What a job is, before it does anything.
 
     Attributes:
         output: Where it writes.
         record: The command, and the options that shape what it writes.
         title: The command as messages call it, such as `preprocess lerobot`.
         noun: What an item is called, such as `episode`.
+        plan: Digest of all that shapes the bytes of an item besides its input.
+        work: Does one item; picklable. What it writes is under its final name when it returns.
+        state: Looks at what one item is made from; picklable.
         owned: Patterns of the files it writes; what others put beside them is left alone.
         unlisted: Those of them that hold times; the list of files leaves them out.
-        measured: The count that progress shows, such as `samples`.
+        places: What is read and written; records name nothing above.
+        measured: The count of receipts that progress shows, such as `samples`.
         has_arrays: Whether receipts carry arrays; then items need names that can be file names.
         grows: Whether a later run may bring more items; their set is no option then, and receipts
             are kept when the output is complete.
         can_overwrite: Whether the command has `--overwrite`.
-        plan: Digest of all that shapes the bytes of an item besides its input.
-        places: What is read and written; records name nothing above.
-        work: Does one item; picklable. What it writes is under its final name when it returns.
-        state: Looks at what one item is made from; picklable.
+        is_pipelined: Whether the executor does the work its own way: its `map` gets `work` as it
+            is and the items themselves, only those that are not done.
     """
 
-    @property
-    def output(self) -> Path: ...
+    output: Path
+    record: OutputRecord
+    title: str
+    noun: str
+    plan: str
+    work: Callable[[Item], Receipt]
+    state: Callable[[Item], InputState]
+    owned: Sequence[str]
+    unlisted: Sequence[str] = ()
+    places: Sequence[Path] = ()
+    measured: str = ""
+    has_arrays: bool = False
+    grows: bool = False
+    can_overwrite: bool = True
+    is_pipelined: bool = False
+
+
+class Job(Protocol[Item]):
+    """What a command does to its items."""
 
     @property
-    def record(self) -> OutputRecord: ...
-
-    @property
-    def title(self) -> str: ...
-
-    @property
-    def noun(self) -> str: ...
-
-    @property
-    def measured(self) -> str: ...
-
-    @property
-    def owned(self) -> Sequence[str]: ...
-
-    @property
-    def unlisted(self) -> Sequence[str]: ...
-
-    @property
-    def has_arrays(self) -> bool: ...
-
-    @property
-    def grows(self) -> bool: ...
-
-    @property
-    def can_overwrite(self) -> bool: ...
-
-    @property
-    def plan(self) -> str: ...
-
-    @property
-    def places(self) -> Sequence[Path]: ...
-
-    @property
-    def work(self) -> Callable[[Item], Receipt]: ...
-
-    @property
-    def state(self) -> Callable[[Item], InputState]: ...
+    def spec(self) -> JobSpec[Item]:
+        """What it is."""
+        ...
 
     @property
     def items(self) -> Sequence[Item]:

@@ -176,7 +176,7 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
         return Outcome(item, error=error)
     except OSError as error:  # what is written tells its own errors: this was read
         problem = DataError(
-            f"{_name(item)}: {error.filename or 'a file'} cannot be read: {error.strerror or error}",
+            f"{_name(item)}: cannot be read: {error.filename or ''}: {error.strerror or error}",
             hint="check that it is there and may be read, then run the same command again",
             code="data.unreadable",
             details={"path": str(error.filename or "")},

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from typing import Any
 
-from vlatool.errors import EnvironmentProblem, missing_extra
+from vlatool.errors import EnvironmentProblem, missing_package
 from vlatool.parallel.executor import default_workers
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise missing_extra("ray", "ray") from error
+        raise missing_package("ray") from error
     return ray
 
 

@@ -22,7 +22,7 @@ Work = Callable[[EpisodeRef, Episode], Receipt]
 class SinkConfig(ConfigModel):
     """The section of a sink; `type` is its name, and what `--sink NAME` sets."""
 
-    type: str
+    type: Any
 
 
 @dataclass(frozen=True)
@@ -82,26 +82,14 @@ class Sink(Protocol):
     """
 
     Config: ClassVar[type[SinkConfig]]
+    owned: ClassVar[Sequence[str]]
+    unlisted: ClassVar[Sequence[str]]
+    next_step: ClassVar[str]
+    work: Work
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
 
     def __init__(self, config: Any, setup: SinkSetup) -> None: ...
-
-    @property
-    def owned(self) -> Sequence[str]: ...
-
-    @property
-    def unlisted(self) -> Sequence[str]: ...
-
-    @property
-    def next_step(self) -> str: ...
-
-    @property
-    def work(self) -> Work: ...
-
-    @property
-    def action_fields(self) -> tuple[str, ...]: ...
-
-    @property
-    def proprioception_fields(self) -> tuple[str, ...]: ...
 
     def begin(self) -> None:
         """Takes away what would make a half-written output look whole."""

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import Field, field_validator
 
 from vlatool.config.base import ConfigModel
+from vlatool.config.needs import each_once
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Family, Finding, Kind
@@ -25,17 +28,33 @@ CHOICE = Family(
 )
 
 
-@dataclass(frozen=True)
-class ChosenRefs:
-    """Episodes to work on.
+class ChoiceConfig(ConfigModel):
+    """Which episodes and cameras are taken."""
 
-    Attributes:
-        refs: In order.
-        held_out: Reason to number of episodes that are left out on purpose.
-    """
+    episodes: str | None = Field(
+        default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
+    )
+    max_episodes: int | None = Field(
+        default=None, ge=-1, description="Take at most so many episodes; 0 or -1 for all."
+    )
+    camera_names: list[str] | None = Field(
+        default=None, description="Cameras, in order; null for all."
+    )
+    skip_episodes_missing_cameras: bool = Field(
+        default=False,
+        description="Drop an episode that lacks a camera instead of keeping it without.",
+    )
+    only_successful: bool = Field(
+        default=False, description="Drop episodes that failed or do not say whether they did."
+    )
+    fail_on_nan: bool = Field(
+        default=True, description="An episode with NaN or infinity fails; else they are kept."
+    )
 
-    refs: tuple[EpisodeRef, ...]
-    held_out: Mapping[str, int]
+    @field_validator("camera_names")
+    @classmethod
+    def _each_once(cls, value: list[str] | None) -> Any:
+        return value and each_once(value)
 
 
 @dataclass(frozen=True)
@@ -100,36 +119,41 @@ class EpisodeTask:
         return replace(receipt, findings=(*found.findings, *receipt.findings))
 
 
-def chosen_refs(
-    reader: FormatReader, sources: Sequence[Path], episodes: str | None, limit: int | None
-) -> ChosenRefs:
-    """The episodes that a run works on.
+@dataclass(frozen=True)
+class ChosenEpisodes:
+    """Episodes to work on.
+
+    Attributes:
+        refs: In order.
+        held_out: Reason to number of episodes that are left out on purpose.
+        survey: What they have between them; its cameras are the chosen ones.
+        choice: What is used of each.
+        findings: What there is to say of the sources as a whole.
+    """
+
+    refs: tuple[EpisodeRef, ...]
+    held_out: Mapping[str, int]
+    survey: Survey
+    choice: EpisodeChoice
+    findings: tuple[Finding, ...]
+
+
+def choose_episodes(
+    reader: FormatReader, sources: Sequence[Path], config: ChoiceConfig, named: Sequence[str] = ()
+) -> ChosenEpisodes:
+    """The episodes that a run works on, and what of them it uses.
 
     Args:
         reader: Finds them.
         sources: Where.
-        episodes: Such as `0:4,7`; None for all.
-        limit: Take at most so many; None, 0 or less for all.
+        config: Which.
+        named: Cameras that other options name.
 
     Raises:
-        DataError: A source does not exist, or no episode is left.
+        DataError: A source does not exist, no episode is left or can be read, or none has a camera
+            that is asked for.
     """
-    for source in sources:
-        if not source.exists():
-            raise DataError(
-                f"{source}: does not exist",
-                hint="check the path of the source",
-                code="data.no_source",
-                details={"source": str(source)},
-            )
-    found = select(checked_ids(list(reader.discover(sources))), episodes)
-    if not found:
-        raise DataError(
-            f"{', '.join(map(str, sources))}: no episode found",
-            hint="is this data of the format? `vlatool inspect` says what it is",
-            code="data.no_episodes",
-        )
-    taken = found if limit is None or limit <= 0 else found[:limit]
+    taken = _taken(reader, sources, config)
     held_out: dict[str, int] = {}
     for ref in taken:
         if ref.held_out:
@@ -142,26 +166,53 @@ def chosen_refs(
             code="data.no_episodes",
             details={"held_out": held_out},
         )
-    return ChosenRefs(refs, held_out)
+    survey = _survey(reader, refs, config.camera_names, named)
+    choice = EpisodeChoice(
+        cameras=tuple(survey.cameras),
+        fields={name: facts.width for name, facts in survey.fields.items()},
+        skip_missing_cameras=config.skip_episodes_missing_cameras,
+        only_successful=config.only_successful,
+        finite=config.fail_on_nan,
+    )
+    capitals = (
+        CHOICE("upper_case_camera", f"camera {name!r}: other loaders want lower case", camera=name)
+        for name in survey.cameras
+        if name != name.lower()
+    )
+    findings = (*getattr(reader, "noticed", ()), *capitals)
+    return ChosenEpisodes(refs, held_out, survey, choice, findings)
 
 
-def chosen_survey(
+def _taken(
+    reader: FormatReader, sources: Sequence[Path], config: ChoiceConfig
+) -> Sequence[EpisodeRef]:
+    """The episodes that are asked for, held-out ones included."""
+    for source in sources:
+        if not source.exists():
+            raise DataError(
+                f"{source}: does not exist",
+                hint="check the path of the source",
+                code="data.no_source",
+                details={"source": str(source)},
+            )
+    found = select(checked_ids(list(reader.discover(sources))), config.episodes)
+    if not found:
+        raise DataError(
+            f"{', '.join(map(str, sources))}: no episode found",
+            hint="is this data of the format? `vlatool inspect` says what it is",
+            code="data.no_episodes",
+        )
+    limit = config.max_episodes
+    return found if limit is None or limit <= 0 else found[:limit]
+
+
+def _survey(
     reader: FormatReader,
     refs: Sequence[EpisodeRef],
     cameras: Sequence[str] | None,
-    named: Sequence[str] = (),
+    named: Sequence[str],
 ) -> Survey:
-    """What the episodes have between them, with the cameras that are asked for.
-
-    Args:
-        reader: Looks at them.
-        refs: The episodes.
-        cameras: In this order; None for all.
-        named: Cameras that options name as well.
-
-    Raises:
-        DataError: No episode can be read, or none has a camera that is asked for.
-    """
+    """What the episodes have between them, with the cameras that are asked for."""
     survey = reader.survey(refs) if hasattr(reader, "survey") else _interim(reader, refs)
     known = list(survey.cameras)
     for name in (*(cameras or ()), *named):

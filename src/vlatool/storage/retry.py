@@ -4,14 +4,16 @@ import http.client
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from vlatool.errors import StorageError, UsageError
 
 PATIENCE_VARIABLE = "VLATOOL_STORAGE_PATIENCE_S"
+SPEED_VARIABLE = "VLATOOL_STORAGE_CLOCK_SPEED"  # for tests: an outage of a minute in seconds
 _DEFAULT_PATIENCE_S = 180.0  # outlasts a restart or an outage of a minute with a wide margin
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 10.0
@@ -36,15 +38,45 @@ class Trouble:
     wait_s: float = 0.0
 
 
+class Clock(Protocol):
+    """Time as the storage waits by it."""
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Lets time pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProcessClock:
+    """Real time, or `speed` times as fast; workers inherit the variable that says so."""
+
+    speed: float = field(default_factory=lambda: _number(SPEED_VARIABLE, 1.0) or 1.0)
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic() * self.speed
+
+    def sleep(self, seconds: float) -> None:
+        """Lets time pass."""
+        time.sleep(seconds / self.speed)
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Lets time pass until something happens; whether it did."""
+        return event.wait(seconds / self.speed)
+
+
 @dataclass
 class Notices:
     """When a warning was last written: many threads meet one outage, one sentence is enough."""
 
     last: float = field(default=-_WARNING_INTERVAL_S)
 
-    def warn(self, where: str, reason: str, clock: Callable[[], float]) -> None:
+    def warn(self, where: str, reason: str, now: float) -> None:
         """Warns, unless that was done a moment ago."""
-        now = clock()
         if now - self.last >= _WARNING_INTERVAL_S:
             self.last = now
             _LOGGER.warning("%s: %s; trying again", where, reason)
@@ -55,15 +87,11 @@ _NOTICES = Notices()
 
 @dataclass(frozen=True)
 class Pace:
-    """Clock, sleep, chance and warnings of `retrying`, so that tests need not wait."""
+    """Clock, chance and warnings of `retrying`, so that tests need not wait."""
 
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+    clock: Clock = field(default_factory=ProcessClock)
     uniform: Callable[[float, float], float] = random.uniform
     notices: Notices = field(default_factory=lambda: _NOTICES)
-
-
-_REAL_PACE = Pace()
 
 
 def patience() -> float:
@@ -72,18 +100,23 @@ def patience() -> float:
     Raises:
         UsageError: The variable is not a number of seconds.
     """
-    text = os.environ.get(PATIENCE_VARIABLE, "")
+    return _number(PATIENCE_VARIABLE, _DEFAULT_PATIENCE_S)
+
+
+def _number(variable: str, default: float) -> float:
+    """A variable of the environment that holds a number."""
+    text = os.environ.get(variable, "")
     try:
-        seconds = float(text) if text else _DEFAULT_PATIENCE_S
+        number = float(text) if text else default
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+        number = -1.0
+    if not 0 <= number < float("inf"):
         raise UsageError(
-            f"{PATIENCE_VARIABLE}={text}: not a number of seconds",
-            hint=f"unset it, or set it to seconds, e.g. {PATIENCE_VARIABLE}=180",
+            f"{variable}={text}: not a number from 0 on",
+            hint=f"unset it, or set it to one, e.g. {variable}={default:g}",
             code="usage.bad_environment",
         )
-    return seconds
+    return number
 
 
 def network_trouble(error: BaseException) -> Trouble | None:
@@ -99,7 +132,7 @@ def retrying(
     *,
     judge: Callable[[Exception], Trouble | None] = network_trouble,
     patience_s: float | None = None,
-    pace: Pace = _REAL_PACE,
+    pace: Pace | None = None,
 ) -> T:
     """The operation's result, after as many attempts as it takes.
 
@@ -112,12 +145,13 @@ def retrying(
         what: The location, for warnings and the error.
         judge: What an error means; None ends the attempts and lets it through.
         patience_s: Total seconds; by default 180, or the variable VLATOOL_STORAGE_PATIENCE_S.
-        pace: Clock and sleep.
+        pace: What passes for time; by default that of this process.
 
     Raises:
         StorageError: The patience is over.
     """
     total = patience() if patience_s is None else patience_s
+    pace = pace or Pace()
     deadline: float | None = None
     attempts = 0
     while True:
@@ -128,14 +162,14 @@ def retrying(
             if trouble is None:
                 raise
             attempts += 1
-            now = pace.clock()
+            now = pace.clock.now()
             deadline = now + total if deadline is None else deadline
             if now >= deadline:
                 raise _given_up(what, trouble.reason, total, attempts) from error
             wait = _wait(attempts, trouble, pace)
             reason = trouble.reason
-        pace.notices.warn(what, reason, pace.clock)
-        pace.sleep(min(wait, deadline - now))
+        pace.notices.warn(what, reason, now)
+        pace.clock.sleep(min(wait, deadline - now))
 
 
 def _wait(attempts: int, trouble: Trouble, pace: Pace) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage import s3
 from vlatool.storage.process_mark import ProcessMark
-from vlatool.storage.retry import patience
+from vlatool.storage.retry import ProcessClock, patience
 from vlatool.storage.s3_errors import ConditionFailed
 
 RENEWED_EVERY_S = 20.0
@@ -121,7 +121,8 @@ class S3Lock:
 
     def renew_until(self, stop: threading.Event, every_s: float) -> None:
         """Renews the lock until told to stop, or until another run has it."""
-        while not stop.wait(every_s):
+        clock = ProcessClock()
+        while not clock.wait(stop, every_s):
             try:
                 self._renew()
             except (StorageError, EnvironmentProblem) as error:

@@ -13,7 +13,7 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
-from vlatool.errors import missing_extra
+from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.trained_policy import load_policy
 from vlatool.events import NULL, Reporter
@@ -116,9 +116,9 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
         UsageError: The output holds something made with other options.
         EnvironmentProblem: Something that training needs is not installed.
     """
-    for package in ("torch", "accelerate", "webdataset", "gymnasium"):
+    for package in requirements().get("train", ()):
         if find_spec(package) is None:
-            raise missing_extra(package, "train")
+            raise missing_package(package)
     watch = _Stopwatch()
     paths = _Paths(Path(config.output))
     _record(config, paths, reporter)

@@ -12,21 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlatool import __version__
-from vlatool.errors import EnvironmentProblem
+from vlatool.errors import EnvironmentProblem, install_line, requirements
 from vlatool.events import NULL, Reporter
 from vlatool.parallel.executor import default_workers
 
-CORE = (
-    "typer", "rich", "pydantic", "pyyaml", "numpy", "pillow", "pyarrow", "av", "boto3",
-    "huggingface_hub", "tokenizers", "scipy",
-)  # fmt: skip
-EXTRAS = {
-    "train": (
-        *("torch", "accelerate", "webdataset", "transformers", "safetensors"),
-        *("gymnasium", "matplotlib"),
-    ),
-    "ray": ("ray",),
-}
 FREE_DISK_LOW_BYTES = 5 * 2**30
 Status = Literal["ok", "note", "warning", "error"]
 
@@ -100,7 +89,7 @@ def doctor(*, reporter: Reporter = NULL) -> DoctorResult:
     """
     del reporter
     makers: tuple[Callable[[], Iterator[Check]], ...] = (
-        _python, _core, _extras, _devices, _presets, _registries, _machine,
+        _python, _packages, _devices, _presets, _registries, _machine,
     )  # fmt: skip
     result = DoctorResult(tuple(check for maker in makers for check in maker()))
     if not result.is_healthy:
@@ -119,28 +108,21 @@ def _python() -> Iterator[Check]:
     )
 
 
-def _core() -> Iterator[Check]:
-    versions = {name: _version(name) for name in CORE}
-    missing = [name for name, version in versions.items() if not version]
-    if missing:
-        yield Check(
-            "core packages", "error", f"missing: {', '.join(missing)}", "pip install vlatool"
-        )
-    else:
-        found = ", ".join(f"{name} {version}" for name, version in versions.items())
-        yield Check("core packages", "ok", found)
-
-
-def _extras() -> Iterator[Check]:
-    for extra, packages in EXTRAS.items():
+def _packages() -> Iterator[Check]:
+    found = requirements()
+    if not found:
+        hint = "install it, so that its packages are known: pip install vlatool"
+        yield Check("core packages", "warning", "vlatool is on the path, but not installed", hint)
+    for extra, packages in found.items():
         versions = {name: _version(name) for name in packages}
         missing = [name for name, version in versions.items() if not version]
+        name = f"extra {extra}" if extra else "core packages"
         if missing:
-            hint = f"pip install 'vlatool[{extra}]'"
-            yield Check(f"extra {extra}", "note", f"missing: {', '.join(missing)}", hint)
+            status = "note" if extra else "error"
+            yield Check(name, status, f"missing: {', '.join(missing)}", install_line(extra))
         else:
-            found = ", ".join(f"{name} {version}" for name, version in versions.items())
-            yield Check(f"extra {extra}", "ok", found)
+            told = ", ".join(f"{name} {version}" for name, version in versions.items())
+            yield Check(name, "ok", told)
 
 
 def _devices() -> Iterator[Check]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlatool.artifacts.manifest import read_manifest
 from vlatool.config.resolve import load_config
-from vlatool.errors import DataError, UsageError, missing_extra
+from vlatool.errors import DataError, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.trained_policy import TrainedPolicy, load_policy
 from vlatool.events import NULL, Reporter
@@ -170,7 +170,7 @@ def environment_maker(name: str, **options: Any) -> Any:
     try:
         import gymnasium
     except ModuleNotFoundError:
-        raise missing_extra("gymnasium", "train") from None
+        raise missing_package("gymnasium") from None
     if not name:
         raise UsageError(
             "no environment is given", hint=f"such as --env {ENVIRONMENT}", code="usage.no_env"

@@ -1,21 +1,21 @@
 """From raw episodes of any format to training data of any sink."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
 from vlatool.config.base import ConfigModel, needed_field
-from vlatool.config.needs import check_needed, each_once
+from vlatool.config.needs import check_needed
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, Run, failure_of
+from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.published import published, side_files
 from vlatool.jobs.record import OutputRecord
@@ -25,32 +25,14 @@ from vlatool.parallel.executor import Executor
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
-from vlatool.sources.choice import (
-    CHOICE,
-    EpisodeChoice,
-    EpisodeTask,
-    chosen_refs,
-    chosen_survey,
-)
+from vlatool.sources.choice import CHOICE, ChoiceConfig, EpisodeTask, choose_episodes
 from vlatool.storage.uri import location
 
-# Published options that do not shape the data; they are written, without a value.
-_ADDRESSES = (
-    "output_dir",
-    "num_workers",
-    "ray_address",
-    "ray_num_cpus",
-    "output_dir_fixed_path",
-    "auto_tag",
-    "skip_git_tagging",
-    "db_logging",
-    "max_episodes_to_process",
-)
 # Which episodes there are is to be seen in the data.
 _SELECTION = ("episodes", "max_episodes")
 
 
-class PreprocessConfig(ConfigModel):
+class PreprocessConfig(ChoiceConfig):
     """What `vlatool preprocess` does; keys of the format and of the sink may be written flat."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
@@ -96,25 +78,6 @@ class PreprocessConfig(ConfigModel):
     source: SerializeAsAny[ConfigModel] = Field(
         default=ConfigModel(), description="Keys of the format's reader."
     )
-    episodes: str | None = Field(
-        default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
-    )
-    max_episodes: int | None = Field(
-        default=None, ge=-1, description="Take at most so many episodes; 0 or -1 for all."
-    )
-    camera_names: list[str] | None = Field(
-        default=None, description="Cameras, in order; null for all."
-    )
-    skip_episodes_missing_cameras: bool = Field(
-        default=False,
-        description="Drop an episode that lacks a camera instead of keeping it without.",
-    )
-    only_successful: bool = Field(
-        default=False, description="Drop episodes that failed or do not say whether they did."
-    )
-    fail_on_nan: bool = Field(
-        default=True, description="An episode with NaN or infinity fails; else they are kept."
-    )
     engine: Engine = Field(default="local", description="local processes, or a Ray cluster.")
     workers: int | None = Field(
         default=None, ge=1, description="Processes; null for one per processor."
@@ -138,11 +101,6 @@ class PreprocessConfig(ConfigModel):
     output_dir_fixed_path: str | None = Field(default=None, description="Does nothing.")
     db_logging: bool | None = Field(default=None, description="Does nothing.")
 
-    @field_validator("camera_names")
-    @classmethod
-    def _each_once(cls, value: list[str] | None) -> Any:
-        return value and each_once(value)
-
     @field_validator("sources", "output")
     @classmethod
     def _not_blank(cls, value: list[str] | str) -> list[str] | str:
@@ -163,7 +121,9 @@ class PreprocessConfig(ConfigModel):
             sections["sink"] = _section(SINKS, str(name), "sink")
         if not sections:
             return cls
-        kinds = {key: (kind, Field(default_factory=kind)) for key, kind in sections.items()}
+        kinds: dict[str, Any] = {
+            key: (kind, Field(default_factory=kind)) for key, kind in sections.items()
+        }
         return create_model(cls.__name__, __base__=cls, **kinds)
 
 
@@ -208,7 +168,7 @@ class PreprocessResult:
 
     def document(self) -> dict[str, Any]:
         """The result for programs."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "next"}
 
     def text(self) -> str:
         """The result for people."""
@@ -264,7 +224,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
         run = run_job(job, executor, options=options, reporter=reporter)
     result = job.answer(run)
-    problem = failure_of(run, job.noun, result.episodes)
+    problem = failure_of(run, job.spec.noun, result.episodes)
     if problem is not None:
         problem.result = result
         raise problem
@@ -284,41 +244,33 @@ def _executor(config: PreprocessConfig) -> Executor:
 class PreprocessJob:
     """The episodes of some sources on their way into a sink; see `jobs.job.Job`."""
 
-    noun = "episode"
-    measured = "samples"
-    has_arrays = True
-    grows = False
-    can_overwrite = True
-
     def __init__(self, config: PreprocessConfig) -> None:
         check_needed(config, "vlatool preprocess FORMAT SOURCE... --output DIR")
         self._config = config
         section = reader_section(config)
         self._reader = FORMATS.get(config.format)(section)
+        resolved = getattr(self._reader, "config", section)
         sources = [location(source) for source in config.sources]
-        chosen = chosen_refs(self._reader, sources, config.episodes, config.max_episodes)
+        named = getattr(config.sink, "camera_rotations", {})
+        self._chosen = chosen = choose_episodes(self._reader, sources, config, [*named])
         self.items: Sequence[EpisodeRef] = chosen.refs
-        self.held_out = chosen.held_out
-        turned = getattr(config.sink, "camera_rotations", {})
-        self.survey = chosen_survey(self._reader, self.items, config.camera_names, [*turned])
-        self.output = location(config.output)
-        self.places = (*sources, self.output)
-        self.title = f"preprocess {config.format}"
-        self.sink = self._make_sink(section)
-        self.owned, self.unlisted = self.sink.owned, self.sink.unlisted
-        choice = EpisodeChoice(
-            cameras=tuple(self.survey.cameras),
-            fields={name: facts.width for name, facts in self.survey.fields.items()},
-            skip_missing_cameras=config.skip_episodes_missing_cameras,
-            only_successful=config.only_successful,
-            finite=config.fail_on_nan,
+        output = location(config.output)
+        setup = SinkSetup(output, chosen.survey, chosen.refs, origin(config, section, resolved))
+        self._sink: Sink = SINKS.get(config.sink.type)(config.sink, setup)
+        self.spec = JobSpec(
+            output=output,
+            record=run_record(config, section),
+            title=f"preprocess {config.format}",
+            noun="episode",
+            plan=plan_digest(config.format, resolved, config.sink, chosen.choice),
+            work=EpisodeTask(config.format, resolved, chosen.choice, self._sink.work),
+            state=episode_state,
+            owned=self._sink.owned,
+            unlisted=self._sink.unlisted,
+            places=(*sources, output),
+            measured="samples",
+            has_arrays=True,
         )
-        read = self._resolved(section)
-        self.plan = plan_digest(config.format, read, config.sink, choice)
-        self.work = EpisodeTask(config.format, read, choice, self.sink.work)
-        self.state: Callable[[EpisodeRef], InputState] = episode_state
-        self.record = run_record(config, section)
-        self._empty: list[str] = []
         self._summary: SinkSummary | None = None
 
     def name(self, item: EpisodeRef) -> str:
@@ -327,15 +279,15 @@ class PreprocessJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The files of all episodes."""
-        return present_inputs(self.items, self.name, self.state, self.noun)
+        return present_inputs(self.items, self.name, episode_state, self.spec.noun)
 
     def begin(self) -> None:
         """The sink's."""
-        self.sink.begin()
+        self._sink.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
-        """The sink's; episodes without samples are remembered."""
-        self._summary = self.sink.finish(self._noted(receipts), run)
+        """The sink's."""
+        self._summary = self._sink.finish(receipts, run)
         return self._summary.files
 
     def result(self, run: Run) -> Mapping[str, Any]:
@@ -344,94 +296,70 @@ class PreprocessJob:
 
     def announce(self, reporter: Reporter) -> None:
         """Tells what was found before anything is done."""
-        for finding in (*getattr(self._reader, "noticed", ()), *self._oddities()):
+        for finding in (*self._chosen.findings, *_without_effect(self._config)):
             reporter.warn(finding.code, finding.message)
-        reporter.note(f"cameras: {', '.join(self.survey.cameras)}")
-        reporter.note(f"action fields: {', '.join(self.sink.action_fields) or 'none'}")
-        observed = ", ".join(self.sink.proprioception_fields)
-        reporter.note(f"proprioception fields: {observed or 'none'}")
-        for reason, count in self.held_out.items():
+        actions, observed = self._sink.action_fields, self._sink.proprioception_fields
+        reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras)}")
+        reporter.note(f"action fields: {', '.join(actions) or 'none'}")
+        reporter.note(f"proprioception fields: {', '.join(observed) or 'none'}")
+        for reason, count in self._chosen.held_out.items():
             reporter.note(f"{count} episodes are left out: {reason}")
 
     def answer(self, run: Run) -> PreprocessResult:
         """What came of a run."""
         if run.status == "already complete":
-            return PreprocessResult.known(self._config.output, run.record.result or {})
-        failed, empty = len(run.failures), len(self._empty)
+            known = PreprocessResult.known(self._config.output, run.record.result or {})
+            return replace(known, next=self._next)
+        failed, empty = len(run.failures), len(run.empty)
         return PreprocessResult(
             output=self._config.output,
             episodes=len(self.items) - failed - empty,
-            empty_episodes=tuple(self._empty),
-            cameras=tuple(self.survey.cameras),
-            action_fields=self.sink.action_fields,
-            proprioception_fields=self.sink.proprioception_fields,
+            empty_episodes=tuple(run.empty),
+            cameras=tuple(self._chosen.survey.cameras),
+            action_fields=self._sink.action_fields,
+            proprioception_fields=self._sink.proprioception_fields,
             failures=tuple(run.failures),
             resumed=run.resumed,
             warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
-            next=self.sink.next_step.format(output=self._config.output),
+            next=self._next,
             seconds=run.seconds,
             bytes_on_disk=run.bytes_on_disk,
             **self._amounts(run),
         )
 
+    @property
+    def _next(self) -> str:
+        return self._sink.next_step.format(output=self._config.output)
+
     def _amounts(self, run: Run) -> dict[str, Any]:
         if self._summary is None:
-            estimate = self.sink.estimate()
+            estimate = self._sink.estimate()
             return {
-                "frames": self.survey.frames or 0,
+                "frames": self._chosen.survey.frames or 0,
                 "samples": estimate.samples or 0,
                 "shards": estimate.amounts.get("shards", 0),
                 "bytes": 0,
-                "dropped": dict(self.held_out),
+                "dropped": dict(self._chosen.held_out),
                 "status": "planned",
-                "plan": {"estimated_from": f"{self.survey.episodes} episodes"},
+                "plan": {"estimated_from": f"{self._chosen.survey.episodes} episodes"},
             }
         return {
             "frames": run.sums.get("frames", 0),
             "samples": self._summary.samples,
             "shards": self._summary.amounts.get("shards", 0),
             "bytes": self._summary.bytes,
-            "dropped": {**run.dropped, **self.held_out},
+            "dropped": {**run.dropped, **self._chosen.held_out},
         }
 
-    def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
-        for receipt in receipts:
-            if not receipt.counts.get("samples"):
-                self._empty.append(receipt.item)
-            yield receipt
 
-    def _make_sink(self, section: ConfigModel) -> Sink:
-        """The sink, told of the options outside its section."""
-        config = self._config
-        left_out = {*config.no_effect_on_output, *_SELECTION, "source", "sink", "format"}
-        origin = {
-            **published(self._resolved(section), section),
-            **config.model_dump(mode="json", exclude=left_out),
-            "type": config.format,
-            "source_episodes": [location(source).name for source in config.sources],
-            **dict.fromkeys(_ADDRESSES),
-        }
-        setup = SinkSetup(self.output, self.survey, self.items, origin)
-        return SINKS.get(config.sink.type)(config.sink, setup)
-
-    def _resolved(self, section: ConfigModel) -> ConfigModel:
-        """The reader's keys as it has completed them."""
-        resolved = getattr(self._reader, "config", None)
-        return resolved if isinstance(resolved, ConfigModel) else section
-
-    def _oddities(self) -> Iterator[Finding]:
-        """What is odd about the options and the cameras; published ones that do nothing say so."""
-        for name in self.survey.cameras:
-            if name != name.lower():
-                message = f"camera {name!r}: other loaders want lower case"
-                yield CHOICE("upper_case_camera", message, camera=name)
-        config = self._config
-        reasons = dict(config.without_effect)
-        if config.engine != "ray":
-            reasons |= dict.fromkeys(("ray_address", "ray_num_cpus"), "the engine is not ray")
-        for key, reason in reasons.items():
-            if getattr(config, key) is not None:
-                yield CHOICE("option_without_effect", f"{key} does nothing: {reason}")
+def _without_effect(config: PreprocessConfig) -> Iterator[Finding]:
+    """Published options that do nothing here say so."""
+    reasons = dict(config.without_effect)
+    if config.engine != "ray":
+        reasons |= dict.fromkeys(("ray_address", "ray_num_cpus"), "the engine is not ray")
+    for key, reason in reasons.items():
+        if getattr(config, key) is not None:
+            yield CHOICE("option_without_effect", f"{key} does nothing: {reason}")
 
 
 def episode_state(ref: EpisodeRef) -> InputState:
@@ -444,6 +372,17 @@ def reader_section(config: PreprocessConfig) -> ConfigModel:
     """The reader's keys; the defaults where the config was built without them."""
     kind = FORMATS.get(config.format).Config
     return config.source if isinstance(config.source, kind) else kind()
+
+
+def origin(config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel) -> dict[str, Any]:
+    """The options outside the sink's section, for what an output says of itself."""
+    left_out = {*config.no_effect_on_output, *_SELECTION, "source", "sink", "format"}
+    return {
+        **published(resolved, section),
+        **config.model_dump(mode="json", exclude=left_out),
+        "type": config.format,
+        "source_episodes": [location(source).name for source in config.sources],
+    }
 
 
 def run_record(config: PreprocessConfig, section: ConfigModel) -> OutputRecord:

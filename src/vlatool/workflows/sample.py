@@ -14,7 +14,7 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
 from vlatool.jobs.inputs import InputState, plan_digest
-from vlatool.jobs.job import JobOptions, Run
+from vlatool.jobs.job import JobOptions, JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
@@ -122,7 +122,7 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
     run = run_job(job, make_executor(workers), options=_OPTIONS, reporter=reporter)
     known = dict(run.record.result or {})
     if run.status == "already complete":
-        reporter.note(f"{job.output} is already complete")
+        reporter.note(f"{job.spec.output} is already complete")
         known["already_complete"] = True
     return SampleResult(**{**known, "output": config.output, "cameras": tuple(known["cameras"])})
 
@@ -130,26 +130,25 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
 class SampleJob:
     """Episodes of the expert on their way to disk; see `jobs.job.Job`."""
 
-    noun = "episode"
-    measured = "frames"
-    unlisted: Sequence[str] = ()
-    has_arrays = False
-    grows = False
-    can_overwrite = False
-
     def __init__(self, config: SampleConfig) -> None:
         options = config.model_dump(mode="json", exclude={"output", *config.no_effect_on_output})
+        output = Path(config.output)
         self._config = config
         self._recorder = _recorder(config)
         self._recorded: list[RecordedEpisode] = []
-        self.output = Path(config.output)
-        self.places = (self.output,)
-        self.title = f"sample {config.layout} {config.output}"
-        self.record = OutputRecord("sample", options)
-        self.owned = self._recorder.owned
-        self.plan = plan_digest(options)
-        self.work = EpisodeWork(self._recorder, self.output, config.seed, config.frames)
-        self.state = _state
+        self.spec = JobSpec(
+            output=output,
+            record=OutputRecord("sample", options),
+            title=f"sample {config.layout} {config.output}",
+            noun="episode",
+            plan=plan_digest(options),
+            work=EpisodeWork(self._recorder, output, config.seed, config.frames),
+            state=_state,
+            owned=self._recorder.owned,
+            places=(output,),
+            measured="frames",
+            can_overwrite=False,
+        )
 
     @cached_property
     def items(self) -> Sequence[tuple[int, int]]:
@@ -172,7 +171,7 @@ class SampleJob:
     def begin(self) -> None:
         """Takes away what describes the whole set."""
         for name in self._recorder.closing:
-            remove_file(self.output / name)
+            remove_file(self.spec.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
         """Writes what describes the whole set."""
@@ -182,8 +181,8 @@ class SampleJob:
             files += receipt.files
             self._recorded.append(RecordedEpisode(**receipt.facts))
         self._recorder.finish(self._recorded)
-        closing = (name for name in self._recorder.closing if (self.output / name).is_file())
-        return [*files, *(file_entry(self.output, name) for name in closing)]
+        closing = (name for name in self._recorder.closing if (self.spec.output / name).is_file())
+        return [*files, *(file_entry(self.spec.output, name) for name in closing)]
 
     def result(self, run: Run) -> Mapping[str, Any]:
         """Sums over the episodes."""

@@ -44,8 +44,8 @@ _CONTAINER = {"fflags": "+bitexact"}
 class LeRobotRecorder:
     """Records into `setup.output`."""
 
-    owned: ClassVar[tuple[str, ...]] = OWNED_FILES
-    closing: ClassVar[tuple[str, ...]] = META_FILES
+    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    closing: ClassVar[Sequence[str]] = META_FILES
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:

@@ -1,6 +1,7 @@
 """Writes the LIBERO parquet layout: pictures as PNG in the table. Source: lerobot-format 13."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,8 +43,8 @@ _DOWNWARD = (np.pi, 0.0, 0.0)
 class LiberoRecorder:
     """Records into `setup.output`; the two views become `image` and `wrist_image`."""
 
-    owned: ClassVar[tuple[str, ...]] = OWNED_FILES
-    closing: ClassVar[tuple[str, ...]] = META_FILES
+    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    closing: ClassVar[Sequence[str]] = META_FILES
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:

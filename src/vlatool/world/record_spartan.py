@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,8 +34,8 @@ Member = tuple[str, NDArray[Any]]
 class SpartanRecorder:
     """Records into `setup.output`."""
 
-    owned: ClassVar[tuple[str, ...]] = (f"tasks/{TASK}/**/*",)
-    closing: ClassVar[tuple[str, ...]] = ()
+    owned: ClassVar[Sequence[str]] = (f"tasks/{TASK}/**/*",)
+    closing: ClassVar[Sequence[str]] = ()
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from vlatool.world.episodes import WorldEpisode
 from vlatool.world.render import View
@@ -53,11 +53,8 @@ class Recorder(Protocol):
         closing: Files that describe the whole set, written last.
     """
 
-    @property
-    def owned(self) -> Sequence[str]: ...
-
-    @property
-    def closing(self) -> Sequence[str]: ...
+    owned: ClassVar[Sequence[str]]
+    closing: ClassVar[Sequence[str]]
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
         """Writes the files of one episode; `first_row` frames lie in the episodes before it."""

@@ -1,24 +1,37 @@
 import http.client
 import logging
+import threading
+import time
 from collections.abc import Iterable
 
 import pytest
 
 from vlatool.errors import StorageError, UsageError
-from vlatool.storage.retry import Notices, Pace, Trouble, patience, retrying
+from vlatool.storage.retry import (
+    SPEED_VARIABLE,
+    Notices,
+    Pace,
+    ProcessClock,
+    Trouble,
+    patience,
+    retrying,
+)
 
 
 class Clock:
     """Time that passes only while someone sleeps; chance always chooses the longest wait."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.passed = 0.0
         self.sleeps: list[float] = []
-        self.pace = Pace(lambda: self.now, self.sleep, lambda _, longest: longest, Notices())
+        self.pace = Pace(self, lambda _, longest: longest, Notices())
+
+    def now(self) -> float:
+        return self.passed
 
     def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
-        self.now += seconds
+        self.passed += seconds
 
 
 class Flaky:
@@ -58,7 +71,7 @@ def test_outage_of_a_minute_is_outlasted_by_default(monkeypatch: pytest.MonkeyPa
     clock = Clock()
 
     def down_for_a_minute() -> str:
-        if clock.now < 60:
+        if clock.passed < 60:
             raise ConnectionRefusedError
         return "answer"
 
@@ -73,7 +86,7 @@ def test_patience_ends_with_a_storage_error_that_names_the_place() -> None:
 
     assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
     assert caught.value.details["path"] == "s3://b/k"
-    assert clock.now == 30, "one last attempt when the patience ends"
+    assert clock.passed == 30, "one last attempt when the patience ends"
 
 
 def test_patience_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +96,7 @@ def test_patience_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(StorageError):
         retrying(always_down, "s3://b/k", pace=clock.pace)
 
-    assert clock.now == 7
+    assert clock.passed == 7
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
@@ -125,3 +138,17 @@ def test_warnings_are_some_seconds_apart(caplog: pytest.LogCaptureFixture) -> No
 
     assert 2 <= len(caplog.records) <= 5, "45 s, of which every tenth second may say something"
     assert "s3://b/k" in caplog.text
+
+
+def test_clock_of_a_process_can_be_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SPEED_VARIABLE, "1000")
+    clock, event = ProcessClock(), threading.Event()
+    started = time.monotonic()
+
+    before = clock.now()
+    clock.sleep(10)
+    assert clock.now() - before >= 10
+    assert not clock.wait(event, 10)
+    event.set()
+    assert clock.wait(event, 10_000)
+    assert time.monotonic() - started < 5

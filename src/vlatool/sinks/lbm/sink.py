@@ -1,6 +1,6 @@
 """The `lbm` sink: `shards/` for training, `episodes/` with the same samples in frame order."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import Run
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import Estimate, SinkSetup, SinkSummary
+from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.lbm.config import LbmConfig
 from vlatool.sinks.lbm.episodes import EpisodeWork, stored_episode
 from vlatool.sinks.lbm.shards import SampleIndex, write_shards
@@ -27,6 +27,18 @@ from vlatool.transforms.sampling import EpisodeSampler
 from vlatool.transforms.statistics import StatisticsSum, field_entries, from_arrays
 from vlatool.transforms.windows import make_windows
 
+# Published options that do not shape the data; they are written, without a value.
+_ADDRESSES = (
+    "output_dir",
+    "num_workers",
+    "ray_address",
+    "ray_num_cpus",
+    "output_dir_fixed_path",
+    "auto_tag",
+    "skip_git_tagging",
+    "db_logging",
+    "max_episodes_to_process",
+)
 _HOW_TO_KEEP = {
     "padding": "allow more padding with --max-padding-left and --max-padding-right",
     "still": "lower --still-threshold or --still-field-thresholds, or leave out "
@@ -41,9 +53,9 @@ _HOW_TO_KEEP = {
 class LbmSink:
     """Writes the training data of the LBM pipeline. Source: lbm-data 3."""
 
-    Config: ClassVar[type[LbmConfig]] = LbmConfig
-    owned: ClassVar[tuple[str, ...]] = OWNED_FILES
-    unlisted: ClassVar[tuple[str, ...]] = UNLISTED_FILES
+    Config: ClassVar[type[SinkConfig]] = LbmConfig
+    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    unlisted: ClassVar[Sequence[str]] = UNLISTED_FILES
     next_step: ClassVar[str] = "vlatool train --preset diffusion-policy-tiny --data {output}"
 
     def __init__(self, config: LbmConfig, setup: SinkSetup) -> None:
@@ -54,9 +66,9 @@ class LbmSink:
         self._like = stored_episode(setup.survey.example(steps), config)
         # Options that do not fit the fields are refused here, not by every episode.
         self._widths = EpisodeSampler(self._like, (), spec).widths()
-        self.work = EpisodeWork(setup.output, config)
-        self.action_fields = self._like.action_fields
-        self.proprioception_fields = self._like.proprioception_fields
+        self.work: Work = EpisodeWork(setup.output, config)
+        self.action_fields: tuple[str, ...] = self._like.action_fields
+        self.proprioception_fields: tuple[str, ...] = self._like.proprioception_fields
 
     def begin(self) -> None:
         """Takes the closing files away; says what is being made."""
@@ -131,6 +143,7 @@ class LbmSink:
         groups = self._like.pose_groups
         return {
             **self._setup.origin,
+            **dict.fromkeys(_ADDRESSES),
             **own,
             "sink": self._config.type,
             "camera_rotations": own["camera_rotations"] or None,

@@ -1,0 +1,71 @@
+"""Two checkouts in turn, A B A B ...: is a command as fast as it was before?
+
+    python benchmarks/in_turn.py --before ../vlatool-before -- preprocess spartan DIR -o OUT
+
+Each run takes its code from PYTHONPATH=CHECKOUT/src. OUT is replaced by a fresh folder per run;
+a run of each that is not counted warms caches.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from machine import describe
+
+HERE = Path(__file__).resolve().parents[1]
+OUTPUT = "OUT"
+
+
+def main(checkouts: Sequence[Path], words: Sequence[str], runs: int) -> None:
+    """Prints each median with its spread, and the ratio of the second to the first."""
+    seconds: list[list[float]] = [[] for _ in checkouts]
+    for number in range(runs + 1):
+        for checkout, taken in zip(checkouts, seconds, strict=True):
+            one = once(checkout, words)
+            if number:
+                taken.append(one)
+    print(describe())
+    before, after = (statistics.median(taken) for taken in seconds)
+    for checkout, taken in zip(checkouts, seconds, strict=True):
+        spread = f"{min(taken):.3f} to {max(taken):.3f}"
+        print(f"{statistics.median(taken):8.3f} s  ({spread})  {checkout}")
+    print(f"{after / before:8.3f} x  of {runs} runs each, in turn")
+
+
+def once(checkout: Path, words: Sequence[str]) -> float:
+    """Seconds that a command takes with the code of a checkout."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = [str(Path(folder, "out")) if word == OUTPUT else word for word in words]
+        env = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "vlatool", *given],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=env,
+        )
+        return time.perf_counter() - started
+
+
+def checkout(text: str) -> Path:
+    """A folder with `src/vlatool`."""
+    path = Path(text).resolve()
+    if not (path / "src" / "vlatool").is_dir():
+        raise argparse.ArgumentTypeError(f"{path} has no src/vlatool")
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--before", type=checkout, required=True)
+    parser.add_argument("--after", type=checkout, default=HERE)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("command", nargs="+", help="after --; OUT stands for a fresh folder")
+    arguments = parser.parse_args()
+    main((arguments.before, arguments.after), arguments.command, arguments.runs)

@@ -1,0 +1,148 @@
+"""Items on their way through an executor: what an earlier run did is not done again."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlatool.errors import StorageError
+from vlatool.jobs.inputs import InputState
+from vlatool.jobs.job import Job
+from vlatool.jobs.journal import Journal, Receipt, intact
+from vlatool.parallel.executor import Executor, Outcome
+from vlatool.storage.background import in_parallel
+from vlatool.storage.uri import is_remote
+
+_LOADED_AHEAD = 4
+
+
+class Items:
+    """The items of a job, its journal, and where they are worked on."""
+
+    def __init__(self, job: Job[Any], journal: Journal, executor: Executor) -> None:
+        self._spec, self._name = job.spec, job.name
+        self._journal = journal
+        self._executor = executor
+
+    def outcomes(self, items: Sequence[Any]) -> Iterator[Outcome[Any, Receipt]]:
+        """Outcomes with whole receipts; those of a remote journal are fetched a few at a time."""
+        spec, name = self._spec, self._name
+        task = _Task(spec.work, spec.state, spec.plan, self._journal, stored=spec.has_arrays)
+        known = {} if spec.has_arrays else self._logged()
+        parts = (_Part(item, name(item), known.get(name(item))) for item in items)
+        if spec.is_pipelined:
+            return self._pipelined(task, parts)
+        outcomes = self._executor.map(task, parts)
+        if not spec.has_arrays:
+            return (replace(outcome, item=outcome.item.item) for outcome in outcomes)
+        if is_remote(spec.output):
+            return in_parallel(self._loaded, outcomes, _LOADED_AHEAD)
+        return map(self._loaded, outcomes)
+
+    def _pipelined(
+        self, task: "_Task", parts: Iterator["_Part"]
+    ) -> Iterator[Outcome[Any, Receipt]]:
+        """Receipts of what is known, here; the rest from the executor, in the order of the items.
+
+        The items that it takes ahead are looked at here as well.
+        """
+        waiting = deque[tuple[_Part, InputState, Receipt | None]]()
+
+        def unknown() -> Iterator[Any]:
+            for part in parts:
+                state = task.state(part.item)
+                before = task.known(part, state)
+                waiting.append((part, state, before))
+                if before is None:
+                    yield part.item
+
+        made = self._executor.map(self._spec.work, unknown())
+        while True:
+            outcome = None if waiting and waiting[0][2] is not None else next(made, None)
+            while waiting and waiting[0][2] is not None:
+                part, _, before = waiting.popleft()
+                yield Outcome(part.item, before)
+            if outcome is None and not waiting:
+                return
+            if outcome is not None:
+                part, state, _ = waiting.popleft()
+                receipt = outcome.value and task.entered(part, state, outcome.value)
+                yield Outcome(part.item, receipt, outcome.error)
+
+    def _logged(self) -> dict[str, Receipt]:
+        """Receipts of earlier runs; the last of an item counts."""
+        rows = (row for row in self._journal.rows_of_all() if "failed" not in row)
+        return {receipt.item: receipt for receipt in map(_receipt, rows) if receipt is not None}
+
+    def _loaded(self, outcome: Outcome["_Part", Receipt]) -> Outcome[Any, Receipt]:
+        if outcome.value is None:
+            return Outcome(outcome.item.item, error=outcome.error)
+        try:
+            return Outcome(outcome.item.item, self.whole(outcome.value))
+        except StorageError as error:
+            return Outcome(outcome.item.item, error=error)
+
+    def whole(self, receipt: Receipt) -> Receipt:
+        """The receipt with its arrays from the journal."""
+        if not self._spec.has_arrays:
+            return receipt
+        found = self._journal.find(receipt.item, receipt.key)
+        if found is None:
+            raise StorageError(
+                f"{self._journal.folder}: the entry of {receipt.item} is gone",
+                hint="something else removed it; run the same command again",
+                code="storage.output_changed",
+            )
+        return replace(found, resumed=receipt.resumed)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An item on its way to a worker, with what an earlier run says of it."""
+
+    item: Any
+    id: str
+    known: Receipt | None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does with an item: nothing, if an earlier run did it; picklable."""
+
+    work: Callable[[Any], Receipt]
+    state: Callable[[Any], InputState]
+    plan: str
+    journal: Journal
+    stored: bool
+
+    def __call__(self, part: _Part) -> Receipt:
+        """The receipt without its bulk, which is in the journal: answers stay small."""
+        state = self.state(part.item)
+        before = self.known(part, state)
+        return before or self.entered(part, state, self.work(part.item)).slim()
+
+    def known(self, part: _Part, state: InputState) -> Receipt | None:
+        """What an earlier run did from the same input by the same plan, if it is still there."""
+        key = f"{self.plan} {state.digest}"
+        known = self.journal.find(part.id, key) if self.stored else part.known
+        if known is None or known.key != key:
+            return None
+        found = intact(self.journal.output, known)
+        return found and found.slim()
+
+    def entered(self, part: _Part, state: InputState, receipt: Receipt) -> Receipt:
+        """The receipt with what it was made from; in the journal if it has arrays."""
+        key = f"{self.plan} {state.digest}"
+        receipt = replace(
+            receipt, item=part.id, key=key, sizes=state.sizes, changed_ns=state.changed_ns
+        )
+        if self.stored:
+            self.journal.store(receipt)
+        return receipt
+
+
+def _receipt(row: dict[str, Any]) -> Receipt | None:
+    try:
+        return Receipt.of(row)
+    except ValueError:
+        return None

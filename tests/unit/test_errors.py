@@ -1,0 +1,50 @@
+"""Requirements as the distribution's metadata tells them, and the hint for a missing one."""
+
+from pathlib import Path
+
+import pytest
+
+from vlatool.errors import extra_of, missing_package, requirements
+
+METADATA = """\
+Metadata-Version: 2.4
+Name: vlatool
+Version: 9
+Requires-Dist: heavy-thing<3,>=2; extra == "all"
+Requires-Dist: zlib-ng>=0.5
+Requires-Dist: heavy-thing<3,>=2; extra == "train"
+Requires-Dist: vlatool[train]; extra == "nested"
+Requires-Dist: checker[s3]>=5; extra == "all"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution of ours that is found before the real one."""
+    folder = tmp_path / "vlatool-9.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(METADATA)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_each_requirement_is_listed_once_under_the_smallest_extra() -> None:
+    assert requirements() == {"": ["zlib-ng"], "train": ["heavy-thing"], "all": ["checker"]}
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("zlib_ng", ""), ("heavy_thing", "train"), ("vlatool", None)]
+)
+def test_module_leads_to_the_extra_that_brings_it(module: str, extra: str | None) -> None:
+    assert extra_of(module) == extra
+
+
+@pytest.mark.parametrize(
+    ("package", "hint"),
+    [
+        ("zlib_ng", "pip install vlatool"),
+        ("heavy_thing", "pip install 'vlatool[train]'"),
+    ],
+)
+def test_hint_for_a_missing_package_is_the_install_line(package: str, hint: str) -> None:
+    error = missing_package(package)
+    assert (error.code, error.exit_code, error.hint) == ("environment.missing_dependency", 6, hint)
