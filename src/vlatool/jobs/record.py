@@ -10,7 +10,7 @@ from typing import Any
 
 from vlatool import __version__
 from vlatool.errors import UsageError
-from vlatool.jobs.files import FOLDER, NAME, holds_something, remove_owned
+from vlatool.jobs.files import FOLDER, NAME, holds_only, holds_something, remove_owned
 from vlatool.storage.atomic import remove_tree, write_json
 from vlatool.storage.lock import Lock, held_lock
 
@@ -110,7 +110,8 @@ def known_output(
     inputs: Callable[[], Mapping[str, Any]] | None = None,
     *,
     overwrite: bool,
-    can_overwrite: bool = True,
+    owned: Sequence[str] = (),
+    hint: str = "choose another --output, or replace it with --overwrite",
 ) -> OutputRecord | None:
     """The record of an equal run that may go on, or is complete; None to start afresh.
 
@@ -122,7 +123,9 @@ def known_output(
         inputs: Finds out what it is made from; asked only where that decides something. None
             where other inputs are no reason to refuse.
         overwrite: Replace what a complete run or one with other options left.
-        can_overwrite: Whether the command can be told to; hints say so.
+        owned: Patterns of the files of the command: to be replaced without a record, if that is
+            all there is.
+        hint: What to do about an output that was made in another way.
 
     Raises:
         UsageError: The folder holds something else, or was made with other options or inputs.
@@ -131,12 +134,12 @@ def known_output(
     if not holds_something(folder):
         return None
     if before is None:
-        _refuse_strangers(folder, record, overwrite=overwrite)
+        if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):
+            raise _stranger(folder, record)
         return None
     differences = _differences(before, record)
     if overwrite and (before.complete or differences):
         return None
-    hint = "choose another --output" + (", or replace it with --overwrite" if can_overwrite else "")
     refuse_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
         changed = _compared(before.inputs, inputs())
@@ -179,12 +182,10 @@ def refuse_differences(folder: Path, how: str, differences: Sequence[str], hint:
         )
 
 
-def _refuse_strangers(folder: Path, record: OutputRecord, *, overwrite: bool) -> None:
+def _stranger(folder: Path, record: OutputRecord) -> UsageError:
     has_list = (folder / NAME).is_file()
-    if has_list and overwrite:
-        return
     hint = "its record .vlatool/run.json is lost: replace it with --overwrite" if has_list else ""
-    raise UsageError(
+    return UsageError(
         f"{folder}: exists and was not made by vlatool {record.command}",
         hint=hint or "choose another --output",
         code="usage.output_exists",

@@ -107,7 +107,8 @@ class _Loop:
             self._run.record,
             None if self._spec.grows else self._job.inputs,
             overwrite=self._options.overwrite,
-            can_overwrite=self._spec.can_overwrite,
+            owned=self._spec.owned,
+            **({} if self._spec.can_overwrite else {"hint": "choose another --output"}),
         )
 
     def _planned(self, before: OutputRecord | None) -> Run:

@@ -150,8 +150,13 @@ class SampleJob:
             can_overwrite=False,
         )
 
-    @cached_property
+    @property
     def items(self) -> Sequence[tuple[int, int]]:
+        """What to play, in order."""
+        return self._places
+
+    @cached_property
+    def _places(self) -> Sequence[tuple[int, int]]:
         """(episode, frames before it): playing an episode takes 2 ms, drawing it is what costs."""
         places: list[tuple[int, int]] = []
         first_row = 0
