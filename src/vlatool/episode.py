@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatool.findings import Finding
+
 UInt8Array = NDArray[np.uint8]
 Array = NDArray[Any]
 
@@ -151,7 +153,7 @@ class Episode:
         proprioception_fields: Fields that a policy observes by default, in order.
         pose_groups: Poses for which relative fields make sense.
         frame_metadata: Name to one value per frame, stored with the sample of that anchor.
-        warnings: `(code, message)` pairs about oddities that were tolerated.
+        findings: Oddities that were tolerated; none is an error.
         extras: Facts about the recording that samples carry in their metadata.
     """
 
@@ -170,7 +172,7 @@ class Episode:
     proprioception_fields: tuple[str, ...] = ()
     pose_groups: tuple[PoseGroup, ...] = ()
     frame_metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
-    warnings: tuple[tuple[str, str], ...] = ()
+    findings: tuple[Finding, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

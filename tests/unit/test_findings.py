@@ -58,7 +58,9 @@ def test_a_finding_leaves_out_unknown_parts_of_its_place() -> None:
 
 
 def test_a_refusal_becomes_an_error_with_its_code_and_place() -> None:
-    error = DataError("broken", hint="mend it", code="data.x", details={"file": "f", "key": "k"})
+    error = DataError(
+        "broken", hint="mend it", code="data.x", details={"path": "f", "field": "k", "rows": 3}
+    )
     found = finding_of_error(error, episode="e")
     assert (found.code, found.severity, found.action) == ("data.x", "error", "mend it")
     assert found.place == {"episode": "e", "path": "f", "field": "k"}

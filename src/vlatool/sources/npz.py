@@ -78,16 +78,7 @@ class NpzArchive:
         Raises:
             DataError: It is missing, broken, holds Python objects, or is absurdly large.
         """
-        header = self.header(name)
-        if header.dtype.hasobject:
-            raise DataError(
-                f"{self.path}: {name!r} holds Python objects, which are never loaded",
-                hint="leave the field out, for example with --data-discard-keys",
-                code="data.object_array",
-                details={"path": str(self.path), "key": name},
-            )
-        if header.length > _LARGEST_ARRAY:
-            raise _broken(self.path, name, f"{header.length} bytes; the limit is {_LARGEST_ARRAY}")
+        header = self.readable_header(name)
         try:
             member = InflatedMember(self._file, self._infos[name])
             _read_header(member)
@@ -96,6 +87,24 @@ class NpzArchive:
             return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
         except _BROKEN as error:
             raise _broken(self.path, name, error) from None
+
+    def readable_header(self, name: str) -> ArrayHeader:
+        """The header of an array that `read` does not refuse for it.
+
+        Raises:
+            DataError: The array is missing, holds Python objects, or is absurdly large.
+        """
+        header = self.header(name)
+        if header.dtype.hasobject:
+            raise DataError(
+                f"{self.path}: {name!r} holds Python objects, which are never loaded",
+                hint="leave the field out, for example with --data-discard-keys",
+                code="data.object_array",
+                details={"path": str(self.path), "field": name},
+            )
+        if header.length > _LARGEST_ARRAY:
+            raise _broken(self.path, name, f"{header.length} bytes; the limit is {_LARGEST_ARRAY}")
+        return header
 
     def frames(self, name: str, channels: int | None = 3) -> "NpzFrames":
         """An array as frames: uint8 [F, H, W, 3], or whole numbers [F, H, W] without channels.
@@ -166,7 +175,7 @@ class NpzFrames:
                 f"expected {wanted if channels else wanted + 'height, width]'}",
                 hint="the file is of another layout; convert the pictures, or record them again",
                 code="data.not_pictures",
-                details={"path": str(path), "key": name},
+                details={"path": str(path), "field": name},
             )
         if math.prod(header.shape[1:]) * header.dtype.itemsize > _LARGEST_FRAME:
             raise _broken(path, name, f"pictures {list(header.shape[1:])} are too large")
@@ -248,7 +257,7 @@ def missing_array(path: Path, name: str) -> DataError:
         f"{path}: the array {name!r} is missing",
         hint="the episode is incomplete; download or record it again",
         code="data.missing_array",
-        details={"path": str(path), "key": name},
+        details={"path": str(path), "field": name},
     )
 
 
@@ -282,5 +291,5 @@ def _broken(path: Path, name: str | None, reason: object) -> DataError:
         f"{where} cannot be read: {reason}",
         hint=hint,
         code="data.broken_npz",
-        details={"path": str(path), "key": name},
+        details={"path": str(path), "field": name},
     )

@@ -117,14 +117,14 @@ class EpisodeTask:
         """Why the episode is not used, empty if it is; and what there is to warn of."""
         if self.choice.only_successful and not episode.success:
             reason = "unsuccessful_episode" if episode.success is False else "success_unknown"
-            return reason, episode.warnings
+            return reason, _told(episode)
         cameras = kept_cameras(episode, self.cameras)
         missing = [name for name in self.cameras if name not in cameras]
         if missing and (self.choice.skip_missing_cameras or not cameras):
             reason = "episode_missing_camera"
             message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
-            return reason, (*episode.warnings, (reason, message))
-        return "", (*episode.warnings, *self._lacking(episode, cameras))
+            return reason, (*_told(episode), (reason, message))
+        return "", (*_told(episode), *self._lacking(episode, cameras))
 
     def _lacking(self, episode: Episode, cameras: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Warnings of depth and labels that were asked for and are not there."""
@@ -162,6 +162,11 @@ class EpisodeTask:
                     code="data.schema_mismatch",
                     details={"field": name},
                 )
+
+
+def _told(episode: Episode) -> tuple[tuple[str, str], ...]:
+    found = episode.findings
+    return tuple((one.code, one.message) for one in found if one.severity == "warning")
 
 
 def _slim(receipt: Receipt) -> Receipt:

@@ -75,7 +75,11 @@ def make_plan(config: PreprocessConfig) -> PreprocessPlan:
     cameras = tuple(first.cameras if config.camera_names is None else config.camera_names)
     task = _task(config, reader, first, replace(choice, cameras=cameras))
     sampler = EpisodeSampler(first, kept_cameras(first, cameras), replace(task.spec, finite=False))
-    warnings = (*reader.warnings, *_camera_warnings(cameras), *_ignored(config))
+    warnings = (
+        *((one.code, one.message) for one in getattr(reader, "noticed", ())),
+        *_camera_warnings(cameras),
+        *_ignored(config),
+    )
     return PreprocessPlan(task, refs, held_out, first, sampler.widths(), warnings)
 
 
