@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -268,10 +269,13 @@ def _read_header(member: InflatedMember) -> ArrayHeader:
     length = int.from_bytes(member.read(length_bytes), "little")
     if length > _LARGEST_HEADER:
         raise ValueError(f"array header of {length} bytes")
+    return _parsed_header(member.read(length).decode("latin1" if version < (3, 0) else "utf8"))
+
+
+@lru_cache(maxsize=256)  # arrays of one episode have few different headers
+def _parsed_header(text: str) -> ArrayHeader:
     try:
-        fields = ast.literal_eval(
-            member.read(length).decode("latin1" if version < (3, 0) else "utf8")
-        )
+        fields = ast.literal_eval(text)
         shape = tuple(int(size) for size in fields["shape"])
         dtype = npy.descr_to_dtype(fields["descr"])
         fortran = bool(fields["fortran_order"])
