@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FrameSource
+from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample
@@ -29,6 +29,7 @@ from vlatool.loading.facts import DatasetFacts, derive_data
 from vlatool.loading.normalizer import Normalizer
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
+from vlatool.transforms.sampling import schema_of
 
 _WIDTHS = {"action": 4, "state": 3}
 _PAST, _STEPS, _SAMPLES = 1, 8, 8
@@ -58,6 +59,7 @@ def check_reader(
     for ref, episode in zip(refs, episodes, strict=True):
         assert episode.id == ref.id, f"read gives the id {episode.id!r} for the ref {ref.id!r}"
         _check_episode(episode)
+    _check_survey(reader_class(keys).survey(refs), episodes)
     return episodes
 
 
@@ -140,6 +142,28 @@ def _check_episode(episode: Episode) -> None:
         assert texts, f"{where}: language {kind!r} is not a list of sentences"
     for name, values in episode.frame_metadata.items():
         assert len(values) == frames, f"{where}: frame_metadata {name!r} is not one per frame"
+
+
+def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
+    cameras = {name for episode in episodes for name in episode.cameras}
+    assert set(survey.cameras) == cameras, (
+        f"survey has the cameras {sorted(survey.cameras)}, the episodes {sorted(cameras)}"
+    )
+    schemas = [schema_of(episode.lowdim) for episode in episodes]
+    widths = {
+        name: {one[name] for one in schemas if name in one} for one in schemas for name in one
+    }
+    assert set(survey.fields) == set(widths), (
+        f"survey has the fields {sorted(survey.fields)}, the episodes {sorted(widths)}"
+    )
+    for name, facts in survey.fields.items():
+        assert facts.width in widths[name], (
+            f"survey: field {name!r} is {facts.width} wide, in the episodes {sorted(widths[name])}"
+        )
+    frames = sum(episode.num_frames for episode in episodes)
+    assert survey.frames in (None, frames), (
+        f"survey counts {survey.frames} frames, the episodes have {frames}"
+    )
 
 
 def _check_field(where: str, values: Any, frames: int) -> None:
