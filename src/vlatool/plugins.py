@@ -66,6 +66,10 @@ class Registry(Generic[T]):
             details={"known": self.names()},
         )
 
+    def target(self, name: str) -> str:
+        """The module of a built-in name, for workers that shall import it early."""
+        return self._builtins.get(name, "").partition(":")[0]
+
     def entries(self) -> Iterator[PluginInfo]:
         """Every entry with where it comes from; plugins are imported to see whether they work."""
         for name, target in self._builtins.items():
@@ -129,3 +133,4 @@ MODELS: Registry[Any] = Registry(
     "model type",
     {"diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType"},
 )
+SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})

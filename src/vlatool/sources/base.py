@@ -1,5 +1,6 @@
 """What every dataset format provides; surveys and refusals that all formats share."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,6 @@ from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
 from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
 from vlatool.storage.parts import Part, read_part
-from vlatool.transforms.sampling import schema_of
 
 # First line of the small text file that stands for content kept in Git LFS. Source: lerobot 11.7
 _LFS_HEADER = b"version https://git-lfs"
@@ -148,7 +148,10 @@ def first_readable(
 
 def facts_of(episode: Episode) -> dict[str, FieldFacts]:
     """The fields of an episode, without names of their channels."""
-    return {name: FieldFacts(width) for name, width in schema_of(episode.lowdim).items()}
+    return {
+        name: FieldFacts(0 if values.dtype.kind == "U" else math.prod(values.shape[1:]))
+        for name, values in episode.lowdim.items()
+    }
 
 
 def none_readable(refs: Sequence[EpisodeRef], first: DataError) -> DataError:

@@ -79,7 +79,7 @@ def check_files(location: Path, depth: Depth, reporter: Reporter) -> Iterator[Fi
     known = {entry.path for entry in entries}
     for path in sorted(path for path in location.rglob("*") if path.is_file()):
         name = path.relative_to(location).as_posix()
-        if is_listed(name) and name not in known:
+        if is_listed(name, _unlisted(location)) and name not in known:
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
 
 
@@ -146,3 +146,10 @@ def _compare(shards: ShardFolder, episodes: ShardFolder) -> Iterator[Finding]:
     for key in episodes.digests.keys() - shards.digests.keys():
         message = f"sample {key} is in {episodes.path}, not in {shards.path}"
         yield SHARDS("only_in_episodes", message, sample=key, path=str(episodes.path))
+
+
+def _unlisted(location):
+    record = read_record(location)
+    from vlatool.artifacts.shard_folder import UNLISTED_FILES
+
+    return (record.unlisted if record else ()) or UNLISTED_FILES
