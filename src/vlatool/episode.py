@@ -110,12 +110,14 @@ class FieldFacts:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the chosen episodes of a source have between them: the union, found without a pixel.
+    """What the chosen episodes of a source have between them, found without a pixel.
 
     Attributes:
         episodes: How many were looked at.
-        cameras: Camera to (height, width) of its pictures, in order; None where that is unknown.
-        fields: Field name to its facts, in the order of `Episode.lowdim`.
+        cameras: Camera that any episode has to (height, width) of its pictures, in order; None
+            where that is unknown.
+        fields: Field that most episodes have to its most common facts, in the order of
+            `Episode.lowdim`. One odd episode is then the one that does not fit.
         frames: Frames of all episodes together; None where that is unknown.
         fps: Frames per second; None where episodes differ or do not say.
         action_fields: As in `Episode`.

@@ -27,9 +27,9 @@ from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample
 from vlatool.loading.facts import DatasetFacts, derive_data
 from vlatool.loading.normalizer import Normalizer
+from vlatool.sources.base import facts_of
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
-from vlatool.transforms.sampling import schema_of
 
 _WIDTHS = {"action": 4, "state": 3}
 _PAST, _STEPS, _SAMPLES = 1, 8, 8
@@ -149,16 +149,15 @@ def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
     assert set(survey.cameras) == cameras, (
         f"survey has the cameras {sorted(survey.cameras)}, the episodes {sorted(cameras)}"
     )
-    schemas = [schema_of(episode.lowdim) for episode in episodes]
-    widths = {
-        name: {one[name] for one in schemas if name in one} for one in schemas for name in one
-    }
-    assert set(survey.fields) == set(widths), (
-        f"survey has the fields {sorted(survey.fields)}, the episodes {sorted(widths)}"
+    schemas = [facts_of(episode) for episode in episodes]
+    common = set.intersection(*(set(schema) for schema in schemas))
+    assert common <= set(survey.fields), (
+        f"survey has the fields {sorted(survey.fields)}, all episodes have {sorted(common)}"
     )
     for name, facts in survey.fields.items():
-        assert facts.width in widths[name], (
-            f"survey: field {name!r} is {facts.width} wide, in the episodes {sorted(widths[name])}"
+        widths = {schema[name].width for schema in schemas if name in schema}
+        assert facts.width in widths, (
+            f"survey: field {name!r} is {facts.width} wide, in the episodes {sorted(widths)}"
         )
     frames = sum(episode.num_frames for episode in episodes)
     assert survey.frames in (None, frames), (

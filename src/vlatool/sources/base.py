@@ -69,6 +69,8 @@ class SurveyUnion:
 
     def __init__(self) -> None:
         self.episodes = 0
+        self._looks = 0
+        self._first: frozenset[str] = frozenset()
         self._cameras: dict[str, tuple[int, int] | None] = {}
         self._widths: dict[str, Counter[int]] = {}
         self._names: dict[tuple[str, int], tuple[str, ...]] = {}
@@ -78,15 +80,18 @@ class SurveyUnion:
     def add(
         self,
         cameras: Mapping[str, tuple[int, int] | None],
-        fields: Mapping[str, FieldFacts],
+        fields: Mapping[str, FieldFacts] | None,
         frames: int | None,
         fps: float,
     ) -> None:
-        """Takes in an episode; `cameras`, `fields` and `frames` as in `Survey`."""
+        """Takes in an episode, as in `Survey`; without `fields` where nobody looked at them."""
         self.episodes += 1
+        if fields is not None:
+            self._looks += 1
+            self._first = self._first if self._looks > 1 else frozenset(fields)
         for name, size in cameras.items():
             self._cameras[name] = self._cameras.get(name) or size
-        for name, facts in fields.items():
+        for name, facts in (fields or {}).items():
             self._widths.setdefault(name, Counter())[facts.width] += 1
             self._names.setdefault((name, facts.width), facts.names)
         self._frames = None if frames is None or self._frames is None else self._frames + frames
@@ -99,9 +104,14 @@ class SurveyUnion:
 
     @property
     def fields(self) -> dict[str, FieldFacts]:
-        """As in `Survey`; of several widths the most common one, of equals the earlier."""
-        common = {name: widths.most_common(1)[0][0] for name, widths in self._widths.items()}
-        return {name: FieldFacts(width, self._names[name, width]) for name, width in common.items()}
+        """As in `Survey`: what most episodes have; where they are equal, the earlier decide."""
+        found: dict[str, FieldFacts] = {}
+        for name, widths in self._widths.items():
+            missing = self._looks - widths.total()
+            if widths.total() > missing or (widths.total() == missing and name in self._first):
+                width = widths.most_common(1)[0][0]
+                found[name] = FieldFacts(width, self._names[name, width])
+        return found
 
     def survey(self, **policy: Any) -> Survey:
         """The union; `policy` has `action_fields`, `proprioception_fields` and `pose_groups`."""

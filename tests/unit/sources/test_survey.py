@@ -13,12 +13,11 @@ from tests.builders.lerobot import Columns, lerobot_dataset, write_lines
 from tests.builders.spartan import CAMERAS, Change, Documents, session_folder, spartan_task
 from vlatool.episode import EpisodeRef, FieldFacts, Survey
 from vlatool.errors import DataError
-from vlatool.sources.base import FormatReader, survey_by_reading
+from vlatool.sources.base import FormatReader, facts_of, survey_by_reading
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
-from vlatool.transforms.sampling import schema_of
 
 XYZ = "robot__actual__poses__left::panda__xyz"
 FIRST, SECOND = CAMERAS
@@ -68,8 +67,7 @@ def test_a_survey_says_what_the_first_of_equal_episodes_says(name: str, tmp_path
     assert list(survey.cameras) == list(episode.cameras)
     sizes = {camera: frames.size for camera, frames in episode.cameras.items()}
     assert survey.cameras == sizes
-    widths = [(field, facts.width) for field, facts in survey.fields.items()]
-    assert widths == list(schema_of(episode.lowdim).items())
+    assert list(survey.fields.items()) == list(facts_of(episode).items())
     assert survey.frames == sum(reader.read(ref).num_frames for ref in refs)
     assert survey.fps == episode.fps
     assert survey.action_fields == episode.action_fields
@@ -103,21 +101,33 @@ def test_a_video_that_the_first_episode_lacks_is_a_camera(tmp_path: Path) -> Non
 
 
 def test_one_odd_episode_does_not_decide_a_width(tmp_path: Path) -> None:
-    odd = {0: put(XYZ, np.zeros((6, 4))), 1: put("robot__new", np.zeros(6))}
-    survey = surveyed(spartan(spartan_task(tmp_path, 3, 6, changes=odd)))
+    odd = put(XYZ, np.zeros((6, 4)))
+    survey = surveyed(spartan(spartan_task(tmp_path / "three", 3, 6, changes={0: odd})))
     assert survey.fields[XYZ] == FieldFacts(3)
-    assert list(survey.fields)[-1] == "robot__new"
-    even = surveyed(spartan(spartan_task(tmp_path / "two", 2, 6, changes={0: odd[0]})))
+    even = surveyed(spartan(spartan_task(tmp_path / "two", 2, 6, changes={0: odd})))
     assert even.fields[XYZ] == FieldFacts(4)
+
+
+@pytest.mark.parametrize("odd", range(3))
+def test_one_odd_episode_neither_brings_nor_takes_a_field(odd: int, tmp_path: Path) -> None:
+    more = spartan_task(tmp_path / "more", 3, 6, changes={odd: put("robot__x", np.zeros(6))})
+    less = spartan_task(tmp_path / "less", 3, 6, changes={odd: without(XYZ)})
+    assert "robot__x" not in surveyed(spartan(more)).fields
+    assert XYZ in surveyed(spartan(less)).fields
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_of_two_episodes_the_first_decides_the_fields(odd: int, tmp_path: Path) -> None:
+    root = spartan_task(tmp_path, 2, 6, changes={odd: put("robot__x", np.zeros(6))})
+    assert ("robot__x" in surveyed(spartan(root)).fields) == (odd == 0)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_an_episode_that_cannot_be_read_is_passed_over(number: int, tmp_path: Path) -> None:
-    root = spartan_task(tmp_path / "raw", 3, 6, changes={number: put("robot__new", np.zeros(6))})
+    root = spartan_task(tmp_path / "raw", 3, 6)
     (processed(root, number) / "actions.npz").write_bytes(b"")
     survey = surveyed(spartan(root))
     assert (survey.episodes, survey.frames) == (2, 12)
-    assert "robot__new" not in survey.fields
 
     root = lerobot_dataset(tmp_path / "pick", [3, 4, 5])
     (root / f"data/chunk-000/episode_{number:06d}.parquet").unlink()

@@ -119,7 +119,7 @@ class Oddities:
     def _check_field(self, file: str, name: str, values: Array) -> None:
         if values.dtype.kind not in "fiu":
             return
-        bad = ~np.isfinite(values).all(axis=1)
+        bad = np.asarray(~np.isfinite(values).all(axis=1))
         if bad.any():
             self._note_frames("not_finite", file, name, bad, "is not finite")
         elif name.endswith("rot_6d") and values.shape[1] == 6:

@@ -94,7 +94,7 @@ class SpartanReader:
         if is_remote(others[0].path if others else Path()):
             for ref, names in zip(others, _remote_cameras(others), strict=True):
                 if names <= union.cameras.keys():
-                    union.add({}, {}, None, _RATE_HZ)
+                    union.add({}, None, None, _RATE_HZ)
                 else:
                     self._add(ref, union)
         else:
