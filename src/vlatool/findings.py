@@ -5,7 +5,7 @@ it; `vlatool verify --codes` and docs/findings.md list them all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from vlatool.errors import DataError
@@ -137,8 +137,14 @@ class Collector:
         self.add(self._family, code, message, **place)
 
     def add(self, family: Family, code: str, message: str, /, **place: Any) -> None:
-        """Keeps a finding of another family; never raises."""
-        self.found.append(family(code, message, **self._place, **place))
+        """Keeps a finding of another family; never raises.
+
+        An error that reading tolerates is a warning there.
+        """
+        finding = family(code, message, **self._place, **place)
+        if self.strict and finding.severity == "error":
+            finding = replace(finding, severity="warning")
+        self.found.append(finding)
 
     def refuse(self, error: DataError, code: str = "", **place: Any) -> None:
         """Raises the error, or keeps it; `code` as in `Family.refusal`."""
