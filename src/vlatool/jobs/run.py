@@ -173,8 +173,8 @@ class _Loop:
             forget(self._job.output)
 
     def _free_if_useless(self, before: OutputRecord | None) -> None:
-        """Frees the output for a run with corrected options when not one item was done."""
-        if (before is None or not before.complete) and not self._journal.count():
+        """Frees the output for a run with corrected options when not one item left a file."""
+        if (before is None or not before.complete) and not self._journal.has_files():
             remove_owned(self._job.output, self._job.owned)
             forget(self._job.output)
             remove_empty(self._job.output)
@@ -290,6 +290,8 @@ class _Loop:
         for reason, count in receipt.dropped.items():
             run.dropped[reason] = run.dropped.get(reason, 0) + count
         for finding in receipt.findings:
+            if finding.severity == "info":
+                continue
             if finding.code not in run.warnings:
                 run.reporter.warn(finding.code, finding.message)
             run.warnings[finding.code] = run.warnings.get(finding.code, 0) + 1
