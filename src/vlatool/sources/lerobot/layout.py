@@ -135,6 +135,7 @@ class FileFinder:
         index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for folder in ("data", "videos"):
             # A link that leads nowhere is no file; listings know this without another look.
-            for path in sorted(filter(Path.is_file, (self.root / folder).rglob("*.*"))):
-                index[folder, path.name].append(path.relative_to(self.root).as_posix())
+            for path in sorted((self.root / folder).rglob("*.*")):
+                if path.is_file():
+                    index[folder, path.name].append(path.relative_to(self.root).as_posix())
         return dict(index)
