@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatool.findings import Finding
+
 UInt8Array = NDArray[np.uint8]
 Array = NDArray[Any]
 
@@ -108,12 +110,14 @@ class FieldFacts:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the chosen episodes of a source have between them: the union, found without a pixel.
+    """What the chosen episodes of a source have between them, found without a pixel.
 
     Attributes:
         episodes: How many were looked at.
-        cameras: Camera to (height, width) of its pictures, in order; None where that is unknown.
-        fields: Field name to its facts, in the order of `Episode.lowdim`.
+        cameras: Camera that any episode has to (height, width) of its pictures, in order; None
+            where that is unknown.
+        fields: Field that most episodes have to its most common facts, in the order of
+            `Episode.lowdim`. One odd episode is then the one that does not fit.
         frames: Frames of all episodes together; None where that is unknown.
         fps: Frames per second; None where episodes differ or do not say.
         action_fields: As in `Episode`.
@@ -171,7 +175,7 @@ class Episode:
         proprioception_fields: Fields that a policy observes by default, in order.
         pose_groups: Poses for which relative fields make sense.
         frame_metadata: Name to one value per frame, stored with the sample of that anchor.
-        warnings: `(code, message)` pairs about oddities that were tolerated.
+        findings: Oddities that were tolerated; none is an error.
         extras: Facts about the recording that samples carry in their metadata.
     """
 
@@ -190,14 +194,8 @@ class Episode:
     proprioception_fields: tuple[str, ...] = ()
     pose_groups: tuple[PoseGroup, ...] = ()
     frame_metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
-    warnings: tuple[tuple[str, str], ...] = ()
+    findings: tuple[Finding, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    @property
-    def findings(self):
-        from vlatool.findings import Finding
-
-        return tuple(Finding(c, "warning", m) for c, m in self.warnings)
 
 
 @dataclass(frozen=True)

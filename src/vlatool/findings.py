@@ -4,15 +4,19 @@ Each family of codes (`spartan`, `lerobot`, `shards`, ...) has one table, beside
 it; `vlatool verify --codes` and docs/findings.md list them all.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from vlatool.errors import DataError
+
+T = TypeVar("T")
 
 # error: unusable or lost data; warning: usable, but surprising; info: worth knowing.
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+# The words of a place; details of errors use the same.
+PLACES = ("path", "episode", "camera", "field", "frame", "row", "line", "shard", "sample")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Finding:
         code: Stable dotted id such as `spartan.length_mismatch`.
         severity: `error`, `warning` or `info`.
         message: What was found, in a sentence.
-        place: Where: path, episode, camera, field, frame, line, shard, sample; JSON-serialisable.
+        place: Where, in the words of `PLACES`; JSON-serialisable.
         action: What to do about it; may be empty.
     """
 
@@ -55,10 +59,18 @@ class Kind:
 
 @dataclass(frozen=True)
 class Family:
-    """The codes that begin with `name`."""
+    """The codes that begin with `name`.
+
+    Attributes:
+        name: The part before the dot.
+        kinds: Code behind the dot to what it stands for.
+        refusals: Code of a reader's refusal, behind `data.`, to the code here that says the same;
+            refusals that are called alike need no entry.
+    """
 
     name: str
     kinds: Mapping[str, Kind]
+    refusals: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, code: str, message: str, **place: Any) -> Finding:
         """A finding of this family; parts of the place that are None are left out.
@@ -71,6 +83,19 @@ class Family:
         kind = self.kinds[code]
         known = {part: value for part, value in place.items() if value is not None}
         return Finding(f"{self.name}.{code}", kind.severity, message, known, kind.action)
+
+    def refusal(self, error: DataError, code: str = "", **place: Any) -> Finding:
+        """The refusal of a reader as a finding of this family, where it has such a code.
+
+        Args:
+            error: The refusal.
+            code: The part behind the family's name, where the error alone does not tell it.
+            **place: Where, besides what the error says.
+        """
+        told = finding_of_error(error, **place)
+        name = error.code.removeprefix("data.")
+        name = code or self.refusals.get(name, name)
+        return self(name, error.message, **told.place) if name in self.kinds else told
 
     def rows(self) -> Iterator[dict[str, str]]:
         """`code`, `severity`, `meaning` and `action` of each code."""
@@ -85,12 +110,56 @@ class Family:
 
 def finding_of_error(error: DataError, **place: Any) -> Finding:
     """The refusal of a reader as a finding with the same code."""
-    return Finding(error.code, "error", error.message, {**place, **_place(error)}, error.hint)
+    told = {part: error.details[part] for part in PLACES if error.details.get(part) is not None}
+    return Finding(error.code, "error", error.message, {**told, **place}, error.hint)
 
 
-def _place(error: DataError) -> dict[str, Any]:
-    """The parts of a place that errors call by other names in their details."""
-    names = {"path": "path", "file": "path", "key": "field", "shard": "shard"}
-    names |= {name: name for name in ("field", "frame", "camera", "line", "row")}
-    found = {names[key]: value for key, value in error.details.items() if key in names}
-    return {part: value for part, value in found.items() if value is not None}
+class Collector:
+    """Takes what a walk over data meets, so that each rule stands once, for reading and checking.
+
+    Reading is strict: the first error is raised. Checking keeps every error as a finding and goes
+    on with what is left.
+
+    Attributes:
+        strict: Whether errors are raised.
+        found: Findings so far, in order.
+    """
+
+    def __init__(self, family: Family, *, strict: bool, **place: Any) -> None:
+        """Begins empty; `place` is where every finding is."""
+        self.strict = strict
+        self.found: list[Finding] = []
+        self._family = family
+        self._place = place
+
+    def note(self, code: str, message: str, **place: Any) -> None:
+        """Keeps a finding of the family; never raises."""
+        self.add(self._family, code, message, **place)
+
+    def add(self, family: Family, code: str, message: str, /, **place: Any) -> None:
+        """Keeps a finding of another family; never raises.
+
+        An error that reading tolerates is a warning there.
+        """
+        finding = family(code, message, **self._place, **place)
+        if self.strict and finding.severity == "error":
+            finding = replace(finding, severity="warning")
+        self.found.append(finding)
+
+    def refuse(self, error: DataError, code: str = "", **place: Any) -> None:
+        """Raises the error, or keeps it; `code` as in `Family.refusal`."""
+        if self.strict:
+            raise error
+        self.found.append(self._family.refusal(error, code, **self._place, **place))
+
+    def attempt(self, step: Callable[[], T], code: str = "", **place: Any) -> T | None:
+        """What a step returns; None where it refuses, which is kept.
+
+        Raises:
+            DataError: The step refuses, and the collector is strict.
+        """
+        try:
+            return step()
+        except DataError as error:
+            self.refuse(error, code, **place)
+            return None

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FrameSource
+from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample
 from vlatool.loading.facts import DatasetFacts, derive_data
 from vlatool.loading.normalizer import Normalizer
+from vlatool.sources.base import facts_of
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
 
@@ -58,6 +59,7 @@ def check_reader(
     for ref, episode in zip(refs, episodes, strict=True):
         assert episode.id == ref.id, f"read gives the id {episode.id!r} for the ref {ref.id!r}"
         _check_episode(episode)
+    _check_survey(reader_class(keys).survey(refs), episodes)
     return episodes
 
 
@@ -140,6 +142,27 @@ def _check_episode(episode: Episode) -> None:
         assert texts, f"{where}: language {kind!r} is not a list of sentences"
     for name, values in episode.frame_metadata.items():
         assert len(values) == frames, f"{where}: frame_metadata {name!r} is not one per frame"
+
+
+def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
+    cameras = {name for episode in episodes for name in episode.cameras}
+    assert set(survey.cameras) == cameras, (
+        f"survey has the cameras {sorted(survey.cameras)}, the episodes {sorted(cameras)}"
+    )
+    schemas = [facts_of(episode) for episode in episodes]
+    common = set.intersection(*(set(schema) for schema in schemas))
+    assert common <= set(survey.fields), (
+        f"survey has the fields {sorted(survey.fields)}, all episodes have {sorted(common)}"
+    )
+    for name, facts in survey.fields.items():
+        widths = {schema[name].width for schema in schemas if name in schema}
+        assert facts.width in widths, (
+            f"survey: field {name!r} is {facts.width} wide, in the episodes {sorted(widths)}"
+        )
+    frames = sum(episode.num_frames for episode in episodes)
+    assert survey.frames in (None, frames), (
+        f"survey counts {survey.frames} frames, the episodes have {frames}"
+    )
 
 
 def _check_field(where: str, values: Any, frames: int) -> None:

@@ -27,7 +27,7 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
-from vlatool.sources.base import id_part, no_episodes
+from vlatool.sources.base import id_part, no_episodes, survey_by_reading
 from vlatool.sources.order import natural_key, unique_refs
 
 
@@ -55,7 +55,6 @@ class AcmeReader:
 
     def __init__(self, config):
         self.config = config
-        self.warnings = []
 
     def discover(self, sources):
         for source in sources:
@@ -65,6 +64,9 @@ class AcmeReader:
             yield from unique_refs(
                 [EpisodeRef(id_part(meta.parent.name), meta.parent, str(source)) for meta in found]
             )
+
+    def survey(self, refs):
+        return survey_by_reading(self.read, refs)
 
     def read(self, ref):
         meta = json.loads((ref.path / "meta.json").read_text())

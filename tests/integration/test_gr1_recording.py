@@ -39,7 +39,7 @@ def episodes() -> list[Episode]:
         pytest.skip(f"no GR1 recording at {recording()}; set VLATOOL_GR1 to its folder")
     reader = LeRobotReader(LeRobotConfig())
     refs = list(reader.discover([recording()]))
-    assert [code for code, _ in reader.warnings] == [
+    assert [one.code for one in reader.noticed] == [
         "lerobot.template_mismatch",
         "lerobot.template_mismatch",
         "lerobot.camera_without_files",
@@ -74,7 +74,7 @@ def test_the_instruction_is_the_rows_task_and_not_the_label(episodes: list[Episo
 
 
 def test_the_only_oddity_of_an_episode_is_its_late_timestamps(episodes: list[Episode]) -> None:
-    assert {code for e in episodes for code, _ in e.warnings} == {"lerobot.timestamps"}
+    assert {one.code for e in episodes for one in e.findings} == {"lerobot.timestamps"}
 
 
 def test_pictures_are_those_of_the_recording(episodes: list[Episode]) -> None:

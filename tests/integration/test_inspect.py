@@ -152,7 +152,7 @@ def test_text_fields_have_an_example(spartan: Path) -> None:
 
 def test_warnings_are_grouped_by_code(spartan: Path) -> None:
     (warning,) = document(spartan)["warnings"]
-    assert (warning["code"], warning["count"]) == ("language_fallback", 2)
+    assert (warning["code"], warning["count"]) == ("source.language_fallback", 2)
 
 
 def test_a_camera_without_any_file_is_a_warning(tmp_path: Path) -> None:

@@ -129,4 +129,4 @@ def test_array_that_inflates_to_gigabytes_is_refused_before_it_is_inflated(tmp_p
 
     failure = failure_of(refusal(source, tmp_path / "out"))
 
-    assert (failure["code"], failure["details"]["key"]) == ("data.broken_npz", "robot__x")
+    assert (failure["code"], failure["details"]["field"]) == ("data.broken_npz", "robot__x")

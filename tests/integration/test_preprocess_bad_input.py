@@ -54,7 +54,7 @@ def test_pickled_array_is_never_executed(tmp_path: Path, document: str, key: str
 
     failure = failure_of(refusal(source, tmp_path / "out"))
 
-    assert (failure["code"], failure["details"]["key"]) == ("data.object_array", key)
+    assert (failure["code"], failure["details"]["field"]) == ("data.object_array", key)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -97,7 +97,7 @@ BAD_CONTENT = {
     "actions of another length": (
         value("actions", "actions", np.zeros((FRAMES - 1, 20))),
         "data.length_mismatch",
-        "robot__action__poses__right::panda__xyz",
+        "actions.npz: 'actions'",
     ),
     "extrinsics of another length": (
         value("extrinsics", CAMERA, np.tile(np.eye(4), (FRAMES - 1, 1, 1))),
@@ -288,7 +288,7 @@ def test_task_without_annotation_is_a_warning(tmp_path: Path) -> None:
 
     result = run(source, tmp_path / "out", source={"language_annotations_path": str(annotations)})
 
-    assert result.warnings == ("language_fallback: 1 episodes",)
+    assert result.warnings == ("source.language_fallback: 1 episodes",)
 
 
 BAD_FILES = [
@@ -454,7 +454,7 @@ def test_missing_video_is_a_warning_and_the_camera_is_left_out(tmp_path: Path) -
 
     result = run(root, tmp_path / "out", format="lerobot")
 
-    assert result.warnings == ("missing_camera: 1 episodes",)
+    assert result.warnings == ("source.missing_camera: 1 episodes",)
     stored = {len(metadata(one)["camera_names"]) for one in samples(tmp_path / "out/shards")}
     assert stored == {1, 2}
 

@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import DataError
-from vlatool.findings import SEVERITIES, Family, Kind, finding_of_error
+from vlatool.findings import SEVERITIES, Collector, Family, Kind, finding_of_error
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.spartan.codes import SPARTAN
 from vlatool.verification.codes import code_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
-FAMILY = Family("acme", {"bent": Kind("warning", "A thing is bent.", "straighten it")})
+FAMILY = Family(
+    "acme",
+    {
+        "bent": Kind("warning", "A thing is bent.", "straighten it"),
+        "lost": Kind("error", "A thing is lost.", "find it"),
+    },
+    refusals={"gone": "lost"},
+)
 
 
 def tables() -> dict[str, str]:
@@ -58,7 +65,49 @@ def test_a_finding_leaves_out_unknown_parts_of_its_place() -> None:
 
 
 def test_a_refusal_becomes_an_error_with_its_code_and_place() -> None:
-    error = DataError("broken", hint="mend it", code="data.x", details={"file": "f", "key": "k"})
+    error = DataError(
+        "broken", hint="mend it", code="data.x", details={"path": "f", "field": "k", "rows": 3}
+    )
     found = finding_of_error(error, episode="e")
     assert (found.code, found.severity, found.action) == ("data.x", "error", "mend it")
     assert found.place == {"episode": "e", "path": "f", "field": "k"}
+
+
+def refuse(code: str) -> None:
+    raise DataError("no", code=code, details={"path": "f", "episode": "third"})
+
+
+def test_a_strict_collector_raises_the_first_error_and_keeps_what_came_before() -> None:
+    report = Collector(FAMILY, strict=True, episode="e")
+    report.note("bent", "it is bent")
+    with pytest.raises(DataError) as caught:
+        report.attempt(lambda: refuse("data.gone"))
+    assert caught.value.code == "data.gone"
+    assert [(one.code, one.place) for one in report.found] == [("acme.bent", {"episode": "e"})]
+
+
+@pytest.mark.parametrize(
+    ("code", "given", "expected"),
+    [
+        ("data.lost", "", "acme.lost"),
+        ("data.gone", "", "acme.lost"),
+        ("data.other", "lost", "acme.lost"),
+        ("data.other", "", "data.other"),
+    ],
+)
+def test_a_lenient_collector_keeps_errors_by_the_codes_of_its_family(
+    code: str, given: str, expected: str
+) -> None:
+    report = Collector(FAMILY, strict=False, episode="e")
+    assert report.attempt(lambda: 3) == 3
+    assert report.attempt(lambda: refuse(code), given, camera="front") is None
+    (found,) = report.found
+    assert (found.code, found.severity) == (expected, "error")
+    assert found.place == {"path": "f", "episode": "e", "camera": "front"}
+
+
+@pytest.mark.parametrize(("strict", "severity"), [(True, "warning"), (False, "error")])
+def test_an_error_that_reading_tolerates_is_a_warning_there(strict: bool, severity: str) -> None:
+    report = Collector(FAMILY, strict=strict)
+    report.note("lost", "it is lost")
+    assert [one.severity for one in report.found] == [severity]

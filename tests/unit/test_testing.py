@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
-from vlatool.episode import Episode
+from vlatool.episode import Episode, Survey
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.reader import SpartanReader
@@ -68,6 +68,16 @@ def broken(change: Callable[[Episode], Episode]) -> type:
 
 def with_field(name: str, values: Any) -> Callable[[Episode], Episode]:
     return lambda episode: replace(episode, lowdim={**episode.lowdim, name: values})
+
+
+class Blind(SpartanReader):
+    def survey(self, refs: Any) -> Survey:
+        return replace(super().survey(refs), cameras={})
+
+
+def test_a_survey_that_differs_from_the_episodes_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="survey has the cameras"):
+        check_reader(Blind, spartan_task(tmp_path, 1, 3))
 
 
 @pytest.mark.parametrize(

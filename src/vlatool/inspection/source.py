@@ -132,7 +132,7 @@ def inspect_source(
     """
     refs = select(source.refs, episodes)
     survey = _Survey()
-    survey.warn(source.reader.warnings)
+    survey.warn([(one.code, one.message) for one in getattr(source.reader, "noticed", ())])
     with reporter.progress("episodes", len(refs), "episode") as bar:
         for ref in refs:
             try:
@@ -189,7 +189,7 @@ class _Survey:
         for kind, sentences in episode.language.items():
             self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
         self._add_fields(episode)
-        self.warn(episode.warnings)
+        self.warn([(one.code, one.message) for one in episode.findings if one.severity != "info"])
 
     def fail(self, ref: EpisodeRef, error: DataError) -> None:
         """Notes an episode that cannot be read."""

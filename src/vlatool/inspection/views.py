@@ -48,7 +48,7 @@ def view_episode(episode: Episode) -> EpisodeView:
         proprioception={name: numbers[name] for name in proprioception},
         tracks=pose_tracks(numbers, _pose_fields(episode)),
         language=episode.language,
-        problems=[message for _, message in episode.warnings],
+        problems=[one.message for one in episode.findings],
     )
 
 

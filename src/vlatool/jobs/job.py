@@ -104,6 +104,8 @@ class Run:
         for reason, count in receipt.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
         for finding in receipt.findings:
+            if finding.severity == "info":
+                continue
             if finding.code not in self.warnings:
                 self.reporter.warn(finding.code, finding.message)
             self.warnings[finding.code] = self.warnings.get(finding.code, 0) + 1

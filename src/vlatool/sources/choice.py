@@ -15,7 +15,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Family, Finding, Kind
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
-from vlatool.sources.base import FormatReader
+from vlatool.sources.base import FormatReader, facts_of
 from vlatool.sources.order import checked_ids, select
 
 CHOICE = Family(
@@ -193,7 +193,7 @@ def _taken(
                 f"{source}: does not exist",
                 hint="check the path of the source",
                 code="data.no_source",
-                details={"source": str(source)},
+                details={"path": str(source)},
             )
     found = select(checked_ids(list(reader.discover(sources))), config.episodes)
     if not found:
@@ -213,7 +213,7 @@ def _survey(
     named: Sequence[str],
 ) -> Survey:
     """What the episodes have between them, with the cameras that are asked for."""
-    survey = reader.survey(refs) if hasattr(reader, "survey") else _interim(reader, refs)
+    survey = reader.survey(refs)
     known = list(survey.cameras)
     for name in (*(cameras or ()), *named):
         if name not in known:
@@ -268,10 +268,7 @@ def check_finite(episode: Episode) -> None:
 
 
 def _check_fields(episode: Episode, fields: Mapping[str, int]) -> None:
-    own = {
-        name: 0 if values.dtype.kind == "U" else int(np.prod(values.shape[1:]))
-        for name, values in episode.lowdim.items()
-    }
+    own = {name: facts.width for name, facts in facts_of(episode).items()}
     for name in [*fields, *own]:
         if own.get(name) != fields.get(name):
             raise DataError(
@@ -288,29 +285,3 @@ def _width(width: int | None) -> str:
     if width is None:
         return "absent"
     return "text" if width == 0 else f"{width} wide"
-
-
-def _interim(reader, refs):
-    from vlatool.episode import FieldFacts
-
-    for ref in refs:
-        try:
-            e = reader.read(ref)
-        except DataError:
-            continue
-        cams = {n: s.size for n, s in e.cameras.items()}
-        fields = {
-            n: FieldFacts(0 if v.dtype.kind == "U" else int(np.prod(v.shape[1:])))
-            for n, v in e.lowdim.items()
-        }
-        return Survey(
-            len(refs),
-            cams,
-            fields,
-            e.num_frames * len(refs),
-            e.fps,
-            e.action_fields,
-            e.proprioception_fields,
-            e.pose_groups,
-        )
-    reader.read(refs[0])

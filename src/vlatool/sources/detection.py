@@ -24,6 +24,8 @@ class FoundSource:
 def find_source(location: Path, forced: str | None) -> FoundSource:
     """The one format that finds episodes at `location`; with `forced`, that format.
 
+    A format that specialises another one wins over it.
+
     Raises:
         DataError: None does; says what each searched for.
         UsageError: Several do, or `forced` is unknown.
@@ -37,6 +39,7 @@ def find_source(location: Path, forced: str | None) -> FoundSource:
             found.append(_discover(name, location))
         except VlatoolError as error:
             refusals[name] = error
+    found = _most_specific(found)
     if len(found) > 1:
         counts = ", ".join(f"{one.format} ({len(one.refs)})" for one in found)
         raise UsageError(
@@ -48,6 +51,12 @@ def find_source(location: Path, forced: str | None) -> FoundSource:
     if not found:
         raise _nothing_found(location, refusals)
     return found[0]
+
+
+def _most_specific(found: Sequence[FoundSource]) -> list[FoundSource]:
+    """Those found without the formats that another one of them specialises."""
+    general = {getattr(one.reader, "specialises", "") for one in found}
+    return [one for one in found if one.format not in general]
 
 
 def _discover(name: str, location: Path) -> FoundSource:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -78,16 +79,7 @@ class NpzArchive:
         Raises:
             DataError: It is missing, broken, holds Python objects, or is absurdly large.
         """
-        header = self.header(name)
-        if header.dtype.hasobject:
-            raise DataError(
-                f"{self.path}: {name!r} holds Python objects, which are never loaded",
-                hint="leave the field out, for example with --data-discard-keys",
-                code="data.object_array",
-                details={"path": str(self.path), "key": name},
-            )
-        if header.length > _LARGEST_ARRAY:
-            raise _broken(self.path, name, f"{header.length} bytes; the limit is {_LARGEST_ARRAY}")
+        header = self.readable_header(name)
         try:
             member = InflatedMember(self._file, self._infos[name])
             _read_header(member)
@@ -96,6 +88,24 @@ class NpzArchive:
             return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
         except _BROKEN as error:
             raise _broken(self.path, name, error) from None
+
+    def readable_header(self, name: str) -> ArrayHeader:
+        """The header of an array that `read` does not refuse for it.
+
+        Raises:
+            DataError: The array is missing, holds Python objects, or is absurdly large.
+        """
+        header = self.header(name)
+        if header.dtype.hasobject:
+            raise DataError(
+                f"{self.path}: {name!r} holds Python objects, which are never loaded",
+                hint="leave the field out, for example with --data-discard-keys",
+                code="data.object_array",
+                details={"path": str(self.path), "field": name},
+            )
+        if header.length > _LARGEST_ARRAY:
+            raise _broken(self.path, name, f"{header.length} bytes; the limit is {_LARGEST_ARRAY}")
+        return header
 
     def frames(self, name: str, channels: int | None = 3) -> "NpzFrames":
         """An array as frames: uint8 [F, H, W, 3], or whole numbers [F, H, W] without channels.
@@ -166,7 +176,7 @@ class NpzFrames:
                 f"expected {wanted if channels else wanted + 'height, width]'}",
                 hint="the file is of another layout; convert the pictures, or record them again",
                 code="data.not_pictures",
-                details={"path": str(path), "key": name},
+                details={"path": str(path), "field": name},
             )
         if math.prod(header.shape[1:]) * header.dtype.itemsize > _LARGEST_FRAME:
             raise _broken(path, name, f"pictures {list(header.shape[1:])} are too large")
@@ -248,7 +258,7 @@ def missing_array(path: Path, name: str) -> DataError:
         f"{path}: the array {name!r} is missing",
         hint="the episode is incomplete; download or record it again",
         code="data.missing_array",
-        details={"path": str(path), "key": name},
+        details={"path": str(path), "field": name},
     )
 
 
@@ -259,10 +269,13 @@ def _read_header(member: InflatedMember) -> ArrayHeader:
     length = int.from_bytes(member.read(length_bytes), "little")
     if length > _LARGEST_HEADER:
         raise ValueError(f"array header of {length} bytes")
+    return _parsed_header(member.read(length).decode("latin1" if version < (3, 0) else "utf8"))
+
+
+@lru_cache(maxsize=256)  # arrays of one episode have few different headers
+def _parsed_header(text: str) -> ArrayHeader:
     try:
-        fields = ast.literal_eval(
-            member.read(length).decode("latin1" if version < (3, 0) else "utf8")
-        )
+        fields = ast.literal_eval(text)
         shape = tuple(int(size) for size in fields["shape"])
         dtype = npy.descr_to_dtype(fields["descr"])
         fortran = bool(fields["fortran_order"])
@@ -282,5 +295,5 @@ def _broken(path: Path, name: str | None, reason: object) -> DataError:
         f"{where} cannot be read: {reason}",
         hint=hint,
         code="data.broken_npz",
-        details={"path": str(path), "key": name},
+        details={"path": str(path), "field": name},
     )

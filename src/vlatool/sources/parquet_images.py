@@ -106,7 +106,7 @@ class ParquetImages:
                     f"{relative!r} leaves the data set {self._root}",
                     hint="the file cannot be trusted; get the data set from its origin",
                     code="data.unsafe_path",
-                    details={"file": str(self.path), "field": self.column, "path": relative},
+                    details={"path": str(self.path), "field": self.column, "picture": relative},
                 )
             if path.is_file():
                 return path.read_bytes()
@@ -138,5 +138,5 @@ class ParquetImages:
             f"{self.path}: {self.column} row {row}: no readable picture: {reason}",
             hint="the file is damaged; download or record the episode again",
             code="data.picture_unreadable",
-            details={"file": str(self.path), "field": self.column, "frame": frame, "row": row},
+            details={"path": str(self.path), "field": self.column, "frame": frame, "row": row},
         )

@@ -260,5 +260,5 @@ def _broken(path: Path, frame: int | None, reason: str) -> DataError:
         f"{place} cannot be decoded: {reason}",
         hint="the video is damaged or incomplete; download or record it again",
         code="data.video_unreadable",
-        details={"file": str(path), "frame": frame},
+        details={"path": str(path), "frame": frame},
     )

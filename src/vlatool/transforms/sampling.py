@@ -202,11 +202,3 @@ class EpisodeSampler:
 def sample_key(episode_id: str, anchor: int) -> str:
     """36 characters that depend on episode and anchor alone."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"vlatool/{episode_id}/{anchor}"))
-
-
-def schema_of(fields: Mapping[str, Array]) -> dict[str, int]:
-    """Width of each numeric field; 0 for text. Episodes of one data set must agree in it."""
-    return {
-        name: 0 if values.dtype.kind == "U" else int(np.prod(values.shape[1:]))
-        for name, values in fields.items()
-    }

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from vlatool.findings import Family, Kind
 from vlatool.plugins import FORMATS
-from vlatool.sources.checks import SOURCE
-from vlatool.sources.picture_checks import PICTURES
+from vlatool.sources.rules import PICTURES, SOURCE
 
 _AGAIN = "copy the output again, or write it again with --overwrite"
 _WRITER = "write the data with vlatool preprocess, or repair the program that wrote them"

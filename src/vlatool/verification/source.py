@@ -7,10 +7,10 @@ from typing import Any
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter
-from vlatool.findings import Family, Finding, finding_of_error
-from vlatool.sources.checks import SOURCE, check_episode, duplicate_ids, findings_of_warnings
+from vlatool.findings import Finding, finding_of_error
 from vlatool.sources.detection import FoundSource, find_source
 from vlatool.sources.order import select
+from vlatool.sources.rules import check_episode, duplicate_ids
 from vlatool.verification.shards import Checked
 
 _NOTHING_THERE = ("data.no_episodes", "data.no_source")
@@ -51,9 +51,7 @@ def check_source(
         reporter: Shows progress.
     """
     reader: Any = source.reader
-    family = getattr(reader, "findings", None)
-    known = family if isinstance(family, Family) else SOURCE
-    yield from findings_of_warnings(source.reader.warnings, known)
+    yield from getattr(reader, "noticed", ())
     yield from duplicate_ids(source.refs)
     refs = select(source.refs, episodes)
     if hasattr(reader, "check_source"):

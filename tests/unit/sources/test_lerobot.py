@@ -2,6 +2,7 @@ import io
 import json
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from tests.builders.lerobot import (
 )
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
-from vlatool.sources.lerobot.files import fill_template
-from vlatool.sources.lerobot.reader import LeRobotConfig, LeRobotReader
+from vlatool.findings import Finding
+from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.layout import fill_template
+from vlatool.sources.lerobot.reader import LeRobotReader
 
 FRONT = "observation.images.front"
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -44,8 +47,8 @@ def refusal(root: Path, number: int = 0, **config: Any) -> DataError:
     return caught.value
 
 
-def codes(warnings: Any) -> list[str]:
-    return [code for code, _ in warnings]
+def codes(findings: Sequence[Finding]) -> list[str]:
+    return [one.code for one in findings]
 
 
 def data_file(root: Path, number: int) -> Path:
@@ -82,7 +85,7 @@ def test_an_episode_has_fields_camera_and_instruction(tmp_path: Path) -> None:
     assert episode.task == TASKS[1]
     assert episode.frame_metadata["index"] == [6, 7, 8, 9]
     assert episode.extras["source_version"] == "v2.1"
-    assert episode.warnings == ()
+    assert episode.findings == ()
     pictures = episode.cameras[FRONT].read([3, 0])
     assert [frame_of(image) for image in pictures] == [3, 0]
 
@@ -116,7 +119,7 @@ def test_a_data_set_given_twice_is_read_once(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     reader, refs = discover(root, tmp_path)
     assert len(refs) == 2
-    assert codes(reader.warnings) == ["data.duplicate_source"]
+    assert codes(reader.noticed) == ["source.given_twice"]
 
 
 def test_image_columns_are_cameras(tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_rows_are_sorted_by_frame_index_with_their_pictures(tmp_path: Path) -> N
 def test_v20_and_a_wrong_version_follow_the_layout(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", version="v2.0", info={"codebase_version": "v2.3.0"})
     reader, refs = discover(root)
-    assert codes(reader.warnings) == ["lerobot.version_mismatch"]
+    assert codes(reader.noticed) == ["lerobot.version_mismatch"]
     assert reader.read(refs[0]).extras["source_version"] == "v2.0"
 
 
@@ -182,7 +185,7 @@ def test_a_wrong_template_falls_back_to_the_file_name_with_one_warning(tmp_path:
     wrong = "data/chunk-{episode_index:03d}/episode_{episode_index:06d}.parquet"
     root = lerobot_dataset(tmp_path / "set", [3, 3, 3], cameras={}, info={"data_path": wrong})
     reader, refs = discover(root)
-    assert codes(reader.warnings) == ["lerobot.template_mismatch"]
+    assert codes(reader.noticed) == ["lerobot.template_mismatch"]
     assert [reader.read(ref).num_frames for ref in refs] == [3, 3, 3]
 
 
@@ -190,7 +193,7 @@ def test_chunk_index_and_missing_templates_are_understood(tmp_path: Path) -> Non
     template = "data/chunk-{chunk_index:03d}/episode_{episode_index:06d}.parquet"
     changes = {"data_path": template, "video_path": None, "chunks_size": None}
     reader, refs = discover(lerobot_dataset(tmp_path / "set", info=changes))
-    assert reader.warnings == []
+    assert reader.noticed == []
     assert list(reader.read(refs[1]).cameras) == [FRONT]
 
 
@@ -198,7 +201,7 @@ def test_a_camera_without_any_file_is_left_out(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set")
     add_feature(root, "observation.images.ghost", "video", [32, 48, 3])
     reader, refs = discover(root)
-    assert codes(reader.warnings) == ["lerobot.camera_without_files"]
+    assert codes(reader.noticed) == ["lerobot.camera_without_files"]
     assert list(reader.read(refs[0]).cameras) == [FRONT]
 
 
@@ -207,8 +210,8 @@ def test_a_missing_video_leaves_the_camera_out_of_its_episode(tmp_path: Path) ->
     video_file(root, 1).unlink()
     episode = read(root, 1)
     assert dict(episode.cameras) == {}
-    assert codes(episode.warnings) == ["missing_camera"]
-    assert str(video_file(root, 1)) in episode.warnings[0][1]
+    assert codes(episode.findings) == ["source.missing_camera"]
+    assert str(video_file(root, 1)) in episode.findings[0].message
     assert list(read(root, 0).cameras) == [FRONT]
 
 
@@ -217,7 +220,7 @@ def test_frames_after_the_last_row_are_ignored_with_a_warning(tmp_path: Path) ->
     write_video(video_file(root, 0), 9)
     episode = read(root)
     assert len(episode.cameras[FRONT]) == 6
-    assert codes(episode.warnings) == ["lerobot.extra_frames"]
+    assert codes(episode.findings) == ["lerobot.extra_frames"]
 
 
 def test_a_video_unlike_its_description_is_used_with_warnings(tmp_path: Path) -> None:
@@ -225,7 +228,7 @@ def test_a_video_unlike_its_description_is_used_with_warnings(tmp_path: Path) ->
     add_feature(root, FRONT, "video", [48, 64, 3])
     write_video(video_file(root, 0), 6, fps=30)
     episode = read(root)
-    assert codes(episode.warnings) == ["lerobot.video_fps", "lerobot.picture_size"]
+    assert codes(episode.findings) == ["lerobot.video_fps", "lerobot.picture_size"]
     assert episode.cameras[FRONT].size == (32, 48)
 
 
@@ -235,7 +238,7 @@ def test_a_depth_camera_is_left_out(tmp_path: Path) -> None:
     features[FRONT]["video_info"] = {"video.is_depth_map": True}
     edit_info(root, features=features)
     reader, refs = discover(root)
-    assert codes(reader.warnings) == ["lerobot.depth_camera"]
+    assert codes(reader.noticed) == ["lerobot.depth_camera"]
     assert dict(reader.read(refs[0]).cameras) == {}
 
 
@@ -247,7 +250,7 @@ def test_shifted_timestamps_are_told_and_do_not_shift_pictures(
         columns["timestamp"] = np.arange(len(columns["index"])) / 10 + shift
 
     episode = read(lerobot_dataset(tmp_path / "set", change=move))
-    assert codes(episode.warnings) == ["lerobot.timestamps"]
+    assert codes(episode.findings) == ["lerobot.timestamps"]
     assert frame_of(episode.cameras[FRONT].read([2])[0]) == 2
 
 
@@ -257,7 +260,7 @@ def test_several_tasks_in_the_rows_keep_the_first_and_warn(tmp_path: Path) -> No
 
     episode = read(lerobot_dataset(tmp_path / "set", cameras={}, change=alternate))
     assert episode.language == {"original": [TASKS[0]]}
-    assert codes(episode.warnings) == ["lerobot.several_tasks"]
+    assert codes(episode.findings) == ["lerobot.several_tasks"]
 
 
 def test_the_list_gives_the_task_by_episode_number_not_by_position(tmp_path: Path) -> None:
@@ -277,7 +280,7 @@ def test_an_unreadable_task_table_is_replaced_by_the_list(tmp_path: Path) -> Non
     (root / "meta/tasks.jsonl").write_text(LFS_POINTER)
     episode = read(root, 1)
     assert episode.task == TASKS[1]
-    assert codes(episode.warnings) == ["lerobot.tasks_unreadable"]
+    assert codes(episode.findings) == ["lerobot.tasks_unreadable"]
 
 
 def test_several_listed_tasks_need_a_choice(tmp_path: Path) -> None:
@@ -312,7 +315,7 @@ def test_a_source_without_episodes_says_what_was_searched(tmp_path: Path, state:
     with pytest.raises(DataError) as caught:
         LeRobotReader(LeRobotConfig()).discover([root])
     assert caught.value.code == "data.no_episodes"
-    assert caught.value.details["source"] == str(root)
+    assert caught.value.details["path"] == str(root)
     assert "meta/info.json" in caught.value.details["searched"]
 
 
@@ -361,7 +364,7 @@ def test_a_camera_is_no_numeric_key(tmp_path: Path) -> None:
 def test_unsafe_templates_are_refused(tmp_path: Path, template: str, key: str) -> None:
     error = refusal(lerobot_dataset(tmp_path / "set", [2], info={key: template}))
     assert error.code == "data.bad_template"
-    assert error.details["key"] == key
+    assert error.details["field"] == key
 
 
 def test_a_width_is_a_minimum() -> None:
@@ -372,7 +375,7 @@ def test_a_width_is_a_minimum() -> None:
 @pytest.mark.parametrize("fps", [0, -1, "fast", None, True])
 def test_fps_must_be_positive(tmp_path: Path, fps: Any) -> None:
     error = refusal(lerobot_dataset(tmp_path / "set", [2], cameras={}, info={"fps": fps}))
-    assert (error.code, error.details["key"]) == ("data.bad_metadata", "fps")
+    assert (error.code, error.details["field"]) == ("data.bad_metadata", "fps")
 
 
 def test_a_broken_line_of_the_list_is_named(tmp_path: Path) -> None:
@@ -388,7 +391,7 @@ def test_a_missing_parquet_file_fails_that_episode_only(tmp_path: Path) -> None:
     data_file(root, 0).unlink()
     error = refusal(root, 0)
     assert error.code == "data.missing_file"
-    assert error.details["file"] == str(data_file(root, 0))
+    assert error.details["path"] == str(data_file(root, 0))
     assert read(root, 1).num_frames == 4
 
 
@@ -400,7 +403,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes, code: s
     root = lerobot_dataset(tmp_path / "set", cameras={})
     data_file(root, 0).write_bytes(content)
     error = refusal(root)
-    assert (error.code, error.details["file"]) == (code, str(data_file(root, 0)))
+    assert (error.code, error.details["path"]) == (code, str(data_file(root, 0)))
 
 
 def test_rows_must_be_as_many_as_listed(tmp_path: Path) -> None:

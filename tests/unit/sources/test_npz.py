@@ -72,7 +72,7 @@ def test_object_array_is_refused_and_never_unpickled(tmp_path: Path) -> None:
     error = refusal(path, "trap")
 
     assert error.code == "data.object_array"
-    assert error.details == {"path": str(path), "key": "trap"}
+    assert error.details == {"path": str(path), "field": "trap"}
     assert not (tmp_path / "sprung").exists()
 
 
@@ -91,7 +91,7 @@ def test_object_array_does_not_hinder_its_neighbours(tmp_path: Path) -> None:
 def test_missing_array_is_named(tmp_path: Path) -> None:
     error = refusal(npz(tmp_path, a=np.ones(2)), "b")
 
-    assert (error.code, error.details["key"]) == ("data.missing_array", "b")
+    assert (error.code, error.details["field"]) == ("data.missing_array", "b")
 
 
 @pytest.mark.parametrize("kept", [0, 10, 200])
@@ -118,7 +118,7 @@ def test_damaged_content_is_refused_by_key(tmp_path: Path) -> None:
 
     error = refusal(path, "a")
 
-    assert (error.code, error.details["key"]) == ("data.broken_npz", "a")
+    assert (error.code, error.details["field"]) == ("data.broken_npz", "a")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_array_that_holds_no_pictures_is_refused(tmp_path: Path, array: np.ndarr
     with pytest.raises(DataError) as caught:
         frame_source(tmp_path, array)
 
-    assert (caught.value.code, caught.value.details["key"]) == ("data.not_pictures", "cam")
+    assert (caught.value.code, caught.value.details["field"]) == ("data.not_pictures", "cam")
 
 
 def test_damage_is_found_when_its_frame_is_read(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_source_without_episodes_is_refused_by_name(tmp_path: Path) -> None:
         discover(tmp_path / "good", tmp_path / "empty")
 
     assert caught.value.code == "data.no_episodes"
-    assert caught.value.details["source"] == str(tmp_path / "empty")
+    assert caught.value.details["path"] == str(tmp_path / "empty")
 
 
 # selection
@@ -300,7 +300,7 @@ def test_skill_type_is_never_loaded(tmp_path: Path) -> None:
 def test_object_array_among_the_observations_is_refused_by_key(tmp_path: Path) -> None:
     error = refusal(tmp_path, setting("observations", "odd", np.array([None] * 6, dtype=object)))
 
-    assert (error.code, error.details["key"]) == ("data.object_array", "odd")
+    assert (error.code, error.details["field"]) == ("data.object_array", "odd")
 
 
 def test_discarded_object_array_does_no_harm(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_missing_file_is_named(tmp_path: Path, document: str) -> None:
 def test_missing_action_array_is_named(tmp_path: Path) -> None:
     error = refusal(tmp_path, dropping("actions", "actions"))
 
-    assert (error.code, error.details["key"]) == ("data.missing_array", "actions")
+    assert (error.code, error.details["field"]) == ("data.missing_array", "actions")
 
 
 def test_narrow_action_vector_is_refused(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_wide_action_vector_is_cut(tmp_path: Path) -> None:
         (setting("observations", XYZ, np.zeros((5, 3))), XYZ),
         (
             setting("observations", "6CD146030E99", np.zeros((7, 24, 32, 3), np.uint8)),
-            "camera scene_right_0",
+            "6CD146030E99",
         ),
         (setting("observations", "robot__version", np.array(1.0)), "robot__version"),
     ],
@@ -351,7 +351,7 @@ def test_wide_action_vector_is_cut(tmp_path: Path) -> None:
 def test_array_of_another_length_is_named(tmp_path: Path, change: Change, key: str) -> None:
     error = refusal(tmp_path, change)
 
-    assert (error.code, error.details["key"]) == ("data.length_mismatch", key)
+    assert (error.code, error.details["field"]) == ("data.length_mismatch", key)
 
 
 def test_episode_without_frames_is_refused(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_number_that_is_not_finite_is_named_by_field_and_frame(
 def test_metadata_without_camera_mapping_is_refused(tmp_path: Path, mapping: Any) -> None:
     error = refusal(tmp_path, setting("metadata", "camera_id_to_semantic_name", mapping))
 
-    assert (error.code, error.details["key"]) == (
+    assert (error.code, error.details["field"]) == (
         "data.missing_field",
         "camera_id_to_semantic_name",
     )
@@ -404,7 +404,7 @@ def test_mapped_camera_without_pictures_is_a_warning(tmp_path: Path) -> None:
     episode = read_changed(tmp_path, dropping("observations", "BFS_23595718"))
 
     assert list(episode.cameras) == ["scene_right_0"]
-    assert "missing_camera" in [code for code, _ in episode.warnings]
+    assert "spartan.camera_without_pictures" in [one.code for one in episode.findings]
 
 
 def test_camera_id_made_of_digits_stays_text(tmp_path: Path) -> None:
@@ -493,7 +493,7 @@ def test_annotations_of_the_task_keep_the_published_kinds_and_order(tmp_path: Pa
         ("randomized", ["b", "d"]),
         ("alternative", ["c"]),
     ]
-    assert "language_fallback" not in [code for code, _ in episode.warnings]
+    assert "source.language_fallback" not in [one.code for one in episode.findings]
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_task_without_annotation_falls_back_with_a_warning(
     episode = read(tmp_path, language_annotations_path=path)
 
     assert episode.language == {"original": [sentence]}
-    assert "language_fallback" in [code for code, _ in episode.warnings]
+    assert "source.language_fallback" in [one.code for one in episode.findings]
 
 
 def test_configured_task_replaces_that_of_the_path(tmp_path: Path) -> None:

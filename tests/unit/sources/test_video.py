@@ -148,7 +148,7 @@ def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> N
     with pytest.raises(DataError) as caught:
         VideoFrames(path, 3).read([0])
     assert caught.value.code == "data.video_unreadable"
-    assert caught.value.details["file"] == str(path)
+    assert caught.value.details["path"] == str(path)
 
 
 def test_a_truncated_video_names_the_frame(tmp_path: Path) -> None:

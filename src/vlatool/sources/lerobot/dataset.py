@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
-
-from vlatool.config.base import ConfigModel
-from vlatool.sources.base import DatasetWarnings, no_episodes
-from vlatool.sources.lerobot.fields import check_task_column, choose_fields
-from vlatool.sources.lerobot.files import FileFinder
+from vlatool.findings import Finding
+from vlatool.sources.base import no_episodes
+from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.config import LeRobotConfig, check_task_column, choose_fields
+from vlatool.sources.lerobot.layout import FileFinder
 from vlatool.sources.lerobot.meta import (
     EPISODES_FILE,
     INFO_FILE,
@@ -23,27 +22,6 @@ from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.order import natural_key
 
 _SEARCH_DEPTH = ("", "*/", "*/*/")
-
-
-class LeRobotConfig(ConfigModel):
-    """Which columns of a LeRobot data set are read."""
-
-    observation_keys: list[str] | None = Field(
-        default=None,
-        description="Columns that the policy observes; default: every numeric one under "
-        "observation., or state.",
-    )
-    action_keys: list[str] | None = Field(
-        default=None,
-        description="Columns that the policy predicts; default: every numeric one under action, "
-        "or actions.",
-    )
-    task_column: str | None = Field(
-        default=None, description="Column with the task's number or sentence; default: task_index."
-    )
-    task_join: str | None = Field(
-        default=None, description="Text between the tasks of an episode whose rows do not name one."
-    )
 
 
 @dataclass(frozen=True)
@@ -69,6 +47,11 @@ class Dataset:
         """The name of its folder."""
         return self.root.resolve().name
 
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """Columns observed, then those predicted, once each."""
+        return tuple(dict.fromkeys([*self.observation_keys, *self.action_keys]))
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -79,12 +62,18 @@ class Recording:
         line: What the list of episodes says.
         data_file: Its parquet file.
         videos: Camera to its video.
+        there: Those of the files that existed when the data set was opened.
     """
 
     dataset: Dataset
     line: EpisodeLine
     data_file: Path
     videos: Mapping[str, Path]
+    there: frozenset[Path] = frozenset()
+
+    def has_pictures(self, camera: Feature) -> bool:
+        """Whether the camera had a video, or a column, which all episodes are taken to have."""
+        return camera.dtype == "image" or self.videos[camera.name] in self.there
 
 
 def dataset_roots(source: Path) -> list[Path]:
@@ -105,7 +94,7 @@ def dataset_roots(source: Path) -> list[Path]:
     raise no_episodes(source, f"{INFO_FILE} in it and in folders up to two levels below")
 
 
-def open_dataset(root: Path, config: LeRobotConfig, warnings: DatasetWarnings) -> list[Recording]:
+def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> list[Recording]:
     """The episodes of a data set, ascending by number.
 
     Raises:
@@ -113,9 +102,9 @@ def open_dataset(root: Path, config: LeRobotConfig, warnings: DatasetWarnings) -
             there are no episodes.
     """
     info = read_info(root)
-    _warn_about_version(root, info, warnings)
-    finder = FileFinder(root, info, warnings)
-    lines = _episode_lines(root, info, finder, warnings)
+    noticed += _version_oddities(root, info)
+    finder = FileFinder(root, info, noticed)
+    lines = _episode_lines(root, info, finder, noticed)
     data_files = {line.number: finder.data_file(line.number) for line in lines}
     columns = next(filter(None, map(column_names, data_files.values())), None)
     videos = {
@@ -126,45 +115,56 @@ def open_dataset(root: Path, config: LeRobotConfig, warnings: DatasetWarnings) -
     dataset = Dataset(
         root,
         info,
-        tuple(_usable_cameras(root, info, videos, columns, warnings)),
+        tuple(_usable_cameras(root, info, videos, finder.there, columns, noticed)),
         choose_fields(
-            root, info, config.observation_keys, ("observation", "state"), columns, warnings
+            root, info, config.observation_keys, ("observation", "state"), columns, noticed
         ),
-        choose_fields(root, info, config.action_keys, ("action", "actions"), columns, warnings),
+        choose_fields(root, info, config.action_keys, ("action", "actions"), columns, noticed),
     )
     check_task_column(root, info, config.task_column, columns)
     video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
     return [
-        Recording(
+        _recording(
             dataset,
             line,
             data_files[line.number],
             {name: videos[name][line.number] for name in video_names},
+            finder.there,
         )
         for line in lines
     ]
 
 
+def _recording(
+    dataset: Dataset,
+    line: EpisodeLine,
+    data_file: Path,
+    videos: Mapping[str, Path],
+    there: set[Path],
+) -> Recording:
+    files = (data_file, *videos.values())
+    return Recording(dataset, line, data_file, videos, frozenset(there.intersection(files)))
+
+
 def _episode_lines(
-    root: Path, info: Info, finder: FileFinder, warnings: DatasetWarnings
+    root: Path, info: Info, finder: FileFinder, noticed: list[Finding]
 ) -> list[EpisodeLine]:
     """The listed episodes; those with a file where the list is missing."""
+    path = root / EPISODES_FILE
     on_disk = finder.numbered_data_files()
-    if not (root / EPISODES_FILE).exists():
-        warnings.add_once("lerobot.no_episode_list", f"{root / EPISODES_FILE} is missing")
+    if not path.exists():
+        noticed.append(LEROBOT("no_episode_list", f"{path} is missing", path=str(path)))
         lines = [EpisodeLine(number, (), None) for number in sorted(on_disk)]
     else:
         lines = read_episodes(root)
         unlisted = sorted(on_disk.keys() - {line.number for line in lines})
         if unlisted:
-            warnings.add_once(
-                "lerobot.unlisted_episodes",
-                f"{root}: episodes {_first_few(unlisted)} have a file but are not in "
-                f"{EPISODES_FILE}; they are left out",
-            )
+            message = f"{root}: episodes {_first_few(unlisted)} have a file but are not in "
+            message += f"{EPISODES_FILE}; they are left out"
+            noticed.append(LEROBOT("unlisted_episodes", message, path=str(path)))
     if not lines:
         raise no_episodes(root, f"episodes in {EPISODES_FILE} and data/*/episode_*.parquet")
-    _warn_about_totals(root, info, lines, warnings)
+    noticed += _frame_total_oddities(root, info, lines)
     return lines
 
 
@@ -172,54 +172,42 @@ def _usable_cameras(
     root: Path,
     info: Info,
     videos: Mapping[str, Mapping[int, Path]],
+    there: set[Path],
     columns: Sequence[str] | None,
-    warnings: DatasetWarnings,
+    noticed: list[Finding],
 ) -> Iterator[Feature]:
     for feature in info.features.values():
         if not feature.is_camera:
             continue
+        code = "camera_without_files"
         if feature.is_depth:
-            warnings.add_once(
-                "lerobot.depth_camera", f"{root}: {feature.name} holds depth, not RGB; left out"
-            )
-        elif feature.dtype == "video" and not _any_exists(videos[feature.name]):
-            warnings.add_once(
-                "lerobot.camera_without_files",
-                f"{root}: camera {feature.name} has no video for any episode; left out",
-            )
+            code, problem = "depth_camera", f"{feature.name} holds depth, not RGB"
+        elif feature.dtype == "video" and there.isdisjoint(videos[feature.name].values()):
+            problem = f"camera {feature.name} has no video for any episode"
         elif feature.dtype == "image" and columns is not None and feature.name not in columns:
-            warnings.add_once(
-                "lerobot.camera_without_files",
-                f"{root}: camera {feature.name} has no column in the data; left out",
-            )
+            problem = f"camera {feature.name} has no column in the data"
         else:
             yield feature
+            continue
+        noticed.append(LEROBOT(code, f"{root}: {problem}; left out", camera=feature.name))
 
 
-def _any_exists(files: Mapping[int, Path]) -> bool:
-    return any(path.exists() for path in files.values())
-
-
-def _warn_about_version(root: Path, info: Info, warnings: DatasetWarnings) -> None:
+def _version_oddities(root: Path, info: Info) -> Iterator[Finding]:
     if f"v{info.version.removeprefix('v')}" != info.layout:
-        warnings.add_once(
-            "lerobot.version_mismatch",
-            f"{root / INFO_FILE} says {info.version or 'no version'} but the files follow "
-            f"{info.layout}; reading as {info.layout}",
-        )
+        path = root / INFO_FILE
+        message = f"{path} says {info.version or 'no version'} but the files follow {info.layout}"
+        yield LEROBOT("version_mismatch", f"{message}; reading as {info.layout}", path=str(path))
 
 
-def _warn_about_totals(
-    root: Path, info: Info, lines: Sequence[EpisodeLine], warnings: DatasetWarnings
-) -> None:
+def _frame_total_oddities(
+    root: Path, info: Info, lines: Sequence[EpisodeLine]
+) -> Iterator[Finding]:
     lengths = [line.length for line in lines if line.length is not None]
     if info.total_frames is None or len(lengths) < len(lines) or info.total_frames == sum(lengths):
         return
-    warnings.add_once(
-        "lerobot.totals_mismatch",
-        f"{root / INFO_FILE}: total_frames is {info.total_frames}, {EPISODES_FILE} lists "
-        f"{sum(lengths)}",
-    )
+    path = root / INFO_FILE
+    message = f"{path}: total_frames is {info.total_frames}, {EPISODES_FILE} lists {sum(lengths)}"
+    yield LEROBOT("totals_mismatch", message, path=str(path), field="total_frames")
 
 
 def _first_few(numbers: Sequence[int], limit: int = 5) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,11 +24,20 @@ _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of `features`: the type and shape of a column or a camera."""
+    """One entry of `features`: the type and shape of a column or a camera.
+
+    Attributes:
+        name: The column or the camera.
+        dtype: As declared; empty where nothing is.
+        shape: As declared; None where it is no list of whole numbers.
+        names: The texts of `names` in order, whatever they are nested in.
+        is_depth: Whether pictures hold depth.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...] | None
+    names: tuple[str, ...] = ()
     is_depth: bool = False
 
     @property
@@ -42,11 +51,33 @@ class Feature:
         return _NUMERIC.match(self.dtype) is not None
 
     @property
+    def is_readable_number(self) -> bool:
+        """Whether it can be read as numbers: flags can."""
+        return self.is_number or self.dtype == "bool"
+
+    @property
     def width(self) -> int | None:
         """Values per row of a scalar or a vector; null when unknown or not a vector."""
         if self.shape is None or len(self.shape) > 1:
             return None
         return self.shape[0] if self.shape else 1
+
+    @property
+    def dimension_names(self) -> tuple[str, ...]:
+        """One name per value of a vector; empty where they are not as many."""
+        return self.names if len(self.names) == self.width else ()
+
+    @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """(height, width) as declared, where the order of the shape is told or can be seen."""
+        shape = self.shape
+        if shape is None or len(shape) != 3:
+            return None
+        if {"height", "width"} <= set(self.names) and len(self.names) == 3:
+            return shape[self.names.index("height")], shape[self.names.index("width")]
+        if shape[2] in (1, 3, 4):
+            return shape[0], shape[1]
+        return (shape[1], shape[2]) if shape[0] in (1, 3, 4) else None
 
 
 @dataclass(frozen=True)
@@ -174,7 +205,7 @@ def _unsupported(path: Path, version: str) -> DataError:
         f"{path}: LeRobot {version} is not supported yet; v2.0 and v2.1 are",
         hint="use the v2.1 revision of this data set, where its publisher keeps one",
         code="data.unsupported_version",
-        details={"file": str(path), "version": version},
+        details={"path": str(path), "version": version},
     )
 
 
@@ -191,8 +222,27 @@ def _feature(name: str, value: object) -> Feature:
         if isinstance(place, Mapping)
     )
     return Feature(
-        name, str(tree.get("dtype") or ""), None if shape is None else tuple(shape), is_depth
+        name=name,
+        dtype=str(tree.get("dtype") or ""),
+        shape=None if shape is None else tuple(shape),
+        names=tuple(_nested_texts(tree.get("names"))),
+        is_depth=is_depth,
     )
+
+
+def _nested_texts(value: object, depth: int = 3) -> Iterator[str]:
+    """The texts in nested lists and mappings; `{name: position}` gives its names.
+
+    Source: lerobot-format 5
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping) and depth:
+        for name, inner in cast(Mapping[str, Any], value).items():
+            yield from [name] if isinstance(inner, int) else _nested_texts(inner, depth - 1)
+    elif isinstance(value, list) and depth:
+        for inner in cast(list[Any], value):
+            yield from _nested_texts(inner, depth - 1)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -248,5 +298,5 @@ def _bad_meta(path: Path, key: str, problem: str, line: int | None = None) -> Da
         f"{place}: {key} {problem}",
         hint="the data set's metadata is damaged; get it again from its origin",
         code="data.bad_metadata",
-        details={"file": str(path), "key": key, "line": line},
+        details={"path": str(path), "field": key, "line": line},
     )

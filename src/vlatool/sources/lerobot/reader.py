@@ -1,37 +1,27 @@
 """LeRobot v2.0 and v2.1 data sets, with video or image columns, as episodes."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
+from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
 from vlatool.errors import DataError
-from vlatool.findings import Family, Finding
-from vlatool.sources.base import DatasetWarnings, id_part, refuse_missing_or_pointer
+from vlatool.findings import Collector, Family, Finding
+from vlatool.sources.base import SurveyUnion, facts_of, first_readable, id_part, none_readable
 from vlatool.sources.lerobot.codes import LEROBOT
-from vlatool.sources.lerobot.dataset import (
-    LeRobotConfig,
-    Recording,
-    dataset_roots,
-    open_dataset,
-)
-from vlatool.sources.lerobot.meta import Feature, read_tasks
-from vlatool.sources.lerobot.rows import FRAME_INDEX, Rows, read_rows, timestamp_oddity
-from vlatool.sources.lerobot.tasks import (
-    Instruction,
-    instruction_of_list,
-    instruction_of_rows,
+from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import Dataset, Recording, dataset_roots, open_dataset
+from vlatool.sources.lerobot.rules import (
+    check_values,
+    name_in_words,
+    walk_episode,
     without_labels,
 )
-from vlatool.sources.parquet_images import ParquetImages
-from vlatool.sources.video import VideoFacts, VideoFrames, probe_video
-
-_FRAME_METADATA = ("timestamp", FRAME_INDEX, "episode_index", "index", "task_index")
-_TASK_DESCRIPTION = "task_description"
-
-Warnings = list[tuple[str, str]]
+from vlatool.sources.lerobot.set_rules import check_sets
+from vlatool.sources.rules import SOURCE, check_cameras
 
 
 class LeRobotReader:
@@ -42,7 +32,7 @@ class LeRobotReader:
 
     def __init__(self, config: LeRobotConfig) -> None:
         self.config = config
-        self.warnings: list[tuple[str, str]] = []
+        self.noticed: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every listed episode; all metadata is read and checked before the first one is given.
@@ -51,16 +41,43 @@ class LeRobotReader:
             DataError: `data.no_episodes`, `data.unknown_field`, `data.unsupported_version`, or
                 broken metadata.
         """
-        warnings = DatasetWarnings()
+        noticed: list[Finding] = []
         found: dict[Path, tuple[Path, list[Recording]]] = {}
         for source in sources:
             for root in dataset_roots(source):
                 if root.resolve() in found:
-                    warnings.add_once("data.duplicate_source", f"{root} was given twice; read once")
+                    message = f"{root} was given twice; read once"
+                    noticed.append(SOURCE("given_twice", message, path=str(root)))
                 else:
-                    found[root.resolve()] = (source, open_dataset(root, self.config, warnings))
-        self.warnings = warnings.items
+                    found[root.resolve()] = (source, open_dataset(root, self.config, noticed))
+        self.noticed = noticed
         return _refs(list(found.values()))
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """What the data sets declare, and the files that were there when they were opened.
+
+        One episode of each data set is read, the first that can be: it gives the fields. The
+        others cost nothing: their files and lengths are listed.
+
+        Raises:
+            DataError: No episode can be read; the first one's reason.
+        """
+        union, reasons = SurveyUnion(), list[DataError]()
+        sets: dict[Path, list[EpisodeRef]] = {}
+        for ref in refs:
+            sets.setdefault(_recording(ref).dataset.root, []).append(ref)
+        actions, proprioception = dict[str, None](), dict[str, None]()
+        for members in sets.values():
+            first, others = first_readable(self.read, members, reasons)
+            if first is not None:
+                _add_set(first, _recording(members[0]).dataset, others, union)
+                actions |= dict.fromkeys(first.action_fields)
+                proprioception |= dict.fromkeys(first.proprioception_fields)
+        if not union.episodes:
+            raise none_readable(refs, reasons[0])
+        return union.survey(
+            action_fields=tuple(actions), proprioception_fields=tuple(proprioception)
+        )
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; pictures stay on disk.
@@ -68,87 +85,66 @@ class LeRobotReader:
         Raises:
             DataError: Its files are missing or broken, or disagree; names file and field.
         """
-        recording: Recording = ref.extras["recording"]
-        dataset, line = recording.dataset, recording.line
-        name = f"episode {line.number}"
-        rows = read_rows(recording.data_file, name, self._columns(recording))
-        _check_length(recording, rows)
-        warnings: Warnings = []
-        task = self._instruction(recording, rows, warnings)
-        metadata = {key: rows.values(key) for key in _FRAME_METADATA if key in rows.columns}
-        _note_oddities(recording, metadata, warnings)
+        recording = _recording(ref)
+        dataset = recording.dataset
+        report = Collector(LEROBOT, strict=True, episode=ref.id)
+        contents = walk_episode(recording, self.config, report)
+        assert contents.rows is not None, "a strict walk has raised"
         return Episode(
             id=ref.id,
-            task=task,
+            task=contents.task,
             fps=dataset.info.fps,
-            num_frames=len(rows),
-            cameras=_cameras(recording, rows, warnings),
-            lowdim=_lowdim(recording, rows),
-            language={"original": [task]},
+            num_frames=len(contents.rows),
+            cameras=contents.cameras,
+            lowdim=contents.fields,
+            language={"original": [contents.task]},
             action_fields=dataset.action_keys,
             proprioception_fields=dataset.observation_keys,
-            frame_metadata=metadata,
-            warnings=tuple(warnings),
+            frame_metadata=contents.metadata,
+            findings=tuple(report.found),
             extras=_extras(recording),
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
         """Every defect of an episode; with `deep` every frame is decoded."""
-        from vlatool.sources.lerobot.checks import check_lerobot_episode
-
-        yield from check_lerobot_episode(self, ref, deep=deep)
+        report = Collector(LEROBOT, strict=False, episode=ref.id)
+        contents = walk_episode(_recording(ref), self.config, report)
+        check_values(_recording(ref), contents, report)
+        yield from report.found
+        if deep:
+            yield from check_cameras(ref.id, contents.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
         """Defects that concern more than one episode."""
-        from vlatool.sources.lerobot.set_checks import check_lerobot_sources
+        yield from check_sets(sources, self.config)
 
-        yield from check_lerobot_sources(self, sources)
 
-    def _columns(self, recording: Recording) -> list[str]:
-        """Columns of the parquet file that reading needs; pictures are left on disk."""
-        dataset = recording.dataset
-        annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
-        task_column = [self.config.task_column] if self.config.task_column else []
-        fields = [*dataset.observation_keys, *dataset.action_keys]
-        return [*fields, *_FRAME_METADATA, *annotations, *task_column]
+def _add_set(
+    first: Episode, dataset: Dataset, others: Sequence[EpisodeRef], union: SurveyUnion
+) -> None:
+    """Adds an episode that was read, and the others of its data set that have their rows."""
+    fields = _named(dataset, facts_of(first))
+    lengths: list[tuple[set[str], int | None]] = [(set(first.cameras), first.num_frames)]
+    for recording in map(_recording, others):
+        if recording.data_file in recording.there:
+            there = {one.name for one in dataset.cameras if recording.has_pictures(one)}
+            lengths.append((there, recording.line.length))
+    for there, length in lengths:
+        sizes = {one.name: one.picture_size for one in dataset.cameras if one.name in there}
+        union.add(sizes, fields, length, dataset.info.fps)
 
-    def _instruction(self, recording: Recording, rows: Rows, warnings: Warnings) -> str:
-        """The sentence of the episode: the rows decide, then the list, then the folder's name."""
-        table = _task_table(recording, warnings)
-        column = self._task_column(rows)
-        values = rows.values(column) if column else []
-        if column and (table or isinstance(values[0], str)):
-            instruction = instruction_of_rows(rows.episode, column, values, table)
-        else:
-            instruction = self._listed_instruction(recording, rows, table)
-        warnings.extend(instruction.warnings)
-        if instruction.text:
-            return instruction.text
-        words = _name_in_words(recording.dataset.name)
-        warnings.append(("language_fallback", f"{rows.episode}: no instruction; using {words!r}"))
-        return words
 
-    def _listed_instruction(
-        self, recording: Recording, rows: Rows, table: dict[int, str]
-    ) -> Instruction:
-        """The sentence of episodes.jsonl, without those that only label the episode."""
-        labels = {
-            table.get(value)
-            for column in rows.table.column_names
-            if column.startswith("annotation.") and not column.endswith(_TASK_DESCRIPTION)
-            for value in rows.values(column)
-        }
-        listed = recording.line.tasks
-        sentences = [text for text in listed if text not in labels] or listed
-        return instruction_of_list(rows.episode, sentences, self.config.task_join)
+def _recording(ref: EpisodeRef) -> Recording:
+    return ref.extras["recording"]
 
-    def _task_column(self, rows: Rows) -> str | None:
-        """The column that names the task, null when there is none."""
-        if self.config.task_column is not None:
-            rows.require(self.config.task_column)
-            return self.config.task_column
-        described = [name for name in rows.table.column_names if name.endswith(_TASK_DESCRIPTION)]
-        return "task_index" if "task_index" in rows.columns else next(iter(described), None)
+
+def _named(dataset: Dataset, fields: Mapping[str, FieldFacts]) -> dict[str, FieldFacts]:
+    """The same with the names that the data set gives to the channels."""
+    names = {name: dataset.info.features[name].dimension_names for name in fields}
+    return {
+        name: replace(facts, names=names[name] if len(names[name]) == facts.width else ())
+        for name, facts in fields.items()
+    }
 
 
 def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]:
@@ -168,7 +164,7 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
                 path=recording.data_file,
                 source=str(source),
                 number=number if len(found) == 1 else None,
-                task=sentences[0] if sentences else _name_in_words(dataset.name),
+                task=sentences[0] if sentences else name_in_words(dataset.name),
                 files=(*recording.videos.values(), *metadata),
                 extras={"recording": recording},
             )
@@ -176,106 +172,6 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
 
 def _metadata_files(root: Path) -> list[Path]:
     return sorted((root / "meta").glob("*.json*"))
-
-
-def _check_length(recording: Recording, rows: Rows) -> None:
-    length = recording.line.length
-    if length is not None and length != len(rows):
-        raise DataError(
-            f"{rows.episode}: {rows.path} has {len(rows)} rows, meta/episodes.jsonl says {length}",
-            hint="the file or the list is from another version; get both again",
-            code="data.length_mismatch",
-            details={"file": str(rows.path), "rows": len(rows), "length": length},
-        )
-
-
-def _lowdim(recording: Recording, rows: Rows) -> dict[str, Array]:
-    dataset = recording.dataset
-    names = dict.fromkeys([*dataset.observation_keys, *dataset.action_keys])
-    return {name: rows.vectors(name, dataset.info.features[name].width) for name in names}
-
-
-def _cameras(recording: Recording, rows: Rows, warnings: Warnings) -> dict[str, FrameSource]:
-    cameras: dict[str, FrameSource] = {}
-    for camera in recording.dataset.cameras:
-        frames = (
-            _video(recording, camera, rows, warnings)
-            if camera.dtype == "video"
-            else _images(recording, camera, rows, warnings)
-        )
-        if frames is not None:
-            cameras[camera.name] = frames
-    return cameras
-
-
-def _images(
-    recording: Recording, camera: Feature, rows: Rows, warnings: Warnings
-) -> ParquetImages | None:
-    if camera.name not in rows.columns:
-        message = f"{rows.episode}, camera {camera.name}: no such column in {rows.path}"
-        warnings.append(("missing_camera", message))
-        return None
-    return ParquetImages(rows.path, camera.name, recording.dataset.root, rows.order.tolist())
-
-
-def _video(
-    recording: Recording, camera: Feature, rows: Rows, warnings: Warnings
-) -> VideoFrames | None:
-    path = recording.videos[camera.name]
-    place = f"{rows.episode}, camera {camera.name}"
-    if not path.exists():
-        warnings.append(("missing_camera", f"{place}: {path} is missing"))
-        return None
-    refuse_missing_or_pointer(path, place)
-    facts = probe_video(path)
-    if facts.num_frames < len(rows):
-        raise DataError(
-            f"{place}: {path} has {facts.num_frames} frames, the data has {len(rows)} rows",
-            hint="the video is incomplete; get it again, or leave the episode out with --episodes",
-            code="data.video_too_short",
-            details={"file": str(path), "camera": camera.name, "frames": facts.num_frames},
-        )
-    info = recording.dataset.info
-    warnings.extend(_video_oddities(f"{place}: {path}", facts, camera, len(rows), info.fps))
-    return VideoFrames(path, len(rows))
-
-
-def _video_oddities(
-    place: str, facts: VideoFacts, camera: Feature, num_rows: int, fps: float
-) -> Iterator[tuple[str, str]]:
-    """Where a usable video differs from what the rows and info.json say."""
-    if facts.num_frames > num_rows:
-        extra = f"{facts.num_frames} frames for {num_rows} rows; those after the last are unused"
-        yield "lerobot.extra_frames", f"{place} has {extra}"
-    if facts.fps is not None and abs(float(facts.fps) - fps) > 0.01:
-        yield "lerobot.video_fps", f"{place} runs at {float(facts.fps):g} fps, the data at {fps:g}"
-    if camera.shape and not set(facts.size) <= set(camera.shape):
-        height, width = facts.size
-        declared = f"meta/info.json says {list(camera.shape)}"
-        yield "lerobot.picture_size", f"{place} is {width}x{height} (w x h), {declared}"
-
-
-def _task_table(recording: Recording, warnings: Warnings) -> dict[int, str]:
-    """Task number to sentence; empty, with a warning, when the table is unreadable."""
-    try:
-        return read_tasks(recording.dataset.root)
-    except DataError as error:
-        warnings.append(("lerobot.tasks_unreadable", error.message))
-        return {}
-
-
-def _note_oddities(
-    recording: Recording, metadata: dict[str, list[Any]], warnings: Warnings
-) -> None:
-    number, name = recording.line.number, f"episode {recording.line.number}"
-    if "timestamp" in metadata:
-        oddity = timestamp_oddity(metadata["timestamp"], recording.dataset.info.fps, name)
-        if oddity:
-            warnings.append(("lerobot.timestamps", oddity))
-    others = set(metadata.get("episode_index", ())) - {number}
-    if others:
-        message = f"{name}: {recording.data_file} also says episode_index {sorted(others, key=str)}"
-        warnings.append(("lerobot.episode_index", message))
 
 
 def _extras(recording: Recording) -> dict[str, Any]:
@@ -286,7 +182,3 @@ def _extras(recording: Recording) -> dict[str, Any]:
         "robot_type": info.robot_type,
         "source_episode_index": recording.line.number,
     }
-
-
-def _name_in_words(name: str) -> str:
-    return " ".join(id_part(name).replace("-", "_").split("_"))

@@ -62,20 +62,14 @@ class Rows:
         self.require(name)
         return self._matrix(name, self.table.column(name).combine_chunks(), width)
 
-    def finite_vectors(self, name: str, width: int | None) -> Array:
-        """Like `vectors`, where every value must be finite.
-
-        Raises:
-            DataError: One is not, or the column is refused by `vectors`.
-        """
-        array = self.vectors(name, width)
-        bad = ~np.isfinite(array).all(axis=1)
+    def refuse_non_finite(self, name: str, values: Array) -> None:
+        """Raises DataError unless every number of a column's values [F, C] is one."""
+        bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
             row = int(bad.argmax())
-            value = array[row][~np.isfinite(array[row])][0]
+            value = values[row][~np.isfinite(values[row])][0]
             found = "NaN" if np.isnan(value) else "an infinite value"
             raise self._refusal(name, f"has {found} at row {row}", "data.non_finite", row)
-        return array
 
     def _matrix(self, name: str, column: Any, width: int | None) -> Array:
         if isinstance(column, pa.ExtensionArray):
@@ -120,7 +114,7 @@ class Rows:
             raise self._refusal(name, f"has no value at row {row}", "data.missing_value", row)
 
     def _refusal(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
-        details = {"file": str(self.path), "field": field, "row": row}
+        details = {"path": str(self.path), "field": field, "row": row}
         return DataError(
             f"{self.episode}: {self.path}: {field} {problem}",
             hint="repair or re-record the episode, or leave it out with --episodes",
@@ -201,5 +195,5 @@ def _damaged(path: Path, episode: str, reason: str) -> DataError:
         f"{episode}: {path} cannot be read as parquet: {reason}",
         hint="the file is truncated or its writer was not closed; get it again",
         code="data.bad_parquet",
-        details={"file": str(path)},
+        details={"path": str(path)},
     )

@@ -77,6 +77,19 @@ SPARTAN = Family(
             "language_instruction is missing or empty.",
             "give --language-annotations-path, or the task's name in words is used",
         ),
+        "bad_field": Kind(
+            "error",
+            "An observation holds neither numbers nor texts.",
+            "leave the field out with --data-discard-keys",
+        ),
+        "success_unreadable": Kind(
+            "warning", "summary.npz does not say whether the episode was a success.", _AGAIN
+        ),
+        "validation_episode_missing": Kind(
+            "warning",
+            "An episode to be held out is not in the source.",
+            "correct the file of --validation-episodes-path",
+        ),
         "not_successful": Kind("info", "summary.npz says that the episode was no success."),
         "missing_depth_or_label": Kind(
             "info", "Depth or label pictures are there for some cameras only, or one without other."
@@ -92,5 +105,12 @@ SPARTAN = Family(
         "unlistable_folder": Kind(
             "error", "A folder cannot be listed.", "make it readable, then verify again"
         ),
+    },
+    refusals={
+        "broken_yaml": "unreadable_file",
+        "broken_npz": "unreadable_array",
+        "missing_field": "no_cameras",
+        "missing_array": "missing_actions",
+        "not_pictures": "bad_pictures",
     },
 )

@@ -3,9 +3,35 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
+from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
-from vlatool.sources.base import DatasetWarnings, unknown_field
-from vlatool.sources.lerobot.meta import INFO_FILE, Feature, Info
+from vlatool.findings import Finding
+from vlatool.sources.base import unknown_field
+from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.meta import INFO_FILE, Info
+
+
+class LeRobotConfig(ConfigModel):
+    """Which columns of a LeRobot data set are read."""
+
+    observation_keys: list[str] | None = Field(
+        default=None,
+        description="Columns that the policy observes; default: every numeric one under "
+        "observation., or state.",
+    )
+    action_keys: list[str] | None = Field(
+        default=None,
+        description="Columns that the policy predicts; default: every numeric one under action, "
+        "or actions.",
+    )
+    task_column: str | None = Field(
+        default=None, description="Column with the task's number or sentence; default: task_index."
+    )
+    task_join: str | None = Field(
+        default=None, description="Text between the tasks of an episode whose rows do not name one."
+    )
 
 
 def choose_fields(
@@ -14,7 +40,7 @@ def choose_fields(
     requested: Sequence[str] | None,
     convention: tuple[str, str],
     columns: Sequence[str] | None,
-    warnings: DatasetWarnings,
+    noticed: list[Finding],
 ) -> tuple[str, ...]:
     """The columns asked for, else those the naming convention points to.
 
@@ -24,7 +50,7 @@ def choose_fields(
         requested: What the user asked for; null leaves it to the convention.
         convention: The first part of the usual names, and the name used where none has it.
         columns: The columns of a parquet file of the set; null when none can be read.
-        warnings: Told about features the convention names but that cannot be used.
+        noticed: Told about features the convention names but that cannot be used.
 
     Raises:
         DataError: A requested field does not exist or is not numeric.
@@ -41,7 +67,8 @@ def choose_fields(
         else:
             chosen.append(name)
             continue
-        warnings.add_once("lerobot.field_left_out", f"{root}: {name} {reason}; left out")
+        message = f"{root}: {name} {reason}; left out"
+        noticed.append(LEROBOT("field_left_out", message, field=name))
     return tuple(chosen)
 
 
@@ -54,23 +81,17 @@ def _conventional(info: Info, prefix: str, plain: str) -> list[str]:
 
 def _requested_field(root: Path, info: Info, name: str) -> str:
     feature = info.features.get(name)
-    numeric = [
-        known for known, candidate in info.features.items() if _is_readable_number(candidate)
-    ]
+    numeric = [known for known, other in info.features.items() if other.is_readable_number]
     if feature is None:
         raise unknown_field(name, numeric, root / INFO_FILE)
-    if not _is_readable_number(feature):
+    if not feature.is_readable_number:
         raise DataError(
             f"{root / INFO_FILE}: the field {name!r} holds {feature.dtype}, expected numbers",
             hint=f"choose from: {', '.join(numeric)}",
             code="data.not_numeric",
-            details={"field": name, "known": numeric, "file": str(root / INFO_FILE)},
+            details={"field": name, "known": numeric, "path": str(root / INFO_FILE)},
         )
     return name
-
-
-def _is_readable_number(feature: Feature) -> bool:
-    return feature.is_number or feature.dtype == "bool"
 
 
 def check_task_column(

@@ -1,4 +1,4 @@
-"""Checks of a LeRobot data set as a whole: totals, splits, features, statistics, counting."""
+"""The rules of a LeRobot data set as a whole: totals, splits, features, statistics, counting."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,25 +10,24 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.sources.base import DatasetWarnings
-from vlatool.sources.lerobot.checks import refusal
 from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
 from vlatool.sources.lerobot.meta import INFO_FILE, read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows
 from vlatool.sources.lerobot.statistics import contradictions, set_statistics
 
 
-def check_lerobot_sources(reader: Any, sources: Sequence[Path]) -> Iterator[Finding]:
-    """What concerns whole data sets; `reader.warnings` has what the reader notices itself.
+def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
+    """What concerns whole data sets, besides what `discover` notices.
 
     Args:
-        reader: The `LeRobotReader`.
         sources: Data sets, or folders with data sets.
+        config: What of them is read.
     """
     for source in sources:
         for root in dataset_roots(source):
-            yield from _check_root(root, open_dataset(root, reader.config, DatasetWarnings()))
+            yield from _check_root(root, open_dataset(root, config, []))
 
 
 def _check_root(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding]:
@@ -43,7 +42,7 @@ def _check_root(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding
     try:
         read_tasks(root)
     except DataError as error:
-        yield refusal(error)
+        yield LEROBOT.refusal(error)
     yield from _check_rows(root, recordings)
 
 
@@ -145,6 +144,8 @@ def _rows(recording: Recording, wanted: Sequence[str]) -> Rows | None:
 
 def _vectors(rows: Rows, name: str) -> list[Array]:
     try:
-        return [rows.finite_vectors(name, None)]
+        values = rows.vectors(name, None)
+        rows.refuse_non_finite(name, values)
+        return [values]
     except DataError:
         return []

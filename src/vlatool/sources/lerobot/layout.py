@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 
 from vlatool.errors import DataError
-from vlatool.sources.base import DatasetWarnings
+from vlatool.findings import Finding
+from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.meta import INFO_FILE, Info
 
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
@@ -59,32 +60,38 @@ def _bad_template(key: str, problem: str) -> DataError:
         f"{INFO_FILE}: {key} {problem}",
         hint="correct the template; see the LeRobot v2.1 default for its form",
         code="data.bad_template",
-        details={"file": INFO_FILE, "key": key},
+        details={"path": INFO_FILE, "field": key},
     )
 
 
 class FileFinder:
     """Finds the parquet file and the videos of an episode.
 
-    A template that leads nowhere is answered by the only file of that name, with one warning per
+    A template that leads nowhere is answered by the only file of that name, with one finding per
     template. Source: lerobot-format 4, rule 3
+
+    Attributes:
+        root: The data set.
+        there: The files asked for so far that exist.
     """
 
-    def __init__(self, root: Path, info: Info, warnings: DatasetWarnings) -> None:
+    def __init__(self, root: Path, info: Info, noticed: list[Finding]) -> None:
         self.root = root
+        self.there: set[Path] = set()
         self._info = info
-        self._warnings = warnings
+        self._noticed = noticed
+        self._told: set[str] = set()
 
     def data_file(self, number: int) -> Path:
         """The parquet file of an episode, or where it should be."""
         relative = fill_template(self._info.data_path, self._values(number), "data_path")
-        return self._existing("data_path", relative, "data") or self.root / relative
+        return self._found("data_path", relative, "data")
 
     def video_file(self, number: int, camera: str) -> Path:
         """The video of a camera, or where it should be."""
         values = {**self._values(number), "video_key": camera}
         relative = fill_template(self._info.video_path, values, "video_path")
-        return self._existing("video_path", relative, "videos", camera) or self.root / relative
+        return self._found("video_path", relative, "videos", camera)
 
     def numbered_data_files(self) -> dict[int, Path]:
         """Every `episode_N.parquet` under `data/` by its number."""
@@ -95,7 +102,13 @@ class FileFinder:
                 numbered[int(match.group(1))] = self.root / paths[0]
         return numbered
 
-    def _existing(self, key: str, relative: str, folder: str, camera: str = "") -> Path | None:
+    def _found(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
+        path = self._existing(key, relative, folder, camera)
+        if path is not None:
+            self.there.add(path)
+        return path or self.root / relative
+
+    def _existing(self, key: str, relative: str, folder: str, camera: str) -> Path | None:
         path = self.root / relative
         named = self._by_name.get((folder, path.name), [])
         if relative in named or path.exists():
@@ -103,11 +116,12 @@ class FileFinder:
         candidates = [name for name in named if not camera or camera in PurePosixPath(name).parts]
         if len(candidates) != 1:
             return None
-        self._warnings.add_once(
-            "lerobot.template_mismatch",
-            f"{self.root}: {key} gives {relative}, found {candidates[0]}; using the files found",
-            key=(self.root, key),
-        )
+        if key not in self._told:
+            self._told.add(key)
+            message = f"{self.root}: {key} gives {relative}, found {candidates[0]}"
+            self._noticed.append(
+                LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
+            )
         return self.root / candidates[0]
 
     def _values(self, number: int) -> dict[str, int | str]:
@@ -120,6 +134,8 @@ class FileFinder:
         """(`data` or `videos`, file name) to the files of that name, relative to the data set."""
         index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for folder in ("data", "videos"):
+            # A link that leads nowhere is no file; listings know this without another look.
             for path in sorted((self.root / folder).rglob("*.*")):
-                index[folder, path.name].append(path.relative_to(self.root).as_posix())
+                if path.is_file():
+                    index[folder, path.name].append(path.relative_to(self.root).as_posix())
         return dict(index)

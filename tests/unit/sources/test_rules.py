@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, UInt8Array
+from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
-from vlatool.sources.checks import check_episode, duplicate_ids
+from vlatool.findings import Finding
+from vlatool.sources.base import survey_by_reading
+from vlatool.sources.rules import SOURCE, check_episode, duplicate_ids
 
 REF = EpisodeRef("one", Path("one"), "source")
 
@@ -28,7 +30,6 @@ class Pictures:
 
 class Reader:
     Config = ConfigModel
-    warnings: list[tuple[str, str]] = []  # noqa: RUF012 - nothing is added
 
     def __init__(self, config: Any = None, error: DataError | None = None, **parts: Any) -> None:
         del config
@@ -38,6 +39,9 @@ class Reader:
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         del sources
         yield REF
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        return survey_by_reading(self.read, refs)
 
     def read(self, ref: EpisodeRef) -> Episode:
         if self.error is not None:
@@ -66,9 +70,9 @@ def test_a_refusal_is_an_error_with_its_code() -> None:
     ]
 
 
-def test_warnings_are_findings() -> None:
-    warnings = (("missing_camera", "a"), ("acme.bent", "b"))
-    assert codes(Reader(warnings=warnings)) == ["source.missing_camera", "acme.bent"]
+def test_findings_of_reading_are_told_with_their_episode() -> None:
+    found = (SOURCE("missing_camera", "a"), Finding("acme.bent", "warning", "b"))
+    assert codes(Reader(findings=found)) == ["source.missing_camera", "acme.bent"]
 
 
 def test_an_episode_without_fields_is_an_error() -> None:

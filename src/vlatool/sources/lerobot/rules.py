@@ -1,0 +1,360 @@
+"""The rules of a LeRobot episode: one walk, which reading ends at the first error.
+
+`walk_episode` has every rule that reading needs. `check_values` has those that only `verify` looks
+at: they cost time, or nothing depends on them.
+
+Legend of shapes: F frames, C channels. Source: lerobot-format 8, 11, 12.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array, FrameSource
+from vlatool.errors import DataError
+from vlatool.findings import Collector
+from vlatool.sources.base import id_part, refuse_missing_or_pointer
+from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import Recording
+from vlatool.sources.lerobot.meta import Feature, read_tasks
+from vlatool.sources.lerobot.rows import FRAME_INDEX, Rows, read_rows, timestamp_oddity
+from vlatool.sources.lerobot.statistics import contradictions, episode_statistics
+from vlatool.sources.parquet_images import ParquetImages
+from vlatool.sources.rules import SOURCE
+from vlatool.sources.video import VideoFacts, VideoFrames, probe_video
+
+_FRAME_METADATA = ("timestamp", FRAME_INDEX, "episode_index", "index", "task_index")
+_TASK_DESCRIPTION = "task_description"
+# Quality labels that GR00T-flavoured sets list among the tasks. Source: lerobot-format 8
+_LABELS = frozenset({"valid", "invalid"})
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What of an episode can be read.
+
+    Attributes:
+        rows: Its rows; None where there are none.
+        task: The sentence it was recorded for.
+        metadata: Bookkeeping column to one value per frame.
+        cameras: Camera to its pictures.
+        fields: Field to its values [F, C].
+    """
+
+    rows: Rows | None
+    cameras: Mapping[str, FrameSource]
+    task: str = ""
+    metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
+
+
+def walk_episode(recording: Recording, config: LeRobotConfig, report: Collector) -> Contents:
+    """Reads an episode as far as it can be read; pictures stay on disk.
+
+    A strict `report` reads what an episode is made of; another one all columns but pictures.
+    """
+    name = f"episode {recording.line.number}"
+    columns = _columns(recording, config, whole=not report.strict)
+    rows = report.attempt(partial(read_rows, recording.data_file, name, columns))
+    if rows is None:
+        return Contents(None, _cameras(recording, None, report))
+    _check_length(recording, rows, report)
+    metadata = {key: rows.values(key) for key in _FRAME_METADATA if key in rows.columns}
+    task = report.attempt(partial(_instruction, recording, rows, config, report)) or ""
+    _check_bookkeeping(recording, rows, metadata, report)
+    cameras = _cameras(recording, rows, report)
+    return Contents(rows, cameras, task, metadata, _fields(recording, rows, report))
+
+
+def _columns(recording: Recording, config: LeRobotConfig, *, whole: bool) -> list[str]:
+    """Columns of the parquet file that are wanted."""
+    dataset = recording.dataset
+    features = dataset.info.features
+    more = [
+        name
+        for name, feature in features.items()
+        if name.startswith("annotation.") or (whole and not feature.is_camera)
+    ]
+    task_column = [config.task_column] if config.task_column else []
+    return [*dataset.field_names, *_FRAME_METADATA, *more, *task_column]
+
+
+def _check_length(recording: Recording, rows: Rows, report: Collector) -> None:
+    length = recording.line.length
+    if length is not None and length != len(rows):
+        report.refuse(
+            DataError(
+                f"{rows.episode}: {rows.path} has {len(rows)} rows, meta/episodes.jsonl says "
+                f"{length}",
+                hint="the file or the list is from another version; get both again",
+                code="data.length_mismatch",
+                details={"path": str(rows.path), "rows": len(rows), "length": length},
+            )
+        )
+
+
+def _check_bookkeeping(
+    recording: Recording, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
+) -> None:
+    place = {"path": str(rows.path)}
+    if "timestamp" in metadata:
+        fps = recording.dataset.info.fps
+        oddity = timestamp_oddity(metadata["timestamp"], fps, rows.episode)
+        if oddity:
+            report.note("timestamps", oddity, **place, field="timestamp")
+    others = set(metadata.get("episode_index", ())) - {recording.line.number}
+    if others:
+        message = f"{rows.episode}: {rows.path} also says episode_index {sorted(others, key=str)}"
+        report.note("episode_index", message, **place, field="episode_index")
+
+
+def _fields(recording: Recording, rows: Rows, report: Collector) -> dict[str, Array]:
+    """The fields that the policy observes or predicts, as far as they can be read."""
+    fields: dict[str, Array] = {}
+    for name in recording.dataset.field_names:
+        width = recording.dataset.info.features[name].width
+        values = report.attempt(partial(rows.vectors, name, width))
+        if values is not None:
+            fields[name] = values
+    return fields
+
+
+# Pictures
+
+
+def _cameras(recording: Recording, rows: Rows | None, report: Collector) -> dict[str, FrameSource]:
+    cameras: dict[str, FrameSource] = {}
+    for camera in recording.dataset.cameras:
+        read = _video if camera.dtype == "video" else _images
+        frames = report.attempt(partial(read, recording, camera, rows, report), camera=camera.name)
+        if frames is not None:
+            cameras[camera.name] = frames
+    return cameras
+
+
+def _images(
+    recording: Recording, camera: Feature, rows: Rows | None, report: Collector
+) -> ParquetImages | None:
+    if rows is None:
+        return None
+    if camera.name not in rows.columns:
+        message = f"{rows.episode}, camera {camera.name}: no such column in {rows.path}"
+        report.add(SOURCE, "missing_camera", message, camera=camera.name, path=str(rows.path))
+        return None
+    return ParquetImages(rows.path, camera.name, recording.dataset.root, rows.order.tolist())
+
+
+def _video(
+    recording: Recording, camera: Feature, rows: Rows | None, report: Collector
+) -> VideoFrames | None:
+    path = recording.videos[camera.name]
+    where = f"episode {recording.line.number}, camera {camera.name}"
+    place = {"camera": camera.name, "path": str(path)}
+    if not path.exists():
+        # Checking calls it an error; reading makes do without the camera.
+        told = (SOURCE, "missing_camera") if report.strict else (LEROBOT, "missing_video")
+        report.add(*told, f"{where}: {path} is missing", **place)
+        return None
+    refuse_missing_or_pointer(path, where)
+    facts = probe_video(path)
+    if rows is None:
+        return None
+    if facts.num_frames < len(rows):
+        raise DataError(
+            f"{where}: {path} has {facts.num_frames} frames, the data has {len(rows)} rows",
+            hint="the video is incomplete; get it again, or leave the episode out with --episodes",
+            code="data.video_too_short",
+            details={"path": str(path), "camera": camera.name, "frames": facts.num_frames},
+        )
+    fps = recording.dataset.info.fps
+    for code, oddity in _video_oddities(facts, camera, len(rows), fps):
+        report.note(code, f"{where}: {path} {oddity}", **place)
+    return VideoFrames(path, len(rows))
+
+
+def _video_oddities(
+    facts: VideoFacts, camera: Feature, num_rows: int, fps: float
+) -> Iterator[tuple[str, str]]:
+    """(code, problem) where a usable video differs from what the rows and info.json say."""
+    if facts.num_frames > num_rows:
+        yield (
+            "extra_frames",
+            (f"has {facts.num_frames} frames for {num_rows} rows; those after the last are unused"),
+        )
+    if facts.fps is not None and abs(float(facts.fps) - fps) > 0.01:
+        yield "video_fps", f"runs at {float(facts.fps):g} fps, the data at {fps:g}"
+    if camera.shape and not set(facts.size) <= set(camera.shape):
+        height, width = facts.size
+        declared = f"meta/info.json says {list(camera.shape)}"
+        yield "picture_size", f"is {width}x{height} (w x h), {declared}"
+
+
+# The sentence
+
+
+def _instruction(recording: Recording, rows: Rows, config: LeRobotConfig, report: Collector) -> str:
+    """The sentence of the episode: the rows decide, then the list, then the folder's name.
+
+    Raises:
+        DataError: The rows name a task that is not in the table, or the list several.
+    """
+    table = _task_table(recording, report)
+    column = _task_column(rows, config)
+    values = rows.values(column) if column else []
+    if column and (table or isinstance(values[0], str)):
+        text = _instruction_of_rows(rows, column, values, table, report)
+    else:
+        text = _instruction_of_list(rows, recording.line.tasks, table, config.task_join)
+    if text:
+        return text
+    words = name_in_words(recording.dataset.name)
+    message = f"{rows.episode}: no instruction; using {words!r}"
+    report.add(SOURCE, "language_fallback", message)
+    return words
+
+
+def without_labels(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The sentences among an episode's tasks, without repetitions and quality labels."""
+    distinct = tuple(dict.fromkeys(text for text in tasks if text.strip()))
+    return tuple(text for text in distinct if text not in _LABELS) or distinct
+
+
+def name_in_words(name: str) -> str:
+    """A data set's folder name as a sentence."""
+    return " ".join(id_part(name).replace("-", "_").split("_"))
+
+
+def _task_table(recording: Recording, report: Collector) -> dict[int, str]:
+    """Task number to sentence; empty, with a warning, when the table is unreadable."""
+    try:
+        return read_tasks(recording.dataset.root)
+    except DataError as error:
+        report.note("tasks_unreadable", error.message, path=error.details.get("path"))
+        return {}
+
+
+def _task_column(rows: Rows, config: LeRobotConfig) -> str | None:
+    """The column that names the task, null when there is none."""
+    if config.task_column is not None:
+        rows.require(config.task_column)
+        return config.task_column
+    described = [name for name in rows.table.column_names if name.endswith(_TASK_DESCRIPTION)]
+    return "task_index" if "task_index" in rows.columns else next(iter(described), None)
+
+
+def _instruction_of_rows(
+    rows: Rows, column: str, values: Sequence[Any], table: Mapping[int, str], report: Collector
+) -> str:
+    """The sentence that the rows name by its number, or hold themselves."""
+    distinct = list(dict.fromkeys(values))
+    sentences = list(dict.fromkeys(_sentence(rows, column, value, table) for value in distinct))
+    if len(sentences) > 1:
+        message = f"{rows.episode}: its rows name {len(sentences)} tasks; the first row's is used"
+        report.note("several_tasks", message, path=str(rows.path), field=column)
+    return sentences[0]
+
+
+def _instruction_of_list(
+    rows: Rows, listed: Sequence[str], table: Mapping[int, str], join: str | None
+) -> str:
+    """The only sentence listed for the episode, or all joined; those that label it do not count."""
+    labels = {
+        table.get(value)
+        for column in rows.table.column_names
+        if column.startswith("annotation.") and not column.endswith(_TASK_DESCRIPTION)
+        for value in rows.values(column)
+    }
+    sentences = without_labels([text for text in listed if text not in labels] or listed)
+    if len(sentences) <= 1:
+        return sentences[0] if sentences else ""
+    if join is not None:
+        return join.join(sentences)
+    names = ", ".join(f'"{text}"' for text in sentences)
+    raise DataError(
+        f"{rows.episode} lists {len(sentences)} tasks ({names}) and its rows do not say which "
+        "applies",
+        hint="choose with --task-join ' / ' or --task-column NAME",
+        code="data.ambiguous_task",
+        details={"episode": rows.episode, "tasks": list(sentences)},
+    )
+
+
+def _sentence(rows: Rows, column: str, value: object, table: Mapping[int, str]) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and value in table:
+        return table[value]
+    span = f"{min(table)}..{max(table)}" if table else "there are none"
+    raise DataError(
+        f"{rows.episode}: {column} {value!r} is not in meta/tasks.jsonl ({span})",
+        hint="the metadata is older than the data; get meta/tasks.jsonl again",
+        code="data.unknown_task",
+        details={"episode": rows.episode, "field": column},
+    )
+
+
+# What only `verify` looks at
+
+
+def check_values(recording: Recording, contents: Contents, report: Collector) -> None:
+    """Whether rows count on, every number is one, something moves, and statistics are true."""
+    rows = contents.rows
+    if rows is None:
+        return
+    _check_counting(rows, report)
+    _check_undeclared(recording, rows, report)
+    vectors = {**contents.fields, **dict(_other_fields(recording, rows, report))}
+    for name, values in vectors.items():
+        report.attempt(partial(rows.refuse_non_finite, name, values))
+    _check_motion(rows, contents, report)
+    stated = episode_statistics(recording.dataset.root).get(recording.line.number, {})
+    for name, problem in contradictions(stated, vectors):
+        message = f"meta/episodes_stats.jsonl, {rows.episode}: {name} {problem}"
+        report.note("stats_contradict", message, field=name)
+
+
+def _check_counting(rows: Rows, report: Collector) -> None:
+    """Whether frames and rows are all there, once each."""
+    place = {"path": str(rows.path)}
+    if not np.array_equal(rows.order, np.arange(len(rows))):
+        message = f"{rows.path}: rows are not in the order of frame_index"
+        report.note("rows_unsorted", message, **place, field=FRAME_INDEX)
+    for name, code in ((FRAME_INDEX, "frame_index_gap"), ("index", "index_gap")):
+        values = rows.values(name) if name in rows.columns else []
+        start = values[0] if values and name == "index" and isinstance(values[0], int) else 0
+        wrong = [row for row, value in enumerate(values) if value != row + start]
+        if wrong:
+            frame = wrong[0]
+            message = f"{name} is {values[frame]} at row {frame}, expected {frame + start}"
+            report.note(code, f"{rows.path}: {message}", **place, field=name, frame=frame)
+
+
+def _check_undeclared(recording: Recording, rows: Rows, report: Collector) -> None:
+    for name in rows.columns:
+        if name not in recording.dataset.info.features:
+            message = f"{rows.path}: the column {name!r} is no feature in meta/info.json"
+            report.note("undeclared_column", message, path=str(rows.path), field=name)
+
+
+def _other_fields(
+    recording: Recording, rows: Rows, report: Collector
+) -> Iterator[tuple[str, Array]]:
+    """The numeric columns that are no field of the episode, as [F, C]."""
+    used = recording.dataset.field_names
+    for name, feature in recording.dataset.info.features.items():
+        is_vector = feature.width is not None and feature.is_readable_number
+        if is_vector and name in rows.columns and name not in used:
+            values = report.attempt(partial(rows.vectors, name, feature.width))
+            if values is not None:
+                yield name, values
+
+
+def _check_motion(rows: Rows, contents: Contents, report: Collector) -> None:
+    used = list(contents.fields.values())
+    if used and len(used[0]) > 1 and not any(np.ptp(one, axis=0).any() for one in used):
+        message = f"{rows.path}: no observation and no action ever changes"
+        report.note("no_motion", message, path=str(rows.path))

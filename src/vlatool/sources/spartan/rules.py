@@ -1,0 +1,397 @@
+"""The rules of a raw Spartan episode: one walk, which reading ends at the first error.
+
+`open_episode` looks at files and headers, which a survey needs; `read_values` inflates what an
+episode is made of. What only `verify` looks at is in `oddities.py`.
+
+Legend of shapes: F frames, C channels. Source: lbm-data 2.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vlatool.episode import Array, Calibration, FieldFacts
+from vlatool.errors import DataError
+from vlatool.findings import Collector
+from vlatool.sources.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array
+from vlatool.sources.spartan.config import SpartanConfig
+from vlatool.storage.tree import file_names
+
+METADATA = "metadata.yaml"
+OBSERVATIONS = "observations.npz"
+ACTIONS = "actions.npz"
+SUMMARY = "summary.npz"
+# With the size of their matrices.
+CALIBRATION = {"intrinsics.npz": 3, "extrinsics.npz": 4}
+ARCHIVES = (OBSERVATIONS, ACTIONS, *CALIBRATION)
+SIDES = ("_depth", "_label")
+_CAMERA_IDS = "camera_id_to_semantic_name"
+_CAMERA_NAME = re.compile(r"^[a-z0-9_.-]+\Z")
+_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one is ten times as fast
+
+
+@dataclass
+class Recording:
+    """What of an episode can be opened.
+
+    Attributes:
+        folder: Its `processed` folder.
+        present: Names of the files in it.
+        archives: The npz files that open, by name.
+        camera_ids: Hardware id to semantic name, in lower case.
+        cameras: Semantic name to pictures, in the order of metadata.yaml.
+        fields: Observation to its header, of those that are read, in file order.
+        actions: Header of the action vector [F, C].
+        num_frames: F; None where no array tells.
+        tried: (file, array) of everything that was looked at.
+    """
+
+    folder: Path
+    present: frozenset[str]
+    archives: dict[str, NpzArchive] = field(default_factory=dict[str, NpzArchive])
+    camera_ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    cameras: dict[str, NpzFrames] = field(default_factory=dict[str, NpzFrames])
+    fields: dict[str, ArrayHeader] = field(default_factory=dict[str, ArrayHeader])
+    actions: ArrayHeader | None = None
+    num_frames: int | None = None
+    tried: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+
+    def open_archive(self, name: str, report: Collector) -> NpzArchive | None:
+        """An npz file; None where it is missing, or broken, which is told."""
+        if name not in self.present:
+            return None
+        opened = report.attempt(partial(NpzArchive, self.folder / name), "unreadable_file")
+        if opened is not None:
+            self.archives[name] = opened
+        return opened
+
+    def field_facts(self, config: SpartanConfig) -> dict[str, FieldFacts]:
+        """The fields as `read_values` gives them, told from headers."""
+        facts = {name: FieldFacts(_width(header)) for name, header in self.fields.items()}
+        return facts | {name: FieldFacts(end - start) for name, start, end in _parts(config)}
+
+
+@dataclass
+class Values:
+    """What of an episode is read at once.
+
+    Attributes:
+        observed: Observation to its values: numbers [F, C], text [F].
+        actions: Part of the action vector to its values [F, C].
+        calibration: Camera to its matrices.
+        success: Whether the task was done; None where nobody says.
+    """
+
+    observed: dict[str, Array]
+    actions: dict[str, Array]
+    calibration: dict[str, Calibration]
+    success: bool | None
+
+
+def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Recording:
+    """Looks at files, cameras and headers of a `processed` folder, without reading values."""
+    recording = Recording(folder, file_names(folder))
+    for name in (METADATA, *ARCHIVES):
+        if name not in recording.present:
+            report.refuse(_missing_file(folder / name))
+    if METADATA in recording.present:
+        path = folder / METADATA
+        recording.camera_ids = report.attempt(partial(camera_names, path, report)) or {}
+    observations = recording.open_archive(OBSERVATIONS, report)
+    if observations is not None:
+        _open_cameras(recording, observations, report)
+        _open_fields(recording, observations, config, report)
+    actions = recording.open_archive(ACTIONS, report)
+    if actions is not None:
+        recording.tried.add((ACTIONS, "actions"))
+        recording.actions = report.attempt(partial(_action_header, actions, config, report))
+    _check_lengths(recording, report)
+    return recording
+
+
+def _missing_file(path: Path) -> DataError:
+    return DataError(
+        f"{path}: missing",
+        hint="the episode is incomplete; download or record it again",
+        code="data.missing_file",
+        details={"path": str(path)},
+    )
+
+
+def camera_names(path: Path, report: Collector) -> dict[str, str]:
+    """Hardware id to semantic name in lower case, of a metadata.yaml.
+
+    Raises:
+        DataError: It cannot be read or names no camera; bad names are told to `report`.
+    """
+    mapping = _read_yaml(path).get(_CAMERA_IDS)
+    if not isinstance(mapping, Mapping) or not mapping:
+        raise DataError(
+            f"{path}: {_CAMERA_IDS} is missing or empty",
+            hint="it names the cameras, for example 6CD146030E99: scene_right_0",
+            code="data.missing_field",
+            details={"path": str(path), "field": _CAMERA_IDS},
+        )
+    written = {str(camera_id): str(name) for camera_id, name in mapping.items()}
+    names = {camera_id: name.lower() for camera_id, name in written.items()}
+    for camera_id, name in written.items():
+        place = {"path": str(path), "camera": name}
+        if not _CAMERA_NAME.match(names[camera_id]):
+            report.refuse(
+                _bad_camera_name(
+                    f"{path}: the camera name {name!r} cannot be a file name in a shard",
+                    "use letters, digits, dots, dashes and underscores",
+                    place,
+                )
+            )
+        elif name != names[camera_id]:
+            message = f"{path}: the camera name {name!r} has capitals"
+            report.note("camera_name_case", message, **place)
+    if len(set(names.values())) < len(names):
+        report.refuse(
+            _bad_camera_name(
+                f"{path}: two cameras have the same name: {', '.join(names.values())}",
+                "names are compared in lower case; give each camera its own",
+                {"path": str(path)},
+            )
+        )
+    return names
+
+
+def _bad_camera_name(message: str, hint: str, place: Mapping[str, str]) -> DataError:
+    return DataError(message, hint=hint, code="data.bad_camera_name", details=place)
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        # This loader builds text, lists and mappings only, so camera ids stay text.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{path}: not valid YAML: {' '.join(str(error).split())}",
+            hint="the file is damaged; download or record it again",
+            code="data.broken_yaml",
+            details={"path": str(path)},
+        ) from None
+    return content if isinstance(content, Mapping) else {}
+
+
+def _open_cameras(recording: Recording, archive: NpzArchive, report: Collector) -> None:
+    ids = recording.camera_ids
+    archive.load_headers(ids)
+    for camera_id, name in ids.items():
+        if camera_id not in archive:
+            message = f"{archive.path}: camera {name!r} ({camera_id}) has no pictures"
+            place = {"path": str(archive.path), "camera": name, "field": camera_id}
+            report.note("camera_without_pictures", message, **place)
+            continue
+        recording.tried.add((OBSERVATIONS, camera_id))
+        frames = report.attempt(partial(archive.frames, camera_id), camera=name)
+        if frames is not None:
+            recording.cameras[name] = frames
+    if ids and not any(camera_id in archive for camera_id in ids):
+        report.refuse(
+            DataError(
+                f"{archive.path}: no camera of {_CAMERA_IDS} has pictures",
+                hint="the ids in metadata.yaml must be names of arrays in this file",
+                code="data.no_cameras",
+                details={"path": str(archive.path)},
+            )
+        )
+
+
+def _open_fields(
+    recording: Recording, archive: NpzArchive, config: SpartanConfig, report: Collector
+) -> None:
+    """Headers of the observations that are fields; arrays nobody needs are not looked into."""
+    pictures = {f"{camera}{kind}" for camera in recording.camera_ids for kind in ("", *SIDES)}
+    for name in archive.names:
+        if name in pictures or name in config.data_discard_keys:
+            continue
+        header = report.attempt(partial(archive.header, name))
+        is_named = name.startswith(("robot__", "language_"))
+        if header is not None and len(header.shape) > 2 and not is_named:
+            continue
+        recording.tried.add((OBSERVATIONS, name))
+        if header is not None and report.attempt(partial(_field_header, archive, name)):
+            recording.fields[name] = header
+
+
+def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
+    header = archive.readable_header(name)
+    shape, kind = header.shape, header.dtype.kind
+    if shape and (kind in "US" or (kind in "biuf" and not (shape[0] and 0 in shape))):
+        return header
+    problem, code = "is a single value, expected one per frame", "data.length_mismatch"
+    if shape:
+        problem = f"is {header.dtype}{list(shape)}, expected numbers or texts"
+        code = "data.bad_field"
+    raise DataError(
+        f"{archive.path}: {name!r} {problem}",
+        hint="leave the field out with --data-discard-keys",
+        code=code,
+        details={"path": str(archive.path), "field": name},
+    )
+
+
+def _width(header: ArrayHeader) -> int:
+    return 0 if header.dtype.kind in "US" else math.prod(header.shape[1:])
+
+
+def _parts(config: SpartanConfig) -> Iterator[tuple[str, int, int]]:
+    """(name, start, end) of the parts of the action vector."""
+    ends = config.action_index_fields
+    yield from zip(config.action_key_fields, [0, *ends[:-1]], ends, strict=True)
+
+
+def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector) -> ArrayHeader:
+    if "actions" not in archive:
+        raise missing_array(archive.path, "actions")
+    header = archive.readable_header("actions")
+    wanted = config.action_index_fields[-1]
+    width = header.shape[1] if len(header.shape) == 2 else 0
+    found = f"{archive.path}: actions is {header.dtype}{list(header.shape)}, expected"
+    place = {"path": str(archive.path), "field": "actions"}
+    if width < wanted or header.dtype.kind not in "biuf":
+        raise DataError(
+            f"{found} numbers [frames, {wanted}]",
+            hint="name the parts it really has with --action-fields-config-path",
+            code="data.narrow_actions",
+            details=place,
+        )
+    if width > wanted:
+        report.note("wide_actions", f"{found} [frames, {wanted}]", **place)
+    return header
+
+
+def _check_lengths(recording: Recording, report: Collector) -> None:
+    """The number of frames that most arrays agree on; the others are refused."""
+    arrays = {(OBSERVATIONS, name): header.shape[0] for name, header in recording.fields.items()}
+    if recording.actions is not None:
+        arrays[ACTIONS, "actions"] = recording.actions.shape[0]
+    for camera_id, name in recording.camera_ids.items():
+        if name in recording.cameras:
+            arrays[OBSERVATIONS, camera_id] = len(recording.cameras[name])
+    if not arrays:
+        return
+    expected = recording.num_frames = Counter(arrays.values()).most_common(1)[0][0]
+    for (file, name), length in arrays.items():
+        if length != expected:
+            report.refuse(other_length(recording, file, name, length))
+    if expected == 0:
+        report.refuse(
+            DataError(
+                f"{recording.folder}: the episode has no frames",
+                hint="leave it out with --episodes, or record it again",
+                code="data.empty_episode",
+                details={"path": str(recording.folder)},
+            )
+        )
+
+
+def other_length(recording: Recording, file: str, name: str, length: int | None) -> DataError:
+    """The error for an array that does not have one entry per frame; None for a single value."""
+    path = recording.folder / file
+    camera = recording.camera_ids.get(name)
+    called = name if camera is None else f"camera {camera}"
+    found = "is a single value" if length is None else f"has {length} frames"
+    return DataError(
+        f"{path}: {called!r} {found}, most arrays have {recording.num_frames}",
+        hint="the episode is inconsistent; record or download it again",
+        code="data.length_mismatch",
+        details={"path": str(path), "field": name, "camera": camera},
+    )
+
+
+def read_values(recording: Recording, config: SpartanConfig, report: Collector) -> Values:
+    """Inflates fields, actions and calibration; pictures stay on disk."""
+    observed: dict[str, Array] = {}
+    for name in recording.fields:
+        archive = recording.archives[OBSERVATIONS]
+        array = report.attempt(partial(archive.read, name))
+        if array is not None:
+            observed[name] = _by_frame(array)
+    actions: dict[str, Array] = {}
+    if recording.actions is not None:
+        vector = report.attempt(partial(recording.archives[ACTIONS].read, "actions"))
+        if vector is not None:
+            actions = {name: vector[:, start:end] for name, start, end in _parts(config)}
+    success = _read_success(recording, report)
+    return Values(observed, actions, _read_calibration(recording, report), success)
+
+
+def _by_frame(array: Array) -> Array:
+    """[F, C] for numbers, [F] for text."""
+    if array.dtype.kind in "US":
+        text = array if array.dtype.kind == "U" else np.char.decode(array, "utf-8", "replace")
+        return text.reshape(len(array)) if array.size == len(array) else text
+    return array.reshape(len(array), math.prod(array.shape[1:]))
+
+
+def _read_success(recording: Recording, report: Collector) -> bool | None:
+    """Whether the episode succeeded; None where its summary does not say."""
+    if SUMMARY not in recording.present:
+        return None
+    path = recording.folder / SUMMARY
+    place = {"path": str(path), "field": "episode_success"}
+    try:
+        value = NpzArchive(path).read("episode_success").reshape(-1)
+        problem = "it is empty" if not len(value) else f"it is {value.dtype}, not bool"
+    except DataError as error:
+        value, problem = np.empty(0), error.message
+    if not len(value) or value.dtype.kind not in "biu":
+        message = f"{path}: episode_success is unknown: {problem}"
+        report.note("success_unreadable", message, **place)
+        return None
+    if not value[0]:
+        report.note("not_successful", f"{path}: episode_success is false", **place)
+    return bool(value[0])
+
+
+def _read_calibration(recording: Recording, report: Collector) -> dict[str, Calibration]:
+    found: list[dict[str, Array]] = []
+    for file, size in CALIBRATION.items():
+        archive = recording.open_archive(file, report)
+        matrices: dict[str, Array] = {}
+        for camera_id, name in recording.camera_ids.items():
+            if archive is None or name not in recording.cameras:
+                continue
+            place = {"path": str(archive.path), "camera": name, "field": camera_id}
+            if camera_id not in archive:
+                message = f"{archive.path}: nothing for camera {name!r} ({camera_id})"
+                report.note("missing_calibration", message, **place)
+                continue
+            recording.tried.add((file, camera_id))
+            values = report.attempt(partial(_matrices, archive, camera_id, size), camera=name)
+            if values is not None:
+                matrices[name] = values
+        found.append(matrices)
+    intrinsics, extrinsics = found
+    return {
+        name: Calibration(intrinsics.get(name), extrinsics.get(name)) for name in recording.cameras
+    }
+
+
+def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
+    """Static [n, n] or per-frame [F, n, n] matrices of a camera."""
+    values = archive.read(camera_id)
+    is_matrix = values.ndim in (2, 3) and values.shape[-2:] == (size, size)
+    is_matrix = is_matrix and values.dtype.kind in "fiu"
+    if not is_matrix or not np.isfinite(values).all():
+        found = "not finite" if is_matrix else f"{values.dtype}{list(values.shape)}"
+        raise DataError(
+            f"{archive.path}: {camera_id!r} is {found}, "
+            f"expected finite matrices {[size, size]}, one or one per frame",
+            hint="repair the calibration of this camera, or leave its line out of the file",
+            code="data.bad_calibration",
+            details={"path": str(archive.path), "field": camera_id},
+        )
+    return values

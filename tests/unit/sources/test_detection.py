@@ -1,0 +1,59 @@
+"""Which format reads a source, where several recognise it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.builders.lerobot import lerobot_dataset
+from vlatool.errors import UsageError
+from vlatool.sources.detection import find_source
+
+READERS = """\
+from vlatool.sources.lerobot.reader import LeRobotReader
+
+class Kitchen(LeRobotReader):
+    specialises = "lerobot"
+
+class Island(Kitchen):
+    specialises = "kitchen"
+
+class Twin(LeRobotReader):
+    pass
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return lerobot_dataset(tmp_path / "pick", [3], cameras={})
+
+
+def install(root: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """A distribution with the named formats, found as an installed one is."""
+    info = root / "kitchen_formats-1.dist-info"
+    info.mkdir(parents=True)
+    (root / "kitchen_formats.py").write_text(READERS)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kitchen_formats\nVersion: 1\n")
+    lines = [f"{name} = kitchen_formats:{name.title()}" for name in names]
+    (info / "entry_points.txt").write_text("\n".join(["[vlatool.formats]", *lines]))
+    monkeypatch.syspath_prepend(str(root))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [(["kitchen"], "kitchen"), (["island", "kitchen"], "island")]
+)
+def test_the_most_specific_format_wins(
+    names: list[str], expected: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", monkeypatch, *names)
+    assert find_source(source, None).format == expected
+    assert find_source(source, "lerobot").format == "lerobot"
+
+
+def test_formats_that_do_not_know_each_other_stay_ambiguous(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", monkeypatch, "twin")
+    with pytest.raises(UsageError) as caught:
+        find_source(source, None)
+    assert caught.value.code == "usage.ambiguous_format"
+    assert caught.value.details["formats"] == ["lerobot", "twin"]
