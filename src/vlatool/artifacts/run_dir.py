@@ -1,6 +1,5 @@
 """A run folder: configuration, metrics, checkpoints, and what evaluation needs beside them."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import yaml
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_json, write_text
+from vlatool.storage.digest import sha256_of
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -108,7 +108,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def write_checkpoint_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Lists the files of a checkpoint with size and digest; its presence marks it complete."""
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)}
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(folder.iterdir())
         if file.name != MANIFEST
     }
@@ -132,8 +132,3 @@ def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
             details={"path": str(location)},
         )
     return RunDir(location), latest[1]
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

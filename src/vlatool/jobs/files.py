@@ -13,10 +13,10 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
+from vlatool.storage.digest import sha256_of
 from vlatool.storage.tree import files_below
 
 NAME = ".vlatool/files.jsonl"
-_BLOCK_BYTES = 1 << 20
 UNLISTED = "processing_metadata.json"
 
 
@@ -72,7 +72,7 @@ def changed_files(folder: Path) -> list[str]:
         entry.path
         for entry in entries
         if sizes.get(entry.path) != entry.bytes
-        or (entry.samples is None and digest_of_file(folder / entry.path) != entry.sha256)
+        or (entry.samples is None and sha256_of(folder / entry.path) != entry.sha256)
     ]
 
 
@@ -80,15 +80,6 @@ def file_entry(folder: Path, name: str) -> FileEntry:
     """The entry of a small file as it is now."""
     content = (folder / name).read_bytes()
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
-
-
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def is_listed(path: str) -> bool:

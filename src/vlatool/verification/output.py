@@ -1,6 +1,5 @@
 """Checks of a whole output: the record of its run, the list of its files, its folders of shards."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from vlatool.events import Reporter
 from vlatool.findings import Finding
 from vlatool.jobs.files import NAME, FileEntry, is_listed, read_file_list
 from vlatool.jobs.record import read_record
+from vlatool.storage.digest import sha256_of
 from vlatool.verification.codes import OUTPUT, SHARDS
 from vlatool.verification.shards import (
     MANIFEST,
@@ -91,16 +91,11 @@ def _check_file(location: Path, entry: FileEntry, depth: Depth) -> Iterator[Find
         elif (size := path.stat().st_size) != entry.bytes:
             message = f"{path}: has {size} bytes, written were {entry.bytes}"
             yield OUTPUT("size_mismatch", message, path=str(path))
-        elif not depth.is_quick and _sha256(path) != entry.sha256:
+        elif not depth.is_quick and sha256_of(path) != entry.sha256:
             message = f"{path}: has other bytes than when it was written"
             yield OUTPUT("digest_mismatch", message, path=str(path))
     except OSError as error:
         yield OUTPUT("unreadable_file", f"{path}: {error.strerror or error}", path=str(path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_folders(

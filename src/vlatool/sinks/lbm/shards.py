@@ -17,12 +17,13 @@ from vlatool.artifacts.stats import write_compact_stats, write_stats
 from vlatool.episode import EpisodeRef, Sample
 from vlatool.errors import DataError, StorageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.files import FileEntry, digest_of_file, file_entry, write_file_list
+from vlatool.jobs.files import FileEntry, file_entry, write_file_list
 from vlatool.jobs.journal import Journal
 from vlatool.parallel.executor import Executor
 from vlatool.sinks.base import Receipt
 from vlatool.sinks.lbm.shuffle import SampleIndex, ShardPlan
 from vlatool.storage.atomic import open_atomic, remove_file
+from vlatool.storage.digest import sha256_of
 from vlatool.storage.parts import Part, read_parts
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.statistics import StatisticsSum, field_entries
@@ -263,7 +264,7 @@ def _is_intact(path: Path, size: int, sha256: str) -> bool:
     try:
         if path.stat().st_size != size:
             return False
-        return is_remote(path) or digest_of_file(path) == sha256
+        return is_remote(path) or sha256_of(path) == sha256
     except OSError:
         return False
 
