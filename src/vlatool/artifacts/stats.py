@@ -11,6 +11,9 @@ from typing import Any
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
 
+NAME = "stats.json"
+COMPACT_NAME = "stats_compact.json"
+
 Statistics = dict[str, dict[str, Any]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlatool.artifacts.run_dir import METRICS, read_metrics
+from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.episode import Episode
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
@@ -56,7 +56,7 @@ def write_demo_report(
             _listening(result) + _picture(sheets["wrong"], "rollouts with another instruction"),
         ),
         _section("What it learned from", _recording(raw)),
-        _section("How it learned", _loss_chart(read_metrics(run / METRICS)) + _facts(result)),
+        _section("How it learned", _loss_chart(read_metrics(RunDir(run).metrics)) + _facts(result)),
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

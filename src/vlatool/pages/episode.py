@@ -4,78 +4,17 @@ Legend of shapes: S recorded positions (all frames, or the anchors that have a s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from PIL import Image
 
 from vlatool.episode import Array
+from vlatool.inspection.episode_view import EpisodeView
+from vlatool.inspection.shots import Shot
 from vlatool.pages.fields import channel_names, field_label, unit
 from vlatool.pages.layout import Section, escape, heading, note, sentences, tags
-from vlatool.pages.pictures import figure, lost_picture, thumbnail
+from vlatool.pages.pictures import draw_poses, figure, lost_picture, pose_legend, thumbnail
 from vlatool.pages.plots import Axis, Channels, axis_chart, channels, legend, line_chart
-from vlatool.pages.poses import Lens, PoseTrack, draw_poses
-from vlatool.pages.poses import legend as pose_legend
 
-STRIP_FRAMES = 8
 # Trails reach this many columns of the strip back and ahead.
 _TRAIL_COLUMNS = 1.5
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One picture of the strip.
-
-    Attributes:
-        picture: What was recorded; None where it cannot be shown.
-        lens: How to project into it; None without calibration.
-        problem: Why there is no picture.
-    """
-
-    picture: Image.Image | None
-    lens: Lens | None = None
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class EpisodeView:
-    """What is shown of an episode.
-
-    Attributes:
-        name: Its id.
-        facts: Name to value, shown as labels.
-        fps: Frames per second.
-        frames: Frame number of each position, int [S].
-        shown: Positions in the strip, ascending.
-        cameras: Camera to one shot per shown position.
-        actions: Action field to values [S, C].
-        proprioception: Proprioception field to values [S, C].
-        tracks: End effectors over the positions.
-        language: Kind of annotation to sentences.
-        problems: What could not be shown, and why.
-    """
-
-    name: str
-    facts: Mapping[str, object]
-    fps: float
-    frames: Array
-    shown: Sequence[int]
-    cameras: Mapping[str, Sequence[Shot]]
-    actions: Mapping[str, Array]
-    proprioception: Mapping[str, Array]
-    tracks: tuple[PoseTrack, ...]
-    language: Mapping[str, Sequence[str]]
-    problems: Sequence[str] = ()
-
-    @property
-    def seconds(self) -> Array:
-        """Time of each position [S]."""
-        return self.frames / self.fps
-
-
-def shown_positions(count: int) -> list[int]:
-    """Positions for the strip: the first, the last, and evenly between."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(STRIP_FRAMES, count)).tolist()})
 
 
 def episode_section(view: EpisodeView, *, is_under: bool = True) -> Section:

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.manifest import Shard, read_manifest
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.artifacts import manifest
+from vlatool.artifacts.manifest import Shard
+from vlatool.artifacts.shard import OpenShard, open_shard
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.stats import Statistics
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
-from vlatool.inspection.samples import TarIndex, open_index
+from vlatool.inspection.episode_view import view_episode, view_episode_tar
+from vlatool.inspection.sample_view import view_sample
 from vlatool.inspection.shard import ShardReport
 from vlatool.inspection.shards import ShardsReport
 from vlatool.inspection.source import SourceReport
-from vlatool.inspection.tar_view import view_episode_tar
-from vlatool.inspection.views import view_episode, view_sample
 from vlatool.pages.episode import episode_section
 from vlatool.pages.layout import GENERATOR, Section, note, page
 from vlatool.pages.overview import shard_sections, shards_sections, source_sections
@@ -94,20 +95,22 @@ def write_source_page(
     write_text(path, page(request.title, report.headline(), sections))
 
 
-def write_shards_page(report: ShardsReport, folder: Path, path: Path, request: PageRequest) -> None:
-    """Writes the page of a data folder.
+def write_shards_page(
+    report: ShardsReport, location: Path, path: Path, request: PageRequest
+) -> None:
+    """Writes the page of training data.
 
     Args:
         report: What was found.
-        folder: The folder with the manifest.
+        location: Where they are.
         path: The page.
         request: What it shows.
 
     Raises:
         StorageError: It cannot be written.
     """
-    shards = read_manifest(folder / "manifest.jsonl")
-    samples = list(_samples(shards, request.samples, report.origin.options))
+    folder = ShardFolder.open(location)
+    samples = list(_samples(folder.shards(), request.samples, report.origin.options))
     sections = [
         *shards_sections(report, _statistics(folder), _samples_per_episode(folder)),
         *_group(f"Samples ({len(samples)} of {report.samples})", samples),
@@ -127,8 +130,8 @@ def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: P
     Raises:
         StorageError: It cannot be written.
     """
-    options = _options(tar_path.parent)
-    with open_index(tar_path) as tar:
+    options = _options(ShardFolder(tar_path.parent / manifest.NAME))
+    with open_shard(tar_path) as tar:
         episode = view_episode_tar(tar, options)
         sections = shard_sections(report)
         if episode is not None:
@@ -169,20 +172,20 @@ def _samples_of(
     path: Path, positions: Sequence[int], options: Mapping[str, Any]
 ) -> Iterator[Section]:
     try:
-        with open_index(path) as tar:
+        with open_shard(path) as tar:
             keys = tar.keys
             for position in positions:
                 if position < len(keys):
                     yield _sample(tar, keys[position], options)
                 else:
-                    reason = tar.problem or f"it holds {len(keys)} samples"
+                    reason = tar.damage or f"it holds {len(keys)} samples"
                     text = f"{path.name}: there is no sample {position}: {reason}"
                     yield Section(f"{path.name}, sample {position}", note(text), is_under=True)
     except DataError as error:
         yield Section(path.name, note(error.message), is_under=True)
 
 
-def _sample(tar: TarIndex, key: str, options: Mapping[str, Any]) -> Section:
+def _sample(tar: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
     try:
         return sample_section(view_sample(tar, key, options))
     except DataError as error:
@@ -195,30 +198,24 @@ def _spread(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def _options(folder: Path) -> dict[str, Any]:
-    """preprocessing_config.yaml, which for `episodes` lies in the folder beside; else nothing."""
-    beside = [folder.parent / "shards"] if folder.name == "episodes" else []
-    for candidate in (folder, *beside):
-        try:
-            return read_preprocessing_config(candidate)
-        except DataError:
-            continue
-    return {}
-
-
-def _statistics(folder: Path) -> Statistics:
+def _options(folder: ShardFolder) -> dict[str, Any]:
     try:
-        return read_stats(folder / "stats.json")
+        return folder.options()
+    except DataError:
+        return {}  # a shard alone
+
+
+def _statistics(folder: ShardFolder) -> Statistics:
+    try:
+        return folder.statistics()
     except DataError:
         return {}  # already a finding of the report
 
 
-def _samples_per_episode(folder: Path) -> list[int]:
+def _samples_per_episode(folder: ShardFolder) -> list[int]:
     """From the manifest of the episode tars; empty where there is none."""
-    if folder.name not in ("shards", "episodes"):
-        return []
     try:
-        shards = read_manifest(folder.parent / "episodes" / "manifest.jsonl")
+        shards = folder.episodes.shards() if folder.episodes else []
     except DataError:
         return []
     return [shard.num_sequences for shard in shards]

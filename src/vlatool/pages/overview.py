@@ -111,14 +111,14 @@ def shard_sections(report: ShardReport) -> list[Section]:
     if first is not None:
         members = table(
             ("member", "bytes"),
-            [(code(name), f"{size:,}") for name, size in first.sizes.items()],
+            [(code(name), f"{size:,}") for name, size in first.members.items()],
             numbers=(1,),
         )
         arrays = table(
             ("array", "shape", "type"),
             [
                 (code(name), " x ".join(map(str, shape)) or "scalar", dtype)
-                for name, (shape, dtype) in first.arrays().items()
+                for name, (shape, dtype) in first.arrays.items()
             ],
         )
         members = details("Members of the first sample", members) + details(

@@ -4,14 +4,14 @@ Legend of shapes: T steps of the window, C channels.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.pages.episode import Shot, labelled_chart
+from vlatool.inspection.sample_view import SampleView
+from vlatool.pages.episode import labelled_chart
 from vlatool.pages.fields import channel_names
 from vlatool.pages.layout import (
     Section,
@@ -19,20 +19,19 @@ from vlatool.pages.layout import (
     details,
     escape,
     heading,
-    note,
     sentences,
     table,
     tags,
 )
 from vlatool.pages.pictures import (
     THUMBNAIL_WIDTH,
+    draw_poses,
     figure,
     lost_picture,
+    pose_legend,
     thumbnail,
 )
 from vlatool.pages.plots import Axis, axis_chart, cells, channels, line_chart
-from vlatool.pages.poses import PoseTrack, draw_poses
-from vlatool.pages.poses import legend as pose_legend
 
 _CHART_WIDTH = 560.0
 # Room for the numbers at the left of a chart, in its pixels.
@@ -42,57 +41,12 @@ _TICKS = 16
 _ROW = 8
 
 
-@dataclass(frozen=True)
-class SampleView:
-    """What is shown of a sample.
-
-    Attributes:
-        name: Its heading.
-        key: Its key in the tar.
-        facts: Name to value, shown as labels.
-        anchor: Index of the anchor in the window.
-        past_mask: Real steps before the anchor, bool [T].
-        future_mask: Real steps from the anchor on, bool [T].
-        fps: Frames per second; None when unknown.
-        pictures: (camera, image offset) to what was stored.
-        frames: Image offset to its frame in the episode.
-        actions: Action field to values [T, C].
-        proprioception: Proprioception field to values [T, C].
-        tracks: End effectors over the window; NaN where padded.
-        language: Kind of annotation to sentences.
-        metadata: metadata.json.
-        problems: What could not be shown, and why.
-    """
-
-    name: str
-    key: str
-    facts: Mapping[str, object]
-    anchor: int
-    past_mask: Array
-    future_mask: Array
-    fps: float | None
-    pictures: Mapping[tuple[str, int], Shot]
-    frames: Mapping[int, int]
-    actions: Mapping[str, Array]
-    proprioception: Mapping[str, Array]
-    tracks: tuple[PoseTrack, ...]
-    language: Mapping[str, Sequence[str]]
-    metadata: Mapping[str, Any]
-    problems: Sequence[str] = ()
-
-    @property
-    def length(self) -> int:
-        """T."""
-        return len(self.past_mask)
-
-
 def sample_section(view: SampleView) -> Section:
     """The card."""
     has_lens = any(shot.lens for shot in view.pictures.values())
     body = (
         tags(view.facts)
         + f'<div class="small quiet">{code(view.key)}</div>'
-        + "".join(map(note, view.problems))
         + heading("Language", sentences(view.language))
         + heading("Pictures", _pictures(view))
         + (pose_legend(view.tracks) if has_lens else "")

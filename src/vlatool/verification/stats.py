@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import compact, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
@@ -17,8 +18,6 @@ from vlatool.findings import Finding
 from vlatool.verification.codes import STATS
 from vlatool.verification.samples import Expectation, Place, numeric_fields
 
-NAME = "stats.json"
-_COMPACT = "stats_compact.json"
 _NEEDED = ("mean", "std", "min", "max", "count")
 # Sums of float64 in another order; published files agree with their samples to 1e-12.
 _TOLERANCE = 1e-9
@@ -27,8 +26,9 @@ _TOLERANCE = 1e-9
 class StatsCheck:
     """Collects what samples say and compares it with the published statistics."""
 
-    def __init__(self, folder: Path, *, recompute: bool) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: ShardFolder, *, recompute: bool) -> None:
+        self.path = folder.statistics_file
+        self._folder = folder
         self._entries: dict[str, dict[str, Any]] = {}
         self._recompute = recompute
         self._bounds: dict[str, tuple[Array, Array]] = {}
@@ -160,10 +160,7 @@ class StatsCheck:
 
     def _check_copies(self) -> Iterator[Finding]:
         """The compact copy beside it, and the one of `episodes` beside that of `shards`."""
-        folder = self.path.parent
-        for other in (folder / _COMPACT, folder.parent / "episodes" / NAME):
-            if other == self.path or not other.is_file():
-                continue
+        for other in self._folder.statistics_copies():
             try:
                 same = _compact(read_stats(other)) == _compact(self._entries)
             except DataError:

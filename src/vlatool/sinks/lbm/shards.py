@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from vlatool.artifacts.manifest import write_manifest
-from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
+from vlatool.artifacts.sample import sample_members
+from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.artifacts.stats import write_compact_stats, write_stats
 from vlatool.episode import EpisodeRef, Sample
 from vlatool.errors import DataError, StorageError

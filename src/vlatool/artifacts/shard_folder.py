@@ -1,0 +1,161 @@
+"""A folder of training data: the only place that knows how one is laid out and found.
+
+An output of the `lbm` sink has `shards/` (shuffled tars, their manifest, statistics and options)
+and `episodes/` (the same samples, one tar per episode). A published folder may hold the first of
+them alone, under any name. Source: lbm-data 8.1.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts import manifest, provenance, shard_index, stats
+from vlatool.artifacts.manifest import Shard, read_manifest
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.errors import DataError
+from vlatool.jobs.record import OutputRecord, read_record
+
+SHARDS, EPISODES = "shards", "episodes"
+
+# What makes an output look whole: taken away first, written last.
+CLOSING_FILES = (
+    f"{SHARDS}/{manifest.NAME}",
+    f"{SHARDS}/{stats.NAME}",
+    f"{SHARDS}/{stats.COMPACT_NAME}",
+    f"{EPISODES}/{manifest.NAME}",
+    f"{EPISODES}/{stats.NAME}",
+)
+# Patterns of everything that an output holds; what others put beside it is theirs.
+OWNED_FILES = (
+    f"{SHARDS}/shard_*.tar",
+    f"{SHARDS}/shard_*{shard_index.SUFFIX}",
+    f"{EPISODES}/episode_*.tar",
+    f"{SHARDS}/{provenance.CONFIG_NAME}",
+    f"{SHARDS}/{provenance.METADATA_NAME}",
+    *CLOSING_FILES,
+)
+
+
+def shard_stem(number: int) -> str:
+    """The name of a shard in its manifest."""
+    return f"shard_{number:06d}"
+
+
+def episode_tar(output: Path, episode: str) -> Path:
+    """Where an episode's tar is."""
+    return output / EPISODES / f"episode_{episode}.tar"
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """Training data, found by their manifest; everything is read when it is asked for.
+
+    Attributes:
+        manifest: The file that lists the shards.
+    """
+
+    manifest: Path
+
+    @classmethod
+    def find(cls, location: Path) -> "ShardFolder | None":
+        """The data at an output, a folder with a manifest, or a manifest; None where none are.
+
+        `shards/` counts before the folder itself, and that before `episodes/`.
+        """
+        if location.name == manifest.NAME:
+            return cls(location) if location.is_file() else None
+        folders = (location / SHARDS, location, location / EPISODES)
+        manifests = (folder / manifest.NAME for folder in folders)
+        return next((cls(path) for path in manifests if path.is_file()), None)
+
+    @classmethod
+    def open(cls, location: Path) -> "ShardFolder":
+        """The data at a location.
+
+        Raises:
+            DataError: There are none; says what was looked for.
+        """
+        found = cls.find(location)
+        if found is None:
+            raise DataError(
+                f"{location}: no training data here: neither {SHARDS}/{manifest.NAME} nor "
+                f"{manifest.NAME} nor {EPISODES}/{manifest.NAME} is there",
+                hint="give the --output folder of `vlatool preprocess`, or a manifest",
+                code="data.no_manifest",
+                details={"path": str(location)},
+            )
+        return found
+
+    @property
+    def path(self) -> Path:
+        """The folder that the names in the manifest are relative to."""
+        return self.manifest.parent
+
+    @property
+    def output(self) -> Path:
+        """The output that the folder belongs to; itself where it stands alone."""
+        return self.path.parent if self.path.name in (SHARDS, EPISODES) else self.path
+
+    @property
+    def episodes(self) -> "ShardFolder | None":
+        """The folder with one tar per episode, samples in the order of frames."""
+        path = self.output / EPISODES / manifest.NAME
+        return ShardFolder(path) if path.is_file() else None
+
+    @property
+    def statistics_file(self) -> Path:
+        """stats.json."""
+        return self.path / stats.NAME
+
+    def statistics_copies(self) -> Iterator[Path]:
+        """The other files that repeat the statistics: compact, and those of `episodes`."""
+        others = (self.path / stats.COMPACT_NAME, self.path.parent / EPISODES / stats.NAME)
+        yield from (path for path in others if path != self.statistics_file and path.is_file())
+
+    @property
+    def options_file(self) -> Path:
+        """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
+        own = self.path / provenance.CONFIG_NAME
+        beside = self.path.parent / SHARDS / provenance.CONFIG_NAME
+        return beside if not own.is_file() and beside.is_file() else own
+
+    def shards(self) -> list[Shard]:
+        """The tars of the manifest.
+
+        Raises:
+            DataError: The manifest is broken.
+        """
+        return read_manifest(self.manifest)
+
+    def statistics(self) -> Statistics:
+        """stats.json.
+
+        Raises:
+            DataError: It is missing or broken.
+        """
+        return read_stats(self.statistics_file)
+
+    def options(self) -> dict[str, Any]:
+        """preprocessing_config.yaml.
+
+        Raises:
+            DataError: It is missing or broken.
+        """
+        return read_preprocessing_config(self.options_file.parent)
+
+    def record(self) -> OutputRecord | None:
+        """The record of the run that wrote it; None where there is none."""
+        return read_record(self.output)
+
+
+def is_output(location: Path) -> bool:
+    """Whether training data are here, or a run that writes some has begun."""
+    return ShardFolder.find(location) is not None or is_unfinished(location)
+
+
+def is_unfinished(location: Path) -> bool:
+    """Whether a run that writes training data has begun here."""
+    record = read_record(location)
+    return record is not None and record.command == "preprocess"
