@@ -125,8 +125,9 @@ def stored_shot(
         picture = _open_picture(sample.members[suffix])
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return Shot(None, problem=f"{suffix} cannot be decoded")
-    matrices = (arrays.get(f"{kind}.{view[0]}") for kind in ("rescaled_intrinsics", "extrinsics"))
-    return Shot(picture, Lens.at(*matrices, max(row, 0), picture.size))
+    intrinsics = arrays.get(f"rescaled_intrinsics.{view[0]}")
+    extrinsics = arrays.get(f"extrinsics.{view[0]}")
+    return Shot(picture, Lens.at(intrinsics, extrinsics, max(row, 0), picture.size))
 
 
 def frame_shot(

@@ -123,6 +123,6 @@ def _compare(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
         elif other != digest:
             message = f"sample {key} differs between {here} and {there}"
             yield SHARDS("digest_mismatch", message, sample=key, path=str(here))
-    for key in episodes.digests.keys() - shards.digests.keys():
+    for key in (key for key in episodes.digests if key not in shards.digests):
         message = f"sample {key} is in {there}, not in {here}"
         yield SHARDS("only_in_episodes", message, sample=key, path=str(there))
