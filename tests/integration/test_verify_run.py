@@ -164,6 +164,13 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
         {"digest_mismatch"},
         "error",
     ),
+    "name that no file can have": (
+        lambda run: rewrite(
+            manifest(run), lambda t: t["files"].update({"x" * 300: {"bytes": 1, "sha256": ""}})
+        ),
+        {"unreadable_file"},
+        "error",
+    ),
     "weights that do not fit their header": (misfit_weights, {"broken_weights"}, "error"),
     "stranger": (
         lambda run: (run.checkpoint(2) / "notes.txt").write_text("x"),

@@ -13,7 +13,7 @@ import numpy as np
 from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array, Episode
 from vlatool.errors import DataError
-from vlatool.inspection.fields import as_columns, is_lowdim, policy_fields
+from vlatool.inspection.fields import lowdim_columns, policy_fields
 from vlatool.inspection.sample_view import chosen_fields, rate
 from vlatool.inspection.shots import (
     PoseTrack,
@@ -69,13 +69,7 @@ class EpisodeView:
 def view_episode(episode: Episode) -> EpisodeView:
     """A raw episode; the pictures of its strip are decoded."""
     shown = _shown_positions(episode.num_frames)
-    numbers = as_columns(
-        {
-            name: values
-            for name, values in episode.lowdim.items()
-            if is_lowdim(name, values, episode.num_frames)
-        }
-    )
+    numbers = lowdim_columns(episode.lowdim, episode.num_frames)
     actions, proprioception = policy_fields(
         numbers, episode.action_fields, episode.proprioception_fields
     )
@@ -206,9 +200,7 @@ def _anchor_rows(
             problems.append(error.message)
             continue
         length = len(arrays["past_mask"]) if "past_mask" in arrays else step + 1
-        fields = as_columns(
-            {name: values for name, values in arrays.items() if is_lowdim(name, values, length)}
-        )
+        fields = lowdim_columns(arrays, length)
         rows[frame] = {name: values[min(step, length - 1)] for name, values in fields.items()}
     return rows
 

@@ -142,16 +142,18 @@ def facts_of_statistics(name: str, entry: Mapping[str, Any]) -> FieldFacts | Non
     )
 
 
-def is_lowdim(name: str, values: Array, rows: int) -> bool:
-    """Whether an array of a sample is a field [rows, C], or [rows], of numbers."""
-    return (
-        values.dtype.kind in "fiu"
+def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """The fields of numbers with `rows` rows among some arrays, as [rows, C]."""
+    return {
+        name: values.reshape(rows, -1)
+        for name, values in arrays.items()
+        if values.dtype.kind in "fiu"
         and values.ndim in (1, 2)
         and len(values) == rows
         and values.size > 0
         and not name.startswith((*CALIBRATION, "intrinsics."))
         and name not in MASKS
-    )
+    }
 
 
 def policy_fields(
@@ -173,13 +175,6 @@ def policy_fields(
         chosen[0] = [name for name in names if "action" in name]
         chosen[1] = [name for name in names if name not in chosen[0]]
     return chosen[0][:_MOST_FIELDS], chosen[1][:_MOST_FIELDS]
-
-
-def as_columns(fields: Mapping[str, Array]) -> dict[str, Array]:
-    """Fields as [S, C]; those of one value per row get one channel."""
-    return {
-        name: values[:, None] if values.ndim == 1 else values for name, values in fields.items()
-    }
 
 
 def source_field_table(fields: Sequence[FieldFacts]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.inspection.fields import as_columns, is_lowdim, policy_fields
+from vlatool.inspection.fields import lowdim_columns, policy_fields
 from vlatool.inspection.shots import PoseTrack, Shot, pose_tracks, position_fields, stored_shot
 
 
@@ -71,9 +71,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
         past, future, anchor = _masks(arrays, metadata)
         views = sample.views()
         pictures = {view: stored_shot(sample, view, arrays, anchor + view[1]) for view in views}
-    numbers = as_columns(
-        {name: values for name, values in arrays.items() if is_lowdim(name, values, len(past))}
-    )
+    numbers = lowdim_columns(arrays, len(past))
     actions, proprioception = chosen_fields(numbers, options)
     padding = ~(past | future)
     positions = {

@@ -95,7 +95,7 @@ def read_facts(config: DataConfig) -> DatasetFacts:
     return DatasetFacts(
         shards=tuple(tuple(entries) for entries in shards),
         # Loader processes get a copy; only merging needs digests.
-        statistics={name: compact(entry) for name, entry in merge_stats(parts).items()},
+        statistics=compact(merge_stats(parts)),
         options=tuple(options),
         past=min(pasts),
         future=min(int(one["future_lowdim_steps"]) for one in options),

@@ -1,8 +1,27 @@
 """What every check is given: how much is looked into, what was looked at, who is told."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 from vlatool.events import NULL, Reporter
+from vlatool.findings import Family, Finding
+from vlatool.storage.digest import sha256_of
+
+
+class Listed(Protocol):
+    """What a list says of a file."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of its content."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,3 +69,19 @@ class Check:
     depth: Depth = Depth()
     checked: Checked = field(default_factory=Checked)
     reporter: Reporter = NULL
+
+
+def check_listed(family: Family, path: Path, listed: Listed, check: Check) -> Iterator[Finding]:
+    """Whether a file is what a list says of it; the codes are those that each list has."""
+    try:
+        if not path.is_file():
+            yield family("missing_file", f"{path}: is missing", path=str(path))
+        elif (size := path.stat().st_size) != listed.bytes:
+            message = f"{path}: has {size} bytes, written were {listed.bytes}"
+            yield family("size_mismatch", message, path=str(path))
+        elif not check.depth.is_quick and sha256_of(path) != listed.sha256:
+            message = f"{path}: has other bytes than when it was written"
+            yield family("digest_mismatch", message, path=str(path))
+    except OSError as error:
+        message = f"{path}: {error.strerror or error}"
+        yield family("unreadable_file", message, path=str(path))

@@ -159,6 +159,7 @@ RUN = Family(
         "digest_mismatch": Kind(
             "error", "A file of a checkpoint has other bytes than when it was written.", _OTHER
         ),
+        "unreadable_file": Kind("error", "A file cannot be read.", "check the disk and the rights"),
         "broken_weights": Kind("error", "The header of weights does not fit the file.", _OTHER),
         "unlisted_file": Kind(
             "warning", "A file of a checkpoint is not in its manifest.", "move it away"

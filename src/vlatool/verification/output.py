@@ -9,10 +9,9 @@ from vlatool.artifacts.shard_folder import EPISODES, ShardFolder
 from vlatool.artifacts.shard_folder import SHARDS as SHARDS_FOLDER
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.jobs.files import NAME, FileEntry, is_listed, read_file_list
+from vlatool.jobs.files import NAME, is_listed, read_file_list
 from vlatool.jobs.record import read_record
-from vlatool.storage.digest import sha256_of
-from vlatool.verification.check import Check, Depth
+from vlatool.verification.check import Check, Depth, check_listed
 from vlatool.verification.codes import OUTPUT, SHARDS
 from vlatool.verification.shards import ShardList, check_shards, list_shards
 
@@ -55,7 +54,7 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
         return
     with check.reporter.progress("files", len(entries), "file") as bar:
         for entry in entries:
-            yield from _check_file(location, entry, check.depth)
+            yield from check_listed(OUTPUT, location / entry.path, entry, check)
             bar.advance()
     known = {entry.path for entry in entries}
     for path in sorted(path for path in location.rglob("*") if path.is_file()):
@@ -63,21 +62,6 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
         is_index = name.endswith(shard_index.SUFFIX)
         if is_listed(name) and name not in known and not is_index:
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
-
-
-def _check_file(location: Path, entry: FileEntry, depth: Depth) -> Iterator[Finding]:
-    path = location / entry.path
-    try:
-        if not path.is_file():
-            yield OUTPUT("missing_file", f"{path}: is missing", path=str(path))
-        elif (size := path.stat().st_size) != entry.bytes:
-            message = f"{path}: has {size} bytes, written were {entry.bytes}"
-            yield OUTPUT("size_mismatch", message, path=str(path))
-        elif not depth.is_quick and sha256_of(path) != entry.sha256:
-            message = f"{path}: has other bytes than when it was written"
-            yield OUTPUT("digest_mismatch", message, path=str(path))
-    except OSError as error:
-        yield OUTPUT("unreadable_file", f"{path}: {error.strerror or error}", path=str(path))
 
 
 def _check_folders(location: Path, check: Check) -> Iterator[Finding]:

@@ -1,12 +1,11 @@
 """Checks of a training run and of a checkpoint: what evaluation and resuming read is whole."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vlatool.artifacts.checkpoint import (
     MANIFEST,
     WEIGHTS_SUFFIX,
-    CheckpointFile,
     CheckpointManifest,
     checkpoint_step,
     read_weights_header,
@@ -17,9 +16,8 @@ from vlatool.artifacts.stats import read_stats
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
-from vlatool.storage.digest import sha256_of
 from vlatool.training.config import TrainConfig
-from vlatool.verification.check import Check
+from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import RUN
 
 
@@ -49,7 +47,10 @@ def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
         yield RUN("broken_manifest", error.message, path=str(location / MANIFEST))
         return
     for name, entry in manifest.files.items():
-        yield from _check_file(location / name, entry, check)
+        yield from check_listed(RUN, location / name, entry, check)
+        check.checked.add(files=1, bytes=entry.bytes)
+        if name.endswith(WEIGHTS_SUFFIX) and (location / name).is_file():
+            yield from _told("broken_weights", read_weights_header, location / name)
     for path in sorted(location.iterdir()):
         if path.name != MANIFEST and path.name not in manifest.files:
             yield RUN("unlisted_file", f"{path}: is not in {MANIFEST}", path=str(path))
@@ -57,27 +58,6 @@ def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
     if named is not None and step != named:
         message = f"{location / MANIFEST}: is of step {step}, the folder says {named}"
         yield RUN("broken_manifest", message, path=str(location / MANIFEST))
-
-
-def _check_file(path: Path, entry: CheckpointFile, check: Check) -> Iterator[Finding]:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        message = f"{path}: is missing ({error.strerror or error})"
-        yield RUN("missing_file", message, path=str(path))
-        return
-    check.checked.add(files=1, bytes=size)
-    if size != entry.bytes:
-        message = f"{path}: has {size} bytes, written were {entry.bytes}"
-        yield RUN("size_mismatch", message, path=str(path))
-    elif not check.depth.is_quick and sha256_of(path) != entry.sha256:
-        message = f"{path}: has other bytes than when it was written"
-        yield RUN("digest_mismatch", message, path=str(path))
-    if path.suffix == WEIGHTS_SUFFIX:
-        try:
-            read_weights_header(path)
-        except DataError as error:
-            yield RUN("broken_weights", error.message, path=str(path))
 
 
 def _check_config(run: RunDir) -> Iterator[Finding]:
@@ -91,14 +71,18 @@ def _check_config(run: RunDir) -> Iterator[Finding]:
 
 def _check_facts(run: RunDir) -> Iterator[Finding]:
     """Statistics and options of the data, without which a policy cannot act."""
+    yield from _told("broken_statistics", read_stats, run.stats)
+    yield from _told(
+        "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
+    )
+
+
+def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
+    """What a reader refuses, as a finding."""
     try:
-        read_stats(run.stats)
+        read(path)
     except DataError as error:
-        yield RUN("broken_statistics", error.message, path=str(run.stats))
-    try:
-        read_preprocessing_config(run.root)
-    except DataError as error:
-        yield RUN("broken_options", error.message, path=str(run.options))
+        yield RUN(code, error.message, path=str(path))
 
 
 def _check_metrics(run: RunDir) -> Iterator[Finding]:

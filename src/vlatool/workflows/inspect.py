@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel, needed_field
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.inspection.report import Report
 from vlatool.inspection.source import inspect_source
@@ -17,7 +17,7 @@ from vlatool.pages.html_page import PageRequest, check_target, write_source_page
 from vlatool.plugins import recognise
 from vlatool.sources.detection import find_source
 from vlatool.sources.order import select
-from vlatool.storage.uri import location
+from vlatool.storage.uri import existing, location
 
 
 class InspectConfig(ConfigModel):
@@ -87,14 +87,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="vlatool inspect LOCATION",
             code="usage.missing_key",
         )
-    place = location(config.location)
-    if not place.exists():
-        raise DataError(
-            f"{place}: does not exist",
-            hint="check the path",
-            code="data.no_source",
-            details={"path": str(place)},
-        )
+    place = existing(config.location)
     if config.html is None:
         return InspectResult(config.location, _look(place, config, reporter)[0])
     target = location(config.html)

@@ -14,7 +14,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.findings import SEVERITIES, Finding
 from vlatool.inspection.text import size_text
 from vlatool.plugins import recognise
-from vlatool.storage.uri import location as path_of
+from vlatool.storage.uri import existing
 from vlatool.verification.check import Check, Checked, Depth
 from vlatool.verification.codes import code_rows
 from vlatool.verification.source import check_source, open_source
@@ -162,15 +162,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     if config.codes:
         return CodesResult(tuple(code_rows()))
     _check_config(config)
-    location = path_of(config.location)
-    if not location.exists():
-        raise DataError(
-            f"{location}: does not exist",
-            hint="check the path",
-            code="data.no_source",
-            details={"path": str(location)},
-        )
-    result = _look(location, config, reporter)
+    result = _look(existing(config.location), config, reporter)
     if result.is_whole:
         return result
     problem = DataError(
