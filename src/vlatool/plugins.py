@@ -184,10 +184,7 @@ ARTIFACTS: Registry[Artifact] = Registry(
 )
 
 
-def recognise(location: Path) -> tuple[str, Artifact] | None:
+def recognise(location: Path, table: Registry[Artifact] = ARTIFACTS) -> tuple[str, Artifact] | None:
     """Name and entry of the artifact at a location; None where there is none."""
-    for name in ARTIFACTS.names():
-        artifact = ARTIFACTS.get(name)
-        if artifact.load("recognise")(location):
-            return name, artifact
-    return None
+    entries = ((name, table.get(name)) for name in table.names())
+    return next((one for one in entries if one[1].load("recognise")(location)), None)

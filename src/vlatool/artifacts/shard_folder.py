@@ -17,23 +17,23 @@ from vlatool.artifacts.stats import Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, read_record
 
-SHARDS, EPISODES = "shards", "episodes"
+SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
 
 # What makes an output look whole: taken away first, written last.
 CLOSING_FILES = (
-    f"{SHARDS}/{manifest.NAME}",
-    f"{SHARDS}/{stats.NAME}",
-    f"{SHARDS}/{stats.COMPACT_NAME}",
-    f"{EPISODES}/{manifest.NAME}",
-    f"{EPISODES}/{stats.NAME}",
+    f"{SHARDS_NAME}/{manifest.NAME}",
+    f"{SHARDS_NAME}/{stats.NAME}",
+    f"{SHARDS_NAME}/{stats.COMPACT_NAME}",
+    f"{EPISODES_NAME}/{manifest.NAME}",
+    f"{EPISODES_NAME}/{stats.NAME}",
 )
 # Patterns of everything that an output holds; what others put beside it is theirs.
 OWNED_FILES = (
-    f"{SHARDS}/shard_*.tar",
-    f"{SHARDS}/shard_*{shard_index.SUFFIX}",
-    f"{EPISODES}/episode_*.tar",
-    f"{SHARDS}/{provenance.CONFIG_NAME}",
-    f"{SHARDS}/{provenance.METADATA_NAME}",
+    f"{SHARDS_NAME}/shard_*.tar",
+    f"{SHARDS_NAME}/shard_*{shard_index.SUFFIX}",
+    f"{EPISODES_NAME}/episode_*.tar",
+    f"{SHARDS_NAME}/{provenance.CONFIG_NAME}",
+    f"{SHARDS_NAME}/{provenance.METADATA_NAME}",
     *CLOSING_FILES,
 )
 
@@ -45,7 +45,7 @@ def shard_stem(number: int) -> str:
 
 def episode_tar(output: Path, episode: str) -> Path:
     """Where an episode's tar is."""
-    return output / EPISODES / f"episode_{episode}.tar"
+    return output / EPISODES_NAME / f"episode_{episode}.tar"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ShardFolder:
         """
         if location.name == manifest.NAME:
             return cls(location) if location.is_file() else None
-        folders = (location / SHARDS, location, location / EPISODES)
+        folders = (location / SHARDS_NAME, location, location / EPISODES_NAME)
         manifests = (folder / manifest.NAME for folder in folders)
         return next((cls(path) for path in manifests if path.is_file()), None)
 
@@ -80,13 +80,23 @@ class ShardFolder:
         found = cls.find(location)
         if found is None:
             raise DataError(
-                f"{location}: no training data here: neither {SHARDS}/{manifest.NAME} nor "
-                f"{manifest.NAME} nor {EPISODES}/{manifest.NAME} is there",
+                f"{location}: no training data here: neither {SHARDS_NAME}/{manifest.NAME} nor "
+                f"{manifest.NAME} nor {EPISODES_NAME}/{manifest.NAME} is there",
                 hint="give the --output folder of `vlatool preprocess`, or a manifest",
                 code="data.no_manifest",
                 details={"path": str(location)},
             )
         return found
+
+    @classmethod
+    def parts(cls, location: Path) -> list["ShardFolder"]:
+        """`shards/`, even where its manifest is lost, and `episodes/`; else the location itself."""
+        folders = [cls(location / part / manifest.NAME) for part in (SHARDS_NAME, EPISODES_NAME)]
+        there = [one for one in folders if one.manifest.is_file()]
+        if not there:
+            return [cls(location / manifest.NAME)]
+        is_lost = folders[0] not in there and folders[0].path.is_dir()
+        return [folders[0], *there] if is_lost else there
 
     @property
     def path(self) -> Path:
@@ -96,12 +106,12 @@ class ShardFolder:
     @property
     def output(self) -> Path:
         """The output that the folder belongs to; itself where it stands alone."""
-        return self.path.parent if self.path.name in (SHARDS, EPISODES) else self.path
+        return self.path.parent if self.path.name in (SHARDS_NAME, EPISODES_NAME) else self.path
 
     @property
     def episodes(self) -> "ShardFolder | None":
         """The folder with one tar per episode, samples in the order of frames."""
-        path = self.output / EPISODES / manifest.NAME
+        path = self.output / EPISODES_NAME / manifest.NAME
         return ShardFolder(path) if path.is_file() else None
 
     @property
@@ -111,14 +121,14 @@ class ShardFolder:
 
     def statistics_copies(self) -> Iterator[Path]:
         """The other files that repeat the statistics: compact, and those of `episodes`."""
-        others = (self.path / stats.COMPACT_NAME, self.path.parent / EPISODES / stats.NAME)
+        others = (self.path / stats.COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
         yield from (path for path in others if path != self.statistics_file and path.is_file())
 
     @property
     def options_file(self) -> Path:
         """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
         own = self.path / provenance.CONFIG_NAME
-        beside = self.path.parent / SHARDS / provenance.CONFIG_NAME
+        beside = self.path.parent / SHARDS_NAME / provenance.CONFIG_NAME
         return beside if not own.is_file() and beside.is_file() else own
 
     def shards(self) -> list[Shard]:

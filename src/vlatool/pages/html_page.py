@@ -1,4 +1,7 @@
-"""The page of `inspect --html`: what is at a location, with pictures."""
+"""The page of `inspect --html`: what is at a location, with pictures.
+
+What writes a page raises StorageError where it cannot be written.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +20,9 @@ from vlatool.inspection.sample_view import view_sample
 from vlatool.inspection.shard import ShardReport
 from vlatool.inspection.shards import ShardsReport
 from vlatool.inspection.source import SourceReport
-from vlatool.pages.episode import episode_section
+from vlatool.pages.cards import episode_section, sample_section
 from vlatool.pages.layout import GENERATOR, Section, note, page
 from vlatool.pages.overview import shard_sections, shards_sections, source_sections
-from vlatool.pages.sample import sample_section
 from vlatool.sources.base import FormatReader
 from vlatool.storage.atomic import write_text
 
@@ -75,18 +77,7 @@ def write_source_page(
     path: Path,
     request: PageRequest,
 ) -> None:
-    """Writes the page of a raw source, of which some episodes are shown.
-
-    Args:
-        report: What was found.
-        reader: Reads the episodes.
-        refs: Those that were looked at.
-        path: The page.
-        request: What it shows.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
+    """Writes to `path` the page of a raw source: some of the episodes `refs` that were read."""
     broken = {one["episode"] for one in report.broken}
     whole = [ref for ref in refs if ref.id not in broken]
     episodes = [_episode(reader, whole[i]) for i in _spread(len(whole), request.episodes)]
@@ -98,17 +89,7 @@ def write_source_page(
 def write_shards_page(
     report: ShardsReport, location: Path, path: Path, request: PageRequest
 ) -> None:
-    """Writes the page of training data.
-
-    Args:
-        report: What was found.
-        location: Where they are.
-        path: The page.
-        request: What it shows.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
+    """Writes to `path` the page of the training data at a location."""
     folder = ShardFolder.open(location)
     samples = list(_samples(folder.shards(), request.samples, report.origin.options))
     sections = [
@@ -119,17 +100,7 @@ def write_shards_page(
 
 
 def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: PageRequest) -> None:
-    """Writes the page of one shard, or of the tar of one episode.
-
-    Args:
-        report: What was found.
-        tar_path: The shard.
-        path: The page.
-        request: What it shows.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
+    """Writes to `path` the page of one shard, or of the tar of one episode."""
     options = _options(ShardFolder(tar_path.parent / manifest.NAME))
     with open_shard(tar_path) as tar:
         episode = view_episode_tar(tar, options)

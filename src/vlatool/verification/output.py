@@ -5,8 +5,7 @@ from pathlib import Path
 
 from vlatool.artifacts import manifest, shard_index
 from vlatool.artifacts.manifest import Shard
-from vlatool.artifacts.shard_folder import EPISODES, ShardFolder
-from vlatool.artifacts.shard_folder import SHARDS as SHARDS_FOLDER
+from vlatool.artifacts.shard_folder import EPISODES_NAME, SHARDS_NAME, ShardFolder
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.jobs.files import NAME, is_listed, read_file_list
@@ -67,7 +66,7 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
 def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
     """`shards` and `episodes` of an output, each and against each other; else the folder itself."""
     found: dict[str, ShardList] = {}
-    for folder in _folders(location):
+    for folder in ShardFolder.parts(location):
         for one in list_shards(folder):
             if isinstance(one, Finding):
                 yield one
@@ -76,7 +75,7 @@ def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
     total = sum(len(one.shards) for one in found.values())
     with check.reporter.progress("shards", total, "shard") as bar:
         for name, listed in found.items():
-            if name == EPISODES and len(found) > 1:
+            if name == EPISODES_NAME and len(found) > 1:
                 # Its samples are those of `shards`, which is compared below.
                 headers = Depth(0, is_quick=check.depth.is_quick)
                 yield from check_shards(listed, headers, check.checked, bar)
@@ -84,16 +83,7 @@ def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
             else:
                 yield from check_shards(listed, check.depth, check.checked, bar)
     if len(found) > 1:
-        yield from _compare(found[SHARDS_FOLDER], found[EPISODES])
-
-
-def _folders(location: Path) -> list[ShardFolder]:
-    folders = [ShardFolder(location / part / manifest.NAME) for part in (SHARDS_FOLDER, EPISODES)]
-    there = [one for one in folders if one.manifest.is_file()]
-    if not there:
-        return [ShardFolder(location / manifest.NAME)]
-    is_lost = folders[0] not in there and folders[0].path.is_dir()
-    return [folders[0], *there] if is_lost else there
+        yield from _compare(found[SHARDS_NAME], found[EPISODES_NAME])
 
 
 def _compare(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:

@@ -20,6 +20,8 @@ from vlatool.training.config import TrainConfig
 from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import RUN
 
+_ABSENT = {"run.missing_file", "run.unreadable_file"}
+
 
 def check_run(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with a run folder and its checkpoints."""
@@ -47,10 +49,12 @@ def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
         yield RUN("broken_manifest", error.message, path=str(location / MANIFEST))
         return
     for name, entry in manifest.files.items():
-        yield from check_listed(RUN, location / name, entry, check)
-        check.checked.add(files=1, bytes=entry.bytes)
-        if name.endswith(WEIGHTS_SUFFIX) and (location / name).is_file():
-            yield from _told("broken_weights", read_weights_header, location / name)
+        found = list(check_listed(RUN, location / name, entry, check))
+        yield from found
+        if _ABSENT.isdisjoint(one.code for one in found):
+            check.checked.add(files=1, bytes=entry.bytes)
+            if name.endswith(WEIGHTS_SUFFIX):
+                yield from _told("broken_weights", read_weights_header, location / name)
     for path in sorted(location.iterdir()):
         if path.name != MANIFEST and path.name not in manifest.files:
             yield RUN("unlisted_file", f"{path}: is not in {MANIFEST}", path=str(path))
