@@ -91,7 +91,8 @@ class ShardFolder:
     @classmethod
     def parts(cls, location: Path) -> list["ShardFolder"]:
         """`shards/`, even where its manifest is lost, and `episodes/`; else the location itself."""
-        folders = [cls(location / part / manifest.NAME) for part in (SHARDS_NAME, EPISODES_NAME)]
+        names = (SHARDS_NAME, EPISODES_NAME)
+        folders: list[ShardFolder] = [cls(location / name / manifest.NAME) for name in names]
         there = [one for one in folders if one.manifest.is_file()]
         if not there:
             return [cls(location / manifest.NAME)]
