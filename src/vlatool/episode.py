@@ -130,6 +130,24 @@ class Survey:
     proprioception_fields: tuple[str, ...] = ()
     pose_groups: tuple[PoseGroup, ...] = ()
 
+    def example(self) -> "Episode":
+        """An episode of one frame with these fields and no pictures; its numbers mean nothing."""
+        return Episode(
+            id="example",
+            task="",
+            fps=self.fps or 1.0,
+            num_frames=1,
+            cameras={},
+            lowdim={
+                # Rotations of any form need numbers that are neither zero nor alike.
+                name: np.linspace(1, 2, facts.width)[None] if facts.width else np.array(["x"])
+                for name, facts in self.fields.items()
+            },
+            action_fields=self.action_fields,
+            proprioception_fields=self.proprioception_fields,
+            pose_groups=self.pose_groups,
+        )
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -172,6 +190,12 @@ class Episode:
     frame_metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     warnings: tuple[tuple[str, str], ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def findings(self):
+        from vlatool.findings import Finding
+
+        return tuple(Finding(c, "warning", m) for c, m in self.warnings)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,14 @@ class EnvironmentProblem(VlatoolError):
     kind = "environment"
 
 
+class BugError(VlatoolError):
+    """An exception that nobody expected, in vlatool or in a plugin."""
+
+    exit_code = 1
+    kind = "bug"
+    unexpected: ClassVar[str] = "bug.unexpected"
+
+
 def missing_extra(package: str, extra: str) -> EnvironmentProblem:
     """The error for an optional dependency that is not installed."""
     return EnvironmentProblem(

@@ -90,6 +90,11 @@ class Registry(Generic[T]):
             details={"known": self.names()},
         )
 
+    def target(self, name: str) -> str:
+        """The module of a built-in name, for workers that shall import it early."""
+        target = self._builtins.get(name, "")
+        return target.partition(":")[0] if isinstance(target, str) else ""
+
     def entries(self) -> Iterator[PluginInfo]:
         """Every entry with where it comes from; plugins are imported to see whether they work."""
         for name, target in self._builtins.items():
@@ -153,6 +158,7 @@ MODELS: Registry[Any] = Registry(
     "model type",
     {"diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType"},
 )
+SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
 # What `verify` and `inspect` know beside raw sources, the most specific first.
 ARTIFACTS: Registry[Artifact] = Registry(
     "",

@@ -27,25 +27,26 @@ CLOSING_FILES = (
     f"{EPISODES_NAME}/{manifest.NAME}",
     f"{EPISODES_NAME}/{stats.NAME}",
 )
-# Patterns of everything that an output holds; what others put beside it is theirs.
-OWNED_FILES = (
+LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
+# They hold times.
+UNLISTED_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
+DATA_FILES = (
     f"{SHARDS_NAME}/shard_*.tar",
     f"{SHARDS_NAME}/shard_*{shard_index.SUFFIX}",
     f"{EPISODES_NAME}/episode_*.tar",
-    f"{SHARDS_NAME}/{provenance.CONFIG_NAME}",
-    f"{SHARDS_NAME}/{provenance.METADATA_NAME}",
-    *CLOSING_FILES,
 )
+# Patterns of everything that is written there; what others put beside it is left alone.
+OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *UNLISTED_FILES)
 
 
-def shard_stem(number: int) -> str:
-    """The name of a shard in its manifest."""
-    return f"shard_{number:06d}"
+def episode_tar_name(episode: str) -> str:
+    """Where the samples of an episode are, relative to the output."""
+    return f"{EPISODES_NAME}/episode_{episode}.tar"
 
 
-def episode_tar(output: Path, episode: str) -> Path:
-    """Where an episode's tar is."""
-    return output / EPISODES_NAME / f"episode_{episode}.tar"
+def shard_name(number: int) -> str:
+    """Where a shard is, relative to the output."""
+    return f"{SHARDS_NAME}/shard_{number:06d}.tar"
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,15 @@ class ShardFolder:
         return found
 
     @classmethod
+    def of(cls, output: Path, part: str) -> "ShardFolder":
+        """A folder of an output, whether it is there or not."""
+        return cls(output / part / manifest.NAME)
+
+    @classmethod
     def parts(cls, location: Path) -> list["ShardFolder"]:
         """`shards/`, even where its manifest is lost, and `episodes/`; else the location itself."""
         names = (SHARDS_NAME, EPISODES_NAME)
-        folders: list[ShardFolder] = [cls(location / name / manifest.NAME) for name in names]
+        folders: list[ShardFolder] = [cls.of(location, name) for name in names]
         there = [one for one in folders if one.manifest.is_file()]
         if not there:
             return [cls(location / manifest.NAME)]
@@ -120,9 +126,14 @@ class ShardFolder:
         """stats.json."""
         return self.path / stats.NAME
 
+    @property
+    def compact_statistics_file(self) -> Path:
+        """stats_compact.json."""
+        return self.path / stats.COMPACT_NAME
+
     def statistics_copies(self) -> Iterator[Path]:
         """The other files that repeat the statistics: compact, and those of `episodes`."""
-        others = (self.path / stats.COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
+        others = (self.compact_statistics_file, self.path.parent / EPISODES_NAME / stats.NAME)
         yield from (path for path in others if path != self.statistics_file and path.is_file())
 
     @property

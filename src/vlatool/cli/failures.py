@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from vlatool.errors import StorageError, UsageError, VlatoolError, missing_extra
+from vlatool.errors import BugError, StorageError, UsageError, VlatoolError, missing_extra
 
 EXTRAS = {
     "torch": "train",
@@ -41,13 +41,6 @@ class TerminatedError(VlatoolError):
 
     exit_code = 143
     kind = "terminated"
-
-
-class BugError(VlatoolError):
-    """An exception that nobody expected."""
-
-    exit_code = 1
-    kind = "bug"
 
 
 def raise_on_sigterm() -> None:

@@ -41,6 +41,8 @@ def _keys(infos: list[KeyInfo], flat_sections: tuple[str, ...]) -> Iterator[Key]
     for info in infos:
         section, dot, rest = info.key.partition(".")
         name = rest if dot and section in flat_sections else info.key
+        if name == "type":  # what a section is: `--sink lbm`
+            name = section
         kinds = info.type_text.split(" | ")
         yield Key(
             name=name,
@@ -49,7 +51,7 @@ def _keys(infos: list[KeyInfo], flat_sections: tuple[str, ...]) -> Iterator[Key]
             type_text="|".join(_typed(kind) for kind in kinds if kind != "null"),
             default=default_text(info.default),
             description=info.description,
-            group=f"Keys of the {section}" if dot else "Keys",
+            group=f"Keys of the {section}" if dot and name != section else "Keys",
         )
 
 

@@ -25,24 +25,31 @@ app = command_app()
 
 
 def _schema(args: Sequence[str]) -> "type[ConfigModel]":
-    """The common keys, and those of the format when the arguments name one."""
+    """The common keys, and those of the format and the sink that the arguments name."""
     from vlatool.workflows.preprocess import PreprocessConfig
 
-    name = _format_in(args)
-    return PreprocessConfig.specialise({"format": name}) if name else PreprocessConfig
+    return PreprocessConfig.specialise(
+        {"format": _format_in(args), "sink": _value_of(args, "--sink", "--sink.type")}
+    )
 
 
 def _format_in(args: Sequence[str]) -> str:
-    for option, value in pairwise(args):
-        if option in ("--format", "--type"):
-            return value
-    named = [arg.partition("=")[2] for arg in args if arg.startswith(("--format=", "--type="))]
+    named = _value_of(args, "--format", "--type")
     if named or (args and not args[0].startswith("-")):
-        return (named or args)[0]
+        return named or args[0]
     from vlatool.plugins import FORMATS
 
     known = FORMATS.names()
     return next((arg for arg in args if arg in known), "")
+
+
+def _value_of(args: Sequence[str], *options: str) -> str:
+    """What follows one of the options; empty without."""
+    for option, value in pairwise([*args, ""]):
+        name, equals, given = option.partition("=")
+        if name in options:
+            return given if equals else value
+    return ""
 
 
 def _note() -> str:

@@ -59,7 +59,23 @@ class ConfigModel(BaseModel):
         """Before all others, because a discriminator allows no field validator of its own."""
         if not isinstance(data, dict):
             return data
-        return {key: _fitted(value, cls.model_fields.get(key)) for key, value in data.items()}
+        sectioned = _sectioned(data, cls)
+        return {key: _fitted(value, cls.model_fields.get(key)) for key, value in sectioned.items()}
+
+
+def _sectioned(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]:
+    """Keys of flat sections in their sections; a section given as text is its `type`."""
+    for section in model.flat_sections:
+        kind = model.model_fields[section].annotation
+        names: set[str] = set(getattr(kind, "model_fields", ())) - model.model_fields.keys()
+        flat = {key: value for key, value in data.items() if key in names - {"type"}}
+        given = data.get(section)
+        if isinstance(given, str):
+            flat, given = {"type": given, **flat}, {}
+        if flat and (given is None or isinstance(given, dict)):
+            kept = {key: value for key, value in data.items() if key not in flat}
+            data = {**kept, section: {**flat, **(given or {})}}
+    return data
 
 
 def _fitted(value: Any, field: FieldInfo | None) -> Any:

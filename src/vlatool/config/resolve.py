@@ -120,11 +120,25 @@ def _move_flat_keys(
             keys = {
                 name for model in section_models(schema, section) for name in model.model_fields
             }
-            own = [key for key in current.value if key in keys and key not in schema.model_fields]
+            current = _typed_section(current, section) if "type" in keys else current
+            own = [
+                key
+                for key in current.value
+                if key in keys and key != "type" and key not in schema.model_fields
+            ]
             current, conflicts = move_into_section(current, own, section)
             problems += conflicts
         moved.append(current)
     return moved, problems
+
+
+def _typed_section(layer: Node, section: str) -> Node:
+    """A section that is given as text alone is its `type`."""
+    given = layer.value.get(section)
+    if given is None or isinstance(given.value, dict | list) or unwrap(given.value) is None:
+        return layer
+    typed = Node({"type": given}, given.origin)
+    return Node({**layer.value, section: typed}, layer.origin, layer.replace)
 
 
 def _validate(schema: type[C], tree: Node, problems: Sequence[Problem]) -> Resolved[C]:

@@ -1,45 +1,53 @@
-""".vlatool/files.jsonl: size and digest of every file of an output.
+"""`.vlatool/files.jsonl`: size and digest of every file of an output.
 
-The published layout has no such list; readers of the data never need it. It names everything but
-`.vlatool/` itself and `processing_metadata.json`, which differs from run to run.
+The published layouts have no such list; readers of the data never need it. It names what a job
+wrote but `.vlatool/` itself and the files that hold times. A folder with its own `.vlatool/` is an
+output of its own and stands in its own list.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlatool.errors import DataError
-from vlatool.storage.atomic import write_text
+from vlatool.storage.atomic import remove_file, remove_partials, write_text
 from vlatool.storage.digest import sha256_of
-from vlatool.storage.tree import files_below
+from vlatool.storage.tree import FileFacts, files_below, files_in
+from vlatool.storage.uri import is_remote
 
-NAME = ".vlatool/files.jsonl"
-UNLISTED = "processing_metadata.json"
+FOLDER = ".vlatool"
+NAME = f"{FOLDER}/files.jsonl"
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of an output.
+    """One file of an output, or one folder of many small ones.
 
     Attributes:
-        path: Relative to the output, with `/`.
-        bytes: Its size.
-        sha256: Hexadecimal digest of its content.
-        samples: Samples in it, for tar files.
+        path: Relative to the output, with `/`; ends with `/` for a folder.
+        bytes: Its size, for a folder that of all files below.
+        sha256: Hexadecimal digest of its content; for a folder of the sorted lines
+            `name size digest` of its files.
+        samples: Samples in it, for files of training data.
+        count: Files below it, for a folder.
     """
 
     path: str
     bytes: int
     sha256: str
     samples: int | None = None
+    count: int | None = None
 
 
 def write_file_list(folder: Path, entries: Sequence[FileEntry]) -> None:
     """Writes the list of an output atomically, one JSON object per line, sorted by path."""
-    rows = (json.dumps(_row(entry)) + "\n" for entry in sorted(entries, key=lambda e: e.path))
+    rows = (json.dumps(row_of(entry)) + "\n" for entry in sorted(entries, key=lambda e: e.path))
     write_text(folder / NAME, "".join(rows))
 
 
@@ -67,13 +75,51 @@ def changed_files(folder: Path) -> list[str]:
     entries = read_file_list(folder)
     if entries is None:
         return [NAME]
-    sizes = {file.name: file.bytes for file in files_below(folder)}
-    return [
-        entry.path
-        for entry in entries
-        if sizes.get(entry.path) != entry.bytes
-        or (entry.samples is None and sha256_of(folder / entry.path) != entry.sha256)
-    ]
+    found = own_files(folder)
+    sizes = {file.name: file.bytes for file in found}
+    sums = _sums(found, {entry.path for entry in entries if entry.count is not None})
+    return [entry.path for entry in entries if _is_changed(folder, entry, sizes, sums)]
+
+
+def _sums(files: Iterable[FileFacts], folders: Container[str]) -> dict[str, tuple[int, int]]:
+    """(files, bytes) below each of the folders."""
+    sums: dict[str, tuple[int, int]] = {}
+    for file in files:
+        for parent in PurePosixPath(file.name).parents:
+            if (name := f"{parent}/") in folders:
+                count, size = sums.get(name, (0, 0))
+                sums[name] = (count + 1, size + file.bytes)
+    return sums
+
+
+def _is_changed(
+    folder: Path,
+    entry: FileEntry,
+    sizes: Mapping[str, int],
+    sums: Mapping[str, tuple[int, int]],
+) -> bool:
+    if entry.count is not None:
+        return sums.get(entry.path) != (entry.count, entry.bytes)
+    if sizes.get(entry.path) != entry.bytes:
+        return True
+    return entry.samples is None and sha256_of(folder / entry.path) != entry.sha256
+
+
+def is_intact(folder: Path, entry: FileEntry) -> bool:
+    """Whether a file is what was written.
+
+    In S3, which keeps digests itself, by its size; a folder by the number and size of its files.
+    """
+    path = folder / entry.path
+    try:
+        if entry.count is not None:
+            below = files_below(path)
+            return (len(below), sum(file.bytes for file in below)) == (entry.count, entry.bytes)
+        if path.stat().st_size != entry.bytes:
+            return False
+        return is_remote(path) or sha256_of(path) == entry.sha256
+    except OSError:
+        return False
 
 
 def file_entry(folder: Path, name: str) -> FileEntry:
@@ -82,25 +128,120 @@ def file_entry(folder: Path, name: str) -> FileEntry:
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
 
 
-def is_listed(path: str) -> bool:
+def folder_entry(name: str, files: Mapping[str, tuple[int, str]]) -> FileEntry:
+    """The entry of a folder from the (size, sha256) of each file below it, by relative name."""
+    lines = (f"{file} {size} {digest}\n" for file, (size, digest) in sorted(files.items()))
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    total = sum(size for size, _ in files.values())
+    return FileEntry(f"{name.rstrip('/')}/", total, digest, count=len(files))
+
+
+def digests_below(folder: Path) -> dict[str, tuple[int, str]]:
+    """(size, sha256) of each file below a folder, as `folder_entry` takes them."""
+    return {file.name: (file.bytes, sha256_of(folder / file.name)) for file in files_below(folder)}
+
+
+def own_files(folder: Path) -> list[FileFacts]:
+    """The files of an output: without `.vlatool/` and without outputs inside it."""
+    if not is_remote(folder):
+        return [
+            replace(file, name=(place / file.name).relative_to(folder).as_posix())
+            for place, is_own in _walk(folder)
+            if is_own
+            for file in files_in(place)
+        ]
+    found = files_below(folder)
+    nested = _nested_in(found)
+    return [file for file in found if not file.name.startswith((f"{FOLDER}/", *nested))]
+
+
+def is_listed(path: str, unlisted: Iterable[str]) -> bool:
     """Whether the list of an output names files such as `path`, relative to the output."""
-    return path.rpartition("/")[2] != UNLISTED and not path.startswith(".vlatool/")
+    return not path.startswith(f"{FOLDER}/") and not any(fnmatch(path, one) for one in unlisted)
 
 
-def _row(entry: FileEntry) -> dict[str, Any]:
+def remove_owned(folder: Path, owned: Sequence[str]) -> None:
+    """Removes the files of `folder` that match a pattern; outputs inside it are left alone."""
+    nested = _nested_names(folder)
+    for pattern in owned:
+        for path in list(folder.glob(pattern)):
+            if not is_remote(path) and path.is_dir():
+                continue
+            if not path.relative_to(folder).as_posix().startswith(nested):
+                remove_file(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed runs of an output left under temporary names or half sent."""
+    if is_remote(folder):
+        remove_partials(folder)
+        return
+    for place, is_own in _walk(folder):
+        if is_own:
+            remove_partials(place, below=False)
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether there is anything in a folder but `.vlatool/` and outputs of their own."""
+    if not folder.is_dir():
+        return False
+    return any(child.name != FOLDER and not (child / FOLDER).is_dir() for child in folder.iterdir())
+
+
+def _nested_names(folder: Path) -> tuple[str, ...]:
+    """Relative names, with `/` behind them, of the outputs inside an output."""
+    if is_remote(folder):
+        return _nested_in(files_below(folder))
+    others = (place for place, is_own in _walk(folder) if not is_own)
+    return tuple(f"{place.relative_to(folder).as_posix()}/" for place in others)
+
+
+def _nested_in(files: Iterable[FileFacts]) -> tuple[str, ...]:
+    marks = (file.name.partition(f"/{FOLDER}/") for file in files)
+    return tuple(sorted({f"{name}/" for name, mark, _ in marks if mark}))
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Local folders at and below an output, and whether they are its own; others end there."""
+    for name, folders, _ in os.walk(folder):
+        place = Path(name)
+        if place != folder and FOLDER in folders:
+            folders.clear()
+            yield place, False
+            continue
+        with suppress(ValueError):
+            folders.remove(FOLDER)
+        yield place, True
+
+
+def row_of(entry: FileEntry) -> dict[str, Any]:
+    """An entry as a JSON object."""
     row: dict[str, Any] = {"path": entry.path, "bytes": entry.bytes, "sha256": entry.sha256}
-    return row if entry.samples is None else {**row, "samples": entry.samples}
+    extra = {"samples": entry.samples, "count": entry.count}
+    return row | {key: value for key, value in extra.items() if value is not None}
+
+
+def entry_of(row: Mapping[str, Any]) -> FileEntry:
+    """The entry behind a JSON object.
+
+    Raises:
+        ValueError: It is none, or names a file outside the output.
+    """
+    try:
+        name = str(row["path"])
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{name!r} leaves the output")
+        counts = {key: row.get(key) for key in ("samples", "count")}
+        known = {key: None if value is None else int(value) for key, value in counts.items()}
+        return FileEntry(name, int(row["bytes"]), str(row["sha256"]), **known)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _entry(path: Path, number: int, line: str) -> FileEntry:
     try:
-        row: dict[str, Any] = json.loads(line)
-        name, samples = str(row["path"]), row.get("samples")
-        if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise _broken(path, number)
-        count = None if samples is None else int(samples)
-        return FileEntry(name, int(row["bytes"]), str(row["sha256"]), count)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return entry_of(json.loads(line))
+    except ValueError:
         raise _broken(path, number) from None
 
 

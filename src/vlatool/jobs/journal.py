@@ -1,119 +1,183 @@
-"""What is already written: one entry per episode and per shard, so that a killed run goes on.
+"""What is already done: a receipt per item, so that a killed run goes on.
 
-An entry is made after the file it speaks of has its final name. Entries are not synced to disk one
-by one: one that a power cut left torn fails its checksum and its episode is done again.
+A receipt is entered after the files it speaks of have their final names. Receipts with arrays are
+one file each, written by the worker; the others are lines of one log, written by the driver. Files
+are not synced one by one: one that a power cut left torn fails its checksum and its item is done
+again.
 """
 
 import io
 import json
-import zipfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlatool.jobs.files import FileEntry
-from vlatool.sinks.base import Receipt
+from vlatool.episode import Array
+from vlatool.findings import Finding
+from vlatool.jobs.append_log import read_log
+from vlatool.jobs.files import FileEntry, entry_of, is_intact, row_of
+from vlatool.jobs.record import journal_folder
 from vlatool.storage.atomic import remove_tree, write_bytes
-from vlatool.transforms.quantiles import Digest
-from vlatool.transforms.statistics import WindowStatistics
 
-# Whatever a torn or empty file makes numpy, zipfile and json say.
-_BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-)
-_MOMENTS = ("count", "mean", "m2", "minimum", "maximum")
+_FACTS = "__receipt__"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of one item; small without its arrays.
+
+    Attributes:
+        item: Its name, unique in the run.
+        key: Digest of its input and of the plan it was made by.
+        counts: What it holds (frames, samples), for sums and progress.
+        dropped: Reason to number of what was left out on purpose.
+        files: What was written for it.
+        findings: What there is to say about it.
+        facts: Small JSON values that the job needs to finish.
+        arrays: Bulk for that purpose; only in the journal, never in a worker's answer.
+        sizes: Digest of the names and sizes of its input files.
+        changed_ns: When one of them was last changed, nanoseconds since 1970.
+        resumed: Whether an earlier run made it.
+    """
+
+    item: str
+    key: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
+    files: tuple[FileEntry, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    arrays: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    sizes: str = ""
+    changed_ns: int = 0
+    resumed: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files."""
+        return sum(file.bytes for file in self.files)
+
+    def slim(self) -> "Receipt":
+        """Without arrays: answers of workers stay small."""
+        return replace(self, arrays={})
+
+    def row(self) -> dict[str, Any]:
+        """As a JSON object, without arrays."""
+        return {
+            "item": self.item,
+            "key": self.key,
+            "counts": dict(self.counts),
+            "dropped": dict(self.dropped),
+            "files": [row_of(file) for file in self.files],
+            "findings": [finding.document() for finding in self.findings],
+            "facts": dict(self.facts),
+            "sizes": self.sizes,
+            "changed_ns": self.changed_ns,
+        }
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> "Receipt":
+        """The receipt behind a row.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            return cls(
+                item=str(row["item"]),
+                key=str(row["key"]),
+                counts=dict(row["counts"]),
+                dropped=dict(row["dropped"]),
+                files=tuple(map(entry_of, row["files"])),
+                findings=tuple(Finding(**one) for one in row["findings"]),
+                facts=dict(row["facts"]),
+                arrays=dict(arrays or {}),
+                sizes=str(row["sizes"]),
+                changed_ns=int(row["changed_ns"]),
+                resumed=True,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no receipt: {error}") from None
 
 
 @dataclass(frozen=True)
 class Journal:
-    """The entries of an output that is not complete yet; picklable.
+    """Receipts of one kind of item of an output that is not complete yet; picklable.
 
     Attributes:
         output: The output folder.
+        kind: What its items are: those of the job, or parts that its end is made of.
     """
 
     output: Path
+    kind: str = "items"
 
     @property
     def folder(self) -> Path:
-        """Where the entries are."""
-        return self.output / ".vlatool" / "journal"
+        """Where the receipts with arrays are."""
+        return journal_folder(self.output) / self.kind
+
+    def log(self, rank: int = 0) -> Path:
+        """Where the others are, a log for each rank."""
+        return journal_folder(self.output) / f"{self.kind}.{rank}.jsonl"
 
     def store(self, receipt: Receipt) -> None:
-        """Enters an episode."""
-        write_bytes(self._episode(receipt.episode), _pack(receipt), synced=False)
+        """Enters a receipt in a file of its own."""
+        write_bytes(self._file(receipt.item), _pack(receipt), synced=False)
 
-    def find(self, episode: str, key: str) -> Receipt | None:
-        """The receipt of an episode written from the same input by the same plan, if any."""
+    def find(self, item: str, key: str) -> Receipt | None:
+        """The receipt that `store` entered, if it was made from the same input by the same plan."""
         try:
-            receipt = _unpack(self._episode(episode).read_bytes())
-        except _BROKEN:
+            receipt = _unpack(self._file(item).read_bytes())
+        except Exception:  # noqa: BLE001 - a torn entry makes numpy's parsers raise anything
             return None
-        return replace(receipt, resumed=True) if receipt.key == key else None
+        return receipt if receipt.key == key else None
 
-    def store_shard(self, digest: str, entry: FileEntry) -> None:
-        """Enters a shard whose plan has the digest."""
-        document = json.dumps({"plan": digest, **asdict(entry)})
-        write_bytes(self._shard(entry.path), document.encode(), synced=False)
+    def rows(self, rank: int = 0) -> Iterator[dict[str, Any]]:
+        """The rows of a log: receipts, and failures under the key `failed`."""
+        return read_log(self.log(rank))
 
-    def find_shard(self, path: str, digest: str) -> FileEntry | None:
-        """The entry of a shard that was written by the same plan; None without one."""
-        try:
-            document = json.loads(self._shard(path).read_bytes())
-            plan = document.pop("plan")
-            return FileEntry(**document) if plan == digest else None
-        except _BROKEN:
-            return None
+    def rows_of_all(self) -> Iterator[dict[str, Any]]:
+        """The rows of the logs of all ranks of earlier runs."""
+        folder = journal_folder(self.output)
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.name.startswith(f"{self.kind}.") and path.name.endswith(".jsonl"):
+                yield from read_log(path)
 
-    def remove(self) -> None:
-        """Forgets everything: the output is complete."""
-        remove_tree(self.folder)
+    def count(self) -> int:
+        """How many receipts there are."""
+        stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
+        names = {row.get("item") for row in self.rows_of_all() if "failed" not in row}
+        return sum(1 for _ in stored) + len(names)
 
-    def _episode(self, episode: str) -> Path:
-        return self.folder / "episodes" / f"{episode}.npz"
+    def _file(self, item: str) -> Path:
+        return self.folder / f"{item}.npz"
 
-    def _shard(self, path: str) -> Path:
-        return self.folder / "shards" / f"{Path(path).stem}.json"
+
+def intact(output: Path, receipt: Receipt | None) -> Receipt | None:
+    """The receipt, if there is one and its files are still what was written."""
+    if receipt is None or not all(is_intact(output, file) for file in receipt.files):
+        return None
+    return receipt
+
+
+def forget(output: Path) -> None:
+    """Removes the whole journal of an output: it is complete."""
+    remove_tree(journal_folder(output))
 
 
 def _pack(receipt: Receipt) -> bytes:
-    facts = {
-        name: value
-        for name, value in vars(receipt).items()
-        if name not in ("ranges", "statistics", "resumed")
-    }
-    arrays: dict[str, Any] = {
-        "facts": np.frombuffer(json.dumps(facts, default=dict).encode(), np.uint8),
-        "ranges": np.array(receipt.ranges, np.int64).reshape(-1, 2),
-    }
-    stats = receipt.statistics
-    if stats is not None:
-        arrays |= {name: getattr(stats, name) for name in _MOMENTS}
-        arrays["means"] = stats.digest.means
-        if stats.digest.weights is not None:
-            arrays["weights"] = stats.digest.weights
+    facts = np.frombuffer(json.dumps(receipt.row()).encode(), np.uint8)
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **{_FACTS: facts, **receipt.arrays})
     return buffer.getvalue()
 
 
 def _unpack(data: bytes) -> Receipt:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        facts = json.loads(arrays["facts"].tobytes())
-        facts["warnings"] = tuple((code, message) for code, message in facts["warnings"])
-        statistics = None
-        if "means" in arrays:
-            weights = arrays.get("weights")
-            moments = {name: arrays[name] for name in _MOMENTS}
-            statistics = WindowStatistics(**moments, digest=Digest(arrays["means"], weights))
-        ranges = tuple((int(start), int(length)) for start, length in arrays["ranges"].tolist())
-    return Receipt(**facts, ranges=ranges, statistics=statistics)
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        row = json.loads(archive[_FACTS].tobytes())
+        arrays = {name: archive[name] for name in archive.files if name != _FACTS}
+    return Receipt.of(row, arrays)

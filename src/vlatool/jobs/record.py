@@ -1,14 +1,23 @@
 """`.vlatool/run.json`: what made an output, with which options, and whether it is whole."""
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlatool import __version__
 from vlatool.errors import UsageError
-from vlatool.storage.atomic import remove_file, remove_tree, write_json
+from vlatool.jobs.files import FOLDER, NAME, holds_something, remove_owned
+from vlatool.storage.atomic import remove_tree, write_json
+from vlatool.storage.lock import Lock, held_lock
+
+# What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
+_JOURNAL = 2
+_LEVELS_UP = 2
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,9 @@ class OutputRecord:
         result: What came of it; None while a run is under way.
         complete: Whether nothing is left to do; a run whose items failed in part is not complete.
         version: Version of vlatool.
+        unlisted: Patterns of its files that hold times and stand in no list.
+        parent: Fingerprint of the output that this one lies in; empty where it lies in none.
+        journal: Number of the form of its journal.
     """
 
     command: str
@@ -30,6 +42,9 @@ class OutputRecord:
     result: Mapping[str, Any] | None = None
     complete: bool = False
     version: str = __version__
+    unlisted: tuple[str, ...] = ()
+    parent: str = ""
+    journal: int = _JOURNAL
 
     def save(self, folder: Path) -> None:
         """Writes the record atomically."""
@@ -40,8 +55,18 @@ class OutputRecord:
             "inputs": dict(self.inputs),
             "complete": self.complete,
             "result": None if self.result is None else dict(self.result),
+            "unlisted": list(self.unlisted),
+            "parent": self.parent,
+            "journal": self.journal,
         }
         write_json(_path(folder), document)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what the output was made from and how."""
+        made = [self.command, dict(self.options), dict(self.inputs)]
+        text = json.dumps(made, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def read_record(folder: Path) -> OutputRecord | None:
@@ -51,21 +76,41 @@ def read_record(folder: Path) -> OutputRecord | None:
         return OutputRecord(
             document["command"],
             document["options"],
-            document["inputs"],
+            document.get("inputs", {}),
             document["result"],
             bool(document["complete"]),
-            str(document["version"]),
+            str(document.get("version", "")),
+            tuple(map(str, document.get("unlisted", ()))),
+            str(document.get("parent", "")),
+            int(document.get("journal", 1)),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def parent_of(folder: Path) -> str:
+    """Fingerprint of the output that a folder lies in; empty where it lies in none."""
+    for above in list(folder.parents)[:_LEVELS_UP]:
+        record = read_record(above)
+        if record is not None:
+            return record.fingerprint
+    return ""
+
+
+@contextmanager
+def output_lock(folder: Path, command: str) -> Generator[Lock]:
+    """Holds an output for this process; see `storage.lock`."""
+    with held_lock(folder / FOLDER / "lock", command) as lock:
+        yield lock
 
 
 def known_output(
     folder: Path,
     record: OutputRecord,
-    inputs: Callable[[], Mapping[str, Any]],
+    inputs: Callable[[], Mapping[str, Any]] | None = None,
     *,
     overwrite: bool,
+    can_overwrite: bool = True,
 ) -> OutputRecord | None:
     """The record of an equal run that may go on, or is complete; None to start afresh.
 
@@ -74,14 +119,16 @@ def known_output(
     Args:
         folder: The output.
         record: What is about to run.
-        inputs: Finds out what it is made from; asked only where that decides something.
+        inputs: Finds out what it is made from; asked only where that decides something. None
+            where other inputs are no reason to refuse.
         overwrite: Replace what a complete run or one with other options left.
+        can_overwrite: Whether the command can be told to; hints say so.
 
     Raises:
         UsageError: The folder holds something else, or was made with other options or inputs.
     """
     before = read_record(folder)
-    if not _holds_something(folder):
+    if not holds_something(folder):
         return None
     if before is None:
         _refuse_strangers(folder, record, overwrite=overwrite)
@@ -89,10 +136,11 @@ def known_output(
     differences = _differences(before, record)
     if overwrite and (before.complete or differences):
         return None
-    _refuse_differences(folder, "with other options", differences)
-    if before.complete:
+    hint = "choose another --output" + (", or replace it with --overwrite" if can_overwrite else "")
+    refuse_differences(folder, "with other options", differences, hint)
+    if before.complete and inputs is not None:
         changed = _compared(before.inputs, inputs())
-        _refuse_differences(folder, "from other input", changed)
+        refuse_differences(folder, "from other input", changed, hint)
     return before
 
 
@@ -106,20 +154,33 @@ def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> No
     """
     # The journal goes before the record changes, the data after it: a run killed in between must
     # neither look complete nor trust what was made with other options.
-    remove_tree(folder / ".vlatool/journal")
+    remove_tree(journal_folder(folder))
     record.save(folder)
     remove_owned(folder, owned)
 
 
-def remove_owned(folder: Path, owned: Sequence[str]) -> None:
-    """Removes the files of `folder` that match a pattern."""
-    for pattern in owned:
-        for path in list(folder.glob(pattern)):
-            remove_file(path)
+def journal_folder(folder: Path) -> Path:
+    """Where an output that is not complete keeps what is done."""
+    return folder / FOLDER / "journal"
+
+
+def refuse_differences(folder: Path, how: str, differences: Sequence[str], hint: str) -> None:
+    """Refuses an output that was made in another way.
+
+    Raises:
+        UsageError: There are differences; tells the first of them.
+    """
+    if differences:
+        raise UsageError(
+            f"{folder}: was made {how}: {'; '.join(differences[:_SHOWN])}",
+            hint=hint,
+            code="usage.output_differs",
+            details={"differences": list(differences)},
+        )
 
 
 def _refuse_strangers(folder: Path, record: OutputRecord, *, overwrite: bool) -> None:
-    has_list = (folder / ".vlatool/files.jsonl").is_file()
+    has_list = (folder / NAME).is_file()
     if has_list and overwrite:
         return
     hint = "its record .vlatool/run.json is lost: replace it with --overwrite" if has_list else ""
@@ -130,23 +191,18 @@ def _refuse_strangers(folder: Path, record: OutputRecord, *, overwrite: bool) ->
     )
 
 
-def _refuse_differences(folder: Path, how: str, differences: Sequence[str]) -> None:
-    if differences:
-        raise UsageError(
-            f"{folder}: was made {how}: {'; '.join(differences)}",
-            hint="choose another --output, or replace it with --overwrite",
-            code="usage.output_differs",
-            details={"differences": list(differences)},
-        )
-
-
 def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     if before.command != now.command:
         return [f"command {before.command} (now {now.command})"]
     options = _compared(before.options, now.options)
-    if not options and not before.complete and before.version != now.version:
-        return [f"begun by vlatool {before.version} (now {now.version})"]
-    return options
+    if before.parent and now.parent and before.parent != now.parent:
+        options.append("in another output, which was made anew since")
+    if options or before.complete:
+        return options
+    if (before.version, before.journal) != (now.version, now.journal):
+        earlier = before.version if before.version != now.version else "of an earlier commit"
+        return [f"begun by vlatool {earlier} (now {now.version})"]
+    return []
 
 
 def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -158,9 +214,5 @@ def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and any(child.name != ".vlatool" for child in folder.iterdir())
-
-
 def _path(folder: Path) -> Path:
-    return folder / ".vlatool" / "run.json"
+    return folder / FOLDER / "run.json"

@@ -14,9 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from vlatool.errors import DataError, VlatoolError
+from vlatool.errors import BugError, DataError, VlatoolError
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -174,13 +175,21 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
     except VlatoolError as error:
         return Outcome(item, error=error)
     except Exception as error:  # noqa: BLE001 - one item's failure must not end the others
-        problem = DataError(
+        problem = BugError(
             f"{_name(item)}: {type(error).__name__}: {error}",
-            hint="a bug in vlatool or in the format's plugin; --json has the traceback",
-            code="data.unexpected",
-            details={"traceback": traceback.format_exc()},
+            hint="a bug in vlatool or in a plugin; --json and .vlatool/run.json have the traceback",
+            code=BugError.unexpected,
+            details={"traceback": _calls(error)},
         )
         return Outcome(item, error=problem)
+
+
+def _calls(error: BaseException) -> list[str]:
+    """The traceback without a folder of this machine: `module/file.py:12 function: line`."""
+    return [
+        f"{'/'.join(Path(call.filename).parts[-3:])}:{call.lineno} {call.name}: {call.line}"
+        for call in traceback.extract_tb(error.__traceback__)
+    ]
 
 
 def _answer(function: Callable[[Item], Value], item: Item) -> "_Answer[Value]":

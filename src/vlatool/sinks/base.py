@@ -1,78 +1,120 @@
-"""What a sink promises: an episode is written whole or not at all, and leaves a receipt."""
+"""What a sink promises: an episode is written whole or not at all, and leaves a receipt.
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+A sink receives whole episodes; what a window, a sample or a shard is, it knows alone. It is made
+once per run, from what the episodes have between them, and lives in the driver; its `work` travels
+to the workers.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-from vlatool.episode import EpisodeRef, Sample
-from vlatool.events import NULL, Reporter
-from vlatool.parallel.executor import Executor
-from vlatool.transforms.statistics import WindowStatistics
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.jobs.files import FileEntry
+from vlatool.jobs.job import Run
+from vlatool.jobs.journal import Receipt
+
+Work = Callable[[EpisodeRef, Episode], Receipt]
+
+
+class SinkConfig(ConfigModel):
+    """The section of a sink; `type` is its name, and what `--sink NAME` sets."""
+
+    type: str
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What became of one episode.
+class SinkSetup:
+    """What a sink is made for.
 
     Attributes:
-        episode: Its id.
-        num_frames: Frames it has.
-        ranges: (offset, length) in bytes of each written sample in the episode's file.
-        bytes: Size of the episode's file.
-        sha256: Digest of the episode's file; empty where nothing was written.
-        statistics: Partial statistics of its numeric fields, side by side; None without samples.
-        dropped: Reason to number of samples (or the episode) that were not written.
-        warnings: (code, message) pairs.
-        resumed: Whether an earlier run wrote it.
-        key: Digest of its input files and of the plan it was made by.
-        sizes: Digest of its input files' names and sizes.
-        changed_ns: When one of them was last changed, nanoseconds since 1970.
+        output: The output folder.
+        survey: What the chosen episodes have between them; its cameras are the chosen ones.
+        refs: The episodes, in order.
+        origin: Options of the run outside the sink's section, for what an output says of itself.
     """
 
-    episode: str
-    num_frames: int = 0
-    ranges: tuple[tuple[int, int], ...] = ()
-    bytes: int = 0
-    sha256: str = ""
-    statistics: WindowStatistics | None = None
-    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
-    warnings: tuple[tuple[str, str], ...] = ()
-    resumed: bool = False
-    key: str = ""
-    sizes: str = ""
-    changed_ns: int = 0
+    output: Path
+    survey: Survey
+    refs: Sequence[EpisodeRef]
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-class EpisodeWriter(Protocol):
-    """Takes the samples of one episode in order."""
+@dataclass(frozen=True)
+class SinkSummary:
+    """What a finished output holds.
 
-    def write(self, sample: Sample, images: Mapping[str, bytes]) -> None:
-        """Adds a sample with its encoded pictures by member suffix, e.g. `front_t0.jpg`."""
-        ...
+    Attributes:
+        samples: Training samples in it.
+        bytes: Size of what training reads.
+        files: Every file that was written, receipts' included.
+        amounts: Name of what samples lie in to how many there are, such as `shards`.
+    """
 
-    @property
-    def ranges(self) -> tuple[tuple[int, int], ...]:
-        """(offset, length) of each sample written so far."""
-        ...
+    samples: int
+    bytes: int
+    files: tuple[FileEntry, ...]
+    amounts: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What would be written, as far as the survey tells; None where it does not."""
+
+    samples: int | None
+    amounts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Sink(Protocol):
-    """Where samples go. Workers open episodes; the driver finishes with all receipts."""
+    """Where episodes go.
 
-    def open_episode(self, ref: EpisodeRef) -> AbstractContextManager[EpisodeWriter]:
-        """A writer; leaving normally commits the episode, an exception leaves nothing behind."""
+    Attributes:
+        Config: Its keys; the default of `type` is the sink's name.
+        owned: Patterns of everything it writes; what others put beside it is left alone.
+        unlisted: Those of them that hold times.
+        next_step: The command that comes after, with `{output}` in it; may be empty.
+        work: Writes one episode; picklable, and under the final name when it returns. The item of
+            its receipt is the episode's id. Counts `samples` and `frames`.
+        action_fields: Fields that a policy predicts by default, as they are stored.
+        proprioception_fields: Fields that a policy observes by default, as they are stored.
+    """
+
+    Config: ClassVar[type[SinkConfig]]
+
+    def __init__(self, config: Any, setup: SinkSetup) -> None: ...
+
+    @property
+    def owned(self) -> Sequence[str]: ...
+
+    @property
+    def unlisted(self) -> Sequence[str]: ...
+
+    @property
+    def next_step(self) -> str: ...
+
+    @property
+    def work(self) -> Work: ...
+
+    @property
+    def action_fields(self) -> tuple[str, ...]: ...
+
+    @property
+    def proprioception_fields(self) -> tuple[str, ...]: ...
+
+    def begin(self) -> None:
+        """Takes away what would make a half-written output look whole."""
         ...
 
-    def finish(
-        self,
-        receipts: Iterable[Receipt],
-        executor: Executor,
-        widths: Mapping[str, int],
-        reporter: Reporter = NULL,
-    ) -> Any:
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
         """Joins the episodes of `receipts`, in their order, into the final artifact.
 
-        `widths` has the channels of every field, in the order of the receipts' statistics.
+        Raises:
+            DataError: Nothing is left to write.
         """
+        ...
+
+    def estimate(self) -> Estimate:
+        """What a run would write."""
         ...

@@ -112,12 +112,17 @@ def atomic_folder(path: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_partials(folder: Path) -> None:
-    """Removes what killed runs left under temporary names, or unfinished in S3, at and below."""
+def remove_partials(folder: Path, *, below: bool = True) -> None:
+    """Removes what killed runs left under temporary names, or unfinished in S3, at and below.
+
+    Args:
+        folder: Where.
+        below: Also in the folders below a local one.
+    """
     if isinstance(folder, S3Path):
         _remove_unfinished(folder)
         return
-    for partial in folder.rglob(".*.partial"):
+    for partial in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:

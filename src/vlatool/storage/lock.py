@@ -34,8 +34,8 @@ class _FileLock:
 
 
 @contextmanager
-def output_lock(folder: Path, command: str) -> Generator[Lock]:
-    """Holds `folder` for this process.
+def held_lock(path: Path, command: str) -> Generator[Lock]:
+    """Holds the lock at `path`, two levels below the folder that it stands for.
 
     On disk, the kernel releases the lock when its owner ends, however it ends, so a file left
     behind by a killed run holds nothing. In S3, an object is renewed while its owner lives; one
@@ -45,7 +45,6 @@ def output_lock(folder: Path, command: str) -> Generator[Lock]:
         UsageError: Another live run holds it; names that run.
         StorageError: The folder cannot be made or written.
     """
-    path = folder / ".vlatool" / "lock"
     if isinstance(path, S3Path):
         with s3_lock(path.address, command) as lock:
             yield lock
@@ -55,7 +54,7 @@ def output_lock(folder: Path, command: str) -> Generator[Lock]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                f"{folder}: another run is writing here: {_describe(path)}",
+                f"{path.parent.parent}: another run is writing here: {_describe(path)}",
                 hint="wait for it, stop it, or choose another --output",
                 code="usage.output_locked",
             ) from None

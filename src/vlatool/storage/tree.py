@@ -73,6 +73,11 @@ def files_below(path: Path) -> list[FileFacts]:
     return sorted(found, key=lambda one: one.name)
 
 
+def files_in(folder: Path) -> list[FileFacts]:
+    """The files directly in a local folder, sorted by name; those that vanish are left out."""
+    return [one for name in sorted(file_names(folder)) for one in _facts(folder / name, name)]
+
+
 def files_below_each(paths: Sequence[Path]) -> list[list[FileFacts]]:
     """`files_below` of each path; remote ones are asked for together."""
     if any(isinstance(path, S3Path) for path in paths):

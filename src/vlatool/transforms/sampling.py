@@ -37,7 +37,6 @@ class SampleSpec:
         resize_filter: Which pixels are mixed in doing so.
         rotations: Camera to quarter turns clockwise, before the resize.
         still: When a window is left out for standing still; None keeps them.
-        finite: Refuse episodes with values that are no numbers.
         compat: Adjust calibration by the published rule.
     """
 
@@ -48,7 +47,6 @@ class SampleSpec:
     resize_filter: ResizeFilter = "lanczos"
     rotations: Mapping[str, int] = field(default_factory=dict[str, int])
     still: StillnessSpec | None = None
-    finite: bool = True
     compat: bool = False
 
     def geometry(self, camera: str, size: tuple[int, int]) -> ImageGeometry:
@@ -61,8 +59,6 @@ class EpisodeSampler:
     """Cuts one episode, with the cameras `cameras` in that order, into samples."""
 
     def __init__(self, episode: Episode, cameras: Sequence[str], spec: SampleSpec) -> None:
-        if spec.finite:
-            check_finite(episode)
         self.episode = episode
         self.cameras = tuple(cameras)
         self.spec = spec
@@ -206,23 +202,6 @@ class EpisodeSampler:
 def sample_key(episode_id: str, anchor: int) -> str:
     """36 characters that depend on episode and anchor alone."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"vlatool/{episode_id}/{anchor}"))
-
-
-def check_finite(episode: Episode) -> None:
-    """Makes sure that every number is one.
-
-    Raises:
-        DataError: A field holds NaN or infinity; names field and first frame.
-    """
-    for name, values in episode.lowdim.items():
-        if values.dtype.kind in "fc" and not np.isfinite(values).all():
-            frame = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise DataError(
-                f"{episode.id}: field {name!r} is not finite at frame {frame}",
-                hint="repair the recording, or leave the field out",
-                code="data.not_finite",
-                details={"field": name, "frame": frame},
-            )
 
 
 def schema_of(fields: Mapping[str, Array]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from vlatool.transforms.quantiles import (
 )
 
 PERCENTILES = (1, 2, 5, 95, 98, 99)
+_MOMENTS = ("count", "mean", "m2", "minimum", "maximum")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,21 @@ def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics
         maximum=np.where(weight, values, -np.inf).max(axis=0, initial=-np.inf),
         digest=digest_of(cells, cell_valid),
     )
+
+
+def to_arrays(stats: WindowStatistics) -> dict[str, Array]:
+    """Partial statistics as named arrays."""
+    arrays = {name: getattr(stats, name) for name in _MOMENTS}
+    arrays["means"] = stats.digest.means
+    if stats.digest.weights is not None:
+        arrays["weights"] = stats.digest.weights
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, Array]) -> WindowStatistics:
+    """The statistics behind named arrays."""
+    moments = {name: arrays[name] for name in _MOMENTS}
+    return WindowStatistics(**moments, digest=Digest(arrays["means"], arrays.get("weights")))
 
 
 class StatisticsSum:

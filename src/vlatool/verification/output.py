@@ -1,14 +1,23 @@
 """Checks of a whole output: the record of its run, the list of its files, its folders of shards."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vlatool.artifacts import manifest, shard_index
 from vlatool.artifacts.manifest import Shard
-from vlatool.artifacts.shard_folder import EPISODES_NAME, SHARDS_NAME, ShardFolder
+from vlatool.artifacts.shard_folder import EPISODES_NAME, SHARDS_NAME, UNLISTED_FILES, ShardFolder
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.jobs.files import NAME, is_listed, read_file_list
+from vlatool.jobs.files import (
+    NAME,
+    FileEntry,
+    digests_below,
+    folder_entry,
+    is_intact,
+    is_listed,
+    own_files,
+    read_file_list,
+)
 from vlatool.jobs.record import read_record
 from vlatool.verification.check import Check, Depth, check_listed
 from vlatool.verification.codes import OUTPUT, SHARDS
@@ -39,7 +48,7 @@ def check_shard(location: Path, check: Check) -> Iterator[Finding]:
 
 
 def check_files(location: Path, check: Check) -> Iterator[Finding]:
-    """Compares every file with the list that its run wrote.
+    """Compares every file with the list that its run wrote; outputs inside are left alone.
 
     Indexes of shards may be missing from it: they are also written later.
     """
@@ -53,14 +62,31 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
         return
     with check.reporter.progress("files", len(entries), "file") as bar:
         for entry in entries:
-            yield from check_listed(OUTPUT, location / entry.path, entry, check)
+            if entry.count is None:
+                yield from check_listed(OUTPUT, location / entry.path, entry, check)
+            else:
+                yield from _check_listed_folder(location, entry, check)
             bar.advance()
     known = {entry.path for entry in entries}
-    for path in sorted(path for path in location.rglob("*") if path.is_file()):
-        name = path.relative_to(location).as_posix()
-        is_index = name.endswith(shard_index.SUFFIX)
-        if is_listed(name) and name not in known and not is_index:
+    record = read_record(location)
+    unlisted = (record.unlisted if record else ()) or UNLISTED_FILES
+    for name in sorted(PurePosixPath(file.name) for file in own_files(location)):
+        listed = {str(name), *(f"{parent}/" for parent in name.parents)}
+        is_index = name.name.endswith(shard_index.SUFFIX)
+        if known.isdisjoint(listed) and is_listed(str(name), unlisted) and not is_index:
+            path = location / name
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
+
+
+def _check_listed_folder(location: Path, entry: FileEntry, check: Check) -> Iterator[Finding]:
+    """A folder of many files has one entry."""
+    path = location / entry.path
+    if not is_intact(location, entry):
+        message = f"{path}: does not hold {entry.count} files of {entry.bytes} bytes"
+        yield OUTPUT("size_mismatch", message, path=str(path))
+    elif not check.depth.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
+        message = f"{path}: holds other bytes than when it was written"
+        yield OUTPUT("digest_mismatch", message, path=str(path))
 
 
 def _check_folders(location: Path, check: Check) -> Iterator[Finding]:

@@ -1,49 +1,251 @@
-"""Raw episodes of any format to training shards."""
+"""From raw episodes of any format to training data of any sink."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self
 
-from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
+from pydantic import Field, SerializeAsAny, create_model, field_validator
+
+from vlatool.config.base import ConfigModel, needed_field
+from vlatool.config.needs import check_needed, each_once
 from vlatool.episode import EpisodeRef
-from vlatool.errors import DataError, PartialFailure, StorageError, VlatoolError
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.files import changed_files
-from vlatool.jobs.record import (
-    OutputRecord,
-    claim_output,
-    known_output,
-    read_record,
-    remove_owned,
+from vlatool.findings import Finding
+from vlatool.jobs.files import FileEntry
+from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
+from vlatool.jobs.job import JobOptions, Run, failure_of
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.published import published, side_files
+from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.run import run_job
+from vlatool.parallel.engines import Engine, make_executor
+from vlatool.parallel.executor import Executor
+from vlatool.plugins import FORMATS, SINKS
+from vlatool.sinks.base import Sink, SinkSetup, SinkSummary
+from vlatool.sinks.lbm.config import LbmConfig
+from vlatool.sources.choice import (
+    CHOICE,
+    EpisodeChoice,
+    EpisodeTask,
+    chosen_refs,
+    chosen_survey,
 )
-from vlatool.parallel.engines import make_executor
-from vlatool.parallel.executor import Executor, Outcome
-from vlatool.sinks.base import Receipt
-from vlatool.sinks.lbm.shards import OWNED_FILES, ShardSink, ShardsSummary
-from vlatool.storage.atomic import remove_empty, remove_partials, remove_tree
-from vlatool.storage.background import in_parallel
-from vlatool.storage.lock import Lock, output_lock
-from vlatool.storage.uri import is_remote
-from vlatool.transforms.windows import make_windows
-from vlatool.workflows.preprocessing.config import PreprocessConfig
-from vlatool.workflows.preprocessing.episode_task import kept_cameras
-from vlatool.workflows.preprocessing.inputs import inputs_of, present_inputs
-from vlatool.workflows.preprocessing.plan import PreprocessPlan, make_plan
-from vlatool.workflows.preprocessing.record import data_options, run_record, without_places
-from vlatool.workflows.preprocessing.result import PreprocessResult
+from vlatool.storage.uri import location
 
-__all__ = ["PreprocessConfig", "PreprocessResult", "preprocess"]
+# Published options that do not shape the data; they are written, without a value.
+_ADDRESSES = (
+    "output_dir",
+    "num_workers",
+    "ray_address",
+    "ray_num_cpus",
+    "output_dir_fixed_path",
+    "auto_tag",
+    "skip_git_tagging",
+    "db_logging",
+    "max_episodes_to_process",
+)
+# Which episodes there are is to be seen in the data.
+_SELECTION = ("episodes", "max_episodes")
 
-_LOADED_AHEAD = 4
+
+class PreprocessConfig(ConfigModel):
+    """What `vlatool preprocess` does; keys of the format and of the sink may be written flat."""
+
+    flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "type": "format",
+        "source_episodes": "sources",
+        "dataset_root": "sources",
+        "input_dir": "sources",
+        "output_dir": "output",
+        "out_dir": "output",
+        "num_workers": "workers",
+        "max_episodes_to_process": "max_episodes",
+        "use_depth_data": "depth",
+    }
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "auto_tag": "git is never touched; the run record names the version",
+        "skip_git_tagging": "git is never touched; the run record names the version",
+        "output_dir_fixed_path": "no second copy is made; copy the output where you want it",
+        "db_logging": "there is no database; .vlatool/run.json records the run",
+    }
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {
+            "output",
+            "sources",
+            "workers",
+            "engine",
+            "ray_address",
+            "ray_num_cpus",
+            "overwrite",
+            "dry_run",
+            "on_error",
+            "max_failures",
+            *without_effect,
+        }
+    )
+
+    format: str = needed_field("", "Name of the dataset format.")
+    sources: list[str] = needed_field([], "Folders or s3:// locations to search.")
+    output: str = needed_field("", "Folder or s3:// location for shards/ and episodes/.")
+    sink: SerializeAsAny[LbmConfig] = Field(
+        default_factory=LbmConfig, description="Keys of what is written."
+    )
+    source: SerializeAsAny[ConfigModel] = Field(
+        default=ConfigModel(), description="Keys of the format's reader."
+    )
+    episodes: str | None = Field(
+        default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
+    )
+    max_episodes: int | None = Field(
+        default=None, ge=-1, description="Take at most so many episodes; 0 or -1 for all."
+    )
+    camera_names: list[str] | None = Field(
+        default=None, description="Cameras, in order; null for all."
+    )
+    skip_episodes_missing_cameras: bool = Field(
+        default=False,
+        description="Drop an episode that lacks a camera instead of keeping it without.",
+    )
+    only_successful: bool = Field(
+        default=False, description="Drop episodes that failed or do not say whether they did."
+    )
+    fail_on_nan: bool = Field(
+        default=True, description="An episode with NaN or infinity fails; else they are kept."
+    )
+    engine: Engine = Field(default="local", description="local processes, or a Ray cluster.")
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes; null for one per processor."
+    )
+    ray_address: str | None = Field(
+        default=None, description="Cluster to join with --engine ray; null for a private one."
+    )
+    ray_num_cpus: int | None = Field(
+        default=None, ge=1, description="Processors of a private Ray cluster; null for --workers."
+    )
+    on_error: Literal["skip", "stop"] = Field(
+        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
+    )
+    max_failures: int | None = Field(
+        default=None, ge=0, description="End when more episodes failed."
+    )
+    overwrite: bool = Field(default=False, description="Replace an output made with other options.")
+    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    auto_tag: bool | None = Field(default=None, description="Does nothing.")
+    skip_git_tagging: bool | None = Field(default=None, description="Does nothing.")
+    output_dir_fixed_path: str | None = Field(default=None, description="Does nothing.")
+    db_logging: bool | None = Field(default=None, description="Does nothing.")
+
+    @field_validator("camera_names")
+    @classmethod
+    def _each_once(cls, value: list[str] | None) -> Any:
+        return value and each_once(value)
+
+    @field_validator("sources", "output")
+    @classmethod
+    def _not_blank(cls, value: list[str] | str) -> list[str] | str:
+        is_unset = value == ""  # needed later, and then asked for by name
+        texts = [value] if isinstance(value, str) else value
+        if not is_unset and any(not text.strip() for text in texts):
+            raise ValueError("a location is blank")
+        return value
+
+    @classmethod
+    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+        """The class whose `source` section is the format's and whose `sink` is the sink's."""
+        sections: dict[str, Any] = {}
+        if name := tree.get("format"):
+            sections["source"] = _section(FORMATS, str(name), "format")
+        sink = tree.get("sink")
+        if name := sink.get("type") if isinstance(sink, Mapping) else sink:
+            sections["sink"] = _section(SINKS, str(name), "sink")
+        if not sections:
+            return cls
+        kinds = {key: (kind, Field(default_factory=kind)) for key, kind in sections.items()}
+        return create_model(cls.__name__, __base__=cls, **kinds)
+
+
+def _section(registry: Any, name: str, key: str) -> type[ConfigModel]:
+    try:
+        return registry.get(name).Config
+    except UsageError as error:
+        error.details["key"] = key
+        raise
+
+
+@dataclass(frozen=True)
+class PreprocessResult:
+    """What came of a run; `failures` lists the episodes that are not in the output."""
+
+    output: str
+    episodes: int
+    frames: int
+    samples: int
+    shards: int
+    bytes: int
+    cameras: tuple[str, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    dropped: Mapping[str, int]
+    failures: tuple[Mapping[str, Any], ...] = ()
+    resumed: int = 0
+    bytes_on_disk: int = 0
+    empty_episodes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    status: str = "written"
+    next: str = ""
+    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
+        """The result of an earlier run from its record, which another version may have written."""
+        names = {one.name for one in fields(cls)}
+        kept = {name: value for name, value in recorded.items() if name in names}
+        return cls(**{**kept, "output": output, "status": "already complete"})
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        cameras = ", ".join(self.cameras) or "none"
+        what = f"{_counted(self.samples, 'sample')} in {_counted(self.shards, 'shard')}"
+        size = f"{self.bytes / 1e6:.1f} MB"
+        if self.bytes_on_disk:
+            size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in all"
+        lines = [
+            f"{self.output}: {what} from {_counted(self.episodes, 'episode')} ({size})",
+            f"cameras: {cameras}",
+            f"actions: {', '.join(self.action_fields)}",
+            f"proprioception: {', '.join(self.proprioception_fields)}",
+        ]
+        if self.status == "planned":
+            lines[0] = (
+                f"{self.output}: would write about {what} from "
+                f"{_counted(self.episodes, 'episode')}; nothing was written"
+            )
+        if self.status == "already complete":
+            lines[0] += "; was already complete, nothing to do"
+        if self.resumed and self.status == "written":
+            lines.append(f"{self.resumed} episodes were already written by an earlier run")
+        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"no samples from {name}" for name in self.empty_episodes]
+        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        if self.next and self.status != "planned":
+            lines.append(f"next: {self.next}")
+        return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> PreprocessResult:
-    """Reads episodes, cuts them into samples and writes shards.
+    """Reads episodes and hands them to a sink.
 
     A run that was ended, however it was, goes on where it was; the bytes are those of a run that
     was not.
@@ -52,56 +254,21 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         UsageError: A needed key is missing, or the output belongs to another run.
         DataError: No episode can be used, or one cannot and `on_error` is `stop`.
         StorageError: Something cannot be read or written; what is written stays.
-        PartialFailure: The shards are written, but without the episodes that failed.
+        PartialFailure: The data are written, but without the episodes that failed.
+        BugError: The same, and one failed by a bug.
     """
     with ExitStack() as stack:
-        executor = stack.enter_context(_executor(config))
-        plan = make_plan(config)
-        run = _Run(config, plan, executor, reporter, run_record(config))
-        _announce(plan, reporter)
-        seen = read_record(run.output)
-        before = run.before()  # refused before the lock leaves a trace
-        if config.dry_run:
-            return _planned(config, plan, before)
-        with output_lock(run.output, f"vlatool preprocess {config.format}") as lock:
-            if read_record(run.output) != seen:  # another run was here in the meantime
-                before = run.before()
-            try:
-                with ExitStack() as ending:
-                    ending.push(executor)  # workers end before the lock does
-                    result = _finish(run, before, lock)
-            except DataError:
-                _remove_if_useless(plan)
-                raise
-            return _checked(result)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What is done, by whom, who hears of it, and what is recorded of it."""
-
-    config: PreprocessConfig
-    plan: PreprocessPlan
-    executor: Executor
-    reporter: Reporter
-    record: OutputRecord
-
-    @property
-    def sink(self) -> ShardSink:
-        return self.plan.task.sink
-
-    @property
-    def output(self) -> Path:
-        return self.sink.output
-
-    def before(self) -> OutputRecord | None:
-        """The record of the run that this one goes on with or repeats, if any."""
-        return known_output(
-            self.output,
-            self.record,
-            lambda: present_inputs(self.plan.refs),
-            overwrite=self.config.overwrite,
-        )
+        executor = stack.enter_context(_executor(config))  # workers start while we look
+        job = PreprocessJob(config)
+        job.announce(reporter)
+        options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
+        run = run_job(job, executor, options=options, reporter=reporter)
+    result = job.answer(run)
+    problem = failure_of(run, job.noun, result.episodes)
+    if problem is not None:
+        problem.result = result
+        raise problem
+    return result
 
 
 def _executor(config: PreprocessConfig) -> Executor:
@@ -110,255 +277,181 @@ def _executor(config: PreprocessConfig) -> Executor:
     if config.engine == "ray":
         workers = config.ray_num_cpus or config.workers
         return make_executor(workers, engine="ray", ray_address=config.ray_address)
-    return make_executor(config.workers, preload=("vlatool.workflows.preprocessing.episode_task",))
+    preload = ("vlatool.sources.choice", SINKS.target(config.sink.type))
+    return make_executor(config.workers, preload=preload)
 
 
-def _finish(run: _Run, before: OutputRecord | None, lock: Lock) -> PreprocessResult:
-    """Does what is not done yet."""
-    if before is not None and before.complete and before.result is not None:
-        damaged = changed_files(run.output)
-        if not damaged:
-            run.sink.journal.remove()
-            return PreprocessResult.known(run.config.output, before.result)
-        message = f"{run.output}: {damaged[0]} is missing or was changed; the data are made anew"
-        run.reporter.warn("output_damaged", message)
-    if before is None:
-        claim_output(run.output, run.record, OWNED_FILES)
-    else:
-        run.record.save(run.output)
-    remove_partials(run.output)
-    run.sink.begin()
-    write_preprocessing_config(run.output / "shards", data_options(run.config, run.plan))
-    result, inputs = _write(run, lock)
-    remove_partials(run.output)  # of workers that died on the way
-    complete = not result.failures
-    told = without_places(run.config, result.document())
-    replace(run.record, inputs=inputs, result=told, complete=complete).save(run.output)
-    if complete:
-        run.sink.journal.remove()
-    return result
+class PreprocessJob:
+    """The episodes of some sources on their way into a sink; see `jobs.job.Job`."""
 
+    noun = "episode"
+    measured = "samples"
+    has_arrays = True
+    grows = False
+    can_overwrite = True
 
-def _write(run: _Run, lock: Lock) -> tuple[PreprocessResult, dict[str, Any]]:
-    """Episodes, shards, statistics, manifests and how they came about; the inputs it saw."""
-    started, clock = datetime.now(UTC), time.monotonic()
-    collected = _Collected()
-    receipts = _held(lock, _receipts(run, collected))
-    summary = run.sink.finish(receipts, run.executor, run.plan.widths, run.reporter)
-    lock.check()
-    write_processing_metadata(
-        run.output / "shards",
-        started=started,
-        counts={
-            "total_samples_created": summary.samples,
-            "sample_counts": {"dropped": dict(summary.dropped)},
-            "failures": without_places(run.config, collected.failures),
-        },
-        arguments=run.record.options,
-        episodes=[ref.id for ref in run.plan.refs],
-    )
-    result = _result(run, summary, collected)
-    seconds = round(time.monotonic() - clock, 2)
-    on_disk = run.sink.seal(summary.files)
-    inputs = inputs_of(collected.inputs)
-    return replace(result, seconds=seconds, bytes_on_disk=on_disk), inputs
+    def __init__(self, config: PreprocessConfig) -> None:
+        check_needed(config, "vlatool preprocess FORMAT SOURCE... --output DIR")
+        self._config = config
+        section = reader_section(config)
+        self._reader = FORMATS.get(config.format)(section)
+        sources = [location(source) for source in config.sources]
+        chosen = chosen_refs(self._reader, sources, config.episodes, config.max_episodes)
+        self.items: Sequence[EpisodeRef] = chosen.refs
+        self.held_out = chosen.held_out
+        turned = getattr(config.sink, "camera_rotations", {})
+        self.survey = chosen_survey(self._reader, self.items, config.camera_names, [*turned])
+        self.output = location(config.output)
+        self.places = (*sources, self.output)
+        self.title = f"preprocess {config.format}"
+        self.sink = self._make_sink(section)
+        self.owned, self.unlisted = self.sink.owned, self.sink.unlisted
+        choice = EpisodeChoice(
+            cameras=tuple(self.survey.cameras),
+            fields={name: facts.width for name, facts in self.survey.fields.items()},
+            skip_missing_cameras=config.skip_episodes_missing_cameras,
+            only_successful=config.only_successful,
+            finite=config.fail_on_nan,
+        )
+        read = self._resolved(section)
+        self.plan = plan_digest(config.format, read, config.sink, choice)
+        self.work = EpisodeTask(config.format, read, choice, self.sink.work)
+        self.state: Callable[[EpisodeRef], InputState] = episode_state
+        self.record = run_record(config, section)
+        self._empty: list[str] = []
+        self._summary: SinkSummary | None = None
 
+    def name(self, item: EpisodeRef) -> str:
+        """The episode's id."""
+        return item.id
 
-def _held(lock: Lock, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
-    """Receipts, as long as the output is still ours."""
-    for receipt in receipts:
-        lock.check()
-        yield receipt
+    def inputs(self) -> Mapping[str, Any]:
+        """The files of all episodes."""
+        return present_inputs(self.items, self.name, self.state, self.noun)
 
+    def begin(self) -> None:
+        """The sink's."""
+        self.sink.begin()
 
-def _remove_if_useless(plan: PreprocessPlan) -> None:
-    """Frees the output for a run with corrected options when not one episode was written."""
-    output = plan.task.sink.output
-    if not any((output / "episodes").glob("*.tar")):
-        remove_owned(output, OWNED_FILES)
-        remove_tree(output / ".vlatool/journal")
-        remove_empty(output)
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+        """The sink's; episodes without samples are remembered."""
+        self._summary = self.sink.finish(self._noted(receipts), run)
+        return self._summary.files
 
+    def result(self, run: Run) -> Mapping[str, Any]:
+        """For the record."""
+        return self.answer(run).document()
 
-@dataclass
-class _Collected:
-    """What the driver learns while receipts pass by."""
+    def announce(self, reporter: Reporter) -> None:
+        """Tells what was found before anything is done."""
+        for finding in (*getattr(self._reader, "noticed", ()), *self._oddities()):
+            reporter.warn(finding.code, finding.message)
+        reporter.note(f"cameras: {', '.join(self.survey.cameras)}")
+        reporter.note(f"action fields: {', '.join(self.sink.action_fields) or 'none'}")
+        observed = ", ".join(self.sink.proprioception_fields)
+        reporter.note(f"proprioception fields: {observed or 'none'}")
+        for reason, count in self.held_out.items():
+            reporter.note(f"{count} episodes are left out: {reason}")
 
-    failures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    warnings: dict[str, int] = field(default_factory=dict[str, int])
-    empty: list[str] = field(default_factory=list[str])
-    inputs: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
-    samples: int = 0
-    made_samples: int = 0
-    made_bytes: int = 0
-    resumed: int = 0
+    def answer(self, run: Run) -> PreprocessResult:
+        """What came of a run."""
+        if run.status == "already complete":
+            return PreprocessResult.known(self._config.output, run.record.result or {})
+        failed, empty = len(run.failures), len(self._empty)
+        return PreprocessResult(
+            output=self._config.output,
+            episodes=len(self.items) - failed - empty,
+            empty_episodes=tuple(self._empty),
+            cameras=tuple(self.survey.cameras),
+            action_fields=self.sink.action_fields,
+            proprioception_fields=self.sink.proprioception_fields,
+            failures=tuple(run.failures),
+            resumed=run.resumed,
+            warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
+            next=self.sink.next_step.format(output=self._config.output),
+            seconds=run.seconds,
+            bytes_on_disk=run.bytes_on_disk,
+            **self._amounts(run),
+        )
 
-    def progress(self, seconds: float) -> dict[str, float | int | str]:
-        """What is shown beside the bar."""
-        shown: dict[str, float | int | str] = {
-            "samples": self.samples,
-            "samples/s": float(round(self.made_samples / seconds, 1)),
-            "MB/s": float(round(self.made_bytes / 1e6 / seconds, 1)),
-            "failed": len(self.failures),
+    def _amounts(self, run: Run) -> dict[str, Any]:
+        if self._summary is None:
+            estimate = self.sink.estimate()
+            return {
+                "frames": self.survey.frames or 0,
+                "samples": estimate.samples or 0,
+                "shards": estimate.amounts.get("shards", 0),
+                "bytes": 0,
+                "dropped": dict(self.held_out),
+                "status": "planned",
+                "plan": {"estimated_from": f"{self.survey.episodes} episodes"},
+            }
+        return {
+            "frames": run.sums.get("frames", 0),
+            "samples": self._summary.samples,
+            "shards": self._summary.amounts.get("shards", 0),
+            "bytes": self._summary.bytes,
+            "dropped": {**run.dropped, **self.held_out},
         }
-        return shown | self.reasons
 
+    def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
+        for receipt in receipts:
+            if not receipt.counts.get("samples"):
+                self._empty.append(receipt.item)
+            yield receipt
 
-def _announce(plan: PreprocessPlan, reporter: Reporter) -> None:
-    for code, message in plan.warnings:
-        reporter.warn(code, message)
-    first = plan.first
-    reporter.note(f"cameras: {', '.join(plan.task.cameras)}")
-    reporter.note(f"action fields: {', '.join(first.action_fields) or 'none'}")
-    reporter.note(f"proprioception fields: {', '.join(first.proprioception_fields) or 'none'}")
-    for reason, count in plan.held_out.items():
-        reporter.note(f"{count} episodes are left out: {reason}")
-
-
-def _receipts(run: _Run, collected: _Collected) -> Iterator[Receipt]:
-    """Receipts of the good episodes in order; failures and warnings are collected."""
-    refs, clock = run.plan.refs, time.monotonic()
-    with run.reporter.progress("episodes", len(refs), "episodes") as bar:
-        for outcome in _with_bulk(run.sink, run.executor.map(run.plan.task, refs)):
-            if outcome.error is not None:
-                _fail(run, outcome.item, outcome.error, collected)
-            elif outcome.value is not None:
-                _collect(outcome.value, run.reporter, collected)
-                yield outcome.value
-            bar.advance(1, **collected.progress(max(time.monotonic() - clock, 1e-6)))
-    if len(collected.failures) == len(refs):
-        raise DataError(
-            f"every episode failed; the first: {collected.failures[0]['message']}",
-            hint=str(collected.failures[0]["hint"]),
-            code="data.all_failed",
-            details={"failures": collected.failures},
-        )
-
-
-def _with_bulk(
-    sink: ShardSink, outcomes: Iterator[Outcome[EpisodeRef, Receipt]]
-) -> Iterator[Outcome[EpisodeRef, Receipt]]:
-    """Outcomes with whole receipts; those of a remote journal are fetched a few at a time."""
-    load = partial(_whole, sink)
-    if is_remote(sink.output):
-        return in_parallel(load, outcomes, _LOADED_AHEAD)
-    return map(load, outcomes)
-
-
-def _whole(sink: ShardSink, outcome: Outcome[EpisodeRef, Receipt]) -> Outcome[EpisodeRef, Receipt]:
-    """The outcome with the whole receipt of the journal."""
-    if outcome.value is None:
-        return outcome
-    found = sink.journal.find(outcome.value.episode, outcome.value.key)
-    if found is None:
-        error = StorageError(
-            f"{sink.journal.folder}: the entry of {outcome.value.episode} is gone",
-            hint="something else removed it; run the same command again",
-            code="storage.output_changed",
-        )
-        return Outcome(outcome.item, error=error)
-    return Outcome(outcome.item, replace(found, resumed=outcome.value.resumed))
-
-
-def _collect(receipt: Receipt, reporter: Reporter, collected: _Collected) -> None:
-    """Counts what was written; tells each kind of warning once and counts the rest."""
-    collected.samples += len(receipt.ranges)
-    if receipt.resumed:
-        collected.resumed += 1
-    else:
-        collected.made_samples += len(receipt.ranges)
-        collected.made_bytes += receipt.bytes
-    collected.inputs.append((receipt.episode, receipt.sizes, receipt.changed_ns))
-    if not receipt.ranges:
-        collected.empty.append(receipt.episode)
-    for code, message in receipt.warnings:
-        if code not in collected.warnings:
-            reporter.warn(code, message)
-        collected.warnings[code] = collected.warnings.get(code, 0) + 1
-
-
-def _fail(run: _Run, ref: EpisodeRef, error: VlatoolError, collected: _Collected) -> None:
-    if run.config.on_error == "stop" or not isinstance(error, DataError):
-        raise error
-    collected.failures.append(
-        {
-            "episode": ref.id,
-            "path": str(ref.path),
-            "code": error.code,
-            "message": error.message,
-            "hint": error.hint,
-            "details": error.details,
+    def _make_sink(self, section: ConfigModel) -> Sink:
+        """The sink, told of the options outside its section."""
+        config = self._config
+        left_out = {*config.no_effect_on_output, *_SELECTION, "source", "sink", "format"}
+        origin = {
+            **published(self._resolved(section), section),
+            **config.model_dump(mode="json", exclude=left_out),
+            "type": config.format,
+            "source_episodes": [location(source).name for source in config.sources],
+            **dict.fromkeys(_ADDRESSES),
         }
-    )
-    collected.reasons[error.code] = collected.reasons.get(error.code, 0) + 1
-    run.reporter.warn("episode_failed", f"{ref.id}: {error.message}")
-    if run.config.max_failures is not None and len(collected.failures) > run.config.max_failures:
-        raise DataError(
-            f"{len(collected.failures)} episodes failed, more than --max-failures allows",
-            hint=error.message,
-            code="data.too_many_failures",
-            details={"failures": collected.failures},
-        )
+        setup = SinkSetup(self.output, self.survey, self.items, origin)
+        return SINKS.get(config.sink.type)(config.sink, setup)
+
+    def _resolved(self, section: ConfigModel) -> ConfigModel:
+        """The reader's keys as it has completed them."""
+        resolved = getattr(self._reader, "config", None)
+        return resolved if isinstance(resolved, ConfigModel) else section
+
+    def _oddities(self) -> Iterator[Finding]:
+        """What is odd about the options and the cameras; published ones that do nothing say so."""
+        for name in self.survey.cameras:
+            if name != name.lower():
+                message = f"camera {name!r}: other loaders want lower case"
+                yield CHOICE("upper_case_camera", message, camera=name)
+        config = self._config
+        reasons = dict(config.without_effect)
+        if config.engine != "ray":
+            reasons |= dict.fromkeys(("ray_address", "ray_num_cpus"), "the engine is not ray")
+        for key, reason in reasons.items():
+            if getattr(config, key) is not None:
+                yield CHOICE("option_without_effect", f"{key} does nothing: {reason}")
 
 
-def _result(run: _Run, summary: ShardsSummary, collected: _Collected) -> PreprocessResult:
-    config, plan = run.config, run.plan
-    failed, empty = len(collected.failures), len(collected.empty)
-    return PreprocessResult(
-        output=config.output,
-        episodes=len(plan.refs) - failed - empty,
-        empty_episodes=tuple(collected.empty),
-        frames=summary.frames,
-        samples=summary.samples,
-        shards=summary.shards,
-        bytes=summary.bytes,
-        cameras=plan.task.cameras,
-        action_fields=plan.first.action_fields,
-        proprioception_fields=plan.first.proprioception_fields,
-        dropped={**summary.dropped, **plan.held_out},
-        failures=tuple(collected.failures),
-        resumed=collected.resumed,
-        warnings=tuple(f"{code}: {count} episodes" for code, count in collected.warnings.items()),
-    )
+def episode_state(ref: EpisodeRef) -> InputState:
+    """The files of an episode, and what is known of it beforehand."""
+    known = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
+    return input_state((ref.path, *ref.files), known)
 
 
-def _planned(
-    config: PreprocessConfig, plan: PreprocessPlan, before: OutputRecord | None
-) -> PreprocessResult:
-    """What a run would do, estimated from the first episode."""
-    if before is not None and before.complete and before.result is not None:
-        return PreprocessResult.known(config.output, before.result)
-    first = plan.first
-    per_episode = len(make_windows(first.num_frames, plan.task.spec.windows).anchors)
-    samples = per_episode * len(plan.refs)
-    return PreprocessResult(
-        output=config.output,
-        episodes=len(plan.refs),
-        frames=first.num_frames * len(plan.refs),
-        samples=samples,
-        shards=-(-samples // config.samples_per_shard),
-        bytes=0,
-        cameras=kept_cameras(first, plan.task.cameras),
-        action_fields=first.action_fields,
-        proprioception_fields=first.proprioception_fields,
-        dropped=dict(plan.held_out),
-        status="planned",
-        plan={"estimated_from": first.id},
-    )
+def reader_section(config: PreprocessConfig) -> ConfigModel:
+    """The reader's keys; the defaults where the config was built without them."""
+    kind = FORMATS.get(config.format).Config
+    return config.source if isinstance(config.source, kind) else kind()
 
 
-def _checked(result: PreprocessResult) -> PreprocessResult:
-    if not result.failures:
-        return result
-    failed = ", ".join(str(one["episode"]) for one in result.failures[:5])
-    problem = PartialFailure(
-        f"{len(result.failures)} of {len(result.failures) + result.episodes} episodes failed: "
-        f"{failed}{', ...' if len(result.failures) > 5 else ''}",
-        hint="the others are written; reasons are listed in .vlatool/run.json; "
-        "once repaired, run the same command again",
-        code="partial.episodes_failed",
-        details={"failures": list(result.failures)},
-    )
-    problem.result = result
-    raise problem
+def run_record(config: PreprocessConfig, section: ConfigModel) -> OutputRecord:
+    """The record of a run that is about to begin: every key flat, but those of the format."""
+    left_out = {*config.no_effect_on_output, "source", "sink"}
+    options = config.model_dump(mode="json", exclude=left_out)
+    options |= config.sink.model_dump(mode="json", exclude={"type"})
+    options["sink"] = config.sink.type
+    options["sources"] = [location(source).name for source in config.sources]
+    options |= {"source": published(section, section), **side_files(section)}
+    return OutputRecord("preprocess", options)

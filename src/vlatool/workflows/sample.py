@@ -1,10 +1,9 @@
 """Writes episodes of the built-in world in one of the raw layouts."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,16 +12,23 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
+from vlatool.jobs.inputs import InputState, plan_digest
+from vlatool.jobs.job import JobOptions, Run
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import make_executor
 from vlatool.parallel.executor import default_workers
-from vlatool.storage.atomic import remove_partials, write_json
-from vlatool.storage.lock import output_lock
+from vlatool.storage.atomic import remove_file
 from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for
 from vlatool.world.episodes import expert_episode
 from vlatool.world.recording import RecordedEpisode, Recorder, RecordingSetup
 from vlatool.world.render import View
 
 Layout = Literal["spartan", "lerobot", "libero"]
+# Our own code makes the episodes: one that fails is no bad data.
+_OPTIONS = JobOptions(on_error="stop")
 
 
 class SampleConfig(ConfigModel):
@@ -103,7 +109,7 @@ class SampleResult:
 def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
     """Records episodes of the scripted expert.
 
-    Running the same again leaves a complete output alone and starts an incomplete one over.
+    Running the same again leaves a complete output alone and goes on with an incomplete one.
 
     Raises:
         UsageError: The layout cannot hold what is asked for, or the output is in use or has
@@ -111,49 +117,111 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
         StorageError: A file cannot be written.
     """
     _check_layout(config)
-    output = Path(config.output)
-    options = config.model_dump(mode="json", exclude={"output", *config.no_effect_on_output})
-    earlier = _earlier_run(output, options)
-    if earlier is not None and earlier["complete"]:
-        reporter.note(f"{output} is already complete")
-        return _earlier_result(config.output, earlier["result"])
-    with output_lock(output, f"vlatool sample {config.layout} {output}"):
-        remove_partials(output)
-        _write_run(output, options, None)
-        recorder = _recorder(config)
-        result = _summary(config, _record(config, recorder, reporter))
-        _write_run(output, options, result)
-    return result
-
-
-def _record(config: SampleConfig, recorder: Recorder, reporter: Reporter) -> list[RecordedEpisode]:
+    job = SampleJob(config)
     workers = min(config.workers or default_workers(), config.episodes)
-    work = partial(_write_episode, recorder, config.seed, config.frames)
-    recorded: list[RecordedEpisode] = []
-    with reporter.progress("sample", config.episodes, "episodes") as bar:
-        for outcome in make_executor(workers).map(work, _numbered_rows(config)):
-            if outcome.error is not None:
-                raise outcome.error
-            assert outcome.value is not None
-            recorded.append(outcome.value)
-            bar.advance()
-    recorder.finish(recorded)
-    return recorded
+    run = run_job(job, make_executor(workers), options=_OPTIONS, reporter=reporter)
+    known = dict(run.record.result or {})
+    if run.status == "already complete":
+        reporter.note(f"{job.output} is already complete")
+        known["already_complete"] = True
+    return SampleResult(**{**known, "output": config.output, "cameras": tuple(known["cameras"])})
 
 
-def _numbered_rows(config: SampleConfig) -> Iterator[tuple[int, int]]:
-    """(episode, frames before it): playing an episode takes 2 ms, drawing it is what costs."""
-    first_row = 0
-    for index in range(config.episodes):
-        yield index, first_row
-        first_row += config.frames or len(expert_episode(config.seed, index))
+class SampleJob:
+    """Episodes of the expert on their way to disk; see `jobs.job.Job`."""
+
+    noun = "episode"
+    measured = "frames"
+    unlisted: Sequence[str] = ()
+    has_arrays = False
+    grows = False
+    can_overwrite = False
+
+    def __init__(self, config: SampleConfig) -> None:
+        options = config.model_dump(mode="json", exclude={"output", *config.no_effect_on_output})
+        self._config = config
+        self._recorder = _recorder(config)
+        self._recorded: list[RecordedEpisode] = []
+        self.output = Path(config.output)
+        self.places = (self.output,)
+        self.title = f"sample {config.layout} {config.output}"
+        self.record = OutputRecord("sample", options)
+        self.owned = self._recorder.owned
+        self.plan = plan_digest(options)
+        self.work = EpisodeWork(self._recorder, self.output, config.seed, config.frames)
+        self.state = _state
+
+    @cached_property
+    def items(self) -> Sequence[tuple[int, int]]:
+        """(episode, frames before it): playing an episode takes 2 ms, drawing it is what costs."""
+        places: list[tuple[int, int]] = []
+        first_row = 0
+        for index in range(self._config.episodes):
+            places.append((index, first_row))
+            first_row += self._config.frames or len(expert_episode(self._config.seed, index))
+        return places
+
+    def name(self, item: tuple[int, int]) -> str:
+        """The episode's number."""
+        return f"episode_{item[0]}"
+
+    def inputs(self) -> Mapping[str, Any]:
+        """None: episodes follow from the options."""
+        return {}
+
+    def begin(self) -> None:
+        """Takes away what describes the whole set."""
+        for name in self._recorder.closing:
+            remove_file(self.output / name)
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+        """Writes what describes the whole set."""
+        del run
+        files: list[FileEntry] = []
+        for receipt in receipts:
+            files += receipt.files
+            self._recorded.append(RecordedEpisode(**receipt.facts))
+        self._recorder.finish(self._recorded)
+        closing = (name for name in self._recorder.closing if (self.output / name).is_file())
+        return [*files, *(file_entry(self.output, name) for name in closing)]
+
+    def result(self, run: Run) -> Mapping[str, Any]:
+        """Sums over the episodes."""
+        del run
+        summary = asdict(_summary(self._config, self._recorded))
+        del summary["output"], summary["already_complete"]
+        return summary
 
 
-def _write_episode(
-    recorder: Recorder, seed: int, frames: int | None, place: tuple[int, int]
-) -> RecordedEpisode:
-    index, first_row = place
-    return recorder.write(expert_episode(seed, index, frames), first_row)
+@dataclass(frozen=True)
+class EpisodeWork:
+    """Records one episode; picklable."""
+
+    recorder: Recorder
+    output: Path
+    seed: int
+    frames: int | None
+
+    def __call__(self, place: tuple[int, int]) -> Receipt:
+        """What was recorded, with the files."""
+        index, first_row = place
+        recorded = self.recorder.write(expert_episode(self.seed, index, self.frames), first_row)
+        facts = asdict(recorded)
+        counts = {"frames": recorded.frames}
+        return Receipt(
+            "", counts=counts, files=tuple(map(self._entry, recorded.files)), facts=facts
+        )
+
+    def _entry(self, name: str) -> FileEntry:
+        path = self.output / name
+        if path.is_dir():
+            return folder_entry(name, digests_below(path))
+        return file_entry(self.output, name)
+
+
+def _state(place: tuple[int, int]) -> InputState:
+    """An episode follows from the options and its place alone."""
+    return InputState(f"{place[0]} {place[1]}")
 
 
 def _recorder(config: SampleConfig) -> Recorder:
@@ -206,52 +274,3 @@ def _check_layout(config: SampleConfig) -> None:
             hint="leave --depth out, or use the layout spartan",
             code="usage.depth",
         )
-
-
-def _earlier_run(output: Path, options: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of the run that made `output`; None when there is nothing yet.
-
-    Raises:
-        UsageError: Something else is there, or it was made with other options.
-    """
-    record = output / ".vlatool" / "run.json"
-    if not record.exists():
-        if output.exists() and (not output.is_dir() or _has_content(output)):
-            raise UsageError(
-                f"{output}: already exists and was not made by this command",
-                hint="choose another output",
-                code="usage.output_exists",
-            )
-        return None
-    earlier: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    before: dict[str, Any] = earlier["options"]
-    keys = sorted({*before, *options})
-    changed = [key for key in keys if before.get(key) != options.get(key)]
-    if changed:
-        told = ", ".join(f"{key} {before.get(key)} (now {options.get(key)})" for key in changed)
-        raise UsageError(
-            f"{output}: already made with other options: {told}",
-            hint="choose another output, or use the same options",
-            code="usage.output_exists",
-            details={"changed": changed},
-        )
-    return earlier
-
-
-def _earlier_result(output: str, recorded: dict[str, Any]) -> SampleResult:
-    cameras = tuple(recorded["cameras"])
-    changes = {"output": output, "cameras": cameras, "already_complete": True}
-    return SampleResult(**(recorded | changes))
-
-
-def _has_content(folder: Path) -> bool:
-    return any(path.name != ".vlatool" for path in folder.iterdir())
-
-
-def _write_run(output: Path, options: dict[str, Any], result: SampleResult | None) -> None:
-    summary = None
-    if result is not None:
-        summary = asdict(result)
-        del summary["output"], summary["already_complete"]
-    run = {"command": "sample", "options": options, "complete": result is not None}
-    write_json(output / ".vlatool" / "run.json", run | {"result": summary})

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.errors import StorageError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.record import output_lock
 from vlatool.loading.facts import DatasetFacts, read_facts
 from vlatool.loading.normalizer import Normalizer
 from vlatool.parallel.executor import default_workers
 from vlatool.plugins import MODELS
-from vlatool.storage.lock import output_lock
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 

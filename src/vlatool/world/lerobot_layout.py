@@ -22,6 +22,18 @@ Stats = dict[str, Any]
 CHUNK_SIZE = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+META_FILES = (
+    "meta/stats.json",
+    "meta/episodes_stats.jsonl",
+    "meta/tasks.jsonl",
+    "meta/episodes.jsonl",
+    "meta/info.json",
+)
+OWNED_FILES = (
+    "data/chunk-*/episode_*.parquet",
+    "videos/chunk-*/*/episode_*.mp4",
+    *META_FILES,
+)
 TASKS = tuple(instruction_for(colour) for colour in COLOURS)
 _AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
@@ -14,6 +14,8 @@ from vlatool.storage.atomic import write_bytes
 from vlatool.world.episodes import WorldEpisode
 from vlatool.world.lerobot_layout import (
     DATA_PATH,
+    META_FILES,
+    OWNED_FILES,
     VIDEO_PATH,
     Stats,
     automatic_columns,
@@ -42,26 +44,29 @@ _CONTAINER = {"fflags": "+bitexact"}
 class LeRobotRecorder:
     """Records into `setup.output`."""
 
+    owned: ClassVar[tuple[str, ...]] = OWNED_FILES
+    closing: ClassVar[tuple[str, ...]] = META_FILES
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
         """Writes one episode's videos and table."""
         place = template_values(episode.index)
         stats: dict[str, Any] = {}
+        files: list[str] = []
         for view in self.setup.views:
             key = video_key(view)
             frames = list(episode.pictures(view))
-            write_bytes(
-                self.setup.output / VIDEO_PATH.format(video_key=key, **place), encode_video(frames)
-            )
+            files.append(VIDEO_PATH.format(video_key=key, **place))
+            write_bytes(self.setup.output / files[-1], encode_video(frames))
             stats[key] = _picture_stats(np.stack(frames))
         columns = {
             "observation.state": vector_column(episode.states.astype(np.float32)),
             "action": vector_column(episode.actions.astype(np.float32)),
             **automatic_columns(episode.index, len(episode), first_row, episode.target),
         }
-        write_table(self.setup.output / DATA_PATH.format(**place), columns)
-        return recorded(episode, stats | table_stats(columns))
+        files.append(DATA_PATH.format(**place))
+        write_table(self.setup.output / files[-1], columns)
+        return recorded(episode, files, stats | table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         """Writes the meta files."""

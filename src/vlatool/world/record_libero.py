@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,8 @@ from vlatool.storage.atomic import write_json
 from vlatool.world.episodes import WorldEpisode
 from vlatool.world.lerobot_layout import (
     DATA_PATH,
+    META_FILES,
+    OWNED_FILES,
     automatic_columns,
     automatic_features,
     feature,
@@ -40,6 +42,8 @@ _DOWNWARD = (np.pi, 0.0, 0.0)
 class LiberoRecorder:
     """Records into `setup.output`; the two views become `image` and `wrist_image`."""
 
+    owned: ClassVar[tuple[str, ...]] = OWNED_FILES
+    closing: ClassVar[tuple[str, ...]] = META_FILES
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
@@ -56,7 +60,7 @@ class LiberoRecorder:
         }
         path = DATA_PATH.format(**template_values(episode.index))
         write_table(self.setup.output / path, columns)
-        return recorded(episode, table_stats(columns))
+        return recorded(episode, [path], table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         """Writes the meta files."""

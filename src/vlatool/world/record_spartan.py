@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
@@ -34,6 +34,8 @@ Member = tuple[str, NDArray[Any]]
 class SpartanRecorder:
     """Records into `setup.output`."""
 
+    owned: ClassVar[tuple[str, ...]] = (f"tasks/{TASK}/**/*",)
+    closing: ClassVar[tuple[str, ...]] = ()
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
@@ -46,7 +48,7 @@ class SpartanRecorder:
             for view in self.setup.views:
                 _write_camera_files(processed / f"images_{view.camera.id}", episode, view)
             _write_documents(processed, episode, self.setup.views)
-        return recorded(episode)
+        return recorded(episode, [episode_folder(Path(), episode.index).as_posix()])
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         """Nothing: Spartan has no file about a whole set."""

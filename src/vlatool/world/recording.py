@@ -1,5 +1,6 @@
 """What the recorders of the raw layouts share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ class RecordedEpisode:
         instruction: What the robot was told.
         success: Whether the expert did it.
         stats: Statistics for the layout's meta files.
+        files: What was written for it: files, or a folder, relative to the output.
     """
 
     index: int
@@ -40,10 +42,22 @@ class RecordedEpisode:
     instruction: str
     success: bool
     stats: dict[str, Any] = field(default_factory=dict[str, Any])
+    files: Sequence[str] = ()
 
 
 class Recorder(Protocol):
-    """Writes one raw layout; picklable, so that episodes may be written by several processes."""
+    """Writes one raw layout; picklable, so that episodes may be written by several processes.
+
+    Attributes:
+        owned: Patterns of everything it writes.
+        closing: Files that describe the whole set, written last.
+    """
+
+    @property
+    def owned(self) -> Sequence[str]: ...
+
+    @property
+    def closing(self) -> Sequence[str]: ...
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
         """Writes the files of one episode; `first_row` frames lie in the episodes before it."""
@@ -54,8 +68,9 @@ class Recorder(Protocol):
         ...
 
 
-def recorded(episode: WorldEpisode, stats: dict[str, Any] | None = None) -> RecordedEpisode:
+def recorded(
+    episode: WorldEpisode, files: Sequence[str], stats: dict[str, Any] | None = None
+) -> RecordedEpisode:
     """The receipt of an episode."""
-    return RecordedEpisode(
-        episode.index, len(episode), episode.instruction, episode.success, stats or {}
-    )
+    told = (episode.index, len(episode), episode.instruction, episode.success)
+    return RecordedEpisode(*told, stats or {}, files)

@@ -1,19 +1,21 @@
-"""What a run is made from, so that the same input and the same plan are known again."""
+"""What items are made from, so that the same input and the same plan are known again."""
 
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from vlatool import __version__
-from vlatool.episode import EpisodeRef
 from vlatool.storage.tree import files_below_each
+
+Item = TypeVar("Item")
 
 _STAT_THREADS = 16
 # Whose other version may give other bytes.
@@ -22,54 +24,68 @@ _SHAPING_PACKAGES = ("pillow", "numpy", "av", "pyarrow", "scipy")
 
 @dataclass(frozen=True)
 class InputState:
-    """The files of one episode as they are now.
+    """What one item is made from as it is now.
 
     Attributes:
-        digest: Changes with names, sizes and times of the files, and with what is known of the
-            episode beforehand. A copy of the same files counts as changed; that costs work alone.
+        digest: Changes with names, sizes and times of its files, and with what is known of it
+            beforehand. A copy of the same files counts as changed; that costs work alone.
         sizes: The same without times and places: equal for a copy.
-        changed_ns: When the latest change was, nanoseconds since 1970.
+        changed_ns: When the latest change was, nanoseconds since 1970; 0 without files.
     """
 
     digest: str
-    sizes: str
-    changed_ns: int
+    sizes: str = ""
+    changed_ns: int = 0
 
 
-def input_state(ref: EpisodeRef) -> InputState:
-    """Looks at an episode's files."""
-    groups = files_below_each((ref.path, *ref.files))
-    known = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
+def input_state(paths: Sequence[Path], known: Any = None) -> InputState:
+    """Looks at the files at and below the paths of an item.
+
+    Args:
+        paths: Files and folders; the first says where the item is.
+        known: What else the item is made from.
+    """
+    groups = files_below_each(paths)
     sizes = [[(file.name, file.bytes) for file in files] for files in groups]
     times = [file.modified_ns for files in groups for file in files]
     return InputState(
-        digest=digest_of([str(ref.path), sizes, times, known]),
+        digest=digest_of([str(paths[0]), sizes, times, known]),
         sizes=digest_of([sizes, known]),
         changed_ns=max(times, default=0),
     )
 
 
-def inputs_of(states: Iterable[tuple[str, str, int]]) -> dict[str, Any]:
-    """The inputs of a run from (id, sizes, changed_ns) of its episodes, in order."""
+def inputs_of(states: Iterable[tuple[str, str, int]], noun: str) -> dict[str, Any]:
+    """The inputs of a run from (name, sizes, changed_ns) of its items, in order.
+
+    Args:
+        states: Of every item.
+        noun: What an item is called; its plural is the name of their number.
+    """
     digest = hashlib.blake2b(digest_size=8)
     count, changed_ns = 0, 0
-    for episode, sizes, changed in states:
-        digest.update(f"{episode} {sizes}\n".encode())
+    for name, sizes, changed in states:
+        digest.update(f"{name} {sizes}\n".encode())
         count += 1
         changed_ns = max(changed_ns, changed)
     changed_at = datetime.fromtimestamp(changed_ns / 1e9, UTC).isoformat(timespec="milliseconds")
-    return {"episodes": count, "fingerprint": digest.hexdigest(), "changed_at": changed_at}
+    return {f"{noun}s": count, "fingerprint": digest.hexdigest(), "changed_at": changed_at}
 
 
-def present_inputs(refs: Sequence[EpisodeRef]) -> dict[str, Any]:
-    """The same, found by looking at every episode's files."""
+def present_inputs(
+    items: Sequence[Item],
+    name: Callable[[Item], str],
+    state: Callable[[Item], InputState],
+    noun: str,
+) -> dict[str, Any]:
+    """The same, found by looking at every item as it is now."""
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        found = zip(refs, pool.map(input_state, refs), strict=True)
-        return inputs_of((ref.id, state.sizes, state.changed_ns) for ref, state in found)
+        found = zip(items, pool.map(state, items), strict=True)
+        return inputs_of(((name(one), now.sizes, now.changed_ns) for one, now in found), noun)
 
 
 def plan_digest(*parts: Any) -> str:
-    """A digest of values that shape an episode's bytes, and of the software that makes them."""
+    """A digest of values that shape an item's bytes, and of the software that makes them."""
     return digest_of([*parts, __version__, zlib.ZLIB_RUNTIME_VERSION, _versions()])
 
 

@@ -1,0 +1,112 @@
+"""Rows that only grow: one JSON object per line, on disk within a second.
+
+On disk rows are appended to one file; a line that a killed run cut off is passed over, and the next
+row begins on a line of its own. In S3, where nothing can be appended to, each batch of rows is an
+object of its own beside the others.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from vlatool.storage.atomic import write_bytes
+from vlatool.storage.uri import is_remote
+
+_SYNC_S = 1.0
+
+
+class AppendLog:
+    """Writes rows to a log; a context manager, whose end syncs what is left.
+
+    Args:
+        path: The file; in S3, the folder of its batches.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+        self._waiting: list[bytes] = []
+        self._batches: int | None = None
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.sync()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row; it is safe within a second of the next call, or when the log is left."""
+        self._waiting.append(json.dumps(row, allow_nan=False).encode() + b"\n")
+        if time.monotonic() - self._synced >= _SYNC_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """Makes every row so far safe."""
+        self._synced = time.monotonic()
+        if not self._waiting:
+            return
+        data, self._waiting = b"".join(self._waiting), []
+        if is_remote(self.path):
+            self._write_batch(data)
+            return
+        file = self._opened()
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+    def _write_batch(self, data: bytes) -> None:
+        if self._batches is None:
+            self._batches = sum(1 for _ in _batches(self.path))
+        write_bytes(self.path / f"{self._batches:08d}.jsonl", data)
+        self._batches += 1
+
+    def _opened(self) -> IO[bytes]:
+        """The file, behind a newline."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+            if self._file.tell() and not _ends_with_newline(self.path):
+                self._file.write(b"\n")
+        return self._file
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a log, in order; nothing where there is none. Torn lines are passed over."""
+    if is_remote(path):
+        for batch in _batches(path):
+            yield from _rows(batch.read_bytes())
+    elif path.is_file():
+        yield from _rows(path.read_bytes())
+
+
+def _rows(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _batches(path: Path) -> Iterator[Path]:
+    yield from sorted(path.glob("*.jsonl")) if path.is_dir() else ()
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

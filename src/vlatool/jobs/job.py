@@ -1,0 +1,227 @@
+"""What long work that may be killed says of itself, and what it learns of its run."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from vlatool.errors import BugError, PartialFailure, VlatoolError
+from vlatool.events import Reporter
+from vlatool.jobs.files import FileEntry
+from vlatool.jobs.inputs import InputState
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord
+from vlatool.parallel.executor import Executor
+
+Item = TypeVar("Item")
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job is run; nothing here shapes what it writes.
+
+    Attributes:
+        overwrite: Replace what a complete run or one with other options left.
+        dry_run: Write nothing; say what is done and what would be.
+        on_error: `skip` goes on without an item that fails, `stop` ends at the first.
+        max_failures: End when more items failed; None for never.
+    """
+
+    overwrite: bool = False
+    dry_run: bool = False
+    on_error: Literal["skip", "stop"] = "skip"
+    max_failures: int | None = None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that do one job together; each does its share of the items.
+
+    Attributes:
+        rank: Number of this one; the first locks, finishes and seals.
+        size: How many there are.
+        meet: Returns when all of them have called it.
+    """
+
+    rank: int = 0
+    size: int = 1
+    meet: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Run:
+    """What a job learns of its run while it finishes.
+
+    Attributes:
+        status: `written`, `already complete`, `planned`, or `shared` for all ranks but the first.
+        record: As it stands in the output, with inputs and result once it is complete.
+        executor: Where more work can be done.
+        reporter: Who hears of it.
+        started: When it began.
+        seconds: How long it took.
+        failures: Items that are not in the output, with code, message, hint and details.
+        warnings: Code of each finding to the number of items that have it.
+        sums: Sums of the counts of all receipts.
+        dropped: Reason to number of what was left out.
+        resumed: Items that an earlier run made.
+        bytes_on_disk: Size of all listed files.
+        made: Sums of the counts of what this run made itself.
+        made_bytes: Size of those files.
+        places: Folders above what was read and written, longest first.
+    """
+
+    status: str
+    record: OutputRecord
+    executor: Executor
+    reporter: Reporter
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    seconds: float = 0.0
+    failures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    warnings: dict[str, int] = field(default_factory=dict[str, int])
+    sums: dict[str, int] = field(default_factory=dict[str, int])
+    dropped: dict[str, int] = field(default_factory=dict[str, int])
+    resumed: int = 0
+    bytes_on_disk: int = 0
+    made: dict[str, int] = field(default_factory=dict[str, int])
+    made_bytes: int = 0
+    places: Sequence[str] = ()
+
+    def told(self, value: Any) -> Any:
+        """A value for a file that may be published: locations without the folders above them."""
+        if isinstance(value, Mapping):
+            return {key: self.told(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.told(item) for item in value]
+        if isinstance(value, str):
+            for place in self.places:
+                value = value.replace(place, "")
+        return value
+
+
+class Job(Protocol[Item]):
+    """What a command does to its items.
+
+    Attributes:
+        output: Where it writes.
+        record: The command, and the options that shape what it writes.
+        title: The command as messages call it, such as `preprocess lerobot`.
+        noun: What an item is called, such as `episode`.
+        owned: Patterns of the files it writes; what others put beside them is left alone.
+        unlisted: Those of them that hold times; the list of files leaves them out.
+        measured: The count that progress shows, such as `samples`.
+        has_arrays: Whether receipts carry arrays; then items need names that can be file names.
+        grows: Whether a later run may bring more items; their set is no option then, and receipts
+            are kept when the output is complete.
+        can_overwrite: Whether the command has `--overwrite`.
+        plan: Digest of all that shapes the bytes of an item besides its input.
+        places: What is read and written; records name nothing above.
+        work: Does one item; picklable. What it writes is under its final name when it returns.
+        state: Looks at what one item is made from; picklable.
+    """
+
+    @property
+    def output(self) -> Path: ...
+
+    @property
+    def record(self) -> OutputRecord: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def noun(self) -> str: ...
+
+    @property
+    def measured(self) -> str: ...
+
+    @property
+    def owned(self) -> Sequence[str]: ...
+
+    @property
+    def unlisted(self) -> Sequence[str]: ...
+
+    @property
+    def has_arrays(self) -> bool: ...
+
+    @property
+    def grows(self) -> bool: ...
+
+    @property
+    def can_overwrite(self) -> bool: ...
+
+    @property
+    def plan(self) -> str: ...
+
+    @property
+    def places(self) -> Sequence[Path]: ...
+
+    @property
+    def work(self) -> Callable[[Item], Receipt]: ...
+
+    @property
+    def state(self) -> Callable[[Item], InputState]: ...
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """Every item, in the order in which receipts are finished."""
+        ...
+
+    def name(self, item: Item) -> str:
+        """The item's name, unique among all and equal from run to run."""
+        ...
+
+    def inputs(self) -> Mapping[str, Any]:
+        """What all items are made from now, as `inputs_of` tells it; nothing without files."""
+        ...
+
+    def begin(self) -> None:
+        """Takes away what would make a half-written output look whole."""
+        ...
+
+    def finish(self, receipts: Iterator[Receipt], run: "Run") -> Sequence[FileEntry]:
+        """Consumes the receipts of the good items, in order, and writes what all share.
+
+        Returns:
+            Every file that `verify` shall know.
+        """
+        ...
+
+    def result(self, run: "Run") -> Mapping[str, Any]:
+        """What came of it, for the record: JSON."""
+        ...
+
+
+def failure_of(run: Run, noun: str, done: int) -> VlatoolError | None:
+    """The error of a finished run that lacks items; None when nothing failed.
+
+    Args:
+        run: The run.
+        title: The command as messages call it, such as `preprocess lerobot`.
+        noun: What an item is called.
+        done: Items that are in the output.
+    """
+    if not run.failures:
+        return None
+    count = len(run.failures)
+    bugs = [one for one in run.failures if one["code"] == BugError.unexpected]
+    named = ", ".join(str(one[noun]) for one in run.failures[:_NAMED])
+    message = f"{count} of {count + done} {noun}s failed: {named}"
+    message += ", ..." if count > _NAMED else ""
+    details = {"failures": list(run.failures)}
+    if bugs:
+        return BugError(
+            f"{message}; {len(bugs)} by a bug in vlatool or in a plugin",
+            hint="the others are written; .vlatool/run.json has the tracebacks: report them",
+            code=BugError.unexpected,
+            details=details,
+        )
+    return PartialFailure(
+        message,
+        hint="the others are written; reasons are listed in .vlatool/run.json; "
+        "once repaired, run the same command again",
+        code=f"partial.{noun}s_failed",
+        details=details,
+    )

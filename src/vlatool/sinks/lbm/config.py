@@ -1,0 +1,133 @@
+"""What the `lbm` sink is asked to write: windows, pictures, statistics, shards.
+
+Source: lbm-data 3.1.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from vlatool.config.needs import each_once
+from vlatool.sinks.base import SinkConfig
+from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
+from vlatool.transforms.pose_groups import PoseGroupConfig
+from vlatool.transforms.sampling import SampleSpec
+from vlatool.transforms.stillness import StillnessSpec
+from vlatool.transforms.windows import Padding, WindowSpec
+
+_LARGEST_SIDE = 16_384  # pixels
+
+
+class LbmConfig(SinkConfig):
+    """Training shards of the LBM pipeline."""
+
+    type: Literal["lbm"] = Field(default="lbm", description="What is written: LBM shards.")
+    past_lowdim_steps: int = Field(
+        default=1, ge=0, le=100_000, description="Frames of a window before the anchor."
+    )
+    future_lowdim_steps: int = Field(
+        default=14, ge=0, le=100_000, description="Frames of a window after the anchor."
+    )
+    stride: int = Field(default=1, ge=1, description="Frames from one anchor to the next.")
+    max_padding_left: int = Field(
+        default=1, ge=0, description="Most padded frames before an episode."
+    )
+    max_padding_right: int = Field(
+        default=7, ge=0, description="Most padded frames after an episode."
+    )
+    padding_strategy: Padding = Field(default="copy", description="What padded rows hold.")
+    filter_still_samples: bool = Field(
+        default=False, description="Drop windows in which nothing moves."
+    )
+    still_threshold: float = Field(
+        default=0.01,
+        ge=0,
+        description="Still: no field's standard deviation is above it, whatever the unit.",
+    )
+    still_field_thresholds: dict[str, float] = Field(
+        default={},
+        description="Better: field to the range, in its unit, within which it stands still; "
+        "only these fields count.",
+    )
+    pose_groups: list[PoseGroupConfig] | None = Field(
+        default=None,
+        description="Poses that also get relative fields; null for the format's own.",
+    )
+    image_indices: list[int] = Field(
+        default=[-1, 0],
+        min_length=1,
+        description="Pictures of a sample, as frames from the anchor.",
+    )
+    resize_images_size: tuple[int, int] | None = Field(
+        default=None, description="Width, height of the pictures; null keeps theirs."
+    )
+    image_resizing_method: ResizeMethod = Field(
+        default="center_crop", description="How pictures get their size."
+    )
+    image_resizing_filter: ResizeFilter = Field(
+        default="lanczos", description="How pixels are mixed in doing so."
+    )
+    camera_rotations: dict[str, int] = Field(
+        default={},
+        description="Camera to quarter turns clockwise, before the resize; calibration turns too.",
+    )
+    jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality.")
+    depth: bool = Field(default=False, description="Store depth as 16-bit PNG, in millimetres.")
+    labels: bool = Field(default=False, description="Store segmentation labels as 16-bit PNG.")
+    samples_per_shard: int = Field(default=128, ge=1, description="Samples in a shard.")
+    seed: int = Field(default=42, ge=0, description="Seed of the shuffle.")
+    compute_statistics: bool = Field(default=True, description="Write stats.json.")
+    compat: bool = Field(
+        default=False,
+        description="Published arithmetic for calibration, half a pixel beside the pixels.",
+    )
+
+    @field_validator("image_indices")
+    @classmethod
+    def _each_once(cls, value: list[int]) -> Any:
+        return each_once(value)
+
+    @field_validator("resize_images_size")
+    @classmethod
+    def _positive_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 1 <= min(value) <= max(value) <= _LARGEST_SIDE:
+            raise ValueError(f"width and height must be 1 to {_LARGEST_SIDE}")
+        return value
+
+    @field_validator("camera_rotations")
+    @classmethod
+    def _quarter_turns(cls, value: dict[str, int]) -> dict[str, int]:
+        for name, turns in value.items():
+            if not 0 <= turns <= 3:
+                raise ValueError(f"{name}: {turns} is not 0 to 3 quarter turns; 90 degrees are 1")
+        return value
+
+    @model_validator(mode="after")
+    def _still_filter_is_on(self) -> Self:
+        if self.still_field_thresholds and not self.filter_still_samples:
+            raise ValueError("still_field_thresholds needs filter_still_samples: true")
+        if any(threshold < 0 for threshold in self.still_field_thresholds.values()):
+            raise ValueError("still_field_thresholds must not be negative")
+        return self
+
+    def sample_spec(self) -> SampleSpec:
+        """How an episode becomes samples."""
+        size = self.resize_images_size
+        still = StillnessSpec(self.still_threshold, self.still_field_thresholds)
+        return SampleSpec(
+            windows=WindowSpec(
+                past=self.past_lowdim_steps,
+                future=self.future_lowdim_steps,
+                stride=self.stride,
+                max_padding_left=self.max_padding_left,
+                max_padding_right=self.max_padding_right,
+                padding=self.padding_strategy,
+            ),
+            image_offsets=tuple(self.image_indices),
+            image_size=None if size is None else (size[1], size[0]),
+            resize_method=self.image_resizing_method,
+            resize_filter=self.image_resizing_filter,
+            rotations=self.camera_rotations,
+            still=still if self.filter_still_samples else None,
+            compat=self.compat,
+        )

@@ -1,0 +1,174 @@
+"""The `lbm` sink: `shards/` for training, `episodes/` with the same samples in frame order."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vlatool.artifacts.manifest import write_manifest
+from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
+from vlatool.artifacts.shard_folder import (
+    CLOSING_FILES,
+    DATA_FILES,
+    EPISODES_NAME,
+    LISTED_FILES,
+    OWNED_FILES,
+    SHARDS_NAME,
+    UNLISTED_FILES,
+    ShardFolder,
+)
+from vlatool.artifacts.stats import write_compact_stats, write_stats
+from vlatool.episode import Episode
+from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.job import Run
+from vlatool.jobs.journal import Receipt
+from vlatool.sinks.base import Estimate, SinkSetup, SinkSummary
+from vlatool.sinks.lbm.config import LbmConfig
+from vlatool.sinks.lbm.episodes import EpisodeWork, stored_episode
+from vlatool.sinks.lbm.shards import SampleIndex, write_shards
+from vlatool.storage.atomic import remove_file
+from vlatool.transforms.sampling import EpisodeSampler
+from vlatool.transforms.statistics import StatisticsSum, field_entries, from_arrays
+from vlatool.transforms.windows import make_windows
+
+_HOW_TO_KEEP = {
+    "padding": "allow more padding with --max-padding-left and --max-padding-right",
+    "still": "lower --still-threshold or --still-field-thresholds, or leave out "
+    "--filter-still-samples",
+    "unsuccessful_episode": "leave out --only-successful",
+    "success_unknown": "no episode says whether it succeeded; leave out --only-successful",
+    "episode_missing_camera": "choose cameras that the episodes have with --camera-names, or leave "
+    "out --skip-episodes-missing-cameras",
+}
+
+
+class LbmSink:
+    """Writes the training data of the LBM pipeline. Source: lbm-data 3."""
+
+    Config: ClassVar[type[LbmConfig]] = LbmConfig
+    owned: ClassVar[tuple[str, ...]] = OWNED_FILES
+    unlisted: ClassVar[tuple[str, ...]] = UNLISTED_FILES
+    next_step: ClassVar[str] = "vlatool train --preset diffusion-policy-tiny --data {output}"
+
+    def __init__(self, config: LbmConfig, setup: SinkSetup) -> None:
+        self._config = config
+        self._setup = setup
+        self._like = stored_episode(setup.survey.example(), config)
+        self.work = EpisodeWork(setup.output, config)
+        self.action_fields = self._like.action_fields
+        self.proprioception_fields = self._like.proprioception_fields
+
+    def begin(self) -> None:
+        """Takes the closing files away; says what is being made."""
+        for name in CLOSING_FILES:
+            remove_file(self._setup.output / name)
+        write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+        """Shuffles, assembles shards, writes statistics and, last, the manifests.
+
+        Raises:
+            DataError: No sample was written.
+        """
+        output, config = self._setup.output, self._config
+        index, total = SampleIndex(), StatisticsSum()
+        for receipt in receipts:
+            index.add(receipt)
+            if len(receipt.arrays) > 1:
+                total.add(from_arrays(receipt.arrays))
+        if not index.samples:
+            raise _nothing_left(run.dropped)
+        stats = total.total()
+        if stats is not None:
+            self._write_stats(dict(field_entries(stats, _widths(self._like, config))))
+        made = write_shards(
+            output, index, config.seed, config.samples_per_shard, run.executor, run.reporter
+        )
+        shards = [shard for shard, _ in made]
+        files = [*(entry for pair in made for entry in pair), *index.files]
+        _remove_strangers(output, {entry.path for entry in files})
+        write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
+        write_manifest(ShardFolder.of(output, SHARDS_NAME).manifest, _rows(shards))
+        self._write_metadata(run, index.samples)
+        small = (file_entry(output, name) for name in LISTED_FILES if (output / name).is_file())
+        size = sum(entry.bytes for entry in shards)
+        return SinkSummary(index.samples, size, (*files, *small), {"shards": len(shards)})
+
+    def estimate(self) -> Estimate:
+        """From the mean length of the episodes."""
+        survey = self._setup.survey
+        if survey.frames is None:
+            return Estimate(None)
+        frames = round(survey.frames / max(survey.episodes, 1))
+        windows = make_windows(frames, self._config.sample_spec().windows)
+        samples = len(windows.anchors) * survey.episodes
+        return Estimate(samples, {"shards": -(-samples // self._config.samples_per_shard)})
+
+    def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
+        output = self._setup.output
+        shards, episodes = (ShardFolder.of(output, one) for one in (SHARDS_NAME, EPISODES_NAME))
+        write_stats([shards.statistics_file, episodes.statistics_file], entries)
+        write_compact_stats(shards.compact_statistics_file, entries)
+
+    def _write_metadata(self, run: Run, samples: int) -> None:
+        write_processing_metadata(
+            self._setup.output / SHARDS_NAME,
+            started=run.started,
+            counts={
+                "total_samples_created": samples,
+                "sample_counts": {"dropped": dict(run.dropped)},
+                "failures": run.told(run.failures),
+            },
+            arguments=run.record.options,
+            episodes=[ref.id for ref in self._setup.refs],
+        )
+
+    def _options(self) -> dict[str, Any]:
+        """preprocessing_config.yaml: what shaped the data and what training needs to know of them.
+
+        Source: lbm-data 3.13.
+        """
+        own = self._config.model_dump(mode="json", exclude={"type"})
+        groups = self._like.pose_groups
+        return {
+            **self._setup.origin,
+            **own,
+            "sink": self._config.type,
+            "camera_rotations": own["camera_rotations"] or None,
+            "image_resizing_method": own["image_resizing_method"].upper(),
+            "camera_names": list(self._setup.survey.cameras),
+            "pose_groups": [
+                {key: value for key, value in vars(group).items() if value} for group in groups
+            ],
+            "action_fields": list(self.action_fields),
+            "proprioception_fields": list(self.proprioception_fields),
+            "fps": self._setup.survey.fps,
+        }
+
+
+def _widths(like: Episode, config: LbmConfig) -> dict[str, int]:
+    """Channels of every numeric field of a sample, relative ones included."""
+    return EpisodeSampler(like, (), config.sample_spec()).widths()
+
+
+def _remove_strangers(output: Path, known: set[str]) -> None:
+    """Removes data files of an earlier, different state of the same run."""
+    for pattern in DATA_FILES:
+        for path in output.glob(pattern):
+            if path.relative_to(output).as_posix() not in known:
+                remove_file(path)
+
+
+def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
+    return [(Path(entry.path).stem, entry.samples or 0) for entry in files]
+
+
+def _nothing_left(dropped: Mapping[str, int]) -> DataError:
+    most = max(dropped, key=lambda reason: dropped[reason], default="padding")
+    listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
+    return DataError(
+        f"no sample is left to write; dropped: {listed or 'none'}",
+        hint=_HOW_TO_KEEP.get(most, f"loosen what drops the most: {most}"),
+        code="data.no_samples",
+        details={"dropped": dict(dropped)},
+    )

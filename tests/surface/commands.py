@@ -1,0 +1,49 @@
+"""Help and keys of every command, as a user sees them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from tests.surface.invoke import plain_terminal, said
+from vlatool.cli import app
+from vlatool.plugins import FORMATS
+
+
+def recorded() -> dict[str, str]:
+    """File name to text: one file per command, and the schema of the training configuration."""
+    with plain_terminal():
+        files = {f"{'-'.join(words)}.txt": _transcript(words) for words in _commands()}
+        files["vlatool.txt"] = _answer(["--help"])
+        files["resolve-config-schema.json"] = said("resolve-config", "--schema")[1]
+    return files
+
+
+def _commands() -> Iterator[tuple[str, ...]]:
+    """The words of every command and subcommand."""
+    group: Any = typer.main.get_command(app.app)
+    with typer.Context(group) as ctx:
+        for name in app.COMMANDS:
+            yield (name,)
+            command: Any = group.get_command(ctx, name)
+            yield from ((name, inner) for inner in getattr(command, "commands", {}))
+
+
+def _transcript(words: tuple[str, ...]) -> str:
+    forms = [words]
+    if words == ("preprocess",):
+        forms += [(*words, name) for name in FORMATS.names()]
+    parts: list[str] = []
+    for form in forms:
+        parts.append(_answer([*form, "--help"]))
+        if "--keys " in parts[-1]:
+            parts.append(_answer([*form, "--keys"]))
+    if words == ("presets",):
+        parts.append(_answer(["presets"]))
+    return "\n".join(parts)
+
+
+def _answer(words: list[str]) -> str:
+    code, text = said(*words)
+    assert code == 0, words
+    return f"$ vlatool {' '.join(words)}\n{text.rstrip()}\n"

@@ -1,0 +1,39 @@
+"""One invocation in this process, and what may not depend on the machine."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlatool.cli import app
+
+COLUMNS = "100"
+
+
+def said(*argv: str) -> tuple[int, str]:
+    """Exit code and stdout of `vlatool ARGV...`."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = app.run(argv)
+    return code, stdout.getvalue()
+
+
+@contextmanager
+def plain_terminal() -> Iterator[None]:
+    """A terminal of fixed width without colours."""
+    before = dict(os.environ)
+    os.environ |= {"COLUMNS": COLUMNS, "NO_COLOR": "1", "TERM": "dumb"}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Paths are relative to `folder`, so that none of this machine is recorded."""
+    with contextlib.chdir(folder), plain_terminal():
+        yield

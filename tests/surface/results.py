@@ -1,0 +1,158 @@
+"""Keys and types of what the cheap commands print with `--json`, and of what a run writes."""
+
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tests.builders.spartan import session_folder, spartan_task
+from tests.surface.invoke import inside, said
+
+WINDOWS = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "3", "--max-padding-right", "3")
+MAKE = ("preprocess", "spartan", "raw", *WINDOWS, "--workers", "1")
+# Name to arguments; later ones look at what earlier ones made.
+CALLS: dict[str, tuple[str, ...]] = {
+    "version": ("version",),
+    "plugins": ("plugins",),
+    "presets": ("presets",),
+    "doctor": ("doctor",),
+    "sample": ("sample", "spartan", "raw", "--episodes", "2", "--frames", "6", "--workers", "1"),
+    "preprocess-dry-run": (*MAKE, "-o", "data", "--dry-run"),
+    "preprocess": (*MAKE, "-o", "data"),
+    "preprocess-again": (*MAKE, "-o", "data"),
+    "preprocess-partial": (
+        "preprocess",
+        "spartan",
+        "broken",
+        *WINDOWS,
+        "-o",
+        "b",
+        "--workers",
+        "1",
+    ),
+    "inspect-source": ("inspect", "raw"),
+    "inspect-output": ("inspect", "data"),
+    "inspect-shard": ("inspect", "data/shards/shard_000000.tar"),
+    "verify-output": ("verify", "data"),
+    "verify-source": ("verify", "broken"),
+    "verify-codes": ("verify", "--codes"),
+    "stats-merge": ("stats", "merge", "data", "data", "--output", "merged.json"),
+    "resolve-config": ("resolve-config", "--preset", "world-pick"),
+    "resolve-config-explain": ("resolve-config", "--preset", "world-pick", "--explain"),
+}
+# Commands that end with an error.
+REFUSED: dict[str, tuple[str, ...]] = {
+    "no command": ("--json",),
+    "unknown command": ("trian",),
+    "unknown option": ("preprocess", "spartan", "raw", "--nothing"),
+    "unknown progress": ("version", "--progress", "loud"),
+    "surplus argument": ("version", "surplus"),
+    "missing keys": ("preprocess",),
+    "unknown format": ("preprocess", "rlds", "raw", "-o", "x"),
+    "bad value": ("preprocess", "spartan", "raw", "-o", "x", "--stride", "0"),
+    "other options": (*MAKE, "-o", "data", "--seed", "1"),
+    "missing source": ("preprocess", "spartan", "nothing", "-o", "x"),
+    "no episodes": ("preprocess", "lerobot", "raw", "-o", "x"),
+    "some failed": ("preprocess", "spartan", "broken", *WINDOWS, "-o", "b", "--workers", "1"),
+    "unknown preset": ("resolve-config", "--preset", "wrold-pick"),
+    "unknown key": ("resolve-config", "--set", "hparams.rl=1"),
+    "nothing to inspect": ("inspect", "nothing"),
+    "nothing to verify": ("verify", "nothing"),
+    "not whole": ("verify", "broken"),
+    "nothing to merge": ("stats", "merge", "nothing", "nowhere"),
+    "not a file": ("version", "--log-file", "nothing/log"),
+}
+
+
+def recorded() -> dict[str, str]:
+    """File name to text."""
+    with tempfile.TemporaryDirectory() as folder, inside(Path(folder)):
+        _break(spartan_task(Path("broken"), 2, 6))
+        files = {f"{name}.json": _text(shape(_result(words))) for name, words in CALLS.items()}
+        refused = {name: _refusal(words) for name, words in REFUSED.items()}
+        written = dict(sorted(_written(Path("data"))))
+    return files | {"refusals.json": _text(refused), "artifacts.json": _text(written)}
+
+
+def _break(source: Path) -> None:
+    path = session_folder(source) / "episode_1/processed/observations.npz"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def _result(words: tuple[str, ...]) -> Any:
+    return json.loads(said(*words, "--json", "-q")[1])
+
+
+def _refusal(words: tuple[str, ...]) -> dict[str, Any]:
+    code, text = said(*words, "--json", "-q")
+    return {"exit_code": code, "code": json.loads(text)["error"]["code"]}
+
+
+def _written(output: Path) -> Iterator[tuple[str, Any]]:
+    """Place of a file to its shape; versions of formats with their values."""
+    yield (
+        "files",
+        sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()),
+    )
+    for path in (*output.rglob("*.json"), *output.rglob("*.jsonl"), *output.rglob("*.yaml")):
+        text = path.read_text()
+        rows = map(json.loads, text.splitlines()) if path.suffix == ".jsonl" else ()
+        document = list(rows) or yaml.safe_load(text)
+        found = shape(document)
+        if isinstance(document, dict) and "metadata_version" in document:
+            found["metadata_version"] = document["metadata_version"]
+        yield path.relative_to(output).as_posix(), found
+    with tarfile.open(output / "shards/shard_000000.tar") as tar:
+        yield "members of a sample", dict(_members(tar))
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
+    first = tar.getnames()[0].partition(".")[0]
+    for info in (one for one in tar if one.name.startswith(first)):
+        suffix, file = info.name.removeprefix(first + "."), tar.extractfile(info)
+        assert file is not None
+        if suffix.endswith(".json"):
+            yield suffix, shape(json.load(file))
+        elif suffix.endswith(".npz"):
+            arrays = np.load(file, allow_pickle=False)
+            yield suffix, {name: f"{arrays[name].dtype} {arrays[name].shape}" for name in arrays}
+        else:
+            yield suffix, "bytes"
+
+
+def shape(value: Any) -> Any:
+    """Keys and types of a document; equal fields of a map by free names are told once."""
+    if isinstance(value, list):
+        return [_merged([shape(item) for item in value])] if value else []
+    if not isinstance(value, dict):
+        return "null" if value is None else type(value).__name__
+    inner = {key: shape(item) for key, item in value.items()}
+    if len(inner) > 4 and all(isinstance(one, dict) for one in inner.values()):
+        return {"*": _merged(list(inner.values()))}
+    return inner
+
+
+def _merged(shapes: list[Any]) -> Any:
+    """One shape for all of them; a key that not all have ends with a question mark."""
+    if all(isinstance(one, dict) for one in shapes):
+        keys = list(dict.fromkeys(key for one in shapes for key in one))
+        return {
+            key if all(key in one for one in shapes) else f"{key}?": _merged(
+                [one[key] for one in shapes if key in one]
+            )
+            for key in keys
+        }
+    if all(isinstance(one, list) for one in shapes):
+        items = [item for one in shapes for item in one]
+        return [_merged(items)] if items else []
+    kinds = sorted({one if isinstance(one, str) else json.dumps(one) for one in shapes})
+    return " | ".join(kinds)
