@@ -20,6 +20,7 @@ from vlatool.artifacts.shard import scan_tar
 from vlatool.artifacts.shard_index import ShardIndex, index_path
 from vlatool.cli.app import run
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.files import digests_below, folder_entry, row_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.uri import location
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -158,6 +159,26 @@ def test_an_index_of_another_shard_is_an_error(changes: dict[str, Any], output: 
 def test_an_index_that_cannot_be_read_is_an_error(output: Path) -> None:
     index_path(shard(output)).write_bytes(b"PK")
     assert verified(output).counts == {"shards.index_mismatch": 1}
+
+
+def test_an_output_inside_is_left_alone(output: Path) -> None:
+    (output / "tokens/.vlatool").mkdir(parents=True)
+    (output / "tokens/codes.npz").write_bytes(b"codes")
+    assert verified(output).findings == ()
+
+
+def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
+    folder = output / "pictures"
+    folder.mkdir()
+    for name in "ab":
+        (folder / name).write_text(name)
+    entry = row_of(folder_entry("pictures", digests_below(folder)))
+    edit(output / ".vlatool/files.jsonl", lambda text: text + json.dumps(entry) + "\n")
+    assert verified(output).findings == ()
+    (folder / "b").write_text("x")
+    assert verified(output).counts == {"output.digest_mismatch": 1}
+    (folder / "c").write_text("c")
+    assert verified(output).counts == {"output.size_mismatch": 1}
 
 
 def test_few_samples_are_spread_over_the_shards(whole: Path) -> None:
