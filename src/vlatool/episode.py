@@ -130,17 +130,19 @@ class Survey:
     proprioception_fields: tuple[str, ...] = ()
     pose_groups: tuple[PoseGroup, ...] = ()
 
-    def example(self) -> "Episode":
-        """An episode of one frame with these fields and no pictures; its numbers mean nothing."""
+    def example(self, frames: int = 1) -> "Episode":
+        """An episode with these fields and no pictures; its numbers mean nothing."""
         return Episode(
             id="example",
             task="",
             fps=self.fps or 1.0,
-            num_frames=1,
+            num_frames=frames,
             cameras={},
             lowdim={
                 # Rotations of any form need numbers that are neither zero nor alike.
-                name: np.linspace(1, 2, facts.width)[None] if facts.width else np.array(["x"])
+                name: np.tile(np.linspace(1, 2, facts.width), (frames, 1))
+                if facts.width
+                else np.full(frames, "x")
                 for name, facts in self.fields.items()
             },
             action_fields=self.action_fields,

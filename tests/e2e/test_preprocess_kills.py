@@ -90,7 +90,7 @@ def test_finished_episodes_are_not_done_again(raw: Path, tmp_path: Path) -> None
     output = tmp_path / "out"
     process = subprocess.Popen(command(raw, output), start_new_session=True)
     deadline = time.monotonic() + 60
-    journal = output / ".vlatool/journal/episodes"
+    journal = output / ".vlatool/journal/items"
     while len(list(journal.glob("*.npz"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)

@@ -29,8 +29,7 @@ from tests.builders.preprocessing import (
 )
 from tests.builders.spartan import CAMERAS, Documents, spartan_task
 from vlatool.artifacts.stats import read_stats
-from vlatool.workflows.preprocess import PreprocessResult
-from vlatool.workflows.preprocessing.config import PreprocessConfig
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult
 
 XYZ = "robot__actual__poses__left::panda__xyz"
 

@@ -183,7 +183,7 @@ def test_episode_whose_journal_entry_is_spoiled_is_done_again(
     spoil: Callable[[Path], None],
 ) -> None:
     killed_run(source, tmp_path / "out")
-    spoil(min((tmp_path / "out/.vlatool/journal/episodes").iterdir()))
+    spoil(min((tmp_path / "out/.vlatool/journal/items").iterdir()))
 
     result = run(source, tmp_path / "out")
 
@@ -224,7 +224,7 @@ def test_episode_whose_source_changed_after_the_kill_is_done_again(
 def test_any_flipped_byte_of_a_journal_entry_is_noticed(source: Path, tmp_path: Path) -> None:
     killed_run(source, tmp_path / "out")
     journal = Journal(tmp_path / "out")
-    entry = min(journal.folder.glob("episodes/*.npz"))
+    entry = min(journal.folder.glob("*.npz"))
     content = entry.read_bytes()
     for at in range(0, len(content), max(len(content) // 150, 1)):
         entry.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
@@ -296,7 +296,7 @@ def like_other_users() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root cannot lay down its rights elsewhere")
-@pytest.mark.parametrize("folder", ["episodes", ".vlatool", ".vlatool/journal/episodes", "shards"])
+@pytest.mark.parametrize("folder", ["episodes", ".vlatool", ".vlatool/journal/items", "shards"])
 def test_lost_write_permission_ends_with_exit_code_5_and_the_run_goes_on(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, folder: str
 ) -> None:

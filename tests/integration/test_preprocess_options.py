@@ -433,7 +433,9 @@ ENDS = {
     [(preset, key, value) for preset, keys in PRESETS.items() for key, value in keys.items()],
 )
 def test_preset_holds_the_published_value(preset: str, key: str, expected: Any) -> None:
-    assert getattr(load_config(PreprocessConfig, presets=[preset]).config, key) == expected
+    config = load_config(PreprocessConfig, presets=[preset]).config
+    owner = config if key in type(config).model_fields else config.sink
+    assert getattr(owner, key) == expected
 
 
 @pytest.mark.parametrize("preset", ["lbm-1past-14future", "lbm-5past-20future"])
@@ -515,7 +517,7 @@ def test_resizing_method_is_accepted_in_both_spellings(
 
     config = load_config(PreprocessConfig, files=[str(path)]).config
 
-    assert config.image_resizing_method == method
+    assert config.sink.image_resizing_method == method
 
 
 @pytest.mark.parametrize("key", sorted(PreprocessConfig.without_effect))
@@ -524,7 +526,7 @@ def test_option_without_effect_says_so(source: Path, tmp_path: Path, key: str) -
 
     run(source, tmp_path / "out", dry_run=True, reporter=recorder, **{key: PUBLISHED[key]})
 
-    assert [text for code, text in recorder.warnings if code == "option_without_effect"]
+    assert [text for code, text in recorder.warnings if code == "choice.option_without_effect"]
 
 
 def test_unknown_key_is_refused() -> None:

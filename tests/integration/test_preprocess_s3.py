@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,13 @@ from tests.builders.s3_server import Proxy, Request, without_credentials
 from tests.builders.spartan import TASK, Documents, spartan_task
 from vlatool.cli import app
 from vlatool.episode import EpisodeRef
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import output_lock
 from vlatool.parallel.executor import ProcessExecutor
 from vlatool.storage import s3 as requests
 from vlatool.storage.atomic import write_text
-from vlatool.storage.lock import output_lock
 from vlatool.storage.s3_path import S3Path
-from vlatool.workflows.preprocess import PreprocessConfig
-from vlatool.workflows.preprocessing.episode_task import EpisodeTask
-from vlatool.workflows.preprocessing.plan import make_plan
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 
 EPISODES, FRAMES = 3, 12
 SAMPLES = EPISODES * 5  # the default window, with seven padded frames at most
@@ -267,10 +266,10 @@ class TestEconomy:
         self, source: S3Path, bucket: S3Path
     ) -> None:
         tree = {"format": "spartan", "sources": [str(source)], "output": str(bucket / "out")}
-        plan = make_plan(PreprocessConfig.specialise(tree).model_validate(tree))
+        job = PreprocessJob(PreprocessConfig.specialise(tree).model_validate(tree))
 
         with ProcessExecutor(1) as executor:
-            outcomes = list(executor.map(_Counted(plan.task), plan.refs))
+            outcomes = list(executor.map(_Counted(job.work), job.items))
 
         assert len(outcomes) == EPISODES
         assert len({outcome.value for outcome in outcomes}) == 1
@@ -282,7 +281,7 @@ class TestEconomy:
 class _Counted:
     """Does the work on an episode; gives the process and the client that did it."""
 
-    task: EpisodeTask
+    task: Callable[[EpisodeRef], Receipt]
 
     def __call__(self, ref: EpisodeRef) -> tuple[int, int]:
         assert self.task(ref).bytes

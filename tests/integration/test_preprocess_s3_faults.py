@@ -113,7 +113,7 @@ def test_killed_run_is_known_to_be_dead_and_what_it_did_is_kept(
     s3_proxy.faults.delay_s = 0.02
     run = command(source, bucket / "out")
     process = subprocess.Popen(run, start_new_session=True)
-    journal = bucket / "out/.vlatool/journal/episodes"
+    journal = bucket / "out/.vlatool/journal/items"
     deadline = time.monotonic() + 60
     while not any(journal.glob("*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)

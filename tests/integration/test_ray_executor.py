@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from vlatool.errors import DataError, EnvironmentProblem, UsageError
+from vlatool.errors import BugError, DataError, EnvironmentProblem, UsageError
 from vlatool.parallel.ray_cluster import forwarded_variables
 from vlatool.parallel.ray_executor import RayExecutor
 
@@ -161,8 +161,8 @@ def test_error_of_one_item_stays_with_the_item(joined: RayExecutor) -> None:
     told, unexpected = outcomes[1].error, outcomes[3].error
     assert isinstance(told, UsageError)
     assert (told.code, told.hint, told.details) == ("usage.odd", "be even", {"item": 1})
-    assert isinstance(unexpected, DataError)
-    assert unexpected.code == "data.unexpected"
+    assert isinstance(unexpected, BugError)
+    assert unexpected.code == "bug.unexpected"
 
 
 def test_items_are_taken_only_as_the_cluster_needs_them(

@@ -21,6 +21,7 @@ from tests.builders.s3_server import Proxy, S3Server, without_credentials
 from vlatool.config.includes import read_file
 from vlatool.config.presets import preset_path, shown_path
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, StorageError, UsageError
+from vlatool.jobs.record import output_lock
 from vlatool.sources.language import LanguageAnnotations
 from vlatool.storage import s3 as requests
 from vlatool.storage.atomic import (
@@ -33,7 +34,6 @@ from vlatool.storage.atomic import (
     write_json,
     write_text,
 )
-from vlatool.storage.lock import output_lock
 from vlatool.storage.parts import Part, open_from_end, open_part, read_part, read_parts
 from vlatool.storage.s3_lock import s3_lock
 from vlatool.storage.s3_path import S3Path

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import Array
+from vlatool.errors import StorageError
 from vlatool.findings import Finding
 from vlatool.jobs.append_log import read_log
 from vlatool.jobs.files import FileEntry, entry_of, is_intact, row_of
@@ -130,11 +131,8 @@ class Journal:
 
     def find(self, item: str, key: str) -> Receipt | None:
         """The receipt that `store` entered, if it was made from the same input by the same plan."""
-        try:
-            receipt = _unpack(self._file(item).read_bytes())
-        except Exception:  # noqa: BLE001 - a torn entry makes numpy's parsers raise anything
-            return None
-        return receipt if receipt.key == key else None
+        receipt = _read(self._file(item))
+        return receipt if receipt is not None and receipt.key == key else None
 
     def rows(self, rank: int = 0) -> Iterator[dict[str, Any]]:
         """The rows of a log: receipts, and failures under the key `failed`."""
@@ -146,6 +144,12 @@ class Journal:
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name.startswith(f"{self.kind}.") and path.name.endswith(".jsonl"):
                 yield from read_log(path)
+
+    def has_files(self) -> bool:
+        """Whether any receipt speaks of a file."""
+        stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
+        rows = (row.get("files") for row in self.rows_of_all())
+        return any(rows) or any(_files_of(path) for path in stored)
 
     def count(self) -> int:
         """How many receipts there are."""
@@ -167,6 +171,21 @@ def intact(output: Path, receipt: Receipt | None) -> Receipt | None:
 def forget(output: Path) -> None:
     """Removes the whole journal of an output: it is complete."""
     remove_tree(journal_folder(output))
+
+
+def _files_of(path: Path) -> tuple[FileEntry, ...]:
+    receipt = _read(path)
+    return () if receipt is None else receipt.files
+
+
+def _read(path: Path) -> Receipt | None:
+    """The receipt in a file; None where there is none."""
+    try:
+        return _unpack(path.read_bytes())
+    except StorageError:
+        raise
+    except Exception:  # noqa: BLE001 - a torn entry makes numpy's parsers raise anything
+        return None
 
 
 def _pack(receipt: Receipt) -> bytes:

@@ -91,7 +91,7 @@ def read_record(folder: Path) -> OutputRecord | None:
 def parent_of(folder: Path) -> str:
     """Fingerprint of the output that a folder lies in; empty where it lies in none."""
     for above in list(folder.parents)[:_LEVELS_UP]:
-        record = read_record(above)
+        record = read_record(above) if above.name else None
         if record is not None:
             return record.fingerprint
     return ""

@@ -173,8 +173,8 @@ class _Loop:
             forget(self._job.output)
 
     def _free_if_useless(self, before: OutputRecord | None) -> None:
-        """Frees the output for a run with corrected options when not one item was done."""
-        if (before is None or not before.complete) and not self._journal.count():
+        """Frees the output for a run with corrected options when not one item left a file."""
+        if (before is None or not before.complete) and not self._journal.has_files():
             remove_owned(self._job.output, self._job.owned)
             forget(self._job.output)
             remove_empty(self._job.output)

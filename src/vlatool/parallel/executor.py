@@ -174,6 +174,14 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
         return Outcome(item, value=function(item))
     except VlatoolError as error:
         return Outcome(item, error=error)
+    except OSError as error:  # what is written tells its own errors: this was read
+        problem = DataError(
+            f"{_name(item)}: {error.filename or 'a file'} cannot be read: {error.strerror or error}",
+            hint="check that it is there and may be read, then run the same command again",
+            code="data.unreadable",
+            details={"path": str(error.filename or "")},
+        )
+        return Outcome(item, error=problem)
     except Exception as error:  # noqa: BLE001 - one item's failure must not end the others
         problem = BugError(
             f"{_name(item)}: {type(error).__name__}: {error}",

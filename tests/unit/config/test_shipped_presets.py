@@ -7,7 +7,7 @@ import pytest
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.preprocessing.config import PreprocessConfig
+from vlatool.workflows.preprocess import PreprocessConfig
 
 PRESETS = Path(__file__).parents[3] / "presets"
 SCHEMAS = {"runs": TrainConfig, "preprocess": PreprocessConfig, "rollouts": RolloutConfig}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import BugError, DataError, UsageError
 from vlatool.parallel.engines import make_executor
 from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
 
@@ -63,11 +63,12 @@ def test_error_of_one_item_stays_with_the_item(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_unexpected_error_becomes_a_data_error(executor: Executor) -> None:
+def test_unexpected_error_becomes_a_bug_with_its_traceback(executor: Executor) -> None:
     error = next(executor.map(odd_fails, [3])).error
 
-    assert isinstance(error, DataError)
-    assert error.code == "data.unexpected"
+    assert isinstance(error, BugError)
+    assert error.code == "bug.unexpected"
+    assert "odd_fails" in error.details["traceback"][-1]
     assert "ZeroDivisionError" in error.message
 
 

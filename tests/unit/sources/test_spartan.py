@@ -21,11 +21,10 @@ from tests.builders.spartan import (
 )
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
+from vlatool.sources.choice import check_finite
 from vlatool.sources.order import select
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
-from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
-from vlatool.transforms.windows import WindowSpec
 
 XYZ = "robot__actual__poses__left::panda__xyz"
 
@@ -380,7 +379,7 @@ def test_number_that_is_not_finite_is_named_by_field_and_frame(
     episode = read_changed(tmp_path, spoil)
 
     with pytest.raises(DataError) as caught:
-        EpisodeSampler(episode, [], SampleSpec(WindowSpec(0, 0), (0,), None, "center_crop"))
+        check_finite(episode)
     assert caught.value.code == "data.not_finite"
     assert caught.value.details == {"field": XYZ, "frame": 4}
 

@@ -17,7 +17,6 @@ from vlatool.artifacts.shard_folder import (
     ShardFolder,
 )
 from vlatool.artifacts.stats import write_compact_stats, write_stats
-from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import Run
@@ -53,7 +52,11 @@ class LbmSink:
     def __init__(self, config: LbmConfig, setup: SinkSetup) -> None:
         self._config = config
         self._setup = setup
-        self._like = stored_episode(setup.survey.example(), config)
+        spec = config.sample_spec()
+        steps = spec.windows.past + 1 + spec.windows.future
+        self._like = stored_episode(setup.survey.example(steps), config)
+        # Options that do not fit the fields are refused here, not by every episode.
+        self._widths = EpisodeSampler(self._like, (), spec).widths()
         self.work = EpisodeWork(setup.output, config)
         self.action_fields = self._like.action_fields
         self.proprioception_fields = self._like.proprioception_fields
@@ -80,7 +83,7 @@ class LbmSink:
             raise _nothing_left(run.dropped)
         stats = total.total()
         if stats is not None:
-            self._write_stats(dict(field_entries(stats, _widths(self._like, config))))
+            self._write_stats(dict(field_entries(stats, self._widths)))
         made = write_shards(
             output, index, config.seed, config.samples_per_shard, run.executor, run.reporter
         )
@@ -144,11 +147,6 @@ class LbmSink:
             "proprioception_fields": list(self.proprioception_fields),
             "fps": self._setup.survey.fps,
         }
-
-
-def _widths(like: Episode, config: LbmConfig) -> dict[str, int]:
-    """Channels of every numeric field of a sample, relative ones included."""
-    return EpisodeSampler(like, (), config.sample_spec()).widths()
 
 
 def _remove_strangers(output: Path, known: set[str]) -> None:

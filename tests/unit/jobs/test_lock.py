@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import DataError, StorageError, UsageError
-from vlatool.storage.lock import output_lock
+from vlatool.jobs.record import output_lock
 
 HOLDER = """
 import pathlib, sys
-from vlatool.storage.lock import output_lock
+from vlatool.jobs.record import output_lock
 with output_lock(pathlib.Path(sys.argv[1]), "vlatool first"):
     print("held", flush=True)
     sys.stdin.read()
