@@ -18,7 +18,8 @@ from typing import Any
 from machine import describe
 
 from vlatool.artifacts.npz_bytes import write_arrays
-from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
+from vlatool.artifacts.sample import sample_members
+from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.artifacts.stats import write_compact_stats, write_stats
 from vlatool.jobs.journal import Journal
 from vlatool.sinks.base import Receipt

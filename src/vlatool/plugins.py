@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from vlatool.errors import EnvironmentProblem, UsageError
@@ -29,15 +30,37 @@ class PluginInfo:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """A kind of thing on disk: four functions, each `module:function` in its own room.
+
+    Attributes:
+        recognise: (location) -> bool, in `artifacts`; reads little and raises nothing that a
+            location of another kind could cause. The first entry that says yes has the location.
+        verify: (location, Check) -> Iterator[Finding], in `verification`.
+        inspect: (location) -> Report, in `inspection`.
+        page: (report, location, path, PageRequest) -> None, in `pages`; empty where there is none.
+    """
+
+    recognise: str
+    verify: str
+    inspect: str
+    page: str = ""
+
+    def load(self, part: str) -> Any:
+        """One of the functions, by its attribute."""
+        return _load(getattr(self, part))
+
+
 class Registry(Generic[T]):
     """Names of one kind of thing; objects are imported when first asked for.
 
-    Built-in names come from a table and cannot be shadowed; other names come from the entry-point
-    group, which is scanned only for a name that is not built in, or for a list. Without a group
-    the table is all there is.
+    The table of built-ins may hold objects as they are. Its names cannot be shadowed; other names
+    come from the entry-point group, which is scanned only for a name that is not built in, or for a
+    list. Without a group the table is all there is.
     """
 
-    def __init__(self, group: str, noun: str, builtins: Mapping[str, str]) -> None:
+    def __init__(self, group: str, noun: str, builtins: Mapping[str, str | T]) -> None:
         self.group = group
         self.noun = noun
         self._builtins = dict(builtins)
@@ -55,7 +78,8 @@ class Registry(Generic[T]):
             EnvironmentProblem: The plugin is installed but cannot be imported.
         """
         if name in self._builtins:
-            return cast(T, _load(self._builtins[name]))
+            target = self._builtins[name]
+            return cast(T, _load(target)) if isinstance(target, str) else target
         for point in self._entry_points():
             if point.name == name:
                 return cast(T, self._load_plugin(point))
@@ -68,12 +92,13 @@ class Registry(Generic[T]):
 
     def target(self, name: str) -> str:
         """The module of a built-in name, for workers that shall import it early."""
-        return self._builtins.get(name, "").partition(":")[0]
+        target = self._builtins.get(name, "")
+        return target.partition(":")[0] if isinstance(target, str) else ""
 
     def entries(self) -> Iterator[PluginInfo]:
         """Every entry with where it comes from; plugins are imported to see whether they work."""
         for name, target in self._builtins.items():
-            yield PluginInfo(name, target, "vlatool")
+            yield PluginInfo(name, str(target), "vlatool")
         for point in self._entry_points():
             error = ""
             if point.name in self._builtins:
@@ -134,3 +159,38 @@ MODELS: Registry[Any] = Registry(
     {"diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType"},
 )
 SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
+# What `verify` and `inspect` know beside raw sources, the most specific first.
+ARTIFACTS: Registry[Artifact] = Registry(
+    "",
+    "artifact",
+    {
+        "shard": Artifact(
+            "vlatool.artifacts.shard:is_shard",
+            "vlatool.verification.output:check_shard",
+            "vlatool.inspection.shard:inspect_shard",
+            "vlatool.pages.html_page:write_shard_page",
+        ),
+        "run": Artifact(
+            "vlatool.artifacts.run_dir:is_run",
+            "vlatool.verification.run:check_run",
+            "vlatool.inspection.run:inspect_run",
+        ),
+        "checkpoint": Artifact(
+            "vlatool.artifacts.checkpoint:is_checkpoint",
+            "vlatool.verification.run:check_checkpoint",
+            "vlatool.inspection.run:inspect_checkpoint",
+        ),
+        "output": Artifact(
+            "vlatool.artifacts.shard_folder:is_output",
+            "vlatool.verification.output:check_output",
+            "vlatool.inspection.shards:inspect_shards",
+            "vlatool.pages.html_page:write_shards_page",
+        ),
+    },
+)
+
+
+def recognise(location: Path, table: Registry[Artifact] = ARTIFACTS) -> tuple[str, Artifact] | None:
+    """Name and entry of the artifact at a location; None where there is none."""
+    entries = ((name, table.get(name)) for name in table.names())
+    return next((one for one in entries if one[1].load("recognise")(location)), None)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.checkpoint import MODEL
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
@@ -272,7 +273,7 @@ def _check_round_trip(model: Any, build: Callable[[], Any]) -> None:
 
     fresh, state = build(), model.state_dict()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.safetensors")
+        path = Path(folder, MODEL)
         save_file({name: value.contiguous() for name, value in state.items()}, path)
         load_weights(fresh, path)
     for name, value in fresh.state_dict().items():

@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from PIL import Image
 from tests.builders import shards as built
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.shards import Members, shard_output
+from vlatool.artifacts.shard import scan_tar
+from vlatool.artifacts.shard_index import ShardIndex, index_path
 from vlatool.cli.app import run
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.files import digests_below, folder_entry, row_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.uri import location
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -119,6 +123,64 @@ def test_it_is_whole_however_thoroughly_one_looks(whole: Path, options: dict[str
     assert verified(whole, **options).findings == ()
 
 
+def write_index(shard: Path, **changes: Any) -> None:
+    """The index of a shard, right but for the changes."""
+    samples = scan_tar(shard).samples
+    index = ShardIndex(
+        np.array([one.start for one in samples]),
+        np.array([one.end - one.start for one in samples]),
+        shard.stat().st_size,
+    )
+    index_path(shard).write_bytes(replace(index, **changes).content())
+
+
+def test_the_index_of_a_shard_is_no_stranger(output: Path) -> None:
+    for path in (output / "shards").glob("*.tar"):
+        write_index(path)
+    assert verified(output).findings == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"offsets": np.array([0, 512, 1024])},
+        {"lengths": np.array([512, 512, 512])},
+        {"offsets": np.array([0]), "lengths": np.array([512])},
+        {"shard_bytes": 512},
+    ],
+)
+def test_an_index_of_another_shard_is_an_error(changes: dict[str, Any], output: Path) -> None:
+    write_index(shard(output), **changes)
+    result = verified(output)
+    assert result.counts == {"shards.index_mismatch": 1}
+    assert result.findings[0].place["path"] == "shards/shard_000001.index.npz"
+
+
+def test_an_index_that_cannot_be_read_is_an_error(output: Path) -> None:
+    index_path(shard(output)).write_bytes(b"PK")
+    assert verified(output).counts == {"shards.index_mismatch": 1}
+
+
+def test_an_output_inside_is_left_alone(output: Path) -> None:
+    (output / "tokens/.vlatool").mkdir(parents=True)
+    (output / "tokens/codes.npz").write_bytes(b"codes")
+    assert verified(output).findings == ()
+
+
+def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
+    folder = output / "pictures"
+    folder.mkdir()
+    for name in "ab":
+        (folder / name).write_text(name)
+    entry = row_of(folder_entry("pictures", digests_below(folder)))
+    edit(output / ".vlatool/files.jsonl", lambda text: text + json.dumps(entry) + "\n")
+    assert verified(output).findings == ()
+    (folder / "b").write_text("x")
+    assert verified(output).counts == {"output.digest_mismatch": 1}
+    (folder / "c").write_text("c")
+    assert verified(output).counts == {"output.size_mismatch": 1}
+
+
 def test_few_samples_are_spread_over_the_shards(whole: Path) -> None:
     assert verified(whole, samples=2).checked["samples_read"] == 2
 
@@ -165,6 +227,11 @@ def test_an_output_in_s3_is_verified_there(output: Path, s3_bucket: str) -> None
         ("output.unlisted_file", {"path": "notes.txt"})
     ]
     assert result.checked["samples"] == 6
+
+
+def test_a_manifest_is_verified_with_its_folder(whole: Path) -> None:
+    result = verified(whole / "shards/manifest.jsonl")
+    assert (result.kind, severe(result), result.checked["samples"]) == ("output", set(), 6)
 
 
 def test_one_shard_is_verified_alone(whole: Path) -> None:
@@ -485,5 +552,5 @@ def test_a_clean_output_ends_with_0_and_says_whole(
 def test_codes_lists_every_family(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", "--codes", "--json"]) == 0
     codes = {row["code"] for row in json.loads(capsys.readouterr().out)["codes"]}
-    families = {"output", "shards", "stats", "source", "pictures", "spartan", "lerobot"}
+    families = {"output", "shards", "stats", "run", "source", "pictures", "spartan", "lerobot"}
     assert {code.partition(".")[0] for code in codes} >= families

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vlatool.workflows.verification.codes import code_rows
-
 import vlatool
 from vlatool.config.schema import dotted_keys
 from vlatool.training.config import TrainConfig
+from vlatool.verification.codes import code_rows
 
 SOURCE = Path(vlatool.__file__).parent
 _CODE = re.compile(r"(usage|config|data|partial|storage|environment)\.[a-z0-9_]*[a-z0-9]")

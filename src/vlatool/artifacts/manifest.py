@@ -12,6 +12,8 @@ from typing import Any
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
 
+NAME = "manifest.jsonl"
+
 
 @dataclass(frozen=True)
 class Shard:

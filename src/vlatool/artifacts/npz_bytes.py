@@ -10,7 +10,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -31,6 +31,9 @@ _DATE = 0x21
 _LEVEL = 6
 # All arrays of one sample that are asked for; an hour of windows is far below.
 _LARGEST_TOTAL = 1 << 28
+# Of the second version of the format; numbers and text have 128 bytes.
+_LARGEST_HEADER = 1 << 17
+_BROKEN = (struct.error, zlib.error, IndexError, UnicodeDecodeError, OverflowError)
 
 
 def write_arrays(arrays: Mapping[str, Array]) -> bytes:
@@ -63,8 +66,8 @@ def write_arrays(arrays: Mapping[str, Array]) -> bytes:
     return b"".join([*parts, directory, end])
 
 
-def read_arrays(data: bytes, names: Sequence[str]) -> dict[str, Array]:
-    """The named arrays; the others are not inflated and nothing is unpickled.
+def read_arrays(data: bytes, names: Sequence[str] | None = None) -> dict[str, Array]:
+    """The named arrays, or all; the others are not inflated and nothing is unpickled.
 
     Raises:
         KeyError: A name is not in the archive.
@@ -72,14 +75,27 @@ def read_arrays(data: bytes, names: Sequence[str]) -> dict[str, Array]:
     """
     try:
         entries = _directory(data)
+        if names is None:
+            names = [name.removesuffix(".npy") for name in entries]
         total = sum(entries[f"{name}.npy"][3] for name in names)
         if total > _LARGEST_TOTAL:
             raise ValueError(f"broken npz: {total} bytes inflated; the limit is {_LARGEST_TOTAL}")
         return {name: _array(data, *entries[f"{name}.npy"]) for name in names}
-    except (struct.error, zlib.error, IndexError, UnicodeDecodeError, OverflowError) as error:
+    except _BROKEN as error:
         raise ValueError(f"broken npz: {error}") from None
     except KeyError as error:
         raise KeyError(str(error.args[0]).removesuffix(".npy")) from None
+
+
+def array_headers(data: bytes) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
+    """Name, shape and type of each array, from the headers; ends where the archive is broken."""
+    try:
+        for name, (method, _, packed, size, offset) in _directory(data).items():
+            content = _content(data, method, packed, min(size, _LARGEST_HEADER), offset)
+            dtype, shape, _, _ = _npy_header_of(content)
+            yield name.removesuffix(".npy"), (shape, str(dtype))
+    except (*_BROKEN, ValueError):
+        return
 
 
 def _directory(data: bytes) -> dict[str, tuple[int, int, int, int, int]]:
@@ -101,30 +117,39 @@ def _directory(data: bytes) -> dict[str, tuple[int, int, int, int, int]]:
 
 
 def _array(data: bytes, method: int, checksum: int, packed: int, size: int, offset: int) -> Array:
-    name_bytes, extra = struct.unpack_from("<2H", data, offset + 26)
-    start = offset + _LOCAL_HEADER_BYTES + name_bytes + extra
-    content = data[start : start + packed]
-    if method == _DEFLATED:
-        content = zlib.decompressobj(-15).decompress(content, size)
-    elif method != _STORED:
-        raise ValueError(f"broken npz: compression method {method}")
+    content = _content(data, method, packed, size, offset)
     if len(content) != size:
         raise ValueError(f"broken npz: {len(content)} bytes of {size}")
     if zlib.crc32(content) != checksum:
         raise ValueError("broken npz: wrong checksum")
-    return _parse_npy(content)
+    dtype, shape, fortran, start = _npy_header_of(content)
+    if dtype.hasobject:
+        raise ValueError("broken npz: an array of Python objects")
+    count = math.prod(shape)  # exact: a lying shape cannot wrap
+    values = np.frombuffer(content, dtype, count, start)
+    return values.reshape(shape, order="F" if fortran else "C")
 
 
-def _parse_npy(content: bytes) -> Array:
+def _content(data: bytes, method: int, packed: int, most: int, offset: int) -> bytes:
+    """At most `most` bytes of what a member holds."""
+    name_bytes, extra = struct.unpack_from("<2H", data, offset + 26)
+    start = offset + _LOCAL_HEADER_BYTES + name_bytes + extra
+    content = data[start : start + packed]
+    if method == _DEFLATED:
+        return zlib.decompressobj(-15).decompress(content, most)
+    if method != _STORED:
+        raise ValueError(f"broken npz: compression method {method}")
+    return content
+
+
+def _npy_header_of(content: bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    """Type, shape, order and where the values begin."""
     if content[:6] != _MAGIC:
         raise ValueError("broken npz: no array")
     wide = content[6] > 1
     (length,) = struct.unpack_from("<I" if wide else "<H", content, 8)
     start = 12 if wide else 10
-    dtype, shape, fortran = _header(content[start : start + length])
-    count = math.prod(shape)  # exact: a lying shape cannot wrap
-    values = np.frombuffer(content, dtype, count, start + length)
-    return values.reshape(shape, order="F" if fortran else "C")
+    return *_header(content[start : start + length]), start + length
 
 
 @lru_cache(maxsize=1024)
@@ -136,8 +161,8 @@ def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
         shape = tuple(int(size) for size in fields["shape"])
     except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise ValueError(f"broken npz: array header: {error}") from None
-    if dtype.hasobject or any(size < 0 for size in shape):
-        raise ValueError("broken npz: an array of Python objects")
+    if any(size < 0 for size in shape):
+        raise ValueError("broken npz: a negative size")
     return dtype, shape, bool(fields["fortran_order"])
 
 

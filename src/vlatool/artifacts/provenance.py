@@ -3,6 +3,7 @@
 Nothing here tells about the machine or the user. Source: lbm-data 3.13, 3.14.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,3 +71,13 @@ def write_processing_metadata(
         },
     }
     write_json(folder / METADATA_NAME, document)
+
+
+def read_processing_metadata(folder: Path) -> dict[str, Any]:
+    """When and by what the data were made; empty where that is not recorded."""
+    try:
+        text = (folder / METADATA_NAME).read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=lambda _: None)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,31 +1,32 @@
 """A run folder: configuration, metrics, checkpoints, and what evaluation needs beside them."""
 
-import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vlatool.artifacts import provenance, stats
+from vlatool.artifacts.checkpoint import (
+    MANIFEST,
+    checkpoint_name,
+    checkpoint_step,
+)
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_json, write_text
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
-STATS = "stats.json"
 LATEST = "latest.json"
-MODEL = "model.safetensors"
-EMA = "ema.safetensors"
-TRAINER = "trainer.pt"
-MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths in a run folder."""
+    """Paths in a run folder, and what its small files say."""
 
     root: Path
 
@@ -42,20 +43,35 @@ class RunDir:
     @property
     def stats(self) -> Path:
         """Statistics of the fields that are used."""
-        return self.root / STATS
+        return self.root / stats.NAME
+
+    @property
+    def options(self) -> Path:
+        """How the first data set was preprocessed."""
+        return self.root / provenance.CONFIG_NAME
+
+    @property
+    def latest_file(self) -> Path:
+        """Names the newest checkpoint."""
+        return self.root / LATEST
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """A folder per checkpoint."""
+        return self.root / CHECKPOINTS
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a checkpoint."""
-        return self.root / "checkpoints" / f"step_{step:08d}"
+        return self.checkpoints_folder / checkpoint_name(step)
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
-        found: list[tuple[int, Path]] = []
-        for folder in (self.root / "checkpoints").glob("step_*"):
-            digits = folder.name.removeprefix("step_")
-            if digits.isdigit() and (folder / MANIFEST).is_file():
-                found.append((int(digits), folder))
-        return sorted(found)
+        found = ((checkpoint_step(one.name), one) for one in self.checkpoints_folder.glob("step_*"))
+        return sorted(
+            (step, folder)
+            for step, folder in found
+            if step is not None and (folder / MANIFEST).is_file()
+        )
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest complete checkpoint."""
@@ -65,7 +81,23 @@ class RunDir:
     def write_latest(self, step: int) -> None:
         """Names the newest checkpoint in latest.json."""
         name = str(self.checkpoint(step).relative_to(self.root))
-        write_json(self.root / LATEST, {"checkpoint": name, "step": step})
+        write_json(self.latest_file, {"checkpoint": name, "step": step})
+
+    def read_latest(self) -> dict[str, Any]:
+        """What latest.json says; empty where there is none.
+
+        Raises:
+            DataError: It is broken.
+        """
+        if not self.latest_file.exists():
+            return {}
+        try:
+            content = json.loads(self.latest_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{self.latest_file}: {error}", code="data.broken_json") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{self.latest_file}: no JSON object", code="data.broken_json")
+        return content
 
     def write_config(self, tree: Mapping[str, Any]) -> None:
         """Writes config.yaml."""
@@ -73,18 +105,30 @@ class RunDir:
 
     def forget_progress(self) -> None:
         """Removes checkpoints and metrics of a run that is replaced."""
-        self.config.unlink(missing_ok=True)
-        (self.root / LATEST).unlink(missing_ok=True)
-        self.metrics.unlink(missing_ok=True)
-        shutil.rmtree(self.root / "checkpoints", ignore_errors=True)
+        for path in (self.config, self.latest_file, self.metrics):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints_folder, ignore_errors=True)
 
     def read_config(self) -> dict[str, Any] | None:
         """The tree of config.yaml; None where there is none."""
         try:
-            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+            return self.config_tree()
+        except DataError:
             return None
-        return content if isinstance(content, dict) else None
+
+    def config_tree(self) -> dict[str, Any]:
+        """The tree of config.yaml.
+
+        Raises:
+            DataError: It is missing or broken.
+        """
+        try:
+            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            raise DataError(f"{self.config}: {error}", code="data.broken_config") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{self.config}: no mapping", code="data.broken_config")
+        return content
 
     def truncate_metrics(self, last_step: int) -> None:
         """Forgets lines of steps after `last_step`, which are about to be done again."""
@@ -94,25 +138,26 @@ class RunDir:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
 
+def is_run(location: Path) -> bool:
+    """Whether a folder looks like a training run, however unfinished."""
+    has_traces = any((location / name).exists() for name in (LATEST, METRICS, CHECKPOINTS))
+    return has_traces and ((location / CONFIG).is_file() or (location / LATEST).is_file())
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; a line that a killed run cut off is left out."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    return [row for row in scan_metrics(path) if row is not None]
 
 
-def write_checkpoint_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Lists the files of a checkpoint with size and digest; its presence marks it complete."""
-    files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)}
-        for file in sorted(folder.iterdir())
-        if file.name != MANIFEST
-    }
-    write_json(folder / MANIFEST, {**facts, "files": files})
+def scan_metrics(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Each row of a metrics file, None for a line that is no JSON object."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield row if isinstance(row, dict) else None
 
 
 def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
@@ -132,8 +177,3 @@ def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
             details={"path": str(location)},
         )
     return RunDir(location), latest[1]
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

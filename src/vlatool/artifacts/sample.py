@@ -1,19 +1,64 @@
-"""A training sample as tar members, and tar files made of them.
+"""A training sample as members of a tar: how it is written, and the one way it is read.
 
-Members of a sample are contiguous and blocks are 512 bytes, so a sample is a byte range that can be
-copied from one tar to another. Source: lbm-data 3.8-3.10, 8.1.
+Source: lbm-data 3.8-3.10, 8.1.
 """
 
-import hashlib
+import io
 import json
-import tarfile
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from vlatool.artifacts.npz_bytes import write_arrays
-from vlatool.episode import Sample
+from PIL import Image
 
-_RECORD = tarfile.RECORDSIZE
+from vlatool.artifacts.npz_bytes import array_headers, read_arrays, write_arrays
+from vlatool.episode import Array, Sample
+
+ARRAYS = "lowdim.npz"
+METADATA = "metadata.json"
+LANGUAGE = "language_instructions.json"
+# Arrays that are no fields.
+MASKS = ("past_mask", "future_mask")
+CALIBRATION = ("original_intrinsics.", "rescaled_intrinsics.", "extrinsics.")
+
+_PICTURE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(?P<kind>jpe?g|png)$")
+_SIDE = re.compile(r"_(depth|label)$")
+_PICTURE_ENDS = (".jpg", ".jpeg", ".png")
+_TOLERANT = json.JSONDecoder(parse_constant=lambda _: None)
+
+
+class PictureName(NamedTuple):
+    """What the suffix of a picture says.
+
+    Attributes:
+        camera: The camera, with `_depth` or `_label` where it is that side of one.
+        offset: Frames from the anchor.
+        is_side: Whether it shows depth or labels of another picture's camera.
+    """
+
+    camera: str
+    offset: int
+    is_side: bool
+
+    @property
+    def recorded_by(self) -> str:
+        """The camera itself."""
+        return _SIDE.sub("", self.camera) if self.is_side else self.camera
+
+
+def picture_suffix(camera: str, offset: int) -> str:
+    """The suffix of a camera's JPEG at `offset` frames from the anchor."""
+    return f"{camera}_t{offset}.jpg"
+
+
+def parse_picture(suffix: str) -> PictureName | None:
+    """Camera and offset of a picture; None for another member."""
+    match = _PICTURE.match(suffix)
+    if match is None:
+        return None
+    is_side = match["kind"] == "png" and _SIDE.search(match["camera"]) is not None
+    return PictureName(match["camera"], int(match["offset"]), is_side)
 
 
 def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -25,49 +70,81 @@ def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tupl
     """
     for suffix, data in images.items():
         yield f"{sample.key}.{suffix}", data
-    yield f"{sample.key}.lowdim.npz", write_arrays(sample.lowdim)
-    yield f"{sample.key}.metadata.json", _json(sample.metadata, indent=2)
-    yield f"{sample.key}.language_instructions.json", _json(dict(sample.language))
+    yield f"{sample.key}.{ARRAYS}", write_arrays(sample.lowdim)
+    yield f"{sample.key}.{METADATA}", _json(sample.metadata, indent=2)
+    yield f"{sample.key}.{LANGUAGE}", _json(dict(sample.language))
 
 
-def member_bytes(name: str, data: bytes) -> bytes:
-    """Header, content and padding of one tar member; no clock, no owner."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o644
-    header = info.tobuf(format=tarfile.PAX_FORMAT)
-    padding = -len(data) % tarfile.BLOCKSIZE
-    return header + data + bytes(padding)
+@dataclass(frozen=True)
+class StoredSample:
+    """A sample as it is stored; nothing is decoded before it is asked for, nothing unpickled.
 
+    What is missing raises KeyError with its name, what is broken ValueError: callers know the
+    shard and what to do about it.
 
-class TarWriter:
-    """Appends samples to an open file and ends it as a tar file."""
+    Attributes:
+        key: Its name, without dots.
+        members: Suffix to content; may be read when asked for.
+    """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.position = 0
+    key: str
+    members: Mapping[str, bytes]
 
-    @property
-    def sha256(self) -> str:
-        """Digest of what was written so far."""
-        return self._digest.hexdigest()
+    def pictures(self) -> dict[str, PictureName]:
+        """Suffix of each picture to what it says, in the order of the tar."""
+        names = ((suffix, parse_picture(suffix)) for suffix in self.members)
+        return {suffix: name for suffix, name in names if name is not None}
 
-    def append(self, data: bytes) -> tuple[int, int]:
-        """Appends whole members; returns their (offset, length)."""
-        start = self.position
-        self._write(data)
-        return start, len(data)
+    def views(self) -> dict[tuple[str, int], str]:
+        """(camera, offset) of each picture to its suffix."""
+        return {(name.camera, name.offset): suffix for suffix, name in self.pictures().items()}
 
-    def finish(self) -> None:
-        """Writes the end marker and fills the last record."""
-        end = bytes(2 * tarfile.BLOCKSIZE)
-        self._write(end + bytes(-(self.position + len(end)) % _RECORD))
+    def json(self, suffix: str) -> object:
+        """The value of a JSON member; NaN and infinity are None."""
+        try:
+            return _TOLERANT.decode(self.members[suffix].decode())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{suffix}: {error}") from None
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.position += len(data)
+    def metadata(self) -> dict[str, Any]:
+        """metadata.json; empty where it is missing or no object."""
+        content = self.json(METADATA) if METADATA in self.members else None
+        return content if isinstance(content, dict) else {}
+
+    def language(self) -> dict[str, list[str]]:
+        """Kind of annotation to sentences, a lone one as a list; empty where there are none."""
+        content = self.json(LANGUAGE) if LANGUAGE in self.members else None
+        return {
+            str(kind): [str(text) for text in (texts if isinstance(texts, list) else [texts])]
+            for kind, texts in (content.items() if isinstance(content, dict) else ())
+            if texts
+        }
+
+    def arrays(self, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """The named low-dimensional arrays, or all; the others are not inflated."""
+        try:
+            return read_arrays(self.members[ARRAYS], names)
+        except ValueError as error:
+            raise ValueError(f"{ARRAYS}: {error}") from None
+
+    def array_headers(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Array to shape and type, from the headers; those before the first that is broken."""
+        return dict(array_headers(self.members[ARRAYS]))
+
+    def picture_size(self, suffix: str, *, decode: bool) -> tuple[int, int] | None:
+        """(width, height) of a picture; None where it cannot be opened (or, `decode`, decoded)."""
+        try:
+            with Image.open(io.BytesIO(self.members[suffix])) as picture:
+                if decode:
+                    picture.load()
+                return picture.size
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None
+
+    def picture_sizes(self) -> dict[str, tuple[int, int] | None]:
+        """Suffix of each picture, whatever its name, to its (width, height)."""
+        names = [name for name in self.members if name.endswith(_PICTURE_ENDS)]
+        return {name: self.picture_size(name, decode=False) for name in names}
 
 
 def _json(value: Mapping[str, Any] | Sequence[Any], indent: int | None = None) -> bytes:

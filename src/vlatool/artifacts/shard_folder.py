@@ -1,25 +1,183 @@
-"""A folder of training data as `vlatool preprocess` writes it: where its files are."""
+"""A folder of training data: the only place that knows how one is laid out and found.
+
+An output of the `lbm` sink has `shards/` (shuffled tars, their manifest, statistics and options)
+and `episodes/` (the same samples, one tar per episode). A published folder may hold the first of
+them alone, under any name. Source: lbm-data 8.1.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts import manifest, provenance, shard_index, stats
+from vlatool.artifacts.manifest import Shard, read_manifest
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.errors import DataError
+from vlatool.jobs.record import OutputRecord, read_record
+
+SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
 
 # What makes an output look whole: taken away first, written last.
 CLOSING_FILES = (
-    "shards/manifest.jsonl",
-    "shards/stats.json",
-    "shards/stats_compact.json",
-    "episodes/manifest.jsonl",
-    "episodes/stats.json",
+    f"{SHARDS_NAME}/{manifest.NAME}",
+    f"{SHARDS_NAME}/{stats.NAME}",
+    f"{SHARDS_NAME}/{stats.COMPACT_NAME}",
+    f"{EPISODES_NAME}/{manifest.NAME}",
+    f"{EPISODES_NAME}/{stats.NAME}",
 )
-LISTED_FILES = ("shards/preprocessing_config.yaml", *CLOSING_FILES)
-UNLISTED_FILES = ("shards/processing_metadata.json",)
-DATA_FILES = ("shards/shard_*.tar", "shards/shard_*.index.npz", "episodes/episode_*.tar")
+LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
+# They hold times.
+UNLISTED_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
+DATA_FILES = (
+    f"{SHARDS_NAME}/shard_*.tar",
+    f"{SHARDS_NAME}/shard_*{shard_index.SUFFIX}",
+    f"{EPISODES_NAME}/episode_*.tar",
+)
 # Patterns of everything that is written there; what others put beside it is left alone.
 OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *UNLISTED_FILES)
 
 
 def episode_tar_name(episode: str) -> str:
     """Where the samples of an episode are, relative to the output."""
-    return f"episodes/episode_{episode}.tar"
+    return f"{EPISODES_NAME}/episode_{episode}.tar"
 
 
 def shard_name(number: int) -> str:
     """Where a shard is, relative to the output."""
-    return f"shards/shard_{number:06d}.tar"
+    return f"{SHARDS_NAME}/shard_{number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """Training data, found by their manifest; everything is read when it is asked for.
+
+    Attributes:
+        manifest: The file that lists the shards.
+    """
+
+    manifest: Path
+
+    @classmethod
+    def find(cls, location: Path) -> "ShardFolder | None":
+        """The data at an output, a folder with a manifest, or a manifest; None where none are.
+
+        `shards/` counts before the folder itself, and that before `episodes/`.
+        """
+        if location.name == manifest.NAME:
+            return cls(location) if location.is_file() else None
+        folders = (location / SHARDS_NAME, location, location / EPISODES_NAME)
+        manifests = (folder / manifest.NAME for folder in folders)
+        return next((cls(path) for path in manifests if path.is_file()), None)
+
+    @classmethod
+    def open(cls, location: Path) -> "ShardFolder":
+        """The data at a location.
+
+        Raises:
+            DataError: There are none; says what was looked for.
+        """
+        found = cls.find(location)
+        if found is None:
+            raise DataError(
+                f"{location}: no training data here: neither {SHARDS_NAME}/{manifest.NAME} nor "
+                f"{manifest.NAME} nor {EPISODES_NAME}/{manifest.NAME} is there",
+                hint="give the --output folder of `vlatool preprocess`, or a manifest",
+                code="data.no_manifest",
+                details={"path": str(location)},
+            )
+        return found
+
+    @classmethod
+    def of(cls, output: Path, part: str) -> "ShardFolder":
+        """A folder of an output, whether it is there or not."""
+        return cls(output / part / manifest.NAME)
+
+    @classmethod
+    def parts(cls, location: Path) -> list["ShardFolder"]:
+        """`shards/`, even where its manifest is lost, and `episodes/`; else the location itself."""
+        names = (SHARDS_NAME, EPISODES_NAME)
+        folders: list[ShardFolder] = [cls.of(location, name) for name in names]
+        there = [one for one in folders if one.manifest.is_file()]
+        if not there:
+            return [cls(location / manifest.NAME)]
+        is_lost = folders[0] not in there and folders[0].path.is_dir()
+        return [folders[0], *there] if is_lost else there
+
+    @property
+    def path(self) -> Path:
+        """The folder that the names in the manifest are relative to."""
+        return self.manifest.parent
+
+    @property
+    def output(self) -> Path:
+        """The output that the folder belongs to; itself where it stands alone."""
+        return self.path.parent if self.path.name in (SHARDS_NAME, EPISODES_NAME) else self.path
+
+    @property
+    def episodes(self) -> "ShardFolder | None":
+        """The folder with one tar per episode, samples in the order of frames."""
+        path = self.output / EPISODES_NAME / manifest.NAME
+        return ShardFolder(path) if path.is_file() else None
+
+    @property
+    def statistics_file(self) -> Path:
+        """stats.json."""
+        return self.path / stats.NAME
+
+    @property
+    def compact_statistics_file(self) -> Path:
+        """stats_compact.json."""
+        return self.path / stats.COMPACT_NAME
+
+    def statistics_copies(self) -> Iterator[Path]:
+        """The other files that repeat the statistics: compact, and those of `episodes`."""
+        others = (self.compact_statistics_file, self.path.parent / EPISODES_NAME / stats.NAME)
+        yield from (path for path in others if path != self.statistics_file and path.is_file())
+
+    @property
+    def options_file(self) -> Path:
+        """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
+        own = self.path / provenance.CONFIG_NAME
+        beside = self.path.parent / SHARDS_NAME / provenance.CONFIG_NAME
+        return beside if not own.is_file() and beside.is_file() else own
+
+    def shards(self) -> list[Shard]:
+        """The tars of the manifest.
+
+        Raises:
+            DataError: The manifest is broken.
+        """
+        return read_manifest(self.manifest)
+
+    def statistics(self) -> Statistics:
+        """stats.json.
+
+        Raises:
+            DataError: It is missing or broken.
+        """
+        return read_stats(self.statistics_file)
+
+    def options(self) -> dict[str, Any]:
+        """preprocessing_config.yaml.
+
+        Raises:
+            DataError: It is missing or broken.
+        """
+        return read_preprocessing_config(self.options_file.parent)
+
+    def record(self) -> OutputRecord | None:
+        """The record of the run that wrote it; None where there is none."""
+        return read_record(self.output)
+
+
+def is_output(location: Path) -> bool:
+    """Whether training data are here, or a run that writes some has begun."""
+    return ShardFolder.find(location) is not None or is_unfinished(location)
+
+
+def is_unfinished(location: Path) -> bool:
+    """Whether a run that writes training data has begun here."""
+    record = read_record(location)
+    return record is not None and record.command == "preprocess"

@@ -31,6 +31,10 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def ranges(self) -> list[tuple[int, int]]:
+        """(offset, length) of each sample."""
+        return list(zip(self.offsets.tolist(), self.lengths.tolist(), strict=True))
+
     def content(self) -> bytes:
         """The file; equal indexes give equal bytes."""
         return write_arrays(

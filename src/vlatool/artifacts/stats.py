@@ -8,8 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
+
+NAME = "stats.json"
+COMPACT_NAME = "stats_compact.json"
 
 Statistics = dict[str, dict[str, Any]]
 
@@ -56,9 +62,20 @@ def write_stats(paths: Sequence[Path], stats: Mapping[str, Mapping[str, Any]]) -
 
 def write_compact_stats(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes what training reads: everything but the digest states, a hundredth of the size."""
-    write_stats([path], {name: compact(entry) for name, entry in stats.items()})
+    write_stats([path], compact(stats))
 
 
-def compact(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry without its digest states."""
-    return {key: value for key, value in entry.items() if not key.startswith("tdigest_state")}
+def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
+    """Statistics without the digest states, which only another merge needs."""
+    return {
+        name: {key: value for key, value in entry.items() if not key.startswith("tdigest_state")}
+        for name, entry in stats.items()
+    }
+
+
+def number_array(value: object) -> Array | None:
+    """A value of an entry as float64, NaN for null; None for what is no array of numbers."""
+    try:
+        return np.asarray(value, np.float64) if value is not None else None
+    except (TypeError, ValueError):
+        return None

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
     "stats": ("stats", "Merge the statistics of several data sets."),
     "inspect": ("inspect", "Show what is in a source, a data folder or a run."),
-    "verify": ("verify", "Check whether an output or a source is whole and consistent."),
+    "verify": ("verify", "Check whether an output, a run or a source is whole and consistent."),
     "presets": ("presets", "List the presets."),
     "plugins": ("plugins", "List dataset formats and model types, with where they come from."),
     "doctor": ("doctor", "Check what works on this machine."),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlatool.cli.config_command import Sugar
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import UsageError
 
 if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
@@ -25,24 +25,20 @@ def expand_data(folders: list[str]) -> Mapping[str, Any]:
     Raises:
         DataError: A folder has no manifest.
     """
-    shards = [_shards(folder) for folder in folders]
-    return {
-        "data.dataset_manifest": [f"{folder}/manifest.jsonl" for folder in shards],
-        "data.dataset_statistics": [f"{folder}/stats.json" for folder in shards],
-    }
+    from vlatool.artifacts.shard_folder import ShardFolder
+    from vlatool.storage.uri import location
 
-
-def _shards(folder: str) -> str:
-    base = folder.rstrip("/") or "/"
-    for candidate in (f"{base}/shards", base):
-        if Path(candidate, "manifest.jsonl").is_file():
-            return candidate
-    raise DataError(
-        f"no data in {folder}: neither shards/manifest.jsonl nor manifest.jsonl is there",
-        hint="name the --output folder of `vlatool preprocess`",
-        code="data.no_manifest",
-        details={"data": folder},
-    )
+    manifests: list[str] = []
+    statistics: list[str] = []
+    for folder in folders:
+        place = location(folder)
+        data = ShardFolder.open(place)
+        # As it was typed: `./data` stays `./data` in the configuration of the run.
+        base = (folder.rstrip("/") or "/") if place != data.manifest else str(place.parent)
+        inner = "" if data.path in (place, place.parent) else f"/{data.path.name}"
+        manifests.append(f"{base}{inner}/{data.manifest.name}")
+        statistics.append(f"{base}{inner}/{data.statistics_file.name}")
+    return {"data.dataset_manifest": manifests, "data.dataset_statistics": statistics}
 
 
 def expand_run(texts: list[str]) -> Mapping[str, Any]:

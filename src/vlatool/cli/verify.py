@@ -52,7 +52,7 @@ def verify(
     keys: KeysOpt = False,
     jsonl: JsonLinesOpt = False,
 ) -> None:
-    """Check whether an output or a source is whole and consistent."""
+    """Check whether an output, a run or a source is whole and consistent."""
     with command(ctx, jsonl=jsonl) as run:
         from vlatool.workflows import verify as workflow
 

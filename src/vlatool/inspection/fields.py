@@ -1,19 +1,25 @@
-"""What is known of a low-dimensional field: width, range, and which dimensions never change.
+"""What is known of a low-dimensional field: width, range, which dimensions never change, its use.
 
-Legend of shapes: F frames, C channels of a field.
+Legend of shapes: F frames, S rows of any kind, C channels of a field.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.sample import CALIBRATION, MASKS
 from vlatool.episode import Array
 from vlatool.inspection.text import indices_text, range_text, table
 from vlatool.transforms.normalize import constant_dimensions
 
 Numbers = tuple[float | None, ...]
+
+# A page that draws every field of a robot is not read.
+_MOST_FIELDS = 12
+_POSE = re.compile("__(poses|grippers)__")
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,41 @@ def facts_of_statistics(name: str, entry: Mapping[str, Any]) -> FieldFacts | Non
     )
 
 
+def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """The fields of numbers with `rows` rows among some arrays, as [rows, C]."""
+    return {
+        name: values.reshape(rows, -1)
+        for name, values in arrays.items()
+        if values.dtype.kind in "fiu"
+        and values.ndim in (1, 2)
+        and len(values) == rows
+        and values.size > 0
+        and not name.startswith((*CALIBRATION, "intrinsics."))
+        and name not in MASKS
+    }
+
+
+def policy_fields(
+    known: Iterable[str], actions: Sequence[str], proprioception: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The action and the proprioception fields to draw, at most twelve of each.
+
+    Args:
+        known: Fields that are there.
+        actions: Configured names; a `_relative` one stands for its field where that is missing.
+        proprioception: Configured names.
+    """
+    names = list(known)
+    chosen = [
+        _configured(wanted, names) or _named(prefix, names)
+        for wanted, prefix in ((actions, "robot__action"), (proprioception, "robot__actual"))
+    ]
+    if not any(chosen):
+        chosen[0] = [name for name in names if "action" in name]
+        chosen[1] = [name for name in names if name not in chosen[0]]
+    return chosen[0][:_MOST_FIELDS], chosen[1][:_MOST_FIELDS]
+
+
 def source_field_table(fields: Sequence[FieldFacts]) -> str:
     """Fields of raw episodes, one row each."""
     header = ("name", "width", "dtype", "range", "constant dimensions")
@@ -180,3 +221,17 @@ def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
 
 def _numbers(values: Array) -> Numbers:
     return tuple(value if np.isfinite(value) else None for value in values.tolist())
+
+
+def _configured(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    known = set(names)
+    candidates = (
+        name if name in known else name.removesuffix("_relative") for name in map(str, wanted)
+    )
+    return [name for name in dict.fromkeys(candidates) if name in known]
+
+
+def _named(prefix: str, names: Sequence[str]) -> list[str]:
+    """Fields by the beginning of their name, poses and grippers first."""
+    found = [name for name in names if name.startswith(prefix)]
+    return sorted(found, key=lambda name: name.endswith("_relative") or not _POSE.search(name))

@@ -1,37 +1,22 @@
 """What is in a training run: its model, its checkpoints, how far it got."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vlatool.artifacts.checkpoint import (
+    MODEL,
+    WeightsFacts,
+    checkpoint_step,
+    read_weights_header,
+)
+from vlatool.artifacts.run_dir import RunDir, scan_metrics
 from vlatool.errors import DataError
+from vlatool.inspection.report import Problems
 from vlatool.inspection.text import number_text, pairs, size_text, table
 from vlatool.sources.order import natural_key
-
-_CONFIG, _LATEST, _METRICS, _CHECKPOINTS = (
-    "config.yaml",
-    "latest.json",
-    "metrics.jsonl",
-    "checkpoints",
-)
-_WEIGHTS = "model.safetensors"
-# The limit of the safetensors library itself.
-_LARGEST_HEADER = 100_000_000
-_STEP = "step_"
-
-
-@dataclass(frozen=True)
-class WeightsFacts:
-    """What the header of a safetensors file says; dtypes as it names them (`F32`)."""
-
-    parameters: int
-    tensors: int
-    dtypes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -101,33 +86,62 @@ class RunReport:
         ]
 
     def _summary(self) -> dict[str, object]:
-        weights = ""
-        if self.weights is not None:
-            weights = f"{self.weights.parameters:,} in {self.weights.tensors} tensors"
-            weights += f" ({', '.join(self.weights.dtypes)})"
         first, last = self.first_metrics.get("loss"), self.last_metrics.get("loss")
         return {
             "model": self.model_type or "unknown",
-            "parameters": weights,
+            "parameters": _parameters(self.weights),
             "data": self.data,
             "budget": ", ".join(f"{key} {value}" for key, value in self.budget.items()),
             "loss": "" if last is None else f"{number_text(first)} -> {number_text(last)}",
         }
 
 
-def is_run(location: Path) -> bool:
-    """Whether a folder looks like a training run, however unfinished."""
-    has_traces = any((location / name).exists() for name in (_LATEST, _METRICS, _CHECKPOINTS))
-    return has_traces and ((location / _CONFIG).is_file() or (location / _LATEST).is_file())
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What is in a checkpoint folder; `weights` is None where their header cannot be read."""
+
+    checkpoint: CheckpointFacts
+    weights: WeightsFacts | None
+    findings: tuple[Mapping[str, str], ...] = ()
+    kind: str = "checkpoint"
+
+    def document(self) -> dict[str, Any]:
+        """The report for programs."""
+        return asdict(self)
+
+    def headline(self) -> str:
+        """What it is, in a few words."""
+        step = self.checkpoint.step
+        return "checkpoint" if step is None else f"checkpoint of step {step}"
+
+    def blocks(self) -> list[str]:
+        """The report for people, block by block."""
+        return [
+            pairs(
+                {
+                    "parameters": _parameters(self.weights),
+                    "on disk": size_text(self.checkpoint.bytes),
+                    "files": self.checkpoint.files,
+                }
+            ),
+            table("Findings", ("code", "message"), [tuple(one.values()) for one in self.findings]),
+        ]
+
+
+def inspect_checkpoint(location: Path) -> CheckpointReport:
+    """Names and sizes of a checkpoint's files, and the header of its weights."""
+    findings = Problems()
+    weights = _read_weights(location, findings)
+    return CheckpointReport(_checkpoint_facts(location), weights, tuple(findings))
 
 
 def inspect_run(location: Path) -> RunReport:
     """Reads the small files of a run; of the weights only the header."""
-    findings: list[dict[str, str]] = []
-    config = _config(location, findings)
-    latest = _latest(location, findings)
-    checkpoints = tuple(_checkpoints(location / _CHECKPOINTS))
-    first, last = _metrics(location / _METRICS)
+    run, findings = RunDir(location), Problems()
+    config = findings.read(run.config_tree)
+    latest = findings.read(run.read_latest)
+    checkpoints = tuple(_checkpoints(run.checkpoints_folder))
+    first, last = _metrics(run)
     return RunReport(
         model_type=str(_section(config, "model").get("type") or ""),
         data=_texts(_section(config, "data").get("dataset_manifest")),
@@ -138,64 +152,11 @@ def inspect_run(location: Path) -> RunReport:
         },
         step=_step(latest, checkpoints),
         checkpoints=checkpoints,
-        weights=_weights(location, latest, checkpoints, findings),
+        weights=_weights(run, latest, checkpoints, findings),
         first_metrics=first,
         last_metrics=last,
         findings=tuple(findings),
     )
-
-
-def read_weights_header(path: Path) -> WeightsFacts:
-    """Counts the parameters of a safetensors file without reading one.
-
-    The file begins with the length of a JSON header, 8 bytes, little endian.
-    Source: huggingface.co/docs/safetensors, format.
-
-    Raises:
-        DataError: It is missing, no safetensors file, or cut off.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _LARGEST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header: dict[str, Any] = json.loads(file.read(length))
-        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        sizes = [math.prod(map(int, one["shape"])) for one in tensors.values()]
-        end = 8 + length + max((int(one["data_offsets"][1]) for one in tensors.values()), default=0)
-        if path.stat().st_size != end:
-            raise ValueError(f"{path.stat().st_size} bytes, the header says {end}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"{path}: weights cannot be read: {error}",
-            hint="use another checkpoint of the run",
-            code="data.broken_weights",
-            details={"path": str(path)},
-        ) from None
-    dtypes = sorted({str(one.get("dtype")) for one in tensors.values()})
-    return WeightsFacts(sum(sizes), len(sizes), tuple(dtypes))
-
-
-def _config(location: Path, findings: list[dict[str, str]]) -> Mapping[str, Any]:
-    path = location / _CONFIG
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        findings.append({"code": "data.broken_config", "message": f"{path}: {error}"})
-        return {}
-    return content if isinstance(content, Mapping) else {}
-
-
-def _latest(location: Path, findings: list[dict[str, str]]) -> Mapping[str, Any]:
-    path = location / _LATEST
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        findings.append({"code": "data.broken_json", "message": f"{path}: {error}"})
-        return {}
-    return content if isinstance(content, Mapping) else {}
 
 
 def _checkpoints(folder: Path) -> Iterator[CheckpointFacts]:
@@ -203,14 +164,18 @@ def _checkpoints(folder: Path) -> Iterator[CheckpointFacts]:
     found = folder.iterdir() if folder.is_dir() else ()
     for path in sorted(found, key=natural_key):
         if path.is_dir() and not path.name.startswith("."):
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            digits = path.name.removeprefix(_STEP)
-            yield CheckpointFacts(
-                name=path.name,
-                step=int(digits) if digits.isdigit() else None,
-                bytes=sum(file.stat().st_size for file in files),
-                files=tuple(str(file.relative_to(path)) for file in files),
-            )
+            yield _checkpoint_facts(path)
+
+
+def _checkpoint_facts(path: Path) -> CheckpointFacts:
+    """What is in a checkpoint folder, by names and sizes."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return CheckpointFacts(
+        name=path.name,
+        step=checkpoint_step(path.name),
+        bytes=sum(file.stat().st_size for file in files),
+        files=tuple(str(file.relative_to(path)) for file in files),
+    )
 
 
 def _step(latest: Mapping[str, Any], checkpoints: tuple[CheckpointFacts, ...]) -> int | None:
@@ -221,42 +186,50 @@ def _step(latest: Mapping[str, Any], checkpoints: tuple[CheckpointFacts, ...]) -
 
 
 def _weights(
-    location: Path,
+    run: RunDir,
     latest: Mapping[str, Any],
     checkpoints: tuple[CheckpointFacts, ...],
-    findings: list[dict[str, str]],
+    findings: Problems,
 ) -> WeightsFacts | None:
     """Of the checkpoint that latest.json names, else of the last one."""
     named = latest.get("checkpoint")
     if not named and not checkpoints:
         return None
-    folder = location / str(named or f"{_CHECKPOINTS}/{checkpoints[-1].name}")
+    folder = run.root / str(named) if named else run.checkpoints_folder / checkpoints[-1].name
+    return _read_weights(folder, findings)
+
+
+def _parameters(weights: WeightsFacts | None) -> str:
+    if weights is None:
+        return ""
+    dtypes = ", ".join(weights.dtypes)
+    return f"{weights.parameters:,} in {weights.tensors} tensors ({dtypes})"
+
+
+def _read_weights(folder: Path, findings: Problems) -> WeightsFacts | None:
     try:
-        return read_weights_header(folder / _WEIGHTS)
+        return read_weights_header(folder / MODEL)
     except DataError as error:
-        findings.append({"code": error.code, "message": error.message})
+        findings.add(error)
         return None
 
 
-def _metrics(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first and the last line that have a loss; a half-written line is passed over."""
+def _metrics(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first and the last row that have a loss; a half-written line is passed over."""
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
-    if not path.is_file():
-        return first, last
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if '"loss"' in line and (row := _row(line)):
-                first, last = first or row, row
-    return first, last
+    for row in scan_metrics(run.metrics) if run.metrics.is_file() else ():
+        if row is not None and "loss" in row:
+            first, last = first or row, row
+    return _strict(first), _strict(last)
 
 
-def _row(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line, parse_constant=lambda _: None)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
+def _strict(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as strict JSON can hold it."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,25 +1,64 @@
-"""What is in a folder of training shards."""
+"""What is in a folder of training shards, and how it was made as far as its files tell."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.manifest import Shard, check_shards, read_manifest
-from vlatool.artifacts.provenance import CONFIG_NAME, read_preprocessing_config
-from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.artifacts.manifest import Shard, check_shards
+from vlatool.artifacts.provenance import read_processing_metadata
+from vlatool.artifacts.shard import open_shard
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.stats import Statistics
 from vlatool.errors import DataError
 from vlatool.inspection.fields import (
     FieldFacts,
     facts_of_statistics,
     statistics_field_table,
 )
-from vlatool.inspection.origin import Origin, list_of, origin_block, read_origin
-from vlatool.inspection.shard import StoredSample, first_sample
+from vlatool.inspection.report import Problems
+from vlatool.inspection.shard import SampleFacts, first_sample
 from vlatool.inspection.text import number_text, pairs, size_text, table
 from vlatool.jobs.record import read_record
 
-_MANIFEST = "manifest.jsonl"
+_SHOWN_OPTIONS = (
+    "stride",
+    "max_padding_left",
+    "max_padding_right",
+    "padding_strategy",
+    "resize_images_size",
+    "image_resizing_method",
+    "jpeg_quality",
+    "samples_per_shard",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the samples come from.
+
+    Attributes:
+        format: Format of the raw data.
+        sources: Names of the raw sources.
+        version: Version of vlatool.
+        created_at: When, ISO 8601.
+        is_complete: Whether the run came to its end; None when that was not recorded.
+        episodes: Episodes it holds.
+        failures: Episodes that are not in it because they are broken.
+        dropped: Reason to number of samples that were dropped.
+        options: preprocessing_config.yaml.
+    """
+
+    format: str
+    sources: tuple[str, ...]
+    version: str
+    created_at: str
+    is_complete: bool | None
+    episodes: int | None
+    failures: int
+    dropped: Mapping[str, int]
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,7 +119,7 @@ class ShardsReport:
                 ("kind", "example"),
                 [(kind, f'"{text}"') for kind, text in self.language.items()],
             ),
-            origin_block(self.origin),
+            _origin_block(self.origin),
         ]
 
     def _summary(self) -> dict[str, object]:
@@ -106,95 +145,71 @@ class ShardsReport:
         ]
 
 
-def find_shards(location: Path) -> Path | None:
-    """The folder with the manifest: `location/shards`, itself, or `location/episodes`.
-
-    Raises:
-        DataError: An interrupted run left the folder without one.
-    """
-    for folder in (location / "shards", location, location / "episodes"):
-        if (folder / _MANIFEST).is_file():
-            return folder
-    record = read_record(location)
-    if record is not None and record.command == "preprocess":
-        raise DataError(
-            f"{location}: `vlatool preprocess` has not written a manifest here yet",
-            hint="wait for the run, or, if it was interrupted, run the same command again",
-            code="data.incomplete_output",
-            details={"path": str(location), "options": dict(record.options)},
-        )
-    return None
-
-
-def inspect_shards(folder: Path) -> ShardsReport:
+def inspect_shards(location: Path) -> ShardsReport:
     """Reads what lies beside the shards, checks that each is whole, and opens the first sample.
 
     Raises:
-        DataError: The manifest is broken.
+        DataError: There is no manifest (an interrupted run left none), or it is broken.
     """
-    manifest = folder / _MANIFEST
-    shards = read_manifest(manifest)
-    findings, whole = _check(manifest, shards)
-    options = _options(folder, findings)
-    statistics = _statistics(folder, findings)
-    sample = first_sample(whole[0].path) if whole else None
+    folder = _open(location)
+    shards = folder.shards()
+    findings, whole = _check(folder.manifest, shards)
+    options = findings.read(folder.options)
+    statistics: Statistics = findings.read(folder.statistics)
+    sample = _first_sample(whole)
     samples = sum(shard.num_sequences for shard in shards)
     return ShardsReport(
-        folder=str(folder),
+        folder=str(folder.path),
         samples=samples,
         shards=len(shards),
         bytes=sum(shard.path.stat().st_size for shard in shards if shard.path.is_file()),
         window=_window(options),
         fps=_number(options.get("fps")),
-        image_indices=tuple(list_of(options, "image_indices")),
+        image_indices=tuple(_list(options, "image_indices")),
         padding_share=_padding_share(statistics, samples),
         cameras=_cameras(options, sample),
         fields=_fields(statistics),
-        action_fields=tuple(list_of(options, "action_fields")),
-        proprioception_fields=tuple(list_of(options, "proprioception_fields")),
-        language={kind: texts[0] for kind, texts in sample.language().items()} if sample else {},
-        origin=read_origin(folder, options),
+        action_fields=tuple(_list(options, "action_fields")),
+        proprioception_fields=tuple(_list(options, "proprioception_fields")),
+        language={kind: texts[0] for kind, texts in sample.language.items()} if sample else {},
+        origin=_origin(folder, options),
         findings=tuple(findings),
     )
 
 
-Findings = list[dict[str, str]]
+def _open(location: Path) -> ShardFolder:
+    record = read_record(location)
+    if ShardFolder.find(location) is None and record is not None:
+        raise DataError(
+            f"{location}: `vlatool {record.command}` has not written a manifest here yet",
+            hint="wait for the run, or, if it was interrupted, run the same command again",
+            code="data.incomplete_output",
+            details={"path": str(location), "options": dict(record.options)},
+        )
+    return ShardFolder.open(location)
 
 
-def _check(manifest: Path, shards: Sequence[Shard]) -> tuple[Findings, list[Shard]]:
+def _check(manifest: Path, shards: Sequence[Shard]) -> tuple[Problems, list[Shard]]:
     """What is wrong with shards, and those with which nothing is."""
-    findings: Findings = []
+    findings = Problems()
     whole: list[Shard] = []
     for shard in shards:
         try:
             check_shards(manifest, [shard])
             whole.append(shard)
         except DataError as error:
-            findings.append(_finding(error))
+            findings.add(error)
     return findings, whole
 
 
-def _options(folder: Path, findings: Findings) -> dict[str, Any]:
-    """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
-    beside = folder.parent / "shards"
+def _first_sample(shards: Sequence[Shard]) -> SampleFacts | None:
+    if not shards:
+        return None
     try:
-        here = (folder / CONFIG_NAME).exists() or not (beside / CONFIG_NAME).exists()
-        return read_preprocessing_config(folder if here else beside)
-    except DataError as error:
-        findings.append(_finding(error))
-        return {}
-
-
-def _statistics(folder: Path, findings: Findings) -> Statistics:
-    try:
-        return read_stats(folder / "stats.json")
-    except DataError as error:
-        findings.append(_finding(error))
-        return {}
-
-
-def _finding(error: DataError) -> dict[str, str]:
-    return {"code": error.code, "message": error.message}
+        with open_shard(shards[0].path) as shard:
+            return first_sample(shard)
+    except DataError:
+        return None
 
 
 def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -216,11 +231,63 @@ def _padding_share(statistics: Statistics, samples: int) -> float | None:
 
 
 def _cameras(
-    options: Mapping[str, Any], sample: StoredSample | None
+    options: Mapping[str, Any], sample: SampleFacts | None
 ) -> dict[str, tuple[int, int] | None]:
     sizes = sample.cameras() if sample else {}
-    return {**dict.fromkeys(list_of(options, "camera_names")), **sizes}
+    return {**dict.fromkeys(_list(options, "camera_names")), **sizes}
 
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _origin(folder: ShardFolder, options: Mapping[str, Any]) -> Origin:
+    """Takes together the options, the run record and the metadata of a shard folder."""
+    record = folder.record()
+    metadata = read_processing_metadata(folder.path)
+    result = (record.result or {}) if record else {}
+    return Origin(
+        format=str(options.get("type") or ""),
+        sources=tuple(map(str, _list(options, "source_episodes"))),
+        version=str(_mapping(metadata, "environment").get("vlatool") or ""),
+        created_at=str(metadata.get("created_at") or ""),
+        is_complete=None if record is None else record.result is not None,
+        episodes=result.get("episodes"),
+        failures=len(result.get("failures") or ()),
+        dropped=dict(result.get("dropped") or {}),
+        options=options,
+    )
+
+
+def _origin_block(origin: Origin) -> str:
+    """The origin for people."""
+    options = origin.options
+    rows = pairs(
+        {
+            "from": f"{', '.join(origin.sources) or 'unknown'} ({origin.format or 'unknown'})",
+            "episodes": "" if origin.episodes is None else f"{origin.episodes} in it",
+            "broken": f"{origin.failures} episodes left out" if origin.failures else "",
+            "dropped": [f"{count} samples: {why}" for why, count in origin.dropped.items()],
+            "with": f"vlatool {origin.version}" if origin.version else "",
+            "at": origin.created_at,
+            **{key: _option_text(options[key]) for key in _SHOWN_OPTIONS if key in options},
+        }
+    )
+    return "How it was made\n" + "\n".join(f"  {line}" for line in rows.split("\n"))
+
+
+def _option_text(value: object) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _list(tree: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under `key`; empty where there is none."""
+    value = tree.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _mapping(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = tree.get(key)
+    return value if isinstance(value, Mapping) else {}

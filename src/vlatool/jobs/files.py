@@ -188,6 +188,11 @@ def holds_something(folder: Path) -> bool:
     return any(child.name != FOLDER and not (child / FOLDER).is_dir() for child in folder.iterdir())
 
 
+def holds_only(folder: Path, owned: Sequence[str]) -> bool:
+    """Whether every file of a folder matches a pattern."""
+    return all(any(fnmatch(file.name, one) for one in owned) for file in own_files(folder))
+
+
 def _nested_names(folder: Path) -> tuple[str, ...]:
     """Relative names, with `/` behind them, of the outputs inside an output."""
     if is_remote(folder):

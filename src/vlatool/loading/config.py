@@ -117,10 +117,3 @@ class DataConfig(ConfigModel):
             if given and given != count:
                 raise ValueError(f"{key} has {given} entries, dataset_manifest has {count}")
         return self
-
-    @property
-    def image_names(self) -> list[str]:
-        """Names of a sample's pictures in the order a model gets them: time outer, camera inner."""
-        return [
-            f"{camera}_t{index}" for index in self.image_indices for camera in self.camera_names
-        ]

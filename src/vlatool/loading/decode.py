@@ -1,21 +1,18 @@
 """Bytes of a sample to arrays; only the members and fields that are asked for are decoded."""
 
 import io
-import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vlatool.artifacts.npz_bytes import read_arrays
+from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, picture_suffix
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
-
-_MASKS = ("past_mask", "future_mask")
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,12 @@ class SampleDecoder:
     def __init__(self, config: DataConfig) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
-        # webdataset lower-cases the names of members.
-        self._pictures = [f"{name}.jpg".lower() for name in config.image_names]
+        # Time outer, camera inner; webdataset lower-cases the names of members.
+        self._pictures = [
+            picture_suffix(camera, index).lower()
+            for index in config.image_indices
+            for camera in config.camera_names
+        ]
         self._fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         self._kinds = config.language_instruction_types
         self._past = config.lowdim_past_timesteps
@@ -61,10 +62,11 @@ class SampleDecoder:
             DataError: A member or field is missing or broken; names sample and member.
         """
         key = str(raw.get("__key__", "?"))
+        sample = StoredSample(key, raw)
         try:
-            metadata = json.loads(raw["metadata.json"])
+            metadata: Any = sample.json(METADATA)
             anchor = int(metadata["anchor_relative_idx"])
-            arrays = read_arrays(raw["lowdim.npz"], [*self._fields, *_MASKS])
+            arrays = sample.arrays([*self._fields, *MASKS])
             span = slice(anchor - self._past, anchor + self._future + 1)
             return DecodedSample(
                 key=key,
@@ -72,7 +74,7 @@ class SampleDecoder:
                 fields={name: _columns(arrays[name])[span] for name in self._fields},
                 past_mask=arrays["past_mask"][span],
                 future_mask=arrays["future_mask"][span],
-                instruction=self._sentence(raw.get("language_instructions.json"), rng),
+                instruction=self._sentence(sample.language(), rng),
                 metadata=metadata,
             )
         except KeyError as error:
@@ -84,7 +86,7 @@ class SampleDecoder:
                 code="data.broken_sample",
                 details={"sample": key, "member": missing},
             ) from None
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, TypeError, OSError, EOFError) as error:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
                 hint="its shard is damaged; preprocess or copy it again",
@@ -92,15 +94,9 @@ class SampleDecoder:
                 details={"sample": key},
             ) from None
 
-    def _sentence(self, content: bytes | None, rng: random.Random) -> str:
+    def _sentence(self, by_kind: Mapping[str, Sequence[str]], rng: random.Random) -> str:
         """One sentence of the configured kinds, drawn evenly; empty where there is none."""
-        if content is None:
-            return ""
-        by_kind = json.loads(content) or {}
-        sentences: list[str] = []
-        for kind in self._kinds:
-            value = by_kind.get(kind, [])
-            sentences += [value] if isinstance(value, str) else value
+        sentences = [text for kind in self._kinds for text in by_kind.get(kind, ())]
         return rng.choice(sentences) if sentences else ""
 
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.manifest import Shard, check_shards, read_manifest
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.artifacts.manifest import Shard, check_shards
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.stats import Statistics, compact, read_stats
 from vlatool.artifacts.stats_merge import merge_stats
 from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
@@ -79,15 +78,13 @@ def read_facts(config: DataConfig) -> DatasetFacts:
             hint="give one with --data DIR or data.dataset_manifest",
             code="data.no_dataset",
         )
-    manifests = [local_path(location) for location in config.dataset_manifest]
-    shards = [read_manifest(path) for path in manifests]
-    for path, entries in zip(manifests, shards, strict=True):
-        check_shards(path, entries)
-    statistics = config.dataset_statistics or [
-        str(path.parent / "stats.json") for path in manifests
-    ]
-    parts = [read_stats(local_path(location)) for location in statistics]
-    options = [_options(path) for path in manifests]
+    folders = [ShardFolder(local_path(location)) for location in config.dataset_manifest]
+    shards = [folder.shards() for folder in folders]
+    for folder, entries in zip(folders, shards, strict=True):
+        check_shards(folder.manifest, entries)
+    named = [read_stats(local_path(location)) for location in config.dataset_statistics]
+    parts = named or [folder.statistics() for folder in folders]
+    options = [_options(folder) for folder in folders]
     pasts = [int(one["past_lowdim_steps"]) for one in options]
     if len(set(pasts)) > 1 and len(parts) > 1:
         raise DataError(
@@ -97,7 +94,8 @@ def read_facts(config: DataConfig) -> DatasetFacts:
         )
     return DatasetFacts(
         shards=tuple(tuple(entries) for entries in shards),
-        statistics=_without_digests(merge_stats(parts)),
+        # Loader processes get a copy; only merging needs digests.
+        statistics=compact(merge_stats(parts)),
         options=tuple(options),
         past=min(pasts),
         future=min(int(one["future_lowdim_steps"]) for one in options),
@@ -188,20 +186,12 @@ def _agreed(facts: DatasetFacts, key: str) -> list[Any]:
     return values[0]
 
 
-def _without_digests(statistics: Statistics) -> Statistics:
-    """Statistics without what only merging needs; loader processes get a copy of them."""
-    return {
-        name: {key: value for key, value in entry.items() if not key.startswith("tdigest")}
-        for name, entry in statistics.items()
-    }
-
-
-def _options(manifest: Path) -> dict[str, Any]:
-    options = read_preprocessing_config(manifest.parent)
+def _options(folder: ShardFolder) -> dict[str, Any]:
+    options = folder.options()
     for key in ("past_lowdim_steps", "future_lowdim_steps"):
         if not isinstance(options.get(key), int):
             raise DataError(
-                f"{manifest.parent / 'preprocessing_config.yaml'}: {key} is missing",
+                f"{folder.options_file}: {key} is missing",
                 code="data.broken_config",
             )
     return options

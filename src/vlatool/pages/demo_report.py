@@ -1,16 +1,17 @@
 """The demo's HTML page: one file, pictures inside, all numbers as measured."""
 
 import base64
-import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vlatool.artifacts.run_dir import METRICS, read_metrics
+from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.episode import Episode
+from vlatool.pages.layout import Html, Section, escape, page, table
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.storage.atomic import write_text
@@ -18,21 +19,10 @@ from vlatool.storage.atomic import write_text
 _STRIP_FRAMES = 8
 _STRIP_PX = 112
 _CHART = (640, 200)
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fbfbf9; margin: 0; }
-main { max-width: 1000px; margin: 0 auto; padding: 2rem 1rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { max-width: 46rem; } .quiet { color: #666; }
-table { border-collapse: collapse; } td, th { padding: .3rem 1.2rem .3rem 0; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-tr + tr td { border-top: 1px solid #e4e4de; }
-.bar { background: #e4e4de; width: 14rem; height: .7rem; border-radius: .35rem; overflow: hidden; }
-.bar div { background: #2e7d32; height: 100%; }
-img { max-width: 100%; border: 1px solid #e4e4de; border-radius: 4px; background: #fff; }
-svg { background: #fff; border: 1px solid #e4e4de; border-radius: 4px; max-width: 100%; }
-code { background: #efefe9; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
-"""
+_BAR = (
+    '<div style="background:var(--line);width:14rem;height:.7rem;border-radius:.35rem">'
+    '<div style="background:var(--c2);height:100%;border-radius:.35rem;width:{:.0f}%"></div></div>'
+)
 
 
 def write_demo_report(
@@ -48,32 +38,24 @@ def write_demo_report(
         sheets: Contact sheets `policy` and `wrong`.
     """
     sections = [
-        _headline(result),
-        _section("How often it works", _success_table(result)),
-        _section("What it does", _picture(sheets["policy"], "rollouts of the trained policy")),
-        _section(
+        Section("How often it works", _success_table(result)),
+        Section("What it does", _picture(sheets["policy"], "rollouts of the trained policy")),
+        Section(
             "Does it listen?",
             _listening(result) + _picture(sheets["wrong"], "rollouts with another instruction"),
         ),
-        _section("What it learned from", _recording(raw)),
-        _section("How it learned", _loss_chart(read_metrics(run / METRICS)) + _facts(result)),
+        Section("What it learned from", _recording(raw)),
+        Section("How it learned", _loss_chart(read_metrics(RunDir(run).metrics)) + _facts(result)),
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>vlatool demo</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
-    write_text(path, page)
+    write_text(path, page("vlatool demo", _headline(result), sections, generator="vlatool demo"))
 
 
 def _headline(result: Mapping[str, Any]) -> str:
     return (
-        "<h1>vlatool demo</h1>"
-        f"<p>A policy trained on {result['episodes']} recorded episodes, from pictures, the hand's "
+        f"A policy trained on {result['episodes']} recorded episodes, from pictures, the hand's "
         "pose and a sentence, puts the named block into the bin in "
-        f"<strong>{100 * result['success_rate']:.0f} %</strong> of {result['rollouts']} starts "
-        f"it has never seen. Everything took {result['seconds']:.0f} seconds.</p>"
+        f"{100 * result['success_rate']:.0f} % of {result['rollouts']} starts "
+        f"it has never seen. Everything took {result['seconds']:.0f} seconds."
     )
 
 
@@ -82,7 +64,7 @@ def _success_table(result: Mapping[str, Any]) -> str:
     rows = [
         ("Trained policy", result["success_rate"], f"95 % interval {low:.0%} to {high:.0%}"),
         *(
-            (f"&emsp;{html.escape(told)}", one["success_rate"], f"{one['episodes']} starts")
+            (f"\N{EM SPACE}{told}", one["success_rate"], f"{one['episodes']} starts")
             for told, one in result["per_instruction"].items()
         ),
         ("Random actions", result["baselines"]["random"], "same starts"),
@@ -105,23 +87,20 @@ def _listening(result: Mapping[str, Any]) -> str:
 
 
 def _rate_table(rows: Sequence[tuple[str, float, str]]) -> str:
-    cells = "".join(
-        f"<tr><td>{label}</td><td class='number'>{100 * rate:.0f} %</td>"
-        f"<td><div class='bar'><div style='width:{100 * rate:.0f}%'></div></div></td>"
-        f"<td class='quiet'>{note}</td></tr>"
+    cells = [
+        (label, f"{100 * rate:.0f} %", Html(_BAR.format(100 * rate)), note)
         for label, rate, note in rows
-    )
-    return f"<table>{cells}</table>"
+    ]
+    return table((), cells, numbers=(1,))
 
 
 def _recording(raw: Path) -> str:
     """A strip of pictures of each camera of the first recorded episode."""
     reader = SpartanReader(SpartanConfig())
     episode = reader.read(next(iter(reader.discover([raw]))))
-    sentence = html.escape(episode.language["original"][0])
+    sentence = escape(episode.language["original"][0])
     strips = "".join(
-        f"<p class='quiet'>{html.escape(name)}</p>{_strip(episode, name)}"
-        for name in episode.cameras
+        f"<p class='quiet'>{escape(name)}</p>{_strip(episode, name)}" for name in episode.cameras
     )
     text = f"“{sentence}”, {episode.num_frames} frames at {episode.fps:.0f} per second"
     return f"<p>The first recording: {text}.</p>{strips}"
@@ -141,8 +120,6 @@ def _strip(episode: Episode, camera: str) -> str:
 
 def _loss_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     """The training loss on a logarithmic scale, as inline SVG."""
-    import math
-
     points = [(float(row["step"]), math.log10(max(float(row["loss"]), 1e-9))) for row in rows]
     if len(points) < 2:
         return ""
@@ -168,13 +145,9 @@ def _facts(result: Mapping[str, Any]) -> str:
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["stages"].items())
     return (
         f"<p>{result['parameters'] / 1e6:.2f} million parameters, {result['steps']} steps over "
-        f"{result['samples']} samples. Time: {html.escape(stages)}.</p>"
+        f"{result['samples']} samples. Time: {escape(stages)}.</p>"
         "<p class='quiet'>Each stage is a command; <code>vlatool demo</code> prints them.</p>"
     )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>"
 
 
 def _picture(path: Path, description: str) -> str:
@@ -183,4 +156,5 @@ def _picture(path: Path, description: str) -> str:
 
 def _image(data: bytes, description: str) -> str:
     encoded = base64.b64encode(data).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{encoded}">'
+    source = f"data:image/png;base64,{encoded}"
+    return f'<img style="max-width:100%" alt="{escape(description)}" src="{source}">'

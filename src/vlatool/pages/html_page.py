@@ -1,25 +1,28 @@
-"""The page of `inspect --html`: what is at a location, with pictures."""
+"""The page of `inspect --html`: what is at a location, with pictures.
+
+What writes a page raises StorageError where it cannot be written.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.manifest import Shard, read_manifest
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.artifacts import manifest
+from vlatool.artifacts.manifest import Shard
+from vlatool.artifacts.shard import OpenShard, open_shard
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.stats import Statistics
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
-from vlatool.inspection.samples import TarIndex, open_index
+from vlatool.inspection.episode_view import view_episode, view_episode_tar
+from vlatool.inspection.sample_view import view_sample
 from vlatool.inspection.shard import ShardReport
 from vlatool.inspection.shards import ShardsReport
 from vlatool.inspection.source import SourceReport
-from vlatool.inspection.tar_view import view_episode_tar
-from vlatool.inspection.views import view_episode, view_sample
-from vlatool.pages.episode import episode_section
+from vlatool.pages.cards import episode_section, sample_section
 from vlatool.pages.layout import GENERATOR, Section, note, page
 from vlatool.pages.overview import shard_sections, shards_sections, source_sections
-from vlatool.pages.sample import sample_section
 from vlatool.sources.base import FormatReader
 from vlatool.storage.atomic import write_text
 
@@ -74,18 +77,7 @@ def write_source_page(
     path: Path,
     request: PageRequest,
 ) -> None:
-    """Writes the page of a raw source, of which some episodes are shown.
-
-    Args:
-        report: What was found.
-        reader: Reads the episodes.
-        refs: Those that were looked at.
-        path: The page.
-        request: What it shows.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
+    """Writes to `path` the page of a raw source: some of the episodes `refs` that were read."""
     broken = {one["episode"] for one in report.broken}
     whole = [ref for ref in refs if ref.id not in broken]
     episodes = [_episode(reader, whole[i]) for i in _spread(len(whole), request.episodes)]
@@ -94,20 +86,12 @@ def write_source_page(
     write_text(path, page(request.title, report.headline(), sections))
 
 
-def write_shards_page(report: ShardsReport, folder: Path, path: Path, request: PageRequest) -> None:
-    """Writes the page of a data folder.
-
-    Args:
-        report: What was found.
-        folder: The folder with the manifest.
-        path: The page.
-        request: What it shows.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    shards = read_manifest(folder / "manifest.jsonl")
-    samples = list(_samples(shards, request.samples, report.origin.options))
+def write_shards_page(
+    report: ShardsReport, location: Path, path: Path, request: PageRequest
+) -> None:
+    """Writes to `path` the page of the training data at a location."""
+    folder = ShardFolder.open(location)
+    samples = list(_samples(folder.shards(), request.samples, report.origin.options))
     sections = [
         *shards_sections(report, _statistics(folder), _samples_per_episode(folder)),
         *_group(f"Samples ({len(samples)} of {report.samples})", samples),
@@ -116,19 +100,9 @@ def write_shards_page(report: ShardsReport, folder: Path, path: Path, request: P
 
 
 def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: PageRequest) -> None:
-    """Writes the page of one shard, or of the tar of one episode.
-
-    Args:
-        report: What was found.
-        tar_path: The shard.
-        path: The page.
-        request: What it shows.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    options = _options(tar_path.parent)
-    with open_index(tar_path) as tar:
+    """Writes to `path` the page of one shard, or of the tar of one episode."""
+    options = _options(ShardFolder(tar_path.parent / manifest.NAME))
+    with open_shard(tar_path) as tar:
         episode = view_episode_tar(tar, options)
         sections = shard_sections(report)
         if episode is not None:
@@ -169,20 +143,20 @@ def _samples_of(
     path: Path, positions: Sequence[int], options: Mapping[str, Any]
 ) -> Iterator[Section]:
     try:
-        with open_index(path) as tar:
+        with open_shard(path) as tar:
             keys = tar.keys
             for position in positions:
                 if position < len(keys):
                     yield _sample(tar, keys[position], options)
                 else:
-                    reason = tar.problem or f"it holds {len(keys)} samples"
+                    reason = tar.damage or f"it holds {len(keys)} samples"
                     text = f"{path.name}: there is no sample {position}: {reason}"
                     yield Section(f"{path.name}, sample {position}", note(text), is_under=True)
     except DataError as error:
         yield Section(path.name, note(error.message), is_under=True)
 
 
-def _sample(tar: TarIndex, key: str, options: Mapping[str, Any]) -> Section:
+def _sample(tar: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
     try:
         return sample_section(view_sample(tar, key, options))
     except DataError as error:
@@ -195,30 +169,24 @@ def _spread(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def _options(folder: Path) -> dict[str, Any]:
-    """preprocessing_config.yaml, which for `episodes` lies in the folder beside; else nothing."""
-    beside = [folder.parent / "shards"] if folder.name == "episodes" else []
-    for candidate in (folder, *beside):
-        try:
-            return read_preprocessing_config(candidate)
-        except DataError:
-            continue
-    return {}
-
-
-def _statistics(folder: Path) -> Statistics:
+def _options(folder: ShardFolder) -> dict[str, Any]:
     try:
-        return read_stats(folder / "stats.json")
+        return folder.options()
+    except DataError:
+        return {}  # a shard alone
+
+
+def _statistics(folder: ShardFolder) -> Statistics:
+    try:
+        return folder.statistics()
     except DataError:
         return {}  # already a finding of the report
 
 
-def _samples_per_episode(folder: Path) -> list[int]:
+def _samples_per_episode(folder: ShardFolder) -> list[int]:
     """From the manifest of the episode tars; empty where there is none."""
-    if folder.name not in ("shards", "episodes"):
-        return []
     try:
-        shards = read_manifest(folder.parent / "episodes" / "manifest.jsonl")
+        shards = folder.episodes.shards() if folder.episodes else []
     except DataError:
         return []
     return [shard.num_sequences for shard in shards]

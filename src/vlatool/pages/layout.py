@@ -45,13 +45,16 @@ def escape(text: object) -> str:
     return html.escape(writable.replace("\x00", ""))
 
 
-def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+def page(
+    title: str, subtitle: str, sections: Sequence[Section], *, generator: str = GENERATOR
+) -> str:
     """The whole document; it fetches nothing.
 
     Args:
         title: Text of the main heading.
         subtitle: Text under it.
         sections: Cards in order; empty ones are left out.
+        generator: The command that writes it.
     """
     shown = [section for section in sections if section.body]
     links = "".join(
@@ -62,7 +65,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     cards = "".join(_section(one, number) for number, one in enumerate(shown))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="generator" content="{GENERATOR}">'
+        f'<meta name="generator" content="{generator}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f'<div class="frame"><nav><b>Contents</b>{links}</nav><main>'
@@ -96,7 +99,7 @@ def table(
 ) -> str:
     """A table, the columns `numbers` to the right; empty without rows.
 
-    A cell is text unless it is `Html`.
+    A cell is text unless it is `Html`; without `header` there is no first row.
     """
     body = "".join(
         "<tr>" + "".join(_cell("td", cell, i in numbers) for i, cell in enumerate(row)) + "</tr>"
@@ -105,7 +108,8 @@ def table(
     if not body:
         return ""
     head = "".join(_cell("th", name, index in numbers) for index, name in enumerate(header))
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    first = f"<tr>{head}</tr>" if head else ""
+    return f'<div class="wide"><table>{first}{body}</table></div>'
 
 
 def heading(text: str, body: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.stats import Statistics
+from vlatool.artifacts.stats import Statistics, number_array
 from vlatool.episode import Array
 from vlatool.inspection.fields import FieldFacts, facts_of_statistics
 from vlatool.inspection.shard import ShardReport
@@ -111,14 +111,14 @@ def shard_sections(report: ShardReport) -> list[Section]:
     if first is not None:
         members = table(
             ("member", "bytes"),
-            [(code(name), f"{size:,}") for name, size in first.sizes.items()],
+            [(code(name), f"{size:,}") for name, size in first.members.items()],
             numbers=(1,),
         )
         arrays = table(
             ("array", "shape", "type"),
             [
                 (code(name), " x ".join(map(str, shape)) or "scalar", dtype)
-                for name, (shape, dtype) in first.arrays().items()
+                for name, (shape, dtype) in first.arrays.items()
             ],
         )
         members = details("Members of the first sample", members) + details(
@@ -256,7 +256,7 @@ def _measured(name: str) -> Html:
 
 
 def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    mean = _numbers(entry.get("mean"))
+    mean = number_array(entry.get("mean"))
     if mean is None or mean.ndim != 1:
         return [(field_label(name), "", *[""] * len(_COLUMNS), "not readable")]
     width = len(mean)
@@ -275,7 +275,7 @@ def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...
 
 def _column(value: object, width: int) -> Array:
     """Numbers [C]; NaN where there are none."""
-    numbers = _numbers(value)
+    numbers = number_array(value)
     try:
         return np.broadcast_to(np.nan if numbers is None else numbers, (width,))
     except ValueError:
@@ -284,18 +284,11 @@ def _column(value: object, width: int) -> Array:
 
 def _steps(entry: Mapping[str, Any], width: int) -> tuple[Array, Array] | None:
     """Mean and std per step [T, C]."""
-    mean = _numbers(entry.get("mean_per_timestep"))
-    std = _numbers(entry.get("std_per_timestep"))
+    mean = number_array(entry.get("mean_per_timestep"))
+    std = number_array(entry.get("std_per_timestep"))
     if mean is None or std is None or mean.ndim != 2 or mean.shape[1] != width:
         return None
     try:
         return mean, np.broadcast_to(std, mean.shape)
     except ValueError:
-        return None
-
-
-def _numbers(value: object) -> Array | None:
-    try:
-        return None if value is None else np.asarray(value, np.float64)
-    except (TypeError, ValueError):
         return None

@@ -1,15 +1,14 @@
-"""Digests of files."""
+"""The digest of a file, wherever it is."""
 
 import hashlib
 from pathlib import Path
 
-_BLOCK_BYTES = 1 << 20
-
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, wherever it is, hexadecimal."""
-    digest = hashlib.sha256()
+    """SHA-256 of a file's content, hexadecimal; memory does not grow with the file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vlatool.errors import UsageError
+from vlatool.errors import DataError, UsageError
 from vlatool.storage.s3_path import S3Path
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://")
@@ -77,6 +77,24 @@ def location(text: str | Path) -> Path:
         UsageError: Any other scheme.
     """
     return text if isinstance(text, S3Path) else Uri(str(text)).path()
+
+
+def existing(text: str) -> Path:
+    """The path behind a location where something is.
+
+    Raises:
+        DataError: Nothing is there.
+        UsageError: The scheme is unknown.
+    """
+    path = location(text)
+    if not path.exists():
+        raise DataError(
+            f"{path}: does not exist",
+            hint="check the path",
+            code="data.no_source",
+            details={"path": str(path)},
+        )
+    return path
 
 
 def openable(path: Path) -> str | IO[bytes]:

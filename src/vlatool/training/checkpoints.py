@@ -10,13 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlatool.artifacts.run_dir import (
-    EMA,
-    MODEL,
-    TRAINER,
-    RunDir,
-    write_checkpoint_manifest,
-)
+from vlatool.artifacts.checkpoint import EMA, MODEL, TRAINER, CheckpointManifest
+from vlatool.artifacts.run_dir import RunDir
 from vlatool.models.weights import load_weights, unusable_checkpoint
 from vlatool.storage.atomic import atomic_folder
 from vlatool.training.state import TrainState
@@ -30,7 +25,8 @@ def save_checkpoint(run: RunDir, state: TrainState, keep: int | None) -> Path:
         if state.average is not None:
             save_file(_cpu(state.average.weights), partial / EMA)
         torch.save(_trainer_state(state), partial / TRAINER)
-        write_checkpoint_manifest(partial, {"step": state.step, "samples": state.samples})
+        facts = {"step": state.step, "samples": state.samples}
+        CheckpointManifest.of(partial, facts).write(partial)
     run.write_latest(state.step)
     if keep is not None:
         for _, old in run.checkpoints()[:-keep]:

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from vlatool.artifacts.provenance import CONFIG_NAME
 from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import read_stats, write_stats
 from vlatool.errors import UsageError
 from vlatool.loading.facts import DatasetFacts
@@ -43,13 +43,13 @@ def claim_run(run: RunDir, config: TrainConfig, facts: DatasetFacts) -> None:
             )
         run.forget_progress()
     write_stats([run.stats], _used_statistics(config, facts))
-    manifest = local_path(config.data.dataset_manifest[0])
-    shutil.copyfile(manifest.parent / CONFIG_NAME, run.root / CONFIG_NAME)
+    data = ShardFolder(local_path(config.data.dataset_manifest[0]))
+    shutil.copyfile(data.options_file, run.options)
     run.write_config(config.model_dump(mode="json", exclude={"overwrite", "dry_run"}))
 
 
 def _refuse_strangers(run: RunDir) -> None:
-    unfinished = {".vlatool", run.stats.name, CONFIG_NAME}
+    unfinished = {".vlatool", run.stats.name, run.options.name}
     if any(child.name not in unfinished for child in run.root.iterdir()):
         raise UsageError(
             f"{run.root}: exists and is not a run of vlatool",

@@ -48,6 +48,11 @@ SHARDS = Family(
         "unlisted_shard": Kind(
             "warning", "A tar file is not in the manifest.", "move it away; it is not read"
         ),
+        "index_mismatch": Kind(
+            "error",
+            "The index of a shard does not fit it.",
+            "write the data again or remove the index",
+        ),
         "listed_twice": Kind("error", "The manifest lists a shard twice.", _AGAIN),
         "count_mismatch": Kind("error", "num_sequences is not the number of samples.", _AGAIN),
         "broken_tar": Kind("error", "A tar file is cut off or damaged.", _AGAIN),
@@ -110,10 +115,61 @@ STATS = Family(
     },
 )
 
+_OTHER = "use another checkpoint, or train the run again"
+
+RUN = Family(
+    "run",
+    {
+        "broken_config": Kind(
+            "error", "config.yaml is missing, broken or not valid.", "copy the run again"
+        ),
+        "broken_statistics": Kind(
+            "error", "stats.json of the run is missing or broken.", "copy the run again"
+        ),
+        "broken_options": Kind(
+            "error",
+            "preprocessing_config.yaml of the run is missing or broken.",
+            "copy it from the data beside config.yaml",
+        ),
+        "no_metrics": Kind("warning", "There is no metrics.jsonl.", "copy the run again"),
+        "broken_metrics": Kind(
+            "error", "A line of metrics.jsonl is no row of a step.", "copy the run again"
+        ),
+        "cut_metrics": Kind(
+            "info", "The last line of metrics.jsonl is cut off; a run that goes on drops it."
+        ),
+        "no_checkpoint": Kind("warning", "There is no whole checkpoint yet."),
+        "broken_latest": Kind(
+            "error",
+            "latest.json is missing or broken, or names no whole checkpoint.",
+            "start the run again; it goes on with the newest whole one",
+        ),
+        "stale_latest": Kind(
+            "warning", "latest.json does not name the newest checkpoint.", "start the run again"
+        ),
+        "unfinished_checkpoint": Kind(
+            "warning", "A checkpoint has no manifest.json and is not used.", "remove it"
+        ),
+        "broken_manifest": Kind(
+            "error", "manifest.json of a checkpoint is missing, broken or another's.", _OTHER
+        ),
+        "missing_file": Kind("error", "A file of a checkpoint is not there.", _OTHER),
+        "size_mismatch": Kind("error", "A file of a checkpoint has another size.", _OTHER),
+        "digest_mismatch": Kind(
+            "error", "A file of a checkpoint has other bytes than when it was written.", _OTHER
+        ),
+        "unreadable_file": Kind("error", "A file cannot be read.", "check the disk and the rights"),
+        "broken_weights": Kind("error", "The header of weights does not fit the file.", _OTHER),
+        "unlisted_file": Kind(
+            "warning", "A file of a checkpoint is not in its manifest.", "move it away"
+        ),
+    },
+)
+
 
 def code_rows() -> Iterator[dict[str, str]]:
     """Every known code, those of plugins included."""
-    for family in (OUTPUT, SHARDS, STATS, SOURCE, PICTURES):
+    for family in (OUTPUT, SHARDS, STATS, RUN, SOURCE, PICTURES):
         yield from family.rows()
     for name in FORMATS.names():
         family = getattr(FORMATS.get(name), "findings", None)

@@ -1,48 +1,31 @@
 """Checks of a whole output: the record of its run, the list of its files, its folders of shards."""
 
-import hashlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from vlatool.artifacts import manifest, shard_index
 from vlatool.artifacts.manifest import Shard
+from vlatool.artifacts.shard_folder import EPISODES_NAME, SHARDS_NAME, UNLISTED_FILES, ShardFolder
 from vlatool.errors import DataError
-from vlatool.events import Reporter
 from vlatool.findings import Finding
-from vlatool.jobs.files import NAME, FileEntry, is_listed, read_file_list
-from vlatool.jobs.record import read_record
-from vlatool.verification.codes import OUTPUT, SHARDS
-from vlatool.verification.shards import (
-    MANIFEST,
-    Checked,
-    Depth,
-    ShardFolder,
-    check_shards,
-    open_folder,
+from vlatool.jobs.files import (
+    NAME,
+    FileEntry,
+    digests_below,
+    folder_entry,
+    is_intact,
+    is_listed,
+    own_files,
+    read_file_list,
 )
-
-_PARTS = ("shards", "episodes")
-
-
-def is_output(location: Path) -> bool:
-    """Whether a folder was written by `vlatool preprocess`, or looks as if it was."""
-    folders = (location, *(location / part for part in _PARTS))
-    if any((folder / MANIFEST).is_file() for folder in folders):
-        return True
-    record = read_record(location)
-    return record is not None and record.command == "preprocess"
+from vlatool.jobs.record import read_record
+from vlatool.verification.check import Check, Depth, check_listed
+from vlatool.verification.codes import OUTPUT, SHARDS
+from vlatool.verification.shards import ShardList, check_shards, list_shards
 
 
-def check_output(
-    location: Path, depth: Depth, checked: Checked, reporter: Reporter
-) -> Iterator[Finding]:
-    """Everything that is wrong with an output or a copy of one.
-
-    Args:
-        location: The output, or a folder with a manifest.
-        depth: How much is looked into.
-        checked: Counts what was.
-        reporter: Shows progress.
-    """
+def check_output(location: Path, check: Check) -> Iterator[Finding]:
+    """Everything that is wrong with training data, or a copy of them."""
     record = read_record(location)
     if record is not None and record.result is None:
         message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
@@ -51,19 +34,24 @@ def check_output(
     if record is not None and not record.complete:
         message = f"{location}: `vlatool {record.command}` left out what failed"
         yield OUTPUT("partial", message, path=str(location))
-    yield from check_files(location, depth, reporter)
-    yield from _check_folders(location, depth, checked, reporter)
+    root = location.parent if location.is_file() else location
+    yield from check_files(root, check)
+    yield from _check_folders(root, check)
 
 
-def check_tar(path: Path, depth: Depth, checked: Checked, reporter: Reporter) -> Iterator[Finding]:
+def check_shard(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with one tar of samples."""
-    folder = ShardFolder(path.parent, [Shard(path, 0)], has_manifest=False)
-    with reporter.progress("shards", 1, "shard") as bar:
-        yield from check_shards(folder, depth, checked, bar)
+    folder = ShardFolder(location.parent / manifest.NAME)
+    alone = ShardList(folder, [Shard(location, 0)], has_manifest=False)
+    with check.reporter.progress("shards", 1, "shard") as bar:
+        yield from check_shards(alone, check.depth, check.checked, bar)
 
 
-def check_files(location: Path, depth: Depth, reporter: Reporter) -> Iterator[Finding]:
-    """Compares every file with the list that its run wrote."""
+def check_files(location: Path, check: Check) -> Iterator[Finding]:
+    """Compares every file with the list that its run wrote; outputs inside are left alone.
+
+    Indexes of shards may be missing from it: they are also written later.
+    """
     try:
         entries = read_file_list(location)
     except DataError as error:
@@ -72,84 +60,69 @@ def check_files(location: Path, depth: Depth, reporter: Reporter) -> Iterator[Fi
     if entries is None:
         yield OUTPUT("no_file_list", f"{location / NAME}: is not there", path=str(location / NAME))
         return
-    with reporter.progress("files", len(entries), "file") as bar:
+    with check.reporter.progress("files", len(entries), "file") as bar:
         for entry in entries:
-            yield from _check_file(location, entry, depth)
+            if entry.count is None:
+                yield from check_listed(OUTPUT, location / entry.path, entry, check)
+            else:
+                yield from _check_listed_folder(location, entry, check)
             bar.advance()
     known = {entry.path for entry in entries}
-    for path in sorted(path for path in location.rglob("*") if path.is_file()):
-        name = path.relative_to(location).as_posix()
-        if is_listed(name, _unlisted(location)) and name not in known:
+    record = read_record(location)
+    unlisted = (record.unlisted if record else ()) or UNLISTED_FILES
+    for name in sorted(PurePosixPath(file.name) for file in own_files(location)):
+        listed = {str(name), *(f"{parent}/" for parent in name.parents)}
+        is_index = name.name.endswith(shard_index.SUFFIX)
+        if known.isdisjoint(listed) and is_listed(str(name), unlisted) and not is_index:
+            path = location / name
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
 
 
-def _check_file(location: Path, entry: FileEntry, depth: Depth) -> Iterator[Finding]:
+def _check_listed_folder(location: Path, entry: FileEntry, check: Check) -> Iterator[Finding]:
+    """A folder of many files has one entry."""
     path = location / entry.path
-    try:
-        if not path.is_file():
-            yield OUTPUT("missing_file", f"{path}: is missing", path=str(path))
-        elif (size := path.stat().st_size) != entry.bytes:
-            message = f"{path}: has {size} bytes, written were {entry.bytes}"
-            yield OUTPUT("size_mismatch", message, path=str(path))
-        elif not depth.is_quick and _sha256(path) != entry.sha256:
-            message = f"{path}: has other bytes than when it was written"
-            yield OUTPUT("digest_mismatch", message, path=str(path))
-    except OSError as error:
-        yield OUTPUT("unreadable_file", f"{path}: {error.strerror or error}", path=str(path))
+    if not is_intact(location, entry):
+        message = f"{path}: does not hold {entry.count} files of {entry.bytes} bytes"
+        yield OUTPUT("size_mismatch", message, path=str(path))
+    elif not check.depth.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
+        message = f"{path}: holds other bytes than when it was written"
+        yield OUTPUT("digest_mismatch", message, path=str(path))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_folders(
-    location: Path, depth: Depth, checked: Checked, reporter: Reporter
-) -> Iterator[Finding]:
+def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
     """`shards` and `episodes` of an output, each and against each other; else the folder itself."""
-    paths = [location / part for part in _PARTS if (location / part / MANIFEST).is_file()]
-    if not paths:
-        paths = [location]
-    elif (location / "shards").is_dir() and location / "shards" not in paths:
-        paths.insert(0, location / "shards")
-    folders: dict[str, ShardFolder] = {}
-    for path in paths:
-        for one in open_folder(path):
+    found: dict[str, ShardList] = {}
+    for folder in ShardFolder.parts(location):
+        for one in list_shards(folder):
             if isinstance(one, Finding):
                 yield one
             else:
-                folders[path.name] = one
-    with reporter.progress(
-        "shards", sum(len(one.shards) for one in folders.values()), "shard"
-    ) as bar:
-        for name, folder in folders.items():
-            if name == "episodes" and len(folders) > 1:
+                found[folder.path.name] = one
+    total = sum(len(one.shards) for one in found.values())
+    with check.reporter.progress("shards", total, "shard") as bar:
+        for name, listed in found.items():
+            if name == EPISODES_NAME and len(found) > 1:
                 # Its samples are those of `shards`, which is compared below.
-                yield from check_shards(folder, Depth(0, is_quick=depth.is_quick), checked, bar)
-                checked.add(samples=-len(folder.digests), episodes=len(folder.shards))
+                headers = Depth(0, is_quick=check.depth.is_quick)
+                yield from check_shards(listed, headers, check.checked, bar)
+                check.checked.add(samples=-len(listed.digests), episodes=len(listed.shards))
             else:
-                yield from check_shards(folder, depth, checked, bar)
-    if len(folders) > 1:
-        yield from _compare(folders["shards"], folders["episodes"])
+                yield from check_shards(listed, check.depth, check.checked, bar)
+    if len(found) > 1:
+        yield from _compare(found[SHARDS_NAME], found[EPISODES_NAME])
 
 
-def _compare(shards: ShardFolder, episodes: ShardFolder) -> Iterator[Finding]:
+def _compare(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
     """Whether both folders hold the same samples."""
+    here, there = shards.folder.path, episodes.folder.path
     for key, digest in shards.digests.items():
         other = episodes.digests.get(key)
         if other is None:
-            message = f"sample {key} is in {shards.path}, not in {episodes.path}"
-            yield SHARDS("only_in_shards", message, sample=key, path=str(shards.path))
+            message = f"sample {key} is in {here}, not in {there}"
+            yield SHARDS("only_in_shards", message, sample=key, path=str(here))
         elif other != digest:
-            message = f"sample {key} differs between {shards.path} and {episodes.path}"
-            yield SHARDS("digest_mismatch", message, sample=key, path=str(shards.path))
-    for key in episodes.digests.keys() - shards.digests.keys():
-        message = f"sample {key} is in {episodes.path}, not in {shards.path}"
-        yield SHARDS("only_in_episodes", message, sample=key, path=str(episodes.path))
-
-
-def _unlisted(location):
-    record = read_record(location)
-    from vlatool.artifacts.shard_folder import UNLISTED_FILES
-
-    return (record.unlisted if record else ()) or UNLISTED_FILES
+            message = f"sample {key} differs between {here} and {there}"
+            yield SHARDS("digest_mismatch", message, sample=key, path=str(here))
+    for key in (key for key in episodes.digests if key not in shards.digests):
+        message = f"sample {key} is in {there}, not in {here}"
+        yield SHARDS("only_in_episodes", message, sample=key, path=str(there))

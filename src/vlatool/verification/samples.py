@@ -3,27 +3,27 @@
 Legend of shapes: T steps, C channels. Source: lbm-data 3.8-3.10, 8.1.
 """
 
-import io
-import json
-import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from vlatool.artifacts.npz_bytes import read_arrays
-from vlatool.artifacts.tar_scan import PICTURE, TarSample
+from vlatool.artifacts.sample import (
+    ARRAYS,
+    CALIBRATION,
+    LANGUAGE,
+    MASKS,
+    METADATA,
+    StoredSample,
+    parse_picture,
+    picture_suffix,
+)
 from vlatool.episode import Array
 from vlatool.findings import Finding
 from vlatool.verification.codes import SHARDS
 
-_COMPANION = re.compile(r"^(?P<camera>.+)_(depth|label)_t-?\d+\.png$")
-_MASKS = ("past_mask", "future_mask")
-_CALIBRATION = ("original_intrinsics.", "rescaled_intrinsics.", "extrinsics.")
-_REQUIRED = ("lowdim.npz", "metadata.json")
+_REQUIRED = (ARRAYS, METADATA)
 
 
 @dataclass(frozen=True)
@@ -66,29 +66,31 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Place:
-    """The sample in hand: where it is and its bytes."""
+    """The sample in hand, and where it is."""
 
     shard: str
-    sample: TarSample
-    data: bytes
+    sample: StoredSample
 
     def finding(self, code: str, message: str, **place: Any) -> Finding:
         """A finding in this sample."""
         text = f"{self.shard}, sample {self.sample.key}: {message}"
         return SHARDS(code, text, shard=self.shard, sample=self.sample.key, **place)
 
-    def content(self, suffix: str) -> bytes:
-        """The content of a member; empty when there is none."""
-        return self.sample.content(self.data, suffix) if suffix in self.sample.members else b""
+    def json(self, suffix: str) -> object:
+        """The value of a JSON member; None where it is missing or no JSON."""
+        try:
+            return self.sample.json(suffix)
+        except (KeyError, ValueError):
+            return None
 
 
-def missing_members(sample: TarSample, expected: Expectation) -> list[str]:
+def missing_members(suffixes: Iterable[str], expected: Expectation) -> list[str]:
     """What a complete sample would also have."""
-    there = {name.lower() for name in sample.members}
-    wanted = [f"{c}_t{o}" for o in expected.offsets or () for c in expected.cameras or ()]
-    pictures = {name.rpartition(".")[0] for name in there if PICTURE.match(name)}
+    there = {name.lower() for name in suffixes}
+    views = [(c, o) for o in expected.offsets or () for c in expected.cameras or ()]
+    pictures = {name[:2] for name in map(parse_picture, there) if name is not None}
     absent = [name for name in _REQUIRED if name not in there]
-    return absent + [f"{name}.jpg" for name in wanted if name.lower() not in pictures]
+    return absent + [picture_suffix(c, o) for c, o in views if (c.lower(), o) not in pictures]
 
 
 class SampleCheck:
@@ -113,12 +115,12 @@ class SampleCheck:
             place: The sample.
             take: Called with the arrays of a sample whose numbers are in order.
         """
-        metadata = parse_json(place.content("metadata.json"))
+        metadata = place.json(METADATA)
         yield from self._check_metadata(place, metadata)
         yield from _check_language(place)
         cameras = metadata.get("camera_names") if isinstance(metadata, dict) else None
         yield from self._check_pictures(place, cameras, metadata)
-        if "lowdim.npz" not in place.sample.members:
+        if ARRAYS not in place.sample.members:
             return
         arrays: dict[str, Array] = {}
         severe = False
@@ -129,10 +131,10 @@ class SampleCheck:
             take(place, arrays)
 
     def _check_metadata(self, place: Place, metadata: object) -> Iterator[Finding]:
-        if "metadata.json" not in place.sample.members:
+        if METADATA not in place.sample.members:
             return
         if not isinstance(metadata, dict):
-            yield place.finding("bad_metadata", "metadata.json is no JSON object")
+            yield place.finding("bad_metadata", f"{METADATA} is no JSON object")
             return
         anchor, past = metadata.get("anchor_relative_idx"), self.expected.past
         if _integer(anchor) is None or (past is not None and anchor != past):
@@ -140,22 +142,17 @@ class SampleCheck:
             message = f"anchor_relative_idx is {anchor!r}, expected {wanted}"
             yield place.finding("bad_metadata", message, field="anchor_relative_idx")
         cameras = metadata.get("camera_names")
-        matches = filter(None, map(PICTURE.match, place.sample.members))
-        stored = {match["camera"] for match in matches if not _COMPANION.match(match[0])}
+        stored = {one.camera for one in place.sample.pictures().values() if not one.is_side}
         if not isinstance(cameras, list) or {str(name) for name in cameras} != stored:
             message = f"camera_names is {cameras!r}, there are pictures of {sorted(stored)}"
             yield place.finding("bad_metadata", message, field="camera_names")
 
     def _check_pictures(self, place: Place, cameras: object, metadata: object) -> Iterator[Finding]:
         sizes = metadata.get("original_image_sizes") if isinstance(metadata, dict) else None
-        for suffix in place.sample.members:
-            match = PICTURE.match(suffix)
-            if match is None:
-                continue
+        for suffix, name in place.sample.pictures().items():
             self.pictures += 1
-            found = _decoded_size(place.content(suffix))
-            companion = _COMPANION.match(suffix)
-            camera = companion["camera"] if companion else match["camera"]
+            found = place.sample.picture_size(suffix, decode=True)
+            camera = name.recorded_by
             original = sizes.get(camera) if isinstance(sizes, dict) else None
             wanted = self.expected.size or (tuple(original) if original else None)
             if found is None:
@@ -168,13 +165,10 @@ class SampleCheck:
     def _check_arrays(self, place: Place, arrays: dict[str, Array]) -> Iterator[Finding]:
         """Reads lowdim.npz into `arrays` and compares it with the first sample's."""
         try:
-            data = place.content("lowdim.npz")
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                names = [name.removesuffix(".npy") for name in archive.namelist()]
-            arrays.update(read_arrays(data, names))
-        except (ValueError, KeyError, zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            arrays.update(place.sample.arrays())
+        except (ValueError, KeyError) as error:
             code = "object_array" if "Python objects" in str(error) else "broken_npz"
-            yield place.finding(code, f"lowdim.npz: {error}")
+            yield place.finding(code, str(error))
             return
         yield from self._check_masks(place, arrays)
         yield from self._check_fields(place, arrays)
@@ -186,7 +180,7 @@ class SampleCheck:
                 yield place.finding(code, message, field=name, step=step)
 
     def _check_masks(self, place: Place, arrays: Mapping[str, Array]) -> Iterator[Finding]:
-        for name in _MASKS:
+        for name in MASKS:
             mask = arrays.get(name)
             if mask is None or mask.dtype != np.bool_ or mask.ndim != 1:
                 found = "missing" if mask is None else f"{mask.dtype}{list(mask.shape)}"
@@ -203,7 +197,7 @@ class SampleCheck:
         if not self.fields:
             self.fields = found
         for name in dict.fromkeys([*self.fields, *found]):
-            is_optional = name.startswith(_CALIBRATION) and (name in self.fields) != (name in found)
+            is_optional = name.startswith(CALIBRATION) and (name in self.fields) != (name in found)
             if self.fields.get(name) != found.get(name) and not is_optional:
                 message = (
                     f"{name!r} is {_described(found.get(name))}, "
@@ -217,14 +211,13 @@ def numeric_fields(fields: Mapping[str, tuple[tuple[int, ...], str]]) -> list[st
     return [
         name
         for name, (_, kind) in fields.items()
-        if kind != "text" and name not in _MASKS and not name.startswith(_CALIBRATION)
+        if kind != "text" and name not in MASKS and not name.startswith(CALIBRATION)
     ]
 
 
 def _check_language(place: Place) -> Iterator[Finding]:
-    suffix = "language_instructions.json"
-    if suffix in place.sample.members and not isinstance(parse_json(place.content(suffix)), dict):
-        yield place.finding("bad_language", f"{suffix} is no JSON object")
+    if LANGUAGE in place.sample.members and not isinstance(place.json(LANGUAGE), dict):
+        yield place.finding("bad_language", f"{LANGUAGE} is no JSON object")
 
 
 def _kind(values: Array) -> str:
@@ -234,23 +227,6 @@ def _kind(values: Array) -> str:
 
 def _described(field: tuple[tuple[int, ...], str] | None) -> str:
     return "absent" if field is None else f"{field[1]}{list(field[0])}"
-
-
-def _decoded_size(data: bytes) -> tuple[int, int] | None:
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            return picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
-def parse_json(data: bytes) -> object:
-    """The value; None for what is no JSON."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _integer(value: object) -> int | None:

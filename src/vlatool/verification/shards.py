@@ -6,71 +6,40 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from vlatool.artifacts.manifest import Shard, read_manifest
-from vlatool.artifacts.provenance import CONFIG_NAME, read_preprocessing_config
-from vlatool.artifacts.tar_scan import TarSample, scan_tar
+from vlatool.artifacts.manifest import Shard
+from vlatool.artifacts.sample import METADATA
+from vlatool.artifacts.shard import TarSample, TarScan, scan_tar
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.shard_index import index_path, read_index
 from vlatool.errors import DataError
 from vlatool.events import Progress
 from vlatool.findings import Finding
+from vlatool.verification.check import Checked, Depth
 from vlatool.verification.codes import SHARDS
 from vlatool.verification.samples import (
     Expectation,
     Place,
     SampleCheck,
     missing_members,
-    parse_json,
 )
 from vlatool.verification.stats import StatsCheck
 
-MANIFEST = "manifest.jsonl"
 _LARGEST_SAMPLE = 2**30
 
 
-@dataclass(frozen=True)
-class Depth:
-    """How much is looked into.
+@dataclass
+class ShardList:
+    """The tars to look at.
 
     Attributes:
-        samples: Samples whose contents are read; None for all.
-        is_full: Recompute statistics.
-        is_quick: Compare no digests.
-    """
-
-    samples: int | None = 200
-    is_full: bool = False
-    is_quick: bool = False
-
-
-@dataclass
-class Checked:
-    """How much was looked at."""
-
-    files: int = 0
-    bytes: int = 0
-    samples: int = 0
-    samples_read: int = 0
-    pictures: int = 0
-    episodes: int = 0
-
-    def add(self, **amounts: int) -> None:
-        """Counts more."""
-        for name, amount in amounts.items():
-            setattr(self, name, getattr(self, name) + amount)
-
-
-@dataclass
-class ShardFolder:
-    """A manifest and its tars.
-
-    Attributes:
-        path: The folder with the manifest.
-        shards: What the manifest lists; without one, the tars to look at.
+        folder: Where they are, with what lies beside them.
+        shards: What the manifest lists; without one, the tars themselves.
         has_manifest: Whether there is one, hence counts and statistics.
         digests: Key of each sample to the digest of its bytes, once checked; empty bytes where
             digests are not compared.
     """
 
-    path: Path
+    folder: ShardFolder
     shards: Sequence[Shard]
     has_manifest: bool = True
     digests: dict[str, bytes] = field(default_factory=dict[str, bytes])
@@ -81,11 +50,11 @@ class ShardFolder:
         return sum(shard.num_sequences for shard in self.shards)
 
 
-def open_folder(path: Path) -> Iterator[Finding | ShardFolder]:
-    """The folder, with what is wrong with its manifest before it; only that when it is broken."""
-    manifest = path / MANIFEST
+def list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
+    """The tars, with what is wrong with their manifest before them; only that when it is broken."""
+    manifest = folder.manifest
     try:
-        shards = read_manifest(manifest)
+        shards = folder.shards()
     except DataError as error:
         code = "no_manifest" if error.code == "data.no_manifest" else "broken_manifest"
         yield SHARDS(code, error.message, path=str(manifest), line=error.details.get("line"))
@@ -98,55 +67,51 @@ def open_folder(path: Path) -> Iterator[Finding | ShardFolder]:
             yield SHARDS("unlisted_shard", f"{tar}: is not in {manifest}", path=str(tar))
     for tar in dict.fromkeys(tar for tar in listed if listed.count(tar) > 1):
         yield SHARDS("listed_twice", f"{manifest}: lists {tar.name} twice", path=str(manifest))
-    yield ShardFolder(path, shards)
+    yield ShardList(folder, shards)
 
 
 def check_shards(
-    folder: ShardFolder, depth: Depth, checked: Checked, bar: Progress
+    listed: ShardList, depth: Depth, checked: Checked, bar: Progress
 ) -> Iterator[Finding]:
-    """Everything that is wrong with a folder's tars, samples and statistics.
+    """Everything that is wrong with tars, their samples and statistics.
 
     Args:
-        folder: What to check; gets the digests of its samples.
+        listed: What to check; gets the digests of its samples.
         depth: How much is looked into.
         checked: Counts what was.
         bar: Advances by one for each tar.
     """
     options = dict[str, Any]()
-    yield from _read_options(folder, options)
-    check = _FolderCheck(folder, Expectation.of(options), depth, checked)
-    if folder.has_manifest:
+    yield from _read_options(listed, options)
+    check = _FolderCheck(listed, Expectation.of(options), depth, checked)
+    if listed.has_manifest:
         yield from check.stats.open(check.expected)
-    for shard in folder.shards:
+    for shard in listed.shards:
         yield from check.shard(shard)
         bar.advance(samples=checked.samples)
-    if folder.has_manifest:
+    if listed.has_manifest:
         fields = check.contents.fields
-        yield from check.stats.findings(fields, check.expected, len(folder.digests))
+        yield from check.stats.findings(fields, check.expected, len(listed.digests))
 
 
-def _read_options(folder: ShardFolder, options: dict[str, Any]) -> Iterator[Finding]:
-    """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
-    beside = folder.path.parent / "shards"
-    is_beside = not (folder.path / CONFIG_NAME).is_file() and (beside / CONFIG_NAME).is_file()
+def _read_options(listed: ShardList, options: dict[str, Any]) -> Iterator[Finding]:
     try:
-        options.update(read_preprocessing_config(beside if is_beside else folder.path))
+        options.update(listed.folder.options())
     except DataError as error:
-        if folder.has_manifest:
-            path = str(folder.path / CONFIG_NAME)
-            yield SHARDS("no_config", error.message, path=path)
+        if listed.has_manifest:
+            yield SHARDS("no_config", error.message, path=str(listed.folder.options_file))
 
 
 class _FolderCheck:
     """The checks of one folder, shard by shard."""
 
     def __init__(
-        self, folder: ShardFolder, expected: Expectation, depth: Depth, checked: Checked
+        self, listed: ShardList, expected: Expectation, depth: Depth, checked: Checked
     ) -> None:
         self.expected = expected
         self.contents = SampleCheck(expected)
-        self.stats = StatsCheck(folder.path, recompute=depth.is_full)
-        self._folder = folder
+        self.stats = StatsCheck(listed.folder, recompute=depth.is_full)
+        self._listed = listed
         self._depth = depth
         self._checked = checked
         self._position = 0
@@ -162,9 +127,10 @@ class _FolderCheck:
         for problem in scan.problems:
             message = f"{name}: {problem.message}"
             yield SHARDS(problem.code, message, shard=name, sample=problem.sample)
-        if self._folder.has_manifest and shard.num_sequences != len(scan.samples):
+        if self._listed.has_manifest and shard.num_sequences != len(scan.samples):
             message = f"{name}: has {len(scan.samples)} samples, the manifest says "
             yield SHARDS("count_mismatch", f"{message}{shard.num_sequences}", shard=name)
+        yield from _check_index(shard.path, scan)
         yield from self._samples(shard.path, scan.samples)
 
     def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
@@ -172,7 +138,7 @@ class _FolderCheck:
         pictures = self.contents.pictures
         with path.open("rb") as file:
             for sample in samples:
-                if sample.key in self._folder.digests and sample.key not in own:
+                if sample.key in self._listed.digests and sample.key not in own:
                     message = f"{path}: sample {sample.key} is also in another shard"
                     yield SHARDS("duplicate_sample", message, shard=str(path), sample=sample.key)
                 own.add(sample.key)
@@ -183,22 +149,22 @@ class _FolderCheck:
         """Digest and completeness of each sample, contents of those chosen."""
         is_chosen = self._is_next_chosen()
         if sample.end - sample.start > _LARGEST_SAMPLE:
-            self._folder.digests[sample.key] = b""
+            self._listed.digests[sample.key] = b""
             message = f"has {sample.end - sample.start} bytes; the limit is {_LARGEST_SAMPLE}"
-            yield Place(str(path), sample, b"").finding("huge_sample", message)
+            yield Place(str(path), sample.stored(b"")).finding("huge_sample", message)
             return
-        absent = missing_members(sample, self.expected)
+        absent = missing_members(sample.members, self.expected)
         data = b""
         if is_chosen or absent or not self._depth.is_quick:
             file.seek(sample.start)
             data = file.read(sample.end - sample.start)
-        place = Place(str(path), sample, data)
+        place = Place(str(path), sample.stored(data))
         digest = b"" if self._depth.is_quick else hashlib.blake2b(data, digest_size=16).digest()
-        self._folder.digests[sample.key] = digest
+        self._listed.digests[sample.key] = digest
         if absent:
             # The sample itself may say that its episode has fewer cameras.
             own = replace(self.expected, cameras=_own_cameras(place) or self.expected.cameras)
-            absent = missing_members(sample, own)
+            absent = missing_members(sample.members, own)
         if absent:
             yield place.finding("incomplete_sample", f"lacks {', '.join(absent)}")
         if is_chosen:
@@ -208,14 +174,31 @@ class _FolderCheck:
     def _is_next_chosen(self) -> bool:
         """Whether the next sample's contents are read: evenly spread over all."""
         position, self._position = self._position, self._position + 1
-        wanted, total = self._depth.samples, self._folder.samples
+        wanted, total = self._depth.samples, self._listed.samples
         if wanted is None or wanted >= total:
             return True
         return position * wanted // total != (position - 1) * wanted // total
 
 
+def _check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
+    """Published data have no index; one that says something else than the headers misleads."""
+    path = index_path(shard)
+    if not path.is_file() or any(problem.code == "broken_tar" for problem in scan.problems):
+        return
+    index = read_index(path)
+    if index is None:
+        problem = "cannot be read"
+    elif index.shard_bytes != shard.stat().st_size:
+        problem = f"is of a shard of {index.shard_bytes} bytes"
+    elif index.ranges() != [(one.start, one.end - one.start) for one in scan.samples]:
+        problem = "has other places of samples than the headers"
+    else:
+        return
+    yield SHARDS("index_mismatch", f"{path}: {problem}", path=str(path), shard=str(shard))
+
+
 def _own_cameras(place: Place) -> tuple[str, ...] | None:
     """The cameras that the sample's own metadata name."""
-    metadata = parse_json(place.content("metadata.json"))
+    metadata = place.json(METADATA)
     names = metadata.get("camera_names") if isinstance(metadata, dict) else None
     return tuple(map(str, names)) if isinstance(names, list) else None

@@ -6,12 +6,11 @@ from typing import Any
 
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError
-from vlatool.events import Reporter
 from vlatool.findings import Finding, finding_of_error
 from vlatool.sources.detection import FoundSource, find_source
 from vlatool.sources.order import select
 from vlatool.sources.rules import check_episode, duplicate_ids
-from vlatool.verification.shards import Checked
+from vlatool.verification.check import Check
 
 _NOTHING_THERE = ("data.no_episodes", "data.no_source")
 
@@ -35,10 +34,7 @@ def check_source(
     location: Path,
     source: FoundSource,
     episodes: str | None,
-    *,
-    deep: bool,
-    checked: Checked,
-    reporter: Reporter,
+    check: Check,
 ) -> Iterator[Finding]:
     """Everything that is wrong with a source and the selected episodes.
 
@@ -46,9 +42,7 @@ def check_source(
         location: The source.
         source: Its format, reader and episodes.
         episodes: Which to look at; None for all. Data-set-wide checks look at all.
-        deep: Decode every frame.
-        checked: Counts what was looked at.
-        reporter: Shows progress.
+        check: How thoroughly; the whole of it decodes every frame.
     """
     reader: Any = source.reader
     yield from getattr(reader, "noticed", ())
@@ -57,15 +51,15 @@ def check_source(
     if hasattr(reader, "check_source"):
         yield from _guarded(reader.check_source([location]))
     errors, sizes = 0, dict[Path, int]()
-    with reporter.progress("episodes", len(refs), "episode") as bar:
+    with check.reporter.progress("episodes", len(refs), "episode") as bar:
         for ref in refs:
-            for finding in _check_one(reader, ref, deep=deep):
+            for finding in _check_one(reader, ref, deep=check.depth.is_full):
                 errors += finding.severity == "error"
                 yield finding
             sizes |= {path: path.stat().st_size for path in _files(ref)}
-            checked.add(episodes=1)
+            check.checked.add(episodes=1)
             bar.advance(errors=errors)
-    checked.add(files=len(sizes), bytes=sum(sizes.values()))
+    check.checked.add(files=len(sizes), bytes=sum(sizes.values()))
 
 
 def _files(ref: EpisodeRef) -> Iterator[Path]:

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.stats import compact, read_stats
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.stats import compact, number_array, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.verification.codes import STATS
 from vlatool.verification.samples import Expectation, Place, numeric_fields
 
-NAME = "stats.json"
-_COMPACT = "stats_compact.json"
 _NEEDED = ("mean", "std", "min", "max", "count")
 # Sums of float64 in another order; published files agree with their samples to 1e-12.
 _TOLERANCE = 1e-9
@@ -27,8 +26,9 @@ _TOLERANCE = 1e-9
 class StatsCheck:
     """Collects what samples say and compares it with the published statistics."""
 
-    def __init__(self, folder: Path, *, recompute: bool) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: ShardFolder, *, recompute: bool) -> None:
+        self.path = folder.statistics_file
+        self._folder = folder
         self._entries: dict[str, dict[str, Any]] = {}
         self._recompute = recompute
         self._bounds: dict[str, tuple[Array, Array]] = {}
@@ -122,7 +122,7 @@ class StatsCheck:
         wanted = {"mean": (width,), "min": (width,), "max": (width,), "count": (steps,)}
         wanted |= {"mean_per_timestep": (steps, width)} if "mean_per_timestep" in entry else {}
         for key, expected in wanted.items():
-            numbers = _numbers(entry[key])
+            numbers = number_array(entry[key])
             if numbers is None or numbers.shape != expected:
                 found = "is ragged" if numbers is None else f"has the shape {list(numbers.shape)}"
                 message = f"{name!r}: {key} {found}, expected {list(expected)}"
@@ -147,7 +147,7 @@ class StatsCheck:
         entry = self._entries[name]
         scale = total.scale()
         for key, true in total.entry().items():
-            stated = _numbers(entry.get(key))
+            stated = number_array(entry.get(key))
             if stated is None or np.broadcast_shapes(stated.shape, true.shape) != true.shape:
                 continue
             slack = 0.0 if key == "count" else _TOLERANCE * scale
@@ -160,12 +160,9 @@ class StatsCheck:
 
     def _check_copies(self) -> Iterator[Finding]:
         """The compact copy beside it, and the one of `episodes` beside that of `shards`."""
-        folder = self.path.parent
-        for other in (folder / _COMPACT, folder.parent / "episodes" / NAME):
-            if other == self.path or not other.is_file():
-                continue
+        for other in self._folder.statistics_copies():
             try:
-                same = _compact(read_stats(other)) == _compact(self._entries)
+                same = compact(read_stats(other)) == compact(self._entries)
             except DataError:
                 same = False
             if not same:
@@ -220,25 +217,13 @@ class _Sum:
 
 def _bounds(entry: Mapping[str, Any]) -> tuple[Array, Array] | None:
     """Smallest and largest value [T, C] of a field; NaN where nothing is said."""
-    low, high = (_numbers(entry.get(f"{key}_per_timestep")) for key in ("min", "max"))
+    low, high = (number_array(entry.get(f"{key}_per_timestep")) for key in ("min", "max"))
     return None if low is None or high is None else (low, high)
-
-
-def _numbers(value: object) -> Array | None:
-    """An array with NaN for null; None for what is no array of numbers."""
-    try:
-        return np.asarray(value, np.float64) if value is not None else None
-    except (TypeError, ValueError):
-        return None
 
 
 def _as_float(values: Array) -> Array:
     """[T, C] in float64; a field [T] has one channel."""
     return values.reshape(len(values), int(np.prod(values.shape[1:]))).astype(np.float64)
-
-
-def _compact(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: compact(entry) for name, entry in stats.items()}
 
 
 def _is_strict(path: Path) -> bool:

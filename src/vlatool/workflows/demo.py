@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.config.base import ConfigModel
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
@@ -207,9 +208,10 @@ def _train(config: DemoConfig, paths: _Paths, reporter: Reporter) -> TrainResult
     words = ["train", "--preset", "world-pick", "--data", paths.data, "--output", paths.run]
     words += ["--total-train-steps", config.steps, "--hparams.seed", config.seed]
     _say(reporter, *words)
+    data = ShardFolder.open(paths.data)
     typed = {
-        "data.dataset_manifest": [str(paths.data / "shards" / "manifest.jsonl")],
-        "data.dataset_statistics": [str(paths.data / "shards" / "stats.json")],
+        "data.dataset_manifest": [str(data.manifest)],
+        "data.dataset_statistics": [str(data.statistics_file)],
         "save_path": str(paths.root),
         "name": paths.run.name,
         "total_train_steps": config.steps,

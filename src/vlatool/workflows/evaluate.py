@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.manifest import read_manifest
+from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
@@ -209,28 +209,16 @@ def _instruction(
     return str(known.get(key, ""))
 
 
-def _manifests(folder: Path) -> list[Path]:
-    return [folder / "shards" / "manifest.jsonl", folder / "manifest.jsonl"]
-
-
 def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     """Facts of the data, episodes in frame order where they are kept.
 
     Raises:
         DataError: No data there, or they lack a field or camera of the policy.
     """
-    folder = local_path(location)
-    manifest = next(filter(Path.is_file, _manifests(folder)), None)
-    if manifest is None:
-        raise DataError(
-            f"{location}: no manifest.jsonl here or in shards/",
-            hint="give a folder that `vlatool preprocess` wrote",
-            code="data.no_manifest",
-        )
-    facts = read_facts(DataConfig(dataset_manifest=[str(manifest)]))
-    in_frame_order = folder / "episodes" / "manifest.jsonl"
-    if in_frame_order.is_file():
-        facts = replace(facts, shards=(tuple(read_manifest(in_frame_order)),))
+    folder = ShardFolder.open(local_path(location))
+    facts = read_facts(DataConfig(dataset_manifest=[str(folder.manifest)]))
+    if folder.episodes is not None:
+        facts = replace(facts, shards=(tuple(folder.episodes.shards()),))
     facts.widths([*trained.config.data.action_fields, *trained.config.data.proprioception_fields])
     _check_windows(location, facts, trained.config.data)
     known = facts.options[0].get("camera_names") or []

@@ -1,30 +1,23 @@
-"""What is at a location: raw episodes, training shards, one shard, or a run."""
+"""What is at a location: anything in the table of artifacts, or raw episodes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel, needed_field
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.inspection.run import inspect_run, is_run
-from vlatool.inspection.shard import inspect_shard
-from vlatool.inspection.shards import find_shards, inspect_shards
+from vlatool.inspection.report import Report
 from vlatool.inspection.source import inspect_source
-from vlatool.pages.html_page import (
-    PageRequest,
-    check_target,
-    write_shard_page,
-    write_shards_page,
-    write_source_page,
-)
+from vlatool.pages.html_page import PageRequest, check_target, write_source_page
+from vlatool.plugins import recognise
 from vlatool.sources.detection import find_source
 from vlatool.sources.order import select
-from vlatool.storage.uri import location
+from vlatool.storage.uri import existing, location
 
 
 class InspectConfig(ConfigModel):
@@ -47,27 +40,6 @@ class InspectConfig(ConfigModel):
     html_samples: int = Field(
         default=6, ge=0, description="Training samples with pictures on that page."
     )
-
-
-class Report(Protocol):
-    """What was found at one kind of location."""
-
-    @property
-    def kind(self) -> str:
-        """`source`, `shards`, `shard` or `run`."""
-        ...
-
-    def document(self) -> dict[str, Any]:
-        """The report for programs."""
-        ...
-
-    def headline(self) -> str:
-        """What it is, in a few words."""
-        ...
-
-    def blocks(self) -> list[str]:
-        """The report for people, block by block; empty ones are left out."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,9 +67,7 @@ class InspectResult:
         return "\n\n".join(block for block in blocks if block)
 
 
-# Writes what a report tells, with pictures.
-WritePage = Callable[[Path, PageRequest], None]
-Look = tuple[Report, WritePage | None]
+Look = tuple[Report, str, Callable[[Path, PageRequest], None] | None]
 
 
 def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult:
@@ -117,22 +87,15 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="vlatool inspect LOCATION",
             code="usage.missing_key",
         )
-    place = location(config.location)
-    if not place.exists():
-        raise DataError(
-            f"{place}: does not exist",
-            hint="check the path",
-            code="data.no_source",
-            details={"path": str(place)},
-        )
+    place = existing(config.location)
     if config.html is None:
         return InspectResult(config.location, _look(place, config, reporter)[0])
     target = location(config.html)
     check_target(target)
-    report, write_page = _look(place, config, reporter)
+    report, kind, write_page = _look(place, config, reporter)
     if write_page is None:
         raise UsageError(
-            f"{place}: --html shows raw episodes and training data, this is a run",
+            f"{place}: --html shows raw episodes and training data, this is a {kind}",
             hint="leave --html out",
             code="usage.no_page",
         )
@@ -141,37 +104,19 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
 
 
 def _look(place: Path, config: InspectConfig, reporter: Reporter) -> Look:
-    """The report, and what writes it as a page where there is such a page."""
-    look = _derived_data(place) if config.format is None else None
-    if look is None:
+    """The report, of what, and what writes it as a page where there is such a page."""
+    known = recognise(place) if config.format is None else None
+    if known is None:
         source = find_source(place, config.format)
         report = inspect_source(place, source, config.episodes, reporter)
         refs = select(source.refs, config.episodes)
-        return report, partial(write_source_page, report, source.reader, refs)
+        return report, "source", partial(write_source_page, report, source.reader, refs)
     if config.episodes is not None:
         raise UsageError(
             f"{place}: --episodes selects raw episodes, this is no raw source",
             hint="leave --episodes out",
             code="usage.no_raw_source",
         )
-    return look()
-
-
-def _derived_data(place: Path) -> Callable[[], Look] | None:
-    """How to look at what vlatool made of raw episodes; None where it made nothing."""
-    if place.is_file() and place.suffix == ".tar":
-        return partial(_look_at_shard, place)
-    if is_run(place):
-        return lambda: (inspect_run(place), None)
-    folder = find_shards(place)
-    return None if folder is None else partial(_look_at_shards, folder)
-
-
-def _look_at_shard(path: Path) -> Look:
-    report = inspect_shard(path)
-    return report, partial(write_shard_page, report, path)
-
-
-def _look_at_shards(folder: Path) -> Look:
-    report = inspect_shards(folder)
-    return report, partial(write_shards_page, report, folder)
+    kind, artifact = known
+    report = artifact.load("inspect")(place)
+    return report, kind, partial(artifact.load("page"), report, place) if artifact.page else None

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
-from vlatool.artifacts.provenance import CONFIG_NAME, read_preprocessing_config
+from vlatool.artifacts import manifest
+from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import Statistics, read_stats, write_compact_stats, write_stats
 from vlatool.artifacts.stats_merge import MergedStats, StatsPart, merge_parts
 from vlatool.config.base import ConfigModel, needed_field
@@ -102,7 +103,7 @@ def _refuse_to_replace(target: Path, sources: Sequence[str]) -> None:
     if not target.exists():
         return
     inputs = {_stats_file(location(source)).resolve() for source in sources}
-    is_ours = target.resolve() not in inputs and not (target.parent / "manifest.jsonl").exists()
+    is_ours = target.resolve() not in inputs and not (target.parent / manifest.NAME).exists()
     if is_ours:
         try:
             is_ours = all("mean" in entry for entry in read_stats(target).values())
@@ -131,16 +132,16 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
 
 def _part(source: str, weight: float | None) -> StatsPart:
     path = _stats_file(location(source))
-    past: int | None = None
-    if (path.parent / CONFIG_NAME).is_file():
-        value = read_preprocessing_config(path.parent).get("past_lowdim_steps")
-        past = value if isinstance(value, int) else None
+    beside = ShardFolder(path.parent / manifest.NAME)
+    past = beside.options().get("past_lowdim_steps") if beside.options_file.is_file() else None
+    past = past if isinstance(past, int) else None
     return StatsPart(read_stats(path), past, weight)
 
 
 def _stats_file(path: Path) -> Path:
-    """The statistics of a data folder, of its shards/ folder, or the file itself."""
-    for candidate in (path / "shards" / "stats.json", path / "stats.json", path):
+    """The statistics of training data, of a folder that holds nothing else, or the file itself."""
+    data = ShardFolder.find(path) or ShardFolder(path / manifest.NAME)
+    for candidate in (data.statistics_file, path):
         if candidate.is_file():
             return candidate
     raise DataError(

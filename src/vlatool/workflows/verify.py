@@ -1,4 +1,4 @@
-"""Whether an output or a source is whole and consistent."""
+"""Whether anything in the table of artifacts, or a source, is whole and consistent."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,10 +13,10 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.findings import SEVERITIES, Finding
 from vlatool.inspection.text import size_text
-from vlatool.storage.uri import location as path_of
+from vlatool.plugins import recognise
+from vlatool.storage.uri import existing
+from vlatool.verification.check import Check, Checked, Depth
 from vlatool.verification.codes import code_rows
-from vlatool.verification.output import check_output, check_tar, is_output
-from vlatool.verification.shards import Checked, Depth
 from vlatool.verification.source import check_source, open_source
 
 # Findings kept of one code; all of them are counted.
@@ -27,7 +27,7 @@ _SHOWN = 3
 class VerifyConfig(ConfigModel):
     """What to verify, and how thoroughly."""
 
-    location: str = needed_field("", "Output, shard or source to verify.")
+    location: str = needed_field("", "Output, shard, run, checkpoint or source to verify.")
     format: str | None = Field(
         default=None, description="Format of raw episodes; null for the one that finds any."
     )
@@ -72,7 +72,7 @@ class VerifyResult:
     """What was found.
 
     Attributes:
-        kind: `output`, `shard` or `source`.
+        kind: Name in the table of artifacts, or `source`.
         location: What was verified, as given.
         findings: The first 100 of each code, in the order found.
         counts: Code to how many there are.
@@ -162,15 +162,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     if config.codes:
         return CodesResult(tuple(code_rows()))
     _check_config(config)
-    location = path_of(config.location)
-    if not location.exists():
-        raise DataError(
-            f"{location}: does not exist",
-            hint="check the path",
-            code="data.no_source",
-            details={"path": str(location)},
-        )
-    result = _look(location, config, reporter)
+    result = _look(existing(config.location), config, reporter)
     if result.is_whole:
         return result
     problem = DataError(
@@ -195,21 +187,18 @@ def _check_config(config: VerifyConfig) -> None:
 
 
 def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
-    checked = Checked()
     depth = Depth(None if config.full else config.samples, config.full, config.quick)
-    if config.format is None and location.is_file() and location.suffix == ".tar":
-        found = check_tar(location, depth, checked, reporter)
-        return _result("shard", config, found, location.parent, checked)
-    if config.format is None and is_output(location):
-        found = check_output(location, depth, checked, reporter)
-        return _result("output", config, found, location, checked)
+    check = Check(depth, Checked(), reporter)
+    known = recognise(location) if config.format is None else None
+    if known is not None:
+        kind, artifact = known
+        root = location.parent if location.is_file() else location
+        return _result(kind, config, artifact.load("verify")(location, check), root, check.checked)
     source = open_source(location, config.format)
     if isinstance(source, Finding):
-        return _result("source", config, [source], location, checked)
-    found = check_source(
-        location, source, config.episodes, deep=config.full, checked=checked, reporter=reporter
-    )
-    result = _result("source", config, found, location, checked)
+        return _result("source", config, [source], location, check.checked)
+    found = check_source(location, source, config.episodes, check)
+    result = _result("source", config, found, location, check.checked)
     return replace(result, format=source.format)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.sample import TarWriter, member_bytes, sample_members
+from vlatool.artifacts.sample import sample_members
+from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.artifacts.shard_folder import episode_tar_name
 from vlatool.episode import Array, Episode, EpisodeRef
 from vlatool.findings import Family, Finding, Kind

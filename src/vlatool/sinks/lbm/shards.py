@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.sample import TarWriter
+from vlatool.artifacts.shard import TarWriter
 from vlatool.artifacts.shard_folder import shard_name
 from vlatool.artifacts.shard_index import ShardIndex, index_path
 from vlatool.episode import Array

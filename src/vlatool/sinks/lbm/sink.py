@@ -9,9 +9,12 @@ from vlatool.artifacts.provenance import write_preprocessing_config, write_proce
 from vlatool.artifacts.shard_folder import (
     CLOSING_FILES,
     DATA_FILES,
+    EPISODES_NAME,
     LISTED_FILES,
     OWNED_FILES,
+    SHARDS_NAME,
     UNLISTED_FILES,
+    ShardFolder,
 )
 from vlatool.artifacts.stats import write_compact_stats, write_stats
 from vlatool.errors import DataError
@@ -74,7 +77,7 @@ class LbmSink:
         """Takes the closing files away; says what is being made."""
         for name in CLOSING_FILES:
             remove_file(self._setup.output / name)
-        write_preprocessing_config(self._setup.output / "shards", self._options())
+        write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
 
     def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
         """Shuffles, assembles shards, writes statistics and, last, the manifests.
@@ -99,8 +102,8 @@ class LbmSink:
         shards = [shard for shard, _ in made]
         files = [*(entry for pair in made for entry in pair), *index.files]
         _remove_strangers(output, {entry.path for entry in files})
-        write_manifest(output / "episodes" / "manifest.jsonl", _rows(index.files))
-        write_manifest(output / "shards" / "manifest.jsonl", _rows(shards))
+        write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
+        write_manifest(ShardFolder.of(output, SHARDS_NAME).manifest, _rows(shards))
         self._write_metadata(run, index.samples)
         small = (file_entry(output, name) for name in LISTED_FILES if (output / name).is_file())
         size = sum(entry.bytes for entry in shards)
@@ -118,12 +121,13 @@ class LbmSink:
 
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
         output = self._setup.output
-        write_stats([output / part / "stats.json" for part in ("shards", "episodes")], entries)
-        write_compact_stats(output / "shards" / "stats_compact.json", entries)
+        shards, episodes = (ShardFolder.of(output, one) for one in (SHARDS_NAME, EPISODES_NAME))
+        write_stats([shards.statistics_file, episodes.statistics_file], entries)
+        write_compact_stats(shards.compact_statistics_file, entries)
 
     def _write_metadata(self, run: Run, samples: int) -> None:
         write_processing_metadata(
-            self._setup.output / "shards",
+            self._setup.output / SHARDS_NAME,
             started=run.started,
             counts={
                 "total_samples_created": samples,

@@ -1,18 +1,20 @@
-"""A training sample as a card: its pictures, its window with the padding, its masks.
+"""An episode or a training sample as a card: pictures and numbers over one axis.
 
-Legend of shapes: T steps of the window, C channels.
+Legend of shapes: S recorded positions (all frames, or the anchors that have a sample), T steps of
+the window, C channels.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.pages.episode import Shot, labelled_chart
-from vlatool.pages.fields import channel_names
+from vlatool.inspection.episode_view import EpisodeView
+from vlatool.inspection.sample_view import SampleView
+from vlatool.inspection.shots import Shot
+from vlatool.pages.fields import channel_names, field_label, unit
 from vlatool.pages.layout import (
     Section,
     code,
@@ -26,73 +28,55 @@ from vlatool.pages.layout import (
 )
 from vlatool.pages.pictures import (
     THUMBNAIL_WIDTH,
+    draw_poses,
     figure,
     lost_picture,
+    pose_legend,
     thumbnail,
 )
-from vlatool.pages.plots import Axis, axis_chart, cells, channels, line_chart
-from vlatool.pages.poses import PoseTrack, draw_poses
-from vlatool.pages.poses import legend as pose_legend
+from vlatool.pages.plots import Axis, Channels, axis_chart, cells, channels, legend, line_chart
 
+# Trails reach this many columns of an episode's strip back and ahead.
+_TRAIL_COLUMNS = 1.5
 _CHART_WIDTH = 560.0
-# Room for the numbers at the left of a chart, in its pixels.
+# Room for the numbers at the left of a sample's chart, in its pixels.
 _GUTTER = 48.0
 _TICKS = 16
 # Up to so many pictures stand side by side.
 _ROW = 8
 
 
-@dataclass(frozen=True)
-class SampleView:
-    """What is shown of a sample.
-
-    Attributes:
-        name: Its heading.
-        key: Its key in the tar.
-        facts: Name to value, shown as labels.
-        anchor: Index of the anchor in the window.
-        past_mask: Real steps before the anchor, bool [T].
-        future_mask: Real steps from the anchor on, bool [T].
-        fps: Frames per second; None when unknown.
-        pictures: (camera, image offset) to what was stored.
-        frames: Image offset to its frame in the episode.
-        actions: Action field to values [T, C].
-        proprioception: Proprioception field to values [T, C].
-        tracks: End effectors over the window; NaN where padded.
-        language: Kind of annotation to sentences.
-        metadata: metadata.json.
-        problems: What could not be shown, and why.
-    """
-
-    name: str
-    key: str
-    facts: Mapping[str, object]
-    anchor: int
-    past_mask: Array
-    future_mask: Array
-    fps: float | None
-    pictures: Mapping[tuple[str, int], Shot]
-    frames: Mapping[int, int]
-    actions: Mapping[str, Array]
-    proprioception: Mapping[str, Array]
-    tracks: tuple[PoseTrack, ...]
-    language: Mapping[str, Sequence[str]]
-    metadata: Mapping[str, Any]
-    problems: Sequence[str] = ()
-
-    @property
-    def length(self) -> int:
-        """T."""
-        return len(self.past_mask)
+def episode_section(view: EpisodeView, *, is_under: bool = True) -> Section:
+    """The card of an episode: strips of its cameras and charts over time."""
+    axis = _time_axis(view)
+    rows = [
+        *(_strip(view, name, shots) for name, shots in view.cameras.items()),
+        _charts("Actions", axis, view, view.actions),
+        _charts("Proprioception", axis, view, view.proprioception),
+    ]
+    ticks = [
+        (float(view.seconds[at]), f"{view.seconds[at]:.2f} s" if at == 0 else _seconds(view, at))
+        for at in view.shown
+    ]
+    body = (
+        tags(view.facts)
+        + "".join(map(note, view.problems))
+        + heading("Language", sentences(view.language))
+        + heading("Recording", pose_legend(view.tracks if _has_lens(view) else ()) or " ")
+        + f'<div class="time" data-low="{axis.low:.6g}" data-high="{axis.high:.6g}">'
+        + "".join(rows)
+        + axis_chart(axis, ticks)
+        + "</div>"
+    )
+    return Section(view.name, body, is_under=is_under)
 
 
 def sample_section(view: SampleView) -> Section:
-    """The card."""
+    """The card of a sample: its pictures, its window with the padding, its masks."""
     has_lens = any(shot.lens for shot in view.pictures.values())
     body = (
         tags(view.facts)
         + f'<div class="small quiet">{code(view.key)}</div>'
-        + "".join(map(note, view.problems))
         + heading("Language", sentences(view.language))
         + heading("Pictures", _pictures(view))
         + (pose_legend(view.tracks) if has_lens else "")
@@ -100,6 +84,60 @@ def sample_section(view: SampleView) -> Section:
         + details("Metadata", _metadata(view.metadata))
     )
     return Section(view.name, body, is_under=True)
+
+
+def _labelled_chart(field: str, lines: Channels, chart: str) -> str:
+    """A chart under the name, the unit and the lines of its field."""
+    measure = unit(field)
+    suffix = f' <span class="quiet">[{measure}]</span>' if measure else ""
+    return f'<div class="label">{field_label(field)}{suffix} &ensp;{legend(lines)}</div>{chart}'
+
+
+def _time_axis(view: EpisodeView) -> Axis:
+    """Time, laid out so that each mark is under the middle of its picture."""
+    times = view.seconds[list(view.shown)]
+    first, last = float(times[0]), float(times[-1])
+    half = (last - first) / (len(times) - 1) / 2 if len(times) > 1 else 0.5 / view.fps
+    return Axis(first - half, last + half, marks=tuple(times.tolist()))
+
+
+def _seconds(view: EpisodeView, position: int) -> str:
+    return f"{view.seconds[position]:.2f}"
+
+
+def _has_lens(view: EpisodeView) -> bool:
+    return any(shot.lens for shots in view.cameras.values() for shot in shots)
+
+
+def _strip(view: EpisodeView, name: str, shots: Sequence[Shot]) -> str:
+    step = (view.shown[-1] - view.shown[0]) / max(len(view.shown) - 1, 1)
+    reach = max(1, round(_TRAIL_COLUMNS * step))
+    pictures = "".join(
+        _shot(view, name, position, shot, reach)
+        for position, shot in zip(view.shown, shots, strict=True)
+    )
+    sizes = {shot.picture.size for shot in shots if shot.picture}
+    size = ", ".join(f"{width} x {height} px" for width, height in sorted(sizes))
+    label = f'{escape(name)} <span class="quiet">{size}</span>'
+    return f'<div class="label">{label}</div><div class="strip">{pictures}</div>'
+
+
+def _shot(view: EpisodeView, name: str, position: int, shot: Shot, reach: int) -> str:
+    frame = int(view.frames[position])
+    if shot.picture is None:
+        content = lost_picture(shot.problem)
+    else:
+        drawing = draw_poses(view.tracks, position, shot.lens, reach) if shot.lens else ""
+        content = thumbnail(shot.picture, f"{name}, frame {frame}", drawing)
+    return figure(content, f"frame {frame}")
+
+
+def _charts(title: str, axis: Axis, view: EpisodeView, fields: Mapping[str, Array]) -> str:
+    rows: list[str] = []
+    for name, values in fields.items():
+        lines = channels(view.seconds, values, channel_names(name, values.shape[1]))
+        rows.append(_labelled_chart(name, lines, line_chart(axis, lines)))
+    return heading(title, "".join(rows))
 
 
 def _pictures(view: SampleView) -> str:
@@ -136,13 +174,13 @@ def _picture(view: SampleView, camera: str, offset: int) -> str:
 
 
 def _window(view: SampleView) -> str:
-    axis = _axis(view)
+    axis = _step_axis(view)
     left = _column("Actions", axis, view, view.actions)
     right = _column("Proprioception", axis, view, view.proprioception)
     return f'<div class="pair"><div>{left}</div><div>{right}</div></div>'
 
 
-def _axis(view: SampleView) -> Axis:
+def _step_axis(view: SampleView) -> Axis:
     """Steps from the anchor; padding lies in the shade."""
     steps = np.arange(view.length) - view.anchor
     gutter = view.length * _GUTTER / (_CHART_WIDTH - _GUTTER)
@@ -164,7 +202,7 @@ def _column(title: str, axis: Axis, view: SampleView, fields: Mapping[str, Array
     charts: list[str] = []
     for name, values in fields.items():
         lines = channels(steps, values, channel_names(name, values.shape[1]))
-        charts.append(labelled_chart(name, lines, line_chart(axis, lines, dots=True)))
+        charts.append(_labelled_chart(name, lines, line_chart(axis, lines, dots=True)))
     masks = cells(axis, steps, view.past_mask, "past") + cells(
         axis, steps, view.future_mask, "future"
     )

@@ -1,0 +1,317 @@
+"""A tar of samples: how it is written, scanned by its headers, and opened sample by sample.
+
+Members of a sample are contiguous and blocks are 512 bytes, so a sample is a byte range that can be
+copied from one tar to another. Source: lbm-data 8.1; the rules are those of webdataset: the first
+dot of a member's name parts key and suffix, suffixes compare in lower case.
+"""
+
+import hashlib
+import re
+import tarfile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
+from vlatool.errors import DataError
+
+_META = re.compile(r"^__.*__$")
+# What tarfile says of files that are no tar or lie about sizes.
+_BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
+_END_BYTES = 2 * tarfile.BLOCKSIZE
+# Of what is read for a person to look at; no picture and no window comes near.
+_LARGEST_MEMBER = 2**26
+
+
+def is_shard(location: Path) -> bool:
+    """Whether a location is one tar of samples."""
+    return location.suffix == ".tar" and location.is_file()
+
+
+def member_bytes(name: str, data: bytes) -> bytes:
+    """Header, content and padding of one tar member; no clock, no owner."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    header = info.tobuf(format=tarfile.PAX_FORMAT)
+    return header + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+class TarWriter:
+    """Appends samples to an open file and ends it as a tar file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.position = 0
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written so far."""
+        return self._digest.hexdigest()
+
+    def append(self, data: bytes) -> tuple[int, int]:
+        """Appends whole members; returns their (offset, length)."""
+        start = self.position
+        self._write(data)
+        return start, len(data)
+
+    def finish(self) -> None:
+        """Writes the end marker and fills the last record."""
+        self._write(bytes(_END_BYTES + -(self.position + _END_BYTES) % tarfile.RECORDSIZE))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.position += len(data)
+
+
+class _Members(Mapping[str, bytes]):
+    """Contents that are read when they are asked for."""
+
+    def __init__(
+        self, places: Mapping[str, tuple[int, int]], read: Callable[[int, int], bytes]
+    ) -> None:
+        self._places = places
+        self._read = read
+
+    def __getitem__(self, suffix: str) -> bytes:
+        return self._read(*self._places[suffix])
+
+    def __contains__(self, suffix: object) -> bool:
+        return suffix in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+@dataclass
+class TarSample:
+    """One sample.
+
+    Attributes:
+        key: Its name, without dots.
+        start: Where its first header begins.
+        end: Where its last member, padding included, ends.
+        members: Suffix, as stored, to (offset, size) of the content.
+    """
+
+    key: str
+    start: int
+    end: int
+    members: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+
+    def stored(self, data: bytes) -> StoredSample:
+        """The sample, its contents cut out of its bytes."""
+        view = memoryview(data)
+
+        def read(offset: int, size: int) -> bytes:
+            return bytes(view[offset - self.start : offset - self.start + size])
+
+        return StoredSample(self.key, _Members(self.members, read))
+
+
+@dataclass(frozen=True)
+class TarProblem:
+    """A code of the family `shards`, a sentence, and the sample if it is one's."""
+
+    code: str
+    message: str
+    sample: str | None = None
+
+
+@dataclass
+class TarScan:
+    """What the headers of a tar say."""
+
+    samples: list[TarSample] = field(default_factory=list[TarSample])
+    problems: list[TarProblem] = field(default_factory=list[TarProblem])
+
+
+def scan_tar(path: Path) -> TarScan:
+    """Walks through all headers; contents are passed over."""
+    with path.open("rb") as file:
+        return _scan(file)
+
+
+@dataclass(frozen=True)
+class OpenShard:
+    """A tar whose headers have been read.
+
+    Attributes:
+        path: The file.
+        scan: What its headers say.
+    """
+
+    path: Path
+    scan: TarScan
+    file: IO[bytes]
+
+    @cached_property
+    def places(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
+        """Key to (offset, size) of each member, in the order of the tar."""
+        places: dict[str, dict[str, tuple[int, int]]] = {}
+        for sample in self.scan.samples:
+            places.setdefault(sample.key, {}).update(sample.members)
+        return places
+
+    @property
+    def keys(self) -> list[str]:
+        """The samples in order."""
+        return list(self.places)
+
+    @property
+    def damage(self) -> str:
+        """Why the tar could not be walked to its end; empty when it could."""
+        problems = [one.message for one in self.scan.problems if one.code == "broken_tar"]
+        return problems[0].removeprefix("is ") if problems else ""
+
+    @contextmanager
+    def reading(self, key: str) -> Generator[StoredSample]:
+        """A sample, whose members are read when they are asked for.
+
+        Raises:
+            DataError: What the block asks of it is missing, broken, or over 64 MiB.
+        """
+        try:
+            yield StoredSample(key, _Members(self.places[key], self._read))
+        except KeyError as error:
+            raise self._broken(key, f"has no {error.args[0]}") from None
+        except (ValueError, OSError) as error:
+            raise self._broken(key, str(error)) from None
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if size > _LARGEST_MEMBER:
+            raise ValueError(f"a member has {size} bytes; the limit is {_LARGEST_MEMBER}")
+        self.file.seek(offset)
+        return self.file.read(size)
+
+    def _broken(self, key: str, reason: str) -> DataError:
+        return DataError(
+            f"{self.path.name}: sample {key}: {reason}",
+            hint="preprocess or copy the data again",
+            code="data.broken_sample",
+            details={"path": str(self.path), "sample": key},
+        )
+
+
+@contextmanager
+def open_shard(path: Path) -> Generator[OpenShard]:
+    """The samples of a tar while it is open; only headers are read.
+
+    Raises:
+        DataError: It cannot be opened, or is no tar.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, f"cannot be opened: {error.strerror or error}") from None
+    with file:
+        shard = OpenShard(path, _scan(file), file)
+        if shard.damage and not shard.scan.samples:
+            raise _unreadable(path, f"not a readable tar file: {shard.damage}")
+        yield shard
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"{path}: {reason}",
+        hint="copy or make the shard again",
+        code="data.broken_shard",
+        details={"path": str(path)},
+    )
+
+
+def _scan(file: IO[bytes]) -> TarScan:
+    scan = TarScan()
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + _padded(member.size if member.isfile() else 0)
+                _take(scan, member, end)
+        _check_end(scan, file, end)
+    except _BROKEN_TAR as error:
+        scan.problems.append(TarProblem("broken_tar", f"is cut off or damaged: {error}"))
+    _check_keys(scan)
+    return scan
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and suffix: the first dot of the file name parts them, as webdataset does."""
+    folder, slash, file = name.rpartition("/")
+    key, _, suffix = file.partition(".")
+    return f"{folder}{slash}{key}", suffix
+
+
+def _take(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
+    """Adds a member to the sample that it continues or begins."""
+    key, suffix = _split(member.name)
+    problem = _member_problem(member, member.name.rpartition("/")[2], suffix)
+    if problem is not None:
+        scan.problems.append(TarProblem(*problem, sample=key))
+        if problem[0] in ("not_a_file", "meta_name"):
+            return
+    current = scan.samples[-1] if scan.samples else None
+    names = {name.lower() for name in current.members} if current else set()
+    is_again = current is not None and current.key == key and suffix == next(iter(current.members))
+    if current is None or current.key != key or is_again:
+        current = TarSample(key, member.offset, end)
+        scan.samples.append(current)
+    elif suffix.lower() in names:
+        message = f"sample {key} has {suffix!r} twice"
+        scan.problems.append(TarProblem("duplicate_member", message, key))
+    current.members[suffix] = (member.offset_data, member.size)
+    current.end = end
+
+
+def _member_problem(member: tarfile.TarInfo, base: str, suffix: str) -> tuple[str, str] | None:
+    name = member.name
+    if not member.isfile():
+        return "not_a_file", f"{name!r} is no plain file"
+    if name.startswith("/") or ".." in name.split("/"):
+        return "unsafe_name", f"{name!r} leads out of the folder it is unpacked in"
+    if _META.match(base):
+        return "meta_name", f"{name!r} is a name that loaders keep for themselves"
+    for known in (ARRAYS, METADATA):
+        if suffix.lower().endswith(f".{known}"):
+            return "dotted_key", f"{name!r}: the key of the sample has a dot"
+    if suffix != suffix.lower():
+        return "upper_case_member", f"{name!r} has capitals; loaders read it in lower case"
+    return None
+
+
+def _check_keys(scan: TarScan) -> None:
+    """Samples that come again: their parts are scattered, or they are there twice."""
+    first: dict[str, TarSample] = {}
+    for sample in scan.samples:
+        other = first.setdefault(sample.key, sample)
+        if other is sample:
+            continue
+        if set(other.members) & set(sample.members):
+            problem = TarProblem(
+                "duplicate_sample", f"sample {sample.key} is there twice", other.key
+            )
+        else:
+            message = f"the members of sample {sample.key} are not side by side"
+            problem = TarProblem("scattered_sample", message, other.key)
+        scan.problems.append(problem)
+
+
+def _check_end(scan: TarScan, file: IO[bytes], end: int) -> None:
+    file.seek(end)
+    marker = file.read(_END_BYTES)
+    if any(marker):
+        scan.problems.append(TarProblem("broken_tar", f"is damaged behind byte {end}"))
+    elif len(marker) < _END_BYTES:
+        scan.problems.append(TarProblem("broken_tar", "is cut off: no end marker"))
+
+
+def _padded(size: int) -> int:
+    return size + -size % tarfile.BLOCKSIZE

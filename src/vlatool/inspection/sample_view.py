@@ -1,0 +1,155 @@
+"""What a page shows of a training sample. Legend of shapes: T steps of the window, C channels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.shard import OpenShard
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.inspection.fields import lowdim_columns, policy_fields
+from vlatool.inspection.shots import PoseTrack, Shot, pose_tracks, position_fields, stored_shot
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """What is shown of a sample.
+
+    Attributes:
+        name: Its heading.
+        key: Its key in the tar.
+        facts: Name to value, shown as labels.
+        anchor: Index of the anchor in the window.
+        past_mask: Real steps before the anchor, bool [T].
+        future_mask: Real steps from the anchor on, bool [T].
+        fps: Frames per second; None when unknown.
+        pictures: (camera, image offset) to what was stored.
+        frames: Image offset to its frame in the episode.
+        actions: Action field to values [T, C].
+        proprioception: Proprioception field to values [T, C].
+        tracks: End effectors over the window; NaN where padded.
+        language: Kind of annotation to sentences.
+        metadata: metadata.json.
+    """
+
+    name: str
+    key: str
+    facts: Mapping[str, object]
+    anchor: int
+    past_mask: Array
+    future_mask: Array
+    fps: float | None
+    pictures: Mapping[tuple[str, int], Shot]
+    frames: Mapping[int, int]
+    actions: Mapping[str, Array]
+    proprioception: Mapping[str, Array]
+    tracks: tuple[PoseTrack, ...]
+    language: Mapping[str, Sequence[str]]
+    metadata: Mapping[str, Any]
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.past_mask)
+
+
+def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> SampleView:
+    """A sample.
+
+    Args:
+        shard: Where it is.
+        key: Which one.
+        options: preprocessing_config.yaml; empty when unknown.
+
+    Raises:
+        DataError: It is broken.
+    """
+    with shard.reading(key) as sample:
+        arrays, metadata, language = sample.arrays(), sample.metadata(), sample.language()
+        past, future, anchor = _masks(arrays, metadata)
+        views = sample.views()
+        pictures = {view: stored_shot(sample, view, arrays, anchor + view[1]) for view in views}
+    numbers = lowdim_columns(arrays, len(past))
+    actions, proprioception = chosen_fields(numbers, options)
+    padding = ~(past | future)
+    positions = {
+        name: np.where(padding[:, None], np.nan, values)
+        for name, values in numbers.items()
+        if values.dtype.kind == "f"
+    }
+    return SampleView(
+        name=_name(metadata, key),
+        key=key,
+        facts={
+            "in": shard.path.name,
+            "task": metadata.get("task"),
+            "episode length": metadata.get("original_episode_length"),
+            "steps": len(past),
+            "padded": int(padding.sum()) or None,
+        },
+        anchor=anchor,
+        past_mask=past,
+        future_mask=future,
+        fps=rate(metadata, options),
+        pictures=pictures,
+        frames=_image_frames(metadata, [offset for _, offset in views]),
+        actions={name: numbers[name] for name in actions},
+        proprioception={name: numbers[name] for name in proprioception},
+        tracks=pose_tracks(positions, position_fields(positions)),
+        language=language,
+        metadata=metadata,
+    )
+
+
+def chosen_fields(
+    numbers: Mapping[str, Array], options: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Action and proprioception fields to draw: the configured ones, else by name."""
+    configured = [options.get(f"{kind}_fields") for kind in ("action", "proprioception")]
+    lists = [value if isinstance(value, list) else [] for value in configured]
+    return policy_fields(numbers, lists[0], lists[1])
+
+
+def rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
+    """Frames per second as the sample or the data set tells."""
+    for tree in (metadata, options):
+        value = tree.get("fps")
+        if isinstance(value, int | float) and 0 < value < np.inf:
+            return float(value)
+    return None
+
+
+def _name(metadata: Mapping[str, Any], key: str) -> str:
+    """Episode and anchor of a sample, else its key."""
+    episode, anchor = metadata.get("episode_id"), metadata.get("anchor_timestep")
+    return key if episode is None or anchor is None else f"{episode}, frame {anchor}"
+
+
+def _image_frames(metadata: Mapping[str, Any], offsets: Sequence[int]) -> dict[int, int]:
+    """Image offset to its frame; empty where that was not recorded."""
+    frames = metadata.get("image_timesteps")
+    if not isinstance(frames, list):
+        return {}
+    return dict(zip(dict.fromkeys(offsets), frames, strict=False))
+
+
+def _masks(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> tuple[Array, Array, int]:
+    """past_mask and future_mask, bool [T], and the anchor; without masks nothing is padded.
+
+    Raises:
+        DataError: There is neither a mask nor any field.
+    """
+    anchor = metadata.get("anchor_relative_idx")
+    anchor = anchor if isinstance(anchor, int) else 0
+    past, future = arrays.get("past_mask"), arrays.get("future_mask")
+    if past is not None and future is not None and past.ndim == 1 and past.shape == future.shape:
+        length = len(past)
+        past, future = past.astype(bool), future.astype(bool)
+    else:
+        length = max((len(values) for values in arrays.values() if values.ndim), default=0)
+        past, future = np.arange(length) < anchor, np.arange(length) >= anchor
+    if not length:
+        raise DataError("the sample has no rows", code="data.broken_sample")
+    return past, future, min(max(anchor, 0), length - 1)

@@ -1,0 +1,87 @@
+"""What every check is given: how much is looked into, what was looked at, who is told."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from vlatool.events import NULL, Reporter
+from vlatool.findings import Family, Finding
+from vlatool.storage.digest import sha256_of
+
+
+class Listed(Protocol):
+    """What a list says of a file."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of its content."""
+        ...
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much is looked into.
+
+    Attributes:
+        samples: Samples whose contents are read; None for all.
+        is_full: Recompute statistics, decode every picture.
+        is_quick: Compare no digests.
+    """
+
+    samples: int | None = 200
+    is_full: bool = False
+    is_quick: bool = False
+
+
+@dataclass
+class Checked:
+    """How much was looked at."""
+
+    files: int = 0
+    bytes: int = 0
+    samples: int = 0
+    samples_read: int = 0
+    pictures: int = 0
+    episodes: int = 0
+
+    def add(self, **amounts: int) -> None:
+        """Counts more."""
+        for name, amount in amounts.items():
+            setattr(self, name, getattr(self, name) + amount)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verification.
+
+    Attributes:
+        depth: How much is looked into.
+        checked: Counts what was.
+        reporter: Shows progress.
+    """
+
+    depth: Depth = Depth()
+    checked: Checked = field(default_factory=Checked)
+    reporter: Reporter = NULL
+
+
+def check_listed(family: Family, path: Path, listed: Listed, check: Check) -> Iterator[Finding]:
+    """Whether a file is what a list says of it; the codes are those that each list has."""
+    try:
+        if not path.is_file():
+            yield family("missing_file", f"{path}: is missing", path=str(path))
+        elif (size := path.stat().st_size) != listed.bytes:
+            message = f"{path}: has {size} bytes, written were {listed.bytes}"
+            yield family("size_mismatch", message, path=str(path))
+        elif not check.depth.is_quick and sha256_of(path) != listed.sha256:
+            message = f"{path}: has other bytes than when it was written"
+            yield family("digest_mismatch", message, path=str(path))
+    except OSError as error:
+        message = f"{path}: {error.strerror or error}"
+        yield family("unreadable_file", message, path=str(path))

@@ -1,0 +1,129 @@
+"""Checks of a training run and of a checkpoint: what evaluation and resuming read is whole."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vlatool.artifacts.checkpoint import (
+    MANIFEST,
+    WEIGHTS_SUFFIX,
+    CheckpointManifest,
+    checkpoint_step,
+    read_weights_header,
+)
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.run_dir import RunDir, scan_metrics
+from vlatool.artifacts.stats import read_stats
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError, VlatoolError
+from vlatool.findings import Finding
+from vlatool.training.config import TrainConfig
+from vlatool.verification.check import Check, check_listed
+from vlatool.verification.codes import RUN
+
+_ABSENT = {"run.missing_file", "run.unreadable_file"}
+
+
+def check_run(location: Path, check: Check) -> Iterator[Finding]:
+    """Everything that is wrong with a run folder and its checkpoints."""
+    run = RunDir(location)
+    yield from _check_config(run)
+    yield from _check_facts(run)
+    yield from _check_metrics(run)
+    yield from _check_latest(run)
+    folders = [path for path in _folders(run) if not path.name.startswith(".")]
+    with check.reporter.progress("checkpoints", len(folders), "checkpoint") as bar:
+        for folder in folders:
+            if (folder / MANIFEST).is_file():
+                yield from check_checkpoint(folder, check)
+            else:
+                message = f"{folder}: has no {MANIFEST}, so it is not used"
+                yield RUN("unfinished_checkpoint", message, path=str(folder))
+            bar.advance()
+
+
+def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
+    """Everything that is wrong with one checkpoint folder."""
+    try:
+        manifest = CheckpointManifest.read(location)
+    except DataError as error:
+        yield RUN("broken_manifest", error.message, path=str(location / MANIFEST))
+        return
+    for name, entry in manifest.files.items():
+        found = list(check_listed(RUN, location / name, entry, check))
+        yield from found
+        if _ABSENT.isdisjoint(one.code for one in found):
+            check.checked.add(files=1, bytes=entry.bytes)
+            if name.endswith(WEIGHTS_SUFFIX):
+                yield from _told("broken_weights", read_weights_header, location / name)
+    for path in sorted(location.iterdir()):
+        if path.name != MANIFEST and path.name not in manifest.files:
+            yield RUN("unlisted_file", f"{path}: is not in {MANIFEST}", path=str(path))
+    step, named = manifest.facts.get("step"), checkpoint_step(location.name)
+    if named is not None and step != named:
+        message = f"{location / MANIFEST}: is of step {step}, the folder says {named}"
+        yield RUN("broken_manifest", message, path=str(location / MANIFEST))
+
+
+def _check_config(run: RunDir) -> Iterator[Finding]:
+    try:
+        run.config_tree()
+        load_config(TrainConfig, files=[str(run.config)])
+    except VlatoolError as error:
+        message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
+        yield RUN("broken_config", message, path=str(run.config))
+
+
+def _check_facts(run: RunDir) -> Iterator[Finding]:
+    """Statistics and options of the data, without which a policy cannot act."""
+    yield from _told("broken_statistics", read_stats, run.stats)
+    yield from _told(
+        "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
+    )
+
+
+def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
+    """What a reader refuses, as a finding."""
+    try:
+        read(path)
+    except DataError as error:
+        yield RUN(code, error.message, path=str(path))
+
+
+def _check_metrics(run: RunDir) -> Iterator[Finding]:
+    """A line that a killed run cut off is the last; the next run goes on without it."""
+    path = str(run.metrics)
+    if not run.metrics.is_file():
+        yield RUN("no_metrics", f"{path}: is missing", path=path)
+        return
+    rows = list(scan_metrics(run.metrics))
+    for number, row in enumerate(rows, 1):
+        if row is None and number == len(rows):
+            yield RUN("cut_metrics", f"{path}: the last line is cut off", path=path, line=number)
+        elif row is None or not isinstance(row.get("step"), int):
+            message = f"{path}:{number}: expected a JSON object with a step"
+            yield RUN("broken_metrics", message, path=path, line=number)
+
+
+def _check_latest(run: RunDir) -> Iterator[Finding]:
+    path = str(run.latest_file)
+    try:
+        content = run.read_latest()
+    except DataError as error:
+        yield RUN("broken_latest", error.message, path=path)
+        return
+    newest = run.latest()
+    if newest is None:
+        yield RUN("no_checkpoint", f"{run.root}: has no whole checkpoint", path=str(run.root))
+    named = content.get("checkpoint")
+    if not content and newest is None:
+        return
+    if not isinstance(named, str) or not (run.root / named / MANIFEST).is_file():
+        yield RUN("broken_latest", f"{path}: names no whole checkpoint", path=path)
+    elif newest is not None and run.root / named != newest[1]:
+        message = f"{path}: names {named}, the newest is {newest[1].name}"
+        yield RUN("stale_latest", message, path=path)
+
+
+def _folders(run: RunDir) -> list[Path]:
+    found = run.checkpoints_folder.iterdir() if run.checkpoints_folder.is_dir() else ()
+    return sorted(path for path in found if path.is_dir())

@@ -1,0 +1,208 @@
+"""`verify` of a training run and of one of its checkpoints."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.builders.training import tiny_config
+from vlatool.artifacts.checkpoint import CheckpointManifest
+from vlatool.artifacts.run_dir import RunDir
+from vlatool.cli.app import run as run_command
+from vlatool.errors import DataError
+from vlatool.storage.uri import location
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+
+STEPS = (2, 4)
+
+
+def weights(shape: tuple[int, ...] = (3, 4)) -> bytes:
+    """A safetensors file of one float32 tensor of zeros."""
+    size = 4 * int(np.prod(shape))
+    header = {"a": {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(size)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as `train` leaves it, its weights stood in for."""
+    root = tmp_path_factory.mktemp("verify") / "run"
+    run = RunDir(root)
+    for step in STEPS:
+        folder = run.checkpoint(step)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(weights())
+        (folder / "trainer.pt").write_bytes(b"counters")
+        CheckpointManifest.of(folder, {"step": step, "samples": 8 * step}).write(folder)
+    run.write_latest(STEPS[-1])
+    run.write_config(tiny_config(Path("data"), root).model_dump(mode="json"))
+    run.metrics.write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (1, 2)))
+    run.stats.write_text("{}")
+    run.options.write_text("past_lowdim_steps: 1\n")
+    return root
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> RunDir:
+    """A copy that a test may break."""
+    return RunDir(Path(shutil.copytree(whole, tmp_path / "run")))
+
+
+def verified(where: Path, **options: Any) -> VerifyResult:
+    try:
+        result = verify(VerifyConfig(location=str(where), **options))
+    except DataError as error:
+        result = error.result
+    assert isinstance(result, VerifyResult)
+    return result
+
+
+@pytest.mark.parametrize("options", [{}, {"quick": True}, {"full": True}])
+def test_a_whole_run_is_whole(whole: Path, options: dict[str, Any]) -> None:
+    result = verified(whole, **options)
+    assert (result.kind, result.findings) == ("run", ())
+    assert result.checked["files"] == 2 * len(STEPS)
+
+
+def test_a_checkpoint_is_verified_alone(run: RunDir, tmp_path: Path) -> None:
+    alone = Path(shutil.move(run.checkpoint(4), tmp_path / "step_00000004"))
+    assert (verified(alone).kind, verified(alone).findings) == ("checkpoint", ())
+    (alone / "trainer.pt").write_bytes(b"countess")
+    assert verified(alone).counts == {"run.digest_mismatch": 1}
+
+
+def test_a_run_in_s3_is_verified_there(run: RunDir, s3_bucket: str) -> None:
+    there = location(f"s3://{s3_bucket}/run")
+    for path in sorted(run.root.rglob("*")):
+        if path.is_file():
+            (there / path.relative_to(run.root).as_posix()).write_bytes(path.read_bytes())
+    assert verified(there).findings == ()
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def manifest(run: RunDir) -> Path:
+    return run.checkpoint(4) / "manifest.json"
+
+
+def spoil_config(run: RunDir) -> None:
+    tree = yaml.safe_load(run.config.read_text())
+    run.write_config({**tree, "hparams": {**tree["hparams"], "lr": "fast"}})
+
+
+def misfit_weights(run: RunDir) -> None:
+    folder = run.checkpoint(4)
+    (folder / "model.safetensors").write_bytes(weights()[:-4])
+    CheckpointManifest.of(folder, {"step": 4}).write(folder)
+
+
+BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
+    "no config": (lambda run: run.config.unlink(), {"broken_config"}, "error"),
+    "config with a wrong value": (spoil_config, {"broken_config"}, "error"),
+    "config that is no YAML": (lambda run: run.config.write_text("{"), {"broken_config"}, "error"),
+    "statistics": (lambda run: run.stats.write_text("["), {"broken_statistics"}, "error"),
+    "options": (lambda run: run.options.unlink(), {"broken_options"}, "error"),
+    "no metrics": (lambda run: run.metrics.unlink(), {"no_metrics"}, "warning"),
+    "metrics of no step": (
+        lambda run: run.metrics.write_text('{"loss": 1.0}\n{"step": 2}\n'),
+        {"broken_metrics"},
+        "error",
+    ),
+    "metrics cut off": (
+        lambda run: run.metrics.write_text('{"step": 1}\n{"step": 2, "lo'),
+        {"cut_metrics"},
+        "info",
+    ),
+    "no checkpoint yet": (
+        lambda run: (shutil.rmtree(run.checkpoints_folder), run.latest_file.unlink()),
+        {"no_checkpoint"},
+        "warning",
+    ),
+    "latest is gone": (lambda run: run.latest_file.unlink(), {"broken_latest"}, "error"),
+    "latest is no JSON": (lambda run: run.latest_file.write_text("{"), {"broken_latest"}, "error"),
+    "latest names nothing": (lambda run: run.write_latest(6), {"broken_latest"}, "error"),
+    "latest is behind": (lambda run: run.write_latest(2), {"stale_latest"}, "warning"),
+    "unfinished checkpoint": (
+        lambda run: (run.checkpoint(2) / "manifest.json").unlink(),
+        {"unfinished_checkpoint"},
+        "warning",
+    ),
+    "broken manifest": (lambda run: manifest(run).write_text("{}"), {"broken_manifest"}, "error"),
+    "manifest of another step": (
+        lambda run: rewrite(manifest(run), lambda tree: tree.update(step=7)),
+        {"broken_manifest"},
+        "error",
+    ),
+    "manifest that leaves its folder": (
+        lambda run: rewrite(manifest(run), lambda t: t["files"].update({"../x": {}})),
+        {"broken_manifest"},
+        "error",
+    ),
+    "missing file": (
+        lambda run: (run.checkpoint(2) / "trainer.pt").unlink(),
+        {"missing_file"},
+        "error",
+    ),
+    "longer file": (
+        lambda run: (run.checkpoint(2) / "trainer.pt").write_bytes(b"counters!"),
+        {"size_mismatch"},
+        "error",
+    ),
+    "flipped byte": (
+        lambda run: (run.checkpoint(2) / "trainer.pt").write_bytes(b"countess"),
+        {"digest_mismatch"},
+        "error",
+    ),
+    "name that no file can have": (
+        lambda run: rewrite(
+            manifest(run), lambda t: t["files"].update({"x" * 300: {"bytes": 1, "sha256": ""}})
+        ),
+        {"unreadable_file"},
+        "error",
+    ),
+    "weights that do not fit their header": (misfit_weights, {"broken_weights"}, "error"),
+    "stranger": (
+        lambda run: (run.checkpoint(2) / "notes.txt").write_text("x"),
+        {"unlisted_file"},
+        "warning",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_defect_of_a_run_has_its_code(name: str, run: RunDir) -> None:
+    break_it, codes, severity = BREAKS[name]
+    break_it(run)
+    found = verified(run.root)
+    assert {one.code for one in found.findings} == {f"run.{code}" for code in codes}
+    assert {one.severity for one in found.findings} == {severity}
+    assert all(not str(one.place["path"]).startswith("/") for one in found.findings[:1] if codes)
+
+
+def test_quick_reads_no_digests(run: RunDir) -> None:
+    (run.checkpoint(2) / "trainer.pt").write_bytes(b"countess")
+    assert verified(run.root, quick=True).findings == ()
+
+
+def test_the_command_ends_with_3(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.checkpoint(2) / "trainer.pt").unlink()
+    assert run_command(["verify", str(run.root), "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["findings"][0]["place"]["path"] == "checkpoints/step_00000002/trainer.pt"
+
+
+def test_a_checkpoint_is_inspected_alone(run: RunDir) -> None:
+    found = inspect(InspectConfig(location=str(run.checkpoint(4)))).document()
+    assert (found["kind"], found["checkpoint"]["step"]) == ("checkpoint", 4)
+    assert found["weights"] == {"parameters": 12, "tensors": 1, "dtypes": ("F32",)}

@@ -1,0 +1,60 @@
+"""Training data are found in one way."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.builders.shards import shard_output
+from vlatool.artifacts.shard_folder import ShardFolder, is_output
+from vlatool.errors import DataError
+from vlatool.jobs.record import OutputRecord
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shard_output(tmp_path_factory.mktemp("data") / "out")
+
+
+@pytest.mark.parametrize("part", ["", "shards", "shards/manifest.jsonl"])
+def test_an_output_is_found_from_each_of_its_places(part: str, output: Path) -> None:
+    found = ShardFolder.open(output / part)
+    assert found.path == output / "shards"
+    assert [shard.num_sequences for shard in found.shards()] == [3, 3]
+    assert set(found.statistics()) == {"state", "action"}
+
+
+def test_a_folder_under_any_name_is_found_by_its_manifest(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "published").symlink_to(output / "shards")
+    found = ShardFolder.open(tmp_path / "published")
+    assert (found.path, found.output) == (tmp_path / "published", tmp_path / "published")
+    assert found.episodes is None
+
+
+def test_episodes_are_data_where_nothing_else_is(tmp_path: Path) -> None:
+    (tmp_path / "episodes").mkdir()
+    (tmp_path / "episodes/manifest.jsonl").touch()
+    assert ShardFolder.open(tmp_path).path == tmp_path / "episodes"
+
+
+def test_the_episodes_lie_beside_and_have_the_options_of_the_shards(output: Path) -> None:
+    episodes = ShardFolder.open(output).episodes
+    assert episodes is not None
+    assert [shard.num_sequences for shard in episodes.shards()] == [2, 2, 2]
+    assert episodes.options() == ShardFolder.open(output).options()
+
+
+def test_nothing_there_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        ShardFolder.open(tmp_path)
+    assert caught.value.code == "data.no_manifest"
+    assert all(name in caught.value.message for name in ("shards/manifest.jsonl", "episodes/"))
+
+
+def test_statistics_are_no_manifest(output: Path) -> None:
+    assert ShardFolder.find(output / "shards/stats.json") is None
+
+
+def test_an_unfinished_output_is_an_output(tmp_path: Path) -> None:
+    assert not is_output(tmp_path)
+    OutputRecord("preprocess", {}).save(tmp_path)
+    assert is_output(tmp_path)

@@ -1,0 +1,110 @@
+"""A stored sample is read in one way, whole or broken."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders import shards as built
+from vlatool.artifacts.npz_bytes import array_headers, read_arrays
+from vlatool.artifacts.sample import PictureName, StoredSample, parse_picture, picture_suffix
+from vlatool.artifacts.shard import open_shard, scan_tar
+from vlatool.errors import DataError
+
+
+@pytest.fixture
+def sample() -> StoredSample:
+    return StoredSample("k", built.members(2))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name", "camera"),
+    [
+        ("front_t-1.jpg", PictureName("front", -1, is_side=False), "front"),
+        ("front_t0.png", PictureName("front", 0, is_side=False), "front"),
+        ("front_depth_t0.png", PictureName("front_depth", 0, is_side=True), "front"),
+        ("front_depth_t0.jpg", PictureName("front_depth", 0, is_side=False), "front_depth"),
+    ],
+)
+def test_the_suffix_of_a_picture_says_what_it_is(
+    suffix: str, name: PictureName, camera: str
+) -> None:
+    found = parse_picture(suffix)
+    assert (found, found and found.recorded_by) == (name, camera)
+
+
+@pytest.mark.parametrize("suffix", ["lowdim.npz", "front.jpg", "_t0.jpg", "front_t1.jpg.txt"])
+def test_other_members_are_no_pictures(suffix: str) -> None:
+    assert parse_picture(suffix) is None
+
+
+def test_a_written_suffix_is_parsed_back() -> None:
+    assert parse_picture(picture_suffix("a_t1", -3)) == PictureName("a_t1", -3, is_side=False)
+
+
+def test_a_sample_tells_its_pictures_numbers_and_sentences(sample: StoredSample) -> None:
+    assert list(sample.views()) == [("front", -1), ("wrist", -1), ("front", 0), ("wrist", 0)]
+    assert sample.picture_sizes()["front_t0.jpg"] == built.SIZE
+    assert sample.metadata()["camera_names"] == list(built.CAMERAS)
+    assert sample.language() == {"original": ["put it there"]}
+    np.testing.assert_array_equal(sample.arrays(["action"])["action"], built.arrays(2)["action"])
+
+
+def test_the_headers_of_arrays_are_told_without_their_values(sample: StoredSample) -> None:
+    expected = {name: (a.shape, str(a.dtype)) for name, a in built.arrays(2).items()}
+    assert sample.array_headers() == expected
+
+
+def test_what_is_missing_is_named() -> None:
+    empty = StoredSample("k", {})
+    with pytest.raises(KeyError, match="lowdim"):
+        empty.arrays()
+    assert (empty.metadata(), empty.language()) == ({}, {})
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000])
+def test_broken_json_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="metadata"):
+        StoredSample("k", {"metadata.json": data}).json("metadata.json")
+
+
+def test_a_lone_sentence_is_a_list_of_one() -> None:
+    sample = StoredSample("k", {"language_instructions.json": b'{"original": "go", "none": []}'})
+    assert sample.language() == {"original": ["go"]}
+
+
+def test_object_arrays_have_a_header_but_are_never_loaded() -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.zeros(2), b=np.array([{}], object))
+    assert dict(array_headers(buffer.getvalue())) == {
+        "a": ((2,), "float64"),
+        "b": ((1,), "object"),
+    }
+    with pytest.raises(ValueError, match="Python objects"):
+        read_arrays(buffer.getvalue())
+
+
+def test_an_open_shard_reads_member_by_member(tmp_path: Path) -> None:
+    path = built.shard_output(tmp_path / "out") / "episodes/episode_pick_1.tar"
+    with open_shard(path) as shard:
+        assert shard.keys == [built.key_of(2), built.key_of(3)]
+        with shard.reading(built.key_of(3)) as sample:
+            assert sample.members["front_t0.jpg"] == built.jpeg(3)
+        with pytest.raises(DataError) as caught, shard.reading(built.key_of(3)) as sample:
+            sample.arrays(["nothing"])
+    assert caught.value.code == "data.broken_sample"
+
+
+def test_the_bytes_of_a_sample_hold_its_members(tmp_path: Path) -> None:
+    path = built.shard_output(tmp_path / "out") / "episodes/episode_pick_1.tar"
+    second = scan_tar(path).samples[1]
+    data = path.read_bytes()[second.start : second.end]
+    assert dict(second.stored(data).members) == built.members(3)
+
+
+def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"no tar" * 300)
+    with pytest.raises(DataError) as caught, open_shard(tmp_path / "x.tar"):
+        pass
+    assert caught.value.code == "data.broken_shard"

@@ -1,0 +1,58 @@
+"""The table of artifacts: what verify and inspect loop over."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vlatool.findings import Family, Finding, Kind
+from vlatool.plugins import ARTIFACTS, Artifact, Registry, recognise
+from vlatool.verification.check import Check
+
+NOTE = Family("note", {"empty": Kind("error", "A note says nothing.", "write something")})
+
+
+def is_note(location: Path) -> bool:
+    return location.suffix == ".note"
+
+
+def check_note(location: Path, check: Check) -> Iterator[Finding]:
+    check.checked.add(files=1)
+    if not location.read_text():
+        yield NOTE("empty", f"{location}: is empty", path=str(location))
+
+
+@pytest.mark.parametrize("name", ARTIFACTS.names())
+def test_every_function_is_in_its_room(name: str) -> None:
+    artifact = ARTIFACTS.get(name)
+    for part, room in (
+        ("recognise", "artifacts"),
+        ("verify", "verification"),
+        ("inspect", "inspection"),
+        ("page", "pages"),
+    ):
+        target = getattr(artifact, part)
+        if target or part != "page":
+            assert target.split(".")[1] == room
+            assert callable(artifact.load(part))
+
+
+def test_an_empty_folder_is_nothing(tmp_path: Path) -> None:
+    assert recognise(tmp_path) is None
+
+
+def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
+    note = Artifact(f"{__name__}:is_note", f"{__name__}:check_note", "")
+    table: Registry[Artifact] = Registry("", "artifact", {"note": note})
+    (tmp_path / "x.note").touch()
+    found = recognise(tmp_path / "x.note", table)
+    assert found == ("note", note)
+    check = Check()
+    findings = list(note.load("verify")(tmp_path / "x.note", check))
+    assert [one.code for one in findings] == ["note.empty"]
+    assert check.checked.files == 1
+
+
+def test_a_folder_of_recordings_with_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"files": {}}')
+    assert recognise(tmp_path) is None
