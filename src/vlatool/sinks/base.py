@@ -106,3 +106,6 @@ class Sink(Protocol):
     def estimate(self) -> Estimate:
         """What a run would write."""
         ...
+
+
+MakeSink = Callable[[Any, SinkSetup], Sink]
