@@ -66,7 +66,8 @@ JOB_FOLDER = ".vlatool"
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 400, 50, 6, 2
 
 # Files that still break one of the rules below; empty when issue 7 is done.
-PENDING = {
+PENDING = set()
+_OLD = {
     "cli/training_options.py",
     "inspection/run.py",
     "inspection/samples.py",

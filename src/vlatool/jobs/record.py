@@ -131,13 +131,15 @@ def known_output(
         UsageError: The folder holds something else, or was made with other options or inputs.
     """
     before = read_record(folder)
-    if not holds_something(folder):
+    differences = [] if before is None else _differences(before, record)
+    # All that is done may be in the journal; other leftovers of an emptied folder bind nobody.
+    is_under_way = before is not None and not before.complete and not differences
+    if not is_under_way and not holds_something(folder):
         return None
     if before is None:
         if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):
             raise _stranger(folder, record)
         return None
-    differences = _differences(before, record)
     if overwrite and (before.complete or differences):
         return None
     refuse_differences(folder, "with other options", differences, hint)
