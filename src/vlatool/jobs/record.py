@@ -144,7 +144,7 @@ def known_output(
         return None
     refuse_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        changed = _compared(before.inputs, inputs())
+        changed = option_differences(before.inputs, inputs())
         refuse_differences(folder, "from other input", changed, hint)
     return before
 
@@ -197,7 +197,7 @@ def _stranger(folder: Path, record: OutputRecord) -> UsageError:
 def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     if before.command != now.command:
         return [f"command {before.command} (now {now.command})"]
-    options = _compared(before.options, now.options)
+    options = option_differences(before.options, now.options)
     if before.parent and now.parent and before.parent != now.parent:
         options.append("in another output, which was made anew since")
     if options or before.complete:
@@ -208,13 +208,24 @@ def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     return []
 
 
-def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    old, new = json.loads(json.dumps(dict(before))), json.loads(json.dumps(dict(now)))
-    return [
-        f"{key} {old.get(key)!r} (now {new.get(key)!r})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+def option_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted keys with their values before and now, where they are not equal as JSON."""
+    return _compared(_as_json(before), _as_json(now), "")
+
+
+def _compared(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _compared(was, now, f"{prefix}{key}.")
+        elif was != now:
+            found.append(f"{prefix}{key} {was!r} (now {now!r})")
+    return found
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(value)))
 
 
 def _path(folder: Path) -> Path:
