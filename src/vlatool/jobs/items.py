@@ -139,7 +139,7 @@ class _Task:
         if known is None or known.key != key:
             return None
         found = intact(self.journal.output, known)
-        return found and found.slim()
+        return found and replace(found.slim(), resumed=True)
 
     def entered(self, part: _Part, state: InputState, receipt: Receipt) -> Receipt:
         """The receipt with what it was made from; in the journal if it has arrays."""

@@ -110,6 +110,12 @@ class Run:
                 self.reporter.warn(finding.code, finding.message)
             self.warnings[finding.code] = self.warnings.get(finding.code, 0) + 1
 
+    def count_anew(self) -> None:
+        """Forgets what was counted; what was told stays told."""
+        self.failures, self.empty, self.resumed, self.made_bytes = [], [], 0, 0
+        self.sums, self.dropped, self.made = {}, {}, {}
+        self.warnings = dict.fromkeys(self.warnings, 0)
+
     def shown(self, measured: str, seconds: float) -> dict[str, float | int | str]:
         """What is shown beside the bar."""
         seconds = max(seconds, 1e-6)

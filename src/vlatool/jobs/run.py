@@ -186,6 +186,7 @@ class _Loop:
             for _ in self._own_share():
                 lock.check()
             self._ranks.meet()
+            self._run.count_anew()
             receipts = self._receipts_of_all()
         for receipt in receipts:
             lock.check()
@@ -212,17 +213,17 @@ class _Loop:
         return self._receipts(self._job.items[self._ranks.rank :: self._ranks.size])
 
     def _receipts_of_all(self) -> Iterator[Receipt]:
-        """What the logs of all ranks say of the items of this run."""
-        rows: dict[str, dict[str, Any]] = {}
-        for rank in range(self._ranks.size):
-            rows |= {str(row.get("item")): row for row in self._journal.rows(rank)}
-        failures = self._run.failures = list[dict[str, Any]]()
-        for item in self._job.items:
-            row = rows.get(self._job.name(item), {})
+        """What all ranks did, in the order of the items; each tells of its own share."""
+        size = self._ranks.size
+        rows = [{row.get("item"): row for row in self._journal.rows(one)} for one in range(size)]
+        for number, item in enumerate(self._job.items):
+            row = rows[number % size].get(self._job.name(item), {})
             if "failed" in row:
-                failures.append(row["failed"])
-            else:
-                yield self._todo.whole(Receipt.of(row))
+                self._run.failures.append(row["failed"])
+                continue
+            receipt = self._todo.whole(Receipt.of(row))
+            self._run.take(receipt)
+            yield receipt
 
     def _receipts(self, items: Sequence[Any]) -> Iterator[Receipt]:
         """Receipts of the good items in order; failures and findings are collected."""
