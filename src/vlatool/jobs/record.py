@@ -203,8 +203,9 @@ def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     if options or before.complete:
         return options
     if (before.version, before.journal) != (now.version, now.journal):
-        earlier = before.version if before.version != now.version else "of an earlier commit"
-        return [f"begun by vlatool {earlier} (now {now.version})"]
+        earlier = f"vlatool {before.version}" if before.version else "an earlier vlatool"
+        own = "whose journal had another form" if before.version == now.version else ""
+        return [f"begun by {earlier} {own or f'(now {now.version})'}"]
     return []
 
 

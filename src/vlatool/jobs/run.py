@@ -129,7 +129,8 @@ class _Loop:
     def _do(self, before: OutputRecord | None, lock: Lock) -> None:
         job, spec, run = self._job, self._spec, self._run
         if before is not None and before.complete and self._has_all(before):
-            damaged = changed_files(spec.output)
+            # Before there were versions there were no lists either: such an output is believed.
+            damaged = changed_files(spec.output) if before.version else []
             if not damaged:
                 self._forget()
                 self._known(before)
@@ -219,7 +220,7 @@ class _Loop:
         for number, item in enumerate(self._job.items):
             row = rows[number % size].get(self._job.name(item), {})
             if "failed" in row:
-                self._run.failures.append(row["failed"])
+                self._run.fail(row["failed"])
                 continue
             receipt = self._todo.whole(Receipt.of(row))
             self._run.take(receipt)
@@ -252,7 +253,7 @@ class _Loop:
         path = getattr(item, "path", None)
         place = {noun: name} if path is None else {noun: name, "path": str(path)}
         told = {"code": error.code, "message": error.message, "hint": error.hint}
-        failures.append({**place, **told, "details": error.details})
+        self._run.fail({**place, **told, "details": error.details})
         if self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
         self._run.reporter.warn(f"{noun}_failed", f"{name}: {error.message}")
