@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlatool import __version__
+from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.jobs.files import FOLDER, NAME, holds_only, holds_something, remove_owned
 from vlatool.storage.atomic import remove_tree, write_json
 from vlatool.storage.lock import Lock, held_lock
+from vlatool.storage.uri import location
 
 # What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
 _JOURNAL = 2
@@ -227,6 +229,29 @@ def _compared(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> li
 
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(value)))
+
+
+def published(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
+    """Keys of a section; those that hold a file, as `named` has them, without its folders."""
+    values = section.model_dump(mode="json")
+    for key in named.location_keys:
+        path = getattr(named, key)
+        values[key] = None if path is None else location(path).name
+    return values
+
+
+def side_files(section: ConfigModel) -> dict[str, str]:
+    """Digests of the files that a section names, such as annotations, under `KEY content`."""
+    files = {key: _content(getattr(section, key)) for key in sorted(section.location_keys)}
+    return {f"{key} content": digest for key, digest in files.items() if digest}
+
+
+def _content(path: str | None) -> str:
+    """Empty without a file that can be read."""
+    try:
+        return "" if path is None else hashlib.sha256(location(path).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""  # the reader tells
 
 
 def _path(folder: Path) -> Path:

@@ -16,8 +16,7 @@ from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
 from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.published import published, side_files
-from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.record import OutputRecord, published, side_files
 from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import Engine, make_executor
 from vlatool.parallel.executor import Executor
