@@ -82,7 +82,7 @@ class _Loop:
 
     def run(self) -> Run:
         output = self._spec.output
-        if self._ranks.rank:
+        if self._ranks.rank and not self._options.dry_run:
             return self._share()
         seen = read_record(output)
         before = self._before()  # refused before the lock leaves a trace
