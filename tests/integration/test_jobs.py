@@ -19,12 +19,14 @@ from tests.builders.jobs import (
     share,
 )
 from vlatool.errors import BugError, DataError, PartialFailure, UsageError
+from vlatool.jobs.append_log import AppendLog, read_log
 from vlatool.jobs.files import changed_files, digests_below, read_file_list
 from vlatool.jobs.inputs import InputState
 from vlatool.jobs.job import JobOptions, Ranks, failure_of
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import ProcessExecutor, SerialExecutor
+from vlatool.storage.s3_path import S3Path
 from vlatool.verification.check import Check
 from vlatool.verification.output import check_files
 
@@ -433,3 +435,40 @@ def test_folder_that_lost_a_file_after_a_kill_is_written_again(tmp_path: Path) -
     run = run_toy(folders(tmp_path))
 
     assert (run.resumed, changed_files(tmp_path)) == (2, [])
+
+
+# In S3
+
+
+def test_rows_in_s3_are_batches_in_order(s3_bucket: str) -> None:
+    path = S3Path(f"s3://{s3_bucket}/out/log")
+    for words in ("ant bird", "cat"):
+        with AppendLog(path) as log:
+            for word in words.split():
+                log.append({"word": word})
+                log.sync()
+            log.sync()  # nothing is left: no empty batch
+
+    assert sorted(batch.name for batch in path.iterdir()) == [f"0000000{n}.jsonl" for n in range(3)]
+    assert [row["word"] for row in read_log(path)] == ["ant", "bird", "cat"]
+
+
+def test_job_that_is_killed_in_s3_goes_on(s3_bucket: str, quiet: dict[str, bytes]) -> None:
+    output = S3Path(f"s3://{s3_bucket}/out")
+    with pytest.raises(Killed):
+        run_toy(ToyJob(output, WORDS), Doomed(3))
+
+    run = run_toy(ToyJob(output, WORDS))
+
+    assert (run.resumed, contents(output)) == (3, quiet)
+
+
+def test_output_inside_another_in_s3_is_left_alone(s3_bucket: str, quiet: dict[str, bytes]) -> None:
+    output = S3Path(f"s3://{s3_bucket}/out")
+    run_toy(ToyJob(output, "ant"))
+    run_toy(ToyJob(output / INNER, "fox gnu"))
+    before = contents(output / INNER)
+
+    run_toy(ToyJob(output, WORDS), overwrite=True)
+
+    assert (contents(output), contents(output / INNER)) == (quiet, before)
