@@ -437,6 +437,17 @@ def test_folder_that_lost_a_file_after_a_kill_is_written_again(tmp_path: Path) -
     assert (run.resumed, changed_files(tmp_path)) == (2, [])
 
 
+def test_output_inside_a_listed_folder_is_no_change_of_the_folder(tmp_path: Path) -> None:
+    run_toy(folders(tmp_path, grows=True))
+    run_toy(ToyJob(tmp_path / "words/bird/deep", "fox"))
+
+    assert changed_files(tmp_path) == []
+    assert list(check_files(tmp_path, Check())) == []
+    words = ToyJob(tmp_path, f"{WORDS} fly", Write(tmp_path, is_folder=True), grows=True)
+    assert run_toy(words).resumed == 5
+    assert (tmp_path / "words/bird/deep" / ALL).read_text() == "fox"
+
+
 # In S3
 
 
