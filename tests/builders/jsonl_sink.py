@@ -19,16 +19,21 @@ INDEX = "index.json"
 
 
 class ToyConfig(SinkConfig):
+    """Frames as lines."""
+
     type: Literal["toy"] = Field(default="toy", description="What is written: JSON lines.")
     every: int = Field(default=1, ge=1, description="Frames from one line to the next.")
 
 
 @dataclass(frozen=True)
 class Lines:
+    """Writes one episode; picklable."""
+
     output: Path
     every: int
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        """The receipt of its file."""
         name, frames = f"episodes/{ref.id}.jsonl", range(0, episode.num_frames, self.every)
         with open_atomic(self.output / name) as file:
             for frame in frames:
@@ -40,6 +45,8 @@ class Lines:
 
 
 class ToySink:
+    """A file with a line per frame for each episode, and an index of them all."""
+
     Config: ClassVar[type[SinkConfig]] = ToyConfig
     owned: ClassVar[Sequence[str]] = ("episodes/*.jsonl", INDEX)
     unlisted: ClassVar[Sequence[str]] = ()
@@ -52,9 +59,11 @@ class ToySink:
         self.proprioception_fields = setup.survey.proprioception_fields
 
     def begin(self) -> None:
+        """Takes the index away."""
         remove_file(self._setup.output / INDEX)
 
     def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+        """Writes the index."""
         files: list[FileEntry] = [file for receipt in receipts for file in receipt.files]
         lines = {file.path: file.samples or 0 for file in files}
         write_json(self._setup.output / INDEX, lines)
@@ -63,5 +72,6 @@ class ToySink:
         return SinkSummary(sum(lines.values()), size, tuple(files))
 
     def estimate(self) -> Estimate:
+        """From the number of frames."""
         frames = self._setup.survey.frames
         return Estimate(None if frames is None else -(-frames // self._every))
