@@ -102,7 +102,7 @@ class ToyJob:
         return item
 
     def inputs(self) -> Mapping[str, Any]:
-        return present_inputs(self.items, self.name, no_input, "word")
+        return present_inputs(self.items, self.name, self.spec.state, "word")
 
     def begin(self) -> None:
         remove_file(self.spec.output / ALL)

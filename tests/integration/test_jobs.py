@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from tests.builders.jobs import (
 )
 from vlatool.errors import BugError, DataError, PartialFailure, UsageError
 from vlatool.jobs.append_log import AppendLog, read_log
-from vlatool.jobs.files import changed_files, digests_below, read_file_list
+from vlatool.jobs.files import FileEntry, changed_files, digests_below, read_file_list
 from vlatool.jobs.inputs import InputState
-from vlatool.jobs.job import JobOptions, Ranks, failure_of
+from vlatool.jobs.job import JobOptions, Ranks, Run, failure_of
+from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import ProcessExecutor, SerialExecutor
@@ -85,6 +87,25 @@ def test_item_whose_file_was_changed_after_the_kill_is_done_again(
     assert (run.resumed, contents(tmp_path)) == (2, quiet)
 
 
+class Hasty(ToyJob):
+    """Gives up before it has seen all."""
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+        next(receipts)
+        raise DataError(f"{next(receipts).item} does not fit")
+
+
+def test_items_that_are_done_survive_a_job_that_cannot_finish(
+    quiet: dict[str, bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError):
+        run_toy(Hasty(tmp_path, WORDS))
+
+    run = run_toy(ToyJob(tmp_path, WORDS))
+
+    assert (run.resumed, contents(tmp_path)) == (2, quiet)
+
+
 # Items that grow
 
 
@@ -103,6 +124,12 @@ def test_growing_job_is_complete_between_its_runs(tmp_path: Path) -> None:
     again = run_toy(ToyJob(tmp_path, "ant bird", grows=True))
 
     assert (again.status, again.record.complete) == ("already complete", True)
+
+
+def test_growing_job_without_input_files_knows_its_items(tmp_path: Path) -> None:
+    for words, status in (("ant", "written"), ("ant bird", "written"), ("ant bird", "already")):
+        run = run_toy(ToyJob(tmp_path, words, grows=True, state=InputState))
+        assert run.status.startswith(status)
 
 
 def test_list_of_files_follows_the_items(quiet: dict[str, bytes], tmp_path: Path) -> None:
