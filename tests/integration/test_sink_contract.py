@@ -29,7 +29,7 @@ TOY = Path(__file__).parents[1] / "builders/jsonl_sink.py"
 
 
 def test_lbm_keeps_the_promises_of_a_sink() -> None:
-    check_sink(LbmSink, {**WINDOWS, "samples_per_shard": 8})
+    check_sink(LbmSink, {**WINDOWS, "samples_per_shard": 16})
 
 
 def test_toy_keeps_the_promises_of_a_sink() -> None:
