@@ -8,7 +8,7 @@ output of its own and stands in its own list.
 import hashlib
 import json
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -160,15 +160,39 @@ def is_listed(path: str, unlisted: Iterable[str]) -> bool:
     return not path.startswith(f"{FOLDER}/") and not any(fnmatch(path, one) for one in unlisted)
 
 
-def remove_owned(folder: Path, owned: Sequence[str]) -> None:
-    """Removes the files of `folder` that match a pattern; outputs inside it are left alone."""
+def remove_owned(
+    folder: Path, owned: Sequence[str], kept: Callable[[str], bool] = lambda name: False
+) -> None:
+    """Removes the files of `folder` that match a pattern; outputs inside it are left alone.
+
+    Args:
+        folder: The output.
+        owned: The patterns.
+        kept: Whether a file, by its relative name, stays nevertheless.
+    """
     nested = _nested_names(folder)
     for pattern in owned:
         for path in list(folder.glob(pattern)):
-            if not is_remote(path) and path.is_dir():
-                continue
-            if not path.relative_to(folder).as_posix().startswith(nested):
+            name = path.relative_to(folder).as_posix()
+            is_folder = not is_remote(path) and path.is_dir()
+            if not (is_folder or name.startswith(nested) or kept(name)):
                 remove_file(path)
+
+
+def remove_strangers(
+    folder: Path, owned: Sequence[str], unlisted: Sequence[str], entries: Sequence[FileEntry]
+) -> None:
+    """Removes what an earlier, different state of the same run left among its files."""
+    names = {entry.path for entry in entries if entry.count is None}
+    folders = {entry.path for entry in entries if entry.count is not None}
+
+    def is_listed_now(name: str) -> bool:
+        above = (f"{parent}/" for parent in PurePosixPath(name).parents)
+        return (
+            name in names or not is_listed(name, unlisted) or any(one in folders for one in above)
+        )
+
+    remove_owned(folder, owned, is_listed_now)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -14,7 +14,13 @@ from typing import Any
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.append_log import AppendLog
-from vlatool.jobs.files import changed_files, remove_leftovers, remove_owned, write_file_list
+from vlatool.jobs.files import (
+    changed_files,
+    remove_leftovers,
+    remove_owned,
+    remove_strangers,
+    write_file_list,
+)
 from vlatool.jobs.inputs import inputs_of
 from vlatool.jobs.items import Items
 from vlatool.jobs.job import Job, JobOptions, Ranks, Run
@@ -145,10 +151,10 @@ class _Loop:
         remove_leftovers(spec.output)
         job.begin()
         self._ranks.meet()
-        self._finish(lock)
+        self._finish(lock, is_fresh=before is None)
         self._ranks.meet()
 
-    def _finish(self, lock: Lock) -> None:
+    def _finish(self, lock: Lock, *, is_fresh: bool) -> None:
         """Items, what they share, the list of files and, last, the record."""
         job, spec, run = self._job, self._spec, self._run
         clock = time.monotonic()
@@ -156,6 +162,8 @@ class _Loop:
             entries = job.finish(receipts, run)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
+        if not is_fresh:
+            remove_strangers(spec.output, spec.owned, spec.unlisted, entries)
         write_file_list(spec.output, entries)
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
         remove_leftovers(spec.output)  # of workers that died on the way

@@ -8,7 +8,6 @@ from vlatool.artifacts.manifest import write_manifest
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
 from vlatool.artifacts.shard_folder import (
     CLOSING_FILES,
-    DATA_FILES,
     EPISODES_NAME,
     LISTED_FILES,
     OWNED_FILES,
@@ -103,7 +102,6 @@ class LbmSink:
         )
         shards = [shard for shard, _ in made]
         files = [*(entry for pair in made for entry in pair), *index.files]
-        _remove_strangers(output, {entry.path for entry in files})
         write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
         write_manifest(ShardFolder.of(output, SHARDS_NAME).manifest, _rows(shards))
         self._write_metadata(run, index.samples)
@@ -162,14 +160,6 @@ class LbmSink:
             "proprioception_fields": list(self.proprioception_fields),
             "fps": self._setup.survey.fps,
         }
-
-
-def _remove_strangers(output: Path, known: set[str]) -> None:
-    """Removes data files of an earlier, different state of the same run."""
-    for pattern in DATA_FILES:
-        for path in output.glob(pattern):
-            if path.relative_to(output).as_posix() not in known:
-                remove_file(path)
 
 
 def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
