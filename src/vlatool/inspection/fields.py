@@ -1,6 +1,7 @@
 """What is known of a low-dimensional field: width, range, which dimensions never change, its use.
 
-Legend of shapes: F frames, S rows of any kind, C channels of a field.
+Legend of shapes: F frames, S rows of any kind, C channels of a field. Source of the names: lbm-data
+2.2, 3.9.
 """
 
 import re
@@ -20,6 +21,7 @@ Numbers = tuple[float | None, ...]
 # A page that draws every field of a robot is not read.
 _MOST_FIELDS = 12
 _POSE = re.compile("__(poses|grippers)__")
+_ROTATION = ("r11", "r12", "r13", "r21", "r22", "r23")
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,25 @@ def policy_fields(
         chosen[0] = [name for name in names if "action" in name]
         chosen[1] = [name for name in names if name not in chosen[0]]
     return chosen[0][:_MOST_FIELDS], chosen[1][:_MOST_FIELDS]
+
+
+def channel_names(field: str, width: int) -> list[str]:
+    """A name for each channel: axes of positions, elements of rotations, else numbers."""
+    plain = field.removesuffix("_relative")
+    if width == 3 and plain.endswith("xyz"):
+        return ["x", "y", "z"]
+    if width == 6 and plain.endswith("rot_6d"):
+        return list(_ROTATION)
+    return [str(number) for number in range(width)]
+
+
+def unit(field: str) -> str:
+    """The unit where the format fixes one."""
+    plain = field.removesuffix("_relative")
+    is_length = plain.startswith("robot__") and (
+        plain.endswith("__xyz") or ("__grippers__" in plain and plain.endswith("panda_hand"))
+    )
+    return "m" if is_length else ""
 
 
 def source_field_table(fields: Sequence[FieldFacts]) -> str:

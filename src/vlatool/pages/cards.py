@@ -12,14 +12,15 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.inspection.episode_view import EpisodeView
+from vlatool.inspection.fields import channel_names, unit
 from vlatool.inspection.sample_view import SampleView
 from vlatool.inspection.shots import Shot
-from vlatool.pages.fields import channel_names, field_label, unit
 from vlatool.pages.layout import (
     Section,
     code,
     details,
     escape,
+    field_label,
     heading,
     note,
     sentences,

@@ -7,17 +7,17 @@ import numpy as np
 
 from vlatool.artifacts.stats import Statistics, number_array
 from vlatool.episode import Array
-from vlatool.inspection.fields import FieldFacts, facts_of_statistics
+from vlatool.inspection.fields import FieldFacts, channel_names, facts_of_statistics, unit
 from vlatool.inspection.shard import ShardReport
 from vlatool.inspection.shards import ShardsReport
 from vlatool.inspection.source import SourceReport
 from vlatool.inspection.text import number_text, range_text, size_text
-from vlatool.pages.fields import channel_names, field_label, unit
 from vlatool.pages.layout import (
     Html,
     Section,
     code,
     details,
+    field_label,
     heading,
     note,
     table,
