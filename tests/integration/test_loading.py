@@ -23,9 +23,8 @@ from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample, SampleDecoder
 from vlatool.loading.facts import DatasetFacts, derive_data, read_facts
-from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.loader import LoaderPlan, MixedStream, SampleStream, Slot, build_loader
 from vlatool.loading.normalizer import Normalizer
-from vlatool.loading.stream import MixedStream, SampleStream, Slot
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 SAMPLES = 12

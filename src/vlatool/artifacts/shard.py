@@ -2,7 +2,8 @@
 
 Members of a sample are contiguous and blocks are 512 bytes, so a sample is a byte range that can be
 copied from one tar to another. Source: lbm-data 8.1; the rules are those of webdataset: the first
-dot of a member's name parts key and suffix, suffixes compare in lower case.
+dot of a member's name parts key and suffix, suffixes compare in lower case. The index beside a tar
+says where each sample is; readers of the published layout need none. Source: data-order, Reading.
 """
 
 import hashlib
@@ -15,7 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
+from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
+from vlatool.episode import Array
 from vlatool.errors import DataError
 
 _META = re.compile(r"^__.*__$")
@@ -24,6 +29,7 @@ _BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 _END_BYTES = 2 * tarfile.BLOCKSIZE
 # Of what is read for a person to look at; no picture and no window comes near.
 _LARGEST_MEMBER = 2**26
+INDEX_SUFFIX = ".index.npz"
 
 
 def is_shard(location: Path) -> bool:
@@ -315,3 +321,52 @@ def _check_end(scan: TarScan, file: IO[bytes], end: int) -> None:
 
 def _padded(size: int) -> int:
     return size + -size % tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Byte ranges of the samples of a tar, in its order.
+
+    Attributes:
+        offsets: int64 [S], where the first header of each sample begins.
+        lengths: int64 [S], bytes up to the end of its last member, padding included.
+        shard_bytes: Size of the tar; for one of another size the index says nothing.
+    """
+
+    offsets: Array
+    lengths: Array
+    shard_bytes: int
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """(offset, length) of each sample."""
+        return list(zip(self.offsets.tolist(), self.lengths.tolist(), strict=True))
+
+    def content(self) -> bytes:
+        """The file; equal indexes give equal bytes."""
+        return write_arrays(
+            {
+                "offsets": np.asarray(self.offsets, np.int64),
+                "lengths": np.asarray(self.lengths, np.int64),
+                "shard_bytes": np.array(self.shard_bytes, np.int64),
+            }
+        )
+
+
+def index_path(shard: Path) -> Path:
+    """Where the index of a shard is: beside it."""
+    return shard.with_name(f"{shard.name.removesuffix('.tar')}{INDEX_SUFFIX}")
+
+
+def read_index(path: Path) -> ShardIndex | None:
+    """The index at `path`; None where there is none or it cannot be read."""
+    try:
+        arrays = read_arrays(path.read_bytes(), ("offsets", "lengths", "shard_bytes"))
+    except (OSError, KeyError, ValueError):
+        return None
+    offsets, lengths = arrays["offsets"], arrays["lengths"]
+    if offsets.dtype.kind != "i" or lengths.shape != offsets.shape or offsets.ndim != 1:
+        return None
+    return ShardIndex(offsets, lengths, int(arrays["shard_bytes"]))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts import manifest, provenance, shard_index, stats
+from vlatool.artifacts import manifest, provenance, stats
 from vlatool.artifacts.manifest import Shard, read_manifest
 from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.artifacts.stats import Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, read_record
@@ -32,7 +33,7 @@ LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
 UNLISTED_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
 DATA_FILES = (
     f"{SHARDS_NAME}/shard_*.tar",
-    f"{SHARDS_NAME}/shard_*{shard_index.SUFFIX}",
+    f"{SHARDS_NAME}/shard_*{INDEX_SUFFIX}",
     f"{EPISODES_NAME}/episode_*.tar",
 )
 # Patterns of everything that is written there; what others put beside it is left alone.

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlatool.artifacts.sample import CALIBRATION, MASKS
 from vlatool.episode import Array
-from vlatool.inspection.text import indices_text, range_text, table
+from vlatool.inspection.report import indices_text, range_text, table
 from vlatool.transforms.normalize import constant_dimensions
 
 Numbers = tuple[float | None, ...]

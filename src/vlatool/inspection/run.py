@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.checkpoint import (
+from vlatool.artifacts.run_dir import (
     MODEL,
+    RunDir,
     WeightsFacts,
     checkpoint_step,
     read_weights_header,
+    scan_metrics,
 )
-from vlatool.artifacts.run_dir import RunDir, scan_metrics
 from vlatool.errors import DataError
-from vlatool.inspection.report import Problems
-from vlatool.inspection.text import number_text, pairs, size_text, table
+from vlatool.inspection.report import Problems, number_text, pairs, size_text, table
 from vlatool.sources.order import natural_key
 
 

@@ -10,7 +10,7 @@ from vlatool.episode import Calibration, Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.inspection.fields import FieldFacts, FieldRange, source_field_table
-from vlatool.inspection.text import number_text, pairs, size_text, table
+from vlatool.inspection.report import number_text, pairs, size_text, table
 from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
 from vlatool.storage.tree import files_below

@@ -17,8 +17,7 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.inspection.episode_view import view_episode, view_episode_tar
 from vlatool.inspection.sample_view import view_sample
-from vlatool.inspection.shard import ShardReport
-from vlatool.inspection.shards import ShardsReport
+from vlatool.inspection.shards import ShardReport, ShardsReport
 from vlatool.inspection.source import SourceReport
 from vlatool.pages.cards import episode_section, sample_section
 from vlatool.pages.layout import GENERATOR, Section, note, page

@@ -8,10 +8,9 @@ import numpy as np
 from vlatool.artifacts.stats import Statistics, number_array
 from vlatool.episode import Array
 from vlatool.inspection.fields import FieldFacts, channel_names, facts_of_statistics, unit
-from vlatool.inspection.shard import ShardReport
-from vlatool.inspection.shards import ShardsReport
+from vlatool.inspection.report import number_text, range_text, size_text
+from vlatool.inspection.shards import ShardReport, ShardsReport
 from vlatool.inspection.source import SourceReport
-from vlatool.inspection.text import number_text, range_text, size_text
 from vlatool.pages.layout import (
     Html,
     Section,

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vlatool.artifacts.checkpoint import (
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.run_dir import (
     MANIFEST,
     WEIGHTS_SUFFIX,
     CheckpointManifest,
+    RunDir,
     checkpoint_step,
     read_weights_header,
+    scan_metrics,
 )
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.run_dir import RunDir, scan_metrics
 from vlatool.artifacts.stats import read_stats
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError

@@ -10,8 +10,15 @@ from pydantic import Field
 
 from vlatool.artifacts import manifest
 from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import Statistics, read_stats, write_compact_stats, write_stats
-from vlatool.artifacts.stats_merge import MergedStats, StatsPart, merge_parts
+from vlatool.artifacts.stats import (
+    MergedStats,
+    Statistics,
+    StatsPart,
+    merge_parts,
+    read_stats,
+    write_compact_stats,
+    write_stats,
+)
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter

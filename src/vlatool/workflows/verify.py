@@ -12,7 +12,7 @@ from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.findings import SEVERITIES, Finding
-from vlatool.inspection.text import size_text
+from vlatool.inspection.report import size_text
 from vlatool.plugins import recognise
 from vlatool.storage.uri import existing
 from vlatool.verification.check import Check, Checked, Depth
