@@ -1,13 +1,16 @@
 """What every report of a location has in common: its shape, its problems, facts as plain text."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 from vlatool.errors import DataError
 
 _NUMBER = re.compile(r"^-?[\d.,e+-]*( / \d+| [%kMG]?B?)?$")
 _MOST_ROWS = 60
+
+T = TypeVar("T")
 
 
 class Report(Protocol):
@@ -31,20 +34,43 @@ class Report(Protocol):
         ...
 
 
+Findings = tuple[Mapping[str, str], ...]
+Size = tuple[int, int]
+
+
 class Problems(list[dict[str, str]]):
     """What is broken or missing, with `code` and `message`."""
 
-    def add(self, error: DataError) -> None:
-        """Notes an error."""
-        self.append({"code": error.code, "message": error.message})
+    def read(self, read: Callable[..., T], *arguments: object) -> T | None:
+        """What a file says; None, and a problem, where it is missing or broken."""
+        with self.noting():
+            return read(*arguments)
+        return None
 
-    def read(self, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What a file says; nothing, and a problem, where it is missing or broken."""
+    @contextmanager
+    def noting(self) -> Generator[None]:
+        """Makes a refusal in the block a problem."""
         try:
-            return read()
+            yield
         except DataError as error:
-            self.add(error)
-            return {}
+            self.append({"code": error.code, "message": error.message})
+
+
+def branch(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping under `key` of what a file says; empty where there is none."""
+    value = tree.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def listed(tree: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under `key`; empty where there is none."""
+    value = tree.get(key)
+    return value if isinstance(value, list) else []
+
+
+def findings_table(findings: Findings) -> str:
+    """What is broken or missing."""
+    return table("Findings", ("code", "message"), [tuple(one.values()) for one in findings])
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -82,6 +108,11 @@ def size_text(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} GB"
+
+
+def pixels_text(size: Size | None, missing: str = "") -> str:
+    """A (width, height)."""
+    return missing if size is None else f"{size[0]} x {size[1]}"
 
 
 def number_text(value: float | None) -> str:

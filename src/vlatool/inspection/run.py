@@ -14,8 +14,16 @@ from vlatool.artifacts.run_dir import (
     read_weights_header,
     scan_metrics,
 )
-from vlatool.errors import DataError
-from vlatool.inspection.report import Problems, number_text, pairs, size_text, table
+from vlatool.inspection.report import (
+    Findings,
+    Problems,
+    branch,
+    findings_table,
+    number_text,
+    pairs,
+    size_text,
+    table,
+)
 from vlatool.sources.order import natural_key
 
 
@@ -52,7 +60,7 @@ class RunReport:
     weights: WeightsFacts | None
     first_metrics: Mapping[str, Any]
     last_metrics: Mapping[str, Any]
-    findings: tuple[Mapping[str, str], ...] = ()
+    findings: Findings = ()
     kind: str = "run"
 
     def document(self) -> dict[str, Any]:
@@ -68,7 +76,7 @@ class RunReport:
         """The report for people, block by block."""
         return [
             pairs(self._summary()),
-            table("Findings", ("code", "message"), [tuple(one.values()) for one in self.findings]),
+            findings_table(self.findings),
             table(
                 "Checkpoints",
                 ("name", "step", "size", "files"),
@@ -102,7 +110,7 @@ class CheckpointReport:
 
     checkpoint: CheckpointFacts
     weights: WeightsFacts | None
-    findings: tuple[Mapping[str, str], ...] = ()
+    findings: Findings = ()
     kind: str = "checkpoint"
 
     def document(self) -> dict[str, Any]:
@@ -124,27 +132,27 @@ class CheckpointReport:
                     "files": self.checkpoint.files,
                 }
             ),
-            table("Findings", ("code", "message"), [tuple(one.values()) for one in self.findings]),
+            findings_table(self.findings),
         ]
 
 
 def inspect_checkpoint(location: Path) -> CheckpointReport:
     """Names and sizes of a checkpoint's files, and the header of its weights."""
     findings = Problems()
-    weights = _read_weights(location, findings)
+    weights = findings.read(read_weights_header, location / MODEL)
     return CheckpointReport(_checkpoint_facts(location), weights, tuple(findings))
 
 
 def inspect_run(location: Path) -> RunReport:
     """Reads the small files of a run; of the weights only the header."""
     run, findings = RunDir(location), Problems()
-    config = findings.read(run.config_tree)
-    latest = findings.read(run.read_latest)
+    config = findings.read(run.config_tree) or {}
+    latest = findings.read(run.read_latest) or {}
     checkpoints = tuple(_checkpoints(run.checkpoints_folder))
     first, last = _metrics(run)
     return RunReport(
-        model_type=str(_section(config, "model").get("type") or ""),
-        data=_texts(_section(config, "data").get("dataset_manifest")),
+        model_type=str(branch(config, "model").get("type") or ""),
+        data=_texts(branch(config, "data").get("dataset_manifest")),
         budget={
             key: value
             for key, value in config.items()
@@ -196,7 +204,7 @@ def _weights(
     if not named and not checkpoints:
         return None
     folder = run.root / str(named) if named else run.checkpoints_folder / checkpoints[-1].name
-    return _read_weights(folder, findings)
+    return findings.read(read_weights_header, folder / MODEL)
 
 
 def _parameters(weights: WeightsFacts | None) -> str:
@@ -204,14 +212,6 @@ def _parameters(weights: WeightsFacts | None) -> str:
         return ""
     dtypes = ", ".join(weights.dtypes)
     return f"{weights.parameters:,} in {weights.tensors} tensors ({dtypes})"
-
-
-def _read_weights(folder: Path, findings: Problems) -> WeightsFacts | None:
-    try:
-        return read_weights_header(folder / MODEL)
-    except DataError as error:
-        findings.add(error)
-        return None
 
 
 def _metrics(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -238,11 +238,6 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, value in metrics.items()
         if isinstance(value, int | float | str)
     ]
-
-
-def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = tree.get(key)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -1,27 +1,35 @@
 """What is in training shards, in one of them, and how they were made as far as files tell."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.provenance import read_processing_metadata
-from vlatool.artifacts.sample import ARRAYS, StoredSample, parse_picture
-from vlatool.artifacts.shard import OpenShard, open_shard
+from vlatool.artifacts.sample import ARRAYS
+from vlatool.artifacts.shard import open_shard
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import Statistics
 from vlatool.errors import DataError
-from vlatool.inspection.fields import (
-    FieldFacts,
-    facts_of_statistics,
-    statistics_field_table,
+from vlatool.inspection.fields import FieldFacts, facts_of_statistics, statistics_field_table
+from vlatool.inspection.report import (
+    Findings,
+    Problems,
+    Size,
+    branch,
+    findings_table,
+    listed,
+    number_text,
+    pairs,
+    pixels_text,
+    size_text,
+    table,
 )
-from vlatool.inspection.report import Problems, number_text, pairs, size_text, table
+from vlatool.inspection.sample_view import SampleFacts, first_sample
 from vlatool.jobs.record import read_record
 
-Size = tuple[int, int]
 _SHOWN_OPTIONS = (
     "stride",
     "max_padding_left",
@@ -33,39 +41,6 @@ _SHOWN_OPTIONS = (
     "samples_per_shard",
     "seed",
 )
-
-
-@dataclass(frozen=True)
-class SampleFacts:
-    """What is in a sample.
-
-    Attributes:
-        key: Its name.
-        members: Suffix (`lowdim.npz`) to size in bytes.
-        pictures: Suffix of each picture to its (width, height); None for one that cannot be opened.
-        arrays: Low-dimensional array to shape and type.
-        language: Kind of annotation to sentences.
-    """
-
-    key: str
-    members: Mapping[str, int]
-    pictures: Mapping[str, Size | None]
-    arrays: Mapping[str, tuple[tuple[int, ...], str]]
-    language: Mapping[str, list[str]]
-
-    def cameras(self) -> dict[str, Size | None]:
-        """Camera to the (width, height) of its first picture."""
-        sizes: dict[str, Size | None] = {}
-        for suffix, size in self.pictures.items():
-            name = parse_picture(suffix)
-            if name is not None:
-                sizes.setdefault(name.camera, size)
-        return sizes
-
-    def document(self) -> dict[str, Any]:
-        """The facts for programs."""
-        arrays = {name: {"shape": s, "dtype": dtype} for name, (s, dtype) in self.arrays.items()}
-        return {**asdict(self), "arrays": arrays}
 
 
 @dataclass(frozen=True)
@@ -116,16 +91,12 @@ class ShardReport:
 
     @staticmethod
     def _first_blocks(first: SampleFacts) -> Iterator[str]:
+        shown = {name: pixels_text(size, "unreadable") for name, size in first.pictures.items()}
         members = [
-            (name, size_text(size), _text(first.pictures[name]) if name in first.pictures else "")
-            for name, size in first.members.items()
+            (name, size_text(size), shown.get(name, "")) for name, size in first.members.items()
         ]
         yield table("Members of the first sample", ("name", "size", "width x height"), members)
-        arrays = [
-            (name, " x ".join(map(str, shape)) or "scalar", dtype)
-            for name, (shape, dtype) in first.arrays.items()
-        ]
-        yield table(f"Arrays of {ARRAYS}", ("name", "shape", "dtype"), arrays)
+        yield table(f"Arrays of {ARRAYS}", ("name", "shape", "dtype"), first.array_rows())
         language = [(kind, f'"{texts[0]}"') for kind, texts in first.language.items()]
         yield table("Language", ("kind", "example"), language)
 
@@ -149,31 +120,6 @@ def inspect_shard(path: Path) -> ShardReport:
             first=first_sample(shard),
             problem=shard.damage or (f"{others} members are not plain files" if others else ""),
         )
-
-
-def first_sample(shard: OpenShard) -> SampleFacts | None:
-    """The first sample of a tar; None when it holds none or cannot be read."""
-    for key, places in shard.places.items():
-        try:
-            with shard.reading(key) as sample:
-                sizes = {suffix: size for suffix, (_, size) in places.items()}
-                return _facts(sample, sizes)
-        except DataError:
-            return None
-    return None
-
-
-def _facts(sample: StoredSample, sizes: Mapping[str, int]) -> SampleFacts:
-    try:
-        language = sample.language()
-    except ValueError:
-        language = {}
-    arrays = sample.array_headers() if ARRAYS in sample.members else {}
-    return SampleFacts(sample.key, sizes, sample.picture_sizes(), arrays, language)
-
-
-def _text(size: Size | None) -> str:
-    return "unreadable" if size is None else f"{size[0]} x {size[1]}"
 
 
 @dataclass(frozen=True)
@@ -224,13 +170,13 @@ class ShardsReport:
     fps: float | None
     image_indices: tuple[int, ...]
     padding_share: float | None
-    cameras: Mapping[str, tuple[int, int] | None]
+    cameras: Mapping[str, Size | None]
     fields: tuple[FieldFacts, ...]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
     language: Mapping[str, str]
     origin: Origin
-    findings: tuple[Mapping[str, str], ...] = ()
+    findings: Findings = ()
     kind: str = "shards"
 
     @property
@@ -253,8 +199,8 @@ class ShardsReport:
         """The report for people, block by block."""
         return [
             pairs(self._summary()),
-            table("Findings", ("code", "message"), [tuple(one.values()) for one in self.findings]),
-            table("Cameras", ("name", "width x height"), self._views()),
+            findings_table(self.findings),
+            table("Cameras", ("name", "width x height"), self.views()),
             statistics_field_table(self.fields),
             table(
                 "Language",
@@ -280,11 +226,10 @@ class ShardsReport:
             "proprioception": self.proprioception_fields or "not recorded",
         }
 
-    def _views(self) -> list[tuple[str, str]]:
-        return [
-            (name, "not in the first sample" if size is None else f"{size[0]} x {size[1]}")
-            for name, size in self.cameras.items()
-        ]
+    def views(self) -> list[tuple[str, str]]:
+        """Each camera and its size as text."""
+        missing = "not in the first sample"
+        return [(name, pixels_text(size, missing)) for name, size in self.cameras.items()]
 
 
 def inspect_shards(location: Path) -> ShardsReport:
@@ -295,10 +240,18 @@ def inspect_shards(location: Path) -> ShardsReport:
     """
     folder = _open(location)
     shards = folder.shards()
-    findings, whole = _check(folder.manifest, shards)
-    options = findings.read(folder.options)
-    statistics: Statistics = findings.read(folder.statistics)
-    sample = _first_sample(whole)
+    findings = Problems()
+    whole: list[Shard] = []
+    for shard in shards:
+        with findings.noting():
+            check_shards(folder.manifest, [shard])
+            whole.append(shard)
+    options = findings.read(folder.options) or {}
+    statistics: Statistics = findings.read(folder.statistics) or {}
+    sample = _first_sample(whole[0].path) if whole else None
+    views = sample.cameras() if sample else {}
+    known = (facts_of_statistics(name, entry) for name, entry in statistics.items())
+    fps = options.get("fps")
     samples = sum(shard.num_sequences for shard in shards)
     return ShardsReport(
         folder=str(folder.path),
@@ -306,13 +259,13 @@ def inspect_shards(location: Path) -> ShardsReport:
         shards=len(shards),
         bytes=sum(shard.path.stat().st_size for shard in shards if shard.path.is_file()),
         window=_window(options),
-        fps=_number(options.get("fps")),
-        image_indices=tuple(_list(options, "image_indices")),
+        fps=float(fps) if isinstance(fps, int | float) else None,
+        image_indices=tuple(listed(options, "image_indices")),
         padding_share=_padding_share(statistics, samples),
-        cameras=_cameras(options, sample),
-        fields=_fields(statistics),
-        action_fields=tuple(_list(options, "action_fields")),
-        proprioception_fields=tuple(_list(options, "proprioception_fields")),
+        cameras=dict.fromkeys(listed(options, "camera_names")) | views,
+        fields=tuple(one for one in known if one is not None),
+        action_fields=tuple(listed(options, "action_fields")),
+        proprioception_fields=tuple(listed(options, "proprioception_fields")),
         language={kind: texts[0] for kind, texts in sample.language.items()} if sample else {},
         origin=_origin(folder, options),
         findings=tuple(findings),
@@ -331,24 +284,9 @@ def _open(location: Path) -> ShardFolder:
     return ShardFolder.open(location)
 
 
-def _check(manifest: Path, shards: Sequence[Shard]) -> tuple[Problems, list[Shard]]:
-    """What is wrong with shards, and those with which nothing is."""
-    findings = Problems()
-    whole: list[Shard] = []
-    for shard in shards:
-        try:
-            check_shards(manifest, [shard])
-            whole.append(shard)
-        except DataError as error:
-            findings.add(error)
-    return findings, whole
-
-
-def _first_sample(shards: Sequence[Shard]) -> SampleFacts | None:
-    if not shards:
-        return None
+def _first_sample(path: Path) -> SampleFacts | None:
     try:
-        with open_shard(shards[0].path) as shard:
+        with open_shard(path) as shard:
             return first_sample(shard)
     except DataError:
         return None
@@ -359,28 +297,12 @@ def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
     return (past, future) if isinstance(past, int) and isinstance(future, int) else None
 
 
-def _fields(statistics: Statistics) -> tuple[FieldFacts, ...]:
-    facts = (facts_of_statistics(name, entry) for name, entry in statistics.items())
-    return tuple(one for one in facts if one is not None)
-
-
 def _padding_share(statistics: Statistics, samples: int) -> float | None:
     """Rows that no statistics counted. Source: lbm-data 3.12, `count` leaves padding out."""
     counts = next((entry.get("count") for entry in statistics.values()), None)
     if not isinstance(counts, list) or not counts or not samples:
         return None
     return round(1 - sum(counts) / (len(counts) * samples), 6)
-
-
-def _cameras(
-    options: Mapping[str, Any], sample: SampleFacts | None
-) -> dict[str, tuple[int, int] | None]:
-    sizes = sample.cameras() if sample else {}
-    return {**dict.fromkeys(_list(options, "camera_names")), **sizes}
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _origin(folder: ShardFolder, options: Mapping[str, Any]) -> Origin:
@@ -390,8 +312,8 @@ def _origin(folder: ShardFolder, options: Mapping[str, Any]) -> Origin:
     result = (record.result or {}) if record else {}
     return Origin(
         format=str(options.get("type") or ""),
-        sources=tuple(map(str, _list(options, "source_episodes"))),
-        version=str(_mapping(metadata, "environment").get("vlatool") or ""),
+        sources=tuple(map(str, listed(options, "source_episodes"))),
+        version=str(branch(metadata, "environment").get("vlatool") or ""),
         created_at=str(metadata.get("created_at") or ""),
         is_complete=None if record is None else record.result is not None,
         episodes=result.get("episodes"),
@@ -422,14 +344,3 @@ def _option_text(value: object) -> str:
     if value is None:
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _list(tree: Mapping[str, Any], key: str) -> list[Any]:
-    """The list under `key`; empty where there is none."""
-    value = tree.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _mapping(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = tree.get(key)
-    return value if isinstance(value, Mapping) else {}

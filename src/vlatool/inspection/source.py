@@ -10,10 +10,12 @@ from vlatool.episode import Calibration, Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.inspection.fields import FieldFacts, FieldRange, source_field_table
-from vlatool.inspection.report import number_text, pairs, size_text, table
+from vlatool.inspection.report import number_text, pairs, pixels_text, size_text, table
 from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
 from vlatool.storage.tree import files_below
+
+CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class SourceReport:
         return [
             pairs(self._summary()),
             table("Tasks", ("episodes", "task"), [(n, task) for task, n in self.tasks.items()]),
-            table("Cameras", ("name", "width x height", "episodes", "calibration"), self._views()),
+            table("Cameras", ("name", *CAMERA_HEADER[1:]), self.views("no")),
             source_field_table(self.fields),
             table(
                 "Language",
@@ -110,13 +112,14 @@ class SourceReport:
             "proprioception": self.proprioception_fields or "none",
         }
 
-    def _views(self) -> list[tuple[str, ...]]:
+    def views(self, uncalibrated: str) -> list[tuple[str, ...]]:
+        """A row of `CAMERA_HEADER` for each camera; `uncalibrated` says that it has none."""
         return [
             (
                 camera.name,
-                ", ".join(f"{width} x {height}" for width, height in camera.sizes),
+                ", ".join(map(pixels_text, camera.sizes)),
                 f"{camera.episodes} / {self.episodes}",
-                ", ".join(camera.calibration) or "no",
+                ", ".join(camera.calibration) or uncalibrated,
             )
             for camera in self.cameras
         ]

@@ -12,10 +12,10 @@ from vlatool.artifacts import manifest
 from vlatool.artifacts.manifest import Shard
 from vlatool.artifacts.shard import OpenShard, open_shard
 from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import Statistics
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.inspection.episode_view import view_episode, view_episode_tar
+from vlatool.inspection.report import Problems
 from vlatool.inspection.sample_view import view_sample
 from vlatool.inspection.shards import ShardReport, ShardsReport
 from vlatool.inspection.source import SourceReport
@@ -91,8 +91,11 @@ def write_shards_page(
     """Writes to `path` the page of the training data at a location."""
     folder = ShardFolder.open(location)
     samples = list(_samples(folder.shards(), request.samples, report.origin.options))
+    told = Problems()  # findings of the report already
+    statistics = told.read(folder.statistics) or {}
+    episodes = (told.read(folder.episodes.shards) if folder.episodes else None) or []
     sections = [
-        *shards_sections(report, _statistics(folder), _samples_per_episode(folder)),
+        *shards_sections(report, statistics, [episode.num_sequences for episode in episodes]),
         *_group(f"Samples ({len(samples)} of {report.samples})", samples),
     ]
     write_text(path, page(request.title, report.headline(), sections))
@@ -100,7 +103,8 @@ def write_shards_page(
 
 def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: PageRequest) -> None:
     """Writes to `path` the page of one shard, or of the tar of one episode."""
-    options = _options(ShardFolder(tar_path.parent / manifest.NAME))
+    # A shard alone has none.
+    options = Problems().read(ShardFolder(tar_path.parent / manifest.NAME).options) or {}
     with open_shard(tar_path) as tar:
         episode = view_episode_tar(tar, options)
         sections = shard_sections(report)
@@ -166,26 +170,3 @@ def _spread(total: int, count: int) -> list[int]:
     """At most `count` positions in 0..total-1, the middles of equal parts."""
     count = min(total, count)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
-
-
-def _options(folder: ShardFolder) -> dict[str, Any]:
-    try:
-        return folder.options()
-    except DataError:
-        return {}  # a shard alone
-
-
-def _statistics(folder: ShardFolder) -> Statistics:
-    try:
-        return folder.statistics()
-    except DataError:
-        return {}  # already a finding of the report
-
-
-def _samples_per_episode(folder: ShardFolder) -> list[int]:
-    """From the manifest of the episode tars; empty where there is none."""
-    try:
-        shards = folder.episodes.shards() if folder.episodes else []
-    except DataError:
-        return []
-    return [shard.num_sequences for shard in shards]

@@ -10,7 +10,7 @@ from vlatool.episode import Array
 from vlatool.inspection.fields import FieldFacts, channel_names, facts_of_statistics, unit
 from vlatool.inspection.report import number_text, range_text, size_text
 from vlatool.inspection.shards import ShardReport, ShardsReport
-from vlatool.inspection.source import SourceReport
+from vlatool.inspection.source import CAMERA_HEADER, SourceReport
 from vlatool.pages.layout import (
     Html,
     Section,
@@ -42,6 +42,7 @@ def source_sections(report: SourceReport) -> list[Section]:
         "frames per episode": f"{shortest} to {longest}" if shortest < longest else shortest,
         "on disk": size_text(report.bytes),
     }
+    tasks = table(("task", "episodes"), report.tasks.items(), numbers=(1,))
     language = table(
         ("kind", "sentences", "example"),
         [(kind, one.sentences, one.example) for kind, one in report.language.items()],
@@ -50,14 +51,8 @@ def source_sections(report: SourceReport) -> list[Section]:
     return [
         Section("Overview", tiles(facts)),
         Section("Problems", _source_problems(report)),
-        Section(
-            "Tasks",
-            table(
-                ("task", "episodes"), [(task, n) for task, n in report.tasks.items()], numbers=(1,)
-            )
-            + heading("Language", language),
-        ),
-        Section("Cameras", _source_cameras(report)),
+        Section("Tasks", tasks + heading("Language", language)),
+        Section("Cameras", table(CAMERA_HEADER, report.views("none"), numbers=(1, 2))),
         Section("Fields", _source_fields(report)),
     ]
 
@@ -87,11 +82,8 @@ def shards_sections(
     findings = "".join(note(one["message"]) for one in report.findings)
     return [
         Section("Overview", tiles(facts) + findings + _origin(report)),
-        Section("Cameras", _shard_cameras(report.cameras)),
-        Section(
-            "Language",
-            table(("kind", "example"), [(k, text) for k, text in report.language.items()]),
-        ),
+        Section("Cameras", table(("camera", "width x height"), report.views(), numbers=(1,))),
+        Section("Language", table(("kind", "example"), report.language.items())),
         Section("Samples per episode", histogram(per_episode, "samples per episode")),
         Section("Statistics", _statistics(report, statistics)),
     ]
@@ -108,21 +100,11 @@ def shard_sections(report: ShardReport) -> list[Section]:
     first = report.first
     members = ""
     if first is not None:
-        members = table(
-            ("member", "bytes"),
-            [(code(name), f"{size:,}") for name, size in first.members.items()],
-            numbers=(1,),
-        )
-        arrays = table(
-            ("array", "shape", "type"),
-            [
-                (code(name), " x ".join(map(str, shape)) or "scalar", dtype)
-                for name, (shape, dtype) in first.arrays.items()
-            ],
-        )
-        members = details("Members of the first sample", members) + details(
-            "Arrays of the first sample", arrays
-        )
+        sizes = [(code(name), f"{size:,}") for name, size in first.members.items()]
+        arrays = [(code(name), shape, dtype) for name, shape, dtype in first.array_rows()]
+        members = details(
+            "Members of the first sample", table(("member", "bytes"), sizes, numbers=(1,))
+        ) + details("Arrays of the first sample", table(("array", "shape", "type"), arrays))
     problem = note(report.problem) if report.problem else ""
     return [Section("Overview", tiles(facts) + problem + members)]
 
@@ -137,19 +119,6 @@ def _source_problems(report: SourceReport) -> str:
         numbers=(1,),
     )
     return broken + warnings
-
-
-def _source_cameras(report: SourceReport) -> str:
-    rows = [
-        (
-            camera.name,
-            ", ".join(f"{width} x {height}" for width, height in camera.sizes),
-            f"{camera.episodes} / {report.episodes}",
-            ", ".join(camera.calibration) or "none",
-        )
-        for camera in report.cameras
-    ]
-    return table(("camera", "width x height", "episodes", "calibration"), rows, numbers=(1, 2))
 
 
 def _source_fields(report: SourceReport) -> str:
@@ -177,14 +146,6 @@ def _field_table(fields: Sequence[FieldFacts]) -> str:
     ]
     header = ("field", "width", "type", "range", "unit", "constant channels")
     return table(header, rows, numbers=(1,))
-
-
-def _shard_cameras(cameras: Mapping[str, tuple[int, int] | None]) -> str:
-    rows = [
-        (name, "not in the first sample" if size is None else f"{size[0]} x {size[1]}")
-        for name, size in cameras.items()
-    ]
-    return table(("camera", "width x height"), rows, numbers=(1,))
 
 
 def _origin(report: ShardsReport) -> str:
