@@ -148,41 +148,27 @@ def read_weights_header(path: Path) -> WeightsFacts:
     return WeightsFacts(sum(sizes), len(sizes), tuple(dtypes))
 
 
-@dataclass(frozen=True)
 class RunDir:
-    """Paths in a run folder, and what its small files say."""
+    """Paths in a run folder, and what its small files say.
 
-    root: Path
+    Attributes:
+        root: The folder.
+        config: The resolved, derived configuration.
+        metrics: One JSON object per line.
+        stats: Statistics of the fields that are used.
+        options: How the first data set was preprocessed.
+        latest_file: Names the newest checkpoint.
+        checkpoints_folder: A folder per checkpoint.
+    """
 
-    @property
-    def config(self) -> Path:
-        """The resolved, derived configuration."""
-        return self.root / CONFIG
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per line."""
-        return self.root / METRICS
-
-    @property
-    def stats(self) -> Path:
-        """Statistics of the fields that are used."""
-        return self.root / stats.NAME
-
-    @property
-    def options(self) -> Path:
-        """How the first data set was preprocessed."""
-        return self.root / provenance.CONFIG_NAME
-
-    @property
-    def latest_file(self) -> Path:
-        """Names the newest checkpoint."""
-        return self.root / LATEST
-
-    @property
-    def checkpoints_folder(self) -> Path:
-        """A folder per checkpoint."""
-        return self.root / CHECKPOINTS
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / CONFIG
+        self.metrics = root / METRICS
+        self.stats = root / stats.NAME
+        self.options = root / provenance.CONFIG_NAME
+        self.latest_file = root / LATEST
+        self.checkpoints_folder = root / CHECKPOINTS
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a checkpoint."""
@@ -190,12 +176,14 @@ class RunDir:
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
-        found = ((checkpoint_step(one.name), one) for one in self.checkpoints_folder.glob("step_*"))
-        return sorted(
-            (step, folder)
-            for step, folder in found
-            if step is not None and (folder / MANIFEST).is_file()
-        )
+        whole = (one for one in self.checkpoint_folders() if (one / MANIFEST).is_file())
+        steps = ((checkpoint_step(folder.name), folder) for folder in whole)
+        return sorted((step, folder) for step, folder in steps if step is not None)
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Folders of checkpoints, whole or not, by name; hidden ones are being written."""
+        found = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
+        return sorted(one for one in found if one.is_dir() and not one.name.startswith("."))
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest complete checkpoint."""

@@ -14,7 +14,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
-from vlatool.transforms.quantiles import Digest, from_state, scaled
+from vlatool.transforms.quantiles import from_state, scaled
 from vlatool.transforms.statistics import WindowStatistics, merge, summary
 
 NAME = "stats.json"
@@ -29,6 +29,7 @@ def read_stats(path: Path) -> Statistics:
     Raises:
         DataError: The file is missing or not a JSON object of fields.
     """
+    problem = "expected a JSON object"
     try:
         content: object = json.loads(
             path.read_text(encoding="utf-8"), parse_constant=lambda _: None
@@ -41,19 +42,15 @@ def read_stats(path: Path) -> Statistics:
             details={"path": str(path)},
         ) from None
     except ValueError as error:
-        raise _broken(path, f"not valid JSON: {error}") from None
+        content, problem = None, f"not valid JSON: {error}"
     if not isinstance(content, dict):
-        raise _broken(path, "expected a JSON object")
+        raise DataError(
+            f"{path}: {problem}",
+            hint="the file is damaged; preprocess or copy the data again",
+            code="data.broken_statistics",
+            details={"path": str(path)},
+        )
     return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
-
-
-def _broken(path: Path, problem: str) -> DataError:
-    return DataError(
-        f"{path}: {problem}",
-        hint="the file is damaged; preprocess or copy the data again",
-        code="data.broken_statistics",
-        details={"path": str(path)},
-    )
 
 
 def write_stats(paths: Sequence[Path], stats: Mapping[str, Mapping[str, Any]]) -> None:
@@ -63,13 +60,11 @@ def write_stats(paths: Sequence[Path], stats: Mapping[str, Mapping[str, Any]]) -
         write_text(path, text)
 
 
-def write_compact_stats(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes what training reads: everything but the digest states, a hundredth of the size."""
-    write_stats([path], compact(stats))
-
-
 def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
-    """Statistics without the digest states, which only another merge needs."""
+    """What training reads: all but the digest states, a hundredth of the size.
+
+    Only another merge needs those.
+    """
     return {
         name: {key: value for key, value in entry.items() if not key.startswith("tdigest_state")}
         for name, entry in stats.items()
@@ -115,11 +110,7 @@ class MergedStats:
 
 
 def merge_stats(parts: Sequence[Statistics]) -> Statistics:
-    """Statistics of data sets with equal windows, for the fields that all of them have.
-
-    Raises:
-        DataError: A field has another shape in one of them, or lacks what merging needs.
-    """
+    """Statistics of data sets, for the fields that all of them have; raises as `merge_parts`."""
     if len(parts) == 1:
         return parts[0]
     return merge_parts([StatsPart(part) for part in parts]).statistics
@@ -242,7 +233,9 @@ def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
     if not np.isfinite(mean + std)[count > 0].all():
         raise ValueError("a mean or a standard deviation is not a number")
     mean, std = (np.where(count > 0, values, 0.0) for values in (mean, std))
-    digest = _digest(entry)
+    if entry["tdigest_state_per_timestep"] is None:
+        raise ValueError("no digest state")
+    digest = from_state(entry["tdigest_state_per_timestep"])
     if len(digest.means) != mean.size:
         raise ValueError("the digests are of another shape than the means")
     return WindowStatistics(
@@ -253,13 +246,6 @@ def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
         maximum=_filled(entry["max_per_timestep"], -np.inf),
         digest=digest,
     )
-
-
-def _digest(entry: Mapping[str, Any]) -> Digest:
-    state = entry["tdigest_state_per_timestep"]
-    if state is None:
-        raise ValueError("no digest state")
-    return from_state(state)
 
 
 def _filled(values: object, fill: float) -> Array:

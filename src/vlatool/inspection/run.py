@@ -1,7 +1,7 @@
 """What is in a training run: its model, its checkpoints, how far it got."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def inspect_run(location: Path) -> RunReport:
     run, findings = RunDir(location), Problems()
     config = findings.read(run.config_tree) or {}
     latest = findings.read(run.read_latest) or {}
-    checkpoints = tuple(_checkpoints(run.checkpoints_folder))
+    checkpoints = tuple(map(_checkpoint_facts, sorted(run.checkpoint_folders(), key=natural_key)))
     first, last = _metrics(run)
     return RunReport(
         model_type=str(branch(config, "model").get("type") or ""),
@@ -165,14 +165,6 @@ def inspect_run(location: Path) -> RunReport:
         last_metrics=last,
         findings=tuple(findings),
     )
-
-
-def _checkpoints(folder: Path) -> Iterator[CheckpointFacts]:
-    """Checkpoints by step; names that begin with a dot are unfinished and left out."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    for path in sorted(found, key=natural_key):
-        if path.is_dir() and not path.name.startswith("."):
-            yield _checkpoint_facts(path)
 
 
 def _checkpoint_facts(path: Path) -> CheckpointFacts:
