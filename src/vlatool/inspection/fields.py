@@ -5,7 +5,7 @@ Legend of shapes: F frames, S rows of any kind, C channels of a field. Source of
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -159,8 +159,8 @@ def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
 
 
 def policy_fields(
-    known: Iterable[str], actions: Sequence[str], proprioception: Sequence[str]
-) -> tuple[list[str], list[str]]:
+    known: Mapping[str, Array], actions: Sequence[str], proprioception: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """The action and the proprioception fields to draw, at most twelve of each.
 
     Args:
@@ -176,7 +176,8 @@ def policy_fields(
     if not any(chosen):
         chosen[0] = [name for name in names if "action" in name]
         chosen[1] = [name for name in names if name not in chosen[0]]
-    return chosen[0][:_MOST_FIELDS], chosen[1][:_MOST_FIELDS]
+    first, second = ({name: known[name] for name in some[:_MOST_FIELDS]} for some in chosen)
+    return first, second
 
 
 def channel_names(field: str, width: int) -> list[str]:

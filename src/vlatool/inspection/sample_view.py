@@ -161,8 +161,8 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
         fps=rate(metadata, options),
         pictures=pictures,
         frames=_image_frames(metadata, [offset for _, offset in views]),
-        actions={name: numbers[name] for name in actions},
-        proprioception={name: numbers[name] for name in proprioception},
+        actions=actions,
+        proprioception=proprioception,
         tracks=pose_tracks(positions, position_fields(positions)),
         language=language,
         metadata=metadata,
@@ -171,7 +171,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
 
 def chosen_fields(
     numbers: Mapping[str, Array], options: Mapping[str, Any]
-) -> tuple[list[str], list[str]]:
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Action and proprioception fields to draw: the configured ones, else by name."""
     actions, proprioception = "action_fields", "proprioception_fields"
     return policy_fields(numbers, listed(options, actions), listed(options, proprioception))

@@ -3,8 +3,9 @@
 What writes a page raises StorageError where it cannot be written.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +51,19 @@ def check_target(path: Path) -> None:
     Raises:
         UsageError: It is a folder, or a file that is no page of an earlier run.
     """
+    refusal = partial(UsageError, code="usage.bad_target", details={"path": str(path)})
     if not path.name or path.is_dir():
-        raise UsageError(
+        raise refusal(
             f"--html {path}: is a folder",
             hint="give the name of the file to write, such as page.html",
-            code="usage.bad_target",
-            details={"path": str(path)},
         )
     if path.is_file():
         with path.open("rb") as file:
             is_page = GENERATOR.encode() in file.read(_HEAD_BYTES)
         if not is_page:
-            raise UsageError(
+            raise refusal(
                 f"--html {path}: exists and is no page of an earlier inspect",
                 hint="choose another name, such as page.html",
-                code="usage.bad_target",
-                details={"path": str(path)},
             )
 
 
@@ -79,7 +77,10 @@ def write_source_page(
     """Writes to `path` the page of a raw source: some of the episodes `refs` that were read."""
     broken = {one["episode"] for one in report.broken}
     whole = [ref for ref in refs if ref.id not in broken]
-    episodes = [_episode(reader, whole[i]) for i in _spread(len(whole), request.episodes)]
+    episodes = [
+        _card(ref.id, lambda ref=ref: episode_section(view_episode(reader.read(ref))))
+        for ref in (whole[i] for i in _spread(len(whole), request.episodes))
+    ]
     title = f"Episodes ({len(episodes)} of {len(whole)})"
     sections = [*source_sections(report), *_group(title, episodes)]
     write_text(path, page(request.title, report.headline(), sections))
@@ -110,9 +111,9 @@ def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: P
         sections = shard_sections(report)
         if episode is not None:
             sections.append(episode_section(episode, is_under=False))
-        chosen = [tar.keys[i] for i in _spread(len(tar.keys), request.samples)]
-        samples = [_sample(tar, key, options) for key in chosen]
-        sections += _group(f"Samples ({len(chosen)} of {len(tar.keys)})", samples)
+        total = len(tar.keys)
+        samples = [_sample(tar, i, options) for i in _spread(total, request.samples)]
+        sections += _group(f"Samples ({len(samples)} of {total})", samples)
     kind = "shard" if episode is None else "samples of one episode"
     write_text(path, page(request.title, f"{kind}, {report.samples} samples", sections))
 
@@ -123,47 +124,39 @@ def _group(title: str, members: Sequence[Section]) -> list[Section]:
     return [heading, *members] if members else []
 
 
-def _episode(reader: FormatReader, ref: EpisodeRef) -> Section:
+def _card(name: str, make: Callable[[], Section]) -> Section:
+    """A card, or why there is none."""
     try:
-        return episode_section(view_episode(reader.read(ref)))
+        return make()
     except DataError as error:
-        return Section(ref.id, note(error.message), is_under=True)
+        return Section(name, note(error.message), is_under=True)
 
 
 def _samples(shards: Sequence[Shard], count: int, options: Mapping[str, Any]) -> Iterator[Section]:
     """Samples that are evenly chosen over all shards, opening each shard once."""
-    total = sum(shard.num_sequences for shard in shards)
-    wanted = _spread(total, count)
+    wanted = _spread(sum(shard.num_sequences for shard in shards), count)
     first = 0
     for shard in shards:
         inside = [at - first for at in wanted if first <= at < first + shard.num_sequences]
         first += shard.num_sequences
-        if inside:
-            yield from _samples_of(shard.path, inside, options)
+        if not inside:
+            continue
+        try:
+            with open_shard(shard.path) as tar:
+                for position in inside:
+                    yield _sample(tar, position, options)
+        except DataError as error:
+            yield Section(shard.path.name, note(error.message), is_under=True)
 
 
-def _samples_of(
-    path: Path, positions: Sequence[int], options: Mapping[str, Any]
-) -> Iterator[Section]:
-    try:
-        with open_shard(path) as tar:
-            keys = tar.keys
-            for position in positions:
-                if position < len(keys):
-                    yield _sample(tar, keys[position], options)
-                else:
-                    reason = tar.damage or f"it holds {len(keys)} samples"
-                    text = f"{path.name}: there is no sample {position}: {reason}"
-                    yield Section(f"{path.name}, sample {position}", note(text), is_under=True)
-    except DataError as error:
-        yield Section(path.name, note(error.message), is_under=True)
-
-
-def _sample(tar: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
-    try:
-        return sample_section(view_sample(tar, key, options))
-    except DataError as error:
-        return Section(key, note(error.message), is_under=True)
+def _sample(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Section:
+    name = tar.path.name
+    if position >= len(tar.keys):
+        reason = tar.damage or f"it holds {len(tar.keys)} samples"
+        text = f"{name}: there is no sample {position}: {reason}"
+        return Section(f"{name}, sample {position}", note(text), is_under=True)
+    key = tar.keys[position]
+    return _card(key, lambda: sample_section(view_sample(tar, key, options)))
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -12,6 +12,7 @@ from importlib.resources import files
 from string import Template
 
 from vlatool import __version__
+from vlatool.inspection.fields import unit
 
 # What fits beside the page, in letters.
 _LONGEST_LINK = 27
@@ -153,6 +154,12 @@ def field_label(field: str) -> Html:
     start = match[0] if match else ""
     rest = _breakable(field[len(start) :])
     return Html(f'<span class="quiet">{_breakable(start)}</span>{rest}' if start else rest)
+
+
+def measured(name: str) -> Html:
+    """The name of a field, with its unit where the format fixes one."""
+    measure = unit(name)
+    return Html(field_label(name) + f' <span class="quiet">[{measure}]</span>' * bool(measure))
 
 
 @cache

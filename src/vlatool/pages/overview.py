@@ -18,6 +18,7 @@ from vlatool.pages.layout import (
     details,
     field_label,
     heading,
+    measured,
     note,
     table,
     tags,
@@ -196,7 +197,7 @@ def _statistics_table(statistics: Statistics, names: Sequence[str]) -> str:
     rows = [row for name in moving for row in _channel_rows(name, statistics[name])]
     fixed = table(
         ("constant field", "values"),
-        [(_measured(name), Html(f"<code>{values}</code>")) for name, values in constant.items()],
+        [(measured(name), Html(f"<code>{values}</code>")) for name, values in constant.items()],
     )
     return table(_HEADER, rows, numbers=range(1, 8)) + fixed
 
@@ -209,12 +210,6 @@ def _constant(entry: Mapping[str, Any]) -> str:
     return ", ".join(map(number_text, facts.mean))
 
 
-def _measured(name: str) -> Html:
-    """A field with its unit."""
-    measure = unit(name)
-    return Html(field_label(name) + f' <span class="quiet">[{measure}]</span>' * bool(measure))
-
-
 def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...]]:
     mean = number_array(entry.get("mean"))
     if mean is None or mean.ndim != 1:
@@ -224,7 +219,7 @@ def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...
     steps = _steps(entry, width)
     return [
         (
-            _measured(name) if channel == 0 else "",
+            measured(name) if channel == 0 else "",
             channel_name,
             *(number_text(float(c[channel])) if np.isfinite(c[channel]) else "-" for c in columns),
             "" if steps is None else Html(sparkline(steps[0][:, channel], steps[1][:, channel])),
