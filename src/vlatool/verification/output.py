@@ -272,8 +272,10 @@ class _FolderCheck:
         self._listed.digests[sample.key] = digest
         if absent:
             # The sample itself may say that its episode has fewer cameras.
-            own = replace(self.expected, cameras=_own_cameras(place) or self.expected.cameras)
-            absent = missing_members(sample.members, own)
+            names = (place.json(METADATA) or {}).get("camera_names")
+            own = tuple(map(str, names)) if isinstance(names, list) else ()
+            expected = replace(self.expected, cameras=own or self.expected.cameras)
+            absent = missing_members(sample.members, expected)
         if absent:
             yield place.finding("incomplete_sample", f"lacks {', '.join(absent)}")
         if is_chosen:
@@ -304,10 +306,3 @@ def _check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
     else:
         return
     yield SHARDS("index_mismatch", f"{path}: {problem}", path=str(path), shard=str(shard))
-
-
-def _own_cameras(place: Place) -> tuple[str, ...] | None:
-    """The cameras that the sample's own metadata name."""
-    metadata = place.json(METADATA)
-    names = metadata.get("camera_names") if isinstance(metadata, dict) else None
-    return tuple(map(str, names)) if isinstance(names, list) else None
