@@ -187,24 +187,20 @@ class OpenShard:
         """
         try:
             yield StoredSample(key, _Members(self.places[key], self._read))
-        except KeyError as error:
-            raise self._broken(key, f"has no {error.args[0]}") from None
-        except (ValueError, OSError) as error:
-            raise self._broken(key, str(error)) from None
+        except (KeyError, ValueError, OSError) as error:
+            reason = f"has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+            raise DataError(
+                f"{self.path.name}: sample {key}: {reason}",
+                hint="preprocess or copy the data again",
+                code="data.broken_sample",
+                details={"path": str(self.path), "sample": key},
+            ) from None
 
     def _read(self, offset: int, size: int) -> bytes:
         if size > _LARGEST_MEMBER:
             raise ValueError(f"a member has {size} bytes; the limit is {_LARGEST_MEMBER}")
         self.file.seek(offset)
         return self.file.read(size)
-
-    def _broken(self, key: str, reason: str) -> DataError:
-        return DataError(
-            f"{self.path.name}: sample {key}: {reason}",
-            hint="preprocess or copy the data again",
-            code="data.broken_sample",
-            details={"path": str(self.path), "sample": key},
-        )
 
 
 @contextmanager
@@ -240,7 +236,8 @@ def _scan(file: IO[bytes]) -> TarScan:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                end = member.offset_data + _padded(member.size if member.isfile() else 0)
+                size = member.size if member.isfile() else 0
+                end = member.offset_data + size + -size % tarfile.BLOCKSIZE
                 _take(scan, member, end)
         _check_end(scan, file, end)
     except _BROKEN_TAR as error:
@@ -300,14 +297,11 @@ def _check_keys(scan: TarScan) -> None:
         other = first.setdefault(sample.key, sample)
         if other is sample:
             continue
-        if set(other.members) & set(sample.members):
-            problem = TarProblem(
-                "duplicate_sample", f"sample {sample.key} is there twice", other.key
-            )
-        else:
+        code, message = "duplicate_sample", f"sample {sample.key} is there twice"
+        if not set(other.members) & set(sample.members):
+            code = "scattered_sample"
             message = f"the members of sample {sample.key} are not side by side"
-            problem = TarProblem("scattered_sample", message, other.key)
-        scan.problems.append(problem)
+        scan.problems.append(TarProblem(code, message, sample.key))
 
 
 def _check_end(scan: TarScan, file: IO[bytes], end: int) -> None:
@@ -317,10 +311,6 @@ def _check_end(scan: TarScan, file: IO[bytes], end: int) -> None:
         scan.problems.append(TarProblem("broken_tar", f"is damaged behind byte {end}"))
     elif len(marker) < _END_BYTES:
         scan.problems.append(TarProblem("broken_tar", "is cut off: no end marker"))
-
-
-def _padded(size: int) -> int:
-    return size + -size % tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
@@ -336,9 +326,6 @@ class ShardIndex:
     offsets: Array
     lengths: Array
     shard_bytes: int
-
-    def __len__(self) -> int:
-        return len(self.offsets)
 
     def ranges(self) -> list[tuple[int, int]]:
         """(offset, length) of each sample."""

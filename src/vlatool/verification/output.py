@@ -35,7 +35,7 @@ from vlatool.jobs.files import (
     read_file_list,
 )
 from vlatool.jobs.record import read_record
-from vlatool.verification.check import Check, Depth, check_listed
+from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import OUTPUT, SHARDS
 from vlatool.verification.samples import (
     Expectation,
@@ -131,7 +131,7 @@ def _check_listed_folder(location: Path, entry: FileEntry, check: Check) -> Iter
     if not is_intact(location, entry):
         message = f"{path}: does not hold {entry.count} files of {entry.bytes} bytes"
         yield OUTPUT("size_mismatch", message, path=str(path))
-    elif not check.depth.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
+    elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
         message = f"{path}: holds other bytes than when it was written"
         yield OUTPUT("digest_mismatch", message, path=str(path))
 
@@ -150,8 +150,8 @@ def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
         for name, listed in found.items():
             if name == EPISODES_NAME and len(found) > 1:
                 # Its samples are those of `shards`, which is compared below.
-                headers = Depth(0, is_quick=check.depth.is_quick)
-                yield from _check_shards(listed, replace(check, depth=headers), bar)
+                headers = replace(check, samples=0, is_full=False)
+                yield from _check_shards(listed, headers, bar)
                 check.checked.add(samples=-len(listed.digests), episodes=len(listed.shards))
             else:
                 yield from _check_shards(listed, check, bar)
@@ -204,13 +204,12 @@ def _check_shards(listed: ShardList, check: Check, bar: Progress) -> Iterator[Fi
             yield SHARDS("no_config", error.message, path=str(listed.folder.options_file))
     folder = _FolderCheck(listed, Expectation.of(options), check)
     if listed.has_manifest:
-        yield from folder.stats.open(folder.expected)
+        yield from folder.stats.open()
     for shard in listed.shards:
         yield from folder.shard(shard)
         bar.advance(samples=check.checked.samples)
     if listed.has_manifest:
-        fields = folder.contents.fields
-        yield from folder.stats.findings(fields, folder.expected, len(listed.digests))
+        yield from folder.stats.findings(folder.contents.fields, len(listed.digests))
 
 
 class _FolderCheck:
@@ -219,10 +218,9 @@ class _FolderCheck:
     def __init__(self, listed: ShardList, expected: Expectation, check: Check) -> None:
         self.expected = expected
         self.contents = SampleCheck(expected)
-        self.stats = StatsCheck(listed.folder, recompute=check.depth.is_full)
+        self.stats = StatsCheck(listed.folder, expected, recompute=check.is_full)
         self._listed = listed
-        self._depth = check.depth
-        self._checked = check.checked
+        self._check = check
         self._position = 0
 
     def shard(self, shard: Shard) -> Iterator[Finding]:
@@ -231,7 +229,7 @@ class _FolderCheck:
         if not shard.path.is_file():
             yield SHARDS("missing_shard", f"{name}: is missing", shard=name)
             return
-        self._checked.add(files=1, bytes=shard.path.stat().st_size)
+        self._check.checked.add(files=1, bytes=shard.path.stat().st_size)
         scan = scan_tar(shard.path)
         for problem in scan.problems:
             message = f"{name}: {problem.message}"
@@ -252,7 +250,7 @@ class _FolderCheck:
                     yield SHARDS("duplicate_sample", message, shard=str(path), sample=sample.key)
                 own.add(sample.key)
                 yield from self._sample(file, path, sample)
-        self._checked.add(samples=len(samples), pictures=self.contents.pictures - pictures)
+        self._check.checked.add(samples=len(samples), pictures=self.contents.pictures - pictures)
 
     def _sample(self, file: IO[bytes], path: Path, sample: TarSample) -> Iterator[Finding]:
         """Digest and completeness of each sample, contents of those chosen."""
@@ -264,11 +262,11 @@ class _FolderCheck:
             return
         absent = missing_members(sample.members, self.expected)
         data = b""
-        if is_chosen or absent or not self._depth.is_quick:
+        if is_chosen or absent or not self._check.is_quick:
             file.seek(sample.start)
             data = file.read(sample.end - sample.start)
         place = Place(str(path), sample.stored(data))
-        digest = b"" if self._depth.is_quick else hashlib.blake2b(data, digest_size=16).digest()
+        digest = b"" if self._check.is_quick else hashlib.blake2b(data, digest_size=16).digest()
         self._listed.digests[sample.key] = digest
         if absent:
             # The sample itself may say that its episode has fewer cameras.
@@ -279,13 +277,13 @@ class _FolderCheck:
         if absent:
             yield place.finding("incomplete_sample", f"lacks {', '.join(absent)}")
         if is_chosen:
-            self._checked.add(samples_read=1)
+            self._check.checked.add(samples_read=1)
             yield from self.contents.check(place, self.stats.take)
 
     def _is_next_chosen(self) -> bool:
         """Whether the next sample's contents are read: evenly spread over all."""
         position, self._position = self._position, self._position + 1
-        wanted, total = self._depth.samples, self._listed.samples
+        wanted, total = self._check.samples, self._listed.samples
         if wanted is None or wanted >= total:
             return True
         return position * wanted // total != (position - 1) * wanted // total

@@ -37,9 +37,9 @@ def check_source(
     with check.reporter.progress("episodes", len(refs), "episode") as bar:
         for ref in refs:
             if hasattr(reader, "check"):
-                found = _guarded(reader.check(ref, deep=check.depth.is_full), episode=ref.id)
+                found = _guarded(reader.check(ref, deep=check.is_full), episode=ref.id)
             else:
-                found = check_episode(reader, ref, deep=check.depth.is_full)
+                found = check_episode(reader, ref, deep=check.is_full)
             for finding in found:
                 errors += finding.severity == "error"
                 yield finding

@@ -16,7 +16,7 @@ from vlatool.inspection.report import size_text
 from vlatool.plugins import recognise
 from vlatool.sources.detection import find_source
 from vlatool.storage.uri import existing
-from vlatool.verification.check import Check, Checked, Depth
+from vlatool.verification.check import Check, Checked
 from vlatool.verification.codes import code_rows
 from vlatool.verification.source import check_source
 
@@ -178,8 +178,8 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
 
 
 def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
-    depth = Depth(None if config.full else config.samples, config.full, config.quick)
-    check = Check(depth, Checked(), reporter)
+    samples = None if config.full else config.samples
+    check = Check(samples, config.full, config.quick, reporter=reporter)
     known = recognise(location) if config.format is None else None
     if known is not None:
         kind, artifact = known
