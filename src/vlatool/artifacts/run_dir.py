@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from vlatool.artifacts import provenance, stats
 from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.digest import sha256_of
 
@@ -30,14 +32,6 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class CheckpointFile:
-    """A file of a checkpoint; the digest is hexadecimal."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class CheckpointManifest:
     """manifest.json: written last, so that its presence marks a checkpoint complete.
 
@@ -47,13 +41,13 @@ class CheckpointManifest:
     """
 
     facts: Mapping[str, Any]
-    files: Mapping[str, CheckpointFile]
+    files: Mapping[str, FileEntry]
 
     @classmethod
     def of(cls, folder: Path, facts: Mapping[str, Any]) -> "CheckpointManifest":
         """Of the files that are in a folder."""
         files = {
-            file.name: CheckpointFile(file.stat().st_size, sha256_of(file))
+            file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file))
             for file in sorted(folder.iterdir())
             if file.name != MANIFEST
         }
@@ -61,7 +55,9 @@ class CheckpointManifest:
 
     def write(self, folder: Path) -> None:
         """Writes the file."""
-        files = {name: asdict(file) for name, file in self.files.items()}
+        files = {
+            name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in self.files.items()
+        }
         write_json(folder / MANIFEST, {**self.facts, "files": files})
 
     @classmethod
@@ -75,7 +71,7 @@ class CheckpointManifest:
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             files = {
-                str(name): CheckpointFile(int(one["bytes"]), str(one["sha256"]))
+                str(name): FileEntry(str(name), int(one["bytes"]), str(one["sha256"]))
                 for name, one in facts.pop("files").items()
             }
             outside = [name for name in files if "/" in name or name in ("", "..")]
@@ -223,10 +219,9 @@ class RunDir:
 
     def read_config(self) -> dict[str, Any] | None:
         """The tree of config.yaml; None where there is none."""
-        try:
+        with suppress(DataError):
             return self.config_tree()
-        except DataError:
-            return None
+        return None
 
     def config_tree(self) -> dict[str, Any]:
         """The tree of config.yaml.

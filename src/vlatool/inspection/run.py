@@ -74,22 +74,19 @@ class RunReport:
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
+        checkpoints = [
+            (
+                one.name,
+                "-" if one.step is None else one.step,
+                size_text(one.bytes),
+                ", ".join(one.files),
+            )
+            for one in self.checkpoints
+        ]
         return [
             pairs(self._summary()),
             findings_table(self.findings),
-            table(
-                "Checkpoints",
-                ("name", "step", "size", "files"),
-                [
-                    (
-                        one.name,
-                        "-" if one.step is None else one.step,
-                        size_text(one.bytes),
-                        ", ".join(one.files),
-                    )
-                    for one in self.checkpoints
-                ],
-            ),
+            table("Checkpoints", ("name", "step", "size", "files"), checkpoints),
             table("Last metrics", ("name", "value"), _metric_rows(self.last_metrics)),
         ]
 

@@ -197,16 +197,13 @@ class ShardsReport:
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
+        said = [(kind, f'"{text}"') for kind, text in self.language.items()]
         return [
             pairs(self._summary()),
             findings_table(self.findings),
             table("Cameras", ("name", "width x height"), self.views()),
             statistics_field_table(self.fields),
-            table(
-                "Language",
-                ("kind", "example"),
-                [(kind, f'"{text}"') for kind, text in self.language.items()],
-            ),
+            table("Language", ("kind", "example"), said),
             _origin_block(self.origin),
         ]
 

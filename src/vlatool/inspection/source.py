@@ -79,26 +79,18 @@ class SourceReport:
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
+        tasks = [(count, task) for task, count in self.tasks.items()]
+        said = [(kind, one.sentences, f'"{one.example}"') for kind, one in self.language.items()]
+        warnings = [(one.count, one.code, one.example) for one in self.warnings]
+        broken = [(one["episode"], one["message"]) for one in self.broken]
         return [
             pairs(self._summary()),
-            table("Tasks", ("episodes", "task"), [(n, task) for task, n in self.tasks.items()]),
+            table("Tasks", ("episodes", "task"), tasks),
             table("Cameras", ("name", *CAMERA_HEADER[1:]), self.views("no")),
             source_field_table(self.fields),
-            table(
-                "Language",
-                ("kind", "sentences", "example"),
-                [(kind, one.sentences, f'"{one.example}"') for kind, one in self.language.items()],
-            ),
-            table(
-                "Warnings",
-                ("count", "code", "example"),
-                [(one.count, one.code, one.example) for one in self.warnings],
-            ),
-            table(
-                "Broken episodes",
-                ("episode", "reason"),
-                [(one["episode"], one["message"]) for one in self.broken],
-            ),
+            table("Language", ("kind", "sentences", "example"), said),
+            table("Warnings", ("count", "code", "example"), warnings),
+            table("Broken episodes", ("episode", "reason"), broken),
         ]
 
     def _summary(self) -> dict[str, object]:

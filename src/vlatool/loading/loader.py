@@ -81,7 +81,7 @@ class BatchStream(IterableDataset[Batch | VlatoolError]):
         streams = [
             SampleStream(shards, self._config, slot, plan.seed) for shards in self._facts.shards
         ]
-        samples = iter(MixedStream(streams, weights, plan.seed * 1_000_003 + slot.index))
+        samples = mixed(streams, weights, plan.seed * 1_000_003 + slot.index)
         # Batches are handed out in turn, so the first `skip_batches` were spread over workers.
         skipped = len(range(worker, plan.skip_batches, workers)) * plan.batch_size
         for _ in range(skipped):
@@ -198,24 +198,17 @@ class SampleStream:
         return shards % count == 0 or shards >= _MANY_SHARDS * count
 
 
-class MixedStream:
+def mixed(
+    streams: Sequence[SampleStream], weights: Sequence[float], seed: int
+) -> Iterator[RawSample]:
     """Samples drawn from several streams, each as often as its weight says."""
-
-    def __init__(
-        self, streams: Sequence[SampleStream], weights: Sequence[float], seed: int
-    ) -> None:
-        self._streams = streams
-        self._weights = weights
-        self._seed = seed
-
-    def __iter__(self) -> Iterator[RawSample]:
-        if len(self._streams) == 1:
-            yield from self._streams[0]
-            return
-        rng = random.Random(self._seed)  # noqa: S311 - not for secrets
-        iterators = [iter(stream) for stream in self._streams]
-        while True:
-            yield next(rng.choices(iterators, self._weights)[0])
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    iterators = [iter(stream) for stream in streams]
+    while True:
+        yield next(rng.choices(iterators, weights)[0])
 
 
 def read_shards(urls: Sequence[str]) -> Iterator[RawSample]:

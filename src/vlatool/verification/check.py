@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlatool.artifacts.run_dir import CheckpointFile
 from vlatool.events import NULL, Reporter
 from vlatool.findings import Family, Finding
 from vlatool.jobs.files import FileEntry
@@ -47,9 +46,7 @@ class Check:
     reporter: Reporter = NULL
 
 
-def check_listed(
-    family: Family, path: Path, listed: FileEntry | CheckpointFile, check: Check
-) -> Iterator[Finding]:
+def check_listed(family: Family, path: Path, listed: FileEntry, check: Check) -> Iterator[Finding]:
     """Whether a file is what a list says of it; the codes are those that each list has."""
     try:
         if not path.is_file():
