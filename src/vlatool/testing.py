@@ -1,10 +1,11 @@
-"""Contract checks for authors of dataset formats and model types: one line in their tests.
+"""Contract checks for authors of formats, sinks and model types: one line in their tests.
 
     check_reader(AcmeReader, "tests/data/acme")
+    check_sink(AcmeSink)
     check_model_type(AcmeType, {"width": 32})
 
 Each raises an AssertionError that says in a sentence which promise is broken. The promises are
-those of `vlatool.sources.base.FormatReader` and `vlatool.models.base.ModelType`.
+those of `sources.base.FormatReader`, `sinks.base.Sink` and `models.base.ModelType`.
 Legend of shapes: F frames, B samples of a batch, T steps, A width of an action.
 """
 
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample
 from vlatool.loading.facts import DatasetFacts, derive_data
 from vlatool.loading.normalizer import Normalizer
+from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
+from vlatool.sink_trial import SinkTrial
 from vlatool.sources.base import facts_of
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
@@ -62,6 +66,30 @@ def check_reader(
         _check_episode(episode)
     _check_survey(reader_class(keys).survey(refs), episodes)
     return episodes
+
+
+def check_sink(
+    sink_class: Any,
+    config: Mapping[str, Any] | None = None,
+    *,
+    make_executor: Callable[[], Executor] | None = None,
+) -> None:
+    """Checks a sink on three small episodes: what it writes is whole, ours, and always the same.
+
+    Args:
+        sink_class: The class that the table names.
+        config: Keys of the sink's config that differ from its defaults. The episodes have two
+            cameras of 64 x 64 pixels and 6 frames each; a sink may need smaller windows.
+        make_executor: Where one of the runs works; None for two processes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trial = SinkTrial(sink_class, _config(sink_class, config), Path(folder))
+        outcomes = trial.check_quiet_run()
+        for count in range(outcomes + 1):
+            trial.check_killed_run(f"killed after {count}", SerialExecutor, count)
+        trial.check_killed_run("killed elsewhere", make_executor or partial(ProcessExecutor, 2), 1)
+        trial.check_failed_episode()
+        trial.check_owned()
 
 
 def check_model_type(model_type_class: Any, config: Mapping[str, Any] | None = None) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.builders.plugin import acme_data, acme_distribution, hostile_distribution
@@ -49,10 +50,12 @@ def vlatool(root: Path, *argv: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-def preprocess(root: Path, output: str, *camera: str) -> tuple[int, dict[str, Any]]:
+def preprocess(
+    root: Path, output: str, *camera: str, source: str = "raw"
+) -> tuple[int, dict[str, Any]]:
     options = ["--workers", "1", "--past-lowdim-steps", "0", "--future-lowdim-steps", "1"]
     options += ["--image-indices", "0", *camera]
-    return vlatool(root, "preprocess", "acme", "raw", "-o", output, *options)
+    return vlatool(root, "preprocess", "acme", source, "-o", output, *options)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,19 @@ def test_format_is_used_with_its_own_keys(root: Path, data: Path) -> None:
 def test_error_of_a_format_is_told_as_ours_are(root: Path) -> None:
     status, document = preprocess(root, "none")
     assert (status, document["error"]["code"]) == (3, "data.missing_file")
+
+
+def test_bug_of_a_format_costs_only_its_episode_and_is_told_as_a_bug(root: Path) -> None:
+    raw = acme_data(root / "cut")
+    np.save(raw / "episode_1/front.npy", np.zeros((3, 16, 20, 3), np.uint8))  # of 8 frames
+
+    status, document = preprocess(root, "rest", "--camera", "front", source="cut")
+
+    (failure,) = document["error"]["details"]["failures"]
+    assert (status, failure["episode"][-1], failure["code"]) == (1, "1", "bug.unexpected")
+    assert "acme_vla/reader.py" in " ".join(failure["details"]["traceback"])
+    assert str(root) not in json.dumps(failure["details"])
+    assert document["episodes"] == 2
 
 
 def test_model_type_trains_and_is_evaluated(root: Path, data: Path) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.jsonl_sink import ToySink
 from tests.builders.preprocessing import contents, run
 from tests.builders.spartan import spartan_task
 from vlatool.errors import PartialFailure
+from vlatool.parallel.ray_executor import RayExecutor
+from vlatool.testing import check_sink
 from vlatool.workflows.preprocess import PreprocessResult
 
 ray = pytest.importorskip("ray")
@@ -78,3 +81,7 @@ def test_broken_episode_costs_only_itself(address: str, tmp_path: Path) -> None:
     assert isinstance(caught.value.result, PreprocessResult)
     assert caught.value.result.episodes == 2
     assert len(caught.value.result.failures) == 1
+
+
+def test_toy_sink_keeps_its_promises_on_a_cluster(address: str) -> None:
+    check_sink(ToySink, make_executor=lambda: RayExecutor(address=address))

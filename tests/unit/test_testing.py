@@ -1,5 +1,6 @@
 """The contract checks hold for what is built in, and notice what plugin authors get wrong."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.builders.lerobot import lerobot_dataset
+from tests.builders.plugin import acme_data
 from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode, Survey
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
@@ -34,6 +36,20 @@ VIT = {
     "n_heads": 2,
     "n_layers": 1,
 }
+
+
+PLUGINS_PAGE = Path(__file__).parents[2] / "docs/plugins.md"
+
+
+def test_format_of_the_documentation_keeps_the_promises_of_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, block = PLUGINS_PAGE.read_text().partition("```python\n")
+    (tmp_path / "acme_of_the_page.py").write_text(block.partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    reader = importlib.import_module("acme_of_the_page").AcmeReader
+
+    assert len(check_reader(reader, acme_data(tmp_path / "raw", episodes=11))) == 11
 
 
 def test_spartan_keeps_the_promises_of_a_reader(tmp_path: Path) -> None:

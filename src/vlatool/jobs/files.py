@@ -113,7 +113,7 @@ def is_intact(folder: Path, entry: FileEntry) -> bool:
     path = folder / entry.path
     try:
         if entry.count is not None:
-            below = files_below(path)
+            below = own_files(path)
             return (len(below), sum(file.bytes for file in below)) == (entry.count, entry.bytes)
         if path.stat().st_size != entry.bytes:
             return False
@@ -138,7 +138,7 @@ def folder_entry(name: str, files: Mapping[str, tuple[int, str]]) -> FileEntry:
 
 def digests_below(folder: Path) -> dict[str, tuple[int, str]]:
     """(size, sha256) of each file below a folder, as `folder_entry` takes them."""
-    return {file.name: (file.bytes, sha256_of(folder / file.name)) for file in files_below(folder)}
+    return {file.name: (file.bytes, sha256_of(folder / file.name)) for file in own_files(folder)}
 
 
 def own_files(folder: Path) -> list[FileFacts]:

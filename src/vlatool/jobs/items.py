@@ -9,11 +9,13 @@ from vlatool.errors import StorageError
 from vlatool.jobs.inputs import InputState
 from vlatool.jobs.job import Job
 from vlatool.jobs.journal import Journal, Receipt, intact
-from vlatool.parallel.executor import Executor, Outcome
+from vlatool.parallel.executor import Executor, Outcome, attempt
 from vlatool.storage.background import in_parallel
 from vlatool.storage.uri import is_remote
 
 _LOADED_AHEAD = 4
+
+_Look = tuple[InputState, Receipt | None]
 
 
 class Items:
@@ -47,28 +49,28 @@ class Items:
 
         The items that it takes ahead are looked at here as well.
         """
-        waiting = deque[tuple[_Part, InputState, Receipt | None]]()
+        looks = deque[Outcome[_Part, _Look]]()
 
         def unknown() -> Iterator[Any]:
             for part in parts:
-                state = task.state(part.item)
-                before = task.known(part, state)
-                waiting.append((part, state, before))
-                if before is None:
+                looks.append(attempt(task.look, part))
+                if _is_unknown(looks[-1]):
                     yield part.item
 
-        made = self._executor.map(self._spec.work, unknown())
-        while True:
-            outcome = None if waiting and waiting[0][2] is not None else next(made, None)
-            while waiting and waiting[0][2] is not None:
-                part, _, before = waiting.popleft()
-                yield Outcome(part.item, before)
-            if outcome is None and not waiting:
-                return
-            if outcome is not None:
-                part, state, _ = waiting.popleft()
-                receipt = outcome.value and task.entered(part, state, outcome.value)
-                yield Outcome(part.item, receipt, outcome.error)
+        def settled() -> Iterator[Outcome[Any, Receipt]]:
+            while looks and not _is_unknown(looks[0]):
+                look = looks.popleft()
+                before = look.value and look.value[1]
+                yield Outcome(look.item.item, before and self.whole(before), look.error)
+
+        for outcome in self._executor.map(self._spec.work, unknown()):
+            yield from settled()
+            look = looks.popleft()
+            assert look.value is not None
+            receipt = outcome.value and task.entered(look.item, look.value[0], outcome.value)
+            yield Outcome(look.item.item, receipt, outcome.error)
+        yield from settled()
+        assert not looks, "the executor lost an item"
 
     def _logged(self) -> dict[str, Receipt]:
         """Receipts of earlier runs; the last of an item counts."""
@@ -128,12 +130,15 @@ class _Task:
 
     def __call__(self, part: _Part) -> Receipt:
         """The receipt without its bulk, which is in the journal: answers stay small."""
-        state = self.state(part.item)
-        before = self.known(part, state)
+        state, before = self.look(part)
         return before or self.entered(part, state, self.work(part.item)).slim()
 
-    def known(self, part: _Part, state: InputState) -> Receipt | None:
-        """What an earlier run did from the same input by the same plan, if it is still there."""
+    def look(self, part: _Part) -> "_Look":
+        """The input as it is, and what an earlier run did from the same, if it is still there."""
+        state = self.state(part.item)
+        return state, self._known(part, state)
+
+    def _known(self, part: _Part, state: InputState) -> Receipt | None:
         key = f"{self.plan} {state.digest}"
         known = self.journal.find(part.id, key) if self.is_begun else part.known
         if known is None or known.key != key:
@@ -150,6 +155,11 @@ class _Task:
         if self.is_stored:
             self.journal.store(receipt)
         return receipt
+
+
+def _is_unknown(look: Outcome[_Part, _Look]) -> bool:
+    """Whether an item is to be worked on."""
+    return look.value is not None and look.value[1] is None
 
 
 def _receipt(row: dict[str, Any]) -> Receipt | None:

@@ -205,7 +205,10 @@ class Job(Protocol[Item]):
         ...
 
     def inputs(self) -> Mapping[str, Any]:
-        """What all items are made from now, as `inputs_of` tells it; nothing without files."""
+        """What all items are made from now, as `inputs_of` tells it.
+
+        Nothing without files, unless the job grows: then it tells which items there are.
+        """
         ...
 
     def begin(self) -> None:

@@ -5,8 +5,8 @@ output it is, to the lock, the journal, failures, progress, the list of files an
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class _Loop:
 
     def run(self) -> Run:
         output = self._spec.output
-        if self._ranks.rank:
+        if self._ranks.rank and not self._options.dry_run:
             return self._share()
         seen = read_record(output)
         before = self._before()  # refused before the lock leaves a trace
@@ -152,13 +152,14 @@ class _Loop:
         """Items, what they share, the list of files and, last, the record."""
         job, spec, run = self._job, self._spec, self._run
         clock = time.monotonic()
-        entries = job.finish(self._held(lock), run)
+        with closing(self._held(lock)) as receipts:  # the log is left even where finish fails
+            entries = job.finish(receipts, run)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
         write_file_list(spec.output, entries)
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
         remove_leftovers(spec.output)  # of workers that died on the way
-        has_inputs = any(sizes for _, sizes, _ in self._keyed)
+        has_inputs = spec.grows or any(sizes for _, sizes, _ in self._keyed)
         run.record = replace(
             run.record,
             inputs=inputs_of(self._keyed, spec.noun) if has_inputs else {},
@@ -180,7 +181,7 @@ class _Loop:
             forget(self._spec.output)
             remove_empty(self._spec.output)
 
-    def _held(self, lock: Lock) -> Iterator[Receipt]:
+    def _held(self, lock: Lock) -> Generator[Receipt]:
         """Receipts of all items in order, as long as the output is still ours."""
         receipts = self._receipts(self._job.items)
         if self._ranks.size > 1:

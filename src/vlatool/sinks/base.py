@@ -70,6 +70,8 @@ class Estimate:
 class Sink(Protocol):
     """Where episodes go.
 
+    One whose receipts carry findings has their codes in `findings: ClassVar[Family]`.
+
     Attributes:
         Config: Its keys; the default of `type` is the sink's name.
         owned: Patterns of everything it writes; what others put beside it is left alone.
@@ -106,3 +108,6 @@ class Sink(Protocol):
     def estimate(self) -> Estimate:
         """What a run would write."""
         ...
+
+
+MakeSink = Callable[[Any, SinkSetup], Sink]

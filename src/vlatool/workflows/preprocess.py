@@ -21,7 +21,7 @@ from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import Engine, make_executor
 from vlatool.parallel.executor import Executor
 from vlatool.plugins import FORMATS, SINKS
-from vlatool.sinks.base import Sink, SinkSetup, SinkSummary
+from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
 from vlatool.sources.choice import ChoiceConfig, EpisodeTask, choose_episodes
 from vlatool.storage.uri import location
@@ -242,7 +242,8 @@ def _executor(config: PreprocessConfig) -> Executor:
 class PreprocessJob:
     """The episodes of some sources on their way into a sink; see `jobs.job.Job`."""
 
-    def __init__(self, config: PreprocessConfig) -> None:
+    def __init__(self, config: PreprocessConfig, make_sink: MakeSink | None = None) -> None:
+        """`make_sink` is the class of a sink that is not in the table."""
         check_needed(config, "vlatool preprocess FORMAT SOURCE... --output DIR")
         self._config = config
         section = reader_section(config)
@@ -254,7 +255,7 @@ class PreprocessJob:
         self.items: Sequence[EpisodeRef] = chosen.refs
         output = location(config.output)
         setup = SinkSetup(output, chosen.survey, chosen.refs, origin(config, section, resolved))
-        self._sink: Sink = SINKS.get(config.sink.type)(config.sink, setup)
+        self._sink: Sink = (make_sink or SINKS.get(config.sink.type))(config.sink, setup)
         self.spec = JobSpec(
             output=output,
             record=run_record(config, section),

@@ -1,0 +1,184 @@
+"""Toy jobs: items are words, each becomes a file, and a closing file has them all."""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, own_files
+from vlatool.jobs.inputs import InputState, present_inputs
+from vlatool.jobs.job import JobOptions, JobSpec, Ranks, Run
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.run import run_job
+from vlatool.parallel.executor import Executor, Outcome, SerialExecutor, attempt
+from vlatool.storage.atomic import atomic_folder, remove_file, write_text
+
+ALL = "all.txt"
+OWNED = ("words/*", "words/*/*", ALL)
+
+
+class Killed(BaseException):
+    """The end of a run from outside."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """Writes a file with the word, or a folder with a file per letter.
+
+    Attributes:
+        output: The output folder.
+        is_folder: Whether an item becomes a folder.
+        has_arrays: Whether receipts carry the letters.
+        bad: Word to what is raised for it.
+        fatal: Word that ends the process.
+    """
+
+    output: Path
+    is_folder: bool = False
+    has_arrays: bool = False
+    bad: Mapping[str, Exception] = field(default_factory=dict[str, Exception])
+    fatal: str = ""
+
+    def __call__(self, word: str) -> Receipt:
+        if word == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if word in self.bad:
+            raise self.bad[word]
+        entry = self._folder(word) if self.is_folder else self._file(word)
+        arrays = {"letters": np.array(list(word))} if self.has_arrays else {}
+        counts = {"letters": len(word)}
+        return Receipt("", counts=counts, files=(entry,), facts={"word": word}, arrays=arrays)
+
+    def _file(self, word: str) -> FileEntry:
+        write_text(self.output / f"words/{word}", word)
+        return file_entry(self.output, f"words/{word}")
+
+    def _folder(self, word: str) -> FileEntry:
+        with atomic_folder(self.output / f"words/{word}") as folder:
+            for number, letter in enumerate(word):
+                (folder / str(number)).write_text(letter)
+        return folder_entry(f"words/{word}", digests_below(self.output / f"words/{word}"))
+
+
+def no_input(word: str) -> InputState:
+    """A word follows from itself."""
+    return InputState(word, sizes=word)
+
+
+class ToyJob:
+    """Words on their way to disk; see `jobs.job.Job`.
+
+    Args:
+        output: The output folder.
+        words: The items.
+        work: Writes one.
+        spec: What else is not as usual.
+    """
+
+    def __init__(
+        self, output: Path, words: str, work: Callable[[str], Receipt] | None = None, **spec: Any
+    ) -> None:
+        self.items: Sequence[str] = words.split()
+        self.spec = JobSpec(
+            output=output,
+            record=OutputRecord("toy", {"case": "lower"}),
+            title="toy",
+            noun="word",
+            plan="plain",
+            work=work or Write(output),
+            owned=OWNED,
+            places=(output,),
+            measured="letters",
+            **{"state": no_input, **spec},
+        )
+
+    def name(self, item: str) -> str:
+        return item
+
+    def inputs(self) -> Mapping[str, Any]:
+        return present_inputs(self.items, self.name, self.spec.state, "word")
+
+    def begin(self) -> None:
+        remove_file(self.spec.output / ALL)
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+        done = list(receipts)
+        write_text(self.spec.output / ALL, " ".join(map(self._word, done)))
+        return [*(file for one in done for file in one.files), file_entry(self.spec.output, ALL)]
+
+    def _word(self, receipt: Receipt) -> str:
+        return "".join(receipt.arrays["letters"] if self.spec.has_arrays else receipt.facts["word"])
+
+    def result(self, run: Run) -> Mapping[str, Any]:
+        return {"letters": run.sums.get("letters", 0), "failures": run.failures}
+
+
+def run_toy(job: ToyJob, executor: Executor | None = None, **options: Any) -> Run:
+    """One run of a job, in this process unless said otherwise."""
+    chosen = JobOptions(**options)
+    return run_job(job, executor or SerialExecutor(), options=chosen)
+
+
+class Doomed(SerialExecutor):
+    """An executor whose run is killed before it learns of an outcome."""
+
+    def __init__(self, outcomes: int) -> None:
+        self._left = outcomes
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for outcome in super().map(function, items):
+            if not self._left:
+                raise Killed
+            self._left -= 1
+            yield outcome
+
+
+class Batches:
+    """An executor of its own kind: it works on many items at once, as a device would.
+
+    Attributes:
+        taken: The batches that it was given.
+    """
+
+    def __init__(self, size: int, dies_after: int = -1) -> None:
+        self.taken: list[tuple[Any, ...]] = []
+        self._size, self._dies_after = size, dies_after
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def map(
+        self, function: Callable[[Any], Any], items: Iterable[Any]
+    ) -> Iterator[Outcome[Any, Any]]:
+        waiting = iter(items)
+        while batch := tuple(islice(waiting, self._size)):
+            if len(self.taken) == self._dies_after:
+                raise Killed
+            self.taken.append(batch)
+            yield from [attempt(function, item) for item in batch]
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file of an output, and its list."""
+    names = [*(file.name for file in own_files(output)), ".vlatool/files.jsonl"]
+    return {name: (output / name).read_bytes() for name in names}
+
+
+def share(rank: int, barrier: Any, answers: Any, words: str, work: Write, **spec: Any) -> None:
+    """What one of two processes does of a job; puts (rank, what it learned) into a queue."""
+
+    def meet() -> None:
+        barrier.wait()
+
+    job = ToyJob(work.output, words, work, **spec)
+    run = run_job(job, SerialExecutor(), ranks=Ranks(rank, 2, meet))
+    answers.put((rank, {"status": run.status, "sums": run.sums, "failures": run.failures}))

@@ -1,0 +1,176 @@
+"""Sinks keep the promises of `sinks/base.py`: the built-in one, and one of 60 lines."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import vlatool
+from tests.builders.jsonl_sink import INDEX, Lines, ToySink
+from tests.builders.spartan import spartan_task
+from vlatool.episode import Episode, EpisodeRef
+from vlatool.jobs.job import Run
+from vlatool.jobs.journal import Receipt
+from vlatool.plugins import FORMATS, SINKS
+from vlatool.sinks.base import Estimate, SinkSummary
+from vlatool.sinks.lbm.sink import LbmSink
+from vlatool.testing import check_sink
+from vlatool.workflows.preprocess import PreprocessConfig
+
+WINDOWS = {"past_lowdim_steps": 0, "future_lowdim_steps": 1, "image_indices": [0]}
+TOY = Path(__file__).parents[1] / "builders/jsonl_sink.py"
+
+
+def test_lbm_keeps_the_promises_of_a_sink() -> None:
+    check_sink(LbmSink, {**WINDOWS, "samples_per_shard": 16})
+
+
+def test_toy_keeps_the_promises_of_a_sink() -> None:
+    check_sink(ToySink, {"every": 2})
+
+
+class Forgetful(ToySink):
+    """Does not tell of its index."""
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+        summary = super().finish(receipts, run)
+        return replace(summary, files=summary.files[:-1])
+
+
+class Greedy(ToySink):
+    """Owns less than it writes."""
+
+    owned: ClassVar[Sequence[str]] = ["episodes/*.jsonl"]
+
+
+class Careless(ToySink):
+    """Does not count samples."""
+
+    def __init__(self, config: Any, setup: Any) -> None:
+        super().__init__(config, setup)
+        self.work = Uncounted(self.work.output, self.work.every)
+
+
+class Uncounted(Lines):
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        return replace(super().__call__(ref, episode), counts={"frames": episode.num_frames})
+
+
+class Local(ToySink):
+    """Its work cannot travel to workers."""
+
+    def __init__(self, config: Any, setup: Any) -> None:
+        super().__init__(config, setup)
+        lines = self.work
+        self.work = lambda ref, episode: lines(ref, episode)
+
+
+class Eager(ToySink):
+    """Writes when it is asked what it would write."""
+
+    def estimate(self) -> Estimate:
+        (self._setup.output / "episodes").mkdir(parents=True)
+        return super().estimate()
+
+
+class Torn(ToySink):
+    """Leaves half of an episode that fails behind."""
+
+    def __init__(self, config: Any, setup: Any) -> None:
+        super().__init__(config, setup)
+        self.work = Leaving(self.work.output, self.work.every)
+
+
+class Leaving(Lines):
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        path = self.output / f"episodes/{ref.id}.part.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        receipt = super().__call__(ref, episode)
+        path.unlink()
+        return receipt
+
+
+class Changing(ToySink):
+    """What it writes depends on what this run did and an earlier one had done."""
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+        first = next(receipts)
+        files = [file for one in (first, *receipts) for file in one.files]
+        self._every += run.resumed
+        return super().finish(iter([replace(first, files=tuple(files[run.resumed :]))]), run)
+
+
+@pytest.mark.parametrize(
+    ("sink", "sentence"),
+    [
+        (Forgetful, "finish does not tell of its files"),
+        (Greedy, "owned does not match"),
+        (Careless, "receipts count"),
+        (Local, "work cannot be pickled"),
+        (Eager, "estimate writes"),
+        (Torn, "finish does not tell of its files"),
+        (Changing, "other bytes than those of a quiet run"),
+    ],
+)
+def test_broken_promise_of_a_sink_is_noticed(sink: type[ToySink], sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_sink(sink)
+
+
+def built_in(registry: Any) -> list[str]:
+    return [entry.name for entry in registry.entries() if entry.origin == "vlatool"]
+
+
+@pytest.mark.parametrize("sink", built_in(SINKS))
+@pytest.mark.parametrize("source", built_in(FORMATS))
+def test_no_key_is_owned_twice_by_root_format_and_sink(source: str, sink: str) -> None:
+    root = {*PreprocessConfig.model_fields, *PreprocessConfig.renamed} - {"type"}
+    sections = [FORMATS.get(source).Config.model_fields, SINKS.get(sink).Config.model_fields]
+    of_format, of_sink = ({*fields} - {"type"} for fields in sections)
+
+    assert [root & of_format, root & of_sink, of_format & of_sink] == [set(), set(), set()]
+
+
+@pytest.fixture(scope="module")
+def contributed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with the toy added as CONTRIBUTING says: a file, and a row in the table."""
+    root = tmp_path_factory.mktemp("tree")
+    shutil.copytree(Path(vlatool.__file__).parent, root / "vlatool")
+    shutil.copy(TOY, root / "vlatool/sinks/toy.py")
+    plugins = root / "vlatool/plugins.py"
+    table = '"sink", {'
+    text = plugins.read_text()
+    assert table in text
+    plugins.write_text(text.replace(table, f'{table}"toy": "vlatool.sinks.toy:ToySink", '))
+    return root
+
+
+def command(root: Path, *words: str) -> dict[str, Any]:
+    """The answer of a command of that tree."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vlatool", "--json", *words],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_contributed_sink_is_chosen_by_its_name(contributed: Path, tmp_path: Path) -> None:
+    raw = spartan_task(tmp_path / "raw", 2, 5)
+    words = ["preprocess", "spartan", str(raw), "-o", str(tmp_path / "out"), "--workers", "2"]
+
+    answer = command(contributed, *words, "--sink", "toy", "--sink.every", "2")
+
+    assert answer["samples"] == 6
+    assert sorted(json.loads((tmp_path / "out" / INDEX).read_text()).values()) == [3, 3]

@@ -1,0 +1,89 @@
+"""Receipts come back as they were entered."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlatool.findings import Finding
+from vlatool.jobs.append_log import AppendLog
+from vlatool.jobs.files import FileEntry
+from vlatool.jobs.journal import Journal, Receipt, forget
+
+RECEIPT = Receipt(
+    "episode_1",
+    key="plan input",
+    counts={"frames": 3, "samples": 2},
+    dropped={"padding": 1},
+    files=(FileEntry("a.tar", 9, "ab" * 32, samples=2), FileEntry("b/", 3, "cd" * 32, count=4)),
+    findings=(Finding("world.odd", "warning", "It is odd.", {"frame": 2}, "look at it"),),
+    facts={"success": True, "names": ["x"]},
+    sizes="ef",
+    changed_ns=12,
+)
+ARRAYS = {"ranges": np.arange(6).reshape(3, 2), "words": np.array(["a", "bc"]), "no": np.zeros(0)}
+
+
+def test_receipt_without_arrays_is_a_row() -> None:
+    assert Receipt.of(RECEIPT.row()) == RECEIPT
+
+
+def test_row_of_a_receipt_survives_a_log(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    with AppendLog(journal.log()) as log:
+        log.append(RECEIPT.row())
+
+    assert [Receipt.of(row) for row in journal.rows()] == [RECEIPT]
+
+
+@pytest.mark.parametrize("key", RECEIPT.row())
+def test_row_that_lacks_something_is_no_receipt(key: str) -> None:
+    row = {name: value for name, value in RECEIPT.row().items() if name != key}
+
+    with pytest.raises(ValueError, match="no receipt"):
+        Receipt.of(row)
+
+
+def test_receipt_with_arrays_comes_back_from_its_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.store(replace(RECEIPT, arrays=ARRAYS))
+
+    found = journal.find(RECEIPT.item, RECEIPT.key)
+
+    assert found is not None
+    assert found.slim() == RECEIPT
+    assert {name: values.dtype for name, values in found.arrays.items()} == {
+        name: values.dtype for name, values in ARRAYS.items()
+    }
+    assert all(np.array_equal(found.arrays[name], ARRAYS[name]) for name in ARRAYS)
+
+
+def test_receipt_of_another_plan_is_not_found(tmp_path: Path) -> None:
+    Journal(tmp_path).store(RECEIPT)
+
+    assert Journal(tmp_path).find(RECEIPT.item, "another plan") is None
+
+
+def test_kinds_of_items_are_kept_apart(tmp_path: Path) -> None:
+    Journal(tmp_path, "shards").store(RECEIPT)
+
+    assert Journal(tmp_path).find(RECEIPT.item, RECEIPT.key) is None
+
+
+def test_items_are_counted_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for rank in range(2):
+        with AppendLog(journal.log(rank)) as log:
+            log.append(RECEIPT.row())
+            log.append({"item": "episode_2", "failed": {}})
+
+    assert journal.count() == 1
+
+
+def test_forgotten_journal_is_empty(tmp_path: Path) -> None:
+    Journal(tmp_path).store(RECEIPT)
+
+    forget(tmp_path)
+
+    assert (Journal(tmp_path).count(), Journal(tmp_path).has_files()) == (0, False)
