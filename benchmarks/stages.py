@@ -20,7 +20,7 @@ from machine import describe
 from vlatool.artifacts.npz_bytes import write_arrays
 from vlatool.artifacts.sample import sample_members
 from vlatool.artifacts.shard import TarWriter, member_bytes
-from vlatool.artifacts.stats import write_compact_stats, write_stats
+from vlatool.artifacts.stats import compact, write_stats
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
@@ -65,8 +65,8 @@ def main(raw: Path, size: tuple[int, int]) -> None:
         )
         paths = [Path(folder, "a.json"), Path(folder, "b.json")]
         stages.run("statistics: files", lambda: write_stats(paths, entries))
-        compact = Path(folder, "c.json")
-        stages.run("statistics: compact file", lambda: write_compact_stats(compact, entries))
+        small = Path(folder, "c.json")
+        stages.run("statistics: compact file", lambda: write_stats([small], compact(entries)))
     print(describe())
     whole = sum(stages.seconds.values())
     print(f"{len(sampler)} samples of {len(CAMERAS)} cameras; {whole:.2f} CPU seconds")

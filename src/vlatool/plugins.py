@@ -167,7 +167,7 @@ ARTIFACTS: Registry[Artifact] = Registry(
         "shard": Artifact(
             "vlatool.artifacts.shard:is_shard",
             "vlatool.verification.output:check_shard",
-            "vlatool.inspection.shard:inspect_shard",
+            "vlatool.inspection.shards:inspect_shard",
             "vlatool.pages.html_page:write_shard_page",
         ),
         "run": Artifact(
@@ -176,7 +176,7 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.inspection.run:inspect_run",
         ),
         "checkpoint": Artifact(
-            "vlatool.artifacts.checkpoint:is_checkpoint",
+            "vlatool.artifacts.run_dir:is_checkpoint",
             "vlatool.verification.run:check_checkpoint",
             "vlatool.inspection.run:inspect_checkpoint",
         ),

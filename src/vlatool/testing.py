@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.checkpoint import MODEL
+from vlatool.artifacts.run_dir import MODEL
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError

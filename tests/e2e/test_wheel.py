@@ -19,12 +19,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_wheel_has_every_preset_and_the_type_marker(wheel: Path) -> None:
+def test_wheel_has_every_preset_the_page_and_the_type_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "presets").rglob("*.yaml")}
     assert presets
     assert {f"vlatool/{name}" for name in presets} <= names
-    assert "vlatool/py.typed" in names
+    assert {"vlatool/py.typed", "vlatool/pages/page.html"} <= names
 
 
 def test_installed_wheel_resolves_a_preset(wheel: Path, tmp_path: Path) -> None:

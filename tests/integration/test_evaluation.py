@@ -31,8 +31,8 @@ from vlatool.evaluation.trained_policy import load_policy
 from vlatool.events import NullReporter
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample, SampleDecoder
+from vlatool.loading.loader import read_shards
 from vlatool.loading.normalizer import Normalizer
-from vlatool.loading.stream import read_shards
 from vlatool.models.policy import Observation, Policy
 from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import open_loop, rollout

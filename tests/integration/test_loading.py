@@ -23,9 +23,8 @@ from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample, SampleDecoder
 from vlatool.loading.facts import DatasetFacts, derive_data, read_facts
-from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.loader import LoaderPlan, SampleStream, Slot, build_loader, mixed
 from vlatool.loading.normalizer import Normalizer
-from vlatool.loading.stream import MixedStream, SampleStream, Slot
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 SAMPLES = 12
@@ -232,7 +231,7 @@ def test_mixture_draws_by_weight(
     streams = [SampleStream(half, config, Slot(0, 1), 1) for half in halves]
     first = set(all_keys(folders[6])[: SAMPLES // 2])
 
-    drawn = itertools.islice(MixedStream(streams, weights, seed=1), 400)
+    drawn = itertools.islice(mixed(streams, weights, seed=1), 400)
 
     # 400 draws have a standard deviation of at most 0.025.
     assert np.mean([one["__key__"] in first for one in drawn]) == pytest.approx(share, abs=0.1)
@@ -245,7 +244,7 @@ def test_zero_weight_excludes_a_data_set(folders: dict[int, Path]) -> None:
     first = set(all_keys(folders[6])[: SAMPLES // 2])
 
     drawn = Counter(
-        one["__key__"] in first for one in itertools.islice(MixedStream(streams, [1, 0], 1), 30)
+        one["__key__"] in first for one in itertools.islice(mixed(streams, [1, 0], 1), 30)
     )
 
     assert drawn == {True: 30}

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from tests.builders.training import tiny_config
-from vlatool.artifacts.checkpoint import CheckpointManifest
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run_dir import CheckpointManifest, RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
 from vlatool.storage.uri import location

@@ -1,8 +1,10 @@
 """A run folder: configuration, metrics, checkpoints, and what evaluation needs beside them."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,19 @@ from typing import Any
 import yaml
 
 from vlatool.artifacts import provenance, stats
-from vlatool.artifacts.checkpoint import (
-    MANIFEST,
-    checkpoint_name,
-    checkpoint_step,
-)
 from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import write_json, write_text
+from vlatool.storage.digest import sha256_of
 
+MODEL = "model.safetensors"
+EMA = "ema.safetensors"
+TRAINER = "trainer.pt"
+MANIFEST = "manifest.json"
+WEIGHTS_SUFFIX = ".safetensors"
+# The limit of the safetensors library itself.
+_LARGEST_HEADER = 100_000_000
+_STEP = "step_"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LATEST = "latest.json"
@@ -25,40 +32,139 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
+class CheckpointManifest:
+    """manifest.json: written last, so that its presence marks a checkpoint complete.
+
+    Attributes:
+        facts: What else it says, such as `step` and `samples`.
+        files: Name to size and digest of every other file of the folder.
+    """
+
+    facts: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+
+    @classmethod
+    def of(cls, folder: Path, facts: Mapping[str, Any]) -> "CheckpointManifest":
+        """Of the files that are in a folder."""
+        files = {
+            file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file))
+            for file in sorted(folder.iterdir())
+            if file.name != MANIFEST
+        }
+        return cls(facts, files)
+
+    def write(self, folder: Path) -> None:
+        """Writes the file."""
+        files = {
+            name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in self.files.items()
+        }
+        write_json(folder / MANIFEST, {**self.facts, "files": files})
+
+    @classmethod
+    def read(cls, folder: Path) -> "CheckpointManifest":
+        """The manifest of a checkpoint.
+
+        Raises:
+            DataError: It is missing, no manifest, or names a file outside the folder.
+        """
+        path = folder / MANIFEST
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            files = {
+                str(name): FileEntry(str(name), int(one["bytes"]), str(one["sha256"]))
+                for name, one in facts.pop("files").items()
+            }
+            outside = [name for name in files if "/" in name or name in ("", "..")]
+            if outside:
+                raise ValueError(f"names {outside[0]!r}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"{path}: not the manifest of a checkpoint: {error}",
+                hint="use another checkpoint of the run",
+                code="data.broken_checkpoint",
+                details={"path": str(path)},
+            ) from None
+        return cls(facts, files)
+
+
+def is_checkpoint(location: Path) -> bool:
+    """Whether a folder looks like a checkpoint, however damaged."""
+    traces = [(location / name).is_file() for name in (MANIFEST, MODEL)]
+    return all(traces) or (any(traces) and checkpoint_step(location.name) is not None)
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"{_STEP}{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step that the name of a checkpoint tells; None for another name."""
+    digits = name.removeprefix(_STEP)
+    return int(digits) if digits.isdecimal() and digits != name else None
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """What the header of a safetensors file says; dtypes as it names them (`F32`)."""
+
+    parameters: int
+    tensors: int
+    dtypes: tuple[str, ...]
+
+
+def read_weights_header(path: Path) -> WeightsFacts:
+    """Counts the parameters of a safetensors file without reading one.
+
+    The file begins with the length of a JSON header, 8 bytes, little endian.
+    Source: huggingface.co/docs/safetensors, format.
+
+    Raises:
+        DataError: It is missing, no safetensors file, or cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LARGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header: dict[str, Any] = json.loads(file.read(length))
+        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+        sizes = [math.prod(map(int, one["shape"])) for one in tensors.values()]
+        end = 8 + length + max((int(one["data_offsets"][1]) for one in tensors.values()), default=0)
+        if path.stat().st_size != end:
+            raise ValueError(f"{path.stat().st_size} bytes, the header says {end}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{path}: weights cannot be read: {error}",
+            hint="use another checkpoint of the run",
+            code="data.broken_weights",
+            details={"path": str(path)},
+        ) from None
+    dtypes = sorted({str(one.get("dtype")) for one in tensors.values()})
+    return WeightsFacts(sum(sizes), len(sizes), tuple(dtypes))
+
+
 class RunDir:
-    """Paths in a run folder, and what its small files say."""
+    """Paths in a run folder, and what its small files say.
 
-    root: Path
+    Attributes:
+        root: The folder.
+        config: The resolved, derived configuration.
+        metrics: One JSON object per line.
+        stats: Statistics of the fields that are used.
+        options: How the first data set was preprocessed.
+        latest_file: Names the newest checkpoint.
+        checkpoints_folder: A folder per checkpoint.
+    """
 
-    @property
-    def config(self) -> Path:
-        """The resolved, derived configuration."""
-        return self.root / CONFIG
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per line."""
-        return self.root / METRICS
-
-    @property
-    def stats(self) -> Path:
-        """Statistics of the fields that are used."""
-        return self.root / stats.NAME
-
-    @property
-    def options(self) -> Path:
-        """How the first data set was preprocessed."""
-        return self.root / provenance.CONFIG_NAME
-
-    @property
-    def latest_file(self) -> Path:
-        """Names the newest checkpoint."""
-        return self.root / LATEST
-
-    @property
-    def checkpoints_folder(self) -> Path:
-        """A folder per checkpoint."""
-        return self.root / CHECKPOINTS
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / CONFIG
+        self.metrics = root / METRICS
+        self.stats = root / stats.NAME
+        self.options = root / provenance.CONFIG_NAME
+        self.latest_file = root / LATEST
+        self.checkpoints_folder = root / CHECKPOINTS
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a checkpoint."""
@@ -66,12 +172,14 @@ class RunDir:
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
-        found = ((checkpoint_step(one.name), one) for one in self.checkpoints_folder.glob("step_*"))
-        return sorted(
-            (step, folder)
-            for step, folder in found
-            if step is not None and (folder / MANIFEST).is_file()
-        )
+        whole = (one for one in self.checkpoint_folders() if (one / MANIFEST).is_file())
+        steps = ((checkpoint_step(folder.name), folder) for folder in whole)
+        return sorted((step, folder) for step, folder in steps if step is not None)
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Folders of checkpoints, whole or not, by name; hidden ones are being written."""
+        found = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
+        return sorted(one for one in found if one.is_dir() and not one.name.startswith("."))
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest complete checkpoint."""
@@ -111,10 +219,9 @@ class RunDir:
 
     def read_config(self) -> dict[str, Any] | None:
         """The tree of config.yaml; None where there is none."""
-        try:
+        with suppress(DataError):
             return self.config_tree()
-        except DataError:
-            return None
+        return None
 
     def config_tree(self) -> dict[str, Any]:
         """The tree of config.yaml.

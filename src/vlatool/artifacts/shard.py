@@ -2,7 +2,8 @@
 
 Members of a sample are contiguous and blocks are 512 bytes, so a sample is a byte range that can be
 copied from one tar to another. Source: lbm-data 8.1; the rules are those of webdataset: the first
-dot of a member's name parts key and suffix, suffixes compare in lower case.
+dot of a member's name parts key and suffix, suffixes compare in lower case. The index beside a tar
+says where each sample is; readers of the published layout need none. Source: data-order, Reading.
 """
 
 import hashlib
@@ -15,7 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
+from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
+from vlatool.episode import Array
 from vlatool.errors import DataError
 
 _META = re.compile(r"^__.*__$")
@@ -24,6 +29,7 @@ _BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 _END_BYTES = 2 * tarfile.BLOCKSIZE
 # Of what is read for a person to look at; no picture and no window comes near.
 _LARGEST_MEMBER = 2**26
+INDEX_SUFFIX = ".index.npz"
 
 
 def is_shard(location: Path) -> bool:
@@ -181,24 +187,20 @@ class OpenShard:
         """
         try:
             yield StoredSample(key, _Members(self.places[key], self._read))
-        except KeyError as error:
-            raise self._broken(key, f"has no {error.args[0]}") from None
-        except (ValueError, OSError) as error:
-            raise self._broken(key, str(error)) from None
+        except (KeyError, ValueError, OSError) as error:
+            reason = f"has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+            raise DataError(
+                f"{self.path.name}: sample {key}: {reason}",
+                hint="preprocess or copy the data again",
+                code="data.broken_sample",
+                details={"path": str(self.path), "sample": key},
+            ) from None
 
     def _read(self, offset: int, size: int) -> bytes:
         if size > _LARGEST_MEMBER:
             raise ValueError(f"a member has {size} bytes; the limit is {_LARGEST_MEMBER}")
         self.file.seek(offset)
         return self.file.read(size)
-
-    def _broken(self, key: str, reason: str) -> DataError:
-        return DataError(
-            f"{self.path.name}: sample {key}: {reason}",
-            hint="preprocess or copy the data again",
-            code="data.broken_sample",
-            details={"path": str(self.path), "sample": key},
-        )
 
 
 @contextmanager
@@ -234,7 +236,8 @@ def _scan(file: IO[bytes]) -> TarScan:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                end = member.offset_data + _padded(member.size if member.isfile() else 0)
+                size = member.size if member.isfile() else 0
+                end = member.offset_data + size + -size % tarfile.BLOCKSIZE
                 _take(scan, member, end)
         _check_end(scan, file, end)
     except _BROKEN_TAR as error:
@@ -294,14 +297,11 @@ def _check_keys(scan: TarScan) -> None:
         other = first.setdefault(sample.key, sample)
         if other is sample:
             continue
-        if set(other.members) & set(sample.members):
-            problem = TarProblem(
-                "duplicate_sample", f"sample {sample.key} is there twice", other.key
-            )
-        else:
+        code, message = "duplicate_sample", f"sample {sample.key} is there twice"
+        if not set(other.members) & set(sample.members):
+            code = "scattered_sample"
             message = f"the members of sample {sample.key} are not side by side"
-            problem = TarProblem("scattered_sample", message, other.key)
-        scan.problems.append(problem)
+        scan.problems.append(TarProblem(code, message, sample.key))
 
 
 def _check_end(scan: TarScan, file: IO[bytes], end: int) -> None:
@@ -313,5 +313,47 @@ def _check_end(scan: TarScan, file: IO[bytes], end: int) -> None:
         scan.problems.append(TarProblem("broken_tar", "is cut off: no end marker"))
 
 
-def _padded(size: int) -> int:
-    return size + -size % tarfile.BLOCKSIZE
+@dataclass(frozen=True)
+class ShardIndex:
+    """Byte ranges of the samples of a tar, in its order.
+
+    Attributes:
+        offsets: int64 [S], where the first header of each sample begins.
+        lengths: int64 [S], bytes up to the end of its last member, padding included.
+        shard_bytes: Size of the tar; for one of another size the index says nothing.
+    """
+
+    offsets: Array
+    lengths: Array
+    shard_bytes: int
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """(offset, length) of each sample."""
+        return list(zip(self.offsets.tolist(), self.lengths.tolist(), strict=True))
+
+    def content(self) -> bytes:
+        """The file; equal indexes give equal bytes."""
+        return write_arrays(
+            {
+                "offsets": np.asarray(self.offsets, np.int64),
+                "lengths": np.asarray(self.lengths, np.int64),
+                "shard_bytes": np.array(self.shard_bytes, np.int64),
+            }
+        )
+
+
+def index_path(shard: Path) -> Path:
+    """Where the index of a shard is: beside it."""
+    return shard.with_name(f"{shard.name.removesuffix('.tar')}{INDEX_SUFFIX}")
+
+
+def read_index(path: Path) -> ShardIndex | None:
+    """The index at `path`; None where there is none or it cannot be read."""
+    try:
+        arrays = read_arrays(path.read_bytes(), ("offsets", "lengths", "shard_bytes"))
+    except (OSError, KeyError, ValueError):
+        return None
+    offsets, lengths = arrays["offsets"], arrays["lengths"]
+    if offsets.dtype.kind != "i" or lengths.shape != offsets.shape or offsets.ndim != 1:
+        return None
+    return ShardIndex(offsets, lengths, int(arrays["shard_bytes"]))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts import manifest, provenance, shard_index, stats
+from vlatool.artifacts import manifest, provenance, stats
 from vlatool.artifacts.manifest import Shard, read_manifest
 from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.artifacts.stats import Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, read_record
@@ -32,7 +33,7 @@ LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
 UNLISTED_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
 DATA_FILES = (
     f"{SHARDS_NAME}/shard_*.tar",
-    f"{SHARDS_NAME}/shard_*{shard_index.SUFFIX}",
+    f"{SHARDS_NAME}/shard_*{INDEX_SUFFIX}",
     f"{EPISODES_NAME}/episode_*.tar",
 )
 # Patterns of everything that is written there; what others put beside it is left alone.
@@ -73,11 +74,7 @@ class ShardFolder:
 
     @classmethod
     def open(cls, location: Path) -> "ShardFolder":
-        """The data at a location.
-
-        Raises:
-            DataError: There are none; says what was looked for.
-        """
+        """The data at a location; DataError, with what was looked for, where none are."""
         found = cls.find(location)
         if found is None:
             raise DataError(
@@ -126,14 +123,9 @@ class ShardFolder:
         """stats.json."""
         return self.path / stats.NAME
 
-    @property
-    def compact_statistics_file(self) -> Path:
-        """stats_compact.json."""
-        return self.path / stats.COMPACT_NAME
-
     def statistics_copies(self) -> Iterator[Path]:
         """The other files that repeat the statistics: compact, and those of `episodes`."""
-        others = (self.compact_statistics_file, self.path.parent / EPISODES_NAME / stats.NAME)
+        others = (self.path / stats.COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
         yield from (path for path in others if path != self.statistics_file and path.is_file())
 
     @property
@@ -144,27 +136,15 @@ class ShardFolder:
         return beside if not own.is_file() and beside.is_file() else own
 
     def shards(self) -> list[Shard]:
-        """The tars of the manifest.
-
-        Raises:
-            DataError: The manifest is broken.
-        """
+        """The tars of the manifest; DataError where it is broken."""
         return read_manifest(self.manifest)
 
     def statistics(self) -> Statistics:
-        """stats.json.
-
-        Raises:
-            DataError: It is missing or broken.
-        """
+        """stats.json; DataError where it is missing or broken."""
         return read_stats(self.statistics_file)
 
     def options(self) -> dict[str, Any]:
-        """preprocessing_config.yaml.
-
-        Raises:
-            DataError: It is missing or broken.
-        """
+        """preprocessing_config.yaml; DataError where it is missing or broken."""
         return read_preprocessing_config(self.options_file.parent)
 
     def record(self) -> OutputRecord | None:

@@ -1,10 +1,11 @@
-"""stats.json: statistics of every field, read tolerantly, written strictly.
+"""stats.json: statistics of every field, read tolerantly, written strictly, merged.
 
-Source: lbm-data 3.12, 8.2.
+Source: lbm-data 3.12, 7.4, 8.2.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
+from vlatool.transforms.quantiles import from_state, scaled
+from vlatool.transforms.statistics import WindowStatistics, merge, summary
 
 NAME = "stats.json"
 COMPACT_NAME = "stats_compact.json"
@@ -26,6 +29,7 @@ def read_stats(path: Path) -> Statistics:
     Raises:
         DataError: The file is missing or not a JSON object of fields.
     """
+    problem = "expected a JSON object"
     try:
         content: object = json.loads(
             path.read_text(encoding="utf-8"), parse_constant=lambda _: None
@@ -38,19 +42,15 @@ def read_stats(path: Path) -> Statistics:
             details={"path": str(path)},
         ) from None
     except ValueError as error:
-        raise _broken(path, f"not valid JSON: {error}") from None
+        content, problem = None, f"not valid JSON: {error}"
     if not isinstance(content, dict):
-        raise _broken(path, "expected a JSON object")
+        raise DataError(
+            f"{path}: {problem}",
+            hint="the file is damaged; preprocess or copy the data again",
+            code="data.broken_statistics",
+            details={"path": str(path)},
+        )
     return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
-
-
-def _broken(path: Path, problem: str) -> DataError:
-    return DataError(
-        f"{path}: {problem}",
-        hint="the file is damaged; preprocess or copy the data again",
-        code="data.broken_statistics",
-        details={"path": str(path)},
-    )
 
 
 def write_stats(paths: Sequence[Path], stats: Mapping[str, Mapping[str, Any]]) -> None:
@@ -60,13 +60,11 @@ def write_stats(paths: Sequence[Path], stats: Mapping[str, Mapping[str, Any]]) -
         write_text(path, text)
 
 
-def write_compact_stats(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes what training reads: everything but the digest states, a hundredth of the size."""
-    write_stats([path], compact(stats))
-
-
 def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
-    """Statistics without the digest states, which only another merge needs."""
+    """What training reads: all but the digest states, a hundredth of the size.
+
+    Only another merge needs those.
+    """
     return {
         name: {key: value for key, value in entry.items() if not key.startswith("tdigest_state")}
         for name, entry in stats.items()
@@ -79,3 +77,177 @@ def number_array(value: object) -> Array | None:
         return np.asarray(value, np.float64) if value is not None else None
     except (TypeError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class StatsPart:
+    """Statistics of one data set.
+
+    Attributes:
+        statistics: Its stats.json.
+        past: Steps of its windows before the anchor; None where that is unknown.
+        weight: Share of the mixture; None to count every row the same.
+    """
+
+    statistics: Statistics
+    past: int | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class MergedStats:
+    """The statistics of all parts.
+
+    Attributes:
+        statistics: Field to entry, for the fields that all parts have.
+        left_out: Field to the reason why it is not among them.
+        steps: Steps of the windows that all parts cover.
+    """
+
+    statistics: Statistics
+    left_out: Mapping[str, str] = field(default_factory=dict[str, str])
+    steps: int = 0
+
+
+def merge_stats(parts: Sequence[Statistics]) -> Statistics:
+    """Statistics of data sets, for the fields that all of them have; raises as `merge_parts`."""
+    if len(parts) == 1:
+        return parts[0]
+    return merge_parts([StatsPart(part) for part in parts]).statistics
+
+
+def merge_parts(parts: Sequence[StatsPart]) -> MergedStats:
+    """Statistics of data sets whose windows may differ: steps are matched by the anchor.
+
+    Raises:
+        DataError: Windows differ and an anchor is unknown, channels differ, or a part lacks what
+            merging needs.
+    """
+    names = dict.fromkeys(name for part in parts for name in part.statistics)
+    merged: Statistics = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        missing = sum(name not in part.statistics for part in parts)
+        if missing:
+            left_out[name] = f"not in {missing} of {len(parts)}"
+        else:
+            merged[name] = _merge_field(name, parts)
+    if not merged:
+        raise DataError(
+            "the statistics have no field in common",
+            hint="are they of the same kind of robot?",
+            code="data.unmergeable_statistics",
+            details={"left_out": left_out},
+        )
+    steps = max(len(entry["count"]) for entry in merged.values())
+    return MergedStats(merged, left_out, steps)
+
+
+def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:
+    try:
+        partial = [_partial(part.statistics[name]) for part in parts]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"statistics of field {name!r} cannot be merged: {error}",
+            hint="one of them lacks digests: give stats.json, not stats_compact.json or a weighted "
+            "merge",
+            code="data.unmergeable_statistics",
+        ) from None
+    partial = _weighted(parts, _aligned(name, parts, partial))
+    total = partial[0]
+    for part in partial[1:]:
+        total = merge(total, part)
+    return summary(total)
+
+
+def _aligned(
+    name: str, parts: Sequence[StatsPart], partial: Sequence[WindowStatistics]
+) -> list[WindowStatistics]:
+    """The steps around the anchor that every part has."""
+    shapes = {one.shape for one in partial}
+    pasts = {part.past for part in parts}
+    if len(shapes) == 1 and len(pasts) == 1:
+        return list(partial)
+    known = [part.past for part in parts if part.past is not None]
+    if len({channels for _, channels in shapes}) == 1 and len(known) < len(parts):
+        raise DataError(
+            f"field {name!r}: the windows differ or may differ, and for "
+            f"{len(parts) - len(known)} of {len(parts)} data sets the anchor is unknown",
+            hint="put the preprocessing_config.yaml of each data set beside its stats.json",
+            code="data.unmergeable_statistics",
+            details={"field": name},
+        )
+    if len({channels for _, channels in shapes}) > 1:
+        raise DataError(
+            f"field {name!r} has different shapes (steps, channels) in the data sets: "
+            f"{sorted(shapes)}",
+            hint="preprocess them alike",
+            code="data.unmergeable_statistics",
+            details={"field": name},
+        )
+    past = min(known)
+    future = min(one.shape[0] - before for one, before in zip(partial, known, strict=True))
+    if future < 1:
+        raise DataError(
+            f"field {name!r} has fewer steps than past_lowdim_steps says",
+            hint="preprocessing_config.yaml and stats.json belong to different data; check them",
+            code="data.unmergeable_statistics",
+            details={"field": name},
+        )
+    return [
+        one.steps(before - past, before + future)
+        for one, before in zip(partial, known, strict=True)
+    ]
+
+
+def _weighted(
+    parts: Sequence[StatsPart], partial: Sequence[WindowStatistics]
+) -> list[WindowStatistics]:
+    """Counts changed so that each part has its share of the mixture."""
+    weights = [part.weight for part in parts if part.weight is not None]
+    if len(weights) < len(parts):
+        return list(partial)
+    sizes = [float(one.count.max(initial=0)) for one in partial]
+    whole = sum(sizes) / sum(weights)
+    return [
+        _scale(one, weight * whole / max(size, 1.0))
+        for one, weight, size in zip(partial, weights, sizes, strict=True)
+    ]
+
+
+def _scale(part: WindowStatistics, factor: float) -> WindowStatistics:
+    """As if every row had been seen `factor` times."""
+    count = part.count * factor  # fractions: rounding would shift the shares of small sets
+    # Keeps the variance m2 / (count - 1) what it was.
+    m2 = part.m2 * np.maximum(count - 1, 0) / np.maximum(part.count - 1, 1)
+    digest = scaled(part.digest, factor)
+    return WindowStatistics(count, part.mean, m2, part.minimum, part.maximum, digest)
+
+
+def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
+    """The partial statistics behind a published entry."""
+    mean = np.asarray(entry["mean_per_timestep"], np.float64)
+    rows = np.asarray(entry["count"], np.int64)
+    count = np.broadcast_to(rows[:, None], mean.shape)
+    std = np.broadcast_to(np.asarray(entry["std_per_timestep"], np.float64), mean.shape)
+    if not np.isfinite(mean + std)[count > 0].all():
+        raise ValueError("a mean or a standard deviation is not a number")
+    mean, std = (np.where(count > 0, values, 0.0) for values in (mean, std))
+    if entry["tdigest_state_per_timestep"] is None:
+        raise ValueError("no digest state")
+    digest = from_state(entry["tdigest_state_per_timestep"])
+    if len(digest.means) != mean.size:
+        raise ValueError("the digests are of another shape than the means")
+    return WindowStatistics(
+        count=count,
+        mean=mean,
+        m2=std**2 * np.maximum(count - 1, 0),
+        minimum=_filled(entry["min_per_timestep"], np.inf),
+        maximum=_filled(entry["max_per_timestep"], -np.inf),
+        digest=digest,
+    )
+
+
+def _filled(values: object, fill: float) -> Array:
+    array = np.asarray(values, np.float64)
+    return np.where(np.isfinite(array), array, fill)

@@ -20,7 +20,7 @@ from vlatool.events import Progress
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample, SampleDecoder
 from vlatool.loading.facts import DatasetFacts
-from vlatool.loading.stream import read_shards
+from vlatool.loading.loader import read_shards
 from vlatool.models.policy import Observation, Policy
 
 _CURVES = 6

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlatool.artifacts.checkpoint import EMA, MODEL
 from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.run_dir import RunDir, find_checkpoint
+from vlatool.artifacts.run_dir import EMA, MODEL, RunDir, find_checkpoint
 from vlatool.artifacts.stats import Statistics, read_stats
 from vlatool.config.resolve import load_config
 from vlatool.episode import PoseGroup

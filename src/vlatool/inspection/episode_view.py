@@ -14,6 +14,7 @@ from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array, Episode
 from vlatool.errors import DataError
 from vlatool.inspection.fields import lowdim_columns, policy_fields
+from vlatool.inspection.report import listed
 from vlatool.inspection.sample_view import chosen_fields, rate
 from vlatool.inspection.shots import (
     PoseTrack,
@@ -85,8 +86,8 @@ def view_episode(episode: Episode) -> EpisodeView:
         frames=np.arange(episode.num_frames),
         shown=shown,
         cameras={name: _shots(episode, name, shown) for name in episode.cameras},
-        actions={name: numbers[name] for name in actions},
-        proprioception={name: numbers[name] for name in proprioception},
+        actions=actions,
+        proprioception=proprioception,
         tracks=pose_tracks(numbers, _pose_fields(episode)),
         language=episode.language,
         problems=[finding.message for finding in episode.findings],
@@ -112,7 +113,7 @@ def view_episode_tar(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView 
     numbers = _columns([rows[anchor] for anchor in anchors])
     with tar.reading(keys[0]) as first:
         metadata, language = first.metadata(), first.language()
-    absolute = {kind: _absolute(options.get(kind), numbers) for kind in _FIELD_KEYS}
+    absolute = {kind: _absolute(listed(options, kind), numbers) for kind in _FIELD_KEYS}
     actions, proprioception = chosen_fields(numbers, absolute)
     shown = _shown_positions(len(anchors))
     fps = rate(metadata, options)
@@ -130,8 +131,8 @@ def view_episode_tar(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView 
         frames=np.array(anchors),
         shown=shown,
         cameras=_strips(tar, [keys[position] for position in shown]),
-        actions={name: numbers[name] for name in actions},
-        proprioception={name: numbers[name] for name in proprioception},
+        actions=actions,
+        proprioception=proprioception,
         tracks=pose_tracks(numbers, position_fields(numbers)),
         language=language,
         problems=problems,
@@ -214,10 +215,9 @@ def _columns(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     }
 
 
-def _absolute(names: object, known: Mapping[str, Array]) -> list[str]:
+def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
     """Configured fields; of those relative to an anchor, what they were made from."""
-    texts = map(str, names) if isinstance(names, list) else ()
-    plain = ((name, name.removesuffix("_relative")) for name in texts)
+    plain = ((name, name.removesuffix("_relative")) for name in map(str, names))
     return [base if base in known else name for name, base in plain]
 
 

@@ -1,10 +1,11 @@
 """What is known of a low-dimensional field: width, range, which dimensions never change, its use.
 
-Legend of shapes: F frames, S rows of any kind, C channels of a field.
+Legend of shapes: F frames, S rows of any kind, C channels of a field. Source of the names: lbm-data
+2.2, 3.9.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from vlatool.artifacts.sample import CALIBRATION, MASKS
 from vlatool.episode import Array
-from vlatool.inspection.text import indices_text, range_text, table
+from vlatool.inspection.report import indices_text, range_text, table
 from vlatool.transforms.normalize import constant_dimensions
 
 Numbers = tuple[float | None, ...]
@@ -20,6 +21,7 @@ Numbers = tuple[float | None, ...]
 # A page that draws every field of a robot is not read.
 _MOST_FIELDS = 12
 _POSE = re.compile("__(poses|grippers)__")
+_ROTATION = ("r11", "r12", "r13", "r21", "r22", "r23")
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
 
 
 def policy_fields(
-    known: Iterable[str], actions: Sequence[str], proprioception: Sequence[str]
-) -> tuple[list[str], list[str]]:
+    known: Mapping[str, Array], actions: Sequence[str], proprioception: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """The action and the proprioception fields to draw, at most twelve of each.
 
     Args:
@@ -174,7 +176,27 @@ def policy_fields(
     if not any(chosen):
         chosen[0] = [name for name in names if "action" in name]
         chosen[1] = [name for name in names if name not in chosen[0]]
-    return chosen[0][:_MOST_FIELDS], chosen[1][:_MOST_FIELDS]
+    first, second = ({name: known[name] for name in some[:_MOST_FIELDS]} for some in chosen)
+    return first, second
+
+
+def channel_names(field: str, width: int) -> list[str]:
+    """A name for each channel: axes of positions, elements of rotations, else numbers."""
+    plain = field.removesuffix("_relative")
+    if width == 3 and plain.endswith("xyz"):
+        return ["x", "y", "z"]
+    if width == 6 and plain.endswith("rot_6d"):
+        return list(_ROTATION)
+    return [str(number) for number in range(width)]
+
+
+def unit(field: str) -> str:
+    """The unit where the format fixes one."""
+    plain = field.removesuffix("_relative")
+    is_length = plain.startswith("robot__") and (
+        plain.endswith("__xyz") or ("__grippers__" in plain and plain.endswith("panda_hand"))
+    )
+    return "m" if is_length else ""
 
 
 def source_field_table(fields: Sequence[FieldFacts]) -> str:

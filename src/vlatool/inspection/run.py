@@ -1,21 +1,29 @@
 """What is in a training run: its model, its checkpoints, how far it got."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.checkpoint import (
+from vlatool.artifacts.run_dir import (
     MODEL,
+    RunDir,
     WeightsFacts,
     checkpoint_step,
     read_weights_header,
+    scan_metrics,
 )
-from vlatool.artifacts.run_dir import RunDir, scan_metrics
-from vlatool.errors import DataError
-from vlatool.inspection.report import Problems
-from vlatool.inspection.text import number_text, pairs, size_text, table
+from vlatool.inspection.report import (
+    Findings,
+    Problems,
+    branch,
+    findings_table,
+    number_text,
+    pairs,
+    size_text,
+    table,
+)
 from vlatool.sources.order import natural_key
 
 
@@ -52,7 +60,7 @@ class RunReport:
     weights: WeightsFacts | None
     first_metrics: Mapping[str, Any]
     last_metrics: Mapping[str, Any]
-    findings: tuple[Mapping[str, str], ...] = ()
+    findings: Findings = ()
     kind: str = "run"
 
     def document(self) -> dict[str, Any]:
@@ -66,22 +74,19 @@ class RunReport:
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
+        checkpoints = [
+            (
+                one.name,
+                "-" if one.step is None else one.step,
+                size_text(one.bytes),
+                ", ".join(one.files),
+            )
+            for one in self.checkpoints
+        ]
         return [
             pairs(self._summary()),
-            table("Findings", ("code", "message"), [tuple(one.values()) for one in self.findings]),
-            table(
-                "Checkpoints",
-                ("name", "step", "size", "files"),
-                [
-                    (
-                        one.name,
-                        "-" if one.step is None else one.step,
-                        size_text(one.bytes),
-                        ", ".join(one.files),
-                    )
-                    for one in self.checkpoints
-                ],
-            ),
+            findings_table(self.findings),
+            table("Checkpoints", ("name", "step", "size", "files"), checkpoints),
             table("Last metrics", ("name", "value"), _metric_rows(self.last_metrics)),
         ]
 
@@ -102,7 +107,7 @@ class CheckpointReport:
 
     checkpoint: CheckpointFacts
     weights: WeightsFacts | None
-    findings: tuple[Mapping[str, str], ...] = ()
+    findings: Findings = ()
     kind: str = "checkpoint"
 
     def document(self) -> dict[str, Any]:
@@ -124,27 +129,27 @@ class CheckpointReport:
                     "files": self.checkpoint.files,
                 }
             ),
-            table("Findings", ("code", "message"), [tuple(one.values()) for one in self.findings]),
+            findings_table(self.findings),
         ]
 
 
 def inspect_checkpoint(location: Path) -> CheckpointReport:
     """Names and sizes of a checkpoint's files, and the header of its weights."""
     findings = Problems()
-    weights = _read_weights(location, findings)
+    weights = findings.read(read_weights_header, location / MODEL)
     return CheckpointReport(_checkpoint_facts(location), weights, tuple(findings))
 
 
 def inspect_run(location: Path) -> RunReport:
     """Reads the small files of a run; of the weights only the header."""
     run, findings = RunDir(location), Problems()
-    config = findings.read(run.config_tree)
-    latest = findings.read(run.read_latest)
-    checkpoints = tuple(_checkpoints(run.checkpoints_folder))
+    config = findings.read(run.config_tree) or {}
+    latest = findings.read(run.read_latest) or {}
+    checkpoints = tuple(map(_checkpoint_facts, sorted(run.checkpoint_folders(), key=natural_key)))
     first, last = _metrics(run)
     return RunReport(
-        model_type=str(_section(config, "model").get("type") or ""),
-        data=_texts(_section(config, "data").get("dataset_manifest")),
+        model_type=str(branch(config, "model").get("type") or ""),
+        data=_texts(branch(config, "data").get("dataset_manifest")),
         budget={
             key: value
             for key, value in config.items()
@@ -157,14 +162,6 @@ def inspect_run(location: Path) -> RunReport:
         last_metrics=last,
         findings=tuple(findings),
     )
-
-
-def _checkpoints(folder: Path) -> Iterator[CheckpointFacts]:
-    """Checkpoints by step; names that begin with a dot are unfinished and left out."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    for path in sorted(found, key=natural_key):
-        if path.is_dir() and not path.name.startswith("."):
-            yield _checkpoint_facts(path)
 
 
 def _checkpoint_facts(path: Path) -> CheckpointFacts:
@@ -196,7 +193,7 @@ def _weights(
     if not named and not checkpoints:
         return None
     folder = run.root / str(named) if named else run.checkpoints_folder / checkpoints[-1].name
-    return _read_weights(folder, findings)
+    return findings.read(read_weights_header, folder / MODEL)
 
 
 def _parameters(weights: WeightsFacts | None) -> str:
@@ -204,14 +201,6 @@ def _parameters(weights: WeightsFacts | None) -> str:
         return ""
     dtypes = ", ".join(weights.dtypes)
     return f"{weights.parameters:,} in {weights.tensors} tensors ({dtypes})"
-
-
-def _read_weights(folder: Path, findings: Problems) -> WeightsFacts | None:
-    try:
-        return read_weights_header(folder / MODEL)
-    except DataError as error:
-        findings.add(error)
-        return None
 
 
 def _metrics(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -238,11 +227,6 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, value in metrics.items()
         if isinstance(value, int | float | str)
     ]
-
-
-def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = tree.get(key)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _texts(value: object) -> tuple[str, ...]:

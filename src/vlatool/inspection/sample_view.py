@@ -1,16 +1,82 @@
-"""What a page shows of a training sample. Legend of shapes: T steps of the window, C channels."""
+"""What is in a training sample, and what a page shows of it.
+
+Legend of shapes: T steps of the window, C channels.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.sample import ARRAYS, StoredSample, parse_picture
 from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.inspection.fields import lowdim_columns, policy_fields
+from vlatool.inspection.report import Size, listed
 from vlatool.inspection.shots import PoseTrack, Shot, pose_tracks, position_fields, stored_shot
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """What is in a sample.
+
+    Attributes:
+        key: Its name.
+        members: Suffix (`lowdim.npz`) to size in bytes.
+        pictures: Suffix of each picture to its (width, height); None for one that cannot be opened.
+        arrays: Low-dimensional array to shape and type.
+        language: Kind of annotation to sentences.
+    """
+
+    key: str
+    members: Mapping[str, int]
+    pictures: Mapping[str, Size | None]
+    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+    language: Mapping[str, list[str]]
+
+    def cameras(self) -> dict[str, Size | None]:
+        """Camera to the (width, height) of its first picture."""
+        sizes: dict[str, Size | None] = {}
+        for suffix, size in self.pictures.items():
+            name = parse_picture(suffix)
+            if name is not None:
+                sizes.setdefault(name.camera, size)
+        return sizes
+
+    def array_rows(self) -> list[tuple[str, str, str]]:
+        """Name, shape and type of each array as text."""
+        return [
+            (name, " x ".join(map(str, shape)) or "scalar", dtype)
+            for name, (shape, dtype) in self.arrays.items()
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """The facts for programs."""
+        arrays = {name: {"shape": s, "dtype": dtype} for name, (s, dtype) in self.arrays.items()}
+        return {**asdict(self), "arrays": arrays}
+
+
+def first_sample(shard: OpenShard) -> SampleFacts | None:
+    """The first sample of a tar; None when it holds none or cannot be read."""
+    if not shard.keys:
+        return None
+    try:
+        with shard.reading(shard.keys[0]) as sample:
+            return _sample_facts(sample, shard.places[sample.key])
+    except DataError:
+        return None
+
+
+def _sample_facts(sample: StoredSample, places: Mapping[str, tuple[int, int]]) -> SampleFacts:
+    try:
+        language = sample.language()
+    except ValueError:
+        language = {}
+    sizes = {suffix: size for suffix, (_, size) in places.items()}
+    arrays = sample.array_headers() if ARRAYS in sample.members else {}
+    return SampleFacts(sample.key, sizes, sample.picture_sizes(), arrays, language)
 
 
 @dataclass(frozen=True)
@@ -95,8 +161,8 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
         fps=rate(metadata, options),
         pictures=pictures,
         frames=_image_frames(metadata, [offset for _, offset in views]),
-        actions={name: numbers[name] for name in actions},
-        proprioception={name: numbers[name] for name in proprioception},
+        actions=actions,
+        proprioception=proprioception,
         tracks=pose_tracks(positions, position_fields(positions)),
         language=language,
         metadata=metadata,
@@ -105,11 +171,10 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
 
 def chosen_fields(
     numbers: Mapping[str, Array], options: Mapping[str, Any]
-) -> tuple[list[str], list[str]]:
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Action and proprioception fields to draw: the configured ones, else by name."""
-    configured = [options.get(f"{kind}_fields") for kind in ("action", "proprioception")]
-    lists = [value if isinstance(value, list) else [] for value in configured]
-    return policy_fields(numbers, lists[0], lists[1])
+    actions, proprioception = "action_fields", "proprioception_fields"
+    return policy_fields(numbers, listed(options, actions), listed(options, proprioception))
 
 
 def rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:

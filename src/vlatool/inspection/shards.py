@@ -1,24 +1,33 @@
-"""What is in a folder of training shards, and how it was made as far as its files tell."""
+"""What is in training shards, in one of them, and how they were made as far as files tell."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.provenance import read_processing_metadata
+from vlatool.artifacts.sample import ARRAYS
 from vlatool.artifacts.shard import open_shard
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import Statistics
 from vlatool.errors import DataError
-from vlatool.inspection.fields import (
-    FieldFacts,
-    facts_of_statistics,
-    statistics_field_table,
+from vlatool.inspection.fields import FieldFacts, facts_of_statistics, statistics_field_table
+from vlatool.inspection.report import (
+    Findings,
+    Problems,
+    Size,
+    branch,
+    findings_table,
+    listed,
+    number_text,
+    pairs,
+    pixels_text,
+    size_text,
+    table,
 )
-from vlatool.inspection.report import Problems
-from vlatool.inspection.shard import SampleFacts, first_sample
-from vlatool.inspection.text import number_text, pairs, size_text, table
+from vlatool.inspection.sample_view import SampleFacts, first_sample
 from vlatool.jobs.record import read_record
 
 _SHOWN_OPTIONS = (
@@ -32,6 +41,85 @@ _SHOWN_OPTIONS = (
     "samples_per_shard",
     "seed",
 )
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What is in a shard.
+
+    Attributes:
+        samples: Keys with at least one member.
+        members: Files in the tar.
+        bytes: Size of the tar.
+        members_per_sample: Number of members to how many samples have so many.
+        first: The first sample; None in an empty tar.
+        problem: Why it could not be read to its end; empty when it could.
+    """
+
+    samples: int
+    members: int
+    bytes: int
+    members_per_sample: Mapping[int, int]
+    first: SampleFacts | None
+    problem: str = ""
+    kind: str = "shard"
+
+    def document(self) -> dict[str, Any]:
+        """The report for programs."""
+        first = None if self.first is None else self.first.document()
+        return {**asdict(self), "first": first}
+
+    def headline(self) -> str:
+        """What it is, in a few words."""
+        return f"shard, {self.samples} samples"
+
+    def blocks(self) -> list[str]:
+        """The report for people, block by block."""
+        counts = ", ".join(
+            f"{members} in {samples} samples" if len(self.members_per_sample) > 1 else str(members)
+            for members, samples in self.members_per_sample.items()
+        )
+        summary = pairs(
+            {
+                "status": self.problem or "whole",
+                "on disk": size_text(self.bytes),
+                "members per sample": counts,
+                "first sample": self.first.key if self.first else "none",
+            }
+        )
+        return [summary, *(self._first_blocks(self.first) if self.first else ())]
+
+    @staticmethod
+    def _first_blocks(first: SampleFacts) -> Iterator[str]:
+        shown = {name: pixels_text(size, "unreadable") for name, size in first.pictures.items()}
+        members = [
+            (name, size_text(size), shown.get(name, "")) for name, size in first.members.items()
+        ]
+        yield table("Members of the first sample", ("name", "size", "width x height"), members)
+        yield table(f"Arrays of {ARRAYS}", ("name", "shape", "dtype"), first.array_rows())
+        language = [(kind, f'"{texts[0]}"') for kind, texts in first.language.items()]
+        yield table("Language", ("kind", "example"), language)
+
+
+def inspect_shard(path: Path) -> ShardReport:
+    """Walks through the headers of a tar; only the first sample is read.
+
+    Raises:
+        DataError: It is not a tar file.
+    """
+    with open_shard(path) as shard:
+        counts = Counter[str]()
+        for sample in shard.scan.samples:
+            counts[sample.key] += len(sample.members)
+        others = sum(problem.code == "not_a_file" for problem in shard.scan.problems)
+        return ShardReport(
+            samples=len(counts),
+            members=counts.total(),
+            bytes=path.stat().st_size,
+            members_per_sample=dict(Counter(counts.values()).most_common()),
+            first=first_sample(shard),
+            problem=shard.damage or (f"{others} members are not plain files" if others else ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -82,13 +170,13 @@ class ShardsReport:
     fps: float | None
     image_indices: tuple[int, ...]
     padding_share: float | None
-    cameras: Mapping[str, tuple[int, int] | None]
+    cameras: Mapping[str, Size | None]
     fields: tuple[FieldFacts, ...]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
     language: Mapping[str, str]
     origin: Origin
-    findings: tuple[Mapping[str, str], ...] = ()
+    findings: Findings = ()
     kind: str = "shards"
 
     @property
@@ -109,16 +197,13 @@ class ShardsReport:
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
+        said = [(kind, f'"{text}"') for kind, text in self.language.items()]
         return [
             pairs(self._summary()),
-            table("Findings", ("code", "message"), [tuple(one.values()) for one in self.findings]),
-            table("Cameras", ("name", "width x height"), self._views()),
+            findings_table(self.findings),
+            table("Cameras", ("name", "width x height"), self.views()),
             statistics_field_table(self.fields),
-            table(
-                "Language",
-                ("kind", "example"),
-                [(kind, f'"{text}"') for kind, text in self.language.items()],
-            ),
+            table("Language", ("kind", "example"), said),
             _origin_block(self.origin),
         ]
 
@@ -138,11 +223,10 @@ class ShardsReport:
             "proprioception": self.proprioception_fields or "not recorded",
         }
 
-    def _views(self) -> list[tuple[str, str]]:
-        return [
-            (name, "not in the first sample" if size is None else f"{size[0]} x {size[1]}")
-            for name, size in self.cameras.items()
-        ]
+    def views(self) -> list[tuple[str, str]]:
+        """Each camera and its size as text."""
+        missing = "not in the first sample"
+        return [(name, pixels_text(size, missing)) for name, size in self.cameras.items()]
 
 
 def inspect_shards(location: Path) -> ShardsReport:
@@ -153,10 +237,18 @@ def inspect_shards(location: Path) -> ShardsReport:
     """
     folder = _open(location)
     shards = folder.shards()
-    findings, whole = _check(folder.manifest, shards)
-    options = findings.read(folder.options)
-    statistics: Statistics = findings.read(folder.statistics)
-    sample = _first_sample(whole)
+    findings = Problems()
+    whole: list[Shard] = []
+    for shard in shards:
+        with findings.noting():
+            check_shards(folder.manifest, [shard])
+            whole.append(shard)
+    options = findings.read(folder.options) or {}
+    statistics: Statistics = findings.read(folder.statistics) or {}
+    sample = _first_sample(whole[0].path) if whole else None
+    views = sample.cameras() if sample else {}
+    known = (facts_of_statistics(name, entry) for name, entry in statistics.items())
+    fps = options.get("fps")
     samples = sum(shard.num_sequences for shard in shards)
     return ShardsReport(
         folder=str(folder.path),
@@ -164,13 +256,13 @@ def inspect_shards(location: Path) -> ShardsReport:
         shards=len(shards),
         bytes=sum(shard.path.stat().st_size for shard in shards if shard.path.is_file()),
         window=_window(options),
-        fps=_number(options.get("fps")),
-        image_indices=tuple(_list(options, "image_indices")),
+        fps=float(fps) if isinstance(fps, int | float) else None,
+        image_indices=tuple(listed(options, "image_indices")),
         padding_share=_padding_share(statistics, samples),
-        cameras=_cameras(options, sample),
-        fields=_fields(statistics),
-        action_fields=tuple(_list(options, "action_fields")),
-        proprioception_fields=tuple(_list(options, "proprioception_fields")),
+        cameras=dict.fromkeys(listed(options, "camera_names")) | views,
+        fields=tuple(one for one in known if one is not None),
+        action_fields=tuple(listed(options, "action_fields")),
+        proprioception_fields=tuple(listed(options, "proprioception_fields")),
         language={kind: texts[0] for kind, texts in sample.language.items()} if sample else {},
         origin=_origin(folder, options),
         findings=tuple(findings),
@@ -189,24 +281,9 @@ def _open(location: Path) -> ShardFolder:
     return ShardFolder.open(location)
 
 
-def _check(manifest: Path, shards: Sequence[Shard]) -> tuple[Problems, list[Shard]]:
-    """What is wrong with shards, and those with which nothing is."""
-    findings = Problems()
-    whole: list[Shard] = []
-    for shard in shards:
-        try:
-            check_shards(manifest, [shard])
-            whole.append(shard)
-        except DataError as error:
-            findings.add(error)
-    return findings, whole
-
-
-def _first_sample(shards: Sequence[Shard]) -> SampleFacts | None:
-    if not shards:
-        return None
+def _first_sample(path: Path) -> SampleFacts | None:
     try:
-        with open_shard(shards[0].path) as shard:
+        with open_shard(path) as shard:
             return first_sample(shard)
     except DataError:
         return None
@@ -217,28 +294,12 @@ def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
     return (past, future) if isinstance(past, int) and isinstance(future, int) else None
 
 
-def _fields(statistics: Statistics) -> tuple[FieldFacts, ...]:
-    facts = (facts_of_statistics(name, entry) for name, entry in statistics.items())
-    return tuple(one for one in facts if one is not None)
-
-
 def _padding_share(statistics: Statistics, samples: int) -> float | None:
     """Rows that no statistics counted. Source: lbm-data 3.12, `count` leaves padding out."""
     counts = next((entry.get("count") for entry in statistics.values()), None)
     if not isinstance(counts, list) or not counts or not samples:
         return None
     return round(1 - sum(counts) / (len(counts) * samples), 6)
-
-
-def _cameras(
-    options: Mapping[str, Any], sample: SampleFacts | None
-) -> dict[str, tuple[int, int] | None]:
-    sizes = sample.cameras() if sample else {}
-    return {**dict.fromkeys(_list(options, "camera_names")), **sizes}
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _origin(folder: ShardFolder, options: Mapping[str, Any]) -> Origin:
@@ -248,8 +309,8 @@ def _origin(folder: ShardFolder, options: Mapping[str, Any]) -> Origin:
     result = (record.result or {}) if record else {}
     return Origin(
         format=str(options.get("type") or ""),
-        sources=tuple(map(str, _list(options, "source_episodes"))),
-        version=str(_mapping(metadata, "environment").get("vlatool") or ""),
+        sources=tuple(map(str, listed(options, "source_episodes"))),
+        version=str(branch(metadata, "environment").get("vlatool") or ""),
         created_at=str(metadata.get("created_at") or ""),
         is_complete=None if record is None else record.result is not None,
         episodes=result.get("episodes"),
@@ -280,14 +341,3 @@ def _option_text(value: object) -> str:
     if value is None:
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _list(tree: Mapping[str, Any], key: str) -> list[Any]:
-    """The list under `key`; empty where there is none."""
-    value = tree.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _mapping(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = tree.get(key)
-    return value if isinstance(value, Mapping) else {}

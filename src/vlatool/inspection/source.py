@@ -1,19 +1,22 @@
 """What the episodes of a raw source hold."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlatool.episode import Calibration, Episode, EpisodeRef
+from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter
+from vlatool.findings import Finding
 from vlatool.inspection.fields import FieldFacts, FieldRange, source_field_table
-from vlatool.inspection.text import number_text, pairs, size_text, table
+from vlatool.inspection.report import number_text, pairs, pixels_text, size_text, table
 from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
 from vlatool.storage.tree import files_below
+
+CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,18 @@ class SourceReport:
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
+        tasks = [(count, task) for task, count in self.tasks.items()]
+        said = [(kind, one.sentences, f'"{one.example}"') for kind, one in self.language.items()]
+        warnings = [(one.count, one.code, one.example) for one in self.warnings]
+        broken = [(one["episode"], one["message"]) for one in self.broken]
         return [
             pairs(self._summary()),
-            table("Tasks", ("episodes", "task"), [(n, task) for task, n in self.tasks.items()]),
-            table("Cameras", ("name", "width x height", "episodes", "calibration"), self._views()),
+            table("Tasks", ("episodes", "task"), tasks),
+            table("Cameras", ("name", *CAMERA_HEADER[1:]), self.views("no")),
             source_field_table(self.fields),
-            table(
-                "Language",
-                ("kind", "sentences", "example"),
-                [(kind, one.sentences, f'"{one.example}"') for kind, one in self.language.items()],
-            ),
-            table(
-                "Warnings",
-                ("count", "code", "example"),
-                [(one.count, one.code, one.example) for one in self.warnings],
-            ),
-            table(
-                "Broken episodes",
-                ("episode", "reason"),
-                [(one["episode"], one["message"]) for one in self.broken],
-            ),
+            table("Language", ("kind", "sentences", "example"), said),
+            table("Warnings", ("count", "code", "example"), warnings),
+            table("Broken episodes", ("episode", "reason"), broken),
         ]
 
     def _summary(self) -> dict[str, object]:
@@ -110,13 +105,14 @@ class SourceReport:
             "proprioception": self.proprioception_fields or "none",
         }
 
-    def _views(self) -> list[tuple[str, ...]]:
+    def views(self, uncalibrated: str) -> list[tuple[str, ...]]:
+        """A row of `CAMERA_HEADER` for each camera; `uncalibrated` says that it has none."""
         return [
             (
                 camera.name,
-                ", ".join(f"{width} x {height}" for width, height in camera.sizes),
+                ", ".join(map(pixels_text, camera.sizes)),
                 f"{camera.episodes} / {self.episodes}",
-                ", ".join(camera.calibration) or "no",
+                ", ".join(camera.calibration) or uncalibrated,
             )
             for camera in self.cameras
         ]
@@ -132,7 +128,7 @@ def inspect_source(
     """
     refs = select(source.refs, episodes)
     survey = _Survey()
-    survey.warn([(one.code, one.message) for one in getattr(source.reader, "noticed", ())])
+    survey.warn(getattr(source.reader, "noticed", ()))
     with reporter.progress("episodes", len(refs), "episode") as bar:
         for ref in refs:
             try:
@@ -147,7 +143,8 @@ def inspect_source(
             code="data.all_failed",
             details={"failures": survey.broken},
         )
-    return survey.report(source.format, _bytes_below(location))
+    size = sum(file.bytes for file in files_below(location))
+    return survey.report(source.format, size)
 
 
 @dataclass
@@ -185,11 +182,14 @@ class _Survey:
         self.actions |= dict.fromkeys(episode.action_fields)
         self.proprioception |= dict.fromkeys(episode.proprioception_fields)
         for name, calibration in episode.calibration.items():
-            self.calibration.setdefault(name, {}).update(_parts(calibration))
+            known = self.calibration.setdefault(name, {})
+            for part in ("intrinsics", "extrinsics"):
+                if getattr(calibration, part) is not None:
+                    known[part] = None
         for kind, sentences in episode.language.items():
             self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
         self._add_fields(episode)
-        self.warn([(one.code, one.message) for one in episode.findings if one.severity != "info"])
+        self.warn(one for one in episode.findings if one.severity != "info")
 
     def fail(self, ref: EpisodeRef, error: DataError) -> None:
         """Notes an episode that cannot be read."""
@@ -203,10 +203,10 @@ class _Survey:
             }
         )
 
-    def warn(self, warnings: Sequence[tuple[str, str]]) -> None:
-        """Notes `(code, message)` pairs."""
-        for code, message in warnings:
-            self.warnings.setdefault(code, []).append(message)
+    def warn(self, findings: Iterable[Finding]) -> None:
+        """Notes what was found."""
+        for finding in findings:
+            self.warnings.setdefault(finding.code, []).append(finding.message)
 
     def report(self, name: str, size: int) -> SourceReport:
         """What was learned."""
@@ -246,20 +246,15 @@ class _Survey:
                 self.ranges[name] = FieldRange(name, values)
             oddity = self.ranges[name].add(values)
             if oddity:
-                self.warn([("odd_field", f"{episode.id}: field {name!r} {oddity}")])
+                told = f"{episode.id}: field {name!r} {oddity}"
+                self.warnings.setdefault("odd_field", []).append(told)
 
     def _warn_of_absent_fields(self) -> None:
         total = len(self.lengths)
-        for name, one in self.ranges.items():
-            if one.episodes < total:
-                message = f"field {name!r} is in {one.episodes} of {total} episodes"
-                self.warn([("field_not_everywhere", message)])
-
-
-def _parts(calibration: Calibration) -> dict[str, None]:
-    parts = {"intrinsics": calibration.intrinsics, "extrinsics": calibration.extrinsics}
-    return {name: None for name, values in parts.items() if values is not None}
-
-
-def _bytes_below(location: Path) -> int:
-    return sum(file.bytes for file in files_below(location))
+        absent = [
+            f"field {name!r} is in {one.episodes} of {total} episodes"
+            for name, one in self.ranges.items()
+            if one.episodes < total
+        ]
+        if absent:
+            self.warnings["field_not_everywhere"] = absent

@@ -6,8 +6,7 @@ from typing import Any
 
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import Statistics, compact, read_stats
-from vlatool.artifacts.stats_merge import merge_stats
+from vlatool.artifacts.stats import Statistics, compact, merge_stats, read_stats
 from vlatool.errors import DataError
 from vlatool.loading.config import DataConfig
 from vlatool.plugins import did_you_mean

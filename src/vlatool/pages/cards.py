@@ -12,15 +12,16 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.inspection.episode_view import EpisodeView
+from vlatool.inspection.fields import channel_names
 from vlatool.inspection.sample_view import SampleView
 from vlatool.inspection.shots import Shot
-from vlatool.pages.fields import channel_names, field_label, unit
 from vlatool.pages.layout import (
     Section,
     code,
     details,
     escape,
     heading,
+    measured,
     note,
     sentences,
     table,
@@ -34,7 +35,7 @@ from vlatool.pages.pictures import (
     pose_legend,
     thumbnail,
 )
-from vlatool.pages.plots import Axis, Channels, axis_chart, cells, channels, legend, line_chart
+from vlatool.pages.plots import Axis, axis_chart, cells, channels, legend, line_chart
 
 # Trails reach this many columns of an episode's strip back and ahead.
 _TRAIL_COLUMNS = 1.5
@@ -54,15 +55,14 @@ def episode_section(view: EpisodeView, *, is_under: bool = True) -> Section:
         _charts("Actions", axis, view, view.actions),
         _charts("Proprioception", axis, view, view.proprioception),
     ]
-    ticks = [
-        (float(view.seconds[at]), f"{view.seconds[at]:.2f} s" if at == 0 else _seconds(view, at))
-        for at in view.shown
-    ]
+    has_lens = any(shot.lens for shots in view.cameras.values() for shot in shots)
+    times = ((at, float(view.seconds[at])) for at in view.shown)
+    ticks = [(time, f"{time:.2f}{'' if at else ' s'}") for at, time in times]
     body = (
         tags(view.facts)
         + "".join(map(note, view.problems))
         + heading("Language", sentences(view.language))
-        + heading("Recording", pose_legend(view.tracks if _has_lens(view) else ()) or " ")
+        + heading("Recording", pose_legend(view.tracks if has_lens else ()) or " ")
         + f'<div class="time" data-low="{axis.low:.6g}" data-high="{axis.high:.6g}">'
         + "".join(rows)
         + axis_chart(axis, ticks)
@@ -86,11 +86,11 @@ def sample_section(view: SampleView) -> Section:
     return Section(view.name, body, is_under=True)
 
 
-def _labelled_chart(field: str, lines: Channels, chart: str) -> str:
-    """A chart under the name, the unit and the lines of its field."""
-    measure = unit(field)
-    suffix = f' <span class="quiet">[{measure}]</span>' if measure else ""
-    return f'<div class="label">{field_label(field)}{suffix} &ensp;{legend(lines)}</div>{chart}'
+def _chart(axis: Axis, field: str, positions: Array, values: Array, *, dots: bool = False) -> str:
+    """A field [S, C] under its name, its unit and the names of its lines."""
+    lines = channels(positions, values, channel_names(field, values.shape[1]))
+    label = f'<div class="label">{measured(field)} &ensp;{legend(lines)}</div>'
+    return label + line_chart(axis, lines, dots=dots)
 
 
 def _time_axis(view: EpisodeView) -> Axis:
@@ -99,14 +99,6 @@ def _time_axis(view: EpisodeView) -> Axis:
     first, last = float(times[0]), float(times[-1])
     half = (last - first) / (len(times) - 1) / 2 if len(times) > 1 else 0.5 / view.fps
     return Axis(first - half, last + half, marks=tuple(times.tolist()))
-
-
-def _seconds(view: EpisodeView, position: int) -> str:
-    return f"{view.seconds[position]:.2f}"
-
-
-def _has_lens(view: EpisodeView) -> bool:
-    return any(shot.lens for shots in view.cameras.values() for shot in shots)
 
 
 def _strip(view: EpisodeView, name: str, shots: Sequence[Shot]) -> str:
@@ -133,11 +125,8 @@ def _shot(view: EpisodeView, name: str, position: int, shot: Shot, reach: int) -
 
 
 def _charts(title: str, axis: Axis, view: EpisodeView, fields: Mapping[str, Array]) -> str:
-    rows: list[str] = []
-    for name, values in fields.items():
-        lines = channels(view.seconds, values, channel_names(name, values.shape[1]))
-        rows.append(_labelled_chart(name, lines, line_chart(axis, lines)))
-    return heading(title, "".join(rows))
+    charts = (_chart(axis, name, view.seconds, values) for name, values in fields.items())
+    return heading(title, "".join(charts))
 
 
 def _pictures(view: SampleView) -> str:
@@ -199,10 +188,7 @@ def _column(title: str, axis: Axis, view: SampleView, fields: Mapping[str, Array
     if not fields:
         return ""
     steps = np.arange(view.length) - view.anchor
-    charts: list[str] = []
-    for name, values in fields.items():
-        lines = channels(steps, values, channel_names(name, values.shape[1]))
-        charts.append(_labelled_chart(name, lines, line_chart(axis, lines, dots=True)))
+    charts = (_chart(axis, name, steps, one, dots=True) for name, one in fields.items())
     masks = cells(axis, steps, view.past_mask, "past") + cells(
         axis, steps, view.future_mask, "future"
     )
@@ -222,12 +208,8 @@ def _ticks(view: SampleView) -> list[tuple[float, str]]:
 
 
 def _metadata(metadata: Mapping[str, Any]) -> str:
-    rows = [
-        (name, code(json.dumps(value, ensure_ascii=False) if _is_tree(value) else value))
+    texts = {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
         for name, value in metadata.items()
-    ]
-    return table(("key", "value"), rows)
-
-
-def _is_tree(value: object) -> bool:
-    return isinstance(value, dict | list)
+    }
+    return table(("key", "value"), [(name, code(text)) for name, text in texts.items()])

@@ -3,8 +3,9 @@
 What writes a page raises StorageError where it cannot be written.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ from vlatool.artifacts import manifest
 from vlatool.artifacts.manifest import Shard
 from vlatool.artifacts.shard import OpenShard, open_shard
 from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import Statistics
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.inspection.episode_view import view_episode, view_episode_tar
+from vlatool.inspection.report import Problems
 from vlatool.inspection.sample_view import view_sample
-from vlatool.inspection.shard import ShardReport
-from vlatool.inspection.shards import ShardsReport
+from vlatool.inspection.shards import ShardReport, ShardsReport
 from vlatool.inspection.source import SourceReport
 from vlatool.pages.cards import episode_section, sample_section
 from vlatool.pages.layout import GENERATOR, Section, note, page
@@ -51,22 +51,19 @@ def check_target(path: Path) -> None:
     Raises:
         UsageError: It is a folder, or a file that is no page of an earlier run.
     """
+    refusal = partial(UsageError, code="usage.bad_target", details={"path": str(path)})
     if not path.name or path.is_dir():
-        raise UsageError(
+        raise refusal(
             f"--html {path}: is a folder",
             hint="give the name of the file to write, such as page.html",
-            code="usage.bad_target",
-            details={"path": str(path)},
         )
     if path.is_file():
         with path.open("rb") as file:
             is_page = GENERATOR.encode() in file.read(_HEAD_BYTES)
         if not is_page:
-            raise UsageError(
+            raise refusal(
                 f"--html {path}: exists and is no page of an earlier inspect",
                 hint="choose another name, such as page.html",
-                code="usage.bad_target",
-                details={"path": str(path)},
             )
 
 
@@ -80,7 +77,10 @@ def write_source_page(
     """Writes to `path` the page of a raw source: some of the episodes `refs` that were read."""
     broken = {one["episode"] for one in report.broken}
     whole = [ref for ref in refs if ref.id not in broken]
-    episodes = [_episode(reader, whole[i]) for i in _spread(len(whole), request.episodes)]
+    episodes = [
+        _card(ref.id, lambda ref=ref: episode_section(view_episode(reader.read(ref))))
+        for ref in (whole[i] for i in _spread(len(whole), request.episodes))
+    ]
     title = f"Episodes ({len(episodes)} of {len(whole)})"
     sections = [*source_sections(report), *_group(title, episodes)]
     write_text(path, page(request.title, report.headline(), sections))
@@ -92,8 +92,11 @@ def write_shards_page(
     """Writes to `path` the page of the training data at a location."""
     folder = ShardFolder.open(location)
     samples = list(_samples(folder.shards(), request.samples, report.origin.options))
+    told = Problems()  # findings of the report already
+    statistics = told.read(folder.statistics) or {}
+    episodes = (told.read(folder.episodes.shards) if folder.episodes else None) or []
     sections = [
-        *shards_sections(report, _statistics(folder), _samples_per_episode(folder)),
+        *shards_sections(report, statistics, [episode.num_sequences for episode in episodes]),
         *_group(f"Samples ({len(samples)} of {report.samples})", samples),
     ]
     write_text(path, page(request.title, report.headline(), sections))
@@ -101,15 +104,16 @@ def write_shards_page(
 
 def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: PageRequest) -> None:
     """Writes to `path` the page of one shard, or of the tar of one episode."""
-    options = _options(ShardFolder(tar_path.parent / manifest.NAME))
+    # A shard alone has none.
+    options = Problems().read(ShardFolder(tar_path.parent / manifest.NAME).options) or {}
     with open_shard(tar_path) as tar:
         episode = view_episode_tar(tar, options)
         sections = shard_sections(report)
         if episode is not None:
             sections.append(episode_section(episode, is_under=False))
-        chosen = [tar.keys[i] for i in _spread(len(tar.keys), request.samples)]
-        samples = [_sample(tar, key, options) for key in chosen]
-        sections += _group(f"Samples ({len(chosen)} of {len(tar.keys)})", samples)
+        total = len(tar.keys)
+        samples = [_sample(tar, i, options) for i in _spread(total, request.samples)]
+        sections += _group(f"Samples ({len(samples)} of {total})", samples)
     kind = "shard" if episode is None else "samples of one episode"
     write_text(path, page(request.title, f"{kind}, {report.samples} samples", sections))
 
@@ -120,73 +124,42 @@ def _group(title: str, members: Sequence[Section]) -> list[Section]:
     return [heading, *members] if members else []
 
 
-def _episode(reader: FormatReader, ref: EpisodeRef) -> Section:
+def _card(name: str, make: Callable[[], Section]) -> Section:
+    """A card, or why there is none."""
     try:
-        return episode_section(view_episode(reader.read(ref)))
+        return make()
     except DataError as error:
-        return Section(ref.id, note(error.message), is_under=True)
+        return Section(name, note(error.message), is_under=True)
 
 
 def _samples(shards: Sequence[Shard], count: int, options: Mapping[str, Any]) -> Iterator[Section]:
     """Samples that are evenly chosen over all shards, opening each shard once."""
-    total = sum(shard.num_sequences for shard in shards)
-    wanted = _spread(total, count)
+    wanted = _spread(sum(shard.num_sequences for shard in shards), count)
     first = 0
     for shard in shards:
         inside = [at - first for at in wanted if first <= at < first + shard.num_sequences]
         first += shard.num_sequences
-        if inside:
-            yield from _samples_of(shard.path, inside, options)
+        if not inside:
+            continue
+        try:
+            with open_shard(shard.path) as tar:
+                for position in inside:
+                    yield _sample(tar, position, options)
+        except DataError as error:
+            yield Section(shard.path.name, note(error.message), is_under=True)
 
 
-def _samples_of(
-    path: Path, positions: Sequence[int], options: Mapping[str, Any]
-) -> Iterator[Section]:
-    try:
-        with open_shard(path) as tar:
-            keys = tar.keys
-            for position in positions:
-                if position < len(keys):
-                    yield _sample(tar, keys[position], options)
-                else:
-                    reason = tar.damage or f"it holds {len(keys)} samples"
-                    text = f"{path.name}: there is no sample {position}: {reason}"
-                    yield Section(f"{path.name}, sample {position}", note(text), is_under=True)
-    except DataError as error:
-        yield Section(path.name, note(error.message), is_under=True)
-
-
-def _sample(tar: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
-    try:
-        return sample_section(view_sample(tar, key, options))
-    except DataError as error:
-        return Section(key, note(error.message), is_under=True)
+def _sample(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Section:
+    name = tar.path.name
+    if position >= len(tar.keys):
+        reason = tar.damage or f"it holds {len(tar.keys)} samples"
+        text = f"{name}: there is no sample {position}: {reason}"
+        return Section(f"{name}, sample {position}", note(text), is_under=True)
+    key = tar.keys[position]
+    return _card(key, lambda: sample_section(view_sample(tar, key, options)))
 
 
 def _spread(total: int, count: int) -> list[int]:
     """At most `count` positions in 0..total-1, the middles of equal parts."""
     count = min(total, count)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
-
-
-def _options(folder: ShardFolder) -> dict[str, Any]:
-    try:
-        return folder.options()
-    except DataError:
-        return {}  # a shard alone
-
-
-def _statistics(folder: ShardFolder) -> Statistics:
-    try:
-        return folder.statistics()
-    except DataError:
-        return {}  # already a finding of the report
-
-
-def _samples_per_episode(folder: ShardFolder) -> list[int]:
-    """From the manifest of the episode tars; empty where there is none."""
-    try:
-        shards = folder.episodes.shards() if folder.episodes else []
-    except DataError:
-        return []
-    return [shard.num_sequences for shard in shards]

@@ -4,14 +4,19 @@ Whatever a function calls text is escaped by it; `body` and `cell` are HTML alre
 """
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from string import Template
 
 from vlatool import __version__
-from vlatool.pages.style import SCRIPT, STYLE
+from vlatool.inspection.fields import unit
 
 # What fits beside the page, in letters.
 _LONGEST_LINK = 27
+_PREFIX = re.compile(r"^(robot__(?:action|actual|desired)__|observation\.)")
 
 GENERATOR = "vlatool inspect"
 
@@ -63,15 +68,13 @@ def page(
         for number, one in enumerate(shown)
     )
     cards = "".join(_section(one, number) for number, one in enumerate(shown))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="generator" content="{generator}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
-        f'<div class="frame"><nav><b>Contents</b>{links}</nav><main>'
-        f'<header><h1>{escape(title)}</h1><div class="quiet">{escape(subtitle)}</div></header>'
-        f"{cards}<footer>vlatool {escape(__version__)}</footer></main></div>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+    return _skeleton().substitute(
+        generator=generator,
+        title=escape(title),
+        subtitle=escape(subtitle),
+        links=links,
+        cards=cards,
+        version=escape(__version__),
     )
 
 
@@ -145,6 +148,30 @@ def code(text: object) -> Html:
     return Html(f"<code>{escape(text)}</code>")
 
 
+def field_label(field: str) -> Html:
+    """The name of a field, its beginning quiet, that may break between its parts."""
+    match = _PREFIX.match(field)
+    start = match[0] if match else ""
+    rest = _breakable(field[len(start) :])
+    return Html(f'<span class="quiet">{_breakable(start)}</span>{rest}' if start else rest)
+
+
+def measured(name: str) -> Html:
+    """The name of a field, with its unit where the format fixes one."""
+    measure = unit(name)
+    return Html(field_label(name) + f' <span class="quiet">[{measure}]</span>' * bool(measure))
+
+
+@cache
+def _skeleton() -> Template:
+    """The page without its content: markup, style, and the line under the pointer in charts.
+
+    Line colours are those of Okabe and Ito, which colour-blind people tell apart; the dark page
+    has lighter ones of the same hues.
+    """
+    return Template(files("vlatool.pages").joinpath("page.html").read_text(encoding="utf-8"))
+
+
 def _short(title: str) -> str:
     """The end of a long title, which is where names of episodes differ."""
     if len(title) <= _LONGEST_LINK:
@@ -162,3 +189,7 @@ def _section(section: Section, number: int) -> str:
 def _cell(tag: str, cell: object, is_number: bool) -> str:  # noqa: FBT001 - a column's property
     content = cell if isinstance(cell, Html) else escape(cell)
     return f"<{tag}{' class=number' if is_number else ''}>{content}</{tag}>"
+
+
+def _breakable(text: str) -> str:
+    return escape(text).replace("__", "__<wbr>").replace("::", "::<wbr>")

@@ -7,18 +7,18 @@ import numpy as np
 
 from vlatool.artifacts.stats import Statistics, number_array
 from vlatool.episode import Array
-from vlatool.inspection.fields import FieldFacts, facts_of_statistics
-from vlatool.inspection.shard import ShardReport
-from vlatool.inspection.shards import ShardsReport
-from vlatool.inspection.source import SourceReport
-from vlatool.inspection.text import number_text, range_text, size_text
-from vlatool.pages.fields import channel_names, field_label, unit
+from vlatool.inspection.fields import FieldFacts, channel_names, facts_of_statistics, unit
+from vlatool.inspection.report import number_text, range_text, size_text
+from vlatool.inspection.shards import ShardReport, ShardsReport
+from vlatool.inspection.source import CAMERA_HEADER, SourceReport
 from vlatool.pages.layout import (
     Html,
     Section,
     code,
     details,
+    field_label,
     heading,
+    measured,
     note,
     table,
     tags,
@@ -43,6 +43,7 @@ def source_sections(report: SourceReport) -> list[Section]:
         "frames per episode": f"{shortest} to {longest}" if shortest < longest else shortest,
         "on disk": size_text(report.bytes),
     }
+    tasks = table(("task", "episodes"), report.tasks.items(), numbers=(1,))
     language = table(
         ("kind", "sentences", "example"),
         [(kind, one.sentences, one.example) for kind, one in report.language.items()],
@@ -51,14 +52,8 @@ def source_sections(report: SourceReport) -> list[Section]:
     return [
         Section("Overview", tiles(facts)),
         Section("Problems", _source_problems(report)),
-        Section(
-            "Tasks",
-            table(
-                ("task", "episodes"), [(task, n) for task, n in report.tasks.items()], numbers=(1,)
-            )
-            + heading("Language", language),
-        ),
-        Section("Cameras", _source_cameras(report)),
+        Section("Tasks", tasks + heading("Language", language)),
+        Section("Cameras", table(CAMERA_HEADER, report.views("none"), numbers=(1, 2))),
         Section("Fields", _source_fields(report)),
     ]
 
@@ -88,11 +83,8 @@ def shards_sections(
     findings = "".join(note(one["message"]) for one in report.findings)
     return [
         Section("Overview", tiles(facts) + findings + _origin(report)),
-        Section("Cameras", _shard_cameras(report.cameras)),
-        Section(
-            "Language",
-            table(("kind", "example"), [(k, text) for k, text in report.language.items()]),
-        ),
+        Section("Cameras", table(("camera", "width x height"), report.views(), numbers=(1,))),
+        Section("Language", table(("kind", "example"), report.language.items())),
         Section("Samples per episode", histogram(per_episode, "samples per episode")),
         Section("Statistics", _statistics(report, statistics)),
     ]
@@ -109,21 +101,11 @@ def shard_sections(report: ShardReport) -> list[Section]:
     first = report.first
     members = ""
     if first is not None:
-        members = table(
-            ("member", "bytes"),
-            [(code(name), f"{size:,}") for name, size in first.members.items()],
-            numbers=(1,),
-        )
-        arrays = table(
-            ("array", "shape", "type"),
-            [
-                (code(name), " x ".join(map(str, shape)) or "scalar", dtype)
-                for name, (shape, dtype) in first.arrays.items()
-            ],
-        )
-        members = details("Members of the first sample", members) + details(
-            "Arrays of the first sample", arrays
-        )
+        sizes = [(code(name), f"{size:,}") for name, size in first.members.items()]
+        arrays = [(code(name), shape, dtype) for name, shape, dtype in first.array_rows()]
+        members = details(
+            "Members of the first sample", table(("member", "bytes"), sizes, numbers=(1,))
+        ) + details("Arrays of the first sample", table(("array", "shape", "type"), arrays))
     problem = note(report.problem) if report.problem else ""
     return [Section("Overview", tiles(facts) + problem + members)]
 
@@ -138,19 +120,6 @@ def _source_problems(report: SourceReport) -> str:
         numbers=(1,),
     )
     return broken + warnings
-
-
-def _source_cameras(report: SourceReport) -> str:
-    rows = [
-        (
-            camera.name,
-            ", ".join(f"{width} x {height}" for width, height in camera.sizes),
-            f"{camera.episodes} / {report.episodes}",
-            ", ".join(camera.calibration) or "none",
-        )
-        for camera in report.cameras
-    ]
-    return table(("camera", "width x height", "episodes", "calibration"), rows, numbers=(1, 2))
 
 
 def _source_fields(report: SourceReport) -> str:
@@ -178,14 +147,6 @@ def _field_table(fields: Sequence[FieldFacts]) -> str:
     ]
     header = ("field", "width", "type", "range", "unit", "constant channels")
     return table(header, rows, numbers=(1,))
-
-
-def _shard_cameras(cameras: Mapping[str, tuple[int, int] | None]) -> str:
-    rows = [
-        (name, "not in the first sample" if size is None else f"{size[0]} x {size[1]}")
-        for name, size in cameras.items()
-    ]
-    return table(("camera", "width x height"), rows, numbers=(1,))
 
 
 def _origin(report: ShardsReport) -> str:
@@ -236,7 +197,7 @@ def _statistics_table(statistics: Statistics, names: Sequence[str]) -> str:
     rows = [row for name in moving for row in _channel_rows(name, statistics[name])]
     fixed = table(
         ("constant field", "values"),
-        [(_measured(name), Html(f"<code>{values}</code>")) for name, values in constant.items()],
+        [(measured(name), Html(f"<code>{values}</code>")) for name, values in constant.items()],
     )
     return table(_HEADER, rows, numbers=range(1, 8)) + fixed
 
@@ -249,12 +210,6 @@ def _constant(entry: Mapping[str, Any]) -> str:
     return ", ".join(map(number_text, facts.mean))
 
 
-def _measured(name: str) -> Html:
-    """A field with its unit."""
-    measure = unit(name)
-    return Html(field_label(name) + f' <span class="quiet">[{measure}]</span>' * bool(measure))
-
-
 def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...]]:
     mean = number_array(entry.get("mean"))
     if mean is None or mean.ndim != 1:
@@ -264,7 +219,7 @@ def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...
     steps = _steps(entry, width)
     return [
         (
-            _measured(name) if channel == 0 else "",
+            measured(name) if channel == 0 else "",
             channel_name,
             *(number_text(float(c[channel])) if np.isfinite(c[channel]) else "-" for c in columns),
             "" if steps is None else Html(sparkline(steps[0][:, channel], steps[1][:, channel])),

@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlatool.artifacts.checkpoint import EMA, MODEL, TRAINER, CheckpointManifest
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run_dir import EMA, MODEL, TRAINER, CheckpointManifest, RunDir
 from vlatool.models.weights import load_weights, unusable_checkpoint
 from vlatool.storage.atomic import atomic_folder
 from vlatool.training.state import TrainState

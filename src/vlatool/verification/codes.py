@@ -1,117 +1,100 @@
 """The codes of findings in outputs, and the list of all codes."""
 
 from collections.abc import Iterator
+from functools import partial
 
-from vlatool.findings import Family, Kind
+from vlatool.findings import SEVERITIES, Family, Kind
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.rules import PICTURES, SOURCE
 
+error, warning, info = (partial(Kind, severity) for severity in SEVERITIES)
 _AGAIN = "copy the output again, or write it again with --overwrite"
 _WRITER = "write the data with vlatool preprocess, or repair the program that wrote them"
 
 OUTPUT = Family(
     "output",
     {
-        "incomplete": Kind(
-            "error", "The run that writes the output has not ended.", "run the same command again"
+        "incomplete": error(
+            "The run that writes the output has not ended.", "run the same command again"
         ),
-        "partial": Kind(
-            "warning",
+        "partial": warning(
             "Some episodes failed and are not in the output.",
             "repair them and run the same command again; .vlatool/run.json has the reasons",
         ),
-        "no_file_list": Kind(
-            "info", "There is no .vlatool/files.jsonl: digests cannot be compared."
+        "no_file_list": info("There is no .vlatool/files.jsonl: digests cannot be compared."),
+        "broken_file_list": error(".vlatool/files.jsonl cannot be read.", _AGAIN),
+        "missing_file": error("A listed file is not there.", _AGAIN),
+        "size_mismatch": error("A file has another size than listed.", _AGAIN),
+        "digest_mismatch": error("A file has other bytes than when it was written.", _AGAIN),
+        "unlisted_file": warning(
+            "A file was not written by the run.", "move it away if it is not yours"
         ),
-        "broken_file_list": Kind("error", ".vlatool/files.jsonl cannot be read.", _AGAIN),
-        "missing_file": Kind("error", "A listed file is not there.", _AGAIN),
-        "size_mismatch": Kind("error", "A file has another size than listed.", _AGAIN),
-        "digest_mismatch": Kind(
-            "error", "A file has other bytes than when it was written.", _AGAIN
-        ),
-        "unlisted_file": Kind(
-            "warning", "A file was not written by the run.", "move it away if it is not yours"
-        ),
-        "unreadable_file": Kind("error", "A file cannot be read.", "check the disk and the rights"),
+        "unreadable_file": error("A file cannot be read.", "check the disk and the rights"),
     },
 )
 
 SHARDS = Family(
     "shards",
     {
-        "no_manifest": Kind("error", "There is no manifest.jsonl.", _AGAIN),
-        "broken_manifest": Kind("error", "The manifest cannot be read or is empty.", _AGAIN),
-        "no_config": Kind(
-            "warning", "preprocessing_config.yaml is missing or broken.", "copy it there"
+        "no_manifest": error("There is no manifest.jsonl.", _AGAIN),
+        "broken_manifest": error("The manifest cannot be read or is empty.", _AGAIN),
+        "no_config": warning("preprocessing_config.yaml is missing or broken.", "copy it there"),
+        "missing_shard": error("A shard of the manifest is not there.", _AGAIN),
+        "unlisted_shard": warning(
+            "A tar file is not in the manifest.", "move it away; it is not read"
         ),
-        "missing_shard": Kind("error", "A shard of the manifest is not there.", _AGAIN),
-        "unlisted_shard": Kind(
-            "warning", "A tar file is not in the manifest.", "move it away; it is not read"
+        "index_mismatch": error(
+            "The index of a shard does not fit it.", "write the data again or remove the index"
         ),
-        "index_mismatch": Kind(
-            "error",
-            "The index of a shard does not fit it.",
-            "write the data again or remove the index",
+        "listed_twice": error("The manifest lists a shard twice.", _AGAIN),
+        "count_mismatch": error("num_sequences is not the number of samples.", _AGAIN),
+        "broken_tar": error("A tar file is cut off or damaged.", _AGAIN),
+        "not_a_file": error("A tar member is a folder, a link or a device.", _WRITER),
+        "unsafe_name": error("A tar member's name is absolute or has `..`.", _WRITER),
+        "meta_name": error("A tar member is named __x__.", _WRITER),
+        "dotted_key": error("The key of a sample has a dot.", _WRITER),
+        "upper_case_member": warning(
+            "A member's suffix has capitals.", "rename the camera in lower case"
         ),
-        "listed_twice": Kind("error", "The manifest lists a shard twice.", _AGAIN),
-        "count_mismatch": Kind("error", "num_sequences is not the number of samples.", _AGAIN),
-        "broken_tar": Kind("error", "A tar file is cut off or damaged.", _AGAIN),
-        "not_a_file": Kind("error", "A tar member is a folder, a link or a device.", _WRITER),
-        "unsafe_name": Kind("error", "A tar member's name is absolute or has `..`.", _WRITER),
-        "meta_name": Kind("error", "A tar member is named __x__.", _WRITER),
-        "dotted_key": Kind("error", "The key of a sample has a dot.", _WRITER),
-        "upper_case_member": Kind(
-            "warning", "A member's suffix has capitals.", "rename the camera in lower case"
+        "duplicate_member": error("A sample has a member twice.", _WRITER),
+        "duplicate_sample": error("A sample is there more than once.", _WRITER),
+        "scattered_sample": error("Members of a sample are not side by side.", _WRITER),
+        "incomplete_sample": error("A sample lacks a picture, its numbers or facts.", _AGAIN),
+        "huge_sample": error("A sample is larger than 1 GiB; it is not read.", _WRITER),
+        "only_in_shards": error("A sample is in shards/ but not in episodes/.", _AGAIN),
+        "only_in_episodes": error("A sample is in episodes/ but not in shards/.", _AGAIN),
+        "digest_mismatch": error("A sample differs between shards/ and episodes/.", _AGAIN),
+        "broken_npz": error("lowdim.npz cannot be read.", _AGAIN),
+        "object_array": error(
+            "lowdim.npz holds pickled Python objects, which are never loaded.", _WRITER
         ),
-        "duplicate_member": Kind("error", "A sample has a member twice.", _WRITER),
-        "duplicate_sample": Kind("error", "A sample is there more than once.", _WRITER),
-        "scattered_sample": Kind("error", "Members of a sample are not side by side.", _WRITER),
-        "incomplete_sample": Kind(
-            "error", "A sample lacks a picture, its numbers or facts.", _AGAIN
-        ),
-        "huge_sample": Kind("error", "A sample is larger than 1 GiB; it is not read.", _WRITER),
-        "only_in_shards": Kind("error", "A sample is in shards/ but not in episodes/.", _AGAIN),
-        "only_in_episodes": Kind("error", "A sample is in episodes/ but not in shards/.", _AGAIN),
-        "digest_mismatch": Kind("error", "A sample differs between shards/ and episodes/.", _AGAIN),
-        "broken_npz": Kind("error", "lowdim.npz cannot be read.", _AGAIN),
-        "object_array": Kind(
-            "error", "lowdim.npz holds pickled Python objects, which are never loaded.", _WRITER
-        ),
-        "field_mismatch": Kind("error", "Samples differ in fields, shapes or types.", _WRITER),
-        "window_length": Kind("error", "A field is not past + 1 + future long.", _WRITER),
-        "bad_mask": Kind("error", "past_mask or future_mask is missing or not bool [T].", _WRITER),
-        "not_finite": Kind(
-            "error", "A field holds NaN or infinity.", "repair and preprocess again"
-        ),
-        "nan_kept": Kind("warning", "A field holds NaN or infinity, as --no-fail-on-nan allows."),
-        "bad_metadata": Kind(
-            "error", "metadata.json lacks or contradicts what readers need.", _WRITER
-        ),
-        "bad_language": Kind(
-            "warning", "language_instructions.json is no object of kinds.", _WRITER
-        ),
-        "broken_picture": Kind("error", "A picture cannot be decoded.", _AGAIN),
-        "picture_size": Kind(
-            "warning", "A picture has another size than configured.", "preprocess again"
-        ),
+        "field_mismatch": error("Samples differ in fields, shapes or types.", _WRITER),
+        "window_length": error("A field is not past + 1 + future long.", _WRITER),
+        "bad_mask": error("past_mask or future_mask is missing or not bool [T].", _WRITER),
+        "not_finite": error("A field holds NaN or infinity.", "repair and preprocess again"),
+        "nan_kept": warning("A field holds NaN or infinity, as --no-fail-on-nan allows."),
+        "bad_metadata": error("metadata.json lacks or contradicts what readers need.", _WRITER),
+        "bad_language": warning("language_instructions.json is no object of kinds.", _WRITER),
+        "broken_picture": error("A picture cannot be decoded.", _AGAIN),
+        "picture_size": warning("A picture has another size than configured.", "preprocess again"),
     },
 )
 
 STATS = Family(
     "stats",
     {
-        "missing": Kind("error", "stats.json is missing.", _AGAIN),
-        "broken": Kind("error", "stats.json is no JSON object, or an entry is incomplete.", _AGAIN),
-        "not_strict": Kind(
-            "warning", "stats.json has NaN or Infinity, which is not JSON.", "vlatool reads it"
+        "missing": error("stats.json is missing.", _AGAIN),
+        "broken": error("stats.json is no JSON object, or an entry is incomplete.", _AGAIN),
+        "not_strict": warning(
+            "stats.json has NaN or Infinity, which is not JSON.", "vlatool reads it"
         ),
-        "missing_field": Kind("error", "A numeric field has no statistics.", _AGAIN),
-        "extra_field": Kind("warning", "Statistics of a field that samples lack.", _AGAIN),
-        "wrong_shape": Kind("error", "Statistics have another shape than the field.", _AGAIN),
-        "wrong_count": Kind("error", "`count` does not fit the number of samples.", _AGAIN),
-        "out_of_range": Kind("error", "A value lies outside the published range.", _AGAIN),
-        "wrong_value": Kind("error", "A recomputed statistic differs (--full).", _AGAIN),
-        "copies_differ": Kind("warning", "Copies of the statistics differ.", _AGAIN),
+        "missing_field": error("A numeric field has no statistics.", _AGAIN),
+        "extra_field": warning("Statistics of a field that samples lack.", _AGAIN),
+        "wrong_shape": error("Statistics have another shape than the field.", _AGAIN),
+        "wrong_count": error("`count` does not fit the number of samples.", _AGAIN),
+        "out_of_range": error("A value lies outside the published range.", _AGAIN),
+        "wrong_value": error("A recomputed statistic differs (--full).", _AGAIN),
+        "copies_differ": warning("Copies of the statistics differ.", _AGAIN),
     },
 )
 
@@ -120,49 +103,45 @@ _OTHER = "use another checkpoint, or train the run again"
 RUN = Family(
     "run",
     {
-        "broken_config": Kind(
-            "error", "config.yaml is missing, broken or not valid.", "copy the run again"
+        "broken_config": error(
+            "config.yaml is missing, broken or not valid.", "copy the run again"
         ),
-        "broken_statistics": Kind(
-            "error", "stats.json of the run is missing or broken.", "copy the run again"
+        "broken_statistics": error(
+            "stats.json of the run is missing or broken.", "copy the run again"
         ),
-        "broken_options": Kind(
-            "error",
+        "broken_options": error(
             "preprocessing_config.yaml of the run is missing or broken.",
             "copy it from the data beside config.yaml",
         ),
-        "no_metrics": Kind("warning", "There is no metrics.jsonl.", "copy the run again"),
-        "broken_metrics": Kind(
-            "error", "A line of metrics.jsonl is no row of a step.", "copy the run again"
+        "no_metrics": warning("There is no metrics.jsonl.", "copy the run again"),
+        "broken_metrics": error(
+            "A line of metrics.jsonl is no row of a step.", "copy the run again"
         ),
-        "cut_metrics": Kind(
-            "info", "The last line of metrics.jsonl is cut off; a run that goes on drops it."
+        "cut_metrics": info(
+            "The last line of metrics.jsonl is cut off; a run that goes on drops it."
         ),
-        "no_checkpoint": Kind("warning", "There is no whole checkpoint yet."),
-        "broken_latest": Kind(
-            "error",
+        "no_checkpoint": warning("There is no whole checkpoint yet."),
+        "broken_latest": error(
             "latest.json is missing or broken, or names no whole checkpoint.",
             "start the run again; it goes on with the newest whole one",
         ),
-        "stale_latest": Kind(
-            "warning", "latest.json does not name the newest checkpoint.", "start the run again"
+        "stale_latest": warning(
+            "latest.json does not name the newest checkpoint.", "start the run again"
         ),
-        "unfinished_checkpoint": Kind(
-            "warning", "A checkpoint has no manifest.json and is not used.", "remove it"
+        "unfinished_checkpoint": warning(
+            "A checkpoint has no manifest.json and is not used.", "remove it"
         ),
-        "broken_manifest": Kind(
-            "error", "manifest.json of a checkpoint is missing, broken or another's.", _OTHER
+        "broken_manifest": error(
+            "manifest.json of a checkpoint is missing, broken or another's.", _OTHER
         ),
-        "missing_file": Kind("error", "A file of a checkpoint is not there.", _OTHER),
-        "size_mismatch": Kind("error", "A file of a checkpoint has another size.", _OTHER),
-        "digest_mismatch": Kind(
-            "error", "A file of a checkpoint has other bytes than when it was written.", _OTHER
+        "missing_file": error("A file of a checkpoint is not there.", _OTHER),
+        "size_mismatch": error("A file of a checkpoint has another size.", _OTHER),
+        "digest_mismatch": error(
+            "A file of a checkpoint has other bytes than when it was written.", _OTHER
         ),
-        "unreadable_file": Kind("error", "A file cannot be read.", "check the disk and the rights"),
-        "broken_weights": Kind("error", "The header of weights does not fit the file.", _OTHER),
-        "unlisted_file": Kind(
-            "warning", "A file of a checkpoint is not in its manifest.", "move it away"
-        ),
+        "unreadable_file": error("A file cannot be read.", "check the disk and the rights"),
+        "broken_weights": error("The header of weights does not fit the file.", _OTHER),
+        "unlisted_file": warning("A file of a checkpoint is not in its manifest.", "move it away"),
     },
 )
 

@@ -1,12 +1,28 @@
-"""Checks of a whole output: the record of its run, the list of its files, its folders of shards."""
+"""Checks of an output: the record of its run, the list of its files, its folders of shards.
 
-from collections.abc import Iterator
+Of shards: all headers, all digests, a part of the samples.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
-from vlatool.artifacts import manifest, shard_index
+from vlatool.artifacts import manifest
 from vlatool.artifacts.manifest import Shard
+from vlatool.artifacts.sample import METADATA
+from vlatool.artifacts.shard import (
+    INDEX_SUFFIX,
+    TarSample,
+    TarScan,
+    index_path,
+    read_index,
+    scan_tar,
+)
 from vlatool.artifacts.shard_folder import EPISODES_NAME, SHARDS_NAME, UNLISTED_FILES, ShardFolder
 from vlatool.errors import DataError
+from vlatool.events import Progress
 from vlatool.findings import Finding
 from vlatool.jobs.files import (
     NAME,
@@ -19,9 +35,40 @@ from vlatool.jobs.files import (
     read_file_list,
 )
 from vlatool.jobs.record import read_record
-from vlatool.verification.check import Check, Depth, check_listed
+from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import OUTPUT, SHARDS
-from vlatool.verification.shards import ShardList, check_shards, list_shards
+from vlatool.verification.samples import (
+    Expectation,
+    Place,
+    SampleCheck,
+    missing_members,
+)
+from vlatool.verification.stats import StatsCheck
+
+_LARGEST_SAMPLE = 2**30
+
+
+@dataclass
+class ShardList:
+    """The tars to look at.
+
+    Attributes:
+        folder: Where they are, with what lies beside them.
+        shards: What the manifest lists; without one, the tars themselves.
+        has_manifest: Whether there is one, hence counts and statistics.
+        digests: Key of each sample to the digest of its bytes, once checked; empty bytes where
+            digests are not compared.
+    """
+
+    folder: ShardFolder
+    shards: Sequence[Shard]
+    has_manifest: bool = True
+    digests: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+    @property
+    def samples(self) -> int:
+        """How many samples the manifest promises."""
+        return sum(shard.num_sequences for shard in self.shards)
 
 
 def check_output(location: Path, check: Check) -> Iterator[Finding]:
@@ -44,7 +91,7 @@ def check_shard(location: Path, check: Check) -> Iterator[Finding]:
     folder = ShardFolder(location.parent / manifest.NAME)
     alone = ShardList(folder, [Shard(location, 0)], has_manifest=False)
     with check.reporter.progress("shards", 1, "shard") as bar:
-        yield from check_shards(alone, check.depth, check.checked, bar)
+        yield from _check_shards(alone, check, bar)
 
 
 def check_files(location: Path, check: Check) -> Iterator[Finding]:
@@ -72,7 +119,7 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
     unlisted = (record.unlisted if record else ()) or UNLISTED_FILES
     for name in sorted(PurePosixPath(file.name) for file in own_files(location)):
         listed = {str(name), *(f"{parent}/" for parent in name.parents)}
-        is_index = name.name.endswith(shard_index.SUFFIX)
+        is_index = name.name.endswith(INDEX_SUFFIX)
         if known.isdisjoint(listed) and is_listed(str(name), unlisted) and not is_index:
             path = location / name
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
@@ -84,7 +131,7 @@ def _check_listed_folder(location: Path, entry: FileEntry, check: Check) -> Iter
     if not is_intact(location, entry):
         message = f"{path}: does not hold {entry.count} files of {entry.bytes} bytes"
         yield OUTPUT("size_mismatch", message, path=str(path))
-    elif not check.depth.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
+    elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
         message = f"{path}: holds other bytes than when it was written"
         yield OUTPUT("digest_mismatch", message, path=str(path))
 
@@ -93,7 +140,7 @@ def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
     """`shards` and `episodes` of an output, each and against each other; else the folder itself."""
     found: dict[str, ShardList] = {}
     for folder in ShardFolder.parts(location):
-        for one in list_shards(folder):
+        for one in _list_shards(folder):
             if isinstance(one, Finding):
                 yield one
             else:
@@ -103,11 +150,11 @@ def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
         for name, listed in found.items():
             if name == EPISODES_NAME and len(found) > 1:
                 # Its samples are those of `shards`, which is compared below.
-                headers = Depth(0, is_quick=check.depth.is_quick)
-                yield from check_shards(listed, headers, check.checked, bar)
+                headers = replace(check, samples=0, is_full=False)
+                yield from _check_shards(listed, headers, bar)
                 check.checked.add(samples=-len(listed.digests), episodes=len(listed.shards))
             else:
-                yield from check_shards(listed, check.depth, check.checked, bar)
+                yield from _check_shards(listed, check, bar)
     if len(found) > 1:
         yield from _compare(found[SHARDS_NAME], found[EPISODES_NAME])
 
@@ -126,3 +173,134 @@ def _compare(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
     for key in (key for key in episodes.digests if key not in shards.digests):
         message = f"sample {key} is in {there}, not in {here}"
         yield SHARDS("only_in_episodes", message, sample=key, path=str(there))
+
+
+def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
+    """The tars, with what is wrong with their manifest before them; only that when it is broken."""
+    manifest = folder.manifest
+    try:
+        shards = folder.shards()
+    except DataError as error:
+        code = "no_manifest" if error.code == "data.no_manifest" else "broken_manifest"
+        yield SHARDS(code, error.message, path=str(manifest), line=error.details.get("line"))
+        return
+    listed = [shard.path for shard in shards]
+    there = {tar for place in {path.parent for path in listed} for tar in place.glob("*.tar")}
+    for tar in sorted(there):
+        if tar not in listed:
+            yield SHARDS("unlisted_shard", f"{tar}: is not in {manifest}", path=str(tar))
+    for tar in dict.fromkeys(tar for tar in listed if listed.count(tar) > 1):
+        yield SHARDS("listed_twice", f"{manifest}: lists {tar.name} twice", path=str(manifest))
+    yield ShardList(folder, shards)
+
+
+def _check_shards(listed: ShardList, check: Check, bar: Progress) -> Iterator[Finding]:
+    """Everything that is wrong with tars, their samples and statistics; fills `listed.digests`."""
+    options: dict[str, Any] = {}
+    try:
+        options = listed.folder.options()
+    except DataError as error:
+        if listed.has_manifest:
+            yield SHARDS("no_config", error.message, path=str(listed.folder.options_file))
+    folder = _FolderCheck(listed, Expectation.of(options), check)
+    if listed.has_manifest:
+        yield from folder.stats.open()
+    for shard in listed.shards:
+        yield from folder.shard(shard)
+        bar.advance(samples=check.checked.samples)
+    if listed.has_manifest:
+        yield from folder.stats.findings(folder.contents.fields, len(listed.digests))
+
+
+class _FolderCheck:
+    """The checks of one folder, shard by shard."""
+
+    def __init__(self, listed: ShardList, expected: Expectation, check: Check) -> None:
+        self.expected = expected
+        self.contents = SampleCheck(expected)
+        self.stats = StatsCheck(listed.folder, expected, recompute=check.is_full)
+        self._listed = listed
+        self._check = check
+        self._position = 0
+
+    def shard(self, shard: Shard) -> Iterator[Finding]:
+        """Everything that is wrong with a tar and the samples in it."""
+        name = str(shard.path)
+        if not shard.path.is_file():
+            yield SHARDS("missing_shard", f"{name}: is missing", shard=name)
+            return
+        self._check.checked.add(files=1, bytes=shard.path.stat().st_size)
+        scan = scan_tar(shard.path)
+        for problem in scan.problems:
+            message = f"{name}: {problem.message}"
+            yield SHARDS(problem.code, message, shard=name, sample=problem.sample)
+        if self._listed.has_manifest and shard.num_sequences != len(scan.samples):
+            message = f"{name}: has {len(scan.samples)} samples, the manifest says "
+            yield SHARDS("count_mismatch", f"{message}{shard.num_sequences}", shard=name)
+        yield from _check_index(shard.path, scan)
+        yield from self._samples(shard.path, scan.samples)
+
+    def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
+        own: set[str] = set()
+        pictures = self.contents.pictures
+        with path.open("rb") as file:
+            for sample in samples:
+                if sample.key in self._listed.digests and sample.key not in own:
+                    message = f"{path}: sample {sample.key} is also in another shard"
+                    yield SHARDS("duplicate_sample", message, shard=str(path), sample=sample.key)
+                own.add(sample.key)
+                yield from self._sample(file, path, sample)
+        self._check.checked.add(samples=len(samples), pictures=self.contents.pictures - pictures)
+
+    def _sample(self, file: IO[bytes], path: Path, sample: TarSample) -> Iterator[Finding]:
+        """Digest and completeness of each sample, contents of those chosen."""
+        is_chosen = self._is_next_chosen()
+        if sample.end - sample.start > _LARGEST_SAMPLE:
+            self._listed.digests[sample.key] = b""
+            message = f"has {sample.end - sample.start} bytes; the limit is {_LARGEST_SAMPLE}"
+            yield Place(str(path), sample.stored(b"")).finding("huge_sample", message)
+            return
+        absent = missing_members(sample.members, self.expected)
+        data = b""
+        if is_chosen or absent or not self._check.is_quick:
+            file.seek(sample.start)
+            data = file.read(sample.end - sample.start)
+        place = Place(str(path), sample.stored(data))
+        digest = b"" if self._check.is_quick else hashlib.blake2b(data, digest_size=16).digest()
+        self._listed.digests[sample.key] = digest
+        if absent:
+            # The sample itself may say that its episode has fewer cameras.
+            names = (place.json(METADATA) or {}).get("camera_names")
+            own = tuple(map(str, names)) if isinstance(names, list) else ()
+            expected = replace(self.expected, cameras=own or self.expected.cameras)
+            absent = missing_members(sample.members, expected)
+        if absent:
+            yield place.finding("incomplete_sample", f"lacks {', '.join(absent)}")
+        if is_chosen:
+            self._check.checked.add(samples_read=1)
+            yield from self.contents.check(place, self.stats.take)
+
+    def _is_next_chosen(self) -> bool:
+        """Whether the next sample's contents are read: evenly spread over all."""
+        position, self._position = self._position, self._position + 1
+        wanted, total = self._check.samples, self._listed.samples
+        if wanted is None or wanted >= total:
+            return True
+        return position * wanted // total != (position - 1) * wanted // total
+
+
+def _check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
+    """Published data have no index; one that says something else than the headers misleads."""
+    path = index_path(shard)
+    if not path.is_file() or any(problem.code == "broken_tar" for problem in scan.problems):
+        return
+    index = read_index(path)
+    if index is None:
+        problem = "cannot be read"
+    elif index.shard_bytes != shard.stat().st_size:
+        problem = f"is of a shard of {index.shard_bytes} bytes"
+    elif index.ranges() != [(one.start, one.end - one.start) for one in scan.samples]:
+        problem = "has other places of samples than the headers"
+    else:
+        return
+    yield SHARDS("index_mismatch", f"{path}: {problem}", path=str(path), shard=str(shard))

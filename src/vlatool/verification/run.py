@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vlatool.artifacts.checkpoint import (
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.run_dir import (
     MANIFEST,
     WEIGHTS_SUFFIX,
     CheckpointManifest,
+    RunDir,
     checkpoint_step,
     read_weights_header,
+    scan_metrics,
 )
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.run_dir import RunDir, scan_metrics
 from vlatool.artifacts.stats import read_stats
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
@@ -27,10 +28,14 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with a run folder and its checkpoints."""
     run = RunDir(location)
     yield from _check_config(run)
-    yield from _check_facts(run)
+    # Without statistics and options of the data a policy cannot act.
+    yield from _told("broken_statistics", read_stats, run.stats)
+    yield from _told(
+        "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
+    )
     yield from _check_metrics(run)
     yield from _check_latest(run)
-    folders = [path for path in _folders(run) if not path.name.startswith(".")]
+    folders = run.checkpoint_folders()
     with check.reporter.progress("checkpoints", len(folders), "checkpoint") as bar:
         for folder in folders:
             if (folder / MANIFEST).is_file():
@@ -71,14 +76,6 @@ def _check_config(run: RunDir) -> Iterator[Finding]:
     except VlatoolError as error:
         message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
         yield RUN("broken_config", message, path=str(run.config))
-
-
-def _check_facts(run: RunDir) -> Iterator[Finding]:
-    """Statistics and options of the data, without which a policy cannot act."""
-    yield from _told("broken_statistics", read_stats, run.stats)
-    yield from _told(
-        "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
-    )
 
 
 def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
@@ -122,8 +119,3 @@ def _check_latest(run: RunDir) -> Iterator[Finding]:
     elif newest is not None and run.root / named != newest[1]:
         message = f"{path}: names {named}, the newest is {newest[1].name}"
         yield RUN("stale_latest", message, path=path)
-
-
-def _folders(run: RunDir) -> list[Path]:
-    found = run.checkpoints_folder.iterdir() if run.checkpoints_folder.is_dir() else ()
-    return sorted(path for path in found if path.is_dir())

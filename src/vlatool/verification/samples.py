@@ -76,12 +76,13 @@ class Place:
         text = f"{self.shard}, sample {self.sample.key}: {message}"
         return SHARDS(code, text, shard=self.shard, sample=self.sample.key, **place)
 
-    def json(self, suffix: str) -> object:
-        """The value of a JSON member; None where it is missing or no JSON."""
+    def json(self, suffix: str) -> dict[str, Any] | None:
+        """The object that a JSON member holds; None where it is missing or something else."""
         try:
-            return self.sample.json(suffix)
+            content = self.sample.json(suffix)
         except (KeyError, ValueError):
             return None
+        return content if isinstance(content, dict) else None
 
 
 def missing_members(suffixes: Iterable[str], expected: Expectation) -> list[str]:
@@ -117,23 +118,21 @@ class SampleCheck:
         """
         metadata = place.json(METADATA)
         yield from self._check_metadata(place, metadata)
-        yield from _check_language(place)
-        cameras = metadata.get("camera_names") if isinstance(metadata, dict) else None
-        yield from self._check_pictures(place, cameras, metadata)
+        if LANGUAGE in place.sample.members and place.json(LANGUAGE) is None:
+            yield place.finding("bad_language", f"{LANGUAGE} is no JSON object")
+        yield from self._check_pictures(place, metadata or {})
         if ARRAYS not in place.sample.members:
             return
         arrays: dict[str, Array] = {}
-        severe = False
-        for finding in self._check_arrays(place, arrays):
-            severe = True
-            yield finding
-        if arrays and not severe:
+        found = list(self._check_arrays(place, arrays))
+        yield from found
+        if arrays and not found:
             take(place, arrays)
 
-    def _check_metadata(self, place: Place, metadata: object) -> Iterator[Finding]:
+    def _check_metadata(self, place: Place, metadata: dict[str, Any] | None) -> Iterator[Finding]:
         if METADATA not in place.sample.members:
             return
-        if not isinstance(metadata, dict):
+        if metadata is None:
             yield place.finding("bad_metadata", f"{METADATA} is no JSON object")
             return
         anchor, past = metadata.get("anchor_relative_idx"), self.expected.past
@@ -147,8 +146,8 @@ class SampleCheck:
             message = f"camera_names is {cameras!r}, there are pictures of {sorted(stored)}"
             yield place.finding("bad_metadata", message, field="camera_names")
 
-    def _check_pictures(self, place: Place, cameras: object, metadata: object) -> Iterator[Finding]:
-        sizes = metadata.get("original_image_sizes") if isinstance(metadata, dict) else None
+    def _check_pictures(self, place: Place, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+        sizes = metadata.get("original_image_sizes")
         for suffix, name in place.sample.pictures().items():
             self.pictures += 1
             found = place.sample.picture_size(suffix, decode=True)
@@ -170,7 +169,11 @@ class SampleCheck:
             code = "object_array" if "Python objects" in str(error) else "broken_npz"
             yield place.finding(code, str(error))
             return
-        yield from self._check_masks(place, arrays)
+        for name in MASKS:
+            mask = arrays.get(name)
+            if mask is None or mask.dtype != np.bool_ or mask.ndim != 1:
+                shape = "missing" if mask is None else f"{mask.dtype}{list(mask.shape)}"
+                yield place.finding("bad_mask", f"{name} is {shape}", field=name)
         yield from self._check_fields(place, arrays)
         for name, values in arrays.items():
             if values.dtype.kind in "fc" and not np.isfinite(values).all():
@@ -178,13 +181,6 @@ class SampleCheck:
                 code = "nan_kept" if self.expected.allows_nan else "not_finite"
                 message = f"{name!r} is not finite at step {step}"
                 yield place.finding(code, message, field=name, step=step)
-
-    def _check_masks(self, place: Place, arrays: Mapping[str, Array]) -> Iterator[Finding]:
-        for name in MASKS:
-            mask = arrays.get(name)
-            if mask is None or mask.dtype != np.bool_ or mask.ndim != 1:
-                found = "missing" if mask is None else f"{mask.dtype}{list(mask.shape)}"
-                yield place.finding("bad_mask", f"{name} is {found}", field=name)
 
     def _check_fields(self, place: Place, arrays: Mapping[str, Array]) -> Iterator[Finding]:
         past, future = self.expected.past, self.expected.future
@@ -213,11 +209,6 @@ def numeric_fields(fields: Mapping[str, tuple[tuple[int, ...], str]]) -> list[st
         for name, (_, kind) in fields.items()
         if kind != "text" and name not in MASKS and not name.startswith(CALIBRATION)
     ]
-
-
-def _check_language(place: Place) -> Iterator[Finding]:
-    if LANGUAGE in place.sample.members and not isinstance(place.json(LANGUAGE), dict):
-        yield place.finding("bad_language", f"{LANGUAGE} is no JSON object")
 
 
 def _kind(values: Array) -> str:

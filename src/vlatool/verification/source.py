@@ -7,27 +7,10 @@ from typing import Any
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
-from vlatool.sources.detection import FoundSource, find_source
+from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
 from vlatool.sources.rules import check_episode, duplicate_ids
 from vlatool.verification.check import Check
-
-_NOTHING_THERE = ("data.no_episodes", "data.no_source")
-
-
-def open_source(location: Path, forced: str | None) -> FoundSource | Finding:
-    """The source, or why the format that knows it cannot list its episodes.
-
-    Raises:
-        DataError: No format knows the location.
-        UsageError: Several do, or `forced` is unknown.
-    """
-    try:
-        return find_source(location, forced)
-    except DataError as error:
-        if error.code in _NOTHING_THERE:
-            raise
-        return finding_of_error(error)
 
 
 def check_source(
@@ -53,7 +36,11 @@ def check_source(
     errors, sizes = 0, dict[Path, int]()
     with check.reporter.progress("episodes", len(refs), "episode") as bar:
         for ref in refs:
-            for finding in _check_one(reader, ref, deep=check.depth.is_full):
+            if hasattr(reader, "check"):
+                found = _guarded(reader.check(ref, deep=check.is_full), episode=ref.id)
+            else:
+                found = check_episode(reader, ref, deep=check.is_full)
+            for finding in found:
                 errors += finding.severity == "error"
                 yield finding
             sizes |= {path: path.stat().st_size for path in _files(ref)}
@@ -66,12 +53,6 @@ def _files(ref: EpisodeRef) -> Iterator[Path]:
     """Every file that an episode is read from, as far as it is there."""
     below = ref.path.rglob("*") if ref.path.is_dir() else [ref.path]
     yield from (path for path in (*below, *ref.files) if path.is_file())
-
-
-def _check_one(reader: Any, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-    if hasattr(reader, "check"):
-        return _guarded(reader.check(ref, deep=deep), episode=ref.id)
-    return check_episode(reader, ref, deep=deep)
 
 
 def _guarded(findings: Iterator[Finding], **place: Any) -> Iterator[Finding]:

@@ -26,8 +26,9 @@ _TOLERANCE = 1e-9
 class StatsCheck:
     """Collects what samples say and compares it with the published statistics."""
 
-    def __init__(self, folder: ShardFolder, *, recompute: bool) -> None:
+    def __init__(self, folder: ShardFolder, expected: Expectation, *, recompute: bool) -> None:
         self.path = folder.statistics_file
+        self._expected = expected
         self._folder = folder
         self._entries: dict[str, dict[str, Any]] = {}
         self._recompute = recompute
@@ -36,10 +37,10 @@ class StatsCheck:
         self._outside: dict[str, Finding] = {}
         self._taken = 0
 
-    def open(self, expected: Expectation) -> Iterator[Finding]:
+    def open(self) -> Iterator[Finding]:
         """Reads the file."""
         if not self.path.is_file():
-            if expected.has_statistics:
+            if self._expected.has_statistics:
                 yield self._finding("missing", "is missing")
             return
         try:
@@ -68,13 +69,12 @@ class StatsCheck:
                     self._sums.setdefault(name, _Sum(values.shape)).add(values, valid)
 
     def findings(
-        self, fields: Mapping[str, tuple[tuple[int, ...], str]], expected: Expectation, samples: int
+        self, fields: Mapping[str, tuple[tuple[int, ...], str]], samples: int
     ) -> Iterator[Finding]:
         """What is wrong, after the last sample.
 
         Args:
             fields: Shape and type of each field of the samples; empty when none was read.
-            expected: What the configuration promises.
             samples: How many samples there are.
         """
         yield from self._outside.values()
@@ -88,7 +88,7 @@ class StatsCheck:
         for name in self._entries if fields else ():
             if name not in numeric:
                 yield self._finding("extra_field", f"has {name!r}, which samples lack", name)
-        yield from self._check_counts(expected, samples)
+        yield from self._check_counts(samples)
         # A sample that was refused is in the published numbers, but not in the sums.
         for name, total in self._sums.items() if self._taken == samples else ():
             yield from self._check_values(name, total)
@@ -128,14 +128,14 @@ class StatsCheck:
                 message = f"{name!r}: {key} {found}, expected {list(expected)}"
                 yield self._finding("wrong_shape", message, name)
 
-    def _check_counts(self, expected: Expectation, samples: int) -> Iterator[Finding]:
+    def _check_counts(self, samples: int) -> Iterator[Finding]:
         """The anchor is never padded: its rows are as many as the samples."""
         for name, entry in self._entries.items():
             counts = entry.get("count")
             is_list = isinstance(counts, list) and all(isinstance(one, int) for one in counts)
             if not is_list or not counts:
                 continue
-            past = expected.past
+            past = self._expected.past
             anchor = counts[past] if past is not None and past < len(counts) else max(counts)
             if anchor != samples or max(counts) > samples:
                 message = (

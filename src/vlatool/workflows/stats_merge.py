@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,15 @@ from pydantic import Field
 
 from vlatool.artifacts import manifest
 from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import Statistics, read_stats, write_compact_stats, write_stats
-from vlatool.artifacts.stats_merge import MergedStats, StatsPart, merge_parts
+from vlatool.artifacts.stats import (
+    MergedStats,
+    Statistics,
+    StatsPart,
+    compact,
+    merge_parts,
+    read_stats,
+    write_stats,
+)
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
@@ -58,14 +66,11 @@ class StatsMergeResult:
         """The result for people: the statistics themselves unless they were written."""
         if self.output is None:
             return json.dumps(self.statistics, allow_nan=False)
-        lines = [
-            (
-                f"{self.output}: {len(self.statistics)} fields of {len(self.sources)} data sets, "
-                f"windows of {self.merged.steps} steps"
-            )
-        ]
-        lines += [f"left out {name}: {why}" for name, why in self.merged.left_out.items()]
-        return "\n".join(lines)
+        left_out = (f"\nleft out {name}: {why}" for name, why in self.merged.left_out.items())
+        return (
+            f"{self.output}: {len(self.statistics)} fields of {len(self.sources)} data sets, "
+            f"windows of {self.merged.steps} steps{''.join(left_out)}"
+        )
 
 
 def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> StatsMergeResult:
@@ -89,8 +94,8 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
     statistics = merged.statistics
     if config.output is not None:
         _refuse_to_replace(location(config.output), config.sources)
-        write = write_compact_stats if config.compact else _write
-        write(location(config.output), statistics)
+        kept = compact(statistics) if config.compact else statistics
+        write_stats([location(config.output)], kept)
     return StatsMergeResult(tuple(config.sources), config.output, merged, statistics)
 
 
@@ -104,17 +109,14 @@ def _refuse_to_replace(target: Path, sources: Sequence[str]) -> None:
         return
     inputs = {_stats_file(location(source)).resolve() for source in sources}
     is_ours = target.resolve() not in inputs and not (target.parent / manifest.NAME).exists()
-    if is_ours:
-        try:
-            is_ours = all("mean" in entry for entry in read_stats(target).values())
-        except DataError:
-            is_ours = False
-    if not is_ours:
-        raise UsageError(
-            f"{target}: exists and is no result of an earlier merge",
-            hint="choose another --output",
-            code="usage.output_exists",
-        )
+    with suppress(DataError):
+        if is_ours and all("mean" in entry for entry in read_stats(target).values()):
+            return
+    raise UsageError(
+        f"{target}: exists and is no result of an earlier merge",
+        hint="choose another --output",
+        code="usage.output_exists",
+    )
 
 
 def _weights(config: StatsMergeConfig) -> list[float | None]:
@@ -134,8 +136,7 @@ def _part(source: str, weight: float | None) -> StatsPart:
     path = _stats_file(location(source))
     beside = ShardFolder(path.parent / manifest.NAME)
     past = beside.options().get("past_lowdim_steps") if beside.options_file.is_file() else None
-    past = past if isinstance(past, int) else None
-    return StatsPart(read_stats(path), past, weight)
+    return StatsPart(read_stats(path), past if isinstance(past, int) else None, weight)
 
 
 def _stats_file(path: Path) -> Path:
@@ -150,7 +151,3 @@ def _stats_file(path: Path) -> Path:
         code="data.no_statistics",
         details={"path": str(path)},
     )
-
-
-def _write(path: Path, statistics: Statistics) -> None:
-    write_stats([path], statistics)

@@ -1,7 +1,7 @@
 """Whether anything in the table of artifacts, or a source, is whole and consistent."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.findings import SEVERITIES, Finding
-from vlatool.inspection.text import size_text
+from vlatool.findings import SEVERITIES, Finding, finding_of_error
+from vlatool.inspection.report import size_text
 from vlatool.plugins import recognise
+from vlatool.sources.detection import find_source
 from vlatool.storage.uri import existing
-from vlatool.verification.check import Check, Checked, Depth
+from vlatool.verification.check import Check, Checked
 from vlatool.verification.codes import code_rows
-from vlatool.verification.source import check_source, open_source
+from vlatool.verification.source import check_source
 
 # Findings kept of one code; all of them are counted.
 _KEPT = 100
@@ -50,11 +51,11 @@ class VerifyConfig(ConfigModel):
 class CodesResult:
     """Every code that a finding can have."""
 
-    codes: tuple[Mapping[str, str], ...]
+    codes: Sequence[Mapping[str, str]]
 
     def document(self) -> dict[str, Any]:
         """The codes for programs."""
-        return {"codes": list(self.rows())}
+        return asdict(self)
 
     def rows(self) -> Iterable[Mapping[str, str]]:
         """One row per code."""
@@ -101,9 +102,9 @@ class VerifyResult:
             "location": self.location,
             **({} if self.format is None else {"format": self.format}),
             "whole": self.is_whole,
-            "counts": dict(self.severities),
-            "codes": dict(self.counts),
-            "checked": dict(self.checked),
+            "counts": self.severities,
+            "codes": self.counts,
+            "checked": self.checked,
             "findings": list(self.rows()),
         }
 
@@ -113,26 +114,20 @@ class VerifyResult:
 
     def text(self) -> str:
         """The result for people: findings by code, the worst first."""
-        blocks = [
-            self._group(code, severity)
-            for severity in SEVERITIES
-            for code in self.counts
-            if self._first(code).severity == severity
-        ]
-        return "\n\n".join([*blocks, self._last_line()])
+        groups = [[one for one in self.findings if one.code == code] for code in self.counts]
+        groups.sort(key=lambda group: SEVERITIES.index(group[0].severity))
+        return "\n\n".join([*map(self._group, groups), self._last_line()])
 
-    def _first(self, code: str) -> Finding:
-        return next(finding for finding in self.findings if finding.code == code)
-
-    def _group(self, code: str, severity: str) -> str:
-        same = [finding.message for finding in self.findings if finding.code == code]
-        count = self.counts[code]
-        lines = [f"{severity} {code}" + (f", {count} times" if count > 1 else "")]
-        lines += [f"  {message}" for message in same[:_SHOWN]]
+    def _group(self, same: Sequence[Finding]) -> str:
+        """The findings of one code."""
+        first, count = same[0], self.counts[same[0].code]
+        lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
+        lines += [f"  {finding.message}" for finding in same[:_SHOWN]]
         if count > _SHOWN:
             lines.append(f"  ... and {count - _SHOWN} more, with --json")
-        action = self._first(code).action
-        return "\n".join([*lines, *([f"  to do: {action}"] if action else [])])
+        if first.action:
+            lines.append(f"  to do: {first.action}")
+        return "\n".join(lines)
 
     def _last_line(self) -> str:
         amounts = [
@@ -160,8 +155,15 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
             findings, when one of them is an error.
     """
     if config.codes:
-        return CodesResult(tuple(code_rows()))
-    _check_config(config)
+        return CodesResult(list(code_rows()))
+    if not config.location:
+        raise UsageError(
+            "verify needs a location", hint="vlatool verify LOCATION", code="usage.missing_key"
+        )
+    if config.full and config.quick:
+        raise UsageError(
+            "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
+        )
     result = _look(existing(config.location), config, reporter)
     if result.is_whole:
         return result
@@ -175,28 +177,21 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     raise problem
 
 
-def _check_config(config: VerifyConfig) -> None:
-    if not config.location:
-        raise UsageError(
-            "verify needs a location", hint="vlatool verify LOCATION", code="usage.missing_key"
-        )
-    if config.full and config.quick:
-        raise UsageError(
-            "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
-        )
-
-
 def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
-    depth = Depth(None if config.full else config.samples, config.full, config.quick)
-    check = Check(depth, Checked(), reporter)
+    samples = None if config.full else config.samples
+    check = Check(samples, config.full, config.quick, reporter=reporter)
     known = recognise(location) if config.format is None else None
     if known is not None:
         kind, artifact = known
         root = location.parent if location.is_file() else location
         return _result(kind, config, artifact.load("verify")(location, check), root, check.checked)
-    source = open_source(location, config.format)
-    if isinstance(source, Finding):
-        return _result("source", config, [source], location, check.checked)
+    try:
+        source = find_source(location, config.format)
+    except DataError as error:
+        if error.code in ("data.no_episodes", "data.no_source"):
+            raise
+        # The format that knows it cannot list its episodes.
+        return _result("source", config, [finding_of_error(error)], location, check.checked)
     found = check_source(location, source, config.episodes, check)
     result = _result("source", config, found, location, check.checked)
     return replace(result, format=source.format)

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.artifacts.stats import read_stats, write_stats
-from vlatool.artifacts.stats_merge import merge_stats
+from vlatool.artifacts.stats import merge_stats, read_stats, write_stats
 from vlatool.errors import DataError
 from vlatool.transforms.statistics import WindowStatistics, summary, window_statistics
 

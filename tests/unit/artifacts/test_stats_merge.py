@@ -3,8 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.artifacts.stats import Statistics
-from vlatool.artifacts.stats_merge import StatsPart, merge_parts
+from vlatool.artifacts.stats import Statistics, StatsPart, merge_parts
 from vlatool.errors import DataError
 from vlatool.transforms.statistics import summary, window_statistics
 

@@ -6,8 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlatool.artifacts.checkpoint import EMA, MANIFEST, MODEL, TRAINER
-from vlatool.artifacts.run_dir import RunDir, find_checkpoint
+from vlatool.artifacts.run_dir import EMA, MANIFEST, MODEL, TRAINER, RunDir, find_checkpoint
 from vlatool.errors import DataError, StorageError
 from vlatool.storage.atomic import remove_partials
 from vlatool.training.checkpoints import load_checkpoint, save_checkpoint

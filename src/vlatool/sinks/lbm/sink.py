@@ -15,7 +15,7 @@ from vlatool.artifacts.shard_folder import (
     UNLISTED_FILES,
     ShardFolder,
 )
-from vlatool.artifacts.stats import write_compact_stats, write_stats
+from vlatool.artifacts.stats import COMPACT_NAME, compact, write_stats
 from vlatool.errors import DataError
 from vlatool.findings import Family
 from vlatool.jobs.files import FileEntry, file_entry
@@ -123,7 +123,7 @@ class LbmSink:
         output = self._setup.output
         shards, episodes = (ShardFolder.of(output, one) for one in (SHARDS_NAME, EPISODES_NAME))
         write_stats([shards.statistics_file, episodes.statistics_file], entries)
-        write_compact_stats(shards.compact_statistics_file, entries)
+        write_stats([shards.path / COMPACT_NAME], compact(entries))
 
     def _write_metadata(self, run: Run, samples: int) -> None:
         write_processing_metadata(
