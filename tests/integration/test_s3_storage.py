@@ -22,7 +22,7 @@ from vlatool.config.includes import read_file
 from vlatool.config.presets import preset_path, shown_path
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, StorageError, UsageError
 from vlatool.jobs.record import output_lock
-from vlatool.sources.language import LanguageAnnotations
+from vlatool.sources.spartan.config import LanguageAnnotations
 from vlatool.storage import s3 as requests
 from vlatool.storage.atomic import (
     atomic_folder,

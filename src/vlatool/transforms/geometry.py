@@ -1,4 +1,4 @@
-"""Turning, resizing and cropping of a picture together with its calibration.
+"""Turning, resizing and cropping of a picture together with its calibration; the pinhole camera.
 
 Sizes are (height, width); a pixel covers [i, i + 1], so the picture's left edge is at 0. Source:
 lbm-data 3.5; pixels with Pillow's filters, calibration from the transform that the pixels really
@@ -16,6 +16,9 @@ from vlatool.episode import Array, UInt8Array
 ResizeMethod = Literal["center_crop", "resize_no_crop", "resize_fit"]
 ResizeFilter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 
+# Points nearer to the camera's plane or farther from the base have no place in a picture; metres.
+_NEAR = 1e-3
+_FAR = 1e9
 # camera_T_turned: where x and y of a camera point whose picture was turned clockwise once.
 _QUARTER_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
@@ -164,3 +167,26 @@ def _turned(image: Array, turns: int) -> Array:
 def _wide_first(size: tuple[int, int]) -> tuple[int, int]:
     """(width, height), as Pillow has it."""
     return size[1], size[0]
+
+
+def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Array, Array]:  # noqa: N803 - frames of a transform
+    """Pixels float64 [N, 2] as (x, y), and which of them are in front of the camera, bool [N].
+
+    A whole number is the centre of a pixel. Pixels may lie outside the picture; those that are
+    not visible are NaN.
+
+    Args:
+        points: Positions [N, 3] in the base frame, metres.
+        intrinsics: Pinhole matrix [3, 3] in pixels; skew is kept.
+        base_T_camera: Pose of the camera [4, 4], a rotation and a translation.
+    """
+    rotation, centre = base_T_camera[:3, :3], base_T_camera[:3, 3]
+    finite = np.all(np.abs(points) < _FAR, axis=1)
+    offsets = np.where(finite[:, None], points.astype(np.float64), 0.0) - centre
+    # The inverse of a rotation is its transpose, and rows times R are columns times R transposed.
+    seen = offsets @ rotation
+    visible = finite & (seen[:, 2] > _NEAR)
+    depth = np.where(visible, seen[:, 2], 1.0)
+    pixels = (seen / depth[:, None]) @ intrinsics[:2].astype(np.float64).T
+    pixels[~visible] = np.nan
+    return pixels, visible

@@ -21,8 +21,14 @@ from vlatool.transforms.geometry import (
 )
 from vlatool.transforms.relative import relative_fields
 from vlatool.transforms.statistics import WindowStatistics, window_statistics
-from vlatool.transforms.stillness import StillnessSpec, moving
-from vlatool.transforms.windows import Windows, WindowSpec, image_frames, make_windows
+from vlatool.transforms.windows import (
+    StillnessSpec,
+    Windows,
+    WindowSpec,
+    image_frames,
+    make_windows,
+    moving,
+)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import DataError, StorageError
-from vlatool.sources.language import LanguageAnnotations
+from vlatool.sources.spartan.config import LanguageAnnotations
 
 
 def load(folder: Path, text: str) -> LanguageAnnotations:

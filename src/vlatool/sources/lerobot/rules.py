@@ -22,7 +22,7 @@ from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording
 from vlatool.sources.lerobot.meta import Feature, read_tasks
 from vlatool.sources.lerobot.rows import FRAME_INDEX, Rows, read_rows, timestamp_oddity
-from vlatool.sources.lerobot.statistics import contradictions, episode_statistics
+from vlatool.sources.lerobot.set_rules import contradictions, episode_statistics
 from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
 from vlatool.sources.video import VideoFacts, VideoFrames, probe_video

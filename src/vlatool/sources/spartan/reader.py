@@ -1,5 +1,6 @@
 """Raw Diffusion-Spartan episodes. Source: lbm-data 2, 3.3."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -9,16 +10,15 @@ from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, 
 from vlatool.errors import DataError
 from vlatool.findings import Collector, Finding
 from vlatool.sources.base import SurveyUnion, facts_of, first_readable, none_readable
-from vlatool.sources.language import LanguageAnnotations, task_in_words
-from vlatool.sources.order import unique_refs
+from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.sources.spartan.codes import SPARTAN
-from vlatool.sources.spartan.config import SpartanConfig, validation_episodes, with_action_file
-from vlatool.sources.spartan.layout import (
-    episode_folders,
-    episode_number,
-    episode_place,
-    episode_ref,
+from vlatool.sources.spartan.config import (
+    LanguageAnnotations,
+    SpartanConfig,
+    task_in_words,
+    validation_episodes,
+    with_action_file,
 )
 from vlatool.sources.spartan.oddities import Oddities, check_members, check_siblings
 from vlatool.sources.spartan.rules import (
@@ -30,12 +30,14 @@ from vlatool.sources.spartan.rules import (
     read_values,
 )
 from vlatool.storage.background import in_parallel
+from vlatool.storage.tree import walk
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.relative import SUFFIX, actual_field
 
 _RATE_HZ = 10.0
 _INSTRUCTION = "language_instruction"
 _LOOKS_AT_ONCE = 8
+_EPISODE = re.compile(r"^episode_(\d+)$")
 
 
 class SpartanReader:
@@ -264,3 +266,53 @@ def _published_order(field: str) -> tuple[int, int]:
     """Left before right, position before rotation before gripper."""
     part = 2 if "gripper" in field else (1 if field.endswith("rot_6d") else 0)
     return (0 if "left" in field else 1, part)
+
+
+def episode_folders(source: Path) -> list[Path]:
+    """Folders episode_<N> with a `processed` folder, at or below `source`, naturally sorted.
+
+    One without beside them was not downloaded whole, or cannot be listed; reading it will tell.
+    """
+    found: set[Path] = set()
+    named: set[Path] = set()
+    for folder, children, _ in walk(source):
+        if _EPISODE.match(folder.name) and "processed" in children:
+            found.add(folder)
+            children.clear()
+        named.update(folder / child for child in children if _EPISODE.match(child))
+    beside = {folder.parent for folder in found}
+    found.update(folder for folder in named if folder.parent in beside)
+    return sorted(found, key=natural_key)
+
+
+def episode_place(folder: Path) -> str:
+    """Where an episode is below its task; its last folders where the layout is another one."""
+    parts = folder.parts
+    known = "tasks" in parts[:-7] or "diffusion_spartan" in parts
+    return "/".join(part for part in parts[-7 if known else -3 :] if part != "/")
+
+
+def episode_number(folder: Path) -> int:
+    """N of `episode_<N>`."""
+    match = _EPISODE.match(folder.name)
+    assert match is not None
+    return int(match.group(1))
+
+
+def episode_ref(folder: Path, source: Path, task: str | None) -> EpisodeRef:
+    """Task, station and time stamp are read from the published folder layout where it is kept."""
+    parts = folder.parts
+    named: list[str] = []
+    if "tasks" in parts[:-2]:
+        below = parts[len(parts) - 1 - parts[::-1].index("tasks") + 1 : -1]
+        named = [part for part in below if part not in ("sim", "bc", "teleop", "diffusion_spartan")]
+    found = named[0] if named else ""
+    if not named:
+        named = [part for part in parts[-3:-1] if part not in ("/", "diffusion_spartan")]
+    identity = "_".join([*named, folder.name])
+    return EpisodeRef(
+        id=re.sub(r"[^A-Za-z0-9_-]+", "-", identity),
+        path=folder,
+        source=str(source),
+        task=task or found,
+    )
