@@ -5,12 +5,13 @@ from pathlib import Path
 
 from pydantic import Field
 
+from vlatool.artifacts.lerobot import INFO_FILE
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.base import unknown_field
 from vlatool.sources.lerobot.codes import LEROBOT
-from vlatool.sources.lerobot.meta import INFO_FILE, Info
+from vlatool.sources.lerobot.meta import Info
 
 
 class LeRobotConfig(ConfigModel):

@@ -4,20 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlatool.artifacts.lerobot import EPISODES_FILE, INFO_FILE, EpisodeLine
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig, check_task_column, choose_fields
 from vlatool.sources.lerobot.layout import FileFinder
-from vlatool.sources.lerobot.meta import (
-    EPISODES_FILE,
-    INFO_FILE,
-    EpisodeLine,
-    Feature,
-    Info,
-    read_episodes,
-    read_info,
-)
+from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
 from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.order import natural_key
 

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from string import Formatter
 
+from vlatool.artifacts.lerobot import INFO_FILE
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.codes import LEROBOT
-from vlatool.sources.lerobot.meta import INFO_FILE, Info
+from vlatool.sources.lerobot.meta import Info
 
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 

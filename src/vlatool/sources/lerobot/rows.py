@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlatool.artifacts.lerobot import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.sources.base import refuse_missing_or_pointer
 from vlatool.storage.uri import openable
-
-FRAME_INDEX = "frame_index"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.lerobot import AUTOMATIC, FRAME_INDEX
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Collector
@@ -21,13 +22,12 @@ from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording
 from vlatool.sources.lerobot.meta import Feature, read_tasks
-from vlatool.sources.lerobot.rows import FRAME_INDEX, Rows, read_rows, timestamp_oddity
+from vlatool.sources.lerobot.rows import Rows, read_rows, timestamp_oddity
 from vlatool.sources.lerobot.set_rules import contradictions, episode_statistics
 from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
 from vlatool.sources.video import VideoFacts, VideoFrames, probe_video
 
-_FRAME_METADATA = ("timestamp", FRAME_INDEX, "episode_index", "index", "task_index")
 _TASK_DESCRIPTION = "task_description"
 # Quality labels that GR00T-flavoured sets list among the tasks. Source: lerobot-format 8
 _LABELS = frozenset({"valid", "invalid"})
@@ -63,7 +63,7 @@ def walk_episode(recording: Recording, config: LeRobotConfig, report: Collector)
     if rows is None:
         return Contents(None, _cameras(recording, None, report))
     _check_length(recording, rows, report)
-    metadata = {key: rows.values(key) for key in _FRAME_METADATA if key in rows.columns}
+    metadata = {key: rows.values(key) for key in AUTOMATIC if key in rows.columns}
     task = report.attempt(partial(_instruction, recording, rows, config, report)) or ""
     _check_bookkeeping(recording, rows, metadata, report)
     cameras = _cameras(recording, rows, report)
@@ -80,7 +80,7 @@ def _columns(recording: Recording, config: LeRobotConfig, *, whole: bool) -> lis
         if name.startswith("annotation.") or (whole and not feature.is_camera)
     ]
     task_column = [config.task_column] if config.task_column else []
-    return [*dataset.field_names, *_FRAME_METADATA, *more, *task_column]
+    return [*dataset.field_names, *AUTOMATIC, *more, *task_column]
 
 
 def _check_length(recording: Recording, rows: Rows, report: Collector) -> None:

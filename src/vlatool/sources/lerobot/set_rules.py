@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.lerobot import EPISODE_STATS_FILE, INFO_FILE, STATS_FILE, moments
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
-from vlatool.sources.lerobot.meta import INFO_FILE, read_tasks
+from vlatool.sources.lerobot.meta import read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows
 
 Statistics = Mapping[str, Mapping[str, Any]]
@@ -125,7 +126,7 @@ def _check_rows(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding
         yield from _check_features(root, [name for name in declared if name not in seen])
         whole = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
         for name, problem in contradictions(stated, whole):
-            path = root / "meta/stats.json"
+            path = root / STATS_FILE
             message = f"{path}: {name} {problem}"
             yield LEROBOT("stats_contradict", message, path=str(path), field=name)
 
@@ -163,14 +164,14 @@ def _vectors(rows: Rows, name: str) -> list[Array]:
 def set_statistics(root: Path) -> Statistics:
     """meta/stats.json; empty where it is missing or broken."""
     try:
-        return _features(json.loads((root / "meta/stats.json").read_text(encoding="utf-8")))
+        return _features(json.loads((root / STATS_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
 
 def episode_statistics(root: Path) -> Mapping[int, Statistics]:
     """Number of an episode to its line of meta/episodes_stats.jsonl."""
-    path = root / "meta/episodes_stats.jsonl"
+    path = root / EPISODE_STATS_FILE
     return _parsed(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 
@@ -202,13 +203,7 @@ def contradictions(stated: Statistics, rows: Mapping[str, Array]) -> Iterator[tu
             continue
         numbers = values.astype(np.float64)
         scale = np.maximum(np.abs(numbers).max(axis=0), 1e-6)
-        true = {
-            "min": numbers.min(axis=0),
-            "max": numbers.max(axis=0),
-            "mean": numbers.mean(axis=0),
-            "std": numbers.std(axis=0),
-        }
-        for key, value in true.items():
+        for key, value in moments(numbers).items():
             problem = _difference(key, entry.get(key), value, scale)
             if problem:
                 yield name, problem
