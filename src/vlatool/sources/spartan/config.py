@@ -6,7 +6,6 @@ Source: lbm-data 2.3, 2.6, 2.7, 3.1, 6.4.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,7 +20,7 @@ from vlatool.storage.uri import location
 # The C parser is ten times as fast; PyYAML is also built without it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-KINDS = ("original", "randomized", "verbose", "alternative")
+_KINDS = ("original", "randomized", "verbose", "alternative")
 _ACTION_WIDTHS = {
     "robot__action__poses__right::panda__xyz": 3,
     "robot__action__poses__right::panda__rot_6d": 6,
@@ -183,46 +182,36 @@ def _not_of_form(path: str, what: str, reason: object) -> DataError:
     )
 
 
-@dataclass(frozen=True)
-class LanguageAnnotations:
-    """Task to kind to sentences."""
+def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
+    """Task to the exported kinds of an annotations file, in published order, to sentences.
 
-    by_task: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def load(cls, path: str | None) -> "LanguageAnnotations":
-        """Reads an annotations file, local or in S3; without one there are no annotations.
-
-        Raises:
-            DataError: The file is missing, not YAML, or not of the expected shape.
-            StorageError: It is there, but cannot be read.
-        """
-        if path is None:
-            return cls({})
-        try:
-            text = location(path).read_text(encoding="utf-8")
-            content = yaml.load(text, Loader=_Loader)  # noqa: S506 - one of the safe loaders
-        except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise _broken(path, f"cannot be read: {reason}") from None
-        except OSError as error:
-            raise StorageError(
-                f"{path}: language annotations cannot be read: {error.strerror or error}",
-                hint="check the path and its permissions, or leave the option out",
-                code="storage.read",
-                details={"path": path},
-            ) from None
-        tasks = content.get("language_dict") if isinstance(content, dict) else None
-        if not isinstance(tasks, dict):
-            raise _broken(path, "have no mapping `language_dict` at the top")
-        for task, kinds in tasks.items():
-            _check_kinds(path, task, kinds)
-        return cls(tasks)
-
-    def sentences(self, task: str) -> dict[str, list[str]]:
-        """The exported kinds of a task, in their published order; empty for an unknown task."""
-        kinds = self.by_task.get(task, {})
-        return {kind: [str(text) for text in kinds[kind]] for kind in KINDS if kinds.get(kind)}
+    Raises:
+        DataError: The file is missing, not YAML, or not of the expected shape.
+        StorageError: It is there, but cannot be read.
+    """
+    if path is None:
+        return {}
+    try:
+        text = location(path).read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - one of the safe loaders
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _broken(path, f"cannot be read: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise StorageError(
+            f"{path}: language annotations cannot be read: {error.strerror or error}",
+            hint="check the path and its permissions, or leave the option out",
+            code="storage.read",
+            details={"path": path},
+        ) from None
+    tasks = content.get("language_dict") if isinstance(content, dict) else None
+    if not isinstance(tasks, dict):
+        raise _broken(path, "have no mapping `language_dict` at the top")
+    for task, kinds in tasks.items():
+        _check_kinds(path, task, kinds)
+    return {
+        task: {kind: kinds[kind] for kind in _KINDS if kinds.get(kind)}
+        for task, kinds in tasks.items()
+    }
 
 
 def _check_kinds(path: str, task: Any, kinds: Any) -> None:

@@ -4,18 +4,19 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Collector, Finding
-from vlatool.sources.base import SurveyUnion, facts_of, first_readable, none_readable
+from vlatool.sources.base import each_look, look_at, union
 from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.sources.spartan.codes import SPARTAN
 from vlatool.sources.spartan.config import (
-    LanguageAnnotations,
     SpartanConfig,
+    language_annotations,
     task_in_words,
     validation_episodes,
     with_action_file,
@@ -56,7 +57,7 @@ class SpartanReader:
         Raises:
             DataError: A source is missing or has no episode below it.
         """
-        annotations = LanguageAnnotations.load(self.config.language_annotations_path)
+        annotations = language_annotations(self.config.language_annotations_path)
         held_out = validation_episodes(self.config.validation_episodes_path)
         found: list[EpisodeRef] = []
         for source in sources:
@@ -72,7 +73,7 @@ class SpartanReader:
                 ref = episode_ref(folder, source, self.config.task)
                 held = episode_number(folder) in held_out.get(ref.task, ())
                 reason = "validation_episode" if held else ""
-                language = annotations.sentences(ref.task)
+                language = annotations.get(ref.task, {})
                 found.append(replace(ref, language=language, held_out=reason))
         self.noticed = list(_unmatched(held_out, found))
         yield from unique_refs(found)
@@ -87,37 +88,40 @@ class SpartanReader:
         Raises:
             DataError: No episode can be read; the first one's reason.
         """
-        union, reasons = SurveyUnion(), list[DataError]()
-        first, others = first_readable(self.read, refs, reasons)
-        if first is None:
-            raise none_readable(refs, reasons[0])
-        sizes = {name: camera.size for name, camera in first.cameras.items()}
-        union.add(sizes, facts_of(first), first.num_frames, _RATE_HZ)
-        if is_remote(others[0].path if others else Path()):
-            for ref, names in zip(others, _remote_cameras(others), strict=True):
-                if names <= union.cameras.keys():
-                    union.add({}, None, None, _RATE_HZ)
-                else:
-                    self._add(ref, union)
-        else:
-            for ref in others:
-                self._add(ref, union)
-        groups = self._complete_groups(union.fields)
-        return union.survey(
+        reasons: list[DataError] = []
+        survey = union(self._looks(iter(refs), reasons), reasons)
+        groups = self._complete_groups(survey.fields)
+        return replace(
+            survey,
             action_fields=self._policy_actions(groups),
-            proprioception_fields=self._policy_proprioception(union.fields),
+            proprioception_fields=self._policy_proprioception(survey.fields),
             pose_groups=groups,
         )
 
-    def _add(self, ref: EpisodeRef, union: SurveyUnion) -> None:
-        """Adds what the headers of an episode tell, unless they are broken."""
-        try:
-            report = Collector(SPARTAN, strict=True)
-            recording = open_episode(ref.path / "processed", self.config, report)
-        except DataError:  # told when the episode is read
+    def _looks(self, refs: Iterator[EpisodeRef], reasons: list[DataError]) -> Iterator[Survey]:
+        first = next(each_look(lambda ref: look_at(self.read(ref)), refs, reasons), None)
+        if first is None:
             return
+        yield first
+        others = list(refs)  # those after it
+        known, named = set(first.cameras), repeat(None)
+        if others and is_remote(others[0].path):
+            named = _remote_cameras(others)
+        for ref, names in zip(others, named, strict=False):
+            if names is not None and names <= known:
+                yield replace(first, cameras={}, frames=None)
+                continue
+            for look in each_look(self._look, [ref], []):  # what is broken is told when it is read
+                known |= look.cameras.keys()
+                yield look
+
+    def _look(self, ref: EpisodeRef) -> Survey:
+        """What the headers of an episode tell."""
+        report = Collector(SPARTAN, strict=True)
+        recording = open_episode(ref.path / "processed", self.config, report)
         sizes = {name: camera.size for name, camera in recording.cameras.items()}
-        union.add(sizes, recording.field_facts(self.config), recording.num_frames, _RATE_HZ)
+        fields = recording.field_facts(self.config)
+        return Survey(1, sizes, fields, recording.num_frames, _RATE_HZ)
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; arrays nobody needs are not inflated.
