@@ -116,27 +116,13 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
     )
     check_task_column(root, info, config.task_column, columns)
     video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
-    return [
-        _recording(
-            dataset,
-            line,
-            data_files[line.number],
-            {name: videos[name][line.number] for name in video_names},
-            finder.there,
-        )
-        for line in lines
-    ]
-
-
-def _recording(
-    dataset: Dataset,
-    line: EpisodeLine,
-    data_file: Path,
-    videos: Mapping[str, Path],
-    there: set[Path],
-) -> Recording:
-    files = (data_file, *videos.values())
-    return Recording(dataset, line, data_file, videos, frozenset(there.intersection(files)))
+    recordings: list[Recording] = []
+    for line in lines:
+        paths = {name: videos[name][line.number] for name in video_names}
+        data_file = data_files[line.number]
+        there = finder.there.intersection([data_file, *paths.values()])
+        recordings.append(Recording(dataset, line, data_file, paths, frozenset(there)))
+    return recordings
 
 
 def _episode_lines(
