@@ -172,12 +172,7 @@ def id_part(name: str) -> str:
 
 
 def no_episodes(source: Path, searched: str) -> DataError:
-    """The refusal of a source that holds no episode.
-
-    Args:
-        source: As the user gave it.
-        searched: What would have made it one, e.g. `meta/info.json`.
-    """
+    """The refusal of a source without what was `searched`, such as `meta/info.json`."""
     if not source.exists():
         state = "does not exist"
     elif not source.is_dir():
@@ -207,11 +202,7 @@ def unknown_field(name: str, known: Sequence[str], where: Path, noun: str = "fie
 
 
 def refuse_missing_or_pointer(path: Path, what: str) -> None:
-    """Checks that `path` is a file with content of its own.
-
-    Args:
-        path: The file that is about to be opened.
-        what: Whose file it is, e.g. `episode 3`.
+    """Checks that `path` is a file with content of its own; `what` it is of, such as `episode 3`.
 
     Raises:
         DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.

@@ -152,8 +152,11 @@ class NpzArchive:
 
     def header(self, name: str) -> ArrayHeader:
         """Shape and dtype of an array, without reading its values."""
+        if name not in self._infos:
+            raise missing_array(self.path, name)
         if name not in self._headers:
-            self._headers[name] = self._read_header(name)
+            at = self._infos[name].header_offset
+            self._headers[name] = self._checked_header(name, self._file, at)
         return self._headers[name]
 
     def read(self, name: str) -> Array:
@@ -221,11 +224,6 @@ class NpzArchive:
     def close(self) -> None:
         """Lets go of the file; frames keep their own."""
         self._file.close()
-
-    def _read_header(self, name: str) -> ArrayHeader:
-        if name not in self._infos:
-            raise missing_array(self.path, name)
-        return self._checked_header(name, self._file, at=self._infos[name].header_offset)
 
     def _checked_header(self, name: str, file: IO[bytes], at: int) -> ArrayHeader:
         info = copy(self._infos[name])

@@ -67,8 +67,7 @@ class ImageGeometry:
         self, picture: Image.Image, resample: Image.Resampling
     ) -> Image.Image:
         """Resizes only the part of the source that the crop keeps; pixels outside cost nothing."""
-        scale_y = self.scaled[0] / self.original[0]
-        scale_x = self.scaled[1] / self.original[1]
+        scale_y, scale_x = self._scale
         top, left = self.offset
         box = (
             left / scale_x,
@@ -77,6 +76,10 @@ class ImageGeometry:
             (top + self.target[0]) / scale_y,
         )
         return picture.resize(_wide_first(self.target), resample, box=box)
+
+    @property
+    def _scale(self) -> tuple[float, float]:
+        return self.scaled[0] / self.original[0], self.scaled[1] / self.original[1]
 
     def turned_intrinsics(self, matrix: Array) -> Array:
         """Pinhole matrices [..., 3, 3] of the turned picture, before any resize."""
@@ -102,8 +105,7 @@ class ImageGeometry:
         the result is exact, unlike the published rule, which uses the untruncated size.
         """
         top, left = self.offset
-        scale_y = self.scaled[0] / self.original[0]
-        scale_x = self.scaled[1] / self.original[1]
+        scale_y, scale_x = self._scale
         transform = np.array([[scale_x, 0, -left], [0, scale_y, -top], [0, 0, 1]])
         return transform @ matrix.astype(np.float64)
 
@@ -145,11 +147,10 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     """
     (height0, width0), (height, width) = geometry.original, geometry.target
     ratio_x, ratio_y = width / width0, height / height0
+    shift_x = shift_y = 0.0
     if method != "resize_no_crop":
         ratio_x = ratio_y = (max if method == "center_crop" else min)(ratio_x, ratio_y)
-    centred = method != "resize_no_crop"
-    shift_x = (width0 * ratio_x - width) / 2 if centred else 0.0
-    shift_y = (height0 * ratio_y - height) / 2 if centred else 0.0
+        shift_x, shift_y = (width0 * ratio_x - width) / 2, (height0 * ratio_y - height) / 2
     result = np.zeros(matrix.shape, np.float64)
     result[..., 0, 0] = matrix[..., 0, 0] * ratio_x
     result[..., 1, 1] = matrix[..., 1, 1] * ratio_y

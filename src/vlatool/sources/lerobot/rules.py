@@ -102,10 +102,10 @@ def _check_bookkeeping(
 ) -> None:
     place = {"path": str(rows.path)}
     if "timestamp" in metadata:
-        fps = recording.dataset.info.fps
-        oddity = timestamp_oddity(metadata["timestamp"], fps, rows.episode)
+        oddity = timestamp_oddity(metadata["timestamp"], recording.dataset.info.fps)
         if oddity:
-            report.note("timestamps", oddity, **place, field="timestamp")
+            message = f"{rows.episode}: {oddity}; frames are matched by row number"
+            report.note("timestamps", message, **place, field="timestamp")
     others = set(metadata.get("episode_index", ())) - {recording.line.number}
     if others:
         message = f"{rows.episode}: {rows.path} also says episode_index {sorted(others, key=str)}"
@@ -181,10 +181,8 @@ def _video_oddities(
 ) -> Iterator[tuple[str, str]]:
     """(code, problem) where a usable video differs from what the rows and info.json say."""
     if facts.num_frames > num_rows:
-        yield (
-            "extra_frames",
-            (f"has {facts.num_frames} frames for {num_rows} rows; those after the last are unused"),
-        )
+        more = f"has {facts.num_frames} frames for {num_rows} rows"
+        yield "extra_frames", f"{more}; those after the last are unused"
     if facts.fps is not None and abs(float(facts.fps) - fps) > 0.01:
         yield "video_fps", f"runs at {float(facts.fps):g} fps, the data at {fps:g}"
     if camera.shape and not set(facts.size) <= set(camera.shape):

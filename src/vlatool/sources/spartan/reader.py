@@ -49,6 +49,7 @@ class SpartanReader:
 
     def __init__(self, config: SpartanConfig) -> None:
         self.config, self._groups = with_action_file(config)
+        self._ordered = sorted(self.config.action_key_fields, key=_published_order)
         self.noticed: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
@@ -184,13 +185,11 @@ class SpartanReader:
     def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
         """Left arm first, poses relative where they can be. Source: lbm-data 6.5."""
         relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
-        ordered = sorted(self.config.action_key_fields, key=_published_order)
-        return tuple(name + SUFFIX if name in relative else name for name in ordered)
+        return tuple(name + SUFFIX if name in relative else name for name in self._ordered)
 
     def _policy_proprioception(self, lowdim: Collection[str]) -> tuple[str, ...]:
         """The measured counterpart of every action field."""
-        ordered = sorted(self.config.action_key_fields, key=_published_order)
-        measured = [actual_field(name) for name in ordered]
+        measured = map(actual_field, self._ordered)
         return tuple(name for name in measured if name is not None and name in lowdim)
 
 
@@ -198,18 +197,18 @@ class _Companions(Mapping[str, FrameSource]):
     """Depth or labels of the cameras that have them; looked for only when they are asked for."""
 
     def __init__(self, recording: Recording, kind: str) -> None:
-        self._archive = recording.archives[OBSERVATIONS]
-        self._keys = {name: f"{camera}_{kind}" for camera, name in recording.camera_ids.items()}
-        self._num_frames = recording.num_frames
+        self._recording = recording
+        self._kind = kind
 
     @cached_property
     def _found(self) -> dict[str, FrameSource]:
-        archive = self._archive
-        archive.load_headers(self._keys.values())
+        archive = self._recording.archives[OBSERVATIONS]
+        keys = {name: f"{one}_{self._kind}" for one, name in self._recording.camera_ids.items()}
+        archive.load_headers(keys.values())
         return {
             name: archive.frames(key, channels=None)
-            for name, key in self._keys.items()
-            if key in archive and archive.header(key).shape[:1] == (self._num_frames,)
+            for name, key in keys.items()
+            if key in archive and archive.header(key).shape[:1] == (self._recording.num_frames,)
         }
 
     def __getitem__(self, name: str) -> FrameSource:
