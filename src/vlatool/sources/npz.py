@@ -97,13 +97,6 @@ class InflatedMember:
             raise zipfile.BadZipFile("wrong checksum")
         return data
 
-    def _decompress(self, wanted: int) -> bytes:
-        assert self._inflater is not None
-        try:
-            return self._inflater.decompress(self._tail, wanted)
-        except zlib_ng.error as error:  # pyright: ignore[reportGeneralTypeIssues] - typed as a value
-            raise zipfile.BadZipFile(str(error)) from None
-
     def _raw(self, size: int) -> bytes:
         data = self._file.read(min(size, self._left))
         self._left -= len(data)
@@ -116,7 +109,10 @@ class InflatedMember:
         while wanted > 0:
             if not self._tail:
                 self._tail = self._raw(_CHUNK)
-            part = self._decompress(wanted)
+            try:
+                part = self._inflater.decompress(self._tail, wanted)
+            except zlib_ng.error as error:  # pyright: ignore[reportGeneralTypeIssues] - typed as a value
+                raise zipfile.BadZipFile(str(error)) from None
             if not part and (self._inflater.eof or not self._tail):
                 break  # the member is shorter than it says
             self._tail = self._inflater.unconsumed_tail

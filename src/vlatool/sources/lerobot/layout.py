@@ -19,12 +19,8 @@ _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
     """A path relative to the data set.
 
-    Only plain known fields are filled: the text comes from a file that anyone may have written.
-
-    Args:
-        template: A format string such as `data/episode_{episode_index:06d}.parquet`.
-        values: Every field that may occur.
-        key: The key of info.json it came from, for the error.
+    Only plain fields in `values` are filled: the text comes from a file that anyone may have
+    written, under the key `key` of info.json.
 
     Raises:
         DataError: A field is unknown or does more than name a value, or the path leaves the root.

@@ -239,17 +239,16 @@ def _nested_texts(value: object, depth: int = 3) -> Iterator[str]:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    refuse_missing_or_pointer(path, "LeRobot data set")
     return _parse_object(path, _read_text(path))
 
 
 def _read_json_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    refuse_missing_or_pointer(path, "LeRobot data set")
     lines = enumerate(_read_text(path).split("\n"), start=1)
     return [(number, _parse_object(path, line, number)) for number, line in lines if line.strip()]
 
 
 def _read_text(path: Path) -> str:
+    refuse_missing_or_pointer(path, "LeRobot data set")
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
