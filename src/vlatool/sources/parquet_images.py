@@ -23,14 +23,7 @@ class ParquetImages:
     """
 
     def __init__(self, path: Path, column: str, root: Path, rows: Sequence[int]) -> None:
-        """Opens nothing yet.
-
-        Args:
-            path: The parquet file.
-            column: The name of the image column.
-            root: The data set, which picture paths may not leave.
-            rows: The row of each frame.
-        """
+        """Opens nothing yet; `root` is the data set, which picture paths may not leave."""
         self.path = path
         self.column = column
         self._root = root

@@ -124,19 +124,12 @@ def make_geometry(
     if method == "resize_no_crop":
         return ImageGeometry(original, target, (0, 0), target, turns, resample)
     ratios = (target[0] / original[0], target[1] / original[1])
-    if method == "center_crop":
-        scale = max(ratios)
-        # Truncation may lose the last pixel and would add a black line: cover the target.
-        scaled = (
-            max(int(original[0] * scale), target[0]),
-            max(int(original[1] * scale), target[1]),
-        )
-        offset = ((scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
-    else:
-        scale = min(ratios)
-        scaled = (max(int(original[0] * scale), 1), max(int(original[1] * scale), 1))
-        offset = (-((target[0] - scaled[0]) // 2), -((target[1] - scaled[1]) // 2))
-    return ImageGeometry(original, scaled, offset, target, turns, resample)
+    scale = max(ratios) if method == "center_crop" else min(ratios)
+    # Truncation may lose the last pixel and would add a black line: a crop covers the target.
+    least = target if method == "center_crop" else (1, 1)
+    height, width = (max(int(size * scale), low) for size, low in zip(original, least, strict=True))
+    offset = (int((height - target[0]) / 2), int((width - target[1]) / 2))
+    return ImageGeometry(original, (height, width), offset, target, turns, resample)
 
 
 def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeMethod) -> Array:

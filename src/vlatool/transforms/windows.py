@@ -163,11 +163,8 @@ def moving(windows: Windows, fields: Mapping[str, Array], spec: StillnessSpec) -
     ]
     if not considered:
         return np.ones(len(windows.anchors), bool)
-    steps = windows.valid.sum(axis=1)
-    result = np.zeros(len(windows.anchors), bool)
-    for values in considered:
-        result |= (_deviation(windows, values) > spec.threshold) & (steps > 1)
-    return result
+    moves = [_deviation(windows, values) > spec.threshold for values in considered]
+    return np.any(moves, axis=0) & (windows.valid.sum(axis=1) > 1)
 
 
 def _deviation(windows: Windows, values: Array) -> Array:

@@ -82,7 +82,7 @@ _TIPS = (0.0, 0.0, 0.0)
 _HAND_FOCAL = 0.5 / 0.9
 _HAND_HEIGHT = 0.12 / 0.9
 
-_ALL = (
+_CAMERAS = (
     Camera("scene_right_0", "6CD146030E99", (0.56, 0.36, 1.6), (0.5, 0.5, 0.0), 1.42),
     Camera("scene_left_0", "6CD146031C25", (0.1, -0.45, 1.1), (0.5, 0.47, 0.0), 1.15, _UPRIGHT),
     Camera(
@@ -92,10 +92,10 @@ _ALL = (
     Camera("wrist_right_minus", "BFS_23595722", (0.0, 0.0, _HAND_HEIGHT), _TIPS, _HAND_FOCAL),
     Camera("wrist_right_plus", "BFS_23595725", (0.0, -0.09, 0.15), (0.0, 0.02, 0.0), _HAND_FOCAL),
 )
-CAMERAS = {camera.name: camera for camera in _ALL}
+CAMERAS = {camera.name: camera for camera in _CAMERAS}
 
 # Four: the cameras that both published stations have. Source: lbm-data 6.2.
-PRESETS: dict[CameraCount, tuple[str, ...]] = {
+_STATIONS: dict[CameraCount, tuple[str, ...]] = {
     2: ("scene_right_0", "wrist_right_minus"),
     4: ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus"),
     6: tuple(CAMERAS),
@@ -104,4 +104,4 @@ PRESETS: dict[CameraCount, tuple[str, ...]] = {
 
 def cameras_for(count: CameraCount) -> tuple[Camera, ...]:
     """The cameras of a station with that many, in order."""
-    return tuple(CAMERAS[name] for name in PRESETS[count])
+    return tuple(CAMERAS[name] for name in _STATIONS[count])

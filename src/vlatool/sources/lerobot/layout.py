@@ -100,26 +100,21 @@ class FileFinder:
         return numbered
 
     def _found(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
-        path = self._existing(key, relative, folder, camera)
-        if path is not None:
-            self.there.add(path)
-        return path or self.root / relative
-
-    def _existing(self, key: str, relative: str, folder: str, camera: str) -> Path | None:
         path = self.root / relative
         named = self._by_name.get((folder, path.name), [])
-        if relative in named or path.exists():
-            return path
-        candidates = [name for name in named if not camera or camera in PurePosixPath(name).parts]
-        if len(candidates) != 1:
-            return None
-        if key not in self._told:
-            self._told.add(key)
-            message = f"{self.root}: {key} gives {relative}, found {candidates[0]}"
-            self._noticed.append(
-                LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
-            )
-        return self.root / candidates[0]
+        if relative not in named and not path.exists():
+            others = [name for name in named if not camera or camera in PurePosixPath(name).parts]
+            if len(others) != 1:
+                return path
+            path = self.root / others[0]
+            if key not in self._told:
+                self._told.add(key)
+                message = f"{self.root}: {key} gives {relative}, found {others[0]}"
+                self._noticed.append(
+                    LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
+                )
+        self.there.add(path)
+        return path
 
     def _values(self, number: int) -> dict[str, int | str]:
         chunk = number // self._info.chunks_size

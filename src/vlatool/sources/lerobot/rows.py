@@ -51,9 +51,7 @@ class Rows:
     def vectors(self, name: str, width: int | None) -> Array:
         """A numeric column as [F, C] in its stored dtype; booleans become float32.
 
-        Args:
-            name: The column.
-            width: C as the data set declares it; null takes that of the first row.
+        C is `width`, as the data set declares it; null takes that of the first row.
 
         Raises:
             DataError: Values are missing, not numbers, or rows differ in length.
