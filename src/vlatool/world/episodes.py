@@ -79,8 +79,8 @@ class WorldEpisode:
 def expert_episode(seed: int, index: int, frames: int | None = None) -> WorldEpisode:
     """The episode number `index` of `seed`; the same whatever else is made.
 
-    It has exactly `frames` frames: cut, or the end held. Default: until the block is in the bin, and
-    the frame that shows it.
+    It has exactly `frames` frames: cut, or the end held. Default: until the block is in the bin,
+    and the frame that shows it.
     """
     rng = np.random.default_rng([seed, index])
     target = index % len(COLOURS)
