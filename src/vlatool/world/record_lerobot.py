@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import av
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -168,8 +169,6 @@ def video_key(view: View) -> str:
 
 def encode_video(frames: Sequence[UInt8Array]) -> bytes:
     """An mp4 file, h264, yuv420p, from pictures uint8 [H, W, 3] with even sides."""
-    import av  # here: LIBERO's layout needs none
-
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options=_CONTAINER) as container:
         stream = container.add_stream("libx264", rate=FPS, options=_ENCODER)
