@@ -22,7 +22,7 @@ from vlatool.config.includes import read_file
 from vlatool.config.presets import preset_path, shown_path
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, StorageError, UsageError
 from vlatool.jobs.record import output_lock
-from vlatool.sources.language import LanguageAnnotations
+from vlatool.sources.spartan.config import language_annotations
 from vlatool.storage import s3 as requests
 from vlatool.storage.atomic import (
     atomic_folder,
@@ -682,14 +682,14 @@ class TestReaders:
     def test_language_annotations(self, root: S3Path) -> None:
         write_text(root / "a.yaml", "language_dict: {Task: {original: [do it]}}\n")
 
-        loaded = LanguageAnnotations.load(str(root / "a.yaml"))
+        loaded = language_annotations(str(root / "a.yaml"))
 
-        assert loaded.sentences("Task") == {"original": ["do it"]}
+        assert loaded == {"Task": {"original": ["do it"]}}
 
     def test_annotations_in_a_missing_bucket_are_trouble_of_the_storage(
         self, s3_bucket: str
     ) -> None:
         with pytest.raises(StorageError) as caught:
-            LanguageAnnotations.load("s3://no-such-bucket-here/a.yaml")
+            language_annotations("s3://no-such-bucket-here/a.yaml")
 
         assert caught.value.code == "storage.no_bucket"

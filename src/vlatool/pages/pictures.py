@@ -13,7 +13,7 @@ from PIL import Image
 from vlatool.episode import Array
 from vlatool.inspection.shots import Lens, PoseTrack
 from vlatool.pages.layout import escape
-from vlatool.transforms.projection import project
+from vlatool.transforms.geometry import project
 from vlatool.transforms.rotations import matrix_from_rot6d
 
 THUMBNAIL_WIDTH = 200

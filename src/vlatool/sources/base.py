@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +15,7 @@ from vlatool.storage.parts import Part, read_part
 
 # First line of the small text file that stands for content kept in Git LFS. Source: lerobot 11.7
 _LFS_HEADER = b"version https://git-lfs"
+_POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 
 
 class FormatReader(Protocol):
@@ -60,63 +61,91 @@ class FormatReader(Protocol):
         ...
 
 
-class SurveyUnion:
-    """Joins what single episodes have, in the order they come.
+def union(looks: Iterable[Survey], reasons: Sequence[DataError]) -> Survey:
+    """What episodes have between them, in the order they come; each is told by a survey of one.
 
-    Attributes:
-        episodes: How many were added.
+    A field is there where most episodes have it, as wide as most have it; where they are equal, the
+    earlier decide.
+
+    Args:
+        looks: Surveys of the episodes that could be looked at, all read from before this returns.
+        reasons: Why the others could not.
+
+    Raises:
+        DataError: There are none; the first one's reason.
     """
+    kinds: Counter[tuple[tuple[str, FieldFacts], ...]] = Counter()  # few, however many episodes
+    cameras: dict[str, tuple[int, int] | None] = {}
+    frames: list[int | None] = []
+    policy = {name: dict[Any, None]() for name in _POLICY}
+    rates: set[float | None] = set()
+    for look in looks:
+        kinds[tuple(look.fields.items())] += 1
+        cameras |= {name: cameras.get(name) or size for name, size in look.cameras.items()}
+        frames.append(look.frames)
+        rates.add(look.fps)
+        for name, known in policy.items():
+            known.update(dict.fromkeys(getattr(look, name)))
+    if not frames:
+        first = reasons[0]
+        raise DataError(
+            f"none of the {len(reasons)} episodes can be read; the first: {first.message}",
+            hint=first.hint,
+            code=first.code,
+            details={**first.details, "episodes": len(reasons)},
+        )
+    known_frames = [count for count in frames if count is not None]
+    return Survey(
+        episodes=len(frames),
+        cameras=cameras,
+        fields=_usual_fields(kinds),
+        frames=sum(known_frames) if len(known_frames) == len(frames) else None,
+        fps=rates.pop() if len(rates) == 1 else None,
+        **{name: tuple(known) for name, known in policy.items()},
+    )
 
-    def __init__(self) -> None:
-        self.episodes = 0
-        self._looks = 0
-        self._first: frozenset[str] = frozenset()
-        self._cameras: dict[str, tuple[int, int] | None] = {}
-        self._widths: dict[str, Counter[int]] = {}
-        self._names: dict[tuple[str, int], tuple[str, ...]] = {}
-        self._frames: int | None = 0
-        self._rates: set[float] = set()
 
-    def add(
-        self,
-        cameras: Mapping[str, tuple[int, int] | None],
-        fields: Mapping[str, FieldFacts] | None,
-        frames: int | None,
-        fps: float,
-    ) -> None:
-        """Takes in an episode, as in `Survey`; without `fields` where nobody looked at them."""
-        self.episodes += 1
-        if fields is not None:
-            self._looks += 1
-            self._first = self._first if self._looks > 1 else frozenset(fields)
-        for name, size in cameras.items():
-            self._cameras[name] = self._cameras.get(name) or size
-        for name, facts in (fields or {}).items():
-            self._widths.setdefault(name, Counter())[facts.width] += 1
-            self._names.setdefault((name, facts.width), facts.names)
-        self._frames = None if frames is None or self._frames is None else self._frames + frames
-        self._rates.add(fps)
+def _usual_fields(kinds: Counter[tuple[tuple[str, FieldFacts], ...]]) -> dict[str, FieldFacts]:
+    """The fields of a union, from how many episodes have which ones."""
+    first, episodes = dict(next(iter(kinds))), kinds.total()
+    widths: dict[str, Counter[int]] = {}
+    names: dict[tuple[str, int], tuple[str, ...]] = {}
+    for kind, count in kinds.items():
+        for name, facts in kind:
+            widths.setdefault(name, Counter())[facts.width] += count
+            names.setdefault((name, facts.width), facts.names)
+    found: dict[str, FieldFacts] = {}
+    for name, counts in widths.items():
+        missing = episodes - counts.total()
+        if counts.total() > missing or (counts.total() == missing and name in first):
+            width = counts.most_common(1)[0][0]
+            found[name] = FieldFacts(width, names[name, width])
+    return found
 
-    @property
-    def cameras(self) -> Mapping[str, tuple[int, int] | None]:
-        """As in `Survey`."""
-        return self._cameras
 
-    @property
-    def fields(self) -> dict[str, FieldFacts]:
-        """As in `Survey`: what most episodes have; where they are equal, the earlier decide."""
-        found: dict[str, FieldFacts] = {}
-        for name, widths in self._widths.items():
-            missing = self._looks - widths.total()
-            if widths.total() > missing or (widths.total() == missing and name in self._first):
-                width = widths.most_common(1)[0][0]
-                found[name] = FieldFacts(width, self._names[name, width])
-        return found
+def look_at(episode: Episode) -> Survey:
+    """The survey of one episode that was read."""
+    return Survey(
+        episodes=1,
+        cameras={name: camera.size for name, camera in episode.cameras.items()},
+        fields=facts_of(episode),
+        frames=episode.num_frames,
+        fps=episode.fps,
+        **{name: getattr(episode, name) for name in _POLICY},
+    )
 
-    def survey(self, **policy: Any) -> Survey:
-        """The union; `policy` has `action_fields`, `proprioception_fields` and `pose_groups`."""
-        fps = next(iter(self._rates)) if len(self._rates) == 1 else None
-        return Survey(self.episodes, self._cameras, self.fields, self._frames, fps, **policy)
+
+def each_look(
+    look: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[DataError]
+) -> Iterator[Survey]:
+    """The surveys of the episodes that can be looked at; refusals go to `reasons`."""
+    for ref in refs:
+        try:
+            found = look(ref)
+        except DataError as error:
+            reasons.append(error)
+        else:
+            yield found
 
 
 def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[EpisodeRef]) -> Survey:
@@ -125,35 +154,8 @@ def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[Epis
     Raises:
         DataError: None of the episodes can be read; the first one's reason.
     """
-    union, reasons = SurveyUnion(), list[DataError]()
-    policy: dict[str, dict[Any, None]] = {
-        "action_fields": {}, "proprioception_fields": {}, "pose_groups": {}
-    }  # fmt: skip
-    for ref in refs:
-        try:
-            episode = read(ref)
-            sizes = {name: camera.size for name, camera in episode.cameras.items()}
-        except DataError as error:
-            reasons.append(error)
-            continue
-        union.add(sizes, facts_of(episode), episode.num_frames, episode.fps)
-        for name, known in policy.items():
-            known.update(dict.fromkeys(getattr(episode, name)))
-    if not union.episodes:
-        raise none_readable(refs, reasons[0])
-    return union.survey(**{name: tuple(known) for name, known in policy.items()})
-
-
-def first_readable(
-    read: Callable[[EpisodeRef], Episode], refs: Sequence[EpisodeRef], reasons: list[DataError]
-) -> tuple[Episode | None, Sequence[EpisodeRef]]:
-    """The first episode that can be read, and those after it; refusals go to `reasons`."""
-    for position, ref in enumerate(refs):
-        try:
-            return read(ref), refs[position + 1 :]
-        except DataError as error:
-            reasons.append(error)
-    return None, ()
+    reasons: list[DataError] = []
+    return union(each_look(lambda ref: look_at(read(ref)), refs, reasons), reasons)
 
 
 def facts_of(episode: Episode) -> dict[str, FieldFacts]:
@@ -164,28 +166,13 @@ def facts_of(episode: Episode) -> dict[str, FieldFacts]:
     }
 
 
-def none_readable(refs: Sequence[EpisodeRef], first: DataError) -> DataError:
-    """The error where every episode is broken, which tells of the first one."""
-    return DataError(
-        f"none of the {len(refs)} episodes can be read; the first: {first.message}",
-        hint=first.hint,
-        code=first.code,
-        details={**first.details, "episodes": len(refs)},
-    )
-
-
 def id_part(name: str) -> str:
     """`name` with everything but letters, digits, `_` and `-` replaced, for `EpisodeRef.id`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "dataset"
 
 
 def no_episodes(source: Path, searched: str) -> DataError:
-    """The refusal of a source that holds no episode.
-
-    Args:
-        source: As the user gave it.
-        searched: What would have made it one, e.g. `meta/info.json`.
-    """
+    """The refusal of a source without what was `searched`, such as `meta/info.json`."""
     if not source.exists():
         state = "does not exist"
     elif not source.is_dir():
@@ -215,11 +202,7 @@ def unknown_field(name: str, known: Sequence[str], where: Path, noun: str = "fie
 
 
 def refuse_missing_or_pointer(path: Path, what: str) -> None:
-    """Checks that `path` is a file with content of its own.
-
-    Args:
-        path: The file that is about to be opened.
-        what: Whose file it is, e.g. `episode 3`.
+    """Checks that `path` is a file with content of its own; `what` it is of, such as `episode 3`.
 
     Raises:
         DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.

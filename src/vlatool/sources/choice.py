@@ -1,5 +1,6 @@
 """Which episodes of a source are used, and what of them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +59,7 @@ class ChoiceConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class EpisodeChoice:
-    """What every episode must have, and what of it is used.
+    """What every episode must have, and what of it is used; small, because workers get it.
 
     Attributes:
         cameras: Cameras to keep, in order.
@@ -70,9 +71,9 @@ class EpisodeChoice:
 
     cameras: tuple[str, ...]
     fields: Mapping[str, int]
-    skip_missing_cameras: bool = False
-    only_successful: bool = False
-    finite: bool = True
+    skip_missing_cameras: bool
+    only_successful: bool
+    finite: bool
 
 
 @dataclass(frozen=True)
@@ -142,21 +143,14 @@ def choose_episodes(
 ) -> ChosenEpisodes:
     """The episodes that a run works on, and what of them it uses.
 
-    Args:
-        reader: Finds them.
-        sources: Where.
-        config: Which.
-        named: Cameras that other options name.
+    Cameras that other options name are given as `named`: they must be there.
 
     Raises:
         DataError: A source does not exist, no episode is left or can be read, or none has a camera
             that is asked for.
     """
     taken = _taken(reader, sources, config)
-    held_out: dict[str, int] = {}
-    for ref in taken:
-        if ref.held_out:
-            held_out[ref.held_out] = held_out.get(ref.held_out, 0) + 1
+    held_out = dict(Counter(ref.held_out for ref in taken if ref.held_out))
     refs = tuple(ref for ref in taken if not ref.held_out)
     if not refs:
         raise DataError(
@@ -166,13 +160,9 @@ def choose_episodes(
             details={"held_out": held_out},
         )
     survey = _survey(reader, refs, config.camera_names, named)
-    choice = EpisodeChoice(
-        cameras=tuple(survey.cameras),
-        fields={name: facts.width for name, facts in survey.fields.items()},
-        skip_missing_cameras=config.skip_episodes_missing_cameras,
-        only_successful=config.only_successful,
-        finite=config.fail_on_nan,
-    )
+    fields = {name: facts.width for name, facts in survey.fields.items()}
+    wanted = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
+    choice = EpisodeChoice(tuple(survey.cameras), fields, *wanted)
     capitals = (
         CHOICE("upper_case_camera", f"camera {name!r}: other loaders want lower case", camera=name)
         for name in survey.cameras

@@ -39,7 +39,8 @@ def find_source(location: Path, forced: str | None) -> FoundSource:
             found.append(_discover(name, location))
         except VlatoolError as error:
             refusals[name] = error
-    found = _most_specific(found)
+    general = {getattr(one.reader, "specialises", "") for one in found}
+    found = [one for one in found if one.format not in general]
     if len(found) > 1:
         counts = ", ".join(f"{one.format} ({len(one.refs)})" for one in found)
         raise UsageError(
@@ -51,12 +52,6 @@ def find_source(location: Path, forced: str | None) -> FoundSource:
     if not found:
         raise _nothing_found(location, refusals)
     return found[0]
-
-
-def _most_specific(found: Sequence[FoundSource]) -> list[FoundSource]:
-    """Those found without the formats that another one of them specialises."""
-    general = {getattr(one.reader, "specialises", "") for one in found}
-    return [one for one in found if one.format not in general]
 
 
 def _discover(name: str, location: Path) -> FoundSource:

@@ -23,14 +23,7 @@ class ParquetImages:
     """
 
     def __init__(self, path: Path, column: str, root: Path, rows: Sequence[int]) -> None:
-        """Opens nothing yet.
-
-        Args:
-            path: The parquet file.
-            column: The name of the image column.
-            root: The data set, which picture paths may not leave.
-            rows: The row of each frame.
-        """
+        """Opens nothing yet; `root` is the data set, which picture paths may not leave."""
         self.path = path
         self.column = column
         self._root = root
@@ -85,15 +78,13 @@ class ParquetImages:
 
     def _encoded(self, frame: int) -> bytes:
         cell: Any = self._cell(self._rows[frame])
-        path: Any = None
-        if isinstance(cell, Mapping):
-            cell, path = cell.get("bytes"), cell.get("path")
-        if isinstance(cell, bytes) and cell:
-            return cell
-        path = cell if isinstance(cell, str) else path
-        if not isinstance(path, str) or not path:
-            raise self._broken(frame, "the cell holds neither bytes nor a path")
-        return self._file_content(frame, path)
+        parts = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell,)
+        for part in parts:
+            if isinstance(part, bytes) and part:
+                return part
+            if isinstance(part, str) and part:
+                return self._file_content(frame, part)
+        raise self._broken(frame, "the cell holds neither bytes nor a path")
 
     def _file_content(self, frame: int, relative: str) -> bytes:
         """The bytes of the picture file `relative`, looked up below the root, then `images/`."""

@@ -10,7 +10,6 @@ A reader may add two methods and a table of its codes; without them only these r
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -75,10 +74,7 @@ PICTURES = Family(
 def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
     """What every reader can say: whether it reads the episode, and what it warns about.
 
-    Args:
-        reader: Reader of the format.
-        ref: The episode.
-        deep: Decode every frame of every camera.
+    With `deep`, every frame of every camera is decoded.
     """
     try:
         episode = reader.read(ref)
@@ -96,7 +92,10 @@ def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Itera
 def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[Finding]:
     """Decodes every frame of every camera of an episode."""
     for name, frames in cameras.items():
-        yield from _check_pictures(frames, episode=episode, camera=name)
+        where = f"{episode}, camera {name}"
+        for code, message, place in _picture_oddities(frames):
+            told = message if code == "unreadable" else f"{where}: {message}"
+            yield PICTURES(code, told, episode=episode, camera=name, **place)
 
 
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
@@ -109,51 +108,28 @@ def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
             yield SOURCE("duplicate_id", message, episode=ref.id, path=str(ref.path))
 
 
-def _check_pictures(frames: FrameSource, **place: Any) -> Iterator[Finding]:
-    """Decodes every frame once, in order.
-
-    Args:
-        frames: The pictures of a camera.
-        **place: Episode and camera, for the findings.
-    """
-    seen = _Pictures()
+def _picture_oddities(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """(code, problem, place) of the pictures of a camera; decodes every frame once, in order."""
+    plain: dict[str, list[int]] = {"black": [], "constant": []}
+    before: UInt8Array | None = None
+    longest = run = (0, 0)  # the first of equal frames, and how many there are
     for number in range(len(frames)):
         try:
-            seen.add(number, frames.read([number])[0])
+            picture = frames.read([number])[0]
         except DataError as error:
-            yield PICTURES("unreadable", error.message, **place, frame=number)
+            yield "unreadable", error.message, {"frame": number}
             break
-    where = f"{place.get('episode', 'episode')}, camera {place.get('camera')}"
-    yield from seen.findings(where, place)
-
-
-class _Pictures:
-    """What is learned while frames pass by."""
-
-    def __init__(self) -> None:
-        self.black: list[int] = []
-        self.constant: list[int] = []
-        self.longest = (0, 0)
-        self._run = (0, 0)
-        self._before: UInt8Array | None = None
-
-    def add(self, number: int, picture: UInt8Array) -> None:
-        """Takes in frame `number`, uint8 [H, W, 3]."""
         if picture.size and np.ptp(picture.reshape(-1, picture.shape[-1]), axis=0).max() == 0:
-            (self.constant if picture.any() else self.black).append(number)
-        same = self._before is not None and np.array_equal(self._before, picture)
-        start, length = self._run
-        self._run = (start, length + 1) if same else (number, 1)
-        self.longest = max(self.longest, self._run, key=lambda run: run[1])
-        self._before = picture
-
-    def findings(self, where: str, place: dict[str, Any]) -> Iterator[Finding]:
-        """One finding for each kind of oddity."""
-        for code, numbers in (("black", self.black), ("constant", self.constant)):
-            if numbers:
-                message = f"{where}: {len(numbers)} frames are {code}, the first is {numbers[0]}"
-                yield PICTURES(code, message, **place, frame=numbers[0], count=len(numbers))
-        start, length = self.longest
-        if length >= _LONG_REPETITION:
-            message = f"{where}: frames {start} to {start + length - 1} are the same picture"
-            yield PICTURES("repeated", message, **place, frame=start, count=length)
+            plain["constant" if picture.any() else "black"].append(number)
+        same = before is not None and np.array_equal(before, picture)
+        run = (run[0], run[1] + 1) if same else (number, 1)
+        longest = max(longest, run, key=lambda one: one[1])
+        before = picture
+    for code, numbers in plain.items():
+        if numbers:
+            problem = f"{len(numbers)} frames are {code}, the first is {numbers[0]}"
+            yield code, problem, {"frame": numbers[0], "count": len(numbers)}
+    start, length = longest
+    if length >= _LONG_REPETITION:
+        problem = f"frames {start} to {start + length - 1} are the same picture"
+        yield "repeated", problem, {"frame": start, "count": length}

@@ -1,4 +1,4 @@
-"""Turning, resizing and cropping of a picture together with its calibration.
+"""Turning, resizing and cropping of a picture together with its calibration; the pinhole camera.
 
 Sizes are (height, width); a pixel covers [i, i + 1], so the picture's left edge is at 0. Source:
 lbm-data 3.5; pixels with Pillow's filters, calibration from the transform that the pixels really
@@ -16,6 +16,9 @@ from vlatool.episode import Array, UInt8Array
 ResizeMethod = Literal["center_crop", "resize_no_crop", "resize_fit"]
 ResizeFilter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 
+# Points nearer to the camera's plane or farther from the base have no place in a picture; metres.
+_NEAR = 1e-3
+_FAR = 1e9
 # camera_T_turned: where x and y of a camera point whose picture was turned clockwise once.
 _QUARTER_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
@@ -64,8 +67,7 @@ class ImageGeometry:
         self, picture: Image.Image, resample: Image.Resampling
     ) -> Image.Image:
         """Resizes only the part of the source that the crop keeps; pixels outside cost nothing."""
-        scale_y = self.scaled[0] / self.original[0]
-        scale_x = self.scaled[1] / self.original[1]
+        scale_y, scale_x = self._scale
         top, left = self.offset
         box = (
             left / scale_x,
@@ -74,6 +76,10 @@ class ImageGeometry:
             (top + self.target[0]) / scale_y,
         )
         return picture.resize(_wide_first(self.target), resample, box=box)
+
+    @property
+    def _scale(self) -> tuple[float, float]:
+        return self.scaled[0] / self.original[0], self.scaled[1] / self.original[1]
 
     def turned_intrinsics(self, matrix: Array) -> Array:
         """Pinhole matrices [..., 3, 3] of the turned picture, before any resize."""
@@ -99,8 +105,7 @@ class ImageGeometry:
         the result is exact, unlike the published rule, which uses the untruncated size.
         """
         top, left = self.offset
-        scale_y = self.scaled[0] / self.original[0]
-        scale_x = self.scaled[1] / self.original[1]
+        scale_y, scale_x = self._scale
         transform = np.array([[scale_x, 0, -left], [0, scale_y, -top], [0, 0, 1]])
         return transform @ matrix.astype(np.float64)
 
@@ -119,19 +124,12 @@ def make_geometry(
     if method == "resize_no_crop":
         return ImageGeometry(original, target, (0, 0), target, turns, resample)
     ratios = (target[0] / original[0], target[1] / original[1])
-    if method == "center_crop":
-        scale = max(ratios)
-        # Truncation may lose the last pixel and would add a black line: cover the target.
-        scaled = (
-            max(int(original[0] * scale), target[0]),
-            max(int(original[1] * scale), target[1]),
-        )
-        offset = ((scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
-    else:
-        scale = min(ratios)
-        scaled = (max(int(original[0] * scale), 1), max(int(original[1] * scale), 1))
-        offset = (-((target[0] - scaled[0]) // 2), -((target[1] - scaled[1]) // 2))
-    return ImageGeometry(original, scaled, offset, target, turns, resample)
+    scale = max(ratios) if method == "center_crop" else min(ratios)
+    # Truncation may lose the last pixel and would add a black line: a crop covers the target.
+    least = target if method == "center_crop" else (1, 1)
+    height, width = (max(int(size * scale), low) for size, low in zip(original, least, strict=True))
+    offset = (int((height - target[0]) / 2), int((width - target[1]) / 2))
+    return ImageGeometry(original, (height, width), offset, target, turns, resample)
 
 
 def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeMethod) -> Array:
@@ -142,11 +140,10 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     """
     (height0, width0), (height, width) = geometry.original, geometry.target
     ratio_x, ratio_y = width / width0, height / height0
+    shift_x = shift_y = 0.0
     if method != "resize_no_crop":
         ratio_x = ratio_y = (max if method == "center_crop" else min)(ratio_x, ratio_y)
-    centred = method != "resize_no_crop"
-    shift_x = (width0 * ratio_x - width) / 2 if centred else 0.0
-    shift_y = (height0 * ratio_y - height) / 2 if centred else 0.0
+        shift_x, shift_y = (width0 * ratio_x - width) / 2, (height0 * ratio_y - height) / 2
     result = np.zeros(matrix.shape, np.float64)
     result[..., 0, 0] = matrix[..., 0, 0] * ratio_x
     result[..., 1, 1] = matrix[..., 1, 1] * ratio_y
@@ -164,3 +161,26 @@ def _turned(image: Array, turns: int) -> Array:
 def _wide_first(size: tuple[int, int]) -> tuple[int, int]:
     """(width, height), as Pillow has it."""
     return size[1], size[0]
+
+
+def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Array, Array]:  # noqa: N803 - frames of a transform
+    """Pixels float64 [N, 2] as (x, y), and which of them are in front of the camera, bool [N].
+
+    A whole number is the centre of a pixel. Pixels may lie outside the picture; those that are
+    not visible are NaN.
+
+    Args:
+        points: Positions [N, 3] in the base frame, metres.
+        intrinsics: Pinhole matrix [3, 3] in pixels; skew is kept.
+        base_T_camera: Pose of the camera [4, 4], a rotation and a translation.
+    """
+    rotation, centre = base_T_camera[:3, :3], base_T_camera[:3, 3]
+    finite = np.all(np.abs(points) < _FAR, axis=1)
+    offsets = np.where(finite[:, None], points.astype(np.float64), 0.0) - centre
+    # The inverse of a rotation is its transpose, and rows times R are columns times R transposed.
+    seen = offsets @ rotation
+    visible = finite & (seen[:, 2] > _NEAR)
+    depth = np.where(visible, seen[:, 2], 1.0)
+    pixels = (seen / depth[:, None]) @ intrinsics[:2].astype(np.float64).T
+    pixels[~visible] = np.nan
+    return pixels, visible

@@ -58,12 +58,11 @@ def field_scale(
     scope: Scope,
     epsilon: float,
     centered: bool,
-    compat: bool = False,
 ) -> FieldScale:
     """The scale of one field from its statistics entry.
 
     A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant: it is centred and scaled by
-    one, because dividing by a floor would blow noise up. `compat` keeps the published floor.
+    one, because dividing by a floor, the published rule, would blow noise up.
 
     Raises:
         DataError: The statistics lack what the method needs.
@@ -73,9 +72,8 @@ def field_scale(
     if centered and method != "std":
         width = width / 2
         low = low + width
-    scale = np.maximum(width, epsilon)
-    if not compat:
-        scale = np.where(constant_dimensions(stats, field, suffix), 1.0, scale)
+    constant = constant_dimensions(stats, field, suffix)
+    scale = np.where(constant, 1.0, np.maximum(width, epsilon))
     return FieldScale(
         center=np.nan_to_num(low).astype(np.float32),
         scale=np.where(np.isfinite(scale), scale, 1.0).astype(np.float32),

@@ -42,9 +42,7 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
         DataError: A field is missing or has another width, or a reference is unknown.
     """
     lowdim = dict(episode.lowdim)
-    made: dict[str, PoseGroup] = {}
-    for group in groups:
-        made[group.name] = _whole(group, lowdim, episode.id)
+    made = {group.name: _whole(group, lowdim, episode.id) for group in groups}
     for group in groups:
         if group.reference is not None:
             made[group.name] = _referring(made, group, episode.id)

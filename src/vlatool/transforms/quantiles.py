@@ -74,10 +74,7 @@ def join(digests: Sequence[Digest]) -> Digest:
     if all(digest.weights is None for digest in digests):
         return Digest(np.sort(means, axis=1))
     weights = np.concatenate([_weights(digest) for digest in digests], axis=1)
-    order = np.argsort(means, axis=1, kind="stable")
-    return Digest(
-        np.take_along_axis(means, order, axis=1), np.take_along_axis(weights, order, axis=1)
-    )
+    return _sorted(means, weights)
 
 
 def merge_digests(digests: Sequence[Digest]) -> Digest:
@@ -93,10 +90,10 @@ def merge_digests(digests: Sequence[Digest]) -> Digest:
 def pool_cells(digest: Digest, groups: int) -> Digest:
     """Joins cells: a grid [T, C] flattened to T*C cells becomes C = `groups`; not compressed."""
     steps = digest.means.shape[0] // groups
-    means, order = _pooled(digest.means, steps, groups, None)
-    if digest.weights is None:
-        return Digest(means)
-    return Digest(means, _pooled(digest.weights, steps, groups, order)[0])
+    parts = (digest.means, _weights(digest))
+    rows = [part.reshape(steps, groups, -1).transpose(1, 0, 2) for part in parts]
+    pooled = _sorted(*(part.reshape(groups, -1) for part in rows))
+    return Digest(pooled.means) if digest.weights is None else pooled
 
 
 def compress(digest: Digest) -> Digest:
@@ -238,13 +235,10 @@ def _padded(values: Array, width: int, fill: float) -> Array:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
 
 
-def _pooled(
-    values: Array, steps: int, groups: int, order: Array | None
-) -> tuple[Array, Array | None]:
-    """Rows [T*C, K] as [C, T*K], sorted, or brought into a given order."""
-    rows = values.reshape(steps, groups, -1).transpose(1, 0, 2).reshape(groups, -1)
-    order = np.argsort(rows, axis=1, kind="stable") if order is None else order
-    return np.take_along_axis(rows, order, axis=1), order
+def _sorted(means: Array, weights: Array) -> Digest:
+    order = np.argsort(means, axis=1, kind="stable")
+    ordered = (np.take_along_axis(values, order, axis=1) for values in (means, weights))
+    return Digest(*ordered)
 
 
 def _join_neighbours(digest: Digest, counts: Array) -> Digest:
@@ -260,11 +254,7 @@ def _join_neighbours(digest: Digest, counts: Array) -> Digest:
     finite = np.where(weights > 0, digest.means, 0.0) * weights
     sums = np.bincount(flat, finite.ravel(), size).reshape(cells, COMPRESSION)
     means = np.where(joined == 0, np.inf, sums / np.maximum(joined, 1))
-    order = np.argsort(means, axis=1, kind="stable")
-    return Digest(
-        np.take_along_axis(means, order, axis=1),
-        np.take_along_axis(joined, order, axis=1).astype(weights.dtype),
-    )
+    return _sorted(means, joined.astype(weights.dtype))
 
 
 def _exact_quantile(means: Array, q: float) -> Array:

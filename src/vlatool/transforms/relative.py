@@ -33,10 +33,7 @@ def relative_fields(
 ) -> dict[str, Array]:
     """`<field>_relative` windows [N, T, 3] and [N, T, 6] for each pose group.
 
-    Args:
-        windows: Field name to windows [N, T, C], padded.
-        groups: Poses to express.
-        anchor: Index of the anchor in a window.
+    `windows` [N, T, C] are padded; `anchor` is the index of the anchor in one.
 
     Raises:
         DataError: A group names a field that is not there.
@@ -45,12 +42,8 @@ def relative_fields(
     for group in groups:
         position, rotation = _pose(windows, group.position_key, group.rotation_key, group.name)
         reference = _pose(windows, *reference_keys(group), group.name)
-        xyz, rot6d = relative_pose(
-            position,
-            rotation,
-            reference[0][:, anchor : anchor + 1],
-            reference[1][:, anchor : anchor + 1],
-        )
+        at_anchor = (one[:, anchor : anchor + 1] for one in reference)
+        xyz, rot6d = relative_pose(position, rotation, *at_anchor)
         result[group.position_key + SUFFIX] = xyz
         result[group.rotation_key + SUFFIX] = rot6d
     return result

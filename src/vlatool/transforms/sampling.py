@@ -21,8 +21,14 @@ from vlatool.transforms.geometry import (
 )
 from vlatool.transforms.relative import relative_fields
 from vlatool.transforms.statistics import WindowStatistics, window_statistics
-from vlatool.transforms.stillness import StillnessSpec, moving
-from vlatool.transforms.windows import Windows, WindowSpec, image_frames, make_windows
+from vlatool.transforms.windows import (
+    StillnessSpec,
+    Windows,
+    WindowSpec,
+    image_frames,
+    make_windows,
+    moving,
+)
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,7 @@ class EpisodeSampler:
             name: spec.geometry(name, episode.cameras[name].size) for name in cameras
         }
         fields = {name: self.windows.cut(values) for name, values in episode.lowdim.items()}
-        anchor = spec.windows.past
-        self.fields: dict[str, Array] = {
-            **fields,
-            **relative_fields(fields, episode.pose_groups, anchor),
-        }
+        self.fields = fields | relative_fields(fields, episode.pose_groups, spec.windows.past)
 
     def __len__(self) -> int:
         return len(self.windows.anchors)
@@ -88,7 +90,7 @@ class EpisodeSampler:
             **rescaled,
         }
         for index, anchor in enumerate(self.windows.anchors.tolist()):
-            frames = image_frames(anchor, self.spec.image_offsets, self.episode.num_frames)
+            frames = self._frames(anchor)
             key = sample_key(self.episode.id, anchor)
             yield Sample(
                 key=key,
@@ -101,12 +103,11 @@ class EpisodeSampler:
 
     def needed_frames(self) -> set[int]:
         """Frames that some sample shows."""
-        offsets, frames = self.spec.image_offsets, self.episode.num_frames
-        return {
-            frame
-            for anchor in self.windows.anchors.tolist()
-            for frame in image_frames(anchor, offsets, frames).values()
-        }
+        anchors = self.windows.anchors.tolist()
+        return {frame for anchor in anchors for frame in self._frames(anchor).values()}
+
+    def _frames(self, anchor: int) -> dict[int, int]:
+        return image_frames(anchor, self.spec.image_offsets, self.episode.num_frames)
 
     def statistics(self) -> WindowStatistics:
         """Statistics of every numeric field, side by side, over the real rows of all samples."""
@@ -131,35 +132,34 @@ class EpisodeSampler:
 
     def _calibration(self) -> tuple[dict[str, Array], dict[str, Array]]:
         """Windows of original intrinsics and extrinsics; windows of rescaled intrinsics."""
-        stored: dict[str, Array] = {}
+        intrinsics: dict[str, Array] = {}
+        extrinsics: dict[str, Array] = {}
         rescaled: dict[str, Array] = {}
-        known = {name: self.episode.calibration.get(name, Calibration()) for name in self.cameras}
-        for name, calibration in known.items():
-            if calibration.intrinsics is not None:
-                matrix = self._per_frame(calibration.intrinsics, 2, name)
+        cut = self.windows.cut_edge_padded
+        for name in self.cameras:
+            known = self.episode.calibration.get(name, Calibration())
+            geometry = self.geometries[name]
+            if known.intrinsics is not None:
+                matrix = self._per_frame(known.intrinsics, name)
                 if not self.spec.compat:
-                    matrix = self.geometries[name].turned_intrinsics(matrix)
-                stored[f"original_intrinsics.{name}"] = self.windows.cut_edge_padded(matrix)
-                rescaled[f"rescaled_intrinsics.{name}"] = self.windows.cut_edge_padded(
-                    self._rescale(matrix, name)
-                )
-        for name, calibration in known.items():
-            if calibration.extrinsics is not None:
-                matrix = self._per_frame(calibration.extrinsics, 2, name)
+                    matrix = geometry.turned_intrinsics(matrix)
+                intrinsics[f"original_intrinsics.{name}"] = cut(matrix)
+                rescaled[f"rescaled_intrinsics.{name}"] = cut(self._rescale(matrix, geometry))
+            if known.extrinsics is not None:
+                matrix = self._per_frame(known.extrinsics, name)
                 if not self.spec.compat:
-                    matrix = self.geometries[name].turned_extrinsics(matrix)
-                stored[f"extrinsics.{name}"] = self.windows.cut_edge_padded(matrix)
-        return stored, rescaled
+                    matrix = geometry.turned_extrinsics(matrix)
+                extrinsics[f"extrinsics.{name}"] = cut(matrix)
+        return {**intrinsics, **extrinsics}, rescaled
 
-    def _rescale(self, matrix: Array, camera: str) -> Array:
-        geometry = self.geometries[camera]
+    def _rescale(self, matrix: Array, geometry: ImageGeometry) -> Array:
         if self.spec.compat:
             return published_intrinsics(matrix, geometry, self.spec.resize_method)
         return geometry.intrinsics(matrix)
 
-    def _per_frame(self, values: Array, static_ndim: int, camera: str) -> Array:
+    def _per_frame(self, values: Array, camera: str) -> Array:
         """Static calibration repeated for every frame."""
-        if values.ndim == static_ndim:
+        if values.ndim == 2:
             return np.broadcast_to(values, (self.episode.num_frames, *values.shape))
         if len(values) != self.episode.num_frames:
             raise DataError(

@@ -7,7 +7,7 @@ Legend of shapes: N windows, T steps, C channels of all fields. Source: lbm-data
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,31 +54,16 @@ class WindowStatistics:
 
     def channels(self, start: int, stop: int) -> "WindowStatistics":
         """The statistics of some of the channels."""
-        steps, width = self.shape
-        cells = np.arange(steps * width).reshape(steps, width)[:, start:stop].ravel()
-        span = slice(start, stop)
-        return WindowStatistics(
-            self.count[:, span],
-            self.mean[:, span],
-            self.m2[:, span],
-            self.minimum[:, span],
-            self.maximum[:, span],
-            self.digest.rows(cells),
-        )
+        return self._part((slice(None), slice(start, stop)))
 
     def steps(self, start: int, stop: int) -> "WindowStatistics":
         """The statistics of some of the steps."""
-        steps, width = self.shape
-        span = slice(start, stop)
-        cells = np.arange(steps * width).reshape(steps, width)[span].ravel()
-        return WindowStatistics(
-            self.count[span],
-            self.mean[span],
-            self.m2[span],
-            self.minimum[span],
-            self.maximum[span],
-            self.digest.rows(cells),
-        )
+        return self._part((slice(start, stop), slice(None)))
+
+    def _part(self, span: tuple[slice, slice]) -> "WindowStatistics":
+        cells = np.arange(self.mean.size).reshape(self.shape)[span].ravel()
+        moments = {name: getattr(self, name)[span] for name in _MOMENTS}
+        return WindowStatistics(**moments, digest=self.digest.rows(cells))
 
 
 def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics:
@@ -150,13 +135,13 @@ class StatisticsSum:
         if self._moments is None:
             return None
         self._digests = [merge_digests(self._digests)]
-        return _with_digest(self._moments, self._digests[0])
+        return replace(self._moments, digest=self._digests[0])
 
 
 def merge(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
     """Statistics of everything both sides have seen."""
     digest = merge_digests([left.digest, right.digest])
-    return _with_digest(merge_moments(left, right), digest)
+    return replace(merge_moments(left, right), digest=digest)
 
 
 def merge_moments(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
@@ -228,9 +213,3 @@ def plain(values: Array) -> list[Any]:
     boxed = values.astype(object)
     boxed[~np.isfinite(values)] = None
     return boxed.tolist()
-
-
-def _with_digest(moments: WindowStatistics, digest: Digest) -> WindowStatistics:
-    return WindowStatistics(
-        moments.count, moments.mean, moments.m2, moments.minimum, moments.maximum, digest
-    )

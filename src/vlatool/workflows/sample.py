@@ -232,7 +232,7 @@ def _recorder(config: SampleConfig) -> Recorder:
     # Inside: PyAV, pyarrow and SciPy load only for the layout that needs them.
     cameras = cameras_for(config.cameras)
     if config.layout == "libero":
-        from vlatool.world.record_libero import PUBLISHED_SIZE, LiberoRecorder
+        from vlatool.world.record_lerobot import PUBLISHED_SIZE, LiberoRecorder
 
         size = SQUARE_SIZES.get(config.size, PUBLISHED_SIZE)
         views = tuple(View(camera, size) for camera in cameras)

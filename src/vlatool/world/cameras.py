@@ -29,8 +29,6 @@ class Camera:
         position: In the base frame, or from the finger tips for a camera on the moving hand [3].
         looks_at: A point in the same frame as `position`.
         focal: Focal length in picture heights.
-        published_size: (height, width) of the real camera, in pixels.
-        on_hand: Whether the camera moves with the right hand.
         up: What is up in the picture.
     """
 
@@ -39,13 +37,17 @@ class Camera:
     position: tuple[float, float, float]
     looks_at: tuple[float, float, float]
     focal: float
-    published_size: Size
-    on_hand: bool = False
     up: tuple[float, float, float] = (0.0, 1.0, 0.0)
 
+    @property
+    def on_hand(self) -> bool:
+        """Whether the camera moves with the right hand."""
+        return self.name.startswith("wrist_right")
+
     def size(self, name: SizeName) -> Size:
-        """(height, width) in pixels."""
-        return SQUARE_SIZES.get(name, self.published_size)
+        """(height, width) in pixels; the published one is that of the real camera."""
+        published = (480, 640) if self.name.startswith("scene") else (600, 960)
+        return SQUARE_SIZES.get(name, published)
 
     def rotation(self) -> FloatArray:
         """The camera's axes as columns, base_R_camera [3, 3]; constant: the hand never turns."""
@@ -74,67 +76,26 @@ class Camera:
         return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
 
 
-_SCENE: Size = (480, 640)
-_WRIST: Size = (600, 960)
 _UPRIGHT = (0.0, 0.0, 1.0)
+_TIPS = (0.0, 0.0, 0.0)
 # Half of what the hand camera sees is 0.12 + 0.9 z wide (measured to be learnable).
 _HAND_FOCAL = 0.5 / 0.9
 _HAND_HEIGHT = 0.12 / 0.9
 
-CAMERAS = {
-    camera.name: camera
-    for camera in (
-        Camera("scene_right_0", "6CD146030E99", (0.56, 0.36, 1.6), (0.5, 0.5, 0.0), 1.42, _SCENE),
-        Camera(
-            "scene_left_0",
-            "6CD146031C25",
-            (0.1, -0.45, 1.1),
-            (0.5, 0.47, 0.0),
-            1.15,
-            _SCENE,
-            up=_UPRIGHT,
-        ),
-        Camera(
-            "wrist_left_minus",
-            "BFS_23595718",
-            (-0.15, 0.65, 0.5),
-            (0.42, 0.48, 0.0),
-            0.55,
-            _WRIST,
-            up=_UPRIGHT,
-        ),
-        Camera(
-            "wrist_left_plus",
-            "BFS_23595721",
-            (-0.15, 0.85, 0.75),
-            (0.5, 0.5, 0.0),
-            0.72,
-            _WRIST,
-            up=_UPRIGHT,
-        ),
-        Camera(
-            "wrist_right_minus",
-            "BFS_23595722",
-            (0.0, 0.0, _HAND_HEIGHT),
-            (0.0, 0.0, 0.0),
-            _HAND_FOCAL,
-            _WRIST,
-            on_hand=True,
-        ),
-        Camera(
-            "wrist_right_plus",
-            "BFS_23595725",
-            (0.0, -0.09, 0.15),
-            (0.0, 0.02, 0.0),
-            _HAND_FOCAL,
-            _WRIST,
-            on_hand=True,
-        ),
-    )
-}
+_CAMERAS = (
+    Camera("scene_right_0", "6CD146030E99", (0.56, 0.36, 1.6), (0.5, 0.5, 0.0), 1.42),
+    Camera("scene_left_0", "6CD146031C25", (0.1, -0.45, 1.1), (0.5, 0.47, 0.0), 1.15, _UPRIGHT),
+    Camera(
+        "wrist_left_minus", "BFS_23595718", (-0.15, 0.65, 0.5), (0.42, 0.48, 0.0), 0.55, _UPRIGHT
+    ),
+    Camera("wrist_left_plus", "BFS_23595721", (-0.15, 0.85, 0.75), (0.5, 0.5, 0.0), 0.72, _UPRIGHT),
+    Camera("wrist_right_minus", "BFS_23595722", (0.0, 0.0, _HAND_HEIGHT), _TIPS, _HAND_FOCAL),
+    Camera("wrist_right_plus", "BFS_23595725", (0.0, -0.09, 0.15), (0.0, 0.02, 0.0), _HAND_FOCAL),
+)
+CAMERAS = {camera.name: camera for camera in _CAMERAS}
 
 # Four: the cameras that both published stations have. Source: lbm-data 6.2.
-PRESETS: dict[CameraCount, tuple[str, ...]] = {
+_STATIONS: dict[CameraCount, tuple[str, ...]] = {
     2: ("scene_right_0", "wrist_right_minus"),
     4: ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus"),
     6: tuple(CAMERAS),
@@ -143,4 +104,4 @@ PRESETS: dict[CameraCount, tuple[str, ...]] = {
 
 def cameras_for(count: CameraCount) -> tuple[Camera, ...]:
     """The cameras of a station with that many, in order."""
-    return tuple(CAMERAS[name] for name in PRESETS[count])
+    return tuple(CAMERAS[name] for name in _STATIONS[count])

@@ -53,15 +53,12 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         self._views = [View(camera, camera.size(size)) for camera in chosen]
         overview = cameras_for(2)[0]
         self._overview = View(overview, overview.size(size))
-        pictures = {view.camera.name: _picture_space(view) for view in self._views}
+        text = spaces.Text(_LONGEST_INSTRUCTION, min_length=0, charset=string.printable)
+        pictures = {
+            view.camera.name: spaces.Box(0, 255, (*view.size, 3), np.uint8) for view in self._views
+        }
         self.observation_space = spaces.Dict(
-            {
-                **pictures,
-                "proprio": _pose_space(),
-                "instruction": spaces.Text(
-                    _LONGEST_INSTRUCTION, min_length=0, charset=string.printable
-                ),
-            }
+            {**pictures, "proprio": _pose_space(), "instruction": text}
         )
         self.action_space = _pose_space()
         self._begin(random_scene(np.random.default_rng(0)), 0, None)
@@ -111,10 +108,6 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
             "placed": None if placed is None else COLOURS[placed],
             "success": self._scene.is_in_bin(self._target),
         }
-
-
-def _picture_space(view: View) -> spaces.Box:
-    return spaces.Box(0, 255, (*view.size, 3), np.uint8)
 
 
 def _pose_space() -> spaces.Space[NDArray[np.float64]]:

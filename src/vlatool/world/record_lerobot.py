@@ -1,26 +1,34 @@
-"""Writes LeRobot v2.1 data sets with h264 video. Source: lerobot-format 2 to 7."""
+"""Writes LeRobot data sets: v2.1 with h264 video, and LIBERO's layout with PNG in the table.
+
+Source: lerobot-format 2 to 7 and 13.
+"""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import av
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 
-from vlatool.episode import UInt8Array
-from vlatool.storage.atomic import write_bytes
-from vlatool.world.episodes import WorldEpisode
-from vlatool.world.lerobot_layout import (
+from vlatool.artifacts.lerobot import (
+    AUTOMATIC,
     DATA_PATH,
+    EPISODE_STATS_FILE,
     META_FILES,
     OWNED_FILES,
+    STATS_FILE,
     VIDEO_PATH,
+    EpisodeLine,
+    SetFacts,
     Stats,
-    automatic_columns,
     automatic_features,
     feature,
+    merge_stats,
+    moments,
     table_stats,
     template_values,
     vector_column,
@@ -28,16 +36,24 @@ from vlatool.world.lerobot_layout import (
     write_meta,
     write_table,
 )
+from vlatool.episode import UInt8Array
+from vlatool.storage.atomic import write_bytes, write_json
+from vlatool.world.episodes import WorldEpisode
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded
 from vlatool.world.render import View
-from vlatool.world.scene import FPS
+from vlatool.world.scene import COLOURS, FPS, OPEN, instruction_for
 
-ROBOT_TYPE = "vlatool_world"
+PUBLISHED_SIZE = (256, 256)
+PICTURE_COLUMNS = ("image", "wrist_image")
 _STATE_NAMES = ["x", "y", "z", "opening"]
 # One thread, no clock and no B-frames (with them x264's bytes vary from run to run, measured):
 # the same pictures give the same bytes.
 _ENCODER = {"crf": "18", "g": "2", "bf": "0", "preset": "medium", "threads": "1"}
 _CONTAINER = {"fflags": "+bitexact"}
+# An action of 1 moves the real arm's goal by this many metres (robosuite's default scale).
+_METRES_PER_UNIT = 0.05
+# Axis-angle of a hand that points down.
+_DOWNWARD = (np.pi, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ class LeRobotRecorder:
         columns = {
             "observation.state": vector_column(episode.states.astype(np.float32)),
             "action": vector_column(episode.actions.astype(np.float32)),
-            **automatic_columns(episode.index, len(episode), first_row, episode.target),
+            **_columns(episode, first_row),
         }
         files.append(DATA_PATH.format(**place))
         write_table(self.setup.output / files[-1], columns)
@@ -71,14 +87,79 @@ class LeRobotRecorder:
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         """Writes the meta files."""
         stats = ({"episode_index": one.index, "stats": one.stats} for one in episodes)
-        write_lines(self.setup.output / "meta/episodes_stats.jsonl", stats)
+        write_lines(self.setup.output / EPISODE_STATS_FILE, stats)
         features = {
             "observation.state": feature("float32", [4], _STATE_NAMES),
             "action": feature("float32", [4], _STATE_NAMES),
             **{video_key(view): _video_feature(view) for view in self.setup.views},
-            **automatic_features(),
         }
-        write_meta(self.setup.output, "v2.1", episodes, features, ROBOT_TYPE)
+        _write_meta(self.setup, episodes, "v2.1", "vlatool_world", features)
+
+
+@dataclass(frozen=True)
+class LiberoRecorder:
+    """Records into `setup.output`; the two views become `image` and `wrist_image`."""
+
+    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    closing: ClassVar[Sequence[str]] = META_FILES
+    setup: RecordingSetup
+
+    def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
+        """Writes one episode's table."""
+        pictures = {
+            name: _picture_column(episode, view)
+            for name, view in zip(PICTURE_COLUMNS, self.setup.views, strict=True)
+        }
+        columns = {
+            **pictures,
+            "state": vector_column(_states(episode)),
+            "actions": vector_column(_actions(episode)),
+            **_columns(episode, first_row),
+        }
+        path = DATA_PATH.format(**template_values(episode.index))
+        write_table(self.setup.output / path, columns)
+        return recorded(episode, [path], table_stats(columns))
+
+    def finish(self, episodes: list[RecordedEpisode]) -> None:
+        """Writes the meta files."""
+        merged = {
+            name: merge_stats([one.stats[name] for one in episodes]) for name in episodes[0].stats
+        }
+        write_json(self.setup.output / STATS_FILE, merged, indent=4)
+        features: dict[str, Any] = {
+            name: feature("image", [*view.size, 3], ["height", "width", "channel"])
+            for name, view in zip(PICTURE_COLUMNS, self.setup.views, strict=True)
+        }
+        features["state"] = feature("float32", [8], ["state"])
+        features["actions"] = feature("float32", [7], ["actions"])
+        _write_meta(self.setup, episodes, "v2.0", "panda", features)
+
+
+def _columns(episode: WorldEpisode, first_row: int) -> dict[str, pa.Array]:
+    """The columns that every set has."""
+    length = len(episode)
+    frames = np.arange(length)
+    columns = (
+        (frames / FPS).astype(np.float32),
+        frames,
+        np.full(length, episode.index),
+        first_row + frames,
+        np.full(length, episode.target),
+    )
+    return dict(zip(AUTOMATIC, map(pa.array, columns), strict=True))
+
+
+def _write_meta(
+    setup: RecordingSetup,
+    episodes: Sequence[RecordedEpisode],
+    version: str,
+    robot_type: str,
+    features: Mapping[str, Any],
+) -> None:
+    tasks = [instruction_for(colour) for colour in COLOURS]
+    facts = SetFacts(version, robot_type, FPS, tasks, {**features, **automatic_features()})
+    lines = [EpisodeLine(one.index, (one.instruction,), one.frames) for one in episodes]
+    write_meta(setup.output, facts, lines)
 
 
 def video_key(view: View) -> str:
@@ -102,14 +183,8 @@ def encode_video(frames: Sequence[UInt8Array]) -> bytes:
 def _picture_stats(pictures: NDArray[np.uint8]) -> Stats:
     """Statistics of [L, H, W, 3] per channel in 0..1, shaped (3, 1, 1) as the format has them."""
     chosen = pictures[:, ::4, ::4].reshape(-1, 3) / 255.0
-    values = {
-        "min": chosen.min(axis=0),
-        "max": chosen.max(axis=0),
-        "mean": chosen.mean(axis=0),
-        "std": chosen.std(axis=0),
-    }
-    stats: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in values.items()}
-    return stats | {"count": [len(pictures)]}
+    stats = {name: value.reshape(3, 1, 1).tolist() for name, value in moments(chosen).items()}
+    return {**stats, "count": [len(pictures)]}
 
 
 def _video_feature(view: View) -> dict[str, Any]:
@@ -126,3 +201,32 @@ def _video_feature(view: View) -> dict[str, Any]:
     }
     declared = feature("video", [height, width, 3], ["height", "width", "channels"])
     return declared | {"info": info}
+
+
+def _picture_column(episode: WorldEpisode, view: View) -> pa.Array:
+    cells = [
+        {"bytes": _png(picture), "path": f"frame_{number:06d}.png"}
+        for number, picture in enumerate(episode.pictures(view))
+    ]
+    return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+
+def _png(picture: UInt8Array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _states(episode: WorldEpisode) -> NDArray[np.float32]:
+    """Position, axis-angle, the two fingers [L, 8]."""
+    states = episode.states
+    turn = np.tile(_DOWNWARD, (len(states), 1))
+    finger = states[:, 3:] / 2
+    return np.hstack([states[:, :3], turn, finger, -finger]).astype(np.float32)
+
+
+def _actions(episode: WorldEpisode) -> NDArray[np.float32]:
+    """Displacement, no turn, gripper (-1 open, 1 closed) [L, 7]."""
+    ways = (episode.actions[:, :3] - episode.states[:, :3]) / _METRES_PER_UNIT
+    grip = np.where(episode.actions[:, 3:] > OPEN / 2, -1.0, 1.0)
+    return np.hstack([ways, np.zeros_like(ways), grip]).astype(np.float32)

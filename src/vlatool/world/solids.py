@@ -55,7 +55,7 @@ def visible_faces(scene: Scene, eye: FloatArray, *, with_palm: bool) -> list[Fac
     """Faces seen from `eye` [3], the farthest first, as a painter needs them."""
     boxes = [*_bin_walls(scene), *_blocks(scene), *_hand(scene, with_palm=with_palm)]
     boxes.sort(key=lambda box: -float(np.linalg.norm(box.centre - eye)))
-    faces = [_shadow(scene), *_block_shadows(scene), _bin_floor(scene)]
+    faces = [*_shadows(scene), _bin_floor(scene)]
     for box in boxes:
         faces.extend(box.faces(eye))
     return faces
@@ -123,18 +123,13 @@ def _hand(scene: Scene, *, with_palm: bool) -> list[_Box]:
     return [*fingers, _Box(palm, np.array(_PALM_HALF), _PALM_COLOUR, HAND_LABEL)]
 
 
-def _shadow(scene: Scene) -> Face:
-    x, y, z, _ = scene.gripper
-    place = np.array([x + 0.3 * z, y + 0.2 * z])
-    return Face(_flat(place, (_PALM_HALF[0], _PALM_HALF[1])), _SHADOW, 0, opacity=0.35)
-
-
-def _block_shadows(scene: Scene) -> list[Face]:
-    shadows: list[Face] = []
-    for x, y, z in scene.blocks:
-        place = np.array([x + 0.3 * z, y + 0.2 * z])
-        shadows.append(Face(_flat(place, (BLOCK_HALF, BLOCK_HALF)), _SHADOW, 0, opacity=0.35))
-    return shadows
+def _shadows(scene: Scene) -> list[Face]:
+    """Of the hand, then of the blocks, away from the light."""
+    blocks = [(block, (BLOCK_HALF, BLOCK_HALF)) for block in scene.blocks]
+    return [
+        Face(_flat(place[:2] + np.array([0.3, 0.2]) * place[2], half), _SHADOW, 0, opacity=0.35)
+        for place, half in [(scene.gripper[:3], _PALM_HALF[:2]), *blocks]
+    ]
 
 
 def _flat(centre: FloatArray, half: tuple[float, float]) -> FloatArray:

@@ -3,17 +3,17 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import DataError, StorageError
-from vlatool.sources.language import LanguageAnnotations
+from vlatool.sources.spartan.config import language_annotations
 
 
-def load(folder: Path, text: str) -> LanguageAnnotations:
+def load(folder: Path, text: str) -> dict[str, dict[str, list[str]]]:
     path = folder / "annotations.yaml"
     path.write_text(text)
-    return LanguageAnnotations.load(str(path))
+    return language_annotations(str(path))
 
 
 def test_without_a_file_there_are_no_sentences() -> None:
-    assert LanguageAnnotations.load(None).sentences("Task") == {}
+    assert language_annotations(None) == {}
 
 
 def test_known_kinds_are_exported_in_their_order(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_known_kinds_are_exported_in_their_order(tmp_path: Path) -> None:
         "language_dict: {Task: {verbose: [c], other: [x], original: [a, b], randomized: []}}",
     )
 
-    assert list(loaded.sentences("Task").items()) == [("original", ["a", "b"]), ("verbose", ["c"])]
+    assert list(loaded["Task"].items()) == [("original", ["a", "b"]), ("verbose", ["c"])]
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_broken_file_is_refused_with_the_place(tmp_path: Path, text: str, named:
 
 def test_missing_file_is_broken_input(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        LanguageAnnotations.load(str(tmp_path / "missing.yaml"))
+        language_annotations(str(tmp_path / "missing.yaml"))
 
     assert caught.value.code == "data.broken_annotations"
 
 
 def test_file_that_cannot_be_read_is_trouble_of_the_storage(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
-        LanguageAnnotations.load(str(tmp_path))
+        language_annotations(str(tmp_path))
 
     assert caught.value.exit_code == 5

@@ -28,7 +28,6 @@ def scale(
     *,
     epsilon: float = 1e-8,
     centered: bool = False,
-    compat: bool = False,
     stats: dict[str, Any] = STATS,
 ) -> FieldScale:
     return field_scale(
@@ -38,7 +37,6 @@ def scale(
         scope=scope,
         epsilon=epsilon,
         centered=centered,
-        compat=compat,
     )
 
 
@@ -104,10 +102,6 @@ def test_epsilon_is_the_smallest_scale() -> None:
     stats = {**STATS, "std": [1e-4, 0.0]}
 
     assert scale(stats=stats, epsilon=0.01).scale.tolist() == pytest.approx([0.01, 1.0])
-
-
-def test_compat_keeps_the_published_floor_for_constant_dimensions() -> None:
-    assert scale(compat=True, epsilon=0.01).scale.tolist() == pytest.approx([4.0, 0.01])
 
 
 def test_scalar_std_serves_every_channel() -> None:

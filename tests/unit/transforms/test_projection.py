@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vlatool.transforms.projection import project
+from vlatool.transforms.geometry import project
 from vlatool.world.cameras import CAMERAS
 from vlatool.world.render import View
 from vlatool.world.scene import Scene

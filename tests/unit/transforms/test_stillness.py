@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from vlatool.errors import DataError
-from vlatool.transforms.stillness import StillnessSpec, moving
-from vlatool.transforms.windows import Windows, WindowSpec, make_windows
+from vlatool.transforms.windows import StillnessSpec, Windows, WindowSpec, make_windows, moving
 
 FRAMES = 5
 

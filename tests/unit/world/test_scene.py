@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from vlatool.world.episodes import expert_episode
-from vlatool.world.expert import expert_action
+from vlatool.world.episodes import expert_action, expert_episode
 from vlatool.world.scene import (
     BIN_HALF,
     CLOSED,

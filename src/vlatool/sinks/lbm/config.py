@@ -12,8 +12,7 @@ from vlatool.sinks.base import SinkConfig
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 from vlatool.transforms.pose_groups import PoseGroupConfig
 from vlatool.transforms.sampling import SampleSpec
-from vlatool.transforms.stillness import StillnessSpec
-from vlatool.transforms.windows import Padding, WindowSpec
+from vlatool.transforms.windows import Padding, StillnessSpec, WindowSpec
 
 _LARGEST_SIDE = 16_384  # pixels
 

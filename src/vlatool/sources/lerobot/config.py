@@ -5,12 +5,13 @@ from pathlib import Path
 
 from pydantic import Field
 
+from vlatool.artifacts.lerobot import INFO_FILE
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.base import unknown_field
 from vlatool.sources.lerobot.codes import LEROBOT
-from vlatool.sources.lerobot.meta import INFO_FILE, Info
+from vlatool.sources.lerobot.meta import Info
 
 
 class LeRobotConfig(ConfigModel):
@@ -44,20 +45,19 @@ def choose_fields(
 ) -> tuple[str, ...]:
     """The columns asked for, else those the naming convention points to.
 
-    Args:
-        root: The data set.
-        info: Its features.
-        requested: What the user asked for; null leaves it to the convention.
-        convention: The first part of the usual names, and the name used where none has it.
-        columns: The columns of a parquet file of the set; null when none can be read.
-        noticed: Told about features the convention names but that cannot be used.
+    `convention` is the first part of the usual names, and the name used where none has it, as in
+    LIBERO sets. Features that it points to but that are no vectors, or not among the `columns` of a
+    file (null where none can be read), are left out, which `noticed` is told.
 
     Raises:
         DataError: A requested field does not exist or is not numeric.
     """
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
-    names = _conventional(info, *convention)
+    prefix, plain = convention
+    numeric = [name for name, feature in info.features.items() if feature.is_number]
+    names = [name for name in numeric if name == prefix or name.startswith(f"{prefix}.")]
+    names = names or [name for name in numeric if name == plain]
     chosen: list[str] = []
     for name in names:
         if info.features[name].width is None:
@@ -70,13 +70,6 @@ def choose_fields(
         message = f"{root}: {name} {reason}; left out"
         noticed.append(LEROBOT("field_left_out", message, field=name))
     return tuple(chosen)
-
-
-def _conventional(info: Info, prefix: str, plain: str) -> list[str]:
-    """Numeric features under `prefix`, else the one named `plain`, as LIBERO sets have it."""
-    numeric = [name for name, feature in info.features.items() if feature.is_number]
-    names = [name for name in numeric if name == prefix or name.startswith(f"{prefix}.")]
-    return names or [name for name in numeric if name == plain]
 
 
 def _requested_field(root: Path, info: Info, name: str) -> str:

@@ -4,20 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlatool.artifacts.lerobot import EPISODES_FILE, INFO_FILE, EpisodeLine
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig, check_task_column, choose_fields
 from vlatool.sources.lerobot.layout import FileFinder
-from vlatool.sources.lerobot.meta import (
-    EPISODES_FILE,
-    INFO_FILE,
-    EpisodeLine,
-    Feature,
-    Info,
-    read_episodes,
-    read_info,
-)
+from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
 from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.order import natural_key
 
@@ -123,27 +116,13 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
     )
     check_task_column(root, info, config.task_column, columns)
     video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
-    return [
-        _recording(
-            dataset,
-            line,
-            data_files[line.number],
-            {name: videos[name][line.number] for name in video_names},
-            finder.there,
-        )
-        for line in lines
-    ]
-
-
-def _recording(
-    dataset: Dataset,
-    line: EpisodeLine,
-    data_file: Path,
-    videos: Mapping[str, Path],
-    there: set[Path],
-) -> Recording:
-    files = (data_file, *videos.values())
-    return Recording(dataset, line, data_file, videos, frozenset(there.intersection(files)))
+    recordings: list[Recording] = []
+    for line in lines:
+        paths = {name: videos[name][line.number] for name in video_names}
+        data_file = data_files[line.number]
+        there = finder.there.intersection([data_file, *paths.values()])
+        recordings.append(Recording(dataset, line, data_file, paths, frozenset(there)))
+    return recordings
 
 
 def _episode_lines(

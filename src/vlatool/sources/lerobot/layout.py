@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from string import Formatter
 
+from vlatool.artifacts.lerobot import INFO_FILE
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.codes import LEROBOT
-from vlatool.sources.lerobot.meta import INFO_FILE, Info
+from vlatool.sources.lerobot.meta import Info
 
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 
@@ -18,12 +19,8 @@ _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
     """A path relative to the data set.
 
-    Only plain known fields are filled: the text comes from a file that anyone may have written.
-
-    Args:
-        template: A format string such as `data/episode_{episode_index:06d}.parquet`.
-        values: Every field that may occur.
-        key: The key of info.json it came from, for the error.
+    Only plain fields in `values` are filled: the text comes from a file that anyone may have
+    written, under the key `key` of info.json.
 
     Raises:
         DataError: A field is unknown or does more than name a value, or the path leaves the root.
@@ -103,26 +100,21 @@ class FileFinder:
         return numbered
 
     def _found(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
-        path = self._existing(key, relative, folder, camera)
-        if path is not None:
-            self.there.add(path)
-        return path or self.root / relative
-
-    def _existing(self, key: str, relative: str, folder: str, camera: str) -> Path | None:
         path = self.root / relative
         named = self._by_name.get((folder, path.name), [])
-        if relative in named or path.exists():
-            return path
-        candidates = [name for name in named if not camera or camera in PurePosixPath(name).parts]
-        if len(candidates) != 1:
-            return None
-        if key not in self._told:
-            self._told.add(key)
-            message = f"{self.root}: {key} gives {relative}, found {candidates[0]}"
-            self._noticed.append(
-                LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
-            )
-        return self.root / candidates[0]
+        if relative not in named and not path.exists():
+            others = [name for name in named if not camera or camera in PurePosixPath(name).parts]
+            if len(others) != 1:
+                return path
+            path = self.root / others[0]
+            if key not in self._told:
+                self._told.add(key)
+                message = f"{self.root}: {key} gives {relative}, found {others[0]}"
+                self._noticed.append(
+                    LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
+                )
+        self.there.add(path)
+        return path
 
     def _values(self, number: int) -> dict[str, int | str]:
         chunk = number // self._info.chunks_size

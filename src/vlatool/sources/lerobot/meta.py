@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from vlatool.artifacts.lerobot import (
+    CHUNKS_SIZE,
+    DATA_PATH,
+    EPISODE_STATS_FILE,
+    EPISODES_FILE,
+    INFO_FILE,
+    TASKS_FILE,
+    VIDEO_PATH,
+    EpisodeLine,
+)
 from vlatool.errors import DataError
 from vlatool.sources.base import refuse_missing_or_pointer
 
-INFO_FILE = "meta/info.json"
-EPISODES_FILE = "meta/episodes.jsonl"
-TASKS_FILE = "meta/tasks.jsonl"
-
-# Source: lerobot-format 4
-_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-_VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-_CHUNKS_SIZE = 1000
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
 
 
@@ -107,15 +109,6 @@ class Info:
     features: Mapping[str, Feature]
 
 
-@dataclass(frozen=True)
-class EpisodeLine:
-    """One line of `meta/episodes.jsonl`."""
-
-    number: int
-    tasks: tuple[str, ...]
-    length: int | None
-
-
 def read_info(root: Path) -> Info:
     """The facts in `meta/info.json`.
 
@@ -137,9 +130,9 @@ def read_info(root: Path) -> Info:
         fps=_positive(path, "fps", tree.get("fps")),
         robot_type=str(tree.get("robot_type") or ""),
         total_frames=_optional_int(tree.get("total_frames")),
-        chunks_size=int(_positive(path, "chunks_size", tree.get("chunks_size") or _CHUNKS_SIZE)),
-        data_path=str(tree.get("data_path") or _DATA_PATH),
-        video_path=str(tree.get("video_path") or _VIDEO_PATH),
+        chunks_size=int(_positive(path, "chunks_size", tree.get("chunks_size") or CHUNKS_SIZE)),
+        data_path=str(tree.get("data_path") or DATA_PATH),
+        video_path=str(tree.get("video_path") or VIDEO_PATH),
         features={feature.name: feature for feature in parsed},
     )
 
@@ -193,7 +186,7 @@ def _layout(root: Path, version: str) -> str:
     """The version the files follow, which counts more than the one they claim."""
     if (root / "meta/episodes").is_dir():
         raise _unsupported(root / "meta/episodes", "v3.0")
-    if (root / "meta/episodes_stats.jsonl").exists():
+    if (root / EPISODE_STATS_FILE).exists():
         return "v2.1"
     if (root / EPISODES_FILE).exists() or version.removeprefix("v").startswith("2"):
         return "v2.0"
@@ -246,17 +239,16 @@ def _nested_texts(value: object, depth: int = 3) -> Iterator[str]:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    refuse_missing_or_pointer(path, "LeRobot data set")
     return _parse_object(path, _read_text(path))
 
 
 def _read_json_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    refuse_missing_or_pointer(path, "LeRobot data set")
     lines = enumerate(_read_text(path).split("\n"), start=1)
     return [(number, _parse_object(path, line, number)) for number, line in lines if line.strip()]
 
 
 def _read_text(path: Path) -> str:
+    refuse_missing_or_pointer(path, "LeRobot data set")
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

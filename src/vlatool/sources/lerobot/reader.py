@@ -1,19 +1,19 @@
 """LeRobot v2.0 and v2.1 data sets, with video or image columns, as episodes."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Collector, Family, Finding
-from vlatool.sources.base import SurveyUnion, facts_of, first_readable, id_part, none_readable
+from vlatool.sources.base import each_look, facts_of, id_part, union
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import Dataset, Recording, dataset_roots, open_dataset
+from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
 from vlatool.sources.lerobot.rules import (
     check_values,
     name_in_words,
@@ -62,21 +62,42 @@ class LeRobotReader:
         Raises:
             DataError: No episode can be read; the first one's reason.
         """
-        union, reasons = SurveyUnion(), list[DataError]()
+        reasons: list[DataError] = []
+        return union(self._looks(refs, reasons), reasons)
+
+    def _looks(self, refs: Sequence[EpisodeRef], reasons: list[DataError]) -> Iterator[Survey]:
         sets: dict[Path, list[EpisodeRef]] = {}
         for ref in refs:
             sets.setdefault(_recording(ref).dataset.root, []).append(ref)
-        actions, proprioception = dict[str, None](), dict[str, None]()
         for members in sets.values():
-            first, others = first_readable(self.read, members, reasons)
+            others = iter(members)
+            first = next(each_look(self._look, others, reasons), None)
             if first is not None:
-                _add_set(first, _recording(members[0]).dataset, others, union)
-                actions |= dict.fromkeys(first.action_fields)
-                proprioception |= dict.fromkeys(first.proprioception_fields)
-        if not union.episodes:
-            raise none_readable(refs, reasons[0])
-        return union.survey(
-            action_fields=tuple(actions), proprioception_fields=tuple(proprioception)
+                yield first
+                for one in map(_recording, others):  # those after it
+                    if one.data_file in one.there:
+                        cameras = filter(one.has_pictures, one.dataset.cameras)
+                        sizes = {camera.name: camera.picture_size for camera in cameras}
+                        yield replace(first, cameras=sizes, frames=one.line.length)
+
+    def _look(self, ref: EpisodeRef) -> Survey:
+        """The survey of an episode that is read; sizes and names are those that are declared."""
+        episode, dataset = self.read(ref), _recording(ref).dataset
+        fields: dict[str, FieldFacts] = {}
+        for name, facts in facts_of(episode).items():
+            names = dataset.info.features[name].dimension_names
+            fields[name] = FieldFacts(facts.width, names if len(names) == facts.width else ())
+        sizes = {
+            one.name: one.picture_size for one in dataset.cameras if one.name in episode.cameras
+        }
+        return Survey(
+            1,
+            sizes,
+            fields,
+            episode.num_frames,
+            episode.fps,
+            episode.action_fields,
+            episode.proprioception_fields,
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -102,7 +123,12 @@ class LeRobotReader:
             proprioception_fields=dataset.observation_keys,
             frame_metadata=contents.metadata,
             findings=tuple(report.found),
-            extras=_extras(recording),
+            extras={
+                "source_version": dataset.info.layout,
+                "dataset": dataset.name,
+                "robot_type": dataset.info.robot_type,
+                "source_episode_index": recording.line.number,
+            },
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
@@ -119,32 +145,8 @@ class LeRobotReader:
         yield from check_sets(sources, self.config)
 
 
-def _add_set(
-    first: Episode, dataset: Dataset, others: Sequence[EpisodeRef], union: SurveyUnion
-) -> None:
-    """Adds an episode that was read, and the others of its data set that have their rows."""
-    fields = _named(dataset, facts_of(first))
-    lengths: list[tuple[set[str], int | None]] = [(set(first.cameras), first.num_frames)]
-    for recording in map(_recording, others):
-        if recording.data_file in recording.there:
-            there = {one.name for one in dataset.cameras if recording.has_pictures(one)}
-            lengths.append((there, recording.line.length))
-    for there, length in lengths:
-        sizes = {one.name: one.picture_size for one in dataset.cameras if one.name in there}
-        union.add(sizes, fields, length, dataset.info.fps)
-
-
 def _recording(ref: EpisodeRef) -> Recording:
     return ref.extras["recording"]
-
-
-def _named(dataset: Dataset, fields: Mapping[str, FieldFacts]) -> dict[str, FieldFacts]:
-    """The same with the names that the data set gives to the channels."""
-    names = {name: dataset.info.features[name].dimension_names for name in fields}
-    return {
-        name: replace(facts, names=names[name] if len(names[name]) == facts.width else ())
-        for name, facts in fields.items()
-    }
 
 
 def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]:
@@ -155,7 +157,7 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
         name = id_part(dataset.name)
         seen[name] += 1
         prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        metadata = _metadata_files(dataset.root)
+        metadata = sorted((dataset.root / "meta").glob("*.json*"))
         for recording in recordings:
             number = recording.line.number
             sentences = without_labels(recording.line.tasks)
@@ -168,17 +170,3 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
                 files=(*recording.videos.values(), *metadata),
                 extras={"recording": recording},
             )
-
-
-def _metadata_files(root: Path) -> list[Path]:
-    return sorted((root / "meta").glob("*.json*"))
-
-
-def _extras(recording: Recording) -> dict[str, Any]:
-    info = recording.dataset.info
-    return {
-        "source_version": info.layout,
-        "dataset": recording.dataset.name,
-        "robot_type": info.robot_type,
-        "source_episode_index": recording.line.number,
-    }

@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlatool.artifacts.lerobot import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.sources.base import refuse_missing_or_pointer
 from vlatool.storage.uri import openable
-
-FRAME_INDEX = "frame_index"
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,7 @@ class Rows:
     def vectors(self, name: str, width: int | None) -> Array:
         """A numeric column as [F, C] in its stored dtype; booleans become float32.
 
-        Args:
-            name: The column.
-            width: C as the data set declares it; null takes that of the first row.
+        C is `width`, as the data set declares it; null takes that of the first row.
 
         Raises:
             DataError: Values are missing, not numbers, or rows differ in length.
@@ -114,12 +111,11 @@ class Rows:
             raise self._refusal(name, f"has no value at row {row}", "data.missing_value", row)
 
     def _refusal(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
-        details = {"path": str(self.path), "field": field, "row": row}
         return DataError(
             f"{self.episode}: {self.path}: {field} {problem}",
             hint="repair or re-record the episode, or leave it out with --episodes",
             code=code,
-            details=details,
+            details={"path": str(self.path), "field": field, "row": row},
         )
 
 
@@ -154,25 +150,21 @@ def column_names(path: Path) -> tuple[str, ...] | None:
         return None
 
 
-def timestamp_oddity(timestamps: Sequence[Any], fps: float, episode: str) -> str:
+def timestamp_oddity(timestamps: Sequence[Any], fps: float) -> str:
     """What is odd about the times of an episode's rows; empty when they are `row / fps`."""
-    note = "frames are matched by row number"
     times = np.array([np.nan if t is None else t for t in timestamps], np.float64)
     if not np.isfinite(times).all():
-        return f"{episode}: timestamps have gaps; {note}"
+        return "timestamps have gaps"
     falls = np.flatnonzero(np.diff(times) <= 0)
     if len(falls):
         row = int(falls[0]) + 1
-        return (
-            f"{episode}: timestamp goes from {times[row - 1]:.2f} to {times[row]:.2f} "
-            f"at row {row}; {note}"
-        )
+        return f"timestamp goes from {times[row - 1]:.2f} to {times[row]:.2f} at row {row}"
     if abs(times[0]) > 0.5 / fps:
-        return f"{episode}: timestamps start at {times[0]:.3f} s; {note}"
+        return f"timestamps start at {times[0]:.3f} s"
     late = np.flatnonzero(np.abs(times - np.arange(len(times)) / fps) > 0.5 / fps)
     if len(late):
         row = int(late[0])
-        return f"{episode}: row {row} is at {times[row]:.3f} s, not at {row / fps:.3f} s; {note}"
+        return f"row {row} is at {times[row]:.3f} s, not at {row / fps:.3f} s"
     return ""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.lerobot import AUTOMATIC, FRAME_INDEX
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Collector
@@ -21,13 +22,12 @@ from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording
 from vlatool.sources.lerobot.meta import Feature, read_tasks
-from vlatool.sources.lerobot.rows import FRAME_INDEX, Rows, read_rows, timestamp_oddity
-from vlatool.sources.lerobot.statistics import contradictions, episode_statistics
+from vlatool.sources.lerobot.rows import Rows, read_rows, timestamp_oddity
+from vlatool.sources.lerobot.set_rules import contradictions, episode_statistics
 from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
 from vlatool.sources.video import VideoFacts, VideoFrames, probe_video
 
-_FRAME_METADATA = ("timestamp", FRAME_INDEX, "episode_index", "index", "task_index")
 _TASK_DESCRIPTION = "task_description"
 # Quality labels that GR00T-flavoured sets list among the tasks. Source: lerobot-format 8
 _LABELS = frozenset({"valid", "invalid"})
@@ -63,7 +63,7 @@ def walk_episode(recording: Recording, config: LeRobotConfig, report: Collector)
     if rows is None:
         return Contents(None, _cameras(recording, None, report))
     _check_length(recording, rows, report)
-    metadata = {key: rows.values(key) for key in _FRAME_METADATA if key in rows.columns}
+    metadata = {key: rows.values(key) for key in AUTOMATIC if key in rows.columns}
     task = report.attempt(partial(_instruction, recording, rows, config, report)) or ""
     _check_bookkeeping(recording, rows, metadata, report)
     cameras = _cameras(recording, rows, report)
@@ -80,7 +80,7 @@ def _columns(recording: Recording, config: LeRobotConfig, *, whole: bool) -> lis
         if name.startswith("annotation.") or (whole and not feature.is_camera)
     ]
     task_column = [config.task_column] if config.task_column else []
-    return [*dataset.field_names, *_FRAME_METADATA, *more, *task_column]
+    return [*dataset.field_names, *AUTOMATIC, *more, *task_column]
 
 
 def _check_length(recording: Recording, rows: Rows, report: Collector) -> None:
@@ -102,10 +102,10 @@ def _check_bookkeeping(
 ) -> None:
     place = {"path": str(rows.path)}
     if "timestamp" in metadata:
-        fps = recording.dataset.info.fps
-        oddity = timestamp_oddity(metadata["timestamp"], fps, rows.episode)
+        oddity = timestamp_oddity(metadata["timestamp"], recording.dataset.info.fps)
         if oddity:
-            report.note("timestamps", oddity, **place, field="timestamp")
+            message = f"{rows.episode}: {oddity}; frames are matched by row number"
+            report.note("timestamps", message, **place, field="timestamp")
     others = set(metadata.get("episode_index", ())) - {recording.line.number}
     if others:
         message = f"{rows.episode}: {rows.path} also says episode_index {sorted(others, key=str)}"
@@ -181,10 +181,8 @@ def _video_oddities(
 ) -> Iterator[tuple[str, str]]:
     """(code, problem) where a usable video differs from what the rows and info.json say."""
     if facts.num_frames > num_rows:
-        yield (
-            "extra_frames",
-            (f"has {facts.num_frames} frames for {num_rows} rows; those after the last are unused"),
-        )
+        more = f"has {facts.num_frames} frames for {num_rows} rows"
+        yield "extra_frames", f"{more}; those after the last are unused"
     if facts.fps is not None and abs(float(facts.fps) - fps) > 0.01:
         yield "video_fps", f"runs at {float(facts.fps):g} fps, the data at {fps:g}"
     if camera.shape and not set(facts.size) <= set(camera.shape):

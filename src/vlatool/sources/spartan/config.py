@@ -1,6 +1,10 @@
-"""What of a Spartan episode is used, and how. Source: lbm-data 2.3, 2.7, 3.1, 6.4."""
+"""What of a Spartan episode is used, and the files that say so.
+
+Source: lbm-data 2.3, 2.6, 2.7, 3.1, 6.4.
+"""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -10,9 +14,13 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import PoseGroup
-from vlatool.errors import DataError
+from vlatool.errors import DataError, StorageError
 from vlatool.storage.uri import location
 
+# The C parser is ten times as fast; PyYAML is also built without it.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_KINDS = ("original", "randomized", "verbose", "alternative")
 _ACTION_WIDTHS = {
     "robot__action__poses__right::panda__xyz": 3,
     "robot__action__poses__right::panda__rot_6d": 6,
@@ -149,12 +157,8 @@ def _mapping(path: str, parse: Any, what: str) -> dict[str, Any]:
     try:
         content = parse(location(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{path}: {what} cannot be read: {' '.join(str(error).split())}",
-            hint="check the path and the file",
-            code="data.broken_file",
-            details={"path": path},
-        ) from None
+        problem = f"{what} cannot be read: {' '.join(str(error).split())}"
+        raise _broken(path, problem, "check the path and the file") from None
     if not isinstance(content, dict):
         raise _not_of_form(path, what, "not a mapping")
     return content
@@ -166,9 +170,66 @@ def _not_of_form(path: str, what: str, reason: object) -> DataError:
         "[{name, position_key, rotation_key}]",
         "validation episodes": '{"Task": [3, 17, ...], ...}',
     }
-    return DataError(
-        f"{path}: {what} of another form: {str(reason).splitlines()[0]}",
-        hint=f"expected {forms[what]}",
-        code="data.broken_file",
-        details={"path": path},
+    problem = f"{what} of another form: {str(reason).splitlines()[0]}"
+    return _broken(path, problem, f"expected {forms[what]}")
+
+
+def _broken(path: str, problem: str, hint: str, code: str = "data.broken_file") -> DataError:
+    return DataError(f"{path}: {problem}", hint=hint, code=code, details={"path": path})
+
+
+def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
+    """Task to the exported kinds of an annotations file, in published order, to sentences.
+
+    Raises:
+        DataError: The file is missing, not YAML, or not of the expected shape.
+        StorageError: It is there, but cannot be read.
+    """
+    if path is None:
+        return {}
+    try:
+        text = location(path).read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - one of the safe loaders
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _broken_annotations(path, f"cannot be read: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise StorageError(
+            f"{path}: language annotations cannot be read: {error.strerror or error}",
+            hint="check the path and its permissions, or leave the option out",
+            code="storage.read",
+            details={"path": path},
+        ) from None
+    tasks = content.get("language_dict") if isinstance(content, dict) else None
+    if not isinstance(tasks, dict):
+        raise _broken_annotations(path, "have no mapping `language_dict` at the top")
+    for task, kinds in tasks.items():
+        _check_kinds(path, task, kinds)
+    return {
+        task: {kind: kinds[kind] for kind in _KINDS if kinds.get(kind)}
+        for task, kinds in tasks.items()
+    }
+
+
+def _check_kinds(path: str, task: Any, kinds: Any) -> None:
+    """Refuses what is not a mapping of kinds to lists of sentences; a kind may be empty."""
+    if not isinstance(kinds, dict):
+        raise _broken_annotations(path, f"have no mapping of kinds for the task {task}")
+    for kind, sentences in kinds.items():
+        is_list = isinstance(sentences, list) and all(isinstance(text, str) for text in sentences)
+        if sentences is not None and not is_list:
+            raise _broken_annotations(
+                path, f"have no list of sentences for the task {task}, kind {kind}"
+            )
+
+
+def _broken_annotations(path: str, problem: str) -> DataError:
+    hint = (
+        "expected language_dict: {Task: {original: [sentence, ...], ...}}; or leave the option out"
     )
+    return _broken(path, f"language annotations {problem}", hint, "data.broken_annotations")
+
+
+def task_in_words(task: str) -> str:
+    """`BimanualPutRedBellPepperInBin` becomes `bimanual put red bell pepper in bin`."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", task)
+    return " ".join(word.lower() for word in words)

@@ -1,24 +1,25 @@
 """Raw Diffusion-Spartan episodes. Source: lbm-data 2, 3.3."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Collector, Finding
-from vlatool.sources.base import SurveyUnion, facts_of, first_readable, none_readable
-from vlatool.sources.language import LanguageAnnotations, task_in_words
-from vlatool.sources.order import unique_refs
+from vlatool.sources.base import each_look, look_at, union
+from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.sources.spartan.codes import SPARTAN
-from vlatool.sources.spartan.config import SpartanConfig, validation_episodes, with_action_file
-from vlatool.sources.spartan.layout import (
-    episode_folders,
-    episode_number,
-    episode_place,
-    episode_ref,
+from vlatool.sources.spartan.config import (
+    SpartanConfig,
+    language_annotations,
+    task_in_words,
+    validation_episodes,
+    with_action_file,
 )
 from vlatool.sources.spartan.oddities import Oddities, check_members, check_siblings
 from vlatool.sources.spartan.rules import (
@@ -30,12 +31,14 @@ from vlatool.sources.spartan.rules import (
     read_values,
 )
 from vlatool.storage.background import in_parallel
+from vlatool.storage.tree import walk
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.relative import SUFFIX, actual_field
 
 _RATE_HZ = 10.0
 _INSTRUCTION = "language_instruction"
 _LOOKS_AT_ONCE = 8
+_EPISODE = re.compile(r"^episode_(\d+)$")
 
 
 class SpartanReader:
@@ -46,6 +49,7 @@ class SpartanReader:
 
     def __init__(self, config: SpartanConfig) -> None:
         self.config, self._groups = with_action_file(config)
+        self._ordered = sorted(self.config.action_key_fields, key=_published_order)
         self.noticed: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
@@ -54,7 +58,7 @@ class SpartanReader:
         Raises:
             DataError: A source is missing or has no episode below it.
         """
-        annotations = LanguageAnnotations.load(self.config.language_annotations_path)
+        annotations = language_annotations(self.config.language_annotations_path)
         held_out = validation_episodes(self.config.validation_episodes_path)
         found: list[EpisodeRef] = []
         for source in sources:
@@ -70,7 +74,7 @@ class SpartanReader:
                 ref = episode_ref(folder, source, self.config.task)
                 held = episode_number(folder) in held_out.get(ref.task, ())
                 reason = "validation_episode" if held else ""
-                language = annotations.sentences(ref.task)
+                language = annotations.get(ref.task, {})
                 found.append(replace(ref, language=language, held_out=reason))
         self.noticed = list(_unmatched(held_out, found))
         yield from unique_refs(found)
@@ -85,37 +89,40 @@ class SpartanReader:
         Raises:
             DataError: No episode can be read; the first one's reason.
         """
-        union, reasons = SurveyUnion(), list[DataError]()
-        first, others = first_readable(self.read, refs, reasons)
-        if first is None:
-            raise none_readable(refs, reasons[0])
-        sizes = {name: camera.size for name, camera in first.cameras.items()}
-        union.add(sizes, facts_of(first), first.num_frames, _RATE_HZ)
-        if is_remote(others[0].path if others else Path()):
-            for ref, names in zip(others, _remote_cameras(others), strict=True):
-                if names <= union.cameras.keys():
-                    union.add({}, None, None, _RATE_HZ)
-                else:
-                    self._add(ref, union)
-        else:
-            for ref in others:
-                self._add(ref, union)
-        groups = self._complete_groups(union.fields)
-        return union.survey(
+        reasons: list[DataError] = []
+        survey = union(self._looks(iter(refs), reasons), reasons)
+        groups = self._complete_groups(survey.fields)
+        return replace(
+            survey,
             action_fields=self._policy_actions(groups),
-            proprioception_fields=self._policy_proprioception(union.fields),
+            proprioception_fields=self._policy_proprioception(survey.fields),
             pose_groups=groups,
         )
 
-    def _add(self, ref: EpisodeRef, union: SurveyUnion) -> None:
-        """Adds what the headers of an episode tell, unless they are broken."""
-        try:
-            report = Collector(SPARTAN, strict=True)
-            recording = open_episode(ref.path / "processed", self.config, report)
-        except DataError:  # told when the episode is read
+    def _looks(self, refs: Iterator[EpisodeRef], reasons: list[DataError]) -> Iterator[Survey]:
+        first = next(each_look(lambda ref: look_at(self.read(ref)), refs, reasons), None)
+        if first is None:
             return
+        yield first
+        others = list(refs)  # those after it
+        known, named = set(first.cameras), repeat(None)
+        if others and is_remote(others[0].path):
+            named = _remote_cameras(others)
+        for ref, names in zip(others, named, strict=False):
+            if names is not None and names <= known:
+                yield replace(first, cameras={}, frames=None)
+                continue
+            for look in each_look(self._look, [ref], []):  # what is broken is told when it is read
+                known |= look.cameras.keys()
+                yield look
+
+    def _look(self, ref: EpisodeRef) -> Survey:
+        """What the headers of an episode tell."""
+        report = Collector(SPARTAN, strict=True)
+        recording = open_episode(ref.path / "processed", self.config, report)
         sizes = {name: camera.size for name, camera in recording.cameras.items()}
-        union.add(sizes, recording.field_facts(self.config), recording.num_frames, _RATE_HZ)
+        fields = recording.field_facts(self.config)
+        return Survey(1, sizes, fields, recording.num_frames, _RATE_HZ)
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; arrays nobody needs are not inflated.
@@ -178,13 +185,11 @@ class SpartanReader:
     def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
         """Left arm first, poses relative where they can be. Source: lbm-data 6.5."""
         relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
-        ordered = sorted(self.config.action_key_fields, key=_published_order)
-        return tuple(name + SUFFIX if name in relative else name for name in ordered)
+        return tuple(name + SUFFIX if name in relative else name for name in self._ordered)
 
     def _policy_proprioception(self, lowdim: Collection[str]) -> tuple[str, ...]:
         """The measured counterpart of every action field."""
-        ordered = sorted(self.config.action_key_fields, key=_published_order)
-        measured = [actual_field(name) for name in ordered]
+        measured = map(actual_field, self._ordered)
         return tuple(name for name in measured if name is not None and name in lowdim)
 
 
@@ -192,18 +197,18 @@ class _Companions(Mapping[str, FrameSource]):
     """Depth or labels of the cameras that have them; looked for only when they are asked for."""
 
     def __init__(self, recording: Recording, kind: str) -> None:
-        self._archive = recording.archives[OBSERVATIONS]
-        self._keys = {name: f"{camera}_{kind}" for camera, name in recording.camera_ids.items()}
-        self._num_frames = recording.num_frames
+        self._recording = recording
+        self._kind = kind
 
     @cached_property
     def _found(self) -> dict[str, FrameSource]:
-        archive = self._archive
-        archive.load_headers(self._keys.values())
+        archive = self._recording.archives[OBSERVATIONS]
+        keys = {name: f"{one}_{self._kind}" for one, name in self._recording.camera_ids.items()}
+        archive.load_headers(keys.values())
         return {
             name: archive.frames(key, channels=None)
-            for name, key in self._keys.items()
-            if key in archive and archive.header(key).shape[:1] == (self._num_frames,)
+            for name, key in keys.items()
+            if key in archive and archive.header(key).shape[:1] == (self._recording.num_frames,)
         }
 
     def __getitem__(self, name: str) -> FrameSource:
@@ -264,3 +269,53 @@ def _published_order(field: str) -> tuple[int, int]:
     """Left before right, position before rotation before gripper."""
     part = 2 if "gripper" in field else (1 if field.endswith("rot_6d") else 0)
     return (0 if "left" in field else 1, part)
+
+
+def episode_folders(source: Path) -> list[Path]:
+    """Folders episode_<N> with a `processed` folder, at or below `source`, naturally sorted.
+
+    One without beside them was not downloaded whole, or cannot be listed; reading it will tell.
+    """
+    found: set[Path] = set()
+    named: set[Path] = set()
+    for folder, children, _ in walk(source):
+        if _EPISODE.match(folder.name) and "processed" in children:
+            found.add(folder)
+            children.clear()
+        named.update(folder / child for child in children if _EPISODE.match(child))
+    beside = {folder.parent for folder in found}
+    found.update(folder for folder in named if folder.parent in beside)
+    return sorted(found, key=natural_key)
+
+
+def episode_place(folder: Path) -> str:
+    """Where an episode is below its task; its last folders where the layout is another one."""
+    parts = folder.parts
+    known = "tasks" in parts[:-7] or "diffusion_spartan" in parts
+    return "/".join(part for part in parts[-7 if known else -3 :] if part != "/")
+
+
+def episode_number(folder: Path) -> int:
+    """N of `episode_<N>`."""
+    match = _EPISODE.match(folder.name)
+    assert match is not None
+    return int(match.group(1))
+
+
+def episode_ref(folder: Path, source: Path, task: str | None) -> EpisodeRef:
+    """Task, station and time stamp are read from the published folder layout where it is kept."""
+    parts = folder.parts
+    named: list[str] = []
+    if "tasks" in parts[:-2]:
+        below = parts[len(parts) - 1 - parts[::-1].index("tasks") + 1 : -1]
+        named = [part for part in below if part not in ("sim", "bc", "teleop", "diffusion_spartan")]
+    found = named[0] if named else ""
+    if not named:
+        named = [part for part in parts[-3:-1] if part not in ("/", "diffusion_spartan")]
+    identity = "_".join([*named, folder.name])
+    return EpisodeRef(
+        id=re.sub(r"[^A-Za-z0-9_-]+", "-", identity),
+        path=folder,
+        source=str(source),
+        task=task or found,
+    )

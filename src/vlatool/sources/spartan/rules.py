@@ -99,9 +99,16 @@ class Values:
 def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Recording:
     """Looks at files, cameras and headers of a `processed` folder, without reading values."""
     recording = Recording(folder, file_names(folder))
-    for name in (METADATA, *ARCHIVES):
-        if name not in recording.present:
-            report.refuse(_missing_file(folder / name))
+    for path in (folder / name for name in (METADATA, *ARCHIVES)):
+        if path.name not in recording.present:
+            report.refuse(
+                DataError(
+                    f"{path}: missing",
+                    hint="the episode is incomplete; download or record it again",
+                    code="data.missing_file",
+                    details={"path": str(path)},
+                )
+            )
     if METADATA in recording.present:
         path = folder / METADATA
         recording.camera_ids = report.attempt(partial(camera_names, path, report)) or {}
@@ -115,15 +122,6 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Reco
         recording.actions = report.attempt(partial(_action_header, actions, config, report))
     _check_lengths(recording, report)
     return recording
-
-
-def _missing_file(path: Path) -> DataError:
-    return DataError(
-        f"{path}: missing",
-        hint="the episode is incomplete; download or record it again",
-        code="data.missing_file",
-        details={"path": str(path)},
-    )
 
 
 def camera_names(path: Path, report: Collector) -> dict[str, str]:
@@ -145,28 +143,21 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
     for camera_id, name in written.items():
         place = {"path": str(path), "camera": name}
         if not _CAMERA_NAME.match(names[camera_id]):
-            report.refuse(
-                _bad_camera_name(
-                    f"{path}: the camera name {name!r} cannot be a file name in a shard",
-                    "use letters, digits, dots, dashes and underscores",
-                    place,
-                )
-            )
+            problem = f"the camera name {name!r} cannot be a file name in a shard"
+            hint = "use letters, digits, dots, dashes and underscores"
+            report.refuse(_bad_camera_name(problem, hint, place))
         elif name != names[camera_id]:
             message = f"{path}: the camera name {name!r} has capitals"
             report.note("camera_name_case", message, **place)
     if len(set(names.values())) < len(names):
-        report.refuse(
-            _bad_camera_name(
-                f"{path}: two cameras have the same name: {', '.join(names.values())}",
-                "names are compared in lower case; give each camera its own",
-                {"path": str(path)},
-            )
-        )
+        problem = f"two cameras have the same name: {', '.join(names.values())}"
+        hint = "names are compared in lower case; give each camera its own"
+        report.refuse(_bad_camera_name(problem, hint, {"path": str(path)}))
     return names
 
 
-def _bad_camera_name(message: str, hint: str, place: Mapping[str, str]) -> DataError:
+def _bad_camera_name(problem: str, hint: str, place: Mapping[str, str]) -> DataError:
+    message = f"{place['path']}: {problem}"
     return DataError(message, hint=hint, code="data.bad_camera_name", details=place)
 
 

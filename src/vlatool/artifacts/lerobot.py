@@ -1,0 +1,154 @@
+"""LeRobot v2.0 and v2.1 data sets: the names in them, and how tables and meta files are written.
+
+Legend of shapes: L rows, C channels. Source: lerobot-format 2 to 6 and 9.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vlatool.storage.atomic import open_atomic, write_json, write_text
+
+Stats = dict[str, Any]
+
+INFO_FILE = "meta/info.json"
+EPISODES_FILE = "meta/episodes.jsonl"
+TASKS_FILE = "meta/tasks.jsonl"
+STATS_FILE = "meta/stats.json"
+EPISODE_STATS_FILE = "meta/episodes_stats.jsonl"
+META_FILES = (STATS_FILE, EPISODE_STATS_FILE, TASKS_FILE, EPISODES_FILE, INFO_FILE)
+OWNED_FILES = (
+    "data/chunk-*/episode_*.parquet",
+    "videos/chunk-*/*/episode_*.mp4",
+    *META_FILES,
+)
+# What holds where info.json says nothing else.
+CHUNKS_SIZE = 1000
+DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+
+FRAME_INDEX = "frame_index"
+# The columns that every set has.
+AUTOMATIC = ("timestamp", FRAME_INDEX, "episode_index", "index", "task_index")
+
+
+@dataclass(frozen=True)
+class EpisodeLine:
+    """One line of `meta/episodes.jsonl`."""
+
+    number: int
+    tasks: tuple[str, ...]
+    length: int | None
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """What the meta files say besides the episodes; `features` are declarations by `feature`."""
+
+    version: str
+    robot_type: str
+    fps: int
+    tasks: Sequence[str]
+    features: Mapping[str, Any]
+
+
+def template_values(index: int) -> dict[str, int]:
+    """What the path templates need for an episode."""
+    return {"episode_chunk": index // CHUNKS_SIZE, "episode_index": index}
+
+
+def vector_column(values: NDArray[np.float32]) -> pa.Array:
+    """A column of lists of fixed size from [L, C]."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
+    """Writes one episode's parquet file."""
+    with open_atomic(path) as file:
+        pq.write_table(pa.table(dict(columns)), file)
+
+
+def automatic_features() -> dict[str, Any]:
+    """Declarations of the automatic columns."""
+    return {name: feature("float32" if name == "timestamp" else "int64", [1]) for name in AUTOMATIC}
+
+
+def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dict[str, Any]:
+    """Declaration of one column."""
+    return {"dtype": dtype, "shape": shape, "names": names}
+
+
+def write_meta(output: Path, facts: SetFacts, episodes: Sequence[EpisodeLine]) -> None:
+    """Writes episodes, tasks and, last of all, info."""
+    lines = [
+        {"episode_index": one.number, "tasks": one.tasks, "length": one.length} for one in episodes
+    ]
+    write_lines(output / EPISODES_FILE, lines)
+    tasks = [{"task_index": number, "task": task} for number, task in enumerate(facts.tasks)]
+    write_lines(output / TASKS_FILE, tasks)
+    videos = sum(declared["dtype"] == "video" for declared in facts.features.values())
+    info = {
+        "codebase_version": facts.version,
+        "robot_type": facts.robot_type,
+        "total_episodes": len(episodes),
+        "total_frames": sum(one.length or 0 for one in episodes),
+        "total_tasks": len(facts.tasks),
+        "total_videos": videos * len(episodes),
+        "total_chunks": -(-len(episodes) // CHUNKS_SIZE),
+        "chunks_size": CHUNKS_SIZE,
+        "fps": facts.fps,
+        "splits": {"train": f"0:{len(episodes)}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": dict(facts.features),
+    }
+    write_json(output / INFO_FILE, info, indent=4)
+
+
+def write_lines(path: Path, documents: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines."""
+    write_text(path, "".join(json.dumps(document) + "\n" for document in documents))
+
+
+def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """`min`, `max`, `mean` and population `std` of each channel of [L, C], float64 [C]."""
+    table = values.astype(np.float64)
+    return {
+        "min": table.min(axis=0),
+        "max": table.max(axis=0),
+        "mean": table.mean(axis=0),
+        "std": table.std(axis=0),
+    }
+
+
+def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
+    """Statistics of every numeric column."""
+    found: dict[str, Stats] = {}
+    for name, column in columns.items():
+        if not pa.types.is_struct(column.type):
+            values = np.array(column.to_pylist()).reshape(len(column), -1)
+            numbers = {key: value.tolist() for key, value in moments(values).items()}
+            found[name] = {**numbers, "count": [len(values)]}
+    return found
+
+
+def merge_stats(parts: Sequence[Stats]) -> Stats:
+    """Statistics of a whole set from those of its episodes, without the count."""
+    counts = np.array([part["count"][0] for part in parts], np.float64)[:, None]
+    weights = counts / counts.sum()
+    means = np.array([part["mean"] for part in parts])
+    mean = (weights * means).sum(axis=0)
+    spread = np.array([part["std"] for part in parts]) ** 2 + (means - mean) ** 2
+    return {
+        "mean": mean.tolist(),
+        "std": np.sqrt((weights * spread).sum(axis=0)).tolist(),
+        "min": np.min([part["min"] for part in parts], axis=0).tolist(),
+        "max": np.max([part["max"] for part in parts], axis=0).tolist(),
+    }
