@@ -6,16 +6,28 @@ Click), hence `Any`.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
 from vlatool.cli.lifting import Grammar, UnknownOptionError, lift
-from vlatool.cli.options import OUTPUT_HELP, OUTPUT_OPTIONS, OutputOptions
+from vlatool.cli.options import (
+    CONTEXT,
+    OUTPUT_HELP,
+    OUTPUT_OPTIONS,
+    ConfigOpt,
+    KeysOpt,
+    OutputOptions,
+    PresetOpt,
+    SetOpt,
+    command_app,
+)
 from vlatool.errors import UsageError
 
 if TYPE_CHECKING:
-    from vlatool.cli.keys import Key
+    from vlatool.cli.keys import Key, TypedConfig
     from vlatool.config.base import ConfigModel
 
 TYPED_CONFIG = "vlatool.typed_config"
@@ -75,11 +87,20 @@ class ConfigSpec:
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
 
 
+def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
+    """The schema at `module:Class`, whatever the arguments are; imported when it is asked for."""
+    module, _, name = target.partition(":")
+    return lambda _: getattr(import_module(module), name)
+
+
 class VlatoolCommand(typer.core.TyperCommand):
     """A command whose options may be typed with dashes or underscores."""
 
     examples: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[str] = ""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **{**named, "context_settings": CONTEXT})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Normalises option names; unknown ones are answered with the nearest."""
@@ -157,17 +178,37 @@ class VlatoolCommand(typer.core.TyperCommand):
         ]
 
 
+@cache
+def _config_options() -> list[Any]:
+    """The options that every command with a configuration has."""
+
+    def declare(
+        preset: PresetOpt = None,
+        config: ConfigOpt = None,
+        set_: SetOpt = None,
+        keys: KeysOpt = False,
+    ) -> None: ...
+
+    app = command_app()
+    app.command()(declare)
+    return typer.main.get_command(app).params
+
+
 class ConfigCommand(VlatoolCommand):
     """A command with a configuration: its keys leave argv before Typer parses the rest."""
 
     spec: ClassVar[ConfigSpec]
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.params = [*_config_options(), *self.params]
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """Takes keys, `--set` and sugar; remembers them for the body."""
         keys = {} if ctx.resilient_parsing else self.keys(args)
         lifted = lift(args, self.grammar(ctx, keys), lenient=lenient)
         if not lenient:
-            from vlatool.cli.overrides import TypedConfig
+            from vlatool.cli.keys import TypedConfig
 
             expand = {name: sugar.expand for name, sugar in self.spec.sugar.items()}
             ctx.meta[TYPED_CONFIG] = TypedConfig(lifted.typed, keys, expand)
@@ -215,9 +256,12 @@ class ConfigCommand(VlatoolCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""
-        if not ctx.params.pop("keys", False):
+        given = {option.name: ctx.params.pop(option.name) for option in _config_options()}
+        if not given["keys"]:
+            typed: TypedConfig = ctx.meta[TYPED_CONFIG]
+            typed.presets, typed.files = given["preset"] or (), given["config"] or ()
             return super().invoke(ctx)
-        from vlatool.cli.key_table import KeyTable
+        from vlatool.cli.keys import KeyTable
         from vlatool.cli.output import write_result
 
         schema = self.spec.schema(ctx.meta[_ARGS])

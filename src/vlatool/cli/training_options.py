@@ -2,21 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vlatool.cli.config_command import Sugar
+from vlatool.cli.config_command import Sugar, schema_at
 from vlatool.errors import UsageError
-
-if TYPE_CHECKING:
-    from vlatool.config.base import ConfigModel
-
-
-def training_schema(args: Sequence[str]) -> "type[ConfigModel]":
-    """The tree of a training run."""
-    del args
-    from vlatool.training.config import TrainConfig
-
-    return TrainConfig
 
 
 def expand_data(folders: list[str]) -> Mapping[str, Any]:
@@ -63,6 +52,7 @@ def _scalar(key: str, help_text: str, *, is_switch: bool = False) -> Sugar:
     return Sugar(expand, "" if is_switch else "N", help_text, is_switch=is_switch)
 
 
+SCHEMA = schema_at("vlatool.training.config:TrainConfig")
 DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
 RUN = Sugar(expand_run, "RUN", "Folder of the run.", short="-o")
 BUDGET: Mapping[str, Sugar] = {

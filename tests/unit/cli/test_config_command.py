@@ -1,13 +1,13 @@
 """What a command line means: keys, switches, lists, order, sugar, and what is refused."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pytest
 import typer
 from pydantic import Field
 
 from vlatool.cli.config_command import ConfigSpec, Sugar, config_command
-from vlatool.cli.options import ConfigOpt, KeysOpt, OutputOptions, PresetOpt, SetOpt, command_app
+from vlatool.cli.options import OutputOptions, TextArg, command_app
 from vlatool.cli.session import command
 from vlatool.config.base import ConfigModel
 from vlatool.errors import VlatoolError
@@ -66,14 +66,7 @@ def read(spec: ConfigSpec, schema: type[ConfigModel], argv: list[str]) -> Any:
     found: list[Any] = []
 
     @app.command(cls=config_command(spec, "LAYOUT"))
-    def body(
-        ctx: typer.Context,
-        layout: Annotated[str | None, typer.Argument()] = None,
-        preset: PresetOpt = None,
-        config: ConfigOpt = None,
-        set_: SetOpt = None,
-        keys: KeysOpt = False,
-    ) -> None:
+    def body(ctx: typer.Context, layout: TextArg = None) -> None:
         with command(ctx) as run:
             found.append(run.config(schema, layout=layout))
 
