@@ -1,7 +1,7 @@
 """Configuration keys on the command line: as options, as typed, and as `--keys` lists them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlatool.cli.lifting import Typed
@@ -139,7 +139,9 @@ class TypedConfig:
             path = self.keys[typed.key].path if typed.is_flat else typed.key
             if by := claimed.get(path.replace("-", "_")):
                 raise _twice(path, by, typed.option)
-            result.append(parse_override(f"{path}={typed.text}", position))
+            override = parse_override(f"{path}={typed.text}", position)
+            is_flat = typed.is_flat and path.endswith(f".{typed.key}")
+            result.append(replace(override, is_flat=is_flat))
         return result
 
     def _is_sugar(self, typed: Typed) -> bool:

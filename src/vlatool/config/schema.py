@@ -96,11 +96,6 @@ def mark(field: FieldInfo, name: str) -> Any:
     return extra.get(name) if isinstance(extra, dict) else None
 
 
-def json_schema(schema: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema of a class."""
-    return schema.model_json_schema()
-
-
 def _walk(
     model: type[BaseModel], prefix: str, instance: BaseModel | None, above: tuple[type, ...]
 ) -> Iterator[_Declared]:

@@ -194,6 +194,13 @@ def test_bare_key_of_a_tree_is_answered_with_how_to_type_it(argv: list[str], hin
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("option", ["observation_keys", "source.observation_keys"])
+def test_a_wrong_value_is_told_by_the_name_that_was_typed(option: str) -> None:
+    with pytest.raises(VlatoolError) as caught:
+        flat(f"--{option}", "{a: 1}")
+    assert [one["key"] for one in caught.value.details["problems"]] == [option]
+
+
 def test_argument_and_option_for_one_key_are_refused() -> None:
     with pytest.raises(VlatoolError) as caught:
         flat("spartan", "--layout", "lerobot")
