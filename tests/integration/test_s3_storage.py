@@ -190,7 +190,8 @@ class TestReading:
         with open_from_end(root / "file") as file:
             file.seek(max(0, size - 10))
             assert file.read() == BIG[max(0, size - 10) : size]
-            assert len(s3_proxy.faults.requests) <= 2
+            got = [one for one in s3_proxy.faults.requests if one.method == "GET"]
+            assert len(got) <= 2
             file.seek(0)
             assert file.read() == BIG[:size]
 

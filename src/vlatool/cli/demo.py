@@ -7,8 +7,6 @@ from vlatool.cli.options import command_app
 from vlatool.cli.session import command
 
 app = command_app()
-
-
 SPEC = ConfigSpec(schema_at("vlatool.workflows.demo:DemoConfig"), short={"-o": "output"})
 
 

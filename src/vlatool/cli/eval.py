@@ -7,8 +7,6 @@ from vlatool.cli.options import TextArg, command_app
 from vlatool.cli.session import command
 
 app = command_app(SuggestingGroup)
-
-
 OPEN_LOOP = ConfigSpec(
     schema_at("vlatool.workflows.evaluate:OpenLoopConfig"),
     short={"-o": "output"},

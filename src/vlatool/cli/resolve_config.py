@@ -4,17 +4,15 @@ from typing import Annotated
 
 import typer
 
-from vlatool.cli.config_command import ConfigSpec, config_command
+from vlatool.cli.config_command import config_command
 from vlatool.cli.options import command_app
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import command
 from vlatool.cli.train import ResolveToOpt, resolved_file
-from vlatool.cli.training_options import BUDGET, DATA, NOTE, SCHEMA, VALUES
+from vlatool.cli.training_options import BUDGET, training_spec
 
 app = command_app()
-SPEC = ConfigSpec(
-    SCHEMA, is_flat=False, sugar={"data": DATA, **BUDGET}, note=lambda: NOTE, values=VALUES
-)
+SPEC = training_spec(BUDGET)
 FileOpt = Annotated[
     str | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the YAML here, atomically."),

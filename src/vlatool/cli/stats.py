@@ -7,8 +7,6 @@ from vlatool.cli.options import TextsArg, command_app
 from vlatool.cli.session import command
 
 app = command_app(SuggestingGroup)
-
-
 SPEC = ConfigSpec(
     schema_at("vlatool.workflows.stats_merge:StatsMergeConfig"),
     short={"-o": "output"},

@@ -5,27 +5,13 @@ from typing import Annotated
 
 import typer
 
-from vlatool.cli.config_command import ConfigSpec, config_command
+from vlatool.cli.config_command import config_command
 from vlatool.cli.options import command_app
 from vlatool.cli.session import command
-from vlatool.cli.training_options import (
-    BUDGET,
-    DATA,
-    NOTE,
-    RUN,
-    SCHEMA,
-    SWITCHES,
-    VALUES,
-)
+from vlatool.cli.training_options import BUDGET, RUN, SWITCHES, training_spec
 
 app = command_app()
-SPEC = ConfigSpec(
-    SCHEMA,
-    is_flat=False,
-    sugar={"data": DATA, "output": RUN, **BUDGET, **SWITCHES},
-    note=lambda: NOTE,
-    values=VALUES,
-)
+SPEC = training_spec({"output": RUN, **BUDGET, **SWITCHES})
 ResolveOpt = Annotated[str | None, typer.Option("--resolve-configs", hidden=True)]
 ResolveToOpt = Annotated[str | None, typer.Option("--resolve-configs-path", hidden=True)]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlatool.cli.config_command import Sugar, schema_at
+from vlatool.cli.config_command import ConfigSpec, Sugar, schema_at
 from vlatool.errors import UsageError
 
 
@@ -52,7 +52,6 @@ def _scalar(key: str, help_text: str, *, is_switch: bool = False) -> Sugar:
     return Sugar(expand, "" if is_switch else "N", help_text, is_switch=is_switch)
 
 
-SCHEMA = schema_at("vlatool.training.config:TrainConfig")
 DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
 RUN = Sugar(expand_run, "RUN", "Folder of the run.", short="-o")
 BUDGET: Mapping[str, Sugar] = {
@@ -74,5 +73,12 @@ def model_types() -> Sequence[str]:
     return MODELS.names()
 
 
-VALUES = {"model.type": model_types}
-NOTE = "Any other key: --section.key VALUE or --set key=value; --keys lists them."
+def training_spec(sugar: Mapping[str, Sugar]) -> ConfigSpec:
+    """How a training configuration is typed, with the named options of one command."""
+    return ConfigSpec(
+        schema_at("vlatool.training.config:TrainConfig"),
+        is_flat=False,
+        sugar={"data": DATA, **sugar},
+        note=lambda: "Any other key: --section.key VALUE or --set key=value; --keys lists them.",
+        values={"model.type": model_types},
+    )

@@ -229,9 +229,9 @@ class S3Lock:
         return True
 
     def _read(self) -> _Holder | None:
-        place = {"Bucket": self._address.bucket, "Key": self._address.key}
+        address = self._address
         try:
-            answer, body = s3.call(self._address, lambda api: _with_body(api.get_object(**place)))
+            answer, body = s3.call(address, lambda api: _with_body(api.get_object(**address.place)))
         except FileNotFoundError:
             return None
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])

@@ -188,6 +188,6 @@ class DiffusionPolicyType:
         self, model: "DiffusionPolicy", batch: dict[str, Any], *, steps: int, rng: "torch.Generator"
     ) -> "torch.Tensor":
         """Samples an action chunk."""
-        from vlatool.models.diffusion_policy.flow import sample_actions
+        from vlatool.models.diffusion_policy.objective import sample_actions
 
         return sample_actions(model, batch, steps=steps, rng=rng)
