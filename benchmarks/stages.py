@@ -21,12 +21,11 @@ from vlatool.artifacts.npz_bytes import write_arrays
 from vlatool.artifacts.sample import sample_members
 from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.artifacts.stats import write_compact_stats, write_stats
-from vlatool.jobs.journal import Journal
-from vlatool.sinks.base import Receipt
+from vlatool.jobs.journal import Journal, Receipt
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
-from vlatool.transforms.statistics import StatisticsSum, field_entries
+from vlatool.transforms.statistics import StatisticsSum, field_entries, to_arrays
 from vlatool.transforms.windows import WindowSpec
 
 CAMERAS = ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus")
@@ -117,7 +116,7 @@ def _samples(
 
 
 def _receipt(statistics: Any) -> Receipt:
-    return Receipt("episode", statistics=statistics)
+    return Receipt("episode", arrays=to_arrays(statistics))
 
 
 if __name__ == "__main__":

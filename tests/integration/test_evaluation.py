@@ -28,6 +28,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.metrics import wilson_interval
 from vlatool.evaluation.trained_policy import load_policy
+from vlatool.events import NullReporter
 from vlatool.loading.config import DataConfig
 from vlatool.loading.decode import DecodedSample, SampleDecoder
 from vlatool.loading.normalizer import Normalizer
@@ -219,6 +220,57 @@ def test_rollouts_repeat_with_their_seed(run: Path, tmp_path: Path) -> None:
         rollout(rollout_config(run, tmp_path / name, contact_sheet_episodes=1))
         documents.append((tmp_path / name / "episodes.png").read_bytes())
     assert documents[0] == documents[1]
+
+
+class Killed(BaseException):
+    """The end of a run from outside."""
+
+
+class KilledAfter(NullReporter):
+    """Ends a run after a number of episodes; a substitute at the protocol."""
+
+    def __init__(self, episodes: int) -> None:
+        self.left = episodes
+
+    def progress(self, name: str, total: int | None, unit: str) -> "KilledAfter":
+        del name, total, unit
+        return self
+
+    def __enter__(self) -> "KilledAfter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def advance(self, amount: int = 1, **fields: float | int | str) -> None:
+        del fields
+        self.left -= amount
+        if not self.left:
+            raise Killed
+
+
+def test_killed_rollouts_go_on_with_the_next_group(run: Path, tmp_path: Path) -> None:
+    keys = {"episodes": 27, "max_steps": 2, "contact_sheet_episodes": 27}
+    rollout(rollout_config(run, tmp_path / "whole", **keys))
+    config = rollout_config(run, tmp_path / "out", **keys)
+    with pytest.raises(Killed):
+        rollout(config, reporter=KilledAfter(26))
+
+    again = KilledAfter(1000)
+    result = rollout(config, reporter=again)
+
+    assert 1000 - again.left == 2, "the first group of 25 was done before"
+    whole = json.loads((tmp_path / "whole/report.json").read_text())
+    assert result.document()["rollouts"] == whole["rollouts"]
+    sheets = [(tmp_path / name / "episodes.png").read_bytes() for name in ("whole", "out")]
+    assert sheets[0] == sheets[1]
+
+
+def test_folder_of_somebody_else_is_refused_by_rollouts(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError) as caught:
+        rollout(rollout_config(run, tmp_path))
+    assert caught.value.code == "usage.output_exists"
 
 
 def test_told_instruction_replaces_the_environments(run: Path, tmp_path: Path) -> None:

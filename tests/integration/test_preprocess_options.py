@@ -526,7 +526,7 @@ def test_option_without_effect_says_so(source: Path, tmp_path: Path, key: str) -
 
     run(source, tmp_path / "out", dry_run=True, reporter=recorder, **{key: PUBLISHED[key]})
 
-    assert [text for code, text in recorder.warnings if code == "choice.option_without_effect"]
+    assert [text for code, text in recorder.warnings if code == "option_without_effect"]
 
 
 def test_unknown_key_is_refused() -> None:

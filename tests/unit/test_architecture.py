@@ -37,9 +37,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Imports from one folder into another of the same package, other than into the one it lies in.
-FOLDER_IMPORTS = {
-    ("workflows", "workflows/preprocessing"),  # goes with that folder
-}
+FOLDER_IMPORTS: set[tuple[str, str]] = set()
 
 HEAVY = {"torch", "accelerate", "transformers", "ray", "webdataset", "boto3", "huggingface_hub"}
 MAY_BE_HEAVY = {
@@ -64,37 +62,6 @@ ARTIFACT_PATTERN = re.compile(r"shard_[*{\d][^/]*|episode_[^/]*\.tar")
 JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 400, 50, 6, 2
-
-# Files that still break one of the rules below; empty when issue 7 is done.
-PENDING = {
-    "inspection/run.py",
-    "inspection/samples.py",
-    "inspection/shard.py",
-    "inspection/shards.py",
-    "inspection/tar_view.py",
-    "inspection/views.py",
-    "jobs/files.py",
-    "jobs/journal.py",
-    "loading/decode.py",
-    "loading/facts.py",
-    "pages/html_page.py",
-    "sinks/lbm/shards.py",
-    "sinks/lbm/shuffle.py",
-    "sources/lerobot/set_checks.py",
-    "sources/lerobot/statistics.py",
-    "testing.py",
-    "training/claim.py",
-    "transforms/normalize.py",
-    "verification/samples.py",
-    "verification/shards.py",
-    "verification/stats.py",
-    "workflows/evaluate.py",
-    "workflows/preprocess.py",
-    "workflows/sample.py",
-    "workflows/stats_merge.py",
-    "workflows/train.py",
-    "world/record_libero.py",
-}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
@@ -197,9 +164,9 @@ def _functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-def _unless_pending(broken: Iterable[tuple[str, str]]) -> list[str]:
-    """What is broken, as lines; the files of PENDING aside."""
-    return [f"{name}: {what}" for name, what in broken if name not in PENDING]
+def _lines(broken: Iterable[tuple[str, str]]) -> list[str]:
+    """What is broken, as lines."""
+    return [f"{name}: {what}" for name, what in broken]
 
 
 def test_imports_point_to_lower_layers() -> None:
@@ -210,7 +177,7 @@ def test_imports_point_to_lower_layers() -> None:
         for module in sorted(_own_imports(name))
         if (other := _room(MODULES[module])) != _room(name) and RANK[other] >= RANK[_room(name)]
     ]
-    assert _unless_pending(broken) == []
+    assert _lines(broken) == []
 
 
 def test_nobody_imports_the_contract_checks() -> None:
@@ -288,7 +255,7 @@ def test_rooms_that_serve_all_formats_sinks_and_models_name_none() -> None:
         parts = {part for one in {*_imports(name, nested=True), *named} for part in one.split(".")}
         broken += [(name, word) for word in sorted(texts & (known - OBJECTIVE_WORDS))]
         broken += [(name, f"import {word}") for word in sorted(parts & known)]
-    assert _unless_pending(broken) == []
+    assert _lines(broken) == []
 
 
 def _file_names(name: str) -> Iterator[str]:
@@ -306,7 +273,7 @@ def test_names_of_files_stand_in_artifacts_only() -> None:
         for part in _file_names(name)
         if part in ARTIFACT_FILES or ARTIFACT_PATTERN.fullmatch(part)
     ]
-    assert _unless_pending(broken) == []
+    assert _lines(broken) == []
 
 
 def test_names_below_the_job_folder_stand_in_jobs_only() -> None:
@@ -317,7 +284,7 @@ def test_names_below_the_job_folder_stand_in_jobs_only() -> None:
         for part in _file_names(name)
         if part == JOB_FOLDER
     ]
-    assert _unless_pending(broken) == []
+    assert _lines(broken) == []
 
 
 def test_files_are_short() -> None:
@@ -332,7 +299,7 @@ def test_functions_are_short() -> None:
         for function in _functions(name)
         if (length := (function.end_lineno or 0) - function.lineno + 1) > LONGEST_FUNCTION
     ]
-    assert _unless_pending(broken) == []
+    assert _lines(broken) == []
 
 
 def test_functions_have_few_parameters() -> None:
@@ -345,7 +312,7 @@ def test_functions_have_few_parameters() -> None:
             count = len([one for one in every if one not in ("self", "cls")])
             if count > MOST_PARAMETERS:
                 broken.append((name, f"{function.name}, {count} parameters"))
-    assert _unless_pending(broken) == []
+    assert _lines(broken) == []
 
 
 def test_packages_are_shallow() -> None:

@@ -1,8 +1,9 @@
 """Closed-loop success in Gymnasium environments, several of them in lockstep."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -10,11 +11,18 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.controllers import Controller, EnvObservation
 from vlatool.evaluation.metrics import success_report
-from vlatool.evaluation.pictures import SheetRow
+from vlatool.evaluation.pictures import SheetRow, save_contact_sheet
 from vlatool.events import Progress
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.inputs import input_state, plan_digest, present_inputs
+from vlatool.jobs.job import JobSpec, Run
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord
+from vlatool.storage.atomic import remove_file, write_json
 
 Env = Any
 _SHEET_FRAMES = 7
+REPORT, SHEET = "report.json", "episodes.png"
 
 
 @dataclass
@@ -64,6 +72,48 @@ class RolloutPlan:
     ends: Callable[[Mapping[str, Any], str], bool] = lambda info, told: False
 
 
+class Rollouts:
+    """Runs the episodes of a plan, a group at a time in environments that are made once.
+
+    Groups do not know of each other: each has a controller of its own. A context manager.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], Env],
+        make_controller: Callable[[Env], Controller],
+        plan: RolloutPlan,
+        bar: Progress,
+    ) -> None:
+        self._make_env = make_env
+        self._make_controller = make_controller
+        self._plan = plan
+        self._bar = bar
+        self._envs: list[Env] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for env in self._envs:
+            env.close()
+
+    @property
+    def groups(self) -> list[range]:
+        """Places in the plan of the episodes that step together."""
+        size, count = self._plan.parallel, len(self._plan.seeds)
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def run(self, group: range) -> list[Rollout]:
+        """The episodes of one group."""
+        while len(self._envs) < len(group):
+            self._envs.append(self._make_env())
+        envs = self._envs[: len(group)]
+        lockstep = _Lockstep(envs, self._make_controller(envs[0]), self._plan)
+        seeds = [self._plan.seeds[place] for place in group]
+        return lockstep.run(seeds, max(0, self._plan.pictured - group.start), self._bar)
+
+
 def run_rollouts(
     make_env: Callable[[], Env],
     make_controller: Callable[[Env], Controller],
@@ -71,18 +121,8 @@ def run_rollouts(
     bar: Progress,
 ) -> list[Rollout]:
     """Runs every episode of the plan."""
-    rollouts: list[Rollout] = []
-    size = min(plan.parallel, len(plan.seeds))
-    envs = [make_env() for _ in range(size)]
-    try:
-        for start in range(0, len(plan.seeds), size):
-            seeds = plan.seeds[start : start + size]
-            group = _Lockstep(envs[: len(seeds)], make_controller(envs[0]), plan)
-            rollouts += group.run(seeds, max(0, plan.pictured - start), bar)
-    finally:
-        for env in envs:
-            env.close()
-    return rollouts
+    with Rollouts(make_env, make_controller, plan, bar) as rollouts:
+        return [one for group in rollouts.groups for one in rollouts.run(group)]
 
 
 class _Lockstep:
@@ -139,6 +179,102 @@ class _Lockstep:
             frame = self._envs[number].render()
             if frame is not None:
                 rollout.frames.append(np.asarray(frame, np.uint8))
+
+
+class RolloutJob:
+    """The groups of some rollouts; a run that was ended goes on with the next group."""
+
+    def __init__(
+        self, output: Path, record: OutputRecord, rollouts: Rollouts, told: Mapping[str, str]
+    ) -> None:
+        """Prepares a job.
+
+        Args:
+            output: Folder for report and picture.
+            record: The command and its options.
+            rollouts: Runs a group.
+            told: What the report says besides the figures; its `checkpoint` is a path.
+        """
+        self._rollouts = rollouts
+        self._told = told
+        self._done: list[Rollout] = []
+        checkpoint = Path(told["checkpoint"])
+        self.spec: JobSpec[range] = JobSpec(
+            output=output,
+            record=record,
+            title="eval rollout",
+            noun="group",
+            plan=plan_digest(record.options),
+            work=self._work,
+            # Other weights are other rollouts, whatever else is the same.
+            state=lambda group: input_state((checkpoint,), [group.start, group.stop]),
+            owned=(REPORT, SHEET),
+            places=(output,),
+            measured="successes",
+            has_arrays=True,
+            can_overwrite=False,
+        )
+
+    @property
+    def items(self) -> Sequence[range]:
+        """Every group."""
+        return self._rollouts.groups
+
+    def name(self, item: range) -> str:
+        """By its first episode."""
+        return f"{item.start:06d}"
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The checkpoint."""
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+
+    def begin(self) -> None:
+        """Takes the report of an earlier run away."""
+        for name in self.spec.owned:
+            remove_file(self.spec.output / name)
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+        """Puts the rollouts together and draws them."""
+        del run
+        for receipt in receipts:
+            self._done += _rollouts_of(receipt)
+        rows = sheet_rows(self._done)
+        save_contact_sheet(self.spec.output / SHEET, rows)
+        write_json(self.spec.output / REPORT, self.report())
+        names = [REPORT, SHEET] if rows else [REPORT]
+        return [file_entry(self.spec.output, name) for name in names]
+
+    def result(self, run: Run) -> Mapping[str, Any]:
+        """The report."""
+        del run
+        return self.report()
+
+    def report(self) -> dict[str, Any]:
+        """Figures, and where they come from."""
+        is_drawn = any(one.frames for one in self._done)
+        return {
+            **self._told,
+            "picture": str(self.spec.output / SHEET) if is_drawn else None,
+            "report": str(self.spec.output / REPORT),
+            **rollout_report(self._done),
+        }
+
+    def _work(self, group: range) -> Receipt:
+        done = self._rollouts.run(group)
+        frames = {
+            f"{place}.{number}": frame
+            for place, one in enumerate(done)
+            for number, frame in enumerate(one.frames)
+        }
+        facts = [{**vars(one), "frames": len(one.frames)} for one in done]
+        counts = {"successes": sum(one.success for one in done), "rollouts": len(done)}
+        return Receipt("", counts=counts, facts={"rollouts": facts}, arrays=frames)
+
+
+def _rollouts_of(receipt: Receipt) -> Iterator[Rollout]:
+    for place, facts in enumerate(receipt.facts["rollouts"]):
+        frames = [receipt.arrays[f"{place}.{number}"] for number in range(facts["frames"])]
+        yield Rollout(**{**facts, "frames": frames})
 
 
 def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Items:
     def outcomes(self, items: Sequence[Any]) -> Iterator[Outcome[Any, Receipt]]:
         """Outcomes with whole receipts; those of a remote journal are fetched a few at a time."""
         spec, name = self._spec, self._name
-        task = _Task(spec.work, spec.state, spec.plan, self._journal, stored=spec.has_arrays)
+        begun = spec.has_arrays and self._journal.folder.is_dir()
+        task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, begun)
         known = {} if spec.has_arrays else self._logged()
         parts = (_Part(item, name(item), known.get(name(item))) for item in items)
         if spec.is_pipelined:
@@ -107,13 +108,23 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker does with an item: nothing, if an earlier run did it; picklable."""
+    """What a worker does with an item: nothing, if an earlier run did it; picklable.
+
+    Attributes:
+        work: Does it.
+        state: Looks at what it is made from.
+        plan: What else shapes its bytes.
+        journal: Where receipts are.
+        is_stored: Whether they are files of their own.
+        is_begun: Whether an earlier run left such files.
+    """
 
     work: Callable[[Any], Receipt]
     state: Callable[[Any], InputState]
     plan: str
     journal: Journal
-    stored: bool
+    is_stored: bool
+    is_begun: bool
 
     def __call__(self, part: _Part) -> Receipt:
         """The receipt without its bulk, which is in the journal: answers stay small."""
@@ -124,11 +135,11 @@ class _Task:
     def known(self, part: _Part, state: InputState) -> Receipt | None:
         """What an earlier run did from the same input by the same plan, if it is still there."""
         key = f"{self.plan} {state.digest}"
-        known = self.journal.find(part.id, key) if self.stored else part.known
+        known = self.journal.find(part.id, key) if self.is_begun else part.known
         if known is None or known.key != key:
             return None
         found = intact(self.journal.output, known)
-        return found and found.slim()
+        return found and replace(found.slim(), resumed=True)
 
     def entered(self, part: _Part, state: InputState, receipt: Receipt) -> Receipt:
         """The receipt with what it was made from; in the journal if it has arrays."""
@@ -136,7 +147,7 @@ class _Task:
         receipt = replace(
             receipt, item=part.id, key=key, sizes=state.sizes, changed_ns=state.changed_ns
         )
-        if self.stored:
+        if self.is_stored:
             self.journal.store(receipt)
         return receipt
 

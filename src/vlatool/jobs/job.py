@@ -63,6 +63,7 @@ class Run:
         started: When it began.
         seconds: How long it took.
         failures: Items that are not in the output, with code, message, hint and details.
+        reasons: Code of each failure to the number of items that have it.
         warnings: Code of each finding to the number of items that have it.
         sums: Sums of the counts of all receipts.
         dropped: Reason to number of what was left out.
@@ -81,6 +82,7 @@ class Run:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
     failures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
     warnings: dict[str, int] = field(default_factory=dict[str, int])
     sums: dict[str, int] = field(default_factory=dict[str, int])
     dropped: dict[str, int] = field(default_factory=dict[str, int])
@@ -110,19 +112,27 @@ class Run:
                 self.reporter.warn(finding.code, finding.message)
             self.warnings[finding.code] = self.warnings.get(finding.code, 0) + 1
 
+    def count_anew(self) -> None:
+        """Forgets what was counted; what was told stays told."""
+        self.failures, self.empty, self.resumed, self.made_bytes = [], [], 0, 0
+        self.sums, self.dropped, self.made, self.reasons = {}, {}, {}, {}
+        self.warnings = dict.fromkeys(self.warnings, 0)
+
     def shown(self, measured: str, seconds: float) -> dict[str, float | int | str]:
         """What is shown beside the bar."""
         seconds = max(seconds, 1e-6)
-        reasons: dict[str, int] = {}
-        for one in self.failures:
-            reasons[one["code"]] = reasons.get(one["code"], 0) + 1
         return {
             measured: self.sums.get(measured, 0),
             f"{measured}/s": float(round(self.made.get(measured, 0) / seconds, 1)),
             "MB/s": float(round(self.made_bytes / 1e6 / seconds, 1)),
             "failed": len(self.failures),
-            **reasons,
+            **self.reasons,
         }
+
+    def fail(self, failure: dict[str, Any]) -> None:
+        """Counts an item that is not in the output."""
+        self.failures.append(failure)
+        self.reasons[failure["code"]] = self.reasons.get(failure["code"], 0) + 1
 
     def told(self, value: Any) -> Any:
         """A value for a file that may be published: locations without the folders above them."""

@@ -77,6 +77,7 @@ class Receipt:
             "facts": dict(self.facts),
             "sizes": self.sizes,
             "changed_ns": self.changed_ns,
+            "resumed": self.resumed,
         }
 
     @classmethod
@@ -98,7 +99,7 @@ class Receipt:
                 arrays=dict(arrays or {}),
                 sizes=str(row["sizes"]),
                 changed_ns=int(row["changed_ns"]),
-                resumed=True,
+                resumed=bool(row["resumed"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"no receipt: {error}") from None

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlatool import __version__
+from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.jobs.files import FOLDER, NAME, holds_only, holds_something, remove_owned
 from vlatool.storage.atomic import remove_tree, write_json
 from vlatool.storage.lock import Lock, held_lock
+from vlatool.storage.uri import location
 
 # What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
 _JOURNAL = 2
@@ -131,18 +133,20 @@ def known_output(
         UsageError: The folder holds something else, or was made with other options or inputs.
     """
     before = read_record(folder)
-    if not holds_something(folder):
+    differences = [] if before is None else _differences(before, record)
+    # All that is done may be in the journal; other leftovers of an emptied folder bind nobody.
+    is_under_way = before is not None and not before.complete and not differences
+    if not is_under_way and not holds_something(folder):
         return None
     if before is None:
         if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):
             raise _stranger(folder, record)
         return None
-    differences = _differences(before, record)
     if overwrite and (before.complete or differences):
         return None
     refuse_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        changed = _compared(before.inputs, inputs())
+        changed = option_differences(before.inputs, inputs())
         refuse_differences(folder, "from other input", changed, hint)
     return before
 
@@ -195,24 +199,59 @@ def _stranger(folder: Path, record: OutputRecord) -> UsageError:
 def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     if before.command != now.command:
         return [f"command {before.command} (now {now.command})"]
-    options = _compared(before.options, now.options)
+    options = option_differences(before.options, now.options)
     if before.parent and now.parent and before.parent != now.parent:
         options.append("in another output, which was made anew since")
     if options or before.complete:
         return options
     if (before.version, before.journal) != (now.version, now.journal):
-        earlier = before.version if before.version != now.version else "of an earlier commit"
-        return [f"begun by vlatool {earlier} (now {now.version})"]
+        earlier = f"vlatool {before.version}" if before.version else "an earlier vlatool"
+        own = "whose journal had another form" if before.version == now.version else ""
+        return [f"begun by {earlier} {own or f'(now {now.version})'}"]
     return []
 
 
-def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    old, new = json.loads(json.dumps(dict(before))), json.loads(json.dumps(dict(now)))
-    return [
-        f"{key} {old.get(key)!r} (now {new.get(key)!r})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+def option_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted keys with their values before and now, where they are not equal as JSON."""
+    return _compared(_as_json(before), _as_json(now), "")
+
+
+def _compared(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _compared(was, now, f"{prefix}{key}.")
+        elif was != now:
+            found.append(f"{prefix}{key} {was!r} (now {now!r})")
+    return found
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(value)))
+
+
+def published(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
+    """Keys of a section; those that hold a file, as `named` has them, without its folders."""
+    values = section.model_dump(mode="json")
+    for key in named.location_keys:
+        path = getattr(named, key)
+        values[key] = None if path is None else location(path).name
+    return values
+
+
+def side_files(section: ConfigModel) -> dict[str, str]:
+    """Digests of the files that a section names, such as annotations, under `KEY content`."""
+    files = {key: _content(getattr(section, key)) for key in sorted(section.location_keys)}
+    return {f"{key} content": digest for key, digest in files.items() if digest}
+
+
+def _content(path: str | None) -> str:
+    """Empty without a file that can be read."""
+    try:
+        return "" if path is None else hashlib.sha256(location(path).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""  # the reader tells
 
 
 def _path(folder: Path) -> Path:

@@ -129,7 +129,8 @@ class _Loop:
     def _do(self, before: OutputRecord | None, lock: Lock) -> None:
         job, spec, run = self._job, self._spec, self._run
         if before is not None and before.complete and self._has_all(before):
-            damaged = changed_files(spec.output)
+            # Before there were versions there were no lists either: such an output is believed.
+            damaged = changed_files(spec.output) if before.version else []
             if not damaged:
                 self._forget()
                 self._known(before)
@@ -186,6 +187,7 @@ class _Loop:
             for _ in self._own_share():
                 lock.check()
             self._ranks.meet()
+            self._run.count_anew()
             receipts = self._receipts_of_all()
         for receipt in receipts:
             lock.check()
@@ -212,17 +214,17 @@ class _Loop:
         return self._receipts(self._job.items[self._ranks.rank :: self._ranks.size])
 
     def _receipts_of_all(self) -> Iterator[Receipt]:
-        """What the logs of all ranks say of the items of this run."""
-        rows: dict[str, dict[str, Any]] = {}
-        for rank in range(self._ranks.size):
-            rows |= {str(row.get("item")): row for row in self._journal.rows(rank)}
-        failures = self._run.failures = list[dict[str, Any]]()
-        for item in self._job.items:
-            row = rows.get(self._job.name(item), {})
+        """What all ranks did, in the order of the items; each tells of its own share."""
+        size = self._ranks.size
+        rows = [{row.get("item"): row for row in self._journal.rows(one)} for one in range(size)]
+        for number, item in enumerate(self._job.items):
+            row = rows[number % size].get(self._job.name(item), {})
             if "failed" in row:
-                failures.append(row["failed"])
-            else:
-                yield self._todo.whole(Receipt.of(row))
+                self._run.fail(row["failed"])
+                continue
+            receipt = self._todo.whole(Receipt.of(row))
+            self._run.take(receipt)
+            yield receipt
 
     def _receipts(self, items: Sequence[Any]) -> Iterator[Receipt]:
         """Receipts of the good items in order; failures and findings are collected."""
@@ -251,7 +253,7 @@ class _Loop:
         path = getattr(item, "path", None)
         place = {noun: name} if path is None else {noun: name, "path": str(path)}
         told = {"code": error.code, "message": error.message, "hint": error.hint}
-        failures.append({**place, **told, "details": error.details})
+        self._run.fail({**place, **told, "details": error.details})
         if self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
         self._run.reporter.warn(f"{noun}_failed", f"{name}: {error.message}")

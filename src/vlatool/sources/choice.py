@@ -22,7 +22,6 @@ CHOICE = Family(
     "choice",
     {
         "upper_case_camera": Kind("warning", "The name of a camera has capitals."),
-        "option_without_effect": Kind("warning", "An option was given that does nothing."),
         "episode_missing_camera": Kind("warning", "An episode was dropped: it lacks a camera."),
     },
 )

@@ -1,6 +1,5 @@
 """What a run measures of itself: sums on the device, one JSON line now and then."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vlatool.events import Reporter
+from vlatool.jobs.append_log import AppendLog
 
 
 class Meter:
@@ -71,8 +71,8 @@ class MetricsFile:
         if self._path is None:
             return
         row = {"step": step, **{name: round(value, 8) for name, value in values.items()}}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with AppendLog(self._path) as log:
+            log.append(row)
         self._reporter.metrics(step, values)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from vlatool.findings import Family, Kind
-from vlatool.plugins import FORMATS
+from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.rules import PICTURES, SOURCE
 
 _AGAIN = "copy the output again, or write it again with --overwrite"
@@ -171,7 +171,7 @@ def code_rows() -> Iterator[dict[str, str]]:
     """Every known code, those of plugins included."""
     for family in (OUTPUT, SHARDS, STATS, RUN, SOURCE, PICTURES):
         yield from family.rows()
-    for name in FORMATS.names():
-        family = getattr(FORMATS.get(name), "findings", None)
+    for owner in (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names()):
+        family = getattr(owner, "findings", None)
         if isinstance(family, Family):
             yield from family.rows()

@@ -11,8 +11,12 @@ from vlatool.errors import DataError, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.trained_policy import TrainedPolicy, load_policy
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.job import JobOptions
+from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.run import run_job
 from vlatool.loading.config import DataConfig
 from vlatool.loading.facts import DatasetFacts, read_facts
+from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.world.registration import ENVIRONMENT, register_environments
@@ -118,18 +122,14 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
 def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
     """Lets a policy act in a Gymnasium environment and counts its successes.
 
+    A run that was ended goes on with the next group of episodes; one that is complete is made anew.
+
     Raises:
-        UsageError: The environment does not exist.
+        UsageError: The environment does not exist, or the output holds something else.
         DataError: The environment's observations do not give what the policy needs.
     """
     from vlatool.evaluation.controllers import PolicyController
-    from vlatool.evaluation.pictures import save_contact_sheet
-    from vlatool.evaluation.rollouts import (
-        RolloutPlan,
-        rollout_report,
-        run_rollouts,
-        sheet_rows,
-    )
+    from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env)
     trained = load_policy(config.checkpoint, config.weights)
@@ -141,23 +141,27 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         max_steps=config.max_steps,
         pictured=config.contact_sheet_episodes,
     )
-    with reporter.progress("rollouts", config.episodes, "episode") as bar:
-        rollouts = run_rollouts(
-            make_env, lambda env: PolicyController(trained.policy, config), plan, bar
-        )
+    told = {
+        "checkpoint": str(trained.checkpoint),
+        "weights": trained.weights,
+        "env": config.env,
+    }
+    options = config.model_dump(mode="json", exclude={"output"})
+    options["checkpoint"] = trained.checkpoint.name
+    record = OutputRecord("eval rollout", options)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
-    rows = sheet_rows(rollouts)
-    save_contact_sheet(output / "episodes.png", rows)
-    result = RolloutResult(
-        checkpoint=str(trained.checkpoint),
-        weights=trained.weights,
-        env=config.env,
-        figures=rollout_report(rollouts),
-        picture=str(output / "episodes.png") if rows else None,
-        report=str(output / "report.json"),
-    )
-    write_json(output / "report.json", result.document())
-    return result
+    with (
+        reporter.progress("rollouts", config.episodes, "episode") as bar,
+        Rollouts(
+            make_env, lambda env: PolicyController(trained.policy, config), plan, bar
+        ) as rollouts,
+    ):
+        job = RolloutJob(output, record, rollouts, told)
+        run_job(job, SerialExecutor(), options=JobOptions(overwrite=True, on_error="stop"))
+    report = job.report()
+    names = [*told, "picture", "report"]
+    figures = {name: value for name, value in report.items() if name not in names}
+    return RolloutResult(**{name: report[name] for name in names}, figures=figures)
 
 
 def environment_maker(name: str, **options: Any) -> Any:

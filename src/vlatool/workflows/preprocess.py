@@ -12,20 +12,18 @@ from vlatool.config.needs import check_needed
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
 from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.published import published, side_files
-from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.record import OutputRecord, published, side_files
 from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import Engine, make_executor
 from vlatool.parallel.executor import Executor
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
-from vlatool.sources.choice import CHOICE, ChoiceConfig, EpisodeTask, choose_episodes
+from vlatool.sources.choice import ChoiceConfig, EpisodeTask, choose_episodes
 from vlatool.storage.uri import location
 
 # Which episodes there are is to be seen in the data.
@@ -296,8 +294,10 @@ class PreprocessJob:
 
     def announce(self, reporter: Reporter) -> None:
         """Tells what was found before anything is done."""
-        for finding in (*self._chosen.findings, *_without_effect(self._config)):
+        for finding in self._chosen.findings:
             reporter.warn(finding.code, finding.message)
+        for message in _without_effect(self._config):
+            reporter.warn("option_without_effect", message)
         actions, observed = self._sink.action_fields, self._sink.proprioception_fields
         reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras)}")
         reporter.note(f"action fields: {', '.join(actions) or 'none'}")
@@ -352,14 +352,14 @@ class PreprocessJob:
         }
 
 
-def _without_effect(config: PreprocessConfig) -> Iterator[Finding]:
+def _without_effect(config: PreprocessConfig) -> Iterator[str]:
     """Published options that do nothing here say so."""
     reasons = dict(config.without_effect)
     if config.engine != "ray":
         reasons |= dict.fromkeys(("ray_address", "ray_num_cpus"), "the engine is not ray")
     for key, reason in reasons.items():
         if getattr(config, key) is not None:
-            yield CHOICE("option_without_effect", f"{key} does nothing: {reason}")
+            yield f"{key} does nothing: {reason}"
 
 
 def episode_state(ref: EpisodeRef) -> InputState:

@@ -66,6 +66,17 @@ class TrainResult:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Setup:
+    """What a run is made of, once it is known whose the folder is."""
+
+    config: TrainConfig
+    facts: DatasetFacts
+    plan: "TrainPlan"
+    runtime: "Runtime"
+    run: RunDir
+
+
 def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     """Trains, or goes on with, the run that `save_path` and `name` say.
 
@@ -75,7 +86,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    from vlatool.training.claim import claim_run
+    from vlatool.training.claim import claim_run, complete_run
     from vlatool.training.plan import make_plan
     from vlatool.training.runtime import Runtime
     from vlatool.training.schedule import check_schedule
@@ -94,29 +105,26 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     if config.dry_run:
         return _planned(config, facts, plan)
     run = RunDir(_output(config))
+    setup = _Setup(config, facts, plan, runtime, run)
     if not runtime.is_main:
         runtime.wait()
-        return _train(config, facts, plan, runtime, run, NULL)
+        return _train(setup, NULL)
     with output_lock(run.root, "vlatool train"):
-        claim_run(run, config, facts)
+        record = claim_run(run, config, facts)
         runtime.wait()
-        return _train(config, facts, plan, runtime, run, reporter)
+        result = _train(setup, reporter)
+        complete_run(run, record, {"steps": result.steps, "samples": result.samples})
+        return result
 
 
-def _train(
-    config: TrainConfig,
-    facts: DatasetFacts,
-    plan: "TrainPlan",
-    runtime: "Runtime",
-    run: RunDir,
-    reporter: Reporter,
-) -> TrainResult:
+def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training.checkpoints import load_checkpoint, save_checkpoint
     from vlatool.training.metrics import MetricsFile
     from vlatool.training.signals import StopRequest
     from vlatool.training.trainer import Trainer
 
     started = time.monotonic()
+    config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
     state, objective = _build(config, runtime)
     latest = run.latest()
     if latest is not None:
@@ -125,7 +133,7 @@ def _train(
     if runtime.is_main:
         run.truncate_metrics(state.step)
     if state.step >= plan.total_steps:
-        return _result(config, run, state, plan, facts, "already complete", started)
+        return _result(setup, state, "already complete", started)
     if runtime.is_main:
         _check_disk(run, state)
 
@@ -145,7 +153,7 @@ def _train(
             save=save,
             stop_asked=stop.asked,
         )
-        loader = _loader(config, facts, plan, runtime, state.step)
+        loader = _loader(setup, state.step)
         trainer.fit(state, loader, objective, bar)
         if state.step < plan.total_steps:
             save(state)
@@ -154,7 +162,7 @@ def _train(
                 "goes on from there"
             )
             _end(stop.signal)
-    return _result(config, run, state, plan, facts, "trained", started)
+    return _result(setup, state, "trained", started)
 
 
 def _build(config: TrainConfig, runtime: "Runtime") -> tuple["TrainState", "Objective"]:
@@ -177,11 +185,11 @@ def _build(config: TrainConfig, runtime: "Runtime") -> tuple["TrainState", "Obje
     return TrainState(model=model, optimizers=dict(optimizers), average=average), objective
 
 
-def _loader(
-    config: TrainConfig, facts: DatasetFacts, plan: "TrainPlan", runtime: "Runtime", step: int
-) -> Any:
+def _loader(setup: _Setup, step: int) -> Any:
     from vlatool.loading.loader import LoaderPlan, build_loader
 
+    config, plan, runtime = setup.config, setup.plan, setup.runtime
+    facts = setup.facts
     model_type = MODELS.get(config.model.type)()  # pyright: ignore[reportAttributeAccessIssue]
     normalizer = Normalizer(config.data, facts.statistics, facts.statistics_past)
     batcher = model_type.batcher(config.model, config.data, normalizer)
@@ -265,19 +273,12 @@ def _planned(config: TrainConfig, facts: DatasetFacts, plan: "TrainPlan") -> Tra
     )
 
 
-def _result(
-    config: TrainConfig,
-    run: RunDir,
-    state: "TrainState",
-    plan: "TrainPlan",
-    facts: DatasetFacts,
-    status: str,
-    started: float,
-) -> TrainResult:
+def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> TrainResult:
+    run, plan = setup.run, setup.plan
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
     latest = run.latest()
     return TrainResult(
-        output=str(_output(config)),
+        output=str(run.root),
         status=status,
         parameters=sum(p.numel() for p in state.model.parameters()),
         steps=state.step,
@@ -286,7 +287,7 @@ def _result(
         loss=rows[-1]["loss"] if rows else None,
         checkpoint=None if latest is None else str(latest[1]),
         checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=facts.num_samples,
+        dataset_samples=setup.facts.num_samples,
         seconds=round(time.monotonic() - started, 2),
     )
 

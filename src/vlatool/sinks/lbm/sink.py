@@ -18,12 +18,13 @@ from vlatool.artifacts.shard_folder import (
 )
 from vlatool.artifacts.stats import write_compact_stats, write_stats
 from vlatool.errors import DataError
+from vlatool.findings import Family
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import Run
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.lbm.config import LbmConfig
-from vlatool.sinks.lbm.episodes import EpisodeWork, stored_episode
+from vlatool.sinks.lbm.episodes import LBM, EpisodeWork, stored_episode
 from vlatool.sinks.lbm.shards import SampleIndex, write_shards
 from vlatool.storage.atomic import remove_file
 from vlatool.transforms.sampling import EpisodeSampler
@@ -59,6 +60,7 @@ class LbmSink:
     Config: ClassVar[type[SinkConfig]] = LbmConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
     unlisted: ClassVar[Sequence[str]] = UNLISTED_FILES
+    findings: ClassVar[Family] = LBM
     next_step: ClassVar[str] = "vlatool train --preset diffusion-policy-tiny --data {output}"
 
     def __init__(self, config: LbmConfig, setup: SinkSetup) -> None:
