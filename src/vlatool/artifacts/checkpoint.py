@@ -9,7 +9,7 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_json
-from vlatool.storage.digest import sha256_of
+from vlatool.storage.tree import sha256_of
 
 MODEL = "model.safetensors"
 EMA = "ema.safetensors"

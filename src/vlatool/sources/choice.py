@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from vlatool.config.base import ConfigModel
-from vlatool.config.needs import each_once
+from vlatool.config.base import ConfigModel, each_once
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Family, Finding, Kind

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vlatool.events import NULL, Reporter
 from vlatool.findings import Family, Finding
-from vlatool.storage.digest import sha256_of
+from vlatool.storage.tree import sha256_of
 
 
 class Listed(Protocol):
