@@ -109,7 +109,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         try:
             rest = self.lift(ctx, args, lenient=lenient)
         except UnknownOptionError as error:
-            raise self._with_nearest(ctx, error) from None
+            name = error.option.lstrip("-").replace("-", "_")
+            error.hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
+            raise
         return super().parse_args(ctx, rest)
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
@@ -128,11 +130,6 @@ class VlatoolCommand(typer.core.TyperCommand):
     def spellings(self, ctx: Any) -> list[str]:
         """Every long option of this command, for suggestions and completion."""
         return [*Grammar(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
-
-    def _with_nearest(self, ctx: Any, error: UnknownOptionError) -> UsageError:
-        name = error.option.lstrip("-").replace("-", "_")
-        hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
-        return UsageError(error.message, hint=hint, code=error.code, details=error.details)
 
     def nearest(self, ctx: Any, name: str) -> str:
         """A sentence with the options nearest to a name; empty when none is near."""

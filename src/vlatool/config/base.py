@@ -1,6 +1,6 @@
 """The base of every configuration: frozen values with typed, bounded, documented keys."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -131,6 +131,12 @@ def needed_field(default: Any, description: str, **constraints: Any) -> Any:
 def derivation_rule(field: FieldInfo) -> str:
     """How a derived field gets its value; empty for others."""
     return mark(field, "derived") or ""
+
+
+def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = "") -> dict[str, str]:
+    """Dotted key to rule of the derived fields named."""
+    fields = type(config).model_fields
+    return {f"{prefix}{name}": derivation_rule(fields[name]) for name in names}
 
 
 def check_needed(config: ConfigModel, usage: str) -> None:

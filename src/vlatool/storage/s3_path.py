@@ -271,6 +271,6 @@ class S3Path(PosixPath):
             yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
     def _below(self, name: str, facts: s3.Facts) -> "S3Path":
-        path = S3Path(str(self), name) if name else S3Path(str(self))
+        path = S3Path(str(self), name)
         path._facts = facts
         return path
