@@ -269,7 +269,7 @@ class TestEconomy:
         job = PreprocessJob(PreprocessConfig.specialise(tree).model_validate(tree))
 
         with ProcessExecutor(1) as executor:
-            outcomes = list(executor.map(_Counted(job.work), job.items))
+            outcomes = list(executor.map(_Counted(job.spec.work), job.items))
 
         assert len(outcomes) == EPISODES
         assert len({outcome.value for outcome in outcomes}) == 1
