@@ -15,6 +15,7 @@ class Progress(Protocol):
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
+        /,
     ) -> None: ...
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
@@ -48,13 +49,7 @@ class NullProgress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
+    def __exit__(self, *exc: object) -> None: ...
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         """Does nothing."""

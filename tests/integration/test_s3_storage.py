@@ -190,7 +190,8 @@ class TestReading:
         with open_from_end(root / "file") as file:
             file.seek(max(0, size - 10))
             assert file.read() == BIG[max(0, size - 10) : size]
-            assert len(s3_proxy.faults.requests) <= 2
+            got = [one for one in s3_proxy.faults.requests if one.method == "GET"]
+            assert len(got) <= 2
             file.seek(0)
             assert file.read() == BIG[:size]
 
@@ -539,7 +540,7 @@ class TestLock:
         def run(number: int) -> bool:
             gate.wait()
             try:
-                with s3_lock(lock.address, f"run {number}"):
+                with s3_lock(lock, f"run {number}"):
                     held.acquire(timeout=1)
                     return True
             except UsageError:
@@ -549,9 +550,9 @@ class TestLock:
             assert sum(pool.map(run, range(4))) == 1
 
     def test_lock_that_is_renewed_never_gets_stale(self, root: S3Path) -> None:
-        with s3_lock(root.address, "first", renewed_every_s=0.3):
+        with s3_lock(root, "first", renewed_every_s=0.3):
             time.sleep(2.1)  # longer than a lock holds that is not renewed
-            with pytest.raises(UsageError), s3_lock(root.address, "x", stale_after_s=1):
+            with pytest.raises(UsageError), s3_lock(root, "x", stale_after_s=1):
                 pytest.fail("a live lock was taken over")
 
     def test_lock_of_a_run_that_was_killed_here_holds_nothing(self, root: S3Path) -> None:
@@ -560,11 +561,11 @@ class TestLock:
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"
-            with pytest.raises(UsageError), s3_lock(root.address, "x"):
+            with pytest.raises(UsageError), s3_lock(root, "x"):
                 pytest.fail("a live lock was taken over")
             process.kill()
 
-        with s3_lock(root.address, "second"):
+        with s3_lock(root, "second"):
             assert "second" in root.read_text()
 
     def test_lock_of_a_run_that_was_killed_elsewhere_holds_until_it_is_stale(
@@ -574,10 +575,10 @@ class TestLock:
         elsewhere = {"machine": "another", "pid": 1, "process_started": "1"}
         write_json(root, {**holder, **elsewhere})
 
-        with pytest.raises(UsageError), s3_lock(root.address, "second"):
+        with pytest.raises(UsageError), s3_lock(root, "second"):
             pytest.fail("nobody knows whether that run is dead")
         time.sleep(2.1)
-        with s3_lock(root.address, "second", stale_after_s=1):
+        with s3_lock(root, "second", stale_after_s=1):
             assert "second" in root.read_text()
 
     def test_lost_answers_do_not_lock_a_run_out_of_its_own_output(
@@ -592,7 +593,7 @@ class TestLock:
 
     def test_run_whose_lock_was_taken_over_fails_in_the_end(self, root: S3Path) -> None:
         def held() -> None:
-            with s3_lock(root.address, "first", renewed_every_s=0.1):
+            with s3_lock(root, "first", renewed_every_s=0.1):
                 write_bytes(root, b"{}")
                 time.sleep(0.6)
 
@@ -608,7 +609,7 @@ import sys, time
 from vlatool.storage.parts import Part, open_from_end, open_part, read_part, read_parts
 from vlatool.storage.s3_lock import s3_lock
 from vlatool.storage.uri import location
-with s3_lock(location(sys.argv[1]).address, "first", renewed_every_s=0.3):
+with s3_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):
     print("held", flush=True)
     time.sleep(60)
 """

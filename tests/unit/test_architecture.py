@@ -53,7 +53,7 @@ STAY_LIGHT = {"spec.py", "base.py", "config.py", "__init__.py"}
 CHECKS: dict[str, list[str]] = {"testing": [], "sink_trial": ["testing.py"]}
 CLI_MAY_IMPORT = {"errors", "events", "cli"}
 # Loaded only once a command has keys to read; test_app guards what `--help` loads.
-KEY_READERS = {"keys.py", "key_table.py", "overrides.py"}
+KEY_READERS = {"keys.py"}
 
 NAMELESS = ("jobs", "parallel", "storage", "training")  # they know no model, sink, format or kind
 OBJECTIVE_WORDS = {"images"}  # what an objective shows while it trains; also a kind of data

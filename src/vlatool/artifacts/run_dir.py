@@ -15,7 +15,7 @@ from vlatool.artifacts import provenance, stats
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import write_json, write_text
-from vlatool.storage.digest import sha256_of
+from vlatool.storage.tree import sha256_of
 
 MODEL = "model.safetensors"
 EMA = "ema.safetensors"

@@ -6,16 +6,28 @@ Click), hence `Any`.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
 from vlatool.cli.lifting import Grammar, UnknownOptionError, lift
-from vlatool.cli.options import OUTPUT_HELP, OUTPUT_OPTIONS, OutputOptions
+from vlatool.cli.options import (
+    CONTEXT,
+    OUTPUT_HELP,
+    OUTPUT_OPTIONS,
+    ConfigOpt,
+    KeysOpt,
+    OutputOptions,
+    PresetOpt,
+    SetOpt,
+    command_app,
+)
 from vlatool.errors import UsageError
 
 if TYPE_CHECKING:
-    from vlatool.cli.keys import Key
+    from vlatool.cli.keys import Key, TypedConfig
     from vlatool.config.base import ConfigModel
 
 TYPED_CONFIG = "vlatool.typed_config"
@@ -75,11 +87,20 @@ class ConfigSpec:
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
 
 
+def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
+    """The schema at `module:Class`, whatever the arguments are; imported when it is asked for."""
+    module, _, name = target.partition(":")
+    return lambda _: getattr(import_module(module), name)
+
+
 class VlatoolCommand(typer.core.TyperCommand):
     """A command whose options may be typed with dashes or underscores."""
 
     examples: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[str] = ""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **{**named, "context_settings": CONTEXT})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Normalises option names; unknown ones are answered with the nearest."""
@@ -88,7 +109,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         try:
             rest = self.lift(ctx, args, lenient=lenient)
         except UnknownOptionError as error:
-            raise self._with_nearest(ctx, error) from None
+            name = error.option.lstrip("-").replace("-", "_")
+            error.hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
+            raise
         return super().parse_args(ctx, rest)
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
@@ -107,11 +130,6 @@ class VlatoolCommand(typer.core.TyperCommand):
     def spellings(self, ctx: Any) -> list[str]:
         """Every long option of this command, for suggestions and completion."""
         return [*Grammar(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
-
-    def _with_nearest(self, ctx: Any, error: UnknownOptionError) -> UsageError:
-        name = error.option.lstrip("-").replace("-", "_")
-        hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
-        return UsageError(error.message, hint=hint, code=error.code, details=error.details)
 
     def nearest(self, ctx: Any, name: str) -> str:
         """A sentence with the options nearest to a name; empty when none is near."""
@@ -157,17 +175,37 @@ class VlatoolCommand(typer.core.TyperCommand):
         ]
 
 
+@cache
+def _config_options() -> list[Any]:
+    """The options that every command with a configuration has."""
+
+    def declare(
+        preset: PresetOpt = None,
+        config: ConfigOpt = None,
+        set_: SetOpt = None,
+        keys: KeysOpt = False,
+    ) -> None: ...
+
+    app = command_app()
+    app.command()(declare)
+    return typer.main.get_command(app).params
+
+
 class ConfigCommand(VlatoolCommand):
     """A command with a configuration: its keys leave argv before Typer parses the rest."""
 
     spec: ClassVar[ConfigSpec]
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.params = [*_config_options(), *self.params]
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """Takes keys, `--set` and sugar; remembers them for the body."""
         keys = {} if ctx.resilient_parsing else self.keys(args)
         lifted = lift(args, self.grammar(ctx, keys), lenient=lenient)
         if not lenient:
-            from vlatool.cli.overrides import TypedConfig
+            from vlatool.cli.keys import TypedConfig
 
             expand = {name: sugar.expand for name, sugar in self.spec.sugar.items()}
             ctx.meta[TYPED_CONFIG] = TypedConfig(lifted.typed, keys, expand)
@@ -215,9 +253,12 @@ class ConfigCommand(VlatoolCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""
-        if not ctx.params.pop("keys", False):
+        given = {option.name: ctx.params.pop(option.name) for option in _config_options()}
+        if not given["keys"]:
+            typed: TypedConfig = ctx.meta[TYPED_CONFIG]
+            typed.presets, typed.files = given["preset"] or (), given["config"] or ()
             return super().invoke(ctx)
-        from vlatool.cli.key_table import KeyTable
+        from vlatool.cli.keys import KeyTable
         from vlatool.cli.output import write_result
 
         schema = self.spec.schema(ctx.meta[_ARGS])

@@ -3,13 +3,13 @@
 import typer
 
 from vlatool.cli.config_command import plain_command
-from vlatool.cli.options import CONTEXT, command_app
+from vlatool.cli.options import command_app
 from vlatool.cli.session import command
 
 app = command_app()
 
 
-@app.command(cls=plain_command("vlatool doctor", "vlatool doctor --json"), context_settings=CONTEXT)
+@app.command(cls=plain_command("vlatool doctor", "vlatool doctor --json"))
 def doctor(ctx: typer.Context) -> None:
     """Check what works on this machine."""
     with command(ctx) as run:

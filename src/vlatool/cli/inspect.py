@@ -1,29 +1,13 @@
 """`vlatool inspect`."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
-
 import typer
 
-from vlatool.cli.config_command import ConfigSpec, config_command
-from vlatool.cli.options import CONTEXT, ConfigOpt, KeysOpt, PresetOpt, SetOpt, command_app
+from vlatool.cli.config_command import ConfigSpec, config_command, schema_at
+from vlatool.cli.options import TextArg, command_app
 from vlatool.cli.session import command
 
-if TYPE_CHECKING:
-    from vlatool.config.base import ConfigModel
-
 app = command_app()
-
-
-def _schema(args: Sequence[str]) -> "type[ConfigModel]":
-    del args
-    from vlatool.workflows.inspect import InspectConfig
-
-    return InspectConfig
-
-
-SPEC = ConfigSpec(_schema, positionals=("location",))
-LocationArg = Annotated[str | None, typer.Argument()]
+SPEC = ConfigSpec(schema_at("vlatool.workflows.inspect:InspectConfig"), positionals=("location",))
 
 
 @app.command(
@@ -33,16 +17,8 @@ LocationArg = Annotated[str | None, typer.Argument()]
         "vlatool inspect raw --html raw.html",
         "vlatool inspect runs/bin --json | jq .kind",
     ),
-    context_settings=CONTEXT,
 )
-def inspect(
-    ctx: typer.Context,
-    location: LocationArg = None,
-    preset: PresetOpt = None,
-    config: ConfigOpt = None,
-    set_: SetOpt = None,
-    keys: KeysOpt = False,
-) -> None:
+def inspect(ctx: typer.Context, location: TextArg = None) -> None:
     """Show what is in a source, a data folder or a run."""
     with command(ctx) as run:
         from vlatool.workflows import inspect as workflow

@@ -1,11 +1,17 @@
-"""The configuration keys of a flat command as options."""
+"""Configuration keys on the command line: as options, as typed, and as `--keys` lists them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vlatool.cli.lifting import Typed
+from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
+from vlatool.config.overrides import Override, parse_override
 from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
+from vlatool.errors import UsageError
+
+Expand = Callable[[list[str]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,108 @@ def default_text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(default_text(item) for item in value)
     return str(value)
+
+
+@dataclass
+class TypedConfig:
+    """The configuration part of one command line.
+
+    Attributes:
+        typed: Values in the order typed.
+        keys: Declared flat keys by option name.
+        sugar: Options that stand for other keys, by name.
+        presets: Names of presets.
+        files: YAML files over them.
+    """
+
+    typed: Sequence[Typed]
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    sugar: Mapping[str, Expand] = field(default_factory=dict)
+    presets: Sequence[str] = ()
+    files: Sequence[str] = ()
+
+    def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
+        """Every typed value as an override, in order; arguments and sugar come first.
+
+        Raises:
+            UsageError: A key is given by its argument or sugar and in another way too.
+        """
+        given = {name: value for name, value in positionals.items() if value not in (None, [], ())}
+        claimed = {name: f"the argument {name.upper()}" for name in given}
+        result = [
+            Override(name, value, f"command line, argument {name.upper()}")
+            for name, value in given.items()
+        ]
+        for name, texts in self._sugared().items():
+            option = "--" + name.replace("_", "-")
+            for key, value in self.sugar[name](texts).items():
+                _claim(claimed, key, option)
+                result.append(Override(key, value, f"command line, {option}"))
+        return result + self._plain(claimed)
+
+    def _sugared(self) -> dict[str, list[str]]:
+        texts: dict[str, list[str]] = {}
+        for typed in self.typed:
+            if self._is_sugar(typed):
+                texts.setdefault(typed.key, []).append(typed.text)
+        return texts
+
+    def _plain(self, claimed: Mapping[str, str]) -> list[Override]:
+        result: list[Override] = []
+        plain = (typed for typed in self.typed if not self._is_sugar(typed))
+        for position, typed in enumerate(plain, start=1):
+            path = self.keys[typed.key].path if typed.is_flat else typed.key
+            if by := claimed.get(path.replace("-", "_")):
+                raise _twice(path, by, typed.option)
+            override = parse_override(f"{path}={typed.text}", position)
+            is_flat = typed.is_flat and path.endswith(f".{typed.key}")
+            result.append(replace(override, is_flat=is_flat))
+        return result
+
+    def _is_sugar(self, typed: Typed) -> bool:
+        return typed.is_flat and typed.key in self.sugar
+
+
+def _claim(claimed: dict[str, str], key: str, by: str) -> None:
+    if key in claimed:
+        raise _twice(key, claimed[key], by)
+    claimed[key] = by
+
+
+def _twice(key: str, first: str, second: str) -> UsageError:
+    return UsageError(
+        f"the key {key!r} is given twice: by {first} and by {second}",
+        hint="keep one of them",
+        code="usage.given_twice",
+        details={"key": key, "by": [first, second]},
+    )
+
+
+class KeyTable:
+    """Keys with type, default and description."""
+
+    def __init__(self, schema: type[ConfigModel]) -> None:
+        self._schema = schema
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One mapping per key."""
+        for info in dotted_keys(self._schema):
+            yield {
+                "key": info.key,
+                "type": info.type_text,
+                "default": info.default,
+                "description": info.description,
+            }
+
+    def document(self) -> dict[str, Any]:
+        """All keys."""
+        return {"keys": list(self.rows())}
+
+    def text(self) -> str:
+        """One key per line, its description below."""
+        lines: list[str] = []
+        for row in self.rows():
+            lines.append(f"{row['key']}: {row['type']} = {to_json(row['default'], indent=None)}")
+            if row["description"]:
+                lines.append(f"    {row['description']}")
+        return "\n".join(lines)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from vlatool.errors import UsageError
 
@@ -145,11 +146,19 @@ SetOpt = Annotated[
 KeysOpt = Annotated[
     bool, typer.Option("--keys", help="List the configuration keys of this command and stop.")
 ]
+TextArg = Annotated[str | None, typer.Argument()]
+TextsArg = Annotated[list[str] | None, typer.Argument()]
 JsonLinesOpt = Annotated[
     bool, typer.Option("--jsonl", help="Print one JSON document per row of the list.")
 ]
 
 
-def command_app() -> typer.Typer:
-    """The Typer program of one command module."""
-    return typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+def command_app(kind: type[TyperGroup] | None = None) -> typer.Typer:
+    """The Typer program of one command module; of several commands if it has a group's class."""
+    return typer.Typer(
+        cls=kind,
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings=CONTEXT,
+    )

@@ -7,7 +7,8 @@ import select
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from contextlib import suppress
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 from vlatool.cli.options import OutputOptions
 from vlatool.errors import VlatoolError
@@ -59,12 +60,9 @@ def write_stdout(text: str) -> None:
     if sys.stdout is None or not is_main_process():
         return
     try:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-        sys.stdout.flush()
+        _write(sys.stdout, text.removesuffix("\n"))
     except BrokenPipeError:
         silence_stdout()
-    except UnicodeEncodeError:
-        sys.stdout.write(text.encode("ascii", "backslashreplace").decode() + "\n")
 
 
 def silence_stdout() -> None:
@@ -84,30 +82,27 @@ def is_stdout_abandoned() -> bool:
 
 def write_stderr(text: str) -> None:
     """Writes one line or more for people."""
-    if sys.stderr is None:
-        return
+    if sys.stderr is not None:
+        with suppress(BrokenPipeError):
+            _write(sys.stderr, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
     try:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
-    except BrokenPipeError:
-        return
+        stream.write(text + "\n")
+        stream.flush()
     except UnicodeEncodeError:
-        sys.stderr.write(text.encode("ascii", "backslashreplace").decode() + "\n")
+        stream.write(text.encode("ascii", "backslashreplace").decode() + "\n")
 
 
 def write_result(result: Result, options: OutputOptions) -> None:
-    """The one thing that stdout is for."""
-    write_stdout(to_json(result.document()) if options.json else result.text())
-
-
-def write_rows(result: RowsResult, options: OutputOptions) -> None:
-    """A list: JSON lines when asked for, else as any result."""
-    if not options.jsonl:
-        write_result(result, options)
-        return
-    lines = [to_json(row, indent=None) for row in result.rows()]
-    if lines:
-        write_stdout("\n".join(lines))
+    """The one thing that stdout is for; a list as JSON lines when asked for."""
+    if options.jsonl and isinstance(result, RowsResult):
+        lines = [to_json(row, indent=None) for row in result.rows()]
+        if lines:
+            write_stdout("\n".join(lines))
+    else:
+        write_stdout(to_json(result.document()) if options.json else result.text())
 
 
 def write_error(error: VlatoolError, options: OutputOptions) -> None:

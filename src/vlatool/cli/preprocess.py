@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlatool.cli.config_command import ConfigSpec, config_command
-from vlatool.cli.options import (
-    CONTEXT,
-    ConfigOpt,
-    KeysOpt,
-    PresetOpt,
-    SetOpt,
-    command_app,
-    complete_formats,
-)
+from vlatool.cli.options import TextsArg, command_app, complete_formats
 from vlatool.cli.session import command
 
 if TYPE_CHECKING:
@@ -68,7 +60,6 @@ SPEC = ConfigSpec(
     note=_note,
 )
 FormatArg = Annotated[str | None, typer.Argument(autocompletion=complete_formats)]
-SourcesArg = Annotated[list[str] | None, typer.Argument()]
 
 
 @app.command(
@@ -78,16 +69,11 @@ SourcesArg = Annotated[list[str] | None, typer.Argument()]
         "vlatool preprocess spartan raw --preset lbm-1past-14future --output data",
         "vlatool preprocess lerobot gr1 -o out/gr1 --episodes 0:4 --resize-images-size 96,96",
     ),
-    context_settings=CONTEXT,
 )
 def preprocess(
     ctx: typer.Context,
     format: FormatArg = None,  # noqa: A002 - the name of the key
-    sources: SourcesArg = None,
-    preset: PresetOpt = None,
-    config: ConfigOpt = None,
-    set_: SetOpt = None,
-    keys: KeysOpt = False,
+    sources: TextsArg = None,
 ) -> None:
     """Turn raw episodes into training data."""
     with command(ctx) as run:

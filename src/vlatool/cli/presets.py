@@ -3,7 +3,7 @@
 import typer
 
 from vlatool.cli.config_command import plain_command
-from vlatool.cli.options import CONTEXT, JsonLinesOpt, command_app
+from vlatool.cli.options import JsonLinesOpt, command_app
 from vlatool.cli.session import command
 
 app = command_app()
@@ -11,11 +11,10 @@ app = command_app()
 
 @app.command(
     cls=plain_command("vlatool presets", "vlatool presets --jsonl | head -3"),
-    context_settings=CONTEXT,
 )
 def presets(ctx: typer.Context, jsonl: JsonLinesOpt = False) -> None:
     """List the presets."""
     with command(ctx, jsonl=jsonl) as run:
         from vlatool.workflows import catalog
 
-        run.finish_rows(catalog.presets())
+        run.finish(catalog.presets())

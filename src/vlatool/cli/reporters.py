@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from vlatool.cli.output import is_main_process, to_json, write_stderr
@@ -37,13 +36,8 @@ class Count:
         self._started = self._shown = time.monotonic()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.is_complete = exc_type is None
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.is_complete = kind is None
         self._sink.show(self, is_end=True)
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:

@@ -1,7 +1,6 @@
 """Bars on a terminal. Imported only when stderr is one: rich costs time."""
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console  # noqa: TID253 - this module is loaded for a terminal only
@@ -88,12 +87,7 @@ class RichBar:
         self._reporter.enter()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._reporter.leave()
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:

@@ -1,31 +1,23 @@
 """`vlatool sample`."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlatool.cli.config_command import ConfigSpec, config_command
-from vlatool.cli.options import CONTEXT, ConfigOpt, KeysOpt, PresetOpt, SetOpt, command_app
+from vlatool.cli.config_command import ConfigSpec, config_command, schema_at
+from vlatool.cli.options import TextArg, command_app
 from vlatool.cli.session import command
-
-if TYPE_CHECKING:
-    from vlatool.config.base import ConfigModel
 
 app = command_app()
 LAYOUTS = ("spartan", "lerobot", "libero")
 
 
-def _schema(args: Sequence[str]) -> "type[ConfigModel]":
-    del args
-    from vlatool.workflows.sample import SampleConfig
-
-    return SampleConfig
-
-
-SPEC = ConfigSpec(_schema, short={"-o": "output"}, positionals=("layout", "output"))
+SPEC = ConfigSpec(
+    schema_at("vlatool.workflows.sample:SampleConfig"),
+    short={"-o": "output"},
+    positionals=("layout", "output"),
+)
 LayoutArg = Annotated[str | None, typer.Argument(autocompletion=lambda: list(LAYOUTS))]
-OutputArg = Annotated[str | None, typer.Argument()]
 
 
 @app.command(
@@ -35,17 +27,8 @@ OutputArg = Annotated[str | None, typer.Argument()]
         "vlatool sample spartan raw --episodes 20 --seed 1",
         "vlatool sample lerobot raw-lerobot --episodes 5 --cameras 2 --size small",
     ),
-    context_settings=CONTEXT,
 )
-def sample(
-    ctx: typer.Context,
-    layout: LayoutArg = None,
-    output: OutputArg = None,
-    preset: PresetOpt = None,
-    config: ConfigOpt = None,
-    set_: SetOpt = None,
-    keys: KeysOpt = False,
-) -> None:
+def sample(ctx: typer.Context, layout: LayoutArg = None, output: TextArg = None) -> None:
     """Write episodes of the built-in world in a published raw layout."""
     with command(ctx) as run:
         from vlatool.workflows import sample as workflow

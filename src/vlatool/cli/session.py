@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from vlatool.cli import output
+from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
 from vlatool.errors import ConfigError, UsageError
 from vlatool.events import Reporter
 
 if TYPE_CHECKING:
-    from vlatool.cli.overrides import TypedConfig
+    from vlatool.cli.keys import TypedConfig
     from vlatool.config.base import ConfigModel
     from vlatool.config.resolve import Resolved
 
 Schema = TypeVar("Schema", bound="ConfigModel")
-TYPED_CONFIG = "vlatool.typed_config"
 
 
 class Run:
@@ -49,8 +49,8 @@ class Run:
         try:
             return load_config(
                 schema,
-                presets=tuple(self._ctx.params.get("preset") or ()),
-                files=tuple(self._ctx.params.get("config") or ()),
+                presets=typed.presets,
+                files=typed.files,
                 overrides=typed.overrides(positionals),
             )
         except ConfigError as error:
@@ -61,10 +61,6 @@ class Run:
     def finish(self, result: output.Result) -> None:
         """Prints the result."""
         output.write_result(result, self.options)
-
-    def finish_rows(self, result: output.RowsResult) -> None:
-        """Prints a result that is a list."""
-        output.write_rows(result, self.options)
 
 
 @contextmanager

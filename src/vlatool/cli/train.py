@@ -5,27 +5,13 @@ from typing import Annotated
 
 import typer
 
-from vlatool.cli.config_command import ConfigSpec, config_command
-from vlatool.cli.options import CONTEXT, ConfigOpt, KeysOpt, PresetOpt, SetOpt, command_app
+from vlatool.cli.config_command import config_command
+from vlatool.cli.options import command_app
 from vlatool.cli.session import command
-from vlatool.cli.training_options import (
-    BUDGET,
-    DATA,
-    NOTE,
-    RUN,
-    SWITCHES,
-    VALUES,
-    training_schema,
-)
+from vlatool.cli.training_options import BUDGET, RUN, SWITCHES, training_spec
 
 app = command_app()
-SPEC = ConfigSpec(
-    training_schema,
-    is_flat=False,
-    sugar={"data": DATA, "output": RUN, **BUDGET, **SWITCHES},
-    note=lambda: NOTE,
-    values=VALUES,
-)
+SPEC = training_spec({"output": RUN, **BUDGET, **SWITCHES})
 ResolveOpt = Annotated[str | None, typer.Option("--resolve-configs", hidden=True)]
 ResolveToOpt = Annotated[str | None, typer.Option("--resolve-configs-path", hidden=True)]
 
@@ -37,16 +23,11 @@ ResolveToOpt = Annotated[str | None, typer.Option("--resolve-configs-path", hidd
         "vlatool train --preset diffusion-policy-tiny --data data --output runs/first",
         "vlatool train -p diffusion-policy-tiny --data data --num-epochs 3 --hparams.lr 3e-4",
     ),
-    context_settings=CONTEXT,
 )
 def train(
     ctx: typer.Context,
-    preset: PresetOpt = None,
-    config: ConfigOpt = None,
-    set_: SetOpt = None,
     resolve_configs: ResolveOpt = None,
     resolve_configs_path: ResolveToOpt = None,
-    keys: KeysOpt = False,
 ) -> None:
     """Train a model."""
     with command(ctx) as run:

@@ -2,21 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vlatool.cli.config_command import Sugar
+from vlatool.cli.config_command import ConfigSpec, Sugar, schema_at
 from vlatool.errors import UsageError
-
-if TYPE_CHECKING:
-    from vlatool.config.base import ConfigModel
-
-
-def training_schema(args: Sequence[str]) -> "type[ConfigModel]":
-    """The tree of a training run."""
-    del args
-    from vlatool.training.config import TrainConfig
-
-    return TrainConfig
 
 
 def expand_data(folders: list[str]) -> Mapping[str, Any]:
@@ -84,5 +73,12 @@ def model_types() -> Sequence[str]:
     return MODELS.names()
 
 
-VALUES = {"model.type": model_types}
-NOTE = "Any other key: --section.key VALUE or --set key=value; --keys lists them."
+def training_spec(sugar: Mapping[str, Sugar]) -> ConfigSpec:
+    """How a training configuration is typed, with the named options of one command."""
+    return ConfigSpec(
+        schema_at("vlatool.training.config:TrainConfig"),
+        is_flat=False,
+        sugar={"data": DATA, **sugar},
+        note=lambda: "Any other key: --section.key VALUE or --set key=value; --keys lists them.",
+        values={"model.type": model_types},
+    )

@@ -7,7 +7,7 @@ import typer
 
 from vlatool import __version__
 from vlatool.cli.config_command import plain_command
-from vlatool.cli.options import CONTEXT, command_app
+from vlatool.cli.options import command_app
 from vlatool.cli.session import command
 
 app = command_app()
@@ -29,9 +29,7 @@ class VersionResult:
         return f"vlatool {__version__} (Python {platform.python_version()})"
 
 
-@app.command(
-    cls=plain_command("vlatool version", "vlatool version --json"), context_settings=CONTEXT
-)
+@app.command(cls=plain_command("vlatool version", "vlatool version --json"))
 def version(ctx: typer.Context) -> None:
     """Print the versions of vlatool and Python."""
     with command(ctx) as run:

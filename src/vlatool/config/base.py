@@ -1,6 +1,6 @@
 """The base of every configuration: frozen values with typed, bounded, documented keys."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -8,6 +8,8 @@ from pydantic.fields import FieldInfo
 
 from vlatool.config.fit import fit
 from vlatool.config.scalars import unwrap
+from vlatool.config.schema import mark, unset_needed
+from vlatool.errors import UsageError
 
 
 class ConfigModel(BaseModel):
@@ -128,5 +130,34 @@ def needed_field(default: Any, description: str, **constraints: Any) -> Any:
 
 def derivation_rule(field: FieldInfo) -> str:
     """How a derived field gets its value; empty for others."""
-    extra = field.json_schema_extra
-    return str(extra.get("derived", "")) if isinstance(extra, dict) else ""
+    return mark(field, "derived") or ""
+
+
+def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = "") -> dict[str, str]:
+    """Dotted key to rule of the derived fields named."""
+    fields = type(config).model_fields
+    return {f"{prefix}{name}": derivation_rule(fields[name]) for name in names}
+
+
+def check_needed(config: ConfigModel, usage: str) -> None:
+    """Makes sure that the keys without which a command cannot run have a value.
+
+    Args:
+        config: What was typed.
+        usage: How the command is written.
+
+    Raises:
+        UsageError: One has none.
+    """
+    for key in unset_needed(config):
+        raise UsageError(
+            f"{usage.split()[1]} needs a value for {key!r}", hint=usage, code="usage.missing_key"
+        )
+
+
+def each_once(value: Sequence[Any]) -> Sequence[Any]:
+    """The values, if none stands there twice; a rule for field validators."""
+    twice = [item for item in value if value.count(item) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is given twice")
+    return value

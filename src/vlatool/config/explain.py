@@ -8,7 +8,6 @@ from pydantic import BaseModel
 
 from vlatool.config.resolve import Resolved
 from vlatool.config.scalars import write_scalar
-from vlatool.config.schema import dotted_keys as dotted_keys  # part of this module's interface
 from vlatool.config.schema import mark
 from vlatool.config.tree import DEFAULT_ORIGIN
 

@@ -192,16 +192,14 @@ def _fit_mapping(value: Any, arm: Any) -> dict[Any, Any]:
     value = _scalar(value)
     if not isinstance(value, Mapping):
         raise Misfit("a mapping")
-    key_kind, item_kind = get_args(arm) or (str, Any)
-    del key_kind
+    _, item_kind = get_args(arm) or (str, Any)
     return {key: _fit(item, item_kind) for key, item in value.items()}
 
 
-def _fit_model(value: Any, arm: Any) -> Any:
+def _fit_model(value: Any, _arm: Any) -> Any:
     value = _scalar(value)
     if not isinstance(value, dict | BaseModel):
         raise Misfit("a section (a mapping)")
-    del arm
     return value
 
 

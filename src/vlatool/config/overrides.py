@@ -1,13 +1,12 @@
 """What is typed on the command line as a tree: `a.b=c`, in order, each with its position."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlatool.config.includes import read_file, read_text
-from vlatool.config.merge import merge
 from vlatool.config.scalars import Plain, Repeated, parse_plain
-from vlatool.config.tree import Node, from_value, to_value
+from vlatool.config.tree import Node, from_value, merge, to_value
 from vlatool.errors import UsageError
 
 _INCLUDE = "include "
@@ -22,11 +21,13 @@ class Override:
         key: Dotted; dashes are as good as underscores.
         value: Text as typed, or an already typed value.
         origin: Such as `command line, 3rd override`.
+        is_flat: Whether the key was typed without its section.
     """
 
     key: str
     value: Any
     origin: str
+    is_flat: bool = False
 
 
 def parse_override(text: str, position: int) -> Override:
@@ -62,7 +63,8 @@ def overrides_tree(overrides: Sequence[Override]) -> Node:
     """All overrides as one layer; the values of a repeated key stay together."""
     layer = Node({}, "command line")
     for override in overrides:
-        layer = _put(layer, override.key.replace("-", "_").split("."), _value(override))
+        value = replace(_value(override), is_flat=override.is_flat)
+        layer = _put(layer, override.key.replace("-", "_").split("."), value)
     return layer
 
 
@@ -85,7 +87,7 @@ def _with_origin(node: Node, origin: str) -> Node:
     elif isinstance(value, list):
         value = [_with_origin(item, origin) for item in value]
     is_own = node.origin.startswith(f"{origin}:")
-    return Node(value, origin if is_own else node.origin, node.replace)
+    return replace(node, value=value, origin=origin if is_own else node.origin)
 
 
 def _put(section: Node, parts: Sequence[str], value: Node) -> Node:
@@ -101,5 +103,5 @@ def _put(section: Node, parts: Sequence[str], value: Node) -> Node:
         children[name] = merge(old, value)
     else:
         earlier = old.value if isinstance(old.value, Repeated) else (to_value(old),)
-        children[name] = Node(Repeated((*earlier, to_value(value))), value.origin)
-    return Node(children, section.origin, section.replace)
+        children[name] = replace(value, value=Repeated((*earlier, to_value(value))))
+    return replace(section, value=children)

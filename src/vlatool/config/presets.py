@@ -65,7 +65,7 @@ def list_presets(roots: Sequence[Path] | None = None) -> list[PresetInfo]:
     """
     found: dict[str, PresetInfo] = {}
     for root in _roots_until_found(roots):
-        for path in _files(root):
+        for path in sorted(root.rglob("*.yaml")):
             info = PresetInfo(path.stem, _kind(path, root), path, _description(path))
             found.setdefault(info.name, info)
     return list(found.values())
@@ -82,7 +82,7 @@ def preset_path(name: str, roots: Sequence[Path] | None = None) -> Path:
     if name.endswith(".yaml") or "/" in name:
         return _by_path(name, roots)
     for root in _roots_until_found(roots):
-        for path in _files(root):
+        for path in sorted(root.rglob("*.yaml")):
             if path.stem.replace("_", "-") == wanted:
                 return path
     raise _unknown(name, preset_names(roots))
@@ -126,10 +126,6 @@ def _unknown(name: str, known: list[str]) -> UsageError:
         code="usage.unknown_preset",
         details={"preset": name, "known": known},
     )
-
-
-def _files(root: Path) -> Iterator[Path]:
-    yield from sorted(root.rglob("*.yaml"))
 
 
 def _kind(path: Path, root: Path) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from vlatool.config.fit import Rejected
-from vlatool.config.scalars import unwrap, write_scalar
+from vlatool.config.scalars import write_scalar
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
-from vlatool.config.tree import Node, child, find, nearest_origin, to_value
+from vlatool.config.tree import Node, child, find, nearest_origin, plain
 from vlatool.errors import ConfigError
 
 _NEAR_KEY = 0.6
@@ -76,6 +76,9 @@ def validation_problems(
 def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
     """Valid keys of any section that look like `key`, the best first."""
     known = [info.key for info in dotted_keys(schema)] + section_names(schema)
+    flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
+    if key.partition(".")[0] not in flat:  # whoever types keys flat is answered so
+        known = [_without_section(name, flat) for name in known]
     scored: dict[str, float] = {}
     for pattern in known:
         name = _concrete(pattern, key)
@@ -84,6 +87,11 @@ def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
             scored[name] = score
     ranked = sorted(scored, key=lambda name: -scored[name])[:3]
     return tuple(name for name in ranked if scored[name] >= scored[ranked[0]] - 0.1)
+
+
+def _without_section(key: str, sections: Sequence[str]) -> str:
+    section, _, rest = key.partition(".")
+    return rest if rest and rest != "type" and section in sections else key
 
 
 def _likeness(key: str, other: str) -> float:
@@ -106,48 +114,66 @@ def _concrete(pattern: str, key: str) -> str:
 
 
 def _translate(detail: Mapping[str, Any], tree: Node, schema: type[BaseModel]) -> Problem:
-    kind, context = detail["type"], detail.get("ctx", {})
+    kind, rejected = detail["type"], isinstance(detail["input"], Rejected)
     parts = _typed_parts(detail["loc"], tree, kind)
-    if kind.startswith("union_tag") and not isinstance(detail["input"], Rejected):
-        parts.append(_bare(context["discriminator"]))
-    key = ".".join(str(part) for part in parts)
-    origin = nearest_origin(tree, parts)
+    if kind.startswith("union_tag") and not rejected:
+        parts.append(detail["ctx"]["discriminator"].strip("'"))
+    place = _Place(_told(parts, tree), nearest_origin(tree, parts), _pattern(parts, schema))
     if kind == "extra_forbidden":
-        return _unknown_key(key, origin, schema)
-    if kind in _ABSENT and not isinstance(detail["input"], Rejected):
-        valid = choices(schema, _pattern(parts, schema))
-        message = f'"{key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
-        return Problem(key, origin, message, code="config.missing_key")
-    value = find(tree, parts)
-    return _invalid(key, origin, value, detail, schema)
+        return _unknown_key(place, schema)
+    if kind in _ABSENT and not rejected:
+        valid = choices(schema, place.pattern)
+        message = f'"{place.key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
+        return Problem(place.key, place.origin, message, code="config.missing_key")
+    return _invalid(place, find(tree, parts), detail, schema)
 
 
-def _unknown_key(key: str, origin: str, schema: type[BaseModel]) -> Problem:
-    owners = types_with(schema, _pattern(key.split("."), schema))
+@dataclass(frozen=True)
+class _Place:
+    """Where something is wrong.
+
+    Attributes:
+        key: Dotted, as the user types it.
+        origin: Who wrote it.
+        pattern: The declared key, with `*` for free names.
+    """
+
+    key: str
+    origin: str
+    pattern: str
+
+
+def _told(parts: Sequence[str | int], tree: Node) -> str:
+    """The dotted key as it was written: without its section where that was left out."""
+    node = find(tree, parts[:2])
+    is_flat = node is not None and node.is_flat
+    return ".".join(str(part) for part in (parts[1:] if is_flat else parts))
+
+
+def _unknown_key(place: _Place, schema: type[BaseModel]) -> Problem:
+    message = f'unknown key "{place.key}"'
+    owners = types_with(schema, place.pattern)
     if owners:
-        message = f'unknown key "{key}": only type {" and ".join(owners)} has it'
-        return Problem(key, origin, message, code=_UNKNOWN_KEY)
-    return Problem(key, origin, f'unknown key "{key}"', nearest_keys(key, schema), _UNKNOWN_KEY)
+        message += f": only type {' and '.join(owners)} has it"
+    near = () if owners else nearest_keys(place.key, schema)
+    return Problem(place.key, place.origin, message, near, _UNKNOWN_KEY)
 
 
 def _invalid(
-    key: str, origin: str, value: Node | None, detail: Mapping[str, Any], schema: type[BaseModel]
+    place: _Place, value: Node | None, detail: Mapping[str, Any], schema: type[BaseModel]
 ) -> Problem:
-    context = detail.get("ctx", {})
     shown = _shown(value) if value is not None else "unset"
     rejected = detail["input"] if isinstance(detail["input"], Rejected) else None
-    valid = list(rejected.choices if rejected else ()) or choices(
-        schema, _pattern(key.split("."), schema)
-    )
+    valid = list(rejected.choices if rejected else ()) or choices(schema, place.pattern)
     if rejected is not None:
         reason = f"it needs {rejected.needs}"
     elif detail["type"] == "union_tag_invalid":
-        reason = f"it needs one of {', '.join(valid) or context['expected_tags']}"
+        reason = f"it needs one of {', '.join(valid) or detail['ctx']['expected_tags']}"
     else:
         reason = _lower(detail["msg"])
-    message = f'"{key}" is {shown}: {reason}' if key else reason
+    message = f'"{place.key}" is {shown}: {reason}' if place.key else reason
     near = difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE)
-    return Problem(key, origin, message, tuple(near))
+    return Problem(place.key, place.origin, message, tuple(near))
 
 
 def _typed_parts(loc: Sequence[str | int], tree: Node, kind: str) -> list[str | int]:
@@ -168,7 +194,7 @@ def _typed_parts(loc: Sequence[str | int], tree: Node, kind: str) -> list[str | 
 
 def _is_tag(part: str | int, section: Node) -> bool:
     kind = child(section, "type")
-    return kind is not None and unwrap(to_value(kind)) == part
+    return kind is not None and plain(kind) == part
 
 
 def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
@@ -181,16 +207,12 @@ def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
 
 
 def _shown(value: Node) -> str:
-    data = unwrap(to_value(value))
+    data = plain(value)
     if isinstance(data, str):
         return f'"{data}"'
     if isinstance(data, dict):
         return "a mapping"
     return write_scalar(data) if not isinstance(data, list) else str(data)
-
-
-def _bare(text: str) -> str:
-    return text.strip("'")
 
 
 def _lower(message: str) -> str:

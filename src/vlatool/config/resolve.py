@@ -11,13 +11,19 @@ from pydantic import ValidationError
 
 from vlatool.config.base import ConfigModel
 from vlatool.config.includes import read_file
-from vlatool.config.merge import combine, move_into_section, rename_keys
 from vlatool.config.overrides import Override, overrides_tree
 from vlatool.config.presets import preset_path, shown_path
 from vlatool.config.problems import Problem, config_error, validation_problems
-from vlatool.config.scalars import unwrap
 from vlatool.config.schema import section_models
-from vlatool.config.tree import Node, leaf_origins, nearest_origin, to_value
+from vlatool.config.tree import (
+    Node,
+    find,
+    leaf_origins,
+    merge,
+    nearest_origin,
+    plain,
+    to_value,
+)
 from vlatool.errors import UsageError
 
 C = TypeVar("C", bound=ConfigModel)
@@ -65,12 +71,12 @@ def load_config(
     layers += [_included(_checked(read_file(file, show=show))) for file in files]
     layers.append(overrides_tree(overrides))
 
-    layers, twice = _rename(layers, schema)
-    merged, _ = combine(layers, schema.exclusive)
-    specialised = _specialise(schema, merged)
-    layers, problems = _move_flat_keys(layers, specialised)
-    merged, conflicts = combine(layers, specialised.exclusive)
-    return _validate(specialised, merged, [*twice, *problems, *conflicts])
+    problems: list[Problem] = []
+    layers = [_renamed(layer, schema.renamed, problems) for layer in layers]
+    specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
+    layers = [_sectioned(layer, specialised, problems) for layer in layers]
+    merged = _combined(layers, specialised.exclusive, problems)
+    return _validate(specialised, merged, problems)
 
 
 def _included(layer: Node) -> Node:
@@ -81,7 +87,7 @@ def _included(layer: Node) -> Node:
         else node
         for key, node in layer.value.items()
     }
-    return Node(top, layer.origin, layer.replace)
+    return replace(layer, value=top)
 
 
 def _checked(layer: Node) -> Node:
@@ -91,14 +97,52 @@ def _checked(layer: Node) -> Node:
     raise config_error([problem])
 
 
-def _rename(layers: Sequence[Node], schema: type[ConfigModel]) -> tuple[list[Node], list[Problem]]:
-    renamed = [rename_keys(layer, schema.renamed) for layer in layers]
-    return [layer for layer, _ in renamed], [one for _, found in renamed for one in found]
+def _renamed(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> Node:
+    """`layer` with published top-level keys under our names."""
+    top: dict[str, Node] = {}
+    for key, node in layer.value.items():
+        name = names.get(key, key)
+        if name in top:
+            problems.append(
+                _conflict(node, f'"{key}" is given twice: "{name}" means the same', key)
+            )
+        top[name] = node
+    return replace(layer, value=top)
+
+
+def _combined(
+    layers: Sequence[Node], exclusive: Sequence[Sequence[str]], problems: list[Problem]
+) -> Node:
+    """All layers as one tree, the first at the bottom.
+
+    Of a group of exclusive keys, one that a later layer sets removes the others set earlier.
+    """
+    merged = Node({}, "default")
+    for layer in layers:
+        for group in exclusive:
+            chosen = [key for key in group if _is_set(layer, key)]
+            if len(chosen) > 1:
+                names = " and ".join(f'"{key}"' for key in chosen)
+                message = f"{names} exclude each other; give one of them"
+                problems.append(_conflict(layer.value[chosen[-1]], message, chosen[-1]))
+            if chosen:
+                kept = {k: v for k, v in merged.value.items() if k in chosen or k not in group}
+                merged = replace(merged, value=kept)
+        merged = merge(merged, layer)
+    return merged
+
+
+def _is_set(layer: Node, key: str) -> bool:
+    return key in layer.value and plain(layer.value[key]) is not None
+
+
+def _conflict(node: Node, message: str, key: str) -> Problem:
+    return Problem(key, node.origin, message, code="config.conflict")
 
 
 def _specialise(schema: type[C], tree: Node) -> type[C]:
     try:
-        return schema.specialise(unwrap(to_value(tree)))
+        return schema.specialise(plain(tree))
     except UsageError as error:
         key = str(error.details.get("key", ""))
         if not key:
@@ -108,37 +152,34 @@ def _specialise(schema: type[C], tree: Node) -> type[C]:
         raise config_error([problem], hint=error.hint) from error
 
 
-def _move_flat_keys(
-    layers: Sequence[Node], schema: type[ConfigModel]
-) -> tuple[list[Node], list[Problem]]:
+def _sectioned(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
     """Puts keys that belong to a flat section there; done per layer, so that later ones win."""
-    moved: list[Node] = []
-    problems: list[Problem] = []
-    for layer in layers:
-        current = layer
-        for section in schema.flat_sections:
-            keys = {
-                name for model in section_models(schema, section) for name in model.model_fields
-            }
-            current = _typed_section(current, section) if "type" in keys else current
-            own = [
-                key
-                for key in current.value
-                if key in keys and key != "type" and key not in schema.model_fields
-            ]
-            current, conflicts = move_into_section(current, own, section)
-            problems += conflicts
-        moved.append(current)
-    return moved, problems
+    for section in schema.flat_sections:
+        declared = {name for kind in section_models(schema, section) for name in kind.model_fields}
+        if "type" in declared:
+            layer = _typed_section(layer, section)
+        own = declared - schema.model_fields.keys() - {"type"}
+        flat = {k: replace(v, is_flat=True) for k, v in layer.value.items() if k in own}
+        if not flat:
+            continue
+        kept = {key: node for key, node in layer.value.items() if key not in flat}
+        given = kept.get(section, Node({}, next(iter(flat.values())).origin))
+        for key in flat:
+            if find(given, [key]) is not None:
+                message = f'"{key}" is given twice: also as "{section}.{key}"'
+                problems.append(_conflict(flat[key], message, key))
+        kept[section] = merge(given, Node(flat, given.origin))
+        layer = replace(layer, value=kept)
+    return layer
 
 
 def _typed_section(layer: Node, section: str) -> Node:
     """A section that is given as text alone is its `type`."""
     given = layer.value.get(section)
-    if given is None or isinstance(given.value, dict | list) or unwrap(given.value) is None:
+    if given is None or isinstance(given.value, dict | list) or plain(given) is None:
         return layer
     typed = Node({"type": given}, given.origin)
-    return Node({**layer.value, section: typed}, layer.origin, layer.replace)
+    return replace(layer, value={**layer.value, section: typed})
 
 
 def _validate(schema: type[C], tree: Node, problems: Sequence[Problem]) -> Resolved[C]:

@@ -43,7 +43,7 @@ class _Declared:
 def dotted_keys(schema: type[BaseModel]) -> list[KeyInfo]:
     """Every key of a class and of its sections; keys that union members share appear once."""
     found: dict[str, KeyInfo] = {}
-    for declared in _walk(schema, "", None, ()):
+    for declared in _walk(schema):
         if _sections(declared.field.annotation):
             continue
         info = _info(declared)
@@ -56,14 +56,14 @@ def dotted_keys(schema: type[BaseModel]) -> list[KeyInfo]:
 
 def section_names(schema: type[BaseModel]) -> list[str]:
     """The dotted keys that are sections, not values."""
-    keys = [item.key for item in _walk(schema, "", None, ()) if _sections(item.field.annotation)]
+    keys = [item.key for item in _walk(schema) if _sections(item.field.annotation)]
     return list(dict.fromkeys(keys))
 
 
 def choices(schema: type[BaseModel], key: str) -> list[str]:
     """The values a key can have when they are few and known; `type` keys of unions too."""
     found: list[str] = []
-    for declared in _walk(schema, "", None, ()):
+    for declared in _walk(schema):
         if declared.key == key:
             found += _literals(declared.field.annotation)
     return list(dict.fromkeys(found))
@@ -72,7 +72,7 @@ def choices(schema: type[BaseModel], key: str) -> list[str]:
 def types_with(schema: type[BaseModel], key: str) -> list[str]:
     """The `type` of each section class that declares a dotted key."""
     found: list[str] = []
-    for declared in _walk(schema, "", None, ()):
+    for declared in _walk(schema):
         if declared.key == key and "type" in declared.owner.model_fields:
             found += _literals(declared.owner.model_fields["type"].annotation)
     return list(dict.fromkeys(found))
@@ -96,13 +96,11 @@ def mark(field: FieldInfo, name: str) -> Any:
     return extra.get(name) if isinstance(extra, dict) else None
 
 
-def json_schema(schema: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema of a class."""
-    return schema.model_json_schema()
-
-
 def _walk(
-    model: type[BaseModel], prefix: str, instance: BaseModel | None, above: tuple[type, ...]
+    model: type[BaseModel],
+    prefix: str = "",
+    instance: BaseModel | None = None,
+    above: tuple[type, ...] = (),
 ) -> Iterator[_Declared]:
     """Yields every field of `model` and below; `instance` gives defaults that differ."""
     for name, field in model.model_fields.items():

@@ -1,8 +1,10 @@
 """A configuration before validation: nested values, each with the place that wrote it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from vlatool.config.scalars import unwrap
 
 DEFAULT_ORIGIN = "default"
 
@@ -15,11 +17,13 @@ class Node:
         value: A scalar, a list of nodes, or a mapping from key to node.
         origin: Such as `presets/runs/x.yaml:12` or `command line, 3rd override`.
         replace: Whether a mapping replaces what it would otherwise be merged into.
+        is_flat: Whether this key of a section was written at the top level.
     """
 
     value: Any
     origin: str
     replace: bool = False
+    is_flat: bool = False
 
 
 def from_value(value: Any, origin: str) -> Node:
@@ -38,6 +42,32 @@ def to_value(node: Node) -> Any:
     if isinstance(node.value, list):
         return [to_value(item) for item in node.value]
     return node.value
+
+
+def plain(node: Node) -> Any:
+    """The nested data of a tree, scalars by their YAML meaning."""
+    return unwrap(to_value(node))
+
+
+def merge(base: Node, over: Node) -> Node:
+    """`over` on top of `base`: mappings merge deeply, everything else replaces.
+
+    `!replace` and another `type` drop what `base` had.
+    """
+    if not isinstance(base.value, dict) or not isinstance(over.value, dict):
+        return over
+    if over.replace or _switches_type(base, over):
+        return over
+    merged = dict(base.value)
+    for key, value in over.value.items():
+        merged[key] = merge(merged[key], value) if key in merged else value
+    origin = over.origin if over.value else base.origin
+    return replace(over, value=merged, origin=origin, replace=base.replace)
+
+
+def _switches_type(base: Node, over: Node) -> bool:
+    old, new = base.value.get("type"), over.value.get("type")
+    return old is not None and new is not None and str(plain(old)) != str(plain(new))
 
 
 def child(node: Node, part: str | int) -> Node | None:

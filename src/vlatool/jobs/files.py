@@ -17,8 +17,7 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, remove_partials, write_text
-from vlatool.storage.digest import sha256_of
-from vlatool.storage.tree import FileFacts, files_below, files_in
+from vlatool.storage.tree import FileFacts, files_below, files_in, sha256_of
 from vlatool.storage.uri import is_remote
 
 FOLDER = ".vlatool"

@@ -83,7 +83,7 @@ class Policy:
             for name, value in self._batcher(samples).items()
         }
         actions = self._model_type.act(self._model, batch, steps=steps, rng=rng)
-        widths = [sample_width(samples[0], name) for name in self.data.action_fields]
+        widths = [samples[0].fields[name].shape[-1] for name in self.data.action_fields]
         parts = np.split(actions.cpu().numpy(), np.cumsum(widths)[:-1], axis=-1)
         return {
             name: self.normalizer.denormalize(name, part)
@@ -200,11 +200,6 @@ class Policy:
             instruction=observation.instruction,
             metadata={},
         )
-
-
-def sample_width(sample: DecodedSample, field: str) -> int:
-    """Channels of a field."""
-    return int(sample.fields[field].shape[-1])
 
 
 def _is_relative(group: PoseGroup, action_fields: Sequence[str]) -> bool:

@@ -9,23 +9,15 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from vlatool.config.base import ConfigModel
-from vlatool.config.needs import each_once
+from vlatool.config.base import ConfigModel, each_once
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
-from vlatool.findings import Family, Finding, Kind
+from vlatool.findings import Finding
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sources.base import FormatReader, facts_of
 from vlatool.sources.order import checked_ids, select
-
-CHOICE = Family(
-    "choice",
-    {
-        "upper_case_camera": Kind("warning", "The name of a camera has capitals."),
-        "episode_missing_camera": Kind("warning", "An episode was dropped: it lacks a camera."),
-    },
-)
+from vlatool.sources.rules import SOURCE
 
 
 class ChoiceConfig(ConfigModel):
@@ -164,7 +156,7 @@ def choose_episodes(
     wanted = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
     choice = EpisodeChoice(tuple(survey.cameras), fields, *wanted)
     capitals = (
-        CHOICE("upper_case_camera", f"camera {name!r}: other loaders want lower case", camera=name)
+        SOURCE("upper_case_camera", f"camera {name!r}: other loaders want lower case", camera=name)
         for name in survey.cameras
         if name != name.lower()
     )
@@ -231,7 +223,7 @@ def choose(episode: Episode, choice: EpisodeChoice) -> Episode | Dropped:
     missing = [name for name in choice.cameras if name not in cameras]
     if missing and (choice.skip_missing_cameras or not cameras):
         message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
-        finding = CHOICE("episode_missing_camera", message, episode=episode.id)
+        finding = SOURCE("episode_missing_camera", message, episode=episode.id)
         return Dropped("episode_missing_camera", (*episode.findings, finding))
     if choice.finite:
         check_finite(episode)

@@ -35,6 +35,8 @@ SOURCE = Family(
             "warning", "An episode has no instruction, and its task has no name.", "name the task"
         ),
         "given_twice": Kind("warning", "A source was given twice; it is read once."),
+        "episode_missing_camera": Kind("warning", "An episode was dropped: it lacks a camera."),
+        "upper_case_camera": Kind("warning", "The name of a camera has capitals."),
         "duplicate_id": Kind(
             "warning",
             "Two episodes have one name; the second is called NAME-2.",

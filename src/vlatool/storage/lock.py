@@ -46,7 +46,7 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
         StorageError: The folder cannot be made or written.
     """
     if isinstance(path, S3Path):
-        with s3_lock(path.address, command) as lock:
+        with s3_lock(path, command) as lock:
             yield lock
         return
     with _open(path) as file:

@@ -29,6 +29,11 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
 
+    @property
+    def place(self) -> dict[str, str]:
+        """As the API names it."""
+        return {"Bucket": self.bucket, "Key": self.key}
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -139,19 +144,13 @@ def pages(address: Address, *, below: str, delimiter: str = "") -> Iterator[Page
 
 def put(address: Address, data: bytes, **conditions: str) -> Mapping[str, Any]:
     """Writes a whole object in one request; returns S3's answer."""
-    return call(
-        address,
-        lambda s3: s3.put_object(Bucket=address.bucket, Key=address.key, Body=data, **conditions),
-    )
+    request = {**address.place, "Body": data, **conditions}
+    return call(address, lambda s3: s3.put_object(**request))
 
 
 def delete(address: Address, *, patience_s: float | None = None) -> None:
     """Removes an object; one that is not there is fine."""
-    call(
-        address,
-        lambda s3: s3.delete_object(Bucket=address.bucket, Key=address.key),
-        patience_s=patience_s,
-    )
+    call(address, lambda s3: s3.delete_object(**address.place), patience_s=patience_s)
 
 
 def delete_below(address: Address) -> None:
@@ -190,6 +189,6 @@ def abort_uploads(address: Address) -> None:
 
 def abort_upload(address: Address, upload: str, *, patience_s: float | None = None) -> None:
     """Removes the parts of an unfinished upload; one that is gone is fine."""
-    request = {"Bucket": address.bucket, "Key": address.key, "UploadId": upload}
+    request = {**address.place, "UploadId": upload}
     with suppress(FileNotFoundError):
         call(address, lambda s3: s3.abort_multipart_upload(**request), patience_s=patience_s)

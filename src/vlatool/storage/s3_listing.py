@@ -1,13 +1,14 @@
 """Names below a prefix: one level, all levels, or those that match a pattern."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import NamedTuple
 
 from vlatool.storage import s3
+from vlatool.storage.background import in_parallel
 
-_THREADS = 16
+_AT_ONCE = 16
 _WILDCARDS = frozenset("*?[")
 
 Found = tuple[str, s3.Facts]
@@ -83,37 +84,25 @@ def matching(address: s3.Address, pattern: str) -> Iterator[Found]:
     if not parts or pattern.startswith("/") or parts.count("**") > 1 or ".." in parts:
         raise NotImplementedError(f"pattern {pattern!r} in object storage")
     places: list[Found] = [("", _FOLDER)]
-    for index, part in enumerate(parts):
-        if part == "**":
-            yield from _anywhere_below(address, places, parts[index + 1 :])
+    while parts:
+        if parts[0] == "**":
+            yield from _anywhere_below(address, places, parts[1:])
             return
-        if not _WILDCARDS.isdisjoint(part):
-            places = _expanded(address, places, part)
-        elif not index or not _WILDCARDS.isdisjoint(parts[index - 1]):
-            # Consecutive plain parts are looked up together, with one request per place.
-            plain = _plain_run(parts[index:])
-            places = _existing(address, places, plain)
+        plain = list(takewhile(_WILDCARDS.isdisjoint, parts))
+        if plain:  # looked up together, with one request per place
+            places = _existing(address, places, "/".join(plain))
+        else:
+            places = _expanded(address, places, parts[0])
+        parts = parts[max(1, len(plain)) :]
     yield from places
 
 
-def _plain_run(parts: list[str]) -> str:
-    """The parts before the next one with wildcards, as one path."""
-    run: list[str] = []
-    for part in parts:
-        if not _WILDCARDS.isdisjoint(part):
-            break
-        run.append(part)
-    return "/".join(run)
-
-
 def _expanded(address: s3.Address, places: list[Found], pattern: str) -> list[Found]:
-    folders = [_join(address, path) for path, facts in places if facts.is_dir]
     paths = [path for path, facts in places if facts.is_dir]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        levels = list(pool.map(level, folders))
+    below = in_parallel(level, [_join(address, path) for path in paths], _AT_ONCE)
     return [
         (f"{path}/{name}".lstrip("/"), facts)
-        for path, found in zip(paths, levels, strict=True)
+        for path, found in zip(paths, below, strict=True)
         for name, facts in found
         if fnmatchcase(name, pattern)
     ]
@@ -121,8 +110,7 @@ def _expanded(address: s3.Address, places: list[Found], pattern: str) -> list[Fo
 
 def _existing(address: s3.Address, places: list[Found], name: str) -> list[Found]:
     paths = [f"{path}/{name}".lstrip("/") for path, facts in places if facts.is_dir]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        looked = list(pool.map(s3.look, [_join(address, path) for path in paths]))
+    looked = in_parallel(s3.look, [_join(address, path) for path in paths], _AT_ONCE)
     return [(path, facts) for path, facts in zip(paths, looked, strict=True) if facts is not None]
 
 

@@ -1,7 +1,9 @@
 """One run per output in S3: an object that its owner renews while it lives."""
 
+import hashlib
 import json
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Generator, Mapping
@@ -9,20 +11,71 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage import s3
-from vlatool.storage.process_mark import ProcessMark
 from vlatool.storage.retry import ProcessClock, patience
 from vlatool.storage.s3_errors import ConditionFailed
+from vlatool.storage.s3_path import S3Path
 
 RENEWED_EVERY_S = 20.0
 STALE_AFTER_S = 90.0  # outlasts four renewals; a run killed elsewhere blocks no longer
 _ATTEMPTS = 3
 _RELEASE_PATIENCE_S = 10.0  # an unreleased lock ends by itself
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NAMESPACE = Path("/proc/self/ns/pid")
+_STARTED = 19  # field 22 of /proc/PID/stat, counted from the one behind the name: proc(5)
+_STATE = 0
+_ENDED = ("Z", "X")
+
 _LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProcessMark:
+    """Which process holds a lock, so that another one on its machine can tell that it has ended.
+
+    Attributes:
+        machine: Digest of the machine's boot and the process table; empty where there is neither.
+        pid: Its number.
+        started: Clock tick at which it began, since numbers are used again.
+    """
+
+    machine: str
+    pid: int
+    started: str
+
+    @classmethod
+    def of_this_process(cls, salt: str) -> Self:
+        """The mark of this process.
+
+        Args:
+            salt: Another one gives another digest, so that marks of one machine do not look alike.
+        """
+        return cls(_machine(salt), os.getpid(), _stat(os.getpid())[1])
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """The mark in a document; one that proves nothing where there is none."""
+        return cls(
+            str(document.get("machine", "")),
+            int(document.get("pid", 0)),
+            str(document.get("process_started", "")),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The mark as keys of a document."""
+        return {"machine": self.machine, "pid": self.pid, "process_started": self.started}
+
+    def has_ended(self, salt: str) -> bool:
+        """Whether the process ran here and is no more; False where that cannot be told."""
+        if not self.machine or not self.started or self.machine != _machine(salt):
+            return False
+        state, started = _stat(self.pid)
+        return started != self.started or state in _ENDED
 
 
 @dataclass(frozen=True)
@@ -43,19 +96,19 @@ class _Holder:
 
 @contextmanager
 def s3_lock(
-    address: s3.Address,
+    path: S3Path,
     command: str,
     *,
     renewed_every_s: float = RENEWED_EVERY_S,
     stale_after_s: float = STALE_AFTER_S,
 ) -> Generator["S3Lock"]:
-    """Holds the object `address` until the block ends.
+    """Holds the object `path`, two levels below the folder it stands for, until the block ends.
 
     Raises:
         UsageError: Another live run holds it; names that run.
         StorageError: The storage fails, or another run took the lock over in the meantime.
     """
-    lock = S3Lock(address, command)
+    lock = S3Lock(path, command)
     lock.take(stale_after_s)
     stop = threading.Event()
     thread = threading.Thread(
@@ -77,9 +130,10 @@ def s3_lock(
 class S3Lock:
     """An object that names its owner, renewed while the owner lives."""
 
-    def __init__(self, address: s3.Address, command: str) -> None:
+    def __init__(self, path: S3Path, command: str) -> None:
         self.is_lost = False
-        self._address = address
+        self._path = path
+        self._address = path.address
         self._owner = secrets.token_hex(8)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"owner": self._owner, "command": command, "started": started}
@@ -175,9 +229,9 @@ class S3Lock:
         return True
 
     def _read(self) -> _Holder | None:
-        place = {"Bucket": self._address.bucket, "Key": self._address.key}
+        address = self._address
         try:
-            answer, body = s3.call(self._address, lambda api: _with_body(api.get_object(**place)))
+            answer, body = s3.call(address, lambda api: _with_body(api.get_object(**address.place)))
         except FileNotFoundError:
             return None
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
@@ -186,9 +240,8 @@ class S3Lock:
 
     def _refusal(self, holder: _Holder | None, stale_after_s: float) -> UsageError:
         other = f"`{holder.command}`, since {holder.started}" if holder else "an unnamed run"
-        folder = str(self._address).removesuffix("/.vlatool/lock")
         return UsageError(
-            f"{folder}: another run is writing here: {other}",
+            f"{self._path.parent.parent}: another run is writing here: {other}",
             hint="wait for it, stop it, or choose another --output; a run that was killed on"
             f" another machine stops counting after {stale_after_s:.0f} s",
             code="usage.output_locked",
@@ -208,3 +261,28 @@ def _holder(body: bytes, etag: str, age_s: float) -> _Holder:
     except (ValueError, KeyError, TypeError, AttributeError):
         nobody = ProcessMark.of({})
         return _Holder("", "an unnamed command", "an unknown time", nobody, etag, age_s)
+
+
+def _machine(salt: str) -> str:
+    """Boot, process table and user of this machine, unguessable: a boot has a random number.
+
+    The user counts because systems may hide the processes of others.
+    """
+    try:
+        boot = _BOOT_ID.read_text(encoding="utf-8").strip()
+        table = _NAMESPACE.readlink()
+    except OSError:
+        return ""
+    # Copies of one virtual machine may share the number of the boot, but hardly the name.
+    facts = f"{salt} {boot} {table} {os.getuid()} {os.uname().nodename}"
+    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """State and start of a process; empty where there is none or the system does not tell."""
+    try:
+        text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8")
+    except OSError:
+        return "", ""
+    fields = text.rpartition(")")[2].split()  # the name before may hold anything
+    return fields[_STATE], fields[_STARTED]

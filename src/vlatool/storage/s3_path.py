@@ -5,9 +5,9 @@ import os
 import posixpath
 import stat as modes
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path, PosixPath, PurePosixPath
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from vlatool.errors import StorageError
 from vlatool.storage import s3, s3_listing, s3_reader
@@ -34,36 +34,14 @@ def _plain(segment: Any) -> Any:
     return segment
 
 
-class _LocalOnly(PosixPath):
-    """What a path offers that an object cannot do, refused with one sentence."""
-
-    def __fspath__(self) -> str:
-        """Refuses: the operating system would look for a local file of this name."""
-        raise needs_local_file(self)
-
-    def _refuse(self, *_arguments: Any, **_named: Any) -> NoReturn:
-        raise needs_local_file(self)
-
-    touch: Callable[..., NoReturn] = _refuse
-    rmdir: Callable[..., NoReturn] = _refuse
-    rename: Callable[..., NoReturn] = _refuse
-    replace: Callable[..., NoReturn] = _refuse
-    chmod: Callable[..., NoReturn] = _refuse
-    lchmod: Callable[..., NoReturn] = _refuse
-    symlink_to: Callable[..., NoReturn] = _refuse
-    hardlink_to: Callable[..., NoReturn] = _refuse
-    readlink: Callable[..., NoReturn] = _refuse
-    owner: Callable[..., NoReturn] = _refuse
-    group: Callable[..., NoReturn] = _refuse
-
-
-class S3Path(_LocalOnly):
+class S3Path(PosixPath):
     """`s3://bucket/key` with the reading half of `pathlib.Path`.
 
     Inside it is the plain path `/bucket/key`, so joining, names and suffixes are pathlib's own.
     Folders are prefixes: they exist while something is below them. Paths that a listing yields
     remember what it said, like `os.DirEntry`; `Path(...) / name` asks anew. What a listing said is
-    not pickled.
+    not pickled. What an object cannot do (rename, chmod, links) is refused with one sentence, since
+    all of it asks for the local name.
     """
 
     _facts: s3.Facts | None
@@ -78,6 +56,10 @@ class S3Path(_LocalOnly):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (S3Path, (str(self),))
+
+    def __fspath__(self) -> str:
+        """Refuses: the operating system would look for a local file of this name."""
+        raise needs_local_file(self)
 
     def __str__(self) -> str:
         plain = PosixPath.__str__(self)
@@ -94,10 +76,6 @@ class S3Path(_LocalOnly):
 
     def __hash__(self) -> int:
         return hash(str(self))
-
-    def as_uri(self) -> str:
-        """The same as `str()`."""
-        return str(self)
 
     @property
     def address(self) -> s3.Address:
@@ -137,10 +115,6 @@ class S3Path(_LocalOnly):
         return self if ".." not in self.parts else S3Path(str(self.address))
 
     def absolute(self) -> "S3Path":
-        """The path itself."""
-        return self
-
-    def expanduser(self) -> "S3Path":
         """The path itself."""
         return self
 
@@ -187,10 +161,6 @@ class S3Path(_LocalOnly):
     def is_symlink(self) -> bool:
         """False."""
         return False
-
-    def samefile(self, other_path: Any) -> bool:
-        """Whether the other path is this one."""
-        return isinstance(other_path, S3Path) and self.address == other_path.address
 
     def iterdir(self) -> Generator["S3Path"]:
         """What is directly below.
@@ -301,6 +271,6 @@ class S3Path(_LocalOnly):
             yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
     def _below(self, name: str, facts: s3.Facts) -> "S3Path":
-        path = S3Path(str(self), name) if name else S3Path(str(self))
+        path = S3Path(str(self), name)
         path._facts = facts
         return path

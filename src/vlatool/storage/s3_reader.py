@@ -8,7 +8,7 @@ from typing import Any
 
 from vlatool.errors import DataError, StorageError
 from vlatool.storage import s3
-from vlatool.storage.background import in_background
+from vlatool.storage.background import in_background, in_parallel
 from vlatool.storage.s3_errors import ConditionFailed, error_code
 
 SMALLEST_RANGE = 256 * 1024  # zip directories and tar headers should not cost megabytes
@@ -50,11 +50,7 @@ class _Transfer:
     def _receive(self, client: Any) -> None:
         first = self.start + len(self.received)
         span = str(self.start) if self.start < 0 else f"{first}-{self.stop - 1}"
-        request = {
-            "Bucket": self.address.bucket,
-            "Key": self.address.key,
-            "Range": f"bytes={span}",
-        }
+        request = {**self.address.place, "Range": f"bytes={span}"}
         if self.facts is not None:
             request["IfMatch"] = self.facts.etag
         try:
@@ -117,15 +113,11 @@ def read_whole(address: s3.Address) -> bytes:
 
 def _read_range(address: s3.Address, facts: s3.Facts, start: int, stop: int) -> bytes:
     """Bytes `start` to `stop`, several ranges at a time."""
-    running: list[Future[bytes]] = []
-    pieces: list[bytes] = []
-    for first in range(start, stop, LARGEST_RANGE):
-        transfer = _Transfer(address, first, min(stop, first + LARGEST_RANGE), facts)
-        running.append(in_background(transfer.run))
-        if len(running) == _PARALLEL:
-            pieces.append(running.pop(0).result())
-    pieces += [future.result() for future in running]
-    return b"".join(pieces)
+    transfers = (
+        _Transfer(address, first, min(stop, first + LARGEST_RANGE), facts)
+        for first in range(start, stop, LARGEST_RANGE)
+    )
+    return b"".join(in_parallel(_Transfer.run, transfers, _PARALLEL))
 
 
 def read_range(address: s3.Address, start: int, stop: int) -> bytes:

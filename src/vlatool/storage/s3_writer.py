@@ -104,15 +104,11 @@ class S3Upload(io.BufferedIOBase):
         return PART_SIZE if len(self._parts) < _EARLY_PARTS else _LATE_PART_SIZE
 
     def _request(self) -> dict[str, Any]:
-        return {
-            "Bucket": self._address.bucket,
-            "Key": self._address.key,
-            "UploadId": self._upload,
-        }
+        return {**self._address.place, "UploadId": self._upload}
 
     def _send(self, data: bytes) -> None:
         if not self._upload:
-            place = {"Bucket": self._address.bucket, "Key": self._address.key}
+            place = self._address.place
             answer = s3.call(self._address, lambda api: api.create_multipart_upload(**place))
             self._upload = str(answer["UploadId"])
         request = {**self._request(), "PartNumber": len(self._parts) + 1, "Body": data}

@@ -1,5 +1,6 @@
 """Folders and the files below them, wherever they are."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,16 @@ def files_below_each(paths: Sequence[Path]) -> list[list[FileFacts]]:
     if any(isinstance(path, S3Path) for path in paths):
         return list(in_parallel(files_below, paths, _AT_ONCE))
     return [files_below(path) for path in paths]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal; memory does not grow with the file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _facts(path: Path, name: str) -> list[FileFacts]:

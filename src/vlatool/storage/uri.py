@@ -1,7 +1,6 @@
-"""Locations as values: a local path, an object in S3, or a scheme that later backends open."""
+"""Locations as they are typed: a local path, an object in S3, or a scheme that is refused."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -11,72 +10,46 @@ from vlatool.storage.s3_path import S3Path
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://")
 
 
-@dataclass(frozen=True)
-class Uri:
-    """Where something is, parsed once at the edge."""
-
-    text: str
-
-    @property
-    def scheme(self) -> str:
-        """`file` for local paths, else the part before `://`."""
-        match = _SCHEME.match(self.text)
-        return match.group(1) if match else "file"
-
-    def local_path(self) -> Path:
-        """The path of a local location, `~` expanded.
-
-        Raises:
-            UsageError: The location is remote.
-        """
-        if self.scheme != "file":
-            raise self._unsupported()
-        return Path(self.text.removeprefix("file://")).expanduser()
-
-    def path(self) -> Path:
-        """The path of a local location or of one in S3.
-
-        Raises:
-            UsageError: The location is elsewhere, or names no bucket.
-        """
-        if self.scheme != "s3":
-            return self.local_path()
-        path = S3Path(self.text)
-        if not path.address.bucket:
-            raise UsageError(
-                f"{self.text}: no bucket is named",
-                hint="write s3://bucket/key",
-                code="usage.bad_location",
-            )
-        return path
-
-    def _unsupported(self) -> UsageError:
-        return UsageError(
-            f"{self.text}: the scheme {self.scheme}:// cannot be used here",
-            hint="copy the data to a local folder and give its path",
-            code="usage.unsupported_scheme",
-        )
-
-    def __str__(self) -> str:
-        return self.text
-
-
 def local_path(location: str | Path) -> Path:
-    """The local path behind a location given as text.
+    """The path of a local location; `~` is expanded, `file://` taken away.
 
     Raises:
         UsageError: The location is remote.
     """
-    return Uri(str(location)).local_path()
+    text = str(location)
+    if _scheme(text) != "file":
+        raise UsageError(
+            f"{text}: the scheme {_scheme(text)}:// cannot be used here",
+            hint="copy the data to a local folder and give its path",
+            code="usage.unsupported_scheme",
+        )
+    return Path(text.removeprefix("file://")).expanduser()
 
 
 def location(text: str | Path) -> Path:
-    """The path behind a location: local (`~` and `file://` resolved), or an object in S3.
+    """The path behind a location: local, or an object in S3.
 
     Raises:
-        UsageError: Any other scheme.
+        UsageError: It has any other scheme, or names no bucket.
     """
-    return text if isinstance(text, S3Path) else Uri(str(text)).path()
+    if isinstance(text, S3Path):
+        return text
+    if _scheme(str(text)) != "s3":
+        return local_path(text)
+    path = S3Path(text)
+    if not path.address.bucket:
+        raise UsageError(
+            f"{text}: no bucket is named",
+            hint="write s3://bucket/key",
+            code="usage.bad_location",
+        )
+    return path
+
+
+def _scheme(text: str) -> str:
+    """`file` for local paths, else the part before `://`."""
+    match = _SCHEME.match(text)
+    return match.group(1) if match else "file"
 
 
 def existing(text: str) -> Path:

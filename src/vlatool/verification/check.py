@@ -7,7 +7,7 @@ from pathlib import Path
 from vlatool.events import NULL, Reporter
 from vlatool.findings import Family, Finding
 from vlatool.jobs.files import FileEntry
-from vlatool.storage.digest import sha256_of
+from vlatool.storage.tree import sha256_of
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlatool.config.presets import PresetInfo, list_presets
-from vlatool.plugins import FORMATS, MODELS
+from vlatool.plugins import FORMATS, MODELS, PluginInfo
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,7 @@ class PresetList:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One mapping per preset."""
-        for preset in self.presets:
-            yield {
-                "name": preset.name,
-                "kind": str(preset.kind),
-                "path": str(preset.path),
-                "description": preset.description,
-            }
+        return ({**asdict(preset), "path": str(preset.path)} for preset in self.presets)
 
     def document(self) -> dict[str, Any]:
         """All presets."""
@@ -35,33 +29,14 @@ class PresetList:
 
 
 @dataclass(frozen=True)
-class PluginRow:
-    """One entry of a registry.
-
-    Attributes:
-        registry: `format` or `model type`.
-        name: What users type.
-        target: `module:object`.
-        origin: `vlatool`, or the distribution that brings it.
-        error: Why it cannot be used; empty when it can.
-    """
-
-    registry: str
-    name: str
-    target: str
-    origin: str
-    error: str
-
-
-@dataclass(frozen=True)
 class PluginList:
-    """Everything in the registries."""
+    """Everything in the registries: each with what it is, `format` or `model type`."""
 
-    plugins: Sequence[PluginRow]
+    plugins: Sequence[tuple[str, PluginInfo]]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One mapping per entry."""
-        return (asdict(row) for row in self.plugins)
+        return ({"registry": noun, **asdict(info)} for noun, info in self.plugins)
 
     def document(self) -> dict[str, Any]:
         """All entries."""
@@ -69,7 +44,9 @@ class PluginList:
 
     def text(self) -> str:
         """One line per entry."""
-        return table([(r.registry, r.name, r.origin, r.error or "ok") for r in self.plugins])
+        return table(
+            [(noun, one.name, one.origin, one.error or "ok") for noun, one in self.plugins]
+        )
 
 
 def presets() -> PresetList:
@@ -79,12 +56,8 @@ def presets() -> PresetList:
 
 def plugins() -> PluginList:
     """Every dataset format and model type, with where it comes from and whether it works."""
-    rows = [
-        PluginRow(registry.noun, info.name, info.target, info.origin, info.error)
-        for registry in (FORMATS, MODELS)
-        for info in registry.entries()
-    ]
-    return PluginList(rows)
+    registries = (FORMATS, MODELS)
+    return PluginList([(one.noun, info) for one in registries for info in one.entries()])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

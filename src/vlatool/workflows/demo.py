@@ -136,25 +136,13 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
     return result
 
 
-@dataclass(frozen=True)
 class _Paths:
-    root: Path
+    """Where everything is written."""
 
-    @property
-    def raw(self) -> Path:
-        return self.root / "raw"
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def run(self) -> Path:
-        return self.root / "run"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.raw, self.data, self.run = root / "raw", root / "data", root / "run"
+        self.report = root / "report.html"
 
 
 class _Stopwatch:

@@ -154,7 +154,7 @@ def _presets() -> Iterator[Check]:
 def _registries() -> Iterator[Check]:
     from vlatool.workflows.catalog import plugins
 
-    rows = plugins().plugins
+    rows = [row for _, row in plugins().plugins]
     for row in rows:
         if row.error:
             hint = f"reinstall or remove the distribution {row.origin!r}"

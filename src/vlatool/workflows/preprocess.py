@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.config.base import ConfigModel, needed_field
-from vlatool.config.needs import check_needed
+from vlatool.config.base import ConfigModel, check_needed, needed_field
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel
-
-from vlatool.config import schema as declared
 from vlatool.config.explain import to_yaml, value_origins
 from vlatool.config.resolve import Resolved, with_derived
+from vlatool.config.schema import unset_needed
 from vlatool.events import NULL, Reporter
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import local_path
@@ -83,17 +81,12 @@ def resolve_config(
         config, rules = resolved.config.derive_from_data()
         resolved = with_derived(resolved, config, rules)
     target = _target(output) if output else None
-    unset = declared.unset_needed(cast(BaseModel, resolved.config))
+    unset = unset_needed(resolved.config)
     result = ResolveResult(resolved, unset, target, explain)
     if target is not None:
         write_text(target, result.text())
         reporter.note(f"wrote {target}")
     return result
-
-
-def json_schema(schema: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema of a configuration class."""
-    return declared.json_schema(schema)
 
 
 def _target(output: str) -> Path:

@@ -1,13 +1,13 @@
 """What a command line means: keys, switches, lists, order, sugar, and what is refused."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pytest
 import typer
 from pydantic import Field
 
 from vlatool.cli.config_command import ConfigSpec, Sugar, config_command
-from vlatool.cli.options import ConfigOpt, KeysOpt, OutputOptions, PresetOpt, SetOpt, command_app
+from vlatool.cli.options import OutputOptions, TextArg, command_app
 from vlatool.cli.session import command
 from vlatool.config.base import ConfigModel
 from vlatool.errors import VlatoolError
@@ -66,14 +66,7 @@ def read(spec: ConfigSpec, schema: type[ConfigModel], argv: list[str]) -> Any:
     found: list[Any] = []
 
     @app.command(cls=config_command(spec, "LAYOUT"))
-    def body(
-        ctx: typer.Context,
-        layout: Annotated[str | None, typer.Argument()] = None,
-        preset: PresetOpt = None,
-        config: ConfigOpt = None,
-        set_: SetOpt = None,
-        keys: KeysOpt = False,
-    ) -> None:
+    def body(ctx: typer.Context, layout: TextArg = None) -> None:
         with command(ctx) as run:
             found.append(run.config(schema, layout=layout))
 
@@ -199,6 +192,13 @@ def test_bare_key_of_a_tree_is_answered_with_how_to_type_it(argv: list[str], hin
         tree(*argv)
     assert caught.value.code == "usage.unknown_option"
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("option", ["observation_keys", "source.observation_keys"])
+def test_a_wrong_value_is_told_by_the_name_that_was_typed(option: str) -> None:
+    with pytest.raises(VlatoolError) as caught:
+        flat(f"--{option}", "{a: 1}")
+    assert [one["key"] for one in caught.value.details["problems"]] == [option]
 
 
 def test_argument_and_option_for_one_key_are_refused() -> None:

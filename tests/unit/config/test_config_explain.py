@@ -5,10 +5,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlatool.config.explain import dotted_keys, to_yaml
+from vlatool.config.explain import to_yaml
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
-from vlatool.config.schema import choices, unset_needed
+from vlatool.config.schema import choices, dotted_keys, unset_needed
 
 _TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 _OPTION = st.recursive(

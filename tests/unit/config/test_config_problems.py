@@ -50,6 +50,31 @@ def test_nearest_name(problems, typed, key, suggestion, code):
     assert problem["suggestions"][0] == suggestion
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("every: often", "every"),
+        ("source: {every: often}", "source.every"),
+        ("source: {camera: a}\nevery: often", "every"),
+    ],
+)
+def test_a_key_of_a_flat_section_is_told_as_it_was_written(write, problems, text, key):
+    write("a.yaml", text)
+    [problem] = problems("a.yaml")
+    assert problem["key"] == key
+    assert problem["message"].startswith(f'"{key}" is "often"')
+
+
+def test_the_last_way_of_writing_a_flat_key_is_the_one_that_is_told(write, problems):
+    write("a.yaml", "every: often")
+    assert [one["key"] for one in problems("a.yaml", set_=("source.every=x",))] == ["source.every"]
+
+
+def test_a_misspelt_flat_key_is_answered_with_a_flat_one(problems):
+    [problem] = problems(set_=("evry=2",))
+    assert problem["suggestions"] == ("every",)
+
+
 def test_names_of_union_members_are_not_part_of_keys(problems):
     typed = ("model.backbone.type=vit_backbone", "model.backbone.width=0")
     assert [problem["key"] for problem in problems(set_=typed)] == ["model.backbone.width"]

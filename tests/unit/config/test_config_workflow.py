@@ -9,7 +9,7 @@ import pytest
 
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.config.resolve import load_config
-from vlatool.workflows.resolve_config import json_schema, resolve_config
+from vlatool.workflows.resolve_config import resolve_config
 
 
 class DerivingConfig(ConfigModel):
@@ -57,7 +57,7 @@ def test_without_derive_the_rule_is_shown():
 
 
 def test_json_schema_has_descriptions():
-    assert json_schema(DerivingConfig)["properties"]["width"]["description"] == "Width."
+    assert DerivingConfig.model_json_schema()["properties"]["width"]["description"] == "Width."
 
 
 def test_configuration_imports_nothing_heavy():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vlatool.models.diffusion_policy.denoiser import Denoiser, RotaryPositions, SwiGLU
+from vlatool.models.diffusion_policy.model import Denoiser, RotaryPositions, SwiGLU
 from vlatool.models.diffusion_policy.spec import TransformerConfig
 
 

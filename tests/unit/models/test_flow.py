@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlatool.models.diffusion_policy.flow import integrate, noised, time_grid
+from vlatool.models.diffusion_policy.objective import integrate, noised, time_grid
 
 
 def full(value: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Pictures and language to conditioning tokens. Source: lbm-training 2.4.
 
 Legend of shapes: B batch, N pictures (time outer, camera inner), M tokens, C width of a token,
-L bytes of a sentence. A further backbone is a class with `width` and the same forward.
+L bytes of a sentence. A further backbone is a class with `width`, which is C, and the same forward:
+`forward(images uint8 [B, N, 3, H, W], text [B, L])` gives [B, M, C].
 """
 
 from typing import Any
@@ -17,25 +18,13 @@ from vlatool.models.diffusion_policy.spec import (
 )
 
 
-def build_backbone(config: ViTBackboneConfig | KeypointBackboneConfig) -> "Backbone":
+def build_backbone(
+    config: ViTBackboneConfig | KeypointBackboneConfig,
+) -> "ViTBackbone | KeypointBackbone":
     """The backbone that a config names."""
     if isinstance(config, KeypointBackboneConfig):
         return KeypointBackbone(config)
     return ViTBackbone(config)
-
-
-class Backbone(nn.Module):
-    """Base of the backbones: `forward(images uint8 [B, N, 3, H, W], text [B, L])` gives [B, M, C].
-
-    Attributes:
-        width: C.
-    """
-
-    width: int
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
 
 
 class ByteTextEncoder(nn.Module):
@@ -135,11 +124,12 @@ class ViT(nn.Module):
         return self.layer_norm(x)
 
 
-class ViTBackbone(Backbone):
+class ViTBackbone(nn.Module):
     """Every patch of every picture is a token; language is one more when it is encoded."""
 
     def __init__(self, config: ViTBackboneConfig) -> None:
-        super().__init__(config.hidden_dim)
+        super().__init__()
+        self.width = config.hidden_dim
         self.img_size = config.img_size
         self._model = ViT(config)
         self.text = _text_token(config.text_encoder, config.hidden_dim)
@@ -154,11 +144,12 @@ class ViTBackbone(Backbone):
         return torch.cat([self.text(text)[:, None], tokens], dim=1)
 
 
-class KeypointBackbone(Backbone):
+class KeypointBackbone(nn.Module):
     """One token per picture: where each learned feature is, looked for as the sentence says."""
 
     def __init__(self, config: KeypointBackboneConfig) -> None:
-        super().__init__(config.hidden_dim)
+        super().__init__()
+        self.width = config.hidden_dim
         assert config.num_cameras is not None
         assert config.num_times is not None
         self.num_cameras = config.num_cameras

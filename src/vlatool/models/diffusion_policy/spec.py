@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field
+from vlatool.config.base import ConfigModel, derivation_rules, derived_field
 from vlatool.loading.config import DataConfig
 
 if TYPE_CHECKING:
@@ -145,21 +145,17 @@ class DiffusionPolicyType:
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Dimensions and the number of cameras."""
         del facts
-        update: dict[str, Any] = {
-            "action_dim": data.action_dim,
-            "proprioception_dim": data.proprioception_dim,
-        }
-        rules = {"action_dim": "data.action_dim", "proprioception_dim": "data.proprioception_dim"}
+        widths = ("action_dim", "proprioception_dim")
+        update: dict[str, Any] = {name: getattr(data, name) for name in widths}
+        rules = derivation_rules(config, update)
         backbone = config.vision_language_backbone
         if isinstance(backbone, KeypointBackboneConfig):
-            update["vision_language_backbone"] = backbone.model_copy(
-                update={
-                    "num_cameras": len(data.camera_names),
-                    "num_times": len(data.image_indices),
-                }
-            )
-            rules["vision_language_backbone.num_cameras"] = "number of data.camera_names"
-            rules["vision_language_backbone.num_times"] = "number of data.image_indices"
+            counts = {
+                "num_cameras": len(data.camera_names),
+                "num_times": len(data.image_indices),
+            }
+            update["vision_language_backbone"] = backbone.model_copy(update=counts)
+            rules |= derivation_rules(backbone, counts, "vision_language_backbone.")
         return config.model_copy(update=update), rules
 
     def build(self, config: DiffusionPolicyConfig) -> "nn.Module":
@@ -188,6 +184,6 @@ class DiffusionPolicyType:
         self, model: "DiffusionPolicy", batch: dict[str, Any], *, steps: int, rng: "torch.Generator"
     ) -> "torch.Tensor":
         """Samples an action chunk."""
-        from vlatool.models.diffusion_policy.flow import sample_actions
+        from vlatool.models.diffusion_policy.objective import sample_actions
 
         return sample_actions(model, batch, steps=steps, rng=rng)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.config.needs import each_once
+from vlatool.config.base import each_once
 from vlatool.sinks.base import SinkConfig
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 from vlatool.transforms.pose_groups import PoseGroupConfig
