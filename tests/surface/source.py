@@ -13,7 +13,6 @@ from vlatool.verification.codes import code_rows
 
 SOURCE = Path(vlatool.__file__).parent
 _CODE = re.compile(r"(usage|config|data|partial|storage|environment)\.[a-z0-9_]*[a-z0-9]")
-_WARNING = re.compile(r"[a-z]+[_.][a-z_]+")
 
 
 def recorded() -> dict[str, str]:
@@ -87,13 +86,8 @@ def _exit_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
 
 
 def _warning_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
-    """First argument of `warn` and `add_once`, and of pairs of a code and a message."""
+    """First argument of `warn`; what readers and sinks find has the codes of findings."""
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr in ("warn", "add_once"):
+            if node.func.attr == "warn":
                 yield from _texts(node.args[:1])
-        elif isinstance(node, ast.Tuple) and len(node.elts) == 2:
-            code, message = node.elts
-            is_message = isinstance(message, ast.JoinedStr) or "message" in ast.unparse(message)
-            if is_message and not isinstance(message, ast.Constant):
-                yield from (text for text in _texts([code]) if _WARNING.fullmatch(text))

@@ -266,7 +266,9 @@ class ConfigCommand(VlatoolCommand):
 
     def write_own_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, sugar, keys by group, then what Typer knows."""
-        for title, rows in self._help_groups(ctx).items():
+        groups = self._help_groups(ctx)
+        for title in sorted(groups, key=lambda title: title != "Arguments"):
+            rows = groups[title]
             with formatter.section(title):
                 formatter.write_dl(rows, col_max=34)
         super().write_own_options(ctx, formatter)
