@@ -88,6 +88,5 @@ def _exit_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
 def _warning_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
     """First argument of `warn`; what readers and sinks find has the codes of findings."""
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr == "warn":
-                yield from _texts(node.args[:1])
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "warn":
+            yield from _texts(node.args[:1])
