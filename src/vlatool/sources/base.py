@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
-from vlatool.errors import DataError
+from vlatool.errors import BugError, DataError, VlatoolError
+from vlatool.parallel.executor import attempt
 from vlatool.plugins import did_you_mean
 from vlatool.storage.parts import Part, read_part
 
@@ -61,7 +62,7 @@ class FormatReader(Protocol):
         ...
 
 
-def union(looks: Iterable[Survey], reasons: Sequence[DataError]) -> Survey:
+def union(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
     """What episodes have between them, in the order they come; each is told by a survey of one.
 
     A field is there where most episodes have it, as wide as most have it; where they are equal, the
@@ -88,7 +89,7 @@ def union(looks: Iterable[Survey], reasons: Sequence[DataError]) -> Survey:
             known.update(dict.fromkeys(getattr(look, name)))
     if not frames:
         first = reasons[0]
-        raise DataError(
+        raise type(first)(
             f"none of the {len(reasons)} episodes can be read; the first: {first.message}",
             hint=first.hint,
             code=first.code,
@@ -136,16 +137,17 @@ def look_at(episode: Episode) -> Survey:
 
 
 def each_look(
-    look: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[DataError]
+    look: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[VlatoolError]
 ) -> Iterator[Survey]:
-    """The surveys of the episodes that can be looked at; refusals go to `reasons`."""
+    """The surveys of the episodes that can be looked at; refusals and bugs go to `reasons`."""
     for ref in refs:
-        try:
-            found = look(ref)
-        except DataError as error:
-            reasons.append(error)
-        else:
-            yield found
+        outcome = attempt(look, ref)
+        if outcome.value is not None:
+            yield outcome.value
+        elif isinstance(outcome.error, DataError | BugError):
+            reasons.append(outcome.error)
+        elif outcome.error is not None:
+            raise outcome.error
 
 
 def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[EpisodeRef]) -> Survey:
@@ -154,7 +156,7 @@ def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[Epis
     Raises:
         DataError: None of the episodes can be read; the first one's reason.
     """
-    reasons: list[DataError] = []
+    reasons: list[VlatoolError] = []
     return union(each_look(lambda ref: look_at(read(ref)), refs, reasons), reasons)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
-from vlatool.errors import DataError
+from vlatool.errors import VlatoolError
 from vlatool.findings import Collector, Family, Finding
 from vlatool.sources.base import each_look, facts_of, id_part, union
 from vlatool.sources.lerobot.codes import LEROBOT
@@ -62,10 +62,10 @@ class LeRobotReader:
         Raises:
             DataError: No episode can be read; the first one's reason.
         """
-        reasons: list[DataError] = []
+        reasons: list[VlatoolError] = []
         return union(self._looks(refs, reasons), reasons)
 
-    def _looks(self, refs: Sequence[EpisodeRef], reasons: list[DataError]) -> Iterator[Survey]:
+    def _looks(self, refs: Sequence[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
         sets: dict[Path, list[EpisodeRef]] = {}
         for ref in refs:
             sets.setdefault(_recording(ref).dataset.root, []).append(ref)

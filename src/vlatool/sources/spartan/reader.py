@@ -8,7 +8,7 @@ from itertools import repeat
 from pathlib import Path
 
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
-from vlatool.errors import DataError
+from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding
 from vlatool.sources.base import each_look, look_at, union
 from vlatool.sources.order import natural_key, unique_refs
@@ -89,7 +89,7 @@ class SpartanReader:
         Raises:
             DataError: No episode can be read; the first one's reason.
         """
-        reasons: list[DataError] = []
+        reasons: list[VlatoolError] = []
         survey = union(self._looks(iter(refs), reasons), reasons)
         groups = self._complete_groups(survey.fields)
         return replace(
@@ -99,7 +99,7 @@ class SpartanReader:
             pose_groups=groups,
         )
 
-    def _looks(self, refs: Iterator[EpisodeRef], reasons: list[DataError]) -> Iterator[Survey]:
+    def _looks(self, refs: Iterator[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
         first = next(each_look(lambda ref: look_at(self.read(ref)), refs, reasons), None)
         if first is None:
             return
