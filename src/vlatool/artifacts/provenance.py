@@ -39,7 +39,7 @@ def read_preprocessing_config(folder: Path) -> dict[str, Any]:
             hint=f"{CONFIG_NAME} belongs beside the manifest; copy it there",
             code="data.no_preprocessing_config",
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not valid YAML: {error}", code="data.broken_config") from None
     if isinstance(content, dict) and isinstance(content.get(0), dict):
         content = content[0]

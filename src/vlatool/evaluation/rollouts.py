@@ -209,10 +209,11 @@ class RolloutJob:
             # Other weights are other rollouts, whatever else is the same.
             state=lambda group: input_state((checkpoint,), [group.start, group.stop]),
             owned=(REPORT, SHEET),
-            places=(output,),
+            places=(output, checkpoint.parent.parent),
             measured="successes",
             has_arrays=True,
             can_overwrite=False,
+            is_replaced_last=True,
         )
 
     @property
@@ -229,9 +230,7 @@ class RolloutJob:
         return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
 
     def begin(self) -> None:
-        """Takes the report of an earlier run away."""
-        for name in self.spec.owned:
-            remove_file(self.spec.output / name)
+        """Nothing: an earlier report stays until there is a new one."""
 
     def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
         """Puts the rollouts together and draws them."""
@@ -239,7 +238,10 @@ class RolloutJob:
         for receipt in receipts:
             self._done += _rollouts_of(receipt)
         rows = sheet_rows(self._done)
-        save_contact_sheet(self.spec.output / SHEET, rows)
+        if rows:
+            save_contact_sheet(self.spec.output / SHEET, rows)
+        else:
+            remove_file(self.spec.output / SHEET)
         write_json(self.spec.output / REPORT, self.report())
         names = [REPORT, SHEET] if rows else [REPORT]
         return [file_entry(self.spec.output, name) for name in names]

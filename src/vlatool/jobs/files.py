@@ -69,9 +69,12 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
 def changed_files(folder: Path) -> list[str]:
     """Listed files that are missing or have another size or, where small, another content.
 
-    The list itself if it is missing. `vlatool verify` looks at the content of large ones as well.
+    The list itself if it is missing or broken. `vlatool verify` looks at the content of large ones as well.
     """
-    entries = read_file_list(folder)
+    try:
+        entries = read_file_list(folder)
+    except DataError:
+        entries = None
     if entries is None:
         return [NAME]
     found = own_files(folder)

@@ -1,5 +1,6 @@
 """Items on their way through an executor: what an earlier run did is not done again."""
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,8 @@ class Items:
         looks = deque[Outcome[_Part, _Look]]()
 
         def unknown() -> Iterator[Any]:
+            if looks:
+                yield looks[0].item.item
             for part in parts:
                 looks.append(attempt(task.look, part))
                 if _is_unknown(looks[-1]):
@@ -63,6 +66,11 @@ class Items:
                 before = look.value and look.value[1]
                 yield Outcome(look.item.item, before and self.whole(before), look.error)
 
+        for part in parts:  # most of what is known comes first
+            looks.append(attempt(task.look, part))
+            if _is_unknown(looks[0]):
+                break
+            yield from settled()
         for outcome in self._executor.map(self._spec.work, unknown()):
             yield from settled()
             look = looks.popleft()
@@ -154,6 +162,8 @@ class _Task:
         )
         if self.is_stored:
             self.journal.store(receipt)
+        else:
+            json.dumps(receipt.row())  # what cannot be entered is this item's fault
         return receipt
 
 

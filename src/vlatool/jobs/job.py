@@ -1,5 +1,6 @@
 """What long work that may be killed says of itself, and what it learns of its run."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,11 +45,13 @@ class Ranks:
         rank: Number of this one; the first locks, finishes and seals.
         size: How many there are.
         meet: Returns when all of them have called it.
+        leave: Called when this one ends by an error, so that the others do not wait for it.
     """
 
     rank: int = 0
     size: int = 1
     meet: Callable[[], None] = lambda: None
+    leave: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -72,6 +75,7 @@ class Run:
         empty: Items that left no file.
         made: Sums of the counts of what this run made itself.
         made_bytes: Size of those files.
+        is_fresh: Whether it began anew, over nothing that an earlier run left.
         places: Folders above what was read and written, longest first.
     """
 
@@ -92,6 +96,7 @@ class Run:
     made: dict[str, int] = field(default_factory=dict[str, int])
     made_bytes: int = 0
     places: Sequence[str] = ()
+    is_fresh: bool = False
 
     def take(self, receipt: Receipt) -> None:
         """Counts what was done; tells each kind of finding once and counts the rest."""
@@ -142,7 +147,7 @@ class Run:
             return [self.told(item) for item in value]
         if isinstance(value, str):
             for place in self.places:
-                value = value.replace(place, "")
+                value = re.sub(rf"(?<![\w./-]){re.escape(place)}", "", value)
         return value
 
 
@@ -166,6 +171,7 @@ class JobSpec(Generic[Item]):
         grows: Whether a later run may bring more items; their set is no option then, and receipts
             are kept when the output is complete.
         can_overwrite: Whether the command has `--overwrite`.
+        is_replaced_last: Whether what an earlier run left stays until `finish` replaces it.
         is_pipelined: Whether the executor does the work its own way: its `map` gets `work` as it
             is and the items themselves, only those that are not done.
     """
@@ -184,6 +190,7 @@ class JobSpec(Generic[Item]):
     has_arrays: bool = False
     grows: bool = False
     can_overwrite: bool = True
+    is_replaced_last: bool = False
     is_pipelined: bool = False
 
 

@@ -146,11 +146,11 @@ class Journal:
             if path.name.startswith(f"{self.kind}.") and path.name.endswith(".jsonl"):
                 yield from read_log(path)
 
-    def has_files(self) -> bool:
-        """Whether any receipt speaks of a file."""
+    def holds_work(self) -> bool:
+        """Whether any receipt speaks of a file, or has anything else that took time to make."""
         stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
-        rows = (row.get("files") for row in self.rows_of_all())
-        return any(rows) or any(_files_of(path) for path in stored)
+        rows = (row.get("files") or row.get("facts") for row in self.rows_of_all())
+        return any(rows) or any(map(_is_work, stored))
 
     def count(self) -> int:
         """How many receipts there are."""
@@ -174,9 +174,9 @@ def forget(output: Path) -> None:
     remove_tree(journal_folder(output))
 
 
-def _files_of(path: Path) -> tuple[FileEntry, ...]:
+def _is_work(path: Path) -> bool:
     receipt = _read(path)
-    return () if receipt is None else receipt.files
+    return receipt is not None and bool(receipt.files or receipt.facts or receipt.arrays)
 
 
 def _read(path: Path) -> Receipt | None:

@@ -14,7 +14,7 @@ from vlatool.errors import UsageError
 from vlatool.jobs.files import FOLDER, NAME, holds_only, holds_something, remove_owned
 from vlatool.storage.atomic import remove_tree, write_json
 from vlatool.storage.lock import Lock, held_lock
-from vlatool.storage.uri import location
+from vlatool.storage.uri import is_remote, location
 
 # What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
 _JOURNAL = 2
@@ -65,9 +65,8 @@ class OutputRecord:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with what the output was made from and how."""
-        made = [self.command, dict(self.options), dict(self.inputs)]
-        text = json.dumps(made, sort_keys=True, default=str)
+        """Changes with how the output is made; the same while it grows and when it is complete."""
+        text = json.dumps([self.command, dict(self.options)], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -92,7 +91,8 @@ def read_record(folder: Path) -> OutputRecord | None:
 
 def parent_of(folder: Path) -> str:
     """Fingerprint of the output that a folder lies in; empty where it lies in none."""
-    for above in list(folder.parents)[:_LEVELS_UP]:
+    place = folder if is_remote(folder) else folder.absolute()
+    for above in list(place.parents)[:_LEVELS_UP]:
         record = read_record(above) if above.name else None
         if record is not None:
             return record.fingerprint
@@ -138,6 +138,8 @@ def known_output(
     is_under_way = before is not None and not before.complete and not differences
     if not is_under_way and not holds_something(folder):
         return None
+    if before is not None and before.command != record.command:
+        raise _stranger(folder, record)
     if before is None:
         if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):
             raise _stranger(folder, record)
@@ -197,8 +199,6 @@ def _stranger(folder: Path, record: OutputRecord) -> UsageError:
 
 
 def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
-    if before.command != now.command:
-        return [f"command {before.command} (now {now.command})"]
     options = option_differences(before.options, now.options)
     if before.parent and now.parent and before.parent != now.parent:
         options.append("in another output, which was made anew since")

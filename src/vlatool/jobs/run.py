@@ -4,6 +4,7 @@ A job says what its items are, how one is done and how the whole is finished; th
 output it is, to the lock, the journal, failures, progress, the list of files and the record.
 """
 
+import json
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -18,7 +19,6 @@ from vlatool.jobs.files import (
     changed_files,
     remove_leftovers,
     remove_owned,
-    remove_strangers,
     write_file_list,
 )
 from vlatool.jobs.inputs import inputs_of
@@ -63,8 +63,12 @@ def run_job(
         DataError: Every item failed, or one did and `on_error` is `stop`.
         StorageError: Something cannot be read or written; what is written stays.
     """
-    loop = _Loop(job, options or JobOptions(), executor, reporter, ranks or Ranks())
-    return loop.run()
+    ranks = ranks or Ranks()
+    try:
+        return _Loop(job, options or JobOptions(), executor, reporter, ranks).run()
+    except BaseException:
+        ranks.leave()
+        raise
 
 
 class _Loop:
@@ -102,7 +106,7 @@ class _Loop:
                     ending.push(self._run.executor)  # workers end before the lock does
                     self._do(before, lock)
             except (DataError, BugError):
-                self._free_if_useless(before)
+                self._free_if_useless()
                 raise
         return self._run
 
@@ -144,17 +148,19 @@ class _Loop:
                 return
             message = f"{spec.output}: {damaged[0]} is missing or was changed; it is made anew"
             run.reporter.warn("output_damaged", message)
+        run.is_fresh = before is None
         if before is None:
-            claim_output(spec.output, run.record, spec.owned)
+            owned = () if spec.is_replaced_last else spec.owned
+            claim_output(spec.output, run.record, owned)
         else:
             run.record.save(spec.output)
         remove_leftovers(spec.output)
         job.begin()
         self._ranks.meet()
-        self._finish(lock, is_fresh=before is None)
+        self._finish(lock)
         self._ranks.meet()
 
-    def _finish(self, lock: Lock, *, is_fresh: bool) -> None:
+    def _finish(self, lock: Lock) -> None:
         """Items, what they share, the list of files and, last, the record."""
         job, spec, run = self._job, self._spec, self._run
         clock = time.monotonic()
@@ -162,8 +168,6 @@ class _Loop:
             entries = job.finish(receipts, run)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
-        if not is_fresh:
-            remove_strangers(spec.output, spec.owned, spec.unlisted, entries)
         write_file_list(spec.output, entries)
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
         remove_leftovers(spec.output)  # of workers that died on the way
@@ -182,9 +186,9 @@ class _Loop:
         if not self._spec.grows:
             forget(self._spec.output)
 
-    def _free_if_useless(self, before: OutputRecord | None) -> None:
-        """Frees the output for a run with corrected options when not one item left a file."""
-        if (before is None or not before.complete) and not self._journal.has_files():
+    def _free_if_useless(self) -> None:
+        """Frees the output for a run with corrected options when nothing is worth keeping."""
+        if self._run.is_fresh and not self._journal.holds_work():
             remove_owned(self._spec.output, self._spec.owned)
             forget(self._spec.output)
             remove_empty(self._spec.output)
@@ -262,18 +266,24 @@ class _Loop:
         path = getattr(item, "path", None)
         place = {noun: name} if path is None else {noun: name, "path": str(path)}
         told = {"code": error.code, "message": error.message, "hint": error.hint}
-        self._run.fail({**place, **told, "details": error.details})
+        self._run.fail({**place, **told, "details": _plain(error.details)})
         if self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
         self._run.reporter.warn(f"{noun}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures
         if limit is not None and len(failures) > limit:
-            raise DataError(
+            is_bug = any(one["code"] == BugError.unexpected for one in failures)
+            raise (BugError if is_bug else DataError)(
                 f"{len(failures)} {noun}s failed, more than --max-failures allows",
                 hint=error.message,
-                code="data.too_many_failures",
+                code=BugError.unexpected if is_bug else "data.too_many_failures",
                 details={"failures": failures},
             )
+
+
+def _plain(details: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it; a plugin's error may hold anything."""
+    return json.loads(json.dumps(details, default=str))
 
 
 def _above(places: Sequence[Path]) -> list[str]:

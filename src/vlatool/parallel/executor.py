@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError
@@ -193,10 +192,11 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
 
 
 def _calls(error: BaseException) -> list[str]:
-    """The traceback without a folder of this machine: `module/file.py:12 function: line`."""
+    """The traceback without a folder of this machine: `module:12 function: line`."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return [
-        f"{'/'.join(Path(call.filename).parts[-3:])}:{call.lineno} {call.name}: {call.line}"
-        for call in traceback.extract_tb(error.__traceback__)
+        f"{frame.f_globals.get('__name__', '?')}:{call.lineno} {call.name}: {call.line}"
+        for frame, call in zip(frames, traceback.extract_tb(error.__traceback__), strict=True)
     ]
 
 

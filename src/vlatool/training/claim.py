@@ -40,17 +40,20 @@ def claim_run(run: RunDir, config: TrainConfig, facts: DatasetFacts) -> OutputRe
     used = _used_statistics(config, facts)
     record = OutputRecord("train", {**_options(config), _STATISTICS: digest_of(used)})
     before = read_record(run.root) or _of_an_earlier_version(run, record)
-    if before is None:
+    if before is None or before.command != record.command:
         _refuse_strangers(run)
     else:
         differences = option_differences(before.options, record.options)
-        if not differences:
+        if not differences and run.latest() is not None:
             remove_leftovers(run.root)
             return before
-        if not config.overwrite:
+        if differences and not config.overwrite:
             hint = "choose another --output, or replace it with --overwrite"
             refuse_differences(run.root, "with other options", differences, hint)
-        run.forget_progress()
+        if differences:
+            # Killed from here on it is nobody's: neither these options nor the old ones fit.
+            replace(record, options={}).save(run.root)
+            run.forget_progress()
     remove_leftovers(run.root)
     write_stats([run.stats], used)
     shutil.copyfile(_data_options(config), run.options)

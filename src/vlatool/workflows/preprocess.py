@@ -11,7 +11,7 @@ from vlatool.config.base import ConfigModel, check_needed, needed_field
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.files import FileEntry
+from vlatool.jobs.files import FileEntry, remove_strangers
 from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
 from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
 from vlatool.jobs.journal import Receipt
@@ -286,7 +286,10 @@ class PreprocessJob:
     def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
         """The sink's."""
         self._summary = self._sink.finish(receipts, run)
-        return self._summary.files
+        files = self._summary.files
+        if not run.is_fresh:  # episodes may have gone since
+            remove_strangers(self.spec.output, self.spec.owned, self.spec.unlisted, files)
+        return files
 
     def result(self, run: Run) -> Mapping[str, Any]:
         """For the record."""

@@ -121,7 +121,8 @@ class ShardWriter:
         path = index_path(shard)
         write_bytes(path, content, synced=False)
         name = path.relative_to(self.output).as_posix()
-        return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
+        digest = hashlib.sha256(content).hexdigest()
+        return FileEntry(name, len(content), digest, len(ranges))
 
 
 def write_shards(
