@@ -60,6 +60,7 @@ def load_policy(location: str, weights: Weights) -> TrainedPolicy:
             code="usage.missing_key",
         )
     run, checkpoint = find_checkpoint(local_path(location))
+    run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
     statistics = read_stats(run.stats)
     options = read_preprocessing_config(run.root)

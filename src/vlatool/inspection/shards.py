@@ -271,6 +271,13 @@ def inspect_shards(location: Path) -> ShardsReport:
 
 def _open(location: Path) -> ShardFolder:
     record = read_record(location)
+    if ShardFolder.find(location) is None and record is not None and record.complete:
+        raise DataError(
+            f"{location}: is complete, but what it holds is not known to inspect",
+            hint="`vlatool verify` compares its files with their list",
+            code="data.unknown_output",
+            details={"path": str(location)},
+        )
     if ShardFolder.find(location) is None and record is not None:
         raise DataError(
             f"{location}: `vlatool {record.command}` has not written a manifest here yet",

@@ -69,13 +69,14 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
 def changed_files(folder: Path) -> list[str]:
     """Listed files that are missing or have another size or, where small, another content.
 
-    The list itself if it is missing or broken. `vlatool verify` looks at the content of large ones as well.
+    The list itself if it is missing, broken or empty. `vlatool verify` looks at the content of
+    large ones as well.
     """
     try:
         entries = read_file_list(folder)
     except DataError:
         entries = None
-    if entries is None:
+    if not entries:
         return [NAME]
     found = own_files(folder)
     sizes = {file.name: file.bytes for file in found}
@@ -202,6 +203,7 @@ def remove_leftovers(folder: Path) -> None:
     if is_remote(folder):
         remove_partials(folder)
         return
+    remove_partials(folder / FOLDER)
     for place, is_own in _walk(folder):
         if is_own:
             remove_partials(place, below=False)

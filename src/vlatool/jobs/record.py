@@ -10,8 +10,15 @@ from typing import Any
 
 from vlatool import __version__
 from vlatool.config.base import ConfigModel
-from vlatool.errors import UsageError
-from vlatool.jobs.files import FOLDER, NAME, holds_only, holds_something, remove_owned
+from vlatool.errors import DataError, StorageError, UsageError
+from vlatool.jobs.files import (
+    FOLDER,
+    NAME,
+    holds_only,
+    holds_something,
+    read_file_list,
+    remove_owned,
+)
 from vlatool.storage.atomic import remove_tree, write_json
 from vlatool.storage.lock import Lock, held_lock
 from vlatool.storage.uri import is_remote, location
@@ -33,8 +40,10 @@ class OutputRecord:
         result: What came of it; None while a run is under way.
         complete: Whether nothing is left to do; a run whose items failed in part is not complete.
         version: Version of vlatool.
-        unlisted: Patterns of its files that hold times and stand in no list.
+        owned: Patterns of its files.
+        unlisted: Patterns of those that hold times and stand in no list.
         parent: Fingerprint of the output that this one lies in; empty where it lies in none.
+        made: Another one each time that the output is begun anew.
         journal: Number of the form of its journal.
     """
 
@@ -44,8 +53,10 @@ class OutputRecord:
     result: Mapping[str, Any] | None = None
     complete: bool = False
     version: str = __version__
+    owned: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
     parent: str = ""
+    made: str = ""
     journal: int = _JOURNAL
 
     def save(self, folder: Path) -> None:
@@ -57,8 +68,10 @@ class OutputRecord:
             "inputs": dict(self.inputs),
             "complete": self.complete,
             "result": None if self.result is None else dict(self.result),
+            "owned": list(self.owned),
             "unlisted": list(self.unlisted),
             "parent": self.parent,
+            "made": self.made,
             "journal": self.journal,
         }
         write_json(_path(folder), document)
@@ -66,12 +79,17 @@ class OutputRecord:
     @property
     def fingerprint(self) -> str:
         """Changes with how the output is made; the same while it grows and when it is complete."""
-        text = json.dumps([self.command, dict(self.options)], sort_keys=True, default=str)
+        made = [self.command, dict(self.options), self.made]
+        text = json.dumps(made, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def read_record(folder: Path) -> OutputRecord | None:
-    """The record of an output; None where there is none."""
+    """The record of an output; None where there is none, or a broken one.
+
+    Raises:
+        StorageError: It may not be read.
+    """
     try:
         document = json.loads(_path(folder).read_bytes())
         return OutputRecord(
@@ -81,11 +99,22 @@ def read_record(folder: Path) -> OutputRecord | None:
             document["result"],
             bool(document["complete"]),
             str(document.get("version", "")),
+            tuple(map(str, document.get("owned", ()))),
             tuple(map(str, document.get("unlisted", ()))),
             str(document.get("parent", "")),
+            str(document.get("made", "")),
             int(document.get("journal", 1)),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(
+            f"{_path(folder)}: cannot be read: {error.strerror or error}",
+            hint="make it readable; it says whose the output is",
+            code="storage.read",
+            details={"path": str(_path(folder))},
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -138,7 +167,7 @@ def known_output(
     is_under_way = before is not None and not before.complete and not differences
     if not is_under_way and not holds_something(folder):
         return None
-    if before is not None and before.command != record.command:
+    if FOLDER in folder.parts or (before is not None and before.command != record.command):
         raise _stranger(folder, record)
     if before is None:
         if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):
@@ -161,11 +190,21 @@ def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> No
         record: What is about to run.
         owned: Patterns of the files the command writes; what others put beside them stays.
     """
+    before = read_record(folder)
+    listed = () if before is None or before.owned else _listed(folder)
     # The journal goes before the record changes, the data after it: a run killed in between must
     # neither look complete nor trust what was made with other options.
     remove_tree(journal_folder(folder))
     record.save(folder)
-    remove_owned(folder, owned)
+    remove_owned(folder, [*dict.fromkeys([*owned, *(before.owned if before else ()), *listed])])
+
+
+def _listed(folder: Path) -> list[str]:
+    """The files that an output lists; an earlier version recorded no patterns."""
+    try:
+        return [entry.path for entry in read_file_list(folder) or ()]
+    except DataError:
+        return []
 
 
 def journal_folder(folder: Path) -> Path:
@@ -179,9 +218,10 @@ def refuse_differences(folder: Path, how: str, differences: Sequence[str], hint:
     Raises:
         UsageError: There are differences; tells the first of them.
     """
+    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
     if differences:
         raise UsageError(
-            f"{folder}: was made {how}: {'; '.join(differences[:_SHOWN])}",
+            f"{folder}: was made {how}: {'; '.join(differences[:_SHOWN])}{more}",
             hint=hint,
             code="usage.output_differs",
             details={"differences": list(differences)},
@@ -218,7 +258,9 @@ def option_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 def _compared(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
     found: list[str] = []
-    for key in sorted(old.keys() | new.keys()):
+    # What both have comes first: the others are the keys of another reader or sink.
+    common = old.keys() & new.keys()
+    for key in (*sorted(common), *sorted((old.keys() | new.keys()) - common)):
         was, now = old.get(key), new.get(key)
         if isinstance(was, dict) and isinstance(now, dict):
             found += _compared(was, now, f"{prefix}{key}.")

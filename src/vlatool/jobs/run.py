@@ -5,6 +5,7 @@ output it is, to the lock, the journal, failures, progress, the list of files an
 """
 
 import json
+import secrets
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -85,7 +86,12 @@ class _Loop:
         self._options = options
         self._ranks = ranks
         self._journal = Journal(spec.output)
-        record = replace(spec.record, unlisted=tuple(spec.unlisted), parent=parent_of(spec.output))
+        record = replace(
+            spec.record,
+            owned=tuple(spec.owned),
+            unlisted=tuple(spec.unlisted),
+            parent=parent_of(spec.output),
+        )
         self._run = Run("written", record, executor, reporter, places=_above(spec.places))
         self._todo = Items(job, self._journal, executor)
         self._keyed: list[tuple[str, str, int]] = []
@@ -149,6 +155,8 @@ class _Loop:
             message = f"{spec.output}: {damaged[0]} is missing or was changed; it is made anew"
             run.reporter.warn("output_damaged", message)
         run.is_fresh = before is None
+        made = secrets.token_hex(4) if before is None else before.made
+        run.record = replace(run.record, made=made)
         if before is None:
             owned = () if spec.is_replaced_last else spec.owned
             claim_output(spec.output, run.record, owned)

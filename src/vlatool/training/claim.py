@@ -1,5 +1,6 @@
 """Whose a run folder is: the same run goes on in it, another one is refused."""
 
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,7 +39,8 @@ def claim_run(run: RunDir, config: TrainConfig, facts: DatasetFacts) -> OutputRe
         UsageError: The folder holds a run with other options or data, or something else.
     """
     used = _used_statistics(config, facts)
-    record = OutputRecord("train", {**_options(config), _STATISTICS: digest_of(used)})
+    options = {**_options(config), _STATISTICS: digest_of(used)}
+    record = OutputRecord("train", options, made=secrets.token_hex(4))
     before = read_record(run.root) or _of_an_earlier_version(run, record)
     if before is None or before.command != record.command:
         _refuse_strangers(run)

@@ -170,7 +170,8 @@ class PreprocessResult:
     def text(self) -> str:
         """The result for people."""
         cameras = ", ".join(self.cameras) or "none"
-        what = f"{_counted(self.samples, 'sample')} in {_counted(self.shards, 'shard')}"
+        shards = f" in {_counted(self.shards, 'shard')}" if self.shards else ""
+        what = f"{_counted(self.samples, 'sample')}{shards}"
         size = f"{self.bytes / 1e6:.1f} MB"
         if self.bytes_on_disk:
             size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in all"

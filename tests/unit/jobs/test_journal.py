@@ -86,4 +86,4 @@ def test_forgotten_journal_is_empty(tmp_path: Path) -> None:
 
     forget(tmp_path)
 
-    assert (Journal(tmp_path).count(), Journal(tmp_path).has_files()) == (0, False)
+    assert (Journal(tmp_path).count(), Journal(tmp_path).holds_work()) == (0, False)
