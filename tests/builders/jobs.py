@@ -93,9 +93,8 @@ class ToyJob:
             plan="plain",
             work=work or Write(output),
             owned=OWNED,
-            places=(output,),
             measured="letters",
-            **{"state": no_input, **spec},
+            **{"state": no_input, "places": (output,), **spec},
         )
 
     def name(self, item: str) -> str:

@@ -161,13 +161,15 @@ def known_output(
     Raises:
         UsageError: The folder holds something else, or was made with other options or inputs.
     """
+    if FOLDER in folder.parts:
+        raise _stranger(folder, record)
     before = read_record(folder)
     differences = [] if before is None else _differences(before, record)
     # All that is done may be in the journal; other leftovers of an emptied folder bind nobody.
     is_under_way = before is not None and not before.complete and not differences
     if not is_under_way and not holds_something(folder):
         return None
-    if FOLDER in folder.parts or (before is not None and before.command != record.command):
+    if before is not None and before.command != record.command:
         raise _stranger(folder, record)
     if before is None:
         if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):

@@ -1,0 +1,196 @@
+"""Whose an output is: no command takes over what another one, another run or a person made."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.jobs import ToyJob, Write, run_toy
+from tests.builders.jsonl_sink import ToySink
+from tests.builders.preprocessing import FRAMES, contents, options_for, run
+from tests.builders.spartan import spartan_task
+from tests.builders.training import tiny_config, world_shards
+from vlatool.artifacts.run_dir import RunDir
+from vlatool.errors import BugError, StorageError, UsageError
+from vlatool.evaluation.config import RolloutConfig
+from vlatool.jobs.files import read_file_list
+from vlatool.jobs.job import JobOptions
+from vlatool.jobs.record import OutputRecord, read_record
+from vlatool.jobs.run import run_job
+from vlatool.parallel.executor import SerialExecutor
+from vlatool.workflows.evaluate import rollout
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
+from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.train import train
+from vlatool.world.registration import ENVIRONMENT
+
+WORDS = "ant cat"
+Change = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "policy"
+    train(tiny_config(data, folder, total_train_steps=1))
+    return folder
+
+
+def taken_over(output: Path, command: Callable[[], object]) -> bool:
+    """Whether a command replaced what another one made."""
+    before = read_record(output), contents(output)
+    with pytest.raises(UsageError) as caught:
+        command()
+    assert caught.value.code == "usage.output_exists"
+    return (read_record(output), contents(output)) != before
+
+
+def test_rollouts_leave_a_data_set_alone(data: Path, trained: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(data, tmp_path / "data"))
+    config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(output), episodes=1)
+
+    assert not taken_over(output, lambda: rollout(config))
+
+
+def test_rollouts_leave_a_run_alone(trained: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(trained, tmp_path / "run"))
+    config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(output), episodes=1)
+
+    assert not taken_over(output, lambda: rollout(config))
+
+
+def test_training_leaves_a_data_set_alone(data: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(data, tmp_path / "data"))
+    config = tiny_config(data, output, total_train_steps=1, overwrite=True)
+
+    assert not taken_over(output, lambda: train(config))
+
+
+def test_data_do_not_replace_their_own_source(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    sample(SampleConfig(layout="spartan", output=str(raw), episodes=1, frames=4, workers=1))
+
+    assert not taken_over(raw, lambda: run(raw, raw, overwrite=True))
+
+
+def test_run_that_was_being_replaced_does_not_go_on_with_its_old_options(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(trained, tmp_path / "run"))
+    record = read_record(output)
+    assert record is not None
+    OutputRecord("train", {}).save(output)  # what a killed --overwrite leaves first
+    RunDir(output).forget_progress()
+
+    with pytest.raises(UsageError) as caught:
+        train(tiny_config(data, output, total_train_steps=1))
+
+    assert caught.value.code == "usage.output_differs"
+
+
+def test_run_killed_while_it_began_writes_its_files_again(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run", total_train_steps=1)
+    train(config)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    (tmp_path / "run/config.yaml").unlink()
+
+    train(config)
+
+    assert RunDir(tmp_path / "run").read_config() is not None
+
+
+def test_repaired_sample_keeps_recordings_that_lie_beside_it(tmp_path: Path) -> None:
+    config = SampleConfig(layout="spartan", output=str(tmp_path), episodes=2, frames=4, workers=1)
+    sample(config)
+    (first,) = tmp_path.rglob("episode_0")
+    shutil.copytree(first, first.with_name("episode_77"))
+    shutil.rmtree(first.with_name("episode_1"))
+
+    sample(config)
+
+    assert len(list(tmp_path.rglob("metadata.yaml"))) == 3
+
+
+def test_other_sink_takes_the_files_of_the_first_away(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 1, FRAMES)
+    output = tmp_path / "out"
+    tree = options_for(source, output)
+    config = PreprocessConfig.specialise(tree).model_validate(tree)
+    toy = PreprocessJob(config, make_sink=lambda _, setup: ToySink(ToySink.Config(), setup))
+    run_job(toy, SerialExecutor())
+    (output / "notes.txt").write_text("mine")
+
+    run(source, output, overwrite=True, seed=7)
+
+    listed = {entry.path for entry in read_file_list(output) or ()}
+    unlisted = {"notes.txt", "shards/processing_metadata.json"}
+    there = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert {name for name in there if not name.startswith(".vlatool/")} == listed | unlisted
+
+
+def empty_list(output: Path) -> None:
+    (output / ".vlatool/files.jsonl").write_text("")
+
+
+def torn_list(output: Path) -> None:
+    content = (output / ".vlatool/files.jsonl").read_bytes()
+    (output / ".vlatool/files.jsonl").write_bytes(content[:-20])
+
+
+@pytest.mark.parametrize("spoil", [empty_list, torn_list])
+def test_output_whose_list_is_spoiled_is_made_whole(tmp_path: Path, spoil: Change) -> None:
+    run_toy(ToyJob(tmp_path, WORDS))
+    spoil(tmp_path)
+    (tmp_path / "words/cat").unlink()
+
+    run_toy(ToyJob(tmp_path, WORDS))
+
+    assert (tmp_path / "words/cat").read_text() == "cat"
+
+
+def test_what_a_killed_run_left_beside_the_record_goes(tmp_path: Path) -> None:
+    leftover = tmp_path / ".vlatool/.files.jsonl.77-a.partial"
+    leftover.parent.mkdir()
+    leftover.touch()
+
+    run_toy(ToyJob(tmp_path, WORDS))
+
+    assert not leftover.exists()
+
+
+def test_record_that_cannot_be_read_is_no_lost_one(tmp_path: Path) -> None:
+    run_toy(ToyJob(tmp_path, WORDS))
+    (tmp_path / ".vlatool/run.json").unlink()
+    (tmp_path / ".vlatool/run.json").mkdir()
+
+    with pytest.raises(StorageError):
+        run_toy(ToyJob(tmp_path, WORDS))
+
+
+def test_no_output_lies_among_the_records_of_another(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        run_toy(ToyJob(tmp_path / ".vlatool/inner", WORDS))
+
+
+def test_too_many_bugs_are_a_bug(tmp_path: Path) -> None:
+    job = ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": ZeroDivisionError("x")}))
+
+    with pytest.raises(BugError):
+        run_job(job, SerialExecutor(), options=JobOptions(max_failures=0))
+
+
+def test_report_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "sim/raw"
+    told: Any = ToyJob(tmp_path / "out", WORDS, places=(tmp_path / "out", source))
+    run_of = run_toy(told)
+
+    text = f"{source}/a and /data{tmp_path}/sim/bc"
+    assert run_of.told(text) == f"raw/a and /data{tmp_path}/sim/bc"
+    json.dumps(run_of.told([text]))
