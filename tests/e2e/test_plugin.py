@@ -102,7 +102,7 @@ def test_bug_of_a_format_costs_only_its_episode_and_is_told_as_a_bug(root: Path)
 
     (failure,) = document["error"]["details"]["failures"]
     assert (status, failure["episode"][-1], failure["code"]) == (1, "1", "bug.unexpected")
-    assert "acme_vla/reader.py" in " ".join(failure["details"]["traceback"])
+    assert "acme_vla.reader:" in " ".join(failure["details"]["traceback"])
     assert str(root) not in json.dumps(failure["details"])
     assert document["episodes"] == 2
 

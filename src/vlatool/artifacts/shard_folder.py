@@ -16,6 +16,7 @@ from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.artifacts.stats import Statistics, read_stats
 from vlatool.errors import DataError
+from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import OutputRecord, read_record
 
 SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
@@ -161,3 +162,12 @@ def is_unfinished(location: Path) -> bool:
     """Whether a run that writes training data has begun here."""
     record = read_record(location)
     return record is not None and record.command == "preprocess"
+
+
+def lists_manifest(location: Path) -> bool:
+    """Whether a manifest should be there; other sinks than that of shards write none."""
+    try:
+        entries = read_file_list(location)
+    except DataError:
+        return True
+    return entries is None or any(entry.path.endswith(f"/{manifest.NAME}") for entry in entries)

@@ -10,7 +10,7 @@ from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.provenance import read_processing_metadata
 from vlatool.artifacts.sample import ARRAYS
 from vlatool.artifacts.shard import open_shard
-from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.shard_folder import ShardFolder, lists_manifest
 from vlatool.artifacts.stats import Statistics
 from vlatool.errors import DataError
 from vlatool.inspection.fields import FieldFacts, facts_of_statistics, statistics_field_table
@@ -271,7 +271,8 @@ def inspect_shards(location: Path) -> ShardsReport:
 
 def _open(location: Path) -> ShardFolder:
     record = read_record(location)
-    if ShardFolder.find(location) is None and record is not None and record.complete:
+    is_ours = record is None or not record.complete or lists_manifest(location)
+    if ShardFolder.find(location) is None and not is_ours:
         raise DataError(
             f"{location}: is complete, but what it holds is not known to inspect",
             hint="`vlatool verify` compares its files with their list",

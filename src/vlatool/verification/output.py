@@ -20,7 +20,13 @@ from vlatool.artifacts.shard import (
     read_index,
     scan_tar,
 )
-from vlatool.artifacts.shard_folder import EPISODES_NAME, SHARDS_NAME, UNLISTED_FILES, ShardFolder
+from vlatool.artifacts.shard_folder import (
+    EPISODES_NAME,
+    SHARDS_NAME,
+    UNLISTED_FILES,
+    ShardFolder,
+    lists_manifest,
+)
 from vlatool.errors import DataError
 from vlatool.events import Progress
 from vlatool.findings import Finding
@@ -83,17 +89,8 @@ def check_output(location: Path, check: Check) -> Iterator[Finding]:
         yield OUTPUT("partial", message, path=str(location))
     root = location.parent if location.is_file() else location
     yield from check_files(root, check)
-    if record is None or ShardFolder.find(root) is not None or _lists_manifest(root):
+    if record is None or ShardFolder.find(root) is not None or lists_manifest(root):
         yield from _check_folders(root, check)
-
-
-def _lists_manifest(location: Path) -> bool:
-    """Whether a manifest should be there; other sinks than that of shards write none."""
-    try:
-        entries = read_file_list(location)
-    except DataError:
-        return True
-    return entries is None or any(entry.path.endswith(f"/{manifest.NAME}") for entry in entries)
 
 
 def check_shard(location: Path, check: Check) -> Iterator[Finding]:
