@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.builders.jobs import ToyJob, Write, run_toy
@@ -14,10 +15,10 @@ from tests.builders.preprocessing import FRAMES, contents, options_for, run
 from tests.builders.spartan import spartan_task
 from tests.builders.training import tiny_config, world_shards
 from vlatool.artifacts.run_dir import RunDir
-from vlatool.errors import BugError, StorageError, UsageError
+from vlatool.errors import BugError, DataError, StorageError, UsageError
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.jobs.files import read_file_list
-from vlatool.jobs.job import JobOptions
+from vlatool.jobs.job import JobOptions, Ranks
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import SerialExecutor
@@ -194,3 +195,23 @@ def test_report_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
     text = f"{source}/a and /data{tmp_path}/sim/bc"
     assert run_of.told(text) == f"raw/a and /data{tmp_path}/sim/bc"
     json.dumps(run_of.told([text]))
+
+
+def test_error_with_details_that_are_no_json_costs_its_item_alone(tmp_path: Path) -> None:
+    odd = DataError("odd", code="data.odd", details={"path": tmp_path, "row": np.int64(3)})
+
+    told = run_toy(ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": odd})))
+
+    assert [one["details"] for one in told.failures] == [{"path": str(tmp_path), "row": "3"}]
+    assert (tmp_path / "words/ant").exists()
+
+
+def test_rank_that_ends_by_an_error_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    left: list[bool] = []
+    ranks = Ranks(0, 2, leave=lambda: left.append(True))
+
+    with pytest.raises(UsageError):
+        run_job(ToyJob(tmp_path, WORDS), SerialExecutor(), ranks=ranks)
+
+    assert left == [True]

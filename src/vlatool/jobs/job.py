@@ -240,7 +240,6 @@ def failure_of(run: Run, noun: str, done: int) -> VlatoolError | None:
 
     Args:
         run: The run.
-        title: The command as messages call it, such as `preprocess lerobot`.
         noun: What an item is called.
         done: Items that are in the output.
     """
