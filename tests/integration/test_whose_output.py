@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.builders.training import tiny_config, world_shards
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.errors import BugError, DataError, StorageError, UsageError
 from vlatool.evaluation.config import RolloutConfig
+from vlatool.events import NullProgress, NullReporter
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.job import JobOptions, Ranks
 from vlatool.jobs.record import OutputRecord, read_record
@@ -30,6 +32,18 @@ from vlatool.world.registration import ENVIRONMENT
 
 WORDS = "ant cat"
 Change = Callable[[Path], None]
+
+
+class Interrupting(NullReporter):
+    """Ctrl-C after the first episode; a substitute at the protocol."""
+
+    def progress(self, name: str, total: int | None, unit: str) -> Any:
+        return InterruptingProgress()
+
+
+class InterruptingProgress(NullProgress):
+    def advance(self, amount: int = 1, **fields: float | int | str) -> None:
+        raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +150,45 @@ def test_other_sink_takes_the_files_of_the_first_away(tmp_path: Path) -> None:
     assert {name for name in there if not name.startswith(".vlatool/")} == listed | unlisted
 
 
+def test_what_a_killed_change_of_the_sink_left_goes_with_the_next_run(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 1, FRAMES)
+    output = tmp_path / "out"
+    run(source, output)
+    whole = contents(output)
+    (output / "toy.json").write_text("of the sink before")
+    record = read_record(output)
+    assert record is not None
+    # As `claim_output` has it while the files of the sink before go.
+    replace(record, owned=(*record.owned, "toy.json"), complete=False).save(output)
+
+    run(source, output)
+
+    assert contents(output) == whole
+
+
+def test_report_of_earlier_rollouts_stays_until_there_is_another(
+    trained: Path, tmp_path: Path
+) -> None:
+    config = RolloutConfig(
+        checkpoint=str(trained), env=ENVIRONMENT, output=str(tmp_path), episodes=1, max_steps=1
+    )
+    rollout(config)
+
+    with pytest.raises(KeyboardInterrupt):
+        rollout(config.model_copy(update={"seed": 7}), reporter=Interrupting())
+
+    assert (tmp_path / "report.json").exists()
+
+
+def test_refusal_says_which_command_made_the_folder(data: Path, trained: Path) -> None:
+    config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(data), episodes=1)
+    with pytest.raises(UsageError) as caught:
+        rollout(config)
+
+    assert "vlatool preprocess" in caught.value.message
+    assert "--overwrite" not in caught.value.hint
+
+
 def empty_list(output: Path) -> None:
     (output / ".vlatool/files.jsonl").write_text("")
 
@@ -176,6 +229,8 @@ def test_record_that_cannot_be_read_is_no_lost_one(tmp_path: Path) -> None:
 
 
 def test_no_output_lies_among_the_records_of_another(tmp_path: Path) -> None:
+    run_toy(ToyJob(tmp_path, WORDS))
+
     with pytest.raises(UsageError):
         run_toy(ToyJob(tmp_path / ".vlatool/inner", WORDS))
 

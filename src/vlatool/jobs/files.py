@@ -173,7 +173,7 @@ def remove_owned(
         owned: The patterns.
         kept: Whether a file, by its relative name, stays nevertheless.
     """
-    nested = _nested_names(folder)
+    nested = _nested_names(folder) if owned else ()
     for pattern in owned:
         for path in list(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -161,19 +162,19 @@ def known_output(
     Raises:
         UsageError: The folder holds something else, or was made with other options or inputs.
     """
-    if FOLDER in folder.parts:
-        raise _stranger(folder, record)
     before = read_record(folder)
+    if any(above.name == FOLDER and _path(above.parent).is_file() for above in folder.parents):
+        raise _stranger(folder, record, before)
     differences = [] if before is None else _differences(before, record)
     # All that is done may be in the journal; other leftovers of an emptied folder bind nobody.
     is_under_way = before is not None and not before.complete and not differences
     if not is_under_way and not holds_something(folder):
         return None
     if before is not None and before.command != record.command:
-        raise _stranger(folder, record)
+        raise _stranger(folder, record, before)
     if before is None:
         if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):
-            raise _stranger(folder, record)
+            raise _stranger(folder, record, before)
         return None
     if overwrite and (before.complete or differences):
         return None
@@ -190,23 +191,33 @@ def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> No
     Args:
         folder: The output.
         record: What is about to run.
-        owned: Patterns of the files the command writes; what others put beside them stays.
+        owned: Patterns of the files that shall not stay until they are replaced.
     """
-    before = read_record(folder)
-    listed = () if before is None or before.owned else _listed(folder)
+    stale = _owned_by_others(folder, record)
     # The journal goes before the record changes, the data after it: a run killed in between must
-    # neither look complete nor trust what was made with other options.
+    # neither look complete nor trust what was made with other options. While the data go, the
+    # record says whose they were.
     remove_tree(journal_folder(folder))
+    replace(record, owned=(*record.owned, *stale)).save(folder)
+    remove_owned(folder, [*owned, *stale])
     record.save(folder)
-    remove_owned(folder, [*dict.fromkeys([*owned, *(before.owned if before else ()), *listed])])
 
 
-def _listed(folder: Path) -> list[str]:
-    """The files that an output lists; an earlier version recorded no patterns."""
-    try:
-        return [entry.path for entry in read_file_list(folder) or ()]
-    except DataError:
-        return []
+def resume_output(folder: Path, record: OutputRecord) -> None:
+    """Enters a run that goes on; ends what a killed `claim_output` began."""
+    remove_owned(folder, _owned_by_others(folder, record))
+    record.save(folder)
+
+
+def _owned_by_others(folder: Path, record: OutputRecord) -> list[str]:
+    """Patterns of what a run with another sink left; names, where the version recorded none."""
+    before = read_record(folder)
+    patterns: Sequence[str] = () if before is None else before.owned
+    if before is not None and not patterns:
+        with suppress(DataError):
+            patterns = [entry.path for entry in read_file_list(folder) or ()]
+    own = record.owned
+    return [one for one in patterns if not any(fnmatch(one, pattern) for pattern in own)]
 
 
 def journal_folder(folder: Path) -> Path:
@@ -230,11 +241,12 @@ def refuse_differences(folder: Path, how: str, differences: Sequence[str], hint:
         )
 
 
-def _stranger(folder: Path, record: OutputRecord) -> UsageError:
-    has_list = (folder / NAME).is_file()
-    hint = "its record .vlatool/run.json is lost: replace it with --overwrite" if has_list else ""
+def _stranger(folder: Path, record: OutputRecord, before: OutputRecord | None) -> UsageError:
+    is_lost = before is None and (folder / NAME).is_file()
+    hint = "its record .vlatool/run.json is lost: replace it with --overwrite" if is_lost else ""
+    maker = "" if before is None else f", but by vlatool {before.command}"
     return UsageError(
-        f"{folder}: exists and was not made by vlatool {record.command}",
+        f"{folder}: exists and was not made by vlatool {record.command}{maker}",
         hint=hint or "choose another --output",
         code="usage.output_exists",
     )

@@ -33,6 +33,7 @@ from vlatool.jobs.record import (
     output_lock,
     parent_of,
     read_record,
+    resume_output,
 )
 from vlatool.parallel.executor import Executor
 from vlatool.storage.atomic import remove_empty
@@ -158,10 +159,9 @@ class _Loop:
         made = secrets.token_hex(4) if before is None else before.made
         run.record = replace(run.record, made=made)
         if before is None:
-            owned = () if spec.is_replaced_last else spec.owned
-            claim_output(spec.output, run.record, owned)
+            claim_output(spec.output, run.record, self._removed_first)
         else:
-            run.record.save(spec.output)
+            resume_output(spec.output, run.record)
         remove_leftovers(spec.output)
         job.begin()
         self._ranks.meet()
@@ -190,6 +190,11 @@ class _Loop:
         if run.record.complete:
             self._forget()
 
+    @property
+    def _removed_first(self) -> Sequence[str]:
+        """What of an earlier run does not stay until it is replaced."""
+        return () if self._spec.is_replaced_last else self._spec.owned
+
     def _forget(self) -> None:
         if not self._spec.grows:
             forget(self._spec.output)
@@ -197,7 +202,7 @@ class _Loop:
     def _free_if_useless(self) -> None:
         """Frees the output for a run with corrected options when nothing is worth keeping."""
         if self._run.is_fresh and not self._journal.holds_work():
-            remove_owned(self._spec.output, self._spec.owned)
+            remove_owned(self._spec.output, self._removed_first)
             forget(self._spec.output)
             remove_empty(self._spec.output)
 
