@@ -33,20 +33,26 @@ except Exception as error:
 """
 
 # Ray's agents live on for a minute after a driver that was killed, its busy workers for seconds.
-# Waits for the end of its input; then kills whoever has the variable, twice for late children.
+# Waits for the end of its input; then kills whoever has the variable, until nobody has it twice in
+# a row: children may come late.
 _RUN_VARIABLE = "VLATOOL_RAY_RUN"
 _GUARD = """
 import os, signal, sys, time
 sys.stdin.read()
-for pause in 0.2, 0:
+quiet = 0
+for _ in range(20):
+    quiet += 1
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 if sys.argv[1].encode() in file.read().split(bytes(1)):
+                    quiet = 0
                     os.kill(int(pid), signal.SIGKILL)
         except OSError:
             pass
-    time.sleep(pause)
+    if quiet == 2:
+        break
+    time.sleep(0.2)
 """
 
 
