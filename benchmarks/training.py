@@ -15,9 +15,9 @@ from machine import describe
 
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
-from vlatool.loading.facts import read_facts
 from vlatool.loading.loader import LoaderPlan, build_loader
-from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.robotics.facts import read_facts
+from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.plugins import MODELS
 from vlatool.training.config import TrainConfig
 from vlatool.training.optim import build_optimizer

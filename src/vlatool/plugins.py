@@ -158,6 +158,9 @@ MODELS: Registry[Any] = Registry(
     "model type",
     {"diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType"},
 )
+DATA_KINDS: Registry[Any] = Registry(
+    "", "kind of data", {"robotics": "vlatool.loading.robotics.kind:RoboticsKind"}
+)
 SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
 # What `verify` and `inspect` know beside raw sources, the most specific first.
 ARTIFACTS: Registry[Artifact] = Registry(

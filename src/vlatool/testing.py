@@ -26,10 +26,10 @@ from vlatool.artifacts.run_dir import MODEL
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
-from vlatool.loading.config import DataConfig
-from vlatool.loading.decode import DecodedSample
-from vlatool.loading.facts import DatasetFacts, derive_data
-from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import DecodedSample
+from vlatool.loading.robotics.facts import DatasetFacts, derive_data
+from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.sink_trial import SinkTrial
 from vlatool.sources.base import facts_of
@@ -105,7 +105,7 @@ def check_model_type(model_type_class: Any, config: Mapping[str, Any] | None = N
     kind = section.model_dump().get("type")
     assert kind == model_type.name, f"Config.type is {kind!r}, name is {model_type.name!r}"
     facts = _facts()
-    data = derive_data(DataConfig(), facts)
+    data = derive_data(RoboticsDataConfig(), facts)
     derived, _ = model_type.derive(section, data, facts)
     assert model_type.derive(derived, data, facts)[0] == derived, "derive changes what it derived"
     normalizer = Normalizer(data, facts.statistics, facts.statistics_past)

@@ -29,10 +29,10 @@ from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, Rollo
 from vlatool.evaluation.metrics import wilson_interval
 from vlatool.evaluation.trained_policy import load_policy
 from vlatool.events import NullReporter
-from vlatool.loading.config import DataConfig
-from vlatool.loading.decode import DecodedSample, SampleDecoder
 from vlatool.loading.loader import read_shards
-from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.policy import Observation, Policy
 from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import open_loop, rollout
@@ -341,7 +341,7 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
     actual_xyz, actual_rot = (name.replace("action", "actual") for name in (xyz, rot))
     widths = {"both": {xyz: 3, rot: 6}, "position": {xyz: 3}, "rotation": {rot: 6}}[parts]
     fields = [f"{name}_relative" for name in widths]
-    data = DataConfig(
+    data = RoboticsDataConfig(
         action_fields=fields,
         proprioception_fields=[actual_xyz],
         lowdim_past_timesteps=1,
@@ -383,7 +383,7 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
 def test_earlier_commands_are_seen_from_the_current_pose() -> None:
     xyz, rot = "robot__action__poses__a__xyz", "robot__action__poses__a__rot_6d"
     actual_xyz, actual_rot = (name.replace("action", "actual") for name in (xyz, rot))
-    data = DataConfig(
+    data = RoboticsDataConfig(
         action_fields=[f"{xyz}_relative", f"{rot}_relative", "hand"],
         lowdim_past_timesteps=2,
         lowdim_future_timesteps=1,

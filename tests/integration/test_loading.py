@@ -20,11 +20,11 @@ from PIL import Image
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.manifest import read_manifest
 from vlatool.errors import DataError
-from vlatool.loading.config import DataConfig
-from vlatool.loading.decode import DecodedSample, SampleDecoder
-from vlatool.loading.facts import DatasetFacts, derive_data, read_facts
 from vlatool.loading.loader import LoaderPlan, SampleStream, Slot, build_loader, mixed
-from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
+from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 SAMPLES = 12
@@ -76,8 +76,8 @@ def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def opened(folder: Path, **keys: Any) -> tuple[DataConfig, DatasetFacts]:
-    config = DataConfig(
+def opened(folder: Path, **keys: Any) -> tuple[RoboticsDataConfig, DatasetFacts]:
+    config = RoboticsDataConfig(
         dataset_manifest=[str(folder / "manifest.jsonl")],
         **{"num_workers": 0, "prefetch_factor": 1, "action_fields": [FIELD], **keys},
     )

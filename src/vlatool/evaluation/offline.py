@@ -17,10 +17,10 @@ from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.metrics import AbsoluteErrors, field_report
 from vlatool.events import Progress
-from vlatool.loading.config import DataConfig
-from vlatool.loading.decode import DecodedSample, SampleDecoder
-from vlatool.loading.facts import DatasetFacts
 from vlatool.loading.loader import read_shards
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.facts import DatasetFacts
 from vlatool.models.policy import Observation, Policy
 
 _CURVES = 6
@@ -153,7 +153,7 @@ class _Recorder:
 
 
 def _batches(
-    data: DataConfig, facts: DatasetFacts, config: OpenLoopConfig
+    data: RoboticsDataConfig, facts: DatasetFacts, config: OpenLoopConfig
 ) -> Iterator[list[DecodedSample]]:
     """Evenly spread samples with their whole past, so that the last command is known."""
     whole = data.model_copy(update={"lowdim_past_timesteps": facts.past})

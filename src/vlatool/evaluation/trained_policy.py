@@ -11,7 +11,7 @@ from vlatool.config.resolve import load_config
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import Weights
-from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.plugins import MODELS
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig

@@ -1,66 +1,47 @@
-"""What the training loader reads and how; key names are the published ones (lbm-training 1.11)."""
+"""Keys that every kind of training data has: order, loader processes, cache."""
 
-from typing import Literal, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field, needed_field
-from vlatool.transforms.normalize import Method, Scope
-
-LanguageKind = Literal["original", "randomized", "verbose", "alternative"]
+from vlatool.config.base import ConfigModel
 
 
-class FieldNormalizeConfig(ConfigModel):
-    """How one field is normalised; null keys follow the section above."""
+class CacheConfig(ConfigModel):
+    """Blocks of remote data that are kept on this machine."""
 
-    enabled: bool | None = Field(default=None, description="Whether the field is normalised.")
-    method: Method | None = Field(
-        default=None, description="Which statistics give centre and scale."
+    enabled: bool = Field(default=False, description="Fetch whole blocks and keep them here.")
+    cache_dir: str | None = Field(
+        default=None, description="Folder; null: vlatool in the user's cache folder."
     )
-    scope: Scope | None = Field(
-        default=None, description="One scale for all steps, or one per step."
-    )
-    epsilon: float | None = Field(default=None, gt=0, description="Smallest scale.")
-
-
-class NormalizeConfig(ConfigModel):
-    """How action and proprioception fields are normalised."""
-
-    enabled: bool = Field(default=True, description="Whether fields are normalised.")
-    method: Method = Field(default="std", description="Which statistics give centre and scale.")
-    scope: Scope = Field(default="global", description="One scale for all steps, or one per step.")
-    epsilon: float = Field(default=1e-8, gt=0, description="Smallest scale.")
-    centered_norm: bool = Field(
-        default=False,
-        description="Map the range to [-1, 1] instead of [0, 1]; `std` is always centred.",
-    )
-    field_configs: dict[str, FieldNormalizeConfig] = Field(
-        default={}, description="Field name to what differs for it."
+    cache_size_gb: float | None = Field(
+        default=None, gt=0, description="Most gigabytes that are kept; null: no limit."
     )
 
-    def for_field(self, name: str) -> "NormalizeConfig":
-        """The settings of one field, with its own keys on top."""
-        own = self.field_configs.get(name)
-        if own is None:
-            return self
-        return self.model_copy(update=own.model_dump(exclude_none=True))
 
+class LoadingConfig(ConfigModel):
+    """Training data of any kind; the kind's own section adds what it is and where."""
 
-class DataConfig(ConfigModel):
-    """Robotics data in `lbm` shards."""
-
-    type: Literal["robotics"] = Field(default="robotics", description="Kind of data.")
-    dataset_manifest: list[str] = needed_field([], "manifest.jsonl of each data set.")
-    dataset_statistics: list[str] = Field(
-        default=[], description="stats.json of each data set; empty: beside each manifest."
+    # They decide neither a sample nor its position: a run may go on with others.
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {"num_workers", "prefetch_factor", "dataset_cache", "max_dropped_share"}
     )
+
+    type: str = Field(default="", description="Kind of data.")
     dataset_weighting: list[float] = Field(
         default=[], description="Share of each data set in the samples; empty: by size."
     )
-    dataset_modality: list[Literal["robotics"]] = Field(
-        default=[], description="Modality of each data set; empty: robotics."
-    )
     allow_multiple_epochs: bool = Field(default=False, description="Start again when all is read.")
+    shuffle: bool = Field(default=True, description="Shuffle blocks and samples.")
+    shuffle_buffer_size: int = Field(
+        default=500, ge=1, description="How far a sample may travel in its lane when shuffled."
+    )
+    shuffle_initial: int = Field(
+        default=100, ge=1, description="Published key without effect: nothing is buffered."
+    )
+    lanes: int = Field(
+        default=64, ge=1, description="Places of the data that are read at once; a power of two."
+    )
     num_workers: int | None = Field(
         default=None,
         ge=0,
@@ -69,51 +50,13 @@ class DataConfig(ConfigModel):
     prefetch_factor: int = Field(
         default=4, ge=1, description="Micro-batches ready per loader process."
     )
-    shuffle: bool = Field(default=True, description="Shuffle shards and samples.")
-    shuffle_buffer_size: int = Field(
-        default=500, ge=1, description="Samples in the shuffle buffer."
-    )
-    shuffle_initial: int = Field(
-        default=100, ge=1, description="Samples read before the first comes out."
-    )
-    language_instruction_types: list[LanguageKind] = Field(
-        default=["original"], description="Kinds of sentences, one of which is drawn per sample."
-    )
-    camera_names: list[str] = derived_field(
-        "cameras of the data set's preprocessing_config.yaml", "Cameras, in order.", default=[]
-    )
-    image_indices: list[int] = derived_field(
-        "image indices of preprocessing_config.yaml",
-        "Pictures, as frames from the anchor.",
-        default=[],
-    )
-    proprioception_fields: list[str] = derived_field(
-        "proprioception fields of preprocessing_config.yaml",
-        "Fields that are observed.",
-        default=[],
-    )
-    action_fields: list[str] = derived_field(
-        "action fields of preprocessing_config.yaml", "Fields that are predicted.", default=[]
-    )
-    normalization: NormalizeConfig = Field(default=NormalizeConfig(), description="Normalisation.")
-    lowdim_past_timesteps: int | None = derived_field(
-        "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0
-    )
-    lowdim_future_timesteps: int | None = derived_field(
-        "future steps of preprocessing_config.yaml", "Steps after the anchor.", ge=0
-    )
-    action_dim: int | None = derived_field(
-        "sum of the widths of action_fields", "Width of an action."
-    )
-    proprioception_dim: int | None = derived_field(
-        "sum of the widths of proprioception_fields", "Width of a proprioception vector."
+    dataset_cache: CacheConfig = Field(default=CacheConfig(), description="Cache of remote data.")
+    max_dropped_share: float = Field(
+        default=0.01, ge=0, le=1, description="Share of broken samples above which a run ends."
     )
 
     @model_validator(mode="after")
-    def _equal_lengths(self) -> Self:
-        count = len(self.dataset_manifest)
-        for key in ("dataset_statistics", "dataset_weighting", "dataset_modality"):
-            given = len(getattr(self, key))
-            if given and given != count:
-                raise ValueError(f"{key} has {given} entries, dataset_manifest has {count}")
+    def _check_lanes(self) -> Self:
+        if self.lanes & (self.lanes - 1):
+            raise ValueError(f"lanes is {self.lanes}, no power of two")
         return self

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlatool.artifacts.manifest import Shard
 from vlatool.errors import DataError, VlatoolError
-from vlatool.loading.config import DataConfig
-from vlatool.loading.decode import DecodedSample, SampleDecoder
-from vlatool.loading.facts import DatasetFacts
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.facts import DatasetFacts
 
 Batch = dict[str, Any]
 Batcher = Callable[[Sequence[DecodedSample]], Batch]
@@ -54,7 +54,7 @@ class BatchStream(IterableDataset[Batch | VlatoolError]):
     """Endless micro-batches of one rank; one stream per loader process."""
 
     def __init__(
-        self, config: DataConfig, facts: DatasetFacts, batcher: Batcher, plan: LoaderPlan
+        self, config: RoboticsDataConfig, facts: DatasetFacts, batcher: Batcher, plan: LoaderPlan
     ) -> None:
         self._config = config
         self._facts = facts
@@ -111,7 +111,7 @@ class BatchLoader:
 
 
 def build_loader(
-    config: DataConfig, facts: DatasetFacts, batcher: Batcher, plan: LoaderPlan
+    config: RoboticsDataConfig, facts: DatasetFacts, batcher: Batcher, plan: LoaderPlan
 ) -> BatchLoader:
     """A loader of collated micro-batches, in a fixed order for a given number of workers.
 
@@ -149,7 +149,9 @@ class Slot:
 class SampleStream:
     """Raw samples (member suffix to bytes) of one data set for one slot, epoch after epoch."""
 
-    def __init__(self, shards: Sequence[Shard], config: DataConfig, slot: Slot, seed: int) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], config: RoboticsDataConfig, slot: Slot, seed: int
+    ) -> None:
         self._shards = list(shards)
         self._config = config
         self._slot = slot

@@ -1,23 +1,75 @@
 """What a model type and its objective promise; the trainer knows nothing else of a model.
 
-Legend of shapes: B samples of a micro-batch, T steps, A width of an action.
+The protocols have bodies where most types say the same: a class that names the protocol as its base
+inherits them. Legend of shapes: B samples of a micro-batch, N pictures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from vlatool.config.base import ConfigModel
-    from vlatool.loading.config import DataConfig
-    from vlatool.loading.decode import DecodedSample
-    from vlatool.loading.facts import DatasetFacts
-    from vlatool.loading.normalizer import Normalizer
+    from vlatool.episode import UInt8Array
+    from vlatool.findings import Finding
+    from vlatool.loading.base import Batcher
 
 Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a model type: what is moved, averaged and saved together.
+
+    Attributes:
+        module: The network.
+        trained: An optimizer moves it; else it stays in eval mode and gets no gradient.
+        averaged: The run's moving average, if there is one, includes it.
+        saved: It stands in checkpoints; else `load` brings it back and its digest is compared.
+    """
+
+    module: "nn.Module"
+    trained: bool = True
+    averaged: bool = True
+    saved: bool = True
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that one optimizer treats alike.
+
+    Attributes:
+        params: The parameters.
+        decays: Whether weight decay makes them smaller.
+        rate: Factor on the optimizer's learning rate.
+    """
+
+    params: Sequence["nn.Parameter"]
+    decays: bool = True
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """One optimizer; each has a learning-rate schedule of its own.
+
+    Attributes:
+        parts: Names of the parts that it moves.
+        groups: (parts as placed) to parameter groups; None: matrices decay, all else does not.
+        lr: Peak rate; None: `hparams.lr`.
+        betas: Momenta; None: those of `hparams`.
+        starts_at: First step at which it moves; its schedule begins there.
+    """
+
+    parts: tuple[str, ...]
+    groups: Callable[[Mapping[str, "nn.Module"]], Sequence[ParamGroup]] | None = None
+    lr: float | None = None
+    betas: tuple[float, float] | None = None
+    starts_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,62 +77,163 @@ class Loss:
     """A loss as a sum over elements, so that its mean does not depend on how a batch is cut.
 
     Attributes:
-        total: Sum of the losses of all counted elements, with gradient.
-        count: How many elements were counted.
-        scalars: Further numbers to report, each already a mean.
+        total: Sum of the losses of all counted elements, with gradient; float32 scalar.
+        count: How many elements were counted; scalar.
+        sums: Further sums over the micro-batch, detached, of any shape. The trainer adds them up
+            over micro-batches and ranks.
     """
 
-    total: "torch.Tensor"
-    count: "torch.Tensor"
-    scalars: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
+    total: "Tensor"
+    count: "Tensor"
+    sums: Mapping[str, "Tensor"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What an objective may know of the moment.
+
+    Attributes:
+        step: Optimizer steps done before this one.
+        rng: All randomness, on the device; equal on a resumed run.
+        parts: The parts as placed: call these, never the modules that were built.
+    """
+
+    step: int
+    rng: "torch.Generator"
+    parts: Mapping[str, "Callable[..., Any]"]
 
 
 class Objective(Protocol):
-    """Losses, and which optimizer moves when."""
+    """Losses, and which optimizer moves when.
 
-    model: "nn.Module"
+    Whatever touches the weights of a part does so in its `forward` or in a method that the model
+    type lists. Values that are to survive a resume are buffers of parts; `settle` alone changes
+    them.
+    """
 
-    def optimizers(self) -> Mapping[str, "nn.Module"]:
-        """Name of each optimizer and the module whose parameters it moves."""
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
+        """Every optimizer by name, in the order in which they move within a step."""
         ...
 
-    def turns(self, step: int) -> Sequence[str]:
-        """Names of the optimizers that move at this step, in order."""
+    def optimizers_at(self, step: int) -> Sequence[str]:
+        """Names of those that move at a step, in order; by default all that have started."""
+        return [name for name, one in self.optimizers().items() if one.starts_at <= step]
+
+    def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
+        """Once per micro-batch, on the device, without gradient: teacher's ids, augmentation."""
+        del ctx
+        return batch
+
+    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
+        """The loss of a micro-batch for one optimizer.
+
+        May leave detached tensors in the batch for later optimizers of the step.
+        """
         ...
 
-    def loss(self, turn: str, batch: Batch, rng: "torch.Generator") -> Loss:
-        """The loss of a micro-batch; all randomness comes from `rng`."""
-        ...
+    def settle(self, optimizer: str, sums: Mapping[str, "Tensor"], ok: "Tensor") -> None:
+        """Once per optimizer and step, after it moved: the only place where buffers change.
+
+        Args:
+            optimizer: Which one.
+            sums: `Loss.sums` over all micro-batches and ranks, on the device.
+            ok: bool scalar on the device, false where no weight was changed: change nothing then,
+                as with `torch.where(ok, new, old)`.
+        """
+        del optimizer, sums, ok
+
+    def validate(self, batch: Batch, ctx: StepContext) -> Loss:
+        """The loss of a micro-batch of held-out data: parts in eval mode, no gradient."""
+        return self.loss(next(iter(self.optimizers())), batch, ctx)
+
+    def figures(self, sums: Mapping[str, "Tensor"]) -> Mapping[str, float]:
+        """Numbers to report beside the losses, from all sums since the last report, on the CPU."""
+        del sums
+        return {}
+
+    def watch(self, figures: Mapping[str, float]) -> Sequence["Finding"]:
+        """What is alarming about the figures: warnings are told, an error ends the run."""
+        del figures
+        return ()
+
+    def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, "UInt8Array"]:
+        """What to look at while it trains: name to uint8 [N, H, W, 3]; eval mode, no gradient."""
+        del batch, ctx
+        return {}
 
 
 class ModelType(Protocol):
-    """One kind of model: config, network, batches, loss."""
+    """One kind of model: config, networks, batches, loss. Light to import; torch in methods.
+
+    Attributes:
+        name: What `model.type` says.
+        Config: Its section.
+        kinds: Kinds of data that it takes, the first by default: names, or `module:Kind`.
+        methods: Part to methods besides `forward` that touch its weights.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type["ConfigModel"]]
+    kinds: ClassVar[tuple[str, ...]]
+    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    def derive(
-        self, config: Any, data: "DataConfig", facts: "DatasetFacts"
-    ) -> tuple[Any, dict[str, str]]:
-        """The config with what the data decide, and dotted key to rule for what was filled in."""
+    def derive(self, config: Any, data: Any, facts: Any) -> tuple[Any, dict[str, str]]:
+        """The config with what the data decide, and dotted key to rule for what was filled in.
+
+        May read the configuration and tokenizer of a base model; opens no weights.
+        """
+        del data, facts
+        return config, {}
+
+    def build(self, config: Any) -> Mapping[str, Part]:
+        """The architecture of all parts, initialised from torch's global generator.
+
+        Opens nothing and works on the meta device. The part that acts is called `model`.
+        """
         ...
 
-    def build(self, config: Any) -> "nn.Module":
-        """The network, freshly initialised from torch's global generator."""
+    def load(self, config: Any, parts: Mapping[str, Part], names: Sequence[str]) -> None:
+        """Weights from elsewhere into the named parts.
+
+        On a fresh start all of them, on resume those that a checkpoint does not hold.
+        """
+        del config, parts, names
+
+    def save(self, config: Any, parts: Mapping[str, Part], folder: Path, layout: str) -> None:
+        """Writes a published layout."""
+        raise NotImplementedError(f"{self.name} has no layout {layout!r}")
+
+    def keep(self, config: Any, folder: Path) -> None:
+        """Writes tokenizer, processor and the like beside a run, once, when it starts."""
+        del config, folder
+
+    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
+        """Units of sharding, gradient checkpointing and compilation, inner ones first.
+
+        A block is called equally often on all ranks; tied weights share one.
+        """
+        del parts
+        return ()
+
+    def objective(self, config: Any, parts: Mapping[str, Part]) -> Objective:
+        """Its losses."""
         ...
 
-    def objective(self, config: Any, model: "nn.Module") -> Objective:
-        """Its loss."""
-        ...
-
-    def batcher(
-        self, config: Any, data: "DataConfig", normalizer: "Normalizer"
-    ) -> Callable[[Sequence["DecodedSample"]], Batch]:
+    def batcher(self, config: Any, data: Any, facts: Any, *, training: bool) -> "Batcher":
         """Samples to a batch of tensors; picklable, runs in loader processes."""
         ...
 
-    def act(
-        self, model: "nn.Module", batch: Batch, *, steps: int, rng: "torch.Generator"
-    ) -> "torch.Tensor":
-        """Normalised actions [B, T, A] for a batch; for model types that are policies."""
+    def example(self, config: Any, data: Any, size: int) -> Batch:
+        """A made-up batch of `size` samples, as the batcher makes them."""
         ...
+
+    def policy(self, config: Any, parts: Mapping[str, "nn.Module"], kept: Any) -> Any | None:
+        """What sees and acts (`models.policy.Policy`); None for what does not act.
+
+        Args:
+            config: Derived.
+            parts: On their device, in eval mode.
+            kept: What the kind of data kept beside the run.
+        """
+        del config, parts, kept
+        return None

@@ -12,10 +12,10 @@ from torch import nn
 
 from vlatool.episode import Array, PoseGroup, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.config import DataConfig
-from vlatool.loading.decode import DecodedSample
 from vlatool.loading.loader import Batcher
-from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import DecodedSample
+from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.base import ModelType
 from vlatool.transforms.relative import SUFFIX, actual_field
 from vlatool.transforms.rotations import absolute_pose, relative_pose
@@ -51,7 +51,7 @@ class Policy:
         model_type: ModelType,
         model: nn.Module,
         batcher: Batcher,
-        data: DataConfig,
+        data: RoboticsDataConfig,
         normalizer: Normalizer,
         pose_groups: Sequence[PoseGroup] = (),
     ) -> None:

@@ -18,7 +18,7 @@ from vlatool.jobs.record import (
     read_record,
     refuse_differences,
 )
-from vlatool.loading.facts import DatasetFacts
+from vlatool.loading.robotics.facts import DatasetFacts
 from vlatool.storage.uri import location
 from vlatool.training.config import TrainConfig
 

@@ -8,8 +8,8 @@ from pydantic import Field, SerializeAsAny, create_model, model_validator
 from vlatool.config.base import ConfigModel, derivation_rule, derived_field, needed_field
 from vlatool.config.scalars import parse_plain
 from vlatool.errors import UsageError
-from vlatool.loading.config import DataConfig
-from vlatool.loading.facts import DatasetFacts, derive_data, read_facts
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
 from vlatool.plugins import MODELS
 
 
@@ -114,7 +114,9 @@ class TrainConfig(ConfigModel):
     log_every_n_steps: int = Field(default=20, ge=1, description="Steps between lines of metrics.")
     overwrite: bool = Field(default=False, description="Replace a run made with other options.")
     dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
-    data: DataConfig = Field(default=DataConfig(), description="What is learned from.")
+    data: RoboticsDataConfig = Field(
+        default=RoboticsDataConfig(), description="What is learned from."
+    )
     model: SerializeAsAny[ConfigModel] = needed_field(ConfigModel(), "What learns.")
     hparams: HParams = Field(default=HParams(), description="Optimisation.")
     distributed: DistributedConfig = Field(default=DistributedConfig(), description="Processes.")
@@ -159,7 +161,7 @@ class TrainConfig(ConfigModel):
         data = derive_data(self.data, facts)
         rules = {
             f"data.{name}": derivation_rule(field)
-            for name, field in DataConfig.model_fields.items()
+            for name, field in RoboticsDataConfig.model_fields.items()
             if getattr(data, name) != getattr(self.data, name)
         }
         model_type = MODELS.get(getattr(self.model, "type", ""))()

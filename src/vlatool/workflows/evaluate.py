@@ -14,8 +14,8 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import JobOptions
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
-from vlatool.loading.config import DataConfig
-from vlatool.loading.facts import DatasetFacts, read_facts
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.facts import DatasetFacts, read_facts
 from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
@@ -220,7 +220,7 @@ def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
         DataError: No data there, or they lack a field or camera of the policy.
     """
     folder = ShardFolder.open(local_path(location))
-    facts = read_facts(DataConfig(dataset_manifest=[str(folder.manifest)]))
+    facts = read_facts(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
     if folder.episodes is not None:
         facts = replace(facts, shards=(tuple(folder.episodes.shards()),))
     facts.widths([*trained.config.data.action_fields, *trained.config.data.proprioception_fields])
@@ -237,7 +237,7 @@ def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     return facts
 
 
-def _check_windows(location: str, facts: DatasetFacts, data: DataConfig) -> None:
+def _check_windows(location: str, facts: DatasetFacts, data: RoboticsDataConfig) -> None:
     for key, has in (
         ("lowdim_past_timesteps", facts.past),
         ("lowdim_future_timesteps", facts.future),

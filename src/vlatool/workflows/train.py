@@ -12,8 +12,8 @@ from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.errors import StorageError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import output_lock
-from vlatool.loading.facts import DatasetFacts, read_facts
-from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.robotics.facts import DatasetFacts, read_facts
+from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.parallel.executor import default_workers
 from vlatool.plugins import MODELS
 from vlatool.storage.uri import local_path

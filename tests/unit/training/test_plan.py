@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.config import DataConfig
+from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.plan import TrainPlan, make_plan
 
@@ -16,7 +16,7 @@ def plan(
     per_device: int = 8,
     **keys: Any,
 ) -> TrainPlan:
-    data = DataConfig(
+    data = RoboticsDataConfig(
         dataset_manifest=[f"m{index}" for index in range(len(sizes))],
         allow_multiple_epochs=keys.pop("repeat", False),
         dataset_weighting=keys.pop("weights", []),

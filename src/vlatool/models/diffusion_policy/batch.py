@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vlatool.errors import DataError
-from vlatool.loading.config import DataConfig
-from vlatool.loading.decode import DecodedSample
-from vlatool.loading.normalizer import Normalizer
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import DecodedSample
+from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.base import Batch
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
@@ -24,7 +24,7 @@ class PolicyBatcher:
     """Stacks and normalises; picklable."""
 
     def __init__(
-        self, config: DiffusionPolicyConfig, data: DataConfig, normalizer: Normalizer
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, normalizer: Normalizer
     ) -> None:
         self._data = data
         self._normalizer = normalizer

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
-from vlatool.loading.config import DataConfig
+from vlatool.loading.robotics.config import RoboticsDataConfig
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vlatool.loading.decode import DecodedSample
-    from vlatool.loading.facts import DatasetFacts
-    from vlatool.loading.normalizer import Normalizer
+    from vlatool.loading.robotics.decode import DecodedSample
+    from vlatool.loading.robotics.facts import DatasetFacts
+    from vlatool.loading.robotics.normalizer import Normalizer
     from vlatool.models.diffusion_policy.model import DiffusionPolicy
     from vlatool.models.diffusion_policy.objective import FlowMatchingObjective
 
@@ -141,7 +141,7 @@ class DiffusionPolicyType:
     Config: ClassVar[type[DiffusionPolicyConfig]] = DiffusionPolicyConfig
 
     def derive(
-        self, config: DiffusionPolicyConfig, data: DataConfig, facts: "DatasetFacts"
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "DatasetFacts"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Dimensions and the number of cameras."""
         del facts
@@ -173,7 +173,7 @@ class DiffusionPolicyType:
         return FlowMatchingObjective(config, model)
 
     def batcher(
-        self, config: DiffusionPolicyConfig, data: DataConfig, normalizer: "Normalizer"
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, normalizer: "Normalizer"
     ) -> Callable[[Sequence["DecodedSample"]], dict[str, Any]]:
         """Samples to tensors."""
         from vlatool.models.diffusion_policy.batch import PolicyBatcher

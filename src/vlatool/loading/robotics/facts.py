@@ -8,7 +8,7 @@ from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import Statistics, compact, merge_stats, read_stats
 from vlatool.errors import DataError
-from vlatool.loading.config import DataConfig
+from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import local_path
 
@@ -65,7 +65,7 @@ class DatasetFacts:
         return [len(self.statistics[name]["mean"]) for name in fields]
 
 
-def read_facts(config: DataConfig) -> DatasetFacts:
+def read_facts(config: RoboticsDataConfig) -> DatasetFacts:
     """Opens manifests, statistics and preprocessing options, and checks that shards are whole.
 
     Raises:
@@ -102,7 +102,7 @@ def read_facts(config: DataConfig) -> DatasetFacts:
     )
 
 
-def derive_data(config: DataConfig, facts: DatasetFacts) -> DataConfig:
+def derive_data(config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsDataConfig:
     """The config with what it left open taken from the data.
 
     Raises:
@@ -129,7 +129,7 @@ def derive_data(config: DataConfig, facts: DatasetFacts) -> DataConfig:
     return derived
 
 
-def _check(derived: DataConfig, asked: DataConfig, facts: DatasetFacts) -> None:
+def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: DatasetFacts) -> None:
     if not derived.action_fields:
         raise DataError(
             "the data names no action fields",

@@ -12,7 +12,7 @@ from PIL import Image
 from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, picture_suffix
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.config import DataConfig
+from vlatool.loading.robotics.config import RoboticsDataConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DecodedSample:
 class SampleDecoder:
     """Decodes raw samples (member suffix to bytes) as a data section asks for."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: RoboticsDataConfig) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
         # Time outer, camera inner; webdataset lower-cases the names of members.

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.loading.config import DataConfig, NormalizeConfig
+from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.transforms.normalize import FieldScale, field_scale
 
 
@@ -22,7 +22,7 @@ class Normalizer:
 
     def __init__(
         self,
-        config: DataConfig,
+        config: RoboticsDataConfig,
         statistics: Mapping[str, Mapping[str, Any]],
         statistics_past: int,
     ) -> None:

@@ -1,0 +1,169 @@
+"""What a kind of training data promises; the loader and the trainer know nothing else of data.
+
+A kind says which blocks its samples stand in, reads samples by their place, and keeps beside a run
+what inference needs besides weights. Which sample comes when is `loading.order`'s, for every kind.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vlatool.loading.config import LoadingConfig
+
+Batch = dict[str, Any]
+# Samples to tensors, in loader processes; picklable.
+Batcher = Callable[[Sequence[Any]], Batch]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A shard or a file whose samples can be read by ranges.
+
+    Attributes:
+        location: Where it is, of any scheme.
+        size: Samples in it.
+    """
+
+    location: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The blocks of one data set of a run.
+
+    Attributes:
+        name: What messages call it.
+        blocks: In stored order.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def size(self) -> int:
+        """Samples in all blocks."""
+        return sum(block.size for block in self.blocks)
+
+
+class Facts(Protocol):
+    """What a kind read about its data before the first sample; a kind's own type says more."""
+
+    @property
+    def datasets(self) -> Sequence[DataSet]:
+        """The data sets of the run, in the order of the config."""
+        ...
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """What decides samples and their order, by name: a run goes on only where all are equal."""
+        ...
+
+
+class Place(NamedTuple):
+    """Where a sample stands: data set, block of it, sample of that; all from 0."""
+
+    dataset: int
+    block: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A sample that cannot be used because of what it holds.
+
+    Attributes:
+        reason: One of the kind's `drop_reasons`.
+        sample: Its name.
+        message: What is wrong.
+    """
+
+    reason: str
+    sample: str
+    message: str
+
+
+class SampleReader(Protocol):
+    """Reads samples; picklable, each loader process has a copy. Opens nothing before `read`."""
+
+    def read(self, places: Sequence[Place], rngs: Sequence["np.random.Generator"]) -> list[Any]:
+        """The samples at some places, in order; a `Dropped` in place of a broken one.
+
+        Args:
+            places: Fetched together.
+            rngs: The randomness of each sample: sentence, augmentation.
+
+        Raises:
+            StorageError: The storage failed for good.
+            DataError: A block is missing, or is not what the manifest says.
+        """
+        ...
+
+
+class DataKind(Protocol):
+    """One kind of training data: config, facts, reader."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type["LoadingConfig"]]
+    # The list key of its section that `--data DIR` sets; the kind looks inside when it reads facts.
+    folders_key: ClassVar[str]
+    drop_reasons: ClassVar[tuple[str, ...]]
+
+    def read_facts(self, config: Any) -> Facts:
+        """Opens manifests and the like; no sample.
+
+        Raises:
+            DataError: The data are missing or broken, or do not fit together.
+        """
+        ...
+
+    def validation(self, config: Any) -> Any | None:
+        """The section of the validation split; None where none is configured."""
+        ...
+
+    def derive(self, config: Any, facts: Any) -> tuple[Any, dict[str, str]]:
+        """The section with what the data decide, and key to rule for what was filled in."""
+        ...
+
+    def reader(self, config: Any, facts: Any) -> SampleReader:
+        """Reads the samples of `facts.datasets`."""
+        ...
+
+    def keep(self, config: Any, facts: Any, folder: Path) -> None:
+        """Writes beside a run what inference needs besides weights, once, when the run starts."""
+        ...
+
+    def kept(self, config: Any, folder: Path) -> Any:
+        """What `keep` wrote, as the policies of this kind take it."""
+        ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank computes at once.
+
+    Attributes:
+        batch: As the model type's batcher made it.
+        samples: Names of the samples; empty for a fake batch.
+        dropped: Counts by the kind's `drop_reasons`, in their order.
+        first_drop: What is wrong with the first one that was dropped; empty where none was.
+        is_fake: Nothing of it was left: it keeps the rank in step and counts nothing.
+    """
+
+    batch: Batch
+    samples: tuple[str, ...]
+    dropped: tuple[int, ...] = ()
+    first_drop: str = ""
+    is_fake: bool = False
+
+    def pin_memory(self) -> "MicroBatch":
+        """The same in page-locked memory; the DataLoader asks for it where there is a GPU."""
+        pinned = {
+            name: value.pin_memory() if hasattr(value, "pin_memory") else value
+            for name, value in self.batch.items()
+        }
+        return MicroBatch(pinned, self.samples, self.dropped, self.first_drop, self.is_fake)
