@@ -22,6 +22,9 @@ EMA = "ema.safetensors"
 TRAINER = "trainer.pt"
 MANIFEST = "manifest.json"
 WEIGHTS_SUFFIX = ".safetensors"
+_EMA_SUFFIX = ".ema.safetensors"
+# The part whose files have plain names.
+_MAIN_PART = "model"
 # The limit of the safetensors library itself.
 _LARGEST_HEADER = 100_000_000
 _STEP = "step_"
@@ -29,6 +32,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
+PICTURES = "images"
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,13 @@ class CheckpointManifest:
                 details={"path": str(path)},
             ) from None
         return cls(facts, files)
+
+
+def part_weights(part: str, *, averaged: bool = False) -> str:
+    """The file of a part's weights in a checkpoint: of `model` model.safetensors and ema.*."""
+    if part == _MAIN_PART:
+        return EMA if averaged else MODEL
+    return f"{part}{_EMA_SUFFIX if averaged else WEIGHTS_SUFFIX}"
 
 
 def is_checkpoint(location: Path) -> bool:
@@ -170,6 +181,10 @@ class RunDir:
         """The folder of a checkpoint."""
         return self.checkpoints_folder / checkpoint_name(step)
 
+    def picture(self, step: int, name: str) -> Path:
+        """A sheet of pictures that was made at a step."""
+        return self.root / PICTURES / f"{checkpoint_name(step)}_{name}.png"
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
         whole = (one for one in self.checkpoint_folders() if (one / MANIFEST).is_file())
@@ -215,7 +230,8 @@ class RunDir:
         """Removes checkpoints and metrics of a run that is replaced."""
         for path in (self.config, self.latest_file, self.metrics):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints_folder, ignore_errors=True)
+        for folder in (self.checkpoints_folder, self.root / PICTURES):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def read_config(self) -> dict[str, Any] | None:
         """The tree of config.yaml; None where there is none."""

@@ -9,25 +9,8 @@ from vlatool.errors import UsageError
 
 
 def expand_data(folders: list[str]) -> Mapping[str, Any]:
-    """Manifest and statistics of each data folder.
-
-    Raises:
-        DataError: A folder has no manifest.
-    """
-    from vlatool.artifacts.shard_folder import ShardFolder
-    from vlatool.storage.uri import location
-
-    manifests: list[str] = []
-    statistics: list[str] = []
-    for folder in folders:
-        place = location(folder)
-        data = ShardFolder.open(place)
-        # As it was typed: `./data` stays `./data` in the configuration of the run.
-        base = (folder.rstrip("/") or "/") if place != data.manifest else str(place.parent)
-        inner = "" if data.path in (place, place.parent) else f"/{data.path.name}"
-        manifests.append(f"{base}{inner}/{data.manifest.name}")
-        statistics.append(f"{base}{inner}/{data.statistics_file.name}")
-    return {"data.dataset_manifest": manifests, "data.dataset_statistics": statistics}
+    """Folders of training data; the kind of data says which of its keys that is."""
+    return {"data.folders": folders}
 
 
 def expand_run(texts: list[str]) -> Mapping[str, Any]:

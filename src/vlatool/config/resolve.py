@@ -74,6 +74,7 @@ def load_config(
     problems: list[Problem] = []
     layers = [_renamed(layer, schema.renamed, problems) for layer in layers]
     specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
+    layers = [_renamed_in(layer, specialised, problems) for layer in layers]
     layers = [_sectioned(layer, specialised, problems) for layer in layers]
     merged = _combined(layers, specialised.exclusive, problems)
     return _validate(specialised, merged, problems)
@@ -107,6 +108,15 @@ def _renamed(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> 
                 _conflict(node, f'"{key}" is given twice: "{name}" means the same', key)
             )
         top[name] = node
+    return replace(layer, value=top)
+
+
+def _renamed_in(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
+    """`layer` with the keys of some sections under their names."""
+    top = dict(layer.value)
+    for section, names in schema.renamed_in.items():
+        if section in top and isinstance(top[section].value, dict):
+            top[section] = _renamed(top[section], names, problems)
     return replace(layer, value=top)
 
 

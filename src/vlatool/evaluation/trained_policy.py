@@ -2,21 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.run_dir import EMA, MODEL, RunDir, find_checkpoint
-from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.artifacts.run_dir import EMA, RunDir, find_checkpoint, part_weights
 from vlatool.config.resolve import load_config
-from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import Weights
-from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.plugins import MODELS
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from vlatool.loading.robotics.kind import RoboticsKept
     from vlatool.models.policy import Policy
 
 
@@ -30,8 +28,7 @@ class TrainedPolicy:
         checkpoint: The checkpoint it came from.
         weights: `ema` or `raw`.
         config: The run's configuration.
-        statistics: Statistics it normalises with.
-        fps: Frames per second of its training data.
+        kept: What its kind of data kept: scales, frames per second.
     """
 
     policy: "Policy"
@@ -39,8 +36,7 @@ class TrainedPolicy:
     checkpoint: Path
     weights: str
     config: TrainConfig
-    statistics: Statistics
-    fps: float
+    kept: "RoboticsKept"
 
 
 def load_policy(location: str, weights: Weights) -> TrainedPolicy:
@@ -50,7 +46,8 @@ def load_policy(location: str, weights: Weights) -> TrainedPolicy:
         UsageError: No location, or averaged weights are asked for and there are none.
         DataError: There is no checkpoint, or it does not fit its configuration.
     """
-    from vlatool.models.policy import Policy
+    import torch
+
     from vlatool.models.weights import load_weights
 
     if not location:
@@ -62,29 +59,23 @@ def load_policy(location: str, weights: Weights) -> TrainedPolicy:
     run, checkpoint = find_checkpoint(local_path(location))
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
-    statistics = read_stats(run.stats)
-    options = read_preprocessing_config(run.root)
-    past = int(options["past_lowdim_steps"])
-    normalizer = Normalizer(config.data, statistics, past)
-    section: Any = config.model
-    model_type = MODELS.get(section.type)()
-    if not hasattr(model_type, "act"):
-        raise DataError(
-            f"{location}: the model type {section.type!r} is no policy", code="data.no_policy"
-        )
-    model = model_type.build(section)
+    kept = config.data_kind.kept(config.data, run.root)
+    model_type = config.model_type
     chosen = _weights(checkpoint, weights)
-    load_weights(model, checkpoint / (EMA if chosen == "ema" else MODEL))
-    policy = Policy(
-        model_type,
-        model,
-        model_type.batcher(section, config.data, normalizer),
-        config.data,
-        normalizer,
-        [PoseGroup(**group) for group in options.get("pose_groups") or []],
-    )
-    fps = float(options.get("fps") or 10.0)
-    return TrainedPolicy(policy, run, checkpoint, chosen, config, statistics, fps)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts: dict[str, nn.Module] = {}
+    for name, part in model_type.build(config.model).items():
+        if part.saved:
+            averaged = part_weights(name, averaged=True)
+            is_averaged = chosen == "ema" and (checkpoint / averaged).is_file()
+            load_weights(part.module, checkpoint / (averaged if is_averaged else part_weights(name)))
+            parts[name] = part.module.to(device).eval()
+    policy = model_type.policy(config.model, parts, kept, run.root)
+    if policy is None:
+        raise DataError(
+            f"{location}: the model type {model_type.name!r} is no policy", code="data.no_policy"
+        )
+    return TrainedPolicy(policy, run, checkpoint, chosen, config, kept)
 
 
 def _weights(checkpoint: Path, wanted: Weights) -> str:

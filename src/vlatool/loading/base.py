@@ -5,7 +5,7 @@ what inference needs besides weights. Which sample comes when is `loading.order`
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -60,7 +60,10 @@ class Facts(Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """What decides samples and their order, by name: a run goes on only where all are equal."""
+        """What decides samples and their order, by name: a run goes on only where all are equal.
+
+        Holds no location: data may be moved.
+        """
         ...
 
 
@@ -122,7 +125,7 @@ class DataKind(Protocol):
         ...
 
     def validation(self, config: Any) -> Any | None:
-        """The section of the validation split; None where none is configured."""
+        """The derived section for held-out data, not augmented; None where none is configured."""
         ...
 
     def derive(self, config: Any, facts: Any) -> tuple[Any, dict[str, str]]:
@@ -133,12 +136,16 @@ class DataKind(Protocol):
         """Reads the samples of `facts.datasets`."""
         ...
 
+    def prepared(self, config: Any, facts: Any) -> Any:
+        """What batches, losses and inference need of the training data: scales and the like."""
+        ...
+
     def keep(self, config: Any, facts: Any, folder: Path) -> None:
-        """Writes beside a run what inference needs besides weights, once, when the run starts."""
+        """Writes it beside a run, once, when the run starts."""
         ...
 
     def kept(self, config: Any, folder: Path) -> Any:
-        """What `keep` wrote, as the policies of this kind take it."""
+        """What `keep` wrote: the same as `prepared` gave."""
         ...
 
 
@@ -148,7 +155,8 @@ class MicroBatch:
 
     Attributes:
         batch: As the model type's batcher made it.
-        samples: Names of the samples; empty for a fake batch.
+        samples: Names of the samples, in the order of the batch's rows; empty for a fake batch.
+        positions: Their positions in the run.
         dropped: Counts by the kind's `drop_reasons`, in their order.
         first_drop: What is wrong with the first one that was dropped; empty where none was.
         is_fake: Nothing of it was left: it keeps the rank in step and counts nothing.
@@ -156,6 +164,7 @@ class MicroBatch:
 
     batch: Batch
     samples: tuple[str, ...]
+    positions: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
     first_drop: str = ""
     is_fake: bool = False
@@ -166,4 +175,4 @@ class MicroBatch:
             name: value.pin_memory() if hasattr(value, "pin_memory") else value
             for name, value in self.batch.items()
         }
-        return MicroBatch(pinned, self.samples, self.dropped, self.first_drop, self.is_fake)
+        return replace(self, batch=pinned)

@@ -24,7 +24,14 @@ class LoadingConfig(ConfigModel):
 
     # They decide neither a sample nor its position: a run may go on with others.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"num_workers", "prefetch_factor", "dataset_cache", "max_dropped_share"}
+        {
+            "num_workers",
+            "prefetch_factor",
+            "dataset_cache",
+            "max_dropped_share",
+            "allow_multiple_epochs",
+            "shuffle_initial",
+        }
     )
 
     type: str = Field(default="", description="Kind of data.")

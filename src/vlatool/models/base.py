@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from vlatool.config.base import ConfigModel
@@ -27,7 +26,8 @@ class Part:
 
     Attributes:
         module: The network.
-        trained: An optimizer moves it; else it stays in eval mode and gets no gradient.
+        trained: An optimizer moves it; parameters that `build` or `load` froze stay frozen. Else it
+            stays in eval mode and its parameters get no gradient; what goes in may.
         averaged: The run's moving average, if there is one, includes it.
         saved: It stands in checkpoints; else `load` brings it back and its digest is compared.
     """
@@ -55,14 +55,18 @@ class ParamGroup:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """One optimizer; each has a learning-rate schedule of its own.
+    """One optimizer; each has a learning-rate schedule and gradient clipping of its own.
+
+    The schedule runs over the steps of the run since `starts_at`, those at which it does not move
+    included; shares such as `warmup: 0.05` are of that span, and final rates scale with `lr`.
 
     Attributes:
         parts: Names of the parts that it moves.
-        groups: (parts as placed) to parameter groups; None: matrices decay, all else does not.
+        groups: (parts after sharding, names as built) to parameter groups; None: matrices decay,
+            all else does not.
         lr: Peak rate; None: `hparams.lr`.
         betas: Momenta; None: those of `hparams`.
-        starts_at: First step at which it moves; its schedule begins there.
+        starts_at: First step at which it moves.
     """
 
     parts: tuple[str, ...]
@@ -77,15 +81,38 @@ class Loss:
     """A loss as a sum over elements, so that its mean does not depend on how a batch is cut.
 
     Attributes:
-        total: Sum of the losses of all counted elements, with gradient; float32 scalar.
-        count: How many elements were counted; scalar.
-        sums: Further sums over the micro-batch, detached, of any shape. The trainer adds them up
-            over micro-batches and ranks.
+        total: Sum of the losses of all counted elements, with gradient; float32 scalar. A term that
+            is a mean over other elements is multiplied by this micro-batch's count. Connected to
+            every trainable parameter of the parts that move.
+        count: How many elements were counted, or their weight; scalar.
+        sums: Further sums over the micro-batch, detached, each of a fixed shape: the same names and
+            shapes in every micro-batch of an optimizer. The trainer adds them up over micro-batches
+            and ranks, in float64.
     """
 
     total: "Tensor"
     count: "Tensor"
     sums: Mapping[str, "Tensor"] = field(default_factory=dict)
+
+
+class Draws(Protocol):
+    """Randomness with a row per sample of the micro-batch, on the device.
+
+    A row depends on seed, step, place of the sample within the step's global batch and number of
+    the call: not on how many processes or micro-batches share the step, nor on a resume.
+    """
+
+    def normal(self, *shape: int) -> "Tensor":
+        """Standard normal, float32 [B, *shape]."""
+        ...
+
+    def uniform(self, *shape: int) -> "Tensor":
+        """In [0, 1), float32 [B, *shape]."""
+        ...
+
+    def integers(self, high: int, *shape: int) -> "Tensor":
+        """In [0, high), int64 [B, *shape]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -94,21 +121,26 @@ class StepContext:
 
     Attributes:
         step: Optimizer steps done before this one.
-        rng: All randomness, on the device; equal on a resumed run.
-        parts: The parts as placed: call these, never the modules that were built.
+        draws: Randomness of this micro-batch.
+        parts: The parts as placed: call these, or their listed methods, never what was built.
+        training: False while held-out data are measured.
+        samples: Names of the samples, in the order of the batch's rows.
     """
 
     step: int
-    rng: "torch.Generator"
-    parts: Mapping[str, "Callable[..., Any]"]
+    draws: Draws
+    parts: Mapping[str, Any]
+    training: bool = True
+    samples: tuple[str, ...] = ()
 
 
 class Objective(Protocol):
     """Losses, and which optimizer moves when.
 
     Whatever touches the weights of a part does so in its `forward` or in a method that the model
-    type lists. Values that are to survive a resume are buffers of parts; `settle` alone changes
-    them.
+    type lists; a gradient with respect to weights cannot be asked for inside a loss, one with
+    respect to what a part returns can. Values that are to survive a resume are buffers of parts;
+    `settle` alone changes them. Parts are called equally often on every rank.
     """
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
@@ -120,14 +152,18 @@ class Objective(Protocol):
         return [name for name, one in self.optimizers().items() if one.starts_at <= step]
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
-        """Once per micro-batch, on the device, without gradient: teacher's ids, augmentation."""
+        """Once per micro-batch, on the device, without gradient: teacher's ids, augmentation.
+
+        Also before `validate` and `images`; outside of autocast.
+        """
         del ctx
         return batch
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The loss of a micro-batch for one optimizer.
 
-        May leave detached tensors in the batch for later optimizers of the step.
+        May leave detached tensors in the batch for later optimizers of the step. Runs under
+        autocast, which a part switches off where it needs float32.
         """
         ...
 
@@ -136,7 +172,8 @@ class Objective(Protocol):
 
         Args:
             optimizer: Which one.
-            sums: `Loss.sums` over all micro-batches and ranks, on the device.
+            sums: `Loss.sums` over all micro-batches and ranks, float64, on the device. Nothing else
+                that differs between ranks may be used.
             ok: bool scalar on the device, false where no weight was changed: change nothing then,
                 as with `torch.where(ok, new, old)`.
         """
@@ -146,18 +183,29 @@ class Objective(Protocol):
         """The loss of a micro-batch of held-out data: parts in eval mode, no gradient."""
         return self.loss(next(iter(self.optimizers())), batch, ctx)
 
-    def figures(self, sums: Mapping[str, "Tensor"]) -> Mapping[str, float]:
-        """Numbers to report beside the losses, from all sums since the last report, on the CPU."""
-        del sums
+    def figures(
+        self, turn: str, sums: Mapping[str, "Tensor"], count: float
+    ) -> Mapping[str, float]:
+        """Numbers to report beside the loss of an optimizer.
+
+        Args:
+            turn: The optimizer's name; `validation` for what `validate` gave.
+            sums: `Loss.sums` over all steps since the last report, float64, on the CPU.
+            count: The counted elements of those steps.
+        """
+        del turn, sums, count
         return {}
 
     def watch(self, figures: Mapping[str, float]) -> Sequence["Finding"]:
-        """What is alarming about the figures: warnings are told, an error ends the run."""
+        """What is alarming about reported figures: warnings are told, an error ends the run."""
         del figures
         return ()
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, "UInt8Array"]:
-        """What to look at while it trains: name to uint8 [N, H, W, 3]; eval mode, no gradient."""
+        """What to look at while it trains: name to uint8 [N, H, W, 3].
+
+        Called on every rank, in eval mode, without gradient; those of the first rank are kept.
+        """
         del batch, ctx
         return {}
 
@@ -168,7 +216,8 @@ class ModelType(Protocol):
     Attributes:
         name: What `model.type` says.
         Config: Its section.
-        kinds: Kinds of data that it takes, the first by default: names, or `module:Kind`.
+        kinds: Kinds of data that it takes, the first by default: names of built-in kinds, or
+            `module:Kind` for one of its own.
         methods: Part to methods besides `forward` that touch its weights.
     """
 
@@ -188,7 +237,8 @@ class ModelType(Protocol):
     def build(self, config: Any) -> Mapping[str, Part]:
         """The architecture of all parts, initialised from torch's global generator.
 
-        Opens nothing and works on the meta device. The part that acts is called `model`.
+        Opens nothing and works on the meta device. The part that acts is called `model`. Parameters
+        that no loss reaches are not built, or frozen here.
         """
         ...
 
@@ -198,10 +248,6 @@ class ModelType(Protocol):
         On a fresh start all of them, on resume those that a checkpoint does not hold.
         """
         del config, parts, names
-
-    def save(self, config: Any, parts: Mapping[str, Part], folder: Path, layout: str) -> None:
-        """Writes a published layout."""
-        raise NotImplementedError(f"{self.name} has no layout {layout!r}")
 
     def keep(self, config: Any, folder: Path) -> None:
         """Writes tokenizer, processor and the like beside a run, once, when it starts."""
@@ -215,25 +261,44 @@ class ModelType(Protocol):
         del parts
         return ()
 
-    def objective(self, config: Any, parts: Mapping[str, Part]) -> Objective:
-        """Its losses."""
+    def objective(
+        self, config: Any, data: Any, facts: Any, parts: Mapping[str, Part]
+    ) -> Objective:
+        """Its losses; `parts` are placed already, so their buffers may be held."""
         ...
 
-    def batcher(self, config: Any, data: Any, facts: Any, *, training: bool) -> "Batcher":
-        """Samples to a batch of tensors; picklable, runs in loader processes."""
+    def batcher(
+        self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
+    ) -> "Batcher":
+        """Samples to a batch of tensors; picklable, runs in loader processes.
+
+        Args:
+            config: Derived.
+            data: Derived section of the data.
+            kept: What the kind of data keeps for inference, of the training data.
+            folder: Where `keep` wrote; None where nothing was kept, as for a dry run.
+            training: Augment or not.
+        """
         ...
 
     def example(self, config: Any, data: Any, size: int) -> Batch:
-        """A made-up batch of `size` samples, as the batcher makes them."""
+        """A made-up batch of `size` samples, as the batcher makes them.
+
+        It stands in where nothing is left of a micro-batch, is what dry runs measure, and what
+        contract checks train on.
+        """
         ...
 
-    def policy(self, config: Any, parts: Mapping[str, "nn.Module"], kept: Any) -> Any | None:
+    def policy(
+        self, config: Any, parts: Mapping[str, "nn.Module"], kept: Any, folder: Path
+    ) -> Any | None:
         """What sees and acts (`models.policy.Policy`); None for what does not act.
 
         Args:
             config: Derived.
-            parts: On their device, in eval mode.
+            parts: Those that checkpoints hold, on their device, in eval mode.
             kept: What the kind of data kept beside the run.
+            folder: The run, where `keep` wrote.
         """
-        del config, parts, kept
+        del config, parts, kept, folder
         return None

@@ -5,14 +5,14 @@ Legend of shapes: B observations, N pictures, P = past + 1 steps, T action steps
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from vlatool.episode import Array, PoseGroup, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.loader import Batcher
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.normalizer import Normalizer
@@ -43,29 +43,36 @@ class Observation:
     past_mask: Array | None = None
 
 
-class Policy:
-    """A trained model with its normalisation."""
+class Sampler(Protocol):
+    """A network that samples action chunks."""
 
-    def __init__(
-        self,
-        model_type: ModelType,
-        model: nn.Module,
-        batcher: Batcher,
-        data: RoboticsDataConfig,
-        normalizer: Normalizer,
-        pose_groups: Sequence[PoseGroup] = (),
-    ) -> None:
+    def __call__(self, batch: Mapping[str, Any], *, steps: int, rng: torch.Generator) -> Tensor:
+        """Normalised actions [B, T, A] for a batch, in `steps` evaluations where that applies."""
+        ...
+
+
+class Policy:
+    """A trained model with its normalisation.
+
+    Args:
+        sampler: Bound to networks in eval mode.
+        batcher: Samples to the batch that the sampler takes.
+        kept: Data section, scales and poses of its run.
+    """
+
+    def __init__(self, sampler: Sampler, batcher: Batcher, kept: RoboticsKept) -> None:
+        data = kept.data
         assert data.lowdim_past_timesteps is not None
         assert data.lowdim_future_timesteps is not None
         self.data = data
-        self.normalizer = normalizer
+        self.normalizer = kept.normalizer
         self.past = data.lowdim_past_timesteps
         self.length = self.past + 1 + data.lowdim_future_timesteps
-        self._model_type = model_type
+        self._sampler = sampler
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.to(self._device).eval()
         self._batcher = batcher
-        self._groups = [group for group in pose_groups if _is_relative(group, data.action_fields)]
+        groups = kept.pose_groups
+        self._groups = [group for group in groups if _is_relative(group, data.action_fields)]
 
     @property
     def reference_fields(self) -> list[str]:
@@ -82,7 +89,7 @@ class Policy:
             name: value.to(self._device) if isinstance(value, torch.Tensor) else value
             for name, value in self._batcher(samples).items()
         }
-        actions = self._model_type.act(self._model, batch, steps=steps, rng=rng)
+        actions = self._sampler(batch, steps=steps, rng=rng)
         widths = [samples[0].fields[name].shape[-1] for name in self.data.action_fields]
         parts = np.split(actions.cpu().numpy(), np.cumsum(widths)[:-1], axis=-1)
         return {

@@ -1,42 +1,87 @@
-"""Weights from safetensors files into models, strictly."""
+"""Weights from safetensors files into models, strictly.
 
+Tied weights are stored once, under the first of their names.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from vlatool.errors import DataError
 
 _SHOWN = 5
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a safetensors file into a model; every name and shape must fit.
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Loads a safetensors file into a module; every name and shape must fit.
 
     Raises:
         DataError: The file is missing or broken, or keys or shapes differ; names the first few.
     """
+    weights = read_weights(path)
+    check_fit(module, weights, path)
+    module.load_state_dict(weights, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DataError: It is missing or broken.
+    """
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise unusable_checkpoint(path, error) from None
-    expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected.keys() - weights.keys()]
-    problems += [f"unexpected {name}" for name in weights.keys() - expected.keys()]
-    problems += [
-        f"{name} is {list(weights[name].shape)}, the model has {list(value.shape)}"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
+
+
+def check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Makes sure that a file has a module's names and shapes, sharded or not.
+
+    Raises:
+        DataError: It has not; names the first few differences.
+    """
+    problems = sorted(_differences(module, weights))
     if problems:
         raise DataError(
-            f"{path}: does not fit the model: {'; '.join(sorted(problems)[:_SHOWN])}",
+            f"{path}: does not fit the model: {'; '.join(problems[:_SHOWN])}",
             hint="use the configuration that the checkpoint was trained with",
             code="data.checkpoint_mismatch",
-            details={"problems": sorted(problems)},
+            details={"problems": problems},
         )
-    model.load_state_dict(weights)
+
+
+def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[str]:
+    expected = module.state_dict()
+    again = {name for names in shared_names(module) for name in names[1:]}
+    yield from (f"missing {name}" for name in expected.keys() - weights.keys() - again)
+    yield from (f"unexpected {name}" for name in weights.keys() - expected.keys())
+    for name, value in expected.items():
+        if name in weights and weights[name].shape != value.shape:
+            yield f"{name} is {list(weights[name].shape)}, the model has {list(value.shape)}"
+
+
+def shared_names(module: nn.Module) -> list[Sequence[str]]:
+    """Groups of names that stand for one tensor, in the order of the state dict."""
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    groups: dict[int, list[str]] = {}
+    for name, value in tensors:
+        groups.setdefault(id(value), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def saved_once(
+    tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]
+) -> dict[str, Tensor]:
+    """The tensors without the further names of those that are shared."""
+    again = {name for names in shared for name in names[1:]}
+    return {name: value for name, value in tensors.items() if name not in again}
 
 
 def unusable_checkpoint(path: Path, error: object) -> DataError:

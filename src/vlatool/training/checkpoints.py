@@ -1,72 +1,194 @@
-"""Checkpoints: written whole or not at all, weights as safetensors, nothing unpickled."""
+"""Checkpoints: written whole or not at all, weights as safetensors, nothing unpickled.
 
+Gathering is collective, writing is the first process's: a checkpoint holds full tensors, whatever
+processes and sharding it was made with.
+"""
+
+import hashlib
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
-from vlatool.artifacts.run_dir import EMA, MODEL, TRAINER, CheckpointManifest, RunDir
-from vlatool.models.weights import load_weights, unusable_checkpoint
+from vlatool.artifacts.run_dir import TRAINER, CheckpointManifest, RunDir, part_weights
+from vlatool.errors import DataError
+from vlatool.models.base import Part
+from vlatool.models.weights import (
+    check_fit,
+    read_weights,
+    saved_once,
+    shared_names,
+    unusable_checkpoint,
+)
 from vlatool.storage.atomic import atomic_folder
+from vlatool.training.ema import local
+from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-def save_checkpoint(run: RunDir, state: TrainState, keep: int | None) -> Path:
-    """Writes the state as checkpoint of its step; keeps the latest `keep` ones if given."""
-    folder = run.checkpoint(state.step)
-    with atomic_folder(folder) as partial:
-        save_file(_cpu(state.model.state_dict()), partial / MODEL)
-        if state.average is not None:
-            save_file(_cpu(state.average.weights), partial / EMA)
-        torch.save(_trainer_state(state), partial / TRAINER)
+
+def save_checkpoint(run: RunDir, state: TrainState, keep: int | None, runtime: Runtime) -> None:
+    """Writes the state as checkpoint of its step; every process calls it.
+
+    Args:
+        run: The run folder.
+        state: What is written.
+        keep: Keep the latest so many checkpoints, if given.
+        runtime: The processes.
+    """
+    files: dict[str, dict[str, Tensor]] = {}
+    for name, part in state.parts.items():
+        if part.saved:
+            shared = shared_names(part.module)
+            weights = _gathered(part.module.state_dict(), kept=runtime.is_main)
+            files[part_weights(name)] = saved_once(weights, shared)
+            if name in state.averages:
+                average = _gathered(state.averages[name].weights, kept=runtime.is_main)
+                files[part_weights(name, averaged=True)] = saved_once(average, shared)
+    trainer = _trainer_state(state)
+    if runtime.is_main:
+        _write(run, state, files, trainer)
+        for _, old in run.checkpoints()[:-keep] if keep is not None else ():
+            shutil.rmtree(old, ignore_errors=True)
+    runtime.wait()
+
+
+def _write(
+    run: RunDir,
+    state: TrainState,
+    files: Mapping[str, dict[str, Tensor]],
+    trainer: Mapping[str, Any],
+) -> None:
+    with atomic_folder(run.checkpoint(state.step)) as partial:
+        for name, tensors in files.items():
+            save_file(tensors, partial / name)
+        torch.save(dict(trainer), partial / TRAINER)
         facts = {"step": state.step, "samples": state.samples}
         CheckpointManifest.of(partial, facts).write(partial)
     run.write_latest(state.step)
-    if keep is not None:
-        for _, old in run.checkpoints()[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
-def load_checkpoint(folder: Path, state: TrainState, device: torch.device) -> None:
-    """Continues from a checkpoint: weights, optimizers, average, counters.
+def load_checkpoint(folder: Path, state: TrainState) -> None:
+    """Continues from a checkpoint: weights, optimizers, averages, counters.
+
+    Every process calls it and takes its share.
 
     Raises:
-        DataError: A file is missing or does not fit the model.
+        DataError: A file is missing or does not fit the model, or a part that is not saved has
+            other weights than when the run began.
     """
-    load_weights(state.model, folder / MODEL)
-    trainer = _load_trainer(folder / TRAINER)
+    for name, part in state.parts.items():
+        if part.saved:
+            _restore(part.module.state_dict(), part.module, folder / part_weights(name))
+        if name in state.averages:
+            path = folder / part_weights(name, averaged=True)
+            _restore(state.averages[name].weights, part.module, path)
+    trainer = _read_trainer(folder / TRAINER)
     try:
         for name, optimizer in state.optimizers.items():
-            optimizer.load_state_dict(trainer["optimizers"][name])
-        if state.average is not None:
-            weights = load_file(folder / EMA, device=str(device))
-            state.average.load(weights, trainer["ema_updates"])
+            _restore_optimizer(trainer["optimizers"][name], state, optimizer)
+        for name, average in state.averages.items():
+            average.updates = trainer["averages"][name]
         state.step, state.samples = trainer["step"], trainer["samples"]
-    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise unusable_checkpoint(folder, error) from None
+        state.dropped = dict(trainer["dropped"])
+        digests = dict(trainer["unsaved"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise unusable_checkpoint(folder / TRAINER, error) from None
+    changed = [name for name, digest in state.unsaved.items() if digests.get(name) != digest]
+    if changed:
+        raise DataError(
+            f"the weights of {changed[0]!r} are others than when the run began",
+            hint="give the weights that it began with, or begin anew with --overwrite",
+            code="data.other_weights",
+            details={"parts": changed},
+        )
+
+
+def unsaved_digests(parts: Mapping[str, Part]) -> dict[str, str]:
+    """Part to digest of its weights, for parts that checkpoints do not hold."""
+    return {name: _digest(part.module) for name, part in parts.items() if not part.saved}
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _gathered(tensors: Mapping[str, Tensor], *, kept: bool) -> dict[str, Tensor]:
+    """Full tensors on the CPU where they are `kept`; collective where they are sharded."""
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        full = _full(value.detach())
+        if kept:
+            found[name] = full.cpu().contiguous()
+    return found
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
+    """Copies a file of weights into tensors of the module's names, each process its share."""
+    weights = read_weights(path)
+    check_fit(module, weights, path)
+    for name, value in into.items():
+        if name in weights:
+            given = weights[name].to(value.device)
+            if isinstance(value, DTensor):
+                given = distribute_tensor(given, value.device_mesh, value.placements)
+            local(value).copy_(local(given))
 
 
 def _trainer_state(state: TrainState) -> dict[str, Any]:
+    modules = nn.ModuleDict(dict(state.modules))
     return {
         "step": state.step,
         "samples": state.samples,
-        "optimizers": {name: one.state_dict() for name, one in state.optimizers.items()},
-        "ema_updates": 0 if state.average is None else state.average.updates,
+        "dropped": dict(state.dropped),
+        "optimizers": {
+            name: _optimizer_state(modules, one) for name, one in state.optimizers.items()
+        },
+        "averages": {name: one.updates for name, one in state.averages.items()},
+        "unsaved": dict(state.unsaved),
     }
 
 
-def _load_trainer(path: Path) -> dict[str, Any]:
+def _optimizer_state(modules: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Momenta by name of the parameter; empty for an optimizer that has not moved yet.
+
+    Asking torch for the latter would begin it: its first step would count as the second.
+    """
+    if not optimizer.state:
+        return {}
+    return dict(get_optimizer_state_dict(modules, optimizer, options=_FULL))
+
+
+def _restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Optimizer) -> None:
+    if saved:
+        modules = nn.ModuleDict(dict(state.modules))
+        set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=_FULL)
+
+
+def _read_trainer(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise unusable_checkpoint(path, error) from None
-
-
-def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

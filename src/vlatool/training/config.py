@@ -5,23 +5,34 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
-from vlatool.config.base import ConfigModel, derivation_rule, derived_field, needed_field
+from vlatool.config.base import ConfigModel, derived_field, needed_field
 from vlatool.config.scalars import parse_plain
 from vlatool.errors import UsageError
-from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
+from vlatool.loading.base import DataKind, Facts
+from vlatool.loading.config import LoadingConfig
+from vlatool.loading.kinds import data_kind
+from vlatool.models.base import ModelType
 from vlatool.plugins import MODELS
+
+# What `--data DIR` sets: the kind of data says which of its keys that is.
+FOLDERS = "folders"
 
 
 class HParams(ConfigModel):
     """Optimisation."""
 
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {"per_gpu_batch_size", "grad_checkpointing", "torchcompile"}
+    )
+
     precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32"] = Field(
         default="amp_bfloat16", description="bfloat16 autocast over float32 weights, or float32."
     )
     global_batch_size: int = Field(default=512, ge=1, description="Samples per optimizer step.")
-    per_gpu_batch_size: int = Field(
-        default=8, ge=1, description="Samples per device and micro-batch."
+    per_gpu_batch_size: int | None = Field(
+        default=8,
+        ge=1,
+        description="Samples per device and micro-batch; null: global batch over processes.",
     )
     seed: int = Field(default=42, ge=0, description="Seed of weights, data order and noise.")
     lr: float = Field(default=1e-4, ge=0, description="Peak learning rate.")
@@ -42,6 +53,10 @@ class HParams(ConfigModel):
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Second momentum.")
     eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
     grad_clip_norm: float | None = Field(default=None, gt=0, description="Largest gradient norm.")
+    grad_checkpointing: bool = Field(
+        default=False, description="Compute blocks again in the backward pass to save memory."
+    )
+    torchcompile: bool = Field(default=False, description="Compile the blocks of the model.")
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +96,10 @@ class DistributedConfig(ConfigModel):
     dist_backend: Literal["auto", "nccl", "gloo"] = Field(
         default="auto", description="How processes talk; auto is nccl with GPUs, else gloo."
     )
+    fsdp: bool = Field(default=False, description="Shard weights and optimizers over processes.")
+    fsdp_reshard_after_forward: bool = Field(
+        default=False, description="Free gathered weights between forward and backward too."
+    )
 
 
 class TrainConfig(ConfigModel):
@@ -89,8 +108,22 @@ class TrainConfig(ConfigModel):
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("total_train_samples", "num_epochs", "total_train_steps"),
     )
+    # A run may go on with others; sections say the same of their keys.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"name", "save_path", "log_every_n_steps", "overwrite", "dry_run"}
+        {
+            "name",
+            "save_path",
+            "num_checkpoints",
+            "save_every_n_steps",
+            "max_checkpoint_limit",
+            "log_every_n_steps",
+            "images_every_n_steps",
+            "total_val_samples",
+            "val_every_n_checkpoints",
+            "overwrite",
+            "dry_run",
+            "distributed",
+        }
     )
 
     name: str | None = derived_field("time, model type and rate", "Name of the run's folder.")
@@ -112,6 +145,15 @@ class TrainConfig(ConfigModel):
         default=None, ge=1, description="Keep the latest so many checkpoints."
     )
     log_every_n_steps: int = Field(default=20, ge=1, description="Steps between lines of metrics.")
+    images_every_n_steps: int | None = Field(
+        default=None, ge=1, description="Steps between pictures; null: at every checkpoint."
+    )
+    total_val_samples: int | None = Field(
+        default=None, ge=1, description="Held-out samples per validation; null: none."
+    )
+    val_every_n_checkpoints: int = Field(
+        default=1, ge=1, description="Checkpoints between validations."
+    )
     overwrite: bool = Field(default=False, description="Replace a run made with other options.")
     dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
     data: RoboticsDataConfig = Field(
@@ -125,7 +167,7 @@ class TrainConfig(ConfigModel):
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
         h = self.hparams
-        if h.global_batch_size % h.per_gpu_batch_size:
+        if h.per_gpu_batch_size is not None and h.global_batch_size % h.per_gpu_batch_size:
             raise ValueError(
                 f"hparams.global_batch_size {h.global_batch_size} is no multiple of "
                 f"hparams.per_gpu_batch_size {h.per_gpu_batch_size}"
@@ -134,19 +176,28 @@ class TrainConfig(ConfigModel):
 
     @classmethod
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """The class whose `model` section is the model type's."""
-        model = tree.get("model")
-        name = model.get("type") if isinstance(model, Mapping) else None
-        if not name:
-            return cls
-        try:
-            section = MODELS.get(str(name)).Config
-        except UsageError as error:
-            error.details["key"] = "model.type"
-            raise
-        return create_model(
-            cls.__name__, __base__=cls, model=(section, Field(description="What learns."))
-        )
+        """The class whose `model` section is the model type's, and `data` its kind of data's."""
+        name = _type_of(tree.get("model"))
+        model_type = None if name is None else _registered(name)
+        kind = data_kind(_type_of(tree.get("data")), () if model_type is None else model_type.kinds)
+        fields: dict[str, Any] = {
+            "data": (kind.Config, Field(default=kind.Config(), description="What is learned from."))
+        }
+        if model_type is not None:
+            fields["model"] = (model_type.Config, Field(description="What learns."))
+        special = create_model(cls.__name__, __base__=cls, **fields)
+        special.renamed_in = {"data": {FOLDERS: kind.folders_key}}
+        return special
+
+    @property
+    def model_type(self) -> ModelType:
+        """What `model.type` names."""
+        return _registered(getattr(self.model, "type", ""))
+
+    @property
+    def data_kind(self) -> DataKind:
+        """What `data.type` names, or the model type's first kind."""
+        return data_kind(self.data.type, self.model_type.kinds)
 
     def derive_from_data(self) -> tuple["TrainConfig", dict[str, str]]:
         """The config with what the data decide, and dotted key to rule.
@@ -154,17 +205,25 @@ class TrainConfig(ConfigModel):
         Raises:
             DataError: The data are missing, broken, or lack something that is configured.
         """
-        return self.derive(read_facts(self.data))
+        return self.derive(self.data_kind.read_facts(self.data))
 
-    def derive(self, facts: DatasetFacts) -> tuple["TrainConfig", dict[str, str]]:
+    def derive(self, facts: Facts) -> tuple["TrainConfig", dict[str, str]]:
         """As `derive_from_data`, from facts that were read already."""
-        data = derive_data(self.data, facts)
-        rules = {
-            f"data.{name}": derivation_rule(field)
-            for name, field in RoboticsDataConfig.model_fields.items()
-            if getattr(data, name) != getattr(self.data, name)
-        }
-        model_type = MODELS.get(getattr(self.model, "type", ""))()
-        model, model_rules = model_type.derive(self.model, data, facts)
+        data, data_rules = self.data_kind.derive(self.data, facts)
+        model, model_rules = self.model_type.derive(self.model, data, facts)
+        rules = {f"data.{key}": rule for key, rule in data_rules.items()}
         rules |= {f"model.{key}": rule for key, rule in model_rules.items()}
         return self.model_copy(update={"data": data, "model": model}), rules
+
+
+def _type_of(section: object) -> str | None:
+    name = section.get("type") if isinstance(section, Mapping) else None
+    return str(name) if name else None
+
+
+def _registered(name: str) -> ModelType:
+    try:
+        return MODELS.get(name)()
+    except UsageError as error:
+        error.details["key"] = "model.type"
+        raise

@@ -1,15 +1,19 @@
 """Exponential moving average of weights, resumable. Source: lbm-training 3.8, A.3, A.4."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vlatool.training.config import EmaConfig
 
 
 class WeightAverage:
-    """A float32 average of parameters; buffers are copied at each update.
+    """A float32 average of a part's parameters; buffers are copied at each update.
+
+    Sharded parameters have a sharded average.
 
     Attributes:
         weights: Name to averaged tensor, as in the module's state dict.
@@ -18,20 +22,22 @@ class WeightAverage:
 
     def __init__(self, config: EmaConfig, module: nn.Module) -> None:
         self._config = config
+        self._module = module
         self._parameters = {name for name, _ in module.named_parameters()}
         self.weights = {name: _copy(value) for name, value in module.state_dict().items()}
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Takes in the weights after an optimizer step."""
+    def update(self, ok: Tensor) -> None:
+        """Takes in the weights after an optimizer step; changes nothing where `ok` is false."""
         decay = self.decay()
-        state = module.state_dict()
-        for name, value in state.items():
-            if name in self._parameters and decay > 0.0:
-                self.weights[name].lerp_(value.detach().float(), 1.0 - decay)
+        share = ok.float() * (1.0 - decay)
+        for name, value in self._module.state_dict().items():
+            mean, new = local(self.weights[name]), local(value)
+            if name in self._parameters and mean.is_floating_point():
+                mean.lerp_(new.float(), share)
             else:
-                self.weights[name].copy_(value)
+                mean.copy_(torch.where(ok, new, mean))
         self.updates += 1
 
     def decay(self) -> float:
@@ -45,11 +51,27 @@ class WeightAverage:
         grown = 1.0 - (1.0 + step / config.inv_gamma) ** -config.power
         return min(max(grown, config.min_value), config.max_value)
 
-    def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Goes on from a checkpoint."""
-        for name, value in weights.items():
-            self.weights[name].copy_(value)
-        self.updates = updates
+    @contextmanager
+    def in_place_of_weights(self) -> Generator[None]:
+        """Within it the module has the averaged weights."""
+        state = self._module.state_dict()
+        raw = {name: local(value).clone() for name, value in state.items()}
+        _assign(state, self.weights)
+        try:
+            yield
+        finally:
+            _assign(state, raw)
+
+
+@torch.no_grad()
+def _assign(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in state.items():
+        local(value).copy_(local(values[name]))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _copy(value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run measures of itself: sums on the device, one JSON line now and then."""
+"""What a run measures of itself, one JSON line now and then."""
 
 import time
 from collections.abc import Mapping
@@ -13,20 +13,26 @@ from vlatool.jobs.append_log import AppendLog
 class Meter:
     """Collects the numbers of the steps since the last report.
 
-    Times are wall-clock; `data_wait` is the share of time spent waiting for a batch.
+    Times are wall-clock; `data_wait` is the share of time spent waiting for a batch. The numbers of
+    the first optimizer have plain names, those of another one begin with its own.
     """
 
     def __init__(self) -> None:
         self._clear()
 
     def _clear(self) -> None:
-        self._loss: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._scalars: dict[str, list[Tensor]] = {}
+        self._values: dict[str, list[float]] = {}
+        self._rates: dict[str, float] = {}
+        self._sums: dict[str, dict[str, Tensor]] = {}
+        self._counts: dict[str, float] = {}
         self._samples = 0
         self._steps = 0
         self._waited = 0.0
         self._since = time.perf_counter()
+
+    def sums(self, optimizer: str) -> tuple[Mapping[str, Tensor], float]:
+        """An optimizer's sums and count since the last report, float64, on the CPU."""
+        return self._sums.get(optimizer, {}), self._counts.get(optimizer, 0.0)
 
     def waited(self, seconds: float) -> None:
         """Time that the model stood still for lack of a batch."""
@@ -37,20 +43,27 @@ class Meter:
         self._samples += samples
         self._steps += 1
 
-    def step(self, loss: Tensor, norm: Tensor, scalars: Mapping[str, Tensor]) -> None:
-        """One update of an optimizer: mean loss, gradient norm before clipping."""
-        self._loss.append(loss)
-        self._norms.append(norm)
-        for name, value in scalars.items():
-            self._scalars.setdefault(name, []).append(value.detach())
+    def moved(self, prefix: str, loss: float | None, norm: float, rate: float) -> None:
+        """One update of an optimizer: mean loss, gradient norm before clipping, learning rate."""
+        if loss is not None:
+            self._values.setdefault(f"{prefix}loss", []).append(loss)
+        self._values.setdefault(f"{prefix}grad_norm", []).append(norm)
+        self._rates[f"{prefix}lr"] = rate
 
-    def report(self) -> dict[str, float]:
-        """Means since the last report; starts anew."""
+    def add(self, optimizer: str, sums: Mapping[str, Tensor], count: float) -> None:
+        """Sums of one step over all ranks."""
+        kept = self._sums.setdefault(optimizer, {})
+        for name, value in sums.items():
+            kept[name] = kept[name] + value if name in kept else value
+        self._counts[optimizer] = self._counts.get(optimizer, 0.0) + count
+
+    def report(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Means since the last report, and `figures`; starts anew."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         values = {
-            "loss": _mean(self._loss),
-            "grad_norm": _mean(self._norms),
-            **{name: _mean(values) for name, values in self._scalars.items()},
+            **self._rates,
+            **{name: sum(values) / len(values) for name, values in self._values.items()},
+            **figures,
             "samples_per_second": self._samples / seconds,
             "step_ms": 1000 * seconds / max(self._steps, 1),
             "data_wait": self._waited / seconds,
@@ -74,7 +87,3 @@ class MetricsFile:
         with AppendLog(self._path) as log:
             log.append(row)
         self._reporter.metrics(step, values)
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(sum(value.item() for value in values) / len(values)) if values else 0.0

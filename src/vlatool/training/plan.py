@@ -6,8 +6,9 @@ Source: lbm-training 3.2, A.2, with checkpoints at exact steps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlatool.errors import DataError, UsageError
-from vlatool.training.config import TrainConfig
+from vlatool.errors import UsageError
+from vlatool.loading.base import DataSet
+from vlatool.training.config import HParams, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class TrainPlan:
         micro_batch: Samples per process and micro-batch.
         accumulation: Micro-batches per step and process.
         checkpoint_steps: Steps after which a checkpoint is written; the last is `total_steps`.
+        validation_steps: Steps after which held-out data are measured.
+        image_steps: Steps after which pictures are made.
         unused_samples: Part of the sample budget that does not fill a step.
     """
 
@@ -29,25 +32,20 @@ class TrainPlan:
     accumulation: int
     checkpoint_steps: tuple[int, ...]
     unused_samples: int
+    validation_steps: tuple[int, ...] = ()
+    image_steps: tuple[int, ...] = ()
 
 
-def make_plan(config: TrainConfig, sizes: Sequence[int], world_size: int) -> TrainPlan:
-    """The plan of a run on data sets of the given sizes.
+def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int) -> TrainPlan:
+    """The plan of a run on some data sets.
 
     Raises:
         UsageError: No budget, or one too small; batch sizes that do not fit the processes.
         DataError: The budget needs more samples than there are, and epochs may not repeat.
     """
     h = config.hparams
-    per_step = world_size * h.per_gpu_batch_size
-    if h.global_batch_size % per_step:
-        raise UsageError(
-            f"hparams.global_batch_size {h.global_batch_size} is no multiple of {per_step} "
-            f"({world_size} processes of {h.per_gpu_batch_size})",
-            hint="change hparams.global_batch_size or hparams.per_gpu_batch_size",
-            code="usage.batch_size",
-        )
-    samples = _budget(config, sum(sizes))
+    micro_batch = _micro_batch(h, world_size)
+    samples = _budget(config, sum(one.size for one in datasets))
     steps = samples // h.global_batch_size
     if steps == 0:
         raise UsageError(
@@ -55,16 +53,35 @@ def make_plan(config: TrainConfig, sizes: Sequence[int], world_size: int) -> Tra
             hint="raise the budget or lower hparams.global_batch_size",
             code="usage.budget_too_small",
         )
-    if not config.data.allow_multiple_epochs:
-        _check_one_epoch(config, sizes, samples)
+    checkpoints = _checkpoint_steps(config, steps)
+    every = config.images_every_n_steps
+    shown = checkpoints if every is None else tuple(range(every, steps + 1, every))
+    validated = checkpoints[config.val_every_n_checkpoints - 1 :: config.val_every_n_checkpoints]
     return TrainPlan(
         total_steps=steps,
         global_batch=h.global_batch_size,
-        micro_batch=h.per_gpu_batch_size,
-        accumulation=h.global_batch_size // per_step,
-        checkpoint_steps=_checkpoint_steps(config, steps),
+        micro_batch=micro_batch,
+        accumulation=h.global_batch_size // (world_size * micro_batch),
+        checkpoint_steps=checkpoints,
+        validation_steps=validated if config.total_val_samples is not None else (),
+        image_steps=shown,
         unused_samples=samples - steps * h.global_batch_size,
     )
+
+
+def _micro_batch(h: HParams, world_size: int) -> int:
+    """Samples per process and micro-batch."""
+    if h.per_gpu_batch_size is None and h.global_batch_size % world_size == 0:
+        return h.global_batch_size // world_size
+    per_step = world_size * (h.per_gpu_batch_size or 1)
+    if h.per_gpu_batch_size is None or h.global_batch_size % per_step:
+        raise UsageError(
+            f"hparams.global_batch_size {h.global_batch_size} is no multiple of {per_step} "
+            f"({world_size} processes of {h.per_gpu_batch_size or 1})",
+            hint="change hparams.global_batch_size or hparams.per_gpu_batch_size",
+            code="usage.batch_size",
+        )
+    return h.per_gpu_batch_size
 
 
 def _budget(config: TrainConfig, size: int) -> int:
@@ -80,20 +97,6 @@ def _budget(config: TrainConfig, size: int) -> int:
         hint="give one of --total-train-samples, --num-epochs, --total-train-steps",
         code="usage.no_budget",
     )
-
-
-def _check_one_epoch(config: TrainConfig, sizes: Sequence[int], samples: int) -> None:
-    if config.num_epochs is not None and config.num_epochs > 1:
-        samples = sum(sizes) + 1
-    weights = config.data.dataset_weighting or [float(size) for size in sizes]
-    for size, weight, name in zip(sizes, weights, config.data.dataset_manifest, strict=True):
-        needed = samples * weight / sum(weights)
-        if needed > size:
-            raise DataError(
-                f"the budget takes about {needed:.0f} samples from {name}, which has {size}",
-                hint="set data.allow_multiple_epochs true, or lower the budget",
-                code="data.too_few_samples",
-            )
 
 
 def _checkpoint_steps(config: TrainConfig, steps: int) -> tuple[int, ...]:

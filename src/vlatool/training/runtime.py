@@ -1,19 +1,22 @@
-"""The only place that configures Accelerate: devices, precision, processes, seeds."""
+"""The only place that configures Accelerate: devices, precision, processes; and their seeds."""
 
 import hashlib
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from vlatool.errors import EnvironmentProblem
+from vlatool.models.draws import RowDraws
 from vlatool.training.config import TrainConfig
+from vlatool.training.placement import Placement
 
 
 class Runtime:
@@ -36,9 +39,10 @@ class Runtime:
         if self._accelerator.num_processes != expected:
             raise EnvironmentProblem(
                 f"{expected} processes were started, {self._accelerator.num_processes} are joined",
-                hint="start with torchrun --nproc_per_node N -m vlatool train ...",
+                hint="start with vlatool train --nproc N ..., or torchrun",
                 code="environment.processes",
             )
+        self._generator = torch.Generator(self.device)
 
     @property
     def world_size(self) -> int:
@@ -69,21 +73,23 @@ class Runtime:
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, processors // self.world_size - loaders))
 
-    def prepare(self, module: nn.Module) -> nn.Module:
-        """The module on its device, wrapped for gradient exchange and precision."""
-        return self._accelerator.prepare_model(module)
-
-    def unwrap(self, module: nn.Module) -> nn.Module:
-        """The module itself."""
-        return self._accelerator.unwrap_model(module, keep_torch_compile=False)
+    def placement(self, config: TrainConfig) -> Placement:
+        """How parts are placed here: sharded where that is asked for and there are ranks."""
+        mesh = None
+        if config.distributed.fsdp and self.world_size > 1:
+            mesh = init_device_mesh(self.device.type, (self.world_size,))
+        return Placement(
+            device=self.device,
+            world_size=self.world_size,
+            mesh=mesh,
+            reshards=config.distributed.fsdp_reshard_after_forward,
+            checkpoints=config.hparams.grad_checkpointing,
+            compiles=config.hparams.torchcompile,
+        )
 
     def autocast(self) -> AbstractContextManager[None]:
         """Computes in the configured precision."""
         return self._accelerator.autocast()
-
-    def without_exchange(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        """Keeps gradients of all but the last micro-batch to this process."""
-        return nullcontext() if last else self._accelerator.no_sync(module)
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over all processes."""
@@ -101,19 +107,25 @@ class Runtime:
         """Waits for all processes."""
         self._accelerator.wait_for_everyone()
 
-    def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch whose tensors are on this process's device."""
-        return {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+    def gathered(self, values: Sequence[str]) -> list[str]:
+        """The values of all processes, in every process."""
+        return gather_object(list(values)) if self.world_size > 1 else list(values)
 
-    def generator(self, seed: int, step: int) -> torch.Generator:
-        """Randomness of one step of this process: the same whether the run was resumed or not.
+    def seed(self, *key: object) -> None:
+        """Seeds torch's global generators, which dropout draws from, for a key and this process.
 
-        Also seeds torch's global generators, which dropout draws from.
+        The same whether the run was resumed or not.
         """
-        digest = hashlib.blake2b(f"{seed}/{step}/{self.rank}".encode(), digest_size=7).digest()
-        number = int.from_bytes(digest, "big")
-        torch.manual_seed(number)
-        return torch.Generator().manual_seed(number)
+        torch.manual_seed(_number(*key, self.rank))
+
+    def draws(self, rows: Sequence[int], total: int, *key: object) -> RowDraws:
+        """Randomness for samples of a global batch, the same on every process.
+
+        There is one generator: a later call seeds it anew.
+        """
+        return RowDraws(self._generator.manual_seed(_number(*key)), rows, total)
+
+
+def _number(*key: object) -> int:
+    text = "/".join(map(str, key))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")

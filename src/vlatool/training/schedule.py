@@ -6,8 +6,20 @@ from vlatool.errors import UsageError
 from vlatool.training.config import HParams
 
 
-def learning_rate(h: HParams, step: int, total_steps: int) -> float:
-    """The rate of the next update after `step` completed ones, of `total_steps` in all."""
+def learning_rate(h: HParams, step: int, total_steps: int, peak: float | None = None) -> float:
+    """The rate of the next update after `step` completed ones, of `total_steps` in all.
+
+    Args:
+        h: The schedule.
+        step: Updates done.
+        total_steps: Updates in all.
+        peak: Peak rate of an optimizer that has its own; the others scale with it.
+    """
+    scale = 1.0 if peak is None or h.lr == 0 else peak / h.lr
+    return scale * _rate(h, step, total_steps)
+
+
+def _rate(h: HParams, step: int, total_steps: int) -> float:
     warmup = to_steps(h.warmup, total_steps)
     if step < warmup:
         return h.lr * (step + 1) / warmup

@@ -1,24 +1,20 @@
 """The training loop, whatever the model."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
-from vlatool.errors import DataError
-from vlatool.events import Progress
-from vlatool.models.base import Batch, Objective
+from vlatool.loading.base import MicroBatch
+from vlatool.models.base import Objective
 from vlatool.training.config import HParams
-from vlatool.training.metrics import Meter, MetricsFile
+from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
+from vlatool.training.report import Reports, StepRecord
 from vlatool.training.runtime import Runtime
-from vlatool.training.schedule import learning_rate
 from vlatool.training.state import TrainState
-
-_NAMED_SAMPLES = 8
+from vlatool.training.step import Contexts, Moved, Mover
 
 
 @dataclass
@@ -26,133 +22,104 @@ class Trainer:
     """Moves weights until the plan is done.
 
     Attributes:
-        plan: Steps, batches and checkpoints.
+        plan: Steps, batches, checkpoints, validations.
         h: Rates, clipping, seed.
         runtime: Devices and processes.
-        metrics: Where numbers go.
-        log_every: Steps between reports.
-        save: Called at checkpoint steps.
-        stop_asked: True once the run shall end early.
+        placed: The parts where they compute.
+        contexts: What the objective may know of a moment.
+        reports: Where numbers go.
+        validate: Called at the plan's validation steps, parts in eval mode.
+        show: Called with a micro-batch where pictures are wanted, parts in eval mode.
+        save: Called at checkpoint steps; collective.
+        stop_asked: True once this process was asked to stop.
     """
 
     plan: TrainPlan
     h: HParams
     runtime: Runtime
-    metrics: MetricsFile
-    log_every: int
+    placed: PlacedParts
+    contexts: Contexts
+    reports: Reports
+    validate: Callable[[TrainState], None]
+    show: Callable[[TrainState, MicroBatch], None]
     save: Callable[[TrainState], None]
     stop_asked: Callable[[], bool]
 
-    def fit(
-        self, state: TrainState, loader: Iterable[Batch], objective: Objective, bar: Progress
-    ) -> None:
-        """Trains from `state.step` to the end of the plan, or until a stop is asked for."""
-        batches = iter(loader)
-        meter = Meter()
-        objective.model.train()
-        while state.step < self.plan.total_steps and not self._stopping():
-            micro_batches = self._fetch(batches, meter)
-            rng = self.runtime.generator(self.h.seed, state.step)
-            rate = learning_rate(self.h, state.step, self.plan.total_steps)
-            for turn in objective.turns(state.step):
-                optimizer = state.optimizers[turn]
-                self._set_rate(optimizer, rate)
-                self._step(turn, optimizer, objective, micro_batches, rng, meter)
-            state.step += 1
-            state.samples += self.plan.global_batch
-            meter.consumed(self.plan.global_batch)
-            if state.average is not None:
-                state.average.update(state.model)
-            self._report(state, meter, rate, bar)
-            if state.step in self.plan.checkpoint_steps:
-                self.save(state)
+    def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
+        """Trains from `state.step` to the end of the plan, or until a stop is asked for.
 
-    def _fetch(self, batches: Iterator[Batch], meter: Meter) -> list[Batch]:
-        started = time.perf_counter()
-        fetched = [next(batches) for _ in range(self.plan.accumulation)]
-        meter.waited(time.perf_counter() - started)
-        return [self.runtime.to_device(batch) for batch in fetched]
-
-    def _step(
-        self,
-        turn: str,
-        optimizer: Optimizer,
-        objective: Objective,
-        micro_batches: list[Batch],
-        rng: torch.Generator,
-        meter: Meter,
-    ) -> None:
-        """Loss, backward, clip and update of one optimizer."""
-        optimizer.zero_grad(set_to_none=True)
-        sums: list[Tensor] = []
-        scalars: dict[str, Tensor] = {}
-        for index, batch in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            with (
-                self.runtime.without_exchange(objective.model, last=last),
-                self.runtime.autocast(),
-            ):
-                loss = objective.loss(turn, batch, rng)
-                loss.total.backward()
-            sums.append(torch.stack([loss.total.detach().float(), loss.count.float()]))
-            scalars.update(loss.scalars)
-        total, count = self.runtime.sum(torch.stack(sums).sum(0))
-        self._check_finite(total, sums, micro_batches)
-        norm = self._scale_and_clip(optimizer, count)
-        self._check_finite(norm, sums, micro_batches)
-        optimizer.step()
-        meter.step(total / count.clamp(min=1), norm, scalars)
-
-    def _scale_and_clip(self, optimizer: Optimizer, count: Tensor) -> Tensor:
-        """Turns gradients of summed losses into those of the mean; returns their norm."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        # Gradient exchange averages over processes; the mean is over all counted elements.
-        scale = self.runtime.world_size / count.clamp(min=1)
-        for gradient in gradients:
-            gradient.mul_(scale)
-        limit = self.h.grad_clip_norm
-        return torch.nn.utils.clip_grad_norm_(
-            parameters, float("inf") if limit is None else limit, foreach=True
-        )
-
-    def _check_finite(self, value: Tensor, sums: list[Tensor], batches: list[Batch]) -> None:
-        """Stops every process before weights change when a loss or gradient norm is no number.
+        Args:
+            state: Is changed.
+            batches: This rank's micro-batches from `state.step` on, on the device.
+            objective: What is made smaller.
 
         Raises:
-            DataError: It is not finite; names samples of this process's bad micro-batches.
+            DataError: A loss is not finite, too many samples are broken, or an alarm says so.
         """
-        if torch.isfinite(value):
+        total_steps = self.plan.total_steps
+        mover = Mover(self.h, total_steps, self.runtime, self.placed, self.contexts)
+        while state.step < self.plan.total_steps and not self.reports.stop_asked:
+            fetched = self._fetch(batches)
+            self.contexts.begin(state.step)
+            prepared = [self._prepared(objective, state.step, one) for one in fetched]
+            moved: list[Moved] = []
+            extra = self.reports.extra(fetched, stop=self.stop_asked())
+            for name in objective.optimizers_at(state.step):
+                one = mover.move(name, state, objective, prepared, [] if moved else extra)
+                with torch.no_grad():
+                    objective.settle(name, one.sums.sums, one.ok)
+                moved.append(one)
+            self._average(state, moved)
+            state.step += 1
+            state.samples += self.plan.global_batch
+            self.reports.take(_record(state, moved, fetched), state, objective)
+            self._pause(state, objective, prepared)
+        self.reports.flush(state, objective)
+
+    def _fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
+        started = time.perf_counter()
+        fetched = [next(batches) for _ in range(self.plan.accumulation)]
+        self.reports.meter.waited(time.perf_counter() - started)
+        return fetched
+
+    def _prepared(self, objective: Objective, step: int, one: MicroBatch) -> MicroBatch:
+        with torch.no_grad():
+            ctx = self.contexts.of(step, one, "prepare")
+            return replace(one, batch=objective.prepare(one.batch, ctx))
+
+    def _average(self, state: TrainState, moved: list[Moved]) -> None:
+        if moved:
+            ok = torch.stack([one.ok for one in moved]).all()
+            for average in state.averages.values():
+                average.update(ok)
+
+    def _pause(
+        self, state: TrainState, objective: Objective, prepared: list[MicroBatch]
+    ) -> None:
+        """Validation, pictures and a checkpoint, where the plan has them."""
+        plan = self.plan
+        if state.step not in {*plan.validation_steps, *plan.image_steps, *plan.checkpoint_steps}:
             return
-        bad = [batch for batch, one in zip(batches, sums, strict=True) if not one.isfinite().all()]
-        bad = bad or batches
-        keys = [str(key) for batch in bad for key in batch.get("keys", [])][:_NAMED_SAMPLES]
-        raise DataError(
-            "the loss or its gradient is not finite; weights were not changed; "
-            f"samples: {', '.join(keys)}",
-            hint="look at these samples; a lower hparams.lr or hparams.grad_clip_norm may help",
-            code="data.loss_not_finite",
-            details={"samples": keys},
-        )
+        # What is saved or measured must not rest on a step that failed.
+        self.reports.flush(state, objective)
+        self.placed.eval()
+        if state.step in plan.validation_steps:
+            self.validate(state)
+        if state.step in plan.image_steps:
+            self.show(state, prepared[0])
+        self.placed.train()
+        if state.step in plan.checkpoint_steps:
+            self.save(state)
 
-    def _set_rate(self, optimizer: Optimizer, rate: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
 
-    def _report(self, state: TrainState, meter: Meter, rate: float, bar: Progress) -> None:
-        done = state.step == self.plan.total_steps
-        if state.step % self.log_every and not done:
-            bar.advance(1)
-            return
-        values = meter.report()
-        bar.advance(
-            1, loss=round(values["loss"], 4), samples_s=round(values["samples_per_second"], 1)
-        )
-        self.metrics.write(state.step, {"samples": float(state.samples), "lr": rate, **values})
-
-    def _stopping(self) -> bool:
-        """Whether any process was asked to stop."""
-        if self.runtime.world_size == 1:
-            return self.stop_asked()
-        flag = torch.tensor([float(self.stop_asked())], device=self.runtime.device)
-        return bool(self.runtime.sum(flag).item())
+def _record(
+    state: TrainState, moved: list[Moved], fetched: list[MicroBatch]
+) -> StepRecord:
+    drops = [one.first_drop for one in fetched if one.first_drop]
+    return StepRecord(
+        step=state.step,
+        samples=state.samples,
+        moved=moved,
+        names=[one.samples for one in fetched],
+        first_drop=drops[0] if drops else "",
+    )

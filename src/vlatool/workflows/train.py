@@ -1,8 +1,9 @@
-"""Training of any registered model type on `lbm` shards."""
+"""Training of any registered model type on any kind of data that it takes."""
 
 import shutil
 import signal
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.errors import StorageError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
-from vlatool.loading.robotics.facts import DatasetFacts, read_facts
-from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.loading.base import Facts
+from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
 from vlatool.parallel.executor import default_workers
-from vlatool.plugins import MODELS
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from vlatool.models.base import Objective
+    from vlatool.training.begin import Begun
+    from vlatool.training.feed import Feed
     from vlatool.training.plan import TrainPlan
+    from vlatool.training.report import Reports
     from vlatool.training.runtime import Runtime
     from vlatool.training.state import TrainState
+    from vlatool.training.trainer import Trainer
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -42,6 +45,7 @@ class TrainResult:
     checkpoint: str | None
     checkpoint_steps: tuple[int, ...]
     dataset_samples: int
+    dropped: Mapping[str, int]
     seconds: float
 
     def document(self) -> dict[str, Any]:
@@ -61,6 +65,8 @@ class TrainResult:
         lines = [f"{self.output}: {self.status}, {size}, {self.steps} steps{loss}"]
         if self.unused_samples:
             lines.append(f"{self.unused_samples} samples of the budget do not fill a step")
+        for reason, count in self.dropped.items():
+            lines.append(f"{count} samples were dropped: {reason.replace('_', ' ')}")
         lines.append(f"checkpoint: {self.checkpoint}")
         lines.append(f"next: vlatool eval open-loop {self.output} DATA")
         return "\n".join(lines)
@@ -71,10 +77,11 @@ class _Setup:
     """What a run is made of, once it is known whose the folder is."""
 
     config: TrainConfig
-    facts: DatasetFacts
+    facts: Facts
     plan: "TrainPlan"
     runtime: "Runtime"
     run: RunDir
+    feed: "Feed"
 
 
 def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
@@ -87,48 +94,64 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
     from vlatool.training.claim import claim_run, complete_run
-    from vlatool.training.plan import make_plan
+    from vlatool.training.feed import Feed, held_out
     from vlatool.training.runtime import Runtime
-    from vlatool.training.schedule import check_schedule
 
     _check_model(config)
-    facts = read_facts(config.data)
+    kind = config.data_kind
+    facts = kind.read_facts(config.data)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
     runtime.share_processors(default_workers(), config.data.num_workers or 0)
-    plan = make_plan(config, facts.sizes, runtime.world_size)
-    check_schedule(config.hparams, plan.total_steps)
+    order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
+    plan = _plan(config, facts, order, runtime)
+    measured = held_out(config)
     if runtime.is_main:
-        for key, rule in rules.items():
-            reporter.note(f"{key} from {rule}: {_value(config, key)}")
+        _tell(config, rules, runtime, reporter)
     if config.dry_run:
         return _planned(config, facts, plan)
     run = RunDir(_output(config))
-    setup = _Setup(config, facts, plan, runtime, run)
+    feed = Feed(config, facts, order, plan, runtime, run.root, measured)
+    setup = _Setup(config, facts, plan, runtime, run, feed)
     if not runtime.is_main:
         runtime.wait()
         return _train(setup, NULL)
+
+    def keep() -> None:
+        kind.keep(config.data, facts, run.root)
+        config.model_type.keep(config.model, run.root)
+
     with output_lock(run.root, "vlatool train"):
-        record = claim_run(run, config, facts)
+        record = claim_run(run, config, facts.fingerprint, keep)
         runtime.wait()
         result = _train(setup, reporter)
         complete_run(run, record, {"steps": result.steps, "samples": result.samples})
         return result
 
 
+def _plan(
+    config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runtime"
+) -> "TrainPlan":
+    from vlatool.training.plan import make_plan
+    from vlatool.training.schedule import check_schedule
+
+    plan = make_plan(config, facts.datasets, runtime.world_size)
+    if not config.data.allow_multiple_epochs:
+        refuse_second_epoch(order, plan.total_steps * plan.global_batch)
+    check_schedule(config.hparams, plan.total_steps)
+    return plan
+
+
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
-    from vlatool.training.checkpoints import load_checkpoint, save_checkpoint
-    from vlatool.training.metrics import MetricsFile
-    from vlatool.training.signals import StopRequest
-    from vlatool.training.trainer import Trainer
+    from vlatool.training.begin import begin
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    state, objective = _build(config, runtime)
     latest = run.latest()
+    begun = begin(config, setup.facts, runtime, None if latest is None else latest[1])
+    state = begun.state
     if latest is not None:
-        load_checkpoint(latest[1], state, runtime.device)
         reporter.note(f"going on after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
         run.truncate_metrics(state.step)
@@ -136,71 +159,85 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
         return _result(setup, state, "already complete", started)
     if runtime.is_main:
         _check_disk(run, state)
+    _fit(setup, begun, reporter)
+    return _result(setup, state, "trained", started)
 
-    def save(state: "TrainState") -> None:
-        if runtime.is_main:
-            save_checkpoint(run, state, config.max_checkpoint_limit)
-        runtime.wait()
 
-    with StopRequest() as stop, reporter.progress("training", plan.total_steps, "step") as bar:
+def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
+    """Trains to the end of the plan; a stop that is asked for ends the process."""
+    from vlatool.training.signals import StopRequest
+
+    plan, run, state = setup.plan, setup.run, begun.state
+    with (
+        StopRequest() as stop,
+        reporter.progress("training", plan.total_steps, "step") as bar,
+        setup.feed.training(state.step) as batches,
+    ):
         bar.advance(state.step)
-        trainer = Trainer(
-            plan=plan,
-            h=config.hparams,
-            runtime=runtime,
-            metrics=MetricsFile(run.metrics if runtime.is_main else None, reporter),
-            log_every=config.log_every_n_steps,
-            save=save,
-            stop_asked=stop.asked,
-        )
-        loader = _loader(setup, state.step)
-        trainer.fit(state, loader, objective, bar)
+        trainer = _trainer(setup, begun, _reports(setup, reporter, bar), stop.asked)
+        trainer.fit(state, batches, begun.objective)
         if state.step < plan.total_steps:
-            save(state)
+            trainer.save(state)
             reporter.note(
                 f"stopped after step {state.step}; the same command with --output {run.root} "
                 "goes on from there"
             )
             _end(stop.signal)
-    return _result(setup, state, "trained", started)
 
 
-def _build(config: TrainConfig, runtime: "Runtime") -> tuple["TrainState", "Objective"]:
-    import torch
+def _trainer(
+    setup: _Setup, begun: "Begun", reports: "Reports", stop_asked: Callable[[], bool]
+) -> "Trainer":
+    from vlatool.training.checkpoints import save_checkpoint
+    from vlatool.training.pictures import Show
+    from vlatool.training.step import Contexts
+    from vlatool.training.trainer import Trainer
+    from vlatool.training.validation import Validation
 
-    from vlatool.training.ema import WeightAverage
-    from vlatool.training.optim import build_optimizer
-    from vlatool.training.state import TrainState
-
-    model_type = MODELS.get(config.model.type)()  # pyright: ignore[reportAttributeAccessIssue]
-    torch.manual_seed(config.hparams.seed)
-    model = model_type.build(config.model).to(runtime.device)
-    objective: Objective = model_type.objective(config.model, model)
-    optimizers = {
-        name: build_optimizer(module, config.hparams)
-        for name, module in objective.optimizers().items()
-    }
-    average = WeightAverage(config.ema, model) if config.ema.enabled else None
-    objective.model = runtime.prepare(model)
-    return TrainState(model=model, optimizers=dict(optimizers), average=average), objective
-
-
-def _loader(setup: _Setup, step: int) -> Any:
-    from vlatool.loading.loader import LoaderPlan, build_loader
-
-    config, plan, runtime = setup.config, setup.plan, setup.runtime
-    facts = setup.facts
-    model_type = MODELS.get(config.model.type)()  # pyright: ignore[reportAttributeAccessIssue]
-    normalizer = Normalizer(config.data, facts.statistics, facts.statistics_past)
-    batcher = model_type.batcher(config.model, config.data, normalizer)
-    loader_plan = LoaderPlan(
-        batch_size=plan.micro_batch,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        seed=config.hparams.seed,
-        skip_batches=step * plan.accumulation,
+    config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
+    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan.global_batch)
+    return Trainer(
+        plan=plan,
+        h=config.hparams,
+        runtime=runtime,
+        placed=begun.placed,
+        contexts=contexts,
+        reports=reports,
+        validate=Validation(
+            setup.feed.held_out, begun.objective, runtime, contexts, reports.metrics
+        ),
+        show=Show(run, begun.objective, runtime, contexts),
+        save=lambda state: save_checkpoint(run, state, config.max_checkpoint_limit, runtime),
+        stop_asked=stop_asked,
     )
-    return build_loader(config.data, facts, batcher, loader_plan)
+
+
+def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
+    from vlatool.training.metrics import MetricsFile
+    from vlatool.training.report import Reports
+
+    config, runtime = setup.config, setup.runtime
+    return Reports(
+        metrics=MetricsFile(setup.run.metrics if runtime.is_main else None, reporter),
+        reporter=reporter,
+        bar=bar,
+        runtime=runtime,
+        log_every=config.log_every_n_steps,
+        total_steps=setup.plan.total_steps,
+        drop_reasons=config.data_kind.drop_reasons,
+        max_dropped_share=config.data.max_dropped_share,
+    )
+
+
+def _tell(
+    config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
+) -> None:
+    for key, rule in rules.items():
+        reporter.note(f"{key} from {rule}: {_value(config, key)}")
+    if config.distributed.fsdp and runtime.world_size == 1:
+        reporter.note("distributed.fsdp: one process has nothing to shard over")
+    elif config.distributed.fsdp and runtime.device.type == "cpu":
+        reporter.note("distributed.fsdp: sharded over processes of a CPU, to try it; not faster")
 
 
 def _check_model(config: TrainConfig) -> None:
@@ -235,8 +272,7 @@ def _output(config: TrainConfig) -> Path:
 
 def _check_disk(run: RunDir, state: "TrainState") -> None:
     """Refuses to start a run whose first checkpoint does not fit the disk."""
-    weights = sum(p.numel() * 4 for p in state.model.parameters())
-    needed = 4 * weights
+    needed = 4 * 4 * state.num_parameters
     free = shutil.disk_usage(run.root).free
     if free < needed:
         raise StorageError(
@@ -255,20 +291,22 @@ def _end(number: int | None) -> None:
 def _planned(config: TrainConfig, facts: DatasetFacts, plan: "TrainPlan") -> TrainResult:
     import torch
 
-    model_type = MODELS.get(config.model.type)()  # pyright: ignore[reportAttributeAccessIssue]
+    from vlatool.training.state import TrainState
+
     with torch.device("meta"):
-        model = model_type.build(config.model)
+        parts = config.model_type.build(config.model)
     return TrainResult(
         output=str(_output(config)),
         status="planned",
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=TrainState(parts).num_parameters,
         steps=plan.total_steps,
         samples=plan.total_steps * plan.global_batch,
         unused_samples=plan.unused_samples,
         loss=None,
         checkpoint=None,
         checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=facts.num_samples,
+        dataset_samples=sum(one.size for one in facts.datasets),
+        dropped={},
         seconds=0.0,
     )
 
@@ -280,14 +318,15 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
     return TrainResult(
         output=str(run.root),
         status=status,
-        parameters=sum(p.numel() for p in state.model.parameters()),
+        parameters=state.num_parameters,
         steps=state.step,
         samples=state.samples,
         unused_samples=plan.unused_samples,
-        loss=rows[-1]["loss"] if rows else None,
+        loss=next((row["loss"] for row in reversed(rows) if "loss" in row), None),
         checkpoint=None if latest is None else str(latest[1]),
         checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=setup.facts.num_samples,
+        dataset_samples=setup.feed.order.size,
+        dropped=dict(state.dropped),
         seconds=round(time.monotonic() - started, 2),
     )
 

@@ -18,6 +18,8 @@ from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
 _DEFAULT_TEXT_LENGTH = 128
 _TEXT_BUCKET = 32
+# Where the backbone takes pictures of any size.
+_EXAMPLE_SIDE = 64
 
 
 class PolicyBatcher:
@@ -68,6 +70,34 @@ class PolicyBatcher:
         if not parts:
             return torch.zeros(len(samples), length, 0)
         return torch.from_numpy(np.concatenate(parts, axis=-1))
+
+
+def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int) -> Batch:
+    """A made-up batch: grey pictures, slow waves as actions, every step real, no sentence.
+
+    Args:
+        config: Derived.
+        data: Derived.
+        size: B.
+    """
+    past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
+    assert past is not None
+    assert future is not None
+    backbone = config.vision_language_backbone
+    side = getattr(backbone, "img_size", _EXAMPLE_SIDE)
+    number = len(data.image_indices) * len(data.camera_names)
+    steps = torch.arange(past + 1 + future)
+    phase = torch.arange(size)[:, None, None] + torch.arange(data.action_dim or 0)
+    observed = data.proprioception_dim or 0
+    return {
+        "keys": [f"example-{index}" for index in range(size)],
+        "images": torch.full((size, number, 3, side, side), 128, dtype=torch.uint8),
+        "text": encode_text([""] * size, _TEXT_BUCKET),
+        "actions": torch.sin(phase + 0.2 * steps[None, :, None]),
+        "proprioception": torch.zeros(size, past + 1, observed),
+        "past_mask": (steps < past).expand(size, -1).clone(),
+        "future_mask": (steps >= past).expand(size, -1).clone(),
+    }
 
 
 def encode_text(sentences: Sequence[str], length: int) -> Tensor:

@@ -3,13 +3,13 @@
 Legend of shapes: B batch, R noise draws per observation, T action steps, A width of an action.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlatool.models.base import Batch, Loss
+from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
 if TYPE_CHECKING:
@@ -18,41 +18,35 @@ if TYPE_CHECKING:
 Clamp = tuple[float, float] | None
 
 
-class FlowMatchingObjective:
+class FlowMatchingObjective(Objective):
     """Squared error of the velocity over real steps from the anchor on."""
 
-    def __init__(self, config: DiffusionPolicyConfig, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, config: DiffusionPolicyConfig) -> None:
         self._repeats = config.num_action_head_repeats or 1
         self._scheduler = config.noise_scheduler
 
-    def optimizers(self) -> Mapping[str, nn.Module]:
-        """One optimizer for everything."""
-        return {"main": self.model}
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
+        """One for everything."""
+        return {"main": OptimizerSpec(("model",))}
 
-    def turns(self, step: int) -> Sequence[str]:
-        """It moves at every step."""
-        del step
-        return ("main",)
-
-    def loss(self, turn: str, batch: Batch, rng: torch.Generator) -> Loss:
+    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The masked squared error, summed over real future steps and channels.
 
         Only real past actions are given clean. The published loss also gives padded ones, which
         are copies of the nearest real action: a policy then learns to read the end of an episode
         off its own inputs (measured: it carries the block to the bin and never lets go).
         """
-        del turn
-        actions: Tensor = batch["actions"].repeat_interleave(self._repeats, dim=0)
+        del optimizer
+        given: Tensor = batch["actions"]
+        actions = given.repeat_interleave(self._repeats, dim=0)
         mask: Tensor = batch["future_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
         known: Tensor = batch["past_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
         num_timesteps = self._scheduler.num_timesteps
-        device = actions.device
-        time = torch.randint(num_timesteps, (len(actions),), generator=rng).to(device)
-        noise = torch.randn(actions.shape, generator=rng).to(device)
+        time = ctx.draws.integers(num_timesteps, self._repeats).flatten()
+        noise = ctx.draws.normal(self._repeats, *given.shape[1:]).flatten(0, 1)
         mixed = noised(actions, noise, time, num_timesteps, self._scheduler.clamp_range)
         inputs = torch.where(known, actions, mixed)
-        predicted = self.model(
+        predicted = ctx.parts["model"](
             batch["images"], batch["text"], batch["proprioception"], inputs, time
         )
         error = (predicted.float() - (noise - actions)) ** 2

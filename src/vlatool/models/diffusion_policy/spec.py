@@ -1,22 +1,24 @@
 """Configuration of the diffusion policy; light, no torch. Source: lbm-training 1.11, 2.3-2.8."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.base import ModelType, Part
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from vlatool.loading.robotics.decode import DecodedSample
     from vlatool.loading.robotics.facts import DatasetFacts
-    from vlatool.loading.robotics.normalizer import Normalizer
-    from vlatool.models.diffusion_policy.model import DiffusionPolicy
+    from vlatool.loading.robotics.kind import RoboticsKept
+    from vlatool.models.diffusion_policy.batch import PolicyBatcher
     from vlatool.models.diffusion_policy.objective import FlowMatchingObjective
+    from vlatool.models.policy import Policy
 
 
 class ByteTextConfig(ConfigModel):
@@ -134,11 +136,12 @@ class DiffusionPolicyConfig(ConfigModel):
     )
 
 
-class DiffusionPolicyType:
+class DiffusionPolicyType(ModelType):
     """The model type `diffusion_policy`."""
 
     name: ClassVar[str] = "diffusion_policy"
-    Config: ClassVar[type[DiffusionPolicyConfig]] = DiffusionPolicyConfig
+    Config: ClassVar[type[ConfigModel]] = DiffusionPolicyConfig
+    kinds: ClassVar[tuple[str, ...]] = ("robotics",)
 
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "DatasetFacts"
@@ -158,32 +161,68 @@ class DiffusionPolicyType:
             rules |= derivation_rules(backbone, counts, "vision_language_backbone.")
         return config.model_copy(update=update), rules
 
-    def build(self, config: DiffusionPolicyConfig) -> "nn.Module":
-        """The network."""
+    def build(self, config: DiffusionPolicyConfig) -> Mapping[str, Part]:
+        """One network."""
         from vlatool.models.diffusion_policy.model import DiffusionPolicy
 
-        return DiffusionPolicy(config)
+        return {"model": Part(DiffusionPolicy(config))}
+
+    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
+        """The transformer blocks of denoiser and vision tower."""
+        from vlatool.models.diffusion_policy.backbones import ViTBlock
+        from vlatool.models.diffusion_policy.model import Block
+
+        modules = parts["model"].module.modules()
+        return [module for module in modules if isinstance(module, Block | ViTBlock)]
 
     def objective(
-        self, config: DiffusionPolicyConfig, model: "nn.Module"
+        self,
+        config: DiffusionPolicyConfig,
+        data: RoboticsDataConfig,
+        facts: "DatasetFacts",
+        parts: Mapping[str, Part],
     ) -> "FlowMatchingObjective":
         """The flow-matching loss."""
+        del data, facts, parts
         from vlatool.models.diffusion_policy.objective import FlowMatchingObjective
 
-        return FlowMatchingObjective(config, model)
+        return FlowMatchingObjective(config)
 
     def batcher(
-        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, normalizer: "Normalizer"
-    ) -> Callable[[Sequence["DecodedSample"]], dict[str, Any]]:
+        self,
+        config: DiffusionPolicyConfig,
+        data: RoboticsDataConfig,
+        kept: "RoboticsKept",
+        folder: Path | None,
+        *,
+        training: bool,
+    ) -> "PolicyBatcher":
         """Samples to tensors."""
+        del folder, training
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
 
-        return PolicyBatcher(config, data, normalizer)
+        return PolicyBatcher(config, data, kept.normalizer)
 
-    def act(
-        self, model: "DiffusionPolicy", batch: dict[str, Any], *, steps: int, rng: "torch.Generator"
-    ) -> "torch.Tensor":
-        """Samples an action chunk."""
+    def example(
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int
+    ) -> dict[str, Any]:
+        """Grey pictures, smooth actions, no sentence."""
+        from vlatool.models.diffusion_policy.batch import example_batch
+
+        return example_batch(config, data, size)
+
+    def policy(
+        self,
+        config: DiffusionPolicyConfig,
+        parts: Mapping[str, "nn.Module"],
+        kept: "RoboticsKept",
+        folder: Path,
+    ) -> "Policy":
+        """Samples action chunks."""
+        del folder
+        from vlatool.models.diffusion_policy.batch import PolicyBatcher
         from vlatool.models.diffusion_policy.objective import sample_actions
+        from vlatool.models.policy import Policy
 
-        return sample_actions(model, batch, steps=steps, rng=rng)
+        batcher = PolicyBatcher(config, kept.data, kept.normalizer)
+        return Policy(partial(sample_actions, parts["model"]), batcher, kept)

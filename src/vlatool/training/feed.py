@@ -1,0 +1,117 @@
+"""What a run is fed with: micro-batches of its training and of its held-out data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from vlatool.errors import UsageError
+from vlatool.loading.base import Batch, Batcher, Facts, MicroBatch
+from vlatool.loading.config import LoadingConfig
+from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.training.config import TrainConfig
+from vlatool.training.plan import TrainPlan
+from vlatool.training.runtime import Runtime
+from vlatool.training.transfer import on_device
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out data: their section, facts and order, and how many positions are measured."""
+
+    section: LoadingConfig
+    facts: Facts
+    order: SampleOrder
+    count: int
+
+
+def held_out(config: TrainConfig) -> HeldOut | None:
+    """The held-out data of a run; None where none are asked for.
+
+    Raises:
+        UsageError: Held-out samples are asked for and there are no held-out data.
+        DataError: They are missing or broken.
+    """
+    if config.total_val_samples is None:
+        return None
+    kind = config.data_kind
+    section = kind.validation(config.data)
+    if section is None:
+        raise UsageError(
+            "total_val_samples is set, but no held-out data are given",
+            hint=f"give data.val_{kind.folders_key}, or leave total_val_samples out",
+            code="usage.no_validation_data",
+        )
+    facts = kind.read_facts(section)
+    order = SampleOrder(facts.datasets, OrderOptions(config.hparams.seed, shuffle=False))
+    return HeldOut(section, facts, order, min(config.total_val_samples, order.size))
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Opens the data of a run on this process.
+
+    Attributes:
+        config: Derived.
+        facts: Of the training data.
+        order: Of the training data.
+        plan: Of the run.
+        runtime: This process among all.
+        folder: The run, where the model type keeps what batches need.
+        measured: Held-out data.
+    """
+
+    config: TrainConfig
+    facts: Facts
+    order: SampleOrder
+    plan: TrainPlan
+    runtime: Runtime
+    folder: Path
+    measured: HeldOut | None = None
+
+    @contextmanager
+    def training(self, step: int) -> Iterator[Iterator[MicroBatch]]:
+        """This process's endless micro-batches from a step on, on the device."""
+        plan = replace(self._plan(), first=step * self.plan.accumulation)
+        reader = self.config.data_kind.reader(self.config.data, self.facts)
+        batcher = self._batcher(self.config.data, training=True)
+        with build_loader(plan, self.order, reader, batcher, self._fake()) as loader:
+            yield on_device(iter(loader), self.runtime.device)
+
+    def held_out(self) -> Iterator[MicroBatch]:
+        """One pass over the held-out data; every process makes the same number of micro-batches."""
+        if self.measured is None:
+            return
+        one = self.measured
+        workers = min(1, self.config.data.num_workers or 0)
+        plan = replace(self._plan(), count=one.count, num_workers=workers)
+        reader = self.config.data_kind.reader(one.section, one.facts)
+        batcher = self._batcher(one.section, training=False)
+        with build_loader(plan, one.order, reader, batcher, self._fake()) as loader:
+            yield from on_device(iter(loader), self.runtime.device)
+
+    def _plan(self) -> LoaderPlan:
+        data = self.config.data
+        return LoaderPlan(
+            batch_size=self.plan.micro_batch,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+            seed=self.config.hparams.seed,
+            num_workers=data.num_workers or 0,
+            prefetch_factor=data.prefetch_factor,
+            drop_reasons=self.config.data_kind.drop_reasons,
+        )
+
+    def _batcher(self, section: LoadingConfig, *, training: bool) -> Batcher:
+        """Held-out data are scaled as the training data are."""
+        config = self.config
+        kept = config.data_kind.prepared(config.data, self.facts)
+        model_type, folder = config.model_type, self.folder
+        return model_type.batcher(config.model, section, kept, folder, training=training)
+
+    def _fake(self) -> partial[Batch]:
+        config = self.config
+        example = config.model_type.example
+        return partial(example, config.model, config.data, self.plan.micro_batch)

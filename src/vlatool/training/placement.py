@@ -1,0 +1,172 @@
+"""Parts on their devices: moved, checkpointed, compiled, wrapped for gradient exchange or sharded.
+
+The only place that knows DDP and `fully_shard`. Names of weights are those of the bare modules
+whatever stands around them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from vlatool.models.base import ModelType, Part
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How parts are placed.
+
+    Attributes:
+        device: Of this process.
+        world_size: Processes.
+        mesh: What parameters are sharded over; None for none.
+        reshards: Frees gathered parameters after the forward pass too.
+        checkpoints: Blocks are computed again in the backward pass instead of kept.
+        compiles: Blocks are compiled.
+    """
+
+    device: torch.device
+    world_size: int = 1
+    mesh: "DeviceMesh | None" = None
+    reshards: bool = False
+    checkpoints: bool = False
+    compiles: bool = False
+
+
+class PlacedParts:
+    """The parts of a run where they compute.
+
+    Attributes:
+        calls: Part to what an objective calls: the module, or what stands in for it.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], how: Placement, model_type: ModelType) -> None:
+        self._parts = parts
+        self._sharded = how.mesh is not None
+        for part in parts.values():
+            part.module.to(how.device)
+            if not part.trained:
+                part.module.requires_grad_(False)
+        trained = [part.module for part in parts.values() if part.trained]
+        blocks = _own_blocks(model_type.blocks(parts), trained)
+        units = blocks or trained
+        for block in units if how.compiles else ():
+            block.forward = torch.compile(block.forward)
+        for block in blocks if how.checkpoints else ():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if how.mesh is not None:
+            for unit in dict.fromkeys([*blocks, *trained]):
+                fully_shard(unit, mesh=how.mesh, reshard_after_forward=how.reshards)
+        self.calls: dict[str, Any] = {
+            name: self._call(part, model_type.methods.get(name, ()), how)
+            for name, part in parts.items()
+        }
+        self.train()
+
+    def _call(self, part: Part, methods: Sequence[str], how: Placement) -> Any:
+        moves = part.trained and any(p.requires_grad for p in part.module.parameters())
+        if how.world_size == 1 or not moves:
+            return part.module
+        if how.mesh is not None:
+            for method in methods:
+                register_fsdp_forward_method(part.module, method)
+            return part.module
+        return _Exchanged(part.module, methods, how.device)
+
+    def train(self) -> None:
+        """What learns is in training mode, everything else in eval mode."""
+        for part in self._parts.values():
+            part.module.train(part.trained)
+
+    def eval(self) -> None:
+        """All parts in eval mode."""
+        for part in self._parts.values():
+            part.module.eval()
+
+    @contextmanager
+    def moving(self, names: Iterable[str]) -> "Generator[None]":
+        """Within it only the named parts collect gradients.
+
+        Sharded parameters keep theirs until the end: what they gather remembers whether it needs
+        a gradient from the first time on.
+        """
+        others = [part.module for name, part in self._parts.items() if name not in set(names)]
+        idle = [p for module in others for p in module.parameters() if p.requires_grad]
+        for parameter in () if self._sharded else idle:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in idle:
+                parameter.grad = None
+                parameter.requires_grad_(True)
+
+    @contextmanager
+    def exchanging(self, names: Iterable[str], *, last: bool) -> "Generator[None]":
+        """Gradients of the named parts are exchanged, those of the last micro-batch only."""
+        wanted = set(names) if last else set[str]()
+        with ExitStack() as stack:
+            for name, call in self.calls.items():
+                if isinstance(call, _Exchanged) and name not in wanted:
+                    stack.enter_context(call.alone())
+                if isinstance(call, FSDPModule):
+                    call.set_requires_gradient_sync(name in wanted)
+            yield
+
+
+class _Methods(nn.Module):
+    """Runs any method of a module as the forward pass of what wraps it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, method: str | None, *args: Any, **named: Any) -> Any:
+        call = self.module if method is None else getattr(self.module, method)
+        return call(*args, **named)
+
+
+class _Exchanged:
+    """A module whose gradients are exchanged over processes, called like the module itself."""
+
+    def __init__(self, module: nn.Module, methods: Sequence[str], device: torch.device) -> None:
+        self._bare = module
+        self._methods = frozenset(methods)
+        self._wrapped = DistributedDataParallel(
+            _Methods(module),
+            device_ids=[device.index] if device.type == "cuda" else None,
+            # `settle` changes buffers alike everywhere; a copy in the middle of a step would
+            # invalidate what the backward pass needs.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._wrapped(None, *args, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._methods:
+            return partial(self._wrapped, name)
+        return getattr(self._bare, name)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Within it gradients stay in this process."""
+        return self._wrapped.no_sync()
+
+
+def _own_blocks(blocks: Sequence[nn.Module], trained: Sequence[nn.Module]) -> list[nn.Module]:
+    """Blocks inside trained parts; a block that is a part is that part."""
+    inside = {id(module) for part in trained for module in part.modules() if module is not part}
+    return [block for block in blocks if id(block) in inside]

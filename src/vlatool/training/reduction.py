@@ -1,0 +1,114 @@
+"""What all ranks add up once per optimizer and step, and how the host reads it later.
+
+One vector holds everything, so that there is one collective; it is float64, because counts of
+elements and histograms must not round. The host copy is asked for at once and read a step later:
+nothing waits for the device.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+
+from vlatool.models.base import Loss
+from vlatool.training.runtime import Runtime
+
+
+@dataclass
+class StepSums:
+    """The losses of one optimizer's micro-batches, on this rank.
+
+    Attributes:
+        totals: Loss of each micro-batch, detached.
+    """
+
+    device: torch.device
+    totals: list[Tensor] = field(default_factory=list[Tensor])
+    _counts: list[Tensor] = field(default_factory=list[Tensor])
+    _sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def add(self, loss: Loss, *, is_fake: bool) -> None:
+        """Takes in a micro-batch; a fake one counts nothing."""
+        weight = 0.0 if is_fake else 1.0
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.totals.append(zero if is_fake else loss.total.detach().double())
+        self._counts.append(zero if is_fake else loss.count.detach().double())
+        for name, value in loss.sums.items():
+            value = value.detach().double()
+            value = value if weight else torch.zeros_like(value)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def reduced(self, runtime: Runtime, extra: Sequence[float]) -> "Reduced":
+        """The sums over all ranks. Every rank calls it, with as many `extra` numbers."""
+        names = sorted(self._sums)
+        shapes = {name: tuple(self._sums[name].shape) for name in names}
+        totals = torch.stack(self.totals)
+        head = torch.stack(
+            [totals.sum(), torch.stack(self._counts).sum(), (~totals.isfinite()).sum().double()]
+        )
+        more = torch.tensor(extra, dtype=torch.float64).to(self.device, non_blocking=True)
+        flat = [self._sums[name].reshape(-1).to(self.device) for name in names]
+        packed = runtime.sum(torch.cat([head, more, *flat]))
+        return Reduced(packed, len(extra), shapes)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The sums of one optimizer and step over all ranks.
+
+    Attributes:
+        packed: float64 [3 + E + ...]: total, count, micro-batches that are not finite, what was
+            given as extra, sums by name.
+        extra: E.
+        shapes: Name to shape of the sums, in their order.
+    """
+
+    packed: Tensor
+    extra: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def count(self) -> Tensor:
+        """Elements."""
+        return self.packed[1]
+
+    @property
+    def is_bad(self) -> Tensor:
+        """bool: a loss somewhere is not finite."""
+        return self.packed[2] > 0
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """The objective's own sums."""
+        return self.read(self.packed)
+
+    def read(self, packed: Tensor) -> dict[str, Tensor]:
+        """The objective's own sums in a copy of `packed`."""
+        start, found = 3 + self.extra, dict[str, Tensor]()
+        for name, shape in self.shapes.items():
+            end = start + prod(shape)
+            found[name] = packed[start:end].reshape(shape)
+            start = end
+        return found
+
+
+class HostCopy:
+    """A small tensor on its way to the host."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if values.device.type != "cuda":
+            self._values = values.detach().clone()
+            return
+        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._values.copy_(values.detach(), non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def read(self) -> Tensor:
+        """The values; waits for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values

@@ -1,0 +1,147 @@
+"""One optimizer's part of a step: losses of all micro-batches, gradients, update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlatool.loading.base import MicroBatch
+from vlatool.models.base import Batch, Objective, StepContext
+from vlatool.training.config import HParams
+from vlatool.training.optim import set_rate, update
+from vlatool.training.placement import PlacedParts
+from vlatool.training.reduction import HostCopy, Reduced, StepSums
+from vlatool.training.runtime import Runtime
+from vlatool.training.schedule import learning_rate
+from vlatool.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one optimizer did in a step.
+
+    Attributes:
+        optimizer: Its name.
+        rate: Learning rate.
+        sums: Over all ranks.
+        norm: Of the gradient of the mean loss, before clipping.
+        ok: bool on the device: weights were changed.
+        totals: Losses of this rank's micro-batches.
+        on_host: [norm, ok, *sums.packed], a step later.
+    """
+
+    optimizer: str
+    rate: float
+    sums: Reduced
+    norm: Tensor
+    ok: Tensor
+    totals: Sequence[Tensor]
+    on_host: HostCopy
+
+
+class Contexts:
+    """Makes what an objective may know of a moment."""
+
+    def __init__(self, runtime: Runtime, placed: PlacedParts, seed: int, global_batch: int) -> None:
+        self._runtime = runtime
+        self._placed = placed
+        self._seed = seed
+        self._global_batch = global_batch
+
+    def begin(self, step: int) -> None:
+        """Seeds what draws from torch's global generators in this step."""
+        self._runtime.seed(self._seed, step)
+
+    def of(self, step: int, one: MicroBatch, turn: object, *, training: bool = True) -> StepContext:
+        """The moment of a micro-batch; randomness depends on its positions and the turn."""
+        total = self._global_batch
+        rows = one.positions or range(_rows(one.batch))
+        key = (step, turn) if training else (rows[0] // total, turn)
+        return StepContext(
+            step=step,
+            draws=self._runtime.draws(rows, total, self._seed, *key),
+            parts=self._placed.calls,
+            training=training,
+            samples=one.samples,
+        )
+
+
+def _rows(batch: Batch) -> int:
+    return next((len(value) for value in batch.values() if hasattr(value, "__len__")), 1)
+
+
+class Mover:
+    """Moves one optimizer at a time.
+
+    A loss or gradient that is not finite, on any rank, changes no weight on any rank, and neither
+    does anything after it: the host learns of it a step later. Where nothing is counted nothing
+    changes, and that is no error.
+    """
+
+    def __init__(
+        self,
+        h: HParams,
+        total_steps: int,
+        runtime: Runtime,
+        placed: PlacedParts,
+        contexts: Contexts,
+    ) -> None:
+        self._contexts = contexts
+        self._h = h
+        self._total_steps = total_steps
+        self._runtime = runtime
+        self._placed = placed
+        self._halted = torch.zeros((), dtype=torch.bool, device=runtime.device)
+
+    def move(
+        self,
+        name: str,
+        state: TrainState,
+        objective: Objective,
+        micro_batches: Sequence[MicroBatch],
+        extra: Sequence[float],
+    ) -> Moved:
+        """Loss, backward, reduction, clip and update.
+
+        Args:
+            name: The optimizer.
+            state: Holds it.
+            objective: Gives the losses.
+            micro_batches: Prepared, on the device.
+            extra: Numbers of this rank that are added up over ranks beside the losses.
+        """
+        spec, optimizer = objective.optimizers()[name], state.optimizers[name]
+        steps_left = self._total_steps - spec.starts_at
+        rate = learning_rate(self._h, state.step - spec.starts_at, steps_left, spec.lr)
+        set_rate(optimizer, rate)
+        optimizer.zero_grad(set_to_none=True)
+        with self._placed.moving(spec.parts):
+            local = self._backward(name, state.step, objective, micro_batches)
+        sums = local.reduced(self._runtime, extra)
+        is_empty = sums.count <= 0
+        # Gradient exchange averages over processes; the mean is over all counted elements.
+        scale = (self._runtime.world_size / sums.count.clamp(min=1)).float()
+        skip = self._halted | sums.is_bad | is_empty
+        norm = update(optimizer, scale, self._h.grad_clip_norm, skip)
+        ok = ~skip & norm.isfinite()
+        self._halted = self._halted | (~is_empty & ~ok)
+        told = HostCopy(torch.cat([torch.stack([norm.double(), ok.double()]), sums.packed]))
+        return Moved(name, rate, sums, norm, ok, local.totals, told)
+
+    def _backward(
+        self, name: str, step: int, objective: Objective, micro_batches: Sequence[MicroBatch]
+    ) -> StepSums:
+        optimizers = objective.optimizers()
+        parts, turn = optimizers[name].parts, list(optimizers).index(name)
+        local = StepSums(self._runtime.device)
+        for index, one in enumerate(micro_batches):
+            ctx = self._contexts.of(step, one, turn)
+            last = index == len(micro_batches) - 1
+            with self._placed.exchanging(parts, last=last):
+                with self._runtime.autocast():
+                    loss = objective.loss(name, one.batch, ctx)
+                # A fake micro-batch takes part in every exchange and adds nothing.
+                (loss.total * 0.0 if one.is_fake else loss.total).backward()
+            local.add(loss, is_fake=one.is_fake)
+        return local

@@ -1,0 +1,65 @@
+"""One pass over held-out data, with the raw and the averaged weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from vlatool.loading.base import MicroBatch
+from vlatool.models.base import Objective
+from vlatool.training.metrics import MetricsFile
+from vlatool.training.reduction import StepSums
+from vlatool.training.runtime import Runtime
+from vlatool.training.state import TrainState
+from vlatool.training.step import Contexts
+
+_TURN = "validation"
+_PREFIX = "val/"
+_AVERAGED_PREFIX = "val/ema/"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Measures held-out data; every process calls it, with parts in eval mode.
+
+    Attributes:
+        open: Starts a pass over this process's micro-batches, on the device; every process makes
+            the same number of them.
+        objective: Measures a micro-batch.
+        runtime: The processes.
+        contexts: What the objective may know.
+        metrics: Where figures go.
+    """
+
+    open: Callable[[], Iterator[MicroBatch]]
+    objective: Objective
+    runtime: Runtime
+    contexts: Contexts
+    metrics: MetricsFile
+
+    def __call__(self, state: TrainState) -> None:
+        """Writes the losses of all parts as they are, and of the averages where there are any."""
+        figures = self._pass(_PREFIX)
+        if state.averages:
+            with ExitStack() as stack:
+                for average in state.averages.values():
+                    stack.enter_context(average.in_place_of_weights())
+                figures |= self._pass(_AVERAGED_PREFIX)
+        self.metrics.write(state.step, {"samples": float(state.samples), **figures})
+
+    @torch.no_grad()
+    def _pass(self, prefix: str) -> dict[str, float]:
+        local = StepSums(self.runtime.device)
+        for one in self.open():
+            ctx = self.contexts.of(0, one, _TURN, training=False)
+            batch = self.objective.prepare(one.batch, ctx)
+            # The randomness of `prepare` is not that of the loss.
+            ctx = self.contexts.of(0, one, f"{_TURN} loss", training=False)
+            with self.runtime.autocast():
+                local.add(self.objective.validate(batch, ctx), is_fake=one.is_fake)
+        sums = local.reduced(self.runtime, [])
+        total, count = sums.packed[:2].tolist()
+        told = self.objective.figures(_TURN, sums.read(sums.packed.cpu()), count)
+        figures = {f"{prefix}{name}": float(value) for name, value in told.items()}
+        return {f"{prefix}loss": total / max(count, 1.0), **figures}

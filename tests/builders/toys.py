@@ -1,0 +1,225 @@
+"""Second users of the training protocols: a kind of data of plain numbers, a GAN, a language model.
+
+Installed by `install_toys` as a third-party distribution is. `tests.builders.toy_networks` has what
+needs torch at import.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from vlatool.config.base import ConfigModel
+from vlatool.errors import DataError
+from vlatool.loading.base import Block, DataSet, Dropped, Place
+from vlatool.loading.config import LoadingConfig
+from vlatool.models.base import ModelType, Objective, Part
+
+WIDTH, LENGTH, TOKENS = 4, 6, 11
+METADATA = "Metadata-Version: 2.1\nName: toy_models\nVersion: 0.1\n"
+ENTRY_POINTS = """\
+[vlatool.models]
+toy_gan = tests.builders.toys:GanType
+toy_lm = tests.builders.toys:LmType
+"""
+NUMBERS = "tests.builders.toys:NumbersKind"
+
+
+def install_toys(root: Path) -> None:
+    """The distribution on a folder of the import path."""
+    info = root / "toy_models-0.1.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text(METADATA)
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+
+
+def write_numbers(folder: Path, sizes: Sequence[int] = (20, 13, 15), bad: int | None = None) -> Path:
+    """Blocks of rows [S, WIDTH]; the row with number `bad` of all is not a number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = np.random.default_rng(7).normal(size=(sum(sizes), WIDTH)).astype(np.float32)
+    if bad is not None:
+        rows[bad] = np.nan
+    ends = np.cumsum(sizes)
+    for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        np.save(folder / f"block-{number}.npy", rows[end - size : end])
+    return folder
+
+
+class NumbersConfig(LoadingConfig):
+    """Rows of numbers in .npy files."""
+
+    no_effect_on_output: ClassVar[frozenset[str]] = LoadingConfig.no_effect_on_output | {"folders"}
+
+    type: Literal["numbers"] = Field(default="numbers", description="Kind of data.")
+    folders: list[str] = Field(default=[], description="Folders with blocks.")
+    val_folders: list[str] = Field(default=[], description="Folders with held-out blocks.")
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class NumbersFacts:
+    datasets: tuple[DataSet, ...]
+    digest: str
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        return {"numbers": self.digest}
+
+
+@dataclass
+class NumbersReader:
+    datasets: tuple[DataSet, ...]
+
+    def read(self, places: Sequence[Place], rngs: Sequence[np.random.Generator]) -> list[Any]:
+        del rngs
+        return [self._row(place) for place in places]
+
+    def _row(self, place: Place) -> Row | Dropped:
+        block = self.datasets[place.dataset].blocks[place.block]
+        values = np.load(block.location, mmap_mode="r")[place.sample]
+        key = f"{block.location.stem}-{place.sample}"
+        if not np.isfinite(values).all():
+            return Dropped("no_number", key, f"row {key} is not a number")
+        return Row(key, np.array(values))
+
+
+class NumbersKind:
+    name: ClassVar[str] = "numbers"
+    Config: ClassVar[type[LoadingConfig]] = NumbersConfig
+    folders_key: ClassVar[str] = "folders"
+    drop_reasons: ClassVar[tuple[str, ...]] = ("no_number",)
+
+    def read_facts(self, config: NumbersConfig) -> NumbersFacts:
+        if not config.folders:
+            raise DataError("no folder is given", code="data.no_dataset")
+        digest, sets = hashlib.sha256(), list[DataSet]()
+        for name in config.folders:
+            paths = sorted(Path(name).glob("*.npy"))
+            for path in paths:
+                digest.update(path.read_bytes())
+            blocks = [Block(path, len(np.load(path, mmap_mode="r"))) for path in paths]
+            sets.append(DataSet(Path(name).name, tuple(blocks)))
+        return NumbersFacts(tuple(sets), digest.hexdigest())
+
+    def validation(self, config: NumbersConfig) -> NumbersConfig | None:
+        changes = {"folders": config.val_folders, "val_folders": []}
+        return config.model_copy(update=changes) if config.val_folders else None
+
+    def derive(self, config: Any, facts: Any) -> tuple[Any, dict[str, str]]:
+        del facts
+        return config, {}
+
+    def reader(self, config: NumbersConfig, facts: NumbersFacts) -> NumbersReader:
+        del config
+        return NumbersReader(facts.datasets)
+
+    def prepared(self, config: NumbersConfig, facts: NumbersFacts) -> None:
+        del config, facts
+
+    def keep(self, config: NumbersConfig, facts: NumbersFacts, folder: Path) -> None:
+        del config, facts, folder
+
+    def kept(self, config: NumbersConfig, folder: Path) -> None:
+        del config, folder
+
+
+class GanConfig(ConfigModel):
+    type: Literal["toy_gan"] = Field(default="toy_gan", description="Model type.")
+    teacher: str = Field(default="", description="File with the teacher's weights.")
+    critic_starts_at: int = Field(default=2, description="First step of the critic.")
+
+
+class GanType(ModelType):
+    name: ClassVar[str] = "toy_gan"
+    Config: ClassVar[type[ConfigModel]] = GanConfig
+    kinds: ClassVar[tuple[str, ...]] = (NUMBERS,)
+    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"critic": ("judge",)}
+
+    def build(self, config: GanConfig) -> Mapping[str, Part]:
+        from tests.builders.toy_networks import gan_parts
+
+        del config
+        return gan_parts()
+
+    def load(self, config: GanConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
+        from vlatool.models.weights import load_weights
+
+        if "teacher" in names and config.teacher:
+            load_weights(parts["teacher"].module, Path(config.teacher))
+
+    def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
+        return [parts["model"].module[0], parts["critic"].module.first]
+
+    def objective(
+        self, config: GanConfig, data: Any, facts: Any, parts: Mapping[str, Part]
+    ) -> Objective:
+        from tests.builders.toy_networks import GanObjective
+
+        del data, facts
+        return GanObjective(config, parts["means"].module)
+
+    def batcher(
+        self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
+    ) -> Any:
+        from tests.builders.toy_networks import row_batch
+
+        del config, data, kept, folder, training
+        return row_batch
+
+    def example(self, config: GanConfig, data: Any, size: int) -> dict[str, Any]:
+        from tests.builders.toy_networks import row_batch
+
+        del config, data
+        values = np.random.default_rng(0).normal(size=(size, WIDTH)).astype(np.float32)
+        return row_batch([Row(f"example-{i}", one) for i, one in enumerate(values)])
+
+
+class LmConfig(ConfigModel):
+    type: Literal["toy_lm"] = Field(default="toy_lm", description="Model type.")
+    chunks: int = Field(default=3, description="Pieces in which the head is computed.")
+
+
+class LmType(ModelType):
+    name: ClassVar[str] = "toy_lm"
+    Config: ClassVar[type[ConfigModel]] = LmConfig
+    kinds: ClassVar[tuple[str, ...]] = (NUMBERS,)
+
+    def build(self, config: LmConfig) -> Mapping[str, Part]:
+        from tests.builders.toy_networks import ToyLm
+
+        return {"model": Part(ToyLm(config.chunks))}
+
+    def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
+        return [parts["model"].module.block]
+
+    def objective(
+        self, config: LmConfig, data: Any, facts: Any, parts: Mapping[str, Part]
+    ) -> Objective:
+        from tests.builders.toy_networks import LmObjective
+
+        del config, data, facts, parts
+        return LmObjective()
+
+    def batcher(
+        self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
+    ) -> Any:
+        from tests.builders.toy_networks import token_batch
+
+        del config, data, kept, folder, training
+        return partial(token_batch)
+
+    def example(self, config: LmConfig, data: Any, size: int) -> dict[str, Any]:
+        from tests.builders.toy_networks import token_batch
+
+        del config, data
+        return token_batch([Row(f"example-{i}", np.ones(WIDTH, np.float32)) for i in range(size)])
