@@ -69,7 +69,7 @@ class Place(NamedTuple):
 
     dataset: int
     block: int
-    index: int
+    sample: int
 
 
 @dataclass(frozen=True)

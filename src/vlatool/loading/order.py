@@ -276,9 +276,10 @@ def _shares(datasets: Sequence[DataSet], weights: Sequence[float]) -> list[int]:
     counts = largest_remainder(weights, PATTERN)
     for dataset, weight, count in zip(datasets, weights, counts, strict=True):
         if weight and not count:
+            share = weight / sum(weights)
             raise ConfigError(
-                f"data.dataset_weighting: the share of {dataset.name} is {weight / sum(weights):g}, "
-                f"less than one sample in {PATTERN}",
+                f"data.dataset_weighting: the share of {dataset.name} is {share:g}, less than one "
+                f"sample in {PATTERN}",
                 hint="give it more, or leave the data set out",
                 code="config.invalid_value",
                 details={"key": "data.dataset_weighting", "dataset": dataset.name},
