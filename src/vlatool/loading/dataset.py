@@ -81,8 +81,9 @@ def open_dataset(
 ) -> SampleDataset:
     """The samples of data sets as a torch dataset, decoded, not normalised.
 
-    An epoch has each sample once, unless `dataset_weighting` says otherwise; neighbours come from different places of the data, so a
-    DataLoader needs no shuffling of its own, and a run that was interrupted goes on at any index.
+    An epoch has each sample once, unless `dataset_weighting` says otherwise. Neighbours come from
+    different places of the data, so a DataLoader needs no shuffling of its own; a loop that was
+    interrupted goes on at any index.
 
         import vlatool
         from torch.utils.data import DataLoader

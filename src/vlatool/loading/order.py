@@ -54,11 +54,11 @@ class OrderOptions:
 
 
 class FirstEpoch(NamedTuple):
-    """How far a run gets before a sample comes again.
+    """How far a run gets before a data set begins its second epoch.
 
     Attributes:
-        positions: Samples that are possible.
-        dataset: The data set that begins its second epoch then.
+        positions: Samples that are possible; no two of them are the same.
+        dataset: The data set.
     """
 
     positions: int
@@ -99,7 +99,7 @@ class SampleOrder:
         return [self._mixed(n) for n in positions]
 
     def first_epoch(self) -> FirstEpoch:
-        """Positions before any sample comes a second time, computed; some ms per data set."""
+        """Positions before any data set begins again, computed; some 50 ms per data set."""
         if len(self._streams) == 1:
             stream = self._streams[0]
             return FirstEpoch(stream.size, stream.name)
@@ -248,10 +248,10 @@ class _Stream:
 
 
 def refuse_second_epoch(order: SampleOrder, positions: int) -> None:
-    """Makes sure that a run of so many positions reads no sample twice.
+    """Makes sure that no data set begins a second epoch in a run of so many positions.
 
     Raises:
-        DataError: It does; names the data set and says how many positions are possible.
+        DataError: One does; names the data set and says how many positions are possible.
     """
     possible, name = order.first_epoch()
     if positions > possible:
