@@ -17,6 +17,7 @@ _PUBLIC = {
     "rollout": "vlatool.workflows.evaluate",
     "inspect": "vlatool.workflows.inspect",
     "demo": "vlatool.workflows.demo",
+    "open_dataset": "vlatool.loading.dataset",
     "doctor": "vlatool.workflows.doctor",
 }
 

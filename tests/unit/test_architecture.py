@@ -56,6 +56,7 @@ CLI_MAY_IMPORT = {"errors", "events", "cli"}
 KEY_READERS = {"keys.py"}
 
 NAMELESS = ("jobs", "parallel", "storage", "training")  # they know no model, sink, format or kind
+NAMELESS_FOLDERS = ("loading",)  # its own files; the folders below are the kinds
 OBJECTIVE_WORDS = {"images"}  # what an objective shows while it trains; also a kind of data
 ARTIFACT_FILES = {
     "latest.json", "lowdim.npz", "manifest.jsonl", "metrics.jsonl", "model.safetensors",
@@ -250,15 +251,30 @@ def _known_names() -> set[str]:
     return found
 
 
+def _is_nameless(name: str) -> bool:
+    return _room(name) in NAMELESS or _folder(name) in NAMELESS_FOLDERS
+
+
 def test_rooms_that_serve_all_formats_sinks_and_models_name_none() -> None:
     known = _known_names()
     broken: list[tuple[str, str]] = []
-    for name in (name for name in NAMES if _room(name) in NAMELESS):
+    for name in filter(_is_nameless, NAMES):
         texts = _texts(name)
         named = {text for text in texts if text.startswith("vlatool.")}
         parts = {part for one in {*_imports(name, nested=True), *named} for part in one.split(".")}
         broken += [(name, word) for word in sorted(texts & (known - OBJECTIVE_WORDS))]
         broken += [(name, f"import {word}") for word in sorted(parts & known)]
+    assert _lines(broken) == []
+
+
+def test_files_for_all_kinds_of_data_import_none_of_them() -> None:
+    broken = [
+        (name, module)
+        for name in MODULES.values()
+        if _folder(name) in NAMELESS_FOLDERS
+        for module in sorted(_own_imports(name))
+        if _folder(MODULES[module]).startswith(f"{_folder(name)}/")
+    ]
     assert _lines(broken) == []
 
 

@@ -22,6 +22,7 @@ from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.storage.parts import open_onwards
 
 _META = re.compile(r"^__.*__$")
 # What tarfile says of files that are no tar or lie about sizes.
@@ -350,10 +351,37 @@ def index_path(shard: Path) -> Path:
 def read_index(path: Path) -> ShardIndex | None:
     """The index at `path`; None where there is none or it cannot be read."""
     try:
-        arrays = read_arrays(path.read_bytes(), ("offsets", "lengths", "shard_bytes"))
-    except (OSError, KeyError, ValueError):
+        return parse_index(path.read_bytes())
+    except OSError:
+        return None
+
+
+def parse_index(content: bytes) -> ShardIndex | None:
+    """The index in the bytes of its file; None where they are none."""
+    try:
+        arrays = read_arrays(content, ("offsets", "lengths", "shard_bytes"))
+    except (KeyError, ValueError):
         return None
     offsets, lengths = arrays["offsets"], arrays["lengths"]
     if offsets.dtype.kind != "i" or lengths.shape != offsets.shape or offsets.ndim != 1:
         return None
     return ShardIndex(offsets, lengths, int(arrays["shard_bytes"]))
+
+
+def index_by_headers(path: Path) -> ShardIndex:
+    """The index of a tar that has none, from its headers; a remote tar is read once, as a stream.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DataError: It cannot be walked to its end.
+    """
+    with open_onwards(path) as file:
+        scan = _scan(file)
+        size = file.seek(0, 2)
+    damage = [one.message for one in scan.problems if one.code == "broken_tar"]
+    if damage:
+        raise _unreadable(path, damage[0])
+    # A member without a dot belongs to no sample, as webdataset has it.
+    samples = [one for one in scan.samples if any(one.members)]
+    ranges = np.array([(one.start, one.end - one.start) for one in samples], np.int64)
+    return ShardIndex(ranges.reshape(-1, 2)[:, 0], ranges.reshape(-1, 2)[:, 1], size)

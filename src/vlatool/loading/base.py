@@ -72,7 +72,7 @@ class Place(NamedTuple):
 
     dataset: int
     block: int
-    index: int
+    sample: int
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,23 @@
-"""Batches for training: endless, seeded, split over ranks and workers without loss, restorable.
+"""Micro-batches of one rank, made by loader processes, from any position of the order.
 
-Every (rank, worker) is a slot. Where shards divide evenly over the slots, or there are many of
-them, a slot reads its share of the shards of an epoch; else every slot reads all of them and takes
-each k-th sample. So the slots together see each sample once per epoch, and keep pace with each
-other to within a shard in sixteen.
+Source: data-order, rules 5-10.
+
+Legend of numbers: n position of the run, W processes, r rank, b samples in a micro-batch, m number
+of a micro-batch of this rank, K loader processes.
 """
 
-import random
 import signal
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vlatool.artifacts.manifest import Shard
-from vlatool.errors import DataError, VlatoolError
-from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
-from vlatool.loading.robotics.facts import DatasetFacts
-
-Batch = dict[str, Any]
-Batcher = Callable[[Sequence[DecodedSample]], Batch]
-RawSample = dict[str, Any]
-
-_MANY_SHARDS = 16
+from vlatool.errors import VlatoolError
+from vlatool.loading.base import Batch, Batcher, Dropped, MicroBatch, SampleReader
+from vlatool.loading.order import SampleOrder
+from vlatool.loading.permutations import keyed_generator
 
 
 @dataclass(frozen=True)
@@ -39,92 +28,161 @@ class LoaderPlan:
         batch_size: Samples in a micro-batch.
         rank: This process.
         world_size: All processes.
-        seed: Of shuffling, mixing and the choice of sentences.
-        skip_batches: Micro-batches that an earlier run of this rank has consumed.
+        seed: Of the randomness of each sample.
+        first: Number of the first micro-batch: those that this rank has consumed.
+        count: Positions over all processes, after which every rank ends with the same number of
+            micro-batches; None for an endless order.
+        num_workers: Loader processes; 0 to load in this one.
+        prefetch_factor: Micro-batches ready per loader process.
+        drop_reasons: What is counted in `MicroBatch.dropped`, in this order.
     """
 
     batch_size: int
     rank: int = 0
     world_size: int = 1
     seed: int = 42
-    skip_batches: int = 0
+    first: int = 0
+    count: int | None = None
+    num_workers: int = 0
+    prefetch_factor: int = 2
+    drop_reasons: tuple[str, ...] = ()
+
+    @property
+    def batches(self) -> int | None:
+        """Micro-batches of each rank, those before `first` included; None where endless."""
+        if self.count is None:
+            return None
+        return -(-self.count // (self.world_size * self.batch_size))
+
+    def positions(self, number: int) -> list[int]:
+        """The positions of a micro-batch; fewer than `batch_size`, or none, at the end."""
+        first = number * self.batch_size
+        found = (self.rank + self.world_size * i for i in range(first, first + self.batch_size))
+        return [n for n in found if self.count is None or n < self.count]
 
 
-class BatchStream(IterableDataset[Batch | VlatoolError]):
-    """Endless micro-batches of one rank; one stream per loader process."""
+def read_samples(
+    order: SampleOrder, reader: SampleReader, positions: Sequence[int], seed: int
+) -> list[Any]:
+    """The samples at some positions, a `Dropped` in place of a broken one.
+
+    Their randomness is keyed by (seed, position) alone. Source: data-order, rule 8.
+
+    Raises:
+        StorageError: The storage failed for good.
+        DataError: The data are missing or not what their manifest says.
+    """
+    rngs = [keyed_generator(seed, "sample", n) for n in positions]
+    return reader.read(order.places(positions), rngs) if positions else []
+
+
+class BatchStream(IterableDataset[MicroBatch | VlatoolError]):
+    """Micro-batches of one rank; each loader process makes every K-th. Source: rules 5, 6."""
 
     def __init__(
-        self, config: RoboticsDataConfig, facts: DatasetFacts, batcher: Batcher, plan: LoaderPlan
+        self,
+        plan: LoaderPlan,
+        order: SampleOrder,
+        reader: SampleReader,
+        batcher: Batcher,
+        fake: Callable[[], Batch],
     ) -> None:
-        self._config = config
-        self._facts = facts
-        self._batcher = batcher
         self._plan = plan
+        self._order = order
+        self._reader = reader
+        self._batcher = batcher
+        self._fake = fake
 
-    def __iter__(self) -> Iterator[Batch | VlatoolError]:
+    def __iter__(self) -> Iterator[MicroBatch | VlatoolError]:
         # An error that is raised in a loader process arrives as a traceback in a message; as a
         # value it arrives whole.
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        number, end = self._plan.first + worker, self._plan.batches
         try:
-            yield from self._batches()
+            while end is None or number < end:
+                yield self._made(number)
+                number += workers
         except VlatoolError as error:
             yield error
 
-    def _batches(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        plan = self._plan
-        # The next batch of an interrupted run comes from worker `skip_batches % workers`; the
-        # DataLoader asks process 0 first, so process 0 takes that worker's part.
-        worker = (worker + plan.skip_batches) % workers
-        slot = Slot(plan.rank * workers + worker, plan.world_size * workers)
-        weights = self._config.dataset_weighting or [float(size) for size in self._facts.sizes]
-        streams = [
-            SampleStream(shards, self._config, slot, plan.seed) for shards in self._facts.shards
-        ]
-        samples = mixed(streams, weights, plan.seed * 1_000_003 + slot.index)
-        # Batches are handed out in turn, so the first `skip_batches` were spread over workers.
-        skipped = len(range(worker, plan.skip_batches, workers)) * plan.batch_size
-        for _ in range(skipped):
-            next(samples)
-        decoder = SampleDecoder(self._config)
-        position = skipped
-        while True:
-            batch: list[DecodedSample] = []
-            for _ in range(plan.batch_size):
-                rng = random.Random(f"{plan.seed}/{slot.index}/{position}")  # noqa: S311
-                batch.append(decoder(next(samples), rng))
-                position += 1
-            yield self._batcher(batch)
+    def _made(self, number: int) -> MicroBatch:
+        positions = self._plan.positions(number)
+        found = read_samples(self._order, self._reader, positions, self._plan.seed)
+        samples = [one for one in found if not isinstance(one, Dropped)]
+        drops = [one for one in found if isinstance(one, Dropped)]
+        reasons = [one.reason for one in drops]
+        return MicroBatch(
+            batch=self._batcher(samples) if samples else self._fake(),
+            samples=tuple(str(one.key) for one in samples),
+            dropped=tuple(reasons.count(reason) for reason in self._plan.drop_reasons),
+            first_drop=drops[0].message if drops else "",
+            is_fake=not samples,
+        )
 
 
 class BatchLoader:
-    """Iterates over collated micro-batches; errors of loader processes are raised here."""
+    """Iterates over micro-batches in order; errors of loader processes are raised here.
 
-    def __init__(self, loader: DataLoader[Batch | VlatoolError]) -> None:
+    A context manager: leaving it, or `close`, ends the loader processes. Each iteration starts
+    anew with the first micro-batch.
+    """
+
+    def __init__(self, loader: "DataLoader[MicroBatch | VlatoolError]") -> None:
         self._loader = loader
+        self._running: Iterator[MicroBatch | VlatoolError] | None = None
+        self._turn = 0
 
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+    def __iter__(self) -> Iterator[MicroBatch]:
+        self.close()
+        turn, self._running = self._turn, iter(self._loader)
+        while self._turn == turn and self._running is not None:
+            batch = next(self._running, None)
+            if batch is None:
+                return
             if isinstance(batch, VlatoolError):
+                self.close()
                 raise batch
             yield batch
 
+    def __enter__(self) -> "BatchLoader":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the loader processes; another iteration starts others."""
+        # The DataLoader's iterator ends its processes when nobody has it any more.
+        self._running = None
+        self._turn += 1
+
 
 def build_loader(
-    config: RoboticsDataConfig, facts: DatasetFacts, batcher: Batcher, plan: LoaderPlan
+    plan: LoaderPlan,
+    order: SampleOrder,
+    reader: SampleReader,
+    batcher: Batcher,
+    fake: Callable[[], Batch],
 ) -> BatchLoader:
-    """A loader of collated micro-batches, in a fixed order for a given number of workers.
+    """The micro-batches of one rank from number `plan.first` on.
 
-    It is already split by rank and worker: `Accelerator.prepare` would split it again.
+    They are already those of this rank alone: `Accelerator.prepare` would split them again.
+
+    Args:
+        plan: Which ones.
+        order: Which sample comes when.
+        reader: Reads samples; picklable.
+        batcher: Samples to tensors; picklable.
+        fake: Made in place of a micro-batch of which no sample is left; picklable.
     """
-    workers = config.num_workers or 0
+    workers = plan.num_workers
     loader = DataLoader(
-        BatchStream(config, facts, batcher, plan),
+        BatchStream(plan, order, reader, batcher, fake),
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=config.prefetch_factor if workers else None,
+        prefetch_factor=plan.prefetch_factor if workers else None,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
         multiprocessing_context="forkserver" if workers else None,
         worker_init_fn=_settle if workers else None,
     )
@@ -136,94 +194,3 @@ def _settle(worker: int) -> None:
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One of `count` readers."""
-
-    index: int
-    count: int
-
-
-class SampleStream:
-    """Raw samples (member suffix to bytes) of one data set for one slot, epoch after epoch."""
-
-    def __init__(
-        self, shards: Sequence[Shard], config: RoboticsDataConfig, slot: Slot, seed: int
-    ) -> None:
-        self._shards = list(shards)
-        self._config = config
-        self._slot = slot
-        self._seed = seed
-
-    def __iter__(self) -> Iterator[RawSample]:
-        epoch = 0
-        while True:
-            found = False
-            for sample in self._shuffled(self._epoch(epoch), epoch):
-                found = True
-                yield sample
-            epoch += 1
-            if not found and epoch > self._slot.count:
-                raise DataError(
-                    "a loader process finds no sample to read",
-                    hint="use fewer data.num_workers or devices",
-                    code="data.empty_stream",
-                )
-
-    def _shuffled(self, samples: Iterator[RawSample], epoch: int) -> Iterator[RawSample]:
-        """Samples of one epoch through a buffer that is emptied before the next epoch starts."""
-        if not self._config.shuffle:
-            return samples
-        rng = random.Random(f"{self._seed}/{epoch}/{self._slot.index}")  # noqa: S311 - no secret
-        shuffle = wds.shuffle(  # pyright: ignore[reportAttributeAccessIssue]
-            self._config.shuffle_buffer_size, initial=self._config.shuffle_initial, rng=rng
-        )
-        return iter(shuffle(samples))
-
-    def _epoch(self, epoch: int) -> Iterator[RawSample]:
-        order = list(range(len(self._shards)))
-        if self._config.shuffle:
-            np.random.default_rng(self._seed + epoch).shuffle(order)
-        by_shard = self._reads_whole_shards(len(order))
-        if by_shard:
-            # Slots take turns at the remainder, so that none of them laps the others for ever.
-            order = order[(self._slot.index + epoch) % self._slot.count :: self._slot.count]
-        urls = [str(self._shards[index].path) for index in order]
-        for position, sample in enumerate(read_shards(urls)):
-            if by_shard or position % self._slot.count == self._slot.index:
-                yield sample
-
-    def _reads_whole_shards(self, shards: int) -> bool:
-        count = self._slot.count
-        return shards % count == 0 or shards >= _MANY_SHARDS * count
-
-
-def mixed(
-    streams: Sequence[SampleStream], weights: Sequence[float], seed: int
-) -> Iterator[RawSample]:
-    """Samples drawn from several streams, each as often as its weight says."""
-    if len(streams) == 1:
-        yield from streams[0]
-        return
-    rng = random.Random(seed)  # noqa: S311 - not for secrets
-    iterators = [iter(stream) for stream in streams]
-    while True:
-        yield next(rng.choices(iterators, weights)[0])
-
-
-def read_shards(urls: Sequence[str]) -> Iterator[RawSample]:
-    """Samples of tar files in order; a broken tar is an error, never skipped."""
-    pipeline = wds.DataPipeline(  # pyright: ignore[reportAttributeAccessIssue]
-        wds.SimpleShardList(list(urls)),  # pyright: ignore[reportAttributeAccessIssue]
-        wds.tarfile_to_samples(handler=wds.reraise_exception),  # pyright: ignore[reportAttributeAccessIssue]
-    )
-    try:
-        yield from pipeline
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"a shard cannot be read: {error}",
-            hint="preprocess or copy the data again",
-            code="data.broken_shard",
-        ) from error

@@ -1,15 +1,17 @@
 """Parts of files, so that of a large remote file only what is needed is fetched."""
 
+import io
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vlatool.storage import s3_reader
 from vlatool.storage.background import in_parallel
 from vlatool.storage.s3_path import S3Path
 
 _AT_ONCE = 8
+_PASSED_OVER = 1 << 20
 
 
 class Part(NamedTuple):
@@ -34,15 +36,15 @@ def read_part(part: Part) -> bytes:
         return file.read(stop - start)
 
 
-def read_parts(parts: Iterable[Part]) -> Iterator[bytes]:
-    """The bytes of each part in order; remote ones are fetched eight at a time."""
+def read_parts(parts: Iterable[Part], at_once: int = _AT_ONCE) -> Iterator[bytes]:
+    """The bytes of each part in order; `at_once` remote ones are on their way at a time."""
     wanted = iter(parts)
     first = next(wanted, None)
     if first is None:
         return
     every = chain([first], wanted)
     if isinstance(first.path, S3Path):
-        yield from in_parallel(read_part, every, _AT_ONCE)
+        yield from in_parallel(read_part, every, at_once)
     else:
         yield from map(read_part, every)
 
@@ -62,3 +64,51 @@ def open_from_end(path: Path) -> IO[bytes]:
     if isinstance(path, S3Path):
         return s3_reader.open_reader(path.address, from_end=True)
     return path.open("rb")
+
+
+def open_onwards(path: Path) -> IO[bytes]:
+    """A file that is read from its start to its end, some of it passed over.
+
+    Of a remote one what is passed over is read as well, because a few large ranges cost less than
+    many small ones.
+    """
+    file = path.open("rb")
+    return io.BufferedReader(_Onwards(file), _PASSED_OVER) if isinstance(path, S3Path) else file
+
+
+class _Onwards(io.RawIOBase):
+    """A file that seeks forward by reading."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fills the buffer; less at the end."""
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Moves; forward by reading."""
+        if whence == io.SEEK_CUR:
+            offset, whence = self._file.tell() + offset, io.SEEK_SET
+        if whence == io.SEEK_END or offset < self._file.tell():
+            return self._file.seek(offset, whence)
+        while (missing := offset - self._file.tell()) and self._file.read(
+            min(missing, _PASSED_OVER)
+        ):
+            pass
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the file below."""
+        self._file.close()
+        super().close()

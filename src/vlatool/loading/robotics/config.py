@@ -57,7 +57,9 @@ class RoboticsDataConfig(LoadingConfig):
         "val_dataset_manifest",
     }
 
-    type: Literal["robotics"] = Field(default="robotics", description="Kind of data.")
+    type: Literal["robotics"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
+        default="robotics", description="Kind of data."
+    )
     dataset_manifest: list[str] = needed_field(
         [], "Folder or manifest.jsonl of each data set, of any scheme."
     )

@@ -1,7 +1,7 @@
 """Bytes of a sample to arrays; only the members and fields that are asked for are decoded."""
 
 import io
-import random
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,21 @@ from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, picture_suff
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
+
+# Why a sample is dropped.
+BROKEN_SAMPLE = "broken_sample"
+# What Pillow, numpy and json say of contents that are none.
+_BROKEN = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    SyntaxError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +54,12 @@ class DecodedSample:
 
 
 class SampleDecoder:
-    """Decodes raw samples (member suffix to bytes) as a data section asks for."""
+    """Decodes the members of samples as a data section asks for."""
 
     def __init__(self, config: RoboticsDataConfig) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
-        # Time outer, camera inner; webdataset lower-cases the names of members.
+        # Time outer, camera inner; loaders see the names of members in lower case.
         self._pictures = [
             picture_suffix(camera, index).lower()
             for index in config.image_indices
@@ -55,22 +70,28 @@ class SampleDecoder:
         self._past = config.lowdim_past_timesteps
         self._future = config.lowdim_future_timesteps
 
-    def __call__(self, raw: Mapping[str, Any], rng: random.Random) -> DecodedSample:
-        """Decodes one sample; `rng` picks one of its sentences.
+    def __call__(
+        self, key: str, members: Mapping[str, bytes], rng: np.random.Generator
+    ) -> DecodedSample:
+        """Decodes one sample.
+
+        Args:
+            key: Its name.
+            members: Suffix to content.
+            rng: Picks one of its sentences.
 
         Raises:
             DataError: A member or field is missing or broken; names sample and member.
         """
-        key = str(raw.get("__key__", "?"))
-        sample = StoredSample(key, raw)
+        sample = StoredSample(key, members)
         try:
             metadata: Any = sample.json(METADATA)
             anchor = int(metadata["anchor_relative_idx"])
             arrays = sample.arrays([*self._fields, *MASKS])
-            span = slice(anchor - self._past, anchor + self._future + 1)
+            span = _span(anchor - self._past, anchor + self._future + 1, arrays)
             return DecodedSample(
                 key=key,
-                images=np.stack([_picture(raw[name]) for name in self._pictures]),
+                images=np.stack([_picture(members[name]) for name in self._pictures]),
                 fields={name: _columns(arrays[name])[span] for name in self._fields},
                 past_mask=arrays["past_mask"][span],
                 future_mask=arrays["future_mask"][span],
@@ -83,21 +104,29 @@ class SampleDecoder:
                 f"sample {key} has no {missing!r}",
                 hint="leave that camera or field out, or preprocess again, for pictures with "
                 "--skip-episodes-missing-cameras",
-                code="data.broken_sample",
+                code=f"data.{BROKEN_SAMPLE}",
                 details={"sample": key, "member": missing},
             ) from None
-        except (ValueError, TypeError, OSError, EOFError) as error:
+        except _BROKEN as error:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
                 hint="its shard is damaged; preprocess or copy it again",
-                code="data.broken_sample",
+                code=f"data.{BROKEN_SAMPLE}",
                 details={"sample": key},
             ) from None
 
-    def _sentence(self, by_kind: Mapping[str, Sequence[str]], rng: random.Random) -> str:
+    def _sentence(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
         """One sentence of the configured kinds, drawn evenly; empty where there is none."""
         sentences = [text for kind in self._kinds for text in by_kind.get(kind, ())]
-        return rng.choice(sentences) if sentences else ""
+        return sentences[int(rng.integers(len(sentences)))] if sentences else ""
+
+
+def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:
+    """The steps of the window, which every array has."""
+    shortest = min(len(values) for values in arrays.values())
+    if start < 0 or stop > shortest:
+        raise ValueError(f"steps {start} to {stop} are asked for, there are {shortest}")
+    return slice(start, stop)
 
 
 def _columns(values: Array) -> Array:

@@ -8,9 +8,11 @@ from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import Statistics, compact, merge_stats, read_stats
 from vlatool.errors import DataError
+from vlatool.jobs.inputs import digest_of
+from vlatool.loading.base import Block, DataSet
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.plugins import did_you_mean
-from vlatool.storage.uri import local_path
+from vlatool.storage.uri import is_remote, location
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class DatasetFacts:
         past: Steps before the anchor that every window has.
         future: Steps after the anchor that every window has.
         statistics_past: Index of the anchor in statistics per time step.
+        fields: Those that are used.
+        names: What the data sets are called, as they were given.
     """
 
     shards: tuple[tuple[Shard, ...], ...]
@@ -32,6 +36,26 @@ class DatasetFacts:
     past: int
     future: int
     statistics_past: int
+    fields: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def datasets(self) -> tuple[DataSet, ...]:
+        """The shards as blocks."""
+        names = self.names or tuple(f"data set {number}" for number, _ in enumerate(self.shards, 1))
+        return tuple(
+            DataSet(name, tuple(Block(shard.path, shard.num_sequences) for shard in shards))
+            for name, shards in zip(names, self.shards, strict=True)
+        )
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digests of manifests and statistics, wherever the data lie. Source: data-order."""
+        found = {
+            f"data set {number}": _listed(shards) for number, shards in enumerate(self.shards, 1)
+        }
+        used = {name: self.statistics.get(name) for name in self.fields}
+        return {**found, "statistics": digest_of(used)}
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -77,11 +101,12 @@ def read_facts(config: RoboticsDataConfig) -> DatasetFacts:
             hint="give one with --data DIR or data.dataset_manifest",
             code="data.no_dataset",
         )
-    folders = [ShardFolder(local_path(location)) for location in config.dataset_manifest]
+    folders = [data_folder(text) for text in config.dataset_manifest]
     shards = [folder.shards() for folder in folders]
     for folder, entries in zip(folders, shards, strict=True):
-        check_shards(folder.manifest, entries)
-    named = [read_stats(local_path(location)) for location in config.dataset_statistics]
+        if not is_remote(folder.manifest):
+            check_shards(folder.manifest, entries)
+    named = [_named_statistics(text) for text in config.dataset_statistics]
     parts = named or [folder.statistics() for folder in folders]
     options = [_options(folder) for folder in folders]
     pasts = [int(one["past_lowdim_steps"]) for one in options]
@@ -99,7 +124,31 @@ def read_facts(config: RoboticsDataConfig) -> DatasetFacts:
         past=min(pasts),
         future=min(int(one["future_lowdim_steps"]) for one in options),
         statistics_past=pasts[0],
+        fields=_fields(config, options[0]),
+        names=tuple(config.dataset_manifest),
     )
+
+
+def data_folder(text: str) -> ShardFolder:
+    """The data set at a folder or manifest of any scheme; DataError where none is."""
+    return ShardFolder.open(location(text))
+
+
+def _named_statistics(text: str) -> Statistics:
+    """Those of a file, or of a data set."""
+    return read_stats(location(text)) if text.endswith(".json") else data_folder(text).statistics()
+
+
+def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The configured fields, or those of the data."""
+    keys = ("action_fields", "proprioception_fields")
+    names = [getattr(config, key) or options.get(key) or [] for key in keys]
+    return tuple(dict.fromkeys(str(name) for part in names for name in part))
+
+
+def _listed(shards: Sequence[Shard]) -> str:
+    rows = [(shard.path.name, shard.num_sequences) for shard in shards]
+    return f"{sum(count for _, count in rows)} samples, {digest_of(rows)}"
 
 
 def derive_data(config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsDataConfig:

@@ -1,0 +1,102 @@
+"""The bytes of one sample, cut out of a tar, to its members.
+
+The rules are webdataset's. Its own iterators over `tarfile` take 0.16 ms for the seven members of a
+sample of the built-in world, a sixth of the loader's time; this takes 0.03 ms. A test holds both
+equal. Source: data-order, Reading; measured.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_BLOCK = tarfile.BLOCKSIZE
+_SUM = slice(148, 156)
+# In its own sum the checksum's bytes count as spaces. Source: POSIX, ustar.
+_SUM_AS_SPACES = 8 * 32
+_PLAIN = b"0\0"
+# Names as webdataset parts them; others, and those it keeps for itself, are passed over.
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+class Members(NamedTuple):
+    """One sample: its key, and suffix in lower case to content."""
+
+    key: str
+    contents: dict[str, bytes]
+
+
+def read_members(data: bytes) -> Members:
+    """The sample that some bytes of a tar hold.
+
+    Raises:
+        ValueError: They do not begin with a member's header, hold more or less than one sample, or
+            end within one.
+    """
+    key = ""
+    contents: dict[str, bytes] = {}
+    for name, content in _members(data):
+        match = _NAME.match(name)
+        if match is None or _META.match(name):
+            continue
+        suffix = match[2].lower()
+        if contents and match[1] != key:
+            raise ValueError(f"the samples {key} and {match[1]} where one should be")
+        if suffix in contents:
+            raise ValueError(f"sample {key} has {suffix!r} twice")
+        key = match[1]
+        contents[suffix] = content
+    if not contents:
+        raise ValueError("no sample")
+    return Members(key, contents)
+
+
+def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each plain file."""
+    position = 0
+    while position < len(data):
+        header = data[position : position + _BLOCK]
+        # Other types (long names, links) and numbers that octal digits do not hold are rare.
+        if len(header) < _BLOCK or header[156] not in _PLAIN or header[124] & 0x80:
+            yield from _by_tarfile(data[position:])
+            return
+        checked = sum(header) - sum(header[_SUM]) + _SUM_AS_SPACES
+        if checked != _octal(header[_SUM]):
+            raise ValueError("a damaged header")
+        size = _octal(header[124:136])
+        start = position + _BLOCK
+        position = start + size + -size % _BLOCK
+        if position > len(data):
+            raise ValueError("it is cut off")
+        yield _name(header), data[start : start + size]
+
+
+def _octal(digits: bytes) -> int:
+    return int(digits.rstrip(b" \0").strip() or b"0", 8)
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
+
+
+def _by_tarfile(data: bytes) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is not None:
+                    yield member.name, _whole(file.read(), member.size)
+            # At a damaged header tarfile ends as if there was no more.
+            _whole(data[: tar.offset], len(data))
+    except (tarfile.TarError, EOFError, OverflowError) as error:
+        raise ValueError(f"a damaged header: {error}") from None
+
+
+def _whole(content: bytes, size: int) -> bytes:
+    if len(content) != size:
+        raise ValueError("it is cut off")
+    return content

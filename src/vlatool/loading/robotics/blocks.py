@@ -1,0 +1,210 @@
+"""Shards that are open for reading, and the byte ranges of samples in them. Source: data-order."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from vlatool.artifacts.shard import (
+    INDEX_SUFFIX,
+    ShardIndex,
+    index_by_headers,
+    index_path,
+    parse_index,
+    read_index,
+)
+from vlatool.errors import DataError, StorageError
+from vlatool.loading.base import Block, DataSet, Place
+from vlatool.storage.background import in_parallel
+from vlatool.storage.cache import FileCache, FileVersion
+from vlatool.storage.parts import Part, read_parts
+from vlatool.storage.uri import is_remote
+
+# Shards of 64 lanes and those that follow them; far below the usual limit of 1024 open files.
+_MOST_OPEN = 192
+# Half of the connections of a process: the samples of a micro-batch come together.
+_REQUESTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class BlockCache:
+    """Where what is remote is kept.
+
+    Attributes:
+        files: The folder.
+        in_use: Blocks that are read at the same time; whole ones are kept where all of these fit.
+        enabled: Whether whole blocks are kept at all; what is found out about them always is.
+    """
+
+    files: FileCache
+    in_use: int
+    enabled: bool = False
+
+    def keeps(self, size: int) -> bool:
+        """Whether blocks of so many bytes are fetched whole."""
+        limit = self.files.limit
+        return self.enabled and (limit is None or size * self.in_use <= limit)
+
+
+@dataclass(frozen=True)
+class _OpenBlock:
+    """A shard that was looked at; `file` is None where each sample is a request."""
+
+    path: Path
+    index: ShardIndex
+    file: IO[bytes] | None
+
+    def part(self, number: int) -> Part:
+        start = int(self.index.offsets[number])
+        return Part(self.path, start, start + int(self.index.lengths[number]))
+
+
+class OpenBlocks:
+    """The shards that were read last; pickled without open files.
+
+    Args:
+        datasets: What places refer to.
+        cache: Of what is remote.
+    """
+
+    def __init__(self, datasets: Sequence[DataSet], cache: BlockCache) -> None:
+        self._datasets = tuple(datasets)
+        self._cache = cache
+        self._open: OrderedDict[tuple[int, int], _OpenBlock] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (OpenBlocks, (self._datasets, self._cache))
+
+    def fragments(self, places: Sequence[Place]) -> list[bytes]:
+        """The bytes of each sample; remote ones come together.
+
+        Raises:
+            StorageError: The storage failed for good.
+            DataError: A shard is missing, broken, or holds another count than its manifest says.
+        """
+        found: dict[int, bytes] = {}
+        parts: dict[int, Part] = {}
+        blocks = self._opened(places)
+        for number, place in enumerate(places):
+            block = blocks[place[:2]]
+            part = block.part(place.sample)
+            if block.file is None:
+                parts[number] = part
+            else:
+                found[number] = _read(block.file, part)
+        try:
+            found.update(zip(parts, read_parts(parts.values(), _REQUESTS_AT_ONCE), strict=True))
+        except FileNotFoundError as error:
+            raise _missing(error) from None
+        self._trim()
+        return [
+            _whole(found[number], blocks[place[:2]], place) for number, place in enumerate(places)
+        ]
+
+    def _opened(self, places: Sequence[Place]) -> Mapping[tuple[int, int], _OpenBlock]:
+        """The shards of some places; remote ones are looked at together."""
+        wanted = {place[:2]: self._datasets[place.dataset].blocks[place.block] for place in places}
+        fresh = {key: block for key, block in wanted.items() if key not in self._open}
+        self._open.update(zip(fresh, self._open_all(list(fresh.values())), strict=True))
+        for key in wanted:
+            self._open.move_to_end(key)
+        return {key: self._open[key] for key in wanted}
+
+    def _open_all(self, blocks: Sequence[Block]) -> Iterator[_OpenBlock]:
+        work = partial(_open_block, self._cache)
+        if any(is_remote(block.location) for block in blocks):
+            return in_parallel(work, blocks, _REQUESTS_AT_ONCE)
+        return map(work, blocks)
+
+    def _trim(self) -> None:
+        while len(self._open) > _MOST_OPEN:
+            _, block = self._open.popitem(last=False)
+            if block.file is not None:
+                block.file.close()
+
+
+def _open_block(cache: BlockCache, block: Block) -> _OpenBlock:
+    """A shard with its index, whose count is that of the manifest."""
+    try:
+        opened = (_remote if is_remote(block.location) else _local)(cache, block.location)
+    except FileNotFoundError as error:
+        raise _missing(error, block.location) from None
+    except OSError as error:
+        raise _unreadable(block.location, error) from error
+    count = len(opened.index.offsets)
+    if count != block.size:
+        raise DataError(
+            f"{block.location}: holds {count} samples, the manifest says {block.size}",
+            hint="the shard and its manifest belong to different data; preprocess or copy it again",
+            code="data.shard_count",
+            details={"shard": str(block.location), "samples": count, "manifest": block.size},
+        )
+    return opened
+
+
+def _local(cache: BlockCache, path: Path) -> _OpenBlock:
+    del cache
+    file = path.open("rb", buffering=0)
+    index = read_index(index_path(path))
+    if index is None or index.shard_bytes != os.fstat(file.fileno()).st_size:
+        index = index_by_headers(path)
+    return _OpenBlock(path, index, file)
+
+
+def _remote(cache: BlockCache, path: Path) -> _OpenBlock:
+    version = FileVersion.of(path)
+    file = cache.files.open_copy(version) if cache.keeps(version.size) else None
+    index = read_index(index_path(path))
+    if index is None or index.shard_bytes != version.size:
+        content = cache.files.content(
+            version, INDEX_SUFFIX, lambda: index_by_headers(path).content()
+        )
+        index = parse_index(content)
+    if index is None or index.shard_bytes != version.size:
+        raise DataError(
+            f"{cache.files.folder}: what is kept there of {path} cannot be read",
+            hint="empty that folder, then run the same command again",
+            code="data.broken_cache",
+            details={"path": str(cache.files.folder)},
+        )
+    return _OpenBlock(path, index, file)
+
+
+def _read(file: IO[bytes], part: Part) -> bytes:
+    try:
+        return os.pread(file.fileno(), part.stop - part.start, part.start)
+    except OSError as error:
+        raise _unreadable(part.path, error) from error
+
+
+def _whole(data: bytes, block: _OpenBlock, place: Place) -> bytes:
+    length = int(block.index.lengths[place.sample])
+    if len(data) != length:
+        raise DataError(
+            f"{block.path}: sample {place.sample} has {len(data)} bytes, the index says {length}",
+            hint="preprocess or copy the data again",
+            code="data.broken_shard",
+            details={"shard": str(block.path)},
+        )
+    return data
+
+
+def _missing(error: FileNotFoundError, path: Path | None = None) -> DataError:
+    return DataError(
+        f"{path or error.filename}: is missing; its manifest lists it",
+        hint="preprocess or copy the data again",
+        code="data.missing_shard",
+        details={"shard": str(path or error.filename)},
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path}: cannot be read: {error.strerror or error}",
+        hint="check the disk, then run the same command again",
+        code="storage.read",
+        details={"path": str(path)},
+    )

@@ -1,0 +1,66 @@
+"""Samples of `lbm` shards by their places. Source: data-order, Reading."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlatool.artifacts.fragment import read_members
+from vlatool.errors import DataError
+from vlatool.loading.base import Dropped, Place
+from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.loading.robotics.blocks import BlockCache, OpenBlocks
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import BROKEN_SAMPLE, DecodedSample, SampleDecoder
+from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.storage.cache import FileCache, default_cache_folder
+from vlatool.storage.uri import local_path
+
+
+class RoboticsReader:
+    """Reads and decodes samples; picklable.
+
+    Args:
+        config: Data section, derived.
+        facts: Of the same data.
+    """
+
+    def __init__(self, config: RoboticsDataConfig, facts: DatasetFacts) -> None:
+        self._facts = facts.datasets
+        self._blocks = OpenBlocks(facts.datasets, _cache(config, facts))
+        self._decoder = SampleDecoder(config)
+
+    def read(
+        self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
+    ) -> list[DecodedSample | Dropped]:
+        """The samples at some places, in order; see `loading.base.SampleReader`."""
+        fragments = self._blocks.fragments(places)
+        return [
+            self._sample(place, data, rng)
+            for place, data, rng in zip(places, fragments, rngs, strict=True)
+        ]
+
+    def _sample(
+        self, place: Place, data: bytes, rng: np.random.Generator
+    ) -> DecodedSample | Dropped:
+        try:
+            members = read_members(data)
+        except ValueError as error:
+            path = self._facts[place.dataset].blocks[place.block].location
+            raise DataError(
+                f"{path}: sample {place.sample} of it is damaged: {error}",
+                hint="preprocess or copy the data again",
+                code="data.broken_shard",
+                details={"shard": str(path), "sample": place.sample},
+            ) from None
+        try:
+            return self._decoder(members.key, members.contents, rng)
+        except DataError as error:
+            return Dropped(BROKEN_SAMPLE, members.key, error.message)
+
+
+def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:
+    section = config.dataset_cache
+    folder = local_path(section.cache_dir) if section.cache_dir else default_cache_folder()
+    limit = None if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
+    order = SampleOrder(facts.datasets, OrderOptions.of(config, seed=0))
+    return BlockCache(FileCache(folder, limit), order.blocks_in_use(), section.enabled)

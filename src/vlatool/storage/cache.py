@@ -1,0 +1,147 @@
+"""Copies of remote files, and what was found out about them, in a folder that processes share."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from vlatool.errors import StorageError
+from vlatool.storage.atomic import open_atomic, write_bytes
+
+_COPY_SUFFIX = ".copy"
+_PIECE = 1 << 20
+_LOCKS = 256
+# Another process may make room between a copy and its being opened.
+_ATTEMPTS = 3
+
+
+def default_cache_folder() -> Path:
+    """`vlatool` in the user's cache folder, which XDG_CACHE_HOME names."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlatool"
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """A remote file as it is now; another content has another name in the cache.
+
+    Attributes:
+        path: Where it is.
+        size: Bytes.
+        modified_ns: When it was written, nanoseconds since 1970.
+    """
+
+    path: Path
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileVersion":
+        """One request; FileNotFoundError where there is no such file."""
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    @property
+    def name(self) -> str:
+        """A name for what is kept of it."""
+        text = f"{self.path} {self.size} {self.modified_ns}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class FileCache:
+    """A folder of copies.
+
+    Attributes:
+        folder: Local; made when it is first written to.
+        limit: Most bytes of whole files; None for any number.
+    """
+
+    folder: Path
+    limit: int | None = None
+
+    def content(self, file: FileVersion, suffix: str, make: Callable[[], bytes]) -> bytes:
+        """What is known of a file; made by one process where nobody did so before."""
+        path = self.folder / f"{file.name}{suffix}"
+        known = _read(path)
+        if known is not None:
+            return known
+        with self._locked(file.name):
+            known = _read(path)
+            if known is None:
+                known = make()
+                write_bytes(path, known, synced=False)
+        return known
+
+    def open_copy(self, file: FileVersion) -> IO[bytes]:
+        """A whole file, fetched by one process where nobody did so before.
+
+        Copies that were not opened for the longest time make room.
+
+        Raises:
+            FileNotFoundError: The remote file is gone.
+            StorageError: The folder cannot be written.
+        """
+        path = self.folder / f"{file.name}{_COPY_SUFFIX}"
+        for _ in range(_ATTEMPTS):
+            with suppress(FileNotFoundError):
+                os.utime(path)
+                return path.open("rb", buffering=0)
+            with self._locked(file.name):
+                if not path.is_file():
+                    self._make_room(file.size)
+                    self._fetch(file, path)
+        raise StorageError(
+            f"{path}: is taken away as soon as it is there",
+            hint="raise data.dataset_cache.cache_size_gb",
+            code="storage.cache",
+            details={"path": str(path)},
+        )
+
+    def _fetch(self, file: FileVersion, path: Path) -> None:
+        with file.path.open("rb") as source, open_atomic(path, synced=False) as target:
+            shutil.copyfileobj(source, target, _PIECE)
+
+    def _make_room(self, wanted: int) -> None:
+        if self.limit is None:
+            return
+        found: list[tuple[int, int, Path]] = []
+        for path in self.folder.glob(f"*{_COPY_SUFFIX}"):
+            with suppress(FileNotFoundError):  # another process makes room as well
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        used = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if used + wanted <= self.limit:
+                return
+            path.unlink(missing_ok=True)
+            used -= size
+
+    @contextmanager
+    def _locked(self, name: str) -> Generator[None]:
+        """One process at a time; a few files serve for all names."""
+        path = self.folder / f".{int(name, 16) % _LOCKS:02x}.lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder}: the cache cannot be written: {error.strerror}",
+                hint="name another folder with data.dataset_cache.cache_dir",
+                code="storage.write",
+                details={"path": str(self.folder)},
+            ) from None
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
