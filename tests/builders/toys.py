@@ -38,7 +38,9 @@ def install_toys(root: Path) -> None:
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
 
 
-def write_numbers(folder: Path, sizes: Sequence[int] = (20, 13, 15), bad: int | None = None) -> Path:
+def write_numbers(
+    folder: Path, sizes: Sequence[int] = (20, 13, 15), bad: int | None = None
+) -> Path:
     """Blocks of rows [S, WIDTH]; the row with number `bad` of all is not a number."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = np.random.default_rng(7).normal(size=(sum(sizes), WIDTH)).astype(np.float32)

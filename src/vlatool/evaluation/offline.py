@@ -3,7 +3,6 @@
 Legend of shapes: B samples, T action steps from the current one on, D dimensions of a field.
 """
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatool.artifacts.manifest import Shard
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.metrics import AbsoluteErrors, field_report
 from vlatool.events import Progress
-from vlatool.loading.loader import read_shards
+from vlatool.loading.dataset import SampleDataset
+from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.loading.robotics.reader import RoboticsReader
 from vlatool.models.policy import Observation, Policy
 
 _CURVES = 6
@@ -157,20 +157,11 @@ def _batches(
 ) -> Iterator[list[DecodedSample]]:
     """Evenly spread samples with their whole past, so that the last command is known."""
     whole = data.model_copy(update={"lowdim_past_timesteps": facts.past})
-    decoder = SampleDecoder(whole)
-    rng = random.Random(config.seed)  # noqa: S311 - not for secrets
-    shards: list[Shard] = [shard for shards in facts.shards for shard in shards]
-    stride = max(1, -(-facts.num_samples // config.max_samples))
-    batch: list[DecodedSample] = []
-    for position, raw in enumerate(read_shards([str(shard.path) for shard in shards])):
-        if position % stride:
-            continue
-        batch.append(decoder(raw, rng))
-        if len(batch) == config.batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    order = SampleOrder(facts.datasets, OrderOptions(config.seed, shuffle=False))
+    samples = SampleDataset(whole, facts, order, RoboticsReader(whole, facts))
+    chosen = range(0, order.size, max(1, -(-order.size // config.max_samples)))
+    for start in range(0, len(chosen), config.batch_size):
+        yield samples.__getitems__(chosen[start : start + config.batch_size])
 
 
 def _window(sample: DecodedSample, policy: Policy) -> tuple[dict[str, Array], Array]:

@@ -68,7 +68,9 @@ def load_policy(location: str, weights: Weights) -> TrainedPolicy:
         if part.saved:
             averaged = part_weights(name, averaged=True)
             is_averaged = chosen == "ema" and (checkpoint / averaged).is_file()
-            load_weights(part.module, checkpoint / (averaged if is_averaged else part_weights(name)))
+            load_weights(
+                part.module, checkpoint / (averaged if is_averaged else part_weights(name))
+            )
             parts[name] = part.module.to(device).eval()
     policy = model_type.policy(config.model, parts, kept, run.root)
     if policy is None:

@@ -109,12 +109,18 @@ class BatchStream(IterableDataset[MicroBatch | VlatoolError]):
     def _made(self, number: int) -> MicroBatch:
         positions = self._plan.positions(number)
         found = read_samples(self._order, self._reader, positions, self._plan.seed)
-        samples = [one for one in found if not isinstance(one, Dropped)]
+        kept = [
+            (n, one)
+            for n, one in zip(positions, found, strict=True)
+            if not isinstance(one, Dropped)
+        ]
+        samples = [one for _, one in kept]
         drops = [one for one in found if isinstance(one, Dropped)]
         reasons = [one.reason for one in drops]
         return MicroBatch(
             batch=self._batcher(samples) if samples else self._fake(),
             samples=tuple(str(one.key) for one in samples),
+            positions=tuple(n for n, _ in kept),
             dropped=tuple(reasons.count(reason) for reason in self._plan.drop_reasons),
             first_drop=drops[0].message if drops else "",
             is_fake=not samples,

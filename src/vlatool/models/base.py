@@ -183,9 +183,7 @@ class Objective(Protocol):
         """The loss of a micro-batch of held-out data: parts in eval mode, no gradient."""
         return self.loss(next(iter(self.optimizers())), batch, ctx)
 
-    def figures(
-        self, turn: str, sums: Mapping[str, "Tensor"], count: float
-    ) -> Mapping[str, float]:
+    def figures(self, turn: str, sums: Mapping[str, "Tensor"], count: float) -> Mapping[str, float]:
         """Numbers to report beside the loss of an optimizer.
 
         Args:
@@ -261,9 +259,7 @@ class ModelType(Protocol):
         del parts
         return ()
 
-    def objective(
-        self, config: Any, data: Any, facts: Any, parts: Mapping[str, Part]
-    ) -> Objective:
+    def objective(self, config: Any, data: Any, facts: Any, parts: Mapping[str, Part]) -> Objective:
         """Its losses; `parts` are placed already, so their buffers may be held."""
         ...
 

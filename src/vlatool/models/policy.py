@@ -13,10 +13,9 @@ from torch import Tensor
 
 from vlatool.episode import Array, PoseGroup, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.models.base import ModelType
+from vlatool.loading.robotics.kind import RoboticsKept
 from vlatool.transforms.relative import SUFFIX, actual_field
 from vlatool.transforms.rotations import absolute_pose, relative_pose
 

@@ -76,9 +76,7 @@ def shared_names(module: nn.Module) -> list[Sequence[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def saved_once(
-    tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]
-) -> dict[str, Tensor]:
+def saved_once(tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]) -> dict[str, Tensor]:
     """The tensors without the further names of those that are shared."""
     again = {name for names in shared for name in names[1:]}
     return {name: value for name, value in tensors.items() if name not in again}

@@ -43,8 +43,7 @@ def begin(config: TrainConfig, facts: Facts, runtime: Runtime, checkpoint: Path 
     state = TrainState(
         parts=parts,
         optimizers={
-            name: build_optimizer(spec, modules, h)
-            for name, spec in objective.optimizers().items()
+            name: build_optimizer(spec, modules, h) for name, spec in objective.optimizers().items()
         },
         averages={
             name: WeightAverage(config.ema, part.module)

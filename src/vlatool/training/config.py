@@ -156,8 +156,8 @@ class TrainConfig(ConfigModel):
     )
     overwrite: bool = Field(default=False, description="Replace a run made with other options.")
     dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
-    data: RoboticsDataConfig = Field(
-        default=RoboticsDataConfig(), description="What is learned from."
+    data: SerializeAsAny[LoadingConfig] = Field(
+        default=LoadingConfig(), description="What is learned from."
     )
     model: SerializeAsAny[ConfigModel] = needed_field(ConfigModel(), "What learns.")
     hparams: HParams = Field(default=HParams(), description="Optimisation.")

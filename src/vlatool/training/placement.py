@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from torch.distributed.device_mesh import DeviceMesh
+
+
+# `settle` changes buffers alike everywhere; a copy in the middle of a step would invalidate what the
+# backward pass needs. Newer versions of torch have another name for it.
+_SYNC = "forward_sync_buffers"
+_ARGUMENTS = signature(DistributedDataParallel).parameters
+_BUFFERS_STAY: dict[str, Any] = {_SYNC if _SYNC in _ARGUMENTS else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class PlacedParts:
         for part in parts.values():
             part.module.to(how.device)
             if not part.trained:
-                part.module.requires_grad_(False)
+                part.module.requires_grad_(requires_grad=False)
         trained = [part.module for part in parts.values() if part.trained]
         blocks = _own_blocks(model_type.blocks(parts), trained)
         units = blocks or trained
@@ -105,24 +113,28 @@ class PlacedParts:
         others = [part.module for name, part in self._parts.items() if name not in set(names)]
         idle = [p for module in others for p in module.parameters() if p.requires_grad]
         for parameter in () if self._sharded else idle:
-            parameter.requires_grad_(False)
+            parameter.requires_grad = False
         try:
             yield
         finally:
             for parameter in idle:
                 parameter.grad = None
-                parameter.requires_grad_(True)
+                parameter.requires_grad = True
 
     @contextmanager
     def exchanging(self, names: Iterable[str], *, last: bool) -> "Generator[None]":
-        """Gradients of the named parts are exchanged, those of the last micro-batch only."""
-        wanted = set(names) if last else set[str]()
+        """Gradients of the named parts are exchanged, those of the last micro-batch only.
+
+        Sharded parts that do not move exchange theirs too, because what is not exchanged would be
+        kept and added to the next: `moving` throws it away.
+        """
+        moving = set(names)
         with ExitStack() as stack:
             for name, call in self.calls.items():
-                if isinstance(call, _Exchanged) and name not in wanted:
+                if isinstance(call, _Exchanged) and not (last and name in moving):
                     stack.enter_context(call.alone())
                 if isinstance(call, FSDPModule):
-                    call.set_requires_gradient_sync(name in wanted)
+                    call.set_requires_gradient_sync(last or name not in moving)
             yield
 
 
@@ -147,10 +159,8 @@ class _Exchanged:
         self._wrapped = DistributedDataParallel(
             _Methods(module),
             device_ids=[device.index] if device.type == "cuda" else None,
-            # `settle` changes buffers alike everywhere; a copy in the middle of a step would
-            # invalidate what the backward pass needs.
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **_BUFFERS_STAY,
         )
 
     def __call__(self, *args: Any, **named: Any) -> Any:

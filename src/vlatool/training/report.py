@@ -67,7 +67,7 @@ class Reports:
         self._pending: StepRecord | None = None
         self._alarms: set[str] = set()
 
-    def extra(self, micro_batches: Sequence[MicroBatch], *, stop: bool) -> list[float]:
+    def told_by_rank(self, micro_batches: Sequence[MicroBatch], *, stop: bool) -> list[float]:
         """What this rank adds to the first reduction of a step."""
         dropped = [0] * len(self.drop_reasons)
         for one in micro_batches:
@@ -109,9 +109,7 @@ class Reports:
         self.meter.consumed(record.samples // record.step)
         self._tell(record, objective, loss)
 
-    def _take_extras(
-        self, extras: Sequence[float], record: StepRecord, state: TrainState
-    ) -> None:
+    def _take_extras(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
         self.stop_asked = self.stop_asked or extras[0] > 0
         counts = {
             reason: int(count)

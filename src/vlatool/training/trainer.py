@@ -63,7 +63,7 @@ class Trainer:
             self.contexts.begin(state.step)
             prepared = [self._prepared(objective, state.step, one) for one in fetched]
             moved: list[Moved] = []
-            extra = self.reports.extra(fetched, stop=self.stop_asked())
+            extra = self.reports.told_by_rank(fetched, stop=self.stop_asked())
             for name in objective.optimizers_at(state.step):
                 one = mover.move(name, state, objective, prepared, [] if moved else extra)
                 with torch.no_grad():
@@ -93,9 +93,7 @@ class Trainer:
             for average in state.averages.values():
                 average.update(ok)
 
-    def _pause(
-        self, state: TrainState, objective: Objective, prepared: list[MicroBatch]
-    ) -> None:
+    def _pause(self, state: TrainState, objective: Objective, prepared: list[MicroBatch]) -> None:
         """Validation, pictures and a checkpoint, where the plan has them."""
         plan = self.plan
         if state.step not in {*plan.validation_steps, *plan.image_steps, *plan.checkpoint_steps}:
@@ -112,9 +110,7 @@ class Trainer:
             self.save(state)
 
 
-def _record(
-    state: TrainState, moved: list[Moved], fetched: list[MicroBatch]
-) -> StepRecord:
+def _record(state: TrainState, moved: list[Moved], fetched: list[MicroBatch]) -> StepRecord:
     drops = [one.first_drop for one in fetched if one.first_drop]
     return StepRecord(
         step=state.step,

@@ -100,7 +100,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     facts = _facts(config.data, trained)
     count = min(facts.num_samples, config.max_samples)
     with reporter.progress("open-loop", count, "sample") as bar:
-        report = evaluate_open_loop(trained.policy, facts, trained.statistics, config, bar)
+        report = evaluate_open_loop(trained.policy, facts, trained.kept.statistics, config, bar)
     output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
     picture = output / "curves.png"
     title = f"{report.episode}: next command, recorded and predicted"
@@ -223,10 +223,10 @@ def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     facts = read_facts(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
     if folder.episodes is not None:
         facts = replace(facts, shards=(tuple(folder.episodes.shards()),))
-    facts.widths([*trained.config.data.action_fields, *trained.config.data.proprioception_fields])
-    _check_windows(location, facts, trained.config.data)
+    facts.widths([*trained.kept.data.action_fields, *trained.kept.data.proprioception_fields])
+    _check_windows(location, facts, trained.kept.data)
     known = facts.options[0].get("camera_names") or []
-    for camera in trained.config.data.camera_names:
+    for camera in trained.kept.data.camera_names:
         if known and camera not in known:
             raise DataError(
                 f"{location}: the policy's camera {camera!r} is not in the data, which have "

@@ -130,9 +130,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         return result
 
 
-def _plan(
-    config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runtime"
-) -> "TrainPlan":
+def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runtime") -> "TrainPlan":
     from vlatool.training.plan import make_plan
     from vlatool.training.schedule import check_schedule
 
@@ -288,7 +286,7 @@ def _end(number: int | None) -> None:
     raise KeyboardInterrupt
 
 
-def _planned(config: TrainConfig, facts: DatasetFacts, plan: "TrainPlan") -> TrainResult:
+def _planned(config: TrainConfig, facts: Facts, plan: "TrainPlan") -> TrainResult:
     import torch
 
     from vlatool.training.state import TrainState

@@ -1,9 +1,9 @@
 """Robotics data as a kind of training data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir
@@ -83,6 +83,10 @@ class RoboticsKind:
 
         return RoboticsReader(config, facts)
 
+    def prepared(self, config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsKept:
+        """Scales and poses of the training data."""
+        return _kept(config, facts.statistics, facts.statistics_past, facts.options[0])
+
     def keep(self, config: RoboticsDataConfig, facts: DatasetFacts, folder: Path) -> None:
         """Statistics of the fields that are used, and how the first data set was made."""
         run = RunDir(folder)
@@ -96,11 +100,16 @@ class RoboticsKind:
         run = RunDir(folder)
         statistics = read_stats(run.stats)
         options = read_preprocessing_config(folder)
-        past = int(options["past_lowdim_steps"])
-        return RoboticsKept(
-            data=config,
-            normalizer=Normalizer(config, statistics, past),
-            pose_groups=[PoseGroup(**group) for group in options.get("pose_groups") or []],
-            fps=float(options.get("fps") or 10.0),
-            statistics=statistics,
-        )
+        return _kept(config, statistics, int(options["past_lowdim_steps"]), options)
+
+
+def _kept(
+    config: RoboticsDataConfig, statistics: Statistics, past: int, options: Mapping[str, Any]
+) -> RoboticsKept:
+    return RoboticsKept(
+        data=config,
+        normalizer=Normalizer(config, statistics, past),
+        pose_groups=[PoseGroup(**group) for group in options.get("pose_groups") or []],
+        fps=float(options.get("fps") or 10.0),
+        statistics=statistics,
+    )

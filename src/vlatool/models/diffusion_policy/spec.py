@@ -224,5 +224,6 @@ class DiffusionPolicyType(ModelType):
         from vlatool.models.diffusion_policy.objective import sample_actions
         from vlatool.models.policy import Policy
 
+        network: Any = parts["model"]
         batcher = PolicyBatcher(config, kept.data, kept.normalizer)
-        return Policy(partial(sample_actions, parts["model"]), batcher, kept)
+        return Policy(partial(sample_actions, network), batcher, kept)
