@@ -20,7 +20,7 @@ class Critic(nn.Module):
         self.last = nn.Linear(8, 1)
 
     def judge(self, x: Tensor) -> Tensor:
-        return self.last(functional.gelu(self.first(x))).sum(-1)
+        return self.last(functional.gelu(self.first(x))).float().sum(-1)
 
     forward = judge
 
