@@ -2,11 +2,11 @@
 
     check_reader(AcmeReader, "tests/data/acme")
     check_sink(AcmeSink)
-    check_model_type(AcmeType, {"width": 32})
+    check_model_type(AcmeType, {"width": 32}, data="tests/data/acme")
 
 Each raises an AssertionError that says in a sentence which promise is broken. The promises are
 those of `sources.base.FormatReader`, `sinks.base.Sink` and `models.base.ModelType`.
-Legend of shapes: F frames, B samples of a batch, T steps, A width of an action.
+Legend of shapes: F frames, N pictures, C channels.
 """
 
 import os
@@ -22,23 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.run_dir import MODEL
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
-from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.facts import DatasetFacts, derive_data
-from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.sink_trial import SinkTrial
 from vlatool.sources.base import facts_of
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
-
-_WIDTHS = {"action": 4, "state": 3}
-_PAST, _STEPS, _SAMPLES = 1, 8, 8
-_FALL = 0.8  # loss after over loss before; a broken gradient leaves it near one
 
 
 def check_reader(
@@ -92,27 +83,34 @@ def check_sink(
         trial.check_owned()
 
 
-def check_model_type(model_type_class: Any, config: Mapping[str, Any] | None = None) -> None:
-    """Checks a model type on eight made-up samples: it is built, learns them, and is saved.
+def check_model_type(
+    model_type_class: Any,
+    config: Mapping[str, Any] | None = None,
+    *,
+    data: str | Path | Mapping[str, Any] | None = None,
+) -> None:
+    """Checks a model type in the real trainer: it learns, is saved, goes on, and acts.
 
     Args:
         model_type_class: The class that the entry point names.
-        config: Keys that differ from the defaults; choose a tiny network. The samples have one
-            camera of 32 x 32 pixels, 4 numbers of action and 3 of proprioception.
+        config: Keys that differ from the defaults; choose a tiny network, and let every optimizer
+            start before step 3.
+        data: A small folder that the first of the model type's kinds of data reads, or keys of the
+            data section, `type` among them for another kind. None: a few samples of the built-in
+            world, for a model type that takes robotics data.
     """
-    _check_light_import(model_type_class.__module__)
-    section, model_type = _config(model_type_class, config), model_type_class()
-    kind = section.model_dump().get("type")
-    assert kind == model_type.name, f"Config.type is {kind!r}, name is {model_type.name!r}"
-    facts = _facts()
-    data = derive_data(RoboticsDataConfig(), facts)
-    derived, _ = model_type.derive(section, data, facts)
-    assert model_type.derive(derived, data, facts)[0] == derived, "derive changes what it derived"
-    normalizer = Normalizer(data, facts.statistics, facts.statistics_past)
-    batch = _pickled(model_type.batcher(derived, data, normalizer))(_samples())
-    _check_learning(model_type, derived, batch)
-    if hasattr(model_type, "act"):
-        _check_act(model_type, derived, batch)
+    model_type = model_type_class()
+    own = [target.partition(":")[0] for target in model_type.kinds if ":" in target]
+    for module in dict.fromkeys([model_type_class.__module__, *own]):
+        _check_light_import(module)
+    # Both load torch, which formats and sinks can do without.
+    from vlatool.model_promises import trial_config
+    from vlatool.model_trial import ModelTrial
+
+    with tempfile.TemporaryDirectory() as folder:
+        section = _config(model_type_class, config)
+        derived, facts = trial_config(model_type, section, data, Path(folder))
+        ModelTrial(derived, facts, Path(folder)).check()
 
 
 def _config(plugin_class: Any, keys: Mapping[str, Any] | None) -> Any:
@@ -219,103 +217,3 @@ def _check_light_import(module: str) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", program], env=env, check=False)  # noqa: S603 - our own interpreter
     assert done.returncode == 0, f"importing {module} fails or imports torch; do so in its methods"
-
-
-def _facts() -> DatasetFacts:
-    """Facts as a folder of shards would give them."""
-    entry = {"mean": 0.0, "std": 0.7, "min": -1.0, "max": 1.0}
-    entry |= {f"percentile_{share}": share / 50 - 1 for share in (1, 5, 95, 99)}
-    statistics: dict[str, dict[str, Any]] = {}
-    for name, width in _WIDTHS.items():
-        rows = {key: [value] * width for key, value in entry.items()}
-        statistics[name] = rows | {f"{key}_per_timestep": [rows[key]] * _STEPS for key in rows}
-    options = {"camera_names": ["front"], "image_indices": [0]}
-    options |= {"action_fields": ["action"], "proprioception_fields": ["state"]}
-    return DatasetFacts(((),), statistics, (options,), _PAST, _STEPS - _PAST - 1, _PAST)
-
-
-def _samples() -> list[DecodedSample]:
-    """Smooth curves; the last chunk ends in padding."""
-    rng, time = np.random.default_rng(0), np.arange(_STEPS) - _PAST
-    padded = (np.arange(_SAMPLES) == _SAMPLES - 1)[:, None] & (time >= _STEPS - 3)
-    return [
-        DecodedSample(
-            key=f"sample-{number}",
-            images=rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8),
-            fields={
-                name: np.sin(rng.uniform(-3, 3, width) + 0.2 * time[:, None])
-                for name, width in _WIDTHS.items()
-            },
-            past_mask=time < 0,
-            future_mask=~padded[number] & (time >= 0),
-            instruction=f"do thing {number}",
-            metadata={},
-        )
-        for number in range(_SAMPLES)
-    ]
-
-
-def _check_learning(model_type: Any, config: Any, batch: dict[str, Any]) -> None:
-    import torch
-
-    from vlatool.training.config import HParams
-    from vlatool.training.optim import build_optimizer
-
-    def build() -> Any:
-        torch.manual_seed(0)
-        return model_type.build(config)
-
-    def mean_loss(turn: str, seed: int) -> Any:
-        loss = objective.loss(turn, batch, torch.Generator().manual_seed(seed))
-        assert loss.count > 0, f"the loss of {turn!r} counts no element"
-        assert torch.isfinite(loss.total), f"the loss of {turn!r} is {float(loss.total)}"
-        assert loss.total.requires_grad, f"the loss of {turn!r} has no gradient"
-        return loss.total / loss.count
-
-    def measure() -> float:
-        return sum(mean_loss(turn, seed).item() for turn in turns for seed in range(4))
-
-    model = build()
-    objective = model_type.objective(config, model)
-    modules, turns = objective.optimizers(), set(objective.turns(0))
-    assert turns, "no optimizer moves at step 0"
-    assert turns <= set(modules), f"turns {sorted(turns)} are not optimizers {sorted(modules)}"
-    optimizers = {name: build_optimizer(part, HParams(lr=3e-3)) for name, part in modules.items()}
-    before = measure()
-    model.train()
-    for step in range(60):
-        for turn in objective.turns(step):
-            optimizers[turn].zero_grad()
-            mean_loss(turn, 100 + step).backward()
-            optimizers[turn].step()
-    after = measure()
-    assert after < _FALL * before, f"60 steps on one batch take the loss from {before} to {after}"
-    _check_round_trip(model, build)
-
-
-def _check_round_trip(model: Any, build: Callable[[], Any]) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    from vlatool.models.weights import load_weights
-
-    fresh, state = build(), model.state_dict()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, MODEL)
-        save_file({name: value.contiguous() for name, value in state.items()}, path)
-        load_weights(fresh, path)
-    for name, value in fresh.state_dict().items():
-        assert torch.equal(value, state[name]), f"{name} changes when it is saved and loaded"
-
-
-def _check_act(model_type: Any, config: Any, batch: dict[str, Any]) -> None:
-    import torch
-
-    torch.manual_seed(0)
-    model = model_type.build(config).eval()
-    rngs = [torch.Generator().manual_seed(1) for _ in range(2)]
-    first, second = (model_type.act(model, batch, steps=3, rng=rng) for rng in rngs)
-    expected = (_SAMPLES, _STEPS, _WIDTHS["action"])
-    assert tuple(first.shape) == expected, f"act gives {tuple(first.shape)}, not [B, T, A]"
-    assert bool(torch.isfinite(first).all()), "act gives actions that are not finite"
-    assert torch.equal(first, second), "act draws randomness from elsewhere than rng"

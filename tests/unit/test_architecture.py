@@ -32,7 +32,8 @@ LAYERS = [
     {"inspection", "verification"},
     {"pages"},
     {"workflows"},
-    {"sink_trial"},
+    {"sink_trial", "model_promises"},
+    {"model_trial"},
     {"cli", "testing"},
     {"__main__"},
 ]
@@ -47,10 +48,17 @@ MAY_BE_HEAVY = {
     "training": {"torch", "accelerate"},
     "evaluation": {"torch", "accelerate"},
     "serving": {"torch", "accelerate"},
+    "model_promises": {"torch"},
+    "model_trial": {"torch"},
 }
 STAY_LIGHT = {"spec.py", "base.py", "config.py", "__init__.py"}
 # The contract checks, and the files that import them.
-CHECKS: dict[str, list[str]] = {"testing": [], "sink_trial": ["testing.py"]}
+CHECKS: dict[str, list[str]] = {
+    "testing": [],
+    "sink_trial": ["testing.py"],
+    "model_trial": ["testing.py"],
+    "model_promises": ["model_trial.py", "testing.py"],
+}
 CLI_MAY_IMPORT = {"errors", "events", "cli"}
 # Loaded only once a command has keys to read; test_app guards what `--help` loads.
 KEY_READERS = {"keys.py"}
