@@ -258,8 +258,9 @@ class ModelTrial:
         objective, one = run.begun.objective, self._one(run, SAMPLES)
         ctx = run.contexts.of(0, one, "images", training=False)
         run.begun.placed.eval()
+        with torch.no_grad():
+            batch = objective.prepare(one.batch, ctx)
         with torch.no_grad(), run.runtime.autocast():
-            batch = objective.prepare(dict(one.batch), ctx)
             check_loss("validate", objective.validate(batch, ctx))
             check_pictures(objective.images(batch, ctx))
         run.begun.placed.train()
