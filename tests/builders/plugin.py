@@ -1,4 +1,4 @@
-"""A third-party distribution `acme_vla` with a format and a model type, and data of that format.
+"""A third-party distribution `acme_vla`: a format, two model types, a kind of data; and such data.
 
 It is found as an installed one is: a folder on the path with a package and a `.dist-info`.
 """
@@ -15,6 +15,7 @@ acme = acme_vla.reader:AcmeReader
 
 [vlatool.models]
 acme_mlp = acme_vla.spec:AcmeMlpType
+acme_line = acme_vla.line:AcmeLineType
 """
 READER = '''\
 """Episodes as folders with meta.json, action.npy, state.npy and one .npy of pictures per camera."""
@@ -89,11 +90,13 @@ class AcmeReader:
 SPEC = '''\
 """A linear map from proprioception to a chunk of actions; light, no torch."""
 
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel, derived_field
+from vlatool.models.base import ModelType, Part
 
 
 class AcmeMlpConfig(ConfigModel):
@@ -104,9 +107,10 @@ class AcmeMlpConfig(ConfigModel):
     action_dim: int | None = derived_field("data.action_dim", "Width of an action.")
 
 
-class AcmeMlpType:
+class AcmeMlpType(ModelType):
     name: ClassVar[str] = "acme_mlp"
     Config: ClassVar[type[AcmeMlpConfig]] = AcmeMlpConfig
+    kinds = ("robotics",)
 
     def derive(self, config, data, facts):
         past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
@@ -120,27 +124,36 @@ class AcmeMlpType:
     def build(self, config):
         from acme_vla.model import AcmeMlp
 
-        return AcmeMlp(config)
+        return {"model": Part(AcmeMlp(config))}
 
-    def objective(self, config, model):
+    def objective(self, config, data, facts, parts):
         from acme_vla.model import AcmeObjective
 
-        return AcmeObjective(model)
+        return AcmeObjective()
 
-    def batcher(self, config, data, normalizer):
+    def batcher(self, config, data, kept, folder, *, training):
         from acme_vla.model import AcmeBatcher
 
-        return AcmeBatcher(data, normalizer)
+        return AcmeBatcher(data, kept.normalizer)
 
-    def act(self, model, batch, *, steps, rng):
-        return model(batch["state"]).detach()
+    def example(self, config, data, size):
+        from acme_vla.model import example
+
+        return example(config, size)
+
+    def policy(self, config, parts, kept, folder):
+        from acme_vla.model import AcmeBatcher, predict
+        from vlatool.models.policy import Policy
+
+        batcher = AcmeBatcher(kept.data, kept.normalizer)
+        return Policy(partial(predict, parts["model"]), batcher, kept)
 '''
 MODEL = """\
 import numpy as np
 import torch
 from torch import nn
 
-from vlatool.models.base import Loss
+from vlatool.models.base import Loss, Objective, OptimizerSpec
 
 
 class AcmeMlp(nn.Module):
@@ -153,18 +166,13 @@ class AcmeMlp(nn.Module):
         return self.map(state).unflatten(1, self.shape)
 
 
-class AcmeObjective:
-    def __init__(self, model):
-        self.model = model
-
+class AcmeObjective(Objective):
     def optimizers(self):
-        return {"main": self.model}
+        return {"main": OptimizerSpec(("model",))}
 
-    def turns(self, step):
-        return ("main",)
-
-    def loss(self, turn, batch, rng):
-        error = (self.model(batch["state"]) - batch["actions"]).abs() * batch["mask"][..., None]
+    def loss(self, optimizer, batch, ctx):
+        predicted = ctx.parts["model"](batch["state"])
+        error = (predicted.float() - batch["actions"]).abs() * batch["mask"][..., None]
         return Loss(error.sum(), batch["mask"].sum() * error.shape[-1])
 
 
@@ -182,11 +190,202 @@ class AcmeBatcher:
     def __call__(self, samples):
         past = self.data.lowdim_past_timesteps
         return {
-            "keys": [one.key for one in samples],
             "state": self.stack(samples, self.data.proprioception_fields, past + 1).flatten(1),
             "actions": self.stack(samples, self.data.action_fields, None),
             "mask": torch.from_numpy(np.stack([one.future_mask for one in samples])),
         }
+
+
+def example(config, size):
+    waves = torch.sin(torch.arange(size * config.inputs).float()).unflatten(0, (size, -1))
+    return {
+        "state": waves,
+        "actions": waves.mean(1)[:, None, None].repeat(1, config.steps, config.action_dim),
+        "mask": torch.ones(size, config.steps, dtype=torch.bool),
+    }
+
+
+def predict(model, batch, *, steps, rng):
+    return model(batch["state"]).detach()
+"""
+KIND = '''\
+"""Single steps of acme episodes, read without preprocessing: a kind of data."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from vlatool.errors import DataError
+from vlatool.loading.base import Block, DataSet, Dropped
+from vlatool.loading.config import LoadingConfig
+from vlatool.sources.order import natural_key
+
+SCALE = "acme_scale.json"
+
+
+class AcmeStepsConfig(LoadingConfig):
+    # Where the data are decides nothing; what they are is in the fingerprint.
+    no_effect_on_output: ClassVar = LoadingConfig.no_effect_on_output | {"folders", "val_folders"}
+
+    type: Literal["acme_steps"] = Field("acme_steps", description="Kind of data.")
+    folders: list[str] = Field([], description="Folders of episodes.")
+    val_folders: list[str] = Field([], description="Folders of held-out episodes.")
+
+
+@dataclass(frozen=True)
+class Step:
+    key: str
+    state: np.ndarray
+    action: np.ndarray
+
+
+@dataclass(frozen=True)
+class AcmeFacts:
+    datasets: tuple
+    digest: str
+    scale: float
+
+    @property
+    def fingerprint(self):
+        return {"acme steps": self.digest}
+
+
+@dataclass(frozen=True)
+class AcmeStepsReader:
+    datasets: tuple
+
+    def read(self, places, rngs):
+        return [self.step(place) for place in places]
+
+    def step(self, place):
+        folder = self.datasets[place.dataset].blocks[place.block].location
+        key = f"{folder.name}-{place.sample}"
+        state = np.load(folder / "state.npy", mmap_mode="r")[place.sample]
+        action = np.load(folder / "action.npy", mmap_mode="r")[place.sample]
+        if not np.isfinite(state).all():
+            return Dropped("no_number", key, f"{key}: the state is not a number")
+        return Step(key, np.array(state), np.array(action))
+
+
+class AcmeKind:
+    name: ClassVar[str] = "acme_steps"
+    Config: ClassVar = AcmeStepsConfig
+    folders_key: ClassVar[str] = "folders"
+    drop_reasons: ClassVar = ("no_number",)
+
+    def read_facts(self, config):
+        digest, states = hashlib.sha256(), []
+        datasets = tuple(self.dataset(Path(one), digest, states) for one in config.folders)
+        if not states:
+            raise DataError("no acme episode is given", code="data.no_dataset")
+        scale = float(np.nanstd(np.concatenate(states)))
+        return AcmeFacts(datasets, digest.hexdigest(), scale)
+
+    def dataset(self, folder, digest, states):
+        blocks = []
+        for meta in sorted(folder.glob("*/meta.json"), key=natural_key):
+            state = np.load(meta.parent / "state.npy")
+            digest.update(state.tobytes())
+            digest.update((meta.parent / "action.npy").read_bytes())
+            states.append(state)
+            blocks.append(Block(meta.parent, len(state)))
+        return DataSet(folder.name, tuple(blocks))
+
+    def validation(self, config):
+        changes = {"folders": config.val_folders, "val_folders": []}
+        return config.model_copy(update=changes) if config.val_folders else None
+
+    def derive(self, config, facts):
+        return config, {}
+
+    def reader(self, config, facts):
+        return AcmeStepsReader(facts.datasets)
+
+    def prepared(self, config, facts):
+        return facts.scale
+
+    def keep(self, config, facts, folder):
+        (folder / SCALE).write_text(json.dumps(facts.scale))
+
+    def kept(self, config, folder):
+        return json.loads((folder / SCALE).read_text())
+'''
+LINE = '''\
+"""State to action of one step, learned from acme_vla's own kind of data."""
+
+from functools import partial
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vlatool.config.base import ConfigModel
+from vlatool.models.base import ModelType, Part
+
+
+class AcmeLineConfig(ConfigModel):
+    type: Literal["acme_line"] = Field("acme_line", description="Model type.")
+
+
+class AcmeLineType(ModelType):
+    name: ClassVar[str] = "acme_line"
+    Config: ClassVar[type[AcmeLineConfig]] = AcmeLineConfig
+    kinds = ("acme_vla.kind:AcmeKind",)
+
+    def build(self, config):
+        from torch import nn
+
+        return {"model": Part(nn.Linear(3, 2))}
+
+    def objective(self, config, data, facts, parts):
+        from acme_vla.line_objective import LineObjective
+
+        return LineObjective()
+
+    def batcher(self, config, data, kept, folder, *, training):
+        from acme_vla.line_objective import batch
+
+        return partial(batch, kept)
+
+    def example(self, config, data, size):
+        from acme_vla.line_objective import example
+
+        return example(size)
+'''
+LINE_OBJECTIVE = """\
+import numpy as np
+import torch
+
+from vlatool.models.base import Loss, Objective, OptimizerSpec
+
+
+class LineObjective(Objective):
+    def optimizers(self):
+        return {"main": OptimizerSpec(("model",))}
+
+    def loss(self, optimizer, batch, ctx):
+        error = (ctx.parts["model"](batch["state"]).float() - batch["action"]).abs()
+        return Loss(error.sum(), torch.tensor(error.numel()))
+
+    def figures(self, turn, sums, count):
+        return {"numbers": count}
+
+
+def batch(scale, samples):
+    stacked = {
+        "state": np.stack([one.state for one in samples]) / scale,
+        "action": np.stack([one.action for one in samples]) / scale,
+    }
+    return {name: torch.from_numpy(value).float() for name, value in stacked.items()}
+
+
+def example(size):
+    state = torch.sin(torch.arange(size * 3).float()).unflatten(0, (size, 3))
+    return {"state": state, "action": 2 * state[:, :2]}
 """
 PRESET = """\
 # The linear model of acme_vla.
@@ -203,6 +402,9 @@ def acme_distribution(root: Path) -> Path:
         "acme_vla/reader.py": READER,
         "acme_vla/spec.py": SPEC,
         "acme_vla/model.py": MODEL,
+        "acme_vla/kind.py": KIND,
+        "acme_vla/line.py": LINE,
+        "acme_vla/line_objective.py": LINE_OBJECTIVE,
         "acme_vla/presets/runs/acme-linear.yaml": PRESET,
         "acme_vla-0.1.dist-info/METADATA": METADATA,
         "acme_vla-0.1.dist-info/entry_points.txt": ENTRY_POINTS,

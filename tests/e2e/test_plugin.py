@@ -1,4 +1,4 @@
-"""A third-party package brings a format, a model type and a preset, and is used as ours are."""
+"""A third-party package brings a format, model types, a kind of data and a preset."""
 
 import json
 import os
@@ -15,10 +15,12 @@ from tests.builders.plugin import acme_data, acme_distribution, hostile_distribu
 VLATOOL = str(Path(sys.executable).parent / "vlatool")
 CHECKS = """
 from acme_vla.reader import AcmeReader
+from acme_vla.line import AcmeLineType
 from acme_vla.spec import AcmeMlpType
 from vlatool.testing import check_model_type, check_reader
 check_reader(AcmeReader, {data!r}, {{"camera": "front"}})
 check_model_type(AcmeMlpType)
+check_model_type(AcmeLineType, data={data!r})
 """
 
 
@@ -32,7 +34,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(root: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(root / "site")}
+    inherited = os.environ.get("PYTHONPATH")
+    path = [str(root / "site"), *([inherited] if inherited else [])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     return subprocess.run(
         [sys.executable, *argv],
         capture_output=True,
@@ -71,6 +75,7 @@ def test_plugins_are_listed_with_their_distribution_and_their_errors(root: Path)
     assert status == 0
     assert rows["format", "acme", "acme_vla"]["error"] == ""
     assert rows["model type", "acme_mlp", "acme_vla"]["error"] == ""
+    assert rows["model type", "acme_line", "acme_vla"]["error"] == ""
     assert rows["format", "spartan", "vlatool"]["error"] == ""
     assert "built-in" in rows["format", "spartan", "hostile_vla"]["error"]
     broken = rows["format", "broken", "hostile_vla"]["error"]
@@ -121,6 +126,34 @@ def test_model_type_trains_and_is_evaluated(root: Path, data: Path) -> None:
     status, report = vlatool(root, "eval", "open-loop", "runs/acme", str(data))
     assert status == 0, report
     assert report["overall"]["policy"] < report["overall"]["mean_action"]
+
+
+def test_kind_of_data_of_a_plugin_trains_from_raw_episodes(root: Path) -> None:
+    options = ["--set", "model.type=acme_line", "--data", "raw", "-o", "runs/line"]
+    options += ["--hparams.lr", "0.05", "--hparams.precision", "float32"]
+    options += ["--hparams.global_batch_size", "8", "--hparams.warmup", "0"]
+    options += ["--data.num_workers", "1", "--set", "data.allow_multiple_epochs=true"]
+    options += ["--data.val_folders", "raw", "--set", "total_val_samples=16"]
+    options += ["--set", "log_every_n_steps=5"]
+
+    status, result = vlatool(root, "train", *options, "--total-train-steps", "30")
+
+    assert status == 0, result
+    assert (result["parameters"], result["dataset_samples"]) == (3 * 2 + 2, 3 * 8)
+    rows = [
+        json.loads(line) for line in (root / "runs/line/metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+    assert rows[-1]["val/numbers"] == 16 * 2
+    assert json.loads((root / "runs/line/acme_scale.json").read_text()) > 0
+
+
+def test_kind_that_a_model_type_does_not_take_is_refused(root: Path) -> None:
+    options = ["--set", "model.type=acme_line", "--set", "data.type=robotics"]
+    status, document = vlatool(root, "train", *options, "--total-train-steps", "2")
+    assert status == 2
+    assert "acme_steps" in json.dumps(document["error"])
 
 
 def test_type_alone_chooses_the_model(root: Path, data: Path) -> None:
