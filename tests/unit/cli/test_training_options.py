@@ -1,36 +1,16 @@
 """Sugar of training commands: data folders and the run folder."""
 
-from pathlib import Path
-
 import pytest
 
 from vlatool.cli.training_options import expand_data, expand_run
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import UsageError
 
 
-def data_folder(folder: Path, *, nested: bool) -> Path:
-    inner = folder / "shards" if nested else folder
-    inner.mkdir(parents=True)
-    (inner / "manifest.jsonl").touch()
-    return folder
-
-
-def test_data_folder_names_manifest_and_statistics_of_its_shards(tmp_path: Path) -> None:
-    first = data_folder(tmp_path / "a", nested=True)
-    second = data_folder(tmp_path / "b", nested=False)
-    assert expand_data([str(first), f"{second}/"]) == {
-        "data.dataset_manifest": [
-            f"{first}/shards/manifest.jsonl",
-            f"{second}/manifest.jsonl",
-        ],
-        "data.dataset_statistics": [f"{first}/shards/stats.json", f"{second}/stats.json"],
+def test_data_folders_are_a_key_that_the_kind_of_data_names() -> None:
+    """Nothing is opened: the kind looks inside when it reads facts."""
+    assert expand_data(["no/such/folder", "s3://bucket/data/"]) == {
+        "data.folders": ["no/such/folder", "s3://bucket/data/"]
     }
-
-
-def test_folder_without_manifest_is_a_data_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        expand_data([str(tmp_path)])
-    assert caught.value.code == "data.no_manifest"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vlatool.models.base import Loss, StepContext
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.objective import FlowMatchingObjective
 from vlatool.models.diffusion_policy.spec import (
@@ -13,6 +14,7 @@ from vlatool.models.diffusion_policy.spec import (
     NoiseConfig,
     TransformerConfig,
 )
+from vlatool.models.draws import RowDraws
 
 B, T, A, P, D = 3, 5, 4, 2, 6
 
@@ -56,8 +58,15 @@ def batch() -> dict[str, Tensor]:
     }
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def loss_of(
+    model: Any, given: dict[str, Tensor], settings: DiffusionPolicyConfig | None = None
+) -> Loss:
+    """The loss of a network, of its own config where no other is given."""
+    settings = settings or model.config
+    size = len(given["actions"])
+    draws = RowDraws(torch.Generator().manual_seed(0), range(size), size)
+    ctx = StepContext(0, draws, {"model": model})
+    return FlowMatchingObjective(settings).loss("main", given, ctx)
 
 
 # network
@@ -168,22 +177,20 @@ class Oracle(nn.Module):
 @pytest.mark.parametrize(("real", "mean", "count"), [(True, 7.5, 4), (False, 2.5, 2)])
 def test_masked_loss_golden(real: bool, mean: float, count: int) -> None:
     error = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-    objective = FlowMatchingObjective(config(action_dim=2), Oracle(error, 50))
     given = {name: value[:1] for name, value in batch().items()}
     given |= {"actions": torch.zeros(1, 2, 2), "future_mask": torch.tensor([[True, real]])}
     given |= {"past_mask": torch.zeros(1, 2, dtype=torch.bool)}
-    loss = objective.loss("main", given, rng())
+    loss = loss_of(Oracle(error, 50), given, config(action_dim=2))
     assert int(loss.count) == count
     assert (loss.total / loss.count).item() == pytest.approx(mean, rel=1e-5)
 
 
 def test_padded_steps_at_the_end_do_not_change_the_loss_of_a_causal_denoiser() -> None:
     model, given = policy(), batch()
-    objective = FlowMatchingObjective(model.config, model)
     changed = given["actions"].clone()
     changed[1, -2:] += 100.0
-    loss = objective.loss("main", given, rng())
-    other = objective.loss("main", {**given, "actions": changed}, rng())
+    loss = loss_of(model, given)
+    other = loss_of(model, {**given, "actions": changed})
     torch.testing.assert_close(other.total, loss.total)
     assert int(loss.count) == int(given["future_mask"].sum()) * A
 
@@ -198,7 +205,7 @@ def test_model_gets_clean_actions_only_where_they_are_real_and_past() -> None:
 
     given = batch()
     given["past_mask"][2, 0] = False
-    FlowMatchingObjective(config(), Spy()).loss("main", given, rng())
+    loss_of(Spy(), given, config())
     same = (seen[0] == given["actions"]).all(dim=2)
     assert torch.equal(same, given["past_mask"])
     assert same.sum() == 2
@@ -206,14 +213,13 @@ def test_model_gets_clean_actions_only_where_they_are_real_and_past() -> None:
 
 def test_repeats_encode_once_and_draw_noise_for_each_copy() -> None:
     model, given = policy(num_action_head_repeats=4), batch()
-    objective = FlowMatchingObjective(model.config, model)
     encoded: list[int] = []
     chunks: list[Tensor] = []
     model.vision_language_backbone.register_forward_hook(
         lambda module, inputs, out: encoded.append(len(out))
     )
     model.action_encode.register_forward_hook(lambda module, inputs, out: chunks.append(inputs[0]))
-    loss = objective.loss("main", given, rng())
+    loss = loss_of(model, given)
     assert encoded == [B]
     assert chunks[0].shape == (4 * B, T, A)
     assert len({chunk[1].sum().item() for chunk in chunks[0][:4]}) == 4
@@ -222,8 +228,8 @@ def test_repeats_encode_once_and_draw_noise_for_each_copy() -> None:
 
 def test_repeats_give_the_loss_of_separate_draws() -> None:
     model, given = policy(num_action_head_repeats=2).eval(), batch()
-    repeated = FlowMatchingObjective(model.config, model).loss("main", given, rng())
+    repeated = loss_of(model, given)
     doubled = {name: value.repeat_interleave(2, 0) for name, value in given.items()}
-    separate = FlowMatchingObjective(config(), model).loss("main", doubled, rng())
+    separate = loss_of(model, doubled, config())
     torch.testing.assert_close(repeated.total, separate.total)
     assert int(repeated.count) == int(separate.count)

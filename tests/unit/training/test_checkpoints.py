@@ -8,58 +8,125 @@ from torch import nn
 
 from vlatool.artifacts.run_dir import EMA, MANIFEST, MODEL, TRAINER, RunDir, find_checkpoint
 from vlatool.errors import DataError, StorageError
+from vlatool.models.base import OptimizerSpec, Part
 from vlatool.storage.atomic import remove_partials
-from vlatool.training.checkpoints import load_checkpoint, save_checkpoint
-from vlatool.training.config import EmaConfig, HParams
+from vlatool.training.checkpoints import load_checkpoint, save_checkpoint, unsaved_digests
+from vlatool.training.config import EmaConfig, HParams, TrainConfig
 from vlatool.training.ema import WeightAverage
-from vlatool.training.optim import build_optimizer
+from vlatool.training.optim import build_optimizer, update
+from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 
-CPU = torch.device("cpu")
+RUNTIME = Runtime(TrainConfig(hparams=HParams(precision="float32")))
+YES = torch.tensor(True)
 
 
-def new_state(width: int = 3, *, average: bool = True, seed: int = 0) -> TrainState:
+def new_state(width: int = 3, *, seed: int = 0, tied: bool = False) -> TrainState:
+    """A network that is averaged, buffers that are not, and a teacher that is not saved."""
     torch.manual_seed(seed)
-    model = nn.Linear(width, 2)
-    mean = WeightAverage(EmaConfig(enabled=True), model) if average else None
-    return TrainState(model, {"main": build_optimizer(model, HParams(lr=0.1))}, mean)
+    model = nn.Sequential(nn.Linear(width, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    if tied:
+        model[2].weight = model[1].weight
+    means = nn.BatchNorm1d(2, affine=False)
+    teacher = nn.Linear(2, 2).requires_grad_(requires_grad=False)
+    nn.init.eye_(teacher.weight)
+    nn.init.zeros_(teacher.bias)
+    parts = {
+        "model": Part(model),
+        "means": Part(means, trained=False, averaged=False),
+        "teacher": Part(teacher, trained=False, saved=False),
+    }
+    optimizer = build_optimizer(OptimizerSpec(("model",)), {"model": model}, HParams(lr=0.1))
+    averages = {"model": WeightAverage(EmaConfig(enabled=True), model)}
+    return TrainState(parts, {"main": optimizer}, averages, unsaved_digests(parts))
+
+
+def save(run: RunDir, state: TrainState, keep: int | None = None) -> Path:
+    save_checkpoint(run, state, keep, RUNTIME)
+    return run.checkpoint(state.step)
 
 
 def train(state: TrainState, steps: int = 1) -> TrainState:
+    model, means = state.parts["model"].module, state.parts["means"].module
     for _ in range(steps):
         optimizer = state.optimizers["main"]
         optimizer.zero_grad()
-        state.model(torch.ones(4, state.model.in_features)).square().mean().backward()
-        optimizer.step()
-        if state.average is not None:
-            state.average.update(state.model)
+        out = model(torch.linspace(-1, 1, 4 * model[0].in_features).reshape(4, -1))
+        out.square().mean().backward()
+        update(optimizer, torch.tensor(1.0), None, ~YES)
+        means(out.detach())
+        state.averages["model"].update(YES)
         state.step += 1
         state.samples += 4
+        state.dropped["bad"] = state.step
     return state
 
 
-def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def everything(state: TrainState) -> dict[str, torch.Tensor]:
+    found = {
+        f"{name}.{key}": value
+        for name, module in state.modules.items()
+        for key, value in module.state_dict().items()
+    }
+    return found | {f"mean.{key}": one for key, one in state.averages["model"].weights.items()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_training_goes_on_bit_for_bit(tied: bool, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    state = train(new_state(), 3)
-    folder = save_checkpoint(run, state, None)
-    resumed = new_state(seed=1)
-    load_checkpoint(folder, resumed, CPU)
-    assert (resumed.step, resumed.samples) == (3, 12)
+    state = train(new_state(tied=tied), 3)
+    folder = save(run, state)
+    resumed = new_state(seed=1, tied=tied)
+    load_checkpoint(folder, resumed)
+    assert (resumed.step, resumed.samples, resumed.dropped) == (3, 12, {"bad": 3})
     train(state, 2)
     train(resumed, 2)
-    assert state.average is not None
-    assert resumed.average is not None
-    assert resumed.average.updates == 5
-    for name, value in state.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], value)
-        assert torch.equal(resumed.average.weights[name], state.average.weights[name])
+    assert resumed.averages["model"].updates == 5
+    for name, value in everything(state).items():
+        assert torch.equal(everything(resumed)[name], value), name
+
+
+def test_weights_that_are_tied_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    folder = save(RunDir(tmp_path), train(new_state(tied=True)))
+    for name in (MODEL, EMA):
+        assert sorted(load_file(folder / name)) == [
+            "0.bias", "0.weight", "1.bias", "1.weight", "2.bias"
+        ]  # fmt: skip
+    resumed = new_state(seed=1, tied=True)
+    load_checkpoint(folder, resumed)
+    model = resumed.parts["model"].module
+    assert model[1].weight is model[2].weight
+
+
+def test_optimizer_that_has_not_moved_begins_after_a_resume_as_it_would_have(
+    tmp_path: Path,
+) -> None:
+    resumed = new_state(seed=1)
+    load_checkpoint(save(RunDir(tmp_path), new_state()), resumed)
+    state = train(new_state())
+    train(resumed)
+    assert torch.equal(everything(resumed)["model.0.weight"], everything(state)["model.0.weight"])
+
+
+def test_part_that_is_not_saved_must_be_the_one_the_run_began_with(tmp_path: Path) -> None:
+    folder = save(RunDir(tmp_path), train(new_state()))
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == sorted(
+        [EMA, "means.safetensors", MODEL]
+    )
+    other = new_state()
+    nn.init.ones_(other.parts["teacher"].module.weight)
+    other.unsaved = unsaved_digests(other.parts)
+    with pytest.raises(DataError) as caught:
+        load_checkpoint(folder, other)
+    assert caught.value.code == "data.other_weights"
+    assert caught.value.details["parts"] == ["teacher"]
 
 
 def test_manifest_lists_size_and_digest_of_every_file(tmp_path: Path) -> None:
-    folder = save_checkpoint(RunDir(tmp_path), train(new_state()), None)
+    folder = save(RunDir(tmp_path), train(new_state()))
     manifest = json.loads((folder / MANIFEST).read_text())
     assert (manifest["step"], manifest["samples"]) == (1, 4)
-    assert manifest["files"].keys() == {MODEL, EMA, TRAINER}
+    assert manifest["files"].keys() == {MODEL, EMA, "means.safetensors", TRAINER}
     for name, facts in manifest["files"].items():
         assert facts["bytes"] == (folder / name).stat().st_size
         assert len(facts["sha256"]) == 64
@@ -70,7 +137,7 @@ def test_newest_complete_checkpoint_is_found_by_number(tmp_path: Path) -> None:
     state = new_state()
     for step in (2, 9, 10):
         state.step = step
-        save_checkpoint(run, state, None)
+        save(run, state)
     half = run.checkpoint(11)
     half.mkdir()
     (half / MODEL).write_bytes(b"half")
@@ -86,7 +153,7 @@ def test_failure_while_writing_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(tmp_path)
-    save_checkpoint(run, train(new_state()), None)
+    save(run, train(new_state()))
     state = train(new_state(), 2)
 
     def disk_full(*args: object) -> None:
@@ -94,7 +161,7 @@ def test_failure_while_writing_leaves_no_checkpoint(
 
     monkeypatch.setattr(torch, "save", disk_full)
     with pytest.raises(StorageError):
-        save_checkpoint(run, state, 1)
+        save(run, state, 1)
     assert [step for step, _ in run.checkpoints()] == [1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
     assert json.loads((tmp_path / "latest.json").read_text())["step"] == 1
@@ -104,51 +171,51 @@ def test_only_the_latest_ones_are_kept(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     state = new_state()
     for _ in range(5):
-        save_checkpoint(run, train(state), 2)
+        save(run, train(state), 2)
     assert [step for step, _ in run.checkpoints()] == [4, 5]
     latest = json.loads((tmp_path / "latest.json").read_text())
     assert latest == {"checkpoint": "checkpoints/step_00000005", "step": 5}
 
 
 def test_wrong_shape_names_the_key_and_changes_nothing(tmp_path: Path) -> None:
-    folder = save_checkpoint(RunDir(tmp_path), train(new_state(width=3)), None)
+    folder = save(RunDir(tmp_path), train(new_state(width=3)))
     other = new_state(width=4)
-    before = other.model.weight.clone()
+    before = everything(other)["model.0.weight"].clone()
     with pytest.raises(DataError) as caught:
-        load_checkpoint(folder, other, CPU)
+        load_checkpoint(folder, other)
     assert caught.value.code == "data.checkpoint_mismatch"
-    assert caught.value.details["problems"] == ["weight is [2, 3], the model has [2, 4]"]
-    assert torch.equal(other.model.weight, before)
+    assert caught.value.details["problems"] == ["0.weight is [2, 3], the model has [2, 4]"]
+    assert torch.equal(everything(other)["model.0.weight"], before)
 
 
 def test_missing_and_unexpected_names_are_told(tmp_path: Path) -> None:
-    folder = save_checkpoint(RunDir(tmp_path), train(new_state()), None)
+    folder = save(RunDir(tmp_path), train(new_state()))
     weights = load_file(folder / MODEL)
-    weights["wieght"] = weights.pop("weight")
+    weights["0.wieght"] = weights.pop("0.weight")
     save_file(weights, folder / MODEL)
     with pytest.raises(DataError) as caught:
-        load_checkpoint(folder, new_state(), CPU)
-    assert caught.value.details["problems"] == ["missing weight", "unexpected wieght"]
+        load_checkpoint(folder, new_state())
+    assert caught.value.details["problems"] == ["missing 0.weight", "unexpected 0.wieght"]
 
 
 @pytest.mark.parametrize("name", [MODEL, EMA, TRAINER])
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint at all", b"cut"])
 def test_damaged_file_is_a_data_error(name: str, content: bytes | None, tmp_path: Path) -> None:
-    folder = save_checkpoint(RunDir(tmp_path), train(new_state()), None)
+    folder = save(RunDir(tmp_path), train(new_state()))
     path = folder / name
     if content is None:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-20] if content == b"cut" else content)
     with pytest.raises(DataError) as caught:
-        load_checkpoint(folder, new_state(), CPU)
+        load_checkpoint(folder, new_state())
     assert caught.value.code == "data.broken_checkpoint"
 
 
 def test_trainer_state_of_other_optimizers_is_a_data_error(tmp_path: Path) -> None:
-    folder = save_checkpoint(RunDir(tmp_path), train(new_state()), None)
+    folder = save(RunDir(tmp_path), train(new_state()))
     state = new_state()
     state.optimizers["generator"] = state.optimizers.pop("main")
     with pytest.raises(DataError) as caught:
-        load_checkpoint(folder, state, CPU)
+        load_checkpoint(folder, state)
     assert caught.value.code == "data.broken_checkpoint"

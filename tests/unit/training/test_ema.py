@@ -8,6 +8,8 @@ from torch import nn
 from vlatool.training.config import EmaConfig
 from vlatool.training.ema import WeightAverage
 
+YES, NO = torch.tensor(True), torch.tensor(False)
+
 
 class Scalar(nn.Module):
     def __init__(self, value: float = 0.0) -> None:
@@ -27,7 +29,8 @@ def averages(values: Sequence[float], **keys: Any) -> list[float]:
     average = WeightAverage(EmaConfig(**keys), module)
     found = []
     for value in values:
-        average.update(module.become(value))
+        module.become(value)
+        average.update(YES)
         found.append(average.weights["weight"].item())
     return found
 
@@ -91,7 +94,7 @@ def test_buffers_are_the_newest(kind: str) -> None:
     for value in (7.0, 9.0):
         module.buffer.fill_(value)
         module.count.add_(1)
-        average.update(module)
+        average.update(YES)
     assert average.weights["buffer"].item() == 9.0
     assert average.weights["count"].item() == 2
     assert average.weights["count"].dtype == torch.int64
@@ -103,11 +106,12 @@ def test_vanilla_average_goes_on_after_a_resume_golden() -> None:
     module = Scalar()
     average = WeightAverage(config, module)
     for value in [0.0] + [1.0] * 99:
-        average.update(module.become(value))
+        module.become(value)
+        average.update(YES)
     assert average.weights["weight"].item() == pytest.approx(0.6302703, abs=1e-6)
-    resumed = WeightAverage(config, Scalar(3.0))
-    resumed.load(average.weights, average.updates)
-    resumed.update(module.become(5.0))
+    resumed = WeightAverage(config, module.become(5.0))
+    resumed.weights, resumed.updates = average.weights, average.updates
+    resumed.update(YES)
     assert resumed.weights["weight"].item() == pytest.approx(0.6739677, abs=1e-6)
 
 
@@ -117,3 +121,26 @@ def test_average_is_float32_and_no_view_of_the_weights() -> None:
     module.become(2.0)
     assert average.weights["weight"].dtype == torch.float32
     assert average.weights["weight"].item() == 1.0
+
+
+def test_step_that_changed_nothing_leaves_the_average_as_it_is() -> None:
+    module = Scalar(1.0)
+    average = WeightAverage(EmaConfig(type="vanilla", alpha=0.5), module)
+    average.update(YES)
+    module.become(7.0).buffer.fill_(3.0)
+
+    average.update(NO)
+
+    assert average.weights["buffer"].item() == 0.0
+    module.become(3.0)
+    average.update(YES)
+    assert average.weights["weight"].item() == 2.0
+
+
+def test_averages_stand_in_for_the_weights_for_a_while() -> None:
+    module = Scalar(1.0)
+    average = WeightAverage(EmaConfig(), module)
+    module.become(4.0).buffer.fill_(2.0)
+    with average.in_place_of_weights():
+        assert (module.weight.item(), module.buffer.item()) == (1.0, 0.0)
+    assert (module.weight.item(), module.buffer.item()) == (4.0, 2.0)

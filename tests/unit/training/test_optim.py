@@ -1,6 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
+from vlatool.models.base import OptimizerSpec, ParamGroup
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.spec import (
     DiffusionPolicyConfig,
@@ -8,7 +10,7 @@ from vlatool.models.diffusion_policy.spec import (
     ViTBackboneConfig,
 )
 from vlatool.training.config import HParams
-from vlatool.training.optim import build_optimizer
+from vlatool.training.optim import build_optimizer, set_rate, update
 
 
 def policy() -> DiffusionPolicy:
@@ -27,11 +29,16 @@ def policy() -> DiffusionPolicy:
     return DiffusionPolicy(config)
 
 
+def optimizer_of(module: nn.Module, **keys: float) -> torch.optim.AdamW:
+    h = HParams.model_validate(keys)
+    return build_optimizer(OptimizerSpec(("model",)), {"model": module}, h)
+
+
 def decays(module: nn.Module) -> dict[str, float]:
     """Name of each parameter to its weight decay; fails when one is in two groups."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, float] = {}
-    for group in build_optimizer(module, HParams(wd=0.3)).param_groups:
+    for group in optimizer_of(module, wd=0.3).param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert name not in found
@@ -75,4 +82,75 @@ def test_text_embedding_and_temperature_do_not_decay() -> None:
 
 
 def test_module_without_matrices_has_one_group() -> None:
-    assert len(build_optimizer(nn.LayerNorm(3), HParams()).param_groups) == 1
+    assert len(optimizer_of(nn.LayerNorm(3)).param_groups) == 1
+
+
+def test_spec_has_rates_and_groups_of_its_own() -> None:
+    parts = {"model": nn.Linear(2, 2), "critic": nn.Linear(2, 2), "other": nn.Linear(2, 2)}
+    spec = OptimizerSpec(
+        ("model", "critic"),
+        groups=lambda found: [
+            ParamGroup(list(found["model"].parameters()), rate=0.1),
+            ParamGroup(list(found["critic"].parameters()), decays=False),
+        ],
+        lr=2e-3,
+        betas=(0.5, 0.9),
+    )
+    optimizer = build_optimizer(spec, parts, HParams(wd=0.3))
+    set_rate(optimizer, 1e-2)
+    first, second = optimizer.param_groups
+    assert (first["lr"], first["weight_decay"]) == (pytest.approx(1e-3), 0.3)
+    assert (second["lr"], second["weight_decay"]) == (1e-2, 0.0)
+    assert first["betas"] == (0.5, 0.9)
+
+
+# one update
+
+NO = torch.tensor(False)
+
+
+def with_gradients(scale: float = 1.0, **keys: float) -> tuple[nn.Linear, torch.optim.AdamW]:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    (scale * module(torch.randn(5, 3)).square().sum()).backward()
+    return module, optimizer_of(module, lr=0.1, **keys)
+
+
+@pytest.mark.parametrize("limit", [None, 1e-2, 1e6])
+def test_update_is_that_of_torch_after_its_clipping(limit: float | None) -> None:
+    module, optimizer = with_gradients(eps=1.0)
+    other, _ = with_gradients(0.25)
+    plain = torch.optim.AdamW(
+        [{"params": [other.weight], "weight_decay": 0.01}, {"params": [other.bias]}],
+        lr=0.1, betas=(0.9, 0.95), eps=1.0, weight_decay=0.0,
+    )  # fmt: skip
+    expected = torch.nn.utils.clip_grad_norm_(other.parameters(), limit or float("inf"))
+    plain.step()
+
+    norm = update(optimizer, torch.tensor(0.25), limit, NO)
+
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(module.state_dict(), other.state_dict(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("scale", "skip"), [(1.0, True), (float("nan"), False)])
+def test_update_that_must_not_be_changes_nothing(scale: float, skip: bool) -> None:
+    module, optimizer = with_gradients()
+    update(optimizer, torch.tensor(1.0), None, NO)
+    before = [value.clone() for value in module.state_dict().values()]
+    moments = [value.clone() for value in optimizer.state[module.weight].values()]
+    assert module.weight.grad is not None
+    module.weight.grad *= scale
+
+    norm = update(optimizer, torch.tensor(1.0), 0.5, torch.tensor(skip))
+
+    assert bool(norm.isfinite()) is skip
+    assert all(map(torch.equal, before, module.state_dict().values()))
+    assert all(map(torch.equal, moments, optimizer.state[module.weight].values()))
+
+
+def test_part_that_no_gradient_reached_stays() -> None:
+    module = nn.Linear(3, 2)
+    before = module.weight.clone()
+    assert update(optimizer_of(module), torch.tensor(1.0), None, NO).item() == 0.0
+    assert torch.equal(module.weight, before)

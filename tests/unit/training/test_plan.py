@@ -1,9 +1,10 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vlatool.errors import DataError, UsageError
-from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.errors import UsageError
+from vlatool.loading.base import Block, DataSet
 from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.plan import TrainPlan, make_plan
 
@@ -13,16 +14,12 @@ def plan(
     world_size: int = 1,
     *,
     batch: int = 128,
-    per_device: int = 8,
+    per_device: int | None = 8,
     **keys: Any,
 ) -> TrainPlan:
-    data = RoboticsDataConfig(
-        dataset_manifest=[f"m{index}" for index in range(len(sizes))],
-        allow_multiple_epochs=keys.pop("repeat", False),
-        dataset_weighting=keys.pop("weights", []),
-    )
+    sets = [DataSet(f"set {n}", (Block(Path("block"), size),)) for n, size in enumerate(sizes)]
     h = HParams(global_batch_size=batch, per_gpu_batch_size=per_device)
-    return make_plan(TrainConfig(data=data, hparams=h, **keys), sizes, world_size)
+    return make_plan(TrainConfig.model_validate({"hparams": h, **keys}), sets, world_size)
 
 
 # Source: lbm-training A.2
@@ -67,7 +64,7 @@ def test_last_checkpoint_is_the_last_step(keys: dict[str, int], expected: tuple[
 
 
 def test_epochs_are_passes_over_all_data_sets() -> None:
-    found = plan((1000, 280), num_epochs=3, repeat=True)
+    found = plan((1000, 280), num_epochs=3)
     assert found.total_steps == 3 * 1280 // 128
 
 
@@ -89,18 +86,27 @@ def test_budgets_that_cannot_work_are_refused(keys: dict[str, int], code: str) -
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"total_train_samples": 1281},
-        {"num_epochs": 2},
-        {"total_train_steps": 11},
-        {"sizes": (1280, 1280), "weights": [3.0, 1.0], "total_train_samples": 2000},
-    ],
-)
-def test_more_than_the_data_is_refused_unless_epochs_may_repeat(keys: dict[str, Any]) -> None:
-    keys = {"sizes": (1280,), **keys}
-    with pytest.raises(DataError) as caught:
-        plan(**keys)
-    assert caught.value.code == "data.too_few_samples"
-    assert plan(**keys, repeat=True).total_steps > 0
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 128), (2, 64), (8, 16)])
+def test_without_a_size_per_device_processes_share_the_batch(world_size: int, micro: int) -> None:
+    found = plan(world_size=world_size, per_device=None, total_train_steps=1)
+    assert (found.micro_batch, found.accumulation) == (micro, 1)
+
+
+def test_batch_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(world_size=3, per_device=None, total_train_steps=1)
+    assert caught.value.code == "usage.batch_size"
+
+
+def test_held_out_data_are_measured_at_checkpoints() -> None:
+    keys = {"total_train_steps": 8, "num_checkpoints": 4}
+    assert plan(**keys).validation_steps == ()
+    assert plan(**keys, total_val_samples=5).validation_steps == (2, 4, 6, 8)
+    every = plan(**keys, total_val_samples=5, val_every_n_checkpoints=2)
+    assert every.validation_steps == (4, 8)
+
+
+def test_pictures_are_made_at_checkpoints_or_every_so_many_steps() -> None:
+    keys = {"total_train_steps": 8, "num_checkpoints": 2}
+    assert plan(**keys).image_steps == (4, 8)
+    assert plan(**keys, images_every_n_steps=3).image_steps == (3, 6)

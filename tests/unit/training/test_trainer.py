@@ -11,85 +11,126 @@ from torch import nn
 from vlatool.artifacts.run_dir import read_metrics
 from vlatool.errors import DataError
 from vlatool.events import NULL, NullProgress
-from vlatool.models.base import Batch, Loss
-from vlatool.training.config import HParams, TrainConfig
+from vlatool.loading.base import MicroBatch
+from vlatool.models.base import Batch, Loss, ModelType, Objective, OptimizerSpec, Part, StepContext
+from vlatool.training.config import EmaConfig, HParams, TrainConfig
+from vlatool.training.ema import WeightAverage
 from vlatool.training.metrics import MetricsFile
 from vlatool.training.optim import build_optimizer
+from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
+from vlatool.training.report import Reports
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
+from vlatool.training.step import Contexts
 from vlatool.training.trainer import Trainer
 
+GLOBAL_BATCH = 16
 
-class Regression:
-    """Squared error over real elements; optionally several turns."""
 
-    def __init__(self, model: nn.Module, turns: Sequence[str] = ("main",)) -> None:
-        self.model = model
-        self._turns = turns
+class Regression(Objective):
+    """Squared error over real elements; optionally several optimizers of one part."""
 
-    def optimizers(self) -> Mapping[str, nn.Module]:
-        return dict.fromkeys(self._turns, self.model)
+    def __init__(self, names: Sequence[str] = ("main",)) -> None:
+        self._names = names
+        self.settled: list[tuple[str, float, bool]] = []
 
-    def turns(self, step: int) -> Sequence[str]:
-        del step
-        return self._turns
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
+        return {name: OptimizerSpec(("model",)) for name in self._names}
 
-    def loss(self, turn: str, batch: Batch, rng: torch.Generator) -> Loss:
-        del turn, rng
-        error = (self.model(batch["x"]) - batch["y"]) ** 2
+    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
+        del optimizer
+        error = (ctx.parts["model"](batch["x"]) - batch["y"]) ** 2
         error = torch.where(batch["mask"], error, torch.zeros_like(error))
-        return Loss(error.sum(), batch["mask"].sum(), {"largest": error.max()})
+        count = batch["mask"].sum()
+        return Loss(error.sum(), count, {"error": error.detach().sum(), "n": count})
+
+    def settle(self, optimizer: str, sums: Mapping[str, torch.Tensor], ok: torch.Tensor) -> None:
+        self.settled.append((optimizer, float(sums["n"]), bool(ok)))
+
+    def figures(
+        self, turn: str, sums: Mapping[str, torch.Tensor], count: float
+    ) -> Mapping[str, float]:
+        del turn
+        return {"again": float(sums["error"]) / max(count, 1.0)}
+
+
+class Plain(ModelType):
+    """Has no blocks and no methods."""
 
 
 def samples(count: int = 64) -> Batch:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 3, generator=generator)
     mask = torch.rand(count, 2, generator=generator) > 0.3
-    keys = [f"sample-{index}" for index in range(count)]
-    return {"x": x, "y": x[:, :2] * 2 - 1, "mask": mask, "keys": keys}
+    return {"x": x, "y": x[:, :2] * 2 - 1, "mask": mask}
 
 
-def micro_batches(data: Batch, size: int, start: int = 0) -> Iterator[Batch]:
+def micro_batches(data: Batch, size: int, start: int = 0) -> Iterator[MicroBatch]:
     for first in range(start, len(data["x"]), size):
-        yield {name: value[first : first + size] for name, value in data.items()}
+        rows = range(first, min(first + size, len(data["x"])))
+        batch = {name: value[rows.start : rows.stop] for name, value in data.items()}
+        yield MicroBatch(batch, tuple(f"sample-{n}" for n in rows), tuple(rows))
 
 
 class Fixture:
     """One run of the loop in memory."""
 
     def __init__(self, folder: Path, *, size: int, steps: int = 4, **keys: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.saved: list[int] = []
         self.metrics = folder / "metrics.jsonl"
-        h = HParams(
-            **{
-                "lr": 0.05,
-                "warmup": 0,
-                "precision": "float32",
-                "global_batch_size": 16,
-                "per_gpu_batch_size": size,
-                **keys,
-            }
-        )
-        plan = TrainPlan(steps, 16, size, 16 // size, (2, steps), 0)
+        given = {"lr": 0.05, "warmup": 0, "precision": "float32"}
+        given |= {"global_batch_size": GLOBAL_BATCH, "per_gpu_batch_size": size}
+        h = HParams.model_validate({**given, **keys})
+        config = TrainConfig(hparams=h)
+        runtime = Runtime(config)
         torch.manual_seed(0)
-        model = nn.Linear(3, 2)
-        self.objective = Regression(model)
-        self.state = TrainState(model, {"main": build_optimizer(model, h)})
+        parts = {"model": Part(nn.Linear(3, 2))}
+        placed = PlacedParts(parts, runtime.placement(config), Plain())
+        self.objective: Regression = Regression()
+        self.state = self._state(parts, h)
         self.trainer = Trainer(
-            plan=plan,
+            plan=TrainPlan(
+                steps, GLOBAL_BATCH, size, GLOBAL_BATCH // runtime.world_size // size, (2, steps), 0
+            ),
             h=h,
-            runtime=Runtime(TrainConfig(hparams=h)),
-            metrics=MetricsFile(self.metrics, NULL),
-            log_every=3,
+            runtime=runtime,
+            placed=placed,
+            contexts=Contexts(runtime, placed, h.seed, GLOBAL_BATCH),
+            reports=Reports(
+                MetricsFile(self.metrics if runtime.is_main else None, NULL),
+                NULL,
+                NullProgress(),
+                runtime,
+                log_every=3,
+                total_steps=steps,
+            ),
+            validate=lambda state: None,
+            show=lambda state, one: None,
             save=lambda state: self.saved.append(state.step),
             stop_asked=lambda: False,
         )
         self.size = size
 
+    def _state(self, parts: Mapping[str, Part], h: HParams) -> TrainState:
+        modules = {name: part.module for name, part in parts.items()}
+        specs = self.objective.optimizers().items()
+        optimizers = {name: build_optimizer(spec, modules, h) for name, spec in specs}
+        average = WeightAverage(EmaConfig(enabled=True), modules["model"])
+        return TrainState(parts, dict(optimizers), {"model": average})
+
+    @property
+    def model(self) -> nn.Linear:
+        module = self.state.parts["model"].module
+        assert isinstance(module, nn.Linear)
+        return module
+
     def fit(self, data: Batch) -> "Fixture":
-        loader = micro_batches(data, self.size)
-        self.trainer.fit(self.state, loader, self.objective, NullProgress())
+        return self.fit_batches(micro_batches(data, self.size))
+
+    def fit_batches(self, batches: Iterator[MicroBatch]) -> "Fixture":
+        self.trainer.fit(self.state, batches, self.objective)
         return self
 
     @property
@@ -98,36 +139,39 @@ class Fixture:
 
 
 def test_weights_and_loss_do_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
-    whole = Fixture(tmp_path / "a", size=16)
-    parts = Fixture(tmp_path / "b", size=2)
-    for one in (whole, parts):
-        one.metrics.parent.mkdir()
-        one.fit(samples())
+    whole = Fixture(tmp_path / "a", size=16).fit(samples())
+    parts = Fixture(tmp_path / "b", size=2).fit(samples())
     torch.testing.assert_close(
-        parts.state.model.state_dict(), whole.state.model.state_dict(), rtol=1e-6, atol=1e-7
+        parts.model.state_dict(), whole.model.state_dict(), rtol=1e-6, atol=1e-7
     )
     for first, second in zip(parts.rows, whole.rows, strict=True):
-        for key in ("loss", "grad_norm"):
+        for key in ("loss", "grad_norm", "again"):
             assert first[key] == pytest.approx(second[key], rel=1e-5)
 
 
-def test_gradient_is_that_of_the_mean_over_counted_elements(tmp_path: Path) -> None:
-    run = Fixture(tmp_path, size=4, steps=1, lr=0.0)
-    data = samples(16)
-    run.fit(data)
+def test_weights_move_along_the_gradient_of_the_mean_over_counted_elements(tmp_path: Path) -> None:
+    run = Fixture(tmp_path, size=4, steps=1, wd=0.0)
     model = nn.Linear(3, 2)
-    model.load_state_dict(run.state.model.state_dict())
+    model.load_state_dict(run.model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, betas=(0.9, 0.95), weight_decay=0.0)
+    data = samples(16)
     error = (model(data["x"]) - data["y"]) ** 2
     error[data["mask"]].mean().backward()
-    torch.testing.assert_close(run.state.model.weight.grad, model.weight.grad)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    optimizer.step()
+
+    run.fit(data)
+
+    torch.testing.assert_close(run.model.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-6)
+    assert run.rows[-1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
 
 
-def test_clipping_limits_the_gradient_and_reports_the_norm_before(tmp_path: Path) -> None:
-    run = Fixture(tmp_path, size=16, steps=1, grad_clip_norm=1e-3).fit(samples(16))
-    gradients = [p.grad for p in run.state.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item()
-    assert norm == pytest.approx(1e-3, rel=1e-3)
-    assert run.rows[-1]["grad_norm"] > 0.1
+def test_reported_figures_are_those_of_all_steps_since_the_last_report(tmp_path: Path) -> None:
+    run = Fixture(tmp_path, size=4, lr=0.0).fit(samples())
+    error = (run.model(samples()["x"]) - samples()["y"]) ** 2
+    mask = samples()["mask"]
+    expected = error[:48][mask[:48]].mean().item()
+    assert run.rows[0]["again"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_checkpoints_and_metrics_come_at_their_steps(tmp_path: Path) -> None:
@@ -136,7 +180,7 @@ def test_checkpoints_and_metrics_come_at_their_steps(tmp_path: Path) -> None:
     assert (run.state.step, run.state.samples) == (4, 64)
     assert [row["step"] for row in run.rows] == [3, 4]
     assert run.rows[-1]["samples"] == 64
-    assert {"loss", "lr", "grad_norm", "largest", "data_wait"} <= run.rows[0].keys()
+    assert {"loss", "lr", "grad_norm", "again", "data_wait"} <= run.rows[0].keys()
 
 
 def test_rate_of_the_schedule_reaches_the_optimizer(tmp_path: Path) -> None:
@@ -145,44 +189,96 @@ def test_rate_of_the_schedule_reaches_the_optimizer(tmp_path: Path) -> None:
     assert run.rows[-1]["lr"] == 0.05
 
 
+def test_buffers_are_settled_once_per_step_with_the_sums_of_all_micro_batches(
+    tmp_path: Path,
+) -> None:
+    run = Fixture(tmp_path, size=4, steps=1).fit(samples(16))
+    assert run.objective.settled == [("main", float(samples(16)["mask"].sum()), True)]
+
+
 def test_loss_that_is_not_finite_stops_before_weights_change(tmp_path: Path) -> None:
-    run = Fixture(tmp_path, size=8)
+    run = Fixture(tmp_path / "a", size=8)
     data = samples()
     data["x"][16 + 9] = float("nan")
     with pytest.raises(DataError) as caught:
         run.fit(data)
     assert caught.value.code == "data.loss_not_finite"
     assert caught.value.details["samples"] == [f"sample-{index}" for index in range(24, 32)]
-    assert run.state.step == 1
-    assert all(torch.isfinite(value).all() for value in run.state.model.parameters())
-    (tmp_path / "b").mkdir()
-    first = Fixture(tmp_path / "b", size=8, steps=4)
-    first.trainer.stop_asked = lambda: first.state.step == 1
+    first = Fixture(tmp_path / "b", size=8, steps=1, lr_scheduler="const")
+    same = Fixture(tmp_path / "c", size=8, lr_scheduler="const")
     first.fit(samples())
-    assert torch.equal(first.state.model.weight, run.state.model.weight)
+    with pytest.raises(DataError):
+        same.fit(data)
+    assert torch.equal(first.model.weight, same.model.weight)
+    averages = [one.state.averages["model"].weights["weight"] for one in (first, same)]
+    assert torch.equal(*averages)
+    assert same.objective.settled[1][2] is False
+    assert same.saved == []
+
+
+def test_fake_micro_batch_changes_nothing_and_counts_nothing(tmp_path: Path) -> None:
+    data = samples(16)
+    half = {name: value[:8] for name, value in data.items()}
+    alone = Fixture(tmp_path / "a", size=8, steps=1)
+    alone.fit_batches(iter([*micro_batches(half, 8), fake_of(data, 8)]))
+    masked = {**data, "mask": data["mask"] & (torch.arange(16) < 8)[:, None]}
+    expected = Fixture(tmp_path / "b", size=8, steps=1).fit(masked)
+    assert torch.equal(alone.model.weight, expected.model.weight)
+    assert alone.objective.settled == expected.objective.settled
+
+
+def fake_of(data: Batch, size: int) -> MicroBatch:
+    return MicroBatch({name: value[-size:] for name, value in data.items()}, (), is_fake=True)
+
+
+def test_step_of_fake_micro_batches_changes_nothing_and_is_no_error(tmp_path: Path) -> None:
+    run = Fixture(tmp_path, size=8, steps=2)
+    first = list(micro_batches(samples(16), 8))
+    seen: list[torch.Tensor] = []
+
+    def batches() -> Iterator[MicroBatch]:
+        yield from first
+        seen.extend(value.detach().clone() for value in run.model.state_dict().values())
+        yield from [fake_of(samples(), 8)] * 2
+
+    run.fit_batches(batches())
+    assert all(map(torch.equal, seen, run.model.state_dict().values()))
+    assert [ok for _, _, ok in run.objective.settled] == [True, False]
+    assert run.state.step == 2
 
 
 def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=16)
-    run.trainer.stop_asked = lambda: run.state.step >= 2
+    run.trainer.stop_asked = lambda: run.state.step >= 1
     run.fit(samples())
     assert run.state.step == 2
+    assert run.saved == [2]
+
+
+def test_stop_request_between_checkpoints_ends_a_step_later(tmp_path: Path) -> None:
+    run = Fixture(tmp_path, size=16)
+    run.trainer.stop_asked = lambda: run.state.step >= 2
+    run.fit(samples())
+    assert run.state.step == 4
 
 
 def test_randomness_of_a_step_is_the_same_after_a_resume(tmp_path: Path) -> None:
     runtime = Fixture(tmp_path, size=16).trainer.runtime
-    first = torch.rand(3, generator=runtime.generator(42, 5)), torch.rand(3)
-    runtime.generator(42, 6)
-    again = torch.rand(3, generator=runtime.generator(42, 5)), torch.rand(3)
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    other = torch.rand(3, generator=runtime.generator(43, 5))
-    assert not torch.equal(first[0], other)
+
+    def drawn(*key: int) -> tuple[torch.Tensor, torch.Tensor]:
+        runtime.seed(*key)
+        return runtime.draws(range(4), 4, *key).uniform(3), torch.rand(3)
+
+    first = drawn(42, 5)
+    drawn(42, 6)
+    again, other = drawn(42, 5), drawn(43, 5)
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
 
 
 def test_precision_may_differ_between_runs_of_one_process() -> None:
     for precision in ("float32", "amp_bfloat16", "float32"):
-        runtime = Runtime(TrainConfig(hparams=HParams(precision=precision)))
+        runtime = Runtime(TrainConfig(hparams=HParams.model_validate({"precision": precision})))
         with runtime.autocast():
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         wanted = torch.bfloat16 if precision.startswith("amp") else torch.float32

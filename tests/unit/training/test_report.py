@@ -1,0 +1,98 @@
+"""What a run tells of its steps, a step later."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.training.test_trainer import Fixture, Regression, micro_batches, samples
+from vlatool.errors import DataError
+from vlatool.events import NullReporter
+from vlatool.findings import Finding
+from vlatool.loading.base import MicroBatch
+
+
+class Told(NullReporter):
+    def __init__(self) -> None:
+        self.warnings: list[tuple[str, str]] = []
+
+    def warn(self, code: str, message: str) -> None:
+        self.warnings.append((code, message))
+
+
+class Alarmed(Regression):
+    """Finds every figure alarming."""
+
+    def __init__(self, severity: str) -> None:
+        super().__init__()
+        self._severity = severity
+
+    def watch(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+        assert "again" in figures
+        return [Finding("toy.loud", self._severity, "it is loud")]  # pyright: ignore[reportArgumentType]
+
+
+def run_of(folder: Path, steps: int, share: float = 0.01) -> tuple[Fixture, Told]:
+    run, told = Fixture(folder, size=16, steps=steps), Told()
+    run.trainer.reports.reporter = told
+    run.trainer.reports.log_every = 1
+    run.trainer.reports.drop_reasons = ("too_dark", "no_number")
+    run.trainer.reports.max_dropped_share = share
+    return run, told
+
+
+def dropping(*counts: tuple[int, int]) -> Iterator[MicroBatch]:
+    """A step for each pair of drops."""
+    for one, dropped in zip(micro_batches(samples(), 16), counts, strict=False):
+        first = f"row {one.samples[0]} is broken" if any(dropped) else ""
+        yield replace(one, dropped=dropped, first_drop=first)
+
+
+def test_dropped_samples_are_counted_by_reason_and_told_with_an_example(tmp_path: Path) -> None:
+    run, told = run_of(tmp_path, 3)
+    run.fit_batches(dropping((0, 2), (0, 0), (1, 3)))
+    assert run.state.dropped == {"no_number": 5, "too_dark": 1}
+    assert [code for code, _ in told.warnings] == ["data.dropped_samples"] * 2
+    assert told.warnings[0][1] == "2 no number dropped at step 1: row sample-0 is broken"
+
+
+def test_run_ends_when_too_large_a_share_is_dropped(tmp_path: Path) -> None:
+    # A share of fewer than 1000 samples says little: ten are let through.
+    run, _ = run_of(tmp_path, 4)
+    with pytest.raises(DataError) as caught:
+        run.fit_batches(dropping((5, 0), (5, 0), (1, 0), (0, 0)))
+    assert caught.value.code == "data.too_many_dropped"
+    assert caught.value.details["dropped"] == {"too_dark": 11}
+    assert run.saved == [2]
+
+
+def test_share_of_dropped_samples_may_be_allowed(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, 2, share=1.0)
+    run.fit_batches(dropping((9, 0), (9, 0)))
+    assert run.state.dropped == {"too_dark": 18}
+
+
+def test_alarm_is_told_once(tmp_path: Path) -> None:
+    run, told = run_of(tmp_path, 4)
+    run.objective = Alarmed("warning")
+    run.fit_batches(dropping(*[(0, 0)] * 4))
+    assert told.warnings == [("toy.loud", "it is loud")]
+    assert run.state.step == 4
+
+
+def test_alarm_that_is_an_error_ends_the_run(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, 4)
+    run.objective = Alarmed("error")
+    with pytest.raises(DataError) as caught:
+        run.fit_batches(dropping(*[(0, 0)] * 4))
+    assert caught.value.code == "toy.loud"
+    assert run.saved == []
+
+
+def test_numbers_of_a_second_optimizer_have_its_name(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, 1)
+    run.objective = Regression(("main", "second"))
+    run.state.optimizers["second"] = run.state.optimizers["main"]
+    run.fit_batches(dropping((0, 0)))
+    assert {"loss", "second/loss", "second/again", "second/lr"} <= run.rows[0].keys()
