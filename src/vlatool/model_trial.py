@@ -232,8 +232,9 @@ class ModelTrial:
         with torch.no_grad():
             batch = objective.prepare(one.batch, contexts.of(step, one, "prepare"))
         found: dict[str, dict[str, tuple[int, ...]]] = {}
-        for turn, name in enumerate(objective.optimizers_at(step)):
-            spec, sums = objective.optimizers()[name], StepSums(run.runtime.device)
+        specs = objective.optimizers()
+        for name in objective.optimizers_at(step):
+            spec, turn, sums = specs[name], [*specs].index(name), StepSums(run.runtime.device)
             run.begun.state.optimizers[name].zero_grad(set_to_none=True)
             with placed.moving(spec.parts):
                 with run.runtime.autocast():

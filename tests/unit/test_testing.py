@@ -1,6 +1,7 @@
 """The contract checks hold for what is built in, and notice what plugin authors get wrong."""
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -133,6 +134,27 @@ def test_toys_keep_the_promises_of_a_model_type(tmp_path: Path) -> None:
 
     check_model_type(GanType, {"teacher": str(teacher)}, data=rows)
     check_model_type(LmType, data={"type": "numbers", "folders": [str(rows)]})
+
+
+def test_model_type_and_kind_of_the_documentation_keep_their_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pages' files, as someone who follows them has them; the check is the page's too."""
+    (tmp_path / "acme_gan").mkdir()
+    (tmp_path / "acme_gan/__init__.py").touch()
+    blocks = re.findall(r"```python\n(.*?)```", PLUGINS_PAGE.read_text(), re.DOTALL)
+    for name, block in ((re.match(r"# (acme_gan/\w+\.py)\n", one), one) for one in blocks):
+        if name is not None:
+            (tmp_path / name[1]).write_text(block)
+    teacher = {"weight": np.eye(4, dtype=np.float32), "bias": np.zeros(4, np.float32)}
+    save_file(teacher, tmp_path / "teacher.safetensors")
+    write_numbers(tmp_path / "tests/data/rows")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    gan = importlib.import_module("acme_gan.spec").AcmeGanType
+
+    (line,) = (one for one in blocks if "check_model_type(" in one)
+    exec(compile(line, "docs/plugins.md", "exec"), {"AcmeGanType": gan})
 
 
 def test_checks_of_formats_need_no_torch() -> None:
