@@ -94,17 +94,19 @@ class Reports:
         if record is None:
             return
         loss: float | None = None
+        first = next(iter(objective.optimizers()))
         for place, moved in enumerate(record.moved):
             host = moved.on_host.read()
             norm, ok, total, count, _, *rest = host[: 5 + moved.sums.extra].tolist()
             if count > 0 and not ok:
                 raise self._not_finite(record)
             mean = total / count if count > 0 else None
-            prefix = "" if place == 0 else f"{moved.optimizer}/"
+            prefix = "" if moved.optimizer == first else f"{moved.optimizer}/"
             self.meter.moved(prefix, mean, norm, moved.rate)
             self.meter.add(moved.optimizer, moved.sums.read(host[2:]), count)
-            if place == 0:
+            if moved.optimizer == first:
                 loss = mean
+            if place == 0:
                 self._take_extras(rest, record, state)
         self.meter.consumed(record.samples // record.step)
         self._tell(record, objective, loss)
@@ -139,19 +141,20 @@ class Reports:
         if record.step % self.log_every and record.step != self.total_steps:
             self.bar.advance(1)
             return
-        figures = self._figures(record, objective)
+        figures = self._figures(objective)
         values = self.meter.report(figures)
         rate = round(values["samples_per_second"], 1)
         self.bar.advance(1, **fields, samples_s=rate)
         self.metrics.write(record.step, {"samples": float(record.samples), **values})
         self.watch(objective, figures)
 
-    def _figures(self, record: StepRecord, objective: Objective) -> dict[str, float]:
+    def _figures(self, objective: Objective) -> dict[str, float]:
+        """Those of every optimizer that moved since the last report."""
         found: dict[str, float] = {}
-        for place, moved in enumerate(record.moved):
-            prefix = "" if place == 0 else f"{moved.optimizer}/"
-            sums, count = self.meter.sums(moved.optimizer)
-            told = objective.figures(moved.optimizer, sums, count)
+        for place, optimizer in enumerate(objective.optimizers()):
+            sums, count = self.meter.sums(optimizer)
+            told = objective.figures(optimizer, sums, count) if count > 0 else {}
+            prefix = "" if place == 0 else f"{optimizer}/"
             found |= {f"{prefix}{name}": float(value) for name, value in told.items()}
         return found
 

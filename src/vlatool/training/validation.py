@@ -40,22 +40,22 @@ class Validation:
 
     def __call__(self, state: TrainState) -> None:
         """Writes the losses of all parts as they are, and of the averages where there are any."""
-        figures = self._pass(_PREFIX)
+        figures = self._pass(_PREFIX, state.step)
         if state.averages:
             with ExitStack() as stack:
                 for average in state.averages.values():
                     stack.enter_context(average.in_place_of_weights())
-                figures |= self._pass(_AVERAGED_PREFIX)
+                figures |= self._pass(_AVERAGED_PREFIX, state.step)
         self.metrics.write(state.step, {"samples": float(state.samples), **figures})
 
     @torch.no_grad()
-    def _pass(self, prefix: str) -> dict[str, float]:
+    def _pass(self, prefix: str, step: int) -> dict[str, float]:
         local = StepSums(self.runtime.device)
         for one in self.open():
-            ctx = self.contexts.of(0, one, _TURN, training=False)
+            ctx = self.contexts.of(step, one, _TURN, training=False)
             batch = self.objective.prepare(one.batch, ctx)
             # The randomness of `prepare` is not that of the loss.
-            ctx = self.contexts.of(0, one, f"{_TURN} loss", training=False)
+            ctx = self.contexts.of(step, one, f"{_TURN} loss", training=False)
             with self.runtime.autocast():
                 local.add(self.objective.validate(batch, ctx), is_fake=one.is_fake)
         sums = local.reduced(self.runtime, [])

@@ -11,6 +11,7 @@ from vlatool.errors import DataError
 from vlatool.events import NullReporter
 from vlatool.findings import Finding
 from vlatool.loading.base import MicroBatch
+from vlatool.models.base import Batch, Loss, StepContext
 
 
 class Told(NullReporter):
@@ -96,3 +97,28 @@ def test_numbers_of_a_second_optimizer_have_its_name(tmp_path: Path) -> None:
     run.state.optimizers["second"] = run.state.optimizers["main"]
     run.fit_batches(dropping((0, 0)))
     assert {"loss", "second/loss", "second/again", "second/lr"} <= run.rows[0].keys()
+
+
+class Alternating(Regression):
+    """Its optimizers take turns; the second has another loss."""
+
+    def __init__(self) -> None:
+        super().__init__(("main", "second"))
+
+    def optimizers_at(self, step: int) -> Sequence[str]:
+        return [("main", "second")[step % 2]]
+
+    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
+        loss = super().loss(optimizer, batch, ctx)
+        return replace(loss, total=loss.total * (1 if optimizer == "main" else 100))
+
+
+def test_optimizers_that_take_turns_are_told_apart(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, 2)
+    run.objective = Alternating()
+    run.state.optimizers["second"] = run.state.optimizers["main"]
+    run.trainer.reports.log_every = 2
+    run.fit_batches(dropping((0, 0), (0, 0)))
+    (row,) = run.rows
+    assert row["second/loss"] > 20 * row["loss"]
+    assert {"again", "second/again"} <= row.keys()
