@@ -111,7 +111,7 @@ def test_configuration_is_refused_before_any_rank_starts(data: Path, tmp_path: P
 
 
 def test_sigterm_reaches_the_ranks_and_a_checkpoint_is_written(data: Path, tmp_path: Path) -> None:
-    # With a loader process, whose death would cost the rank its checkpoint.
+    # With a loader process, whose death may cost the rank its checkpoint.
     with started(data, tmp_path / "run", data__num_workers=1) as (process, _):
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=60)

@@ -164,8 +164,8 @@ def _launch(command: Sequence[str], folder: Path) -> list[RankEnd]:
     """Runs the launcher's own function to the end of all ranks; returns those that failed.
 
     In a thread of its own the agent leaves signals alone. In the main thread it passes them to
-    the whole group of each rank, the rank's loader processes included, whose death costs the rank
-    its last checkpoint, and it waits 30 s at most.
+    the whole group of each rank, the rank's loader processes included, whose death may cost the
+    rank its last checkpoint, and it waits 30 s at most.
     """
     import logging
 
