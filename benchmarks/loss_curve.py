@@ -120,7 +120,7 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
         validate=nothing,
         show=nothing,
         save=nothing,
-        stop_asked=lambda: False,
+        stop_asked=lambda: None,
     ).fit(begun.state, fed, begun.objective)
 
 

@@ -180,11 +180,11 @@ def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
                 f"stopped after step {state.step}; the same command with --output {run.root} "
                 "goes on from there"
             )
-            _end(stop.signal)
+            _end(trainer.reports.stopped_by)
 
 
 def _trainer(
-    setup: _Setup, begun: "Begun", reports: "Reports", stop_asked: Callable[[], bool]
+    setup: _Setup, begun: "Begun", reports: "Reports", stop_asked: Callable[[], int | None]
 ) -> "Trainer":
     from vlatool.training.checkpoints import save_checkpoint
     from vlatool.training.pictures import Show
