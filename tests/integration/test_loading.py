@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import tarfile
@@ -227,6 +228,20 @@ def test_finite_pass_ends_with_loader_processes_too() -> None:
     plan = LoaderPlan(2, count=9)
 
     assert places_of(replace(plan, num_workers=2), 99) == places_of(plan, 99)
+
+
+def test_loader_processes_end_with_the_block() -> None:
+    order = SampleOrder([BIG], OrderOptions())
+    plan = LoaderPlan(2, num_workers=2)
+    before = set(multiprocessing.active_children())
+
+    with build_loader(plan, order, PlacesReader(), named, nothing) as loader:
+        next(iter(loader))
+        started = set(multiprocessing.active_children()) - before
+    ended = {process for process in started if not process.is_alive()}
+
+    assert len(started) == 2
+    assert ended == started
 
 
 # broken samples

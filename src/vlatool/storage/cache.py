@@ -96,7 +96,7 @@ class FileCache:
         """
         path = self.folder / f"{file.name}{_COPY_SUFFIX}"
         for _ in range(_ATTEMPTS):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 os.utime(path)
                 return path.open("rb", buffering=0)
             with self._locked(file.name):
