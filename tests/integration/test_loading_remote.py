@@ -125,10 +125,12 @@ def test_cached_blocks_are_fetched_once(
     keys["dataset_cache"] |= {"enabled": True, "cache_size_gb": 1}
     data = opened(remote, **keys)
     batches(data, PLAN, 6)
+    fetched = [one for one in asked(s3_proxy, ".tar") if one.startswith("GET")]
     s3_proxy.faults.clear()
 
     batches(data, PLAN, 6)
 
+    assert len(fetched) == SHARDS
     assert {one for one in asked(s3_proxy, ".tar") if one.startswith("GET")} == set()
     assert len(list((tmp_path / "cache").glob("*.copy"))) == SHARDS
 

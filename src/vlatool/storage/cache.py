@@ -25,7 +25,8 @@ _ATTEMPTS = 3
 
 def default_cache_folder() -> Path:
     """`vlatool` in the user's cache folder, which XDG_CACHE_HOME names."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlatool"
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(folder)) / "vlatool"
 
 
 @dataclass(frozen=True)
