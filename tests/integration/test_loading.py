@@ -28,7 +28,7 @@ from tests.builders.loading import (
     opened,
     write_shards,
 )
-from tests.builders.shards import FUTURE, PAST, Members, members, shard_output, write_tar
+from tests.builders.shards import FUTURE, PAST, Members, jpeg, members, shard_output, write_tar
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.manifest import read_manifest
@@ -270,6 +270,16 @@ def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
     assert batch.dropped == (1,)
     assert "sample-0002" in batch.first_drop
     assert not batch.is_fake
+
+
+def test_pictures_of_different_sizes_are_no_broken_sample(tmp_path: Path) -> None:
+    def change(_key: str, content: Members) -> None:
+        content["front_t0.jpg"] = jpeg(1, (20, 10))
+
+    folder = shard_output(tmp_path / "out", change=change)
+    keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
+
+    assert refusal(opened(folder, **keys)).code == "data.image_sizes_differ"
 
 
 def test_micro_batch_of_broken_samples_is_a_fake_one() -> None:

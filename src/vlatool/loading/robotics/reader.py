@@ -55,7 +55,9 @@ class RoboticsReader:
         try:
             return self._decoder(members.key, members.contents, rng)
         except DataError as error:
-            return Dropped(BROKEN_SAMPLE, members.key, error.message)
+            if error.code != f"data.{BROKEN_SAMPLE}":
+                raise
+            return Dropped(BROKEN_SAMPLE, members.key, f"{error.message} ({error.hint})")
 
 
 def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:
