@@ -110,7 +110,7 @@ class Reports:
                 loss = mean
                 self._take_extras(rest, record, state)
         self.meter.consumed(record.samples // record.step)
-        self._tell(record, objective, loss)
+        self._tell(record, state, objective, loss)
 
     def _take_extras(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
         asked = [number for number, ranks in zip(_SIGNALS, extras, strict=False) if ranks]
@@ -126,8 +126,10 @@ class Reports:
             state.dropped[reason] = state.dropped.get(reason, 0) + count
         total = sum(state.dropped.values())
         examples = self.runtime.gathered([record.first_drop] if record.first_drop else [])
-        told = f"{_listed(counts)} dropped at step {record.step}: {examples[0]}"
-        self.reporter.warn("data.dropped_samples", told)
+        if counts.keys() - self._alarms:
+            self._alarms |= counts.keys()
+            told = f"a sample is left out at step {record.step}, further ones are counted"
+            self.reporter.warn("data.dropped_samples", f"{told}: {examples[0]}")
         if total > self.max_dropped_share * max(record.samples, _FEW_SAMPLES):
             raise DataError(
                 f"{total} of {record.samples} samples could not be used "
@@ -138,7 +140,9 @@ class Reports:
                 details={"dropped": dict(state.dropped), "samples": record.samples},
             )
 
-    def _tell(self, record: StepRecord, objective: Objective, loss: float | None) -> None:
+    def _tell(
+        self, record: StepRecord, state: TrainState, objective: Objective, loss: float | None
+    ) -> None:
         fields = {} if loss is None else {"loss": round(loss, 4)}
         if record.step % self.log_every and record.step != self.total_steps:
             self.bar.advance(1)
@@ -147,7 +151,8 @@ class Reports:
         values = self.meter.report(figures)
         rate = round(values["samples_per_second"], 1)
         self.bar.advance(1, **fields, samples_s=rate)
-        self.metrics.write(record.step, {"samples": float(record.samples), **values})
+        dropped = {"dropped": float(sum(state.dropped.values()))} if state.dropped else {}
+        self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
         self.watch(objective, figures)
 
     def _figures(self, record: StepRecord, objective: Objective) -> dict[str, float]:

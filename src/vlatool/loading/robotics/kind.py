@@ -44,7 +44,7 @@ class RoboticsKind:
 
     name: ClassVar[str] = "robotics"
     Config: ClassVar[type[RoboticsDataConfig]] = RoboticsDataConfig
-    folders_key: ClassVar[str] = "dataset_manifest"
+    folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
     drop_reasons: ClassVar[tuple[str, ...]] = (BROKEN_SAMPLE,)
 
     def read_facts(self, config: RoboticsDataConfig) -> DatasetFacts:
