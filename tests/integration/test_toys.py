@@ -1,6 +1,7 @@
 """A GAN and a language model through the one trainer: on one and two processes, sharded and not."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,18 @@ def test_loss_of_one_rank_that_is_not_finite_changes_no_weight_on_any(root: Path
     assert code == "data.loss_not_finite"
     assert "block-0-30" in samples
     assert moved == "[]"
+
+
+def test_blocks_that_are_computed_again_give_the_same_weights(root: Path) -> None:
+    train(toy_config(root, "toy_gan", "toy_gan-checkpointed", hparams__grad_checkpointing=True))
+    assert_equal_runs(root, "toy_gan-one", "toy_gan-checkpointed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_compiled_blocks_give_the_same_weights_to_rounding(root: Path) -> None:
+    train(toy_config(root, "toy_gan", "toy_gan-compiled", hparams__torchcompile=True))
+    assert_close_runs(root, "toy_gan-one", "toy_gan-compiled")
 
 
 def test_pictures_are_written_at_checkpoints(root: Path) -> None:

@@ -112,8 +112,8 @@ class DataKind(Protocol):
 
     name: ClassVar[str]
     Config: ClassVar[type["LoadingConfig"]]
-    # The first is the list key of its section that `--data DIR` sets, and the kind looks inside when
-    # it reads facts; the others say more of what that key held before, and are emptied.
+    # The first is the list key of its section that `--data DIR` sets; the kind looks inside when it
+    # reads facts. The others say more of what that key held before, and are emptied.
     folders_keys: ClassVar[tuple[str, ...]]
     drop_reasons: ClassVar[tuple[str, ...]]
 
