@@ -30,7 +30,7 @@ from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullReporter
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
-from vlatool.loading.robotics.kind import PictureShape, RoboticsKept
+from vlatool.loading.robotics.kind import RoboticsKept
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.policy import Observation, Policy
 from vlatool.transforms.rotations import matrix_from_rot6d
@@ -335,8 +335,7 @@ class Still:
 
 def kept(data: RoboticsDataConfig, statistics: Any, groups: list[PoseGroup]) -> RoboticsKept:
     """What a run with these fields keeps."""
-    shape = PictureShape(None, "center_crop", "lanczos", {})
-    return RoboticsKept(data, Normalizer(data, statistics, 1), groups, 10.0, statistics, shape)
+    return RoboticsKept(data, Normalizer(data, statistics, 1), groups, 10.0, statistics)
 
 
 @pytest.mark.parametrize("parts", ["both", "position", "rotation"])

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from tests.builders.training import CAMERAS, HAND, XYZ, tiny_arguments, tiny_config, world_shards
 from tests.unit.training.test_trainer import Fixture, samples
+from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.errors import DataError, UsageError
 from vlatool.workflows.train import TrainResult, train
@@ -87,8 +88,8 @@ def test_files_of_a_run(finished: Path, data: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, 7))
     assert rows[-1]["samples"] == 48
     assert {"loss", "lr", "grad_norm", "samples_per_second"} <= rows[0].keys()
-    options = (finished / "preprocessing_config.yaml").read_text()
-    assert options == (data / "shards" / "preprocessing_config.yaml").read_text()
+    options = read_preprocessing_config(data / "shards")
+    assert read_preprocessing_config(finished) == {**options, "image_size": [64, 64]}
 
 
 def test_config_of_a_run_is_derived_and_can_be_trained_again(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,10 +39,10 @@ class PictureShape:
         rotations: Camera to quarter turns clockwise, before everything else.
     """
 
-    size: tuple[int, int] | None
-    method: ResizeMethod
-    resample: ResizeFilter
-    rotations: Mapping[str, int]
+    size: tuple[int, int] | None = None
+    method: ResizeMethod = "center_crop"
+    resample: ResizeFilter = "lanczos"
+    rotations: Mapping[str, int] = field(default_factory=dict)
 
     def apply(self, camera: str, picture: UInt8Array) -> UInt8Array:
         """A picture uint8 [H, W, 3] of the camera as a policy sees it."""
@@ -64,7 +64,8 @@ class RoboticsKept:
         pose_groups: Which fields form poses.
         fps: Frames per second of its training data.
         statistics: Statistics it normalises with.
-        pictures: How pictures become those of its training data.
+        pictures: How pictures become those of its training data; of `prepared`, which training
+            does not ask for it, the size may be open.
     """
 
     data: RoboticsDataConfig
@@ -72,7 +73,7 @@ class RoboticsKept:
     pose_groups: Sequence[PoseGroup]
     fps: float
     statistics: Statistics
-    pictures: PictureShape
+    pictures: PictureShape = PictureShape()
 
 
 class RoboticsKind:
@@ -107,8 +108,8 @@ class RoboticsKind:
         """Cameras, pictures, fields, window and widths from the data."""
         derived = derive_data(config, facts)
         rules = {
-            name: derivation_rule(field)
-            for name, field in RoboticsDataConfig.model_fields.items()
+            name: derivation_rule(key)
+            for name, key in RoboticsDataConfig.model_fields.items()
             if getattr(derived, name) != getattr(config, name)
         }
         return derived, rules
