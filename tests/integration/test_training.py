@@ -27,6 +27,7 @@ from tests.builders.training import (
     tiny_config,
     world_shards,
 )
+from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.errors import DataError, UsageError
 from vlatool.training.claim import decisive
@@ -74,8 +75,8 @@ def test_files_of_a_run(finished: Path, data: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, 7))
     assert rows[-1]["samples"] == 48
     assert {"loss", "lr", "grad_norm", "samples_per_second"} <= rows[0].keys()
-    options = (finished / "preprocessing_config.yaml").read_text()
-    assert options == (data / "shards" / "preprocessing_config.yaml").read_text()
+    options = read_preprocessing_config(data / "shards")
+    assert read_preprocessing_config(finished) == {**options, "image_size": [64, 64]}
 
 
 def test_config_of_a_run_is_derived_and_can_be_trained_again(
