@@ -233,8 +233,9 @@ def _tell(
 ) -> None:
     for key, rule in rules.items():
         reporter.note(f"{key} from {rule}: {_value(config, key)}")
-    for key in config.data.model_fields_set & config.data.without_effect.keys():
-        reporter.note(f"data.{key} has no effect: {config.data.without_effect[key]}")
+    for key, reason in config.data.without_effect.items():
+        if getattr(config.data, key) != type(config.data).model_fields[key].default:
+            reporter.note(f"data.{key} has no effect: {reason}")
     if config.distributed.fsdp and runtime.world_size == 1:
         reporter.note("distributed.fsdp: one process has nothing to shard over")
     elif config.distributed.fsdp and runtime.device.type == "cpu":
