@@ -305,6 +305,21 @@ def test_picture_is_turned_as_its_recordings_were(run: Path, tmp_path: Path) -> 
     assert_equal(policy.act(given), upright.act(flipped))
 
 
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"resize_images_size": [48, 32]}, (32, 48)),  # written as width, height
+        ({"image_size": [32, 48]}, (32, 48)),
+        ({"image_size": None}, None),  # a run of an earlier version
+    ],
+)
+def test_size_of_pictures_comes_from_what_the_run_kept(
+    options: dict[str, Any], size: tuple[int, int] | None, run: Path, tmp_path: Path
+) -> None:
+    changed = changed_options(run, tmp_path / "run", **options)
+    assert load_trained(str(changed), "auto").kept.pictures.size == size
+
+
 def test_pictures_of_two_sizes_are_refused_where_none_is_known(run: Path, tmp_path: Path) -> None:
     policy = vlatool.load_policy(changed_options(run, tmp_path / "run", image_size=None))
     policy.act(made_up(0, (32, 48)))
