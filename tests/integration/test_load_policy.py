@@ -92,6 +92,7 @@ def test_plan_has_a_row_per_step_of_each_action(policy: ActingPolicy) -> None:
         XYZ_COMMAND: (7, 3),
         HAND_COMMAND: (7, 1),
     }
+    assert list(plan) == list(policy.actions)
     assert all(values.dtype == np.float64 for values in plan.values())
 
 
@@ -206,6 +207,16 @@ def test_moment_that_was_shown_is_remembered(windows: Shown) -> None:
     np.testing.assert_array_equal(shown[1].images[0], moment(2)[CAMERAS[0]])
 
 
+def test_camera_may_fill_the_same_buffer_again(windows: Shown) -> None:
+    policy, shown = windows
+    first, second = moment(1), moment(2)
+    before = first[CAMERAS[0]].copy()
+    policy.act(first)
+    first[CAMERAS[0]][:] = second[CAMERAS[0]]
+    policy.act({**second, CAMERAS[0]: first[CAMERAS[0]]})
+    np.testing.assert_array_equal(shown[1].images[0], before)
+
+
 @pytest.mark.parametrize("executed", [1, 2, 7])
 def test_past_action_is_the_last_that_was_carried_out(executed: int, windows: Shown) -> None:
     policy, shown = windows
@@ -294,13 +305,29 @@ def test_picture_is_turned_as_its_recordings_were(run: Path, tmp_path: Path) -> 
     assert_equal(policy.act(given), upright.act(flipped))
 
 
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"resize_images_size": [48, 32]}, (32, 48)),  # written as width, height
+        ({"image_size": [32, 48]}, (32, 48)),
+        ({"image_size": None}, None),  # a run of an earlier version
+    ],
+)
+def test_size_of_pictures_comes_from_what_the_run_kept(
+    options: dict[str, Any], size: tuple[int, int] | None, run: Path, tmp_path: Path
+) -> None:
+    changed = changed_options(run, tmp_path / "run", **options)
+    assert load_trained(str(changed), "auto").kept.pictures.size == size
+
+
 def test_pictures_of_two_sizes_are_refused_where_none_is_known(run: Path, tmp_path: Path) -> None:
     policy = vlatool.load_policy(changed_options(run, tmp_path / "run", image_size=None))
     policy.act(made_up(0, (32, 48)))
-    policy.reset()
-    with pytest.raises(VlatoolError) as caught:
-        policy.act({**made_up(0), CAMERAS[1]: np.zeros((32, 32, 3), np.uint8)})
-    assert caught.value.code == "data.image_sizes_differ"
+    for wrong in (made_up(1), {**made_up(1, (32, 48)), CAMERAS[1]: made_up(1)[CAMERAS[1]]}):
+        with pytest.raises(VlatoolError) as caught:
+            policy.act(wrong)
+        assert caught.value.code == "data.image_sizes_differ"
+    policy.act(made_up(1, (32, 48)))
 
 
 # what it refuses

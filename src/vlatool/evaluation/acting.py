@@ -85,7 +85,7 @@ class ActingPolicy:
         self.see(observation, executed=executed)
         seen = self._memory.observation(observation[_INSTRUCTION])
         plans = self._policy.act([seen], steps=self._inference_steps, rng=self._rng)
-        self._plan = {name: plan[0] for name, plan in plans.items()}
+        self._plan = {name: plans[name][0] for name in self.actions}
         self._done = 0
         return {name: plan.copy() for name, plan in self._plan.items()}
 
@@ -123,9 +123,10 @@ class ActingPolicy:
                 code="data.missing_observation",
                 details={"missing": missing},
             )
-        if not isinstance(observation[_INSTRUCTION], str):
+        told = observation[_INSTRUCTION]
+        if not isinstance(told, str):
             raise DataError(
-                f"the instruction is a {type(observation[_INSTRUCTION]).__name__}, not a text",
+                f"the instruction is of type {type(told).__name__}, not a text",
                 hint="give one sentence; '' where the robot is told nothing",
                 code="data.no_instruction",
             )

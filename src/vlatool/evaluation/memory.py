@@ -4,7 +4,7 @@ Legend of shapes: N pictures, P = past + 1 steps, C channels.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,9 +60,12 @@ class Memory:
             steps: How many steps after the one before it; the first of an episode is the first.
 
         Raises:
-            DataError: A picture is none.
+            DataError: A picture is none, or of another size than the others where the run does
+                not say which size is right. Nothing is taken in then.
         """
         pictures = {name: self._shaped(name, image) for name, image in moment.images.items()}
+        known = self._seen[-1].images if self._seen else {}
+        _check_sizes([*known.values(), *pictures.values()])
         shaped = Moment(pictures, moment.fields)
         count = steps if self._seen else self._length
         self._seen.extend([shaped] * min(count, self._length))
@@ -72,11 +75,7 @@ class Memory:
         self._done.append(commands)
 
     def observation(self, instruction: str) -> Observation:
-        """What the policy sees now.
-
-        Raises:
-            DataError: Pictures differ in size.
-        """
+        """What the policy sees now."""
         seen = list(self._seen)
         pictures = [
             seen[offset - 1].images[camera]
@@ -86,7 +85,7 @@ class Memory:
         recent = seen[-(self._policy.past + 1) :]
         fields = {name: np.stack([one.fields[name] for one in recent]) for name in seen[-1].fields}
         known, mask = self._past_actions(fields)
-        return Observation(_stacked(pictures), fields, instruction, known, mask)
+        return Observation(np.stack(pictures), fields, instruction, known, mask)
 
     def _past_actions(
         self, fields: Mapping[str, Array]
@@ -113,7 +112,8 @@ class Memory:
             raise DataError(
                 f"the picture of {camera!r} is empty: {list(shape)}", code="data.no_picture"
             )
-        return self._policy.pictures.apply(camera, image)
+        # A copy: cameras fill one buffer again and again.
+        return np.array(self._policy.pictures.apply(camera, image))
 
 
 def _remedy(image: Array) -> str:
@@ -124,8 +124,7 @@ def _remedy(image: Array) -> str:
     return "give one RGB picture per camera, without batch, alpha or depth"
 
 
-def _stacked(pictures: list[UInt8Array]) -> UInt8Array:
-    """Pictures uint8 [N, H, W, 3]."""
+def _check_sizes(pictures: Sequence[UInt8Array]) -> None:
     sizes = {picture.shape[:2] for picture in pictures}
     if len(sizes) > 1:
         raise DataError(
@@ -133,4 +132,3 @@ def _stacked(pictures: list[UInt8Array]) -> UInt8Array:
             hint="give them in the size of its training data",
             code="data.image_sizes_differ",
         )
-    return np.stack(pictures)
