@@ -7,66 +7,64 @@ DATA is a folder of `vlatool preprocess`, such as demo/data.
 
 import argparse
 import time
+from functools import partial
 from itertools import islice
-from pathlib import Path
 
-import torch
 from machine import describe
 
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.loading.loader import LoaderPlan, build_loader
-from vlatool.loading.robotics.facts import read_facts
-from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.plugins import MODELS
+from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.training.begin import begin
 from vlatool.training.config import TrainConfig
-from vlatool.training.optim import build_optimizer
+from vlatool.training.plan import make_plan
+from vlatool.training.runtime import Runtime
+from vlatool.training.step import Contexts, Mover
+from vlatool.training.transfer import on_device
 
 
 def main(data: str, preset: str, workers: int, steps: int) -> None:
     """Times both, one after the other."""
-    typed = {
-        "data.dataset_manifest": [str(Path(data, "shards", "manifest.jsonl"))],
-        "data.num_workers": workers,
-    }
+    typed = {"data.folders": [data], "total_train_steps": 10_000}
     overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
     config = load_config(TrainConfig, presets=[preset], overrides=overrides).config
-    facts = read_facts(config.data)
+    kind, model_type = config.data_kind, config.model_type
+    facts = kind.read_facts(config.data)
     config, _ = config.derive(facts)
-    model_type = MODELS.get(config.model.type)()
-    normalizer = Normalizer(config.data, facts.statistics, facts.statistics_past)
-    batcher = model_type.batcher(config.model, config.data, normalizer)
-    size = config.hparams.per_gpu_batch_size
-    loader = iter(build_loader(config.data, facts, batcher, LoaderPlan(batch_size=size)))
-    batches = list(islice(loader, 20))
-    started = time.perf_counter()
-    for _ in islice(loader, steps):
-        pass
+    runtime = Runtime(config)
+    plan = make_plan(config, facts.datasets, runtime.world_size)
+    order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
+    kept = kind.prepared(config.data, facts)
+    batcher = model_type.batcher(config.model, config.data, kept, None, training=True)
+    fake = partial(model_type.example, config.model, config.data, plan.micro_batch)
+    reads = LoaderPlan(plan.micro_batch, num_workers=workers, drop_reasons=kind.drop_reasons)
+    reader = kind.reader(config.data, facts)
+    with build_loader(reads, order, reader, batcher, fake) as loader:
+        fed = iter(loader)
+        batches = list(islice(fed, 20))
+        started = time.perf_counter()
+        for _ in islice(fed, steps):
+            pass
+        rate = steps * plan.micro_batch / (time.perf_counter() - started)
     print(describe())
-    rate = steps * size / (time.perf_counter() - started)
     print(f"loader alone, {workers} processes: {rate:.0f} samples/s")
-    del loader
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model_type.build(config.model).to(device)
-    objective = model_type.objective(config.model, model)
-    optimizer = build_optimizer(model, config.hparams)
-    rng = torch.Generator().manual_seed(0)
-    moved = [
-        {key: value.to(device) if torch.is_tensor(value) else value for key, value in one.items()}
-        for one in batches
-    ]
+    begun = begin(config, facts, runtime, None)
+    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan.global_batch)
+    mover = Mover(config.hparams, plan.total_steps, runtime, begun.placed, contexts)
+    moved = list(on_device(iter(batches), runtime.device))
     for index in range(steps + 10):
         if index == 10:
             started = time.perf_counter()
-        loss = objective.loss("main", moved[index % len(moved)], rng)
-        optimizer.zero_grad()
-        (loss.total / loss.count).backward()
-        optimizer.step()
-    float(loss.total.detach())
+        one = moved[index % len(moved)]
+        for name in begun.objective.optimizers_at(0):
+            last = mover.move(name, begun.state, begun.objective, [one], [])
+        begun.state.step += 1
+    last.on_host.read()
     milliseconds = 1000 * (time.perf_counter() - started) / steps
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"step alone on {device}, batch {size}, {parameters / 1e6:.2f} M: {milliseconds:.1f} ms")
+    size = f"batch {plan.micro_batch}, {begun.state.num_parameters / 1e6:.2f} M"
+    print(f"step alone on {runtime.device}, {size}: {milliseconds:.1f} ms")
 
 
 if __name__ == "__main__":

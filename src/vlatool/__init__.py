@@ -1,24 +1,53 @@
 """One command line from raw robot episodes to a trained, evaluated policy."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlatool.config.resolve import load_config as load_config
+    from vlatool.episode import Episode as Episode
+    from vlatool.episode import EpisodeRef as EpisodeRef
+    from vlatool.errors import VlatoolError as VlatoolError
+    from vlatool.evaluation.acting import load_policy as load_policy
+    from vlatool.loading.dataset import open_dataset as open_dataset
+    from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
+    from vlatool.workflows.catalog import presets as presets
+    from vlatool.workflows.demo import demo as demo
+    from vlatool.workflows.doctor import doctor as doctor
+    from vlatool.workflows.evaluate import open_loop as open_loop
+    from vlatool.workflows.evaluate import rollout as rollout
+    from vlatool.workflows.inspect import inspect as inspect
+    from vlatool.workflows.preprocess import preprocess as preprocess
+    from vlatool.workflows.resolve_config import resolve_config as resolve_config
+    from vlatool.workflows.sample import sample as sample
+    from vlatool.workflows.stats_merge import stats_merge as stats_merge
+    from vlatool.workflows.train import train as train
+    from vlatool.workflows.verify import verify as verify
 
 __version__ = "0.1.0"
 
+_WORKFLOWS = "vlatool.workflows"
+# Every command stands here under its name with underscores; `vlatool.plugins` is the registries.
 _PUBLIC = {
-    "Episode": "vlatool.episode",
-    "EpisodeRef": "vlatool.episode",
-    "VlatoolError": "vlatool.errors",
-    "load_config": "vlatool.config.resolve",
-    "preprocess": "vlatool.workflows.preprocess",
-    "resolve_config": "vlatool.workflows.resolve_config",
-    "sample": "vlatool.workflows.sample",
-    "train": "vlatool.workflows.train",
-    "open_loop": "vlatool.workflows.evaluate",
-    "rollout": "vlatool.workflows.evaluate",
-    "inspect": "vlatool.workflows.inspect",
-    "demo": "vlatool.workflows.demo",
-    "open_dataset": "vlatool.loading.dataset",
-    "doctor": "vlatool.workflows.doctor",
+    "Episode": "vlatool.episode:Episode",
+    "EpisodeRef": "vlatool.episode:EpisodeRef",
+    "VlatoolError": "vlatool.errors:VlatoolError",
+    "demo": f"{_WORKFLOWS}.demo:demo",
+    "doctor": f"{_WORKFLOWS}.doctor:doctor",
+    "inspect": f"{_WORKFLOWS}.inspect:inspect",
+    "list_plugins": f"{_WORKFLOWS}.catalog:plugins",
+    "load_config": "vlatool.config.resolve:load_config",
+    "load_policy": "vlatool.evaluation.acting:load_policy",
+    "open_dataset": "vlatool.loading.dataset:open_dataset",
+    "open_loop": f"{_WORKFLOWS}.evaluate:open_loop",
+    "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
+    "presets": f"{_WORKFLOWS}.catalog:presets",
+    "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
+    "rollout": f"{_WORKFLOWS}.evaluate:rollout",
+    "sample": f"{_WORKFLOWS}.sample:sample",
+    "stats_merge": f"{_WORKFLOWS}.stats_merge:stats_merge",
+    "train": f"{_WORKFLOWS}.train:train",
+    "verify": f"{_WORKFLOWS}.verify:verify",
 }
 
 
@@ -30,4 +59,13 @@ def __getattr__(name: str) -> object:
     """Imports a public name on first use, so that `import vlatool` stays light."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'vlatool' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    module, _, attribute = _PUBLIC[name].partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        from vlatool.errors import extra_of, missing_package
+
+        package = (error.name or "").partition(".")[0]
+        if extra_of(package) is None:
+            raise
+        raise missing_package(package) from error

@@ -98,7 +98,7 @@ class NumbersReader:
 class NumbersKind:
     name: ClassVar[str] = "numbers"
     Config: ClassVar[type[LoadingConfig]] = NumbersConfig
-    folders_key: ClassVar[str] = "folders"
+    folders_keys: ClassVar[tuple[str, ...]] = ("folders",)
     drop_reasons: ClassVar[tuple[str, ...]] = ("no_number",)
 
     def read_facts(self, config: NumbersConfig) -> NumbersFacts:

@@ -1,5 +1,6 @@
 """Small shards of the built-in world and a tiny policy that learns from them."""
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def world_shards(root: Path, episodes: int = 4, frames: int = 12) -> Path:
     }
     preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
     return root / "data"
+
+
+def damage_picture(shard: Path) -> None:
+    """Overwrites the first JPEG of a shard with zeros; every member keeps its place."""
+    with tarfile.open(shard) as tar:
+        place = next(one for one in tar if one.name.endswith(".jpg"))
+    with shard.open("r+b") as file:
+        file.seek(place.offset_data)
+        file.write(bytes(place.size))
 
 
 def tiny_overrides(data: Path, run: Path, **changes: Any) -> dict[str, Any]:

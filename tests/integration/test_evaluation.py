@@ -1,7 +1,6 @@
 """A barely trained policy on data and in the built-in world: the figures, not their goodness."""
 
 import json
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from PIL import Image
-from torch import nn
 
 from tests.builders.training import (
     CAMERAS,
@@ -27,11 +26,11 @@ from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.metrics import wilson_interval
-from vlatool.evaluation.trained_policy import load_policy
+from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullReporter
-from vlatool.loading.loader import read_shards
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.kind import RoboticsKept
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.policy import Observation, Policy
 from vlatool.transforms.rotations import matrix_from_rot6d
@@ -56,12 +55,11 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def decoded(data: Path, run: Path) -> list[DecodedSample]:
     """Samples of the episodes, in the order of their manifest."""
-    config = load_policy(str(run), "auto").config.data
+    config = load_trained(str(run), "auto").config.data
+    decode = SampleDecoder(config)
     shards = read_manifest(data / "episodes" / "manifest.jsonl")
-    decoder = SampleDecoder(config)
-    return [
-        decoder(raw, random.Random(0)) for raw in read_shards([str(one.path) for one in shards])
-    ]
+    stored = wds.WebDataset([str(one.path) for one in shards], shardshuffle=False)
+    return [decode(one.pop("__key__"), one, np.random.default_rng(0)) for one in stored]
 
 
 # open loop
@@ -100,7 +98,7 @@ def test_baselines_are_those_computed_by_hand(
 def test_error_of_the_policy_is_that_computed_by_hand(
     report: dict[str, Any], data: Path, run: Path
 ) -> None:
-    trained = load_policy(str(run), "auto")
+    trained = load_trained(str(run), "auto")
     samples = decoded(data, run)
     rng = torch.Generator().manual_seed(0)
     chunks: list[np.ndarray] = []
@@ -325,14 +323,19 @@ def test_mapping_that_cannot_work_is_refused(
 
 
 class Still:
-    """A model type that always predicts the same normalised chunk."""
+    """A sampler that always gives the same normalised chunk."""
 
     def __init__(self, chunk: np.ndarray) -> None:
         self._chunk = torch.from_numpy(chunk)
 
-    def act(self, model: nn.Module, batch: Any, *, steps: int, rng: torch.Generator) -> Any:
-        del model, steps, rng
-        return self._chunk.expand(len(batch), -1, -1)
+    def __call__(self, batch: Any, *, steps: int, rng: torch.Generator) -> torch.Tensor:
+        del steps, rng
+        return self._chunk.expand(len(batch["samples"]), -1, -1)
+
+
+def kept(data: RoboticsDataConfig, statistics: Any, groups: list[PoseGroup]) -> RoboticsKept:
+    """What a run with these fields keeps."""
+    return RoboticsKept(data, Normalizer(data, statistics, 1), groups, 10.0, statistics)
 
 
 @pytest.mark.parametrize("parts", ["both", "position", "rotation"])
@@ -353,12 +356,10 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
                "max": [9.0] * width}
         for name, width in [*zip(fields, widths.values(), strict=True), (actual_xyz, 3)]
     }  # fmt: skip
-    normalizer = Normalizer(data, statistics, 1)
     chunk = rng.normal(size=(1, 4, sum(widths.values())))
     group = PoseGroup("arm", xyz, rot)
-    model_type: Any = Still(chunk)
     policy = Policy(
-        model_type, nn.Identity(), lambda samples: {"samples": samples}, data, normalizer, [group]
+        Still(chunk), lambda samples: {"samples": samples}, kept(data, statistics, [group])
     )
     assert set(policy.reference_fields) == {actual_xyz, actual_rot}
     # Source: lbm-training A.8, the reference pose of the first two rows
@@ -390,7 +391,8 @@ def test_earlier_commands_are_seen_from_the_current_pose() -> None:
     )
     group = PoseGroup("arm", xyz, rot)
     nothing: Any = None
-    policy = Policy(nothing, nn.Identity(), nothing, data, nothing, [group])
+    one = {"mean": [0.0], "std": [1.0], "min": [0.0], "max": [1.0]}
+    policy = Policy(nothing, nothing, kept(data, dict.fromkeys(data.action_fields, one), [group]))
     # Source: lbm-data 8.3, relative pose
     now = {
         actual_xyz: np.array([[9.0, 9.0, 9.0], [1.0, 2.0, 3.0]]),
@@ -409,7 +411,7 @@ def test_earlier_commands_are_seen_from_the_current_pose() -> None:
 
 
 def test_missing_reference_pose_is_named(run: Path) -> None:
-    trained = load_policy(str(run), "auto")
+    trained = load_trained(str(run), "auto")
     seen = Observation(
         images=np.zeros((4, 64, 64, 3), np.uint8),
         fields={XYZ: np.zeros((2, 3)), HAND: np.zeros((2, 1))},

@@ -1,13 +1,12 @@
-"""Shards to batches. Expectations: lbm-data 5, 8.2."""
+"""Shards to micro-batches. Source: data-order; lbm-data 8.2."""
 
 import io
-import itertools
 import json
-import random
+import multiprocessing
+import os
 import shutil
-import zipfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,33 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset as wds
-from PIL import Image
+from torch.utils.data import DataLoader
 
+import vlatool
+from tests.builders.loading import (
+    SAMPLES,
+    Named,
+    PlacesReader,
+    batches,
+    loader_of,
+    names,
+    nothing,
+    opened,
+    write_shards,
+)
+from tests.builders.shards import FUTURE, PAST, Members, jpeg, members, shard_output, write_tar
 from tests.builders.spartan import spartan_task
+from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.manifest import read_manifest
-from vlatool.errors import DataError
-from vlatool.loading.loader import LoaderPlan, SampleStream, Slot, build_loader, mixed
+from vlatool.artifacts.shard import index_by_headers, index_path, read_index
+from vlatool.errors import ConfigError, DataError
+from vlatool.loading.base import Block, DataSet
+from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
-from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
-from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.loading.robotics.kind import RoboticsKind
 
-SAMPLES = 12
-PAST, FUTURE = 1, 2
-FIELD = "robot__action__poses__left::panda__xyz"
-OBSERVED = "robot__actual__poses__left::panda__xyz"
-
-
-def names_and_numbers(samples: Sequence[DecodedSample]) -> dict[str, Any]:
-    """The simplest batcher: what tells samples apart."""
-    return {
-        "keys": [sample.key for sample in samples],
-        "instructions": [sample.instruction for sample in samples],
-    }
+BIG = DataSet("big", tuple(Block(Path(str(index)), 1000) for index in range(2000)))
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +55,6 @@ def folders(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pa
     return {count: write_shards(raw, root / str(count), SAMPLES // count) for count in (1, 3, 6)}
 
 
-def write_shards(raw: Path, output: Path, per_shard: int, **options: Any) -> Path:
-    tree = {
-        "format": "spartan",
-        "sources": [str(raw)],
-        "output": str(output),
-        "past_lowdim_steps": PAST,
-        "future_lowdim_steps": FUTURE,
-        "max_padding_right": FUTURE,
-        "samples_per_shard": per_shard,
-        "workers": 1,
-        **options,
-    }
-    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
-    return output / "shards"
-
-
 @pytest.fixture
 def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
     """A shard folder that a test may break."""
@@ -76,129 +62,131 @@ def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def opened(folder: Path, **keys: Any) -> tuple[RoboticsDataConfig, DatasetFacts]:
-    config = RoboticsDataConfig(
-        dataset_manifest=[str(folder / "manifest.jsonl")],
-        **{"num_workers": 0, "prefetch_factor": 1, "action_fields": [FIELD], **keys},
-    )
-    facts = read_facts(config)
-    return derive_data(config, facts), facts
-
-
-def refusal(folder: Path, **keys: Any) -> DataError:
-    with pytest.raises(DataError) as caught:
-        opened(folder, **keys)
-    return caught.value
-
-
-def batches(folder: Path, plan: LoaderPlan, count: int, **keys: Any) -> list[list[str]]:
-    loader = build_loader(*opened(folder, **keys), names_and_numbers, plan)
-    return [batch["keys"] for batch in itertools.islice(loader, count)]
-
-
-def all_keys(folder: Path) -> list[str]:
+def stored_keys(folder: Path) -> list[str]:
+    """The keys of the samples in stored order, as webdataset reads them."""
     urls = [str(shard.path) for shard in read_manifest(folder / "manifest.jsonl")]
     return [one["__key__"] for one in wds.WebDataset(urls, shardshuffle=False)]
 
 
-def epoch_size(shards: int, slot: int, slots: int) -> int:
-    """Samples of one epoch that a slot reads."""
-    if shards % slots:
-        return len(range(slot, SAMPLES, slots))
-    return len(range(slot, shards, slots)) * (SAMPLES // shards)
+def places_of(
+    plan: LoaderPlan, count: int, reader: PlacesReader | None = None, seed: int = 1
+) -> list[list[str]]:
+    """Micro-batches over data that are not there."""
+    order = SampleOrder([BIG], OrderOptions(seed))
+    loader = build_loader(plan, order, reader or PlacesReader(), named, nothing)
+    return [list(batch.samples) for batch, _ in zip(loader, range(count), strict=False)]
 
 
-def stream(folder: Path, slot: Slot, seed: int = 1, **keys: Any) -> Iterator[str]:
-    config, facts = opened(folder, **keys)
-    return (one["__key__"] for one in SampleStream(facts.shards[0], config, slot, seed))
+def named(samples: Sequence[Named]) -> dict[str, Any]:
+    return {"keys": list(samples)}
+
+
+def refusal(data: Any, *, workers: int = 0) -> DataError:
+    with pytest.raises(DataError) as caught:
+        batches(data, LoaderPlan(SAMPLES, num_workers=workers), 1)
+    return caught.value
 
 
 # order
 
 
 @pytest.mark.parametrize("shards", [1, 3, 6])
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 2), (2, 1), (2, 2)])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_slots_together_read_every_sample_once_per_epoch(
-    folders: dict[int, Path], shards: int, ranks: int, workers: int, shuffle: bool
+def test_every_epoch_has_each_sample_once(
+    folders: dict[int, Path], shards: int, shuffle: bool
 ) -> None:
-    slots = ranks * workers
-    read: list[str] = []
+    found = batches(opened(folders[shards], shuffle=shuffle), LoaderPlan(4), 9)
 
-    for slot in range(slots):
-        keys = stream(folders[shards], Slot(slot, slots), shuffle=shuffle)
-        read += itertools.islice(keys, epoch_size(shards, slot, slots))
-
-    assert sorted(read) == sorted(all_keys(folders[shards]))
+    for start in range(0, 9, 3):
+        assert sorted(names(found[start : start + 3])) == sorted(stored_keys(folders[shards]))
 
 
-def test_every_epoch_is_complete_before_the_next_begins(folders: dict[int, Path]) -> None:
-    keys = stream(folders[3], Slot(0, 1))
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_ranks_together_read_the_same_global_batches(world: int) -> None:
+    whole = places_of(LoaderPlan(24, first=50_000), 4)
 
-    for _ in range(3):
-        assert sorted(itertools.islice(keys, SAMPLES)) == sorted(all_keys(folders[3]))
+    ranks = [
+        places_of(LoaderPlan(24 // world, rank, world, first=50_000), 4) for rank in range(world)
+    ]
 
-
-# A loader process takes seconds to start; the other combinations are those of the slots above.
-@pytest.mark.parametrize(("ranks", "workers", "shards"), [(1, 0, 6), (2, 0, 1), (1, 2, 6)])
-def test_loaders_together_read_every_sample_once_per_epoch(
-    folders: dict[int, Path], ranks: int, workers: int, shards: int
-) -> None:
-    slots = ranks * max(workers, 1)
-    read: list[str] = []
-
-    for rank in range(ranks):
-        mine = range(rank * slots // ranks, (rank + 1) * slots // ranks)
-        sizes = [epoch_size(shards, slot, slots) for slot in mine]
-        plan = LoaderPlan(batch_size=1, rank=rank, world_size=ranks)
-        turns = batches(folders[shards], plan, max(sizes) * len(sizes), num_workers=workers)
-        for worker, size in enumerate(sizes):
-            read += [key for (key,) in turns[worker :: len(sizes)][:size]]
-
-    assert sorted(read) == sorted(all_keys(folders[shards]))
+    for step, parts in zip(whole, zip(*ranks, strict=True), strict=True):
+        assert sorted(name for part in parts for name in part) == sorted(step)
 
 
 def test_same_seed_gives_the_same_order(folders: dict[int, Path]) -> None:
-    plan = LoaderPlan(batch_size=2, seed=5)
+    one, other = (batches(opened(folders[3]), LoaderPlan(2), 12, seed=5) for _ in range(2))
 
-    assert batches(folders[3], plan, 12) == batches(folders[3], plan, 12)
+    assert names(one) == names(other)
 
 
 def test_another_seed_gives_another_order(folders: dict[int, Path]) -> None:
-    one, other = (batches(folders[3], LoaderPlan(2, seed=seed), 6) for seed in (5, 6))
+    one, other = (batches(opened(folders[3]), LoaderPlan(2), 6, seed=seed) for seed in (5, 6))
 
-    assert one != other
+    assert names(one) != names(other)
 
 
 def test_another_epoch_gives_another_order(folders: dict[int, Path]) -> None:
-    keys = batches(folders[3], LoaderPlan(SAMPLES), 2)
+    one, other = batches(opened(folders[3]), LoaderPlan(SAMPLES), 2)
 
-    assert keys[0] != keys[1]
+    assert one.samples != other.samples
 
 
 def test_shuffle_mixes_samples_across_shards(folders: dict[int, Path]) -> None:
-    first = next(iter(batches(folders[3], LoaderPlan(4), 1)))
-    by_shard = [set(all_keys(folders[3])[start : start + 4]) for start in (0, 4, 8)]
+    first = batches(opened(folders[3]), LoaderPlan(4), 1)[0].samples
+    by_shard = [set(stored_keys(folders[3])[start : start + 4]) for start in (0, 4, 8)]
 
     assert sum(bool(shard & set(first)) for shard in by_shard) > 1
 
 
 def test_without_shuffle_the_order_is_that_of_the_shards(folders: dict[int, Path]) -> None:
-    (keys,) = batches(folders[3], LoaderPlan(SAMPLES), 1, shuffle=False)
+    found = batches(opened(folders[3], shuffle=False), LoaderPlan(SAMPLES), 1)
 
-    assert keys == all_keys(folders[3])
+    assert names(found) == stored_keys(folders[3])
 
 
-@pytest.mark.parametrize(("workers", "skipped"), [(0, 1), (0, 5), (0, 13), (2, 3)])
-def test_resumed_loader_goes_on_where_the_uninterrupted_one_would(
-    folders: dict[int, Path], workers: int, skipped: int
-) -> None:
-    plan = LoaderPlan(batch_size=2, seed=3)
+def test_data_sets_are_mixed_by_weight(folders: dict[int, Path]) -> None:
+    data = opened(folders[3], folders[6], dataset_weighting=[3, 1], lanes=1)
+    order = SampleOrder(data[1].datasets, OrderOptions.of(data[0], 1))
 
-    uninterrupted = batches(folders[6], plan, skipped + 6, num_workers=workers)
-    resumed = batches(folders[6], replace(plan, skip_batches=skipped), 6, num_workers=workers)
+    drawn = [place.dataset for place in order.places(range(10_000))]
 
-    assert resumed == uninterrupted[skipped:]
+    assert (drawn.count(0), drawn.count(1)) == (7500, 2500)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_processes_do_not_change_the_order(workers: int) -> None:
+    plan = LoaderPlan(4, rank=1, world_size=2, first=7)
+
+    assert places_of(replace(plan, num_workers=workers), 9) == places_of(plan, 9)
+
+
+def test_loader_processes_read_the_same_samples(folders: dict[int, Path]) -> None:
+    data = opened(folders[6])
+
+    alone, together = (batches(data, LoaderPlan(3, num_workers=n), 9) for n in (0, 2))
+
+    assert alone == together
+
+
+# going on
+
+
+@pytest.mark.parametrize("consumed", [1, 5, 1_000_003])
+def test_resumed_loader_goes_on_where_the_uninterrupted_one_would(consumed: int) -> None:
+    plan = LoaderPlan(2, first=max(0, consumed - 5))
+    before = consumed - plan.first
+
+    assert places_of(replace(plan, first=consumed), 6) == places_of(plan, before + 6)[before:]
+
+
+def test_resumed_loader_reads_nothing_that_was_consumed() -> None:
+    reader = PlacesReader()
+
+    places_of(LoaderPlan(8, first=10**6 // 8), 1, reader)
+
+    # The loader makes one micro-batch before it is asked for another.
+    assert len(reader.asked) <= 16
+    assert len({place.block for place in reader.asked}) <= 16
 
 
 def test_resumed_loader_draws_the_same_sentences(raw: Path, tmp_path: Path) -> None:
@@ -206,326 +194,105 @@ def test_resumed_loader_draws_the_same_sentences(raw: Path, tmp_path: Path) -> N
         "language_dict: {PutCupOnSaucer: {original: [a, b, c, d, e, f, g, h]}}"
     )
     section = {"language_annotations_path": str(tmp_path / "a.yaml")}
-    opened_data = opened(write_shards(raw, tmp_path / "out", 4, source=section))
+    data = opened(write_shards(raw, tmp_path / "out", 4, source=section))
 
-    whole, resumed = (
-        [
-            batch["instructions"]
-            for batch in itertools.islice(
-                build_loader(*opened_data, names_and_numbers, LoaderPlan(2, skip_batches=skip)), 9
-            )
-        ]
-        for skip in (0, 3)
+    whole, resumed = (batches(data, LoaderPlan(2, first=first), 9) for first in (0, 3))
+
+    assert [one.batch for one in resumed[:6]] == [one.batch for one in whole[3:]]
+    assert len({text for one in whole for text in one.batch["instructions"]}) > 1
+
+
+# passes that end
+
+
+@pytest.mark.parametrize(
+    ("count", "world", "batch"), [(10, 1, 4), (10, 3, 2), (1, 3, 2), (7, 2, 1)]
+)
+def test_finite_pass_has_equally_many_micro_batches_on_every_rank(
+    count: int, world: int, batch: int
+) -> None:
+    order = SampleOrder([BIG], OrderOptions(shuffle=False))
+    found = [
+        list(build_loader(plan, order, PlacesReader(), named, nothing))
+        for rank in range(world)
+        for plan in [LoaderPlan(batch, rank, world, count=count)]
+    ]
+
+    places = [name.rpartition("/")[0] for rank in found for name in names(rank)]
+    assert sorted(places) == sorted(f"0/0/{index}" for index in range(count))
+    assert {len(rank) for rank in found} == {-(-count // (world * batch))}
+    assert all(one.is_fake == (not one.samples) for rank in found for one in rank)
+
+
+def test_finite_pass_ends_with_loader_processes_too() -> None:
+    plan = LoaderPlan(2, count=9)
+
+    assert places_of(replace(plan, num_workers=2), 99) == places_of(plan, 99)
+
+
+def test_loader_processes_end_with_the_block() -> None:
+    order = SampleOrder([BIG], OrderOptions())
+    plan = LoaderPlan(2, num_workers=2)
+    before = set(multiprocessing.active_children())
+
+    with build_loader(plan, order, PlacesReader(), named, nothing) as loader:
+        next(iter(loader))
+        started = set(multiprocessing.active_children()) - before
+    ended = {process for process in started if not process.is_alive()}
+
+    assert len(started) == 2
+    assert ended == started
+
+
+# broken samples
+
+
+def spoil(*keys: str) -> Callable[[str, Members], None]:
+    """Cuts off a picture of some samples."""
+
+    def change(key: str, content: Members) -> None:
+        if key in keys:
+            content["front_t0.jpg"] = content["front_t0.jpg"][:40]
+
+    return change
+
+
+def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
+    data = opened(
+        shard_output(tmp_path / "out", change=spoil("sample-0002")),
+        action_fields=["action"],
+        proprioception_fields=["state"],
     )
 
-    assert resumed[:6] == whole[3:]
-    assert len({sentence for batch in whole for sentence in batch}) > 1
+    (batch,) = batches(data, LoaderPlan(6, drop_reasons=RoboticsKind.drop_reasons), 1)
 
+    assert sorted(batch.samples) == [f"sample-000{number}" for number in (0, 1, 3, 4, 5)]
+    assert batch.dropped == (1,)
+    assert "sample-0002" in batch.first_drop
+    assert not batch.is_fake
 
-@pytest.mark.parametrize(("weights", "share"), [([1.0, 1.0], 0.5), ([3.0, 1.0], 0.75)])
-def test_mixture_draws_by_weight(
-    folders: dict[int, Path], weights: list[float], share: float
-) -> None:
-    config, facts = opened(folders[6])
-    halves = [facts.shards[0][:3], facts.shards[0][3:]]
-    streams = [SampleStream(half, config, Slot(0, 1), 1) for half in halves]
-    first = set(all_keys(folders[6])[: SAMPLES // 2])
 
-    drawn = itertools.islice(mixed(streams, weights, seed=1), 400)
+def test_pictures_of_different_sizes_are_no_broken_sample(tmp_path: Path) -> None:
+    def change(_key: str, content: Members) -> None:
+        content["front_t0.jpg"] = jpeg(1, (20, 10))
 
-    # 400 draws have a standard deviation of at most 0.025.
-    assert np.mean([one["__key__"] in first for one in drawn]) == pytest.approx(share, abs=0.1)
+    folder = shard_output(tmp_path / "out", change=change)
+    keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
 
+    assert refusal(opened(folder, **keys)).code == "data.image_sizes_differ"
 
-def test_zero_weight_excludes_a_data_set(folders: dict[int, Path]) -> None:
-    config, facts = opened(folders[6])
-    halves = [facts.shards[0][:3], facts.shards[0][3:]]
-    streams = [SampleStream(half, config, Slot(0, 1), 1) for half in halves]
-    first = set(all_keys(folders[6])[: SAMPLES // 2])
 
-    drawn = Counter(
-        one["__key__"] in first for one in itertools.islice(mixed(streams, [1, 0], 1), 30)
-    )
+def test_micro_batch_of_broken_samples_is_a_fake_one() -> None:
+    order = SampleOrder([BIG], OrderOptions())
+    plan = LoaderPlan(3, drop_reasons=("other", "broken"))
 
-    assert drawn == {True: 30}
+    batch = next(iter(build_loader(plan, order, PlacesReader(broken=1), named, nothing)))
 
+    assert (batch.is_fake, batch.samples, batch.dropped) == (True, (), (0, 3))
+    assert batch.batch == nothing()
 
-# decoding
 
-
-@pytest.fixture
-def raw_sample(folders: dict[int, Path]) -> dict[str, Any]:
-    url = str(folders[1] / "shard_000000.tar")
-    return dict(next(iter(wds.WebDataset(url, shardshuffle=False))))
-
-
-def decode(folder: Path, raw_sample: dict[str, Any], **keys: Any) -> DecodedSample:
-    config, _ = opened(folder, **keys)
-    return SampleDecoder(config)(raw_sample, random.Random(0))
-
-
-def stored(raw_sample: dict[str, Any]) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(raw_sample["lowdim.npz"])) as arrays:
-        return dict(arrays)
-
-
-def with_members(raw_sample: dict[str, Any], **members: bytes) -> dict[str, Any]:
-    """The sample with further members in its npz, or with others of the same name."""
-    result = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(raw_sample["lowdim.npz"])) as old,
-        zipfile.ZipFile(result, "w") as new,
-    ):
-        for name in old.namelist():
-            if name.removesuffix(".npy") not in members:
-                new.writestr(name, old.read(name))
-        for name, data in members.items():
-            new.writestr(f"{name}.npy", data)
-    return {**raw_sample, "lowdim.npz": result.getvalue()}
-
-
-def broken(folder: Path, raw_sample: dict[str, Any], **keys: Any) -> DataError:
-    with pytest.raises(DataError) as caught:
-        decode(folder, raw_sample, **keys)
-    return caught.value
-
-
-def test_decoded_sample_holds_what_is_stored(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    sample = decode(folders[1], raw_sample)
-
-    np.testing.assert_array_equal(sample.fields[FIELD], stored(raw_sample)[FIELD])
-    assert sample.past_mask.tolist() == stored(raw_sample)["past_mask"].tolist()
-    assert sample.future_mask.tolist() == stored(raw_sample)["future_mask"].tolist()
-    assert sample.instruction == "put the cup on the saucer"
-
-
-def test_pictures_come_time_outer_camera_inner(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    sample = decode(folders[1], raw_sample)
-
-    cameras = ("scene_right_0", "wrist_left_minus")
-    for index, (time, camera) in enumerate(itertools.product((-1, 0), cameras)):
-        with Image.open(io.BytesIO(raw_sample[f"{camera}_t{time}.jpg"])) as picture:
-            assert (sample.images[index] == np.asarray(picture)).all()
-
-
-def test_only_the_pictures_that_are_asked_for_are_decoded(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    raw_sample["wrist_left_minus_t0.jpg"] = b"broken"
-
-    sample = decode(folders[1], raw_sample, camera_names=["scene_right_0"], image_indices=[0])
-
-    assert sample.images.shape == (1, 24, 32, 3)
-
-
-def test_only_the_named_npz_members_are_read(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    spoiled = with_members(raw_sample, robot__version=b"broken", junk=b"broken")
-
-    assert FIELD in decode(folders[1], spoiled).fields
-
-
-def test_broken_member_that_is_asked_for_is_refused_by_sample(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    error = broken(folders[1], with_members(raw_sample, **{FIELD: b"broken"}))
-
-    assert error.code == "data.broken_sample"
-    assert error.details["sample"] == raw_sample["__key__"]
-
-
-def test_damaged_npz_is_refused_by_sample(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    # Deflated content in the middle of the file; with 0xff the block type is invalid.
-    data = bytearray(raw_sample["lowdim.npz"])
-    with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
-        start = archive.getinfo(f"{FIELD}.npy").header_offset + 30 + len(FIELD) + 4 + 20
-    data[start : start + 40] = b"\xff" * 40
-    raw_sample["lowdim.npz"] = bytes(data)
-
-    assert broken(folders[1], raw_sample).code == "data.broken_sample"
-
-
-def test_changed_number_in_an_npz_is_noticed(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    array = io.BytesIO()
-    np.save(array, np.full((PAST + 1 + FUTURE, 3), 1234.5))
-    stored_sample = with_members(raw_sample, **{FIELD: array.getvalue()})
-    changed = stored_sample["lowdim.npz"].replace(np.float64(1234.5).tobytes(), bytes(8))
-
-    error = broken(folders[1], {**stored_sample, "lowdim.npz": changed})
-
-    assert error.code == "data.broken_sample"
-
-
-@pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
-def test_missing_member_is_named(
-    folders: dict[int, Path], raw_sample: dict[str, Any], member: str
-) -> None:
-    del raw_sample[member]
-
-    error = broken(folders[1], raw_sample)
-
-    assert (error.code, error.details["member"]) == ("data.broken_sample", member)
-
-
-@pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
-def test_damaged_member_is_a_data_error(
-    folders: dict[int, Path], raw_sample: dict[str, Any], member: str
-) -> None:
-    raw_sample[member] = raw_sample[member][: len(raw_sample[member]) // 2]
-
-    assert broken(folders[1], raw_sample).code == "data.broken_sample"
-
-
-def test_window_is_cropped_around_the_anchor(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    keys = {"lowdim_past_timesteps": 0, "lowdim_future_timesteps": 1}
-
-    sample = decode(folders[1], raw_sample, **keys)
-
-    expected = stored(raw_sample)
-    np.testing.assert_array_equal(sample.fields[FIELD], expected[FIELD][PAST : PAST + 2])
-    assert sample.future_mask.tolist() == expected["future_mask"][PAST : PAST + 2].tolist()
-    assert sample.past_mask.tolist() == expected["past_mask"][PAST : PAST + 2].tolist()
-
-
-def test_png_under_the_name_of_a_jpg_is_decoded(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGBA", (32, 24), (9, 8, 7, 255)).save(buffer, "PNG")
-    raw_sample["scene_right_0_t0.jpg"] = buffer.getvalue()
-
-    sample = decode(folders[1], raw_sample, camera_names=["scene_right_0"], image_indices=[0])
-
-    assert sample.images[0, 0, 0].tolist() == [9, 8, 7]
-
-
-@pytest.mark.parametrize(
-    ("language", "kinds", "expected"),
-    [
-        ({"original": ["a"]}, ["original"], {"a"}),
-        ({"original": "a"}, ["original"], {"a"}),
-        ({"original": ["a"], "verbose": ["b"]}, ["original", "verbose"], {"a", "b"}),
-        ({"original": ["a"], "verbose": ["b"]}, ["verbose"], {"b"}),
-        ({"original": ["a"]}, ["verbose"], {""}),
-        ({}, ["original"], {""}),
-        (None, ["original"], {""}),
-    ],
-)
-def test_sentence_is_one_of_the_configured_kinds(
-    folders: dict[int, Path],
-    raw_sample: dict[str, Any],
-    language: Any,
-    kinds: list[str],
-    expected: set[str],
-) -> None:
-    raw_sample["language_instructions.json"] = json.dumps(language).encode()
-    config, _ = opened(folders[1], language_instruction_types=kinds)
-    rng = random.Random(0)
-
-    drawn = {SampleDecoder(config)(raw_sample, rng).instruction for _ in range(20)}
-
-    assert drawn == expected
-
-
-def test_sample_without_language_has_an_empty_sentence(
-    folders: dict[int, Path], raw_sample: dict[str, Any]
-) -> None:
-    del raw_sample["language_instructions.json"]
-
-    assert decode(folders[1], raw_sample).instruction == ""
-
-
-# checks before the first batch
-
-
-@pytest.mark.parametrize(
-    ("keys", "code"),
-    [
-        ({"action_fields": ["robot__action__poses__left::panda__xyzz"]}, "data.unknown_field"),
-        ({"proprioception_fields": ["robot__actual__nothing"]}, "data.unknown_field"),
-        ({"camera_names": ["scene_rigth_0"]}, "data.unknown_camera_names"),
-        ({"image_indices": [-2, 0]}, "data.unknown_image_indices"),
-        ({"lowdim_past_timesteps": PAST + 1}, "data.window_too_large"),
-        ({"lowdim_future_timesteps": FUTURE + 1}, "data.window_too_large"),
-        ({"action_dim": 4}, "data.dimension_mismatch"),
-    ],
-)
-def test_key_that_does_not_fit_the_data_is_refused_at_the_start(
-    folders: dict[int, Path], keys: dict[str, Any], code: str
-) -> None:
-    error = refusal(folders[1], **keys)
-
-    assert (error.code, error.exit_code) == (code, 3)
-
-
-@pytest.mark.parametrize(
-    ("keys", "nearest"),
-    [
-        ({"camera_names": ["scene_rigth_0"]}, "scene_right_0"),
-        ({"action_fields": [FIELD + "z"]}, FIELD),
-    ],
-)
-def test_misspelt_name_gets_the_nearest_one(
-    folders: dict[int, Path], keys: dict[str, Any], nearest: str
-) -> None:
-    assert nearest in refusal(folders[1], **keys).hint
-
-
-def test_what_is_left_open_is_taken_from_the_data(folders: dict[int, Path]) -> None:
-    config, _ = opened(folders[1], action_fields=[])
-
-    assert config.camera_names == ["scene_right_0", "wrist_left_minus"]
-    assert config.image_indices == [-1, 0]
-    assert (config.lowdim_past_timesteps, config.lowdim_future_timesteps) == (PAST, FUTURE)
-    assert (config.action_dim, config.proprioception_dim) == (20, 20)
-    assert len(config.action_fields) == 6
-
-
-def test_number_of_samples_is_that_of_the_manifest(folders: dict[int, Path]) -> None:
-    assert opened(folders[3])[1].num_samples == SAMPLES
-
-
-@pytest.mark.parametrize(
-    ("name", "code"),
-    [
-        ("shard_000001.tar", "data.missing_shard"),
-        ("manifest.jsonl", "data.no_manifest"),
-        ("stats.json", "data.no_statistics"),
-        ("preprocessing_config.yaml", "data.no_preprocessing_config"),
-    ],
-)
-def test_missing_file_is_refused_before_the_first_batch(copy: Path, name: str, code: str) -> None:
-    (copy / name).unlink()
-
-    error = refusal(copy)
-
-    assert (error.code, error.exit_code) == (code, 3)
-
-
-def test_cut_off_shard_is_refused_before_the_first_batch(copy: Path) -> None:
-    shard = copy / "shard_000001.tar"
-    shard.write_bytes(shard.read_bytes()[:-10240])
-
-    assert refusal(copy).code == "data.short_shard"
-
-
-def test_statistics_without_a_used_field_are_refused(copy: Path) -> None:
-    stats = json.loads((copy / "stats.json").read_text())
-    del stats[FIELD]
-    (copy / "stats.json").write_text(json.dumps(stats))
-
-    assert refusal(copy).code == "data.unknown_field"
+# shards that are not what they should be
 
 
 def test_damaged_shard_is_a_data_error_and_not_skipped(copy: Path) -> None:
@@ -534,64 +301,262 @@ def test_damaged_shard_is_a_data_error_and_not_skipped(copy: Path) -> None:
     content[:512] = b"\xaa" * 512
     shard.write_bytes(content)
 
-    with pytest.raises(DataError) as caught:
-        batches(copy, LoaderPlan(SAMPLES), 1)
-
-    assert caught.value.code == "data.broken_shard"
+    assert refusal(opened(copy)).code == "data.broken_shard"
 
 
-def test_downloaded_layout_is_read(copy: Path, folders: dict[int, Path]) -> None:
-    """The manifest lies above the shards and names them with their folder."""
-    root = copy.parent
-    entries = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
-    lines = [json.dumps({**entry, "shard": f"shards/{entry['shard']}"}) + "\n" for entry in entries]
-    (root / "manifest.jsonl").write_text("".join(lines))
-    for name in ("stats.json", "preprocessing_config.yaml"):
-        (copy / name).rename(root / name)
+def test_damaged_shard_without_index_is_a_data_error(copy: Path) -> None:
+    shard = copy / "shard_000001.tar"
+    index_path(shard).unlink()
+    content = bytearray(shard.read_bytes())
+    content[:512] = b"\xaa" * 512
+    shard.write_bytes(content)
 
-    (keys,) = batches(root, LoaderPlan(SAMPLES), 1)
-
-    assert sorted(keys) == sorted(all_keys(folders[3]))
+    assert refusal(opened(copy)).code == "data.broken_shard"
 
 
-# normalisation
+def test_error_of_a_loader_process_arrives_whole(copy: Path) -> None:
+    data = opened(copy)
+    (copy / "shard_000001.tar").unlink()
+
+    error = refusal(data, workers=1)
+
+    assert error.code == "data.missing_shard"
+    assert error.details["shard"].endswith("shard_000001.tar")
+    assert error.hint
 
 
-def test_normalised_values_of_a_cropped_window_use_the_statistics_of_their_steps(
-    folders: dict[int, Path],
+@pytest.mark.parametrize("index", [True, False])
+def test_shard_with_another_count_than_its_manifest_is_refused(copy: Path, index: bool) -> None:
+    rows = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
+    rows[1]["num_sequences"] -= 1
+    (copy / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if not index:
+        index_path(copy / "shard_000001.tar").unlink()
+
+    error = refusal(opened(copy))
+
+    assert error.code == "data.shard_count"
+    assert error.details["samples"] == SAMPLES // 3
+
+
+@pytest.mark.parametrize("index", ["missing", "of another length", "broken"])
+def test_shard_without_a_fitting_index_is_scanned(copy: Path, index: str) -> None:
+    expected = batches(opened(copy), LoaderPlan(SAMPLES), 1)
+    for path in copy.glob("*.index.npz"):
+        one = read_index(path)
+        assert one is not None
+        path.write_bytes(replace(one, offsets=one.offsets + 512, shard_bytes=1).content())
+        if index == "missing":
+            path.unlink()
+        elif index == "broken":
+            path.write_bytes(b"PK")
+
+    assert batches(opened(copy), LoaderPlan(SAMPLES), 1) == expected
+
+
+def test_index_of_other_places_is_not_believed(copy: Path) -> None:
+    path = index_path(copy / "shard_000001.tar")
+    one = read_index(path)
+    assert one is not None
+    path.write_bytes(replace(one, offsets=one.offsets + 512).content())
+
+    assert refusal(opened(copy)).code == "data.broken_shard"
+
+
+def test_more_shards_than_are_kept_open_are_read(tmp_path: Path) -> None:
+    folder = shard_output(tmp_path / "out", samples=3) / "shards"
+    contents = {f"s{number}": members(number % 9) for number in range(300)}
+    for number, key in enumerate(contents):
+        write_tar(folder / f"shard_{number:06d}.tar", [key], contents)
+    rows = [{"shard": f"shard_{number:06d}", "num_sequences": 1} for number in range(300)]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = opened(folder, action_fields=["action"], proprioception_fields=["state"])
+    before = len(os.listdir("/proc/self/fd"))
+
+    with loader_of(data, LoaderPlan(100)) as loader:
+        found = [batch for batch, _ in zip(loader, range(6), strict=False)]
+        assert len(os.listdir("/proc/self/fd")) - before <= 200
+
+    assert sorted(names(found[:3])) == sorted(contents)
+
+
+# webdataset reads the same
+
+
+def odd_tar(path: Path) -> None:
+    """Members that webdataset passes over, capitals, long names, folders."""
+    members: list[tuple[str, bytes, bytes]] = [
+        ("__meta__", tarfile.REGTYPE, b"x"),
+        ("a.JPG", tarfile.REGTYPE, b"1" * 600),
+        ("a.lowdim.npz", tarfile.REGTYPE, b""),
+        ("b.txt", tarfile.AREGTYPE, b"2"),
+        (f"b.{'long' * 40}.txt", tarfile.REGTYPE, b"3"),
+        ("folder", tarfile.DIRTYPE, b""),
+        ("folder/c.d.txt", tarfile.REGTYPE, b"4" * 512),
+        ("folder/c.txt", tarfile.REGTYPE, "ä".encode()),
+    ]
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.size = kind, len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def assert_read_like_webdataset(shard: Path) -> None:
+    """Key, suffixes in order and contents of every sample."""
+    expected = [
+        (one["__key__"], {name: one[name] for name in one if not name.startswith("__")})
+        for one in wds.WebDataset(str(shard), shardshuffle=False)
+    ]
+    data = shard.read_bytes()
+    ranges = index_by_headers(shard).ranges()
+
+    found = [tuple(read_members(data[start : start + length])) for start, length in ranges]
+
+    assert found == expected
+    assert [list(contents) for _, contents in found] == [list(one) for _, one in expected]
+
+
+def test_samples_are_those_that_webdataset_reads(folders: dict[int, Path]) -> None:
+    for shard in sorted(folders[3].glob("*.tar")):
+        assert_read_like_webdataset(shard)
+
+
+def test_samples_of_other_writers_are_those_that_webdataset_reads(tmp_path: Path) -> None:
+    shard_output(tmp_path / "out")
+    for shard in sorted((tmp_path / "out/shards").glob("*.tar")):
+        assert_read_like_webdataset(shard)
+
+
+def test_odd_members_are_those_that_webdataset_reads(tmp_path: Path) -> None:
+    odd_tar(tmp_path / "odd.tar")
+
+    assert_read_like_webdataset(tmp_path / "odd.tar")
+
+
+@pytest.mark.parametrize("cut", [1, 511, 512])
+def test_sample_that_is_cut_off_is_noticed(folders: dict[int, Path], cut: int) -> None:
+    shard = folders[1] / "shard_000000.tar"
+    start, length = index_by_headers(shard).ranges()[0]
+
+    with pytest.raises(ValueError, match=r"."):
+        read_members(shard.read_bytes()[start : start + length - cut])
+
+
+# what a run is held against, and what it keeps
+
+
+def test_folder_and_manifest_name_the_same_data(folders: dict[int, Path]) -> None:
+    ways = (folders[3].parent, folders[3], folders[3] / "manifest.jsonl")
+
+    prints = [opened(way)[1].fingerprint for way in ways]
+
+    assert prints[0] == prints[1] == prints[2]
+
+
+def test_fingerprint_tells_other_data_and_other_fields_apart(folders: dict[int, Path]) -> None:
+    one = opened(folders[3])[1].fingerprint
+    other_shards = opened(folders[6])[1].fingerprint
+    other_fields = opened(folders[3], proprioception_fields=["robot__version"])[1].fingerprint
+
+    assert one["data set 1"] != other_shards["data set 1"]
+    assert one["data set 1"] == other_fields["data set 1"]
+    assert one["statistics"] == other_shards["statistics"] != other_fields["statistics"]
+
+
+def test_statistics_may_be_named_by_file_or_folder(folders: dict[int, Path]) -> None:
+    found = [
+        opened(folders[3], dataset_statistics=[str(one)])[1].statistics
+        for one in (folders[6], folders[6] / "stats.json")
+    ]
+
+    assert found[0] == found[1]
+
+
+def test_what_is_kept_beside_a_run_is_what_it_normalised_with(
+    folders: dict[int, Path], tmp_path: Path
 ) -> None:
-    section = {"scope": "per_timestep", "method": "min_max"}
-    whole, facts = opened(folders[1], normalization=section)
-    cropped, _ = opened(
-        folders[1], normalization=section, lowdim_past_timesteps=0, lowdim_future_timesteps=1
-    )
-    values = np.random.default_rng(0).normal(size=(PAST + 1 + FUTURE, 3))
+    kind = RoboticsKind()
+    config, facts = opened(folders[3])
 
-    all_steps, some_steps = (
-        Normalizer(config, facts.statistics, facts.statistics_past) for config in (whole, cropped)
-    )
+    kind.keep(config, facts, tmp_path)
+    kept = kind.kept(config, tmp_path)
 
-    np.testing.assert_array_equal(
-        some_steps.normalize(FIELD, values[PAST : PAST + 2]),
-        all_steps.normalize(FIELD, values)[PAST : PAST + 2],
-    )
+    used = {*config.action_fields, *config.proprioception_fields}
+    assert kept.statistics == {name: facts.statistics[name] for name in used}
+    assert set(kept.statistics) == used
+    assert kept.fps == facts.fps
+    field = config.action_fields[0]
+    values = np.ones((PAST + 1 + FUTURE, 3))
+    assert kept.normalizer.normalize(field, values).shape == values.shape
 
 
-def test_denormalised_values_are_the_values(folders: dict[int, Path]) -> None:
-    config, facts = opened(folders[1])
-    normalizer = Normalizer(config, facts.statistics, facts.statistics_past)
-    values = np.random.default_rng(0).normal(size=(2, PAST + 1 + FUTURE, 3))
+def test_validation_is_the_same_section_in_stored_order(folders: dict[int, Path]) -> None:
+    kind = RoboticsKind()
+    config, _ = opened(folders[3], dataset_weighting=[1], val_dataset_manifest=[str(folders[6])])
 
-    restored = normalizer.denormalize(FIELD, normalizer.normalize(FIELD, values))
+    section = kind.validation(config)
 
-    np.testing.assert_allclose(restored, values, atol=1e-6)
+    assert section is not None
+    assert section.dataset_manifest == [str(folders[6])]
+    assert (section.shuffle, section.dataset_weighting) == (False, [])
+    assert section.camera_names == config.camera_names
+    assert kind.validation(opened(folders[3])[0]) is None
 
 
-def test_field_can_be_normalised_its_own_way(folders: dict[int, Path]) -> None:
-    own = {"field_configs": {OBSERVED: {"enabled": False}}}
-    config, facts = opened(folders[1], normalization=own, proprioception_fields=[OBSERVED])
-    normalizer = Normalizer(config, facts.statistics, facts.statistics_past)
-    values = np.full((PAST + 1, 3), 7.0)
+def test_what_is_derived_is_told_with_its_rule(folders: dict[int, Path]) -> None:
+    config = RoboticsDataConfig(dataset_manifest=[str(folders[3])])
 
-    assert (normalizer.normalize(OBSERVED, values) == 7).all()
-    assert not (normalizer.normalize(FIELD, values) == 7).any()
+    _, rules = RoboticsKind().derive(config, RoboticsKind().read_facts(config))
+
+    assert "camera_names" in rules
+    assert all(rules.values())
+
+
+# a loop of one's own
+
+
+def test_dataset_of_ones_own_loop(folders: dict[int, Path]) -> None:
+    data = vlatool.open_dataset(folders[3].parent, image_indices=[0])
+    seen: list[list[str]] = []
+    for epoch in range(2):
+        loader = DataLoader(data.epoch(epoch), batch_size=5, collate_fn=list)
+        samples = [sample for batch in loader for sample in batch]
+        images = np.stack([sample.images for sample in samples])
+        seen.append([sample.key for sample in samples])
+
+    assert images.shape == (SAMPLES, 2, 24, 32, 3)
+    assert sorted(seen[0]) == sorted(seen[1]) == sorted(stored_keys(folders[3]))
+    assert seen[0] != seen[1]
+
+
+def test_dataset_is_a_sequence(folders: dict[int, Path]) -> None:
+    data = vlatool.open_dataset(folders[3], shuffle=False)
+
+    assert [sample.key for sample in data] == stored_keys(folders[3])
+    assert data[-1].key == data[len(data) - 1].key
+    with pytest.raises(IndexError):
+        data[len(data)]
+
+
+def test_dataset_reads_in_the_order_of_the_loader(folders: dict[int, Path]) -> None:
+    data = vlatool.open_dataset(folders[3], seed=1)
+
+    assert [sample.key for sample in data] == names(batches(opened(folders[3]), LoaderPlan(12), 1))
+
+
+def test_dataset_tells_a_broken_sample(tmp_path: Path) -> None:
+    folder = shard_output(tmp_path / "out", change=spoil("sample-0002"))
+    data = vlatool.open_dataset(folder, action_fields=["action"], proprioception_fields=["state"])
+
+    with pytest.raises(DataError) as caught:
+        list(data)
+
+    assert caught.value.details["sample"] == "sample-0002"
+
+
+def test_dataset_refuses_an_unknown_key(folders: dict[int, Path]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        vlatool.open_dataset(folders[3], camera_name=["front"])
+
+    assert caught.value.code == "config.unknown_key"

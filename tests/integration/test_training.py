@@ -2,13 +2,14 @@
 
 import io
 import json
-import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +18,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.builders.training import CAMERAS, HAND, XYZ, tiny_arguments, tiny_config, world_shards
-from tests.unit.training.test_trainer import Fixture, samples
+from tests.builders.training import (
+    CAMERAS,
+    HAND,
+    XYZ,
+    damage_picture,
+    tiny_arguments,
+    tiny_config,
+    world_shards,
+)
+from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.errors import DataError, UsageError
+from vlatool.training.claim import decisive
 from vlatool.workflows.train import TrainResult, train
 
-TWO_PROCESSES = """
-import os
-import sys
-import torch
-from pathlib import Path
-from tests.unit.training.test_trainer import Fixture, micro_batches, samples
-from vlatool.events import NullProgress
-from vlatool.training.metrics import MetricsFile
-from vlatool.events import NULL
-
-run = Fixture(Path(sys.argv[1]), size=8)
-runtime = run.trainer.runtime
-assert runtime.world_size == 2
-run.objective.model = runtime.prepare(run.state.model)
-run.trainer.metrics = MetricsFile(run.metrics if runtime.is_main else None, NULL)
-run.trainer.plan = run.trainer.plan.__class__(4, 16, 4, 2, (), 0)
-own = list(micro_batches(samples(), 4))[runtime.rank :: 2]
-run.trainer.fit(run.state, own, run.objective, NullProgress())
-if runtime.is_main:
-    torch.save(run.state.model.state_dict(), sys.argv[2])
-runtime.wait()
-os._exit(0)  # torch may abort while a gloo group is torn down; see cli/app.py
-"""
+ROOT = Path(__file__).parents[2]
 VLATOOL = str(Path(sys.executable).parent / "vlatool")
 
 
@@ -87,8 +75,8 @@ def test_files_of_a_run(finished: Path, data: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, 7))
     assert rows[-1]["samples"] == 48
     assert {"loss", "lr", "grad_norm", "samples_per_second"} <= rows[0].keys()
-    options = (finished / "preprocessing_config.yaml").read_text()
-    assert options == (data / "shards" / "preprocessing_config.yaml").read_text()
+    options = read_preprocessing_config(data / "shards")
+    assert read_preprocessing_config(finished) == {**options, "image_size": [64, 64]}
 
 
 def test_config_of_a_run_is_derived_and_can_be_trained_again(
@@ -129,12 +117,31 @@ def test_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
 # going on
 
 
-def test_resumed_run_ends_with_the_same_bits(finished: Path, data: Path, tmp_path: Path) -> None:
-    run = tmp_path / "cut"
+def half_of(finished: Path, run: Path) -> Path:
+    """The run as it was when its first checkpoint had been written."""
     shutil.copytree(finished, run)
     shutil.rmtree(RunDir(run).checkpoint(6))
-    config = (run / "config.yaml").read_text().replace(str(finished.parent), str(tmp_path))
-    (run / "config.yaml").write_text(config.replace("name: whole", "name: cut"))
+    config = (run / "config.yaml").read_text().replace(str(finished.parent), str(run.parent))
+    (run / "config.yaml").write_text(config.replace("name: whole", f"name: {run.name}"))
+    return run
+
+
+def _section(title: str) -> str:
+    """A section of the page about configuration."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    return page.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_resumed_run_ends_with_the_same_bits(finished: Path, data: Path, tmp_path: Path) -> None:
+    run = half_of(finished, tmp_path / "cut")
     result = go(data, run)
     assert (result.status, result.steps) == ("trained", 6)
     assert same_weights(finished, run)
@@ -157,6 +164,60 @@ def test_resume_between_loader_processes_ends_with_the_same_bits(
     (cut / "metrics.jsonl").unlink()
     go(data, cut, save_every_n_steps=1, **changes)
     assert same_weights(whole, cut, step=3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__num_workers": 2, "data__prefetch_factor": 1},
+        {"num_checkpoints": 3, "max_checkpoint_limit": 2, "log_every_n_steps": 4},
+    ],
+)
+def test_run_that_goes_on_with_other_harmless_keys_ends_with_the_same_bits(
+    changes: dict[str, Any], finished: Path, data: Path, tmp_path: Path
+) -> None:
+    run = half_of(finished, tmp_path / "cut")
+    assert go(data, run, **changes).status == "trained"
+    assert same_weights(finished, run)
+
+
+def test_keys_that_may_differ_are_the_documented_ones(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run")
+    told = re.findall(r"^- `([a-z_.]+)`", _section("Going on with other options"), re.MULTILINE)
+    compared = set(_leaves(decisive(config)))
+    free = {name for name in _leaves(config.model_dump(mode="json")) if name not in compared}
+    documented = {name for name in free for one in told if f"{name}.".startswith(f"{one}.")}
+    assert free == documented
+    assert all(any(f"{name}.".startswith(f"{one}.") for name in free) for one in told)
+
+
+def test_data_may_be_moved(finished: Path, data: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(data, tmp_path / "elsewhere")
+    run = half_of(finished, tmp_path / "cut")
+    assert go(moved, run).status == "trained"
+    assert same_weights(finished, run)
+
+
+def test_other_data_in_the_same_place_are_refused(finished: Path, tmp_path: Path) -> None:
+    run = half_of(finished, tmp_path / "cut")
+    other = world_shards(tmp_path, episodes=2, frames=10)
+    with pytest.raises(UsageError) as caught:
+        go(other, run)
+    assert caught.value.code == "usage.output_differs"
+
+
+def test_run_of_an_earlier_order_of_samples_is_refused_with_a_sentence(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    run = half_of(finished, tmp_path / "cut")
+    record = run / ".vlatool" / "run.json"
+    tree = json.loads(record.read_text())
+    del tree["options"]["order of samples"]
+    record.write_text(json.dumps(tree))
+    with pytest.raises(UsageError) as caught:
+        go(data, run)
+    assert caught.value.code == "usage.earlier_version"
+    assert go(data, run, overwrite=True).status == "trained"
 
 
 def test_keys_without_effect_on_weights_may_change(finished: Path, data: Path) -> None:
@@ -250,6 +311,48 @@ def _spoil(shard: Path) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
+def test_broken_sample_is_dropped_counted_and_told(data: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(data, tmp_path / "data")
+    damage_picture(sorted((broken / "shards").glob("*.tar"))[0])
+    result = go(broken, tmp_path / "run")
+    assert result.dropped == {"broken_sample": 1}
+    assert "1 samples were dropped: broken sample" in result.text()
+
+
+def test_too_many_broken_samples_end_the_run(data: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(data, tmp_path / "data")
+    for shard in (broken / "shards").glob("*.tar"):
+        damage_picture(shard)
+    with pytest.raises(DataError) as caught:
+        go(broken, tmp_path / "run", data__max_dropped_share=0.0)
+    assert caught.value.code == "data.too_many_dropped"
+    assert "_t0.jpg" in caught.value.message or "sample" in caught.value.message
+
+
+# held-out data
+
+
+STILL = {"hparams__lr": 0.0, "hparams__lr_cooldown_end": 0.0}
+
+
+def test_validation_measures_raw_and_averaged_weights_the_same_way_each_time(
+    data: Path, tmp_path: Path
+) -> None:
+    changes = {"data__val_dataset_manifest": str(data), "total_val_samples": 20}
+    result = go(data, tmp_path / "run", **changes, num_checkpoints=2, **STILL)
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val/loss" in row]
+    assert [row["step"] for row in rows] == [3, 6]
+    # With a rate of zero nothing moves: all four are one number.
+    assert len({row[key] for row in rows for key in ("val/loss", "val/ema/loss")}) == 1
+    assert result.loss is not None
+
+
+def test_validation_needs_held_out_data(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        go(data, tmp_path / "run", total_val_samples=20)
+    assert caught.value.code == "usage.no_validation_data"
+
+
 # learning
 
 
@@ -307,34 +410,3 @@ def test_two_processes_write_one_run(data: Path, tmp_path: Path) -> None:
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
     assert read_metrics(run / "metrics.jsonl")[-1]["samples"] == 16
-
-
-def test_two_processes_do_the_steps_of_one(tmp_path: Path) -> None:
-    script, saved = tmp_path / "two.py", tmp_path / "weights.pt"
-    script.write_text(TWO_PROCESSES)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    paths = [str(Path(__file__).parents[2]), *sys.path]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path), str(saved)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=env,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    (tmp_path / "one").mkdir()
-    one = Fixture(tmp_path / "one", size=16).fit(samples())
-    weights = torch.load(saved, weights_only=True)
-    torch.testing.assert_close(weights, one.state.model.state_dict(), rtol=1e-5, atol=1e-6)
-    for first, second in zip(read_metrics(tmp_path / "metrics.jsonl"), one.rows, strict=True):
-        for key in ("loss", "grad_norm"):
-            assert first[key] == pytest.approx(second[key], rel=1e-5)

@@ -10,7 +10,7 @@ import hashlib
 import re
 import tarfile
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -368,14 +368,18 @@ def parse_index(content: bytes) -> ShardIndex | None:
     return ShardIndex(offsets, lengths, int(arrays["shard_bytes"]))
 
 
-def index_by_headers(path: Path) -> ShardIndex:
+def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
     """The index of a tar that has none, from its headers; a remote tar is read once, as a stream.
+
+    Args:
+        path: The tar.
+        copy: The same tar, open; read instead.
 
     Raises:
         FileNotFoundError: There is no such file.
         DataError: It cannot be walked to its end.
     """
-    with open_onwards(path) as file:
+    with nullcontext(copy) if copy is not None else open_onwards(path) as file:
         scan = _scan(file)
         size = file.seek(0, 2)
     damage = [one.message for one in scan.problems if one.code == "broken_tar"]

@@ -146,6 +146,12 @@ SetOpt = Annotated[
 KeysOpt = Annotated[
     bool, typer.Option("--keys", help="List the configuration keys of this command and stop.")
 ]
+NprocOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc", metavar="N", help="Processes on this machine; one for each GPU, if it has any."
+    ),
+]
 TextArg = Annotated[str | None, typer.Argument()]
 TextsArg = Annotated[list[str] | None, typer.Argument()]
 JsonLinesOpt = Annotated[

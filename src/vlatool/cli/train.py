@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from vlatool.cli.config_command import config_command
-from vlatool.cli.options import command_app
+from vlatool.cli.options import NprocOpt, command_app
+from vlatool.cli.ranks import on_ranks, one_voice
 from vlatool.cli.session import command
 from vlatool.cli.training_options import BUDGET, RUN, SWITCHES, training_spec
 
@@ -21,16 +22,17 @@ ResolveToOpt = Annotated[str | None, typer.Option("--resolve-configs-path", hidd
         SPEC,
         "",
         "vlatool train --preset diffusion-policy-tiny --data data --output runs/first",
-        "vlatool train -p diffusion-policy-tiny --data data --num-epochs 3 --hparams.lr 3e-4",
+        "vlatool train -p diffusion-policy-tiny --data data --num-epochs 3 --nproc 2",
     ),
 )
 def train(
     ctx: typer.Context,
+    nproc: NprocOpt = None,
     resolve_configs: ResolveOpt = None,
     resolve_configs_path: ResolveToOpt = None,
 ) -> None:
     """Train a model."""
-    with command(ctx) as run:
+    with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 
         if resolve_configs_path or (resolve_configs or "").lower() in ("true", "yes", "on", "1"):
@@ -40,9 +42,12 @@ def train(
             resolved = run.resolved(TrainConfig)
             run.finish(resolve_config(resolved, output=target, reporter=run.reporter))
             return
+        config = run.config(TrainConfig)
+        if on_ranks(run, nproc):
+            return
         from vlatool.workflows import train as workflow
 
-        run.finish(workflow.train(run.config(TrainConfig), reporter=run.reporter))
+        run.finish(workflow.train(config, reporter=run.reporter))
 
 
 def resolved_file(folder: str | None) -> str | None:

@@ -23,7 +23,8 @@ class ConfigModel(BaseModel):
         flat_sections: Sections whose keys may also be written at the top level.
         no_effect_on_output: Keys that cannot change what is produced (workers, verbosity).
         renamed: Published key to ours, for keys that have a better name here.
-        renamed_in: Section to names that stand for keys of it.
+        stands_for: Section to names that stand for keys of it: the first key gets the value, the
+            others, which say more about an earlier value, are emptied.
         without_effect: Published keys that are accepted and do nothing, with the reason.
         location_keys: Keys that hold a path or URI; records keep only its last part.
     """
@@ -41,7 +42,7 @@ class ConfigModel(BaseModel):
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}
-    renamed_in: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    stands_for: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
     without_effect: ClassVar[Mapping[str, str]] = {}
 
     @classmethod

@@ -74,7 +74,7 @@ def load_config(
     problems: list[Problem] = []
     layers = [_renamed(layer, schema.renamed, problems) for layer in layers]
     specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
-    layers = [_renamed_in(layer, specialised, problems) for layer in layers]
+    layers = [_spelled_out(layer, specialised, problems) for layer in layers]
     layers = [_sectioned(layer, specialised, problems) for layer in layers]
     merged = _combined(layers, specialised.exclusive, problems)
     return _validate(specialised, merged, problems)
@@ -111,12 +111,21 @@ def _renamed(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> 
     return replace(layer, value=top)
 
 
-def _renamed_in(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
-    """`layer` with the keys of some sections under their names."""
+def _spelled_out(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
+    """`layer` with the keys that stand for keys of a section put in their places."""
     top = dict(layer.value)
-    for section, names in schema.renamed_in.items():
-        if section in top and isinstance(top[section].value, dict):
-            top[section] = _renamed(top[section], names, problems)
+    for section, names in schema.stands_for.items():
+        given = top.get(section)
+        if given is None or not isinstance(given.value, dict):
+            continue
+        renamed = _renamed(given, {name: keys[0] for name, keys in names.items()}, problems)
+        emptied = {
+            key: Node([], given.value[name].origin)
+            for name, keys in names.items()
+            if name in given.value
+            for key in keys[1:]
+        }
+        top[section] = replace(renamed, value={**emptied, **renamed.value})
     return replace(layer, value=top)
 
 

@@ -15,9 +15,9 @@ import torch
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import FieldMap, RolloutConfig
-from vlatool.models.policy import Observation, Policy
+from vlatool.evaluation.memory import Memory, Moment
+from vlatool.models.policy import Policy
 from vlatool.plugins import did_you_mean
-from vlatool.transforms.relative import SUFFIX
 
 EnvObservation = Mapping[str, Any]
 
@@ -79,20 +79,10 @@ class PolicyController:
         self._policy = policy
         self._config = config
         self._rng = torch.Generator().manual_seed(config.seed)
-        self._history: dict[int, deque[EnvObservation]] = {}
+        self._fields = list(policy.fields)
+        self._memories: dict[int, Memory] = {}
         self._plans: dict[int, deque[_Step]] = {}
-        self._done: dict[int, deque[_Step]] = {}
-        offsets = policy.data.image_indices
-        if max(offsets) > 0:
-            raise DataError(
-                f"the policy wants pictures from the future: image_indices {offsets}",
-                hint="train with data.image_indices of at most 0",
-                code="data.future_pictures",
-            )
-        self._memory = max(-min(offsets), policy.past) + 1
-        self._fields = list(
-            dict.fromkeys([*policy.data.proprioception_fields, *policy.reference_fields])
-        )
+        Memory(policy)  # says at once that the policy cannot act
         self._check()
 
     def act(
@@ -100,10 +90,9 @@ class PolicyController:
     ) -> dict[int, Array]:
         """The next action of each plan; plans that ran out are made anew, all in one batch."""
         for number, observation in observations.items():
-            history = self._history.setdefault(number, deque(maxlen=self._memory))
-            while len(history) < self._memory - 1:
-                history.append(observation)
-            history.append(observation)
+            if number not in self._memories:
+                self._memories[number] = Memory(self._policy)
+            self._memories[number].see(self._moment(observation))
         empty = [number for number in observations if not self._plans.get(number)]
         if empty:
             self._replan(empty, instructions)
@@ -111,11 +100,11 @@ class PolicyController:
 
     def _next(self, number: int) -> Array:
         step = self._plans[number].popleft()
-        self._done.setdefault(number, deque(maxlen=self._policy.past)).append(step)
+        self._memories[number].do(step.commands)
         return step.action
 
     def _replan(self, numbers: Sequence[int], instructions: Mapping[int, str]) -> None:
-        seen = [self._observe(number, instructions[number]) for number in numbers]
+        seen = [self._memories[number].observation(instructions[number]) for number in numbers]
         commands = self._policy.act(seen, steps=self._config.inference_steps, rng=self._rng)
         parts = [commands[part.field] * part.scale for part in self._config.action]
         chunks = np.concatenate(parts, axis=-1)[:, : self._config.execute_steps]
@@ -125,35 +114,11 @@ class PolicyController:
                 for step, action in enumerate(chunk)
             )
 
-    def _observe(self, number: int, instruction: str) -> Observation:
-        history = list(self._history[number])
-        data = self._policy.data
-        pictures = [
-            self._picture(history[offset - 1], camera)
-            for offset in data.image_indices
-            for camera in data.camera_names
-        ]
-        recent = history[-(self._policy.past + 1) :]
-        fields = {
-            name: np.stack([self._field(one, name) for one in recent]) for name in self._fields
-        }
-        known, mask = self._past_actions(number, fields)
-        return Observation(np.stack(pictures), fields, instruction, known, mask)
-
-    def _past_actions(
-        self, number: int, fields: Mapping[str, Array]
-    ) -> tuple[dict[str, Array] | None, Array | None]:
-        """What was carried out in the last `past` steps, and which of them there were."""
-        done = self._done.get(number)
-        if not done:
-            return None, None
-        missing = self._policy.past - len(done)
-        steps = [done[0]] * missing + list(done)
-        commands = {
-            name: np.stack([one.commands[name] for one in steps]) for name in done[0].commands
-        }
-        mask = np.arange(self._policy.past) >= missing
-        return self._policy.seen_from_now(commands, fields), mask
+    def _moment(self, observation: EnvObservation) -> Moment:
+        return Moment(
+            images={name: self._picture(observation, name) for name in self._policy.cameras},
+            fields={name: self._field(observation, name) for name in self._fields},
+        )
 
     def _picture(self, observation: EnvObservation, camera: str) -> Array:
         picture = _lookup(observation, self._config.cameras.get(camera, camera))
@@ -176,7 +141,7 @@ class PolicyController:
                     code="data.unmapped_field",
                     details={"field": name},
                 )
-        offered = [name.removesuffix(SUFFIX) for name in self._policy.data.action_fields]
+        offered = list(self._policy.actions)
         if not self._config.action:
             raise DataError(
                 "nothing says how the environment's action is made of the policy's fields",

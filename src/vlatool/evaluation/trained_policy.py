@@ -39,7 +39,7 @@ class TrainedPolicy:
     kept: "RoboticsKept"
 
 
-def load_policy(location: str, weights: Weights) -> TrainedPolicy:
+def load_trained(location: str, weights: Weights) -> TrainedPolicy:
     """Loads a policy.
 
     Raises:

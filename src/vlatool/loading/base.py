@@ -112,8 +112,9 @@ class DataKind(Protocol):
 
     name: ClassVar[str]
     Config: ClassVar[type["LoadingConfig"]]
-    # The list key of its section that `--data DIR` sets; the kind looks inside when it reads facts.
-    folders_key: ClassVar[str]
+    # The first is the list key of its section that `--data DIR` sets; the kind looks inside when it
+    # reads facts. The others say more of what that key held before, and are emptied.
+    folders_keys: ClassVar[tuple[str, ...]]
     drop_reasons: ClassVar[tuple[str, ...]]
 
     def read_facts(self, config: Any) -> Facts:

@@ -1,5 +1,6 @@
 """Keys that every kind of training data has: order, loader processes, cache."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -33,6 +34,8 @@ class LoadingConfig(ConfigModel):
             "shuffle_initial",
         }
     )
+
+    without_effect: ClassVar[Mapping[str, str]] = {"shuffle_initial": "nothing is buffered"}
 
     type: str = Field(default="", description="Kind of data.")
     dataset_weighting: list[float] = Field(

@@ -106,7 +106,11 @@ def open_dataset(
         DataError: The data are missing or broken, or lack something that was asked for.
     """
     chosen = DATA_KINDS.get(kind or DATA_KINDS.names()[0])()
-    given = {chosen.folders_key: [str(folder) for folder in folders], "shuffle": shuffle, **keys}
+    given = {
+        chosen.folders_keys[0]: [str(folder) for folder in folders],
+        "shuffle": shuffle,
+        **keys,
+    }
     overrides = [Override(key, value, _ORIGIN) for key, value in given.items()]
     config = load_config(chosen.Config, overrides=overrides).config
     facts = chosen.read_facts(config)

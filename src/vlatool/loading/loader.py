@@ -6,7 +6,10 @@ Legend of numbers: n position of the run, W processes, r rank, b samples in a mi
 of a micro-batch of this rank, K loader processes.
 """
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +199,19 @@ def build_loader(
 
 
 def _settle(worker: int) -> None:
-    """One thread; Ctrl-C goes to every process of a terminal, but the trainer answers it."""
+    """One thread; signals go to every process of a terminal or job, but the trainer answers them.
+
+    A process of the forkserver does not end with the one that asked for it, so it watches it.
+    """
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -3,7 +3,7 @@
 Legend of shapes: B observations, N pictures, P = past + 1 steps, T action steps, C channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +65,7 @@ class Policy:
         assert data.lowdim_future_timesteps is not None
         self.data = data
         self.normalizer = kept.normalizer
+        self.pictures = kept.pictures
         self.past = data.lowdim_past_timesteps
         self.length = self.past + 1 + data.lowdim_future_timesteps
         self._sampler = sampler
@@ -74,10 +75,33 @@ class Policy:
         self._groups = [group for group in groups if _is_relative(group, data.action_fields)]
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras that it sees."""
+        return tuple(self.data.camera_names)
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """Fields that must be observed, with their widths: what it sees and what `act` needs."""
+        seen = {name: self._width(name) for name in self.data.proprioception_fields}
+        return {**seen, **{key: width for key, width in self._references() if key not in seen}}
+
+    @property
+    def actions(self) -> dict[str, int]:
+        """Fields that `act` commands, with their widths: names without `_relative`."""
+        return {name.removesuffix(SUFFIX): self._width(name) for name in self.data.action_fields}
+
+    @property
     def reference_fields(self) -> list[str]:
         """Measured poses that turning relative actions into absolute ones needs."""
-        keys = [key for group in self._groups for key in (group.position_key, group.rotation_key)]
-        return list(dict.fromkeys(actual_field(key) or key for key in keys))
+        return list(dict(self._references()))
+
+    def _references(self) -> Iterator[tuple[str, int]]:
+        for group in self._groups:
+            yield actual_field(group.position_key) or group.position_key, 3
+            yield actual_field(group.rotation_key) or group.rotation_key, 6
+
+    def _width(self, field: str) -> int:
+        return len(self.normalizer.scale(field, 1).constant)
 
     def predict(
         self, observations: Sequence[Observation], *, steps: int, rng: torch.Generator
@@ -189,8 +213,7 @@ class Policy:
         fields = {name: observation.fields[name] for name in self.data.proprioception_fields}
         known = observation.past_actions
         for name in self.data.action_fields:
-            width = len(self.normalizer.scale(name, 1).constant)
-            values = np.zeros((self.length, width))
+            values = np.zeros((self.length, self._width(name)))
             if known is not None:
                 values[: self.past] = known[name]
             fields[name] = values

@@ -1,5 +1,6 @@
 """Copies of remote files, and what was found out about them, in a folder that processes share."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import IO
 
 from vlatool.errors import StorageError
+from vlatool.storage import s3
 from vlatool.storage.atomic import open_atomic, write_bytes
+from vlatool.storage.s3_path import S3Path
 
 _COPY_SUFFIX = ".copy"
 _PIECE = 1 << 20
@@ -22,7 +25,8 @@ _ATTEMPTS = 3
 
 def default_cache_folder() -> Path:
     """`vlatool` in the user's cache folder, which XDG_CACHE_HOME names."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlatool"
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(folder)) / "vlatool"
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,28 @@ class FileVersion:
     Attributes:
         path: Where it is.
         size: Bytes.
-        modified_ns: When it was written, nanoseconds since 1970.
+        tag: Changes with the content, as far as the storage tells.
     """
 
     path: Path
     size: int
-    modified_ns: int
+    tag: str
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
         """One request; FileNotFoundError where there is no such file."""
-        status = path.stat()
-        return cls(path, status.st_size, status.st_mtime_ns)
+        if not isinstance(path, S3Path):
+            status = path.stat()
+            return cls(path, status.st_size, str(status.st_mtime_ns))
+        facts = s3.look(path.address)
+        if facts is None or facts.is_dir:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return cls(path, facts.size, facts.etag)
 
     @property
     def name(self) -> str:
         """A name for what is kept of it."""
-        text = f"{self.path} {self.size} {self.modified_ns}"
+        text = f"{self.path} {self.size} {self.tag}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -88,7 +97,7 @@ class FileCache:
         """
         path = self.folder / f"{file.name}{_COPY_SUFFIX}"
         for _ in range(_ATTEMPTS):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 os.utime(path)
                 return path.open("rb", buffering=0)
             with self._locked(file.name):

@@ -185,6 +185,8 @@ def _restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: O
     if saved:
         modules = nn.ModuleDict(dict(state.modules))
         set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=_FULL)
+        for group in optimizer.param_groups:
+            group["betas"] = tuple(group["betas"])  # torch gives a list
 
 
 def _read_trainer(path: Path) -> dict[str, Any]:

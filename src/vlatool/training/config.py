@@ -14,7 +14,7 @@ from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
 from vlatool.plugins import MODELS
 
-# What `--data DIR` sets: the kind of data says which of its keys that is.
+# What `--data DIR` is typed as: the kind of data says which of its keys that is.
 FOLDERS = "folders"
 
 
@@ -186,7 +186,7 @@ class TrainConfig(ConfigModel):
         if model_type is not None:
             fields["model"] = (model_type.Config, Field(description="What learns."))
         special = create_model(cls.__name__, __base__=cls, **fields)
-        special.renamed_in = {"data": {FOLDERS: kind.folders_key}}
+        special.stands_for = {"data": {FOLDERS: kind.folders_keys}}
         return special
 
     @property

@@ -41,7 +41,7 @@ def held_out(config: TrainConfig) -> HeldOut | None:
     if section is None:
         raise UsageError(
             "total_val_samples is set, but no held-out data are given",
-            hint=f"give data.val_{kind.folders_key}, or leave total_val_samples out",
+            hint=f"give data.val_{kind.folders_keys[0]}, or leave total_val_samples out",
             code="usage.no_validation_data",
         )
     facts = kind.read_facts(section)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-# `settle` changes buffers alike everywhere; a copy in the middle of a step would invalidate what the
-# backward pass needs. Newer versions of torch have another name for it.
+# `settle` changes buffers alike everywhere; a copy in the middle of a step would invalidate what
+# the backward pass needs. Newer versions of torch have another name for it.
 _SYNC = "forward_sync_buffers"
 _ARGUMENTS = signature(DistributedDataParallel).parameters
 _BUFFERS_STAY: dict[str, Any] = {_SYNC if _SYNC in _ARGUMENTS else "broadcast_buffers": False}

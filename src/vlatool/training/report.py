@@ -1,5 +1,6 @@
 """Reads what a step left behind, one step later, and tells it."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 from vlatool.training.step import Moved
 
+# The one that decides how the run ends comes first.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NAMED_SAMPLES = 8
 # A share of fewer samples than these says little.
 _FEW_SAMPLES = 1000
@@ -49,7 +52,7 @@ class Reports:
         total_steps: The last one has a line of its own.
         drop_reasons: Of the kind of data, in the order of `MicroBatch.dropped`.
         max_dropped_share: Share of the samples above which the run ends.
-        stop_asked: A rank was asked to stop; the same on all ranks.
+        stopped_by: The signal by which a rank was asked to stop; the same on all ranks.
     """
 
     metrics: MetricsFile
@@ -60,19 +63,19 @@ class Reports:
     total_steps: int
     drop_reasons: Sequence[str] = ()
     max_dropped_share: float = 1.0
-    stop_asked: bool = False
+    stopped_by: int | None = None
 
     def __post_init__(self) -> None:
         self.meter = Meter()
         self._pending: StepRecord | None = None
         self._alarms: set[str] = set()
 
-    def told_by_rank(self, micro_batches: Sequence[MicroBatch], *, stop: bool) -> list[float]:
-        """What this rank adds to the first reduction of a step."""
+    def told_by_rank(self, micro_batches: Sequence[MicroBatch], stop: int | None) -> list[float]:
+        """What this rank adds to the first reduction of a step: signals and dropped samples."""
         dropped = [0] * len(self.drop_reasons)
         for one in micro_batches:
             dropped = [a + b for a, b in zip(dropped, one.dropped, strict=True)]
-        return [float(stop), *map(float, dropped)]
+        return [*(float(stop == number) for number in _SIGNALS), *map(float, dropped)]
 
     def take(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
         """Takes in a step and reads the one before.
@@ -109,13 +112,14 @@ class Reports:
             if place == 0:
                 self._take_extras(rest, record, state)
         self.meter.consumed(record.samples // record.step)
-        self._tell(record, objective, loss)
+        self._tell(record, state, objective, loss)
 
     def _take_extras(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
-        self.stop_asked = self.stop_asked or extras[0] > 0
+        asked = [number for number, ranks in zip(_SIGNALS, extras, strict=False) if ranks]
+        self.stopped_by = self.stopped_by or next(iter(asked), None)
         counts = {
             reason: int(count)
-            for reason, count in zip(self.drop_reasons, extras[1:], strict=True)
+            for reason, count in zip(self.drop_reasons, extras[len(_SIGNALS) :], strict=True)
             if count
         }
         if not counts:
@@ -124,8 +128,10 @@ class Reports:
             state.dropped[reason] = state.dropped.get(reason, 0) + count
         total = sum(state.dropped.values())
         examples = self.runtime.gathered([record.first_drop] if record.first_drop else [])
-        told = f"{_listed(counts)} dropped at step {record.step}: {examples[0]}"
-        self.reporter.warn("data.dropped_samples", told)
+        if counts.keys() - self._alarms:
+            self._alarms |= counts.keys()
+            told = f"a sample is left out at step {record.step}, further ones are counted"
+            self.reporter.warn("data.dropped_samples", f"{told}: {examples[0]}")
         if total > self.max_dropped_share * max(record.samples, _FEW_SAMPLES):
             raise DataError(
                 f"{total} of {record.samples} samples could not be used "
@@ -136,7 +142,9 @@ class Reports:
                 details={"dropped": dict(state.dropped), "samples": record.samples},
             )
 
-    def _tell(self, record: StepRecord, objective: Objective, loss: float | None) -> None:
+    def _tell(
+        self, record: StepRecord, state: TrainState, objective: Objective, loss: float | None
+    ) -> None:
         fields = {} if loss is None else {"loss": round(loss, 4)}
         if record.step % self.log_every and record.step != self.total_steps:
             self.bar.advance(1)
@@ -145,7 +153,8 @@ class Reports:
         values = self.meter.report(figures)
         rate = round(values["samples_per_second"], 1)
         self.bar.advance(1, **fields, samples_s=rate)
-        self.metrics.write(record.step, {"samples": float(record.samples), **values})
+        dropped = {"dropped": float(sum(state.dropped.values()))} if state.dropped else {}
+        self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
         self.watch(objective, figures)
 
     def _figures(self, objective: Objective) -> dict[str, float]:

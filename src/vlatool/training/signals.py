@@ -2,12 +2,18 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
+_SAME_STOP_S = 2.0
+
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM is remembered; the second one acts at once.
+    """While active, the first SIGINT or SIGTERM is remembered; a later one acts at once.
+
+    One that follows within two seconds is the same request: schedulers and launchers send it to a
+    process and to its group.
 
     Attributes:
         signal: The signal that came, if any.
@@ -15,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -32,14 +39,18 @@ class StopRequest:
     ) -> None:
         self._restore()
 
-    def asked(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.signal is not None
+    def asked(self) -> int | None:
+        """The signal that asked for a stop, if one did."""
+        return self.signal
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.signal = number
-        self._restore()
+        if self.signal is not None and time.monotonic() - self._since < _SAME_STOP_S:
+            return
+        if self.signal is not None:
+            self._restore()
+            signal.raise_signal(number)
+        self.signal, self._since = number, time.monotonic()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

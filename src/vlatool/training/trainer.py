@@ -31,7 +31,7 @@ class Trainer:
         validate: Called at the plan's validation steps, parts in eval mode.
         show: Called with a micro-batch where pictures are wanted, parts in eval mode.
         save: Called at checkpoint steps; collective.
-        stop_asked: True once this process was asked to stop.
+        stop_asked: The signal by which this process was asked to stop, if it was.
     """
 
     plan: TrainPlan
@@ -43,7 +43,7 @@ class Trainer:
     validate: Callable[[TrainState], None]
     show: Callable[[TrainState, MicroBatch], None]
     save: Callable[[TrainState], None]
-    stop_asked: Callable[[], bool]
+    stop_asked: Callable[[], int | None]
 
     def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
         """Trains from `state.step` to the end of the plan, or until a stop is asked for.
@@ -58,12 +58,12 @@ class Trainer:
         """
         total_steps = self.plan.total_steps
         mover = Mover(self.h, total_steps, self.runtime, self.placed, self.contexts)
-        while state.step < self.plan.total_steps and not self.reports.stop_asked:
+        while state.step < self.plan.total_steps and self.reports.stopped_by is None:
             fetched = self._fetch(batches)
             self.contexts.begin(state.step)
             prepared = [self._prepared(objective, state.step, one) for one in fetched]
             moved: list[Moved] = []
-            extra = self.reports.told_by_rank(fetched, stop=self.stop_asked())
+            extra = self.reports.told_by_rank(fetched, self.stop_asked())
             for name in objective.optimizers_at(state.step):
                 one = mover.move(name, state, objective, prepared, [] if moved else extra)
                 with torch.no_grad():

@@ -1,11 +1,11 @@
-"""What is available here: presets, dataset formats, model types."""
+"""What is available here: presets, and everything in the registries."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlatool.config.presets import PresetInfo, list_presets
-from vlatool.plugins import FORMATS, MODELS, PluginInfo
+from vlatool.plugins import DATA_KINDS, FORMATS, MODELS, SINKS, PluginInfo
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PresetList:
 
 @dataclass(frozen=True)
 class PluginList:
-    """Everything in the registries: each with what it is, `format` or `model type`."""
+    """Everything in the registries, each with what it is: `format`, `model type` and so on."""
 
     plugins: Sequence[tuple[str, PluginInfo]]
 
@@ -55,8 +55,8 @@ def presets() -> PresetList:
 
 
 def plugins() -> PluginList:
-    """Every dataset format and model type, with where it comes from and whether it works."""
-    registries = (FORMATS, MODELS)
+    """Everything in the registries, with where it comes from and whether it works."""
+    registries = (FORMATS, SINKS, DATA_KINDS, MODELS)
     return PluginList([(one.noun, info) for one in registries for info in one.entries()])
 
 

@@ -16,7 +16,7 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.trained_policy import load_policy
+from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NULL, Reporter
 from vlatool.pages.demo_report import write_demo_report
 from vlatool.storage.atomic import write_json
@@ -221,7 +221,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
     _say(reporter, *words, "--seed", _FIRST_START)
     settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
-    policy = load_policy(str(paths.run), "auto").policy
+    policy = load_trained(str(paths.run), "auto").policy
     seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
     obey = RolloutPlan(seeds, _told, "success", pictured=_PICTURED, options=_goal)
     mislead = RolloutPlan(

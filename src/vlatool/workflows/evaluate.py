@@ -9,7 +9,7 @@ from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
-from vlatool.evaluation.trained_policy import TrainedPolicy, load_policy
+from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import JobOptions
 from vlatool.jobs.record import OutputRecord
@@ -96,7 +96,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     from vlatool.evaluation.offline import evaluate_open_loop
     from vlatool.evaluation.pictures import save_curves
 
-    trained = load_policy(config.checkpoint, config.weights)
+    trained = load_trained(config.checkpoint, config.weights)
     facts = _facts(config.data, trained)
     count = min(facts.num_samples, config.max_samples)
     with reporter.progress("open-loop", count, "sample") as bar:
@@ -132,7 +132,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env)
-    trained = load_policy(config.checkpoint, config.weights)
+    trained = load_trained(config.checkpoint, config.weights)
     config = with_world_mapping(config)
     plan = RolloutPlan(
         seeds=range(config.seed, config.seed + config.episodes),

@@ -45,6 +45,7 @@ class TrainResult:
     checkpoint: str | None
     checkpoint_steps: tuple[int, ...]
     dataset_samples: int
+    blocks_in_use: int
     dropped: Mapping[str, int]
     seconds: float
 
@@ -58,8 +59,8 @@ class TrainResult:
         if self.status == "planned":
             return (
                 f"{self.output}: would train {size} for {self.steps} steps on "
-                f"{self.dataset_samples} samples; checkpoints at {self.checkpoint_steps}; "
-                "nothing was written"
+                f"{self.dataset_samples} samples, about {self.blocks_in_use} shards at a time; "
+                f"checkpoints at {self.checkpoint_steps}; nothing was written"
             )
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         lines = [f"{self.output}: {self.status}, {size}, {self.steps} steps{loss}"]
@@ -110,7 +111,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)
     if config.dry_run:
-        return _planned(config, facts, plan)
+        return _planned(config, order, plan)
     run = RunDir(_output(config))
     feed = Feed(config, facts, order, plan, runtime, run.root, measured)
     setup = _Setup(config, facts, plan, runtime, run, feed)
@@ -180,11 +181,11 @@ def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
                 f"stopped after step {state.step}; the same command with --output {run.root} "
                 "goes on from there"
             )
-            _end(stop.signal)
+            _end(trainer.reports.stopped_by)
 
 
 def _trainer(
-    setup: _Setup, begun: "Begun", reports: "Reports", stop_asked: Callable[[], bool]
+    setup: _Setup, begun: "Begun", reports: "Reports", stop_asked: Callable[[], int | None]
 ) -> "Trainer":
     from vlatool.training.checkpoints import save_checkpoint
     from vlatool.training.pictures import Show
@@ -232,6 +233,9 @@ def _tell(
 ) -> None:
     for key, rule in rules.items():
         reporter.note(f"{key} from {rule}: {_value(config, key)}")
+    for key, reason in config.data.without_effect.items():
+        if getattr(config.data, key) != type(config.data).model_fields[key].default:
+            reporter.note(f"data.{key} has no effect: {reason}")
     if config.distributed.fsdp and runtime.world_size == 1:
         reporter.note("distributed.fsdp: one process has nothing to shard over")
     elif config.distributed.fsdp and runtime.device.type == "cpu":
@@ -286,7 +290,7 @@ def _end(number: int | None) -> None:
     raise KeyboardInterrupt
 
 
-def _planned(config: TrainConfig, facts: Facts, plan: "TrainPlan") -> TrainResult:
+def _planned(config: TrainConfig, order: SampleOrder, plan: "TrainPlan") -> TrainResult:
     import torch
 
     from vlatool.training.state import TrainState
@@ -303,7 +307,8 @@ def _planned(config: TrainConfig, facts: Facts, plan: "TrainPlan") -> TrainResul
         loss=None,
         checkpoint=None,
         checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=sum(one.size for one in facts.datasets),
+        dataset_samples=order.size,
+        blocks_in_use=order.blocks_in_use(),
         dropped={},
         seconds=0.0,
     )
@@ -324,6 +329,7 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
         checkpoint=None if latest is None else str(latest[1]),
         checkpoint_steps=plan.checkpoint_steps,
         dataset_samples=setup.feed.order.size,
+        blocks_in_use=setup.feed.order.blocks_in_use(),
         dropped=dict(state.dropped),
         seconds=round(time.monotonic() - started, 2),
     )

@@ -160,7 +160,7 @@ def _remote(cache: BlockCache, path: Path) -> _OpenBlock:
     index = read_index(index_path(path))
     if index is None or index.shard_bytes != version.size:
         content = cache.files.content(
-            version, INDEX_SUFFIX, lambda: index_by_headers(path).content()
+            version, INDEX_SUFFIX, lambda: index_by_headers(path, file).content()
         )
         index = parse_index(content)
     if index is None or index.shard_bytes != version.size:

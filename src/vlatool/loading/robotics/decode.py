@@ -81,7 +81,8 @@ class SampleDecoder:
             rng: Picks one of its sentences.
 
         Raises:
-            DataError: A member or field is missing or broken; names sample and member.
+            DataError: A member or field is missing or broken (`data.broken_sample`), or pictures
+                differ in size (`data.image_sizes_differ`); names sample and member.
         """
         sample = StoredSample(key, members)
         try:
@@ -91,7 +92,7 @@ class SampleDecoder:
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
             return DecodedSample(
                 key=key,
-                images=np.stack([_picture(members[name]) for name in self._pictures]),
+                images=_stacked(key, {name: _picture(members[name]) for name in self._pictures}),
                 fields={name: _columns(arrays[name])[span] for name in self._fields},
                 past_mask=arrays["past_mask"][span],
                 future_mask=arrays["future_mask"][span],
@@ -119,6 +120,19 @@ class SampleDecoder:
         """One sentence of the configured kinds, drawn evenly; empty where there is none."""
         sentences = [text for kind in self._kinds for text in by_kind.get(kind, ())]
         return sentences[int(rng.integers(len(sentences)))] if sentences else ""
+
+
+def _stacked(key: str, pictures: Mapping[str, UInt8Array]) -> UInt8Array:
+    """Pictures uint8 [N, H, W, 3]; other sizes are no damage, so all samples have them."""
+    sizes = {name: picture.shape[:2] for name, picture in pictures.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(
+            f"sample {key} has pictures of different (height, width): {sizes}",
+            hint="choose with data.camera_names, or preprocess with one --resize-images-size",
+            code="data.image_sizes_differ",
+            details={"sample": key},
+        )
+    return np.stack(list(pictures.values()))
 
 
 def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from vlatool.artifacts.manifest import Shard, check_shards
@@ -39,7 +40,7 @@ class DatasetFacts:
     fields: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
         """The shards as blocks."""
         names = self.names or tuple(f"data set {number}" for number, _ in enumerate(self.shards, 1))

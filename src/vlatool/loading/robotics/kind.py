@@ -1,23 +1,57 @@
 """Robotics data as a kind of training data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlatool.artifacts.provenance import read_preprocessing_config
+import numpy as np
+
+from vlatool.artifacts.provenance import read_preprocessing_config, write_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.artifacts.stats import Statistics, read_stats, write_stats
 from vlatool.config.base import derivation_rule
-from vlatool.episode import PoseGroup
+from vlatool.episode import PoseGroup, UInt8Array
+from vlatool.errors import DataError
+from vlatool.loading.base import Dropped, Place
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import BROKEN_SAMPLE
-from vlatool.loading.robotics.facts import DatasetFacts, data_folder, derive_data, read_facts
+from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
 from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.storage.atomic import write_bytes
+from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, make_geometry
 
 if TYPE_CHECKING:
     from vlatool.loading.robotics.reader import RoboticsReader
+
+# In the options beside a run: (height, width) of the pictures it was trained on.
+_IMAGE_SIZE = "image_size"
+
+
+@dataclass(frozen=True)
+class PictureShape:
+    """How pictures of a camera become those of the training data, as preprocessing did it.
+
+    Attributes:
+        size: (height, width); None where it is not known: pictures keep theirs.
+        method: How they get that size.
+        resample: Which pixels are mixed in doing so.
+        rotations: Camera to quarter turns clockwise, before everything else.
+    """
+
+    size: tuple[int, int] | None = None
+    method: ResizeMethod = "center_crop"
+    resample: ResizeFilter = "lanczos"
+    rotations: Mapping[str, int] = field(default_factory=dict)
+
+    def apply(self, camera: str, picture: UInt8Array) -> UInt8Array:
+        """A picture uint8 [H, W, 3] of the camera as a policy sees it."""
+        size = (picture.shape[0], picture.shape[1])
+        turns = self.rotations.get(camera, 0)
+        if turns == 0 and self.size in (None, size):
+            return picture
+        geometry = make_geometry(size, self.size, self.method, turns, self.resample)
+        return np.asarray(geometry.apply(np.ascontiguousarray(picture)))
 
 
 @dataclass(frozen=True)
@@ -30,6 +64,8 @@ class RoboticsKept:
         pose_groups: Which fields form poses.
         fps: Frames per second of its training data.
         statistics: Statistics it normalises with.
+        pictures: How pictures become those of its training data; of `prepared`, which training
+            does not ask for it, the size may be open.
     """
 
     data: RoboticsDataConfig
@@ -37,6 +73,7 @@ class RoboticsKept:
     pose_groups: Sequence[PoseGroup]
     fps: float
     statistics: Statistics
+    pictures: PictureShape = PictureShape()
 
 
 class RoboticsKind:
@@ -44,7 +81,7 @@ class RoboticsKind:
 
     name: ClassVar[str] = "robotics"
     Config: ClassVar[type[RoboticsDataConfig]] = RoboticsDataConfig
-    folders_key: ClassVar[str] = "dataset_manifest"
+    folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
     drop_reasons: ClassVar[tuple[str, ...]] = (BROKEN_SAMPLE,)
 
     def read_facts(self, config: RoboticsDataConfig) -> DatasetFacts:
@@ -71,8 +108,8 @@ class RoboticsKind:
         """Cameras, pictures, fields, window and widths from the data."""
         derived = derive_data(config, facts)
         rules = {
-            name: derivation_rule(field)
-            for name, field in RoboticsDataConfig.model_fields.items()
+            name: derivation_rule(key)
+            for name, key in RoboticsDataConfig.model_fields.items()
             if getattr(derived, name) != getattr(config, name)
         }
         return derived, rules
@@ -88,12 +125,16 @@ class RoboticsKind:
         return _kept(config, facts.statistics, facts.statistics_past, facts.options[0])
 
     def keep(self, config: RoboticsDataConfig, facts: DatasetFacts, folder: Path) -> None:
-        """Statistics of the fields that are used, and how the first data set was made."""
+        """Statistics of the fields that are used, and how the first data set was made.
+
+        Adds the size of the pictures, which preprocessing leaves open where it did not resize.
+        """
         run = RunDir(folder)
         names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
         write_stats([run.stats], {name: facts.statistics[name] for name in names})
-        options = data_folder(config.dataset_manifest[0]).options_file
-        write_bytes(run.options, options.read_bytes())
+        size = _given_size(facts.options[0]) or self._first_size(config, facts)
+        known = {} if size is None else {_IMAGE_SIZE: list(size)}
+        write_preprocessing_config(folder, {**facts.options[0], **known})
 
     def kept(self, config: RoboticsDataConfig, folder: Path) -> RoboticsKept:
         """What `keep` wrote; DataError where it is missing or broken."""
@@ -101,6 +142,21 @@ class RoboticsKind:
         statistics = read_stats(run.stats)
         options = read_preprocessing_config(folder)
         return _kept(config, statistics, int(options["past_lowdim_steps"]), options)
+
+    def _first_size(
+        self, config: RoboticsDataConfig, facts: DatasetFacts
+    ) -> tuple[int, int] | None:
+        """(height, width) of the first sample's pictures; None where it is broken or has none."""
+        blocks = enumerate(facts.datasets[0].blocks)
+        first = next((number for number, block in blocks if block.size), None)
+        if first is None or not config.camera_names:
+            return None
+        with suppress(DataError):  # whoever reads that sample for its content says what is wrong
+            reader = self.reader(config, facts)
+            sample = reader.read([Place(0, first, 0)], [np.random.default_rng(0)])[0]
+            if not isinstance(sample, Dropped):
+                return sample.images.shape[1], sample.images.shape[2]
+        return None
 
 
 def _kept(
@@ -112,4 +168,19 @@ def _kept(
         pose_groups=[PoseGroup(**group) for group in options.get("pose_groups") or []],
         fps=float(options.get("fps") or 10.0),
         statistics=statistics,
+        pictures=PictureShape(
+            size=_given_size(options),
+            method=str(options.get("image_resizing_method") or "center_crop").lower(),  # pyright: ignore[reportArgumentType] - as a sink wrote it
+            resample=options.get("image_resizing_filter") or "lanczos",
+            rotations=options.get("camera_rotations") or {},
+        ),
     )
+
+
+def _given_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) that options tell; `resize_images_size` is width, height."""
+    if options.get("resize_images_size"):
+        width, height = options["resize_images_size"]
+        return height, width
+    size = options.get(_IMAGE_SIZE)
+    return None if size is None else (size[0], size[1])

@@ -25,7 +25,7 @@ class RoboticsReader:
     """
 
     def __init__(self, config: RoboticsDataConfig, facts: DatasetFacts) -> None:
-        self._facts = facts.datasets
+        self._datasets = facts.datasets
         self._blocks = OpenBlocks(facts.datasets, _cache(config, facts))
         self._decoder = SampleDecoder(config)
 
@@ -45,7 +45,7 @@ class RoboticsReader:
         try:
             members = read_members(data)
         except ValueError as error:
-            path = self._facts[place.dataset].blocks[place.block].location
+            path = self._datasets[place.dataset].blocks[place.block].location
             raise DataError(
                 f"{path}: sample {place.sample} of it is damaged: {error}",
                 hint="preprocess or copy the data again",
@@ -55,7 +55,9 @@ class RoboticsReader:
         try:
             return self._decoder(members.key, members.contents, rng)
         except DataError as error:
-            return Dropped(BROKEN_SAMPLE, members.key, error.message)
+            if error.code != f"data.{BROKEN_SAMPLE}":
+                raise
+            return Dropped(BROKEN_SAMPLE, members.key, f"{error.message} ({error.hint})")
 
 
 def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:

@@ -1,0 +1,190 @@
+"""The training loader alone: samples/s, how fast a run opens, and the same from object storage.
+
+    python benchmarks/loading.py DATA [--workers 1] [--batch 16] [--steps 100] [--runs 5]
+    python benchmarks/loading.py DATA --before ../vlatool-before
+    python benchmarks/loading.py DATA --remote [--delay-ms 20]
+
+DATA is a folder of `vlatool preprocess`, such as demo/data. With --before two checkouts take turns,
+A B A B ...; with --remote DATA is copied to a local S3 server behind a proxy that holds up each
+request. The server and the proxy use the same processors as the loader.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe
+
+HERE = Path(__file__).resolve().parents[1]
+FAR = 1_000_000
+# Before this issue the modules of robotics data stood one folder up.
+OLD = "vlatool.loading"
+
+
+def stack(samples: Sequence[Any]) -> dict[str, Any]:
+    """What every batcher does: pictures and numbers as tensors."""
+    names = list(samples[0].fields)
+    return {
+        "images": torch.from_numpy(np.stack([one.images for one in samples])),
+        **{
+            name: torch.from_numpy(np.stack([one.fields[name] for one in samples]))
+            for name in names
+        },
+    }
+
+
+def nothing() -> dict[str, Any]:
+    """Stands for a micro-batch of broken samples; the data have none."""
+    return {}
+
+
+def batches_now(data: str, workers: int, batch: int, first: int) -> Iterator[Any]:
+    """Micro-batches of the loader of this checkout."""
+    from vlatool.loading.loader import LoaderPlan, build_loader
+    from vlatool.loading.order import OrderOptions, SampleOrder
+    from vlatool.loading.robotics.kind import RoboticsKind
+
+    kind = RoboticsKind()
+    config = kind.Config(dataset_manifest=[data])
+    facts = kind.read_facts(config)
+    config, _ = kind.derive(config, facts)
+    order = SampleOrder(facts.datasets, OrderOptions.of(config, 42))
+    plan = LoaderPlan(batch, first=first // batch, num_workers=workers, prefetch_factor=4)
+    return iter(build_loader(plan, order, kind.reader(config, facts), stack, nothing))
+
+
+def batches_before(data: str, workers: int, batch: int, first: int) -> Iterator[Any]:
+    """Micro-batches of the loader that replays what was consumed."""
+    config_module, facts_module, loader_module = (
+        importlib.import_module(f"{OLD}.{name}") for name in ("config", "facts", "loader")
+    )
+    manifest = str(Path(data, "shards", "manifest.jsonl"))
+    config = config_module.DataConfig(dataset_manifest=[manifest], num_workers=workers)
+    facts = facts_module.read_facts(config)
+    config = facts_module.derive_data(config, facts)
+    plan = loader_module.LoaderPlan(batch, skip_batches=first // batch)
+    return iter(loader_module.build_loader(config, facts, stack, plan))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """In a process of its own: seconds to the first micro-batch, and samples/s."""
+    is_old = (Path(os.environ["PYTHONPATH"]) / "vlatool/loading/facts.py").is_file()
+    batches = batches_before if is_old else batches_now
+    started = time.perf_counter()
+    loader = batches(arguments.data, arguments.workers, arguments.batch, arguments.first)
+    next(loader)
+    opened = time.perf_counter() - started
+    warm = 4 * max(arguments.workers, 1)
+    list(islice(loader, warm))
+    started = time.perf_counter()
+    for _ in islice(loader, arguments.steps):
+        pass
+    rate = arguments.steps * arguments.batch / (time.perf_counter() - started)
+    made = (arguments.steps + warm + 1) * arguments.batch
+    return {"opened": opened, "rate": rate, "samples": made}
+
+
+def child(
+    arguments: argparse.Namespace,
+    checkout: Path = HERE,
+    env: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> dict[str, float]:
+    """What `measure` says with the code of a checkout."""
+    given = {**vars(arguments), **changes}
+    words = [
+        f"--{key}={given[key]}" for key in ("workers", "batch", "steps", "first") if key in given
+    ]
+    done = subprocess.run(
+        [sys.executable, __file__, given["data"], "--child", *words],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(checkout / "src"), **(env or {})},
+    )
+    return json.loads(done.stdout)
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Median and range."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def local(arguments: argparse.Namespace) -> None:
+    """Rates of the checkouts in turn, then how long a run takes to open."""
+    checkouts = [HERE, *([arguments.before.resolve()] if arguments.before else [])]
+    rates: dict[Path, list[float]] = {one: [] for one in checkouts}
+    for number in range(arguments.runs + 1):
+        for one in checkouts:
+            rate = child(arguments, one)["rate"]
+            if number:  # the first run warms caches
+                rates[one].append(rate)
+    print(f"samples/s, {arguments.workers} loader processes, batches of {arguments.batch}")
+    for one, found in rates.items():
+        print(f"{spread(found)}: {one}")
+    if arguments.before:
+        before, now = (statistics.median(rates[one]) for one in reversed(checkouts))
+        print(f"{now / before:.3f} x")
+    for position in (0, FAR):
+        seconds = [
+            1000 * child(arguments, first=position, workers=0, steps=1)["opened"]
+            for _ in range(arguments.runs)
+        ]
+        print(f"{spread(seconds)} ms to the first micro-batch at position {position}")
+
+
+def remote(arguments: argparse.Namespace) -> None:
+    """The same data on disk and in S3, whose answers take a while."""
+    sys.path[:0] = [str(HERE), str(HERE / "src")]
+    from tests.builders.s3_runs import upload
+    from tests.builders.s3_server import faulty_proxy, s3_server
+    from vlatool.storage.s3_path import S3Path
+
+    with s3_server() as server, faulty_proxy(server.endpoint) as proxy:
+        os.environ.update(server.env)
+        target = S3Path(f"s3://{server.bucket()}/data")
+        upload(Path(arguments.data), target)
+        near = child(arguments)
+        for delay_ms in (0, arguments.delay_ms):
+            proxy.faults.clear()
+            proxy.faults.delay_s = delay_ms / 1000
+            far = child(arguments, env=proxy.env, data=str(target))
+            count = len(proxy.faults.requests)
+            print(
+                f"{delay_ms} ms per request: {far['rate']:.0f} samples/s, "
+                f"{far['rate'] / near['rate']:.0%} of {near['rate']:.0f} on disk; "
+                f"{count / far['samples'] * 1e6:.0f} requests per million samples; "
+                f"opened in {1000 * far['opened']:.0f} ms"
+            )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--remote", action="store_true")
+    parser.add_argument("--delay-ms", type=int, default=20)
+    parser.add_argument("--child", action="store_true", help="for this program itself")
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(arguments)))
+    else:
+        print(describe())
+        (remote if arguments.remote else local)(arguments)

@@ -1,0 +1,173 @@
+"""The loss curve of a policy on a fixed order of samples, with the code of this and another tree.
+
+    python benchmarks/loss_curve.py [--before ../vlatool-before] [--steps 200]
+
+Both trees train the small policy on the same made-up batches in the same order and print each loss
+and the gradient norm; the order of real data is no part of it. `--before` names a checkout at the
+commit before parts and optimizer specs (its trainer took one model), or any later one.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BATCH = 16
+
+
+def main(before: Path | None, steps: int) -> None:
+    """Prints both curves side by side, and the largest difference."""
+    ours = curve(Path(__file__).resolve().parents[1], steps)
+    theirs = ours if before is None else curve(before.resolve(), steps)
+    for row, (new, old) in enumerate(zip(ours, theirs, strict=True)):
+        if (row + 1) % max(1, len(ours) // 10) == 0:
+            print(f"step {new['step']:4d}  loss {new['loss']:.6f}  before {old['loss']:.6f}")
+    worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(ours, theirs, strict=True))
+    print(f"largest relative difference of {len(ours)} losses: {worst:.2e}")
+
+
+def curve(checkout: Path, steps: int) -> list[dict[str, Any]]:
+    """The losses of a training with the code of a checkout."""
+    env = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    words = [sys.executable, __file__, "--rows", str(steps)]
+    done = subprocess.run(words, check=True, env=env, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows(steps: int) -> list[dict[str, Any]]:
+    """The losses of a training with the code that is imported."""
+    import tempfile
+
+    from vlatool.artifacts.run_dir import read_metrics
+    from vlatool.config.overrides import Override
+    from vlatool.config.resolve import load_config
+    from vlatool.training.config import TrainConfig
+
+    widths = {"model.action_dim": 4, "model.proprioception_dim": 4}
+    places = {"num_cameras": 2, "num_times": 1}
+    widths |= {f"model.vision_language_backbone.{key}": one for key, one in places.items()}
+    typed = {**widths, "hparams.grad_clip_norm": 1.0, "hparams.per_gpu_batch_size": BATCH}
+    overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
+    config = load_config(TrainConfig, presets=["diffusion-policy-tiny"], overrides=overrides).config
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = Path(folder, "metrics.jsonl")
+        try:
+            import vlatool.training.placement  # noqa: F401
+        except ImportError:
+            fit_before(config, metrics, steps)
+        else:
+            fit(config, metrics, steps)
+        keys = ("step", "loss", "grad_norm", "lr")
+        return [{key: row[key] for key in keys} for row in read_metrics(metrics)]
+
+
+def batches(steps: int) -> Iterator[dict[str, Any]]:
+    """The same numbers in every tree."""
+    import torch
+
+    rng = torch.Generator().manual_seed(3)
+    time = torch.arange(16)
+    for _ in range(steps):
+        phase = torch.rand(BATCH, 1, 4, generator=rng) * 6
+        yield {
+            "keys": [str(row) for row in range(BATCH)],
+            "images": torch.randint(256, (BATCH, 2, 3, 64, 64), generator=rng).to(torch.uint8),
+            "text": torch.randint(1, 200, (BATCH, 32), generator=rng),
+            "actions": torch.sin(phase + 0.2 * time[None, :, None]),
+            "proprioception": torch.randn(BATCH, 2, 4, generator=rng),
+            "past_mask": (time < 1).expand(BATCH, -1).clone(),
+            "future_mask": (time >= 1).expand(BATCH, -1).clone(),
+        }
+
+
+def fit(config: Any, metrics: Path, steps: int) -> None:
+    """With parts, optimizer specs and a report a step later."""
+    from vlatool.events import NULL, NullProgress
+    from vlatool.loading.base import MicroBatch
+    from vlatool.training.begin import begin
+    from vlatool.training.metrics import MetricsFile
+    from vlatool.training.plan import TrainPlan
+    from vlatool.training.report import Reports
+    from vlatool.training.runtime import Runtime
+    from vlatool.training.step import Contexts
+    from vlatool.training.trainer import Trainer
+
+    runtime: Any = Runtime(config)
+    begun = begin(config, None, runtime, None)  # pyright: ignore[reportArgumentType]
+    names = tuple(map(str, range(BATCH)))
+    fed = (
+        MicroBatch(one, names, tuple(range(number * BATCH, (number + 1) * BATCH)))
+        for number, one in enumerate(batches(steps))
+    )
+    contexts = Contexts(runtime, begun.placed, config.hparams.seed, BATCH)
+    file = MetricsFile(metrics, NULL)
+    reports = Reports(file, NULL, NullProgress(), runtime, 1, steps)
+
+    def nothing(*_: Any) -> None:
+        """In place of validation, pictures and checkpoints."""
+
+    Trainer(
+        plan=TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0),
+        h=config.hparams,
+        runtime=runtime,
+        placed=begun.placed,
+        contexts=contexts,
+        reports=reports,
+        validate=nothing,
+        show=nothing,
+        save=nothing,
+        stop_asked=lambda: None,
+    ).fit(begun.state, fed, begun.objective)
+
+
+def fit_before(config: Any, metrics: Path, steps: int) -> None:
+    """With the trainer of one model."""
+    import torch
+
+    from vlatool.events import NULL, NullProgress
+    from vlatool.plugins import MODELS
+    from vlatool.training.ema import WeightAverage
+    from vlatool.training.metrics import MetricsFile
+    from vlatool.training.optim import build_optimizer
+    from vlatool.training.plan import TrainPlan
+    from vlatool.training.runtime import Runtime
+    from vlatool.training.state import TrainState
+    from vlatool.training.trainer import Trainer
+
+    runtime: Any = Runtime(config)
+    model_type: Any = MODELS.get(config.model.type)()
+    torch.manual_seed(config.hparams.seed)
+    model = model_type.build(config.model)
+    objective = model_type.objective(config.model, model)
+    optimizers: Any = {"main": build_optimizer(model, config.hparams)}
+    any_trainer: Any = Trainer
+    any_trainer(
+        plan=TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0),
+        h=config.hparams,
+        runtime=runtime,
+        metrics=MetricsFile(metrics, NULL),
+        log_every=1,
+        save=lambda state: None,
+        stop_asked=lambda: False,
+    ).fit(
+        TrainState(model, optimizers, WeightAverage(config.ema, model)),
+        batches(steps),
+        objective,
+        NullProgress(),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--before", type=Path, help="another checkout")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rows", type=int, help="print this tree's rows as JSON, and nothing else")
+    arguments = parser.parse_args()
+    if arguments.rows:
+        print(json.dumps(rows(arguments.rows)))
+    else:
+        main(arguments.before, arguments.steps)

@@ -1,0 +1,58 @@
+"""`--nproc`: a command line on several ranks, and the command within one of them."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from vlatool.cli.failures import Terminated, as_vlatool_error
+from vlatool.cli.output import write_stderr, write_stdout
+from vlatool.cli.session import Run
+
+
+def on_ranks(run: Run, processes: int | None) -> bool:
+    """Runs this command line on ranks and prints what the main one says.
+
+    Returns:
+        False if this process is to do the work itself.
+    """
+    if processes is None:
+        return False
+    from vlatool.training import start
+
+    if processes == 1:
+        start.check_processes(processes, gpus=0)
+        return False
+    write_stdout(start.start(sys.argv[1:], processes, reporter=run.reporter))
+    return True
+
+
+@contextmanager
+def one_voice(run: Run) -> Iterator[None]:
+    """In a rank of `--nproc`, hands errors to the first process, which tells one of them."""
+    from vlatool.training.ranks import Membership
+
+    membership = Membership.of_this_process()
+    if membership is None:
+        yield
+        return
+    try:
+        membership.join()
+        yield
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt, Terminated, SystemExit) as error:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the agent asks again
+            signal.signal(number, signal.SIG_IGN)
+        told = as_vlatool_error(error)
+        membership.tell(told)
+        logging.getLogger("vlatool").debug("the rank ended with", exc_info=True)
+        if run.options.debug:
+            write_stderr("".join(traceback.format_exception(error)).rstrip())
+        # At once: while its neighbours end, a loader that is taken down in order has much to say.
+        os._exit(told.exit_code)

@@ -1,0 +1,121 @@
+"""Small shards and loaders over them."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.loading.base import Dropped, MicroBatch, Place
+from vlatool.loading.loader import BatchLoader, LoaderPlan, build_loader
+from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.decode import DecodedSample
+from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+
+SAMPLES = 12
+PAST, FUTURE = 1, 2
+FIELD = "robot__action__poses__left::panda__xyz"
+OBSERVED = "robot__actual__poses__left::panda__xyz"
+
+
+def names_and_sentences(samples: Sequence[DecodedSample]) -> dict[str, Any]:
+    """The simplest batcher: what tells samples apart."""
+    return {
+        "keys": [sample.key for sample in samples],
+        "instructions": [sample.instruction for sample in samples],
+    }
+
+
+def nothing() -> dict[str, Any]:
+    """A fake batch."""
+    return {"keys": [], "instructions": []}
+
+
+def write_shards(raw: Path, output: Path, per_shard: int, **options: Any) -> Path:
+    """The shard folder of a task."""
+    tree = {
+        "format": "spartan",
+        "sources": [str(raw)],
+        "output": str(output),
+        "past_lowdim_steps": PAST,
+        "future_lowdim_steps": FUTURE,
+        "max_padding_right": FUTURE,
+        "samples_per_shard": per_shard,
+        "workers": 1,
+        **options,
+    }
+    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    return output / "shards"
+
+
+def opened(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, DatasetFacts]:
+    """Config and facts of data sets."""
+    config = RoboticsDataConfig(
+        dataset_manifest=[str(folder) for folder in folders],
+        **{"action_fields": [FIELD], **keys},
+    )
+    facts = RoboticsKind().read_facts(config)
+    return RoboticsKind().derive(config, facts)[0], facts
+
+
+def loader_of(
+    data: tuple[RoboticsDataConfig, DatasetFacts], plan: LoaderPlan, seed: int = 1
+) -> BatchLoader:
+    """Micro-batches of the names of samples."""
+    config, facts = data
+    order = SampleOrder(facts.datasets, OrderOptions.of(config, seed))
+    reader = RoboticsKind().reader(config, facts)
+    return build_loader(plan, order, reader, names_and_sentences, nothing)
+
+
+def batches(
+    data: tuple[RoboticsDataConfig, DatasetFacts], plan: LoaderPlan, count: int, seed: int = 1
+) -> list[MicroBatch]:
+    """The first micro-batches."""
+    with loader_of(data, plan, seed) as loader:
+        return list(itertools.islice(loader, count))
+
+
+def names(found: Sequence[MicroBatch]) -> list[str]:
+    """The samples of micro-batches."""
+    return [name for batch in found for name in batch.samples]
+
+
+class Named(str):
+    """A sample that is its name."""
+
+    __slots__ = ()
+
+    @property
+    def key(self) -> str:
+        """The name."""
+        return str(self)
+
+
+class PlacesReader:
+    """A reader without files: what it reads are the places themselves, which it remembers.
+
+    Args:
+        broken: Every so many-th sample is dropped; 1 for all of them.
+    """
+
+    def __init__(self, broken: int = 0) -> None:
+        self.asked: list[Place] = []
+        self._broken = broken
+
+    def read(
+        self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
+    ) -> list[Named | Dropped]:
+        """See `loading.base.SampleReader`."""
+        self.asked += places
+        return [self._read(place, rng) for place, rng in zip(places, rngs, strict=True)]
+
+    def _read(self, place: Place, rng: np.random.Generator) -> Named | Dropped:
+        name = f"{place.dataset}/{place.block}/{place.sample}/{rng.integers(1 << 30)}"
+        if self._broken and place.sample % self._broken == 0:
+            return Dropped("broken", name, f"{name} is broken")
+        return Named(name)

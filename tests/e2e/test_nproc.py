@@ -1,0 +1,155 @@
+"""`--nproc 2`: two ranks of one command, and every way in which they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.builders.training import tiny_arguments, world_shards
+from vlatool.artifacts.run_dir import RunDir, read_metrics
+
+VLATOOL = [sys.executable, "-m", "vlatool"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"))
+
+
+def command(data: Path, run: Path, *options: str, **changes: Any) -> list[str]:
+    return [*VLATOOL, "--json", *tiny_arguments(data, run, **changes), "--nproc", "2", *options]
+
+
+@contextmanager
+def started(
+    data: Path, run: Path, **changes: Any
+) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
+    """A run of two ranks that has made its first step, and their process ids by rank.
+
+    At the end none of them is left, nor anything that they have started.
+    """
+    arguments = command(data, run, total_train_steps=20000, num_checkpoints=1, **changes)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children()
+    ranks = {int(one.environ()["RANK"]): one.pid for one in children}
+    assert sorted(ranks) == [0, 1]
+    try:
+        yield process, ranks
+    finally:
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in psutil.pids() if lives_in(pid, ranks.values())]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def lives_in(pid: int, sessions: Collection[int]) -> bool:
+    """Whether a process is one of the ranks or was started by one: each leads a session."""
+    try:
+        is_zombie = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return os.getsid(pid) in sessions and not is_zombie  # nobody may be there to collect it
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
+
+
+def errors(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_two_ranks_write_one_run_and_one_document(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = command(data, run, total_train_steps=2, num_checkpoints=1)
+    (tmp_path / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    names = [path.name for path in (tmp_path / "tmp").iterdir()]
+    assert [name for name in names if name.startswith(("vlatool", "torchelastic"))] == []
+    result = json.loads(done.stdout)
+    assert (result["steps"], result["samples"]) == (2, 16)
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
+    (shown,) = [line for line in done.stderr.splitlines() if "-m vlatool" in line]
+    assert "torchrun --standalone" in shown
+    assert "--nproc " not in shown
+    config = (run / "config.yaml").read_text()
+    assert "nproc" not in config
+    assert "world_size: 2" in config
+
+
+def test_same_error_on_all_ranks_is_told_once_with_its_exit_code(
+    data: Path, tmp_path: Path
+) -> None:
+    arguments = command(data, tmp_path / "run", data__camera_names="scene_rihgt_0")
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert (error["kind"], error["code"]) == ("data", "data.unknown_camera_names")
+    assert len(errors(done.stderr)) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_configuration_is_refused_before_any_rank_starts(data: Path, tmp_path: Path) -> None:
+    arguments = command(data, tmp_path / "run", "--hparams.lr", "fast")
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["kind"] == "config"
+    assert len(errors(done.stderr)) == 1
+    assert "torchrun" not in done.stderr
+
+
+def test_sigterm_reaches_the_ranks_and_a_checkpoint_is_written(data: Path, tmp_path: Path) -> None:
+    # With a loader process, whose death may cost the rank its checkpoint.
+    with started(data, tmp_path / "run", data__num_workers=1) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 143, stderr
+    assert json.loads(stdout)["error"]["kind"] == "terminated"
+    assert json.loads(stdout)["error"]["hint"].endswith("--nproc 2")
+    assert len(errors(stderr)) == 1
+    ((step, _),) = RunDir(tmp_path / "run").checkpoints()
+    assert 0 < step < 20000
+
+
+def test_killed_rank_ends_the_run_with_one_message(data: Path, tmp_path: Path) -> None:
+    with started(data, tmp_path / "run", data__num_workers=1) as (process, ranks):
+        os.kill(ranks[1], signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGKILL, stderr
+    error = json.loads(stdout)["error"]
+    assert (error["code"], error["details"]["rank"]) == ("rank.ended", 1)
+    assert len(errors(stderr)) == 1
+    assert "Traceback" not in stderr
+
+
+def test_no_rank_outlives_a_killed_command(data: Path, tmp_path: Path) -> None:
+    with started(data, tmp_path / "run") as (process, _):
+        process.kill()  # `started` looks for survivors
+
+
+def test_rank_that_is_alone_says_so(data: Path, tmp_path: Path) -> None:
+    """As if the launcher had silently started one process."""
+    fields = {"starter": os.getpid(), "folder": str(tmp_path), "owns_threads": False}
+    member = json.dumps({"processes": 2, **fields})
+    done = subprocess.run(
+        [*VLATOOL, *tiny_arguments(data, tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "VLATOOL_RANK_OF": member},
+    )
+    assert done.returncode == 6
+    assert (done.stdout, done.stderr) == ("", "")  # the first process tells it
+    assert json.loads((tmp_path / "0.json").read_text())["code"] == "environment.processes"

@@ -1,0 +1,401 @@
+"""Stored samples to arrays, and what is checked before the first batch. lbm-data 5, 8.2."""
+
+import io
+import itertools
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders.loading import (
+    FIELD,
+    FUTURE,
+    OBSERVED,
+    PAST,
+    SAMPLES,
+    batches,
+    names,
+    opened,
+    write_shards,
+)
+from tests.builders.spartan import spartan_task
+from vlatool.artifacts.fragment import read_members
+from vlatool.artifacts.shard import index_by_headers
+from vlatool.errors import DataError
+from vlatool.loading.loader import LoaderPlan
+from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
+from vlatool.loading.robotics.normalizer import Normalizer
+
+KEY = "sample"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Number of shards to a shard folder; all hold the same samples."""
+    raw = spartan_task(tmp_path_factory.mktemp("raw"), 2, SAMPLES // 2)
+    root = tmp_path_factory.mktemp("lbm")
+    return {count: write_shards(raw, root / str(count), SAMPLES // count) for count in (1, 3)}
+
+
+@pytest.fixture
+def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
+    """A shard folder that a test may break."""
+    shutil.copytree(folders[3], tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def refusal(folder: Path, **keys: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        opened(folder, **keys)
+    return caught.value
+
+
+# decoding
+
+
+@pytest.fixture
+def raw_sample(folders: dict[int, Path]) -> dict[str, bytes]:
+    shard = folders[1] / "shard_000000.tar"
+    start, length = index_by_headers(shard).ranges()[0]
+    return read_members(shard.read_bytes()[start : start + length]).contents
+
+
+def decode(folder: Path, raw_sample: dict[str, bytes], **keys: Any) -> DecodedSample:
+    config, _ = opened(folder, **keys)
+    return SampleDecoder(config)(KEY, raw_sample, np.random.default_rng(0))
+
+
+def stored(raw_sample: dict[str, bytes]) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(raw_sample["lowdim.npz"])) as arrays:
+        return dict(arrays)
+
+
+def with_members(raw_sample: dict[str, bytes], **members: bytes) -> dict[str, bytes]:
+    """The sample with further members in its npz, or with others of the same name."""
+    result = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(raw_sample["lowdim.npz"])) as old,
+        zipfile.ZipFile(result, "w") as new,
+    ):
+        for name in old.namelist():
+            if name.removesuffix(".npy") not in members:
+                new.writestr(name, old.read(name))
+        for name, data in members.items():
+            new.writestr(f"{name}.npy", data)
+    return {**raw_sample, "lowdim.npz": result.getvalue()}
+
+
+def broken(folder: Path, raw_sample: dict[str, bytes], **keys: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        decode(folder, raw_sample, **keys)
+    return caught.value
+
+
+def test_decoded_sample_holds_what_is_stored(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    sample = decode(folders[1], raw_sample)
+
+    np.testing.assert_array_equal(sample.fields[FIELD], stored(raw_sample)[FIELD])
+    assert sample.past_mask.tolist() == stored(raw_sample)["past_mask"].tolist()
+    assert sample.future_mask.tolist() == stored(raw_sample)["future_mask"].tolist()
+    assert sample.instruction == "put the cup on the saucer"
+
+
+def test_pictures_come_time_outer_camera_inner(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    sample = decode(folders[1], raw_sample)
+
+    cameras = ("scene_right_0", "wrist_left_minus")
+    for index, (time, camera) in enumerate(itertools.product((-1, 0), cameras)):
+        with Image.open(io.BytesIO(raw_sample[f"{camera}_t{time}.jpg"])) as picture:
+            assert (sample.images[index] == np.asarray(picture)).all()
+
+
+def test_only_the_pictures_that_are_asked_for_are_decoded(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    raw_sample["wrist_left_minus_t0.jpg"] = b"broken"
+
+    sample = decode(folders[1], raw_sample, camera_names=["scene_right_0"], image_indices=[0])
+
+    assert sample.images.shape == (1, 24, 32, 3)
+
+
+def test_only_the_named_npz_members_are_read(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    spoiled = with_members(raw_sample, robot__version=b"broken", junk=b"broken")
+
+    assert FIELD in decode(folders[1], spoiled).fields
+
+
+def test_broken_member_that_is_asked_for_is_refused_by_sample(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    error = broken(folders[1], with_members(raw_sample, **{FIELD: b"broken"}))
+
+    assert error.code == "data.broken_sample"
+    assert error.details["sample"] == KEY
+
+
+def test_damaged_npz_is_refused_by_sample(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    # Deflated content in the middle of the file; with 0xff the block type is invalid.
+    data = bytearray(raw_sample["lowdim.npz"])
+    with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
+        start = archive.getinfo(f"{FIELD}.npy").header_offset + 30 + len(FIELD) + 4 + 20
+    data[start : start + 40] = b"\xff" * 40
+    raw_sample["lowdim.npz"] = bytes(data)
+
+    assert broken(folders[1], raw_sample).code == "data.broken_sample"
+
+
+def test_changed_number_in_an_npz_is_noticed(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    array = io.BytesIO()
+    np.save(array, np.full((PAST + 1 + FUTURE, 3), 1234.5))
+    stored_sample = with_members(raw_sample, **{FIELD: array.getvalue()})
+    changed = stored_sample["lowdim.npz"].replace(np.float64(1234.5).tobytes(), bytes(8))
+
+    error = broken(folders[1], {**stored_sample, "lowdim.npz": changed})
+
+    assert error.code == "data.broken_sample"
+
+
+@pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
+def test_missing_member_is_named(
+    folders: dict[int, Path], raw_sample: dict[str, bytes], member: str
+) -> None:
+    del raw_sample[member]
+
+    error = broken(folders[1], raw_sample)
+
+    assert (error.code, error.details["member"]) == ("data.broken_sample", member)
+
+
+@pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
+def test_damaged_member_is_a_data_error(
+    folders: dict[int, Path], raw_sample: dict[str, bytes], member: str
+) -> None:
+    raw_sample[member] = raw_sample[member][: len(raw_sample[member]) // 2]
+
+    assert broken(folders[1], raw_sample).code == "data.broken_sample"
+
+
+def test_window_is_cropped_around_the_anchor(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    keys = {"lowdim_past_timesteps": 0, "lowdim_future_timesteps": 1}
+
+    sample = decode(folders[1], raw_sample, **keys)
+
+    expected = stored(raw_sample)
+    np.testing.assert_array_equal(sample.fields[FIELD], expected[FIELD][PAST : PAST + 2])
+    assert sample.future_mask.tolist() == expected["future_mask"][PAST : PAST + 2].tolist()
+    assert sample.past_mask.tolist() == expected["past_mask"][PAST : PAST + 2].tolist()
+
+
+def test_png_under_the_name_of_a_jpg_is_decoded(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (32, 24), (9, 8, 7, 255)).save(buffer, "PNG")
+    raw_sample["scene_right_0_t0.jpg"] = buffer.getvalue()
+
+    sample = decode(folders[1], raw_sample, camera_names=["scene_right_0"], image_indices=[0])
+
+    assert sample.images[0, 0, 0].tolist() == [9, 8, 7]
+
+
+@pytest.mark.parametrize(
+    ("language", "kinds", "expected"),
+    [
+        ({"original": ["a"]}, ["original"], {"a"}),
+        ({"original": "a"}, ["original"], {"a"}),
+        ({"original": ["a"], "verbose": ["b"]}, ["original", "verbose"], {"a", "b"}),
+        ({"original": ["a"], "verbose": ["b"]}, ["verbose"], {"b"}),
+        ({"original": ["a"]}, ["verbose"], {""}),
+        ({}, ["original"], {""}),
+        (None, ["original"], {""}),
+    ],
+)
+def test_sentence_is_one_of_the_configured_kinds(
+    folders: dict[int, Path],
+    raw_sample: dict[str, bytes],
+    language: Any,
+    kinds: list[str],
+    expected: set[str],
+) -> None:
+    raw_sample["language_instructions.json"] = json.dumps(language).encode()
+    config, _ = opened(folders[1], language_instruction_types=kinds)
+    rng = np.random.default_rng(0)
+
+    drawn = {SampleDecoder(config)(KEY, raw_sample, rng).instruction for _ in range(20)}
+
+    assert drawn == expected
+
+
+def test_sample_without_language_has_an_empty_sentence(
+    folders: dict[int, Path], raw_sample: dict[str, bytes]
+) -> None:
+    del raw_sample["language_instructions.json"]
+
+    assert decode(folders[1], raw_sample).instruction == ""
+
+
+@pytest.mark.parametrize("keys", [{"anchor_relative_idx": 0}, {"anchor_relative_idx": 9}, {}])
+def test_anchor_without_its_window_is_refused_by_sample(
+    folders: dict[int, Path], raw_sample: dict[str, bytes], keys: dict[str, int]
+) -> None:
+    raw_sample["metadata.json"] = json.dumps(keys).encode()
+
+    assert broken(folders[1], raw_sample).code == "data.broken_sample"
+
+
+# checks before the first batch
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"action_fields": ["robot__action__poses__left::panda__xyzz"]}, "data.unknown_field"),
+        ({"proprioception_fields": ["robot__actual__nothing"]}, "data.unknown_field"),
+        ({"camera_names": ["scene_rigth_0"]}, "data.unknown_camera_names"),
+        ({"image_indices": [-2, 0]}, "data.unknown_image_indices"),
+        ({"lowdim_past_timesteps": PAST + 1}, "data.window_too_large"),
+        ({"lowdim_future_timesteps": FUTURE + 1}, "data.window_too_large"),
+        ({"action_dim": 4}, "data.dimension_mismatch"),
+    ],
+)
+def test_key_that_does_not_fit_the_data_is_refused_at_the_start(
+    folders: dict[int, Path], keys: dict[str, Any], code: str
+) -> None:
+    error = refusal(folders[1], **keys)
+
+    assert (error.code, error.exit_code) == (code, 3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "nearest"),
+    [
+        ({"camera_names": ["scene_rigth_0"]}, "scene_right_0"),
+        ({"action_fields": [FIELD + "z"]}, FIELD),
+    ],
+)
+def test_misspelt_name_gets_the_nearest_one(
+    folders: dict[int, Path], keys: dict[str, Any], nearest: str
+) -> None:
+    assert nearest in refusal(folders[1], **keys).hint
+
+
+def test_what_is_left_open_is_taken_from_the_data(folders: dict[int, Path]) -> None:
+    config, _ = opened(folders[1], action_fields=[])
+
+    assert config.camera_names == ["scene_right_0", "wrist_left_minus"]
+    assert config.image_indices == [-1, 0]
+    assert (config.lowdim_past_timesteps, config.lowdim_future_timesteps) == (PAST, FUTURE)
+    assert (config.action_dim, config.proprioception_dim) == (20, 20)
+    assert len(config.action_fields) == 6
+
+
+def test_number_of_samples_is_that_of_the_manifest(folders: dict[int, Path]) -> None:
+    assert opened(folders[3])[1].num_samples == SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("shard_000001.tar", "data.missing_shard"),
+        ("manifest.jsonl", "data.no_manifest"),
+        ("stats.json", "data.no_statistics"),
+        ("preprocessing_config.yaml", "data.no_preprocessing_config"),
+    ],
+)
+def test_missing_file_is_refused_before_the_first_batch(copy: Path, name: str, code: str) -> None:
+    (copy / name).unlink()
+
+    error = refusal(copy)
+
+    assert (error.code, error.exit_code) == (code, 3)
+
+
+def test_cut_off_shard_is_refused_before_the_first_batch(copy: Path) -> None:
+    shard = copy / "shard_000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-10240])
+
+    assert refusal(copy).code == "data.short_shard"
+
+
+def test_statistics_without_a_used_field_are_refused(copy: Path) -> None:
+    stats = json.loads((copy / "stats.json").read_text())
+    del stats[FIELD]
+    (copy / "stats.json").write_text(json.dumps(stats))
+
+    assert refusal(copy).code == "data.unknown_field"
+
+
+def test_downloaded_layout_is_read(copy: Path, folders: dict[int, Path]) -> None:
+    """The manifest lies above the shards and names them with their folder."""
+    root = copy.parent
+    entries = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**entry, "shard": f"shards/{entry['shard']}"}) + "\n" for entry in entries]
+    (root / "manifest.jsonl").write_text("".join(lines))
+    for name in ("stats.json", "preprocessing_config.yaml"):
+        (copy / name).rename(root / name)
+
+    ways = (root / "manifest.jsonl", folders[3])
+    found, expected = (batches(opened(one), LoaderPlan(SAMPLES), 1) for one in ways)
+
+    assert names(found) == names(expected)
+
+
+# normalisation
+
+
+def test_normalised_values_of_a_cropped_window_use_the_statistics_of_their_steps(
+    folders: dict[int, Path],
+) -> None:
+    section = {"scope": "per_timestep", "method": "min_max"}
+    whole, facts = opened(folders[1], normalization=section)
+    cropped, _ = opened(
+        folders[1], normalization=section, lowdim_past_timesteps=0, lowdim_future_timesteps=1
+    )
+    values = np.random.default_rng(0).normal(size=(PAST + 1 + FUTURE, 3))
+
+    all_steps, some_steps = (
+        Normalizer(config, facts.statistics, facts.statistics_past) for config in (whole, cropped)
+    )
+
+    np.testing.assert_array_equal(
+        some_steps.normalize(FIELD, values[PAST : PAST + 2]),
+        all_steps.normalize(FIELD, values)[PAST : PAST + 2],
+    )
+
+
+def test_denormalised_values_are_the_values(folders: dict[int, Path]) -> None:
+    config, facts = opened(folders[1])
+    normalizer = Normalizer(config, facts.statistics, facts.statistics_past)
+    values = np.random.default_rng(0).normal(size=(2, PAST + 1 + FUTURE, 3))
+
+    restored = normalizer.denormalize(FIELD, normalizer.normalize(FIELD, values))
+
+    np.testing.assert_allclose(restored, values, atol=1e-6)
+
+
+def test_field_can_be_normalised_its_own_way(folders: dict[int, Path]) -> None:
+    own = {"field_configs": {OBSERVED: {"enabled": False}}}
+    config, facts = opened(folders[1], normalization=own, proprioception_fields=[OBSERVED])
+    normalizer = Normalizer(config, facts.statistics, facts.statistics_past)
+    values = np.full((PAST + 1, 3), 7.0)
+
+    assert (normalizer.normalize(OBSERVED, values) == 7).all()
+    assert not (normalizer.normalize(FIELD, values) == 7).any()

@@ -1,0 +1,44 @@
+"""The bytes of one sample to its members; test_loading holds them against webdataset."""
+
+import pytest
+
+from vlatool.artifacts.fragment import read_members
+from vlatool.artifacts.shard import member_bytes
+
+LONG = "k" * 120
+
+
+def tar(*names: str) -> bytes:
+    return b"".join(member_bytes(name, name.encode() * 99) for name in names)
+
+
+@pytest.mark.parametrize("key", ["a", "folder/a", LONG, f"{LONG}/{LONG}"])
+def test_members_of_a_sample(key: str) -> None:
+    found = read_members(tar(f"{key}.b", f"{key}.C.d"))
+
+    assert found.key == key
+    assert found.contents == {"b": f"{key}.b".encode() * 99, "c.d": f"{key}.C.d".encode() * 99}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        bytes(1024),
+        b"\xaa" * 512,
+        tar("a.b")[:-1],
+        tar("a.b")[:-512],
+        tar("a.b")[512:],
+        tar("a.b", "c.d"),
+        tar("a.b", "a.B"),
+        tar("nodot"),
+        tar(f"{LONG}.b")[:-512],
+        tar(f"{LONG}.b", "c.d"),
+        tar("a.b") + bytes(512),
+        tar("a.b").replace(b"a.b", b"a.c", 1),
+        tar(f"{LONG}.b") + b"\xaa" * 1024,
+    ],
+)
+def test_what_is_not_one_whole_sample_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the caller says which shard
+        read_members(data)

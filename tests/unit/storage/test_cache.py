@@ -1,0 +1,93 @@
+"""Copies of files in a folder that processes share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vlatool.errors import StorageError
+from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
+
+
+def version(path: Path, size: int = 10) -> FileVersion:
+    path.write_bytes(path.name.encode().ljust(size, b"."))
+    return FileVersion.of(path)
+
+
+def copies(cache: FileCache) -> int:
+    return len(list(cache.folder.glob("*.copy")))
+
+
+def counting(made: list[str]) -> Callable[[], bytes]:
+    def make() -> bytes:
+        made.append("made")
+        return b"content"
+
+    return make
+
+
+def test_copy_is_the_file(tmp_path: Path) -> None:
+    file = version(tmp_path / "a")
+
+    with FileCache(tmp_path / "cache").open_copy(file) as copy:
+        assert copy.read() == (tmp_path / "a").read_bytes()
+
+
+def test_copy_is_made_once(tmp_path: Path) -> None:
+    file, cache = version(tmp_path / "a"), FileCache(tmp_path / "cache")
+    cache.open_copy(file).close()
+    (tmp_path / "a").unlink()
+
+    cache.open_copy(file).close()
+
+
+def test_copies_that_were_not_opened_for_longest_make_room(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "cache", limit=25)
+    files = [version(tmp_path / name) for name in "abc"]
+    for second, file in enumerate(files[:2]):
+        cache.open_copy(file).close()
+        os.utime(cache.folder / f"{file.name}.copy", (second, second))
+    cache.open_copy(files[0]).close()
+
+    cache.open_copy(files[2]).close()
+
+    assert copies(cache) == 2
+    assert not (cache.folder / f"{files[1].name}.copy").exists()
+
+
+def test_another_content_is_another_version(tmp_path: Path) -> None:
+    one = version(tmp_path / "a")
+    os.utime(tmp_path / "a", (1, 1))
+
+    assert FileVersion.of(tmp_path / "a").name != one.name
+
+
+def test_what_is_known_of_a_file_is_made_once(tmp_path: Path) -> None:
+    file, made = version(tmp_path / "a"), list[str]()
+
+    found = {
+        FileCache(tmp_path / "cache").content(file, ".index", counting(made)) for _ in range(3)
+    }
+
+    assert (found, made) == ({b"content"}, ["made"])
+
+
+def test_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    file = version(tmp_path / "a")
+
+    with pytest.raises(StorageError) as caught:
+        FileCache(tmp_path / "a" / "cache").open_copy(file)
+
+    assert caught.value.code == "storage.write"
+
+
+def test_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FileVersion.of(tmp_path / "nothing")
+
+
+def test_users_cache_folder_is_where_the_desktop_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+
+    assert default_cache_folder() == Path("/somewhere/vlatool")

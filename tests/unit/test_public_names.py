@@ -1,0 +1,74 @@
+"""What `import vlatool` offers: everything a command does, and the two ways in for other code."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import vlatool
+from vlatool.cli.app import COMMANDS, app
+
+NAMES = [name for name in dir(vlatool) if name != "__version__"]
+# Commands whose function has another name than the command's last words.
+RENAMED = {
+    "plugins": "list_plugins",  # `vlatool.plugins` is the registries
+    "version": "__version__",
+    "stats merge": "stats_merge",
+}
+
+
+def commands() -> list[str]:
+    """Every command, and every subcommand in place of its group."""
+    group: Any = typer.main.get_command(app)
+    found: list[str] = []
+    with typer.Context(group) as ctx:
+        for name in COMMANDS:
+            inner = getattr(group.get_command(ctx, name), "commands", {})
+            found += [f"{name} {one}" for one in inner] or [name]
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_is_importable_under_its_name(command: str) -> None:
+    name = RENAMED.get(command, command.split()[-1].replace("-", "_"))
+    assert name in dir(vlatool)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_name_is_callable_and_documented(name: str) -> None:
+    found: Any = getattr(vlatool, name)
+    assert callable(found)
+    assert found.__doc__
+
+
+def test_type_checkers_know_the_same_names() -> None:
+    tree = ast.parse(Path(vlatool.__file__).read_text())
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [one for block in blocks for one in block.body if isinstance(one, ast.ImportFrom)]
+    known = {str(alias.asname): (one.module, alias.name) for one in imports for alias in one.names}
+    found = {name: getattr(vlatool, name) for name in NAMES}
+    assert known.keys() == found.keys()
+    for name, (module, attribute) in known.items():
+        assert (found[name].__module__, found[name].__name__) == (module, attribute)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(vlatool, "lode_policy")
+
+
+def test_name_that_needs_a_missing_package_says_what_to_install() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from vlatool.errors import EnvironmentProblem\n"
+        "try:\n"
+        "    from vlatool import load_policy\n"
+        "except EnvironmentProblem as error:\n"
+        "    print(error.code, error.hint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split()[0] == "environment.missing_dependency", done.stderr
+    assert "vlatool[train]" in done.stdout

@@ -1,0 +1,84 @@
+"""What `--nproc` starts, and what it refuses."""
+
+import shlex
+
+import pytest
+
+from vlatool.errors import EnvironmentProblem, UsageError
+from vlatool.training.start import check_processes, launcher, rank_arguments
+
+# the command
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        ("--json train -p tiny --nproc 2 --data d", "--json train -p tiny --data d"),
+        ("train --nproc=2 --nproc 3 --hparams.lr -1e-4", "train --hparams.lr -1e-4"),
+        ("train --nproc-like 2", "train --nproc-like 2"),
+        ("train -- --nproc 2", "train -- --nproc 2"),
+        ("train --nproc", "train"),
+    ],
+)
+def test_ranks_run_the_command_line_without_their_number(typed: str, left: str) -> None:
+    assert rank_arguments(typed.split()) == left.split()
+
+
+def test_a_cpu_gets_the_elastic_agent_on_localhost() -> None:
+    command = launcher(["train", "--set", "name=a b"], 3, on_gpus=False)
+    assert shlex.join(command) == (
+        "torchrun --standalone --local_addr 127.0.0.1 --nproc_per_node 3 "
+        "-m vlatool train --set 'name=a b'"
+    )
+
+
+def test_gpus_get_accelerate_and_a_free_port() -> None:
+    command = launcher(["train"], 8, on_gpus=True)
+    assert command[:5] == ["accelerate", "launch", "--multi_gpu", "--num_processes", "8"]
+    assert command[command.index("--main_process_port") + 1] == "0"
+    assert command[-3:] == ["-m", "vlatool", "train"]
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_launchers_understand_the_command(launched: bool) -> None:
+    command = launcher(["train", "--config", "c", "--set", "a=1"], 2, on_gpus=launched)
+    if launched:
+        from accelerate.commands.launch import launch_command_parser
+
+        parsed = launch_command_parser().parse_args(command[2:])
+    else:
+        from torch.distributed import run
+
+        parsed = run.parse_args(command[1:])
+    assert (parsed.module, parsed.training_script) == (True, "vlatool")
+    assert parsed.training_script_args == ["train", "--config", "c", "--set", "a=1"]
+
+
+# refusals
+
+
+@pytest.mark.parametrize(("processes", "gpus"), [(0, 0), (-1, 4)])
+def test_less_than_one_process_is_refused(processes: int, gpus: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_processes(processes, gpus)
+    assert caught.value.code == "usage.nproc"
+
+
+def test_more_processes_than_gpus_are_refused_with_the_number_there_is() -> None:
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_processes(3, 2)
+    assert (caught.value.code, caught.value.exit_code) == ("environment.gpus", 6)
+    assert caught.value.hint.endswith("--nproc 2")
+
+
+@pytest.mark.parametrize(("processes", "gpus"), [(2, 0), (2, 2), (1, 8)])
+def test_numbers_that_can_be_started(processes: int, gpus: int) -> None:
+    check_processes(processes, gpus)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_started_rank_starts_no_others(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError) as caught:
+        check_processes(processes, 0)
+    assert caught.value.code == "usage.nproc_in_rank"
