@@ -73,8 +73,9 @@ def _check_kinds(model_type: ModelType) -> None:
         assert not taken, f"the kind {target} has the name {kind.name!r} of a built-in one"
         written = kind.Config().type
         assert written == kind.name, f"data type is {written!r}, the name of its kind {kind.name!r}"
-        known = kind.folders_key in kind.Config.model_fields
-        assert known, f"folders_key {kind.folders_key!r} is no key of the kind {kind.name!r}"
+        unknown = sorted(set(kind.folders_keys) - set(kind.Config.model_fields))
+        assert kind.folders_keys, f"folders_keys of the kind {kind.name!r} is empty"
+        assert not unknown, f"folders_keys names {unknown[0]!r}, no key of the kind {kind.name!r}"
 
 
 def _data_section(model_type: ModelType, data: Data, folder: Path) -> LoadingConfig:
@@ -82,7 +83,7 @@ def _data_section(model_type: ModelType, data: Data, folder: Path) -> LoadingCon
     if data is None:
         assert first.name == _OF_WORLD, f"give data=FOLDER, a small one of the kind {first.name!r}"
         data = world_data(folder)
-    keys: dict[str, Any] = {first.folders_key: [str(data)]}
+    keys: dict[str, Any] = {first.folders_keys[0]: [str(data)]}
     if isinstance(data, Mapping):
         keys = dict(data)
     kind = data_kind(keys.get("type"), model_type.kinds)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ class _Run:
             ),
             show=Show(self.dir, begun.objective, runtime, contexts),
             save=lambda state: save_checkpoint(self.dir, state, None, runtime),
-            stop_asked=lambda: begun.state.step == self.stops_at - 1,
+            stop_asked=lambda: SIGTERM if begun.state.step == self.stops_at - 1 else None,
         )
         trainer.fit(begun.state, on_device(batches, runtime.device), begun.objective)
 

@@ -275,7 +275,7 @@ class AcmeStepsReader:
 class AcmeKind:
     name: ClassVar[str] = "acme_steps"
     Config: ClassVar = AcmeStepsConfig
-    folders_key: ClassVar[str] = "folders"
+    folders_keys: ClassVar = ("folders",)
     drop_reasons: ClassVar = ("no_number",)
 
     def read_facts(self, config):

@@ -50,12 +50,15 @@ def dropping(*counts: tuple[int, int]) -> Iterator[MicroBatch]:
         yield replace(one, dropped=dropped, first_drop=first)
 
 
-def test_dropped_samples_are_counted_by_reason_and_told_with_an_example(tmp_path: Path) -> None:
+def test_dropped_samples_are_counted_and_a_reason_is_told_once_with_an_example(
+    tmp_path: Path,
+) -> None:
     run, told = run_of(tmp_path, 3)
-    run.fit_batches(dropping((0, 2), (0, 0), (1, 3)))
-    assert run.state.dropped == {"no_number": 5, "too_dark": 1}
+    run.fit_batches(dropping((0, 2), (0, 3), (1, 3)))
+    assert run.state.dropped == {"no_number": 8, "too_dark": 1}
     assert [code for code, _ in told.warnings] == ["data.dropped_samples"] * 2
-    assert told.warnings[0][1] == "2 no number dropped at step 1: row sample-0 is broken"
+    assert told.warnings[0][1].endswith("row sample-0 is broken")
+    assert [row["dropped"] for row in run.rows] == [2, 5, 9]
 
 
 def test_run_ends_when_too_large_a_share_is_dropped(tmp_path: Path) -> None:

@@ -15,9 +15,18 @@ def test_first_signal_is_remembered(number: int) -> None:
         assert stop.signal == number
 
 
-def test_second_signal_acts_at_once() -> None:
-    with StopRequest():
+def test_signal_that_follows_at_once_is_the_same_request() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked() == signal.SIGTERM
+
+
+def test_later_signal_acts_at_once() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked() == signal.SIGINT
+        stop._since -= 10.0  # no test sleeps
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

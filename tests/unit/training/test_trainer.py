@@ -1,5 +1,6 @@
 """The loop on a linear model whose objective draws no randomness."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class Fixture:
             validate=lambda state: None,
             show=lambda state, one: None,
             save=lambda state: self.saved.append(state.step),
-            stop_asked=lambda: False,
+            stop_asked=lambda: None,
         )
         self.size = size
 
@@ -249,7 +250,7 @@ def test_step_of_fake_micro_batches_changes_nothing_and_is_no_error(tmp_path: Pa
 
 def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=16)
-    run.trainer.stop_asked = lambda: run.state.step >= 1
+    run.trainer.stop_asked = lambda: signal.SIGTERM if run.state.step >= 1 else None
     run.fit(samples())
     assert run.state.step == 2
     assert run.saved == [2]
@@ -257,9 +258,10 @@ def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
 
 def test_stop_request_between_checkpoints_ends_a_step_later(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=16)
-    run.trainer.stop_asked = lambda: run.state.step >= 2
+    run.trainer.stop_asked = lambda: signal.SIGINT if run.state.step >= 2 else None
     run.fit(samples())
     assert run.state.step == 4
+    assert run.trainer.reports.stopped_by == signal.SIGINT
 
 
 def test_randomness_of_a_step_is_the_same_after_a_resume(tmp_path: Path) -> None:
