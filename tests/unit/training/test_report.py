@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.training.test_trainer import Fixture, Regression, micro_batches, samples
+from tests.builders.regression import Fixture, Regression, micro_batches, samples
 from vlatool.errors import DataError
 from vlatool.events import NullReporter
 from vlatool.findings import Finding

@@ -1,142 +1,18 @@
 """The loop on a linear model whose objective draws no randomness."""
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from vlatool.artifacts.run_dir import read_metrics
+from tests.builders.regression import Fixture, fake_of, micro_batches, samples
 from vlatool.errors import DataError
-from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import MicroBatch
-from vlatool.models.base import Batch, Loss, ModelType, Objective, OptimizerSpec, Part, StepContext
-from vlatool.training.config import EmaConfig, HParams, TrainConfig
-from vlatool.training.ema import WeightAverage
-from vlatool.training.metrics import MetricsFile
-from vlatool.training.optim import build_optimizer
-from vlatool.training.placement import PlacedParts
-from vlatool.training.plan import TrainPlan
-from vlatool.training.report import Reports
+from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts
-from vlatool.training.trainer import Trainer
-
-GLOBAL_BATCH = 16
-
-
-class Regression(Objective):
-    """Squared error over real elements; optionally several optimizers of one part."""
-
-    def __init__(self, names: Sequence[str] = ("main",)) -> None:
-        self._names = names
-        self.settled: list[tuple[str, float, bool]] = []
-
-    def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        return {name: OptimizerSpec(("model",)) for name in self._names}
-
-    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        del optimizer
-        error = (ctx.parts["model"](batch["x"]) - batch["y"]) ** 2
-        error = torch.where(batch["mask"], error, torch.zeros_like(error))
-        count = batch["mask"].sum()
-        return Loss(error.sum(), count, {"error": error.detach().sum(), "n": count})
-
-    def settle(self, optimizer: str, sums: Mapping[str, torch.Tensor], ok: torch.Tensor) -> None:
-        self.settled.append((optimizer, float(sums["n"]), bool(ok)))
-
-    def figures(
-        self, turn: str, sums: Mapping[str, torch.Tensor], count: float
-    ) -> Mapping[str, float]:
-        del turn
-        return {"again": float(sums["error"]) / max(count, 1.0)}
-
-
-class Plain(ModelType):
-    """Has no blocks and no methods."""
-
-
-def samples(count: int = 64) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 3, generator=generator)
-    mask = torch.rand(count, 2, generator=generator) > 0.3
-    return {"x": x, "y": x[:, :2] * 2 - 1, "mask": mask}
-
-
-def micro_batches(data: Batch, size: int, start: int = 0) -> Iterator[MicroBatch]:
-    for first in range(start, len(data["x"]), size):
-        rows = range(first, min(first + size, len(data["x"])))
-        batch = {name: value[rows.start : rows.stop] for name, value in data.items()}
-        yield MicroBatch(batch, tuple(f"sample-{n}" for n in rows), tuple(rows))
-
-
-class Fixture:
-    """One run of the loop in memory."""
-
-    def __init__(self, folder: Path, *, size: int, steps: int = 4, **keys: Any) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.saved: list[int] = []
-        self.metrics = folder / "metrics.jsonl"
-        given = {"lr": 0.05, "warmup": 0, "precision": "float32"}
-        given |= {"global_batch_size": GLOBAL_BATCH, "per_gpu_batch_size": size}
-        h = HParams.model_validate({**given, **keys})
-        config = TrainConfig(hparams=h)
-        runtime = Runtime(config)
-        torch.manual_seed(0)
-        parts = {"model": Part(nn.Linear(3, 2))}
-        placed = PlacedParts(parts, runtime.placement(config), Plain())
-        self.objective: Regression = Regression()
-        self.state = self._state(parts, h)
-        self.trainer = Trainer(
-            plan=TrainPlan(
-                steps, GLOBAL_BATCH, size, GLOBAL_BATCH // runtime.world_size // size, (2, steps), 0
-            ),
-            h=h,
-            runtime=runtime,
-            placed=placed,
-            contexts=Contexts(runtime, placed, h.seed, GLOBAL_BATCH),
-            reports=Reports(
-                MetricsFile(self.metrics if runtime.is_main else None, NULL),
-                NULL,
-                NullProgress(),
-                runtime,
-                log_every=3,
-                total_steps=steps,
-            ),
-            validate=lambda state: None,
-            show=lambda state, one: None,
-            save=lambda state: self.saved.append(state.step),
-            stop_asked=lambda: None,
-        )
-        self.size = size
-
-    def _state(self, parts: Mapping[str, Part], h: HParams) -> TrainState:
-        modules = {name: part.module for name, part in parts.items()}
-        specs = self.objective.optimizers().items()
-        optimizers = {name: build_optimizer(spec, modules, h) for name, spec in specs}
-        average = WeightAverage(EmaConfig(enabled=True), modules["model"])
-        return TrainState(parts, dict(optimizers), {"model": average})
-
-    @property
-    def model(self) -> nn.Linear:
-        module = self.state.parts["model"].module
-        assert isinstance(module, nn.Linear)
-        return module
-
-    def fit(self, data: Batch) -> "Fixture":
-        return self.fit_batches(micro_batches(data, self.size))
-
-    def fit_batches(self, batches: Iterator[MicroBatch]) -> "Fixture":
-        self.trainer.fit(self.state, batches, self.objective)
-        return self
-
-    @property
-    def rows(self) -> list[dict[str, float]]:
-        return read_metrics(self.metrics)
 
 
 def test_weights_and_loss_do_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
@@ -226,10 +102,6 @@ def test_fake_micro_batch_changes_nothing_and_counts_nothing(tmp_path: Path) -> 
     expected = Fixture(tmp_path / "b", size=8, steps=1).fit(masked)
     assert torch.equal(alone.model.weight, expected.model.weight)
     assert alone.objective.settled == expected.objective.settled
-
-
-def fake_of(data: Batch, size: int) -> MicroBatch:
-    return MicroBatch({name: value[-size:] for name, value in data.items()}, (), is_fake=True)
 
 
 def test_step_of_fake_micro_batches_changes_nothing_and_is_no_error(tmp_path: Path) -> None:
