@@ -107,7 +107,7 @@ class _Run:
                 begun.objective,
                 runtime,
                 contexts,
-                metrics,
+                reports,
             ),
             show=Show(self.dir, begun.objective, runtime, contexts),
             save=lambda state: save_checkpoint(self.dir, state, None, runtime),

@@ -55,7 +55,10 @@ def write_numbers(
 class NumbersConfig(LoadingConfig):
     """Rows of numbers in .npy files."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = LoadingConfig.no_effect_on_output | {"folders"}
+    no_effect_on_output: ClassVar[frozenset[str]] = LoadingConfig.no_effect_on_output | {
+        "folders",
+        "val_folders",
+    }
 
     type: Literal["numbers"] = Field(default="numbers", description="Kind of data.")
     folders: list[str] = Field(default=[], description="Folders with blocks.")

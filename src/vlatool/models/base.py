@@ -37,6 +37,9 @@ class Part:
     averaged: bool = True
     saved: bool = True
 
+    def __post_init__(self) -> None:
+        assert self.saved or not self.trained, "a part that is trained has to be saved"
+
 
 @dataclass(frozen=True)
 class ParamGroup:
@@ -140,7 +143,8 @@ class Objective(Protocol):
     Whatever touches the weights of a part does so in its `forward` or in a method that the model
     type lists; a gradient with respect to weights cannot be asked for inside a loss, one with
     respect to what a part returns can. Values that are to survive a resume are buffers of parts;
-    `settle` alone changes them. Parts are called equally often on every rank.
+    `settle` alone changes them (layers that change theirs in `forward`, such as batch norms in
+    training mode, do not fit). Parts are called equally often on every rank.
     """
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
@@ -148,7 +152,7 @@ class Objective(Protocol):
         ...
 
     def optimizers_at(self, step: int) -> Sequence[str]:
-        """Names of those that move at a step, in order; by default all that have started."""
+        """Names of those that move at a step, in order: at least one; by default all that started."""
         return [name for name, one in self.optimizers().items() if one.starts_at <= step]
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
@@ -195,7 +199,10 @@ class Objective(Protocol):
         return {}
 
     def watch(self, figures: Mapping[str, float]) -> Sequence["Finding"]:
-        """What is alarming about reported figures: warnings are told, an error ends the run."""
+        """What is alarming about reported figures: warnings are told, an error ends the run.
+
+        Names are those of the metrics file: `critic/real`, `val/error`.
+        """
         del figures
         return ()
 
@@ -280,7 +287,7 @@ class ModelType(Protocol):
     def example(self, config: Any, data: Any, size: int) -> Batch:
         """A made-up batch of `size` samples, as the batcher makes them.
 
-        It stands in where nothing is left of a micro-batch, is what dry runs measure, and what
+        Its losses are finite. It stands in where nothing is left of a micro-batch, and is what
         contract checks train on.
         """
         ...

@@ -64,12 +64,14 @@ class Trainer:
             prepared = [self._prepared(objective, state.step, one) for one in fetched]
             moved: list[Moved] = []
             extra = self.reports.told_by_rank(fetched, self.stop_asked())
-            for name in objective.optimizers_at(state.step):
+            names = objective.optimizers_at(state.step)
+            assert names, f"no optimizer moves at step {state.step}"
+            for name in names:
                 one = mover.move(name, state, objective, prepared, [] if moved else extra)
                 with torch.no_grad():
                     objective.settle(name, one.sums.sums, one.ok)
                 moved.append(one)
-            self._average(state, moved)
+            self._average(state, objective, moved)
             state.step += 1
             state.samples += self.plan.global_batch
             self.reports.take(_record(state, moved, fetched), state, objective)
@@ -87,11 +89,13 @@ class Trainer:
             ctx = self.contexts.of(step, one, "prepare")
             return replace(one, batch=objective.prepare(one.batch, ctx))
 
-    def _average(self, state: TrainState, moved: list[Moved]) -> None:
-        if moved:
-            ok = torch.stack([one.ok for one in moved]).all()
-            for average in state.averages.values():
-                average.update(ok)
+    def _average(self, state: TrainState, objective: Objective, moved: list[Moved]) -> None:
+        """An average takes in the steps of the optimizers that move its part."""
+        specs = objective.optimizers()
+        for name, average in state.averages.items():
+            oks = [one.ok for one in moved if name in specs[one.optimizer].parts]
+            if oks:
+                average.update(torch.stack(oks).all())
 
     def _pause(self, state: TrainState, objective: Objective, prepared: list[MicroBatch]) -> None:
         """Validation, pictures and a checkpoint, where the plan has them."""

@@ -8,8 +8,8 @@ import torch
 
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Objective
-from vlatool.training.metrics import MetricsFile
 from vlatool.training.reduction import StepSums
+from vlatool.training.report import Reports
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 from vlatool.training.step import Contexts
@@ -29,14 +29,14 @@ class Validation:
         objective: Measures a micro-batch.
         runtime: The processes.
         contexts: What the objective may know.
-        metrics: Where figures go.
+        reports: Where figures go.
     """
 
     open: Callable[[], Iterator[MicroBatch]]
     objective: Objective
     runtime: Runtime
     contexts: Contexts
-    metrics: MetricsFile
+    reports: Reports
 
     def __call__(self, state: TrainState) -> None:
         """Writes the losses of all parts as they are, and of the averages where there are any."""
@@ -46,7 +46,8 @@ class Validation:
                 for average in state.averages.values():
                     stack.enter_context(average.in_place_of_weights())
                 figures |= self._pass(_AVERAGED_PREFIX, state.step)
-        self.metrics.write(state.step, {"samples": float(state.samples), **figures})
+        self.reports.metrics.write(state.step, {"samples": float(state.samples), **figures})
+        self.reports.watch(self.objective, figures)
 
     @torch.no_grad()
     def _pass(self, prefix: str, step: int) -> dict[str, float]:

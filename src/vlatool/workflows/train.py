@@ -15,6 +15,7 @@ from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
 from vlatool.loading.base import Facts
 from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
+from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
@@ -47,6 +48,7 @@ class TrainResult:
     dataset_samples: int
     blocks_in_use: int
     dropped: Mapping[str, int]
+    acts: bool
     seconds: float
 
     def document(self) -> dict[str, Any]:
@@ -69,7 +71,8 @@ class TrainResult:
         for reason, count in self.dropped.items():
             lines.append(f"{count} samples were dropped: {reason.replace('_', ' ')}")
         lines.append(f"checkpoint: {self.checkpoint}")
-        lines.append(f"next: vlatool eval open-loop {self.output} DATA")
+        if self.acts:
+            lines.append(f"next: vlatool eval open-loop {self.output} DATA")
         return "\n".join(lines)
 
 
@@ -202,9 +205,7 @@ def _trainer(
         placed=begun.placed,
         contexts=contexts,
         reports=reports,
-        validate=Validation(
-            setup.feed.held_out, begun.objective, runtime, contexts, reports.metrics
-        ),
+        validate=Validation(setup.feed.held_out, begun.objective, runtime, contexts, reports),
         show=Show(run, begun.objective, runtime, contexts),
         save=lambda state: save_checkpoint(run, state, config.max_checkpoint_limit, runtime),
         stop_asked=stop_asked,
@@ -310,6 +311,7 @@ def _planned(config: TrainConfig, order: SampleOrder, plan: "TrainPlan") -> Trai
         dataset_samples=order.size,
         blocks_in_use=order.blocks_in_use(),
         dropped={},
+        acts=_acts(config),
         seconds=0.0,
     )
 
@@ -331,8 +333,14 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
         dataset_samples=setup.feed.order.size,
         blocks_in_use=setup.feed.order.blocks_in_use(),
         dropped=dict(state.dropped),
+        acts=_acts(setup.config),
         seconds=round(time.monotonic() - started, 2),
     )
+
+
+def _acts(config: TrainConfig) -> bool:
+    """Whether the model type makes policies."""
+    return type(config.model_type).policy is not ModelType.policy
 
 
 def _value(config: TrainConfig, key: str) -> object:
