@@ -38,7 +38,7 @@ class Part:
     saved: bool = True
 
     def __post_init__(self) -> None:
-        assert self.saved or not self.trained, "a part that is trained has to be saved"
+        assert self.saved or not self.trained, "a part is trained but not saved"
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Objective(Protocol):
         ...
 
     def optimizers_at(self, step: int) -> Sequence[str]:
-        """Names of those that move at a step, in order: at least one; by default all that started."""
+        """Names of those that move at a step, in order; at least one."""
         return [name for name, one in self.optimizers().items() if one.starts_at <= step]
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
