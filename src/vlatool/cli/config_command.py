@@ -254,14 +254,16 @@ class ConfigCommand(VlatoolCommand):
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""
         given = {option.name: ctx.params.pop(option.name) for option in _config_options()}
+        typed: TypedConfig = ctx.meta[TYPED_CONFIG]
+        typed.presets, typed.files = given["preset"] or (), given["config"] or ()
         if not given["keys"]:
-            typed: TypedConfig = ctx.meta[TYPED_CONFIG]
-            typed.presets, typed.files = given["preset"] or (), given["config"] or ()
             return super().invoke(ctx)
         from vlatool.cli.keys import KeyTable
         from vlatool.cli.output import write_result
 
         schema = self.spec.schema(ctx.meta[_ARGS])
+        if not self.spec.is_flat:
+            schema = typed.chosen(schema)
         return write_result(KeyTable(schema), ctx.ensure_object(OutputOptions))
 
     def write_own_options(self, ctx: Any, formatter: Any) -> None:

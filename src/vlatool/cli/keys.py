@@ -8,6 +8,7 @@ from vlatool.cli.lifting import Typed
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
 from vlatool.config.overrides import Override, parse_override
+from vlatool.config.resolve import chosen_schema
 from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
 from vlatool.errors import UsageError
 
@@ -124,6 +125,12 @@ class TypedConfig:
                 _claim(claimed, key, option)
                 result.append(Override(key, value, f"command line, {option}"))
         return result + self._plain(claimed)
+
+    def chosen(self, schema: type[ConfigModel]) -> type[ConfigModel]:
+        """The class whose keys these layers would be held against."""
+        return chosen_schema(
+            schema, presets=self.presets, files=self.files, overrides=self.overrides({})
+        )
 
     def _sugared(self) -> dict[str, list[str]]:
         texts: dict[str, list[str]] = {}

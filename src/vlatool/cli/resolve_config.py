@@ -45,7 +45,7 @@ def resolve_config(
         from vlatool.workflows import resolve_config as workflow
 
         if schema:
-            run.finish(JsonResult(TrainConfig.model_json_schema()))
+            run.finish(JsonResult(run.schema(TrainConfig).model_json_schema()))
             return
         result = workflow.resolve_config(
             run.resolved(TrainConfig),

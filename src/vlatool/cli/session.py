@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 
@@ -57,6 +57,11 @@ class Run:
             own = f"{self._ctx.command_path} --keys"
             error.hint = error.hint.replace("vlatool resolve-config --keys", own)
             raise
+
+    def schema(self, schema: type[Schema]) -> type[Schema]:
+        """The class whose keys this command line is held against."""
+        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
+        return cast(type[Schema], typed.chosen(schema))
 
     def finish(self, result: output.Result) -> None:
         """Prints the result."""

@@ -65,12 +65,7 @@ def load_config(
         ConfigError: Every problem of the configuration.
         UsageError: A preset has an unknown name.
     """
-    show = partial(shown_path, roots=preset_roots)
-    paths = [preset_path(name, preset_roots) for name in presets]
-    layers = [_checked(read_file(path, show=show)) for path in paths]
-    layers += [_included(_checked(read_file(file, show=show))) for file in files]
-    layers.append(overrides_tree(overrides))
-
+    layers = _layers(presets, files, overrides, preset_roots)
     problems: list[Problem] = []
     layers = [_renamed(layer, schema.renamed, problems) for layer in layers]
     specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
@@ -78,6 +73,38 @@ def load_config(
     layers = [_sectioned(layer, specialised, problems) for layer in layers]
     merged = _combined(layers, specialised.exclusive, problems)
     return _validate(specialised, merged, problems)
+
+
+def chosen_schema(
+    schema: type[C],
+    *,
+    presets: Sequence[str] = (),
+    files: Sequence[str] = (),
+    overrides: Sequence[Override] = (),
+) -> type[C]:
+    """The class that would validate the same layers, whatever their other values are.
+
+    Raises:
+        ConfigError: A name of a registry is unknown.
+        UsageError: A preset has an unknown name.
+    """
+    layers = [
+        _renamed(layer, schema.renamed, []) for layer in _layers(presets, files, overrides, None)
+    ]
+    return _specialise(schema, _combined(layers, schema.exclusive, []))
+
+
+def _layers(
+    presets: Sequence[str],
+    files: Sequence[str],
+    overrides: Sequence[Override],
+    preset_roots: Sequence[Path] | None,
+) -> list[Node]:
+    show = partial(shown_path, roots=preset_roots)
+    paths = [preset_path(name, preset_roots) for name in presets]
+    layers = [_checked(read_file(path, show=show)) for path in paths]
+    layers += [_included(_checked(read_file(file, show=show))) for file in files]
+    return [*layers, overrides_tree(overrides)]
 
 
 def _included(layer: Node) -> Node:
