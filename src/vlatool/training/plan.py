@@ -5,6 +5,7 @@ Source: lbm-training 3.2, A.2, with checkpoints at exact steps.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from vlatool.errors import UsageError
 from vlatool.loading.base import DataSet
@@ -34,6 +35,11 @@ class TrainPlan:
     unused_samples: int
     validation_steps: tuple[int, ...] = ()
     image_steps: tuple[int, ...] = ()
+
+    @cached_property
+    def pauses(self) -> frozenset[int]:
+        """Steps after which something else than the next step is done."""
+        return frozenset((*self.checkpoint_steps, *self.validation_steps, *self.image_steps))
 
 
 def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int) -> TrainPlan:

@@ -62,15 +62,8 @@ class Trainer:
             fetched = self._fetch(batches)
             self.contexts.begin(state.step)
             prepared = [self._prepared(objective, state.step, one) for one in fetched]
-            moved: list[Moved] = []
-            extra = self.reports.told_by_rank(fetched, self.stop_asked())
-            names = objective.optimizers_at(state.step)
-            assert names, f"no optimizer moves at step {state.step}"
-            for name in names:
-                one = mover.move(name, state, objective, prepared, [] if moved else extra)
-                with torch.no_grad():
-                    objective.settle(name, one.sums.sums, one.ok)
-                moved.append(one)
+            told = self.reports.told_by_rank(fetched, self.stop_asked())
+            moved = self._moved(state, objective, mover, prepared, told)
             self._average(state, objective, moved)
             state.step += 1
             state.samples += self.plan.global_batch
@@ -89,6 +82,25 @@ class Trainer:
             ctx = self.contexts.of(step, one, "prepare")
             return replace(one, batch=objective.prepare(one.batch, ctx))
 
+    def _moved(
+        self,
+        state: TrainState,
+        objective: Objective,
+        mover: Mover,
+        prepared: list[MicroBatch],
+        told: list[float],
+    ) -> list[Moved]:
+        """Moves and settles each optimizer whose turn it is; the first tells what ranks say."""
+        names = objective.optimizers_at(state.step)
+        assert names, f"no optimizer moves at step {state.step}"
+        moved: list[Moved] = []
+        for name in names:
+            one = mover.move(name, state, objective, prepared, [] if moved else told)
+            with torch.no_grad():
+                objective.settle(name, one.sums.sums, one.ok)
+            moved.append(one)
+        return moved
+
     def _average(self, state: TrainState, objective: Objective, moved: list[Moved]) -> None:
         """An average takes in the steps of the optimizers that move its part."""
         specs = objective.optimizers()
@@ -100,7 +112,7 @@ class Trainer:
     def _pause(self, state: TrainState, objective: Objective, prepared: list[MicroBatch]) -> None:
         """Validation, pictures and a checkpoint, where the plan has them."""
         plan = self.plan
-        if state.step not in {*plan.validation_steps, *plan.image_steps, *plan.checkpoint_steps}:
+        if state.step not in plan.pauses:
             return
         # What is saved or measured must not rest on a step that failed.
         self.reports.flush(state, objective)
