@@ -103,7 +103,8 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
         MicroBatch(one, names, tuple(range(number * BATCH, (number + 1) * BATCH)))
         for number, one in enumerate(batches(steps))
     )
-    contexts = Contexts(runtime, begun.placed, config.hparams.seed, BATCH)
+    plan = TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0)
+    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
     file = MetricsFile(metrics, NULL)
     reports = Reports(file, NULL, NullProgress(), runtime, 1, steps)
 
@@ -111,7 +112,7 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
         """In place of validation, pictures and checkpoints."""
 
     Trainer(
-        plan=TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0),
+        plan=plan,
         h=config.hparams,
         runtime=runtime,
         placed=begun.placed,

@@ -51,7 +51,7 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     print(f"loader alone, {workers} processes: {rate:.0f} samples/s")
 
     begun = begin(config, facts, runtime, None)
-    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan.global_batch)
+    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
     mover = Mover(config.hparams, plan.total_steps, runtime, begun.placed, contexts)
     moved = list(on_device(iter(batches), runtime.device))
     for index in range(steps + 10):

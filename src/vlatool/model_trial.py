@@ -83,7 +83,7 @@ class _Run:
     @property
     def contexts(self) -> Contexts:
         """What the objective may know of a moment."""
-        return Contexts(self.runtime, self.begun.placed, self.config.hparams.seed, SAMPLES)
+        return Contexts(self.runtime, self.begun.placed, self.config.hparams.seed, self.plan)
 
     def fit(self, batches: Iterator[MicroBatch], one: MicroBatch) -> None:
         """Trains to the end of the plan, or to the stop.

@@ -88,14 +88,14 @@ class Fixture:
         placed = PlacedParts(parts, runtime.placement(config), Plain())
         self.objective: Regression = Regression()
         self.state = self._state(parts, h)
+        accumulation = GLOBAL_BATCH // runtime.world_size // size
+        plan = TrainPlan(steps, GLOBAL_BATCH, size, accumulation, (2, steps), 0)
         self.trainer = Trainer(
-            plan=TrainPlan(
-                steps, GLOBAL_BATCH, size, GLOBAL_BATCH // runtime.world_size // size, (2, steps), 0
-            ),
+            plan=plan,
             h=h,
             runtime=runtime,
             placed=placed,
-            contexts=Contexts(runtime, placed, h.seed, GLOBAL_BATCH),
+            contexts=Contexts(runtime, placed, h.seed, plan),
             reports=Reports(
                 MetricsFile(self.metrics if runtime.is_main else None, NULL),
                 NULL,

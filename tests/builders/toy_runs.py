@@ -166,7 +166,7 @@ def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, Begun, Feed]:
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = make_plan(config, facts.datasets, runtime.world_size)
     begun = begin(config, facts, runtime, None)
-    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan.global_batch)
+    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
     metrics = MetricsFile(None, NULL)
     reports = Reports(
         metrics, NULL, NullProgress(), runtime, 1, plan.total_steps, config.data_kind.drop_reasons

@@ -172,8 +172,12 @@ class MicroBatch:
 
     def pin_memory(self) -> "MicroBatch":
         """The same in page-locked memory; the DataLoader asks for it where there is a GPU."""
-        pinned = {
-            name: value.pin_memory() if hasattr(value, "pin_memory") else value
-            for name, value in self.batch.items()
-        }
-        return replace(self, batch=pinned)
+        return replace(self, batch=_pinned(self.batch))
+
+
+def _pinned(value: Any) -> Any:
+    if hasattr(value, "pin_memory"):
+        return value.pin_memory()
+    if isinstance(value, dict):
+        return {name: _pinned(one) for name, one in value.items()}
+    return [_pinned(one) for one in value] if isinstance(value, list) else value

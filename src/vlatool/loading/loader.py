@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vlatool.errors import VlatoolError
+from vlatool.errors import DataError, VlatoolError
 from vlatool.loading.base import Batch, Batcher, Dropped, MicroBatch, SampleReader
 from vlatool.loading.order import SampleOrder
 from vlatool.loading.permutations import keyed_generator
@@ -120,6 +120,13 @@ class BatchStream(IterableDataset[MicroBatch | VlatoolError]):
         samples = [one for _, one in kept]
         drops = [one for one in found if isinstance(one, Dropped)]
         reasons = [one.reason for one in drops]
+        unknown = set(reasons) - set(self._plan.drop_reasons)
+        if unknown:
+            raise DataError(
+                f"a sample was dropped for {unknown.pop()!r}, which the kind of data does not list",
+                hint="add it to `drop_reasons` of the kind",
+                code="data.unknown_drop_reason",
+            )
         return MicroBatch(
             batch=self._batcher(samples) if samples else self._fake(),
             samples=tuple(str(one.key) for one in samples),
@@ -162,9 +169,14 @@ class BatchLoader:
 
     def close(self) -> None:
         """Ends the loader processes; another iteration starts others."""
-        # The DataLoader's iterator ends its processes when nobody has it any more.
-        self._running = None
         self._turn += 1
+        workers = list(getattr(self._running, "_workers", ()))
+        # The DataLoader's iterator ends its processes when nobody has it any more, and gives up on
+        # one that is in the middle of a read after seconds.
+        self._running = None
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
 
 
 def build_loader(

@@ -1,34 +1,48 @@
 """Randomness with a row per sample, the same however a step's batch is cut."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+# Rows that are drawn together: a process pays for those of the others in its chunks, which is
+# little beside a network.
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A generator, how many rows it draws at once, and which of them are wanted."""
+
+    generator: torch.Generator
+    size: int
+    rows: list[int]
+
 
 class RowDraws:
-    """Draws for the whole global batch and takes the rows of one micro-batch.
+    """Draws whole chunks of the global batch and takes the rows of one micro-batch.
 
-    Each micro-batch begins with a generator in the same state, so the n-th call of any of them
-    draws the same numbers; a process pays for the rows of the others, which is little beside a
-    network. Rows beyond `total` come round again: a fake batch may have more than there are.
+    Each micro-batch begins with generators in the same state, so the n-th call of any of them draws
+    the same numbers. Rows beyond `total` come round again: a fake batch may have more than there
+    are.
     """
 
-    def __init__(self, generator: torch.Generator, rows: Sequence[int], total: int) -> None:
+    def __init__(
+        self, seeded: Callable[[int], torch.Generator], rows: Sequence[int], total: int
+    ) -> None:
         """Prepares draws.
 
         Args:
-            generator: In the state of the step; its device is that of the draws.
-            rows: Place of each sample within the global batch.
+            seeded: Number of a chunk to a generator in the state of the step; its device is that
+                of the draws.
+            rows: Place of each sample within the global batch, ascending.
             total: Samples in the global batch.
         """
-        self._generator = generator
-        self._total = total
-        self._rows = [row % total for row in rows]
-        start, stop = (self._rows[0], self._rows[-1] + 1) if self._rows else (0, 0)
-        stride = max(1, self._rows[1] - start) if len(self._rows) > 1 else 1
-        self._slice = slice(start, stop, stride)
-        self._is_regular = list(range(start, stop, stride)) == self._rows
+        self._chunks = [
+            _Chunk(seeded(number), min(CHUNK, total - number * CHUNK), chosen)
+            for number, chosen in _by_chunk([row % total for row in rows])
+        ]
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal, float32 [B, *shape]."""
@@ -45,8 +59,34 @@ class RowDraws:
     def _taken(
         self, draw: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]
     ) -> Tensor:
-        device = self._generator.device
-        drawn = draw(*bounds, (self._total, *shape), generator=self._generator, device=device)
-        if self._is_regular:
-            return drawn[self._slice]
-        return drawn[torch.tensor(self._rows, dtype=torch.int64).to(device)]
+        found: list[Tensor] = []
+        for one in self._chunks:
+            device = one.generator.device
+            whole = (one.size, *shape)
+            drawn = draw(*bounds, whole, generator=one.generator, device=device)
+            found.append(drawn[_selection(one.rows, device)])
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _by_chunk(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Runs of rows of one chunk, in order: number of the chunk, rows within it."""
+    chosen: list[int] = []
+    number = -1
+    for row in rows:
+        if row // CHUNK != number and chosen:
+            yield number, chosen
+            chosen = []
+        number = row // CHUNK
+        chosen.append(row % CHUNK)
+    if chosen or not rows:
+        yield max(number, 0), chosen
+
+
+def _selection(rows: list[int], device: torch.device) -> slice | Tensor:
+    """An index of the rows; a slice where they are evenly spaced, which copies nothing."""
+    stride = max(1, rows[1] - rows[0]) if len(rows) > 1 else 1
+    if not rows:
+        return slice(0)
+    if rows == list(range(rows[0], rows[-1] + 1, stride)):
+        return slice(rows[0], rows[-1] + 1, stride)
+    return torch.tensor(rows, dtype=torch.int64).to(device)

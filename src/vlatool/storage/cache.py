@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ _PIECE = 1 << 20
 _LOCKS = 256
 # Another process may make room between a copy and its being opened.
 _ATTEMPTS = 3
+# What nobody wrote to for so long was left by a process that was killed.
+_ABANDONED_S = 3600.0
 
 
 def default_cache_folder() -> Path:
@@ -114,16 +117,30 @@ class FileCache:
     def _fetch(self, file: FileVersion, path: Path) -> None:
         with file.path.open("rb") as source, open_atomic(path, synced=False) as target:
             shutil.copyfileobj(source, target, _PIECE)
+            if target.tell() != file.size:
+                raise StorageError(
+                    f"{file.path}: {target.tell()} bytes came, it had {file.size}",
+                    hint="it changes while it is read; run the same command again",
+                    code="storage.changed",
+                    details={"path": str(file.path)},
+                )
 
     def _make_room(self, wanted: int) -> None:
+        """Copies being fetched count; those of a process that was killed go."""
         if self.limit is None:
             return
         found: list[tuple[int, int, Path]] = []
-        for path in self.folder.glob(f"*{_COPY_SUFFIX}"):
+        fetched = 0
+        for path in self.folder.glob(f"*{_COPY_SUFFIX}*"):
             with suppress(FileNotFoundError):  # another process makes room as well
                 status = path.stat()
-                found.append((status.st_mtime_ns, status.st_size, path))
-        used = sum(size for _, size, _ in found)
+                if path.name.endswith(_COPY_SUFFIX):
+                    found.append((status.st_mtime_ns, status.st_size, path))
+                elif time.time() - status.st_mtime > _ABANDONED_S:
+                    path.unlink()
+                else:
+                    fetched += status.st_size
+        used = fetched + sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if used + wanted <= self.limit:
                 return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -23,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from vlatool.artifacts.run_dir import TRAINER, CheckpointManifest, RunDir, part_weights
-from vlatool.errors import DataError
+from vlatool.errors import DataError, StorageError
 from vlatool.models.base import Part
 from vlatool.models.weights import (
     check_fit,
@@ -72,10 +73,19 @@ def _write(
     files: Mapping[str, dict[str, Tensor]],
     trainer: Mapping[str, Any],
 ) -> None:
-    with atomic_folder(run.checkpoint(state.step)) as partial:
-        for name, tensors in files.items():
-            save_file(tensors, partial / name)
-        torch.save(dict(trainer), partial / TRAINER)
+    folder = run.checkpoint(state.step)
+    with atomic_folder(folder) as partial:
+        try:
+            for name, tensors in files.items():
+                save_file(tensors, partial / name)
+            torch.save(dict(trainer), partial / TRAINER)
+        except (SafetensorError, RuntimeError) as error:  # how they tell of a full disk
+            raise StorageError(
+                f"{folder}: cannot be written: {error}",
+                hint="free space there, then run the same command again",
+                code="storage.write",
+                details={"path": str(folder)},
+            ) from None
         facts = {"step": state.step, "samples": state.samples}
         CheckpointManifest.of(partial, facts).write(partial)
     run.write_latest(state.step)
@@ -191,6 +201,6 @@ def _restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: O
 
 def _read_trainer(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise unusable_checkpoint(path, error) from None

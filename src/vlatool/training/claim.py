@@ -18,7 +18,7 @@ from vlatool.jobs.record import (
 from vlatool.training.config import TrainConfig
 
 _ORDER = "order of samples"
-# Counts up when the same options give other samples or other numbers.
+# Raise it when the same options give other samples or other numbers.
 _ORDER_VERSION = 1
 _NOT_WRITTEN = {"overwrite", "dry_run"}
 
@@ -51,6 +51,8 @@ def claim_run(
     before = read_record(run.root)
     if before is None or before.command != record.command:
         _refuse_strangers(run, config)
+        if is_run(run.root):
+            _forget(run, record)
     else:
         _refuse_other_orders(run, before, config)
         differences = option_differences(before.options, record.options)
@@ -61,9 +63,7 @@ def claim_run(
             hint = "choose another --output, or replace it with --overwrite"
             refuse_differences(run.root, "with other options", differences, hint)
         if differences:
-            # Killed from here on it is nobody's: neither these options nor the old ones fit.
-            replace(record, options={}).save(run.root)
-            run.forget_progress()
+            _forget(run, record)
     # First of all, so that a folder with anything in it says whose it is.
     record.save(run.root)
     remove_leftovers(run.root)
@@ -88,6 +88,12 @@ def decisive(config: ConfigModel) -> dict[str, Any]:
     return chosen
 
 
+def _forget(run: RunDir, record: OutputRecord) -> None:
+    """Killed from here on it is nobody's: neither these options nor the old ones fit."""
+    replace(record, options={}).save(run.root)
+    run.forget_progress()
+
+
 def _refuse_other_orders(run: RunDir, before: OutputRecord, config: TrainConfig) -> None:
     """A run of an earlier version saw its samples in another order and cannot go on in this one."""
     if before.options.get(_ORDER) == _ORDER_VERSION or not before.options or config.overwrite:
@@ -104,7 +110,6 @@ def _refuse_other_orders(run: RunDir, before: OutputRecord, config: TrainConfig)
 def _refuse_strangers(run: RunDir, config: TrainConfig) -> None:
     if is_run(run.root):
         _refuse_other_orders(run, OutputRecord("train", {"order": None}), config)
-        run.forget_progress()
     elif not holds_only(run.root, ()):
         raise UsageError(
             f"{run.root}: exists and is not a run of vlatool",

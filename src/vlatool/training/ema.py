@@ -1,13 +1,16 @@
 """Exponential moving average of weights, resumable. Source: lbm-training 3.8, A.3, A.4."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from vlatool.models.weights import shared_names
 from vlatool.training.config import EmaConfig
+
+_PIECE_BYTES = 1 << 28
 
 
 class WeightAverage:
@@ -23,21 +26,29 @@ class WeightAverage:
     def __init__(self, config: EmaConfig, module: nn.Module) -> None:
         self._config = config
         self._module = module
-        self._parameters = {name for name, _ in module.named_parameters()}
-        self.weights = {name: _copy(value) for name, value in module.state_dict().items()}
+        again = {name for names in shared_names(module) for name in names[1:]}
+        moving = {name for name, p in module.named_parameters() if p.requires_grad}
+        state = {name: one for name, one in module.state_dict().items() if name not in again}
+        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+        # What is frozen is its own average and needs no copy.
+        self.weights = {n: one if n in frozen else _copy(one) for n, one in state.items()}
+        self._moving = [name for name in state if name in moving]
+        self._copied = [name for name in state if name not in moving | frozen]
         self.updates = 0
 
     @torch.no_grad()
     def update(self, ok: Tensor) -> None:
         """Takes in the weights after an optimizer step; changes nothing where `ok` is false."""
-        decay = self.decay()
-        share = ok.float() * (1.0 - decay)
-        for name, value in self._module.state_dict().items():
-            mean, new = local(self.weights[name]), local(value)
-            if name in self._parameters and mean.is_floating_point():
-                mean.lerp_(new.float(), share)
-            else:
-                mean.copy_(torch.where(ok, new, mean))
+        share = ok.float() * (1.0 - self.decay())
+        state = self._module.state_dict()
+        for names in _pieces(self._moving, self.weights):
+            means = [local(self.weights[name]) for name in names]
+            distances = torch._foreach_sub([local(state[name]).float() for name in names], means)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(distances, share)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(means, distances)  # pyright: ignore[reportPrivateImportUsage]
+        for name in self._copied:
+            mean = local(self.weights[name])
+            mean.copy_(torch.where(ok, local(state[name]), mean))
         self.updates += 1
 
     def decay(self) -> float:
@@ -55,18 +66,34 @@ class WeightAverage:
     def in_place_of_weights(self) -> Generator[None]:
         """Within it the module has the averaged weights."""
         state = self._module.state_dict()
-        raw = {name: local(value).clone() for name, value in state.items()}
-        _assign(state, self.weights)
+        changed = {name: self.weights[name] for name in (*self._moving, *self._copied)}
+        raw = {name: local(state[name]).clone() for name in changed}
+        _assign(state, changed)
         try:
             yield
         finally:
-            _assign(state, raw)
+            # Asked for again: sharded weights that were gathered meanwhile are let go by that.
+            _assign(self._module.state_dict(), raw)
 
 
 @torch.no_grad()
 def _assign(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, value in state.items():
-        local(value).copy_(local(values[name]))
+    for name, value in values.items():
+        local(state[name]).copy_(local(value))
+
+
+def _pieces(names: Sequence[str], weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """The names in groups of a bounded number of bytes, for what is computed on the way."""
+    piece: list[str] = []
+    held = 0
+    for name in names:
+        piece.append(name)
+        held += local(weights[name]).nbytes
+        if held >= _PIECE_BYTES:
+            yield piece
+            piece, held = [], 0
+    if piece:
+        yield piece
 
 
 def local(tensor: Tensor) -> Tensor:

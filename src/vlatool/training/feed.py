@@ -45,6 +45,7 @@ def held_out(config: TrainConfig) -> HeldOut | None:
             code="usage.no_validation_data",
         )
     facts = kind.read_facts(section)
+    section, _ = kind.derive(section, facts)
     order = SampleOrder(facts.datasets, OrderOptions(config.hparams.seed, shuffle=False))
     return HeldOut(section, facts, order, min(config.total_val_samples, order.size))
 
@@ -85,8 +86,8 @@ class Feed:
         if self.measured is None:
             return
         one = self.measured
-        workers = min(1, self.config.data.num_workers or 0)
-        plan = replace(self._plan(), count=one.count, num_workers=workers)
+        plan = replace(self._plan(), count=one.count)
+        plan = replace(plan, num_workers=min(plan.num_workers, plan.batches or 0))
         reader = self.config.data_kind.reader(one.section, one.facts)
         batcher = self._batcher(one.section, training=False)
         with build_loader(plan, one.order, reader, batcher, self._fake()) as loader:

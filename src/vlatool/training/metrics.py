@@ -83,7 +83,7 @@ class MetricsFile:
         """One line; only the process that was given a path writes."""
         if self._path is None:
             return
-        row = {"step": step, **{name: round(value, 8) for name, value in values.items()}}
+        row = {"step": step, **{name: float(f"{value:.9g}") for name, value in values.items()}}
         with AppendLog(self._path) as log:
             log.append(row)
         self._reporter.metrics(step, values)

@@ -48,10 +48,12 @@ class Show:
 def save_pictures(run: RunDir, step: int, pictures: Mapping[str, UInt8Array]) -> None:
     """Writes each name's uint8 [N, H, W, 3] as one sheet, in rows of eight."""
     for name, images in pictures.items():
+        if not len(images):
+            continue
         rows = [images[at : at + _COLUMNS] for at in range(0, len(images), _COLUMNS)]
         width = max(len(row) for row in rows)
         sheet = np.concatenate([_row(row, width) for row in rows])
-        path = run.picture(step, name)
+        path = run.picture(step, name.replace("/", "_"))
         path.parent.mkdir(parents=True, exist_ok=True)
         with open_atomic(path) as file:
             Image.fromarray(sheet).save(file, format="PNG")

@@ -39,7 +39,8 @@ class Placement:
     Attributes:
         device: Of this process.
         world_size: Processes.
-        mesh: What parameters are sharded over; None for none.
+        mesh: What parameters are sharded over; None for none. They are gathered in float32, so that
+            a part may compute in it where it switches autocast off.
         reshards: Frees gathered parameters after the forward pass too.
         checkpoints: Blocks are computed again in the backward pass instead of kept.
         compiles: Blocks are compiled.
@@ -84,12 +85,12 @@ class PlacedParts:
         self.train()
 
     def _call(self, part: Part, methods: Sequence[str], how: Placement) -> Any:
-        moves = part.trained and any(p.requires_grad for p in part.module.parameters())
-        if how.world_size == 1 or not moves:
-            return part.module
-        if how.mesh is not None:
+        if how.mesh is not None and part.trained:
             for method in methods:
                 register_fsdp_forward_method(part.module, method)
+            return part.module
+        moves = part.trained and any(p.requires_grad for p in part.module.parameters())
+        if how.world_size == 1 or not moves:
             return part.module
         return _Exchanged(part.module, methods, how.device)
 

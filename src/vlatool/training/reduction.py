@@ -44,10 +44,9 @@ class StepSums:
         """The sums over all ranks. Every rank calls it, with as many `extra` numbers."""
         names = sorted(self._sums)
         shapes = {name: tuple(self._sums[name].shape) for name in names}
-        totals = torch.stack(self.totals)
-        head = torch.stack(
-            [totals.sum(), torch.stack(self._counts).sum(), (~totals.isfinite()).sum().double()]
-        )
+        totals, counts = torch.stack(self.totals), torch.stack(self._counts)
+        bad = ~(totals.isfinite() & counts.isfinite())
+        head = torch.stack([totals.sum(), counts.sum(), bad.sum().double()])
         more = torch.tensor(extra, dtype=torch.float64).to(self.device, non_blocking=True)
         flat = [self._sums[name].reshape(-1).to(self.device) for name in names]
         packed = runtime.sum(torch.cat([head, more, *flat]))

@@ -15,6 +15,7 @@ from vlatool.training.step import Moved
 
 # The one that decides how the run ends comes first.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HELD_OUT = "held-out"
 _NAMED_SAMPLES = 8
 # A share of fewer samples than these says little.
 _FEW_SAMPLES = 1000
@@ -101,7 +102,7 @@ class Reports:
         for place, moved in enumerate(record.moved):
             host = moved.on_host.read()
             norm, ok, total, count, _, *rest = host[: 5 + moved.sums.extra].tolist()
-            if count > 0 and not ok:
+            if not ok and not count <= 0:
                 raise self._not_finite(record)
             mean = total / count if count > 0 else None
             prefix = "" if moved.optimizer == first else f"{moved.optimizer}/"
@@ -127,12 +128,16 @@ class Reports:
         for reason, count in counts.items():
             state.dropped[reason] = state.dropped.get(reason, 0) + count
         total = sum(state.dropped.values())
+        is_new = bool(counts.keys() - self._alarms)
+        is_too_much = total > self.max_dropped_share * max(record.samples, _FEW_SAMPLES)
+        if not is_new and not is_too_much:
+            return
         examples = self.runtime.gathered([record.first_drop] if record.first_drop else [])
-        if counts.keys() - self._alarms:
+        if is_new:
             self._alarms |= counts.keys()
             told = f"a sample is left out at step {record.step}, further ones are counted"
             self.reporter.warn("data.dropped_samples", f"{told}: {examples[0]}")
-        if total > self.max_dropped_share * max(record.samples, _FEW_SAMPLES):
+        if is_too_much:
             raise DataError(
                 f"{total} of {record.samples} samples could not be used "
                 f"({_listed(state.dropped)}); the last: {examples[0]}",
@@ -156,6 +161,14 @@ class Reports:
         dropped = {"dropped": float(sum(state.dropped.values()))} if state.dropped else {}
         self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
         self.watch(objective, figures)
+
+    def held_out_drops(self, count: int, first_drop: str) -> None:
+        """Tells, once, that held-out samples cannot be used; every process calls it."""
+        examples = self.runtime.gathered([first_drop] if first_drop else [])
+        if _HELD_OUT not in self._alarms:
+            self._alarms.add(_HELD_OUT)
+            told = f"{count} held-out samples are left out at each validation"
+            self.reporter.warn("data.dropped_samples", f"{told}: {examples[0]}")
 
     def _figures(self, objective: Objective) -> dict[str, float]:
         """Those of every optimizer that moved since the last report."""

@@ -4,12 +4,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -17,6 +18,9 @@ from vlatool.errors import EnvironmentProblem
 from vlatool.models.draws import RowDraws
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
+
+# Other ranks wait while the first one writes a checkpoint: 50 GB to a slow disk take a while.
+_PATIENCE = timedelta(hours=2)
 
 
 class Runtime:
@@ -34,7 +38,11 @@ class Runtime:
         torch.backends.cuda.matmul.allow_tf32 = True
         # Accelerate keeps the first precision of a process for ever; the processes stay joined.
         AcceleratorState._reset_state()
-        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if mixed else "no")
+        self._accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="bf16" if mixed else "no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        )
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self._accelerator.num_processes != expected:
             raise EnvironmentProblem(
@@ -42,7 +50,6 @@ class Runtime:
                 hint="start with vlatool train --nproc N ..., or torchrun",
                 code="environment.processes",
             )
-        self._generator = torch.Generator(self.device)
 
     @property
     def world_size(self) -> int:
@@ -119,11 +126,13 @@ class Runtime:
         torch.manual_seed(_number(*key, self.rank))
 
     def draws(self, rows: Sequence[int], total: int, *key: object) -> RowDraws:
-        """Randomness for samples of a global batch, the same on every process.
+        """Randomness for samples of a global batch, the same on every process."""
 
-        There is one generator: a later call seeds it anew.
-        """
-        return RowDraws(self._generator.manual_seed(_number(*key)), rows, total)
+        def seeded(chunk: int) -> torch.Generator:
+            number = _number(*key, chunk) if chunk else _number(*key)
+            return torch.Generator(self.device).manual_seed(number)
+
+        return RowDraws(seeded, rows, total)
 
 
 def _number(*key: object) -> int:

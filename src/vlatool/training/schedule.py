@@ -15,8 +15,11 @@ def learning_rate(h: HParams, step: int, total_steps: int, peak: float | None = 
         total_steps: Updates in all.
         peak: Peak rate of an optimizer that has its own; the others scale with it.
     """
-    scale = 1.0 if peak is None or h.lr == 0 else peak / h.lr
-    return scale * _rate(h, step, total_steps)
+    if peak is None:
+        return _rate(h, step, total_steps)
+    scale = 0.0 if h.lr == 0 else peak / h.lr
+    ends = {"lr_cooldown_end": h.lr_cooldown_end * scale, "force_min_lr": h.force_min_lr * scale}
+    return _rate(h.model_copy(update={"lr": peak, **ends}), step, total_steps)
 
 
 def _rate(h: HParams, step: int, total_steps: int) -> float:

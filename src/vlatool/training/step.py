@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from vlatool.loading.base import MicroBatch
-from vlatool.models.base import Batch, Objective, StepContext
+from vlatool.models.base import Objective, StepContext
 from vlatool.training.config import HParams
 from vlatool.training.optim import set_rate, update
 from vlatool.training.placement import PlacedParts
+from vlatool.training.plan import TrainPlan
 from vlatool.training.reduction import HostCopy, Reduced, StepSums
 from vlatool.training.runtime import Runtime
 from vlatool.training.schedule import learning_rate
@@ -43,11 +44,11 @@ class Moved:
 class Contexts:
     """Makes what an objective may know of a moment."""
 
-    def __init__(self, runtime: Runtime, placed: PlacedParts, seed: int, global_batch: int) -> None:
+    def __init__(self, runtime: Runtime, placed: PlacedParts, seed: int, plan: TrainPlan) -> None:
         self._runtime = runtime
         self._placed = placed
         self._seed = seed
-        self._global_batch = global_batch
+        self._plan = plan
 
     def begin(self, step: int) -> None:
         """Seeds what draws from torch's global generators in this step."""
@@ -55,8 +56,9 @@ class Contexts:
 
     def of(self, step: int, one: MicroBatch, turn: object, *, training: bool = True) -> StepContext:
         """The moment of a micro-batch; randomness depends on its positions and the turn."""
-        total = self._global_batch
-        rows = one.positions or range(_rows(one.batch))
+        total = self._plan.global_batch
+        # A fake micro-batch is made in the size of a whole one.
+        rows = one.positions or range(self._plan.micro_batch)
         key = (step, turn) if training else (rows[0] // total, turn)
         return StepContext(
             step=step,
@@ -65,10 +67,6 @@ class Contexts:
             training=training,
             samples=one.samples,
         )
-
-
-def _rows(batch: Batch) -> int:
-    return next((len(value) for value in batch.values() if hasattr(value, "__len__")), 1)
 
 
 class Mover:
@@ -121,7 +119,8 @@ class Mover:
         sums = local.reduced(self._runtime, extra)
         is_empty = sums.count <= 0
         # Gradient exchange averages over processes; the mean is over all counted elements.
-        scale = (self._runtime.world_size / sums.count.clamp(min=1)).float()
+        count = torch.where(is_empty, torch.ones_like(sums.count), sums.count)
+        scale = (self._runtime.world_size / count).float()
         skip = self._halted | sums.is_bad | is_empty
         norm = update(optimizer, scale, self._h.grad_clip_norm, skip)
         ok = ~skip & norm.isfinite()

@@ -120,7 +120,7 @@ class Trainer:
         if state.step in plan.validation_steps:
             self.validate(state)
         if state.step in plan.image_steps:
-            self.show(state, prepared[0])
+            self.show(state, next((one for one in prepared if not one.is_fake), prepared[0]))
         self.placed.train()
         if state.step in plan.checkpoint_steps:
             self.save(state)

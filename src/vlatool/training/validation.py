@@ -52,15 +52,22 @@ class Validation:
     @torch.no_grad()
     def _pass(self, prefix: str, step: int) -> dict[str, float]:
         local = StepSums(self.runtime.device)
+        dropped, first_drop = 0, ""
         for one in self.open():
+            dropped, first_drop = dropped + sum(one.dropped), first_drop or one.first_drop
             ctx = self.contexts.of(step, one, _TURN, training=False)
             batch = self.objective.prepare(one.batch, ctx)
             # The randomness of `prepare` is not that of the loss.
             ctx = self.contexts.of(step, one, f"{_TURN} loss", training=False)
             with self.runtime.autocast():
                 local.add(self.objective.validate(batch, ctx), is_fake=one.is_fake)
-        sums = local.reduced(self.runtime, [])
-        total, count = sums.packed[:2].tolist()
-        told = self.objective.figures(_TURN, sums.read(sums.packed.cpu()), count)
+        sums = local.reduced(self.runtime, [float(dropped)])
+        packed = sums.packed.cpu()
+        total, count, _, all_dropped = packed[:4].tolist()
+        if all_dropped:
+            self.reports.held_out_drops(int(all_dropped), first_drop)
+        if count <= 0:
+            return {}
+        told = self.objective.figures(_TURN, sums.read(packed), count)
         figures = {f"{prefix}{name}": float(value) for name, value in told.items()}
-        return {f"{prefix}loss": total / max(count, 1.0), **figures}
+        return {f"{prefix}loss": total / count, **figures}

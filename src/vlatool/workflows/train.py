@@ -147,12 +147,19 @@ def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runti
 
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training.begin import begin
+    from vlatool.training.schedule import check_schedule
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    latest = run.latest()
+    # Folders of other machines may be seen late: all ranks begin where the first one does.
+    latest = runtime.agree(run.latest())
     begun = begin(config, setup.facts, runtime, None if latest is None else latest[1])
     state = begun.state
+    for name, spec in begun.objective.optimizers().items():
+        if spec.starts_at >= plan.total_steps:
+            reporter.note(f"{name} would start at step {spec.starts_at}: it never moves")
+        else:
+            check_schedule(config.hparams, plan.total_steps - spec.starts_at)
     if latest is not None:
         reporter.note(f"going on after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
@@ -179,7 +186,8 @@ def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
         trainer = _trainer(setup, begun, _reports(setup, reporter, bar), stop.asked)
         trainer.fit(state, batches, begun.objective)
         if state.step < plan.total_steps:
-            trainer.save(state)
+            if state.step not in plan.checkpoint_steps:
+                trainer.save(state)
             reporter.note(
                 f"stopped after step {state.step}; the same command with --output {run.root} "
                 "goes on from there"
@@ -197,7 +205,7 @@ def _trainer(
     from vlatool.training.validation import Validation
 
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan.global_batch)
+    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
     return Trainer(
         plan=plan,
         h=config.hparams,

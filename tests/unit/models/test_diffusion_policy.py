@@ -64,7 +64,7 @@ def loss_of(
     """The loss of a network, of its own config where no other is given."""
     settings = settings or model.config
     size = len(given["actions"])
-    draws = RowDraws(torch.Generator().manual_seed(0), range(size), size)
+    draws = RowDraws(torch.Generator().manual_seed, range(size), size)
     ctx = StepContext(0, draws, {"model": model})
     return FlowMatchingObjective(settings).loss("main", given, ctx)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlatool.models.draws import RowDraws
+from vlatool.models.draws import CHUNK, RowDraws
 
-TOTAL = 12
+TOTAL = 2 * CHUNK + 12
 CALLS: dict[str, Callable[[RowDraws], Tensor]] = {
     "normal": lambda draws: draws.normal(2, 3),
     "uniform": lambda draws: draws.uniform(3),
@@ -17,17 +17,31 @@ CALLS: dict[str, Callable[[RowDraws], Tensor]] = {
 
 
 def rows_of(rows: Sequence[int], call: Callable[[RowDraws], Tensor], *, nth: int = 1) -> Tensor:
-    draws = RowDraws(torch.Generator().manual_seed(5), rows, TOTAL)
+    draws = RowDraws(lambda chunk: torch.Generator().manual_seed(5 + chunk), rows, TOTAL)
     return [call(draws) for _ in range(nth)][-1]
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("rows", [range(4), range(5, 12), range(1, 12, 2), [3], [0, 4, 5, 11]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        range(4),
+        range(CHUNK - 2, CHUNK + 3),
+        range(1, TOTAL, 8),
+        [3],
+        [0, 4, 5, TOTAL - 1],
+    ],
+)
 def test_rows_are_those_of_the_whole_batch(
     rows: Sequence[int], call: Callable[[RowDraws], Tensor]
 ) -> None:
     whole = rows_of(range(TOTAL), call)
     assert torch.equal(rows_of(rows, call), whole[list(rows)])
+
+
+def test_chunks_have_numbers_of_their_own() -> None:
+    whole = rows_of(range(TOTAL), CALLS["normal"])
+    assert not torch.equal(whole[:4], whole[CHUNK : CHUNK + 4])
 
 
 def test_calls_differ_and_have_the_same_rows_too() -> None:

@@ -23,8 +23,10 @@ from vlatool.storage.cache import FileCache, FileVersion
 from vlatool.storage.parts import Part, read_parts
 from vlatool.storage.uri import is_remote
 
-# Shards of 64 lanes and those that follow them; far below the usual limit of 1024 open files.
+# Far below the usual limit of 1024 open files.
 _MOST_OPEN = 192
+# Samples whose places are remembered, at 16 bytes each: more than the lanes of a run touch.
+_MOST_KNOWN = 4_000_000
 # Half of the connections of a process: the samples of a micro-batch come together.
 _REQUESTS_AT_ONCE = 32
 
@@ -74,6 +76,8 @@ class OpenBlocks:
         self._datasets = tuple(datasets)
         self._cache = cache
         self._open: OrderedDict[tuple[int, int], _OpenBlock] = OrderedDict()
+        # Of files that were closed.
+        self._known: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (OpenBlocks, (self._datasets, self._cache))
@@ -108,28 +112,52 @@ class OpenBlocks:
         """The shards of some places; remote ones are looked at together."""
         wanted = {place[:2]: self._datasets[place.dataset].blocks[place.block] for place in places}
         fresh = {key: block for key, block in wanted.items() if key not in self._open}
-        self._open.update(zip(fresh, self._open_all(list(fresh.values())), strict=True))
+        known = [self._known.pop(key, None) for key in fresh]
+        opened = self._open_all(list(zip(fresh.values(), known, strict=True)))
+        self._open.update(zip(fresh, opened, strict=True))
         for key in wanted:
             self._open.move_to_end(key)
         return {key: self._open[key] for key in wanted}
 
-    def _open_all(self, blocks: Sequence[Block]) -> Iterator[_OpenBlock]:
+    def _open_all(self, blocks: Sequence[tuple[Block, ShardIndex | None]]) -> Iterator[_OpenBlock]:
         work = partial(_open_block, self._cache)
-        if any(is_remote(block.location) for block in blocks):
+        if any(is_remote(block.location) for block, _ in blocks):
             return in_parallel(work, blocks, _REQUESTS_AT_ONCE)
         return map(work, blocks)
 
     def _trim(self) -> None:
-        while len(self._open) > _MOST_OPEN:
-            _, block = self._open.popitem(last=False)
-            if block.file is not None:
-                block.file.close()
+        """Closes the files that were not read for the longest time; forgets what is too much."""
+        files = [key for key, block in self._open.items() if block.file is not None]
+        for key in files[: max(0, len(files) - _MOST_OPEN)]:
+            block = self._open.pop(key)
+            assert block.file is not None
+            block.file.close()
+            self._known[key] = block.index
+        _forget(self._known, [len(index.offsets) for index in self._known.values()])
+        if len(self._open) > len(files):
+            _forget(self._open, [len(block.index.offsets) for block in self._open.values()])
 
 
-def _open_block(cache: BlockCache, block: Block) -> _OpenBlock:
+def _forget(known: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> None:
+    """Takes out the oldest until few enough samples are left."""
+    left = sum(sizes)
+    for size in sizes:
+        if left <= _MOST_KNOWN:
+            return
+        _, gone = known.popitem(last=False)
+        if isinstance(gone, _OpenBlock) and gone.file is not None:
+            gone.file.close()
+        left -= size
+
+
+def _open_block(cache: BlockCache, given: tuple[Block, ShardIndex | None]) -> _OpenBlock:
     """A shard with its index, whose count is that of the manifest."""
+    block, known = given
     try:
-        opened = (_remote if is_remote(block.location) else _local)(cache, block.location)
+        if is_remote(block.location):
+            opened = _remote(cache, block.location)
+        else:
+            opened = _local(block.location, known)
     except FileNotFoundError as error:
         raise _missing(error, block.location) from None
     except OSError as error:
@@ -145,11 +173,11 @@ def _open_block(cache: BlockCache, block: Block) -> _OpenBlock:
     return opened
 
 
-def _local(cache: BlockCache, path: Path) -> _OpenBlock:
-    del cache
+def _local(path: Path, known: ShardIndex | None) -> _OpenBlock:
     file = path.open("rb", buffering=0)
-    index = read_index(index_path(path))
-    if index is None or index.shard_bytes != os.fstat(file.fileno()).st_size:
+    size = os.fstat(file.fileno()).st_size
+    index = read_index(index_path(path)) if known is None else known
+    if index is None or index.shard_bytes != size:
         index = index_by_headers(path)
     return _OpenBlock(path, index, file)
 
