@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,8 +21,10 @@ from tests.builders.toy_runs import (
     toy_config,
     toys,
 )
+from tests.builders.toys import write_numbers
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.errors import DataError
+from vlatool.events import NullReporter
 from vlatool.workflows.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -206,3 +209,28 @@ def test_compiled_blocks_give_the_same_weights_to_rounding(root: Path) -> None:
 def test_pictures_are_written_at_checkpoints(root: Path) -> None:
     names = [path.name for path in sorted((root / "toy_gan-one" / "images").iterdir())]
     assert names == ["step_00000004_made.png", "step_00000008_made.png"]
+
+
+def test_held_out_data_of_which_nothing_can_be_used_have_no_loss_and_are_told(
+    root: Path, tmp_path: Path
+) -> None:
+    held_out = write_numbers(tmp_path / "held-out", (5,))
+    rows = np.load(held_out / "block-0.npy")
+    np.save(held_out / "block-0.npy", rows * np.nan)
+    changes = {"data__val_folders": [str(held_out)], "total_val_samples": 5}
+    told = Told()
+    train(toy_config(root, "toy_lm", "toy_lm-val", **changes), reporter=told)
+    rows_told = read_metrics(RunDir(root / "toy_lm-val").metrics)
+    assert not any("val/loss" in row for row in rows_told)
+    assert told.codes == ["data.dropped_samples"]
+
+
+class Told(NullReporter):
+    """Remembers the codes of warnings."""
+
+    def __init__(self) -> None:
+        self.codes: list[str] = []
+
+    def warn(self, code: str, message: str) -> None:
+        del message
+        self.codes.append(code)

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -327,6 +328,20 @@ def test_too_many_broken_samples_end_the_run(data: Path, tmp_path: Path) -> None
         go(broken, tmp_path / "run", data__max_dropped_share=0.0)
     assert caught.value.code == "data.too_many_dropped"
     assert "_t0.jpg" in caught.value.message or "sample" in caught.value.message
+
+
+def test_full_disk_while_a_checkpoint_is_written_is_told_as_one(data: Path, tmp_path: Path) -> None:
+    command = shlex.join([VLATOOL, "--json", *tiny_arguments(data, tmp_path / "run")])
+    # No file may be larger than 60 kB; the weights are.
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 60; exec {command}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    assert json.loads(done.stdout)["error"]["kind"] == "storage"
+    assert RunDir(tmp_path / "run").checkpoints() == []
 
 
 # held-out data

@@ -144,3 +144,32 @@ def test_averages_stand_in_for_the_weights_for_a_while() -> None:
     with average.in_place_of_weights():
         assert (module.weight.item(), module.buffer.item()) == (1.0, 0.0)
     assert (module.weight.item(), module.buffer.item()) == (4.0, 2.0)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(3, 2)
+        self.head = nn.Linear(2, 3, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_tied_weights_have_one_average_and_it_is_what_is_used() -> None:
+    module = Tied()
+    nn.init.zeros_(module.embed.weight)
+    average = WeightAverage(EmaConfig(type="vanilla", alpha=0.5), module)
+    average.update(YES)
+    nn.init.ones_(module.embed.weight)
+    average.update(YES)
+    assert list(average.weights) == ["embed.weight"]
+    with average.in_place_of_weights():
+        assert module.head.weight.unique().tolist() == [0.5]
+    assert module.head.weight.unique().tolist() == [1.0]
+
+
+def test_frozen_weights_are_their_own_average() -> None:
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    average = WeightAverage(EmaConfig(), module)
+    assert average.weights["bias"].data_ptr() == module.bias.data_ptr()
+    assert average.weights["weight"].data_ptr() != module.weight.data_ptr()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.builders.regression import Fixture, fake_of, micro_batches, samples
+from tests.builders.regression import Fixture, Regression, fake_of, micro_batches, samples
 from vlatool.errors import DataError
 from vlatool.loading.base import MicroBatch
+from vlatool.models.base import Batch, Loss, StepContext
 from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.runtime import Runtime
 
@@ -157,3 +158,21 @@ def test_precision_may_differ_between_runs_of_one_process() -> None:
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         wanted = torch.bfloat16 if precision.startswith("amp") else torch.float32
         assert product.dtype == wanted
+
+
+class Weighted(Regression):
+    """The same with a weight of a hundredth per element: counts are below one."""
+
+    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
+        whole = super().loss(optimizer, batch, ctx)
+        return Loss(whole.total / 100, whole.count / 100, whole.sums)
+
+
+def test_weights_of_elements_scale_neither_loss_nor_gradient(tmp_path: Path) -> None:
+    whole, weighted = (Fixture(tmp_path / name, size=2, steps=2) for name in ("a", "b"))
+    weighted.objective = Weighted()
+    for one in (whole, weighted):
+        one.fit(samples())
+    for first, second in zip(whole.rows, weighted.rows, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert first[key] == pytest.approx(second[key], rel=1e-5)
