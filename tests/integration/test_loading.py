@@ -267,7 +267,7 @@ def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
     (batch,) = batches(data, LoaderPlan(6, drop_reasons=RoboticsKind.drop_reasons), 1)
 
     assert sorted(batch.samples) == [f"sample-000{number}" for number in (0, 1, 3, 4, 5)]
-    assert batch.dropped == (1,)
+    assert batch.dropped == (1, 0)
     assert "sample-0002" in batch.first_drop
     assert not batch.is_fake
 
@@ -295,13 +295,16 @@ def test_micro_batch_of_broken_samples_is_a_fake_one() -> None:
 # shards that are not what they should be
 
 
-def test_damaged_shard_is_a_data_error_and_not_skipped(copy: Path) -> None:
+def test_sample_with_a_damaged_header_is_dropped_and_counted(copy: Path) -> None:
     shard = copy / "shard_000001.tar"
     content = bytearray(shard.read_bytes())
     content[:512] = b"\xaa" * 512
     shard.write_bytes(content)
 
-    assert refusal(opened(copy)).code == "data.broken_shard"
+    data = opened(copy)
+    (batch,) = batches(data, LoaderPlan(SAMPLES, drop_reasons=RoboticsKind.drop_reasons), 1)
+    assert batch.dropped == (1, 0)
+    assert "shard_000001.tar" in batch.first_drop
 
 
 def test_damaged_shard_without_index_is_a_data_error(copy: Path) -> None:
@@ -360,7 +363,26 @@ def test_index_of_other_places_is_not_believed(copy: Path) -> None:
     assert one is not None
     path.write_bytes(replace(one, offsets=one.offsets + 512).content())
 
-    assert refusal(opened(copy)).code == "data.broken_shard"
+    data = opened(copy)
+    (batch,) = batches(data, LoaderPlan(SAMPLES, drop_reasons=RoboticsKind.drop_reasons), 1)
+    assert batch.dropped[0] == len(one.offsets)
+
+
+@pytest.mark.parametrize("damage", ["reversed", "equal", "long", "negative"])
+def test_index_that_cannot_be_one_is_not_believed(copy: Path, damage: str) -> None:
+    (whole,) = batches(opened(copy), LoaderPlan(SAMPLES), 1)
+    path = index_path(copy / "shard_000001.tar")
+    one = read_index(path)
+    assert one is not None
+    changed = {
+        "reversed": replace(one, offsets=one.offsets[::-1], lengths=one.lengths[::-1]),
+        "equal": replace(one, offsets=one.offsets * 0),
+        "long": replace(one, lengths=one.lengths * 10**9),
+        "negative": replace(one, offsets=one.offsets - 10**6),
+    }[damage]
+    path.write_bytes(changed.content())
+    (found,) = batches(opened(copy), LoaderPlan(SAMPLES), 1)
+    assert found.samples == whole.samples
 
 
 def test_more_shards_than_are_kept_open_are_read(tmp_path: Path) -> None:

@@ -284,16 +284,19 @@ def test_misspelt_field_names_the_nearest(data: Path, tmp_path: Path) -> None:
 def test_loss_that_is_not_finite_names_samples_and_keeps_weights(
     data: Path, tmp_path: Path
 ) -> None:
-    broken = tmp_path / "data"
-    shutil.copytree(data, broken)
-    for shard in (broken / "shards").glob("*.tar"):
-        _spoil(shard)
     run = tmp_path / "run"
     with pytest.raises(DataError) as caught:
-        go(broken, run)
+        go(data, run, hparams__lr=1e30, hparams__grad_clip_norm=1e30)
     assert caught.value.code == "data.loss_not_finite"
     assert caught.value.details["samples"]
     assert RunDir(run).checkpoints() == []
+
+
+def test_samples_with_values_that_are_not_finite_are_dropped(data: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(data, tmp_path / "data")
+    _spoil(sorted((broken / "shards").glob("*.tar"))[0])
+    result = go(broken, tmp_path / "run", data__max_dropped_share=1.0)
+    assert result.dropped["not_finite"] > 0
 
 
 def _spoil(shard: Path) -> None:

@@ -80,10 +80,12 @@ def check_shards(path: Path, shards: Sequence[Shard]) -> None:
 def _shard(path: Path, number: int, line: str) -> Shard:
     try:
         row: dict[str, Any] = json.loads(line)
-        name, count = str(row["shard"]), int(row["num_sequences"])
+        name, count = str(row["shard"]), row["num_sequences"]
+        if type(count) is not int or count < 1:
+            raise ValueError(count)
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f'{path}:{number}: expected {{"shard": ..., "num_sequences": ...}}',
+            f'{path}:{number}: expected {{"shard": ..., "num_sequences": a positive number}}',
             code="data.broken_manifest",
             details={"path": str(path), "line": number},
         ) from None

@@ -363,9 +363,18 @@ def parse_index(content: bytes) -> ShardIndex | None:
     except (KeyError, ValueError):
         return None
     offsets, lengths = arrays["offsets"], arrays["lengths"]
-    if offsets.dtype.kind != "i" or lengths.shape != offsets.shape or offsets.ndim != 1:
+    shapes = (offsets.ndim, lengths.shape, arrays["shard_bytes"].ndim)
+    if shapes != (1, offsets.shape, 0) or any(one.dtype.kind != "i" for one in arrays.values()):
         return None
-    return ShardIndex(offsets, lengths, int(arrays["shard_bytes"]))
+    index = ShardIndex(offsets, lengths, int(arrays["shard_bytes"]))
+    return index if _is_in_order(index) else None
+
+
+def _is_in_order(index: ShardIndex) -> bool:
+    """Whether samples follow each other inside the tar; a damaged index would read others."""
+    starts = [*index.offsets.tolist(), index.shard_bytes]
+    places = zip(index.ranges(), starts[1:], strict=True)
+    return starts[0] >= 0 and all(n > 0 and at + n <= after for (at, n), after in places)
 
 
 def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:

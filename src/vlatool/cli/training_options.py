@@ -1,7 +1,6 @@
 """How a training configuration is typed: shared by `train` and `resolve-config`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vlatool.cli.config_command import ConfigSpec, Sugar, schema_at
@@ -15,15 +14,17 @@ def expand_data(folders: list[str]) -> Mapping[str, Any]:
 
 def expand_run(texts: list[str]) -> Mapping[str, Any]:
     """A run folder is the key `save_path` and, below it, `name`."""
-    run = Path(texts[-1])
-    if not run.name:
+    # As text: a location of another scheme is refused by the command, which knows schemes.
+    parent, _, name = texts[-1].rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
         raise UsageError(
             f"--output {texts[-1]!r} names no folder",
             hint="write --output runs/NAME",
             code="usage.output",
             details={"output": texts[-1]},
         )
-    return {"save_path": str(run.parent), "name": run.name}
+    root = "/" if texts[-1].startswith("/") else "."
+    return {"save_path": parent or root, "name": name}
 
 
 def _scalar(key: str, help_text: str, *, is_switch: bool = False) -> Sugar:

@@ -1,9 +1,9 @@
 """Keys that every kind of training data has: order, loader processes, cache."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from vlatool.config.base import ConfigModel
 
@@ -65,8 +65,9 @@ class LoadingConfig(ConfigModel):
         default=0.01, ge=0, le=1, description="Share of broken samples above which a run ends."
     )
 
-    @model_validator(mode="after")
-    def _check_lanes(self) -> Self:
-        if self.lanes & (self.lanes - 1):
-            raise ValueError(f"lanes is {self.lanes}, no power of two")
-        return self
+    @field_validator("lanes")
+    @classmethod
+    def _check_lanes(cls, lanes: int) -> int:
+        if lanes & (lanes - 1):
+            raise ValueError(f"{lanes} is no power of two")
+        return lanes

@@ -1,5 +1,6 @@
 """Training data for a training loop of one's own."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from torch.utils.data import Dataset
 
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.loading.base import Dropped, SampleReader
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -52,6 +53,7 @@ class SampleDataset(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Several samples, read together; the DataLoader asks for a batch so."""
         count = len(self)
+        indices = [operator.index(one) for one in indices]
         outside = [index for index in indices if not -count <= index < count]
         if outside:
             raise IndexError(f"sample {outside[0]} of {count}")
@@ -72,7 +74,9 @@ class SampleDataset(Dataset[Any]):
 
     def epoch(self, number: int) -> "SampleDataset":
         """The same data in the order of another epoch, from 0."""
-        first = number * len(self)
+        if operator.index(number) < 0:
+            raise IndexError(f"epoch {number}: the first is 0")
+        first = operator.index(number) * len(self)
         return SampleDataset(self.config, self.facts, self._order, self._reader, first)
 
 
@@ -105,6 +109,12 @@ def open_dataset(
         ConfigError: A key is unknown or has no such value.
         DataError: The data are missing or broken, or lack something that was asked for.
     """
+    if not folders or not all(isinstance(one, str | Path) for one in folders):
+        raise UsageError(
+            f"open_dataset takes folders one by one, not {folders}",
+            hint="write open_dataset(first, second)",
+            code="usage.folders",
+        )
     chosen = DATA_KINDS.get(kind or DATA_KINDS.names()[0])()
     given = {
         chosen.folders_keys[0]: [str(folder) for folder in folders],

@@ -12,12 +12,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vlatool.errors import DataError, VlatoolError
+from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.loading.base import Batch, Batcher, Dropped, MicroBatch, SampleReader
 from vlatool.loading.order import SampleOrder
 from vlatool.loading.permutations import keyed_generator
@@ -151,6 +152,8 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         self.close()
+        if self._loader.num_workers:
+            _start_server()
         turn, self._running = self._turn, iter(self._loader)
         while self._turn == turn and self._running is not None:
             batch = next(self._running, None)
@@ -208,6 +211,30 @@ def build_loader(
         worker_init_fn=_settle if workers else None,
     )
     return BatchLoader(loader)
+
+
+def _start_server() -> None:
+    """Starts the process that loaders are forked from, deaf to SIGTERM: groups are sent it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def loader_ended(error: RuntimeError) -> EnvironmentProblem | None:
+    """What to say where a loader process was killed; None for another error.
+
+    Torch raises the former wherever the process happens to be when it learns of it.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    return EnvironmentProblem(
+        f"a loader process was ended from outside: {error}",
+        hint="often the memory ran out: lower data.num_workers or data.prefetch_factor; the same "
+        "command goes on from the last checkpoint",
+        code="environment.loader_ended",
+    )
 
 
 def _settle(worker: int) -> None:

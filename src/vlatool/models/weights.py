@@ -21,8 +21,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises:
         DataError: The file is missing or broken, or keys or shapes differ; names the first few.
     """
-    weights = read_weights(path)
-    check_fit(module, weights, path)
+    weights = fitted(module, read_weights(path), path)
     module.load_state_dict(weights, strict=False)
 
 
@@ -38,12 +37,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise unusable_checkpoint(path, error) from None
 
 
-def check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Makes sure that a file has a module's names and shapes, sharded or not.
+def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, which has a module's names and shapes, sharded or not.
+
+    A single number fits whether it is a scalar or a row of one: scalars cannot be sharded.
 
     Raises:
         DataError: It has not; names the first few differences.
     """
+    expected = module.state_dict()
+    weights = {
+        name: value.reshape(expected[name].shape)
+        if name in expected and value.numel() == expected[name].numel() == 1
+        else value
+        for name, value in weights.items()
+    }
     problems = sorted(_differences(module, weights))
     if problems:
         raise DataError(
@@ -52,6 +60,7 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> N
             code="data.checkpoint_mismatch",
             details={"problems": problems},
         )
+    return weights
 
 
 def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[str]:

@@ -5,9 +5,9 @@ processes and sharding it was made with.
 """
 
 import hashlib
-import pickle
 import shutil
 from collections.abc import Mapping
+from operator import index
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from vlatool.artifacts.run_dir import TRAINER, CheckpointManifest, RunDir, part_
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import Part
 from vlatool.models.weights import (
-    check_fit,
+    fitted,
     read_weights,
     saved_once,
     shared_names,
@@ -112,7 +112,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
             _restore_optimizer(trainer["optimizers"][name], state, optimizer)
         for name, average in state.averages.items():
             average.updates = trainer["averages"][name]
-        state.step, state.samples = trainer["step"], trainer["samples"]
+        state.step, state.samples = index(trainer["step"]), index(trainer["samples"])
         state.dropped = dict(trainer["dropped"])
         digests = dict(trainer["unsaved"])
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -157,8 +157,7 @@ def _full(value: Tensor) -> Tensor:
 @torch.no_grad()
 def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
     """Copies a file of weights into tensors of the module's names, each process its share."""
-    weights = read_weights(path)
-    check_fit(module, weights, path)
+    weights = fitted(module, read_weights(path), path)
     for name, value in into.items():
         if name in weights:
             given = weights[name].to(value.device)
@@ -202,5 +201,5 @@ def _restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: O
 def _read_trainer(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise unusable_checkpoint(path, error) from None
+    except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
+        raise unusable_checkpoint(path, f"{type(error).__name__}: {error}") from None

@@ -107,9 +107,20 @@ def _refuse_other_orders(run: RunDir, before: OutputRecord, config: TrainConfig)
     )
 
 
+def _refuse_unknown_run(run: RunDir, config: TrainConfig) -> None:
+    if not config.overwrite:
+        raise UsageError(
+            f"{run.root}: holds a run whose record is missing or damaged, or that an earlier "
+            "version of vlatool made; this version cannot go on with it",
+            hint="evaluate it as it is, choose another --output, or replace it with --overwrite",
+            code="usage.earlier_version",
+            details={"path": str(run.root)},
+        )
+
+
 def _refuse_strangers(run: RunDir, config: TrainConfig) -> None:
     if is_run(run.root):
-        _refuse_other_orders(run, OutputRecord("train", {"order": None}), config)
+        _refuse_unknown_run(run, config)
     elif not holds_only(run.root, ()):
         raise UsageError(
             f"{run.root}: exists and is not a run of vlatool",

@@ -34,7 +34,9 @@ class HParams(ConfigModel):
         ge=1,
         description="Samples per device and micro-batch; null: global batch over processes.",
     )
-    seed: int = Field(default=42, ge=0, description="Seed of weights, data order and noise.")
+    seed: int = Field(
+        default=42, ge=0, lt=2**63, description="Seed of weights, data order and noise."
+    )
     lr: float = Field(default=1e-4, ge=0, description="Peak learning rate.")
     lr_scheduler: Literal["cosine", "const", "warmup_constant_decay"] = Field(
         default="cosine", description="How the rate falls after warm-up."

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlatool.errors import UsageError
 from vlatool.loading.base import Batch, Batcher, Facts, MicroBatch
 from vlatool.loading.config import LoadingConfig
-from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.loader import LoaderPlan, build_loader, loader_ended
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan
@@ -79,7 +79,10 @@ class Feed:
         reader = self.config.data_kind.reader(self.config.data, self.facts)
         batcher = self._batcher(self.config.data, training=True)
         with build_loader(plan, self.order, reader, batcher, self._fake()) as loader:
-            yield on_device(iter(loader), self.runtime.device)
+            try:
+                yield on_device(iter(loader), self.runtime.device)
+            except RuntimeError as error:
+                raise loader_ended(error) or error from None
 
     def held_out(self) -> Iterator[MicroBatch]:
         """One pass over the held-out data; every process makes the same number of micro-batches."""

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from vlatool.errors import UsageError
 from vlatool.models.base import ModelType, Part
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class PlacedParts:
         for block in blocks if how.checkpoints else ():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if how.mesh is not None:
+            _check_shardable(parts)
             for unit in dict.fromkeys([*blocks, *trained]):
                 fully_shard(unit, mesh=how.mesh, reshard_after_forward=how.reshards)
         self.calls: dict[str, Any] = {
@@ -175,6 +177,20 @@ class _Exchanged:
     def alone(self) -> AbstractContextManager[None]:
         """Within it gradients stay in this process."""
         return self._wrapped.no_sync()
+
+
+def _check_shardable(parts: Mapping[str, Part]) -> None:
+    """UsageError for a parameter that cannot be split over processes."""
+    for name, part in parts.items():
+        for key, parameter in part.module.named_parameters():
+            if part.trained and parameter.dim() == 0:
+                raise UsageError(
+                    f"{name}.{key} is a scalar, which cannot be sharded",
+                    hint="leave distributed.fsdp out; the author of the model type can give it "
+                    "the shape [1]",
+                    code="usage.scalar_parameter",
+                    details={"parameter": f"{name}.{key}"},
+                )
 
 
 def _own_blocks(blocks: Sequence[nn.Module], trained: Sequence[nn.Module]) -> list[nn.Module]:

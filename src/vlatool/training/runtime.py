@@ -35,6 +35,12 @@ class Runtime:
                 hint="set it to auto",
                 code="environment.backend",
             )
+        if on_cpu and config.distributed.dist_backend == "nccl":
+            raise EnvironmentProblem(
+                "distributed.dist_backend is nccl, but there is no GPU",
+                hint="set it to auto",
+                code="environment.backend",
+            )
         torch.backends.cuda.matmul.allow_tf32 = True
         # Accelerate keeps the first precision of a process for ever; the processes stay joined.
         AcceleratorState._reset_state()

@@ -51,7 +51,12 @@ def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL
         threads = _threads(processes) if gpus == 0 else {}
         membership = Membership(processes, os.getpid(), name, bool(threads))
         reporter.note(f"starting {processes} processes: {_as_typed(command, threads)}")
-        variables = {**threads, **_quieted(), MEMBERSHIP: json.dumps(asdict(membership))}
+        variables = {
+            **threads,
+            **_quieted(),
+            **_safe_path(),
+            MEMBERSHIP: json.dumps(asdict(membership)),
+        }
         with _environment(variables), _stdout_in(folder / "stdout"), _PassedOn(folder) as signals:
             ends = [end.with_error(folder) for end in _launch(command, folder)]
             _end_helpers(folder)
@@ -145,6 +150,12 @@ def _threads(processes: int) -> dict[str, str]:
     if THREADS in os.environ:
         return {}
     return {THREADS: str(max(1, default_workers() // processes))}
+
+
+def _safe_path() -> dict[str, str]:
+    """A rank is started with `-m`, which would import from the current folder first."""
+    is_there = {"", os.getcwd()} & set(sys.path)
+    return {} if is_there else {"PYTHONSAFEPATH": "1"}
 
 
 def _quieted() -> dict[str, str]:

@@ -63,7 +63,11 @@ class Validation:
                 local.add(self.objective.validate(batch, ctx), is_fake=one.is_fake)
         sums = local.reduced(self.runtime, [float(dropped)])
         packed = sums.packed.cpu()
-        total, count, _, all_dropped = packed[:4].tolist()
+        total, count, bad, all_dropped = packed[:4].tolist()
+        if bad:
+            self.reports.reporter.warn(
+                "data.loss_not_finite", f"{prefix}loss is not finite in {bad:.0f} micro-batches"
+            )
         if all_dropped:
             self.reports.held_out_drops(int(all_dropped), first_drop)
         if count <= 0:

@@ -116,4 +116,13 @@ def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
             code="data.missing_statistics",
             details={"field": field, "key": key},
         )
-    return np.asarray(values, np.float64)
+    numbers = np.asarray(values, np.float64)
+    # Published percentiles may be null; the others come from counting.
+    if not key.startswith("percentile") and not np.isfinite(numbers).all():
+        raise DataError(
+            f"statistics of field {field!r}: {key!r} is not finite",
+            hint="preprocess the data again",
+            code="data.broken_statistics",
+            details={"field": field, "key": key},
+        )
+    return numbers

@@ -245,6 +245,9 @@ def _tell(
     for key, reason in config.data.without_effect.items():
         if getattr(config.data, key) != type(config.data).model_fields[key].default:
             reporter.note(f"data.{key} has no effect: {reason}")
+    held_out = config.data_kind.validation(config.data)
+    if held_out is not None and config.total_val_samples is None:
+        reporter.note("held-out data are given, but not measured: set total_val_samples")
     if config.distributed.fsdp and runtime.world_size == 1:
         reporter.note("distributed.fsdp: one process has nothing to shard over")
     elif config.distributed.fsdp and runtime.device.type == "cpu":

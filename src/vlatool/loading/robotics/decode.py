@@ -15,7 +15,8 @@ from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 
 # Why a sample is dropped.
-BROKEN_SAMPLE = "broken_sample"
+BROKEN_SAMPLE, NOT_FINITE = "broken_sample", "not_finite"
+DROP_REASONS = (BROKEN_SAMPLE, NOT_FINITE)
 # What Pillow, numpy and json say of contents that are none.
 _BROKEN = (
     ValueError,
@@ -81,8 +82,9 @@ class SampleDecoder:
             rng: Picks one of its sentences.
 
         Raises:
-            DataError: A member or field is missing or broken (`data.broken_sample`), or pictures
-                differ in size (`data.image_sizes_differ`); names sample and member.
+            DataError: A member or field is missing or broken (`data.broken_sample`), a value is no
+                number (`data.not_finite`), or pictures differ in size (`data.image_sizes_differ`);
+                names sample and member.
         """
         sample = StoredSample(key, members)
         try:
@@ -90,10 +92,12 @@ class SampleDecoder:
             anchor = int(metadata["anchor_relative_idx"])
             arrays = sample.arrays([*self._fields, *MASKS])
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
+            fields = {name: _columns(arrays[name])[span] for name in self._fields}
+            _check_finite(key, fields)
             return DecodedSample(
                 key=key,
                 images=_stacked(key, {name: _picture(members[name]) for name in self._pictures}),
-                fields={name: _columns(arrays[name])[span] for name in self._fields},
+                fields=fields,
                 past_mask=arrays["past_mask"][span],
                 future_mask=arrays["future_mask"][span],
                 instruction=self._sentence(sample.language(), rng),
@@ -120,6 +124,17 @@ class SampleDecoder:
         """One sentence of the configured kinds, drawn evenly; empty where there is none."""
         sentences = [text for kind in self._kinds for text in by_kind.get(kind, ())]
         return sentences[int(rng.integers(len(sentences)))] if sentences else ""
+
+
+def _check_finite(key: str, fields: Mapping[str, Array]) -> None:
+    for name, values in fields.items():
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"sample {key}: a value of {name!r} is not finite",
+                hint="preprocess with --fail-on-nan to find where it comes from",
+                code=f"data.{NOT_FINITE}",
+                details={"sample": key, "field": name},
+            )
 
 
 def _stacked(key: str, pictures: Mapping[str, UInt8Array]) -> UInt8Array:

@@ -16,7 +16,7 @@ from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Dropped, Place
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import BROKEN_SAMPLE
+from vlatool.loading.robotics.decode import DROP_REASONS
 from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, make_geometry
@@ -82,7 +82,7 @@ class RoboticsKind:
     name: ClassVar[str] = "robotics"
     Config: ClassVar[type[RoboticsDataConfig]] = RoboticsDataConfig
     folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
-    drop_reasons: ClassVar[tuple[str, ...]] = (BROKEN_SAMPLE,)
+    drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
     def read_facts(self, config: RoboticsDataConfig) -> DatasetFacts:
         """Manifests, statistics and preprocessing options; local shards are whole."""

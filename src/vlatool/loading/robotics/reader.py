@@ -10,7 +10,12 @@ from vlatool.loading.base import Dropped, Place
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.blocks import BlockCache, OpenBlocks
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import BROKEN_SAMPLE, DecodedSample, SampleDecoder
+from vlatool.loading.robotics.decode import (
+    BROKEN_SAMPLE,
+    DROP_REASONS,
+    DecodedSample,
+    SampleDecoder,
+)
 from vlatool.loading.robotics.facts import DatasetFacts
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import local_path
@@ -46,18 +51,15 @@ class RoboticsReader:
             members = read_members(data)
         except ValueError as error:
             path = self._datasets[place.dataset].blocks[place.block].location
-            raise DataError(
-                f"{path}: sample {place.sample} of it is damaged: {error}",
-                hint="preprocess or copy the data again",
-                code="data.broken_shard",
-                details={"shard": str(path), "sample": place.sample},
-            ) from None
+            told = f"{path}: sample {place.sample} of it is damaged: {error}"
+            return Dropped(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
         try:
             return self._decoder(members.key, members.contents, rng)
         except DataError as error:
-            if error.code != f"data.{BROKEN_SAMPLE}":
+            reason = error.code.removeprefix("data.")
+            if reason not in DROP_REASONS:
                 raise
-            return Dropped(BROKEN_SAMPLE, members.key, f"{error.message} ({error.hint})")
+            return Dropped(reason, members.key, f"{error.message} ({error.hint})")
 
 
 def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:

@@ -183,11 +183,11 @@ class KeypointEncoder(nn.Module):
     def __init__(self, config: KeypointBackboneConfig, text_width: int) -> None:
         super().__init__()
         first, second = config.channels
-        self.conv1 = nn.Conv2d(3, first, kernel_size=5, stride=config.strides[0], padding=2)
-        self.conv2 = nn.Conv2d(first, second, kernel_size=3, stride=config.strides[1], padding=1)
+        self.conv1 = nn.Conv2d(3, first, kernel_size=5, stride=4, padding=2)
+        self.conv2 = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
         self.film = nn.Linear(text_width, 2 * second) if text_width else None
         self.conv3 = nn.Conv2d(second, config.num_keypoints, kernel_size=3, padding=1)
-        self.temperature = nn.Parameter(torch.ones(()))
+        self.temperature = nn.Parameter(torch.ones(1))
         self.out = nn.Linear(2 * config.num_keypoints, config.hidden_dim)
 
     def forward(self, images: Tensor, sentence: Tensor | None) -> Tensor:

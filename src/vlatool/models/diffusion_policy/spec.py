@@ -66,9 +66,6 @@ class KeypointBackboneConfig(ConfigModel):
     channels: tuple[int, int] = Field(
         default=(32, 64), description="Channels of the first two layers."
     )
-    strides: tuple[int, int] = Field(
-        default=(4, 2), description="Strides of the first two layers."
-    )
     num_keypoints: int = Field(default=64, ge=1, description="Keypoints per picture.")
     text_encoder: ByteTextConfig | None = Field(
         default=ByteTextConfig(),
