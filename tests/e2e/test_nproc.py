@@ -71,7 +71,8 @@ def errors(stderr: str) -> list[str]:
 
 def test_two_ranks_write_one_run_and_one_document(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = command(data, run, total_train_steps=2, num_checkpoints=1)
+    changes = {"total_train_steps": 2, "num_checkpoints": 1, "distributed__fsdp": True}
+    arguments = command(data, run, **changes)
     (tmp_path / "tmp").mkdir()
     env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=env)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -392,18 +394,26 @@ def test_fit_overfits_one_batch(tmp_path: Path) -> None:
 # processes
 
 
-def test_sigterm_writes_a_checkpoint_and_the_same_command_finishes(
-    data: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    command = [VLATOOL, "--json", *tiny_arguments(data, run, total_train_steps=200)]
-    command += ["--set", "num_checkpoints=1"]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def started_training(command: list[str], run: Path) -> "subprocess.Popen[bytes]":
+    """A training in a process group of its own, past its first step."""
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (run / "metrics.jsonl").is_file():
         assert started.poll() is None, started.communicate()
         time.sleep(0.02)
-    started.send_signal(signal.SIGTERM)
+    return started
+
+
+def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes(
+    data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    keys = {"total_train_steps": 200, "num_checkpoints": 1, "data__num_workers": 1}
+    command = [VLATOOL, "--json", *tiny_arguments(data, run, **keys)]
+    started = started_training(command, run)
+    os.killpg(started.pid, signal.SIGTERM)
     started.communicate(timeout=60)
     assert started.returncode == 143
     ((step, _),) = RunDir(run).checkpoints()
@@ -414,6 +424,23 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_finishes(
     assert f"going on after step {step}" in done.stderr
     steps = [row["step"] for row in read_metrics(run / "metrics.jsonl")]
     assert steps == list(range(1, 201))
+
+
+def test_killed_loader_process_is_told_as_what_it_is(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 1}
+    started = started_training([VLATOOL, "--json", *tiny_arguments(data, run, **keys)], run)
+    for loader in loaders_of(started.pid):
+        os.kill(loader, signal.SIGKILL)
+    document, _ = started.communicate(timeout=60)
+    assert started.returncode == 6, document
+    assert json.loads(document)["error"]["code"] == "environment.loader_ended"
+
+
+def loaders_of(pid: int) -> list[int]:
+    """Children of the process that loaders are forked from."""
+    servers = psutil.Process(pid).children()
+    return [child.pid for server in servers for child in server.children()]
 
 
 def test_two_processes_write_one_run(data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
@@ -156,13 +156,23 @@ class BatchLoader:
             _start_server()
         turn, self._running = self._turn, iter(self._loader)
         while self._turn == turn and self._running is not None:
-            batch = next(self._running, None)
+            batch = self._next()
             if batch is None:
                 return
             if isinstance(batch, VlatoolError):
                 self.close()
                 raise batch
             yield batch
+
+    def _next(self) -> MicroBatch | VlatoolError | None:
+        assert self._running is not None
+        try:
+            return next(self._running, None)
+        except (EOFError, OSError) as error:
+            if not self._loader.num_workers:
+                raise
+            # What it was about to hand over went with it.
+            raise _ended(error) from None
 
     def __enter__(self) -> "BatchLoader":
         return self
@@ -215,6 +225,8 @@ def build_loader(
 
 def _start_server() -> None:
     """Starts the process that loaders are forked from, deaf to SIGTERM: groups are sent it."""
+    # It unblocks the signal when it starts, so it goes first.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         forkserver.ensure_running()
@@ -227,10 +239,12 @@ def loader_ended(error: RuntimeError) -> EnvironmentProblem | None:
 
     Torch raises the former wherever the process happens to be when it learns of it.
     """
-    if "DataLoader worker" not in str(error):
-        return None
+    return _ended(error) if "DataLoader worker" in str(error) else None
+
+
+def _ended(error: Exception) -> EnvironmentProblem:
     return EnvironmentProblem(
-        f"a loader process was ended from outside: {error}",
+        f"a loader process was ended from outside: {error or type(error).__name__}",
         hint="often the memory ran out: lower data.num_workers or data.prefetch_factor; the same "
         "command goes on from the last checkpoint",
         code="environment.loader_ended",
