@@ -54,7 +54,8 @@ def claim_run(
         if is_run(run.root):
             _forget(run, record)
     else:
-        _refuse_other_orders(run, before, config)
+        if not config.overwrite:
+            _refuse_other_orders(run, before)
         differences = option_differences(before.options, record.options)
         if not differences and run.latest() is not None:
             remove_leftovers(run.root)
@@ -94,33 +95,27 @@ def _forget(run: RunDir, record: OutputRecord) -> None:
     run.forget_progress()
 
 
-def _refuse_other_orders(run: RunDir, before: OutputRecord, config: TrainConfig) -> None:
+def _refuse_other_orders(run: RunDir, before: OutputRecord) -> None:
     """A run of an earlier version saw its samples in another order and cannot go on in this one."""
-    if before.options.get(_ORDER) == _ORDER_VERSION or not before.options or config.overwrite:
-        return
-    raise UsageError(
-        f"{run.root}: an earlier version of vlatool trained this; its samples came in another "
-        "order, so this version cannot go on with it",
+    if before.options and before.options.get(_ORDER) != _ORDER_VERSION:
+        told = "was trained by an earlier version of vlatool; its samples came in another order"
+        raise _no_going_on(run, told)
+
+
+def _no_going_on(run: RunDir, told: str) -> UsageError:
+    return UsageError(
+        f"{run.root}: {told}; this version cannot go on with it",
         hint="evaluate it as it is, choose another --output, or replace it with --overwrite",
         code="usage.earlier_version",
         details={"path": str(run.root)},
     )
 
 
-def _refuse_unknown_run(run: RunDir, config: TrainConfig) -> None:
-    if not config.overwrite:
-        raise UsageError(
-            f"{run.root}: holds a run whose record is missing or damaged, or that an earlier "
-            "version of vlatool made; this version cannot go on with it",
-            hint="evaluate it as it is, choose another --output, or replace it with --overwrite",
-            code="usage.earlier_version",
-            details={"path": str(run.root)},
-        )
-
-
 def _refuse_strangers(run: RunDir, config: TrainConfig) -> None:
     if is_run(run.root):
-        _refuse_unknown_run(run, config)
+        if not config.overwrite:
+            told = "has no readable record: it is damaged, or an earlier version of vlatool made it"
+            raise _no_going_on(run, told)
     elif not holds_only(run.root, ()):
         raise UsageError(
             f"{run.root}: exists and is not a run of vlatool",
