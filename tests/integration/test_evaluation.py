@@ -361,7 +361,7 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
     policy = Policy(
         Still(chunk), lambda samples: {"samples": samples}, kept(data, statistics, [group])
     )
-    assert set(policy.reference_fields) == {actual_xyz, actual_rot}
+    assert {actual_xyz, actual_rot} <= policy.fields.keys()
     # Source: lbm-training A.8, the reference pose of the first two rows
     position, rotation = np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0, -1.0, 0.0, 0.0])
     seen = Observation(

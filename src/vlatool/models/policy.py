@@ -90,11 +90,6 @@ class Policy:
         """Fields that `act` commands, with their widths: names without `_relative`."""
         return {name.removesuffix(SUFFIX): self._width(name) for name in self.data.action_fields}
 
-    @property
-    def reference_fields(self) -> list[str]:
-        """Measured poses that turning relative actions into absolute ones needs."""
-        return list(dict(self._references()))
-
     def _references(self) -> Iterator[tuple[str, int]]:
         for group in self._groups:
             yield actual_field(group.position_key) or group.position_key, 3
