@@ -53,7 +53,7 @@ def processes(mark: str) -> dict[int, str]:
             if f"VLATOOL_TEST_RUN={mark}".encode() in (folder / "environ").read_bytes().split(
                 b"\0"
             ):
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().decode()
+                found[int(folder.name)] = (folder / "cmdline").read_text().strip("\0")
     return found
 
 

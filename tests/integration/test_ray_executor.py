@@ -270,11 +270,13 @@ def tell_of_private_clusters(home: str, address: str) -> None:
         assert worker.value is not None
         mark = f"VLATOOL_RAY_RUN={worker.value['VLATOOL_RAY_RUN']}"
         processes = descendants(mark)
+        titled = [_text(folder / "cmdline").strip("\0") for folder in processes]
         logs = [path for path in _session_folder().rglob("*") if path.is_file()]
         facts: dict[str, Any] = {
             "environment": {name: worker.value.get(name) for name in PRIVATE_VARIABLES},
             "address": ray.get_runtime_context().gcs_address,
             "processes": len(processes),
+            "agents": sorted(title for title in titled if title.endswith("Agent")),
             "log_files": len(logs),
             "strangers": strangers(ray.get_runtime_context().gcs_address, token),
         }
@@ -380,6 +382,10 @@ def test_private_cluster_sends_no_statistics_and_leaves_nothing(private: dict[st
     assert private["environment"]["RAY_USAGE_STATS_ENABLED"] == "0"
     assert private["left"] == []
     assert private["variables_left"] == []
+
+
+def test_agents_of_a_private_cluster_can_be_found_by_who_ends_it(private: dict[str, Any]) -> None:
+    assert private["agents"] == ["ray::DashboardAgent", "ray::RuntimeEnvAgent"]
 
 
 def test_process_may_have_private_clusters_again_but_join_no_other(private: dict[str, Any]) -> None:

@@ -36,6 +36,8 @@ except Exception as error:
 # Waits for the end of its input; then kills whoever has the variable, until nobody has it twice in
 # a row: children may come late.
 _RUN_VARIABLE = "VLATOOL_RAY_RUN"
+# Ray's agents write their titles over their environment, mark and all, unless this is set.
+_ENVIRONMENT_KEPT = {"SPT_NOENV": "1"}
 _GUARD = """
 import os, signal, sys, time
 sys.stdin.read()
@@ -100,7 +102,7 @@ def _private_cluster(ray: Any, workers: int) -> Generator[None, None, None]:
     with _guard(mark), _environment(token):
         ray._raylet.Config.initialize("")  # the mode was read when Ray was imported
         try:
-            with _environment(mark):
+            with _environment(mark | _ENVIRONMENT_KEPT):
                 _init(ray, address="local", num_cpus=workers, num_gpus=0, include_dashboard=False)
             yield
         finally:
