@@ -1,0 +1,77 @@
+"""JSON and YAML within limits."""
+
+from pathlib import Path
+
+import pytest
+
+from vlatool.storage.documents import (
+    MAX_DEPTH,
+    DocumentError,
+    check_yaml,
+    parse_json,
+    parse_yaml,
+    read_json,
+    read_yaml,
+)
+
+MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "line 1"),
+        ("\n[1,,2]", "line 2"),
+        ("[" * 100_000, "levels"),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "levels"),
+        ("9" * 5_000, "digits"),
+        (b"\xff", "UTF-8"),
+    ],
+)
+def test_json_that_cannot_be_read_has_a_reason(text: str | bytes, reason: str) -> None:
+    with pytest.raises(DocumentError, match=reason):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("[" * 100_000, "levels"),
+        ("- " * 100_000, "levels"),
+        (MULTIPLYING, "aliases"),
+        ("&a [*a]", "itself"),
+        ("a: " + "9" * 5_000, "not valid YAML"),
+        ("a: 2026-99-99", "not valid YAML"),
+    ],
+)
+def test_yaml_that_cannot_be_read_has_a_reason(text: str, reason: str) -> None:
+    with pytest.raises(DocumentError, match=reason):
+        parse_yaml(text)
+
+
+def test_depth_up_to_the_limit_is_read() -> None:
+    text = "[" * MAX_DEPTH + "]" * MAX_DEPTH
+
+    assert parse_json(text) == parse_yaml(text)
+
+
+def test_aliases_count_as_what_they_stand_for() -> None:
+    assert check_yaml("a: &a [1, 2]\nb: *a") == 9
+
+
+def test_constants_become_what_is_asked() -> None:
+    assert parse_json("[NaN]", constants=lambda _: None) == [None]
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+def test_large_file_is_refused_before_it_is_read(read: object, tmp_path: Path) -> None:
+    assert callable(read)
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(300 * 2**20)
+
+    with pytest.raises(DocumentError, match="300 MiB"):
+        read(path)
