@@ -1,6 +1,5 @@
 """The storage layer against a real S3 server in another process."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from vlatool.config.presets import preset_path, shown_path
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, StorageError, UsageError
 from vlatool.jobs.record import output_lock
 from vlatool.sources.spartan.config import language_annotations
-from vlatool.storage import s3 as requests
 from vlatool.storage.atomic import (
     atomic_folder,
     open_atomic,
@@ -615,21 +613,27 @@ with s3_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):
 """
 
 
+FORKED = """
+import os, sys
+from vlatool.storage.s3 import client
+from vlatool.storage.uri import location
+path = location(sys.argv[1])
+ours = client()
+assert path.read_bytes() == b"x"
+child = os.fork()
+if child == 0:
+    os._exit(client() is ours or path.read_bytes() != b"x")
+_, status = os.waitpid(child, 0)
+sys.exit(status != 0 or client() is not ours)
+"""
+
+
 class TestProcesses:
     def test_each_process_has_one_client(self, root: S3Path) -> None:
         write_bytes(root / "file", b"x")
-        client = requests.client()
 
-        def in_child() -> None:
-            other = requests.client() is not client
-            os._exit(0 if other and (root / "file").read_bytes() == b"x" else 1)
-
-        child = multiprocessing.get_context("fork").Process(target=in_child)
-        child.start()
-        child.join(20)
-
-        assert child.exitcode == 0
-        assert requests.client() is client
+        # In a process of its own: one with as many threads as this one must not be forked.
+        subprocess.run([sys.executable, "-c", FORKED, str(root / "file")], check=True)
 
     def test_library_is_not_loaded_before_it_is_needed(self) -> None:
         code = (
