@@ -1,6 +1,5 @@
 """Pictures of an episode as JPEG and PNG: each frame is decoded, resized and encoded once."""
 
-import io
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from vlatool.artifacts.picture import encode_jpeg, encode_png
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.transforms.geometry import ImageGeometry
@@ -45,9 +45,7 @@ class PictureStream:
         return [encode(pixels, quality) for pixels in self._read(frames)]
 
     def _jpeg(self, pixels: Array, quality: int) -> bytes:
-        buffer = io.BytesIO()
-        self.geometry.apply(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
-        return buffer.getvalue()
+        return encode_jpeg(self.geometry.apply(pixels), quality)
 
     def _png(self, values: Array, quality: int) -> bytes:
         del quality
@@ -58,10 +56,7 @@ class PictureStream:
                 code="data.bad_depth",
                 details={"camera": self.name},
             )
-        buffer = io.BytesIO()
-        picture = self.geometry.apply_to_values(values.astype(np.uint16))
-        picture.save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        return encode_png(self.geometry.apply_to_values(values.astype(np.uint16)))
 
     def _read(self, frames: Sequence[int]) -> Array:
         try:
