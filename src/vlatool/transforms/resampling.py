@@ -3,12 +3,14 @@
 Sizes are (height, width).
 """
 
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from vlatool.episode import Array, UInt8Array
+from vlatool.errors import EnvironmentProblem
 
 # `lanczos_vips` is that of libvips and writes the same bytes with any vector instructions and none;
 # the others are Pillow's. They are 50 dB apart.
@@ -70,14 +72,27 @@ def _by_libvips(
     image: UInt8Array, scaled: tuple[int, int], offset: tuple[int, int], target: tuple[int, int]
 ) -> UInt8Array:
     """Evaluated on demand and in the calling thread: a region starts none, so workers may fork."""
-    import pyvips  # takes time to load, and most commands resize nothing
-
-    pyvips.cache_set_max(0)  # none of them ever comes again
+    vips = _libvips()
     height, width, channels = image.shape
     pixels = np.ascontiguousarray(image)
-    whole = pyvips.Image.new_from_memory(pixels.data, width, height, channels, "uchar")
+    whole = vips.Image.new_from_memory(pixels.data, width, height, channels, "uchar")
     shrunk = whole.resize(scaled[1] / width, vscale=scaled[0] / height, kernel="lanczos3")
     assert (shrunk.height, shrunk.width) == scaled, "libvips rounds the exact ratio to whole pixels"
     (top, left), (rows, columns) = offset, target
-    window = pyvips.Region.new(shrunk).fetch(left, top, columns, rows)
+    window = vips.Region.new(shrunk).fetch(left, top, columns, rows)
     return np.frombuffer(window, np.uint8).reshape(rows, columns, channels)
+
+
+def _libvips() -> ModuleType:
+    """Loaded with the first picture: it takes time, and most commands resize nothing."""
+    try:
+        import pyvips
+    except (ImportError, OSError) as error:
+        raise EnvironmentProblem(
+            f"libvips cannot be loaded: {error}",
+            hint="pip install pyvips pyvips-binary, or use Pillow: --image-resizing-filter lanczos",
+            code="environment.missing_dependency",
+            details={"package": "pyvips"},
+        ) from error
+    pyvips.cache_set_max(0)  # no operation comes again
+    return pyvips

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,3 +170,19 @@ resize(np.zeros((6, 8, 3), np.uint8), (6, 8), "center_crop", "lanczos_vips")
 print("pyvips" in sys.modules)
 """
     assert output_of(program) == "False\n"
+
+
+@pytest.mark.parametrize("error", ["OSError", "ModuleNotFoundError"])
+def test_missing_libvips_is_no_bug_and_no_damaged_episode(error: str, tmp_path: Path) -> None:
+    (tmp_path / "pyvips.py").write_text(f"raise {error}('libvips.so.42')")
+    program = f"""
+import sys, numpy as np
+from vlatool.errors import EnvironmentProblem
+from vlatool.transforms.geometry import resize
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    resize(np.zeros((6, 8, 3), np.uint8), (3, 4), "center_crop", "lanczos_vips")
+except EnvironmentProblem as problem:
+    print(problem.code)
+"""
+    assert output_of(program) == "environment.missing_dependency\n"
