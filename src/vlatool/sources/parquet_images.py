@@ -1,6 +1,5 @@
 """Pictures kept in a column of a parquet file, decoded when asked for."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from vlatool.artifacts.picture import decode_rgb
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.storage.uri import openable
@@ -71,9 +70,8 @@ class ParquetImages:
     def _picture(self, frame: int) -> UInt8Array:
         data = self._encoded(frame)
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return np.asarray(picture.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return decode_rgb(data)
+        except ValueError as error:
             raise self._broken(frame, str(error)) from error
 
     def _encoded(self, frame: int) -> bytes:

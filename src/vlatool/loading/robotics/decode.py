@@ -1,14 +1,13 @@
 """Bytes of a sample to arrays; only the members and fields that are asked for are decoded."""
 
-import io
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from vlatool.artifacts.picture import decode_rgb
 from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, picture_suffix
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
@@ -17,7 +16,7 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 # Why a sample is dropped.
 BROKEN_SAMPLE, NOT_FINITE = "broken_sample", "not_finite"
 DROP_REASONS = (BROKEN_SAMPLE, NOT_FINITE)
-# What Pillow, numpy and json say of contents that are none.
+# What decoders, numpy and json say of contents that are none.
 _BROKEN = (
     ValueError,
     TypeError,
@@ -27,7 +26,6 @@ _BROKEN = (
     IndexError,
     SyntaxError,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -96,7 +94,7 @@ class SampleDecoder:
             _check_finite(key, fields)
             return DecodedSample(
                 key=key,
-                images=_stacked(key, {name: _picture(members[name]) for name in self._pictures}),
+                images=_stacked(key, {name: decode_rgb(members[name]) for name in self._pictures}),
                 fields=fields,
                 past_mask=arrays["past_mask"][span],
                 future_mask=arrays["future_mask"][span],
@@ -161,8 +159,3 @@ def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:
 def _columns(values: Array) -> Array:
     """Numbers as [T, C]; masks stay [T]."""
     return values[:, None] if values.ndim == 1 and values.dtype != bool else values
-
-
-def _picture(data: bytes) -> UInt8Array:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))

@@ -19,7 +19,8 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS
 from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
 from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, make_geometry
+from vlatool.transforms.geometry import ResizeMethod, resize
+from vlatool.transforms.resampling import ResizeFilter
 
 if TYPE_CHECKING:
     from vlatool.loading.robotics.reader import RoboticsReader
@@ -41,17 +42,13 @@ class PictureShape:
 
     size: tuple[int, int] | None = None
     method: ResizeMethod = "center_crop"
-    resample: ResizeFilter = "lanczos"
+    resample: ResizeFilter = "lanczos_vips"
     rotations: Mapping[str, int] = field(default_factory=dict)
 
     def apply(self, camera: str, picture: UInt8Array) -> UInt8Array:
         """A picture uint8 [H, W, 3] of the camera as a policy sees it."""
-        size = (picture.shape[0], picture.shape[1])
         turns = self.rotations.get(camera, 0)
-        if turns == 0 and self.size in (None, size):
-            return picture
-        geometry = make_geometry(size, self.size, self.method, turns, self.resample)
-        return np.asarray(geometry.apply(np.ascontiguousarray(picture)))
+        return resize(picture, self.size, self.method, self.resample, turns)
 
 
 @dataclass(frozen=True)

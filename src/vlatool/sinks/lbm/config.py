@@ -9,8 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from vlatool.config.base import each_once
 from vlatool.sinks.base import SinkConfig
-from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
+from vlatool.transforms.geometry import ResizeMethod
 from vlatool.transforms.pose_groups import PoseGroupConfig
+from vlatool.transforms.resampling import ResizeFilter
 from vlatool.transforms.sampling import SampleSpec
 from vlatool.transforms.windows import Padding, StillnessSpec, WindowSpec
 
@@ -63,8 +64,9 @@ class LbmConfig(SinkConfig):
     image_resizing_method: ResizeMethod = Field(
         default="center_crop", description="How pictures get their size."
     )
-    image_resizing_filter: ResizeFilter = Field(
-        default="lanczos", description="How pixels are mixed in doing so."
+    image_resizing_filter: ResizeFilter | None = Field(
+        default=None,
+        description="How pixels are mixed in doing so; null for lanczos_vips, with compat lanczos.",
     )
     camera_rotations: dict[str, int] = Field(
         default={},
@@ -78,7 +80,8 @@ class LbmConfig(SinkConfig):
     compute_statistics: bool = Field(default=True, description="Write stats.json.")
     compat: bool = Field(
         default=False,
-        description="Published arithmetic for calibration, half a pixel beside the pixels.",
+        description="Published filter, and arithmetic for calibration: half a pixel beside the "
+        "pixels.",
     )
 
     @field_validator("image_indices")
@@ -125,7 +128,8 @@ class LbmConfig(SinkConfig):
             image_offsets=tuple(self.image_indices),
             image_size=None if size is None else (size[1], size[0]),
             resize_method=self.image_resizing_method,
-            resize_filter=self.image_resizing_filter,
+            resize_filter=self.image_resizing_filter
+            or ("lanczos" if self.compat else "lanczos_vips"),
             rotations=self.camera_rotations,
             still=still if self.filter_still_samples else None,
             compat=self.compat,

@@ -152,6 +152,7 @@ class LbmSink:
             "sink": self._config.type,
             "camera_rotations": own["camera_rotations"] or None,
             "image_resizing_method": own["image_resizing_method"].upper(),
+            "image_resizing_filter": self._config.sample_spec().resize_filter,
             "camera_names": list(self._setup.survey.cameras),
             "pose_groups": [
                 {key: value for key, value in vars(group).items() if value} for group in groups
