@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import Names, recorded_names
 from vlatool.artifacts.provenance import read_preprocessing_config, write_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.artifacts.stats import Statistics, read_stats, write_stats
@@ -66,6 +67,7 @@ class RoboticsKept:
         statistics: Statistics it normalises with.
         pictures: How pictures become those of its training data; of `prepared`, which training
             does not ask for it, the size may be open.
+        names: Of the dimensions of fields, where they are recorded.
     """
 
     data: RoboticsDataConfig
@@ -74,6 +76,7 @@ class RoboticsKept:
     fps: float
     statistics: Statistics
     pictures: PictureShape = PictureShape()
+    names: Names = field(default_factory=dict[str, Sequence[str]])
 
 
 class RoboticsKind:
@@ -174,6 +177,7 @@ def _kept(
             resample=options.get("image_resizing_filter") or "lanczos",
             rotations=options.get("camera_rotations") or {},
         ),
+        names=recorded_names(options),
     )
 
 
