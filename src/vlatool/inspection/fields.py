@@ -14,6 +14,7 @@ import numpy as np
 from vlatool.artifacts.dimensions import Names, dimension_names
 from vlatool.artifacts.sample import CALIBRATION, MASKS
 from vlatool.episode import Array
+from vlatool.errors import DataError
 from vlatool.inspection.report import indices_text, range_text, table
 from vlatool.transforms.normalize import constant_dimensions
 
@@ -275,8 +276,10 @@ def _extremes(field: FieldFacts) -> str:
 
 
 def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
-    with np.errstate(invalid="ignore"):
+    try:
         return tuple(np.flatnonzero(constant_dimensions(statistics, name)).tolist())
+    except DataError:  # a range that is not finite is shown as it is
+        return ()
 
 
 def _numbers(values: Array) -> Numbers:

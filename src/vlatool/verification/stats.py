@@ -3,7 +3,6 @@
 Legend of shapes: N samples, T steps, C channels. Source: lbm-data 3.12, 8.1.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from vlatool.artifacts.stats import compact, number_array, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
+from vlatool.storage.documents import parse_json
 from vlatool.verification.codes import STATS
 from vlatool.verification.samples import Expectation, Place, numeric_fields
 
@@ -234,5 +234,5 @@ def _as_float(values: Array) -> Array:
 
 def _is_strict(path: Path) -> bool:
     constants: list[str] = []
-    json.loads(path.read_text(encoding="utf-8"), parse_constant=constants.append)
+    parse_json(path.read_bytes(), constants=constants.append)
     return not constants
