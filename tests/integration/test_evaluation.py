@@ -26,6 +26,7 @@ from vlatool.artifacts.manifest import read_manifest
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
+from vlatool.evaluation.memory import PictureFit
 from vlatool.evaluation.metrics import wilson_interval
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.pictures import save_curves
@@ -38,6 +39,7 @@ from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.policy import Observation, Policy
 from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import open_loop, open_loop_facts, rollout
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
@@ -192,8 +194,9 @@ def test_curves_stand_at_the_frames_of_the_recording(data: Path, run: Path, shar
     trained = load_trained(str(run), "auto")
     facts = open_loop_facts(str(data), trained)
     config = OpenLoopConfig(max_samples=facts.num_samples // share)
+    fit = PictureFit(trained.kept.pictures, print)
 
-    report = evaluate_open_loop(trained.policy, facts, trained.kept, config, NullProgress())
+    report = evaluate_open_loop(trained, facts, config, fit, NullProgress())
 
     assert report.frames.tolist() == list(range(0, 12, share))
     assert all(len(part) == len(report.frames) for pair in report.curves.values() for part in pair)
@@ -248,6 +251,41 @@ def test_missing_inputs_are_refused(
     with pytest.raises(DataError) as caught:
         open_loop(OpenLoopConfig(**{"checkpoint": str(run), "data": str(data), **changes}))
     assert caught.value.code == code
+
+
+class Warnings(NullReporter):
+    """Keeps what is warned of; a substitute at the protocol."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def warn(self, code: str, message: str) -> None:
+        self.told.append(f"{code}: {message}")
+
+
+def test_data_of_another_size_are_resized_as_the_training_data_were(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    tree = {
+        "format": "spartan",
+        "sources": [str(data.parent / "raw")],
+        "output": str(tmp_path / "small"),
+        "past_lowdim_steps": 1,
+        "future_lowdim_steps": 6,
+        "max_padding_right": 6,
+        "camera_names": CAMERAS,
+        "resize_images_size": (48, 32),
+        "workers": 1,
+    }
+    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    reporter = Warnings()
+    config = OpenLoopConfig(
+        checkpoint=str(run), data=str(tmp_path / "small"), output=str(tmp_path / "report")
+    )
+    result = open_loop(config, reporter=reporter)
+    assert result.samples > 2
+    assert [text.partition(":")[0] for text in reporter.told] == ["pictures_resized"] * 2
+    assert all("48 x 32" in text and "64 x 64" in text for text in reporter.told)
 
 
 # rollouts

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from vlatool.artifacts.dimensions import dimension_label, dimension_names
-from vlatool.episode import Array
+from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.memory import PictureFit
 from vlatool.evaluation.metrics import AbsoluteErrors, field_report
+from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import Progress
 from vlatool.loading.dataset import SampleDataset
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -50,21 +52,26 @@ class OpenLoopReport:
 
 
 def evaluate_open_loop(
-    policy: Policy, facts: DatasetFacts, kept: RoboticsKept, config: OpenLoopConfig, bar: Progress
+    trained: TrainedPolicy,
+    facts: DatasetFacts,
+    config: OpenLoopConfig,
+    fit: PictureFit,
+    bar: Progress,
 ) -> OpenLoopReport:
     """Samples a chunk for each sample of the data and compares it with what was recorded.
 
     Args:
-        policy: Predicts.
+        trained: Predicts.
         facts: Of the data.
-        kept: Of the run that the policy is from.
         config: How many samples, and how they are drawn.
+        fit: Makes their pictures those of the policy.
         bar: Told of each sample; there are `num_chosen`.
     """
-    recorder = _Recorder(policy, kept)
+    policy = trained.policy
+    recorder = _Recorder(policy, trained.kept)
     rng = torch.Generator().manual_seed(config.seed)
     for samples in _batches(policy.data, facts, config):
-        observations = [_observation(policy, sample) for sample in samples]
+        observations = [_observation(policy, sample, fit) for sample in samples]
         predicted = policy.predict(observations, steps=config.inference_steps, rng=rng)
         recorder.add(samples, predicted)
         bar.advance(len(samples))
@@ -200,15 +207,25 @@ def _extra(sample: DecodedSample, policy: Policy) -> int:
     return extra
 
 
-def _observation(policy: Policy, sample: DecodedSample) -> Observation:
+def _observation(policy: Policy, sample: DecodedSample, fit: PictureFit) -> Observation:
     first = _extra(sample, policy)
     end = first + policy.past + 1
     names = policy.data.proprioception_fields
     past = slice(first, first + policy.past)
     return Observation(
-        images=sample.images,
+        images=_fitted(policy, sample.images, fit),
         fields={name: sample.fields[name][first:end] for name in names},
         instruction=sample.instruction,
         past_actions={name: sample.fields[name][past] for name in policy.data.action_fields},
         past_mask=sample.past_mask[past],
     )
+
+
+def _fitted(policy: Policy, images: UInt8Array, fit: PictureFit) -> UInt8Array:
+    """Pictures uint8 [N, H, W, 3], time outer, camera inner, as the policy sees them."""
+    cameras = policy.data.camera_names
+    fitted = [
+        fit.fit(cameras[place % len(cameras)], picture, is_turned=True)
+        for place, picture in enumerate(images)
+    ]
+    return np.stack(fitted) if fitted else images

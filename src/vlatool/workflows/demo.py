@@ -215,6 +215,7 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
+    from vlatool.evaluation.memory import PictureFit
     from vlatool.evaluation.pictures import save_contact_sheet
     from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
 
@@ -222,6 +223,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     _say(reporter, *words, "--seed", _FIRST_START)
     settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
     policy = load_trained(str(paths.run), "auto").policy
+    fit = PictureFit(policy.pictures, reporter.note)
     seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
     obey = RolloutPlan(seeds, _told, "success", pictured=_PICTURED, options=_goal)
     mislead = RolloutPlan(
@@ -231,7 +233,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
 
     def acting(env: Any) -> "Controller":
         del env
-        return PolicyController(policy, settings)
+        return PolicyController(policy, settings, fit)
 
     with reporter.progress("rollouts", 4 * config.rollouts, "episode") as bar:
         seeing, unseeing = environment_maker(ENVIRONMENT), environment_maker(ENVIRONMENT, cameras=0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,15 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     Raises:
         DataError: Checkpoint or data are missing, broken, or do not fit each other.
     """
+    from vlatool.evaluation.memory import PictureFit
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.pictures import save_curves
 
     trained = load_trained(config.checkpoint, config.weights)
     facts = open_loop_facts(config.data, trained)
+    fit = PictureFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(facts, config), "sample") as bar:
-        report = evaluate_open_loop(trained.policy, facts, trained.kept, config, bar)
+        report = evaluate_open_loop(trained, facts, config, fit, bar)
     output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
     picture = output / "curves.png"
     title = f"{report.episode}: next command, recorded and predicted"
@@ -139,6 +142,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         DataError: The environment's observations do not give what the policy needs.
     """
     from vlatool.evaluation.controllers import PolicyController
+    from vlatool.evaluation.memory import PictureFit
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env)
@@ -159,11 +163,12 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     options = config.model_dump(mode="json", exclude={"output"})
     options["checkpoint"] = trained.checkpoint.name
     record = OutputRecord("eval rollout", options)
+    fit = PictureFit(trained.policy.pictures, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
         reporter.progress("rollouts", config.episodes, "episode") as bar,
         Rollouts(
-            make_env, lambda env: PolicyController(trained.policy, config), plan, bar
+            make_env, lambda env: PolicyController(trained.policy, config, fit), plan, bar
         ) as rollouts,
     ):
         job = RolloutJob(output, record, rollouts, told)
