@@ -64,6 +64,8 @@ class DemoResult:
         loss: Last training loss.
         seconds: By stage, and `total`.
         report: The HTML page.
+        seed: Of recordings and weights.
+        command: What gives these figures, on a machine that computes alike.
     """
 
     success_rate: float
@@ -81,6 +83,8 @@ class DemoResult:
     stages: Mapping[str, float]
     seconds: float
     report: str
+    seed: int
+    command: str
 
     def document(self) -> dict[str, Any]:
         """The result for programs."""
@@ -106,6 +110,7 @@ class DemoResult:
         return (
             f"success over {self.rollouts} unseen starts\n{table}\n"
             f"{self.steps} steps, {self.samples} samples, {self.seconds:.0f} s\n"
+            f"seed {self.seed}: {self.command}\n"
             f"report: {self.report}"
         )
 
@@ -306,7 +311,15 @@ def _result(
         stages=watch.stages,
         seconds=round(sum(watch.stages.values()), 1),
         report=str(paths.report),
+        seed=config.seed,
+        command=_command(config),
     )
+
+
+def _command(config: DemoConfig) -> str:
+    options = config.model_dump(exclude={"output"}).items()
+    words = [word for key, value in options for word in (f"--{key}", str(value))]
+    return shlex.join(["vlatool", "demo", *words])
 
 
 def _percent(rate: float) -> str:
