@@ -166,6 +166,7 @@ class Episode:
         num_frames: F.
         cameras: Camera name to its pictures.
         lowdim: Field name to array [F, C]; text fields are unicode [F].
+        dimension_names: Field name to the names of its C channels, where the recording has them.
         language: Kind of annotation (`original`, `randomized`, ...) to sentences.
         calibration: Camera name to calibration; cameras without one are absent.
         depth: Camera name to depth pictures, uint16 [H, W] in millimetres.
@@ -185,6 +186,7 @@ class Episode:
     num_frames: int
     cameras: Mapping[str, FrameSource]
     lowdim: Mapping[str, Array]
+    dimension_names: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     calibration: Mapping[str, Calibration] = field(default_factory=dict[str, Calibration])
     depth: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])

@@ -14,11 +14,15 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
+from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.transforms.quantiles import from_state, scaled
 from vlatool.transforms.statistics import WindowStatistics, merge, summary
 
 NAME = "stats.json"
 COMPACT_NAME = "stats_compact.json"
+
+# A thousand channels of a hundred steps, with their digests.
+_MOST_BYTES = 2**30
 
 Statistics = dict[str, dict[str, Any]]
 
@@ -31,18 +35,17 @@ def read_stats(path: Path) -> Statistics:
     """
     problem = "expected a JSON object"
     try:
-        content: object = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=lambda _: None
-        )
+        text = read_document(path, max_bytes=_MOST_BYTES)
+        content: object = parse_json(text, constants=lambda _: None)
     except OSError as error:
         raise DataError(
             f"{path}: no statistics here ({error.strerror})",
-            hint="statistics are written beside the manifest by `vlatool preprocess`",
+            hint="`vlatool stats compute DATA` computes them from the shards",
             code="data.no_statistics",
             details={"path": str(path)},
         ) from None
-    except ValueError as error:
-        content, problem = None, f"not valid JSON: {error}"
+    except DocumentError as error:
+        content, problem = None, error.reason
     if not isinstance(content, dict):
         raise DataError(
             f"{path}: {problem}",

@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train a model."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
     "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
-    "stats": ("stats", "Merge the statistics of several data sets."),
+    "stats": ("stats", "Merge statistics of data sets, or compute those that are missing."),
     "inspect": ("inspect", "Show what is in a source, a data folder or a run."),
     "verify": ("verify", "Check whether an output, a run or a source is whole and consistent."),
     "presets": ("presets", "List the presets."),

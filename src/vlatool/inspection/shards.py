@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.dimensions import recorded_names
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.provenance import read_processing_metadata
 from vlatool.artifacts.sample import ARRAYS
@@ -13,7 +14,12 @@ from vlatool.artifacts.shard import open_shard
 from vlatool.artifacts.shard_folder import ShardFolder, lists_manifest
 from vlatool.artifacts.stats import Statistics
 from vlatool.errors import DataError
-from vlatool.inspection.fields import FieldFacts, facts_of_statistics, statistics_field_table
+from vlatool.inspection.fields import (
+    FieldFacts,
+    dimensions_table,
+    facts_of_statistics,
+    statistics_field_table,
+)
 from vlatool.inspection.report import (
     Findings,
     Problems,
@@ -203,6 +209,7 @@ class ShardsReport:
             findings_table(self.findings),
             table("Cameras", ("name", "width x height"), self.views()),
             statistics_field_table(self.fields),
+            dimensions_table(self.fields),
             table("Language", ("kind", "example"), said),
             _origin_block(self.origin),
         ]
@@ -247,7 +254,8 @@ def inspect_shards(location: Path) -> ShardsReport:
     statistics: Statistics = findings.read(folder.statistics) or {}
     sample = _first_sample(whole[0].path) if whole else None
     views = sample.cameras() if sample else {}
-    known = (facts_of_statistics(name, entry) for name, entry in statistics.items())
+    names = recorded_names(options)
+    known = (facts_of_statistics(name, entry, names) for name, entry in statistics.items())
     fps = options.get("fps")
     samples = sum(shard.num_sequences for shard in shards)
     return ShardsReport(

@@ -10,7 +10,12 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.findings import Finding
-from vlatool.inspection.fields import FieldFacts, FieldRange, source_field_table
+from vlatool.inspection.fields import (
+    FieldFacts,
+    FieldRange,
+    dimensions_table,
+    source_field_table,
+)
 from vlatool.inspection.report import number_text, pairs, pixels_text, size_text, table
 from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
@@ -88,6 +93,7 @@ class SourceReport:
             table("Tasks", ("episodes", "task"), tasks),
             table("Cameras", ("name", *CAMERA_HEADER[1:]), self.views("no")),
             source_field_table(self.fields),
+            dimensions_table(self.fields),
             table("Language", ("kind", "sentences", "example"), said),
             table("Warnings", ("count", "code", "example"), warnings),
             table("Broken episodes", ("episode", "reason"), broken),
@@ -243,7 +249,7 @@ class _Survey:
     def _add_fields(self, episode: Episode) -> None:
         for name, values in episode.lowdim.items():
             if name not in self.ranges:
-                self.ranges[name] = FieldRange(name, values)
+                self.ranges[name] = FieldRange(name, values, episode.dimension_names)
             oddity = self.ranges[name].add(values)
             if oddity:
                 told = f"{episode.id}: field {name!r} {oddity}"

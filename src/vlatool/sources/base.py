@@ -161,11 +161,13 @@ def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[Epis
 
 
 def facts_of(episode: Episode) -> dict[str, FieldFacts]:
-    """The fields of an episode, without names of their channels."""
-    return {
-        name: FieldFacts(0 if values.dtype.kind == "U" else math.prod(values.shape[1:]))
-        for name, values in episode.lowdim.items()
-    }
+    """The fields of an episode; names of channels count where they are as many."""
+    facts: dict[str, FieldFacts] = {}
+    for name, values in episode.lowdim.items():
+        width = 0 if values.dtype.kind == "U" else math.prod(values.shape[1:])
+        names = tuple(episode.dimension_names.get(name, ()))
+        facts[name] = FieldFacts(width, names if len(names) == width else ())
+    return facts
 
 
 def id_part(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
+from vlatool.artifacts.dimensions import dimension_label
 from vlatool.config.base import ConfigModel, each_once
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
@@ -239,9 +240,10 @@ def check_finite(episode: Episode) -> None:
     """
     for name, values in episode.lowdim.items():
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
-            frame = int(np.argwhere(~np.isfinite(values))[0][0])
+            frame, channel = np.argwhere(~np.isfinite(values))[0].tolist()
+            label = dimension_label(name, channel, values.shape[1], episode.dimension_names)
             raise DataError(
-                f"{episode.id}: field {name!r} is not finite at frame {frame}",
+                f"{episode.id}: {label} is not finite at frame {frame}",
                 hint="repair the recording, or leave the field out",
                 code="data.not_finite",
                 details={"field": name, "frame": frame},

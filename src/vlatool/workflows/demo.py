@@ -64,6 +64,8 @@ class DemoResult:
         loss: Last training loss.
         seconds: By stage, and `total`.
         report: The HTML page.
+        seed: Of recordings and weights.
+        command: What gives these figures, on a machine that computes alike.
     """
 
     success_rate: float
@@ -81,6 +83,8 @@ class DemoResult:
     stages: Mapping[str, float]
     seconds: float
     report: str
+    seed: int
+    command: str
 
     def document(self) -> dict[str, Any]:
         """The result for programs."""
@@ -106,6 +110,7 @@ class DemoResult:
         return (
             f"success over {self.rollouts} unseen starts\n{table}\n"
             f"{self.steps} steps, {self.samples} samples, {self.seconds:.0f} s\n"
+            f"seed {self.seed}: {self.command}\n"
             f"report: {self.report}"
         )
 
@@ -215,6 +220,7 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
+    from vlatool.evaluation.memory import PictureFit
     from vlatool.evaluation.pictures import save_contact_sheet
     from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
 
@@ -222,6 +228,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     _say(reporter, *words, "--seed", _FIRST_START)
     settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
     policy = load_trained(str(paths.run), "auto").policy
+    fit = PictureFit(policy.pictures, reporter.note)
     seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
     obey = RolloutPlan(seeds, _told, "success", pictured=_PICTURED, options=_goal)
     mislead = RolloutPlan(
@@ -231,7 +238,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
 
     def acting(env: Any) -> "Controller":
         del env
-        return PolicyController(policy, settings)
+        return PolicyController(policy, settings, fit)
 
     with reporter.progress("rollouts", 4 * config.rollouts, "episode") as bar:
         seeing, unseeing = environment_maker(ENVIRONMENT), environment_maker(ENVIRONMENT, cameras=0)
@@ -304,7 +311,15 @@ def _result(
         stages=watch.stages,
         seconds=round(sum(watch.stages.values()), 1),
         report=str(paths.report),
+        seed=config.seed,
+        command=_command(config),
     )
+
+
+def _command(config: DemoConfig) -> str:
+    options = config.model_dump(exclude={"output"}).items()
+    words = [word for key, value in options for word in (f"--{key}", str(value))]
+    return shlex.join(["vlatool", "demo", *words])
 
 
 def _percent(rate: float) -> str:

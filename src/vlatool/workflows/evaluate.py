@@ -1,7 +1,8 @@
 """Evaluation of a trained policy: open-loop on data, closed-loop in an environment."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vlatool.world.registration import ENVIRONMENT, register_environments
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
 _WORLD_PRESET = "rollout-world"
+_MOST_WORST = 3
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,20 @@ class OpenLoopResult:
             errors = "".join(f"{figures[name]['mae']:>14.5f}" for name in names)
             better = f"{figures['dimensions_better_than_mean']} of {figures['moving_dimensions']}"
             rows.append(f"{field[-51:]:<52}{errors}  {better}")
+            rows += [f"   {text}" for text in _worst(figures)]
         overall = "".join(f"{self.overall[name]:>14.5f}" for name in names)
         rows.append(f"{'overall, in standard deviations':<52}{overall}")
         rows.append(f"{self.samples} chunks, {self.weights} weights; curves: {self.picture}")
         return "\n".join(rows)
+
+
+def _worst(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The named dimensions that the policy misses by most."""
+    named = [name for at, name in enumerate(figures["names"]) if name != str(at)]
+    errors = figures["policy"]["mae_per_dimension"]
+    if len(named) == len(errors) > _MOST_WORST:
+        worst = sorted(zip(errors, named, strict=True), reverse=True)[:_MOST_WORST]
+        yield "most at " + ", ".join(f"{name} {error:.5f}" for error, name in worst)
 
 
 @dataclass(frozen=True)
@@ -93,18 +105,19 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     Raises:
         DataError: Checkpoint or data are missing, broken, or do not fit each other.
     """
-    from vlatool.evaluation.offline import evaluate_open_loop
+    from vlatool.evaluation.memory import PictureFit
+    from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.pictures import save_curves
 
     trained = load_trained(config.checkpoint, config.weights)
-    facts = _facts(config.data, trained)
-    count = min(facts.num_samples, config.max_samples)
-    with reporter.progress("open-loop", count, "sample") as bar:
-        report = evaluate_open_loop(trained.policy, facts, trained.kept.statistics, config, bar)
+    facts = open_loop_facts(config.data, trained)
+    fit = PictureFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
+    with reporter.progress("open-loop", num_chosen(facts, config), "sample") as bar:
+        report = evaluate_open_loop(trained, facts, config, fit, bar)
     output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
     picture = output / "curves.png"
     title = f"{report.episode}: next command, recorded and predicted"
-    save_curves(picture, title, report.curves, facts.fps)
+    save_curves(picture, title, report.curves, report.frames / facts.fps)
     result = OpenLoopResult(
         checkpoint=str(trained.checkpoint),
         weights=trained.weights,
@@ -129,6 +142,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         DataError: The environment's observations do not give what the policy needs.
     """
     from vlatool.evaluation.controllers import PolicyController
+    from vlatool.evaluation.memory import PictureFit
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env)
@@ -149,11 +163,12 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     options = config.model_dump(mode="json", exclude={"output"})
     options["checkpoint"] = trained.checkpoint.name
     record = OutputRecord("eval rollout", options)
+    fit = PictureFit(trained.policy.pictures, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
         reporter.progress("rollouts", config.episodes, "episode") as bar,
         Rollouts(
-            make_env, lambda env: PolicyController(trained.policy, config), plan, bar
+            make_env, lambda env: PolicyController(trained.policy, config, fit), plan, bar
         ) as rollouts,
     ):
         job = RolloutJob(output, record, rollouts, told)
@@ -213,7 +228,7 @@ def _instruction(
     return str(known.get(key, ""))
 
 
-def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
+def open_loop_facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     """Facts of the data, episodes in frame order where they are kept.
 
     Raises:

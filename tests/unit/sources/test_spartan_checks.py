@@ -204,6 +204,16 @@ def test_a_defect_has_its_code_and_place(
     assert all("episode" in one.place for one in found)
 
 
+def test_a_broken_number_is_told_with_its_axis(tmp_path: Path) -> None:
+    def spoil(values: np.ndarray) -> np.ndarray:
+        values = values.copy()
+        values[4, 2] = np.nan
+        return values
+
+    found = broken(tmp_path, put("observations", XYZ, spoil))
+    assert ["is not finite (z)" in one.message for one in found] == [True]
+
+
 def test_an_episode_without_frames_is_told(tmp_path: Path) -> None:
     found = checked(spartan_task(tmp_path, 1, 0))
     assert "spartan.empty_episode" in [one.code for one in found]

@@ -14,6 +14,10 @@ from vlatool.loading.base import Block, DataSet
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
+from vlatool.transforms.normalize import field_width
+
+# Fields that a message lists.
+_MOST_LISTED = 40
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class DatasetFacts:
                     code="data.unknown_field",
                     details={"field": name, "known": list(self.statistics)},
                 )
-        return [len(self.statistics[name]["mean"]) for name in fields]
+        return [field_width(name, self.statistics[name]) for name in fields]
 
 
 def read_facts(config: RoboticsDataConfig) -> DatasetFacts:
@@ -181,11 +185,7 @@ def derive_data(config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsData
 
 def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: DatasetFacts) -> None:
     if not derived.action_fields:
-        raise DataError(
-            "the data names no action fields",
-            hint="list them in data.action_fields",
-            code="data.no_action_fields",
-        )
+        raise _no_action_fields(facts)
     for options in facts.options:
         for key, wanted in (
             ("camera_names", derived.camera_names),
@@ -216,6 +216,24 @@ def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: Datase
                 hint=f"leave data.{key} out",
                 code="data.dimension_mismatch",
             )
+
+
+def _no_action_fields(facts: DatasetFacts) -> DataError:
+    """The refusal of data that do not say what is predicted, with the keys that do."""
+    known = {name: field_width(name, entry) for name, entry in facts.statistics.items()}
+    listed = [f"{name} ({width})" for name, width in known.items()]
+    more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+    actions = [name for name in known if "action" in name] or list(known)
+    seen = [name for name in known if name not in actions and "desired" not in name]
+    keys = {"data.action_fields": actions[:2], "data.proprioception_fields": seen[:2]}
+    typed = (f"--{key} {','.join(names)}" for key, names in keys.items() if names)
+    return DataError(
+        f"the data name no action fields; they have (channels): "
+        f"{', '.join(listed[:_MOST_LISTED])}{more}",
+        hint=f"choose what is predicted and what is seen, such as {' '.join(typed)}",
+        code="data.no_action_fields",
+        details={"known": known},
+    )
 
 
 def _agreed(facts: DatasetFacts, key: str) -> list[Any]:

@@ -33,6 +33,8 @@ class RoboticsReader:
         self._datasets = facts.datasets
         self._blocks = OpenBlocks(facts.datasets, _cache(config, facts))
         self._decoder = SampleDecoder(config)
+        names = [*config.action_fields, *config.proprioception_fields]
+        self._widths = dict(zip(names, facts.widths(names), strict=True))
 
     def read(
         self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
@@ -54,12 +56,26 @@ class RoboticsReader:
             told = f"{path}: sample {place.sample} of it is damaged: {error}"
             return Dropped(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
         try:
-            return self._decoder(members.key, members.contents, rng)
+            sample = self._decoder(members.key, members.contents, rng)
+            self._check_widths(sample)
+            return sample
         except DataError as error:
             reason = error.code.removeprefix("data.")
             if reason not in DROP_REASONS:
                 raise
             return Dropped(reason, members.key, f"{error.message} ({error.hint})")
+
+    def _check_widths(self, sample: DecodedSample) -> None:
+        for name, values in sample.fields.items():
+            if values.shape[1:] != (self._widths[name],):
+                raise DataError(
+                    f"sample {sample.key}: {name!r} has {list(values.shape[1:])} values per step, "
+                    f"the statistics {self._widths[name]}",
+                    hint="the statistics are of other data; compute them with `vlatool stats "
+                    "compute DATA`",
+                    code="data.statistics_width",
+                    details={"sample": sample.key, "field": name},
+                )
 
 
 def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:

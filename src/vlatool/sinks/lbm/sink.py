@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vlatool.artifacts import dimensions
 from vlatool.artifacts.manifest import write_manifest
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
 from vlatool.artifacts.shard_folder import (
@@ -160,6 +161,11 @@ class LbmSink:
             "action_fields": list(self.action_fields),
             "proprioception_fields": list(self.proprioception_fields),
             "fps": self._setup.survey.fps,
+            dimensions.KEY: {
+                name: list(facts.names)
+                for name, facts in self._setup.survey.fields.items()
+                if facts.names
+            },
         }
 
 

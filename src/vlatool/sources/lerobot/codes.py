@@ -15,6 +15,11 @@ LEROBOT = Family(
             "error", "A Git LFS pointer stands for a file.", "run `git lfs pull` in the data set"
         ),
         "bad_metadata": Kind("error", "A file in meta/ is not what it should be.", _AGAIN),
+        "bad_modality": Kind(
+            "warning",
+            "meta/modality.json is not what it should be; its names are not used.",
+            _AGAIN,
+        ),
         "bad_parquet": Kind("error", "A parquet file cannot be read or has no rows.", _LEAVE_OUT),
         "length_mismatch": Kind(
             "error", "A file has another number of rows than the list of episodes says.", _LEAVE_OUT

@@ -11,6 +11,7 @@ from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig, check_task_column, choose_fields
 from vlatool.sources.lerobot.layout import FileFinder
 from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
+from vlatool.sources.lerobot.names import with_group_names
 from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.order import natural_key
 
@@ -44,6 +45,12 @@ class Dataset:
     def field_names(self) -> tuple[str, ...]:
         """Columns observed, then those predicted, once each."""
         return tuple(dict.fromkeys([*self.observation_keys, *self.action_keys]))
+
+    @property
+    def dimension_names(self) -> dict[str, tuple[str, ...]]:
+        """Of the fields whose values have names."""
+        names = {name: self.info.features[name].dimension_names for name in self.field_names}
+        return {name: known for name, known in names.items() if known}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
         DataError: The metadata is broken, the layout unsupported, a requested field unknown, or
             there are no episodes.
     """
-    info = read_info(root)
+    info = with_group_names(root, read_info(root), noticed)
     noticed += _version_oddities(root, info)
     finder = FileFinder(root, info, noticed)
     lines = _episode_lines(root, info, finder, noticed)

@@ -32,7 +32,7 @@ class Feature:
         name: The column or the camera.
         dtype: As declared; empty where nothing is.
         shape: As declared; None where it is no list of whole numbers.
-        names: The texts of `names` in order, whatever they are nested in.
+        names: The texts of `names` in order, whatever they are nested in, or names of groups.
         is_depth: Whether pictures hold depth.
     """
 
@@ -218,21 +218,31 @@ def _feature(name: str, value: object) -> Feature:
         name=name,
         dtype=str(tree.get("dtype") or ""),
         shape=None if shape is None else tuple(shape),
-        names=tuple(_nested_texts(tree.get("names"))),
+        names=_names(tree.get("names")),
         is_depth=is_depth,
     )
 
 
-def _nested_texts(value: object, depth: int = 3) -> Iterator[str]:
-    """The texts in nested lists and mappings; `{name: position}` gives its names.
+def _names(value: object) -> tuple[str, ...]:
+    """The texts of `names`; those of groups have the group before them where they are not unique.
 
     Source: lerobot-format 5
     """
+    found = list(_nested_texts(value))
+    plain = tuple(path[-1] for path in found)
+    return plain if len(set(plain)) == len(plain) else tuple(".".join(path) for path in found)
+
+
+def _nested_texts(value: object, depth: int = 3) -> Iterator[tuple[str, ...]]:
+    """The texts in nested lists and mappings under their groups; `{name: position}` gives names."""
     if isinstance(value, str):
-        yield value
+        yield (value,)
     elif isinstance(value, Mapping) and depth:
         for name, inner in cast(Mapping[str, Any], value).items():
-            yield from [name] if isinstance(inner, int) else _nested_texts(inner, depth - 1)
+            if isinstance(inner, int):
+                yield (name,)
+            else:
+                yield from ((name, *path) for path in _nested_texts(inner, depth - 1))
     elif isinstance(value, list) and depth:
         for inner in cast(list[Any], value):
             yield from _nested_texts(inner, depth - 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
+from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError
 from vlatool.findings import Collector, Family, Finding
 from vlatool.sources.base import each_look, facts_of, id_part, union
@@ -83,17 +83,13 @@ class LeRobotReader:
     def _look(self, ref: EpisodeRef) -> Survey:
         """The survey of an episode that is read; sizes and names are those that are declared."""
         episode, dataset = self.read(ref), _recording(ref).dataset
-        fields: dict[str, FieldFacts] = {}
-        for name, facts in facts_of(episode).items():
-            names = dataset.info.features[name].dimension_names
-            fields[name] = FieldFacts(facts.width, names if len(names) == facts.width else ())
         sizes = {
             one.name: one.picture_size for one in dataset.cameras if one.name in episode.cameras
         }
         return Survey(
             1,
             sizes,
-            fields,
+            facts_of(episode),
             episode.num_frames,
             episode.fps,
             episode.action_fields,
@@ -118,6 +114,7 @@ class LeRobotReader:
             num_frames=len(contents.rows),
             cameras=contents.cameras,
             lowdim=contents.fields,
+            dimension_names=dataset.dimension_names,
             language={"original": [contents.task]},
             action_fields=dataset.action_keys,
             proprioception_fields=dataset.observation_keys,

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlatool.artifacts.dimensions import dimension_label
 from vlatool.artifacts.lerobot import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
@@ -59,14 +60,22 @@ class Rows:
         self.require(name)
         return self._matrix(name, self.table.column(name).combine_chunks(), width)
 
-    def refuse_non_finite(self, name: str, values: Array) -> None:
-        """Raises DataError unless every number of a column's values [F, C] is one."""
-        bad = ~np.isfinite(values).all(axis=1)
-        if bad.any():
-            row = int(bad.argmax())
-            value = values[row][~np.isfinite(values[row])][0]
-            found = "NaN" if np.isnan(value) else "an infinite value"
-            raise self._refusal(name, f"has {found} at row {row}", "data.non_finite", row)
+    def refuse_non_finite(self, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
+        """Raises DataError unless every number of a column's values [F, C] is one.
+
+        Args:
+            name: The column.
+            values: Its values.
+            dimensions: What the C values of a row are called, where that is known.
+        """
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, channel = bad[0].tolist()
+            found = "NaN" if np.isnan(values[row, channel]) else "an infinite value"
+            label = dimension_label(name, channel, values.shape[1], {name: dimensions})
+            where = label.removeprefix(name).removeprefix(": ")
+            problem = f"has {found} at row {row}{f', {where}' if where else ''}"
+            raise self._refusal(name, problem, "data.non_finite", row)
 
     def _matrix(self, name: str, column: Any, width: int | None) -> Array:
         if isinstance(column, pa.ExtensionArray):

@@ -307,7 +307,8 @@ def check_values(recording: Recording, contents: Contents, report: Collector) ->
     _check_undeclared(recording, rows, report)
     vectors = {**contents.fields, **dict(_other_fields(recording, rows, report))}
     for name, values in vectors.items():
-        report.attempt(partial(rows.refuse_non_finite, name, values))
+        names = recording.dataset.info.features[name].dimension_names
+        report.attempt(partial(rows.refuse_non_finite, name, values, names))
     _check_motion(rows, contents, report)
     stated = episode_statistics(recording.dataset.root).get(recording.line.number, {})
     for name, problem in contradictions(stated, vectors):

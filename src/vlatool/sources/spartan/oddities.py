@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import dimension_label
 from vlatool.episode import Array, EpisodeRef
 from vlatool.findings import Collector, Finding
 from vlatool.sources.npz import NpzArchive
@@ -119,9 +120,13 @@ class Oddities:
     def _check_field(self, file: str, name: str, values: Array) -> None:
         if values.dtype.kind not in "fiu":
             return
-        bad = np.asarray(~np.isfinite(values).all(axis=1))
+        broken = ~np.isfinite(values)
+        bad = np.asarray(broken.any(axis=1))
         if bad.any():
-            self._note_frames("not_finite", file, name, bad, "is not finite")
+            width, channel = values.shape[1], int(broken[bad.argmax()].argmax())
+            told = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
+            problem = f"is not finite{f' ({told})' if told else ''}"
+            self._note_frames("not_finite", file, name, bad, problem)
         elif name.endswith("rot_6d") and values.shape[1] == 6:
             self._check_rotation(file, name, values.astype(np.float64))
         elif "timestamp" in name:
