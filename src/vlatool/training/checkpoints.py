@@ -101,9 +101,10 @@ def _write(
 def _unwritten(folder: Path, content: object, error: Exception) -> StorageError:
     needed = sum(one.nbytes for one in _tensors(content))
     free = shutil.disk_usage(folder.parent).free
-    told = str(error).partition("\n")[0]
+    # Of a full disk torch's writer says no more than that a position is unexpected.
+    told = "the disk is full" if free < needed else str(error).partition("\n")[0]
     return StorageError(
-        f"{folder}: cannot be written ({told}); it takes {size_text(needed)}, "
+        f"{folder}: cannot be written: {told}; it takes {size_text(needed)}, "
         f"{size_text(free)} are free",
         hint="free space there, or raise the limit on sizes of files, then run the same command "
         "again",
