@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset as wds
+import yaml
 from torch.utils.data import DataLoader
 
 import vlatool
@@ -28,7 +29,16 @@ from tests.builders.loading import (
     opened,
     write_shards,
 )
-from tests.builders.shards import FUTURE, PAST, Members, jpeg, members, shard_output, write_tar
+from tests.builders.shards import (
+    FUTURE,
+    PAST,
+    SIZE,
+    Members,
+    jpeg,
+    members,
+    shard_output,
+    write_tar,
+)
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.manifest import read_manifest
@@ -272,11 +282,53 @@ def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
     assert not batch.is_fake
 
 
+def resized(key: str, content: Members) -> None:
+    """Another size in the header of a picture of one sample, as a flipped bit makes it."""
+    if key == "sample-0002":
+        data = bytearray(content["front_t0.jpg"])
+        data[data.index(b"\xff\xc0") + 6] ^= 1
+        content["front_t0.jpg"] = bytes(data)
+
+
+def inflated(key: str, content: Members) -> None:
+    """A picture of one sample that says it is 40,000 pixels wide and high."""
+    if key == "sample-0002":
+        data = bytearray(content["front_t0.jpg"])
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = (40_000).to_bytes(2, "big") * 2
+        content["front_t0.jpg"] = bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "size"), [(resized, list(SIZE)), (inflated, list(SIZE)), (inflated, None)]
+)
+def test_picture_whose_header_cannot_be_right_is_a_broken_sample(
+    change: Callable[[str, Members], None], size: list[int] | None, tmp_path: Path
+) -> None:
+    folder = shard_output(tmp_path / "out", change=change)
+    _set_size(folder, size)
+    keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
+    plan = LoaderPlan(6, drop_reasons=RoboticsKind.drop_reasons)
+
+    (batch,) = batches(opened(folder, **keys), plan, 1)
+
+    assert batch.dropped == (1, 0)
+    assert "sample-0002" in batch.first_drop
+
+
+def _set_size(folder: Path, size: list[int] | None) -> None:
+    path = folder / "shards/preprocessing_config.yaml"
+    path.write_text(
+        yaml.safe_dump({**yaml.safe_load(path.read_text()), "resize_images_size": size})
+    )
+
+
 def test_pictures_of_different_sizes_are_no_broken_sample(tmp_path: Path) -> None:
     def change(_key: str, content: Members) -> None:
         content["front_t0.jpg"] = jpeg(1, (20, 10))
 
     folder = shard_output(tmp_path / "out", change=change)
+    _set_size(folder, None)
     keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
 
     assert refusal(opened(folder, **keys)).code == "data.image_sizes_differ"

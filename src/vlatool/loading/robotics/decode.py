@@ -28,7 +28,10 @@ _BROKEN = (
     SyntaxError,
     struct.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
+# Of one picture: decoded they take 192 MiB.
+MOST_PIXELS = 2**26
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,15 @@ class DecodedSample:
 
 
 class SampleDecoder:
-    """Decodes the members of samples as a data section asks for."""
+    """Decodes the members of samples as a data section asks for.
 
-    def __init__(self, config: RoboticsDataConfig) -> None:
+    Args:
+        config: Data section, derived.
+        size: (width, height) that every picture was given in preprocessing; None where it was given
+            none.
+    """
+
+    def __init__(self, config: RoboticsDataConfig, size: tuple[int, int] | None = None) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
         # Time outer, camera inner; loaders see the names of members in lower case.
@@ -66,6 +75,7 @@ class SampleDecoder:
             for index in config.image_indices
             for camera in config.camera_names
         ]
+        self._size = size
         self._fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         self._kinds = config.language_instruction_types
         self._past = config.lowdim_past_timesteps
@@ -94,9 +104,10 @@ class SampleDecoder:
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
             fields = {name: _columns(arrays[name])[span] for name in self._fields}
             _check_finite(key, fields)
+            pictures = {name: self._picture(name, members[name]) for name in self._pictures}
             return DecodedSample(
                 key=key,
-                images=_stacked(key, {name: _picture(members[name]) for name in self._pictures}),
+                images=_stacked(key, pictures),
                 fields=fields,
                 past_mask=arrays["past_mask"][span],
                 future_mask=arrays["future_mask"][span],
@@ -119,6 +130,11 @@ class SampleDecoder:
                 code=f"data.{BROKEN_SAMPLE}",
                 details={"sample": key},
             ) from None
+
+    def _picture(self, name: str, data: bytes) -> UInt8Array:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            check_size(name, picture.size, self._size)
+            return np.asarray(picture.convert("RGB"))
 
     def _sentence(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
         """One sentence of the configured kinds, drawn evenly; empty where there is none."""
@@ -163,6 +179,14 @@ def _columns(values: Array) -> Array:
     return values[:, None] if values.ndim == 1 and values.dtype != bool else values
 
 
-def _picture(data: bytes) -> UInt8Array:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+def check_size(name: str, size: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    """Refuses a picture by what its header says, before it is decoded.
+
+    Raises:
+        ValueError: It is not (width, height) `expected`, or has more than `MOST_PIXELS`.
+    """
+    told = f"{name} is {size[0]} x {size[1]} pixels"
+    if expected is not None and size != expected:
+        raise ValueError(f"{told}, the data are of {expected[0]} x {expected[1]}")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"{told}, the limit is {MOST_PIXELS}")
