@@ -32,6 +32,7 @@ from tests.builders.training import (
 )
 from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError, UsageError
 from vlatool.training.claim import decisive
 from vlatool.workflows.train import TrainResult, train
@@ -207,6 +208,10 @@ def test_other_data_in_the_same_place_are_refused(finished: Path, tmp_path: Path
     with pytest.raises(UsageError) as caught:
         go(other, run)
     assert caught.value.code == "usage.output_differs"
+    assert caught.value.details["differences"] == [
+        "data set 1: 48 samples (now 20 samples)",
+        "statistics: other contents",
+    ]
 
 
 def test_run_of_an_earlier_order_of_samples_is_refused_with_a_sentence(
@@ -255,6 +260,11 @@ def test_folder_with_other_content_is_left_alone(data: Path, tmp_path: Path) -> 
 
 
 # refusals
+
+
+def test_train_without_data_is_a_usage_error() -> None:
+    done = run_command(["-q", "train", "-p", "diffusion-policy-tiny", "--output", "x", "--dry-run"])
+    assert done == UsageError.exit_code
 
 
 @pytest.mark.parametrize(

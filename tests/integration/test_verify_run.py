@@ -112,6 +112,11 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
     "config with a wrong value": (spoil_config, {"broken_config"}, "error"),
     "config that is no YAML": (lambda run: run.config.write_text("{"), {"broken_config"}, "error"),
     "statistics": (lambda run: run.stats.write_text("["), {"broken_statistics"}, "error"),
+    "statistics that are not finite": (
+        lambda run: run.stats.write_text('{"a": {"mean": [0.0, NaN], "std": [1.0, 1.0]}}'),
+        {"broken_statistics"},
+        "error",
+    ),
     "options": (lambda run: run.options.unlink(), {"broken_options"}, "error"),
     "no metrics": (lambda run: run.metrics.unlink(), {"no_metrics"}, "warning"),
     "metrics of no step": (
@@ -137,6 +142,11 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
         lambda run: (run.checkpoint(2) / "manifest.json").unlink(),
         {"unfinished_checkpoint"},
         "warning",
+    ),
+    "newest checkpoint without manifest": (
+        lambda run: (run.latest_file.write_text("{}"), manifest(run).unlink(), run.write_latest(2)),
+        {"broken_manifest"},
+        "error",
     ),
     "broken manifest": (lambda run: manifest(run).write_text("{}"), {"broken_manifest"}, "error"),
     "manifest of another step": (

@@ -1,5 +1,6 @@
 """Whose a run folder is: the same run goes on in it, another one is refused."""
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +22,8 @@ _COMMAND = "train"
 _ORDER = "order of samples"
 # Raise it when the same options give other samples or other numbers.
 _ORDER_VERSION = 1
+# What nobody can compare.
+_DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 _NOT_WRITTEN = {"overwrite", "dry_run"}
 
 
@@ -55,7 +58,7 @@ def claim_run(
         if is_run(run.root):
             _forget(run, record)
     else:
-        differences = option_differences(before.options, record.options)
+        differences = _differences(before.options, record.options, config)
         if not differences and run.latest() is not None:
             remove_leftovers(run.root)
             return before
@@ -123,6 +126,22 @@ def decisive(config: ConfigModel) -> dict[str, Any]:
         if isinstance(section, ConfigModel):
             chosen[name] = decisive(section)
     return chosen
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
+) -> list[str]:
+    """Keys of the configuration that differ; and what of the data does, without its digests."""
+    data = [key for key in {**before, **now} if key not in {*type(config).model_fields, _ORDER}]
+    values = [(key, before.get(key), now.get(key)) for key in sorted(data)]
+    found = [_told(*one) for one in values if one[1] != one[2]]
+    own = [{key: one[key] for key in one if key not in data} for one in (before, now)]
+    return [*option_differences(*own), *found]
+
+
+def _told(key: str, before: object, now: object) -> str:
+    was, has = (_DIGEST.sub("", str(value or "none")) for value in (before, now))
+    return f"{key}: {was} (now {has})" if was != has else f"{key}: other contents"
 
 
 def _write_config(run: RunDir, config: TrainConfig) -> None:

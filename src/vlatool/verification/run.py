@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from vlatool.artifacts.checkpoint import (
     MANIFEST,
     WEIGHTS_SUFFIX,
@@ -12,7 +14,7 @@ from vlatool.artifacts.checkpoint import (
 )
 from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, scan_metrics
-from vlatool.artifacts.stats import read_stats
+from vlatool.artifacts.stats import number_array, read_stats
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
@@ -28,7 +30,7 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
     run = RunDir(location)
     yield from _check_config(run)
     # Without statistics and options of the data a policy cannot act.
-    yield from _told("broken_statistics", read_stats, run.stats)
+    yield from _told("broken_statistics", _check_statistics, run.stats)
     yield from _told(
         "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
     )
@@ -75,6 +77,15 @@ def _check_config(run: RunDir) -> Iterator[Finding]:
     except VlatoolError as error:
         message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
         yield RUN("broken_config", message, path=str(run.config))
+
+
+def _check_statistics(path: Path) -> None:
+    """DataError where a scale would not be a number."""
+    for name, entry in read_stats(path).items():
+        for key in ("mean", "std"):
+            values = number_array(entry.get(key))
+            if values is None or not np.isfinite(values).all():
+                raise DataError(f"{path}: {key!r} of {name!r} is not finite")
 
 
 def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
