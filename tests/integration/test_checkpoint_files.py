@@ -112,7 +112,7 @@ def test_latest_that_is_not_the_newest_misleads_nobody_and_is_mended(
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "stats.json", "preprocessing_config.yaml"])
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"{}", b'{"data": [1]}'])
 def test_lost_file_of_a_complete_run_is_written_again(
     content: bytes | None, name: str, run: RunDir, whole: Path, data: Path
 ) -> None:

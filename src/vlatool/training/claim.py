@@ -8,7 +8,8 @@ from typing import Any
 
 from vlatool.artifacts.run_dir import RunDir, is_run
 from vlatool.config.base import ConfigModel
-from vlatool.errors import DataError, UsageError
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.jobs.files import holds_only, remove_leftovers
 from vlatool.jobs.record import (
     OutputRecord,
@@ -101,7 +102,7 @@ def mend_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> list
     mended: list[str] = []
     if run.mend_latest():
         mended.append(run.latest_file.name)
-    if run.read_config() is None:
+    if not _tells(run, config):
         _write_config(run, config)
         mended.append(run.config.name)
     try:
@@ -110,6 +111,16 @@ def mend_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> list
         keep()
         mended.append(f"what was kept of the data ({error.message})")
     return mended
+
+
+def _tells(run: RunDir, config: TrainConfig) -> bool:
+    """Whether config.yaml is there and says what decides the weights."""
+    try:
+        run.config_tree()  # an empty one would be all defaults
+        told = load_config(TrainConfig, files=[str(run.config)]).config
+    except VlatoolError:
+        return False
+    return decisive(told) == decisive(config)
 
 
 def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
