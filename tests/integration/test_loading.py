@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,17 +291,23 @@ def resized(key: str, content: Members) -> None:
         content["front_t0.jpg"] = bytes(data)
 
 
-def inflated(key: str, content: Members) -> None:
-    """A picture of one sample that says it is 40,000 pixels wide and high."""
+def inflated(side: int, key: str, content: Members) -> None:
+    """A picture of one sample that says it is so many pixels wide and high."""
     if key == "sample-0002":
         data = bytearray(content["front_t0.jpg"])
         start = data.index(b"\xff\xc0") + 5
-        data[start : start + 4] = (40_000).to_bytes(2, "big") * 2
+        data[start : start + 4] = side.to_bytes(2, "big") * 2
         content["front_t0.jpg"] = bytes(data)
 
 
 @pytest.mark.parametrize(
-    ("change", "size"), [(resized, list(SIZE)), (inflated, list(SIZE)), (inflated, None)]
+    ("change", "size"),
+    [
+        (resized, list(SIZE)),
+        (partial(inflated, 40_000), list(SIZE)),
+        (partial(inflated, 40_000), None),
+        (partial(inflated, 9_000), None),  # of which Pillow alone says nothing
+    ],
 )
 def test_picture_whose_header_cannot_be_right_is_a_broken_sample(
     change: Callable[[str, Members], None], size: list[int] | None, tmp_path: Path
