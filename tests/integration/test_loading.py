@@ -35,8 +35,10 @@ from tests.builders.shards import (
     PAST,
     SIZE,
     Members,
+    arrays,
     jpeg,
     members,
+    npz,
     shard_output,
     write_tar,
 )
@@ -321,6 +323,43 @@ def test_picture_whose_header_cannot_be_right_is_a_broken_sample(
 
     assert batch.dropped == (1, 0)
     assert "sample-0002" in batch.first_drop
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("state", np.zeros((4, 5))),
+        ("state", np.zeros((4, 2, 2))),
+        ("state", np.zeros(())),
+        ("state", np.array([True] * 4)),
+        ("state", np.zeros((4, 2), complex)),
+        ("past_mask", np.ones(4)),
+        ("past_mask", np.ones((4, 2), bool)),
+    ],
+    ids=["wide", "deep", "scalar", "narrow", "complex", "mask of floats", "wide mask"],
+)
+def test_array_that_is_not_like_the_others_is_a_broken_sample(
+    name: str, values: np.ndarray, tmp_path: Path
+) -> None:
+    def change(key: str, content: Members) -> None:
+        if key == "sample-0002":
+            content["lowdim.npz"] = npz({**arrays(2), name: values})
+
+    assert _dropped(tmp_path, change) == (1, 0)
+
+
+def test_sentence_that_is_no_text_is_a_broken_sample(tmp_path: Path) -> None:
+    def change(key: str, content: Members) -> None:
+        if key == "sample-0002":
+            content["language_instructions.json"] = b'{"original": "\\ud800"}'
+
+    assert _dropped(tmp_path, change) == (1, 0)
+
+
+def _dropped(root: Path, change: Callable[[str, Members], None]) -> tuple[int, ...]:
+    keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
+    data = opened(shard_output(root / "out", change=change), **keys)
+    return batches(data, LoaderPlan(6, drop_reasons=RoboticsKind.drop_reasons), 1)[0].dropped
 
 
 def _set_size(folder: Path, size: list[int] | None) -> None:

@@ -33,7 +33,11 @@ class RoboticsReader:
     def __init__(self, config: RoboticsDataConfig, facts: DatasetFacts) -> None:
         self._datasets = facts.datasets
         self._blocks = OpenBlocks(facts.datasets, _cache(config, facts))
-        self._decoders = [SampleDecoder(config, _picture_size(one)) for one in facts.options]
+        names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
+        widths = dict(zip(names, facts.widths(names), strict=True))
+        self._decoders = [
+            SampleDecoder(config, _picture_size(options), widths) for options in facts.options
+        ]
 
     def read(
         self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
