@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.run_dir import RunDir, part_weights, read_metrics
+from vlatool.artifacts.checkpoint import part_weights
+from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import Batch, Dropped, Facts, MicroBatch

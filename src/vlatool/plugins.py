@@ -179,7 +179,7 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.inspection.run:inspect_run",
         ),
         "checkpoint": Artifact(
-            "vlatool.artifacts.run_dir:is_checkpoint",
+            "vlatool.artifacts.checkpoint:is_checkpoint",
             "vlatool.verification.run:check_checkpoint",
             "vlatool.inspection.run:inspect_checkpoint",
         ),

@@ -203,7 +203,7 @@ def few_steps(stats: Statistics, field: str) -> None:
 @pytest.mark.parametrize(
     ("change", "scope", "code"),
     [
-        (narrow, "global", "data.statistics_width"),
+        (narrow, "global", "data.too_many_dropped"),
         (few_steps, "per_timestep", "data.broken_statistics"),
     ],
 )

@@ -13,6 +13,8 @@ from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
 
 NAME = "manifest.jsonl"
+# Of one shard, before anybody plans with them.
+MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ def _shard(path: Path, number: int, line: str) -> Shard:
     try:
         row: dict[str, Any] = json.loads(line)
         name, count = str(row["shard"]), row["num_sequences"]
-        if type(count) is not int or count < 1:
+        if type(count) is not int or not 1 <= count <= MOST_SAMPLES:
             raise ValueError(count)
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f'{path}:{number}: expected {{"shard": ..., "num_sequences": a positive number}}',
+            f'{path}:{number}: expected {{"shard": ..., "num_sequences": 1 to {MOST_SAMPLES}}}',
             code="data.broken_manifest",
             details={"path": str(path), "line": number},
         ) from None

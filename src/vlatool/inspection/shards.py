@@ -30,11 +30,11 @@ from vlatool.inspection.report import (
     number_text,
     pairs,
     pixels_text,
-    size_text,
     table,
 )
 from vlatool.inspection.sample_view import SampleFacts, first_sample
 from vlatool.jobs.record import read_record
+from vlatool.storage.tree import size_text
 
 _SHOWN_OPTIONS = (
     "stride",

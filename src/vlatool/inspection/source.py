@@ -16,10 +16,10 @@ from vlatool.inspection.fields import (
     dimensions_table,
     source_field_table,
 )
-from vlatool.inspection.report import number_text, pairs, pixels_text, size_text, table
+from vlatool.inspection.report import number_text, pairs, pixels_text, table
 from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
-from vlatool.storage.tree import files_below
+from vlatool.storage.tree import files_below, size_text
 
 CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 

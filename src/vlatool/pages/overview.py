@@ -8,7 +8,7 @@ import numpy as np
 from vlatool.artifacts.stats import Statistics, number_array
 from vlatool.episode import Array
 from vlatool.inspection.fields import FieldFacts, unit
-from vlatool.inspection.report import number_text, range_text, size_text
+from vlatool.inspection.report import number_text, range_text
 from vlatool.inspection.shards import ShardReport, ShardsReport
 from vlatool.inspection.source import CAMERA_HEADER, SourceReport
 from vlatool.pages.layout import (
@@ -25,6 +25,7 @@ from vlatool.pages.layout import (
     tiles,
 )
 from vlatool.pages.plots import histogram, sparkline
+from vlatool.storage.tree import size_text
 
 _COLUMNS = ("mean", "std", "min", "percentile_1", "percentile_99", "max")
 _PER_STEP = Html("mean &plusmn; std per step")

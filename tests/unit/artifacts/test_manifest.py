@@ -54,6 +54,10 @@ def test_blank_lines_and_extra_keys_are_tolerated(tmp_path: Path, separator: str
         "3",
         '{"shard": "a"}',
         '{"num_sequences": 1}',
+        *(
+            f'{{"shard": "a", "num_sequences": {count}}}'
+            for count in ("0", "-1", "2.0", "true", "10000001", "1e400", "Infinity", "9" * 5000)
+        ),
         '{"shard": "../a", "num_sequences": 1}',
     ],
 )

@@ -153,7 +153,15 @@ class RoboticsKind:
         run = RunDir(folder)
         statistics = read_stats(run.stats)
         options = read_preprocessing_config(folder)
-        return _kept(config, statistics, int(options["past_lowdim_steps"]), options)
+        past = options.get("past_lowdim_steps")
+        if not isinstance(past, int):
+            raise DataError(
+                f"{run.options}: past_lowdim_steps is missing",
+                hint="copy preprocessing_config.yaml of the data there",
+                code="data.broken_config",
+                details={"path": str(run.options)},
+            )
+        return _kept(config, statistics, past, options)
 
     def _first_size(
         self, config: RoboticsDataConfig, facts: DatasetFacts

@@ -1,6 +1,7 @@
 """Samples of `lbm` shards by their places. Source: data-order, Reading."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +33,11 @@ class RoboticsReader:
     def __init__(self, config: RoboticsDataConfig, facts: DatasetFacts) -> None:
         self._datasets = facts.datasets
         self._blocks = OpenBlocks(facts.datasets, _cache(config, facts))
-        self._decoder = SampleDecoder(config)
-        names = [*config.action_fields, *config.proprioception_fields]
-        self._widths = dict(zip(names, facts.widths(names), strict=True))
+        names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
+        widths = dict(zip(names, facts.widths(names), strict=True))
+        self._decoders = [
+            SampleDecoder(config, _picture_size(options), widths) for options in facts.options
+        ]
 
     def read(
         self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
@@ -56,26 +59,21 @@ class RoboticsReader:
             told = f"{path}: sample {place.sample} of it is damaged: {error}"
             return Dropped(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
         try:
-            sample = self._decoder(members.key, members.contents, rng)
-            self._check_widths(sample)
-            return sample
+            return self._decoders[place.dataset](members.key, members.contents, rng)
         except DataError as error:
             reason = error.code.removeprefix("data.")
             if reason not in DROP_REASONS:
                 raise
             return Dropped(reason, members.key, f"{error.message} ({error.hint})")
 
-    def _check_widths(self, sample: DecodedSample) -> None:
-        for name, values in sample.fields.items():
-            if values.shape[1:] != (self._widths[name],):
-                raise DataError(
-                    f"sample {sample.key}: {name!r} has {list(values.shape[1:])} values per step, "
-                    f"the statistics {self._widths[name]}",
-                    hint="the statistics are of other data; compute them with `vlatool stats "
-                    "compute DATA`",
-                    code="data.statistics_width",
-                    details={"sample": sample.key, "field": name},
-                )
+
+def _picture_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) that preprocessing gave all pictures, if it did."""
+    match options.get("resize_images_size"):
+        case [int(width), int(height)]:
+            return width, height
+        case _:
+            return None
 
 
 def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:
