@@ -128,7 +128,10 @@ def look_at(episode: Episode) -> Survey:
     """The survey of one episode that was read."""
     return Survey(
         episodes=1,
-        cameras={name: camera.size for name, camera in episode.cameras.items()},
+        cameras={
+            **{name: camera.size for name, camera in episode.cameras.items()},
+            **dict.fromkeys(episode.missing_cameras),
+        },
         fields=facts_of(episode),
         frames=episode.num_frames,
         fps=episode.fps,

@@ -34,7 +34,8 @@ class ChoiceConfig(ConfigModel):
     )
     skip_episodes_missing_cameras: bool = Field(
         default=False,
-        description="Drop an episode that lacks a camera instead of keeping it without.",
+        description="Drop an episode that lacks a camera, instead of keeping it without or, where "
+        "the data set declares the camera, reporting it as broken.",
     )
     only_successful: bool = Field(
         default=False, description="Drop episodes that failed or do not say whether they did."
@@ -56,7 +57,7 @@ class EpisodeChoice:
     Attributes:
         cameras: Cameras to keep, in order.
         fields: Width of each field, 0 for text.
-        skip_missing_cameras: Drop an episode that lacks one instead of keeping it without.
+        skip_missing_cameras: Drop an episode that lacks one.
         only_successful: Drop an episode that failed, or does not say.
         finite: Refuse an episode with numbers that are none.
     """
@@ -213,7 +214,8 @@ def choose(episode: Episode, choice: EpisodeChoice) -> Episode | Dropped:
     """The episode with the chosen cameras and its fields in the common order, or why not.
 
     Raises:
-        DataError: Its fields are not those of the others, or a number is none.
+        DataError: Its fields are not those of the others, a chosen camera of its data set is
+            missing, or a number is none.
     """
     _check_fields(episode, choice.fields)
     if choice.only_successful and not episode.success:
@@ -221,10 +223,14 @@ def choose(episode: Episode, choice: EpisodeChoice) -> Episode | Dropped:
         return Dropped(reason, episode.findings)
     cameras = {name: episode.cameras[name] for name in choice.cameras if name in episode.cameras}
     missing = [name for name in choice.cameras if name not in cameras]
-    if missing and (choice.skip_missing_cameras or not cameras):
+    is_declared = any(name in episode.missing_cameras for name in missing)
+    if missing and (choice.skip_missing_cameras or not (cameras or is_declared)):
         message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
         finding = SOURCE("episode_missing_camera", message, episode=episode.id)
         return Dropped("episode_missing_camera", (*episode.findings, finding))
+    for name in missing:
+        if name in episode.missing_cameras:
+            raise episode.missing_cameras[name]
     if choice.finite:
         check_finite(episode)
     lowdim = {name: episode.lowdim[name] for name in choice.fields}

@@ -83,6 +83,8 @@ def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Itera
     except DataError as error:
         yield finding_of_error(error, episode=ref.id)
         return
+    for error in episode.missing_cameras.values():
+        yield finding_of_error(error, episode=ref.id)
     for finding in episode.findings:
         yield replace(finding, place={"episode": ref.id, **finding.place})
     if not episode.lowdim:

@@ -46,7 +46,7 @@ def read_document(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
             f"{_mib(size)} are more than the {_mib(max_bytes)} such a file may have"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
     except UnicodeDecodeError as error:
         raise DocumentError(f"not UTF-8 text (byte {error.start})") from error
 

@@ -8,7 +8,13 @@ from vlatool.artifacts.lerobot import EPISODES_FILE, INFO_FILE, EpisodeLine
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes
 from vlatool.sources.lerobot.codes import LEROBOT
-from vlatool.sources.lerobot.config import LeRobotConfig, check_task_column, choose_fields
+from vlatool.sources.lerobot.config import (
+    OBSERVED,
+    PREDICTED,
+    LeRobotConfig,
+    check_task_column,
+    choose_fields,
+)
 from vlatool.sources.lerobot.layout import FileFinder
 from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
 from vlatool.sources.lerobot.rows import column_names
@@ -64,10 +70,6 @@ class Recording:
     videos: Mapping[str, Path]
     there: frozenset[Path] = frozenset()
 
-    def has_pictures(self, camera: Feature) -> bool:
-        """Whether the camera had a video, or a column, which all episodes are taken to have."""
-        return camera.dtype == "image" or self.videos[camera.name] in self.there
-
 
 def dataset_roots(source: Path) -> list[Path]:
     """The data sets in `source`: itself, or folders up to two levels below, in natural order.
@@ -109,10 +111,8 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
         root,
         info,
         tuple(_usable_cameras(root, info, videos, finder.there, columns, noticed)),
-        choose_fields(
-            root, info, config.observation_keys, ("observation", "state"), columns, noticed
-        ),
-        choose_fields(root, info, config.action_keys, ("action", "actions"), columns, noticed),
+        choose_fields(root, info, config.observation_keys, OBSERVED, columns, noticed),
+        choose_fields(root, info, config.action_keys, PREDICTED, columns, noticed),
     )
     check_task_column(root, info, config.task_column, columns)
     video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
