@@ -26,6 +26,9 @@ class ChoiceConfig(ConfigModel):
     episodes: str | None = Field(
         default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
     )
+    exclude: str | None = Field(
+        default=None, description="Episodes to leave out, written like --episodes."
+    )
     max_episodes: int | None = Field(
         default=None, ge=-1, description="Take at most so many episodes; 0 or -1 for all."
     )
@@ -177,7 +180,7 @@ def _taken(
                 code="data.no_source",
                 details={"path": str(source)},
             )
-    found = select(checked_ids(list(reader.discover(sources))), config.episodes)
+    found = select(checked_ids(list(reader.discover(sources))), config.episodes, config.exclude)
     if not found:
         raise DataError(
             f"{', '.join(map(str, sources))}: no episode found",

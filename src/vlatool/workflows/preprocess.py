@@ -26,7 +26,7 @@ from vlatool.sources.choice import ChoiceConfig, EpisodeTask, choose_episodes
 from vlatool.storage.uri import location
 
 # Which episodes there are is to be seen in the data.
-_SELECTION = ("episodes", "max_episodes")
+_SELECTION = ("episodes", "exclude", "max_episodes")
 
 
 class PreprocessConfig(ChoiceConfig):
@@ -303,7 +303,7 @@ class PreprocessJob:
         for message in _without_effect(self._config):
             reporter.warn("option_without_effect", message)
         actions, observed = self._sink.action_fields, self._sink.proprioception_fields
-        reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras)}")
+        reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
         reporter.note(f"action fields: {', '.join(actions) or 'none'}")
         reporter.note(f"proprioception fields: {', '.join(observed) or 'none'}")
         for reason, count in self._chosen.held_out.items():
