@@ -15,7 +15,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
-from vlatool.sources.base import FormatReader, facts_of
+from vlatool.sources.base import FormatReader, camera_name_problem, facts_of, field_mismatch
 from vlatool.sources.order import checked_ids, select
 from vlatool.sources.rules import SOURCE
 
@@ -142,8 +142,8 @@ def choose_episodes(
     Cameras that other options name are given as `named`: they must be there.
 
     Raises:
-        DataError: A source does not exist, no episode is left or can be read, or none has a camera
-            that is asked for.
+        DataError: A source does not exist, no episode is left or can be read, none has a camera
+            that is asked for, or one has a name that no file can have.
     """
     taken = _taken(reader, sources, config)
     held_out = dict(Counter(ref.held_out for ref in taken if ref.held_out))
@@ -156,6 +156,8 @@ def choose_episodes(
             details={"held_out": held_out},
         )
     survey = _survey(reader, refs, config.camera_names, named)
+    for problem in filter(None, map(camera_name_problem, survey.cameras)):
+        raise problem
     fields = {name: facts.width for name, facts in survey.fields.items()}
     wanted = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
     choice = EpisodeChoice(tuple(survey.cameras), fields, *wanted)
@@ -220,7 +222,9 @@ def choose(episode: Episode, choice: EpisodeChoice) -> Episode | Dropped:
         DataError: Its fields are not those of the others, a chosen camera of its data set is
             missing, or a number is none.
     """
-    _check_fields(episode, choice.fields)
+    mismatch = field_mismatch(episode.id, facts_of(episode), choice.fields)
+    if mismatch is not None:
+        raise mismatch
     if choice.only_successful and not episode.success:
         reason = "unsuccessful_episode" if episode.success is False else "success_unknown"
         return Dropped(reason, episode.findings)
@@ -255,23 +259,3 @@ def check_finite(episode: Episode) -> None:
                 code="data.not_finite",
                 details={"field": name, "frame": frame},
             )
-
-
-def _check_fields(episode: Episode, fields: Mapping[str, int]) -> None:
-    own = {name: facts.width for name, facts in facts_of(episode).items()}
-    for name in [*fields, *own]:
-        if own.get(name) != fields.get(name):
-            raise DataError(
-                f"{episode.id}: field {name!r} is {_width(own.get(name))}, "
-                f"in the other episodes {_width(fields.get(name))}",
-                hint="episodes of one run must have the same fields; discard the field or "
-                "preprocess the episodes apart",
-                code="data.schema_mismatch",
-                details={"field": name},
-            )
-
-
-def _width(width: int | None) -> str:
-    if width is None:
-        return "absent"
-    return "text" if width == 0 else f"{width} wide"

@@ -59,7 +59,8 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
         constants: What `NaN`, `Infinity` and `-Infinity` become; floats, if nothing is given.
 
     Raises:
-        DocumentError: It is not JSON, nested too deep, or has a number of thousands of digits.
+        DocumentError: It is not JSON, nested too deep, or has a number of thousands of digits or
+            half a character.
     """
     try:
         value = json.loads(text, parse_constant=constants)
@@ -73,6 +74,8 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
     except ValueError as error:  # an integer that Python takes no time for
         raise DocumentError("not valid JSON (a number of thousands of digits)") from error
     _check_depth(value, text)
+    if _count(text, "\\ud") + _count(text, "\\uD"):
+        _check_characters(value)
     return value
 
 
@@ -180,6 +183,13 @@ def _check_depth(value: Any, text: str | bytes) -> None:
         if not level:
             return
     raise _too_deep()
+
+
+def _check_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError("not valid JSON (half a character)") from error
 
 
 def _children(value: Any) -> list[Any]:

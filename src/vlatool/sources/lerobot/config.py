@@ -60,9 +60,13 @@ def choose_fields(
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
     prefix, plain = convention
+    usual = [name for name in info.features if name == prefix or name.startswith(f"{prefix}.")]
     numeric = [name for name, feature in info.features.items() if feature.is_number]
-    names = [name for name in numeric if name == prefix or name.startswith(f"{prefix}.")]
+    names = [name for name in usual if name in numeric]
     names = names or [name for name in numeric if name == plain]
+    if usual and not names and convention is PREDICTED:
+        held = info.features[usual[0]].dtype
+        raise _unusable(root, usual[0], f"holds {held}, expected numbers", convention)
     chosen: list[str] = []
     reason = ""
     for name in names:

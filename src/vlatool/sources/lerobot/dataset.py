@@ -155,16 +155,22 @@ def _usable_cameras(
     columns: Sequence[str] | None,
     noticed: list[Finding],
 ) -> Iterator[Feature]:
-    for feature in info.features.values():
-        if not feature.is_camera:
-            continue
+    declared = [one for one in info.features.values() if one.is_camera]
+    absent = {
+        one.name
+        for one in declared
+        if (one.dtype == "video" and there.isdisjoint(videos[one.name].values()))
+        or (one.dtype == "image" and columns is not None and one.name not in columns)
+    }
+    # Where no camera at all has pictures, they are not left out: they are lost.
+    is_lost = all(one.is_depth or one.name in absent for one in declared)
+    for feature in declared:
         code = "camera_without_files"
         if feature.is_depth:
             code, problem = "depth_camera", f"{feature.name} holds depth, not RGB"
-        elif feature.dtype == "video" and there.isdisjoint(videos[feature.name].values()):
-            problem = f"camera {feature.name} has no video for any episode"
-        elif feature.dtype == "image" and columns is not None and feature.name not in columns:
-            problem = f"camera {feature.name} has no column in the data"
+        elif feature.name in absent and not is_lost:
+            what = "video for any episode" if feature.dtype == "video" else "column in the data"
+            problem = f"camera {feature.name} has no {what}"
         else:
             yield feature
             continue

@@ -24,6 +24,7 @@ _LARGEST_LIST = 2**28  # bytes; millions of episodes
 _LARGEST_LINE = 2**22  # characters
 _LARGEST_COUNT = 2**63 - 1
 _SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e5
+_LONGEST_NAME = 200  # bytes; a file that is named after it gets a few more
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
 
 
@@ -33,7 +34,7 @@ class Feature:
 
     Attributes:
         name: The column or the camera.
-        dtype: As declared; empty where nothing is.
+        dtype: As declared.
         shape: As declared; None where it is no list of positive whole numbers.
         names: The texts of `names` in order, whatever they are nested in.
         is_depth: Whether pictures hold depth.
@@ -126,7 +127,7 @@ def read_info(root: Path) -> Info:
     features = tree.get("features")
     if not isinstance(features, Mapping) or not features:
         raise _bad_meta(path, "features", "names no feature")
-    parsed = [_feature(str(name), value) for name, value in cast(Any, features).items()]
+    parsed = [_feature(path, name, value) for name, value in cast(Any, features).items()]
     return Info(
         version=version,
         layout=layout,
@@ -206,8 +207,12 @@ def _unsupported(path: Path, version: str) -> DataError:
     )
 
 
-def _feature(name: str, value: object) -> Feature:
+def _feature(path: Path, name: str, value: object) -> Feature:
     tree = cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
+    if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        raise _bad_meta(path, f"the feature {_shown(name)}", "has a name that no file can have")
+    if not isinstance(tree.get("dtype"), str):
+        raise _bad_meta(path, f"the feature {name!r}", "has no dtype")
     shape: Any = tree.get("shape")
     if not isinstance(shape, list) or not all(_is_count(size) for size in cast(list[Any], shape)):
         shape = None
@@ -220,7 +225,7 @@ def _feature(name: str, value: object) -> Feature:
     )
     return Feature(
         name=name,
-        dtype=str(tree.get("dtype") or ""),
+        dtype=tree["dtype"],
         shape=None if shape is None else tuple(shape),
         names=tuple(_nested_texts(tree.get("names"))),
         is_depth=is_depth,

@@ -16,10 +16,11 @@ from vlatool.sources.lerobot.dataset import Recording
 from vlatool.sources.lerobot.rows import Rows, read_rows
 from vlatool.sources.lerobot.rules import Contents
 from vlatool.sources.lerobot.set_rules import contradictions, episode_statistics
+from vlatool.sources.parquet_images import ParquetImages
 
 
 def check_values(recording: Recording, contents: Contents, report: Collector) -> None:
-    """Whether rows count on, every number is one, something moves, and statistics are true."""
+    """Whether rows count on, numbers are numbers, something moves, and statistics are true."""
     rows = contents.rows
     if rows is None:
         return
@@ -29,6 +30,9 @@ def check_values(recording: Recording, contents: Contents, report: Collector) ->
         report.attempt(partial(rows.refuse_non_finite, name, values))
     vectors = {**contents.fields, **dict(_other_fields(recording, rows, report))}
     _check_motion(rows, contents, report)
+    for name, frames in contents.cameras.items():
+        if isinstance(frames, ParquetImages):
+            report.attempt(partial(frames.read, [0]), camera=name)
     stated = episode_statistics(recording.dataset.root).get(recording.line.number, {})
     for name, problem in contradictions(stated, vectors):
         message = f"meta/episodes_stats.jsonl, {rows.episode}: {name} {problem}"

@@ -53,7 +53,7 @@ class Rows:
         return self.table.column(name).to_pylist()
 
     def numbers(self, name: str) -> list[Any]:
-        """A column of one number per row; None where a row has none.
+        """A column of one number per row; None where a row has none, or NaN.
 
         Raises:
             DataError: It holds something else.
@@ -61,7 +61,8 @@ class Rows:
         kind = self.table.schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise self._refusal(name, f"holds {kind}, expected numbers", "data.not_numeric")
-        return self.values(name)
+        values = self.values(name)
+        return [None if value is None or not np.isfinite(value) else value for value in values]
 
     def labels(self, name: str) -> list[Any]:
         """A column of whole numbers or of texts.
