@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
-from vlatool.config.base import ConfigModel, each_once
+from vlatool.config.base import ConfigModel, each_once, needed_field
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Finding
+from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sources.base import FormatReader, camera_name_problem, facts_of, field_mismatch
@@ -21,8 +22,12 @@ from vlatool.sources.rules import SOURCE
 
 
 class ChoiceConfig(ConfigModel):
-    """Which episodes and cameras are taken."""
+    """Which episodes and cameras are taken, and from where."""
 
+    format: str = Field(
+        default="", description="Name of the dataset format; empty for the one that finds episodes."
+    )
+    sources: list[str] = needed_field([], "Folders or s3:// locations to search.")
     episodes: str | None = Field(
         default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
     )
@@ -45,6 +50,9 @@ class ChoiceConfig(ConfigModel):
     )
     fail_on_nan: bool = Field(
         default=True, description="An episode with NaN or infinity fails; else they are kept."
+    )
+    source: SerializeAsAny[ConfigModel] = Field(
+        default=ConfigModel(), description="Keys of the format's reader."
     )
 
     @field_validator("camera_names")
@@ -259,3 +267,15 @@ def check_finite(episode: Episode) -> None:
                 code="data.not_finite",
                 details={"field": name, "frame": frame},
             )
+
+
+def episode_state(ref: EpisodeRef) -> InputState:
+    """The files of an episode, and what is known of it beforehand."""
+    known = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
+    return input_state((ref.path, *ref.files), known)
+
+
+def reader_section(config: ChoiceConfig) -> ConfigModel:
+    """The reader's keys; the defaults where the config was built without them."""
+    kind = FORMATS.get(config.format).Config
+    return config.source if isinstance(config.source, kind) else kind()

@@ -24,7 +24,7 @@ def check_values(recording: Recording, contents: Contents, report: Collector) ->
     rows = contents.rows
     if rows is None:
         return
-    _check_counting(rows, report)
+    _check_counting(rows, contents, report)
     _check_undeclared(recording, rows, report)
     for name, values in contents.fields.items():
         report.attempt(partial(rows.refuse_non_finite, name, values))
@@ -39,13 +39,13 @@ def check_values(recording: Recording, contents: Contents, report: Collector) ->
         report.note("stats_contradict", message, field=name)
 
 
-def _check_counting(rows: Rows, report: Collector) -> None:
+def _check_counting(rows: Rows, contents: Contents, report: Collector) -> None:
     """Whether rows are in order and count on."""
     place = {"path": str(rows.path)}
     if not np.array_equal(rows.order, np.arange(len(rows))):
         message = f"{rows.path}: rows are not in the order of frame_index"
         report.note("rows_unsorted", message, **place, field=FRAME_INDEX)
-    values = rows.values("index") if "index" in rows.columns else []
+    values = contents.metadata.get("index", ())
     start = values[0] if values and isinstance(values[0], int) else 0
     frame = next((row for row, value in enumerate(values) if value != row + start), None)
     if frame is not None:

@@ -52,6 +52,10 @@ class Rows:
         """A column as python values."""
         return self.table.column(name).to_pylist()
 
+    def first(self, name: str) -> Any:
+        """The value of a column in the first row."""
+        return self.table.column(name)[0].as_py()
+
     def numbers(self, name: str) -> list[Any]:
         """A column of one number per row; None where a row has none, or NaN.
 
@@ -71,8 +75,11 @@ class Rows:
             DataError: It holds something else.
         """
         kind = self.table.schema.field(name).type
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not (is_text or pa.types.is_integer(kind)):
+        if pa.types.is_dictionary(kind):  # a text is held once, however many rows have it
+            chunks = self.table.column(name).chunks
+            texts = [(chunk.dictionary.to_pylist(), chunk.indices.to_pylist()) for chunk in chunks]
+            return [None if at is None else one[at] for one, places in texts for at in places]
+        if not pa.types.is_integer(kind):
             problem = f"holds {kind}, expected whole numbers or texts"
             raise self._refusal(name, problem, "data.not_numeric")
         return self.values(name)
@@ -156,7 +163,8 @@ def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
     """
     refuse_missing_or_pointer(path, episode)
     try:
-        with pq.ParquetFile(openable(path)) as file:
+        texts = _text_columns(path)
+        with pq.ParquetFile(openable(path), read_dictionary=texts) as file:
             columns = tuple(file.schema_arrow.names)
             needed = [name for name in columns if name in {*wanted, FRAME_INDEX}]
             num_rows = file.metadata.num_rows
@@ -174,14 +182,22 @@ def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
     return Rows(path, episode, table, order, columns)
 
 
+def _text_columns(path: Path) -> list[str]:
+    schema = pq.read_schema(openable(path))
+    types = pa.types
+    return [
+        one.name for one in schema if types.is_string(one.type) or types.is_large_string(one.type)
+    ]
+
+
 def _too_large(metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
     """What of a file would not fit into memory; empty when all does. Opens no page."""
     if metadata.num_rows > _MOST_ROWS:
         return f"it claims {metadata.num_rows:,} rows; the limit for an episode is {_MOST_ROWS:,}"
-    wanted, size = set(columns), 0
+    wanted, size = tuple(f"{name}." for name in columns), 0  # of lists: name.list.element
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
-            if chunk.path_in_schema.partition(".")[0] in wanted:
+            if f"{chunk.path_in_schema}.".startswith(wanted):
                 size += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
     if size > _LARGEST_EPISODE:
         return f"its numbers take {size:,} bytes; the limit for an episode is {_LARGEST_EPISODE:,}"

@@ -115,7 +115,7 @@ def _check_rows(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding
             rows = read_rows(one.data_file, f"episode {one.line.number}", [*tested, "index"])
         except DataError:
             return
-        first = rows.values("index")[0] if "index" in rows.columns else expected
+        first = rows.first("index") if "index" in rows.columns else expected
         if first != expected:
             path = str(rows.path)
             message = f"{path}: index starts at {first}, the episodes before end at {expected}"
