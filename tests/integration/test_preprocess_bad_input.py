@@ -300,6 +300,16 @@ BAD_FILES = [
         "data.broken_annotations",
     ),
     pytest.param("language_annotations_path", "{", "data.broken_annotations", id="no yaml"),
+    pytest.param(
+        "language_annotations_path", "[" * 100_000, "data.broken_annotations", id="deep yaml"
+    ),
+    pytest.param(
+        "action_fields_config_path", "[" * 100_000, "data.broken_file", id="deep action fields"
+    ),
+    pytest.param("validation_episodes_path", "[" * 100_000, "data.broken_file", id="deep json"),
+    pytest.param(
+        "validation_episodes_path", '{"T": [1e999]}', "data.broken_file", id="endless number"
+    ),
     ("validation_episodes_path", "[1]", "data.broken_file"),
     ("validation_episodes_path", '{"T": 3}', "data.broken_file"),
     ("validation_episodes_path", '{"T": "12"}', "data.broken_file"),
