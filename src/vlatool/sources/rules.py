@@ -26,9 +26,6 @@ _LONG_REPETITION = 5
 SOURCE = Family(
     "source",
     {
-        "missing_camera": Kind(
-            "warning", "An episode lacks a camera.", "use the other cameras, or get it again"
-        ),
         "language_fallback": Kind(
             "warning", "An episode has no instruction; its task's name in words is used."
         ),
