@@ -14,7 +14,7 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.storage.uri import openable
 
-MOST_PIXELS = 2**26  # of one picture
+_MOST_PIXELS = 2**26  # of one picture
 _LARGEST_FILE = 2**28
 _LARGEST_GROUP = 2**31
 
@@ -76,9 +76,9 @@ class ParquetImages:
         data = self._encoded(frame)
         try:
             with Image.open(io.BytesIO(data)) as picture:
-                if picture.width * picture.height > MOST_PIXELS:
+                if picture.width * picture.height > _MOST_PIXELS:
                     size = f"{picture.width}x{picture.height}"
-                    raise ValueError(f"{size} pixels; the limit is {MOST_PIXELS:,}")
+                    raise ValueError(f"{size} pixels; the limit is {_MOST_PIXELS:,}")
                 return np.asarray(picture.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._broken(frame, str(error)) from error
