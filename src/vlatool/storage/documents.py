@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import yaml
 
+from vlatool.storage.parts import Part, read_part
+
 MAX_BYTES = 64 * 2**20  # of one document
 MAX_DEPTH = 100  # of lists and mappings in each other
 MAX_NODES = 1_000_000  # of a YAML document, each alias as large as what it stands for
@@ -40,13 +42,14 @@ def read_document(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
         OSError: It cannot be read.
         StorageError: The same in a bucket.
     """
-    size = path.stat().st_size
-    if size > max_bytes:
+    data = read_part(Part(path, 0, max_bytes + 1))  # one request where it is remote
+    if len(data) > max_bytes:
+        size = path.stat().st_size
         raise DocumentError(
             f"{_mib(size)} are more than the {_mib(max_bytes)} such a file may have"
         )
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
+        return data.decode("utf-8-sig")  # some editors begin with a byte order mark
     except UnicodeDecodeError as error:
         raise DocumentError(f"not UTF-8 text (byte {error.start})") from error
 
