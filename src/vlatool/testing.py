@@ -176,7 +176,7 @@ def _check_episode(episode: Episode) -> None:
 
 
 def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
-    cameras = {name for episode in episodes for name in episode.cameras}
+    cameras = {name for one in episodes for name in (*one.cameras, *one.missing_cameras)}
     assert set(survey.cameras) == cameras, (
         f"survey has the cameras {sorted(survey.cameras)}, the episodes {sorted(cameras)}"
     )

@@ -21,6 +21,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.preprocessing import run as preprocessed
 from tests.builders.training import (
     CAMERAS,
     HAND,
@@ -285,6 +287,20 @@ def test_what_the_data_lack_is_refused_before_the_first_step(
         go(data, tmp_path / "run", **changes)
     assert caught.value.code == code
     assert list(tmp_path.iterdir()) == []
+
+
+def test_policy_of_pictures_refuses_data_without_a_camera(tmp_path: Path) -> None:
+    blind = lerobot_dataset(tmp_path / "blind", [6], cameras={})
+    preprocessed(blind, tmp_path / "data", format="lerobot")
+    with pytest.raises(DataError) as caught:
+        go(
+            tmp_path / "data",
+            tmp_path / "run",
+            data__action_fields="action",
+            data__proprioception_fields="observation.state",
+        )
+    assert caught.value.code == "data.no_cameras"
+    assert not (tmp_path / "run").exists()
 
 
 def test_misspelt_field_names_the_nearest(data: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`vlatool preprocess FORMAT SOURCE...`."""
+"""`vlatool preprocess [FORMAT] SOURCE...`."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -27,9 +27,11 @@ def _schema(args: Sequence[str]) -> "type[ConfigModel]":
 
 def _format_in(args: Sequence[str]) -> str:
     named = _value_of(args, "--format", "--type")
-    if named or (args and not args[0].startswith("-")):
-        return named or args[0]
     from vlatool.plugins import FORMATS
+    from vlatool.sources.detection import is_source
+
+    if named or (args and not args[0].startswith("-")):
+        return named or ("" if is_source(args[0]) else args[0])
 
     known = FORMATS.names()
     return next((arg for arg in args if arg in known), "")
@@ -49,7 +51,8 @@ def _note() -> str:
 
     return (
         f"Formats: {', '.join(FORMATS.names())}. "
-        "`vlatool preprocess FORMAT --help` shows the keys of one."
+        "`vlatool preprocess FORMAT --help` shows the keys of one. "
+        "Without FORMAT, which is then found in the data, they are written --source.KEY."
     )
 
 
@@ -65,7 +68,7 @@ FormatArg = Annotated[str | None, typer.Argument(autocompletion=complete_formats
 @app.command(
     cls=config_command(
         SPEC,
-        "FORMAT SOURCE...",
+        "[FORMAT] SOURCE...",
         "vlatool preprocess spartan raw --preset lbm-1past-14future --output data",
         "vlatool preprocess lerobot gr1 -o out/gr1 --episodes 0:4 --resize-images-size 96,96",
     ),
@@ -77,7 +80,10 @@ def preprocess(
 ) -> None:
     """Turn raw episodes into training data."""
     with command(ctx) as run:
+        from vlatool.sources.detection import is_source
         from vlatool.workflows import preprocess as workflow
 
+        if format is not None and is_source(format):
+            format, sources = None, [format, *(sources or ())]  # noqa: A001
         settings = run.config(workflow.PreprocessConfig, format=format, sources=sources)
         run.finish(workflow.preprocess(settings, reporter=run.reporter))

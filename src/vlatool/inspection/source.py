@@ -138,7 +138,7 @@ def inspect_source(
     with reporter.progress("episodes", len(refs), "episode") as bar:
         for ref in refs:
             try:
-                survey.add(source.reader.read(ref))
+                survey.add(_whole(source.reader.read(ref)))
             except DataError as error:
                 survey.fail(ref, error)
             bar.advance(failed=len(survey.broken))
@@ -151,6 +151,13 @@ def inspect_source(
         )
     size = sum(file.bytes for file in files_below(location))
     return survey.report(source.format, size)
+
+
+def _whole(episode: Episode) -> Episode:
+    """The episode, unless a camera that its data set declares is missing."""
+    for error in episode.missing_cameras.values():
+        raise error
+    return episode
 
 
 @dataclass

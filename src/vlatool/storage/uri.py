@@ -1,5 +1,6 @@
 """Locations as they are typed: a local path, an object in S3, or a scheme that is refused."""
 
+import os
 import re
 from pathlib import Path
 from typing import IO
@@ -7,6 +8,8 @@ from typing import IO
 from vlatool.errors import DataError, UsageError
 from vlatool.storage.s3_path import S3Path
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, of usual file systems
+_SHOWN = 100
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://")
 
 
@@ -14,7 +17,7 @@ def local_path(location: str | Path) -> Path:
     """The path of a local location; `~` is expanded, `file://` taken away.
 
     Raises:
-        UsageError: The location is remote.
+        UsageError: The location is remote, or no path can be so.
     """
     text = str(location)
     if _scheme(text) != "file":
@@ -23,7 +26,19 @@ def local_path(location: str | Path) -> Path:
             hint="copy the data to a local folder and give its path",
             code="usage.unsupported_scheme",
         )
-    return Path(text.removeprefix("file://")).expanduser()
+    try:
+        path = Path(text.removeprefix("file://")).expanduser()
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    except (RuntimeError, ValueError) as error:  # ~name of nobody; half a character
+        raise _bad_location(text, str(error)) from None
+    if longest > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH or "\0" in text:
+        raise _bad_location(text, "no file can have this name")
+    return path
+
+
+def _bad_location(text: str, problem: str) -> UsageError:
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return UsageError(f"{shown!r}: {problem}", hint="check the path", code="usage.bad_location")
 
 
 def location(text: str | Path) -> Path:

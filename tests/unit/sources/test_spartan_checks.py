@@ -280,15 +280,19 @@ def test_odd_pictures_are_found_when_they_are_decoded(
     assert found[0].place["camera"] == "scene_right_0"
 
 
-def test_a_damaged_member_is_found_by_its_checksum(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("member", "code"),
+    [(CAMERA, "spartan.broken_member"), (f"{CAMERA}_label", "spartan.unread_array")],
+)
+def test_a_damaged_member_is_found_by_its_checksum(member: str, code: str, tmp_path: Path) -> None:
     root = spartan_task(tmp_path, 1)
     path = session_folder(root) / "episode_0/processed/observations.npz"
     data = bytearray(path.read_bytes())
-    start = data.index(f"{CAMERA}_label.npy".encode())
+    start = data.index(f"{member}.npy".encode())
     data[start + 60] ^= 0xFF
     path.write_bytes(data)
-    found = [one for one in checked(root, deep=True) if one.code == "spartan.broken_member"]
-    assert [one.place["field"] for one in found] == [f"{CAMERA}_label"]
+    found = [one for one in checked(root, deep=True) if one.code == code]
+    assert {one.place["field"] for one in found} == {member}
 
 
 def of_source(root: Path) -> list[tuple[str, str]]:
