@@ -141,12 +141,13 @@ class TypedConfig:
 
     def _plain(self, claimed: Mapping[str, str]) -> list[Override]:
         result: list[Override] = []
-        plain = (typed for typed in self.typed if not self._is_sugar(typed))
-        for position, typed in enumerate(plain, start=1):
+        for typed in self.typed:
+            if self._is_sugar(typed):
+                continue
             path = self.keys[typed.key].path if typed.is_flat else typed.key
             if by := claimed.get(path.replace("-", "_")):
                 raise _twice(path, by, typed.option)
-            override = parse_override(f"{path}={typed.text}", position)
+            override = parse_override(f"{path}={typed.text}", typed.option)
             is_flat = typed.is_flat and path.endswith(f".{typed.key}")
             result.append(replace(override, is_flat=is_flat))
         return result

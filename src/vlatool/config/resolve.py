@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from vlatool.config.base import ConfigModel
-from vlatool.config.includes import read_file
+from vlatool.config.includes import Budget, read_file
 from vlatool.config.overrides import Override, overrides_tree
 from vlatool.config.presets import preset_path, shown_path
 from vlatool.config.problems import Problem, config_error, validation_problems
@@ -100,17 +100,18 @@ def _layers(
     overrides: Sequence[Override],
     preset_roots: Sequence[Path] | None,
 ) -> list[Node]:
-    show = partial(shown_path, roots=preset_roots)
-    paths = [preset_path(name, preset_roots) for name in presets]
-    layers = [_checked(read_file(path, show=show)) for path in paths]
-    layers += [_included(_checked(read_file(file, show=show))) for file in files]
-    return [*layers, overrides_tree(overrides)]
+    read = partial(
+        read_file, show=partial(shown_path, roots=preset_roots), budget=(budget := Budget())
+    )
+    layers = [_checked(read(preset_path(name, preset_roots))) for name in presets]
+    layers += [_included(_checked(read(file)), budget) for file in files]
+    return [*layers, overrides_tree(overrides, budget)]
 
 
-def _included(layer: Node) -> Node:
+def _included(layer: Node, budget: Budget) -> Node:
     """Published files may say `key: include other.yaml`, relative to the working directory."""
     top = {
-        key: read_file(match.group(1))
+        key: read_file(match.group(1), budget=budget)
         if isinstance(node.value, str) and (match := _INCLUDE.match(node.value))
         else node
         for key, node in layer.value.items()
@@ -229,14 +230,13 @@ def _typed_section(layer: Node, section: str) -> Node:
 
 
 def _validate(schema: type[C], tree: Node, problems: Sequence[Problem]) -> Resolved[C]:
-    found = list(problems)
     try:
         config = schema.model_validate(to_value(tree))
     except ValidationError as error:
-        found += validation_problems(error, tree, schema)
-        raise config_error(found) from error
-    if found:
-        raise config_error(found)
+        wrong, more = validation_problems(error, tree, schema)
+        raise config_error([*problems, *wrong], more=more) from error
+    if problems:
+        raise config_error(problems)
     return Resolved(config, dict(leaf_origins(tree)))
 
 

@@ -10,7 +10,7 @@ from vlatool.errors import DataError, UsageError
 
 _DIGITS = re.compile(r"(\d+)")
 _ID = re.compile(r"^[A-Za-z0-9_-]+\Z")
-_RANGE = re.compile(r"^(\d*)(:)?(\d*)$")
+_RANGE = re.compile(r"^(\d{0,18})(:)?(\d{0,18})$")
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:

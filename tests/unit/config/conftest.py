@@ -93,7 +93,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.chdir(tmp_path)
 
     def load_sample(*files: str, presets: tuple[str, ...] = (), set_: tuple[str, ...] = ()):
-        overrides = [parse_override(text, place) for place, text in enumerate(set_, start=1)]
+        overrides = [parse_override(text) for text in set_]
         return load_config(
             RootConfig,
             presets=presets,
