@@ -5,7 +5,9 @@ A command's module is imported when the command is run: `vlatool --help` needs o
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -104,10 +106,23 @@ def root(
 
 def main() -> None:
     """The `vlatool` command."""
+    from vlatool.cli.output import Stderr, open_streams
+
+    open_streams()
+    _outlive_warnings()
     code = run(sys.argv[1:])
+    Stderr().flush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         _leave_at_once(code)
     sys.exit(code)
+
+
+def _outlive_warnings() -> None:
+    """`PYTHONWARNINGS=error` would end a command for what some other package warns of."""
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")
+        sys.warnoptions.clear()  # workers get the same
+        os.environ.pop("PYTHONWARNINGS", None)
 
 
 def _leave_at_once(code: int) -> None:
@@ -116,8 +131,8 @@ def _leave_at_once(code: int) -> None:
     Everything is written and synced by now. Torch 2.13 may abort while it tears a gloo process
     group down (measured: 14 of 30 bare runs, none of 30 that left this way).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)
 
 
@@ -174,9 +189,9 @@ def _fail(error: BaseException, options: OutputOptions) -> int:
 
 def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
     """A reader of stdout that has gone away ends the command quietly; other pipes are bugs."""
-    from vlatool.cli.output import is_stdout_abandoned, silence_stdout
+    from vlatool.cli.output import is_stdout_abandoned, silence
 
     if not is_stdout_abandoned():
         return _fail(error, options)
-    silence_stdout()
+    silence(sys.stdout)
     return 0

@@ -1,7 +1,7 @@
 """Bars on a terminal. Imported only when stderr is one: rich costs time."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import IO, Self, cast
 
 from rich.console import Console  # noqa: TID253 - this module is loaded for a terminal only
 from rich.progress import (  # noqa: TID253
@@ -16,6 +16,7 @@ from rich.progress import (  # noqa: TID253
     TimeRemainingColumn,
 )
 
+from vlatool.cli.output import Stderr
 from vlatool.cli.reporters import number
 
 
@@ -23,7 +24,7 @@ class RichReporter:
     """Live bars on stderr with count, rate, time left and extra fields."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(file=cast(IO[str], Stderr()), highlight=False)
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),

@@ -23,7 +23,13 @@ def local_path(location: str | Path) -> Path:
             hint="copy the data to a local folder and give its path",
             code="usage.unsupported_scheme",
         )
-    return Path(text.removeprefix("file://")).expanduser()
+    try:
+        path = Path(text.removeprefix("file://")).expanduser()
+    except RuntimeError as error:  # the home of somebody who is not here
+        raise _bad_location(text, "there is no such home folder") from error
+    if "\0" in text:
+        raise _bad_location(text, "no name has a zero byte")
+    return path
 
 
 def location(text: str | Path) -> Path:
@@ -38,12 +44,12 @@ def location(text: str | Path) -> Path:
         return local_path(text)
     path = S3Path(text)
     if not path.address.bucket:
-        raise UsageError(
-            f"{text}: no bucket is named",
-            hint="write s3://bucket/key",
-            code="usage.bad_location",
-        )
+        raise _bad_location(str(text), "no bucket is named", "write s3://bucket/key")
     return path
+
+
+def _bad_location(text: str, reason: str, hint: str = "check the path") -> UsageError:
+    return UsageError(f"{text!r}: {reason}", hint=hint, code="usage.bad_location")
 
 
 def _scheme(text: str) -> str:
