@@ -13,8 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from vlatool.cli.config_command import SuggestingGroup
-from vlatool.cli.options import CONTEXT, OUTPUT_HELP, OutputOptions, take_output_options
+from vlatool.cli.group import SuggestingGroup
+from vlatool.cli.options import (
+    CONTEXT,
+    OUTPUT_HELP,
+    OUTPUT_WORDS,
+    OutputOptions,
+    take_output_options,
+)
 from vlatool.errors import UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -42,14 +48,12 @@ class LazyGroup(SuggestingGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Takes the output options, wherever they stand, before anything else."""
         options = ctx.ensure_object(OutputOptions)
+        if ctx.resilient_parsing and args and args[-1] in OUTPUT_WORDS:  # its value is typed now
+            return super().parse_args(ctx, args)
         rest = take_output_options(args, options)
         if not rest and not options.json and not ctx.resilient_parsing:
             rest = ["--help"]
         return super().parse_args(ctx, rest)
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Options; none while completing, because reading them makes Typer import pydantic."""
-        return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names, in the order of a pipeline."""

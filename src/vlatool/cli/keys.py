@@ -9,7 +9,7 @@ from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
 from vlatool.config.overrides import Override, parse_override
 from vlatool.config.resolve import chosen_schema
-from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
+from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
 from vlatool.errors import UsageError
 
 Expand = Callable[[list[str]], Mapping[str, Any]]
@@ -76,6 +76,28 @@ def _typed(kind: str) -> str:
         name, value = inner.split(", ")
         return f"{{{name}: {value}, ...}}"
     return kind
+
+
+def known_values(
+    schema: type[ConfigModel],
+    keys: Mapping[str, Key],
+    registered: Mapping[str, Callable[[], Sequence[str]]],
+) -> dict[str, Sequence[str] | None]:
+    """Option name to the values that are known, maybe none; None for a switch.
+
+    Args:
+        schema: The class whose keys are typed.
+        keys: Its flat keys; empty for a tree, whose dotted keys are options.
+        registered: Keys that name something in a registry, and the names.
+    """
+    found: dict[str, Sequence[str] | None] = {}
+    for info in () if keys else dotted_keys(schema):
+        if "." in info.key and ANY_NAME not in info.key:
+            is_bool = "bool" in info.type_text.split(" | ")
+            found[info.key] = ["true", "false"] if is_bool else choices(schema, info.key)
+    for name, key in keys.items():
+        found[name] = None if key.is_switch else choices(schema, key.path)
+    return found | {name: names() for name, names in registered.items()}
 
 
 def default_text(value: Any) -> str:
