@@ -103,6 +103,7 @@ def _state() -> str:
         for folder, _, files in os.walk(root):
             names = [name for name in files if name.endswith((".py", ".yaml"))]
             found += [f"{name}:{os.stat(os.path.join(folder, name)).st_mtime_ns}" for name in names]
-    installed = [path for path in sys.path if path.endswith("-packages") and os.path.isdir(path)]
-    found += [f"{path}:{os.stat(path).st_mtime_ns}" for path in installed]
+    paths = {os.path.realpath(path) for path in sys.path if path.endswith("-packages")}
+    there = sorted(filter(os.path.isdir, paths))
+    found += [f"{path}:{os.stat(path).st_mtime_ns}" for path in there]
     return hashlib.sha256("\n".join(found).encode()).hexdigest()
