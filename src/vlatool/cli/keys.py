@@ -41,13 +41,13 @@ class Key:
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
     """Every key of a flat schema by option name; keys of its flat sections stand beside them."""
     infos = [info for info in dotted_keys(schema) if ANY_NAME not in info.key.split(".")]
-    return {key.name: key for key in _keys(infos, schema.flat_sections)}
+    return {key.name: key for key in _keys(infos, schema)}
 
 
-def _keys(infos: list[KeyInfo], flat_sections: tuple[str, ...]) -> Iterator[Key]:
+def _keys(infos: list[KeyInfo], schema: type[ConfigModel]) -> Iterator[Key]:
     for info in infos:
         section, dot, rest = info.key.partition(".")
-        name = rest if dot and section in flat_sections else info.key
+        name = rest if dot and section in schema.flat_sections else info.key
         if name == "type":  # what a section is: `--sink lbm`
             name = section
         kinds = info.type_text.split(" | ")
@@ -58,8 +58,14 @@ def _keys(infos: list[KeyInfo], flat_sections: tuple[str, ...]) -> Iterator[Key]
             type_text="|".join(_typed(kind) for kind in kinds if kind != "null"),
             default=default_text(info.default),
             description=info.description,
-            group=f"Keys of the {section}" if dot and name != section else "Keys",
+            group=info.group or _heading(schema, section if dot else ""),
         )
+
+
+def _heading(schema: type[ConfigModel], section: str) -> str:
+    """The heading of keys that no group has: those of a section stand below its description."""
+    about = schema.model_fields[section].description if section else ""
+    return (about or "Keys").rstrip(".")
 
 
 def _typed(kind: str) -> str:

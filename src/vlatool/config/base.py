@@ -21,6 +21,7 @@ class ConfigModel(BaseModel):
     Class attributes that the loader (`vlatool.config.resolve`) obeys at the root of a tree:
         exclusive: Groups of keys of which a later layer's choice replaces an earlier layer's.
         flat_sections: Sections whose keys may also be written at the top level.
+        help_groups: Heading in `--help` to the keys below it; the others stand together.
         no_effect_on_output: Keys that cannot change what is produced (workers, verbosity).
         renamed: Published key to ours, for keys that have a better name here.
         stands_for: Section to names that stand for keys of it: the first key gets the value, the
@@ -39,6 +40,7 @@ class ConfigModel(BaseModel):
 
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
     flat_sections: ClassVar[tuple[str, ...]] = ()
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}

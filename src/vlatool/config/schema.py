@@ -25,12 +25,14 @@ class KeyInfo(NamedTuple):
         type_text: Such as `int | null`.
         default: As JSON would show it; None also when there is none.
         description: The help text.
+        group: Its heading in `--help`; empty where its class names none.
     """
 
     key: str
     type_text: str
     default: Any
     description: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,13 @@ def _info(declared: _Declared) -> KeyInfo:
     if default is not None and not isinstance(default, bool | int | float | str | list | dict):
         default = str(default)
     text = _type_text(declared.field.annotation)
-    return KeyInfo(declared.key, text, default, declared.field.description or "")
+    return KeyInfo(declared.key, text, default, declared.field.description or "", _group(declared))
+
+
+def _group(declared: _Declared) -> str:
+    groups: Mapping[str, tuple[str, ...]] = getattr(declared.owner, "help_groups", {})
+    name = declared.key.rpartition(".")[2]
+    return next((title for title, names in groups.items() if name in names), "")
 
 
 def _type_text(annotation: Any) -> str:

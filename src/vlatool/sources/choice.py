@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -22,6 +22,17 @@ from vlatool.sources.rules import SOURCE
 
 class ChoiceConfig(ConfigModel):
     """Which episodes and cameras are taken."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Choice of episodes": (
+            "episodes",
+            "exclude",
+            "max_episodes",
+            "only_successful",
+            "fail_on_nan",
+        ),
+        "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
+    }
 
     episodes: str | None = Field(
         default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."

@@ -27,12 +27,20 @@ from vlatool.storage.uri import location
 
 # Which episodes there are is to be seen in the data.
 _SELECTION = ("episodes", "max_episodes")
+# How the work is done; none of them changes the bytes.
+_ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
+_CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
 
 
 class PreprocessConfig(ChoiceConfig):
     """What `vlatool preprocess` does; keys of the format and of the sink may be written flat."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **ChoiceConfig.help_groups,
+        "Output": ("output", *_CONDUCT),
+        "Engine": _ENGINE,
+    }
     renamed: ClassVar[Mapping[str, str]] = {
         "type": "format",
         "source_episodes": "sources",
@@ -51,19 +59,7 @@ class PreprocessConfig(ChoiceConfig):
         "db_logging": "there is no database; .vlatool/run.json records the run",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {
-            "output",
-            "sources",
-            "workers",
-            "engine",
-            "ray_address",
-            "ray_num_cpus",
-            "overwrite",
-            "dry_run",
-            "on_error",
-            "max_failures",
-            *without_effect,
-        }
+        {"output", "sources", *_ENGINE, *_CONDUCT, *without_effect}
     )
 
     format: str = needed_field("", "Name of the dataset format.")
@@ -119,7 +115,8 @@ class PreprocessConfig(ChoiceConfig):
         if not sections:
             return cls
         kinds: dict[str, Any] = {
-            key: (kind, Field(default_factory=kind)) for key, kind in sections.items()
+            key: (kind, Field(default_factory=kind, description=cls.model_fields[key].description))
+            for key, kind in sections.items()
         }
         return create_model(cls.__name__, __base__=cls, **kinds)
 

@@ -1,5 +1,6 @@
 """What a command line means: keys, switches, lists, order, sugar, and what is refused."""
 
+import re
 from typing import Any, Literal
 
 import pytest
@@ -19,6 +20,7 @@ class Reader(ConfigModel):
 
 class Flat(ConfigModel):
     flat_sections = ("source",)
+    help_groups = {"Speed": ("engine", "threshold")}  # noqa: RUF012
 
     layout: str = ""
     sources: list[str] = Field(default_factory=list)
@@ -29,7 +31,7 @@ class Flat(ConfigModel):
     shuffle: bool = True
     size: tuple[int, int] | None = None
     engine: Literal["local", "ray"] = "local"
-    source: Reader = Field(default_factory=Reader)
+    source: Reader = Field(default_factory=Reader, description="Keys of the reader.")
 
 
 class Hparams(ConfigModel):
@@ -216,6 +218,19 @@ def test_help_lists_every_key_with_type_default_and_description(
     assert "--samples-per-shard int Samples in one shard. [100]" in shown
     assert "--[no-]overwrite Start anew. [false]" in shown
     assert "--observation-keys" in shown
+
+
+def test_help_groups_keys_as_their_class_says(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        flat("--help")
+    _, *sections = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
+    groups = {
+        title: re.findall(r"--[a-z-]+", text)
+        for title, text in zip(sections[::2], sections[1::2], strict=True)
+    }
+    assert groups["Speed"] == ["--threshold", "--engine"]
+    assert groups["Keys of the reader"] == ["--observation-keys"]
+    assert "--samples-per-shard" in groups["Keys"]
 
 
 def test_keys_option_lists_keys_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
