@@ -90,6 +90,7 @@ class Rollouts:
         self._plan = plan
         self._bar = bar
         self._envs: list[Env] = []
+        self._successes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +112,11 @@ class Rollouts:
         envs = self._envs[: len(group)]
         lockstep = _Lockstep(envs, self._make_controller(envs[0]), self._plan)
         seeds = [self._plan.seeds[place] for place in group]
-        return lockstep.run(seeds, max(0, self._plan.pictured - group.start), self._bar)
+        return lockstep.run(seeds, max(0, self._plan.pictured - group.start), self._ended)
+
+    def _ended(self, rollout: Rollout) -> None:
+        self._successes += rollout.success
+        self._bar.advance(1, successes=self._successes)
 
 
 def run_rollouts(
@@ -133,8 +138,10 @@ class _Lockstep:
         self._controller = controller
         self._plan = plan
 
-    def run(self, seeds: Sequence[int], pictured: int, bar: Progress) -> list[Rollout]:
-        """One episode in each environment."""
+    def run(
+        self, seeds: Sequence[int], pictured: int, ended: Callable[[Rollout], None]
+    ) -> list[Rollout]:
+        """One episode in each environment; `ended` hears of each that is over."""
         observations: dict[int, EnvObservation] = {}
         rollouts: dict[int, Rollout] = {}
         for number, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
@@ -152,7 +159,7 @@ class _Lockstep:
                 if done:
                     self._picture(number, rollout, pictured)
                     del observations[number]
-                    bar.advance(1, successes=sum(one.success for one in rollouts.values()))
+                    ended(rollout)
         return list(rollouts.values())
 
     def _step(self, number: int, action: Any, rollout: Rollout) -> tuple[EnvObservation, bool]:

@@ -36,7 +36,7 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
     yield from _check_metrics(run)
     yield from _check_latest(run)
     folders = run.checkpoint_folders()
-    with check.reporter.progress("checkpoints", len(folders), "checkpoint") as bar:
+    with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
             if (folder / MANIFEST).is_file():
                 yield from check_checkpoint(folder, check)

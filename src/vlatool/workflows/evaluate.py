@@ -99,7 +99,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     trained = load_trained(config.checkpoint, config.weights)
     facts = _facts(config.data, trained)
     count = min(facts.num_samples, config.max_samples)
-    with reporter.progress("open-loop", count, "sample") as bar:
+    with reporter.progress("open-loop", count, "samples") as bar:
         report = evaluate_open_loop(trained.policy, facts, trained.kept.statistics, config, bar)
     output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
     picture = output / "curves.png"
@@ -151,7 +151,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     record = OutputRecord("eval rollout", options)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
-        reporter.progress("rollouts", config.episodes, "episode") as bar,
+        reporter.progress("rollouts", config.episodes, "episodes") as bar,
         Rollouts(
             make_env, lambda env: PolicyController(trained.policy, config), plan, bar
         ) as rollouts,
