@@ -262,7 +262,14 @@ class ConfigCommand(VlatoolCommand):
                 return f"write --set {name}=VALUE"
             if same := [f"--{key}" for key in keys if key.endswith(f".{name}")]:
                 return f"did you mean {', '.join(same[:3])}?"
+        elif owners := self._others_with(ctx, name):
+            return f"only {' and '.join(owners)} has it"
         return super().nearest(ctx, name)
+
+    def _others_with(self, ctx: Any, name: str) -> list[str]:
+        from vlatool.config.problems import others_with
+
+        return others_with(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
 
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""

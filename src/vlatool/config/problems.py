@@ -12,6 +12,7 @@ from vlatool.config.scalars import write_scalar
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
 from vlatool.config.tree import Node, child, find, nearest_origin, plain
 from vlatool.errors import ConfigError
+from vlatool.plugins import Registry
 
 _NEAR_KEY = 0.6
 _NEAR_VALUE = 0.4
@@ -123,6 +124,14 @@ def validation_problems(
     return list(found.values()), len(details[_MOST_PROBLEMS:])
 
 
+def others_with(key: str, schema: type[BaseModel]) -> list[str]:
+    """Whose a key is that this configuration does not have: `sink jsonl`, `format spartan`."""
+    registries: Mapping[str, Registry[Any]] = getattr(schema, "registries", {})
+    section, _, name = key.rpartition(".")
+    asked = [table for place, table in registries.items() if section in ("", place)]
+    return [f"{table.noun} {owner}" for table in asked for owner in table.having(name)]
+
+
 def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
     """Valid keys of any section that look like `key`, the best first."""
     known = [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
@@ -202,9 +211,10 @@ def _told(parts: Sequence[str | int], tree: Node) -> str:
 
 def _unknown_key(place: _Place, schema: type[BaseModel]) -> Problem:
     message = f'unknown key "{place.key}"'
-    owners = types_with(schema, place.pattern)
+    owners = [f"type {name}" for name in types_with(schema, place.pattern)]
+    owners = owners or others_with(place.key, schema)
     if owners:
-        message += f": only type {' and '.join(owners)} has it"
+        message += f": only {' and '.join(owners)} has it"
     near = () if owners else nearest_keys(place.key, schema)
     return Problem(place.key, place.origin, message, near, _UNKNOWN_KEY)
 

@@ -14,7 +14,7 @@ from vlatool.config.includes import Budget, read_file
 from vlatool.config.overrides import Override, overrides_tree
 from vlatool.config.presets import preset_path, shown_path
 from vlatool.config.problems import Problem, config_error, validation_problems
-from vlatool.config.schema import section_models
+from vlatool.config.schema import flat_keys, section_models
 from vlatool.config.tree import (
     Node,
     find,
@@ -201,12 +201,15 @@ def _specialise(schema: type[C], tree: Node) -> type[C]:
 
 def _sectioned(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
     """Puts keys that belong to a flat section there; done per layer, so that later ones win."""
+    places = flat_keys(schema)
     for section in schema.flat_sections:
-        declared = {name for kind in section_models(schema, section) for name in kind.model_fields}
-        if "type" in declared:
+        if any("type" in kind.model_fields for kind in section_models(schema, section)):
             layer = _typed_section(layer, section)
-        own = declared - schema.model_fields.keys() - {"type"}
-        flat = {k: replace(v, is_flat=True) for k, v in layer.value.items() if k in own}
+        flat = {
+            key: replace(node, is_flat=True)
+            for key, node in layer.value.items()
+            if places.get(key) == section
+        }
         if not flat:
             continue
         kept = {key: node for key, node in layer.value.items() if key not in flat}

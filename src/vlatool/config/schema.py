@@ -87,6 +87,17 @@ def section_models(schema: type[BaseModel], section: str) -> list[type[BaseModel
     return [model for _, model in _sections(schema.model_fields[section].annotation)]
 
 
+def flat_keys(schema: type[BaseModel]) -> dict[str, str]:
+    """Keys of flat sections that may stand at the top level, each with its section."""
+    sections: tuple[str, ...] = getattr(schema, "flat_sections", ())
+    taken = schema.model_fields.keys() | {"type"}
+    found: dict[str, str] = {}
+    for section in sections:
+        for kind in section_models(schema, section):
+            found = dict.fromkeys(kind.model_fields.keys() - taken, section) | found
+    return found
+
+
 def unset_needed(config: BaseModel) -> list[str]:
     """What must still be set: needed keys without a value, groups of which one key is needed."""
     exclusive: tuple[tuple[str, ...], ...] = getattr(config, "exclusive", ())

@@ -36,6 +36,7 @@ class PreprocessConfig(ChoiceConfig):
     """What `vlatool preprocess` does; keys of the format and of the sink may be written flat."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
+    registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **ChoiceConfig.help_groups,
         "Output": ("output", *_CONDUCT),

@@ -12,6 +12,7 @@ from vlatool.cli.options import OutputOptions, TextArg, command_app
 from vlatool.cli.session import command
 from vlatool.config.base import ConfigModel
 from vlatool.errors import VlatoolError
+from vlatool.workflows.preprocess import PreprocessConfig
 
 
 class Reader(ConfigModel):
@@ -184,6 +185,13 @@ def test_unknown_option_names_the_nearest(argv: list[str], nearest: str) -> None
         flat(*argv)
     assert caught.value.code == "usage.unknown_option"
     assert nearest in caught.value.hint
+
+
+def test_key_of_another_format_is_answered_with_its_name() -> None:
+    schema = PreprocessConfig.specialise({"format": "lerobot"})
+    with pytest.raises(VlatoolError) as caught:
+        read(ConfigSpec(lambda args: schema), schema, ["--data-discard-keys", "a"])
+    assert "format spartan" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,13 @@ def test_key_of_another_union_member_names_the_type(problems):
     assert "clip_backbone" in problem["message"]
 
 
+@pytest.mark.parametrize("key", ["infrared", "source.infrared"])
+def test_key_of_another_entry_of_a_registry_names_it(problems, key):
+    [problem] = problems(set_=(f"{key}=true",))
+    assert (problem["key"], problem["suggestions"]) == (key, ())
+    assert "reader other" in problem["message"]
+
+
 def test_scalar_for_a_section_is_a_problem_of_that_key(problems):
     [problem] = problems(set_=("model.backbone=3",))
     assert (problem["key"], problem["code"]) == ("model.backbone", "config.invalid_value")
