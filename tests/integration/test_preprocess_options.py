@@ -24,6 +24,7 @@ from tests.builders.preprocessing import (
 )
 from tests.builders.recording import Recorder
 from tests.builders.spartan import CAMERAS, TASK, Documents, picture, session_folder, spartan_task
+from vlatool.cli.keys import declared_keys
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError
 from vlatool.workflows.preprocess import PreprocessConfig
@@ -652,3 +653,10 @@ def test_published_file_includes_another_as_text(tmp_path: Path) -> None:
     resolved = load_config(PreprocessConfig, files=[str(config)])
 
     assert resolved.config.camera_names == ["left", "right"]
+
+
+@pytest.mark.parametrize("name", ["spartan", "lerobot"])
+def test_every_key_has_a_group_in_the_help(name: str) -> None:
+    schema = PreprocessConfig.specialise({"format": name, "sink": "lbm"})
+    alone = {key.name for key in declared_keys(schema).values() if key.group == "Keys"}
+    assert alone == {"format", "sources", *PreprocessConfig.without_effect}

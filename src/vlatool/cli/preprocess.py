@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from vlatool.cli.config_command import ConfigSpec, config_command
-from vlatool.cli.options import TextsArg, command_app, complete_formats
+from vlatool.cli.options import TextArg, TextsArg, command_app
 from vlatool.cli.session import command
 
 if TYPE_CHECKING:
@@ -46,6 +46,23 @@ def _value_of(args: Sequence[str], *options: str) -> str:
     return ""
 
 
+def _named(args: Sequence[str]) -> Sequence[str]:
+    """The format and the sink."""
+    return (_format_in(args), _value_of(args, "--sink", "--sink.type"))
+
+
+def _formats() -> Sequence[str]:
+    from vlatool.plugins import FORMATS
+
+    return FORMATS.names()
+
+
+def _sinks() -> Sequence[str]:
+    from vlatool.plugins import SINKS
+
+    return SINKS.names()
+
+
 def _note() -> str:
     from vlatool.plugins import FORMATS
 
@@ -61,8 +78,10 @@ SPEC = ConfigSpec(
     short={"-o": "output"},
     positionals=("format", "sources"),
     note=_note,
+    values={"format": _formats, "sink": _sinks},
+    presets=("preprocess",),
+    depends=_named,
 )
-FormatArg = Annotated[str | None, typer.Argument(autocompletion=complete_formats)]
 
 
 @app.command(
@@ -75,7 +94,7 @@ FormatArg = Annotated[str | None, typer.Argument(autocompletion=complete_formats
 )
 def preprocess(
     ctx: typer.Context,
-    format: FormatArg = None,  # noqa: A002 - the name of the key
+    format: TextArg = None,  # noqa: A002 - the name of the key
     sources: TextsArg = None,
 ) -> None:
     """Turn raw episodes into training data."""

@@ -2,7 +2,8 @@
 
 import typer
 
-from vlatool.cli.config_command import ConfigSpec, SuggestingGroup, config_command, schema_at
+from vlatool.cli.config_command import ConfigSpec, config_command, schema_at
+from vlatool.cli.group import SuggestingGroup
 from vlatool.cli.options import TextArg, TextsArg, command_app
 from vlatool.cli.session import command
 

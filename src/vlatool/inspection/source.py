@@ -135,7 +135,7 @@ def inspect_source(
     refs = select(source.refs, episodes)
     survey = _Survey()
     survey.warn(getattr(source.reader, "noticed", ()))
-    with reporter.progress("episodes", len(refs), "episode") as bar:
+    with reporter.progress("episodes", len(refs), "episodes") as bar:
         for ref in refs:
             try:
                 survey.add(_whole(source.reader.read(ref)))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, SerializeAsAny, field_validator
@@ -24,6 +24,17 @@ from vlatool.sources.rules import SOURCE
 
 class ChoiceConfig(ConfigModel):
     """Which episodes and cameras are taken, and from where."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Choice of episodes": (
+            "episodes",
+            "exclude",
+            "max_episodes",
+            "only_successful",
+            "fail_on_nan",
+        ),
+        "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
+    }
 
     format: str = Field(
         default="", description="Name of the dataset format; empty for the one that finds episodes."

@@ -113,7 +113,7 @@ def read_yaml(path: Path, loader: Any = _SAFE, *, max_bytes: int = MAX_BYTES) ->
     return parse_yaml(read_document(path, max_bytes=max_bytes), loader)
 
 
-def check_yaml(text: str) -> int:
+def check_yaml(text: str, max_nodes: int = MAX_NODES) -> int:
     """The number of nodes of a YAML text, aliases counted as what they stand for.
 
     Only reads events, so no depth and no multiplication costs anything.
@@ -127,8 +127,8 @@ def check_yaml(text: str) -> int:
             count.add(event)
             if len(count.opened) > MAX_DEPTH:
                 raise _too_deep(_line(event.start_mark))
-            if count.nodes > MAX_NODES:
-                reason = f"its aliases make more than {MAX_NODES:,} values of it"
+            if count.nodes > max_nodes:
+                reason = f"its aliases make more than {max_nodes:,} values of it"
                 raise DocumentError(reason, _line(event.start_mark))
     except yaml.YAMLError as error:
         raise not_yaml(error, text) from error

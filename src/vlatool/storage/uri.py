@@ -36,11 +36,6 @@ def local_path(location: str | Path) -> Path:
     return path
 
 
-def _bad_location(text: str, problem: str) -> UsageError:
-    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-    return UsageError(f"{shown!r}: {problem}", hint="check the path", code="usage.bad_location")
-
-
 def location(text: str | Path) -> Path:
     """The path behind a location: local, or an object in S3.
 
@@ -53,12 +48,13 @@ def location(text: str | Path) -> Path:
         return local_path(text)
     path = S3Path(text)
     if not path.address.bucket:
-        raise UsageError(
-            f"{text}: no bucket is named",
-            hint="write s3://bucket/key",
-            code="usage.bad_location",
-        )
+        raise _bad_location(str(text), "no bucket is named", "write s3://bucket/key")
     return path
+
+
+def _bad_location(text: str, reason: str, hint: str = "check the path") -> UsageError:
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return UsageError(f"{shown!r}: {reason}", hint=hint, code="usage.bad_location")
 
 
 def _scheme(text: str) -> str:

@@ -32,6 +32,7 @@ OPTION = "--nproc"
 _FOLDERS, _LOCK = "vlatool-ranks-", "lock"
 # A folder this young may not be locked yet.
 _YOUNG_S = 60.0
+_MOST_PROCESSES = 1_024  # the agent holds one object for each before it starts any
 
 
 def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL) -> str:
@@ -90,6 +91,13 @@ def check_processes(processes: int, gpus: int) -> None:
         raise UsageError(
             f"{OPTION} {processes}: at least one process is needed",
             hint=f"write {OPTION} {max(gpus, 1)}",
+            code="usage.nproc",
+            details={"nproc": processes},
+        )
+    if processes > _MOST_PROCESSES:
+        raise UsageError(
+            f"{OPTION} {processes}: more processes than one machine runs",
+            hint=f"write {OPTION} {gpus or os.cpu_count()}; at most {_MOST_PROCESSES}",
             code="usage.nproc",
             details={"nproc": processes},
         )

@@ -97,7 +97,7 @@ def check_shard(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with one tar of samples."""
     folder = ShardFolder(location.parent / manifest.NAME)
     alone = ShardList(folder, [Shard(location, 0)], has_manifest=False)
-    with check.reporter.progress("shards", 1, "shard") as bar:
+    with check.reporter.progress("shards", 1, "shards") as bar:
         yield from _check_shards(alone, check, bar)
 
 
@@ -114,7 +114,7 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
     if entries is None:
         yield OUTPUT("no_file_list", f"{location / NAME}: is not there", path=str(location / NAME))
         return
-    with check.reporter.progress("files", len(entries), "file") as bar:
+    with check.reporter.progress("files", len(entries), "files") as bar:
         for entry in entries:
             if entry.count is None:
                 yield from check_listed(OUTPUT, location / entry.path, entry, check)
@@ -153,7 +153,7 @@ def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
             else:
                 found[folder.path.name] = one
     total = sum(len(one.shards) for one in found.values())
-    with check.reporter.progress("shards", total, "shard") as bar:
+    with check.reporter.progress("shards", total, "shards") as bar:
         for name, listed in found.items():
             if name == EPISODES_NAME and len(found) > 1:
                 # Its samples are those of `shards`, which is compared below.

@@ -37,7 +37,7 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
     yield from _check_metrics(run)
     yield from _check_latest(run)
     folders, newest = run.checkpoint_folders(), run.newest_folder()
-    with check.reporter.progress("checkpoints", len(folders), "checkpoint") as bar:
+    with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
             if (folder / MANIFEST).is_file() or (newest is not None and folder == newest[1]):
                 yield from check_checkpoint(folder, check)

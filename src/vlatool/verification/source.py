@@ -35,7 +35,7 @@ def check_source(
         yield from _guarded(reader.check_source([location]))
     yield from check_together(reader, refs)
     errors, sizes = 0, dict[Path, int]()
-    with check.reporter.progress("episodes", len(refs), "episode") as bar:
+    with check.reporter.progress("episodes", len(refs), "episodes") as bar:
         for ref in refs:
             if hasattr(reader, "check"):
                 found = _guarded(reader.check(ref, deep=check.is_full), episode=ref.id)

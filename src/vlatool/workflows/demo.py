@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -240,14 +240,19 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
         del env
         return PolicyController(policy, settings, fit)
 
-    with reporter.progress("rollouts", 4 * config.rollouts, "episode") as bar:
-        seeing, unseeing = environment_maker(ENVIRONMENT), environment_maker(ENVIRONMENT, cameras=0)
-        good = run_rollouts(seeing, acting, obey, bar)
-        wrong = run_rollouts(seeing, acting, mislead, bar)
-        chance = run_rollouts(
-            unseeing, lambda env: RandomController(env.action_space, config.seed), blind, bar
-        )
-        still = run_rollouts(unseeing, lambda env: HoldController("proprio"), blind, bar)
+    seeing, unseeing = environment_maker(ENVIRONMENT), environment_maker(ENVIRONMENT, cameras=0)
+
+    def run(
+        name: str, make_controller: Callable[[Any], "Controller"], plan: RolloutPlan
+    ) -> "list[Rollout]":
+        make_env = unseeing if plan is blind else seeing
+        with reporter.progress(name, config.rollouts, "episodes") as bar:
+            return run_rollouts(make_env, make_controller, plan, bar)
+
+    good = run("policy", acting, obey)
+    wrong = run("policy, told another block", acting, mislead)
+    chance = run("random", lambda env: RandomController(env.action_space, config.seed), blind)
+    still = run("doing nothing", lambda env: HoldController("proprio"), blind)
     sheets = {"policy": paths.root / "rollouts.png", "wrong": paths.root / "wrong-instruction.png"}
     save_contact_sheet(sheets["policy"], sheet_rows(good))
     save_contact_sheet(sheets["wrong"], sheet_rows(wrong, _listened))

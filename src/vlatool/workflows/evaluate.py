@@ -112,7 +112,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     trained = load_trained(config.checkpoint, config.weights)
     facts = open_loop_facts(config.data, trained)
     fit = PictureFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
-    with reporter.progress("open-loop", num_chosen(facts, config), "sample") as bar:
+    with reporter.progress("open-loop", num_chosen(facts, config), "samples") as bar:
         report = evaluate_open_loop(trained, facts, config, fit, bar)
     output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
     picture = output / "curves.png"
@@ -166,7 +166,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     fit = PictureFit(trained.policy.pictures, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
-        reporter.progress("rollouts", config.episodes, "episode") as bar,
+        reporter.progress("rollouts", config.episodes, "episodes") as bar,
         Rollouts(
             make_env, lambda env: PolicyController(trained.policy, config, fit), plan, bar
         ) as rollouts,

@@ -34,11 +34,21 @@ from vlatool.sources.choice import (
 from vlatool.sources.detection import LaterKeys, find_source
 from vlatool.storage.uri import existing, location
 
+# How the work is done; none of it changes the bytes.
+_ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
+_CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
+
 
 class PreprocessConfig(ChoiceConfig):
     """What `vlatool preprocess` does; keys of the format and of the sink may be written flat."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
+    registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **ChoiceConfig.help_groups,
+        "Output": ("output", *_CONDUCT),
+        "Engine": _ENGINE,
+    }
     renamed: ClassVar[Mapping[str, str]] = {
         "type": "format",
         "source_episodes": "sources",
@@ -57,19 +67,7 @@ class PreprocessConfig(ChoiceConfig):
         "db_logging": "there is no database; .vlatool/run.json records the run",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {
-            "output",
-            "sources",
-            "workers",
-            "engine",
-            "ray_address",
-            "ray_num_cpus",
-            "overwrite",
-            "dry_run",
-            "on_error",
-            "max_failures",
-            *without_effect,
-        }
+        {"output", "sources", *_ENGINE, *_CONDUCT, *without_effect}
     )
 
     output: str = needed_field("", "Folder or s3:// location for shards/ and episodes/.")
@@ -118,7 +116,8 @@ class PreprocessConfig(ChoiceConfig):
         if name := sink.get("type") if isinstance(sink, Mapping) else sink:
             sections["sink"] = _section(SINKS, str(name), "sink")
         kinds: dict[str, Any] = {
-            key: (kind, Field(default_factory=kind)) for key, kind in sections.items()
+            key: (kind, Field(default_factory=kind, description=cls.model_fields[key].description))
+            for key, kind in sections.items()
         }
         return create_model(cls.__name__, __base__=cls, **kinds)
 

@@ -174,7 +174,7 @@ def _total(
     with (
         tempfile.TemporaryDirectory(prefix="vlatool-stats-") as parts,
         make_executor(workers) as executor,
-        reporter.progress("statistics", len(shards), "shard") as bar,
+        reporter.progress("statistics", len(shards), "shards") as bar,
     ):
         for outcome in executor.map(_ShardStatistics(like, parts), list(enumerate(shards))):
             if outcome.error is not None:

@@ -187,7 +187,7 @@ def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
     plan, run, state = setup.plan, setup.run, begun.state
     with (
         StopRequest() as stop,
-        reporter.progress("training", plan.total_steps, "step") as bar,
+        reporter.progress("training", plan.total_steps, "steps") as bar,
         setup.feed.training(state.step) as batches,
     ):
         bar.advance(state.step)

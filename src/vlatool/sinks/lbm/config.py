@@ -3,7 +3,8 @@
 Source: lbm-data 3.1.
 """
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +21,33 @@ _LARGEST_SIDE = 16_384  # pixels
 
 class LbmConfig(SinkConfig):
     """Training shards of the LBM pipeline."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("type",),
+        "Windows": (
+            "past_lowdim_steps",
+            "future_lowdim_steps",
+            "stride",
+            "max_padding_left",
+            "max_padding_right",
+            "padding_strategy",
+            "filter_still_samples",
+            "still_threshold",
+            "still_field_thresholds",
+        ),
+        "Pictures": (
+            "image_indices",
+            "resize_images_size",
+            "image_resizing_method",
+            "image_resizing_filter",
+            "camera_rotations",
+            "jpeg_quality",
+            "depth",
+            "labels",
+            "compat",
+        ),
+        "Statistics and shards": ("compute_statistics", "samples_per_shard", "seed"),
+    }
 
     type: Literal["lbm"] = Field(default="lbm", description="What is written: LBM shards.")
     past_lowdim_steps: int = Field(
