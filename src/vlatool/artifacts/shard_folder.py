@@ -12,12 +12,12 @@ from typing import Any
 
 from vlatool.artifacts import manifest, provenance, stats
 from vlatool.artifacts.manifest import Shard, read_manifest
-from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.provenance import read_preprocessing_config, read_processing_metadata
 from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.artifacts.stats import Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.files import read_file_list
-from vlatool.jobs.record import OutputRecord, read_record
+from vlatool.jobs.record import OutputRecord, whole_record
 
 SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
 
@@ -148,9 +148,13 @@ class ShardFolder:
         """preprocessing_config.yaml; DataError where it is missing or broken."""
         return read_preprocessing_config(self.options_file.parent)
 
+    def metadata(self) -> dict[str, Any]:
+        """processing_metadata.json, empty where there is none; DataError where it is damaged."""
+        return read_processing_metadata(self.path)
+
     def record(self) -> OutputRecord | None:
-        """The record of the run that wrote it; None where there is none."""
-        return read_record(self.output)
+        """The record of the run that wrote it; None where there is none, DataError if damaged."""
+        return whole_record(self.output)
 
 
 def is_output(location: Path) -> bool:
@@ -159,8 +163,11 @@ def is_output(location: Path) -> bool:
 
 
 def is_unfinished(location: Path) -> bool:
-    """Whether a run that writes training data has begun here."""
-    record = read_record(location)
+    """Whether a run that writes training data has begun here, or one whose record is damaged."""
+    try:
+        record = whole_record(location)
+    except DataError:
+        return True
     return record is not None and record.command == "preprocess"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, remove_partials, write_text
+from vlatool.storage.documents import parse_json
 from vlatool.storage.tree import FileFacts, files_below, files_in, sha256_of
 from vlatool.storage.uri import is_remote
 
@@ -273,7 +274,7 @@ def entry_of(row: Mapping[str, Any]) -> FileEntry:
 
 def _entry(path: Path, number: int, line: str) -> FileEntry:
     try:
-        return entry_of(json.loads(line))
+        return entry_of(parse_json(line))
     except ValueError:
         raise _broken(path, number) from None
 

@@ -124,7 +124,8 @@ class _Loop:
             self._run.record,
             None if self._spec.grows else self._job.inputs,
             overwrite=self._options.overwrite,
-            owned=self._spec.owned,
+            # Who cannot ask for it does not replace what happens to have the same names.
+            owned=self._spec.owned if self._spec.can_overwrite else (),
             **({} if self._spec.can_overwrite else {"hint": "choose another --output"}),
         )
 

@@ -14,6 +14,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import JobOptions
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
+from vlatool.jobs.whole import refuse_strangers, whole_output
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.facts import DatasetFacts, read_facts
 from vlatool.parallel.executor import SerialExecutor
@@ -23,6 +24,7 @@ from vlatool.world.registration import ENVIRONMENT, register_environments
 
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
+CURVES, REPORT = "curves.png", "report.json"
 _WORLD_PRESET = "rollout-world"
 
 
@@ -91,20 +93,22 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     """Compares sampled with recorded action chunks on data the policy may not have seen.
 
     Raises:
+        UsageError: The output holds something else.
         DataError: Checkpoint or data are missing, broken, or do not fit each other.
     """
     from vlatool.evaluation.offline import evaluate_open_loop
     from vlatool.evaluation.pictures import save_curves
 
     trained = load_trained(config.checkpoint, config.weights)
+    output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
+    record = OutputRecord("eval open-loop", _options(config, trained))
+    refuse_strangers(output, record)
     facts = _facts(config.data, trained)
     count = min(facts.num_samples, config.max_samples)
     with reporter.progress("open-loop", count, "sample") as bar:
         report = evaluate_open_loop(trained.policy, facts, trained.kept.statistics, config, bar)
-    output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
-    picture = output / "curves.png"
+    picture = output / CURVES
     title = f"{report.episode}: next command, recorded and predicted"
-    save_curves(picture, title, report.curves, facts.fps)
     result = OpenLoopResult(
         checkpoint=str(trained.checkpoint),
         weights=trained.weights,
@@ -113,9 +117,11 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         overall=report.overall,
         fields=report.fields,
         picture=str(picture),
-        report=str(output / "report.json"),
+        report=str(output / REPORT),
     )
-    write_json(output / "report.json", result.document())
+    with whole_output(output, record, (CURVES, REPORT)):
+        save_curves(picture, title, report.curves, facts.fps)
+        write_json(output / REPORT, result.document())
     return result
 
 
@@ -146,9 +152,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         "weights": trained.weights,
         "env": config.env,
     }
-    options = config.model_dump(mode="json", exclude={"output"})
-    options["checkpoint"] = trained.checkpoint.name
-    record = OutputRecord("eval rollout", options)
+    record = OutputRecord("eval rollout", _options(config, trained))
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
         reporter.progress("rollouts", config.episodes, "episode") as bar,
@@ -249,6 +253,13 @@ def _check_windows(location: str, facts: DatasetFacts, data: RoboticsDataConfig)
                 hint="preprocess the data with the windows that the policy was trained on",
                 code="data.window_too_large",
             )
+
+
+def _options(config: OpenLoopConfig | RolloutConfig, trained: TrainedPolicy) -> dict[str, Any]:
+    """For the record; without the folders above what was read."""
+    options = config.model_dump(mode="json", exclude={"output"})
+    options["checkpoint"] = trained.checkpoint.name
+    return options | ({"data": Path(options["data"]).name} if "data" in options else {})
 
 
 def _output(wanted: str | None, trained: TrainedPolicy, name: str) -> Path:

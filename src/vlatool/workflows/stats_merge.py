@@ -23,6 +23,7 @@ from vlatool.artifacts.stats import (
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import FOLDER
 from vlatool.storage.uri import location
 
 
@@ -108,10 +109,12 @@ def _refuse_to_replace(target: Path, sources: Sequence[str]) -> None:
     if not target.exists():
         return
     inputs = {_stats_file(location(source)).resolve() for source in sources}
-    is_ours = target.resolve() not in inputs and not (target.parent / manifest.NAME).exists()
-    with suppress(DataError):
-        if is_ours and all("mean" in entry for entry in read_stats(target).values()):
-            return
+    is_part = any((target.parent / name).exists() for name in (manifest.NAME, FOLDER))
+    if target.resolve() not in inputs and not is_part:
+        with suppress(DataError):
+            entries = read_stats(target).values()
+            if entries and all("mean_per_timestep" in entry for entry in entries):
+                return
     raise UsageError(
         f"{target}: exists and is no result of an earlier merge",
         hint="choose another --output",
