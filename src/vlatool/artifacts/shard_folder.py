@@ -20,22 +20,23 @@ from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import OutputRecord, whole_record
 
 SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
+_COMPACT_NAME = "stats_compact.json"
 
 # What makes an output look whole: taken away first, written last.
 CLOSING_FILES = (
     f"{SHARDS_NAME}/{manifest.NAME}",
     f"{SHARDS_NAME}/{stats.NAME}",
-    f"{SHARDS_NAME}/{stats.COMPACT_NAME}",
+    f"{SHARDS_NAME}/{stats.DIGESTS_NAME}",
     f"{EPISODES_NAME}/{manifest.NAME}",
-    f"{EPISODES_NAME}/{stats.NAME}",
 )
 LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
 # They hold times.
 UNLISTED_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
+EPISODE_FILES = (f"{EPISODES_NAME}/episode_*.tar",)
 DATA_FILES = (
     f"{SHARDS_NAME}/shard_*.tar",
     f"{SHARDS_NAME}/shard_*{INDEX_SUFFIX}",
-    f"{EPISODES_NAME}/episode_*.tar",
+    *EPISODE_FILES,
 )
 # Patterns of everything that is written there; what others put beside it is left alone.
 OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *UNLISTED_FILES)
@@ -121,19 +122,21 @@ class ShardFolder:
 
     @property
     def statistics_file(self) -> Path:
-        """stats.json."""
-        return self.path / stats.NAME
+        """stats.json, which for `episodes` lies in the folder beside."""
+        return self._here_or_beside(stats.NAME)
 
     def statistics_copies(self) -> Iterator[Path]:
-        """The other files that repeat the statistics: compact, and those of `episodes`."""
-        others = (self.path / stats.COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
+        """Other files that repeat the statistics, as published data and earlier versions have."""
+        others = (self.path / _COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
         yield from (path for path in others if path != self.statistics_file and path.is_file())
 
     @property
     def options_file(self) -> Path:
         """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
-        own = self.path / provenance.CONFIG_NAME
-        beside = self.path.parent / SHARDS_NAME / provenance.CONFIG_NAME
+        return self._here_or_beside(provenance.CONFIG_NAME)
+
+    def _here_or_beside(self, name: str) -> Path:
+        own, beside = self.path / name, self.path.parent / SHARDS_NAME / name
         return beside if not own.is_file() and beside.is_file() else own
 
     def shards(self) -> list[Shard]:

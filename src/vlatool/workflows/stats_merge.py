@@ -10,6 +10,12 @@ from typing import Any
 from pydantic import Field
 
 from vlatool.artifacts import manifest
+from vlatool.artifacts.digests import (
+    digests_path,
+    read_mergeable,
+    without_digests,
+    write_digests,
+)
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import (
     MergedStats,
@@ -24,6 +30,7 @@ from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
+from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location
 
 
@@ -39,7 +46,7 @@ class StatsMergeConfig(ConfigModel):
         default=None, description="File for the merged statistics; null prints them."
     )
     compact: bool = Field(
-        default=False, description="Leave out the digests, which only another merge needs."
+        default=False, description="Leave out the file of digests, which only another merge needs."
     )
 
 
@@ -94,9 +101,14 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
         reporter.warn("field_left_out", f"field {name!r} is left out: {why}")
     statistics = merged.statistics
     if config.output is not None:
-        _refuse_to_replace(location(config.output), config.sources)
-        kept = compact(statistics) if config.compact else statistics
-        write_stats([location(config.output)], kept)
+        target = location(config.output)
+        _refuse_to_replace(target, config.sources)
+        remove_file(digests_path(target))  # at no time are there digests of other statistics
+        write_stats(
+            [target], compact(statistics) if config.compact else without_digests(statistics)
+        )
+        if not config.compact and config.weights is None:
+            write_digests(digests_path(target), statistics)
     return StatsMergeResult(tuple(config.sources), config.output, merged, statistics)
 
 
@@ -106,7 +118,7 @@ def _refuse_to_replace(target: Path, sources: Sequence[str]) -> None:
     Raises:
         UsageError: It is an input, lies in a data folder, or is something else.
     """
-    if not target.exists():
+    if not target.exists() and not digests_path(target).exists():
         return
     inputs = {_stats_file(location(source)).resolve() for source in sources}
     is_part = any((target.parent / name).exists() for name in (manifest.NAME, FOLDER))
@@ -139,7 +151,7 @@ def _part(source: str, weight: float | None) -> StatsPart:
     path = _stats_file(location(source))
     beside = ShardFolder(path.parent / manifest.NAME)
     past = beside.options().get("past_lowdim_steps") if beside.options_file.is_file() else None
-    return StatsPart(read_stats(path), past if isinstance(past, int) else None, weight)
+    return StatsPart(read_mergeable(path), past if isinstance(past, int) else None, weight)
 
 
 def _stats_file(path: Path) -> Path:

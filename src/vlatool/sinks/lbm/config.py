@@ -3,7 +3,7 @@
 Source: lbm-data 3.1.
 """
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,8 @@ _LARGEST_SIDE = 16_384  # pixels
 
 class LbmConfig(SinkConfig):
     """Training shards of the LBM pipeline."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"keep_episodes"})
 
     type: Literal["lbm"] = Field(default="lbm", description="What is written: LBM shards.")
     past_lowdim_steps: int = Field(
@@ -75,6 +77,10 @@ class LbmConfig(SinkConfig):
     labels: bool = Field(default=False, description="Store segmentation labels as 16-bit PNG.")
     samples_per_shard: int = Field(default=128, ge=1, description="Samples in a shard.")
     seed: int = Field(default=42, ge=0, description="Seed of the shuffle.")
+    keep_episodes: bool = Field(
+        default=True,
+        description="Keep a tar per episode, as large as the shards, when the output is complete.",
+    )
     compute_statistics: bool = Field(default=True, description="Write stats.json.")
     compat: bool = Field(
         default=False,
