@@ -1,6 +1,7 @@
 """Files that are under their final name only when whole, on disk and in S3."""
 
 import errno
+import glob
 import io
 import json
 import logging
@@ -33,7 +34,7 @@ _ANY_HINT = "check free space and permissions, then run the same command again"
 # File systems that cannot sync a folder by itself have no need of it.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 # As the names below are made: others may have hidden files of their own.
-_PARTIAL = re.compile(r"\..+\.\d+(-[0-9a-f]+)?\.partial")
+_PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]+)?\.partial")
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -138,6 +139,29 @@ def remove_partials(folder: Path, *, below: bool = True) -> None:
         if _PARTIAL.fullmatch(partial.name):
             with step("remove", partial):
                 _remove(partial)
+
+
+def remove_partials_of(path: Path) -> None:
+    """Removes what killed writers of one local file left beside it; there may be others, who live.
+
+    For files outside of outputs, which have a lock.
+    """
+    if isinstance(path, S3Path):
+        return
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        match = _PARTIAL.fullmatch(partial.name)
+        if match is not None and not _is_running(int(match[1])):
+            remove_file(partial)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        pass
+    return True
 
 
 def remove_tree(path: Path) -> None:

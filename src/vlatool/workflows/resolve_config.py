@@ -11,7 +11,7 @@ from vlatool.config.resolve import Resolved, with_derived
 from vlatool.config.schema import unset_needed
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.storage.atomic import write_text
+from vlatool.storage.atomic import remove_partials_of, write_text
 from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.uri import local_path
 
@@ -92,6 +92,7 @@ def resolve_config(
     unset = unset_needed(resolved.config)
     result = ResolveResult(resolved, unset, target, explain)
     if target is not None:
+        remove_partials_of(target)
         write_text(target, result.text())
         reporter.note(f"wrote {target}")
     return result

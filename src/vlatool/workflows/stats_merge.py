@@ -30,7 +30,7 @@ from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
-from vlatool.storage.atomic import remove_file
+from vlatool.storage.atomic import remove_file, remove_partials_of
 from vlatool.storage.uri import location
 
 
@@ -103,6 +103,8 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
     if config.output is not None:
         target = location(config.output)
         _refuse_to_replace(target, config.sources)
+        for path in (target, digests_path(target)):
+            remove_partials_of(path)
         remove_file(digests_path(target))  # at no time are there digests of other statistics
         write_stats(
             [target], compact(statistics) if config.compact else without_digests(statistics)

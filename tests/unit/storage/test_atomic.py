@@ -12,6 +12,7 @@ from vlatool.storage.atomic import (
     open_atomic,
     remove_file,
     remove_partials,
+    remove_partials_of,
     remove_tree,
     write_json,
     write_text,
@@ -190,6 +191,18 @@ def test_parent_folder_is_synced_after_a_rename(
     assert lines[-1].startswith("sync after ")
     assert lines[-1].endswith("/parent")
     assert "rename after parent/out" in lines
+
+
+def test_leftovers_of_one_file_go_but_not_those_of_a_writer_that_lives(tmp_path: Path) -> None:
+    ended = 2**22 + 1  # no process has such a number
+    live, dead = f".page.html.{os.getpid()}-ab.partial", f".page.html.{ended}-ab.partial"
+    for name in (live, dead, f".other.html.{ended}-ab.partial", ".page.html.mine.partial"):
+        (tmp_path / name).touch()
+
+    remove_partials_of(tmp_path / "page.html")
+
+    assert not (tmp_path / dead).exists()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_hidden_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
