@@ -11,6 +11,7 @@ import pytest
 from tests.builders.preprocessing import FRAMES, run
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.provenance import read_processing_metadata
+from vlatool.cli import app
 from vlatool.errors import DataError
 from vlatool.jobs.record import whole_record
 from vlatool.workflows.inspect import InspectConfig, inspect
@@ -112,3 +113,28 @@ def test_record_of_before_there_were_digests_is_believed(
 
     assert run(source, damaged).status == "already complete"
     assert verify(VerifyConfig(location=str(damaged))).findings == ()
+
+
+HOSTILE = {
+    "binary": bytes(range(256)),
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "list": b"[1]",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [*RECORDS, "shards/manifest.jsonl", "shards/preprocessing_config.yaml"]
+)
+def test_artifact_of_any_content_is_told_in_two_lines(
+    damaged: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    (damaged / name).write_bytes(HOSTILE[content])
+    codes = [app.run([command, str(damaged), "-q"]) for command in ("verify", "inspect")]
+    told = capsys.readouterr().err.splitlines()
+
+    assert set(codes) <= {0, 3}
+    assert codes[0] == 3
+    assert {line.partition(":")[0] for line in told} <= {"error", "hint"}

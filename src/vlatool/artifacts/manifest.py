@@ -12,11 +12,13 @@ from typing import Any
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.storage.uri import is_file_name
 
 NAME = "manifest.jsonl"
+# Of one shard, before anybody plans with them.
+MOST_SAMPLES = 10_000_000
 
 _HINT = "preprocess or copy the data again"
-_MOST_SAMPLES = 2**40  # of one shard; no file holds more
 _SHOWN = 100
 
 
@@ -92,16 +94,18 @@ def _shard(path: Path, number: int, line: str) -> Shard:
     try:
         row: dict[str, Any] = parse_json(line)
         name, count = str(row["shard"]), row["num_sequences"]
-        if type(count) is not int or not 0 < count <= _MOST_SAMPLES:
+        if type(count) is not int or not 1 <= count <= MOST_SAMPLES:
             raise ValueError(count)
     except (ValueError, KeyError, TypeError):
-        expected = 'expected {"shard": ..., "num_sequences": a positive number}'
+        expected = f'expected {{"shard": ..., "num_sequences": 1 to {MOST_SAMPLES}}}'
         raise _refused(place, expected, path, number) from None
     stem = name.removesuffix(".tar")
     if stem.startswith("/"):
         stem = stem.rsplit("/", 1)[1]
-    if ".." in Path(stem).parts or "\0" in stem:
-        raise _refused(place, f"the shard {name[:_SHOWN]!r} leaves the folder", path, number)
+    parts = Path(f"{stem}.tar").parts
+    if ".." in parts or not all(map(is_file_name, parts)):
+        what = f"{name[:_SHOWN]!r} is no name of a shard in the folder"
+        raise _refused(place, what, path, number)
     return Shard(path.parent / f"{stem}.tar", count)
 
 

@@ -1,5 +1,6 @@
 """Locations as they are typed: a local path, an object in S3, or a scheme that is refused."""
 
+import os
 import re
 from pathlib import Path
 from typing import IO
@@ -7,6 +8,7 @@ from typing import IO
 from vlatool.errors import DataError, UsageError
 from vlatool.storage.s3_path import S3Path
 
+_LONGEST_NAME = 255  # bytes; of every file system in use
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://")
 
 
@@ -73,6 +75,14 @@ def existing(text: str) -> Path:
 def openable(path: Path) -> str | IO[bytes]:
     """What libraries of other languages can open: a local name, or an open remote file."""
     return path.open("rb") if isinstance(path, S3Path) else str(path)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether file systems take a name that somebody else wrote."""
+    try:
+        return "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def is_remote(path: Path) -> bool:
