@@ -22,6 +22,7 @@ from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.whole import whole_output
 from vlatool.pages.demo_report import write_demo_report
 from vlatool.storage.atomic import write_json
+from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import environment_maker, with_world_mapping
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -128,7 +129,7 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
     for package in requirements().get("train", ()):
         if find_spec(package) is None:
             raise missing_package(package)
-    paths = _Paths(Path(config.output))
+    paths = _Paths(local_path(config.output))
     with whole_output(
         paths.root, OutputRecord("demo", config.model_dump(exclude={"output"})), _FILES
     ):
