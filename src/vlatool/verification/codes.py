@@ -112,6 +112,9 @@ RUN = Family(
         "broken_config": error(
             "config.yaml is missing, broken or not valid.", "copy the run again"
         ),
+        "broken_record": error(
+            ".vlatool/run.json has another content than when it was written.", "copy the run again"
+        ),
         "broken_statistics": error(
             "stats.json of the run is missing or broken.", "copy the run again"
         ),

@@ -17,6 +17,7 @@ from vlatool.artifacts.stats import read_stats
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
+from vlatool.jobs.record import whole_record
 from vlatool.training.config import TrainConfig
 from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import RUN
@@ -34,6 +35,7 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
         "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
     )
     yield from _check_metrics(run)
+    yield from _told("broken_record", whole_record, run.root)
     yield from _check_latest(run)
     folders = run.checkpoint_folders()
     with check.reporter.progress("checkpoints", len(folders), "checkpoint") as bar:
@@ -83,7 +85,7 @@ def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Fin
     try:
         read(path)
     except DataError as error:
-        yield RUN(code, error.message, path=str(path))
+        yield RUN(code, error.message, path=str(error.details.get("path", path)))
 
 
 def _check_metrics(run: RunDir) -> Iterator[Finding]:
