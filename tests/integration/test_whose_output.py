@@ -335,6 +335,15 @@ def test_demo_touches_nothing_of_a_stranger(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_demo_goes_on_from_what_its_earlier_options_made(tmp_path: Path) -> None:
+    small = DemoConfig(output=str(tmp_path), episodes=2, steps=1, rollouts=1)
+    demo(small)
+    before = contents(tmp_path / "data")
+
+    assert demo(small.model_copy(update={"rollouts": 2})).rollouts == 2
+    assert contents(tmp_path / "data") == before
+
+
 def test_data_and_samples_touch_nothing_of_a_stranger(tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
     before = strangers(tmp_path / "mine")

@@ -130,9 +130,8 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
         if find_spec(package) is None:
             raise missing_package(package)
     paths = _Paths(local_path(config.output))
-    with whole_output(
-        paths.root, OutputRecord("demo", config.model_dump(exclude={"output"})), _FILES
-    ):
+    # Without options: what a stage made stays when those of a later one change.
+    with whole_output(paths.root, OutputRecord("demo", {}), _FILES):
         return _demo(config, paths, reporter)
 
 
