@@ -127,6 +127,7 @@ class Bench:
             descriptor = os.open(self._log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # no workers: steps in order
             if steps is not None:
                 os.environ[VARIABLE] = steps
             work()
