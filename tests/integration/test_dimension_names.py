@@ -125,7 +125,7 @@ def test_a_value_outside_its_statistics_is_told_with_its_joint(raw: Path, tmp_pa
     stats = read_stats(path)
     for row in stats["action"]["max_per_timestep"]:
         row[1] = -1000.0
-    write_stats([path], stats)
+    write_stats(path, stats)
     told = findings_of(tmp_path, "stats.out_of_range")
     assert len(told) == 1
     assert "action: elbow" in told[0]

@@ -217,7 +217,7 @@ def test_statistics_of_other_data_are_refused_before_a_step(
     compute(published)
     stats = read_stats(published / "stats.json")
     change(stats, "robot__action__poses__right::panda__xyz_relative")
-    write_stats([published / "stats.json"], stats)
+    write_stats(published / "stats.json", stats)
     changes = {
         "data__dataset_manifest": str(published),
         "data__normalization__scope": scope,
@@ -225,4 +225,4 @@ def test_statistics_of_other_data_are_refused_before_a_step(
     }
     run = tmp_path / "runs/policy"
     assert refusal(lambda: train(tiny_config(published, run, **changes))) == (code, 3)
-    assert not (run / "metrics.jsonl").exists()
+    assert not any((run / "checkpoints").glob("step_*"))

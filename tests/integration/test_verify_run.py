@@ -15,6 +15,8 @@ from vlatool.artifacts.checkpoint import CheckpointManifest
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
+from vlatool.jobs.record import OutputRecord
+from vlatool.storage.sealed import write_sealed
 from vlatool.storage.uri import location
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
@@ -92,6 +94,12 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(tree))
 
 
+def flip_record(run: RunDir) -> None:
+    OutputRecord("train", {"seed": 1}).save(run.root)
+    path = run.root / ".vlatool/run.json"
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": 3'))
+
+
 def manifest(run: RunDir) -> Path:
     return run.checkpoint(4) / "manifest.json"
 
@@ -118,6 +126,12 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
         "error",
     ),
     "options": (lambda run: run.options.unlink(), {"broken_options"}, "error"),
+    "record": (
+        lambda run: write_sealed(run.root / ".vlatool/run.json", {"command": "train"}),
+        {"broken_record"},
+        "error",
+    ),
+    "record with a flipped bit": (flip_record, {"broken_record"}, "error"),
     "no metrics": (lambda run: run.metrics.unlink(), {"no_metrics"}, "warning"),
     "metrics of no step": (
         lambda run: run.metrics.write_text('{"loss": 1.0}\n{"step": 2}\n'),

@@ -17,6 +17,7 @@ from vlatool.inspection.fields import (
     source_field_table,
 )
 from vlatool.inspection.report import number_text, pairs, pixels_text, table
+from vlatool.jobs.files import own_files
 from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
 from vlatool.storage.tree import files_below, size_text
@@ -149,7 +150,8 @@ def inspect_source(
             code="data.all_failed",
             details={"failures": survey.broken},
         )
-    size = sum(file.bytes for file in files_below(location))
+    # Without .vlatool/ and outputs that lie in the folder; a location may also be one file.
+    size = sum(file.bytes for file in own_files(location) or files_below(location))
     return survey.report(source.format, size)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from vlatool.errors import StorageError
 from vlatool.storage.retry import retrying
 from vlatool.storage.s3_errors import s3_trouble, translated
+from vlatool.storage.steps import step
 
 _CONNECTIONS = 64  # more than the threads that ever read or write at once
 _CONNECT_TIMEOUT_S = 10
@@ -145,12 +146,14 @@ def pages(address: Address, *, below: str, delimiter: str = "") -> Iterator[Page
 def put(address: Address, data: bytes, **conditions: str) -> Mapping[str, Any]:
     """Writes a whole object in one request; returns S3's answer."""
     request = {**address.place, "Body": data, **conditions}
-    return call(address, lambda s3: s3.put_object(**request))
+    with step("write", address):
+        return call(address, lambda s3: s3.put_object(**request))
 
 
 def delete(address: Address, *, patience_s: float | None = None) -> None:
     """Removes an object; one that is not there is fine."""
-    call(address, lambda s3: s3.delete_object(**address.place), patience_s=patience_s)
+    with step("remove", address):
+        call(address, lambda s3: s3.delete_object(**address.place), patience_s=patience_s)
 
 
 def delete_below(address: Address) -> None:
@@ -163,7 +166,8 @@ def delete_below(address: Address) -> None:
 
 def _delete_batch(address: Address, keys: Sequence[str]) -> None:
     request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-    answer = call(address, lambda s3: s3.delete_objects(Bucket=address.bucket, Delete=request))
+    with step("remove", address):
+        answer = call(address, lambda s3: s3.delete_objects(Bucket=address.bucket, Delete=request))
     # The request as a whole succeeds when single keys fail; those are tried one by one.
     for failed in answer.get("Errors", ()):
         key = str(failed.get("Key", ""))

@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage import s3
 from vlatool.storage.background import in_background
+from vlatool.storage.steps import step
 
 PART_SIZE = 8 * 1024 * 1024
 _LATE_PART_SIZE = 64 * 1024 * 1024
@@ -78,7 +79,8 @@ class S3Upload(io.BufferedIOBase):
         parts = [{"PartNumber": number, "ETag": part.result()} for number, part in numbered]
         request = {**self._request(), "MultipartUpload": {"Parts": parts}}
         try:
-            s3.call(self._address, lambda client: client.complete_multipart_upload(**request))
+            with step("rename", self._address):
+                s3.call(self._address, lambda client: client.complete_multipart_upload(**request))
         except FileNotFoundError:
             # The upload is unknown: an attempt before this one was done and its answer got lost.
             found = s3.look(self._address)
@@ -109,7 +111,8 @@ class S3Upload(io.BufferedIOBase):
     def _send(self, data: bytes) -> None:
         if not self._upload:
             place = self._address.place
-            answer = s3.call(self._address, lambda api: api.create_multipart_upload(**place))
+            with step("create", self._address):
+                answer = s3.call(self._address, lambda api: api.create_multipart_upload(**place))
             self._upload = str(answer["UploadId"])
         request = {**self._request(), "PartNumber": len(self._parts) + 1, "Body": data}
 

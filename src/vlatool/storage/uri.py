@@ -86,6 +86,14 @@ def openable(path: Path) -> str | IO[bytes]:
     return path.open("rb") if isinstance(path, S3Path) else str(path)
 
 
+def is_file_name(name: str) -> bool:
+    """Whether file systems take a name that somebody else wrote."""
+    try:
+        return "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
+
+
 def is_remote(path: Path) -> bool:
     """Whether a path is not on the local disk."""
     return isinstance(path, S3Path)

@@ -16,6 +16,7 @@ from vlatool.jobs.record import (
     option_differences,
     read_record,
     refuse_differences,
+    whole_record,
 )
 from vlatool.training.config import TrainConfig
 
@@ -83,8 +84,9 @@ def known_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
 
     Raises:
         UsageError: The folder holds something else, or a run that cannot go on.
+        DataError: Its record is damaged.
     """
-    before = read_record(run.root)
+    before = read_record(run.root) if config.overwrite else whole_record(run.root)
     if before is None or before.command != _COMMAND:
         _refuse_strangers(run, config)
         return None

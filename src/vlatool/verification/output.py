@@ -40,7 +40,7 @@ from vlatool.jobs.files import (
     own_files,
     read_file_list,
 )
-from vlatool.jobs.record import read_record
+from vlatool.jobs.record import read_record, whole_record
 from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import OUTPUT, SHARDS
 from vlatool.verification.samples import (
@@ -79,7 +79,11 @@ class ShardList:
 
 def check_output(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with training data, or a copy of them."""
-    record = read_record(location)
+    record = None
+    try:
+        record = whole_record(location)
+    except DataError as error:
+        yield OUTPUT("broken_record", error.message, path=error.details["path"])
     if record is not None and record.result is None:
         message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
         yield OUTPUT("incomplete", message, path=str(location))
@@ -204,6 +208,10 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
 def _check_shards(listed: ShardList, check: Check, bar: Progress) -> Iterator[Finding]:
     """Everything that is wrong with tars, their samples and statistics; fills `listed.digests`."""
     options: dict[str, Any] = {}
+    try:
+        listed.folder.metadata()
+    except DataError as error:
+        yield OUTPUT("broken_metadata", error.message, path=error.details["path"])
     try:
         options = listed.folder.options()
     except DataError as error:

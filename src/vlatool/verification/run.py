@@ -18,6 +18,7 @@ from vlatool.artifacts.stats import number_array, read_stats
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
+from vlatool.jobs.record import whole_record
 from vlatool.training.config import TrainConfig
 from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import RUN
@@ -35,6 +36,7 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
         "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
     )
     yield from _check_metrics(run)
+    yield from _told("broken_record", whole_record, run.root)
     yield from _check_latest(run)
     folders, newest = run.checkpoint_folders(), run.newest_folder()
     with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
@@ -93,7 +95,7 @@ def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Fin
     try:
         read(path)
     except DataError as error:
-        yield RUN(code, error.message, path=str(path))
+        yield RUN(code, error.message, path=str(error.details.get("path", path)))
 
 
 def _check_metrics(run: RunDir) -> Iterator[Finding]:

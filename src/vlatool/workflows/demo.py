@@ -18,8 +18,11 @@ from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.whole import whole_output
 from vlatool.pages.demo_report import write_demo_report
 from vlatool.storage.atomic import write_json
+from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import environment_maker, with_world_mapping
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -35,6 +38,12 @@ if TYPE_CHECKING:
 _FIRST_START = 500_000
 _PICTURED = 6
 _WRONG_PICTURED = 4
+_ROLLOUTS, _WRONG, _REPORT, _FIGURES = _FILES = (
+    "rollouts.png",
+    "wrong-instruction.png",
+    "report.html",
+    "report.json",
+)
 
 
 class DemoConfig(ConfigModel):
@@ -119,14 +128,20 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
     """Runs the pipeline below `output`; stages that are complete are not done again.
 
     Raises:
-        UsageError: The output holds something made with other options.
+        UsageError: The output holds something else, or was made with other options.
         EnvironmentProblem: Something that training needs is not installed.
     """
     for package in requirements().get("train", ()):
         if find_spec(package) is None:
             raise missing_package(package)
+    paths = _Paths(local_path(config.output))
+    # Without options: what a stage made stays when those of a later one change.
+    with whole_output(paths.root, OutputRecord("demo", {}), _FILES):
+        return _demo(config, paths, reporter)
+
+
+def _demo(config: DemoConfig, paths: "_Paths", reporter: Reporter) -> DemoResult:
     watch = _Stopwatch()
-    paths = _Paths(Path(config.output))
     _record(config, paths, reporter)
     watch.lap("sample")
     samples = _shards(paths, reporter)
@@ -137,7 +152,7 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
     watch.lap("evaluate")
     result = _result(config, paths, samples, trained, evaluation, watch)
     write_demo_report(paths.report, result.document(), paths.raw, paths.run, evaluation.sheets)
-    write_json(paths.report.with_suffix(".json"), result.document())
+    write_json(paths.root / _FIGURES, result.document())
     return result
 
 
@@ -147,7 +162,7 @@ class _Paths:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.raw, self.data, self.run = root / "raw", root / "data", root / "run"
-        self.report = root / "report.html"
+        self.report = root / _REPORT
 
 
 class _Stopwatch:
@@ -253,7 +268,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     wrong = run("policy, told another block", acting, mislead)
     chance = run("random", lambda env: RandomController(env.action_space, config.seed), blind)
     still = run("doing nothing", lambda env: HoldController("proprio"), blind)
-    sheets = {"policy": paths.root / "rollouts.png", "wrong": paths.root / "wrong-instruction.png"}
+    sheets = {"policy": paths.root / _ROLLOUTS, "wrong": paths.root / _WRONG}
     save_contact_sheet(sheets["policy"], sheet_rows(good))
     save_contact_sheet(sheets["wrong"], sheet_rows(wrong, _listened))
     return _Evaluation(good, chance, still, wrong, sheets)

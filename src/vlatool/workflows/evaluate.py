@@ -15,6 +15,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import JobOptions
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
+from vlatool.jobs.whole import refuse_strangers, whole_output
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.facts import DatasetFacts, read_facts
 from vlatool.parallel.executor import SerialExecutor
@@ -24,6 +25,7 @@ from vlatool.world.registration import ENVIRONMENT, register_environments
 
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
+CURVES, REPORT = "curves.png", "report.json"
 _WORLD_PRESET = "rollout-world"
 _MOST_WORST = 3
 
@@ -103,6 +105,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     """Compares sampled with recorded action chunks on data the policy may not have seen.
 
     Raises:
+        UsageError: The output holds something else.
         DataError: Checkpoint or data are missing, broken, or do not fit each other.
     """
     from vlatool.evaluation.memory import PictureFit
@@ -110,14 +113,15 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     from vlatool.evaluation.pictures import save_curves
 
     trained = load_trained(config.checkpoint, config.weights)
+    output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
+    record = OutputRecord("eval open-loop", _options(config, trained))
+    refuse_strangers(output, record)
     facts = open_loop_facts(config.data, trained)
     fit = PictureFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(facts, config), "samples") as bar:
         report = evaluate_open_loop(trained, facts, config, fit, bar)
-    output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
-    picture = output / "curves.png"
+    picture = output / CURVES
     title = f"{report.episode}: next command, recorded and predicted"
-    save_curves(picture, title, report.curves, report.frames / facts.fps)
     result = OpenLoopResult(
         checkpoint=str(trained.checkpoint),
         weights=trained.weights,
@@ -126,9 +130,11 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         overall=report.overall,
         fields=report.fields,
         picture=str(picture),
-        report=str(output / "report.json"),
+        report=str(output / REPORT),
     )
-    write_json(output / "report.json", result.document())
+    with whole_output(output, record, (CURVES, REPORT)):
+        save_curves(picture, title, report.curves, report.frames / facts.fps)
+        write_json(output / REPORT, result.document())
     return result
 
 
@@ -160,9 +166,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         "weights": trained.weights,
         "env": config.env,
     }
-    options = config.model_dump(mode="json", exclude={"output"})
-    options["checkpoint"] = trained.checkpoint.name
-    record = OutputRecord("eval rollout", options)
+    record = OutputRecord("eval rollout", _options(config, trained))
     fit = PictureFit(trained.policy.pictures, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
@@ -264,6 +268,13 @@ def _check_windows(location: str, facts: DatasetFacts, data: RoboticsDataConfig)
                 hint="preprocess the data with the windows that the policy was trained on",
                 code="data.window_too_large",
             )
+
+
+def _options(config: OpenLoopConfig | RolloutConfig, trained: TrainedPolicy) -> dict[str, Any]:
+    """For the record; without the folders above what was read."""
+    options = config.model_dump(mode="json", exclude={"output"})
+    options["checkpoint"] = trained.checkpoint.name
+    return options | ({"data": Path(options["data"]).name} if "data" in options else {})
 
 
 def _output(wanted: str | None, trained: TrainedPolicy, name: str) -> Path:

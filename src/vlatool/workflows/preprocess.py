@@ -263,6 +263,7 @@ class PreprocessJob:
             state=episode_state,
             owned=self._sink.owned,
             unlisted=self._sink.unlisted,
+            passing=getattr(self._sink, "passing", ()),
             places=(*sources, output),
             measured="samples",
             has_arrays=True,
@@ -286,7 +287,7 @@ class PreprocessJob:
         self._summary = self._sink.finish(receipts, run)
         files = self._summary.files
         if not run.is_fresh:  # episodes may have gone since
-            remove_strangers(self.spec.output, self.spec.owned, self.spec.unlisted, files)
+            remove_strangers(self.spec.output, self.spec.owned, self.spec.kept, files)
         return files
 
     def result(self, run: Run) -> Mapping[str, Any]:
@@ -391,8 +392,7 @@ def run_record(config: PreprocessConfig, section: ConfigModel) -> OutputRecord:
     """The record of a run that is about to begin: every key flat, but those of the format."""
     left_out = {*config.no_effect_on_output, "source", "sink"}
     options = config.model_dump(mode="json", exclude=left_out)
-    options |= config.sink.model_dump(mode="json", exclude={"type"})
-    options["sink"] = config.sink.type
+    options |= config.sink.recorded() | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
     options |= {"source": published(section, section), **side_files(section)}
     return OutputRecord("preprocess", options)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from vlatool.artifacts.digests import write_with_digests
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.sample import MASKS
 from vlatool.artifacts.shard import OpenShard, open_shard
 from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import write_stats
 from vlatool.config.base import ConfigModel, check_needed, needed_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
@@ -105,7 +105,7 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     )
     if not config.dry_run:
         total = _total(shards, like, config.workers, reporter)
-        write_stats([target], dict(field_entries(total, like.widths)))
+        write_with_digests(target, dict(field_entries(total, like.widths)))
     return result
 
 

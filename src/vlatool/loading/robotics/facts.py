@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from vlatool.artifacts.digests import read_mergeable
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import Statistics, compact, merge_stats, read_stats
@@ -111,8 +112,7 @@ def read_facts(config: RoboticsDataConfig) -> DatasetFacts:
     for folder, entries in zip(folders, shards, strict=True):
         if not is_remote(folder.manifest):
             check_shards(folder.manifest, entries)
-    named = [_named_statistics(text) for text in config.dataset_statistics]
-    parts = named or [folder.statistics() for folder in folders]
+    parts = _statistics(config, folders)
     options = [_options(folder) for folder in folders]
     pasts = [int(one["past_lowdim_steps"]) for one in options]
     if len(set(pasts)) > 1 and len(parts) > 1:
@@ -139,9 +139,15 @@ def data_folder(text: str) -> ShardFolder:
     return ShardFolder.open(location(text))
 
 
-def _named_statistics(text: str) -> Statistics:
-    """Those of a file, or of a data set."""
-    return read_stats(location(text)) if text.endswith(".json") else data_folder(text).statistics()
+def _statistics(config: RoboticsDataConfig, folders: Sequence[ShardFolder]) -> list[Statistics]:
+    """Those that are named, else those of the data sets; with digests where they are merged."""
+    named = config.dataset_statistics
+    mergeable = len(named or folders) > 1
+    files = [
+        location(text) if text.endswith(".json") else data_folder(text).statistics_file
+        for text in named
+    ] or [folder.statistics_file for folder in folders]
+    return [(read_mergeable if mergeable else read_stats)(path) for path in files]
 
 
 def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:

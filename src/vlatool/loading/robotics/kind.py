@@ -143,7 +143,7 @@ class RoboticsKind:
         """
         run = RunDir(folder)
         names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
-        write_stats([run.stats], {name: facts.statistics[name] for name in names})
+        write_stats(run.stats, {name: facts.statistics[name] for name in names})
         size = _given_size(facts.options[0]) or self._first_size(config, facts)
         known = {} if size is None else {_IMAGE_SIZE: list(size)}
         write_preprocessing_config(folder, {**facts.options[0], **known})

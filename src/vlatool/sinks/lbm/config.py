@@ -23,7 +23,7 @@ class LbmConfig(SinkConfig):
     """Training shards of the LBM pipeline."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Output": ("type",),
+        "Output": ("type", "keep_episodes"),
         "Windows": (
             "past_lowdim_steps",
             "future_lowdim_steps",
@@ -48,6 +48,8 @@ class LbmConfig(SinkConfig):
         ),
         "Statistics and shards": ("compute_statistics", "samples_per_shard", "seed"),
     }
+
+    added: ClassVar[frozenset[str]] = frozenset({"keep_episodes"})
 
     type: Literal["lbm"] = Field(default="lbm", description="What is written: LBM shards.")
     past_lowdim_steps: int = Field(
@@ -105,6 +107,10 @@ class LbmConfig(SinkConfig):
     labels: bool = Field(default=False, description="Store segmentation labels as 16-bit PNG.")
     samples_per_shard: int = Field(default=128, ge=1, description="Samples in a shard.")
     seed: int = Field(default=42, ge=0, description="Seed of the shuffle.")
+    keep_episodes: bool = Field(
+        default=True,
+        description="Keep a tar per episode, as large as the shards, when the output is complete.",
+    )
     compute_statistics: bool = Field(default=True, description="Write stats.json.")
     compat: bool = Field(
         default=False,
