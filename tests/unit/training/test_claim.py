@@ -139,7 +139,10 @@ def test_folder_of_a_stranger_is_left_as_it_is(overwrite: bool, tmp_path: Path) 
 
 def test_leftovers_of_a_killed_run_go_when_it_goes_on_or_is_complete(tmp_path: Path) -> None:
     run = finished(tmp_path)
-    left = [run.checkpoints_folder / ".step_00000006.1.partial", tmp_path / ".latest.json.1-ab.partial"]
+    left = [
+        run.checkpoints_folder / ".step_00000006.1.partial",
+        tmp_path / ".latest.json.1-ab.partial",
+    ]
     left[0].mkdir()
     left[1].write_text("")
     claim(run, OLD)
