@@ -36,8 +36,13 @@ except Exception as error:
 # Waits for the end of its input; then kills whoever has the variable, until nobody has it twice in
 # a row: children may come late.
 _RUN_VARIABLE = "VLATOOL_RAY_RUN"
-# Ray's agents write their titles over their environment, mark and all, unless this is set.
-_ENVIRONMENT_KEPT = {"SPT_NOENV": "1"}
+_PRIVATE_SETTINGS = {
+    # Ray's agents write their titles over their environment, mark and all, unless this is set.
+    "SPT_NOENV": "1",
+    # Ray waits for ever for a worker that dies before the driver is registered; one that is
+    # started for a task is replaced after `RAY_worker_register_timeout_seconds`, a minute.
+    "RAY_prestart_worker_first_driver": "0",
+}
 _GUARD = """
 import os, signal, sys, time
 sys.stdin.read()
@@ -102,7 +107,7 @@ def _private_cluster(ray: Any, workers: int) -> Generator[None, None, None]:
     with _guard(mark), _environment(token):
         ray._raylet.Config.initialize("")  # the mode was read when Ray was imported
         try:
-            with _environment(mark | _ENVIRONMENT_KEPT):
+            with _environment(mark | _PRIVATE_SETTINGS):
                 _init(ray, address="local", num_cpus=workers, num_gpus=0, include_dashboard=False)
             yield
         finally:

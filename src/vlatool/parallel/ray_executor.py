@@ -36,7 +36,7 @@ class RayExecutor:
     """
 
     def __init__(
-        self, workers: int | None = None, address: str | None = None, *, connect_s: float = 20.0
+        self, workers: int | None = None, address: str | None = None, *, connect_s: float = 60.0
     ) -> None:
         self.workers = workers
         self.address = address
