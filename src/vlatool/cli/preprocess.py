@@ -26,15 +26,17 @@ def _schema(args: Sequence[str]) -> "type[ConfigModel]":
 
 
 def _format_in(args: Sequence[str]) -> str:
-    named = _value_of(args, "--format", "--type")
     from vlatool.plugins import FORMATS
+
+    named = _value_of(args, "--format", "--type")
+    known = FORMATS.names()
+    if named or not args or args[0].startswith("-"):
+        return named or next((arg for arg in args if arg in known), "")
+    if args[0] in known:
+        return args[0]
     from vlatool.sources.detection import is_source
 
-    if named or (args and not args[0].startswith("-")):
-        return named or ("" if is_source(args[0]) else args[0])
-
-    known = FORMATS.names()
-    return next((arg for arg in args if arg in known), "")
+    return "" if is_source(args[0]) else args[0]
 
 
 def _value_of(args: Sequence[str], *options: str) -> str:
