@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ def npz(content: Mapping[str, Any]) -> bytes:
     """An npz; object arrays are pickled."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=True, **content)
+    return buffer.getvalue()
+
+
+def npz_with_header(name: str, header: str) -> bytes:
+    """An npz of one array, which says this about itself."""
+    text = header.encode("latin1") + b"\n"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        start = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+        archive.writestr(f"{name}.npy", start + text + bytes(24))
     return buffer.getvalue()
 
 

@@ -159,11 +159,12 @@ def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
         fields = ast.literal_eval(text.decode("latin1").strip())
         dtype = np.dtype(fields["descr"])
         shape = tuple(int(size) for size in fields["shape"])
+        fortran = bool(fields["fortran_order"])
     except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise ValueError(f"broken npz: array header: {error}") from None
     if any(size < 0 for size in shape):
         raise ValueError("broken npz: a negative size")
-    return dtype, shape, bool(fields["fortran_order"])
+    return dtype, shape, fortran
 
 
 @lru_cache(maxsize=4096)

@@ -56,6 +56,17 @@ def test_the_headers_of_arrays_are_told_without_their_values(sample: StoredSampl
     assert sample.array_headers() == expected
 
 
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<f8', 'shape': (3,)}", "{'descr': '<f8', 'shape': (3,", "\0", "1"]
+)
+def test_an_array_with_a_torn_header_is_a_broken_archive(header: str) -> None:
+    data = built.npz_with_header("a", header)
+
+    with pytest.raises(ValueError, match="broken npz: array header"):
+        read_arrays(data)
+    assert list(array_headers(data)) == []
+
+
 def test_what_is_missing_is_named() -> None:
     empty = StoredSample("k", {})
     with pytest.raises(KeyError, match="lowdim"):

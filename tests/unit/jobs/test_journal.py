@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.builders.shards import npz_with_header
 from vlatool.findings import Finding
 from vlatool.jobs.append_log import AppendLog
 from vlatool.jobs.files import FileEntry
@@ -57,6 +58,18 @@ def test_receipt_with_arrays_comes_back_from_its_file(tmp_path: Path) -> None:
         name: values.dtype for name, values in ARRAYS.items()
     }
     assert all(np.array_equal(found.arrays[name], ARRAYS[name]) for name in ARRAYS)
+
+
+@pytest.mark.parametrize("header", ["{'shape': (3,", "{'shape': '''", "\0", "1"])
+def test_torn_entry_is_not_there(header: str, tmp_path: Path) -> None:
+    """Parsers of numpy and Python raise `tokenize.TokenError` for these, and others."""
+    journal = Journal(tmp_path)
+    journal.store(RECEIPT)
+    [entry] = journal.folder.iterdir()
+    entry.write_bytes(npz_with_header("__receipt__", header))
+
+    assert journal.find(RECEIPT.item, RECEIPT.key) is None
+    assert not journal.holds_work()
 
 
 def test_receipt_of_another_plan_is_not_found(tmp_path: Path) -> None:
