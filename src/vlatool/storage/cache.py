@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from vlatool.errors import StorageError
-from vlatool.storage import s3
 from vlatool.storage.atomic import open_atomic, write_bytes
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote import look
+from vlatool.storage.remote_path import RemotePath
 
 _COPY_SUFFIX = ".copy"
 _PIECE = 1 << 20
@@ -49,10 +49,10 @@ class FileVersion:
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
         """One request; FileNotFoundError where there is no such file."""
-        if not isinstance(path, S3Path):
+        if not isinstance(path, RemotePath):
             status = path.stat()
             return cls(path, status.st_size, str(status.st_mtime_ns))
-        facts = s3.look(path.address)
+        facts = look(path.address)
         if facts is None or facts.is_dir:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return cls(path, facts.size, facts.etag)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from vlatool.errors import StorageError, UsageError
-from vlatool.storage.s3_lock import s3_lock
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote_lock import remote_lock
+from vlatool.storage.remote_path import RemotePath
 
 
 class Lock(Protocol):
@@ -45,8 +45,8 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
         UsageError: Another live run holds it; names that run.
         StorageError: The folder cannot be made or written.
     """
-    if isinstance(path, S3Path):
-        with s3_lock(path, command) as lock:
+    if isinstance(path, RemotePath):
+        with remote_lock(path, command) as lock:
             yield lock
         return
     with _open(path) as file:

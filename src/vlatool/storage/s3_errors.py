@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
+from vlatool.storage.remote import ConditionFailed
 from vlatool.storage.retry import Trouble, network_trouble
 
 _BUSY_STATUS = {408, 429, 500, 502, 503, 504}
@@ -34,10 +35,6 @@ _CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of your AWS"
     " configuration (`aws configure`, `aws sso login`)"
 )
-
-
-class ConditionFailed(Exception):
-    """The object is not, or no longer, what a conditional request asked for (HTTP 412)."""
 
 
 def error_code(error: BaseException) -> str:

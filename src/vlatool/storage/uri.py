@@ -5,9 +5,19 @@ from pathlib import Path
 from typing import IO
 
 from vlatool.errors import DataError, UsageError
-from vlatool.storage.s3_path import S3Path
+from vlatool.plugins import SCHEMES, did_you_mean
+from vlatool.storage.remote_path import RemotePath
 
-_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://")
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_SHAPES = {
+    "s3": (re.compile(r"[^/]+"), "s3://bucket/key"),
+    "http": (re.compile(r"[^/]+"), "http://host/path"),
+    "https": (re.compile(r"[^/]+"), "https://host/path"),
+    "hf": (
+        re.compile(r"(datasets|models)/[^/@]+/[^/@]+(@[^/]+)?(/|$)"),
+        "hf://datasets/owner/name/path or hf://models/owner/name@revision/path",
+    ),
+}
 
 
 def local_path(location: str | Path) -> Path:
@@ -27,29 +37,52 @@ def local_path(location: str | Path) -> Path:
 
 
 def location(text: str | Path) -> Path:
-    """The path behind a location: local, or an object in S3.
+    """The path behind a location, local or remote.
 
     Raises:
-        UsageError: It has any other scheme, or names no bucket.
+        UsageError: Nothing knows its scheme, or it lacks what the scheme needs.
     """
-    if isinstance(text, S3Path):
+    if isinstance(text, RemotePath):
         return text
-    if _scheme(str(text)) != "s3":
+    scheme = _scheme(str(text))
+    if scheme == "file":
         return local_path(text)
-    path = S3Path(text)
-    if not path.address.bucket:
+    if scheme not in SCHEMES.names():
+        known = [*SCHEMES.names(), "file"]
         raise UsageError(
-            f"{text}: no bucket is named",
-            hint="write s3://bucket/key",
+            f"{scheme}://: no such scheme",
+            hint=did_you_mean(scheme, known),
+            code="usage.unsupported_scheme",
+            details={"known": known},
+        )
+    _check(str(text), scheme)
+    return RemotePath(text)
+
+
+def _check(text: str, scheme: str) -> None:
+    """Refuses what the scheme cannot mean, and what would put a secret into logs and records."""
+    rest = text.partition("://")[2]
+    host = rest.partition("/")[0]
+    if "@" in host or (scheme in ("http", "https") and re.search("[?#]", rest)):
+        raise UsageError(
+            f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}: credentials, queries and"
+            " fragments cannot be part of a location",
+            hint="give the plain location; credentials belong into the environment",
+            code="usage.credentials_in_location",
+        )
+    shape, example = _SHAPES.get(scheme, (re.compile(""), ""))
+    if not shape.match(rest):
+        raise UsageError(
+            f"{text}: the location is not complete",
+            hint=f"write {example}",
             code="usage.bad_location",
         )
-    return path
 
 
 def _scheme(text: str) -> str:
     """`file` for local paths, else the part before `://`."""
     match = _SCHEME.match(text)
-    return match.group(1) if match else "file"
+    return match.group(1).lower() if match else "file"
 
 
 def existing(text: str) -> Path:
@@ -72,9 +105,9 @@ def existing(text: str) -> Path:
 
 def openable(path: Path) -> str | IO[bytes]:
     """What libraries of other languages can open: a local name, or an open remote file."""
-    return path.open("rb") if isinstance(path, S3Path) else str(path)
+    return path.open("rb") if isinstance(path, RemotePath) else str(path)
 
 
 def is_remote(path: Path) -> bool:
     """Whether a path is not on the local disk."""
-    return isinstance(path, S3Path)
+    return isinstance(path, RemotePath)
