@@ -168,6 +168,9 @@ SCHEMES: Registry[Any] = Registry(
     "scheme",
     {
         "s3": "vlatool.storage.s3:Bucket",
+        "https": "vlatool.storage.http:WebServer",
+        "http": "vlatool.storage.http:WebServer",
+        "hf": "vlatool.storage.hub:Repository",
     },
 )
 # What `verify` and `inspect` know beside raw sources, the most specific first.

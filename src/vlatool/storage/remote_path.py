@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vlatool.errors import StorageError
 from vlatool.storage import listing, reader
-from vlatool.storage.remote import Address, Facts, look
+from vlatool.storage.remote import Address, Facts, call, look
 from vlatool.storage.writer import delete, put
 
 _FILE_MODE = modes.S_IFREG | 0o644
@@ -98,6 +98,11 @@ class RemotePath(_Path):
     def joinpath(self, *names: "str | os.PathLike[str]") -> "RemotePath":
         """The path below."""
         return self._made(self._place, self._key.joinpath(*names))
+
+    def pinned(self) -> "RemotePath":
+        """The path with the version that its place has now, where places have versions."""
+        place = call(self.address, lambda remote: getattr(remote, "pinned", self._place))
+        return self._made(place, self._key)
 
     @property
     def address(self) -> Address:

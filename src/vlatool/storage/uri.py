@@ -103,6 +103,16 @@ def existing(text: str) -> Path:
     return path
 
 
+def pinned(path: Path) -> Path:
+    """The path at the version that it has now, where the storage has versions with names.
+
+    Raises:
+        DataError: It has not the version that the location names.
+        EnvironmentProblem: It is not open to this user.
+    """
+    return path.pinned() if isinstance(path, RemotePath) else path
+
+
 def openable(path: Path) -> str | IO[bytes]:
     """What libraries of other languages can open: a local name, or an open remote file."""
     return path.open("rb") if isinstance(path, RemotePath) else str(path)
