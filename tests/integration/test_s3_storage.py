@@ -498,20 +498,36 @@ class TestFaults:
         assert caught.value.code == "storage.forbidden"
         assert len(s3_proxy.faults.requests) == 1
 
-    def test_missing_credentials_are_told_at_once(
-        self, root: RemotePath, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.fixture
+    def anonymous(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There are no credentials."""
         wanted = without_credentials(os.environ)
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
         for name, value in wanted.items():
             monkeypatch.setenv(name, value)
 
+    def test_missing_credentials_are_told_at_once(
+        self, root: RemotePath, s3_proxy: Proxy, anonymous: None
+    ) -> None:
+        s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
+
         with pytest.raises(EnvironmentProblem) as caught:
             (root / "file").read_bytes()
 
         assert (caught.value.code, caught.value.exit_code) == ("environment.no_credentials", 6)
         assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+        assert len(s3_proxy.faults.requests) == 1
+
+    def test_public_bucket_is_read_without_credentials(
+        self, root: RemotePath, s3: S3Server, anonymous: None
+    ) -> None:
+        public = {"Bucket": root.address.place[5:], "ACL": "public-read"}
+        s3.client().put_bucket_acl(**public)
+        s3.client().put_object(**public, Key="data/file", Body=b"x")
+
+        assert (root / "file").read_bytes() == b"x"
+        assert [path.name for path in root.iterdir()] == ["file"]
 
 
 class TestLock:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlatool.storage.remote import Body, Facts, NothingThere, Page, Upload
 from vlatool.storage.retry import Trouble
-from vlatool.storage.s3_errors import error_code, s3_trouble, translated
+from vlatool.storage.s3_errors import error_code, no_credentials, s3_trouble, translated
 
 _CONNECTIONS = 64  # more than the threads that ever read or write at once
 _CONNECT_TIMEOUT_S = 10
@@ -24,17 +24,29 @@ class Bucket:
         self.name = place.partition("://")[2]
 
     @cached_property
+    def _session(self) -> Any:
+        module: Any = importlib.import_module("boto3.session")
+        return module.Session()
+
+    @cached_property
+    def is_anonymous(self) -> bool:
+        """Whether there are no credentials: requests are not signed, which public buckets allow."""
+        return self._session.get_credentials() is None
+
+    @cached_property
     def client(self) -> Any:
         """The boto3 client."""
-        session: Any = importlib.import_module("boto3.session")
         config: Any = importlib.import_module("botocore.config")
-        return session.Session().client(
+        botocore: Any = importlib.import_module("botocore")
+        unsigned = {"signature_version": botocore.UNSIGNED} if self.is_anonymous else {}
+        return self._session.client(
             "s3",
             config=config.Config(
                 max_pool_connections=_CONNECTIONS,
                 connect_timeout=_CONNECT_TIMEOUT_S,
                 read_timeout=_READ_TIMEOUT_S,
                 retries={"mode": "standard", "total_max_attempts": 2},
+                **unsigned,
             ),
         )
 
@@ -44,7 +56,10 @@ class Bucket:
 
     def translated(self, error: Exception, where: str) -> Exception:
         """Our error for one of the client library."""
-        return translated(error, where)
+        ours = translated(error, where)
+        if getattr(ours, "code", "") == "storage.forbidden" and self.is_anonymous:
+            return no_credentials(where, "no AWS credentials, and the bucket is not public")
+        return ours
 
     def look(self, key: str) -> Facts:
         """HeadObject."""

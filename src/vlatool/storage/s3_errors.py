@@ -69,7 +69,7 @@ def translated(error: Exception, where: str) -> Exception:
     absent = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)
     if isinstance(error, (*absent, aws.ProfileNotFound, aws.TokenRetrievalError, aws.SSOError)):
         reason = type(error).__name__.removesuffix("Error")
-        return _no_credentials(where, f"no usable AWS credentials ({reason})")
+        return no_credentials(where, f"no usable AWS credentials ({reason})")
     if isinstance(error, aws.ClientError):
         return _from_answer(error, where)
     if isinstance(error, (aws.BotoCoreError, ValueError)):
@@ -90,7 +90,7 @@ def _from_answer(error: Exception, where: str) -> Exception:
     if status == 412 or code == "PreconditionFailed":
         return ConditionFailed(where)
     if code in _REJECTED_CODES:
-        return _no_credentials(where, f"the AWS credentials are not accepted ({code})")
+        return no_credentials(where, f"the AWS credentials are not accepted ({code})")
     return _refusal(where, status, code)
 
 
@@ -112,7 +112,8 @@ def _storage_error(where: str, reason: str, code: str, hint: str) -> StorageErro
     return StorageError(f"{where}: {reason}", hint=hint, code=f"storage.{code}", details=details)
 
 
-def _no_credentials(where: str, reason: str) -> EnvironmentProblem:
+def no_credentials(where: str, reason: str) -> EnvironmentProblem:
+    """The error for requests that need credentials."""
     return EnvironmentProblem(
         f"{where}: {reason}",
         hint=_CREDENTIALS_HINT,
