@@ -56,14 +56,7 @@ class WebServer:
     @cached_property
     def pool(self) -> Any:
         """The urllib3 pool."""
-        urllib3: Any = importlib.import_module("urllib3")
-        return urllib3.PoolManager(
-            maxsize=_CONNECTIONS,
-            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S),
-            retries=urllib3.Retry(
-                total=None, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS
-            ),
-        )
+        return connections()
 
     def look(self, key: str) -> Facts:
         """HEAD; a GET of one byte where the server knows no HEAD or tells no size."""
@@ -106,24 +99,14 @@ class WebServer:
                 raise ConditionFailed from refusal
             raise
         if answer.status == 206:
-            return _body(answer)
+            return ranged_body(answer)
         return self._without_ranges(key, answer, start)
 
     def trouble(self, error: Exception) -> Trouble | None:
         """What an error means for another attempt."""
         if isinstance(error, Answer) and error.status in _BUSY:
             return Trouble(f"the server says {error.status}", _requested_wait(error.headers))
-        faults: Any = importlib.import_module("urllib3.exceptions")
-        if isinstance(error, faults.SSLError) or isinstance(
-            getattr(error, "reason", None), faults.SSLError
-        ):
-            return None
-        if isinstance(error, (faults.LocationParseError, faults.LocationValueError)):
-            return None
-        if isinstance(error, faults.HTTPError):
-            reason = getattr(error, "reason", None) or error
-            return Trouble(f"no complete answer ({type(reason).__name__})")
-        return network_trouble(error)
+        return http_trouble(error) or network_trouble(error)
 
     def translated(self, error: Exception, where: str) -> Exception:
         """Our error for one of the server or of urllib3."""
@@ -199,6 +182,28 @@ class WebServer:
         return _slice(facts, data, start)
 
 
+def connections() -> Any:
+    """A pool of connections that are kept; requests are tried again by `remote.call` alone."""
+    urllib3: Any = importlib.import_module("urllib3")
+    return urllib3.PoolManager(
+        maxsize=_CONNECTIONS,
+        timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S),
+        retries=urllib3.Retry(
+            total=None, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS
+        ),
+    )
+
+
+def http_trouble(error: Exception) -> Trouble | None:
+    """What an error of urllib3 means for another attempt; None if one is pointless."""
+    faults: Any = importlib.import_module("urllib3.exceptions")
+    reason = getattr(error, "reason", None) or error
+    hopeless = (faults.SSLError, faults.LocationParseError, faults.LocationValueError)
+    if isinstance(reason, hopeless) or not isinstance(error, faults.HTTPError):
+        return None
+    return Trouble(f"no complete answer ({type(reason).__name__})")
+
+
 def _slice(facts: Facts, data: bytes, start: int) -> Body:
     first = max(0, len(data) + start) if start < 0 else start
     if first >= len(data):
@@ -208,22 +213,28 @@ def _slice(facts: Facts, data: bytes, start: int) -> Body:
     return Body(facts, first, file.read, file.close)
 
 
-def _body(answer: Any) -> Body:
+def ranged_body(answer: Any) -> Body:
+    """The body of an answer with status 206."""
     span, _, total = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     first = span.partition("-")[0]
     if not first.isdigit() or not total.isdigit():
         answer.close()
         raise ConnectionError("an answer in parts that does not say which")
-    return Body(_facts(answer.headers, int(total)), int(first), answer.read, answer.close)
+    date = _seconds(answer.headers.get("Date", ""))
+    return Body(_facts(answer.headers, int(total)), int(first), answer.read, answer.close, date)
 
 
 def _facts(headers: Mapping[str, str], size: int) -> Facts:
     modified = headers.get("Last-Modified", "")
+    return Facts(size, _seconds(modified), headers.get("ETag") or modified)
+
+
+def _seconds(date: str) -> float:
+    """A date of a header in seconds since 1970; 0 for none."""
     try:
-        seconds = parsedate_to_datetime(modified).timestamp() if modified else 0.0
+        return parsedate_to_datetime(date).timestamp() if date else 0.0
     except ValueError:
-        seconds = 0.0
-    return Facts(size, seconds, headers.get("ETag") or modified)
+        return 0.0
 
 
 def _requested_wait(headers: Mapping[str, str]) -> float:

@@ -102,7 +102,7 @@ class Remote(Protocol):
     `trouble` and `translated` say what that means. Other processes make their own.
 
     Attributes:
-        lists: Whether `page` works; otherwise what has no object may be a folder.
+        lists: Whether `page` works; otherwise anything without an object may be a folder.
     """
 
     lists: bool
@@ -210,15 +210,20 @@ def call(
         raise ours from error
 
 
+def lists(address: Address) -> bool:
+    """Whether folders can be told from nothing: whether the place lists what it has."""
+    return bool(remote_at(address.place).lists)
+
+
 def look(address: Address) -> Facts | None:
-    """The facts of an object or a prefix with keys below it; None if there is neither."""
+    """The facts of an object or a prefix with keys below it; None if neither is known of."""
     if address.key:
         try:
             return call(address, lambda remote: remote.look(address.key))
         except FileNotFoundError:
             pass
-    if not remote_at(address.place).lists:
-        return Facts(is_dir=True)
+    if not lists(address):
+        return None
     first = call(address, lambda remote: remote.page(address.prefix, "", "", 1))
     is_there = bool(first.objects or first.prefixes) or not address.key
     return Facts(is_dir=True) if is_there else None

@@ -234,7 +234,7 @@ class RemotePath(_Path):
         return facts is not None and not facts.is_dir
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether anything is below."""
+        """Whether anything is known to be below."""
         del follow_symlinks
         facts = self._look()
         return facts is not None and facts.is_dir

@@ -6,6 +6,7 @@ from typing import IO
 
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import SCHEMES, did_you_mean
+from vlatool.storage.remote import lists
 from vlatool.storage.remote_path import RemotePath
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -93,7 +94,7 @@ def existing(text: str) -> Path:
         UsageError: The scheme is unknown.
     """
     path = location(text)
-    if not path.exists():
+    if is_missing(path):
         raise DataError(
             f"{path}: does not exist",
             hint="check the path",
@@ -101,6 +102,11 @@ def existing(text: str) -> Path:
             details={"path": str(path)},
         )
     return path
+
+
+def is_missing(path: Path) -> bool:
+    """Whether nothing is there; never where folders cannot be told from nothing."""
+    return not path.exists() and (not isinstance(path, RemotePath) or lists(path.address))
 
 
 def pinned(path: Path) -> Path:
