@@ -192,9 +192,11 @@ class TestRefusals:
         self,
         raw: Path,
         bucket: RemotePath,
+        s3_proxy: Proxy,
         monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
+        s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
         wanted = without_credentials(os.environ)
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
