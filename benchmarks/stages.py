@@ -8,7 +8,6 @@ before it made.
 """
 
 import argparse
-import io
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 from machine import describe
 
 from vlatool.artifacts.npz_bytes import write_arrays
+from vlatool.artifacts.picture import encode_jpeg
 from vlatool.artifacts.sample import sample_members
 from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.artifacts.stats import compact, write_stats
@@ -81,12 +81,7 @@ def _pictures(sampler: EpisodeSampler, stages: Stages) -> dict[tuple[str, int], 
         for frame in sorted(sampler.needed_frames()):
             pixels = stages.run("inflate pictures", lambda s=source, f=frame: s.read([f])[0])
             picture = stages.run("resize pictures", lambda g=geometry, p=pixels: g.apply(p))
-            buffer = io.BytesIO()
-            stages.run(
-                "encode JPEG",
-                lambda p=picture, b=buffer: p.save(b, "JPEG", quality=95, optimize=True),
-            )
-            encoded[name, frame] = buffer.getvalue()
+            encoded[name, frame] = stages.run("encode JPEG", lambda p=picture: encode_jpeg(p, 95))
     return encoded
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatool.errors import DataError
 from vlatool.findings import Finding
 
 UInt8Array = NDArray[np.uint8]
@@ -165,7 +166,10 @@ class Episode:
         fps: Frames per second.
         num_frames: F.
         cameras: Camera name to its pictures.
+        missing_cameras: Camera that its data set declares for every episode, but of which this one
+            has no pictures, to what is wrong. A camera that is not declared is merely absent.
         lowdim: Field name to array [F, C]; text fields are unicode [F].
+        dimension_names: Field name to the names of its C channels, where the recording has them.
         language: Kind of annotation (`original`, `randomized`, ...) to sentences.
         calibration: Camera name to calibration; cameras without one are absent.
         depth: Camera name to depth pictures, uint16 [H, W] in millimetres.
@@ -185,8 +189,10 @@ class Episode:
     num_frames: int
     cameras: Mapping[str, FrameSource]
     lowdim: Mapping[str, Array]
+    dimension_names: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     calibration: Mapping[str, Calibration] = field(default_factory=dict[str, Calibration])
+    missing_cameras: Mapping[str, DataError] = field(default_factory=dict[str, DataError])
     depth: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
     labels: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
     success: bool | None = None

@@ -27,7 +27,13 @@ class Reporter(Protocol):
     """Where a workflow tells what it does."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Starts a bar of `total` units, or of unknown length."""
+        """Starts a bar of `total` units, or of unknown length.
+
+        Args:
+            name: What is going on.
+            total: How many units there are, if that is known.
+            unit: What `advance` counts, in the plural.
+        """
         ...
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

@@ -8,16 +8,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vlatool.artifacts.checkpoint import part_weights
 from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import Batch, Dropped, Facts, MicroBatch
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.model_acting import check_acting
 from vlatool.model_promises import (
     SAMPLES,
     check_batch,
@@ -34,7 +37,7 @@ from vlatool.model_promises import (
     learning,
 )
 from vlatool.models.base import ModelType
-from vlatool.models.policy import Observation, Policy
+from vlatool.models.weights import load_weights
 from vlatool.training.begin import Begun, begin
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
@@ -280,40 +283,18 @@ class ModelTrial:
         return run
 
     def check_policy(self, trained: _Run) -> None:
-        """What acts does so from a checkpoint and what was kept beside it."""
+        """What acts does so from a checkpoint and what was kept beside it, as evaluation does."""
         config, root = self.config, trained.dir.root
         at = trained.dir.checkpoint(_LEARNING.total_steps)
-        begun = self._begun("learning", checkpoint=at).begun
         kept = config.data_kind.kept(config.data, root)
-        parts = {name: part.module.eval() for name, part in begun.state.parts.items() if part.saved}
+        parts: dict[str, nn.Module] = {}
+        for name, part in self.model_type.build(config.model).items():
+            if part.saved:
+                load_weights(part.module, at / part_weights(name))
+                parts[name] = part.module.to(trained.runtime.device).eval()
         policy = self.model_type.policy(config.model, parts, kept, root)
-        if isinstance(policy, Policy):
-            self._check_actions(policy)
-
-    def _check_actions(self, policy: Policy) -> None:
-        data: Any = self.config.data
-        order = SampleOrder(self.facts.datasets, OrderOptions(shuffle=False))
-        reader = self.config.data_kind.reader(data, self.facts)
-        rngs = [np.random.default_rng(0) for _ in range(2)]
-        samples = reader.read(order.places(range(2)), rngs)
-        seen = [
-            Observation(
-                one.images,
-                {name: one.fields[name][: policy.past + 1] for name in data.proprioception_fields},
-                one.instruction,
-            )
-            for one in samples
-        ]
-        first, second = (
-            policy.predict(seen, steps=3, rng=torch.Generator().manual_seed(1)) for _ in range(2)
-        )
-        for name in data.action_fields:
-            expected = (len(seen), policy.length, samples[0].fields[name].shape[-1])
-            actions = first[name]
-            assert actions.shape == expected, f"actions {name!r} are {actions.shape}, not [B, T, C]"
-            assert np.isfinite(actions).all(), f"actions {name!r} are not finite"
-            same = np.array_equal(actions, second[name])
-            assert same, f"actions {name!r} draw randomness from elsewhere than rng"
+        if policy is not None and isinstance(self.facts, DatasetFacts):
+            check_acting(TrainedPolicy(policy, trained.dir, at, "raw", config, kept), self.facts)
 
     def check_resume(self) -> None:
         """A run that was killed and goes on ends as one that was not, bit for bit."""

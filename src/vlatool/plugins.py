@@ -3,6 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -89,6 +90,15 @@ class Registry(Generic[T]):
             code=f"usage.unknown_{self.noun.replace(' ', '_')}",
             details={"known": self.names()},
         )
+
+    def having(self, key: str) -> list[str]:
+        """Names whose configuration class declares a key; what cannot be imported is left out."""
+        found: list[str] = []
+        for name in self.names():
+            with suppress(EnvironmentProblem):
+                if key in getattr(getattr(self.get(name), "Config", None), "model_fields", ()):
+                    found.append(name)
+        return found
 
     def target(self, name: str) -> str:
         """The module of a built-in name, for workers that shall import it early."""
@@ -190,7 +200,7 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.inspection.run:inspect_run",
         ),
         "checkpoint": Artifact(
-            "vlatool.artifacts.run_dir:is_checkpoint",
+            "vlatool.artifacts.checkpoint:is_checkpoint",
             "vlatool.verification.run:check_checkpoint",
             "vlatool.inspection.run:inspect_checkpoint",
         ),

@@ -154,6 +154,10 @@ def _check_episode(episode: Episode) -> None:
     assert min(frames, episode.fps) > 0, f"{where}: num_frames or fps is not positive"
     for name, values in lowdim.items():
         _check_field(f"{where}, field {name!r}", values, frames)
+    for name, names in episode.dimension_names.items():
+        assert name in lowdim, f"{where}: dimension_names has {name!r}, which is no field"
+        width = lowdim[name].shape[-1]
+        assert len(names) == width, f"{where}: {name!r} has {len(names)} names for {width} channels"
     for name, camera in episode.cameras.items():
         _check_camera(f"{where}, camera {name!r}", camera, frames)
     poses = {one.position_key: 3 for one in episode.pose_groups}
@@ -172,7 +176,7 @@ def _check_episode(episode: Episode) -> None:
 
 
 def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
-    cameras = {name for episode in episodes for name in episode.cameras}
+    cameras = {name for one in episodes for name in (*one.cameras, *one.missing_cameras)}
     assert set(survey.cameras) == cameras, (
         f"survey has the cameras {sorted(survey.cameras)}, the episodes {sorted(cameras)}"
     )

@@ -87,10 +87,7 @@ def tiny_overrides(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
 def tiny_config(data: Path, run: Path, **changes: Any) -> TrainConfig:
     """The configuration of a tiny run, resolved as a command line is."""
     keys = tiny_overrides(data, run, **changes)
-    overrides = [
-        parse_override(f"{key}={value}", place)
-        for place, (key, value) in enumerate(keys.items(), start=1)
-    ]
+    overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
     return load_config(TrainConfig, presets=["diffusion-policy-tiny"], overrides=overrides).config
 
 

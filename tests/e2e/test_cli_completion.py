@@ -7,13 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from vlatool.cli.options import PROGRESS_MODES
+from vlatool.config.presets import builtin_root, list_presets
+
 VLATOOL = str(Path(sys.executable).parent / "vlatool")
 
 
-def complete(line: str) -> list[str]:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty cache of a user."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def complete(line: str, cache: Path) -> list[str]:
     words = line.split(" ")
     env = {
         **os.environ,
+        "XDG_CACHE_HOME": str(cache),
         "_VLATOOL_COMPLETE": "complete_bash",
         "COMP_WORDS": line,
         "COMP_CWORD": str(len(words) - 1),
@@ -36,8 +46,74 @@ def complete(line: str) -> list[str]:
         ("vlatool train --model.type diff", {"diffusion_policy"}),
     ],
 )
-def test_completion(line: str, expected: set[str]) -> None:
-    assert expected <= set(complete(line))
+def test_completion(line: str, expected: set[str], cache: Path) -> None:
+    assert expected <= set(complete(line, cache))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vlatool preprocess lerobot x --engine ", {"local", "ray"}),
+        ("vlatool preprocess lerobot x --image_resizing_filter la", {"lanczos"}),
+        ("vlatool preprocess lerobot x --sink ", {"lbm"}),
+        ("vlatool preprocess lerobot x --progress ", set(PROGRESS_MODES)),
+        ("vlatool preprocess lerobot x --overwrite ", set()),
+        ("vlatool preprocess lerobot ", set()),
+        ("vlatool train --hparams.torchcompile ", {"true", "false"}),
+        ("vlatool sample ", {"spartan", "lerobot", "libero"}),
+        ("vlatool sample spartan out --size ", {"small", "medium", "published"}),
+        ("vlatool eval rollout run -p ", {"rollout-world"}),
+    ],
+)
+def test_values_of_choices_are_offered(line: str, expected: set[str], cache: Path) -> None:
+    assert set(complete(line, cache)) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "kinds"),
+    [
+        ("vlatool preprocess lerobot x --preset ", {"preprocess"}),
+        ("vlatool train -p ", {"runs", "models"}),
+        ("vlatool sample spartan out -p ", set()),
+    ],
+)
+def test_only_presets_that_fit_the_command_are_offered(
+    line: str, kinds: set[str], cache: Path
+) -> None:
+    assert set(complete(line, cache)) == {
+        one.name for one in list_presets([builtin_root()]) if one.kind in kinds
+    }
+
+
+def test_options_asked_for_again_import_no_configuration(cache: Path) -> None:
+    """Importing classes and what they need takes longer than a person waits."""
+    line = "vlatool preprocess lerobot x --"
+    first = complete(line, cache)
+    program = (
+        "import atexit, sys; from vlatool.cli.app import main;"
+        "atexit.register(lambda: print(*sys.modules, sep=chr(10), file=sys.stderr)); main()"
+    )
+    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "_VLATOOL_COMPLETE": "complete_bash"}
+    env |= {"COMP_WORDS": line, "COMP_CWORD": "4"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout.split() == first
+    assert not {"numpy", "pydantic", "yaml", "av", "pyarrow"} & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": 1}', '{"state": null, "words": 3}'])
+def test_a_damaged_cache_is_found_anew(content: str, tmp_path: Path) -> None:
+    line = "vlatool version --js"
+    assert complete(line, tmp_path) == ["--json"]
+    [file] = (tmp_path / "vlatool/completion").iterdir()
+    file.write_text(content)
+    assert complete(line, tmp_path) == ["--json"]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert complete("vlatool version --js", tmp_path / "file") == ["--json"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.builders.spartan import spartan_task
 
 VLATOOL = str(Path(sys.executable).parent / "vlatool")
 
@@ -143,3 +146,73 @@ def test_signal_ends_in_one_document(signum: signal.Signals, exit_code: int, kin
     out, _ = process.communicate(timeout=30)
     assert process.returncode == exit_code
     assert json.loads(out)["error"]["kind"] == kind
+
+
+MODULE = f"{shlex.quote(sys.executable)} -m vlatool"
+
+
+def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command line of a shell, `{}` being the command; its streams may lead anywhere."""
+    return subprocess.run(
+        ["bash", "-c", line.replace("{}", MODULE)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, **variables},
+    )
+
+
+@pytest.mark.parametrize("away", ["2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("argv", "code"), [("version", 0), ("doctr", 2), ("--progress rich presets", 0)]
+)
+def test_stderr_that_nobody_can_write_changes_no_exit_code(away: str, argv: str, code: int) -> None:
+    assert shell(f"{{}} {argv} {away}").returncode == code
+
+
+@pytest.mark.parametrize("argv", ["version", "presets --jsonl", "presets --json", "--help"])
+@pytest.mark.parametrize("away", ["", "2>/dev/full"])
+def test_full_stdout_is_exit_5_in_two_lines(argv: str, away: str) -> None:
+    done = shell(f"{{}} {argv} >/dev/full {away}")
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == (0 if away else 2)
+
+
+def test_closed_stdout_does_not_become_a_file_that_is_written(tmp_path: Path) -> None:
+    """What prints to stdout would write into the next file that is opened."""
+    program = (
+        "import os, sys; from vlatool.cli.output import open_streams; open_streams();"
+        f"sys.exit(os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY) < 3)"
+    )
+    assert shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} >&-").returncode == 0
+
+
+def test_full_log_file_is_exit_2_in_two_lines() -> None:
+    done = shell("{} presets --log-file /dev/full")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("argv", ["preprocess spartan raw -o out", "doctor", "demo -o out"])
+def test_removed_current_folder_is_exit_2_in_two_lines(tmp_path: Path, argv: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = shell(f"cd {gone} && rmdir {gone} && {{}} {argv}")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("argv", ["inspect", "verify", "resolve-config -c", "resolve-config -p"])
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 300 + ".yaml", "~nobody-is-called-so/x"])
+def test_names_that_no_file_can_have_are_told_in_two_lines(argv: str, name: str) -> None:
+    done = shell(f"{{}} {argv} {shlex.quote(name)}")
+    assert done.returncode in (2, 5)
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_warnings_of_other_packages_are_no_errors(tmp_path: Path) -> None:
+    spartan_task(tmp_path, episodes=1)
+    done = shell(f"{{}} verify {tmp_path}", PYTHONWARNINGS="error")
+    assert done.returncode in (0, 3)
+    assert "Traceback" not in done.stderr

@@ -33,6 +33,20 @@ def test_report_is_one_page_with_its_pictures_inside(finished: tuple[Path, dict,
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_figures_name_their_seed_and_command(finished: tuple[Path, dict, str]) -> None:
+    folder, result, _ = finished
+    command = "vlatool demo --seed 0 --episodes 4 --steps 4 --rollouts 2"
+    assert (result["seed"], result["command"]) == (0, command)
+    assert command in Path(result["report"]).read_text()
+    done = subprocess.run(
+        [*VLATOOL, "demo", "--output", str(folder), *SMALL],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert f"seed 0: {command}" in done.stdout
+
+
 def test_each_stage_is_told_as_a_command_that_can_be_parsed(
     finished: tuple[Path, dict, str],
 ) -> None:

@@ -1,5 +1,6 @@
 """`--nproc 2`: two ranks of one command, and every way in which they end."""
 
+import fcntl
 import json
 import os
 import signal
@@ -135,9 +136,22 @@ def test_killed_rank_ends_the_run_with_one_message(data: Path, tmp_path: Path) -
     assert "Traceback" not in stderr
 
 
-def test_no_rank_outlives_a_killed_command(data: Path, tmp_path: Path) -> None:
+def test_killed_command_leaves_no_rank_and_no_folder_for_longer_than_the_next_start(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with started(data, tmp_path / "run") as (process, _):
         process.kill()  # `started` looks for survivors
+    (left,) = tmp_path.glob("vlatool-ranks-*")
+    os.utime(left, (0, 0))
+    alive = tmp_path / "vlatool-ranks-alive"
+    alive.mkdir()
+    with (alive / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.utime(alive, (0, 0))
+        arguments = command(data, tmp_path / "run", data__camera_names="none")
+        subprocess.run(arguments, capture_output=True, check=False)
+    assert list(tmp_path.glob("vlatool-ranks-*")) == [alive]
 
 
 def test_rank_that_is_alone_says_so(data: Path, tmp_path: Path) -> None:

@@ -141,3 +141,27 @@ def test_killed_worker_costs_the_run_nothing(
     assert run.wait(120) == 0
     assert contents(output) == undisturbed
     assert left_after(mark, LEFT_S) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", ["gcs/gcs_server", "raylet/raylet", "agent.py", "agent/main.py"])
+def test_process_of_ray_that_dies_at_the_start_is_exit_6(
+    title: str, raw: Path, tmp_path: Path
+) -> None:
+    """Ray itself gives up after half a minute."""
+    mark = f"{os.getpid()} {title}"
+    run = start(command(raw, tmp_path / "out", *RAY, "--json"), mark)
+    deadline, victims = time.monotonic() + 60, list[int]()
+    while run.poll() is None and not victims and time.monotonic() < deadline:
+        programs = {pid: words.split("\0", 3) for pid, words in processes(mark).items()}
+        victims = [
+            pid
+            for pid, words in programs.items()
+            if any(word.endswith(title) for word in words[: 3 if "python" in words[0] else 1])
+        ]
+        time.sleep(0.02)
+    kill(victims[:1])
+
+    assert victims
+    assert run.wait(timeout=120) == 6
+    assert left_after(mark, LEFT_S) == {}

@@ -21,20 +21,25 @@ from tests.builders.training import (
     tiny_config,
     world_shards,
 )
+from vlatool.artifacts.dimensions import dimension_label
 from vlatool.artifacts.manifest import read_manifest
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
+from vlatool.evaluation.memory import PictureFit
 from vlatool.evaluation.metrics import wilson_interval
+from vlatool.evaluation.offline import evaluate_open_loop
+from vlatool.evaluation.pictures import save_curves
 from vlatool.evaluation.trained_policy import load_trained
-from vlatool.events import NullReporter
+from vlatool.events import NullProgress, NullReporter
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.kind import RoboticsKept
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.policy import Observation, Policy
 from vlatool.transforms.rotations import matrix_from_rot6d
-from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.evaluate import open_loop, open_loop_facts, rollout
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
@@ -51,6 +56,29 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "policy"
     train(tiny_config(data, folder, total_train_steps=3))
     return folder
+
+
+class Amounts(NullReporter):
+    """Keeps what a bar is told; a substitute at the protocol."""
+
+    def __init__(self) -> None:
+        self.total: int | None = 0
+        self.amounts: list[int] = []
+
+    def progress(self, name: str, total: int | None, unit: str) -> "Amounts":
+        del name, unit
+        self.total = total
+        return self
+
+    def __enter__(self) -> "Amounts":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def advance(self, amount: int = 1, **fields: float | int | str) -> None:
+        del fields
+        self.amounts.append(amount)
 
 
 def decoded(data: Path, run: Path) -> list[DecodedSample]:
@@ -149,7 +177,41 @@ def test_fewer_samples_are_spread_evenly(data: Path, run: Path, tmp_path: Path) 
             checkpoint=str(run), data=str(data), output=str(tmp_path), max_samples=7, batch_size=2
         )
     )
-    assert 4 <= result.samples <= 7
+    assert result.samples == 7
+
+
+def test_progress_ends_at_the_number_of_samples(data: Path, run: Path, tmp_path: Path) -> None:
+    told = Amounts()
+    config = OpenLoopConfig(
+        checkpoint=str(run), data=str(data), output=str(tmp_path), max_samples=7, batch_size=2
+    )
+    open_loop(config, reporter=told)
+    assert (told.total, sum(told.amounts)) == (7, 7)
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_curves_stand_at_the_frames_of_the_recording(data: Path, run: Path, share: int) -> None:
+    trained = load_trained(str(run), "auto")
+    facts = open_loop_facts(str(data), trained)
+    config = OpenLoopConfig(max_samples=facts.num_samples // share)
+    fit = PictureFit(trained.kept.pictures, print)
+
+    report = evaluate_open_loop(trained, facts, config, fit, NullProgress())
+
+    assert report.frames.tolist() == list(range(0, 12, share))
+    assert all(len(part) == len(report.frames) for pair in report.curves.values() for part in pair)
+
+
+def test_time_of_a_picture_is_that_of_its_points(tmp_path: Path) -> None:
+    curve = {"wave": (np.zeros(4), np.ones(4))}
+    for name, seconds in (("thin", [0.0, 1.0, 2.0, 3.0]), ("whole", [0.0, 1.0, 2.0, 30.0])):
+        save_curves(tmp_path / f"{name}.png", "title", curve, np.array(seconds))
+    assert (tmp_path / "thin.png").read_bytes() != (tmp_path / "whole.png").read_bytes()
+
+
+def test_dimensions_are_named_in_figures_and_curves(report: dict[str, Any]) -> None:
+    assert report["fields"][RELATIVE]["names"] == ["x", "y", "z"]
+    assert dimension_label(RELATIVE, 2, 3, {}) == f"{RELATIVE}: z"
 
 
 def test_raw_and_averaged_weights_differ_and_are_named(
@@ -191,6 +253,41 @@ def test_missing_inputs_are_refused(
     assert caught.value.code == code
 
 
+class Warnings(NullReporter):
+    """Keeps what is warned of; a substitute at the protocol."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def warn(self, code: str, message: str) -> None:
+        self.told.append(f"{code}: {message}")
+
+
+def test_data_of_another_size_are_resized_as_the_training_data_were(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    tree = {
+        "format": "spartan",
+        "sources": [str(data.parent / "raw")],
+        "output": str(tmp_path / "small"),
+        "past_lowdim_steps": 1,
+        "future_lowdim_steps": 6,
+        "max_padding_right": 6,
+        "camera_names": CAMERAS,
+        "resize_images_size": (48, 32),
+        "workers": 1,
+    }
+    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    reporter = Warnings()
+    config = OpenLoopConfig(
+        checkpoint=str(run), data=str(tmp_path / "small"), output=str(tmp_path / "report")
+    )
+    result = open_loop(config, reporter=reporter)
+    assert result.samples > 2
+    assert [text.partition(":")[0] for text in reporter.told] == ["pictures_resized"] * 2
+    assert all("48 x 32" in text and "64 x 64" in text for text in reporter.told)
+
+
 # rollouts
 
 
@@ -224,24 +321,15 @@ class Killed(BaseException):
     """The end of a run from outside."""
 
 
-class KilledAfter(NullReporter):
-    """Ends a run after a number of episodes; a substitute at the protocol."""
+class KilledAfter(Amounts):
+    """Ends a run after a number of episodes."""
 
     def __init__(self, episodes: int) -> None:
+        super().__init__()
         self.left = episodes
 
-    def progress(self, name: str, total: int | None, unit: str) -> "KilledAfter":
-        del name, total, unit
-        return self
-
-    def __enter__(self) -> "KilledAfter":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
-        del fields
+        super().advance(amount, **fields)
         self.left -= amount
         if not self.left:
             raise Killed
@@ -254,10 +342,10 @@ def test_killed_rollouts_go_on_with_the_next_group(run: Path, tmp_path: Path) ->
     with pytest.raises(Killed):
         rollout(config, reporter=KilledAfter(26))
 
-    again = KilledAfter(1000)
+    again = Amounts()
     result = rollout(config, reporter=again)
 
-    assert 1000 - again.left == 2, "the first group of 25 was done before"
+    assert again.amounts == [1, 1, 25], "the first group of 25 was done before"
     whole = json.loads((tmp_path / "whole/report.json").read_text())
     assert result.document()["rollouts"] == whole["rollouts"]
     sheets = [(tmp_path / name / "episodes.png").read_bytes() for name in ("whole", "out")]

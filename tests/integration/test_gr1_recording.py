@@ -73,6 +73,17 @@ def test_the_instruction_is_the_rows_task_and_not_the_label(episodes: list[Episo
     assert [episode.language["original"] for episode in episodes] == expected
 
 
+def test_joints_are_those_of_the_groups(episodes: list[Episode]) -> None:
+    names = episodes[0].dimension_names["action"]
+    assert (names[0], names[7], names[24], names[43]) == (
+        "left_arm.0",
+        "left_hand.0",
+        "right_arm.2",
+        "waist.2",
+    )
+    assert names == episodes[0].dimension_names["observation.state"]
+
+
 def test_the_only_oddity_of_an_episode_is_its_late_timestamps(episodes: list[Episode]) -> None:
     assert {one.code for e in episodes for one in e.findings} == {"lerobot.timestamps"}
 

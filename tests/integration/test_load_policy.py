@@ -27,6 +27,7 @@ from vlatool.errors import VlatoolError
 from vlatool.evaluation.acting import ActingPolicy
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.controllers import PolicyController
+from vlatool.evaluation.memory import PictureFit
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.models.policy import Observation, Policy
 from vlatool.workflows.evaluate import with_world_mapping
@@ -111,7 +112,8 @@ def test_commands_are_those_of_a_rollout(run: Path, execute: int) -> None:
     config = with_world_mapping(
         RolloutConfig(env=ENVIRONMENT, seed=SEED, execute_steps=execute, checkpoint=str(run))
     )
-    controller = PolicyController(load_trained(str(run), "auto").policy, config)
+    trained = load_trained(str(run), "auto").policy
+    controller = PolicyController(trained, config, PictureFit(trained.pictures, print))
     policy = vlatool.load_policy(run, seed=SEED)
     register_environments()
     env = gymnasium.make(ENVIRONMENT)
@@ -289,6 +291,19 @@ def test_picture_gets_the_size_of_the_training_data(windows: Shown) -> None:
     np.testing.assert_allclose(images[0][inner].astype(int), small[inner].astype(int), atol=4)
 
 
+def test_another_size_is_told_once_per_camera(
+    policy: ActingPolicy, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        policy.act({**made_up(number, (96, 80)), CAMERAS[1]: made_up(number)[CAMERAS[1]]})
+    policy.reset()
+    policy.act(made_up(0, (96, 80)))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert all(camera in text for camera, text in zip(CAMERAS, told, strict=True))
+    assert all("80 x 96" in text and "64 x 64" in text for text in told)
+
+
 def changed_options(run: Path, target: Path, **options: Any) -> Path:
     """A copy of a run whose data were made with other options."""
     shutil.copytree(run, target)
@@ -318,6 +333,27 @@ def test_size_of_pictures_comes_from_what_the_run_kept(
 ) -> None:
     changed = changed_options(run, tmp_path / "run", **options)
     assert load_trained(str(changed), "auto").kept.pictures.size == size
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_resizing_filter": "thumb"},
+        {"image_resizing_method": "stretch"},
+        {"image_size": 64},
+        {"resize_images_size": "large"},
+        {"camera_rotations": [1]},
+        {"camera_rotations": {"front": "left"}},
+        {"pose_groups": [{"colour": "red"}]},
+        {"fps": "fast"},
+    ],
+)
+def test_options_that_no_preprocessing_writes_are_refused(
+    options: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(VlatoolError) as caught:
+        vlatool.load_policy(changed_options(run, tmp_path / "run", **options))
+    assert (caught.value.code, caught.value.exit_code) == ("data.broken_config", 3)
 
 
 def test_pictures_of_two_sizes_are_refused_where_none_is_known(run: Path, tmp_path: Path) -> None:
@@ -358,10 +394,22 @@ def with_(name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (with_(XYZ, [[1.0, 2.0, 3.0]]), "data.field_shape"),
         (with_(XYZ, "up"), "data.field_shape"),
         (with_(XYZ, [1.0, float("nan"), 3.0]), "data.field_not_finite"),
+        (with_(XYZ, None), "data.field_shape"),
+        (with_(XYZ, {"x": 1.0}), "data.field_shape"),
+        (with_(XYZ, [True, False, True]), "data.field_shape"),
+        (with_(XYZ, [[1.0], [2.0, 3.0]]), "data.no_array"),
+        (with_(XYZ, torch.zeros(3, requires_grad=True)), "data.no_array"),
+        (with_(CAMERAS[0], None), "data.no_picture"),
+        (with_(CAMERAS[0], [[1], [2, 3]]), "data.no_array"),
+        (with_("instruction", None), "data.no_instruction"),
+        (lambda given: {**given, 3: 1}, "data.unknown_observation"),
+        (lambda _: None, "data.no_observation"),
+        (lambda given: list(given.items()), "data.no_observation"),
+        (lambda _: "front", "data.no_observation"),
     ],
 )
 def test_observation_that_cannot_be_one_is_refused(
-    change: Callable[[dict[str, Any]], dict[str, Any]], code: str, policy: ActingPolicy
+    change: Callable[[dict[str, Any]], Any], code: str, policy: ActingPolicy
 ) -> None:
     with pytest.raises(VlatoolError) as caught:
         policy.act(change(made_up(0)))
@@ -374,8 +422,8 @@ def test_misspelt_camera_gets_the_nearest_name(policy: ActingPolicy) -> None:
     assert "scene_right_0" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("executed", [0, 8])
-def test_more_steps_than_the_plan_has_are_refused(executed: int, policy: ActingPolicy) -> None:
+@pytest.mark.parametrize("executed", [0, 8, "1", 1.5, None, True])
+def test_steps_that_the_plan_has_not_are_refused(executed: Any, policy: ActingPolicy) -> None:
     policy.act(made_up(0))
     with pytest.raises(VlatoolError) as caught:
         policy.act(made_up(1), executed=executed)
@@ -386,7 +434,15 @@ def test_more_steps_than_the_plan_has_are_refused(executed: int, policy: ActingP
     ("keys", "code"),
     [
         ({"weights": "best"}, "usage.bad_value"),
+        ({"weights": None}, "usage.bad_value"),
         ({"inference_steps": 0}, "usage.bad_value"),
+        ({"inference_steps": "8"}, "usage.bad_value"),
+        ({"inference_steps": 2.5}, "usage.bad_value"),
+        ({"seed": "x"}, "usage.bad_value"),
+        ({"seed": -1}, "usage.bad_value"),
+        ({"seed": 2**64}, "usage.bad_value"),
+        ({"checkpoint": 5}, "usage.bad_value"),
+        ({"checkpoint": None}, "usage.bad_value"),
         ({"checkpoint": "nowhere"}, "data.no_checkpoint"),
         ({"checkpoint": ""}, "usage.missing_key"),
     ],
@@ -397,3 +453,12 @@ def test_checkpoint_that_cannot_be_loaded_is_refused(
     with pytest.raises(VlatoolError) as caught:
         vlatool.load_policy(**{"checkpoint": run, **keys})
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, -1, [1]])
+def test_seed_that_is_none_leaves_the_policy_as_it_was(seed: Any, policy: ActingPolicy) -> None:
+    policy.act(made_up(0))
+    with pytest.raises(VlatoolError) as caught:
+        policy.reset(seed=seed)
+    assert (caught.value.code, caught.value.exit_code) == ("usage.bad_value", 2)
+    policy.act(made_up(1), executed=2)

@@ -8,12 +8,14 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import webdataset as wds
+import yaml
 from torch.utils.data import DataLoader
 
 import vlatool
@@ -28,7 +30,18 @@ from tests.builders.loading import (
     opened,
     write_shards,
 )
-from tests.builders.shards import FUTURE, PAST, Members, jpeg, members, shard_output, write_tar
+from tests.builders.shards import (
+    FUTURE,
+    PAST,
+    SIZE,
+    Members,
+    arrays,
+    jpeg,
+    members,
+    npz,
+    shard_output,
+    write_tar,
+)
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.manifest import read_manifest
@@ -272,11 +285,96 @@ def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
     assert not batch.is_fake
 
 
+def resized(key: str, content: Members) -> None:
+    """Another size in the header of a picture of one sample, as a flipped bit makes it."""
+    if key == "sample-0002":
+        data = bytearray(content["front_t0.jpg"])
+        data[data.index(b"\xff\xc0") + 6] ^= 1
+        content["front_t0.jpg"] = bytes(data)
+
+
+def inflated(side: int, key: str, content: Members) -> None:
+    """A picture of one sample that says it is so many pixels wide and high."""
+    if key == "sample-0002":
+        data = bytearray(content["front_t0.jpg"])
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = side.to_bytes(2, "big") * 2
+        content["front_t0.jpg"] = bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "size"),
+    [
+        (resized, list(SIZE)),
+        (partial(inflated, 40_000), list(SIZE)),
+        (partial(inflated, 40_000), None),
+        (partial(inflated, 9_000), None),  # of which Pillow alone says nothing
+    ],
+)
+def test_picture_whose_header_cannot_be_right_is_a_broken_sample(
+    change: Callable[[str, Members], None], size: list[int] | None, tmp_path: Path
+) -> None:
+    folder = shard_output(tmp_path / "out", change=change)
+    _set_size(folder, size)
+    keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
+    plan = LoaderPlan(6, drop_reasons=RoboticsKind.drop_reasons)
+
+    (batch,) = batches(opened(folder, **keys), plan, 1)
+
+    assert batch.dropped == (1, 0)
+    assert "sample-0002" in batch.first_drop
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("state", np.zeros((4, 5))),
+        ("state", np.zeros((4, 2, 2))),
+        ("state", np.zeros(())),
+        ("state", np.array([True] * 4)),
+        ("state", np.zeros((4, 2), complex)),
+        ("past_mask", np.ones(4)),
+        ("past_mask", np.ones((4, 2), bool)),
+    ],
+    ids=["wide", "deep", "scalar", "narrow", "complex", "mask of floats", "wide mask"],
+)
+def test_array_that_is_not_like_the_others_is_a_broken_sample(
+    name: str, values: np.ndarray, tmp_path: Path
+) -> None:
+    def change(key: str, content: Members) -> None:
+        if key == "sample-0002":
+            content["lowdim.npz"] = npz({**arrays(2), name: values})
+
+    assert _dropped(tmp_path, change) == (1, 0)
+
+
+def test_sentence_that_is_no_text_is_a_broken_sample(tmp_path: Path) -> None:
+    def change(key: str, content: Members) -> None:
+        if key == "sample-0002":
+            content["language_instructions.json"] = b'{"original": "\\ud800"}'
+
+    assert _dropped(tmp_path, change) == (1, 0)
+
+
+def _dropped(root: Path, change: Callable[[str, Members], None]) -> tuple[int, ...]:
+    keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
+    data = opened(shard_output(root / "out", change=change), **keys)
+    return batches(data, LoaderPlan(6, drop_reasons=RoboticsKind.drop_reasons), 1)[0].dropped
+
+
+def _set_size(folder: Path, size: list[int] | None) -> None:
+    path = folder / "shards/preprocessing_config.yaml"
+    path.write_text(
+        yaml.safe_dump({**yaml.safe_load(path.read_text()), "resize_images_size": size})
+    )
+
+
 def test_pictures_of_different_sizes_are_no_broken_sample(tmp_path: Path) -> None:
     def change(_key: str, content: Members) -> None:
         content["front_t0.jpg"] = jpeg(1, (20, 10))
 
     folder = shard_output(tmp_path / "out", change=change)
+    _set_size(folder, None)
     keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
 
     assert refusal(opened(folder, **keys)).code == "data.image_sizes_differ"

@@ -86,7 +86,7 @@ def test_folder_holds_everything_that_training_reads(shards: Path) -> None:
     assert files == {
         "manifest.jsonl",
         "stats.json",
-        "stats_compact.json",
+        "stats_digests.npz",
         "preprocessing_config.yaml",
         "processing_metadata.json",
     }

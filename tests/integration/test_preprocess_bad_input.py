@@ -300,6 +300,16 @@ BAD_FILES = [
         "data.broken_annotations",
     ),
     pytest.param("language_annotations_path", "{", "data.broken_annotations", id="no yaml"),
+    pytest.param(
+        "language_annotations_path", "[" * 100_000, "data.broken_annotations", id="deep yaml"
+    ),
+    pytest.param(
+        "action_fields_config_path", "[" * 100_000, "data.broken_file", id="deep action fields"
+    ),
+    pytest.param("validation_episodes_path", "[" * 100_000, "data.broken_file", id="deep json"),
+    pytest.param(
+        "validation_episodes_path", '{"T": [1e999]}', "data.broken_file", id="endless number"
+    ),
     ("validation_episodes_path", "[1]", "data.broken_file"),
     ("validation_episodes_path", '{"T": 3}', "data.broken_file"),
     ("validation_episodes_path", '{"T": "12"}', "data.broken_file"),
@@ -447,16 +457,59 @@ def test_dangling_link_in_an_episode_does_no_harm(tmp_path: Path) -> None:
     assert run(source, tmp_path / "out").samples == 2 * FRAMES
 
 
-def test_missing_video_is_a_warning_and_the_camera_is_left_out(tmp_path: Path) -> None:
-    cameras = {"observation.images.a": "video", "observation.images.b": "video"}
-    root = lerobot_dataset(tmp_path / "raw", (FRAMES, FRAMES), cameras=cameras)
-    next(root.rglob("observation.images.b/episode_000001.mp4")).unlink()
+LEFT, RIGHT = "observation.images.left", "observation.images.right"
 
-    result = run(root, tmp_path / "out", format="lerobot")
 
-    assert result.warnings == ("source.missing_camera: 1 episodes",)
-    stored = {len(metadata(one)["camera_names"]) for one in samples(tmp_path / "out/shards")}
-    assert stored == {1, 2}
+def without_right_video(root: Path, episode: int) -> Path:
+    """Two episodes of two cameras, one of which lacks a video."""
+    cameras = {LEFT: "video", RIGHT: "video"}
+    lerobot_dataset(root, (FRAMES, FRAMES), cameras=cameras)
+    next(root.rglob(f"{RIGHT}/episode_{episode:06d}.mp4")).unlink()
+    return root
+
+
+@pytest.mark.parametrize("episode", [0, 1])
+def test_episode_without_a_declared_video_is_broken_whichever_it_is(
+    tmp_path: Path, episode: int
+) -> None:
+    root = without_right_video(tmp_path / "raw", episode)
+
+    error = refusal(root, tmp_path / "out", format="lerobot")
+
+    assert failure_of(error)["episode"] == f"raw_episode_00000{episode}"
+    assert failure_of(error)["code"] == "data.missing_video"
+    stored = [metadata(one)["camera_names"] for one in samples(tmp_path / "out/shards")]
+    assert stored == [[LEFT, RIGHT]] * FRAMES
+
+
+def test_episode_without_a_declared_video_is_dropped_and_counted_when_asked(
+    tmp_path: Path,
+) -> None:
+    root = without_right_video(tmp_path / "raw", 0)
+
+    result = run(root, tmp_path / "out", format="lerobot", skip_episodes_missing_cameras=True)
+
+    assert (result.samples, result.failures) == (FRAMES, ())
+    assert result.dropped == {"episode_missing_camera": 1}
+
+
+def test_missing_video_of_a_camera_that_is_not_chosen_does_no_harm(tmp_path: Path) -> None:
+    root = without_right_video(tmp_path / "raw", 0)
+
+    result = run(root, tmp_path / "out", format="lerobot", camera_names=[LEFT])
+
+    assert (result.samples, result.failures) == (2 * FRAMES, ())
+
+
+def test_only_episode_without_its_declared_video_is_not_stored_without_pictures(
+    tmp_path: Path,
+) -> None:
+    root = without_right_video(tmp_path / "raw", 0)
+    next(root.rglob(f"{LEFT}/episode_000000.mp4")).unlink()
+
+    error = refusal(root, tmp_path / "out", format="lerobot", episodes="0")
+
+    assert error.exit_code == 3
 
 
 def test_episode_manifest_names_are_those_of_the_files(tmp_path: Path) -> None:

@@ -13,9 +13,18 @@ import yaml
 from PIL import Image
 
 from tests.builders.lerobot import Columns, lerobot_dataset
-from tests.builders.preprocessing import arrays, metadata, options_for, refusal, run, samples
+from tests.builders.preprocessing import (
+    arrays,
+    contents,
+    metadata,
+    options_for,
+    refusal,
+    run,
+    samples,
+)
 from tests.builders.recording import Recorder
 from tests.builders.spartan import CAMERAS, TASK, Documents, picture, session_folder, spartan_task
+from vlatool.cli.keys import declared_keys
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError
 from vlatool.workflows.preprocess import PreprocessConfig
@@ -216,14 +225,30 @@ def test_depth_and_labels_are_absent_by_default(source: Path, tmp_path: Path) ->
     assert not [key for one in samples(tmp_path / "out/shards") for key in one if "png" in key]
 
 
-def test_resize_filter_is_recorded_and_changes_pixels(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compat", [False, True])
+def test_resize_filter_is_recorded_and_changes_pixels(
+    source: Path, tmp_path: Path, compat: bool
+) -> None:
     pictures = set()
-    for name in ("lanczos", "nearest"):
-        run(source, tmp_path / name, resize_images_size=[16, 12], image_resizing_filter=name)
-        assert written_config(tmp_path / name)["image_resizing_filter"].lower() == name
+    for name in ("lanczos_vips", "lanczos", "nearest"):
+        options = {"resize_images_size": [16, 12], "image_resizing_filter": name}
+        run(source, tmp_path / name, **options, compat=compat)
+        assert written_config(tmp_path / name)["image_resizing_filter"] == name
         pictures.add(at_anchor(tmp_path / name / "shards", 0)[f"{NAME}_t0.jpg"])
 
-    assert len(pictures) == 2
+    assert len(pictures) == 3
+
+
+@pytest.mark.parametrize(("compat", "used"), [(False, "lanczos_vips"), (True, "lanczos")])
+def test_filter_that_nobody_chose_is_recorded_by_its_name(
+    source: Path, tmp_path: Path, compat: bool, used: str
+) -> None:
+    options = {"resize_images_size": [16, 12], "compat": compat}
+    run(source, tmp_path / "default", **options)
+    run(source, tmp_path / "chosen", **options, image_resizing_filter=used)
+
+    assert written_config(tmp_path / "default")["image_resizing_filter"] == used
+    assert contents(tmp_path / "default") == contents(tmp_path / "chosen")
 
 
 # which episodes
@@ -628,3 +653,10 @@ def test_published_file_includes_another_as_text(tmp_path: Path) -> None:
     resolved = load_config(PreprocessConfig, files=[str(config)])
 
     assert resolved.config.camera_names == ["left", "right"]
+
+
+@pytest.mark.parametrize("name", ["spartan", "lerobot"])
+def test_every_key_has_a_group_in_the_help(name: str) -> None:
+    schema = PreprocessConfig.specialise({"format": name, "sink": "lbm"})
+    alone = {key.name for key in declared_keys(schema).values() if key.group == "Keys"}
+    assert alone == {"format", "sources", *PreprocessConfig.without_effect}

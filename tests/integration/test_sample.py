@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from vlatool.errors import UsageError
+from vlatool.jobs.record import read_record
 from vlatool.workflows.sample import SampleConfig, SampleResult, sample
 
 CABOT_IDS = {
@@ -206,8 +208,9 @@ def test_complete_output_is_left_alone(tmp_path: Path) -> None:
 def test_interrupted_output_is_made_over(tmp_path: Path) -> None:
     run(tmp_path, frames=3)
     whole = digests(tmp_path)
-    record = tmp_path / ".vlatool/run.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
+    record = read_record(tmp_path)
+    assert record is not None
+    replace(record, complete=False).save(tmp_path)
     next(tmp_path.rglob("observations.npz")).unlink()
     run(tmp_path, frames=3)
     assert digests(tmp_path) == whole

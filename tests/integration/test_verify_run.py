@@ -11,9 +11,12 @@ import pytest
 import yaml
 
 from tests.builders.training import tiny_config
-from vlatool.artifacts.run_dir import CheckpointManifest, RunDir
+from vlatool.artifacts.checkpoint import CheckpointManifest
+from vlatool.artifacts.run_dir import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
+from vlatool.jobs.record import OutputRecord
+from vlatool.storage.sealed import write_sealed
 from vlatool.storage.uri import location
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
@@ -39,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(weights())
         (folder / "trainer.pt").write_bytes(b"counters")
-        CheckpointManifest.of(folder, {"step": step, "samples": 8 * step}).write(folder)
+        CheckpointManifest.of(folder, step, 8 * step).write(folder)
     run.write_latest(STEPS[-1])
     run.write_config(tiny_config(Path("data"), root).model_dump(mode="json"))
     run.metrics.write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (1, 2)))
@@ -91,6 +94,12 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(tree))
 
 
+def flip_record(run: RunDir) -> None:
+    OutputRecord("train", {"seed": 1}).save(run.root)
+    path = run.root / ".vlatool/run.json"
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": 3'))
+
+
 def manifest(run: RunDir) -> Path:
     return run.checkpoint(4) / "manifest.json"
 
@@ -103,7 +112,7 @@ def spoil_config(run: RunDir) -> None:
 def misfit_weights(run: RunDir) -> None:
     folder = run.checkpoint(4)
     (folder / "model.safetensors").write_bytes(weights()[:-4])
-    CheckpointManifest.of(folder, {"step": 4}).write(folder)
+    CheckpointManifest.of(folder, 4, 32).write(folder)
 
 
 BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
@@ -111,7 +120,18 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
     "config with a wrong value": (spoil_config, {"broken_config"}, "error"),
     "config that is no YAML": (lambda run: run.config.write_text("{"), {"broken_config"}, "error"),
     "statistics": (lambda run: run.stats.write_text("["), {"broken_statistics"}, "error"),
+    "statistics that are not finite": (
+        lambda run: run.stats.write_text('{"a": {"mean": [0.0, NaN], "std": [1.0, 1.0]}}'),
+        {"broken_statistics"},
+        "error",
+    ),
     "options": (lambda run: run.options.unlink(), {"broken_options"}, "error"),
+    "record": (
+        lambda run: write_sealed(run.root / ".vlatool/run.json", {"command": "train"}),
+        {"broken_record"},
+        "error",
+    ),
+    "record with a flipped bit": (flip_record, {"broken_record"}, "error"),
     "no metrics": (lambda run: run.metrics.unlink(), {"no_metrics"}, "warning"),
     "metrics of no step": (
         lambda run: run.metrics.write_text('{"loss": 1.0}\n{"step": 2}\n'),
@@ -136,6 +156,11 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
         lambda run: (run.checkpoint(2) / "manifest.json").unlink(),
         {"unfinished_checkpoint"},
         "warning",
+    ),
+    "newest checkpoint without manifest": (
+        lambda run: (run.latest_file.write_text("{}"), manifest(run).unlink(), run.write_latest(2)),
+        {"broken_manifest"},
+        "error",
     ),
     "broken manifest": (lambda run: manifest(run).write_text("{}"), {"broken_manifest"}, "error"),
     "manifest of another step": (

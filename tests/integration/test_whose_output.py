@@ -16,17 +16,21 @@ from tests.builders.preprocessing import FRAMES, contents, options_for, run
 from tests.builders.spartan import spartan_task
 from tests.builders.training import tiny_config, world_shards
 from vlatool.artifacts.run_dir import RunDir
+from vlatool.config.resolve import load_config
 from vlatool.errors import BugError, DataError, StorageError, UsageError
-from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.events import NullProgress, NullReporter
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.job import JobOptions, Ranks
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import SerialExecutor
-from vlatool.workflows.evaluate import rollout
+from vlatool.workflows.demo import DemoConfig, demo
+from vlatool.workflows.evaluate import open_loop, rollout
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
+from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
@@ -107,7 +111,7 @@ def test_run_that_was_being_replaced_does_not_go_on_with_its_old_options(
     with pytest.raises(UsageError) as caught:
         train(tiny_config(data, output, total_train_steps=1))
 
-    assert caught.value.code == "usage.output_differs"
+    assert caught.value.code == "usage.unfinished_overwrite"
 
 
 def test_run_killed_while_it_began_writes_its_files_again(data: Path, tmp_path: Path) -> None:
@@ -270,3 +274,126 @@ def test_rank_that_ends_by_an_error_leaves_the_others(tmp_path: Path) -> None:
         run_job(ToyJob(tmp_path, WORDS), SerialExecutor(), ranks=ranks)
 
     assert left == [True]
+
+
+def strangers(folder: Path, *names: str) -> dict[str, bytes]:
+    """Somebody's files, some of which look like what a killed run leaves; their contents."""
+    for name in (*names, "raw/.model.17-ab.partial", "notes.txt", ".draft.3.partial"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    return contents(folder)
+
+
+def evaluations(folder: Path, data: Path, trained: Path) -> dict[str, Callable[[], object]]:
+    checkpoint, output = str(trained), str(folder)
+    closed = RolloutConfig(checkpoint=checkpoint, env=ENVIRONMENT, output=output, episodes=1)
+    opened = OpenLoopConfig(checkpoint=checkpoint, data=str(data), output=output, max_samples=1)
+    return {
+        "eval rollout": lambda: rollout(closed),
+        "eval open-loop": lambda: open_loop(opened),
+    }
+
+
+@pytest.mark.parametrize("command", ["eval rollout", "eval open-loop"])
+@pytest.mark.parametrize("names", [(), ("report.json",)])
+def test_evaluation_touches_nothing_of_a_stranger(
+    data: Path, trained: Path, tmp_path: Path, command: str, names: tuple[str, ...]
+) -> None:
+    before = strangers(tmp_path, *names)
+
+    assert not taken_over(tmp_path, evaluations(tmp_path, data, trained)[command])
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["eval rollout", "eval open-loop"])
+def test_report_alone_is_a_strangers_as_well(
+    data: Path, trained: Path, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "report.json").write_text("mine")
+
+    assert not taken_over(tmp_path, evaluations(tmp_path, data, trained)[command])
+    assert (tmp_path / "report.json").read_text() == "mine"
+
+
+def test_open_loop_makes_its_own_report_anew(data: Path, trained: Path, tmp_path: Path) -> None:
+    evaluate = evaluations(tmp_path / "report", data, trained)["eval open-loop"]
+    evaluate()
+    (tmp_path / "report/report.json").write_text("damaged")
+
+    evaluate()
+
+    record = read_record(tmp_path / "report")
+    assert record is not None
+    assert record.complete
+    assert json.loads((tmp_path / "report/report.json").read_text())["samples"] == 1
+
+
+def test_demo_touches_nothing_of_a_stranger(tmp_path: Path) -> None:
+    before = strangers(tmp_path)
+
+    assert not taken_over(tmp_path, lambda: demo(DemoConfig(output=str(tmp_path))))
+    assert contents(tmp_path) == before
+
+
+def test_demo_goes_on_from_what_its_earlier_options_made(tmp_path: Path) -> None:
+    small = DemoConfig(output=str(tmp_path), episodes=2, steps=1, rollouts=1)
+    demo(small)
+    before = contents(tmp_path / "data")
+
+    assert demo(small.model_copy(update={"rollouts": 2})).rollouts == 2
+    assert contents(tmp_path / "data") == before
+
+
+def test_data_and_samples_touch_nothing_of_a_stranger(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 1, FRAMES)
+    before = strangers(tmp_path / "mine")
+    wanted = SampleConfig(layout="spartan", output=str(tmp_path / "mine"), episodes=1, frames=4)
+
+    assert not taken_over(tmp_path / "mine", lambda: sample(wanted))
+    assert not taken_over(tmp_path / "mine", lambda: run(source, tmp_path / "mine"))
+    assert not taken_over(tmp_path / "mine", lambda: run(source, tmp_path / "mine", overwrite=True))
+    assert contents(tmp_path / "mine") == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", '{"a": 1}', "[]", '{"observation.state": {"mean": [0.0], "std": [1.0]}}', "notes"],
+)
+def test_merged_statistics_replace_nothing_of_a_stranger(
+    data: Path, tmp_path: Path, content: str
+) -> None:
+    target = tmp_path / "stats.json"
+    target.write_text(content)
+    wanted = StatsMergeConfig(sources=[str(data), str(data)], output=str(target))
+
+    assert not taken_over(tmp_path, lambda: stats_merge(wanted))
+    assert target.read_text() == content
+
+
+def test_merged_statistics_do_not_replace_those_of_a_run(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(trained, tmp_path / "run"))
+    wanted = StatsMergeConfig(sources=[str(data)] * 2, output=str(output / "stats.json"))
+
+    assert not taken_over(output, lambda: stats_merge(wanted))
+
+
+@pytest.mark.parametrize("content", ["mine", "a: [", "seed: 3\n", ""])
+def test_resolved_configuration_replaces_nothing_of_a_stranger(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    resolved = load_config(DemoConfig)
+
+    assert not taken_over(
+        tmp_path, lambda: resolve_config(resolved, output=str(tmp_path / "mine.yaml"))
+    )
+    assert (tmp_path / "mine.yaml").read_text() == content
+
+
+def test_resolved_configuration_replaces_its_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        resolve_config(load_config(DemoConfig), output=str(tmp_path / "demo.yaml"))
+
+    assert "rollouts: 50" in (tmp_path / "demo.yaml").read_text()

@@ -454,26 +454,78 @@ class Lost(Acting):
     sampler: ClassVar[Any] = staticmethod(lost)
 
 
+def graded(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
+    actions = sampler(batch, steps=steps, rng=rng)
+    return actions * torch.ones((), requires_grad=True)
+
+
+class Graded(Acting):
+    """Its author thought of no gradients, which is nobody's concern but ours."""
+
+    sampler: ClassVar[Any] = staticmethod(graded)
+
+
+class Tensors(Policy):
+    def act(self, *args: Any, **keys: Any) -> Any:
+        commands = super().act(*args, **keys)
+        return {name: torch.tensor(one, requires_grad=True) for name, one in commands.items()}
+
+
+class ActsWithTensors(DiffusionPolicyType):
+    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> Policy:
+        made = super().policy(config, parts, kept, folder)
+        return Tensors(made._sampler, made._batcher, kept)
+
+
+class ActsByItself(DiffusionPolicyType):
+    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> Any:
+        del config, kept, folder
+        return parts["model"]
+
+
+class ForgetsAField(DiffusionPolicyType):
+    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> Policy:
+        made = super().policy(config, parts, kept, folder)
+        return Half(made._sampler, made._batcher, kept)
+
+
+class Half(Policy):
+    def act(self, *args: Any, **keys: Any) -> Any:
+        return dict(list(super().act(*args, **keys).items())[1:])
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world_data(tmp_path_factory.mktemp("world"))
 
 
+BACKBONE = {
+    "type": "keypoint_backbone",
+    "hidden_dim": 16,
+    "channels": [4, 8],
+    "num_keypoints": 4,
+}
+TRANSFORMER = {"hidden_dim": 32, "n_layers": 1, "n_heads": 2, "ffn_type": "gelu"}
+KEYS = {"vision_language_backbone": BACKBONE, "transformer": TRANSFORMER}
+
+
 @pytest.mark.parametrize(
     ("broken", "sentence"),
-    [(Wayward, "randomness from elsewhere"), (Lost, "not finite")],
+    [
+        (Wayward, "randomness from elsewhere"),
+        (Lost, "not finite"),
+        (ActsWithTensors, "act gives a tensor that keeps gradients"),
+        (ActsByItself, "for robotics data it is"),
+        (ForgetsAField, "act gives no actions for"),
+    ],
 )
 def test_broken_policy_is_noticed(broken: Any, sentence: str, shards: Path, tmp_path: Path) -> None:
-    backbone = {
-        "type": "keypoint_backbone",
-        "hidden_dim": 16,
-        "channels": [4, 8],
-        "num_keypoints": 4,
-    }
-    transformer = {"hidden_dim": 32, "n_layers": 1, "n_heads": 2, "ffn_type": "gelu"}
-    keys = {"vision_language_backbone": backbone, "transformer": transformer}
     with pytest.raises(AssertionError, match=sentence):
-        check(broken(), shards, tmp_path, **keys)
+        check(broken(), shards, tmp_path, **KEYS)
+
+
+def test_sampler_may_keep_gradients(shards: Path, tmp_path: Path) -> None:
+    check(Graded(), shards, tmp_path, **KEYS)
 
 
 def test_sound_toy_is_let_through(rows: Path, tmp_path: Path) -> None:

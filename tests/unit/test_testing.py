@@ -101,6 +101,13 @@ def test_a_survey_that_differs_from_the_episodes_is_noticed(tmp_path: Path) -> N
         check_reader(Blind, spartan_task(tmp_path, 1, 3))
 
 
+def too_few(episode: Episode) -> dict[str, list[str]]:
+    """One name for each field of several channels."""
+    return {
+        name: ["x"] for name, one in episode.lowdim.items() if one.ndim > 1 and one.shape[1] > 1
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -108,6 +115,8 @@ def test_a_survey_that_differs_from_the_episodes_is_noticed(tmp_path: Path) -> N
         (with_field("speed", np.zeros((5, 1))), "5 rows"),
         (with_field("speed", np.array([None] * 4)), "neither numbers nor unicode"),
         (lambda episode: replace(episode, action_fields=("speed",)), "'speed'"),
+        (lambda episode: replace(episode, dimension_names={"speed": ["x"]}), "is no field"),
+        (lambda episode: replace(episode, dimension_names=too_few(episode)), "names for"),
         (lambda episode: replace(episode, id="other"), "'other'"),
         (lambda episode: replace(episode, language={"original": "text"}), "list of sentences"),
     ],

@@ -11,8 +11,15 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
+from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.storage.uri import is_file_name
 
 NAME = "manifest.jsonl"
+# Of one shard, before anybody plans with them.
+MOST_SAMPLES = 10_000_000
+
+_HINT = "preprocess or copy the data again"
+_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ def read_manifest(path: Path) -> list[Shard]:
         DataError: The file is missing, broken or empty; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_document(path).split("\n")
     except OSError as error:
         raise DataError(
             f"{path}: no manifest here ({error.strerror})",
@@ -45,11 +52,16 @@ def read_manifest(path: Path) -> list[Shard]:
             code="data.no_manifest",
             details={"path": str(path)},
         ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not a text file", code="data.broken_manifest") from None
+    except DocumentError as error:
+        raise _refused(str(path), error.reason, path) from None
     shards = [_shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not shards:
-        raise DataError(f"{path}: the manifest lists no shard", code="data.empty_manifest")
+        raise DataError(
+            f"{path}: the manifest lists no shard",
+            hint=_HINT,
+            code="data.empty_manifest",
+            details={"path": str(path)},
+        )
     return shards
 
 
@@ -78,31 +90,34 @@ def check_shards(path: Path, shards: Sequence[Shard]) -> None:
 
 
 def _shard(path: Path, number: int, line: str) -> Shard:
+    place = f"{path}:{number}"
     try:
-        row: dict[str, Any] = json.loads(line)
+        row: dict[str, Any] = parse_json(line)
         name, count = str(row["shard"]), row["num_sequences"]
-        if type(count) is not int or count < 1:
+        if type(count) is not int or not 1 <= count <= MOST_SAMPLES:
             raise ValueError(count)
     except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f'{path}:{number}: expected {{"shard": ..., "num_sequences": a positive number}}',
-            code="data.broken_manifest",
-            details={"path": str(path), "line": number},
-        ) from None
+        expected = f'expected {{"shard": ..., "num_sequences": 1 to {MOST_SAMPLES}}}'
+        raise _refused(place, expected, path, number) from None
     stem = name.removesuffix(".tar")
     if stem.startswith("/"):
         stem = stem.rsplit("/", 1)[1]
-    if ".." in Path(stem).parts:
-        raise DataError(
-            f"{path}:{number}: the shard {name!r} leaves the folder", code="data.broken_manifest"
-        )
+    parts = Path(f"{stem}.tar").parts
+    if ".." in parts or not all(map(is_file_name, parts)):
+        what = f"{name[:_SHOWN]!r} is no name of a shard in the folder"
+        raise _refused(place, what, path, number)
     return Shard(path.parent / f"{stem}.tar", count)
+
+
+def _refused(place: str, what: str, path: Path, line: int = 0) -> DataError:
+    details: dict[str, Any] = {"path": str(path)} | ({"line": line} if line else {})
+    return DataError(f"{place}: {what}", hint=_HINT, code="data.broken_manifest", details=details)
 
 
 def _broken(path: Path, shard: Shard, what: str, code: str) -> DataError:
     return DataError(
         f"{shard.path}: {what}; {path} says it holds {shard.num_sequences} samples",
-        hint="preprocess or copy the data again",
+        hint=_HINT,
         code=code,
         details={"shard": str(shard.path), "manifest": str(path)},
     )

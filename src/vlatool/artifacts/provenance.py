@@ -3,7 +3,6 @@
 Nothing here tells about the machine or the user. Source: lbm-data 3.13, 3.14.
 """
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,9 @@ import yaml
 
 from vlatool import __version__
 from vlatool.errors import DataError
-from vlatool.storage.atomic import write_json, write_text
+from vlatool.storage.atomic import write_text
+from vlatool.storage.documents import DocumentError, read_yaml
+from vlatool.storage.sealed import read_sealed, write_sealed
 
 CONFIG_NAME = "preprocessing_config.yaml"
 METADATA_NAME = "processing_metadata.json"
@@ -32,20 +33,29 @@ def read_preprocessing_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     try:
-        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: object = read_yaml(path)
     except OSError as error:
         raise DataError(
             f"{path}: missing ({error.strerror})",
             hint=f"{CONFIG_NAME} belongs beside the manifest; copy it there",
             code="data.no_preprocessing_config",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid YAML: {error}", code="data.broken_config") from None
+    except DocumentError as error:
+        raise _broken_config(path, error.reason, error.line) from None
     if isinstance(content, dict) and isinstance(content.get(0), dict):
         content = content[0]
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a mapping", code="data.broken_config")
+        raise _broken_config(path, "expected a mapping")
     return content
+
+
+def _broken_config(path: Path, reason: str, line: int = 0) -> DataError:
+    return DataError(
+        f"{path}:{line}: {reason}" if line else f"{path}: {reason}",
+        hint="copy it again from where the data were made",
+        code="data.broken_config",
+        details={"path": str(path)},
+    )
 
 
 def write_processing_metadata(
@@ -70,14 +80,25 @@ def write_processing_metadata(
             **counts,
         },
     }
-    write_json(folder / METADATA_NAME, document)
+    write_sealed(folder / METADATA_NAME, document)
 
 
 def read_processing_metadata(folder: Path) -> dict[str, Any]:
-    """When and by what the data were made; empty where that is not recorded."""
+    """When and by what the data were made; empty where that is not recorded.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    path = folder / METADATA_NAME
     try:
-        text = (folder / METADATA_NAME).read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=lambda _: None)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return read_sealed(path)
+    except (DocumentError, OSError) as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
+        reason = error.reason if isinstance(error, DocumentError) else error.strerror
+        raise DataError(
+            f"{path}: {reason}",
+            hint="copy it again from where the data were made",
+            code="data.broken_metadata",
+            details={"path": str(path)},
+        ) from None

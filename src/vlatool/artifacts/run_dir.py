@@ -1,158 +1,31 @@
 """A run folder: configuration, metrics, checkpoints, and what evaluation needs beside them."""
 
 import json
-import math
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vlatool.artifacts import provenance, stats
+from vlatool.artifacts.checkpoint import (
+    MANIFEST,
+    CheckpointManifest,
+    checkpoint_name,
+    checkpoint_step,
+    damaged_checkpoint,
+    is_checkpoint,
+)
 from vlatool.errors import DataError
-from vlatool.jobs.files import FileEntry
-from vlatool.storage.atomic import write_json, write_text
-from vlatool.storage.tree import sha256_of
+from vlatool.storage.atomic import remove_file, remove_tree, write_json, write_text
+from vlatool.storage.documents import parse_json, read_json, read_yaml
 
-MODEL = "model.safetensors"
-EMA = "ema.safetensors"
-TRAINER = "trainer.pt"
-MANIFEST = "manifest.json"
-WEIGHTS_SUFFIX = ".safetensors"
-_EMA_SUFFIX = ".ema.safetensors"
-# The part whose files have plain names.
-_MAIN_PART = "model"
-# The limit of the safetensors library itself.
-_LARGEST_HEADER = 100_000_000
-_STEP = "step_"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
 PICTURES = "images"
-
-
-@dataclass(frozen=True)
-class CheckpointManifest:
-    """manifest.json: written last, so that its presence marks a checkpoint complete.
-
-    Attributes:
-        facts: What else it says, such as `step` and `samples`.
-        files: Name to size and digest of every other file of the folder.
-    """
-
-    facts: Mapping[str, Any]
-    files: Mapping[str, FileEntry]
-
-    @classmethod
-    def of(cls, folder: Path, facts: Mapping[str, Any]) -> "CheckpointManifest":
-        """Of the files that are in a folder."""
-        files = {
-            file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file))
-            for file in sorted(folder.iterdir())
-            if file.name != MANIFEST
-        }
-        return cls(facts, files)
-
-    def write(self, folder: Path) -> None:
-        """Writes the file."""
-        files = {
-            name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in self.files.items()
-        }
-        write_json(folder / MANIFEST, {**self.facts, "files": files})
-
-    @classmethod
-    def read(cls, folder: Path) -> "CheckpointManifest":
-        """The manifest of a checkpoint.
-
-        Raises:
-            DataError: It is missing, no manifest, or names a file outside the folder.
-        """
-        path = folder / MANIFEST
-        try:
-            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            files = {
-                str(name): FileEntry(str(name), int(one["bytes"]), str(one["sha256"]))
-                for name, one in facts.pop("files").items()
-            }
-            outside = [name for name in files if "/" in name or name in ("", "..")]
-            if outside:
-                raise ValueError(f"names {outside[0]!r}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(
-                f"{path}: not the manifest of a checkpoint: {error}",
-                hint="use another checkpoint of the run",
-                code="data.broken_checkpoint",
-                details={"path": str(path)},
-            ) from None
-        return cls(facts, files)
-
-
-def part_weights(part: str, *, averaged: bool = False) -> str:
-    """The file of a part's weights in a checkpoint: of `model` model.safetensors and ema.*."""
-    if part == _MAIN_PART:
-        return EMA if averaged else MODEL
-    return f"{part}{_EMA_SUFFIX if averaged else WEIGHTS_SUFFIX}"
-
-
-def is_checkpoint(location: Path) -> bool:
-    """Whether a folder looks like a checkpoint, however damaged."""
-    traces = [(location / name).is_file() for name in (MANIFEST, MODEL)]
-    return all(traces) or (any(traces) and checkpoint_step(location.name) is not None)
-
-
-def checkpoint_name(step: int) -> str:
-    """The name of the checkpoint of a step."""
-    return f"{_STEP}{step:08d}"
-
-
-def checkpoint_step(name: str) -> int | None:
-    """The step that the name of a checkpoint tells; None for another name."""
-    digits = name.removeprefix(_STEP)
-    return int(digits) if digits.isdecimal() and digits != name else None
-
-
-@dataclass(frozen=True)
-class WeightsFacts:
-    """What the header of a safetensors file says; dtypes as it names them (`F32`)."""
-
-    parameters: int
-    tensors: int
-    dtypes: tuple[str, ...]
-
-
-def read_weights_header(path: Path) -> WeightsFacts:
-    """Counts the parameters of a safetensors file without reading one.
-
-    The file begins with the length of a JSON header, 8 bytes, little endian.
-    Source: huggingface.co/docs/safetensors, format.
-
-    Raises:
-        DataError: It is missing, no safetensors file, or cut off.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _LARGEST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header: dict[str, Any] = json.loads(file.read(length))
-        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        sizes = [math.prod(map(int, one["shape"])) for one in tensors.values()]
-        end = 8 + length + max((int(one["data_offsets"][1]) for one in tensors.values()), default=0)
-        if path.stat().st_size != end:
-            raise ValueError(f"{path.stat().st_size} bytes, the header says {end}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"{path}: weights cannot be read: {error}",
-            hint="use another checkpoint of the run",
-            code="data.broken_weights",
-            details={"path": str(path)},
-        ) from None
-    dtypes = sorted({str(one.get("dtype")) for one in tensors.values()})
-    return WeightsFacts(sum(sizes), len(sizes), tuple(dtypes))
 
 
 class RunDir:
@@ -197,14 +70,46 @@ class RunDir:
         return sorted(one for one in found if one.is_dir() and not one.name.startswith("."))
 
     def latest(self) -> tuple[int, Path] | None:
-        """The newest complete checkpoint."""
-        found = self.checkpoints()
-        return found[-1] if found else None
+        """The newest checkpoint.
+
+        Raises:
+            DataError: It has lost its manifest: checkpoints appear with theirs.
+        """
+        newest = self.newest_folder()
+        if newest is None:
+            return None
+        if not (newest[1] / MANIFEST).is_file():
+            raise damaged_checkpoint(newest[1] / MANIFEST, "is missing")
+        return newest
+
+    def newest_folder(self) -> tuple[int, Path] | None:
+        """(step, folder) of the newest checkpoint, whole or not."""
+        steps = ((checkpoint_step(one.name), one) for one in self.checkpoint_folders())
+        return max(((step, one) for step, one in steps if step is not None), default=None)
+
+    def prune(self, keep: int | None) -> None:
+        """Removes all but the newest `keep` planned checkpoints, and what a stop left before them.
+
+        A checkpoint at which the run stopped is only there to go on from: it never costs a planned
+        one its place.
+        """
+        whole = [folder for _, folder in self.checkpoints()]
+        stops = [folder for folder in whole if _is_stop(folder)]
+        planned = [folder for folder in whole if folder not in stops]
+        surplus = planned[:-keep] if keep is not None else []
+        for folder in (*surplus, *(one for one in stops if one != whole[-1])):
+            # Under this name a removal that is cut short leaves no checkpoint that looks damaged.
+            hidden = folder.with_name(f".{folder.name}.partial")
+            remove_tree(hidden)
+            folder.rename(hidden)
+            remove_tree(hidden)
 
     def write_latest(self, step: int) -> None:
         """Names the newest checkpoint in latest.json."""
-        name = str(self.checkpoint(step).relative_to(self.root))
-        write_json(self.latest_file, {"checkpoint": name, "step": step})
+        write_json(self.latest_file, self._pointer(step))
+
+    def _pointer(self, step: int) -> dict[str, Any]:
+        return {"checkpoint": str(self.checkpoint(step).relative_to(self.root)), "step": step}
 
     def read_latest(self) -> dict[str, Any]:
         """What latest.json says; empty where there is none.
@@ -215,8 +120,8 @@ class RunDir:
         if not self.latest_file.exists():
             return {}
         try:
-            content = json.loads(self.latest_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = read_json(self.latest_file)
+        except (OSError, ValueError) as error:
             raise DataError(f"{self.latest_file}: {error}", code="data.broken_json") from None
         if not isinstance(content, dict):
             raise DataError(f"{self.latest_file}: no JSON object", code="data.broken_json")
@@ -226,12 +131,27 @@ class RunDir:
         """Writes config.yaml."""
         write_text(self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
 
+    def mend_latest(self) -> bool:
+        """Lets latest.json name the newest checkpoint; whether it did not."""
+        newest = self.latest()
+        told: dict[str, Any] = {}
+        with suppress(DataError):
+            told = self.read_latest()
+        if newest is None or told == self._pointer(newest[0]):
+            return False
+        self.write_latest(newest[0])
+        return True
+
     def forget_progress(self) -> None:
-        """Removes checkpoints and metrics of a run that is replaced."""
+        """Removes checkpoints and metrics of a run that is replaced.
+
+        Raises:
+            StorageError: Something cannot be removed.
+        """
         for path in (self.config, self.latest_file, self.metrics):
-            path.unlink(missing_ok=True)
+            remove_file(path)
         for folder in (self.checkpoints_folder, self.root / PICTURES):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
     def read_config(self) -> dict[str, Any] | None:
         """The tree of config.yaml; None where there is none."""
@@ -246,8 +166,8 @@ class RunDir:
             DataError: It is missing or broken.
         """
         try:
-            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            content = read_yaml(self.config)
+        except (OSError, ValueError) as error:
             raise DataError(f"{self.config}: {error}", code="data.broken_config") from None
         if not isinstance(content, dict):
             raise DataError(f"{self.config}: no mapping", code="data.broken_config")
@@ -257,8 +177,14 @@ class RunDir:
         """Forgets lines of steps after `last_step`, which are about to be done again."""
         if not self.metrics.is_file():
             return
-        kept = [row for row in read_metrics(self.metrics) if row.get("step", 0) <= last_step]
+        kept = [row for row in read_metrics(self.metrics) if row["step"] <= last_step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _is_stop(checkpoint: Path) -> bool:
+    with suppress(DataError):  # whoever uses it says what is wrong
+        return CheckpointManifest.read(checkpoint).stopped
+    return False
 
 
 def is_run(location: Path) -> bool:
@@ -268,8 +194,8 @@ def is_run(location: Path) -> bool:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a line that a killed run cut off is left out."""
-    return [row for row in scan_metrics(path) if row is not None]
+    """The rows of a metrics file; what is none, as a line that was cut off, is left out."""
+    return [row for row in scan_metrics(path) if row is not None and type(row.get("step")) is int]
 
 
 def scan_metrics(path: Path) -> Iterator[dict[str, Any] | None]:
@@ -277,8 +203,8 @@ def scan_metrics(path: Path) -> Iterator[dict[str, Any] | None]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line)
+            except ValueError:
                 row = None
             yield row if isinstance(row, dict) else None
 
@@ -289,7 +215,7 @@ def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
     Raises:
         DataError: There is no checkpoint.
     """
-    if (location / MANIFEST).is_file():
+    if is_checkpoint(location) or (location / MANIFEST).is_file():
         return RunDir(location.parent.parent), location
     latest = RunDir(location).latest()
     if latest is None:

@@ -3,16 +3,14 @@
 Source: lbm-data 3.8-3.10, 8.1.
 """
 
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from vlatool.artifacts.npz_bytes import array_headers, read_arrays, write_arrays
+from vlatool.artifacts.picture import decoded_size, open_picture
 from vlatool.episode import Array, Sample
 
 ARRAYS = "lowdim.npz"
@@ -134,11 +132,11 @@ class StoredSample:
     def picture_size(self, suffix: str, *, decode: bool) -> tuple[int, int] | None:
         """(width, height) of a picture; None where it cannot be opened (or, `decode`, decoded)."""
         try:
-            with Image.open(io.BytesIO(self.members[suffix])) as picture:
-                if decode:
-                    picture.load()
+            if decode:
+                return decoded_size(self.members[suffix])
+            with open_picture(self.members[suffix]) as picture:
                 return picture.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except (OSError, ValueError):
             return None
 
     def picture_sizes(self) -> dict[str, tuple[int, int] | None]:

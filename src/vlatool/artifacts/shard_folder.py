@@ -12,30 +12,31 @@ from typing import Any
 
 from vlatool.artifacts import manifest, provenance, stats
 from vlatool.artifacts.manifest import Shard, read_manifest
-from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.provenance import read_preprocessing_config, read_processing_metadata
 from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.artifacts.stats import Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.files import read_file_list
-from vlatool.jobs.record import OutputRecord, read_record
+from vlatool.jobs.record import OutputRecord, whole_record
 
 SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
+_COMPACT_NAME = "stats_compact.json"
 
 # What makes an output look whole: taken away first, written last.
 CLOSING_FILES = (
     f"{SHARDS_NAME}/{manifest.NAME}",
     f"{SHARDS_NAME}/{stats.NAME}",
-    f"{SHARDS_NAME}/{stats.COMPACT_NAME}",
+    f"{SHARDS_NAME}/{stats.DIGESTS_NAME}",
     f"{EPISODES_NAME}/{manifest.NAME}",
-    f"{EPISODES_NAME}/{stats.NAME}",
 )
 LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
 # They hold times.
 UNLISTED_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
+EPISODE_FILES = (f"{EPISODES_NAME}/episode_*.tar",)
 DATA_FILES = (
     f"{SHARDS_NAME}/shard_*.tar",
     f"{SHARDS_NAME}/shard_*{INDEX_SUFFIX}",
-    f"{EPISODES_NAME}/episode_*.tar",
+    *EPISODE_FILES,
 )
 # Patterns of everything that is written there; what others put beside it is left alone.
 OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *UNLISTED_FILES)
@@ -121,19 +122,21 @@ class ShardFolder:
 
     @property
     def statistics_file(self) -> Path:
-        """stats.json."""
-        return self.path / stats.NAME
+        """stats.json, which for `episodes` lies in the folder beside."""
+        return self._here_or_beside(stats.NAME)
 
     def statistics_copies(self) -> Iterator[Path]:
-        """The other files that repeat the statistics: compact, and those of `episodes`."""
-        others = (self.path / stats.COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
+        """Other files that repeat the statistics, as published data and earlier versions have."""
+        others = (self.path / _COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
         yield from (path for path in others if path != self.statistics_file and path.is_file())
 
     @property
     def options_file(self) -> Path:
         """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
-        own = self.path / provenance.CONFIG_NAME
-        beside = self.path.parent / SHARDS_NAME / provenance.CONFIG_NAME
+        return self._here_or_beside(provenance.CONFIG_NAME)
+
+    def _here_or_beside(self, name: str) -> Path:
+        own, beside = self.path / name, self.path.parent / SHARDS_NAME / name
         return beside if not own.is_file() and beside.is_file() else own
 
     def shards(self) -> list[Shard]:
@@ -148,9 +151,13 @@ class ShardFolder:
         """preprocessing_config.yaml; DataError where it is missing or broken."""
         return read_preprocessing_config(self.options_file.parent)
 
+    def metadata(self) -> dict[str, Any]:
+        """processing_metadata.json, empty where there is none; DataError where it is damaged."""
+        return read_processing_metadata(self.path)
+
     def record(self) -> OutputRecord | None:
-        """The record of the run that wrote it; None where there is none."""
-        return read_record(self.output)
+        """The record of the run that wrote it; None where there is none, DataError if damaged."""
+        return whole_record(self.output)
 
 
 def is_output(location: Path) -> bool:
@@ -159,8 +166,11 @@ def is_output(location: Path) -> bool:
 
 
 def is_unfinished(location: Path) -> bool:
-    """Whether a run that writes training data has begun here."""
-    record = read_record(location)
+    """Whether a run that writes training data has begun here, or one whose record is damaged."""
+    try:
+        record = whole_record(location)
+    except DataError:
+        return True
     return record is not None and record.command == "preprocess"
 
 

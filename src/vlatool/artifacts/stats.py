@@ -14,11 +14,15 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
-from vlatool.transforms.quantiles import from_state, scaled
+from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.transforms.quantiles import Digest, from_state, scaled
 from vlatool.transforms.statistics import WindowStatistics, merge, summary
 
 NAME = "stats.json"
-COMPACT_NAME = "stats_compact.json"
+DIGESTS_NAME = "stats_digests.npz"
+
+# A thousand channels of a hundred steps, with their digests.
+_MOST_BYTES = 2**30
 
 Statistics = dict[str, dict[str, Any]]
 
@@ -31,18 +35,17 @@ def read_stats(path: Path) -> Statistics:
     """
     problem = "expected a JSON object"
     try:
-        content: object = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=lambda _: None
-        )
+        text = read_document(path, max_bytes=_MOST_BYTES)
+        content: object = parse_json(text, constants=lambda _: None)
     except OSError as error:
         raise DataError(
             f"{path}: no statistics here ({error.strerror})",
-            hint="statistics are written beside the manifest by `vlatool preprocess`",
+            hint="`vlatool stats compute DATA` computes them from the shards",
             code="data.no_statistics",
             details={"path": str(path)},
         ) from None
-    except ValueError as error:
-        content, problem = None, f"not valid JSON: {error}"
+    except DocumentError as error:
+        content, problem = None, error.reason
     if not isinstance(content, dict):
         raise DataError(
             f"{path}: {problem}",
@@ -53,11 +56,9 @@ def read_stats(path: Path) -> Statistics:
     return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
 
 
-def write_stats(paths: Sequence[Path], stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the same statistics to every path, as one line of strict JSON."""
-    text = json.dumps(stats, allow_nan=False, ensure_ascii=False) + "\n"
-    for path in paths:
-        write_text(path, text)
+def write_stats(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes statistics as one line of strict JSON."""
+    write_text(path, json.dumps(stats, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
@@ -149,8 +150,8 @@ def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"statistics of field {name!r} cannot be merged: {error}",
-            hint="one of them lacks digests: give stats.json, not stats_compact.json or a weighted "
-            "merge",
+            hint="one of them lacks digests: give a folder of data, not statistics without the "
+            "file of digests beside them, nor a weighted merge",
             code="data.unmergeable_statistics",
         ) from None
     partial = _weighted(parts, _aligned(name, parts, partial))
@@ -235,7 +236,8 @@ def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
     mean, std = (np.where(count > 0, values, 0.0) for values in (mean, std))
     if entry["tdigest_state_per_timestep"] is None:
         raise ValueError("no digest state")
-    digest = from_state(entry["tdigest_state_per_timestep"])
+    state = entry["tdigest_state_per_timestep"]
+    digest = state if isinstance(state, Digest) else from_state(state)
     if len(digest.means) != mean.size:
         raise ValueError("the digests are of another shape than the means")
     return WindowStatistics(

@@ -5,14 +5,22 @@ A command's module is imported when the command is run: `vlatool --help` needs o
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from vlatool.cli.config_command import SuggestingGroup
-from vlatool.cli.options import CONTEXT, OUTPUT_HELP, OutputOptions, take_output_options
+from vlatool.cli.group import SuggestingGroup
+from vlatool.cli.options import (
+    CONTEXT,
+    OUTPUT_HELP,
+    OUTPUT_WORDS,
+    OutputOptions,
+    take_output_options,
+)
 from vlatool.errors import UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -22,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train a model."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
     "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
-    "stats": ("stats", "Merge the statistics of several data sets."),
+    "stats": ("stats", "Merge statistics of data sets, or compute those that are missing."),
     "inspect": ("inspect", "Show what is in a source, a data folder or a run."),
     "verify": ("verify", "Check whether an output, a run or a source is whole and consistent."),
     "presets": ("presets", "List the presets."),
@@ -40,14 +48,12 @@ class LazyGroup(SuggestingGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Takes the output options, wherever they stand, before anything else."""
         options = ctx.ensure_object(OutputOptions)
+        if ctx.resilient_parsing and args and args[-1] in OUTPUT_WORDS:  # its value is typed now
+            return super().parse_args(ctx, args)
         rest = take_output_options(args, options)
         if not rest and not options.json and not ctx.resilient_parsing:
             rest = ["--help"]
         return super().parse_args(ctx, rest)
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Options; none while completing, because reading them makes Typer import pydantic."""
-        return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names, in the order of a pipeline."""
@@ -104,10 +110,23 @@ def root(
 
 def main() -> None:
     """The `vlatool` command."""
+    from vlatool.cli.output import Stderr, open_streams
+
+    open_streams()
+    _outlive_warnings()
     code = run(sys.argv[1:])
+    Stderr().flush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         _leave_at_once(code)
     sys.exit(code)
+
+
+def _outlive_warnings() -> None:
+    """`PYTHONWARNINGS=error` would end a command for what some other package warns of."""
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")
+        sys.warnoptions.clear()  # workers get the same
+        os.environ.pop("PYTHONWARNINGS", None)
 
 
 def _leave_at_once(code: int) -> None:
@@ -116,8 +135,8 @@ def _leave_at_once(code: int) -> None:
     Everything is written and synced by now. Torch 2.13 may abort while it tears a gloo process
     group down (measured: 14 of 30 bare runs, none of 30 that left this way).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)
 
 
@@ -174,9 +193,9 @@ def _fail(error: BaseException, options: OutputOptions) -> int:
 
 def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
     """A reader of stdout that has gone away ends the command quietly; other pipes are bugs."""
-    from vlatool.cli.output import is_stdout_abandoned, silence_stdout
+    from vlatool.cli.output import is_stdout_abandoned, silence
 
     if not is_stdout_abandoned():
         return _fail(error, options)
-    silence_stdout()
+    silence(sys.stdout)
     return 0

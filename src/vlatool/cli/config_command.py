@@ -4,7 +4,7 @@ The classes of contexts, formatters and parameters are Typer's own business (it 
 Click), hence `Any`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
+from vlatool.cli.completion import Vocabulary, completions, kept
 from vlatool.cli.lifting import Grammar, UnknownOptionError, lift
 from vlatool.cli.options import (
     CONTEXT,
     OUTPUT_HELP,
     OUTPUT_OPTIONS,
+    OUTPUT_WORDS,
     ConfigOpt,
     KeysOpt,
     OutputOptions,
@@ -24,7 +26,6 @@ from vlatool.cli.options import (
     SetOpt,
     command_app,
 )
-from vlatool.errors import UsageError
 
 if TYPE_CHECKING:
     from vlatool.cli.keys import Key, TypedConfig
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
 
 TYPED_CONFIG = "vlatool.typed_config"
 _ARGS = "vlatool.args"
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What Typer's shell scripts read of a completion."""
-
-    value: str
-    help: str | None = None
-    type: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,9 @@ class ConfigSpec:
         sugar: Named options of a tree, by name.
         positionals: Keys that are arguments, left out of the option list of the help.
         note: A paragraph for the end of the help.
-        values: Dotted keys whose values can be completed.
+        values: Dotted keys that name something in a registry, and the names.
+        presets: Folders of the presets that fit.
+        depends: Arguments → the words among them that decide which keys there are.
     """
 
     schema: Callable[[Sequence[str]], "type[ConfigModel]"]
@@ -85,6 +79,8 @@ class ConfigSpec:
     positionals: tuple[str, ...] = ()
     note: Callable[[], str] = str
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
+    presets: tuple[str, ...] = ()
+    depends: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
 
 
 def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
@@ -104,8 +100,10 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Normalises option names; unknown ones are answered with the nearest."""
-        lenient = ctx.resilient_parsing or "--help" in args or "-h" in args
         ctx.meta[_ARGS] = list(args)
+        if ctx.resilient_parsing:  # a completion, which `shell_complete` answers alone
+            return super().parse_args(ctx, [])
+        lenient = "--help" in args or "-h" in args
         try:
             rest = self.lift(ctx, args, lenient=lenient)
         except UnknownOptionError as error:
@@ -113,6 +111,10 @@ class VlatoolCommand(typer.core.TyperCommand):
             error.hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
             raise
         return super().parse_args(ctx, rest)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options; none while completing, because reading them makes Typer import pydantic."""
+        return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """What is left for Typer."""
@@ -122,7 +124,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         """Options that Typer knows, and whether they take a value."""
         return {
             option: not getattr(param, "is_flag", False)
-            for param in self.get_params(ctx)
+            for param in super().get_params(ctx)
             if param.param_type_name == "option"
             for option in param.opts
         }
@@ -169,10 +171,21 @@ class VlatoolCommand(typer.core.TyperCommand):
             formatter.write("".join(f"  {example}\n" for example in self.examples))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Names of options."""
-        return [
-            Completion(name) for name in self.spellings(ctx) if name.startswith(incomplete or "--")
-        ]
+        """Names of options, or values."""
+        typed = ctx.meta.get(_ARGS, [])
+        words = kept(self.vocabulary_key(ctx, typed), lambda: self.vocabulary(ctx, typed))
+        return completions(words, typed, incomplete)
+
+    def vocabulary_key(self, ctx: Any, typed: Sequence[str]) -> str:
+        """What decides which words there are."""
+        del typed
+        return ctx.command_path
+
+    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> Vocabulary:
+        """The words of this command line."""
+        del typed
+        declared = {name: [] if valued else None for name, valued in self.declared(ctx).items()}
+        return Vocabulary({**declared, **OUTPUT_WORDS})
 
 
 @cache
@@ -202,7 +215,7 @@ class ConfigCommand(VlatoolCommand):
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """Takes keys, `--set` and sugar; remembers them for the body."""
-        keys = {} if ctx.resilient_parsing else self.keys(args)
+        keys = self.keys(args)
         lifted = lift(args, self.grammar(ctx, keys), lenient=lenient)
         if not lenient:
             from vlatool.cli.keys import TypedConfig
@@ -249,7 +262,14 @@ class ConfigCommand(VlatoolCommand):
                 return f"write --set {name}=VALUE"
             if same := [f"--{key}" for key in keys if key.endswith(f".{name}")]:
                 return f"did you mean {', '.join(same[:3])}?"
+        elif owners := self._others_with(ctx, name):
+            return f"only {' and '.join(owners)} has it"
         return super().nearest(ctx, name)
+
+    def _others_with(self, ctx: Any, name: str) -> list[str]:
+        from vlatool.config.problems import others_with
+
+        return others_with(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
 
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""
@@ -301,13 +321,26 @@ class ConfigCommand(VlatoolCommand):
             formatter.write_text(note)
         super().format_epilog(ctx, formatter)
 
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Values of the keys that have known ones, else names of options."""
-        last = next(reversed(ctx.meta.get(_ARGS, [])), "").removeprefix("--")
-        if last in self.spec.values and not incomplete.startswith("-"):
-            values = self.spec.values[last]()
-            return [Completion(value) for value in values if value.startswith(incomplete)]
-        return super().shell_complete(ctx, incomplete)
+    def vocabulary_key(self, ctx: Any, typed: Sequence[str]) -> str:
+        """The command and what among the words chooses a schema."""
+        return "\n".join([ctx.command_path, *self.spec.depends(typed)])
+
+    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> Vocabulary:
+        """Options with presets, keys with their choices."""
+        from vlatool.cli.keys import known_values
+        from vlatool.config.presets import list_presets
+
+        spec, keys = self.spec, self.keys(typed)
+        presets = [one.name for one in list_presets() if one.kind in spec.presets]
+        values = known_values(spec.schema(typed), keys, spec.values)
+        switches = {name: None for name, sugar in spec.sugar.items() if sugar.is_switch}
+        names = {name: [] for name in spec.sugar} | values | switches
+        options = {f"--{name.replace('_', '-')}": known for name, known in names.items()}
+        options |= {short: options[f"--{name}"] for short, name in spec.short.items()}
+        plain = super().vocabulary(ctx, typed).options
+        chosen = {"--preset": presets, "-p": presets}
+        arguments = [values.get(name) or () for name in spec.positionals]
+        return Vocabulary({**options, **plain, **chosen}, arguments)
 
 
 def plain_command(*examples: str) -> type[VlatoolCommand]:
@@ -319,46 +352,6 @@ def config_command(spec: ConfigSpec, arguments: str, *examples: str) -> type[Con
     """A command class with a configuration, argument names for the usage line, and examples."""
     members = {"spec": spec, "arguments": arguments, "examples": examples}
     return type("Configured", (ConfigCommand,), members)
-
-
-class SuggestingGroup(typer.core.TyperGroup):
-    """A group of commands that answers a misspelt one with the nearest."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that `args` names."""
-        if ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None:
-            return super().resolve_command(ctx, args)
-        from vlatool.plugins import did_you_mean
-
-        raise UsageError(
-            f"unknown command {' '.join([ctx.command_path, args[0]])!r}",
-            hint=did_you_mean(args[0], self.list_commands(ctx)),
-            code="usage.unknown_command",
-            details={"command": args[0], "known": self.list_commands(ctx)},
-        )
-
-    def get_help(self, ctx: Any) -> str:
-        """The help; a JSON document when the invocation speaks JSON."""
-        return help_text(super().get_help(ctx), ctx)
-
-    def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
-        """Name and one line of each command."""
-        for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            yield name, command.get_short_help_str(90) if command else ""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The list of commands."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self.summaries(ctx)))
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Names of commands, then of options."""
-        rows = [(name, text) for name, text in self.summaries(ctx) if name.startswith(incomplete)]
-        options = [option for param in self.params for option in param.opts]
-        names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
-        found = [Completion(name) for name in names if name.startswith(incomplete)]
-        return [*(Completion(name, text) for name, text in rows), *found]
 
 
 def help_text(text: str, ctx: Any) -> str:

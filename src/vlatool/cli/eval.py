@@ -2,7 +2,8 @@
 
 import typer
 
-from vlatool.cli.config_command import ConfigSpec, SuggestingGroup, config_command, schema_at
+from vlatool.cli.config_command import ConfigSpec, config_command, schema_at
+from vlatool.cli.group import SuggestingGroup
 from vlatool.cli.options import TextArg, command_app
 from vlatool.cli.session import command
 
@@ -16,6 +17,7 @@ ROLLOUT = ConfigSpec(
     schema_at("vlatool.workflows.evaluate:RolloutConfig"),
     short={"-o": "output"},
     positionals=("checkpoint",),
+    presets=("rollouts",),
 )
 
 

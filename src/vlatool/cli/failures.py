@@ -18,7 +18,13 @@ from vlatool.errors import (
 
 _STORAGE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
+    errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+_STORAGE_HINTS = {
+    errno.ENAMETOOLONG: "name a shorter one; most file systems take 255 bytes between two slashes",
+    errno.ELOOP: "its symbolic links lead in a circle; name the place itself",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`, or take fewer --workers",
+}
 
 
 class Terminated(BaseException):
@@ -79,7 +85,9 @@ def _storage_error(error: OSError) -> StorageError:
     where = f"{error.filename}: " if error.filename else ""
     return StorageError(
         f"{where}{os.strerror(error.errno or 0)}",
-        hint="make room, or name a place that can be read and written",
+        hint=_STORAGE_HINTS.get(
+            error.errno or 0, "make room, or name a place that can be read and written"
+        ),
         code="storage.os",
         details={"path": str(error.filename or ""), "errno": error.errno},
     )

@@ -9,7 +9,7 @@ from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
 from vlatool.config.overrides import Override, parse_override
 from vlatool.config.resolve import chosen_schema
-from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
+from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
 from vlatool.errors import UsageError
 
 Expand = Callable[[list[str]], Mapping[str, Any]]
@@ -41,13 +41,13 @@ class Key:
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
     """Every key of a flat schema by option name; keys of its flat sections stand beside them."""
     infos = [info for info in dotted_keys(schema) if ANY_NAME not in info.key.split(".")]
-    return {key.name: key for key in _keys(infos, schema.flat_sections)}
+    return {key.name: key for key in _keys(infos, schema)}
 
 
-def _keys(infos: list[KeyInfo], flat_sections: tuple[str, ...]) -> Iterator[Key]:
+def _keys(infos: list[KeyInfo], schema: type[ConfigModel]) -> Iterator[Key]:
     for info in infos:
         section, dot, rest = info.key.partition(".")
-        name = rest if dot and section in flat_sections else info.key
+        name = rest if dot and section in schema.flat_sections else info.key
         if name == "type":  # what a section is: `--sink lbm`
             name = section
         kinds = info.type_text.split(" | ")
@@ -58,8 +58,14 @@ def _keys(infos: list[KeyInfo], flat_sections: tuple[str, ...]) -> Iterator[Key]
             type_text="|".join(_typed(kind) for kind in kinds if kind != "null"),
             default=default_text(info.default),
             description=info.description,
-            group=f"Keys of the {section}" if dot and name != section else "Keys",
+            group=info.group or _heading(schema, section if dot else ""),
         )
+
+
+def _heading(schema: type[ConfigModel], section: str) -> str:
+    """The heading of keys that no group has: those of a section stand below its description."""
+    about = schema.model_fields[section].description if section else ""
+    return (about or "Keys").rstrip(".")
 
 
 def _typed(kind: str) -> str:
@@ -76,6 +82,28 @@ def _typed(kind: str) -> str:
         name, value = inner.split(", ")
         return f"{{{name}: {value}, ...}}"
     return kind
+
+
+def known_values(
+    schema: type[ConfigModel],
+    keys: Mapping[str, Key],
+    registered: Mapping[str, Callable[[], Sequence[str]]],
+) -> dict[str, Sequence[str] | None]:
+    """Option name to the values that are known, maybe none; None for a switch.
+
+    Args:
+        schema: The class whose keys are typed.
+        keys: Its flat keys; empty for a tree, whose dotted keys are options.
+        registered: Keys that name something in a registry, and the names.
+    """
+    found: dict[str, Sequence[str] | None] = {}
+    for info in () if keys else dotted_keys(schema):
+        if "." in info.key and ANY_NAME not in info.key:
+            is_bool = "bool" in info.type_text.split(" | ")
+            found[info.key] = ["true", "false"] if is_bool else choices(schema, info.key)
+    for name, key in keys.items():
+        found[name] = None if key.is_switch else choices(schema, key.path)
+    return found | {name: names() for name, names in registered.items()}
 
 
 def default_text(value: Any) -> str:
@@ -141,12 +169,13 @@ class TypedConfig:
 
     def _plain(self, claimed: Mapping[str, str]) -> list[Override]:
         result: list[Override] = []
-        plain = (typed for typed in self.typed if not self._is_sugar(typed))
-        for position, typed in enumerate(plain, start=1):
+        for typed in self.typed:
+            if self._is_sugar(typed):
+                continue
             path = self.keys[typed.key].path if typed.is_flat else typed.key
             if by := claimed.get(path.replace("-", "_")):
                 raise _twice(path, by, typed.option)
-            override = parse_override(f"{path}={typed.text}", position)
+            override = parse_override(f"{path}={typed.text}", typed.option)
             is_flat = typed.is_flat and path.endswith(f".{typed.key}")
             result.append(replace(override, is_flat=is_flat))
         return result

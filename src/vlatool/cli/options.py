@@ -1,6 +1,6 @@
 """Options that several commands share, and the output options that every command takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -45,6 +45,11 @@ OUTPUT_HELP = [
     ("--debug", "Show the traceback of an error."),
 ]
 OUTPUT_OPTIONS = ("--json", "--progress", "--quiet", "--verbose", "--log-file", "--debug")
+OUTPUT_WORDS: dict[str, tuple[str, ...] | None] = {
+    **dict.fromkeys(OUTPUT_OPTIONS),
+    "--progress": PROGRESS_MODES,
+    "--log-file": (),
+}
 _FLAGS = {"--json", "-q", "--quiet", "-v", "-vv", "--verbose", "--debug"}
 _VALUED = {"--log-file", "--progress"}
 
@@ -111,20 +116,6 @@ def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
         )
 
 
-def complete_presets(incomplete: str) -> Iterator[str]:
-    """Preset names that begin with what is typed."""
-    from vlatool.config.presets import preset_names
-
-    yield from (name for name in preset_names() if name.startswith(incomplete))
-
-
-def complete_formats(incomplete: str) -> Iterator[str]:
-    """Registered dataset formats that begin with what is typed."""
-    from vlatool.plugins import FORMATS
-
-    yield from (name for name in FORMATS.names() if name.startswith(incomplete))
-
-
 PresetOpt = Annotated[
     list[str] | None,
     typer.Option(
@@ -132,7 +123,6 @@ PresetOpt = Annotated[
         "-p",
         metavar="NAME",
         help="Preset to start from; repeatable. `vlatool presets` lists them.",
-        autocompletion=complete_presets,
     ),
 ]
 ConfigOpt = Annotated[

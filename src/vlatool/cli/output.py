@@ -8,10 +8,10 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, TextIO, cast, runtime_checkable
 
 from vlatool.cli.options import OutputOptions
-from vlatool.errors import VlatoolError
+from vlatool.errors import StorageError, VlatoolError
 
 
 class Result(Protocol):
@@ -55,19 +55,45 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def open_streams() -> None:
+    """Gives a process that was started with closed streams some that lead nowhere.
+
+    A file that is opened later would otherwise become stdout for everything that is started.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
 def write_stdout(text: str) -> None:
-    """Writes a line or more; a reader that has gone away is no error."""
-    if sys.stdout is None or not is_main_process():
+    """Writes a line or more; a reader that has gone away is no error.
+
+    Raises:
+        StorageError: What stdout leads to cannot be written.
+    """
+    if not is_main_process():
         return
     try:
         _write(sys.stdout, text.removesuffix("\n"))
     except BrokenPipeError:
-        silence_stdout()
+        silence(sys.stdout)
+    except OSError as error:
+        silence(sys.stdout)
+        raise StorageError(
+            f"the standard output cannot be written: {error.strerror}",
+            hint="make room, or send it elsewhere",
+            code="storage.stdout",
+        ) from error
 
 
-def silence_stdout() -> None:
-    """Points stdout at nothing, so that the interpreter's own flush at exit stays quiet too."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def silence(stream: TextIO) -> None:
+    """Points a stream at nothing, so that the interpreter's own flush at exit stays quiet too."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_stdout_abandoned() -> bool:
@@ -80,11 +106,32 @@ def is_stdout_abandoned() -> bool:
         return False
 
 
+class Stderr:
+    """The current stderr as a stream that never fails: nobody reads one that is full or closed."""
+
+    def write(self, text: str) -> int:
+        """Writes, if that is possible."""
+        try:
+            sys.stderr.write(text)
+        except OSError:
+            silence(sys.stderr)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, if that is possible."""
+        try:
+            sys.stderr.flush()
+        except OSError:
+            silence(sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's own."""
+        return getattr(sys.stderr, name)
+
+
 def write_stderr(text: str) -> None:
     """Writes one line or more for people."""
-    if sys.stderr is not None:
-        with suppress(BrokenPipeError):
-            _write(sys.stderr, text)
+    _write(cast(TextIO, Stderr()), text)
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -1,13 +1,13 @@
-"""`vlatool preprocess FORMAT SOURCE...`."""
+"""`vlatool preprocess [FORMAT] SOURCE...`."""
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from vlatool.cli.config_command import ConfigSpec, config_command
-from vlatool.cli.options import TextsArg, command_app, complete_formats
+from vlatool.cli.options import TextArg, TextsArg, command_app
 from vlatool.cli.session import command
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ def _schema(args: Sequence[str]) -> "type[ConfigModel]":
 
 def _format_in(args: Sequence[str]) -> str:
     named = _value_of(args, "--format", "--type")
-    if named or (args and not args[0].startswith("-")):
-        return named or args[0]
     from vlatool.plugins import FORMATS
+    from vlatool.sources.detection import is_source
+
+    if named or (args and not args[0].startswith("-")):
+        return named or ("" if is_source(args[0]) else args[0])
 
     known = FORMATS.names()
     return next((arg for arg in args if arg in known), "")
@@ -44,12 +46,30 @@ def _value_of(args: Sequence[str], *options: str) -> str:
     return ""
 
 
+def _named(args: Sequence[str]) -> Sequence[str]:
+    """The format and the sink."""
+    return (_format_in(args), _value_of(args, "--sink", "--sink.type"))
+
+
+def _formats() -> Sequence[str]:
+    from vlatool.plugins import FORMATS
+
+    return FORMATS.names()
+
+
+def _sinks() -> Sequence[str]:
+    from vlatool.plugins import SINKS
+
+    return SINKS.names()
+
+
 def _note() -> str:
     from vlatool.plugins import FORMATS
 
     return (
         f"Formats: {', '.join(FORMATS.names())}. "
-        "`vlatool preprocess FORMAT --help` shows the keys of one."
+        "`vlatool preprocess FORMAT --help` shows the keys of one. "
+        "Without FORMAT, which is then found in the data, they are written --source.KEY."
     )
 
 
@@ -58,26 +78,31 @@ SPEC = ConfigSpec(
     short={"-o": "output"},
     positionals=("format", "sources"),
     note=_note,
+    values={"format": _formats, "sink": _sinks},
+    presets=("preprocess",),
+    depends=_named,
 )
-FormatArg = Annotated[str | None, typer.Argument(autocompletion=complete_formats)]
 
 
 @app.command(
     cls=config_command(
         SPEC,
-        "FORMAT SOURCE...",
+        "[FORMAT] SOURCE...",
         "vlatool preprocess spartan raw --preset lbm-1past-14future --output data",
         "vlatool preprocess lerobot gr1 -o out/gr1 --episodes 0:4 --resize-images-size 96,96",
     ),
 )
 def preprocess(
     ctx: typer.Context,
-    format: FormatArg = None,  # noqa: A002 - the name of the key
+    format: TextArg = None,  # noqa: A002 - the name of the key
     sources: TextsArg = None,
 ) -> None:
     """Turn raw episodes into training data."""
     with command(ctx) as run:
+        from vlatool.sources.detection import is_source
         from vlatool.workflows import preprocess as workflow
 
+        if format is not None and is_source(format):
+            format, sources = None, [format, *(sources or ())]  # noqa: A001
         settings = run.config(workflow.PreprocessConfig, format=format, sources=sources)
         run.finish(workflow.preprocess(settings, reporter=run.reporter))

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
@@ -10,6 +11,7 @@ from vlatool.events import NullReporter, Progress, Reporter
 
 LINE_EVERY_S = 10.0
 EVENT_EVERY_S = 1.0
+LATELY_S = 60.0
 
 
 class _Sink(Protocol):
@@ -31,6 +33,7 @@ class Count:
         self._sink = sink
         self._interval_s = interval_s
         self._started = self._shown = time.monotonic()
+        self._lately: deque[tuple[float, int]] = deque()
 
     def __enter__(self) -> Self:
         self._started = self._shown = time.monotonic()
@@ -45,9 +48,18 @@ class Count:
         self.done += amount
         self.fields.update(fields)
         now = time.monotonic()
+        self._remember(now)
         if now - self._shown >= self._interval_s:
             self._shown = now
             self._sink.show(self, is_end=False)
+
+    def _remember(self, now: float) -> None:
+        """Keeps counts of the last minute, one for each second."""
+        if len(self._lately) > 1 and now - self._lately[-2][0] < 1.0:
+            self._lately.pop()
+        self._lately.append((now, self.done))
+        while len(self._lately) > 2 and now - self._lately[0][0] > LATELY_S:
+            self._lately.popleft()
 
     @property
     def elapsed_s(self) -> float:
@@ -56,13 +68,16 @@ class Count:
 
     @property
     def rate(self) -> float:
-        """Units per second so far."""
+        """Units per second, lately; what an earlier run had done comes at once and says nothing."""
+        if len(self._lately) > 1:
+            (begun, before), (now, done) = self._lately[0], self._lately[-1]
+            return (done - before) / max(now - begun, 1e-9)
         return self.done / self.elapsed_s
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to go at the rate so far; None when nobody can know."""
-        if self.total is None or self.done == 0:
+        """Seconds to go at this rate; None when nobody can know."""
+        if self.total is None or self.rate == 0:
             return None
         return max(self.total - self.done, 0) / self.rate
 
@@ -183,7 +198,9 @@ def progress_line(count: Count, *, is_end: bool) -> str:
 
 def number(value: float | int | str) -> str:
     """A number with at most four digits that matter; text as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

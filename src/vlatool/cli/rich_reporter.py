@@ -1,45 +1,47 @@
 """Bars on a terminal. Imported only when stderr is one: rich costs time."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import IO, Self, cast
 
 from rich.console import Console  # noqa: TID253 - this module is loaded for a terminal only
 from rich.progress import (  # noqa: TID253
     BarColumn,
-    MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
     Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column  # noqa: TID253
+from rich.text import Text  # noqa: TID253
 
+from vlatool.cli.output import Stderr
 from vlatool.cli.reporters import number
+
+_NARROWEST, _WIDEST = 10, 40
 
 
 class RichReporter:
-    """Live bars on stderr with count, rate, time left and extra fields."""
+    """Live bars on stderr: count and time left, then rate and extra fields where there is room."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(file=cast(IO[str], Stderr()), highlight=False)
+        bar_width = max(_NARROWEST, min(_WIDEST, self._console.width // 5))
         self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _RateColumn(""),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[shown]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width, table_column=Column(no_wrap=True)),
+            _CountColumn("", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(
+                compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)
+            ),
+            _RestColumn("", table_column=Column()),
             console=self._console,
         )
         self._active = 0
 
     def progress(self, name: str, total: int | None, unit: str) -> "RichBar":
         """Starts a bar."""
-        return RichBar(self, self._bars, f"{name} ({unit})", total)
+        return RichBar(self, self._bars, name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing: the numbers stand beside the bar and in metrics.jsonl."""
@@ -73,17 +75,18 @@ class RichBar:
     """One bar of the display."""
 
     def __init__(
-        self, reporter: RichReporter, bars: Progress, name: str, total: int | None
+        self, reporter: RichReporter, bars: Progress, name: str, total: int | None, unit: str
     ) -> None:
         self._reporter = reporter
         self._bars = bars
         self._name = name
         self._total = total
+        self._unit = unit
         self._task = TaskID(0)
         self._fields: dict[str, float | int | str] = {}
 
     def __enter__(self) -> Self:
-        self._task = self._bars.add_task(self._name, total=self._total, shown="")
+        self._task = self._bars.add_task(self._name, total=self._total, unit=self._unit, shown="")
         self._reporter.enter()
         return self
 
@@ -97,10 +100,18 @@ class RichBar:
         self._bars.update(self._task, advance=amount, shown=shown)
 
 
-class _RateColumn(TextColumn):
-    """Units per second, as rich measures it over the last half minute."""
+class _CountColumn(TextColumn):
+    """What is done of how much: `12/80 episodes`."""
 
-    def render(self, task: Task):
+    def render(self, task: Task) -> Text:
+        of = "" if task.total is None else f"/{int(task.total)}"
+        return Text(f"{int(task.completed)}{of} {task.fields['unit']}", style="progress.download")
+
+
+class _RestColumn(TextColumn):
+    """Units per second, as rich measures it over the last half minute, and extra fields."""
+
+    def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        self.text_format = f"{number(float(speed))}/s" if speed else "-/s"
-        return super().render(task)
+        rate = f"{number(float(speed))}/s" if speed else "-/s"
+        return Text(f"{rate}  {task.fields['shown']}", no_wrap=True, overflow="ellipsis")

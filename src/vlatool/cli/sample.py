@@ -1,7 +1,5 @@
 """`vlatool sample`."""
 
-from typing import Annotated
-
 import typer
 
 from vlatool.cli.config_command import ConfigSpec, config_command, schema_at
@@ -9,15 +7,11 @@ from vlatool.cli.options import TextArg, command_app
 from vlatool.cli.session import command
 
 app = command_app()
-LAYOUTS = ("spartan", "lerobot", "libero")
-
-
 SPEC = ConfigSpec(
     schema_at("vlatool.workflows.sample:SampleConfig"),
     short={"-o": "output"},
     positionals=("layout", "output"),
 )
-LayoutArg = Annotated[str | None, typer.Argument(autocompletion=lambda: list(LAYOUTS))]
 
 
 @app.command(
@@ -28,7 +22,7 @@ LayoutArg = Annotated[str | None, typer.Argument(autocompletion=lambda: list(LAY
         "vlatool sample lerobot raw-lerobot --episodes 5 --cameras 2 --size small",
     ),
 )
-def sample(ctx: typer.Context, layout: LayoutArg = None, output: TextArg = None) -> None:
+def sample(ctx: typer.Context, layout: TextArg = None, output: TextArg = None) -> None:
     """Write episodes of the built-in world in a published raw layout."""
     with command(ctx) as run:
         from vlatool.workflows import sample as workflow

@@ -5,8 +5,8 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import typer
 
@@ -71,6 +71,7 @@ class Run:
 @contextmanager
 def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Run]:
     """Sets up logging and the reporter for one command."""
+    _check_folder()
     options = ctx.ensure_object(OutputOptions)
     options.jsonl = jsonl
     if jsonl and options.json:
@@ -86,6 +87,18 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Run]:
 
             reporter = LoggedReporter(reporter, log_file)
         yield Run(ctx, options, reporter)
+
+
+def _check_folder() -> None:
+    """Libraries abort the process where there is no current folder."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "the current folder has been removed",
+            hint="change to a folder that is there, then run the same command again",
+            code="usage.no_folder",
+        ) from error
 
 
 def _reporter(options: OutputOptions) -> Reporter:
@@ -134,7 +147,7 @@ def _logging(options: OutputOptions) -> Iterator[logging.Handler | None]:
 
 
 def _stderr_handler(options: OutputOptions) -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(cast(TextIO, output.Stderr()))
     handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     if not options.verbose:
@@ -142,20 +155,47 @@ def _stderr_handler(options: OutputOptions) -> logging.Handler:
     return handler
 
 
+class _LogFile(logging.FileHandler):
+    """A log file; that it can no longer be written is said once, and the work goes on."""
+
+    problem: BaseException | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Called where a record could not be written."""
+        del record
+        if self.problem is None:
+            self.problem = sys.exc_info()[1]
+            output.write_stderr(f"warning: the log file has an end: {self.problem}")
+
+    def close(self) -> None:
+        """What it still holds may be too much for the disk."""
+        with suppress(OSError):
+            super().close()
+
+
 def _log_file(path: str) -> logging.Handler:
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
-        raise UsageError(
-            f"cannot write the log file {path}: {error.strerror}",
-            hint="name a file in a folder that exists",
-            code="usage.log_file",
-            details={"path": path},
-        ) from error
+        raise _no_log_file(path, error) from error
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.emit(_command_record())
+    try:
+        cast(TextIO, handler.stream).write(f"{handler.format(_command_record())}\n")
+        handler.flush()
+    except OSError as error:
+        handler.close()
+        raise _no_log_file(path, error) from error
     return handler
+
+
+def _no_log_file(path: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot write the log file {path}: {error.strerror}",
+        hint="name a file in a folder that exists, on a disk with room",
+        code="usage.log_file",
+        details={"path": path},
+    )
 
 
 def _command_record() -> logging.LogRecord:

@@ -1,12 +1,18 @@
-"""`vlatool stats merge`."""
+"""`vlatool stats merge` and `vlatool stats compute`."""
 
 import typer
 
-from vlatool.cli.config_command import ConfigSpec, SuggestingGroup, config_command, schema_at
-from vlatool.cli.options import TextsArg, command_app
+from vlatool.cli.config_command import ConfigSpec, config_command, schema_at
+from vlatool.cli.group import SuggestingGroup
+from vlatool.cli.options import TextArg, TextsArg, command_app
 from vlatool.cli.session import command
 
 app = command_app(SuggestingGroup)
+COMPUTE = ConfigSpec(
+    schema_at("vlatool.workflows.stats_compute:StatsComputeConfig"),
+    short={"-o": "output"},
+    positionals=("data",),
+)
 SPEC = ConfigSpec(
     schema_at("vlatool.workflows.stats_merge:StatsMergeConfig"),
     short={"-o": "output"},
@@ -16,7 +22,7 @@ SPEC = ConfigSpec(
 
 @app.callback()
 def stats() -> None:
-    """Merge the statistics of several data sets."""
+    """Merge statistics of data sets, or compute those that are missing."""
 
 
 @app.command(
@@ -35,3 +41,21 @@ def merge(ctx: typer.Context, sources: TextsArg = None) -> None:
 
         settings = run.config(workflow.StatsMergeConfig, sources=sources)
         run.finish(workflow.stats_merge(settings, reporter=run.reporter))
+
+
+@app.command(
+    "compute",
+    cls=config_command(
+        COMPUTE,
+        "DATA",
+        "vlatool stats compute published/shards",
+        "vlatool stats compute published/shards --output stats/published.json --workers 8",
+    ),
+)
+def compute(ctx: typer.Context, data: TextArg = None) -> None:
+    """Compute the statistics of shards that have none."""
+    with command(ctx) as run:
+        from vlatool.workflows import stats_compute as workflow
+
+        settings = run.config(workflow.StatsComputeConfig, data=data)
+        run.finish(workflow.stats_compute(settings, reporter=run.reporter))

@@ -57,6 +57,12 @@ def model_types() -> Sequence[str]:
     return MODELS.names()
 
 
+def _data_kinds() -> Sequence[str]:
+    from vlatool.plugins import DATA_KINDS
+
+    return DATA_KINDS.names()
+
+
 def training_spec(sugar: Mapping[str, Sugar]) -> ConfigSpec:
     """How a training configuration is typed, with the named options of one command."""
     return ConfigSpec(
@@ -64,5 +70,6 @@ def training_spec(sugar: Mapping[str, Sugar]) -> ConfigSpec:
         is_flat=False,
         sugar={"data": DATA, **sugar},
         note=lambda: "Any other key: --section.key VALUE or --set key=value; --keys lists them.",
-        values={"model.type": model_types},
+        values={"model.type": model_types, "data.type": _data_kinds},
+        presets=("runs", "models", "data", "hparams"),
     )

@@ -8,8 +8,9 @@ from pydantic.fields import FieldInfo
 
 from vlatool.config.fit import fit
 from vlatool.config.scalars import unwrap
-from vlatool.config.schema import mark, unset_needed
+from vlatool.config.schema import flat_keys, mark, unset_needed
 from vlatool.errors import UsageError
+from vlatool.plugins import Registry
 
 
 class ConfigModel(BaseModel):
@@ -21,6 +22,8 @@ class ConfigModel(BaseModel):
     Class attributes that the loader (`vlatool.config.resolve`) obeys at the root of a tree:
         exclusive: Groups of keys of which a later layer's choice replaces an earlier layer's.
         flat_sections: Sections whose keys may also be written at the top level.
+        help_groups: Heading in `--help` to the keys below it; the others stand together.
+        registries: Section to the table that its kind is looked up in.
         no_effect_on_output: Keys that cannot change what is produced (workers, verbosity).
         renamed: Published key to ours, for keys that have a better name here.
         stands_for: Section to names that stand for keys of it: the first key gets the value, the
@@ -39,6 +42,8 @@ class ConfigModel(BaseModel):
 
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
     flat_sections: ClassVar[tuple[str, ...]] = ()
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    registries: ClassVar[Mapping[str, Registry[Any]]] = {}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -70,11 +75,9 @@ class ConfigModel(BaseModel):
 
 def _sectioned(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]:
     """Keys of flat sections in their sections; a section given as text is its `type`."""
+    places = flat_keys(model)
     for section in model.flat_sections:
-        kind = model.model_fields[section].annotation
-        declared: Mapping[str, FieldInfo] = getattr(kind, "model_fields", {})
-        names = declared.keys() - model.model_fields.keys()
-        flat = {key: value for key, value in data.items() if key in names - {"type"}}
+        flat = {key: value for key, value in data.items() if places.get(key) == section}
         given = data.get(section)
         if isinstance(given, str):
             flat, given = {"type": given, **flat}, {}

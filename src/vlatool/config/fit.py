@@ -13,6 +13,8 @@ from vlatool.config.scalars import Plain, Repeated, parse_plain, unwrap
 
 _WORDS = {"yes": True, "on": True, "no": False, "off": False}
 _WITH_UNDERSCORES = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
+_MOST = 2**63 - 1  # what arrays, files and other libraries can hold
+_NOTHING = "null"
 _SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable)
 
 
@@ -69,7 +71,8 @@ def _fit(value: Any, annotation: Any) -> Any:
             return _fitter(arm)(value, arm)
         except Misfit as misfit:
             misfits.append(misfit)
-    needs = " or ".join(dict.fromkeys(misfit.needs for misfit in misfits))
+    told = [misfit.needs for misfit in misfits]
+    needs = " or ".join(dict.fromkeys([one for one in told if one != _NOTHING] or told))
     raise Misfit(needs, [choice for misfit in misfits for choice in misfit.choices])
 
 
@@ -102,7 +105,7 @@ def _scalar(value: Any) -> Any:
 
 def _fit_none(value: Any, _arm: Any) -> None:
     if unwrap(value) is not None:
-        raise Misfit("null")
+        raise Misfit(_NOTHING)
 
 
 def _fit_literal(value: Any, arm: Any) -> Any:
@@ -134,6 +137,8 @@ def _fit_int(value: Any, _arm: Any) -> int:
     meaning = _number(value)
     if not isinstance(meaning, Integral):
         raise Misfit("a whole number")
+    if abs(int(meaning)) > _MOST:
+        raise Misfit("a whole number below 2^63")
     return int(meaning)
 
 

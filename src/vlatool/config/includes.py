@@ -3,18 +3,30 @@
 No value is built here and no tag runs code: scalars keep their text.
 """
 
+import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vlatool.config.presets import preset_names
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.scalars import Plain, parse_plain
 from vlatool.config.tree import Node, merge
 from vlatool.errors import ConfigError
 from vlatool.storage import uri
+from vlatool.storage.documents import (
+    MAX_DEPTH,
+    DocumentError,
+    check_yaml,
+    not_yaml,
+    read_document,
+)
+
+MAX_VALUES = 100_000  # of one configuration, each alias and each include as large as it is
+MAX_FILES = 1_000  # that one configuration reads, a file as often as it is included
 
 _MERGE_KEY = "<<"
 _PLAIN_TAG = "tag:vlatool,plain"
@@ -23,6 +35,8 @@ _MAPPING_TAG = "tag:yaml.org,2002:map"
 _SEQUENCE_TAG = "tag:yaml.org,2002:seq"
 _INCLUDE_TAG = "!include"
 _REPLACE_TAG = "!replace"
+_NEAR_NAME = 0.7
+_SUFFIXES = (".yaml", ".yml", ".json")
 
 _TYPED_BY_TAG = frozenset(f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null"))
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -38,24 +52,52 @@ class _PlaceLoader(_Loader):
         return _MAPPING_TAG if kind is yaml.MappingNode else _SEQUENCE_TAG
 
 
-def read_file(location: str | Path, *, show: Callable[[Path], str] = str) -> Node:
+@dataclass
+class Budget:
+    """What one configuration may still read, over all its files and overrides.
+
+    Aliases and includes multiply: a few lines can ask for more than any memory holds.
+    """
+
+    values: int = MAX_VALUES
+    files: int = MAX_FILES
+
+    def spend(self, origin: str, *, values: int = 0, files: int = 0) -> None:
+        """Takes from what is left.
+
+        Raises:
+            ConfigError: It is used up.
+        """
+        self.values -= values
+        self.files -= files
+        if self.files < 0:
+            raise _too_large(origin, f"it includes more than {MAX_FILES:,} files")
+        if self.values < 0:
+            raise _too_large(origin, f"it has more than {MAX_VALUES:,} values")
+
+
+def read_file(
+    location: str | Path, *, show: Callable[[Path], str] = str, budget: Budget | None = None
+) -> Node:
     """The tree of a YAML file with everything that it includes.
 
     Args:
         location: A local file, or one in S3.
         show: How origins name this file and any included one.
+        budget: What may be read; one of its own, if nothing is given.
 
     Raises:
         ConfigError: A file is missing, includes itself or is not valid.
         StorageError: The storage that a file is in cannot be read.
     """
     path = uri.location(location)
-    return _Document(path, show(path), show, (path.resolve(),)).tree(asked_at="")
+    document = _Document(path, show(path), show, (path.resolve(),), budget=budget or Budget())
+    return document.tree(asked_at="")
 
 
-def read_text(text: str, source: str) -> Node:
+def read_text(text: str, source: str, budget: Budget | None = None) -> Node:
     """The tree of YAML text without a file; its includes are relative to the current folder."""
-    return _Document(Path(), source).parse(text)
+    return _Document(Path(), source, budget=budget or Budget()).parse(text)
 
 
 @dataclass(frozen=True)
@@ -67,53 +109,66 @@ class _Document:
         shown: How origins name it.
         show: How origins name what it includes.
         chain: The files that led here and this one.
+        depth: Lists, mappings and includes that it lies in.
+        budget: What may still be read.
     """
 
     path: Path
     shown: str
     show: Callable[[Path], str] = str
     chain: tuple[Path, ...] = ()
+    depth: int = 0
+    budget: Budget = field(default_factory=Budget)
 
     def tree(self, asked_at: str) -> Node:
         """What the file holds; `asked_at` is the place that includes it."""
+        self.budget.spend(asked_at or self.shown, files=1)
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            message = f"cannot read {self.shown}: {reason}"
-            raise _error(asked_at, message, code="config.missing_file") from error
+            text = read_document(self.path)
+        except DocumentError as error:
+            raise self._unreadable(asked_at, error.reason) from error
+        except OSError as error:
+            hint = "" if asked_at else _near_files(self.path)
+            reason = error.strerror or str(error)
+            raise self._unreadable(asked_at, reason, hint) from error
         return self.parse(text)
 
     def parse(self, text: str) -> Node:
         """What `text` holds; an empty one is an empty mapping."""
         try:
+            values = check_yaml(text, MAX_VALUES)
+            self.budget.spend(self.shown, values=values)
             root = yaml.compose(text, Loader=_PlaceLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            last_line = max(1, len(text.splitlines()))
-            origin = f"{self.shown}:{min(mark.line + 1, last_line)}" if mark else self.shown
-            raise _error(origin, f"not valid YAML: {error.problem or error.context}") from error
-        except yaml.YAMLError as error:
-            raise _error(self.shown, f"not valid YAML: {error}".partition("\n")[0]) from error
-        return Node({}, f"{self.shown}:1") if root is None else self._read(root, frozenset())
+        except DocumentError as error:
+            raise _error(self._line(error.line), error.reason) from error
+        except yaml.YAMLError as error:  # an alias that nothing stands for
+            told = not_yaml(error, text)
+            raise _error(self._line(told.line), told.reason) from error
+        return Node({}, f"{self.shown}:1") if root is None else self._read(root, self.depth)
 
-    def _read(self, node: yaml.Node, above: frozenset[int]) -> Node:
-        """The tree of a node; `above` are those it lies in, since anchors may form a circle."""
+    def _read(self, node: yaml.Node, depth: int) -> Node:
+        """The tree of a node that lies in `depth` others."""
         origin = self._place(node)
-        if id(node) in above:
-            raise _error(origin, "an anchor contains itself")
-        above |= {id(node)}
+        if depth > MAX_DEPTH:
+            raise _error(origin, f"nested deeper than {MAX_DEPTH} levels")
         if node.tag == _INCLUDE_TAG:
-            return self._include(node)
+            return self._include(node, depth + 1)
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, above)
+            return self._mapping(node, depth + 1)
         if isinstance(node, yaml.SequenceNode):
             _check_tag(node, origin, _SEQUENCE_TAG)
-            return Node([self._read(item, above) for item in node.value], origin)
+            return Node([self._read(item, depth + 1) for item in node.value], origin)
         assert isinstance(node, yaml.ScalarNode)
         return Node(_scalar(node, origin), origin)
 
-    def _include(self, node: yaml.Node) -> Node:
+    def _unreadable(self, asked_at: str, reason: str, hint: str = "") -> ConfigError:
+        message = f"cannot read {self.shown}: {reason}"
+        return _error(asked_at, message, hint=hint, code="config.missing_file")
+
+    def _line(self, line: int) -> str:
+        return f"{self.shown}:{line}" if line else self.shown
+
+    def _include(self, node: yaml.Node, depth: int) -> Node:
         origin = self._place(node)
         if not isinstance(node, yaml.ScalarNode) or not node.value:
             raise _error(origin, "!include needs a path")
@@ -127,9 +182,10 @@ class _Document:
                 code="config.include_cycle",
             )
         chain = (*self.chain, path.resolve())
-        return _Document(path, self.show(path), self.show, chain).tree(asked_at=origin)
+        included = _Document(path, self.show(path), self.show, chain, depth, self.budget)
+        return included.tree(asked_at=origin)
 
-    def _mapping(self, node: yaml.MappingNode, above: frozenset[int]) -> Node:
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> Node:
         origin = self._place(node)
         _check_tag(node, origin, _MAPPING_TAG, _REPLACE_TAG)
         inherited = Node({}, origin)
@@ -137,7 +193,7 @@ class _Document:
         for key_node, value_node in node.value:
             place = self._place(key_node)
             key = _key(key_node, place)
-            value = self._read(value_node, above)
+            value = self._read(value_node, depth)
             if key is None:
                 inherited = merge(inherited, _mergeable(value, place))
             elif key in own:
@@ -186,6 +242,27 @@ def _check_tag(node: yaml.Node, origin: str, *known: str) -> None:
         raise _error(origin, "!replace needs a mapping; lists always replace")
     hint = "the tags are !include and !replace"
     raise _error(origin, f"unknown tag {node.tag!r}", hint=hint, code="config.unknown_tag")
+
+
+def _near_files(path: Path) -> str:
+    """Files of the same folder, and presets, whose names are near that of one that is missing."""
+    try:
+        files = [file for file in path.parent.iterdir() if file.suffix in _SUFFIXES]
+    except OSError:
+        return f"there is no folder {path.parent}"
+    stems = {f"-c {file}": file.stem for file in sorted(files)}
+    stems |= {f"--preset {name}": name for name in preset_names()}
+    wanted = path.stem.replace("_", "-")
+    near = difflib.get_close_matches(wanted, stems.values(), cutoff=_NEAR_NAME)
+    told = [typed for stem in near for typed, name in stems.items() if name == stem]
+    if told:
+        return f"did you mean {' or '.join(dict.fromkeys(told))}?"
+    return "name a YAML file; `vlatool presets` lists what --preset takes"
+
+
+def _too_large(origin: str, message: str) -> ConfigError:
+    hint = "aliases and includes count as often as they are used; write less"
+    return _error(origin, message, hint=hint, code="config.too_large")
 
 
 def _error(

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlatool.config.includes import read_file, read_text
+from vlatool.config.includes import Budget, read_file, read_text
 from vlatool.config.scalars import Plain, Repeated, parse_plain
 from vlatool.config.tree import Node, from_value, merge, to_value
 from vlatool.errors import UsageError
+from vlatool.storage.documents import MAX_DEPTH
 
 _INCLUDE = "include "
 _YAML_STARTS = ("[", "{", '"', "'", "!include ", "!replace ")
@@ -20,7 +21,7 @@ class Override:
     Attributes:
         key: Dotted; dashes are as good as underscores.
         value: Text as typed, or an already typed value.
-        origin: Such as `command line, 3rd override`.
+        origin: Such as `command line, --hparams.lr`.
         is_flat: Whether the key was typed without its section.
     """
 
@@ -30,52 +31,52 @@ class Override:
     is_flat: bool = False
 
 
-def parse_override(text: str, position: int) -> Override:
+def parse_override(text: str, option: str = "") -> Override:
     """The override in `a.b=c`.
 
     Args:
         text: As typed.
-        position: Its place among the overrides, from 1.
+        option: The option that was typed, for messages; `--set a.b`, if nothing is given.
 
     Raises:
-        UsageError: There is no key or no `=`.
+        UsageError: There is no key, a key of too many parts, or no `=`.
     """
     key, equals, value = text.partition("=")
     key = key.strip().removeprefix("--")
-    if not equals or not all(key.split(".")):
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise UsageError(
             f"{text!r} sets nothing",
             hint="write KEY=VALUE, for example hparams.lr=1e-4",
             code="usage.override",
             details={"override": text},
         )
-    return Override(key, value, override_origin(position))
+    return Override(key, value, f"command line, {option or f'--set {key}'}")
 
 
-def override_origin(position: int) -> str:
-    """The origin of the override at a position, from 1: `command line, 3rd override`."""
-    is_teen = position % 100 in (11, 12, 13)
-    ending = "th" if is_teen else {1: "st", 2: "nd", 3: "rd"}.get(position % 10, "th")
-    return f"command line, {position}{ending} override"
+def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) -> Node:
+    """All overrides as one layer; the values of a repeated key stay together.
 
-
-def overrides_tree(overrides: Sequence[Override]) -> Node:
-    """All overrides as one layer; the values of a repeated key stay together."""
+    Args:
+        overrides: In the order typed.
+        budget: What their files may still read; one of their own, if nothing is given.
+    """
     layer = Node({}, "command line")
+    budget = budget or Budget()
     for override in overrides:
-        value = replace(_value(override), is_flat=override.is_flat)
+        value = replace(_value(override, budget), is_flat=override.is_flat)
         layer = _put(layer, override.key.replace("-", "_").split("."), value)
     return layer
 
 
-def _value(override: Override) -> Node:
+def _value(override: Override, budget: Budget) -> Node:
     text, origin = override.value, override.origin
     if not isinstance(text, str):
         return from_value(text, origin)
     if text.startswith(_INCLUDE):
-        return read_file(text.removeprefix(_INCLUDE).strip())
+        return read_file(text.removeprefix(_INCLUDE).strip(), budget=budget)
     if text.startswith(_YAML_STARTS):
-        return _with_origin(read_text(text, origin), origin)
+        return _with_origin(read_text(text, origin, budget), origin)
     return Node(parse_plain(text) if text else Plain("", ""), origin)
 
 

@@ -12,12 +12,31 @@ from vlatool.config.scalars import write_scalar
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
 from vlatool.config.tree import Node, child, find, nearest_origin, plain
 from vlatool.errors import ConfigError
+from vlatool.plugins import Registry
 
 _NEAR_KEY = 0.6
 _NEAR_VALUE = 0.4
 _ABSENT = ("missing", "union_tag_not_found")
 _UNKNOWN_KEY = "config.unknown_key"
 _INVALID_VALUE = "config.invalid_value"
+_MOST_LINES = 20
+_MOST_PROBLEMS = 100  # more are only counted: finding near names takes time
+_LONGEST_VALUE = 60
+# pydantic's kinds of error whose own sentences do not say what to write.
+_REASONS = {
+    "greater_than": "it must be above {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be below {lt}",
+    "less_than_equal": "it must be at most {le}",
+    "multiple_of": "it must be a multiple of {multiple_of}",
+    "finite_number": "it must be a finite number",
+    "too_short": "it needs at least {min_length}, and has {actual_length}",
+    "too_long": "it takes at most {max_length}, and has {actual_length}",
+    "string_too_short": "it needs at least {min_length} character(s)",
+    "string_too_long": "it takes at most {max_length} characters",
+    "string_pattern_mismatch": "it must have the form {pattern}",
+    "model_type": "it needs a section (a mapping)",
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +64,21 @@ class Problem:
         return f"{start}{self.message}" + (f" (did you mean {names}?)" if names else "")
 
 
-def config_error(problems: Sequence[Problem], *, hint: str = "") -> ConfigError:
-    """One error that lists all problems."""
+def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") -> ConfigError:
+    """One error that lists all problems.
+
+    Args:
+        problems: What is wrong; of very many, the first ones.
+        more: How many there are beside these.
+        hint: What to do about it.
+    """
+    problems = _by_cause(problems)
     codes = {problem.code for problem in problems}
-    lines = [problem.line() for problem in problems]
+    lines = [problem.line() for problem in problems[:_MOST_LINES]]
     if len(lines) > 1:
-        lines = [f"{len(lines)} problems in the configuration:", *(f"  {line}" for line in lines)]
+        count = len(problems) + more
+        lines = [f"{count:,} problems in the configuration:", *(f"  {line}" for line in lines)]
+        lines += [f"  and {count - _MOST_LINES:,} more"] if count > _MOST_LINES else []
     return ConfigError(
         "\n".join(lines),
         hint=hint or "vlatool resolve-config --keys lists every key with its type and default",
@@ -59,23 +87,54 @@ def config_error(problems: Sequence[Problem], *, hint: str = "") -> ConfigError:
     )
 
 
+def _by_cause(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems, those of one line that stands in several places told once."""
+    causes: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        leaf = problem.key.rpartition(".")[2]
+        what = problem.message.replace(f'"{problem.key}"', f'"{leaf}"')
+        causes.setdefault((problem.origin, leaf, what), []).append(problem)
+    return [_also(*same) for same in causes.values()]
+
+
+def _also(first: Problem, *others: Problem) -> Problem:
+    if not others:
+        return first
+    names = ", ".join(f'"{problem.key}"' for problem in others[:3])
+    more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+    return replace(first, message=f"{first.message}; so is {names}{more}")
+
+
 def validation_problems(
     error: ValidationError, tree: Node, schema: type[BaseModel]
-) -> list[Problem]:
-    """What pydantic found, in the words and keys of the files; one problem per key."""
+) -> tuple[list[Problem], int]:
+    """What pydantic found, in the words and keys of the files; one problem per key.
+
+    Returns:
+        The first problems, and how many there are beside them.
+    """
     found: dict[str, Problem] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details[:_MOST_PROBLEMS]:
         problem = _translate(detail, tree, schema)
         known = found.get(problem.key)
         if known is not None and known.code == problem.code and known.message != problem.message:
             problem = replace(known, message=f"{known.message}, or {problem.message}")
         found[problem.key] = problem
-    return list(found.values())
+    return list(found.values()), len(details[_MOST_PROBLEMS:])
+
+
+def others_with(key: str, schema: type[BaseModel]) -> list[str]:
+    """Whose a key is that this configuration does not have: `sink jsonl`, `format spartan`."""
+    registries: Mapping[str, Registry[Any]] = getattr(schema, "registries", {})
+    section, _, name = key.rpartition(".")
+    asked = [table for place, table in registries.items() if section in ("", place)]
+    return [f"{table.noun} {owner}" for table in asked for owner in table.having(name)]
 
 
 def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
     """Valid keys of any section that look like `key`, the best first."""
-    known = [info.key for info in dotted_keys(schema)] + section_names(schema)
+    known = [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
     if key.partition(".")[0] not in flat:  # whoever types keys flat is answered so
         known = [_without_section(name, flat) for name in known]
@@ -152,9 +211,10 @@ def _told(parts: Sequence[str | int], tree: Node) -> str:
 
 def _unknown_key(place: _Place, schema: type[BaseModel]) -> Problem:
     message = f'unknown key "{place.key}"'
-    owners = types_with(schema, place.pattern)
+    owners = [f"type {name}" for name in types_with(schema, place.pattern)]
+    owners = owners or others_with(place.key, schema)
     if owners:
-        message += f": only type {' and '.join(owners)} has it"
+        message += f": only {' and '.join(owners)} has it"
     near = () if owners else nearest_keys(place.key, schema)
     return Problem(place.key, place.origin, message, near, _UNKNOWN_KEY)
 
@@ -170,7 +230,7 @@ def _invalid(
     elif detail["type"] == "union_tag_invalid":
         reason = f"it needs one of {', '.join(valid) or detail['ctx']['expected_tags']}"
     else:
-        reason = _lower(detail["msg"])
+        reason = _reason(detail)
     message = f'"{place.key}" is {shown}: {reason}' if place.key else reason
     near = difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE)
     return Problem(place.key, place.origin, message, tuple(near))
@@ -208,14 +268,22 @@ def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
 
 def _shown(value: Node) -> str:
     data = plain(value)
-    if isinstance(data, str):
-        return f'"{data}"'
     if isinstance(data, dict):
         return "a mapping"
-    return write_scalar(data) if not isinstance(data, list) else str(data)
+    if isinstance(data, str):
+        return f'"{_clipped(data)}"'
+    return _clipped(write_scalar(data) if not isinstance(data, list) else str(data))
 
 
-def _lower(message: str) -> str:
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _reason(detail: Mapping[str, Any]) -> str:
+    """What is wrong with a value, in our words where pydantic's do not help."""
+    if rule := _REASONS.get(detail["type"]):
+        return rule.format(**detail.get("ctx", {}))
+    message: str = detail["msg"]
     for start in ("Value error, ", "Assertion failed, ", "Input "):
         if message.startswith(start):
             return ("it " if start == "Input " else "") + message.removeprefix(start)

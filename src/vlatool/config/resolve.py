@@ -10,11 +10,11 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from vlatool.config.base import ConfigModel
-from vlatool.config.includes import read_file
+from vlatool.config.includes import Budget, read_file
 from vlatool.config.overrides import Override, overrides_tree
 from vlatool.config.presets import preset_path, shown_path
 from vlatool.config.problems import Problem, config_error, validation_problems
-from vlatool.config.schema import section_models
+from vlatool.config.schema import flat_keys, section_models
 from vlatool.config.tree import (
     Node,
     find,
@@ -100,17 +100,18 @@ def _layers(
     overrides: Sequence[Override],
     preset_roots: Sequence[Path] | None,
 ) -> list[Node]:
-    show = partial(shown_path, roots=preset_roots)
-    paths = [preset_path(name, preset_roots) for name in presets]
-    layers = [_checked(read_file(path, show=show)) for path in paths]
-    layers += [_included(_checked(read_file(file, show=show))) for file in files]
-    return [*layers, overrides_tree(overrides)]
+    read = partial(
+        read_file, show=partial(shown_path, roots=preset_roots), budget=(budget := Budget())
+    )
+    layers = [_checked(read(preset_path(name, preset_roots))) for name in presets]
+    layers += [_included(_checked(read(file)), budget) for file in files]
+    return [*layers, overrides_tree(overrides, budget)]
 
 
-def _included(layer: Node) -> Node:
+def _included(layer: Node, budget: Budget) -> Node:
     """Published files may say `key: include other.yaml`, relative to the working directory."""
     top = {
-        key: read_file(match.group(1))
+        key: read_file(match.group(1), budget=budget)
         if isinstance(node.value, str) and (match := _INCLUDE.match(node.value))
         else node
         for key, node in layer.value.items()
@@ -200,12 +201,15 @@ def _specialise(schema: type[C], tree: Node) -> type[C]:
 
 def _sectioned(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
     """Puts keys that belong to a flat section there; done per layer, so that later ones win."""
+    places = flat_keys(schema)
     for section in schema.flat_sections:
-        declared = {name for kind in section_models(schema, section) for name in kind.model_fields}
-        if "type" in declared:
+        if any("type" in kind.model_fields for kind in section_models(schema, section)):
             layer = _typed_section(layer, section)
-        own = declared - schema.model_fields.keys() - {"type"}
-        flat = {k: replace(v, is_flat=True) for k, v in layer.value.items() if k in own}
+        flat = {
+            key: replace(node, is_flat=True)
+            for key, node in layer.value.items()
+            if places.get(key) == section
+        }
         if not flat:
             continue
         kept = {key: node for key, node in layer.value.items() if key not in flat}
@@ -229,14 +233,13 @@ def _typed_section(layer: Node, section: str) -> Node:
 
 
 def _validate(schema: type[C], tree: Node, problems: Sequence[Problem]) -> Resolved[C]:
-    found = list(problems)
     try:
         config = schema.model_validate(to_value(tree))
     except ValidationError as error:
-        found += validation_problems(error, tree, schema)
-        raise config_error(found) from error
-    if found:
-        raise config_error(found)
+        wrong, more = validation_problems(error, tree, schema)
+        raise config_error([*problems, *wrong], more=more) from error
+    if problems:
+        raise config_error(problems)
     return Resolved(config, dict(leaf_origins(tree)))
 
 

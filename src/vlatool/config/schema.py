@@ -4,6 +4,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
@@ -24,12 +25,14 @@ class KeyInfo(NamedTuple):
         type_text: Such as `int | null`.
         default: As JSON would show it; None also when there is none.
         description: The help text.
+        group: Its heading in `--help`; empty where its class names none.
     """
 
     key: str
     type_text: str
     default: Any
     description: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,11 @@ class _Declared:
     default: Any
 
 
-def dotted_keys(schema: type[BaseModel]) -> list[KeyInfo]:
+@lru_cache(maxsize=8)
+def dotted_keys(schema: type[BaseModel]) -> tuple[KeyInfo, ...]:
     """Every key of a class and of its sections; keys that union members share appear once."""
     found: dict[str, KeyInfo] = {}
-    for declared in _walk(schema):
+    for declared in _declared(schema):
         if _sections(declared.field.annotation):
             continue
         info = _info(declared)
@@ -51,19 +55,19 @@ def dotted_keys(schema: type[BaseModel]) -> list[KeyInfo]:
         if known is not None and info.type_text not in known.type_text.split(" | "):
             info = known._replace(type_text=f"{known.type_text} | {info.type_text}")
         found[info.key] = info if known is None else known._replace(type_text=info.type_text)
-    return list(found.values())
+    return tuple(found.values())
 
 
 def section_names(schema: type[BaseModel]) -> list[str]:
     """The dotted keys that are sections, not values."""
-    keys = [item.key for item in _walk(schema) if _sections(item.field.annotation)]
+    keys = [item.key for item in _declared(schema) if _sections(item.field.annotation)]
     return list(dict.fromkeys(keys))
 
 
 def choices(schema: type[BaseModel], key: str) -> list[str]:
     """The values a key can have when they are few and known; `type` keys of unions too."""
     found: list[str] = []
-    for declared in _walk(schema):
+    for declared in _declared(schema):
         if declared.key == key:
             found += _literals(declared.field.annotation)
     return list(dict.fromkeys(found))
@@ -72,7 +76,7 @@ def choices(schema: type[BaseModel], key: str) -> list[str]:
 def types_with(schema: type[BaseModel], key: str) -> list[str]:
     """The `type` of each section class that declares a dotted key."""
     found: list[str] = []
-    for declared in _walk(schema):
+    for declared in _declared(schema):
         if declared.key == key and "type" in declared.owner.model_fields:
             found += _literals(declared.owner.model_fields["type"].annotation)
     return list(dict.fromkeys(found))
@@ -81,6 +85,17 @@ def types_with(schema: type[BaseModel], key: str) -> list[str]:
 def section_models(schema: type[BaseModel], section: str) -> list[type[BaseModel]]:
     """The classes that a top-level section can have."""
     return [model for _, model in _sections(schema.model_fields[section].annotation)]
+
+
+def flat_keys(schema: type[BaseModel]) -> dict[str, str]:
+    """Keys of flat sections that may stand at the top level, each with its section."""
+    sections: tuple[str, ...] = getattr(schema, "flat_sections", ())
+    taken = schema.model_fields.keys() | {"type"}
+    found: dict[str, str] = {}
+    for section in sections:
+        for kind in section_models(schema, section):
+            found = dict.fromkeys(kind.model_fields.keys() - taken, section) | found
+    return found
 
 
 def unset_needed(config: BaseModel) -> list[str]:
@@ -94,6 +109,12 @@ def mark(field: FieldInfo, name: str) -> Any:
     """A mark of a field: its `derived` rule or whether it is `needed`; None without."""
     extra = field.json_schema_extra
     return extra.get(name) if isinstance(extra, dict) else None
+
+
+@lru_cache(maxsize=8)
+def _declared(schema: type[BaseModel]) -> tuple[_Declared, ...]:
+    """Every field of a class and below."""
+    return tuple(_walk(schema))
 
 
 def _walk(
@@ -153,7 +174,13 @@ def _info(declared: _Declared) -> KeyInfo:
     if default is not None and not isinstance(default, bool | int | float | str | list | dict):
         default = str(default)
     text = _type_text(declared.field.annotation)
-    return KeyInfo(declared.key, text, default, declared.field.description or "")
+    return KeyInfo(declared.key, text, default, declared.field.description or "", _group(declared))
+
+
+def _group(declared: _Declared) -> str:
+    groups: Mapping[str, tuple[str, ...]] = getattr(declared.owner, "help_groups", {})
+    name = declared.key.rpartition(".")[2]
+    return next((title for title, names in groups.items() if name in names), "")
 
 
 def _type_text(annotation: Any) -> str:

@@ -15,7 +15,7 @@ class Node:
 
     Attributes:
         value: A scalar, a list of nodes, or a mapping from key to node.
-        origin: Such as `presets/runs/x.yaml:12` or `command line, 3rd override`.
+        origin: Such as `presets/runs/x.yaml:12` or `command line, --hparams.lr`.
         replace: Whether a mapping replaces what it would otherwise be merged into.
         is_flat: Whether this key of a section was written at the top level.
     """

@@ -1,6 +1,8 @@
 """A trained policy for a control loop of one's own."""
 
+import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import Weights
-from vlatool.evaluation.memory import Memory, Moment
+from vlatool.evaluation.memory import Memory, Moment, PictureFit
 from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.plugins import did_you_mean
 
 _INSTRUCTION = "instruction"
+_log = logging.getLogger(__name__)
 
 
 class ActingPolicy:
@@ -44,6 +47,7 @@ class ActingPolicy:
         self._policy = policy
         self._inference_steps = inference_steps
         self._seed = seed
+        self._fit = PictureFit(policy.pictures, partial(_log.warning, "%s"))
         self._names = [*self.cameras, *self.fields, _INSTRUCTION]
         self.reset()
 
@@ -54,9 +58,13 @@ class ActingPolicy:
 
         Args:
             seed: Of the noise that plans are sampled from; None: that of `load_policy`.
+
+        Raises:
+            UsageError: It is no whole number from 0 on.
         """
-        self._memory = Memory(self._policy)
-        self._rng = torch.Generator().manual_seed(self._seed if seed is None else seed)
+        rng = torch.Generator().manual_seed(self._seed if seed is None else _seed(seed))
+        self._memory = Memory(self._policy, self._fit)
+        self._rng = rng
         self._plan: dict[str, Array] = {}
         self._done = 0
 
@@ -80,7 +88,7 @@ class ActingPolicy:
 
         Raises:
             DataError: Something is missing, unknown, or of another type, shape or width.
-            UsageError: The last plan has not so many steps left.
+            UsageError: `executed` is no whole number, or the last plan has not so many steps left.
         """
         self.see(observation, executed=executed)
         seen = self._memory.observation(observation[_INSTRUCTION])
@@ -93,11 +101,13 @@ class ActingPolicy:
         """Takes in a moment while the last plan is being carried out; the same as `act` else."""
         moment = self._moment(observation)
         left = self.chunk - self._done if self._plan else None
-        if executed < 1 or (left is not None and executed > left):
+        is_count = _is_whole(executed) and executed >= 1
+        if not is_count or (left is not None and executed > left):
             raise UsageError(
-                f"executed={executed}: the last plan has {self.chunk} steps, {self._done} were "
+                f"executed={executed!r}: the last plan has {self.chunk} steps, {self._done} were "
                 "carried out before",
-                hint="say how many were carried out since the last call of act or see",
+                hint="say how many were carried out since the last call of act or see, as a whole "
+                "number",
                 code="usage.executed_steps",
             )
         self._memory.see(moment, executed)
@@ -107,6 +117,13 @@ class ActingPolicy:
             self._done += executed
 
     def _moment(self, observation: Mapping[str, Any]) -> Moment:
+        # Callers are not type-checked: what reaches a robot's loop is told, not a traceback.
+        if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DataError(
+                f"the observation is of type {type(observation).__name__}, not a mapping",
+                hint=f"give a dict with {', '.join(self._names)}",
+                code="data.no_observation",
+            )
         for name in observation:
             if name not in self._names:
                 raise DataError(
@@ -130,14 +147,41 @@ class ActingPolicy:
                 hint="give one sentence; '' where the robot is told nothing",
                 code="data.no_instruction",
             )
-        images = {name: np.asarray(observation[name]) for name in self.cameras}
+        images = {name: _array(name, observation[name]) for name in self.cameras}
         fields = {name: _vector(name, observation[name], n) for name, n in self.fields.items()}
         return Moment(images, fields)
 
 
+def _array(name: str, values: Any) -> Array:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, on a GPU, with a gradient
+        told = str(error).partition("\n")[0]
+        raise DataError(
+            f"{name!r} is a {type(values).__name__} that makes no array: {told}",
+            hint="give a numpy array, or a tensor as tensor.detach().cpu().numpy()",
+            code="data.no_array",
+            details={"name": name},
+        ) from None
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _seed(value: Any) -> int:
+    if not _is_whole(value) or not 0 <= value < 2**63:
+        raise UsageError(
+            f"seed={value!r}",
+            hint="a seed is a whole number from 0 to 2^63 - 1",
+            code="usage.bad_value",
+        )
+    return int(value)
+
+
 def _vector(name: str, values: Any, width: int) -> Array:
     """A measured field as float64 [C]."""
-    given = np.asarray(values)
+    given = _array(name, values)
     if given.dtype.kind not in "fiu" or given.shape not in [
         (width,),
         *([()] if width == 1 else []),
@@ -176,13 +220,20 @@ def load_policy(
         seed: Of the noise that plans are sampled from.
 
     Raises:
-        UsageError: Averaged weights are asked for and there are none.
+        UsageError: An argument cannot be one, or averaged weights are asked for and there are none.
         DataError: There is no checkpoint, it is broken, or its policy wants future pictures.
     """
-    if weights not in ("auto", "ema", "raw") or inference_steps < 1:
+    is_count = _is_whole(inference_steps) and inference_steps >= 1
+    if weights not in ("auto", "ema", "raw") or not is_count:
         raise UsageError(
-            f"weights={weights!r}, inference_steps={inference_steps}",
+            f"weights={weights!r}, inference_steps={inference_steps!r}",
             hint="weights are auto, ema or raw; inference_steps is 1 or more",
             code="usage.bad_value",
         )
-    return ActingPolicy(load_trained(str(checkpoint), weights), inference_steps, seed)
+    if not isinstance(checkpoint, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"checkpoint={checkpoint!r}",
+            hint="give the path of a run folder or checkpoint",
+            code="usage.bad_value",
+        )
+    return ActingPolicy(load_trained(str(checkpoint), weights), inference_steps, _seed(seed))

@@ -15,7 +15,7 @@ import torch
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import FieldMap, RolloutConfig
-from vlatool.evaluation.memory import Memory, Moment
+from vlatool.evaluation.memory import Memory, Moment, PictureFit
 from vlatool.models.policy import Policy
 from vlatool.plugins import did_you_mean
 
@@ -75,14 +75,15 @@ class _Step:
 class PolicyController:
     """Samples a chunk, carries out its first steps, samples again."""
 
-    def __init__(self, policy: Policy, config: RolloutConfig) -> None:
+    def __init__(self, policy: Policy, config: RolloutConfig, fit: PictureFit) -> None:
         self._policy = policy
+        self._fit = fit
         self._config = config
         self._rng = torch.Generator().manual_seed(config.seed)
         self._fields = list(policy.fields)
         self._memories: dict[int, Memory] = {}
         self._plans: dict[int, deque[_Step]] = {}
-        Memory(policy)  # says at once that the policy cannot act
+        Memory(policy, fit)  # says at once that the policy cannot act
         self._check()
 
     def act(
@@ -91,7 +92,7 @@ class PolicyController:
         """The next action of each plan; plans that ran out are made anew, all in one batch."""
         for number, observation in observations.items():
             if number not in self._memories:
-                self._memories[number] = Memory(self._policy)
+                self._memories[number] = Memory(self._policy, self._fit)
             self._memories[number].see(self._moment(observation))
         empty = [number for number in observations if not self._plans.get(number)]
         if empty:

@@ -4,13 +4,14 @@ Legend of shapes: N pictures, P = past + 1 steps, C channels.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
+from vlatool.loading.robotics.kind import PictureShape
 from vlatool.models.policy import Observation, Policy
 
 _PICTURE_DIMENSIONS = 3
@@ -29,6 +30,34 @@ class Moment:
     fields: Mapping[str, Array]
 
 
+class PictureFit:
+    """Makes pictures those that a policy was trained on, and tells once where that takes a resize.
+
+    Args:
+        shape: How its data were made.
+        tell: Hears one sentence per camera and size.
+    """
+
+    def __init__(self, shape: PictureShape, tell: Callable[[str], None]) -> None:
+        self._shape = shape
+        self._tell = tell
+        self._told: set[tuple[str, tuple[int, ...]]] = set()
+
+    def fit(self, camera: str, picture: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
+        """A picture uint8 [H, W, 3] as the policy sees it; see `PictureShape.apply`."""
+        fitted = self._shape.apply(camera, picture, is_turned=is_turned)
+        size = picture.shape[:2]
+        if self._shape.size not in (None, size) and (camera, size) not in self._told:
+            self._told.add((camera, size))
+            (height, width), (target_height, target_width) = size, fitted.shape[:2]
+            self._tell(
+                f"pictures of {camera!r} are {width} x {height}, the policy was trained on "
+                f"{target_width} x {target_height}: resized as its data were "
+                f"({self._shape.method}, {self._shape.resample})"
+            )
+        return fitted
+
+
 class Memory:
     """The past of one robot, as far back as a policy looks.
 
@@ -39,8 +68,9 @@ class Memory:
         DataError: The policy wants pictures from the future.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, fit: PictureFit) -> None:
         self._policy = policy
+        self._fit = fit
         self._offsets = policy.data.image_indices
         if max(self._offsets, default=0) > 0:
             raise DataError(
@@ -113,7 +143,7 @@ class Memory:
                 f"the picture of {camera!r} is empty: {list(shape)}", code="data.no_picture"
             )
         # A copy: cameras fill one buffer again and again.
-        return np.array(self._policy.pictures.apply(camera, image))
+        return np.array(self._fit.fit(camera, image))
 
 
 def _remedy(image: Array) -> str:

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatool.episode import Array
+from vlatool.artifacts.dimensions import dimension_label, dimension_names
+from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.memory import PictureFit
 from vlatool.evaluation.metrics import AbsoluteErrors, field_report
+from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import Progress
 from vlatool.loading.dataset import SampleDataset
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.loading.robotics.kind import RoboticsKept
 from vlatool.loading.robotics.reader import RoboticsReader
 from vlatool.models.policy import Observation, Policy
 
@@ -35,6 +39,7 @@ class OpenLoopReport:
         overall: Mean over all moving dimensions, normalised by their spread.
         samples: Chunks compared.
         curves: Dimension to (recorded [F], predicted [F]) of the first episode.
+        frames: Frame of each point of a curve, ascending, int [F].
         episode: Id of that episode.
     """
 
@@ -42,31 +47,47 @@ class OpenLoopReport:
     overall: Mapping[str, float]
     samples: int
     curves: Mapping[str, tuple[Array, Array]]
+    frames: Array
     episode: str
 
 
 def evaluate_open_loop(
-    policy: Policy,
+    trained: TrainedPolicy,
     facts: DatasetFacts,
-    train_statistics: Mapping[str, Mapping[str, Any]],
     config: OpenLoopConfig,
+    fit: PictureFit,
     bar: Progress,
 ) -> OpenLoopReport:
-    """Samples a chunk for each sample of the data and compares it with what was recorded."""
-    recorder = _Recorder(policy, train_statistics)
+    """Samples a chunk for each sample of the data and compares it with what was recorded.
+
+    Args:
+        trained: Predicts.
+        facts: Of the data.
+        config: How many samples, and how they are drawn.
+        fit: Makes their pictures those of the policy.
+        bar: Told of each sample; there are `num_chosen`.
+    """
+    policy = trained.policy
+    recorder = _Recorder(policy, trained.kept)
     rng = torch.Generator().manual_seed(config.seed)
     for samples in _batches(policy.data, facts, config):
-        observations = [_observation(policy, sample) for sample in samples]
+        observations = [_observation(policy, sample, fit) for sample in samples]
         predicted = policy.predict(observations, steps=config.inference_steps, rng=rng)
         recorder.add(samples, predicted)
         bar.advance(len(samples))
     return recorder.report()
 
 
+def num_chosen(facts: DatasetFacts, config: OpenLoopConfig) -> int:
+    """How many samples are compared."""
+    return min(facts.num_samples, config.max_samples)
+
+
 class _Recorder:
-    def __init__(self, policy: Policy, train_statistics: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, policy: Policy, kept: RoboticsKept) -> None:
         self._policy = policy
-        self._statistics = train_statistics
+        self._statistics = kept.statistics
+        self._names = kept.names
         self._errors: dict[str, dict[str, AbsoluteErrors]] = {}
         self._samples = 0
         self._episode = ""
@@ -101,7 +122,8 @@ class _Recorder:
         for name, errors in self._errors.items():
             constant = self._policy.normalizer.constant([name])
             spread = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
-            fields[name] = field_report(errors, spread, constant)
+            names = dimension_names(name, len(constant), self._names)
+            fields[name] = {"names": names, **field_report(errors, spread, constant)}
             for guess in errors:
                 row = (fields[name][guess]["normalised_mae"], int((~constant).sum()))
                 weighted.setdefault(guess, []).append(row)
@@ -113,6 +135,7 @@ class _Recorder:
             },
             samples=self._samples,
             curves=self._curves(),
+            frames=np.array(sorted(row[0] for row in self._curve)),
             episode=self._episode,
         )
 
@@ -145,7 +168,7 @@ class _Recorder:
             predicted = np.stack([row[2][name] for row in rows])
             spread = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
             for dimension in range(recorded.shape[1]):
-                label = f"{name}[{dimension}]"
+                label = dimension_label(name, dimension, recorded.shape[1], self._names)
                 moved[label] = recorded[:, dimension].std() / spread[dimension]
                 curves[label] = (recorded[:, dimension], predicted[:, dimension])
         chosen = sorted(curves, key=lambda label: -moved[label])[:_CURVES]
@@ -159,7 +182,8 @@ def _batches(
     whole = data.model_copy(update={"lowdim_past_timesteps": facts.past})
     order = SampleOrder(facts.datasets, OrderOptions(config.seed, shuffle=False))
     samples = SampleDataset(whole, facts, order, RoboticsReader(whole, facts))
-    chosen = range(0, order.size, max(1, -(-order.size // config.max_samples)))
+    count = num_chosen(facts, config)
+    chosen = [number * order.size // count for number in range(count)]
     for start in range(0, len(chosen), config.batch_size):
         yield samples.__getitems__(chosen[start : start + config.batch_size])
 
@@ -183,15 +207,25 @@ def _extra(sample: DecodedSample, policy: Policy) -> int:
     return extra
 
 
-def _observation(policy: Policy, sample: DecodedSample) -> Observation:
+def _observation(policy: Policy, sample: DecodedSample, fit: PictureFit) -> Observation:
     first = _extra(sample, policy)
     end = first + policy.past + 1
     names = policy.data.proprioception_fields
     past = slice(first, first + policy.past)
     return Observation(
-        images=sample.images,
+        images=_fitted(policy, sample.images, fit),
         fields={name: sample.fields[name][first:end] for name in names},
         instruction=sample.instruction,
         past_actions={name: sample.fields[name][past] for name in policy.data.action_fields},
         past_mask=sample.past_mask[past],
     )
+
+
+def _fitted(policy: Policy, images: UInt8Array, fit: PictureFit) -> UInt8Array:
+    """Pictures uint8 [N, H, W, 3], time outer, camera inner, as the policy sees them."""
+    cameras = policy.data.camera_names
+    fitted = [
+        fit.fit(cameras[place % len(cameras)], picture, is_turned=True)
+        for place, picture in enumerate(images)
+    ]
+    return np.stack(fitted) if fitted else images

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from vlatool.episode import Array, UInt8Array
 from vlatool.storage.atomic import open_atomic
 
+# So few points are marked: lines between them are no recording.
+_MOST_DOTS = 60
 _TILE_PX = 128
 _LABEL_PX = 18
 _BACKGROUND = (250, 250, 248)
@@ -18,7 +19,7 @@ _GOOD, _BAD = (46, 125, 50), (198, 40, 40)
 
 
 def save_curves(
-    path: Path, title: str, curves: Mapping[str, tuple[Array, Array]], fps: float
+    path: Path, title: str, curves: Mapping[str, tuple[Array, Array]], seconds: Array
 ) -> None:
     """One panel per dimension: recorded [F] in grey, predicted chunks [F] in colour.
 
@@ -26,7 +27,7 @@ def save_curves(
         path: PNG file.
         title: Above the panels.
         curves: Name of a dimension to (recorded, predicted).
-        fps: Frames per second.
+        seconds: Time of each point in the recording, ascending [F].
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -36,17 +37,19 @@ def save_curves(
     figure = Figure(figsize=(5.5 * columns, 1.0 + 1.9 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    dots = "." if len(seconds) <= _MOST_DOTS else ""
     for axis, (name, (recorded, predicted)) in zip(axes.flat, curves.items(), strict=False):
-        seconds = np.arange(len(recorded)) / fps
-        axis.plot(seconds, recorded, color="0.45", linewidth=1.6, label="recorded")
-        axis.plot(seconds, predicted, color="tab:blue", linewidth=1.1, label="predicted")
+        axis.plot(seconds, recorded, color="0.45", linewidth=1.6, marker=dots, label="recorded")
+        axis.plot(
+            seconds, predicted, color="tab:blue", linewidth=1.1, marker=dots, label="predicted"
+        )
         axis.set_title(name, fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(curves) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
-        axis.set_xlabel("seconds", fontsize=9)
+        axis.set_xlabel("seconds of the recording", fontsize=9)
     axes[0][0].legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
     with open_atomic(path) as file:

@@ -90,6 +90,7 @@ class Rollouts:
         self._plan = plan
         self._bar = bar
         self._envs: list[Env] = []
+        self._told, self._successes = 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +112,17 @@ class Rollouts:
         envs = self._envs[: len(group)]
         lockstep = _Lockstep(envs, self._make_controller(envs[0]), self._plan)
         seeds = [self._plan.seeds[place] for place in group]
-        return lockstep.run(seeds, max(0, self._plan.pictured - group.start), self._bar)
+        return lockstep.run(seeds, max(0, self._plan.pictured - group.start), self._tell)
+
+    def catch_up(self, episodes: int) -> None:
+        """Tells of the episodes that an earlier run had done, so that the bar ends at its end."""
+        if episodes > self._told:
+            self._bar.advance(episodes - self._told)
+
+    def _tell(self, success: bool) -> None:  # noqa: FBT001 - what became of an episode
+        self._told += 1
+        self._successes += success
+        self._bar.advance(1, successes=self._successes)
 
 
 def run_rollouts(
@@ -133,8 +144,10 @@ class _Lockstep:
         self._controller = controller
         self._plan = plan
 
-    def run(self, seeds: Sequence[int], pictured: int, bar: Progress) -> list[Rollout]:
-        """One episode in each environment."""
+    def run(
+        self, seeds: Sequence[int], pictured: int, tell: Callable[[bool], None]
+    ) -> list[Rollout]:
+        """One episode in each environment; `tell` hears whether it succeeded."""
         observations: dict[int, EnvObservation] = {}
         rollouts: dict[int, Rollout] = {}
         for number, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
@@ -152,7 +165,7 @@ class _Lockstep:
                 if done:
                     self._picture(number, rollout, pictured)
                     del observations[number]
-                    bar.advance(1, successes=sum(one.success for one in rollouts.values()))
+                    tell(rollout.success)
         return list(rollouts.values())
 
     def _step(self, number: int, action: Any, rollout: Rollout) -> tuple[EnvObservation, bool]:
@@ -237,6 +250,7 @@ class RolloutJob:
         del run
         for receipt in receipts:
             self._done += _rollouts_of(receipt)
+        self._rollouts.catch_up(len(self._done))
         rows = sheet_rows(self._done)
         if rows:
             save_contact_sheet(self.spec.output / SHEET, rows)

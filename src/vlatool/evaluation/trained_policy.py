@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlatool.artifacts.run_dir import EMA, RunDir, find_checkpoint, part_weights
+from vlatool.artifacts.checkpoint import EMA, CheckpointManifest, part_weights
+from vlatool.artifacts.run_dir import RunDir, find_checkpoint
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import Weights
@@ -44,7 +45,8 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
 
     Raises:
         UsageError: No location, or averaged weights are asked for and there are none.
-        DataError: There is no checkpoint, or it does not fit its configuration.
+        DataError: There is no checkpoint, a file of it is not as it was written, or it does not fit
+            its configuration.
     """
     import torch
 
@@ -57,17 +59,19 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
             code="usage.missing_key",
         )
     run, checkpoint = find_checkpoint(local_path(location))
+    manifest = CheckpointManifest.read(checkpoint)
+    manifest.check(checkpoint)
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
     kept = config.data_kind.kept(config.data, run.root)
     model_type = config.model_type
-    chosen = _weights(checkpoint, weights)
+    chosen = _weights(checkpoint, manifest, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts: dict[str, nn.Module] = {}
     for name, part in model_type.build(config.model).items():
         if part.saved:
             averaged = part_weights(name, averaged=True)
-            is_averaged = chosen == "ema" and (checkpoint / averaged).is_file()
+            is_averaged = chosen == "ema" and averaged in manifest.files
             load_weights(
                 part.module, checkpoint / (averaged if is_averaged else part_weights(name))
             )
@@ -80,8 +84,8 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
     return TrainedPolicy(policy, run, checkpoint, chosen, config, kept)
 
 
-def _weights(checkpoint: Path, wanted: Weights) -> str:
-    averaged = (checkpoint / EMA).is_file()
+def _weights(checkpoint: Path, manifest: CheckpointManifest, wanted: Weights) -> str:
+    averaged = EMA in manifest.files
     if wanted == "ema" and not averaged:
         raise UsageError(
             f"{checkpoint}: holds no averaged weights",

@@ -5,11 +5,12 @@ anchors that have a sample), T steps of a window, C channels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import Names, recorded_names
 from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array, Episode
 from vlatool.errors import DataError
@@ -47,6 +48,7 @@ class EpisodeView:
         tracks: End effectors over the positions.
         language: Kind of annotation to sentences.
         problems: What could not be shown, and why.
+        names: Of the channels of fields, where they are recorded.
     """
 
     name: str
@@ -60,6 +62,7 @@ class EpisodeView:
     tracks: tuple[PoseTrack, ...]
     language: Mapping[str, Sequence[str]]
     problems: Sequence[str] = ()
+    names: Names = field(default_factory=dict[str, Sequence[str]])
 
     @property
     def seconds(self) -> Array:
@@ -91,6 +94,7 @@ def view_episode(episode: Episode) -> EpisodeView:
         tracks=pose_tracks(numbers, _pose_fields(episode)),
         language=episode.language,
         problems=[finding.message for finding in episode.findings],
+        names=episode.dimension_names,
     )
 
 
@@ -136,6 +140,7 @@ def view_episode_tar(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView 
         tracks=pose_tracks(numbers, position_fields(numbers)),
         language=language,
         problems=problems,
+        names=recorded_names(options),
     )
 
 

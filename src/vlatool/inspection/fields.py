@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import Names, dimension_names
 from vlatool.artifacts.sample import CALIBRATION, MASKS
 from vlatool.episode import Array
+from vlatool.errors import DataError
 from vlatool.inspection.report import indices_text, range_text, table
 from vlatool.transforms.normalize import constant_dimensions
 
@@ -21,7 +23,8 @@ Numbers = tuple[float | None, ...]
 # A page that draws every field of a robot is not read.
 _MOST_FIELDS = 12
 _POSE = re.compile("__(poses|grippers)__")
-_ROTATION = ("r11", "r12", "r13", "r21", "r22", "r23")
+# Of the constant dimensions, in a table.
+_MOST_NAMES = 6
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class FieldFacts:
         std: Standard deviations; empty where they were not computed.
         episodes: How many episodes have it; None where that is not known.
         example: A value of a text field.
+        names: Of the dimensions, where they are known.
     """
 
     name: str
@@ -51,6 +55,7 @@ class FieldFacts:
     std: Numbers = ()
     episodes: int | None = None
     example: str = ""
+    names: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The facts for programs."""
@@ -63,14 +68,24 @@ class FieldFacts:
             return "-"
         if len(self.constant) >= self.width:
             return "all"
-        return f"{len(self.constant)} ({indices_text(self.constant)})"
+        if not self.names:
+            return f"{len(self.constant)} ({indices_text(self.constant)})"
+        parts = _names_text([self.names[at] for at in self.constant])
+        shown = [*parts[:_MOST_NAMES], *(["..."] if parts[_MOST_NAMES:] else [])]
+        return f"{len(self.constant)} ({', '.join(shown)})"
+
+    @property
+    def dimensions_text(self) -> str:
+        """What the dimensions are called."""
+        return ", ".join(_names_text(self.names))
 
 
 class FieldRange:
     """Range and mean of a field while its episodes pass by; the episodes are not kept."""
 
-    def __init__(self, name: str, values: Array) -> None:
+    def __init__(self, name: str, values: Array, recorded: Names) -> None:
         self.name = name
+        self._recorded = recorded
         self.is_text = values.dtype.kind == "U"
         self.width = 0 if self.is_text else values.shape[1]
         self.episodes = 0
@@ -110,6 +125,7 @@ class FieldRange:
             max=_numbers(self._high),
             mean=_numbers(mean),
             episodes=self.episodes,
+            names=_known_names(self.name, self.width, self._recorded),
         )
 
     def _add_numbers(self, values: Array) -> str:
@@ -122,7 +138,7 @@ class FieldRange:
         return f"has {missing} values that are not finite" if missing else ""
 
 
-def facts_of_statistics(name: str, entry: Mapping[str, Any]) -> FieldFacts | None:
+def facts_of_statistics(name: str, entry: Mapping[str, Any], recorded: Names) -> FieldFacts | None:
     """The facts in an entry of stats.json; None where it does not hold them."""
     try:
         mean = np.asarray(entry["mean"], np.float64)
@@ -141,6 +157,7 @@ def facts_of_statistics(name: str, entry: Mapping[str, Any]) -> FieldFacts | Non
         max=_numbers(values["max"]),
         mean=_numbers(mean),
         std=_numbers(std),
+        names=_known_names(name, len(mean), recorded),
     )
 
 
@@ -178,16 +195,6 @@ def policy_fields(
         chosen[1] = [name for name in names if name not in chosen[0]]
     first, second = ({name: known[name] for name in some[:_MOST_FIELDS]} for some in chosen)
     return first, second
-
-
-def channel_names(field: str, width: int) -> list[str]:
-    """A name for each channel: axes of positions, elements of rotations, else numbers."""
-    plain = field.removesuffix("_relative")
-    if width == 3 and plain.endswith("xyz"):
-        return ["x", "y", "z"]
-    if width == 6 and plain.endswith("rot_6d"):
-        return list(_ROTATION)
-    return [str(number) for number in range(width)]
 
 
 def unit(field: str) -> str:
@@ -232,13 +239,47 @@ def statistics_field_table(fields: Sequence[FieldFacts]) -> str:
     return table("Fields", header, rows)
 
 
+def dimensions_table(fields: Sequence[FieldFacts]) -> str:
+    """What a recording calls the dimensions of its fields, one row each."""
+    rows = [
+        (field.name, field.dimensions_text)
+        for field in fields
+        if field.names and list(field.names) != dimension_names(field.name, field.width, {})
+    ]
+    return table("Dimensions", ("field", "names"), rows)
+
+
+def _names_text(names: Sequence[str]) -> list[str]:
+    """Names of dimensions; those of a group that count on are taken together: `left_arm.0-6`."""
+    runs: list[tuple[str, list[int]]] = []
+    for name in names:
+        group, _, number = name.rpartition(".")
+        at = int(number) if group and number.isdecimal() else -1
+        if at > 0 and runs and runs[-1][0] == group and runs[-1][1][-1] == at - 1:
+            runs[-1][1].append(at)
+        else:
+            runs.append((group, [at]) if at >= 0 else (name, []))
+    return [
+        f"{stem}.{inner[0]}-{inner[-1]}" if inner[1:] else ".".join([stem, *map(str, inner)])
+        for stem, inner in runs
+    ]
+
+
+def _known_names(name: str, width: int, recorded: Names) -> tuple[str, ...]:
+    """The names of the dimensions; none where they are but numbers."""
+    names = tuple(dimension_names(name, width, recorded))
+    return () if names == tuple(map(str, range(width))) else names
+
+
 def _extremes(field: FieldFacts) -> str:
     return range_text([*field.min, *field.max])
 
 
 def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
-    with np.errstate(invalid="ignore"):
+    try:
         return tuple(np.flatnonzero(constant_dimensions(statistics, name)).tolist())
+    except DataError:  # a range that is not finite is shown as it is
+        return ()
 
 
 def _numbers(values: Array) -> Numbers:

@@ -100,16 +100,6 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -
     return "\n".join([title, *lines])
 
 
-def size_text(count: int) -> str:
-    """Bytes in a unit people read."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
 def pixels_text(size: Size | None, missing: str = "") -> str:
     """A (width, height)."""
     return missing if size is None else f"{size[0]} x {size[1]}"

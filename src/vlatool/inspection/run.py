@@ -6,14 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.run_dir import (
-    MODEL,
-    RunDir,
-    WeightsFacts,
-    checkpoint_step,
-    read_weights_header,
-    scan_metrics,
-)
+from vlatool.artifacts.checkpoint import MODEL, WeightsFacts, checkpoint_step, read_weights_header
+from vlatool.artifacts.run_dir import RunDir, scan_metrics
 from vlatool.inspection.report import (
     Findings,
     Problems,
@@ -21,10 +15,10 @@ from vlatool.inspection.report import (
     findings_table,
     number_text,
     pairs,
-    size_text,
     table,
 )
 from vlatool.sources.order import natural_key
+from vlatool.storage.tree import size_text
 
 
 @dataclass(frozen=True)
@@ -144,7 +138,8 @@ def inspect_run(location: Path) -> RunReport:
     """Reads the small files of a run; of the weights only the header."""
     run, findings = RunDir(location), Problems()
     config = findings.read(run.config_tree) or {}
-    latest = findings.read(run.read_latest) or {}
+    findings.read(run.read_latest)
+    newest = run.newest_folder()
     checkpoints = tuple(map(_checkpoint_facts, sorted(run.checkpoint_folders(), key=natural_key)))
     first, last = _metrics(run)
     return RunReport(
@@ -155,9 +150,9 @@ def inspect_run(location: Path) -> RunReport:
             for key, value in config.items()
             if str(key).startswith("total_train_") and value is not None
         },
-        step=_step(latest, checkpoints),
+        step=None if newest is None else newest[0],
         checkpoints=checkpoints,
-        weights=_weights(run, latest, checkpoints, findings),
+        weights=newest and findings.read(read_weights_header, newest[1] / MODEL),
         first_metrics=first,
         last_metrics=last,
         findings=tuple(findings),
@@ -173,27 +168,6 @@ def _checkpoint_facts(path: Path) -> CheckpointFacts:
         bytes=sum(file.stat().st_size for file in files),
         files=tuple(str(file.relative_to(path)) for file in files),
     )
-
-
-def _step(latest: Mapping[str, Any], checkpoints: tuple[CheckpointFacts, ...]) -> int | None:
-    step = latest.get("step")
-    if isinstance(step, int):
-        return step
-    return max((one.step for one in checkpoints if one.step is not None), default=None)
-
-
-def _weights(
-    run: RunDir,
-    latest: Mapping[str, Any],
-    checkpoints: tuple[CheckpointFacts, ...],
-    findings: Problems,
-) -> WeightsFacts | None:
-    """Of the checkpoint that latest.json names, else of the last one."""
-    named = latest.get("checkpoint")
-    if not named and not checkpoints:
-        return None
-    folder = run.root / str(named) if named else run.checkpoints_folder / checkpoints[-1].name
-    return findings.read(read_weights_header, folder / MODEL)
 
 
 def _parameters(weights: WeightsFacts | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import Names, recorded_names
 from vlatool.artifacts.sample import ARRAYS, StoredSample, parse_picture
 from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array
@@ -98,6 +99,7 @@ class SampleView:
         tracks: End effectors over the window; NaN where padded.
         language: Kind of annotation to sentences.
         metadata: metadata.json.
+        names: Of the channels of fields, where they are recorded.
     """
 
     name: str
@@ -114,6 +116,7 @@ class SampleView:
     tracks: tuple[PoseTrack, ...]
     language: Mapping[str, Sequence[str]]
     metadata: Mapping[str, Any]
+    names: Names
 
     @property
     def length(self) -> int:
@@ -166,6 +169,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
         tracks=pose_tracks(positions, position_fields(positions)),
         language=language,
         metadata=metadata,
+        names=recorded_names(options),
     )
 
 

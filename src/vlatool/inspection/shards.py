@@ -6,14 +6,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.dimensions import recorded_names
 from vlatool.artifacts.manifest import Shard, check_shards
-from vlatool.artifacts.provenance import read_processing_metadata
 from vlatool.artifacts.sample import ARRAYS
 from vlatool.artifacts.shard import open_shard
 from vlatool.artifacts.shard_folder import ShardFolder, lists_manifest
 from vlatool.artifacts.stats import Statistics
 from vlatool.errors import DataError
-from vlatool.inspection.fields import FieldFacts, facts_of_statistics, statistics_field_table
+from vlatool.inspection.fields import (
+    FieldFacts,
+    dimensions_table,
+    facts_of_statistics,
+    statistics_field_table,
+)
 from vlatool.inspection.report import (
     Findings,
     Problems,
@@ -24,11 +29,11 @@ from vlatool.inspection.report import (
     number_text,
     pairs,
     pixels_text,
-    size_text,
     table,
 )
 from vlatool.inspection.sample_view import SampleFacts, first_sample
-from vlatool.jobs.record import read_record
+from vlatool.jobs.record import read_record, whole_record
+from vlatool.storage.tree import size_text
 
 _SHOWN_OPTIONS = (
     "stride",
@@ -203,6 +208,7 @@ class ShardsReport:
             findings_table(self.findings),
             table("Cameras", ("name", "width x height"), self.views()),
             statistics_field_table(self.fields),
+            dimensions_table(self.fields),
             table("Language", ("kind", "example"), said),
             _origin_block(self.origin),
         ]
@@ -247,7 +253,8 @@ def inspect_shards(location: Path) -> ShardsReport:
     statistics: Statistics = findings.read(folder.statistics) or {}
     sample = _first_sample(whole[0].path) if whole else None
     views = sample.cameras() if sample else {}
-    known = (facts_of_statistics(name, entry) for name, entry in statistics.items())
+    names = recorded_names(options)
+    known = (facts_of_statistics(name, entry, names) for name, entry in statistics.items())
     fps = options.get("fps")
     samples = sum(shard.num_sequences for shard in shards)
     return ShardsReport(
@@ -264,22 +271,23 @@ def inspect_shards(location: Path) -> ShardsReport:
         action_fields=tuple(listed(options, "action_fields")),
         proprioception_fields=tuple(listed(options, "proprioception_fields")),
         language={kind: texts[0] for kind, texts in sample.language.items()} if sample else {},
-        origin=_origin(folder, options),
+        origin=_origin(folder, options, findings),
         findings=tuple(findings),
     )
 
 
 def _open(location: Path) -> ShardFolder:
-    record = read_record(location)
+    has_data = ShardFolder.find(location) is not None
+    record = read_record(location) if has_data else whole_record(location)
     is_ours = record is None or not record.complete or lists_manifest(location)
-    if ShardFolder.find(location) is None and not is_ours:
+    if not has_data and not is_ours:
         raise DataError(
             f"{location}: is complete, but what it holds is not known to inspect",
             hint="`vlatool verify` compares its files with their list",
             code="data.unknown_output",
             details={"path": str(location)},
         )
-    if ShardFolder.find(location) is None and record is not None:
+    if not has_data and record is not None:
         raise DataError(
             f"{location}: `vlatool {record.command}` has not written a manifest here yet",
             hint="wait for the run, or, if it was interrupted, run the same command again",
@@ -310,10 +318,10 @@ def _padding_share(statistics: Statistics, samples: int) -> float | None:
     return round(1 - sum(counts) / (len(counts) * samples), 6)
 
 
-def _origin(folder: ShardFolder, options: Mapping[str, Any]) -> Origin:
+def _origin(folder: ShardFolder, options: Mapping[str, Any], findings: Problems) -> Origin:
     """Takes together the options, the run record and the metadata of a shard folder."""
-    record = folder.record()
-    metadata = read_processing_metadata(folder.path)
+    record = findings.read(folder.record)
+    metadata = findings.read(folder.metadata) or {}
     result = (record.result or {}) if record else {}
     return Origin(
         format=str(options.get("type") or ""),

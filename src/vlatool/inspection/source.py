@@ -10,11 +10,17 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.findings import Finding
-from vlatool.inspection.fields import FieldFacts, FieldRange, source_field_table
-from vlatool.inspection.report import number_text, pairs, pixels_text, size_text, table
+from vlatool.inspection.fields import (
+    FieldFacts,
+    FieldRange,
+    dimensions_table,
+    source_field_table,
+)
+from vlatool.inspection.report import number_text, pairs, pixels_text, table
+from vlatool.jobs.files import own_files
 from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
-from vlatool.storage.tree import files_below
+from vlatool.storage.tree import files_below, size_text
 
 CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -88,6 +94,7 @@ class SourceReport:
             table("Tasks", ("episodes", "task"), tasks),
             table("Cameras", ("name", *CAMERA_HEADER[1:]), self.views("no")),
             source_field_table(self.fields),
+            dimensions_table(self.fields),
             table("Language", ("kind", "sentences", "example"), said),
             table("Warnings", ("count", "code", "example"), warnings),
             table("Broken episodes", ("episode", "reason"), broken),
@@ -129,10 +136,10 @@ def inspect_source(
     refs = select(source.refs, episodes)
     survey = _Survey()
     survey.warn(getattr(source.reader, "noticed", ()))
-    with reporter.progress("episodes", len(refs), "episode") as bar:
+    with reporter.progress("episodes", len(refs), "episodes") as bar:
         for ref in refs:
             try:
-                survey.add(source.reader.read(ref))
+                survey.add(_whole(source.reader.read(ref)))
             except DataError as error:
                 survey.fail(ref, error)
             bar.advance(failed=len(survey.broken))
@@ -143,8 +150,16 @@ def inspect_source(
             code="data.all_failed",
             details={"failures": survey.broken},
         )
-    size = sum(file.bytes for file in files_below(location))
+    # Without .vlatool/ and outputs that lie in the folder; a location may also be one file.
+    size = sum(file.bytes for file in own_files(location) or files_below(location))
     return survey.report(source.format, size)
+
+
+def _whole(episode: Episode) -> Episode:
+    """The episode, unless a camera that its data set declares is missing."""
+    for error in episode.missing_cameras.values():
+        raise error
+    return episode
 
 
 @dataclass
@@ -243,7 +258,7 @@ class _Survey:
     def _add_fields(self, episode: Episode) -> None:
         for name, values in episode.lowdim.items():
             if name not in self.ranges:
-                self.ranges[name] = FieldRange(name, values)
+                self.ranges[name] = FieldRange(name, values, episode.dimension_names)
             oddity = self.ranges[name].add(values)
             if oddity:
                 told = f"{episode.id}: field {name!r} {oddity}"

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from vlatool.storage.atomic import write_bytes
+from vlatool.storage.documents import parse_json
+from vlatool.storage.steps import step
 from vlatool.storage.uri import is_remote
 
 _SYNC_S = 1.0
@@ -47,9 +49,7 @@ class AppendLog:
         if is_remote(self.path):
             self._waiting.append(line)
         else:
-            file = self._opened()
-            file.write(line)
-            file.flush()
+            self._write(self._opened(), line)
         if time.monotonic() - self._synced >= _SYNC_S:
             self.sync()
 
@@ -57,10 +57,20 @@ class AppendLog:
         """Makes every row so far safe."""
         self._synced = time.monotonic()
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with step("sync", self.path):
+                os.fsync(self._file.fileno())
         if self._waiting:
             self._write_batch(b"".join(self._waiting))
             self._waiting = []
+
+    def _write(self, file: IO[bytes], line: bytes) -> None:
+        def partly() -> None:
+            file.write(line[: len(line) // 2])
+            file.flush()
+
+        with step("write", self.path, partly):
+            file.write(line)
+            file.flush()
 
     def _write_batch(self, data: bytes) -> None:
         if self._batches is None:
@@ -71,8 +81,9 @@ class AppendLog:
     def _opened(self) -> IO[bytes]:
         """The file, behind a newline."""
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab")
+            with step("create", self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab")
             if self._file.tell() and not _ends_with_newline(self.path):
                 self._file.write(b"\n")
         return self._file
@@ -90,7 +101,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 def _rows(data: bytes) -> Iterator[dict[str, Any]]:
     for line in data.splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict):

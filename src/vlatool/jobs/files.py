@@ -17,11 +17,13 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, remove_partials, write_text
+from vlatool.storage.documents import parse_json
 from vlatool.storage.tree import FileFacts, files_below, files_in, sha256_of
-from vlatool.storage.uri import is_remote
+from vlatool.storage.uri import is_file_name, is_remote
 
 FOLDER = ".vlatool"
 NAME = f"{FOLDER}/files.jsonl"
+_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -262,18 +264,19 @@ def entry_of(row: Mapping[str, Any]) -> FileEntry:
     """
     try:
         name = str(row["path"])
-        if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{name!r} leaves the output")
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or not all(map(is_file_name, parts)):
+            raise ValueError(f"{name[:_SHOWN]!r} is no name of a file of the output")
         counts = {key: row.get(key) for key in ("samples", "count")}
         known = {key: None if value is None else int(value) for key, value in counts.items()}
         return FileEntry(name, int(row["bytes"]), str(row["sha256"]), **known)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(str(error)) from None
 
 
 def _entry(path: Path, number: int, line: str) -> FileEntry:
     try:
-        return entry_of(json.loads(line))
+        return entry_of(parse_json(line))
     except ValueError:
         raise _broken(path, number) from None
 

@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 _STAT_THREADS = 16
 # Whose other version may give other bytes.
-_SHAPING_PACKAGES = ("pillow", "numpy", "av", "pyarrow", "scipy")
+_SHAPING_PACKAGES = ("pillow", "pyvips-binary", "numpy", "av", "pyarrow", "scipy")
 
 
 @dataclass(frozen=True)

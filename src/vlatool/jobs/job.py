@@ -165,6 +165,7 @@ class JobSpec(Generic[Item]):
         state: Looks at what one item is made from; picklable.
         owned: Patterns of the files it writes; what others put beside them is left alone.
         unlisted: Those of them that hold times; the list of files leaves them out.
+        passing: Those of them that go once the output is complete; the list names them before only.
         places: What is read and written; records name nothing above.
         measured: The count of receipts that progress shows, such as `samples`.
         has_arrays: Whether receipts carry arrays; then items need names that can be file names.
@@ -185,6 +186,7 @@ class JobSpec(Generic[Item]):
     state: Callable[[Item], InputState]
     owned: Sequence[str]
     unlisted: Sequence[str] = ()
+    passing: Sequence[str] = ()
     places: Sequence[Path] = ()
     measured: str = ""
     has_arrays: bool = False
@@ -192,6 +194,11 @@ class JobSpec(Generic[Item]):
     can_overwrite: bool = True
     is_replaced_last: bool = False
     is_pipelined: bool = False
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Patterns of files that may be there without a line in the list."""
+        return (*self.unlisted, *self.passing)
 
 
 class Job(Protocol[Item]):

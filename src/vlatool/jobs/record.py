@@ -20,8 +20,10 @@ from vlatool.jobs.files import (
     read_file_list,
     remove_owned,
 )
-from vlatool.storage.atomic import remove_tree, write_json
+from vlatool.storage.atomic import remove_tree
+from vlatool.storage.documents import DocumentError
 from vlatool.storage.lock import Lock, held_lock
+from vlatool.storage.sealed import read_sealed, write_sealed
 from vlatool.storage.uri import is_remote, location
 
 # What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
@@ -75,7 +77,7 @@ class OutputRecord:
             "made": self.made,
             "journal": self.journal,
         }
-        write_json(_path(folder), document)
+        write_sealed(_path(folder), document)
 
     @property
     def fingerprint(self) -> str:
@@ -86,37 +88,59 @@ class OutputRecord:
 
 
 def read_record(folder: Path) -> OutputRecord | None:
-    """The record of an output; None where there is none, or a broken one.
+    """The record of an output; None where there is none, or a damaged one.
 
     Raises:
         StorageError: It may not be read.
     """
+    with suppress(DataError):
+        return whole_record(folder)
+    return None
+
+
+def whole_record(folder: Path) -> OutputRecord | None:
+    """The record of an output; None where there is none.
+
+    Raises:
+        DataError: It is damaged.
+        StorageError: It may not be read.
+    """
+    path = _path(folder)
     try:
-        document = json.loads(_path(folder).read_bytes())
-        return OutputRecord(
-            document["command"],
-            document["options"],
-            document.get("inputs", {}),
-            document["result"],
-            bool(document["complete"]),
-            str(document.get("version", "")),
-            tuple(map(str, document.get("owned", ()))),
-            tuple(map(str, document.get("unlisted", ()))),
-            str(document.get("parent", "")),
-            str(document.get("made", "")),
-            int(document.get("journal", 1)),
-        )
+        return _parsed(read_sealed(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise StorageError(
-            f"{_path(folder)}: cannot be read: {error.strerror or error}",
+            f"{path}: cannot be read: {error.strerror or error}",
             hint="make it readable; it says whose the output is",
             code="storage.read",
-            details={"path": str(_path(folder))},
+            details={"path": str(path)},
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error.reason if isinstance(error, DocumentError) else "no record of an output"
+        raise DataError(
+            f"{path}: {reason}",
+            hint="copy the output again, or make it again with --overwrite or in another place",
+            code="data.broken_record",
+            details={"path": str(path)},
+        ) from None
+
+
+def _parsed(document: Mapping[str, Any]) -> OutputRecord:
+    return OutputRecord(
+        document["command"],
+        dict(document["options"]),
+        dict(document.get("inputs", {})),
+        document["result"],
+        bool(document["complete"]),
+        str(document.get("version", "")),
+        tuple(map(str, document.get("owned", ()))),
+        tuple(map(str, document.get("unlisted", ()))),
+        str(document.get("parent", "")),
+        str(document.get("made", "")),
+        int(document.get("journal", 1)),
+    )
 
 
 def parent_of(folder: Path) -> str:
@@ -161,8 +185,9 @@ def known_output(
 
     Raises:
         UsageError: The folder holds something else, or was made with other options or inputs.
+        DataError: Its record is damaged, and it is not to be replaced.
     """
-    before = read_record(folder)
+    before = read_record(folder) if overwrite else whole_record(folder)
     if any(above.name == FOLDER and _path(above.parent).is_file() for above in folder.parents):
         raise _stranger(folder, record, before)
     differences = [] if before is None else _differences(before, record)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlatool.errors import BugError, DataError, VlatoolError
@@ -124,7 +124,8 @@ class _Loop:
             self._run.record,
             None if self._spec.grows else self._job.inputs,
             overwrite=self._options.overwrite,
-            owned=self._spec.owned,
+            # Who cannot ask for it does not replace what happens to have the same names.
+            owned=self._spec.owned if self._spec.can_overwrite else (),
             **({} if self._spec.can_overwrite else {"hint": "choose another --output"}),
         )
 
@@ -196,6 +197,10 @@ class _Loop:
         return () if self._spec.is_replaced_last else self._spec.owned
 
     def _forget(self) -> None:
+        """Removes what only an incomplete output needs; a killed run leaves it to the next one."""
+        remove_owned(self._spec.output, self._spec.passing)
+        for folder in {PurePosixPath(pattern).parent.as_posix() for pattern in self._spec.passing}:
+            remove_empty(self._spec.output / folder)
         if not self._spec.grows:
             forget(self._spec.output)
 

@@ -107,7 +107,8 @@ class Policy:
             name: value.to(self._device) if isinstance(value, torch.Tensor) else value
             for name, value in self._batcher(samples).items()
         }
-        actions = self._sampler(batch, steps=steps, rng=rng)
+        with torch.no_grad():
+            actions = self._sampler(batch, steps=steps, rng=rng).detach()
         widths = [samples[0].fields[name].shape[-1] for name in self.data.action_fields]
         parts = np.split(actions.cpu().numpy(), np.cumsum(widths)[:-1], axis=-1)
         return {

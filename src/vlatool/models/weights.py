@@ -19,7 +19,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """Loads a safetensors file into a module; every name and shape must fit.
 
     Raises:
-        DataError: The file is missing or broken, or keys or shapes differ; names the first few.
+        DataError: The file is missing or broken, keys or shapes differ, or numbers are not finite;
+            names the first few.
     """
     weights = fitted(module, read_weights(path), path)
     module.load_state_dict(weights, strict=False)
@@ -43,7 +44,7 @@ def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict
     A single number fits whether it is a scalar or a row of one: scalars cannot be sharded.
 
     Raises:
-        DataError: It has not; names the first few differences.
+        DataError: It has not, or a number is not finite; names the first few differences.
     """
     expected = module.state_dict()
     weights = {
@@ -60,7 +61,20 @@ def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict
             code="data.checkpoint_mismatch",
             details={"problems": problems},
         )
+    bad = sorted(name for name, value in weights.items() if not _is_finite(value))
+    if bad:
+        raise DataError(
+            f"{path}: numbers are not finite: {', '.join(bad[:_SHOWN])}",
+            hint="use other weights: with these nothing can be computed",
+            code="data.weights_not_finite",
+            details={"path": str(path), "tensors": bad},
+        )
     return weights
+
+
+def _is_finite(value: Tensor) -> bool:
+    # Of the types of one byte torch cannot tell.
+    return value.itemsize == 1 or bool(value.isfinite().all())
 
 
 def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[str]:
@@ -92,9 +106,10 @@ def saved_once(tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]) -
 
 
 def unusable_checkpoint(path: Path, error: object) -> DataError:
-    """The error for a checkpoint file that cannot be read."""
+    """The error for a checkpoint file that cannot be read; of what torch says, the first line."""
+    told = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(
-        f"{path}: cannot be loaded: {error}",
+        f"{path}: cannot be loaded: {told}",
         hint="the checkpoint is damaged or of another model; use an earlier one",
         code="data.broken_checkpoint",
         details={"path": str(path)},

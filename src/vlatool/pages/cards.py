@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import Names, dimension_names
 from vlatool.episode import Array
 from vlatool.inspection.episode_view import EpisodeView
-from vlatool.inspection.fields import channel_names
 from vlatool.inspection.sample_view import SampleView
 from vlatool.inspection.shots import Shot
 from vlatool.pages.layout import (
@@ -35,7 +35,15 @@ from vlatool.pages.pictures import (
     pose_legend,
     thumbnail,
 )
-from vlatool.pages.plots import Axis, axis_chart, cells, channels, legend, line_chart
+from vlatool.pages.plots import (
+    Axis,
+    Channels,
+    axis_chart,
+    cells,
+    channels,
+    legend,
+    line_chart,
+)
 
 # Trails reach this many columns of an episode's strip back and ahead.
 _TRAIL_COLUMNS = 1.5
@@ -86,11 +94,15 @@ def sample_section(view: SampleView) -> Section:
     return Section(view.name, body, is_under=True)
 
 
-def _chart(axis: Axis, field: str, positions: Array, values: Array, *, dots: bool = False) -> str:
-    """A field [S, C] under its name, its unit and the names of its lines."""
-    lines = channels(positions, values, channel_names(field, values.shape[1]))
+def _chart(axis: Axis, field: str, lines: Channels, *, dots: bool = False) -> str:
+    """A field under its name, its unit and the names of its lines."""
     label = f'<div class="label">{measured(field)} &ensp;{legend(lines)}</div>'
     return label + line_chart(axis, lines, dots=dots)
+
+
+def _lines(field: str, positions: Array, values: Array, names: Names) -> Channels:
+    """The lines of a field [S, C]."""
+    return channels(positions, values, dimension_names(field, values.shape[1], names))
 
 
 def _time_axis(view: EpisodeView) -> Axis:
@@ -125,7 +137,10 @@ def _shot(view: EpisodeView, name: str, position: int, shot: Shot, reach: int) -
 
 
 def _charts(title: str, axis: Axis, view: EpisodeView, fields: Mapping[str, Array]) -> str:
-    charts = (_chart(axis, name, view.seconds, values) for name, values in fields.items())
+    charts = (
+        _chart(axis, name, _lines(name, view.seconds, values, view.names))
+        for name, values in fields.items()
+    )
     return heading(title, "".join(charts))
 
 
@@ -188,7 +203,10 @@ def _column(title: str, axis: Axis, view: SampleView, fields: Mapping[str, Array
     if not fields:
         return ""
     steps = np.arange(view.length) - view.anchor
-    charts = (_chart(axis, name, steps, one, dots=True) for name, one in fields.items())
+    charts = (
+        _chart(axis, name, _lines(name, steps, values, view.names), dots=True)
+        for name, values in fields.items()
+    )
     masks = cells(axis, steps, view.past_mask, "past") + cells(
         axis, steps, view.future_mask, "future"
     )

@@ -70,7 +70,8 @@ def _success_table(result: Mapping[str, Any]) -> str:
         ("Random actions", result["baselines"]["random"], "same starts"),
         ("Doing nothing", result["baselines"]["do_nothing"], "same starts"),
     ]
-    return _rate_table(rows)
+    how = f"Seed {result['seed']}; another one gives other figures: "
+    return _rate_table(rows) + f"<p class='quiet'>{how}<code>{escape(result['command'])}</code></p>"
 
 
 def _listening(result: Mapping[str, Any]) -> str:

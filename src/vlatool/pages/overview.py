@@ -7,8 +7,8 @@ import numpy as np
 
 from vlatool.artifacts.stats import Statistics, number_array
 from vlatool.episode import Array
-from vlatool.inspection.fields import FieldFacts, channel_names, facts_of_statistics, unit
-from vlatool.inspection.report import number_text, range_text, size_text
+from vlatool.inspection.fields import FieldFacts, unit
+from vlatool.inspection.report import number_text, range_text
 from vlatool.inspection.shards import ShardReport, ShardsReport
 from vlatool.inspection.source import CAMERA_HEADER, SourceReport
 from vlatool.pages.layout import (
@@ -25,6 +25,7 @@ from vlatool.pages.layout import (
     tiles,
 )
 from vlatool.pages.plots import histogram, sparkline
+from vlatool.storage.tree import size_text
 
 _COLUMNS = ("mean", "std", "min", "percentile_1", "percentile_99", "max")
 _PER_STEP = Html("mean &plusmn; std per step")
@@ -141,11 +142,12 @@ def _field_table(fields: Sequence[FieldFacts]) -> str:
             facts.dtype,
             facts.example if facts.dtype == "text" else range_text([*facts.min, *facts.max]),
             unit(facts.name),
+            facts.dimensions_text,
             facts.constant_text,
         )
         for facts in fields
     ]
-    header = ("field", "width", "type", "range", "unit", "constant channels")
+    header = ("field", "width", "type", "range", "unit", "channels", "constant channels")
     return table(header, rows, numbers=(1,))
 
 
@@ -179,22 +181,27 @@ def _statistics(report: ShardsReport, statistics: Statistics) -> str:
         ("Actions", report.action_fields),
         ("Proprioception", report.proprioception_fields),
     )
+    known = {facts.name: facts for facts in report.fields}
+
+    def tabled(names: Sequence[str]) -> str:
+        return _statistics_table({name: statistics[name] for name in names}, known)
+
     drawn = "".join(
-        heading(
-            title, _statistics_table(statistics, [name for name in names if name in statistics])
-        )
+        heading(title, tabled([name for name in names if name in statistics]))
         for title, names in policy
     )
     named = {name for _, names in policy for name in names}
     others = [name for name in statistics if name not in named]
-    rest = _statistics_table(statistics, others)
+    rest = tabled(others)
     return drawn + details(f"{len(others)} more fields", rest) if drawn else rest
 
 
-def _statistics_table(statistics: Statistics, names: Sequence[str]) -> str:
-    constant = {name: values for name in names if (values := _constant(statistics[name]))}
-    moving = [name for name in names if name not in constant]
-    rows = [row for name in moving for row in _channel_rows(name, statistics[name])]
+def _statistics_table(statistics: Statistics, known: Mapping[str, FieldFacts]) -> str:
+    constant = {name: values for name in statistics if (values := _constant(known.get(name)))}
+    moving = [name for name in statistics if name not in constant]
+    rows = [
+        row for name in moving for row in _channel_rows(name, statistics[name], known.get(name))
+    ]
     fixed = table(
         ("constant field", "values"),
         [(measured(name), Html(f"<code>{values}</code>")) for name, values in constant.items()],
@@ -202,21 +209,23 @@ def _statistics_table(statistics: Statistics, names: Sequence[str]) -> str:
     return table(_HEADER, rows, numbers=range(1, 8)) + fixed
 
 
-def _constant(entry: Mapping[str, Any]) -> str:
+def _constant(facts: FieldFacts | None) -> str:
     """The values of a field that never changes; empty for one that does."""
-    facts = facts_of_statistics("", entry)
     if facts is None or len(facts.constant) < facts.width:
         return ""
     return ", ".join(map(number_text, facts.mean))
 
 
-def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...]]:
+def _channel_rows(
+    name: str, entry: Mapping[str, Any], facts: FieldFacts | None
+) -> list[tuple[object, ...]]:
     mean = number_array(entry.get("mean"))
     if mean is None or mean.ndim != 1:
         return [(field_label(name), "", *[""] * len(_COLUMNS), "not readable")]
     width = len(mean)
     columns = [_column(entry.get(key), width) for key in _COLUMNS]
     steps = _steps(entry, width)
+    names = facts.names if facts and facts.names else [str(number) for number in range(width)]
     return [
         (
             measured(name) if channel == 0 else "",
@@ -224,7 +233,7 @@ def _channel_rows(name: str, entry: Mapping[str, Any]) -> list[tuple[object, ...
             *(number_text(float(c[channel])) if np.isfinite(c[channel]) else "-" for c in columns),
             "" if steps is None else Html(sparkline(steps[0][:, channel], steps[1][:, channel])),
         )
-        for channel, channel_name in enumerate(channel_names(name, width))
+        for channel, channel_name in enumerate(names)
     ]
 
 

@@ -159,7 +159,7 @@ def _init(ray: Any, **options: Any) -> None:
     with _sigterm_kept(), _environment({"RAY_USAGE_STATS_ENABLED": statistics}):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:
             raise ray_failed(str(error)) from error
 
 
@@ -268,7 +268,8 @@ def ray_failed(reason: str) -> EnvironmentProblem:
     """Ray itself does not work."""
     return EnvironmentProblem(
         f"Ray failed: {first_line(reason)}",
-        hint="its log files are in /tmp/ray/session_latest/logs; --engine local needs no Ray",
+        hint="run the same command again; Ray's log files are in /tmp/ray/session_latest/logs, and "
+        "--engine local needs no Ray",
         code="environment.ray_failed",
     )
 

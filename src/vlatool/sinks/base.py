@@ -22,7 +22,15 @@ Work = Callable[[EpisodeRef, Episode], Receipt]
 class SinkConfig(ConfigModel):
     """The section of a sink; `type` is its name, and what `--sink NAME` sets."""
 
+    # Keys that earlier records lack: at their default they stand in no record.
+    added: ClassVar[frozenset[str]] = frozenset()
+
     type: Any
+
+    def recorded(self) -> dict[str, Any]:
+        """The keys for the record of a run."""
+        defaults = {key for key in self.added if key not in self.model_dump(exclude_defaults=True)}
+        return self.model_dump(mode="json", exclude={"type", *defaults})
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Sink(Protocol):
         Config: Its keys; the default of `type` is the sink's name.
         owned: Patterns of everything it writes; what others put beside it is left alone.
         unlisted: Those of them that hold times.
+        passing: Those of them that go once the output is complete; may be left out.
         next_step: The command that comes after, with `{output}` in it; may be empty.
         work: Writes one episode; picklable, and under the final name when it returns. The item of
             its receipt is the episode's id. Counts `samples` and `frames`.

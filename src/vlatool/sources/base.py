@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +16,7 @@ from vlatool.storage.parts import Part, read_part
 
 # First line of the small text file that stands for content kept in Git LFS. Source: lerobot 11.7
 _LFS_HEADER = b"version https://git-lfs"
+_LONGEST_CAMERA_NAME = 200  # bytes; a file that is named after it gets a few more
 _POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 
 
@@ -128,7 +129,10 @@ def look_at(episode: Episode) -> Survey:
     """The survey of one episode that was read."""
     return Survey(
         episodes=1,
-        cameras={name: camera.size for name, camera in episode.cameras.items()},
+        cameras={
+            **{name: camera.size for name, camera in episode.cameras.items()},
+            **dict.fromkeys(episode.missing_cameras),
+        },
         fields=facts_of(episode),
         frames=episode.num_frames,
         fps=episode.fps,
@@ -161,11 +165,54 @@ def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[Epis
 
 
 def facts_of(episode: Episode) -> dict[str, FieldFacts]:
-    """The fields of an episode, without names of their channels."""
-    return {
-        name: FieldFacts(0 if values.dtype.kind == "U" else math.prod(values.shape[1:]))
-        for name, values in episode.lowdim.items()
+    """The fields of an episode; names of channels count where they are as many."""
+    facts: dict[str, FieldFacts] = {}
+    for name, values in episode.lowdim.items():
+        width = 0 if values.dtype.kind == "U" else math.prod(values.shape[1:])
+        names = tuple(episode.dimension_names.get(name, ()))
+        facts[name] = FieldFacts(width, names if len(names) == width else ())
+    return facts
+
+
+def field_mismatch(
+    episode: str, own: Mapping[str, FieldFacts], common: Mapping[str, FieldFacts | int]
+) -> DataError | None:
+    """Why the fields of an episode do not fit those of the others; None where they do."""
+    widths = {name: facts.width for name, facts in own.items()}
+    wanted = {
+        name: facts.width if isinstance(facts, FieldFacts) else facts
+        for name, facts in common.items()
     }
+    for name in [*wanted, *widths]:
+        if widths.get(name) != wanted.get(name):
+            return DataError(
+                f"{episode}: field {name!r} is {_width(widths.get(name))}, "
+                f"in the other episodes {_width(wanted.get(name))}",
+                hint="episodes of one run must have the same fields; discard the field or "
+                "preprocess the episodes apart",
+                code="data.schema_mismatch",
+                details={"field": name},
+            )
+    return None
+
+
+def _width(width: int | None) -> str:
+    if width is None:
+        return "absent"
+    return "text" if width == 0 else f"{width} wide"
+
+
+def camera_name_problem(name: str) -> DataError | None:
+    """Why no picture file can be named after a camera; None where one can."""
+    is_short = len(name.encode(errors="replace")) <= _LONGEST_CAMERA_NAME
+    if name and name.isprintable() and "/" not in name and is_short:
+        return None
+    return DataError(
+        f"the camera name {name[:40]!r} cannot be part of a file name",
+        hint="rename the camera in the data set, or choose others with --camera-names",
+        code="data.bad_camera_name",
+        details={"camera": name},
+    )
 
 
 def id_part(name: str) -> str:

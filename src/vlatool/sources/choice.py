@@ -4,27 +4,47 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
-from vlatool.config.base import ConfigModel, each_once
+from vlatool.artifacts.dimensions import dimension_label
+from vlatool.config.base import ConfigModel, each_once, needed_field
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Finding
+from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
-from vlatool.sources.base import FormatReader, facts_of
+from vlatool.sources.base import FormatReader, camera_name_problem, facts_of, field_mismatch
 from vlatool.sources.order import checked_ids, select
 from vlatool.sources.rules import SOURCE
 
 
 class ChoiceConfig(ConfigModel):
-    """Which episodes and cameras are taken."""
+    """Which episodes and cameras are taken, and from where."""
 
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Choice of episodes": (
+            "episodes",
+            "exclude",
+            "max_episodes",
+            "only_successful",
+            "fail_on_nan",
+        ),
+        "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
+    }
+
+    format: str = Field(
+        default="", description="Name of the dataset format; empty for the one that finds episodes."
+    )
+    sources: list[str] = needed_field([], "Folders or s3:// locations to search.")
     episodes: str | None = Field(
         default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
+    )
+    exclude: str | None = Field(
+        default=None, description="Episodes to leave out, written like --episodes."
     )
     max_episodes: int | None = Field(
         default=None, ge=-1, description="Take at most so many episodes; 0 or -1 for all."
@@ -34,13 +54,17 @@ class ChoiceConfig(ConfigModel):
     )
     skip_episodes_missing_cameras: bool = Field(
         default=False,
-        description="Drop an episode that lacks a camera instead of keeping it without.",
+        description="Drop an episode that lacks a camera, instead of keeping it without or, where "
+        "the data set declares the camera, reporting it as broken.",
     )
     only_successful: bool = Field(
         default=False, description="Drop episodes that failed or do not say whether they did."
     )
     fail_on_nan: bool = Field(
         default=True, description="An episode with NaN or infinity fails; else they are kept."
+    )
+    source: SerializeAsAny[ConfigModel] = Field(
+        default=ConfigModel(), description="Keys of the format's reader."
     )
 
     @field_validator("camera_names")
@@ -56,7 +80,7 @@ class EpisodeChoice:
     Attributes:
         cameras: Cameras to keep, in order.
         fields: Width of each field, 0 for text.
-        skip_missing_cameras: Drop an episode that lacks one instead of keeping it without.
+        skip_missing_cameras: Drop an episode that lacks one.
         only_successful: Drop an episode that failed, or does not say.
         finite: Refuse an episode with numbers that are none.
     """
@@ -138,8 +162,8 @@ def choose_episodes(
     Cameras that other options name are given as `named`: they must be there.
 
     Raises:
-        DataError: A source does not exist, no episode is left or can be read, or none has a camera
-            that is asked for.
+        DataError: A source does not exist, no episode is left or can be read, none has a camera
+            that is asked for, or one has a name that no file can have.
     """
     taken = _taken(reader, sources, config)
     held_out = dict(Counter(ref.held_out for ref in taken if ref.held_out))
@@ -152,6 +176,8 @@ def choose_episodes(
             details={"held_out": held_out},
         )
     survey = _survey(reader, refs, config.camera_names, named)
+    for problem in filter(None, map(camera_name_problem, survey.cameras)):
+        raise problem
     fields = {name: facts.width for name, facts in survey.fields.items()}
     wanted = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
     choice = EpisodeChoice(tuple(survey.cameras), fields, *wanted)
@@ -176,7 +202,7 @@ def _taken(
                 code="data.no_source",
                 details={"path": str(source)},
             )
-    found = select(checked_ids(list(reader.discover(sources))), config.episodes)
+    found = select(checked_ids(list(reader.discover(sources))), config.episodes, config.exclude)
     if not found:
         raise DataError(
             f"{', '.join(map(str, sources))}: no episode found",
@@ -213,18 +239,25 @@ def choose(episode: Episode, choice: EpisodeChoice) -> Episode | Dropped:
     """The episode with the chosen cameras and its fields in the common order, or why not.
 
     Raises:
-        DataError: Its fields are not those of the others, or a number is none.
+        DataError: Its fields are not those of the others, a chosen camera of its data set is
+            missing, or a number is none.
     """
-    _check_fields(episode, choice.fields)
+    mismatch = field_mismatch(episode.id, facts_of(episode), choice.fields)
+    if mismatch is not None:
+        raise mismatch
     if choice.only_successful and not episode.success:
         reason = "unsuccessful_episode" if episode.success is False else "success_unknown"
         return Dropped(reason, episode.findings)
     cameras = {name: episode.cameras[name] for name in choice.cameras if name in episode.cameras}
     missing = [name for name in choice.cameras if name not in cameras]
-    if missing and (choice.skip_missing_cameras or not cameras):
+    is_declared = any(name in episode.missing_cameras for name in missing)
+    if missing and (choice.skip_missing_cameras or not (cameras or is_declared)):
         message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
         finding = SOURCE("episode_missing_camera", message, episode=episode.id)
         return Dropped("episode_missing_camera", (*episode.findings, finding))
+    for name in missing:
+        if name in episode.missing_cameras:
+            raise episode.missing_cameras[name]
     if choice.finite:
         check_finite(episode)
     lowdim = {name: episode.lowdim[name] for name in choice.fields}
@@ -239,30 +272,23 @@ def check_finite(episode: Episode) -> None:
     """
     for name, values in episode.lowdim.items():
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
-            frame = int(np.argwhere(~np.isfinite(values))[0][0])
+            frame, channel = np.argwhere(~np.isfinite(values))[0].tolist()
+            label = dimension_label(name, channel, values.shape[1], episode.dimension_names)
             raise DataError(
-                f"{episode.id}: field {name!r} is not finite at frame {frame}",
+                f"{episode.id}: {label} is not finite at frame {frame}",
                 hint="repair the recording, or leave the field out",
                 code="data.not_finite",
                 details={"field": name, "frame": frame},
             )
 
 
-def _check_fields(episode: Episode, fields: Mapping[str, int]) -> None:
-    own = {name: facts.width for name, facts in facts_of(episode).items()}
-    for name in [*fields, *own]:
-        if own.get(name) != fields.get(name):
-            raise DataError(
-                f"{episode.id}: field {name!r} is {_width(own.get(name))}, "
-                f"in the other episodes {_width(fields.get(name))}",
-                hint="episodes of one run must have the same fields; discard the field or "
-                "preprocess the episodes apart",
-                code="data.schema_mismatch",
-                details={"field": name},
-            )
+def episode_state(ref: EpisodeRef) -> InputState:
+    """The files of an episode, and what is known of it beforehand."""
+    known = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
+    return input_state((ref.path, *ref.files), known)
 
 
-def _width(width: int | None) -> str:
-    if width is None:
-        return "absent"
-    return "text" if width == 0 else f"{width} wide"
+def reader_section(config: ChoiceConfig) -> ConfigModel:
+    """The reader's keys; the defaults where the config was built without them."""
+    kind = FORMATS.get(config.format).Config
+    return config.source if isinstance(config.source, kind) else kind()

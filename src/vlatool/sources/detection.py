@@ -4,12 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
+from vlatool.config.base import ConfigModel
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.plugins import FORMATS
 from vlatool.sources.base import FormatReader
+
+
+class LaterKeys(ConfigModel):
+    """Keys of a format that is not known yet."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,16 @@ class FoundSource:
     format: str
     reader: FormatReader
     refs: Sequence[EpisodeRef]
+
+
+def is_source(word: str) -> bool:
+    """Whether a word is a location rather than the name, perhaps misspelt, of a format."""
+    if word in FORMATS.names():
+        return False
+    try:
+        return "/" in word or Path(word).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return True
 
 
 def find_source(location: Path, forced: str | None) -> FoundSource:

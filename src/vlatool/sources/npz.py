@@ -28,7 +28,9 @@ from vlatool.storage.uri import is_remote
 
 _LARGEST_HEADER = 10_000
 _LARGEST_HEAD = 1 << 14  # with what the archive writes before it
-_LARGEST_ARRAY = 2**30  # read at once; pictures are read frame by frame
+# Of what is read at once; pictures are read frame by frame.
+_LARGEST_ARRAY = 2**28
+_LARGEST_SUM = 2**30
 _LARGEST_FRAME = 2**29
 _LOCAL_HEADER = struct.Struct("<4s22x2H")
 _CHUNK = 1 << 16
@@ -131,6 +133,7 @@ class NpzArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._headers: dict[str, ArrayHeader] = {}
+        self._read: dict[str, int] = {}  # bytes of the arrays that were read
         try:
             self._file = open_from_end(path)
             with zipfile.ZipFile(self._file) as archive:
@@ -167,9 +170,13 @@ class NpzArchive:
             _read_header(member)
             data = member.read(header.length)
             order = "F" if header.fortran_order else "C"
-            return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
+            array = np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
+            if array.dtype.kind == "U":
+                "".join(array.ravel().tolist()).encode()  # half a character is refused
         except _BROKEN as error:
             raise _broken(self.path, name, error) from None
+        self._read[name] = header.length
+        return array
 
     def readable_header(self, name: str) -> ArrayHeader:
         """The header of an array that `read` does not refuse for it.
@@ -186,7 +193,12 @@ class NpzArchive:
                 details={"path": str(self.path), "field": name},
             )
         if header.length > _LARGEST_ARRAY:
-            raise _broken(self.path, name, f"{header.length} bytes; the limit is {_LARGEST_ARRAY}")
+            limit = f"the limit for an array is {_LARGEST_ARRAY:,}"
+            raise _broken(self.path, name, f"it takes {header.length:,} bytes; {limit}")
+        others = sum(size for other, size in self._read.items() if other != name)
+        if header.length + others > _LARGEST_SUM:
+            limit = f"the limit for all arrays is {_LARGEST_SUM:,}"
+            raise _broken(self.path, name, f"it takes {header.length:,} bytes more; {limit}")
         return header
 
     def frames(self, name: str, channels: int | None = 3) -> "NpzFrames":
@@ -359,7 +371,15 @@ def _parsed_header(text: str) -> ArrayHeader:
         shape = tuple(int(size) for size in fields["shape"])
         dtype = npy.descr_to_dtype(fields["descr"])
         fortran = bool(fields["fortran_order"])
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        SyntaxError,
+        TypeError,
+    ) as error:
         raise ValueError(f"array header cannot be parsed: {error}") from None
     if any(size < 0 for size in shape):
         raise ValueError(f"array shape {shape}")

@@ -1,7 +1,7 @@
 """The order and the uniqueness of episodes, for every format; which of them are asked for."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from vlatool.errors import DataError, UsageError
 
 _DIGITS = re.compile(r"(\d+)")
 _ID = re.compile(r"^[A-Za-z0-9_-]+\Z")
-_RANGE = re.compile(r"^(\d*)(:)?(\d*)$")
+_RANGE = re.compile(r"^([0-9]{0,18})(:)?([0-9]{0,18})\Z")
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
@@ -60,50 +60,58 @@ def checked_ids(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
     return refs
 
 
-def select(refs: Sequence[EpisodeRef], wanted: str | None) -> list[EpisodeRef]:
-    """The episodes of a selection such as `0:4,7`.
+def select(
+    refs: Sequence[EpisodeRef], wanted: str | None, unwanted: str | None = None
+) -> list[EpisodeRef]:
+    """The episodes of a selection such as `0:4,7`, without those of another one.
 
     Numbers are the data set's own where every episode has one, else positions in the list; the
     end of a range is not included.
 
     Raises:
-        UsageError: The selection cannot be parsed.
+        UsageError: A selection cannot be parsed.
         DataError: A number that is named does not exist, or nothing is left.
     """
-    if wanted is None:
-        return list(refs)
     numbers = [ref.number for ref in refs]
     if None in numbers or len(set(numbers)) < len(numbers):
         numbers = list(range(len(refs)))
-    by_number = dict(zip(numbers, refs, strict=True))
-    chosen: dict[int, EpisodeRef] = {}
-    for part in wanted.split(","):
-        chosen |= _part(part.strip(), by_number, wanted)
-    if not chosen:
+    known = {number: ref for number, ref in zip(numbers, refs, strict=True) if number is not None}
+    chosen = list(known) if wanted is None else sorted(_numbers("--episodes", wanted, known))
+    if unwanted is not None:
+        left_out = _numbers("--exclude", unwanted, known)
+        chosen = [number for number in chosen if number not in left_out]
+    if refs and not chosen:
+        options = {"--episodes": wanted, "--exclude": unwanted}
+        typed = " ".join(f"{name} {text}" for name, text in options.items() if text is not None)
         raise DataError(
-            f"--episodes {wanted}: selects none of the {len(refs)} episodes",
+            f"{typed}: leaves none of the {len(refs)} episodes",
+            hint="name other episodes",
             code="data.no_episodes",
         )
-    return [chosen[number] for number in sorted(chosen)]
+    return [known[number] for number in chosen]
 
 
-def _part(part: str, by_number: dict[int | None, EpisodeRef], wanted: str) -> dict[int, EpisodeRef]:
+def _numbers(option: str, text: str, known: Collection[int]) -> set[int]:
+    """The known numbers that a selection names."""
+    return {number for part in text.split(",") for number in _part(part.strip(), known, option)}
+
+
+def _part(part: str, known: Collection[int], option: str) -> Iterable[int]:
     match = _RANGE.match(part)
     if not part or match is None:
         raise UsageError(
-            f"--episodes {wanted}: cannot read {part!r}",
+            f"{option}: cannot read {part[:40]!r}",
             hint="write numbers and ranges, such as 0:4,7",
             code="usage.bad_selection",
         )
     first, colon, last = match.groups()
-    if not colon:
-        number = int(first)
-        if number not in by_number:
-            raise DataError(
-                f"--episodes {wanted}: there is no episode {number}",
-                hint=f"there are {len(by_number)} episodes",
-                code="data.no_episodes",
-            )
-        return {number: by_number[number]}
-    low, high = int(first or 0), int(last) if last else float("inf")
-    return {n: ref for n, ref in by_number.items() if n is not None and low <= n < high}
+    if colon:
+        low, high = int(first or 0), int(last) if last else float("inf")
+        return [number for number in known if low <= number < high]
+    if int(first) not in known:
+        raise DataError(
+            f"{option}: there is no episode {int(first)}",
+            hint=f"there are {len(known)} episodes",
+            code="data.no_episodes",
+        )
+    return [int(first)]

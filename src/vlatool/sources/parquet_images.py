@@ -1,6 +1,5 @@
 """Pictures kept in a column of a parquet file, decoded when asked for."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from vlatool.artifacts.picture import decode_rgb
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.storage.uri import openable
+
+_LARGEST_FILE = 2**28
+_LARGEST_GROUP = 2**31
 
 
 class ParquetImages:
@@ -71,9 +73,8 @@ class ParquetImages:
     def _picture(self, frame: int) -> UInt8Array:
         data = self._encoded(frame)
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return np.asarray(picture.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return decode_rgb(data)
+        except ValueError as error:
             raise self._broken(frame, str(error)) from error
 
     def _encoded(self, frame: int) -> bytes:
@@ -90,7 +91,11 @@ class ParquetImages:
         """The bytes of the picture file `relative`, looked up below the root, then `images/`."""
         root = self._root.resolve()
         for folder in (root, root / "images"):
-            path = (folder / relative).resolve()
+            try:
+                path = (folder / relative).resolve()
+                is_file = path.is_file()
+            except (OSError, ValueError) as error:  # a name that no file can have
+                raise self._broken(frame, f"its path cannot be used: {error}") from error
             if not path.is_relative_to(root):
                 raise DataError(
                     f"{self.path}: {self.column} row {self._rows[frame]}: the picture path "
@@ -99,7 +104,9 @@ class ParquetImages:
                     code="data.unsafe_path",
                     details={"path": str(self.path), "field": self.column, "picture": relative},
                 )
-            if path.is_file():
+            if is_file:
+                if (size := path.stat().st_size) > _LARGEST_FILE:
+                    raise self._broken(frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}")
                 return path.read_bytes()
         raise self._broken(frame, f"the picture file {relative!r} is missing")
 
@@ -116,9 +123,15 @@ class ParquetImages:
         file = self._file = self._file or pq.ParquetFile(openable(self.path))
         first = 0
         for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
+            group_facts = file.metadata.row_group(group)
+            count = group_facts.num_rows
             if row < first + count:
                 self._first_row = first
+                chunks = map(group_facts.column, range(group_facts.num_columns))
+                bytes_in_memory = sum(chunk.total_uncompressed_size for chunk in chunks)
+                if bytes_in_memory > _LARGEST_GROUP:
+                    limit = f"the limit is {_LARGEST_GROUP:,}"
+                    raise pa.ArrowInvalid(f"its rows take {bytes_in_memory:,} bytes; {limit}")
                 return file.read_row_group(group, columns=[self.column]).column(0)
             first += count
         raise pa.ArrowInvalid(f"row {row} of {first}")

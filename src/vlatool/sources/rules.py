@@ -9,6 +9,7 @@ A reader may add two methods and a table of its codes; without them only these r
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from vlatool.episode import EpisodeRef, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Family, Finding, Kind, finding_of_error
-from vlatool.sources.base import FormatReader
+from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch
 
 _RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
 # Half a second at the usual 10 frames per second: noise of a real sensor never repeats so long.
@@ -25,9 +26,6 @@ _LONG_REPETITION = 5
 SOURCE = Family(
     "source",
     {
-        "missing_camera": Kind(
-            "warning", "An episode lacks a camera.", "use the other cameras, or get it again"
-        ),
         "language_fallback": Kind(
             "warning", "An episode has no instruction; its task's name in words is used."
         ),
@@ -83,6 +81,8 @@ def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Itera
     except DataError as error:
         yield finding_of_error(error, episode=ref.id)
         return
+    for error in episode.missing_cameras.values():
+        yield finding_of_error(error, episode=ref.id)
     for finding in episode.findings:
         yield replace(finding, place={"episode": ref.id, **finding.place})
     if not episode.lowdim:
@@ -98,6 +98,21 @@ def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[
         for code, message, place in _picture_oddities(frames):
             told = message if code == "unreadable" else f"{where}: {message}"
             yield PICTURES(code, told, episode=episode, camera=name, **place)
+
+
+def check_together(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
+    """Cameras and fields that keep episodes from one output; broken episodes are passed over."""
+    try:
+        survey = reader.survey(refs)
+    except DataError:
+        return
+    for problem in filter(None, map(camera_name_problem, survey.cameras)):
+        yield finding_of_error(problem)
+    for ref in refs:
+        with suppress(DataError):
+            problem = field_mismatch(ref.id, reader.survey([ref]).fields, survey.fields)
+            if problem is not None:
+                yield finding_of_error(problem, episode=ref.id)
 
 
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:

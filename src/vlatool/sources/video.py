@@ -22,6 +22,7 @@ from vlatool.storage.uri import is_remote, openable
 
 # Decoding onwards is cheaper than a seek over fewer frames than this: a seek flushes the decoder.
 _SEEK_DISTANCE = 32
+_MOST_PIXELS = 2**26
 _LARGEST_KEPT = 64 * 1024 * 1024
 # Files that store no presentation times; those reported are guesses, so frames are counted.
 _TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
@@ -228,6 +229,9 @@ def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, Vid
         container.close()
         raise _broken(path, None, "the file has no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context.width * stream.codec_context.height > _MOST_PIXELS:
+        container.close()
+        raise _broken(path, None, f"its pictures have more than {_MOST_PIXELS:,} pixels")
     stream.codec_context.thread_count = 1  # processes run side by side, one thread each
     return container, stream
 

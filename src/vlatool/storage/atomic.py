@@ -1,10 +1,12 @@
 """Files that are under their final name only when whole, on disk and in S3."""
 
 import errno
+import glob
 import io
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -15,6 +17,7 @@ from typing import IO, Any
 
 from vlatool.errors import StorageError
 from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.steps import step
 from vlatool.storage.writer import abort_uploads, delete_below, upload_folder, uploading
 
 _HINTS = {
@@ -26,6 +29,11 @@ _HINTS = {
     errno.EFBIG: "choose a place that takes files of this size, then run the same command again",
 }
 _ANY_HINT = "check free space and permissions, then run the same command again"
+
+# File systems that cannot sync a folder by itself have no need of it.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+# As the names below are made: others may have hidden files of their own.
+_PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]+)?\.partial")
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -49,7 +57,7 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with _told(path):
+        with _told(path), step("create", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = io.BufferedWriter(GuardedFile(partial, path))
         with file:
@@ -57,9 +65,13 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
             with _told(path):
                 file.flush()
                 if synced:
-                    os.fsync(file.fileno())
+                    with step("sync", path):
+                        os.fsync(file.fileno())
         with _told(path):
-            partial.replace(path)
+            with step("rename", path):
+                partial.replace(path)
+            if synced:
+                _sync_folder(path.parent)
     finally:
         with suppress(OSError):  # there may be no folder; the error above is the one to tell
             partial.unlink()
@@ -96,17 +108,18 @@ def atomic_folder(path: Path) -> Generator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with _told(path):
+        with _told(path), step("create", path):
             partial.mkdir(parents=True)
         with _told(path, below=partial):
             yield partial
         with _told(path):
-            for file in sorted(partial.rglob("*")):
-                if file.is_file():
-                    _sync(file)
+            with step("sync", path):
+                _sync_all(partial)
             if path.exists():
-                shutil.rmtree(path)
-            partial.rename(path)
+                remove_tree(path)
+            with step("rename", path):
+                partial.rename(path)
+            _sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -122,10 +135,32 @@ def remove_partials(folder: Path, *, below: bool = True) -> None:
         _remove_unfinished(folder)
         return
     for partial in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        if _PARTIAL.fullmatch(partial.name):
+            with step("remove", partial):
+                _remove(partial)
+
+
+def remove_partials_of(path: Path) -> None:
+    """Removes what killed writers of one local file left beside it; there may be others, who live.
+
+    For files outside of outputs, which have a lock.
+    """
+    if isinstance(path, RemotePath):
+        return
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        match = _PARTIAL.fullmatch(partial.name)
+        if match is not None and not _is_running(int(match[1])):
+            remove_file(partial)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        pass
+    return True
 
 
 def remove_tree(path: Path) -> None:
@@ -137,7 +172,8 @@ def remove_tree(path: Path) -> None:
     if isinstance(path, RemotePath):
         delete_below(path.address)
         return
-    with _told(path, "removed"), suppress(FileNotFoundError):
+    removing = step("remove", path, lambda: _remove_half(path))
+    with _told(path, "removed"), suppress(FileNotFoundError), removing:
         shutil.rmtree(path)
 
 
@@ -146,7 +182,7 @@ def remove_empty(folder: Path) -> None:
     if isinstance(folder, RemotePath):
         return
     for path, _, _ in sorted(os.walk(folder), reverse=True):
-        with suppress(OSError):  # not empty
+        with suppress(OSError), step("remove", path):  # not empty
             Path(path).rmdir()
 
 
@@ -156,7 +192,7 @@ def remove_file(path: Path) -> None:
     Raises:
         StorageError: It cannot be removed.
     """
-    with _told(path, "removed"):
+    with _told(path, "removed"), step("remove", path):
         path.unlink(missing_ok=True)
 
 
@@ -177,8 +213,11 @@ class GuardedFile(io.FileIO):
         Raises:
             StorageError: The disk is full, for example.
         """
-        with _told(self._path):
+        with _told(self._path), step("write", self._path, lambda: self._write_half(data)):
             return super().write(data)
+
+    def _write_half(self, data: Any) -> None:
+        super().write(memoryview(data).cast("B")[: len(data) // 2])
 
 
 @contextmanager
@@ -221,9 +260,44 @@ def _remove_unfinished(folder: RemotePath) -> None:
         _LOGGER.warning("%s; unfinished uploads are left there", error.message)
 
 
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
+def _sync_all(folder: Path) -> None:
+    """Brings what is below to the disk, with the mode of all files that are not made private."""
+    mode = folder.stat().st_mode & 0o666
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)
+            _sync(path)
+        elif path.is_dir():
+            _sync(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    with step("sync", folder):
+        try:
+            _sync(folder)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_half(folder: Path) -> None:
+    """What a run that is ended while it removes a folder may have got done."""
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    for file in files[: -(-len(files) // 2)]:
+        file.unlink()

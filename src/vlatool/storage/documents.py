@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import yaml
 
+from vlatool.storage.parts import Part, read_part
+
 MAX_BYTES = 64 * 2**20  # of one document
 MAX_DEPTH = 100  # of lists and mappings in each other
 MAX_NODES = 1_000_000  # of a YAML document, each alias as large as what it stands for
@@ -40,13 +42,14 @@ def read_document(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
         OSError: It cannot be read.
         StorageError: The same in a bucket.
     """
-    size = path.stat().st_size
-    if size > max_bytes:
+    data = read_part(Part(path, 0, max_bytes + 1))  # one request where it is remote
+    if len(data) > max_bytes:
+        size = path.stat().st_size
         raise DocumentError(
             f"{_mib(size)} are more than the {_mib(max_bytes)} such a file may have"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return data.decode("utf-8-sig")  # some editors begin with a byte order mark
     except UnicodeDecodeError as error:
         raise DocumentError(f"not UTF-8 text (byte {error.start})") from error
 
@@ -59,7 +62,8 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
         constants: What `NaN`, `Infinity` and `-Infinity` become; floats, if nothing is given.
 
     Raises:
-        DocumentError: It is not JSON, nested too deep, or has a number of thousands of digits.
+        DocumentError: It is not JSON, nested too deep, or has a number of thousands of digits or
+            half a character.
     """
     try:
         value = json.loads(text, parse_constant=constants)
@@ -73,6 +77,8 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
     except ValueError as error:  # an integer that Python takes no time for
         raise DocumentError("not valid JSON (a number of thousands of digits)") from error
     _check_depth(value, text)
+    if _count(text, "\\ud") + _count(text, "\\uD"):
+        _check_characters(value)
     return value
 
 
@@ -107,7 +113,7 @@ def read_yaml(path: Path, loader: Any = _SAFE, *, max_bytes: int = MAX_BYTES) ->
     return parse_yaml(read_document(path, max_bytes=max_bytes), loader)
 
 
-def check_yaml(text: str) -> int:
+def check_yaml(text: str, max_nodes: int = MAX_NODES) -> int:
     """The number of nodes of a YAML text, aliases counted as what they stand for.
 
     Only reads events, so no depth and no multiplication costs anything.
@@ -121,8 +127,8 @@ def check_yaml(text: str) -> int:
             count.add(event)
             if len(count.opened) > MAX_DEPTH:
                 raise _too_deep(_line(event.start_mark))
-            if count.nodes > MAX_NODES:
-                reason = f"its aliases make more than {MAX_NODES:,} values of it"
+            if count.nodes > max_nodes:
+                reason = f"its aliases make more than {max_nodes:,} values of it"
                 raise DocumentError(reason, _line(event.start_mark))
     except yaml.YAMLError as error:
         raise not_yaml(error, text) from error
@@ -180,6 +186,13 @@ def _check_depth(value: Any, text: str | bytes) -> None:
         if not level:
             return
     raise _too_deep()
+
+
+def _check_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError("not valid JSON (half a character)") from error
 
 
 def _children(value: Any) -> list[Any]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from vlatool.errors import StorageError, UsageError
+from vlatool.storage.documents import read_json
 from vlatool.storage.remote_lock import remote_lock
 from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.steps import step
 
 
 class Lock(Protocol):
@@ -58,18 +60,20 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
                 hint="wait for it, stop it, or choose another --output",
                 code="usage.output_locked",
             ) from None
-        file.truncate(0)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        file.write(json.dumps({"pid": os.getpid(), "command": command, "started": started}))
-        file.flush()
+        with step("write", path):
+            file.truncate(0)
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(json.dumps({"pid": os.getpid(), "command": command, "started": started}))
+            file.flush()
         yield _FileLock()
         file.truncate(0)
 
 
 def _open(path: Path) -> IO[str]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+")
+        with step("create", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a+")
     except OSError as error:
         raise StorageError(
             f"{path.parent.parent}: cannot be used as an output folder: {error.strerror}",
@@ -81,7 +85,7 @@ def _open(path: Path) -> IO[str]:
 
 def _describe(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        owner = read_json(path)
         return f"`{owner['command']}`, process {owner['pid']}, since {owner['started']}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "an unnamed process"

@@ -1,5 +1,6 @@
 """Locations as they are typed: a local path, an object in S3, or a scheme that is refused."""
 
+import os
 import re
 from pathlib import Path
 from typing import IO
@@ -9,6 +10,8 @@ from vlatool.plugins import SCHEMES, did_you_mean
 from vlatool.storage.remote import lists
 from vlatool.storage.remote_path import RemotePath
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, of usual file systems
+_SHOWN = 100
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHAPES = {
     "s3": (re.compile(r"[^/]+"), "s3://bucket/key"),
@@ -25,7 +28,7 @@ def local_path(location: str | Path) -> Path:
     """The path of a local location; `~` is expanded, `file://` taken away.
 
     Raises:
-        UsageError: The location is remote.
+        UsageError: The location is remote, or no path can be so.
     """
     text = str(location)
     if _scheme(text) != "file":
@@ -34,7 +37,14 @@ def local_path(location: str | Path) -> Path:
             hint="copy the data to a local folder and give its path",
             code="usage.unsupported_scheme",
         )
-    return Path(text.removeprefix("file://")).expanduser()
+    try:
+        path = Path(text.removeprefix("file://")).expanduser()
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    except (RuntimeError, ValueError) as error:  # ~name of nobody; half a character
+        raise _bad_location(text, str(error)) from None
+    if longest > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH or "\0" in text:
+        raise _bad_location(text, "no file can have this name")
+    return path
 
 
 def location(text: str | Path) -> Path:
@@ -73,11 +83,12 @@ def _check(text: str, scheme: str) -> None:
         )
     shape, example = _SHAPES.get(scheme, (re.compile(""), ""))
     if not shape.match(rest):
-        raise UsageError(
-            f"{text}: the location is not complete",
-            hint=f"write {example}",
-            code="usage.bad_location",
-        )
+        raise _bad_location(text, "the location is not complete", f"write {example}")
+
+
+def _bad_location(text: str, reason: str, hint: str = "check the path") -> UsageError:
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return UsageError(f"{shown!r}: {reason}", hint=hint, code="usage.bad_location")
 
 
 def _scheme(text: str) -> str:
@@ -122,6 +133,14 @@ def pinned(path: Path) -> Path:
 def openable(path: Path) -> str | IO[bytes]:
     """What libraries of other languages can open: a local name, or an open remote file."""
     return path.open("rb") if isinstance(path, RemotePath) else str(path)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether file systems take a name that somebody else wrote."""
+    try:
+        return "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def is_remote(path: Path) -> bool:

@@ -11,6 +11,7 @@ from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.background import in_background
 from vlatool.storage.listing import pages
 from vlatool.storage.remote import Address, Upload, call, look
+from vlatool.storage.steps import step
 
 PART_SIZE = 8 * 1024 * 1024
 _LATE_PART_SIZE = 64 * 1024 * 1024
@@ -79,7 +80,8 @@ class RemoteFile(io.BufferedIOBase):
         self.prepare()
         parts = [part.result() for part in self._parts]
         try:
-            call(self._address, lambda _: upload.complete(parts))
+            with step("rename", self._address):
+                call(self._address, lambda _: upload.complete(parts))
         except FileNotFoundError:
             # The upload is unknown: an attempt before this one was done and its answer got lost.
             found = look(self._address)
@@ -106,7 +108,10 @@ class RemoteFile(io.BufferedIOBase):
 
     def _send(self, data: bytes) -> None:
         if self._upload is None:
-            self._upload = call(self._address, lambda remote: remote.multipart(self._address.key))
+            with step("create", self._address):
+                self._upload = call(
+                    self._address, lambda remote: remote.multipart(self._address.key)
+                )
         upload, number = self._upload, len(self._parts) + 1
         self._parts.append(
             in_background(lambda: call(self._address, lambda _: upload.send(number, data)))
@@ -121,12 +126,14 @@ def put(address: Address, data: bytes, etag: str | None = None) -> str:
     Raises:
         ConditionFailed: There is another version than `etag`, or any where that is empty.
     """
-    return call(address, lambda remote: remote.put(address.key, data, etag))
+    with step("write", address):
+        return call(address, lambda remote: remote.put(address.key, data, etag))
 
 
 def delete(address: Address, *, patience_s: float | None = None) -> None:
     """Removes an object; one that is not there is fine."""
-    call(address, lambda remote: remote.delete([address.key]), patience_s=patience_s)
+    with step("remove", address):
+        call(address, lambda remote: remote.delete([address.key]), patience_s=patience_s)
 
 
 def delete_below(address: Address) -> None:
@@ -137,7 +144,9 @@ def delete_below(address: Address) -> None:
 
 
 def _delete_batch(address: Address, keys: Sequence[str]) -> None:
-    for key in call(address, lambda remote: remote.delete(keys)):
+    with step("remove", address):
+        failed = call(address, lambda remote: remote.delete(keys))
+    for key in failed:
         if not key:
             raise StorageError(f"{address}: objects cannot be removed", code="storage.refused")
         delete(Address(address.place, key))

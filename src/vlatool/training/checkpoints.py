@@ -6,7 +6,8 @@ processes and sharding it was made with.
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from vlatool.artifacts.run_dir import TRAINER, CheckpointManifest, RunDir, part_weights
+from vlatool.artifacts.checkpoint import TRAINER, CheckpointManifest, part_weights
+from vlatool.artifacts.run_dir import RunDir
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import Part
 from vlatool.models.weights import (
@@ -34,6 +36,7 @@ from vlatool.models.weights import (
     unusable_checkpoint,
 )
 from vlatool.storage.atomic import atomic_folder
+from vlatool.storage.tree import size_text
 from vlatool.training.ema import local
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
@@ -41,14 +44,22 @@ from vlatool.training.state import TrainState
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def save_checkpoint(run: RunDir, state: TrainState, keep: int | None, runtime: Runtime) -> None:
+def save_checkpoint(
+    run: RunDir,
+    state: TrainState,
+    keep: int | None,
+    runtime: Runtime,
+    *,
+    stopped: bool = False,
+) -> None:
     """Writes the state as checkpoint of its step; every process calls it.
 
     Args:
         run: The run folder.
         state: What is written.
-        keep: Keep the latest so many checkpoints, if given.
+        keep: Keep the latest so many planned checkpoints, if given.
         runtime: The processes.
+        stopped: Its step is not a planned one: the run was asked to stop.
     """
     files: dict[str, dict[str, Tensor]] = {}
     for name, part in state.parts.items():
@@ -61,9 +72,8 @@ def save_checkpoint(run: RunDir, state: TrainState, keep: int | None, runtime: R
                 files[part_weights(name, averaged=True)] = saved_once(average, shared)
     trainer = _trainer_state(state)
     if runtime.is_main:
-        _write(run, state, files, trainer)
-        for _, old in run.checkpoints()[:-keep] if keep is not None else ():
-            shutil.rmtree(old, ignore_errors=True)
+        _write(run, state, files, trainer, stopped=stopped)
+        run.prune(keep)
     runtime.wait()
 
 
@@ -72,23 +82,56 @@ def _write(
     state: TrainState,
     files: Mapping[str, dict[str, Tensor]],
     trainer: Mapping[str, Any],
+    *,
+    stopped: bool,
 ) -> None:
     folder = run.checkpoint(state.step)
     with atomic_folder(folder) as partial:
         try:
             for name, tensors in files.items():
                 save_file(tensors, partial / name)
-            torch.save(dict(trainer), partial / TRAINER)
+            torch.save(_canonical(trainer), partial / TRAINER)
         except (SafetensorError, RuntimeError) as error:  # how they tell of a full disk
-            raise StorageError(
-                f"{folder}: cannot be written: {error}",
-                hint="free space there, then run the same command again",
-                code="storage.write",
-                details={"path": str(folder)},
-            ) from None
-        facts = {"step": state.step, "samples": state.samples}
-        CheckpointManifest.of(partial, facts).write(partial)
+            raise _unwritten(folder, (files, trainer), error) from None
+        manifest = CheckpointManifest.of(partial, state.step, state.samples, stopped=stopped)
+        manifest.write(partial)
     run.write_latest(state.step)
+
+
+def _unwritten(folder: Path, content: object, error: Exception) -> StorageError:
+    needed = sum(one.nbytes for one in _tensors(content))
+    free = shutil.disk_usage(folder.parent).free
+    # Of a full disk torch's writer says no more than that a position is unexpected.
+    told = "the disk is full" if free < needed else str(error).partition("\n")[0]
+    return StorageError(
+        f"{folder}: cannot be written: {told}; it takes {size_text(needed)}, "
+        f"{size_text(free)} are free",
+        hint="free space there, or raise the limit on sizes of files, then run the same command "
+        "again",
+        code="storage.write",
+        details={"path": str(folder), "needed": needed, "free": free},
+    )
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(one)
+
+
+def _canonical(value: Any) -> Any:
+    """The same content, its containers and texts as objects of their own.
+
+    A pickle tells which objects are one and the same, and a state that was loaded shares others
+    than one that was not.
+    """
+    if isinstance(value, Mapping):
+        return {_canonical(key): _canonical(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_canonical(one) for one in value])
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
@@ -106,16 +149,19 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         if name in state.averages:
             path = folder / part_weights(name, averaged=True)
             _restore(state.averages[name].weights, part.module, path)
+    manifest = CheckpointManifest.read(folder)
     trainer = _read_trainer(folder / TRAINER)
     try:
+        state.step, state.samples = index(trainer["step"]), index(trainer["samples"])
+        if (state.step, state.samples) != (manifest.step, manifest.samples):
+            raise ValueError(f"of step {state.step}, the manifest says {manifest.step}")
         for name, optimizer in state.optimizers.items():
             _restore_optimizer(trainer["optimizers"][name], state, optimizer)
         for name, average in state.averages.items():
-            average.updates = trainer["averages"][name]
-        state.step, state.samples = index(trainer["step"]), index(trainer["samples"])
-        state.dropped = dict(trainer["dropped"])
+            average.updates = index(trainer["averages"][name])
+        state.dropped = {str(name): index(one) for name, one in trainer["dropped"].items()}
         digests = dict(trainer["unsaved"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise unusable_checkpoint(folder / TRAINER, error) from None
     changed = [name for name, digest in state.unsaved.items() if digests.get(name) != digest]
     if changed:
@@ -193,13 +239,28 @@ def _optimizer_state(modules: nn.Module, optimizer: Optimizer) -> dict[str, Any]
 def _restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Optimizer) -> None:
     if saved:
         modules = nn.ModuleDict(dict(state.modules))
+        _check_moments(saved, modules)
         set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=_FULL)
         for group in optimizer.param_groups:
             group["betas"] = tuple(group["betas"])  # torch gives a list
 
 
+def _check_moments(saved: Mapping[str, Any], modules: nn.Module) -> None:
+    """ValueError where the moments of a parameter are not of its shape, or no numbers."""
+    shapes = {name: one.shape for name, one in modules.named_parameters()}
+    for name, moments in saved["state"].items():
+        for key, value in moments.items():
+            if key != "step" and value.shape != shapes[name]:
+                raise ValueError(f"{key} of {name} is {list(value.shape)}")
+            if not torch.as_tensor(value).isfinite().all():
+                raise ValueError(f"{key} of {name} is not finite")
+
+
 def _read_trainer(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
         raise unusable_checkpoint(path, f"{type(error).__name__}: {error}") from None
+    if not isinstance(content, dict):
+        raise unusable_checkpoint(path, f"it holds a {type(content).__name__}")
+    return content

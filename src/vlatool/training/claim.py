@@ -1,5 +1,6 @@
 """Whose a run folder is: the same run goes on in it, another one is refused."""
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -7,19 +8,24 @@ from typing import Any
 
 from vlatool.artifacts.run_dir import RunDir, is_run
 from vlatool.config.base import ConfigModel
-from vlatool.errors import UsageError
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.jobs.files import holds_only, remove_leftovers
 from vlatool.jobs.record import (
     OutputRecord,
     option_differences,
     read_record,
     refuse_differences,
+    whole_record,
 )
 from vlatool.training.config import TrainConfig
 
+_COMMAND = "train"
 _ORDER = "order of samples"
 # Raise it when the same options give other samples or other numbers.
 _ORDER_VERSION = 1
+# What nobody can compare.
+_DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 _NOT_WRITTEN = {"overwrite", "dry_run"}
 
 
@@ -45,18 +51,16 @@ def claim_run(
 
     Raises:
         UsageError: The folder holds a run with other options or data, or something else.
+        DataError: Its newest checkpoint is damaged.
     """
     options = {**decisive(config), **fingerprint, _ORDER: _ORDER_VERSION}
-    record = OutputRecord("train", options, made=secrets.token_hex(4))
-    before = read_record(run.root)
-    if before is None or before.command != record.command:
-        _refuse_strangers(run, config)
+    record = OutputRecord(_COMMAND, options, made=secrets.token_hex(4))
+    before = known_run(run, config)
+    if before is None:
         if is_run(run.root):
             _forget(run, record)
     else:
-        if not config.overwrite:
-            _refuse_other_orders(run, before)
-        differences = option_differences(before.options, record.options)
+        differences = _differences(before.options, record.options, config)
         if not differences and run.latest() is not None:
             remove_leftovers(run.root)
             return before
@@ -69,8 +73,56 @@ def claim_run(
     record.save(run.root)
     remove_leftovers(run.root)
     keep()
-    run.write_config(config.model_dump(mode="json", exclude=_NOT_WRITTEN))
+    _write_config(run, config)
     return record
+
+
+def known_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
+    """The record of the run in a folder; None for an empty folder or, to be replaced, a lost one.
+
+    Nothing is written.
+
+    Raises:
+        UsageError: The folder holds something else, or a run that cannot go on.
+        DataError: Its record is damaged.
+    """
+    before = read_record(run.root) if config.overwrite else whole_record(run.root)
+    if before is None or before.command != _COMMAND:
+        _refuse_strangers(run, config)
+        return None
+    if not config.overwrite:
+        _refuse_unfinished_overwrite(run, before)
+        _refuse_other_orders(run, before)
+    return before
+
+
+def mend_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> list[str]:
+    """Writes again what a run that goes on has lost beside its checkpoints; names it.
+
+    What is written is what the run began with: the options and data are the same.
+    """
+    mended: list[str] = []
+    if run.mend_latest():
+        mended.append(run.latest_file.name)
+    if not _tells(run, config):
+        _write_config(run, config)
+        mended.append(run.config.name)
+    try:
+        config.data_kind.kept(config.data, run.root)
+    except DataError as error:
+        keep()
+        mended.append(f"what was kept of the data ({error.message})")
+    return mended
+
+
+def _tells(run: RunDir, config: TrainConfig) -> bool:
+    """Whether config.yaml is there and says what decides the weights."""
+    try:
+        run.config_tree()  # an empty one would be all defaults
+        told = load_config(TrainConfig, files=[str(run.config)]).config
+    except VlatoolError:
+        return False
+    return decisive(told) == decisive(config)
 
 
 def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
@@ -89,15 +141,45 @@ def decisive(config: ConfigModel) -> dict[str, Any]:
     return chosen
 
 
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
+) -> list[str]:
+    """Keys of the configuration that differ; and what of the data does, without its digests."""
+    data = [key for key in {**before, **now} if key not in {*type(config).model_fields, _ORDER}]
+    values = [(key, before.get(key), now.get(key)) for key in sorted(data)]
+    found = [_told(*one) for one in values if one[1] != one[2]]
+    own = [{key: one[key] for key in one if key not in data} for one in (before, now)]
+    return [*option_differences(*own), *found]
+
+
+def _told(key: str, before: object, now: object) -> str:
+    was, has = (_DIGEST.sub("", str(value or "none")) for value in (before, now))
+    return f"{key}: {was} (now {has})" if was != has else f"{key}: other contents"
+
+
+def _write_config(run: RunDir, config: TrainConfig) -> None:
+    run.write_config(config.model_dump(mode="json", exclude=_NOT_WRITTEN))
+
+
 def _forget(run: RunDir, record: OutputRecord) -> None:
     """Killed from here on it is nobody's: neither these options nor the old ones fit."""
     replace(record, options={}).save(run.root)
     run.forget_progress()
 
 
+def _refuse_unfinished_overwrite(run: RunDir, before: OutputRecord) -> None:
+    if not before.options:
+        raise UsageError(
+            f"{run.root}: what is left of a run that --overwrite was replacing when it was ended",
+            hint="write --overwrite again, or choose another --output",
+            code="usage.unfinished_overwrite",
+            details={"path": str(run.root)},
+        )
+
+
 def _refuse_other_orders(run: RunDir, before: OutputRecord) -> None:
     """A run of an earlier version saw its samples in another order and cannot go on in this one."""
-    if before.options and before.options.get(_ORDER) != _ORDER_VERSION:
+    if before.options.get(_ORDER) != _ORDER_VERSION:
         told = "was trained by an earlier version of vlatool; its samples came in another order"
         raise _no_going_on(run, told)
 

@@ -157,7 +157,7 @@ class Reports:
         figures = self._figures(objective)
         values = self.meter.report(figures)
         rate = round(values["samples_per_second"], 1)
-        self.bar.advance(1, **fields, samples_s=rate)
+        self.bar.advance(1, **fields, **{"samples/s": rate})
         dropped = {"dropped": float(sum(state.dropped.values()))} if state.dropped else {}
         self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
         self.watch(objective, figures)

@@ -5,17 +5,20 @@ agent on a CPU, where Accelerate's silently starts one. They run the same comman
 `--nproc`; `ranks.py` is what the two sides know of each other.
 """
 
+import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -25,6 +28,11 @@ from vlatool.parallel.executor import default_workers
 from vlatool.training.ranks import MEMBERSHIP, THREADS, Membership, RankEnd, cause, rank_error
 
 OPTION = "--nproc"
+# In the folder for temporary files. The kernel holds a command's lock for as long as it lives.
+_FOLDERS, _LOCK = "vlatool-ranks-", "lock"
+# A folder this young may not be locked yet.
+_YOUNG_S = 60.0
+_MOST_PROCESSES = 1_024  # the agent holds one object for each before it starts any
 
 
 def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL) -> str:
@@ -46,10 +54,9 @@ def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL
     gpus = _gpus()
     check_processes(processes, gpus)
     command = launcher(rank_arguments(arguments), processes, on_gpus=gpus > 0)
-    with TemporaryDirectory(prefix="vlatool-ranks-") as name:
-        folder = Path(name)
+    with _shared_folder() as folder:
         threads = _threads(processes) if gpus == 0 else {}
-        membership = Membership(processes, os.getpid(), name, bool(threads))
+        membership = Membership(processes, os.getpid(), str(folder), bool(threads))
         reporter.note(f"starting {processes} processes: {_as_typed(command, threads)}")
         variables = {
             **threads,
@@ -84,6 +91,13 @@ def check_processes(processes: int, gpus: int) -> None:
         raise UsageError(
             f"{OPTION} {processes}: at least one process is needed",
             hint=f"write {OPTION} {max(gpus, 1)}",
+            code="usage.nproc",
+            details={"nproc": processes},
+        )
+    if processes > _MOST_PROCESSES:
+        raise UsageError(
+            f"{OPTION} {processes}: more processes than one machine runs",
+            hint=f"write {OPTION} {gpus or os.cpu_count()}; at most {_MOST_PROCESSES}",
             code="usage.nproc",
             details={"nproc": processes},
         )
@@ -127,6 +141,21 @@ def launcher(arguments: Sequence[str], processes: int, *, on_gpus: bool) -> list
         *("torchrun", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", count),
         *program,
     ]
+
+
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    """A folder of this command and its ranks; those that killed commands have left go."""
+    for left in Path(gettempdir()).glob(f"{_FOLDERS}*"):
+        with suppress(OSError):  # somebody else's, gone meanwhile, or the lock of one that lives
+            about = left.lstat()
+            if about.st_uid == os.getuid() and time.time() - about.st_mtime > _YOUNG_S:
+                with (left / _LOCK).open("r+") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left)
+    with TemporaryDirectory(prefix=_FOLDERS) as name, Path(name, _LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield Path(name)
 
 
 def _raise(ends: Sequence[RankEnd], received: Sequence[int]) -> None:

@@ -1,20 +1,18 @@
 """Turning, resizing and cropping of a picture together with its calibration; the pinhole camera.
 
 Sizes are (height, width); a pixel covers [i, i + 1], so the picture's left edge is at 0. Source:
-lbm-data 3.5; pixels with Pillow's filters, calibration from the transform that the pixels really
-undergo.
+lbm-data 3.5; calibration from the transform that the pixels really undergo.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from vlatool.episode import Array, UInt8Array
+from vlatool.transforms.resampling import ResizeFilter, resampled
 
 ResizeMethod = Literal["center_crop", "resize_no_crop", "resize_fit"]
-ResizeFilter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 
 # Points nearer to the camera's plane or farther from the base have no place in a picture; metres.
 _NEAR = 1e-3
@@ -42,40 +40,21 @@ class ImageGeometry:
     offset: tuple[int, int]
     target: tuple[int, int]
     turns: int = 0
-    resample: ResizeFilter = "lanczos"
+    resample: ResizeFilter = "lanczos_vips"
 
-    def apply(self, image: UInt8Array) -> Image.Image:
+    def apply(self, image: UInt8Array) -> UInt8Array:
         """A picture of the target size from uint8 [H, W, 3] of the camera."""
-        return self._shape(image, Image.Resampling[self.resample.upper()])
+        return self._shape(image, self.resample)
 
-    def apply_to_values(self, values: Array) -> Image.Image:
+    def apply_to_values(self, values: Array) -> Array:
         """The same for numbers that must not be mixed, uint16 [H, W]: depth, labels."""
-        return self._shape(values, Image.Resampling.NEAREST)
+        return self._shape(values, "nearest")
 
-    def _shape(self, image: Array, resample: Image.Resampling) -> Image.Image:
-        picture = Image.fromarray(_turned(image, self.turns))
+    def _shape(self, image: Array, how: ResizeFilter) -> Array:
+        turned = _turned(image, self.turns)
         if self.target == self.original:
-            return picture
-        top, left = self.offset
-        if self.scaled[0] < self.target[0] or self.scaled[1] < self.target[1]:
-            canvas = Image.new(picture.mode, _wide_first(self.target))
-            canvas.paste(picture.resize(_wide_first(self.scaled), resample), (-left, -top))
-            return canvas
-        return self._resize_surviving_box(picture, resample)
-
-    def _resize_surviving_box(
-        self, picture: Image.Image, resample: Image.Resampling
-    ) -> Image.Image:
-        """Resizes only the part of the source that the crop keeps; pixels outside cost nothing."""
-        scale_y, scale_x = self._scale
-        top, left = self.offset
-        box = (
-            left / scale_x,
-            top / scale_y,
-            (left + self.target[1]) / scale_x,
-            (top + self.target[0]) / scale_y,
-        )
-        return picture.resize(_wide_first(self.target), resample, box=box)
+            return turned
+        return resampled(turned, self.scaled, self.offset, self.target, how)
 
     @property
     def _scale(self) -> tuple[float, float]:
@@ -115,7 +94,7 @@ def make_geometry(
     target: tuple[int, int] | None,
     method: ResizeMethod,
     turns: int = 0,
-    resample: ResizeFilter = "lanczos",
+    resample: ResizeFilter = "lanczos_vips",
 ) -> ImageGeometry:
     """The geometry from a camera's size to `target`; without a target pictures keep their size."""
     original = original if turns % 2 == 0 else (original[1], original[0])
@@ -130,6 +109,18 @@ def make_geometry(
     height, width = (max(int(size * scale), low) for size, low in zip(original, least, strict=True))
     offset = (int((height - target[0]) / 2), int((width - target[1]) / 2))
     return ImageGeometry(original, (height, width), offset, target, turns, resample)
+
+
+def resize(
+    image: UInt8Array,
+    size: tuple[int, int] | None,
+    method: ResizeMethod,
+    resample: ResizeFilter,
+    turns: int = 0,
+) -> UInt8Array:
+    """A picture uint8 [H, W, 3] turned and brought to `size`; without one it keeps its own."""
+    original = (image.shape[0], image.shape[1])
+    return make_geometry(original, size, method, turns, resample).apply(image)
 
 
 def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeMethod) -> Array:
@@ -156,11 +147,6 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
 def _turned(image: Array, turns: int) -> Array:
     """Pixels turned clockwise; numpy counts the other way."""
     return image if turns % 4 == 0 else np.ascontiguousarray(np.rot90(image, -turns))
-
-
-def _wide_first(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height), as Pillow has it."""
-    return size[1], size[0]
 
 
 def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Array, Array]:  # noqa: N803 - frames of a transform

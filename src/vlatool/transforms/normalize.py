@@ -75,8 +75,8 @@ def field_scale(
     constant = constant_dimensions(stats, field, suffix)
     scale = np.where(constant, 1.0, np.maximum(width, epsilon))
     return FieldScale(
-        center=np.nan_to_num(low).astype(np.float32),
-        scale=np.where(np.isfinite(scale), scale, 1.0).astype(np.float32),
+        center=low.astype(np.float32),
+        scale=scale.astype(np.float32),
         constant=constant_dimensions(stats, field),
     )
 
@@ -89,6 +89,11 @@ def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") 
     low, high = _numbers(stats, field, "min" + suffix), _numbers(stats, field, "max" + suffix)
     mean = _numbers(stats, field, "mean" + suffix)
     return high - low <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(mean))
+
+
+def field_width(field: str, stats: Mapping[str, Any]) -> int:
+    """Channels of a field by its statistics; DataError where they do not tell."""
+    return len(_numbers(stats, field, "mean"))
 
 
 def _range(
@@ -108,6 +113,11 @@ def _range(
 
 
 def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
+    """The numbers [C], or [T, C] per timestep, under a key; as many as the mean has.
+
+    Raises:
+        DataError: They are missing, of another type or shape, or not finite.
+    """
     values = stats.get(key)
     if values is None:
         raise DataError(
@@ -116,13 +126,29 @@ def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
             code="data.missing_statistics",
             details={"field": field, "key": key},
         )
-    numbers = np.asarray(values, np.float64)
-    # Published percentiles may be null; the others come from counting.
-    if not key.startswith("percentile") and not np.isfinite(numbers).all():
-        raise DataError(
-            f"statistics of field {field!r}: {key!r} is not finite",
-            hint="preprocess the data again",
-            code="data.broken_statistics",
-            details={"field": field, "key": key},
-        )
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise _broken(field, key, "holds something else than rows of numbers") from None
+    if key.startswith("mean"):
+        expected = 2 if key.endswith("_per_timestep") else 1
+        if numbers.ndim != expected or not numbers.size:
+            what = "a number per step and channel" if expected == 2 else "a number per channel"
+            raise _broken(field, key, f"has the shape {list(numbers.shape)}, not {what}")
+    else:
+        mean = _numbers(stats, field, "mean_per_timestep" if "_per_timestep" in key else "mean")
+        if numbers.shape not in ((), mean.shape, mean.shape[-1:]):
+            shapes = f"has the shape {list(numbers.shape)}, the mean {list(mean.shape)}"
+            raise _broken(field, key, shapes)
+    if not np.isfinite(numbers).all():
+        raise _broken(field, key, "is not finite")
     return numbers
+
+
+def _broken(field: str, key: str, problem: str) -> DataError:
+    return DataError(
+        f"statistics of field {field!r}: {key!r} {problem}",
+        hint="compute them with `vlatool stats compute DATA`, or preprocess the data again",
+        code="data.broken_statistics",
+        details={"field": field, "key": key},
+    )

@@ -14,12 +14,12 @@ from vlatool.episode import Array, Calibration, Episode, Sample
 from vlatool.errors import DataError
 from vlatool.transforms.geometry import (
     ImageGeometry,
-    ResizeFilter,
     ResizeMethod,
     make_geometry,
     published_intrinsics,
 )
 from vlatool.transforms.relative import relative_fields
+from vlatool.transforms.resampling import ResizeFilter
 from vlatool.transforms.statistics import WindowStatistics, window_statistics
 from vlatool.transforms.windows import (
     StillnessSpec,
@@ -50,7 +50,7 @@ class SampleSpec:
     image_offsets: tuple[int, ...]
     image_size: tuple[int, int] | None
     resize_method: ResizeMethod
-    resize_filter: ResizeFilter = "lanczos"
+    resize_filter: ResizeFilter = "lanczos_vips"
     rotations: Mapping[str, int] = field(default_factory=dict[str, int])
     still: StillnessSpec | None = None
     compat: bool = False

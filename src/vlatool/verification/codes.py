@@ -21,6 +21,12 @@ OUTPUT = Family(
             "Some episodes failed and are not in the output.",
             "repair them and run the same command again; .vlatool/run.json has the reasons",
         ),
+        "broken_record": error(
+            ".vlatool/run.json has another content than when it was written.", _AGAIN
+        ),
+        "broken_metadata": error(
+            "processing_metadata.json has another content than when it was written.", _AGAIN
+        ),
         "no_file_list": info("There is no .vlatool/files.jsonl: digests cannot be compared."),
         "broken_file_list": error(".vlatool/files.jsonl cannot be read.", _AGAIN),
         "missing_file": error("A listed file is not there.", _AGAIN),
@@ -105,6 +111,9 @@ RUN = Family(
     {
         "broken_config": error(
             "config.yaml is missing, broken or not valid.", "copy the run again"
+        ),
+        "broken_record": error(
+            ".vlatool/run.json has another content than when it was written.", "copy the run again"
         ),
         "broken_statistics": error(
             "stats.json of the run is missing or broken.", "copy the run again"

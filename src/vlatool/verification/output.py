@@ -40,7 +40,7 @@ from vlatool.jobs.files import (
     own_files,
     read_file_list,
 )
-from vlatool.jobs.record import read_record
+from vlatool.jobs.record import read_record, whole_record
 from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import OUTPUT, SHARDS
 from vlatool.verification.samples import (
@@ -79,7 +79,11 @@ class ShardList:
 
 def check_output(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with training data, or a copy of them."""
-    record = read_record(location)
+    record = None
+    try:
+        record = whole_record(location)
+    except DataError as error:
+        yield OUTPUT("broken_record", error.message, path=error.details["path"])
     if record is not None and record.result is None:
         message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
         yield OUTPUT("incomplete", message, path=str(location))
@@ -97,7 +101,7 @@ def check_shard(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with one tar of samples."""
     folder = ShardFolder(location.parent / manifest.NAME)
     alone = ShardList(folder, [Shard(location, 0)], has_manifest=False)
-    with check.reporter.progress("shards", 1, "shard") as bar:
+    with check.reporter.progress("shards", 1, "shards") as bar:
         yield from _check_shards(alone, check, bar)
 
 
@@ -114,7 +118,7 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
     if entries is None:
         yield OUTPUT("no_file_list", f"{location / NAME}: is not there", path=str(location / NAME))
         return
-    with check.reporter.progress("files", len(entries), "file") as bar:
+    with check.reporter.progress("files", len(entries), "files") as bar:
         for entry in entries:
             if entry.count is None:
                 yield from check_listed(OUTPUT, location / entry.path, entry, check)
@@ -153,7 +157,7 @@ def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
             else:
                 found[folder.path.name] = one
     total = sum(len(one.shards) for one in found.values())
-    with check.reporter.progress("shards", total, "shard") as bar:
+    with check.reporter.progress("shards", total, "shards") as bar:
         for name, listed in found.items():
             if name == EPISODES_NAME and len(found) > 1:
                 # Its samples are those of `shards`, which is compared below.
@@ -204,6 +208,10 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
 def _check_shards(listed: ShardList, check: Check, bar: Progress) -> Iterator[Finding]:
     """Everything that is wrong with tars, their samples and statistics; fills `listed.digests`."""
     options: dict[str, Any] = {}
+    try:
+        listed.folder.metadata()
+    except DataError as error:
+        yield OUTPUT("broken_metadata", error.message, path=error.details["path"])
     try:
         options = listed.folder.options()
     except DataError as error:

@@ -3,20 +3,22 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.run_dir import (
+import numpy as np
+
+from vlatool.artifacts.checkpoint import (
     MANIFEST,
     WEIGHTS_SUFFIX,
     CheckpointManifest,
-    RunDir,
     checkpoint_step,
     read_weights_header,
-    scan_metrics,
 )
-from vlatool.artifacts.stats import read_stats
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.run_dir import RunDir, scan_metrics
+from vlatool.artifacts.stats import number_array, read_stats
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
+from vlatool.jobs.record import whole_record
 from vlatool.training.config import TrainConfig
 from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import RUN
@@ -29,16 +31,17 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
     run = RunDir(location)
     yield from _check_config(run)
     # Without statistics and options of the data a policy cannot act.
-    yield from _told("broken_statistics", read_stats, run.stats)
+    yield from _told("broken_statistics", _check_statistics, run.stats)
     yield from _told(
         "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
     )
     yield from _check_metrics(run)
+    yield from _told("broken_record", whole_record, run.root)
     yield from _check_latest(run)
-    folders = run.checkpoint_folders()
-    with check.reporter.progress("checkpoints", len(folders), "checkpoint") as bar:
+    folders, newest = run.checkpoint_folders(), run.newest_folder()
+    with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
-            if (folder / MANIFEST).is_file():
+            if (folder / MANIFEST).is_file() or (newest is not None and folder == newest[1]):
                 yield from check_checkpoint(folder, check)
             else:
                 message = f"{folder}: has no {MANIFEST}, so it is not used"
@@ -63,9 +66,9 @@ def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
     for path in sorted(location.iterdir()):
         if path.name != MANIFEST and path.name not in manifest.files:
             yield RUN("unlisted_file", f"{path}: is not in {MANIFEST}", path=str(path))
-    step, named = manifest.facts.get("step"), checkpoint_step(location.name)
-    if named is not None and step != named:
-        message = f"{location / MANIFEST}: is of step {step}, the folder says {named}"
+    named = checkpoint_step(location.name)
+    if named not in (None, manifest.step):
+        message = f"{location / MANIFEST}: is of step {manifest.step}, the folder says {named}"
         yield RUN("broken_manifest", message, path=str(location / MANIFEST))
 
 
@@ -78,12 +81,21 @@ def _check_config(run: RunDir) -> Iterator[Finding]:
         yield RUN("broken_config", message, path=str(run.config))
 
 
+def _check_statistics(path: Path) -> None:
+    """DataError where a scale would not be a number."""
+    for name, entry in read_stats(path).items():
+        for key in ("mean", "std"):
+            values = number_array(entry.get(key))
+            if values is None or not np.isfinite(values).all():
+                raise DataError(f"{path}: {key!r} of {name!r} is not finite")
+
+
 def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
     """What a reader refuses, as a finding."""
     try:
         read(path)
     except DataError as error:
-        yield RUN(code, error.message, path=str(path))
+        yield RUN(code, error.message, path=str(error.details.get("path", path)))
 
 
 def _check_metrics(run: RunDir) -> Iterator[Finding]:
@@ -108,7 +120,7 @@ def _check_latest(run: RunDir) -> Iterator[Finding]:
     except DataError as error:
         yield RUN("broken_latest", error.message, path=path)
         return
-    newest = run.latest()
+    newest = next(iter(run.checkpoints()[-1:]), None)
     if newest is None:
         yield RUN("no_checkpoint", f"{run.root}: has no whole checkpoint", path=str(run.root))
     named = content.get("checkpoint")

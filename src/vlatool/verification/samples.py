@@ -3,12 +3,13 @@
 Legend of shapes: T steps, C channels. Source: lbm-data 3.8-3.10, 8.1.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import Names, dimension_label, recorded_names
 from vlatool.artifacts.sample import (
     ARRAYS,
     CALIBRATION,
@@ -38,6 +39,7 @@ class Expectation:
         size: (width, height) of the pictures.
         has_statistics: Whether statistics were to be written.
         allows_nan: Whether NaN and infinity were to be kept.
+        names: Of the dimensions of fields, where they are recorded.
     """
 
     cameras: tuple[str, ...] | None = None
@@ -47,6 +49,7 @@ class Expectation:
     size: tuple[int, int] | None = None
     has_statistics: bool = True
     allows_nan: bool = False
+    names: Names = field(default_factory=dict[str, Sequence[str]])
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Expectation":
@@ -61,6 +64,7 @@ class Expectation:
             (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None,
             options.get("compute_statistics") is not False,
             options.get("fail_on_nan") is False,
+            recorded_names(options),
         )
 
 
@@ -177,9 +181,12 @@ class SampleCheck:
         yield from self._check_fields(place, arrays)
         for name, values in arrays.items():
             if values.dtype.kind in "fc" and not np.isfinite(values).all():
-                step = int(np.argwhere(~np.isfinite(values))[0][0])
+                step, *inner = np.argwhere(~np.isfinite(values))[0].tolist()
                 code = "nan_kept" if self.expected.allows_nan else "not_finite"
-                message = f"{name!r} is not finite at step {step}"
+                label = name
+                if values.ndim == 2:
+                    label = dimension_label(name, inner[0], values.shape[1], self.expected.names)
+                message = f"{label!r} is not finite at step {step}"
                 yield place.finding(code, message, field=name, step=step)
 
     def _check_fields(self, place: Place, arrays: Mapping[str, Array]) -> Iterator[Finding]:

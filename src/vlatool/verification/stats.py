@@ -3,18 +3,19 @@
 Legend of shapes: N samples, T steps, C channels. Source: lbm-data 3.12, 8.1.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import dimension_label
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import compact, number_array, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
+from vlatool.storage.documents import parse_json
 from vlatool.verification.codes import STATS
 from vlatool.verification.samples import Expectation, Place, numeric_fields
 
@@ -104,8 +105,9 @@ class StatsCheck:
             return
         step, channel = (int(index) for index in np.argwhere(outside)[0])
         at = (step, channel)
+        label = dimension_label(name, channel, values.shape[1], self._expected.names)
         message = (
-            f"{name!r}, step {step}, channel {channel}: {values[at]:.9g} in sample "
+            f"{label!r}, step {step}: {values[at]:.9g} in sample "
             f"{place.sample.key} is not within {low[at]:.9g} .. {high[at]:.9g}"
         )
         where = {"shard": place.shard, "sample": place.sample.key}
@@ -155,7 +157,11 @@ class StatsCheck:
             if apart.any():
                 index = tuple(int(part) for part in np.argwhere(apart)[0])
                 found = np.broadcast_to(stated, true.shape)[index]
-                message = f"{name!r}: {key}{list(index)} is {found:.12g}, samples give "
+                where = f"{name!r}: {key}{list(index)}"
+                if key != "count":
+                    names = self._expected.names
+                    where += f" ({dimension_label(name, index[-1], true.shape[-1], names)})"
+                message = f"{where} is {found:.12g}, samples give "
                 yield self._finding("wrong_value", f"{message}{true[index]:.12g}", name)
 
     def _check_copies(self) -> Iterator[Finding]:
@@ -228,5 +234,5 @@ def _as_float(values: Array) -> Array:
 
 def _is_strict(path: Path) -> bool:
     constants: list[str] = []
-    json.loads(path.read_text(encoding="utf-8"), parse_constant=constants.append)
+    parse_json(path.read_bytes(), constants=constants.append)
     return not constants

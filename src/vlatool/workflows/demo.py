@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +18,11 @@ from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.whole import whole_output
 from vlatool.pages.demo_report import write_demo_report
 from vlatool.storage.atomic import write_json
+from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import environment_maker, with_world_mapping
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -35,6 +38,12 @@ if TYPE_CHECKING:
 _FIRST_START = 500_000
 _PICTURED = 6
 _WRONG_PICTURED = 4
+_ROLLOUTS, _WRONG, _REPORT, _FIGURES = _FILES = (
+    "rollouts.png",
+    "wrong-instruction.png",
+    "report.html",
+    "report.json",
+)
 
 
 class DemoConfig(ConfigModel):
@@ -64,6 +73,8 @@ class DemoResult:
         loss: Last training loss.
         seconds: By stage, and `total`.
         report: The HTML page.
+        seed: Of recordings and weights.
+        command: What gives these figures, on a machine that computes alike.
     """
 
     success_rate: float
@@ -81,6 +92,8 @@ class DemoResult:
     stages: Mapping[str, float]
     seconds: float
     report: str
+    seed: int
+    command: str
 
     def document(self) -> dict[str, Any]:
         """The result for programs."""
@@ -106,6 +119,7 @@ class DemoResult:
         return (
             f"success over {self.rollouts} unseen starts\n{table}\n"
             f"{self.steps} steps, {self.samples} samples, {self.seconds:.0f} s\n"
+            f"seed {self.seed}: {self.command}\n"
             f"report: {self.report}"
         )
 
@@ -114,14 +128,20 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
     """Runs the pipeline below `output`; stages that are complete are not done again.
 
     Raises:
-        UsageError: The output holds something made with other options.
+        UsageError: The output holds something else, or was made with other options.
         EnvironmentProblem: Something that training needs is not installed.
     """
     for package in requirements().get("train", ()):
         if find_spec(package) is None:
             raise missing_package(package)
+    paths = _Paths(local_path(config.output))
+    # Without options: what a stage made stays when those of a later one change.
+    with whole_output(paths.root, OutputRecord("demo", {}), _FILES):
+        return _demo(config, paths, reporter)
+
+
+def _demo(config: DemoConfig, paths: "_Paths", reporter: Reporter) -> DemoResult:
     watch = _Stopwatch()
-    paths = _Paths(Path(config.output))
     _record(config, paths, reporter)
     watch.lap("sample")
     samples = _shards(paths, reporter)
@@ -132,7 +152,7 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
     watch.lap("evaluate")
     result = _result(config, paths, samples, trained, evaluation, watch)
     write_demo_report(paths.report, result.document(), paths.raw, paths.run, evaluation.sheets)
-    write_json(paths.report.with_suffix(".json"), result.document())
+    write_json(paths.root / _FIGURES, result.document())
     return result
 
 
@@ -142,7 +162,7 @@ class _Paths:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.raw, self.data, self.run = root / "raw", root / "data", root / "run"
-        self.report = root / "report.html"
+        self.report = root / _REPORT
 
 
 class _Stopwatch:
@@ -215,6 +235,7 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
+    from vlatool.evaluation.memory import PictureFit
     from vlatool.evaluation.pictures import save_contact_sheet
     from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
 
@@ -222,6 +243,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     _say(reporter, *words, "--seed", _FIRST_START)
     settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
     policy = load_trained(str(paths.run), "auto").policy
+    fit = PictureFit(policy.pictures, reporter.note)
     seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
     obey = RolloutPlan(seeds, _told, "success", pictured=_PICTURED, options=_goal)
     mislead = RolloutPlan(
@@ -231,17 +253,22 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
 
     def acting(env: Any) -> "Controller":
         del env
-        return PolicyController(policy, settings)
+        return PolicyController(policy, settings, fit)
 
-    with reporter.progress("rollouts", 4 * config.rollouts, "episode") as bar:
-        seeing, unseeing = environment_maker(ENVIRONMENT), environment_maker(ENVIRONMENT, cameras=0)
-        good = run_rollouts(seeing, acting, obey, bar)
-        wrong = run_rollouts(seeing, acting, mislead, bar)
-        chance = run_rollouts(
-            unseeing, lambda env: RandomController(env.action_space, config.seed), blind, bar
-        )
-        still = run_rollouts(unseeing, lambda env: HoldController("proprio"), blind, bar)
-    sheets = {"policy": paths.root / "rollouts.png", "wrong": paths.root / "wrong-instruction.png"}
+    seeing, unseeing = environment_maker(ENVIRONMENT), environment_maker(ENVIRONMENT, cameras=0)
+
+    def run(
+        name: str, make_controller: Callable[[Any], "Controller"], plan: RolloutPlan
+    ) -> "list[Rollout]":
+        make_env = unseeing if plan is blind else seeing
+        with reporter.progress(name, config.rollouts, "episodes") as bar:
+            return run_rollouts(make_env, make_controller, plan, bar)
+
+    good = run("policy", acting, obey)
+    wrong = run("policy, told another block", acting, mislead)
+    chance = run("random", lambda env: RandomController(env.action_space, config.seed), blind)
+    still = run("doing nothing", lambda env: HoldController("proprio"), blind)
+    sheets = {"policy": paths.root / _ROLLOUTS, "wrong": paths.root / _WRONG}
     save_contact_sheet(sheets["policy"], sheet_rows(good))
     save_contact_sheet(sheets["wrong"], sheet_rows(wrong, _listened))
     return _Evaluation(good, chance, still, wrong, sheets)
@@ -304,7 +331,15 @@ def _result(
         stages=watch.stages,
         seconds=round(sum(watch.stages.values()), 1),
         report=str(paths.report),
+        seed=config.seed,
+        command=_command(config),
     )
+
+
+def _command(config: DemoConfig) -> str:
+    options = config.model_dump(exclude={"output"}).items()
+    words = [word for key, value in options for word in (f"--{key}", str(value))]
+    return shlex.join(["vlatool", "demo", *words])
 
 
 def _percent(rate: float) -> str:

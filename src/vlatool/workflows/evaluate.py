@@ -1,7 +1,8 @@
 """Evaluation of a trained policy: open-loop on data, closed-loop in an environment."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import JobOptions
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
+from vlatool.jobs.whole import refuse_strangers, whole_output
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.facts import DatasetFacts, read_facts
 from vlatool.parallel.executor import SerialExecutor
@@ -23,7 +25,9 @@ from vlatool.world.registration import ENVIRONMENT, register_environments
 
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
+CURVES, REPORT = "curves.png", "report.json"
 _WORLD_PRESET = "rollout-world"
+_MOST_WORST = 3
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,20 @@ class OpenLoopResult:
             errors = "".join(f"{figures[name]['mae']:>14.5f}" for name in names)
             better = f"{figures['dimensions_better_than_mean']} of {figures['moving_dimensions']}"
             rows.append(f"{field[-51:]:<52}{errors}  {better}")
+            rows += [f"   {text}" for text in _worst(figures)]
         overall = "".join(f"{self.overall[name]:>14.5f}" for name in names)
         rows.append(f"{'overall, in standard deviations':<52}{overall}")
         rows.append(f"{self.samples} chunks, {self.weights} weights; curves: {self.picture}")
         return "\n".join(rows)
+
+
+def _worst(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The named dimensions that the policy misses by most."""
+    named = [name for at, name in enumerate(figures["names"]) if name != str(at)]
+    errors = figures["policy"]["mae_per_dimension"]
+    if len(named) == len(errors) > _MOST_WORST:
+        worst = sorted(zip(errors, named, strict=True), reverse=True)[:_MOST_WORST]
+        yield "most at " + ", ".join(f"{name} {error:.5f}" for error, name in worst)
 
 
 @dataclass(frozen=True)
@@ -91,20 +105,23 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     """Compares sampled with recorded action chunks on data the policy may not have seen.
 
     Raises:
+        UsageError: The output holds something else.
         DataError: Checkpoint or data are missing, broken, or do not fit each other.
     """
-    from vlatool.evaluation.offline import evaluate_open_loop
+    from vlatool.evaluation.memory import PictureFit
+    from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.pictures import save_curves
 
     trained = load_trained(config.checkpoint, config.weights)
-    facts = _facts(config.data, trained)
-    count = min(facts.num_samples, config.max_samples)
-    with reporter.progress("open-loop", count, "sample") as bar:
-        report = evaluate_open_loop(trained.policy, facts, trained.kept.statistics, config, bar)
     output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
-    picture = output / "curves.png"
+    record = OutputRecord("eval open-loop", _options(config, trained))
+    refuse_strangers(output, record)
+    facts = open_loop_facts(config.data, trained)
+    fit = PictureFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
+    with reporter.progress("open-loop", num_chosen(facts, config), "samples") as bar:
+        report = evaluate_open_loop(trained, facts, config, fit, bar)
+    picture = output / CURVES
     title = f"{report.episode}: next command, recorded and predicted"
-    save_curves(picture, title, report.curves, facts.fps)
     result = OpenLoopResult(
         checkpoint=str(trained.checkpoint),
         weights=trained.weights,
@@ -113,9 +130,11 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         overall=report.overall,
         fields=report.fields,
         picture=str(picture),
-        report=str(output / "report.json"),
+        report=str(output / REPORT),
     )
-    write_json(output / "report.json", result.document())
+    with whole_output(output, record, (CURVES, REPORT)):
+        save_curves(picture, title, report.curves, report.frames / facts.fps)
+        write_json(output / REPORT, result.document())
     return result
 
 
@@ -129,6 +148,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         DataError: The environment's observations do not give what the policy needs.
     """
     from vlatool.evaluation.controllers import PolicyController
+    from vlatool.evaluation.memory import PictureFit
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env)
@@ -146,14 +166,13 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         "weights": trained.weights,
         "env": config.env,
     }
-    options = config.model_dump(mode="json", exclude={"output"})
-    options["checkpoint"] = trained.checkpoint.name
-    record = OutputRecord("eval rollout", options)
+    record = OutputRecord("eval rollout", _options(config, trained))
+    fit = PictureFit(trained.policy.pictures, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
-        reporter.progress("rollouts", config.episodes, "episode") as bar,
+        reporter.progress("rollouts", config.episodes, "episodes") as bar,
         Rollouts(
-            make_env, lambda env: PolicyController(trained.policy, config), plan, bar
+            make_env, lambda env: PolicyController(trained.policy, config, fit), plan, bar
         ) as rollouts,
     ):
         job = RolloutJob(output, record, rollouts, told)
@@ -213,7 +232,7 @@ def _instruction(
     return str(known.get(key, ""))
 
 
-def _facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
+def open_loop_facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     """Facts of the data, episodes in frame order where they are kept.
 
     Raises:
@@ -249,6 +268,13 @@ def _check_windows(location: str, facts: DatasetFacts, data: RoboticsDataConfig)
                 hint="preprocess the data with the windows that the policy was trained on",
                 code="data.window_too_large",
             )
+
+
+def _options(config: OpenLoopConfig | RolloutConfig, trained: TrainedPolicy) -> dict[str, Any]:
+    """For the record; without the folders above what was read."""
+    options = config.model_dump(mode="json", exclude={"output"})
+    options["checkpoint"] = trained.checkpoint.name
+    return options | ({"data": Path(options["data"]).name} if "data" in options else {})
 
 
 def _output(wanted: str | None, trained: TrainedPolicy, name: str) -> Path:

@@ -17,6 +17,7 @@ from vlatool.pages.html_page import PageRequest, check_target, write_source_page
 from vlatool.plugins import recognise
 from vlatool.sources.detection import find_source
 from vlatool.sources.order import select
+from vlatool.storage.atomic import remove_partials_of
 from vlatool.storage.uri import existing, location
 
 
@@ -99,6 +100,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="leave --html out",
             code="usage.no_page",
         )
+    remove_partials_of(target)
     write_page(target, PageRequest(config.location, config.html_episodes, config.html_samples))
     return InspectResult(config.location, report, config.html)
 

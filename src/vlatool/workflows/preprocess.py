@@ -8,11 +8,13 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
 from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FileEntry, remove_strangers
-from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
+from vlatool.jobs.inputs import plan_digest, present_inputs
 from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, published, side_files
@@ -22,17 +24,31 @@ from vlatool.parallel.executor import Executor
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
-from vlatool.sources.choice import ChoiceConfig, EpisodeTask, choose_episodes
-from vlatool.storage.uri import location
+from vlatool.sources.choice import (
+    ChoiceConfig,
+    EpisodeTask,
+    choose_episodes,
+    episode_state,
+    reader_section,
+)
+from vlatool.sources.detection import LaterKeys, find_source
+from vlatool.storage.uri import existing, location
 
-# Which episodes there are is to be seen in the data.
-_SELECTION = ("episodes", "max_episodes")
+# How the work is done; none of it changes the bytes.
+_ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
+_CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
 
 
 class PreprocessConfig(ChoiceConfig):
     """What `vlatool preprocess` does; keys of the format and of the sink may be written flat."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
+    registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **ChoiceConfig.help_groups,
+        "Output": ("output", *_CONDUCT),
+        "Engine": _ENGINE,
+    }
     renamed: ClassVar[Mapping[str, str]] = {
         "type": "format",
         "source_episodes": "sources",
@@ -51,29 +67,12 @@ class PreprocessConfig(ChoiceConfig):
         "db_logging": "there is no database; .vlatool/run.json records the run",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {
-            "output",
-            "sources",
-            "workers",
-            "engine",
-            "ray_address",
-            "ray_num_cpus",
-            "overwrite",
-            "dry_run",
-            "on_error",
-            "max_failures",
-            *without_effect,
-        }
+        {"output", "sources", *_ENGINE, *_CONDUCT, *without_effect}
     )
 
-    format: str = needed_field("", "Name of the dataset format.")
-    sources: list[str] = needed_field([], "Folders or s3:// locations to search.")
     output: str = needed_field("", "Folder or s3:// location for shards/ and episodes/.")
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of what is written."
-    )
-    source: SerializeAsAny[ConfigModel] = Field(
-        default=ConfigModel(), description="Keys of the format's reader."
     )
     engine: Engine = Field(default="local", description="local processes, or a Ray cluster.")
     workers: int | None = Field(
@@ -111,15 +110,14 @@ class PreprocessConfig(ChoiceConfig):
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
         """The class whose `source` section is the format's and whose `sink` is the sink's."""
         sections: dict[str, Any] = {}
-        if name := tree.get("format"):
-            sections["source"] = _section(FORMATS, str(name), "format")
+        name = tree.get("format")
+        sections["source"] = _section(FORMATS, str(name), "format") if name else LaterKeys
         sink = tree.get("sink")
         if name := sink.get("type") if isinstance(sink, Mapping) else sink:
             sections["sink"] = _section(SINKS, str(name), "sink")
-        if not sections:
-            return cls
         kinds: dict[str, Any] = {
-            key: (kind, Field(default_factory=kind)) for key, kind in sections.items()
+            key: (kind, Field(default_factory=kind, description=cls.model_fields[key].description))
+            for key, kind in sections.items()
         }
         return create_model(cls.__name__, __base__=cls, **kinds)
 
@@ -222,8 +220,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
         run = run_job(job, executor, options=options, reporter=reporter)
     result = job.answer(run)
-    problem = failure_of(run, job.spec.noun, result.episodes)
-    if problem is not None:
+    if problem := failure_of(run, job.spec.noun, result.episodes):
         problem.result = result
         raise problem
     return result
@@ -233,8 +230,8 @@ def _executor(config: PreprocessConfig) -> Executor:
     if config.dry_run:
         return make_executor(1)
     if config.engine == "ray":
-        workers = config.ray_num_cpus or config.workers
-        return make_executor(workers, engine="ray", ray_address=config.ray_address)
+        cpus = config.ray_num_cpus or config.workers
+        return make_executor(cpus, engine="ray", ray_address=config.ray_address)
     preload = ("vlatool.sources.choice", SINKS.target(config.sink.type))
     return make_executor(config.workers, preload=preload)
 
@@ -244,8 +241,8 @@ class PreprocessJob:
 
     def __init__(self, config: PreprocessConfig, make_sink: MakeSink | None = None) -> None:
         """`make_sink` is the class of a sink that is not in the table."""
-        check_needed(config, "vlatool preprocess FORMAT SOURCE... --output DIR")
-        self._config = config
+        check_needed(config, "vlatool preprocess [FORMAT] SOURCE... --output DIR")
+        self._config = config = with_format(config)
         section = reader_section(config)
         self._reader = FORMATS.get(config.format)(section)
         resolved = getattr(self._reader, "config", section)
@@ -266,6 +263,7 @@ class PreprocessJob:
             state=episode_state,
             owned=self._sink.owned,
             unlisted=self._sink.unlisted,
+            passing=getattr(self._sink, "passing", ()),
             places=(*sources, output),
             measured="samples",
             has_arrays=True,
@@ -289,7 +287,7 @@ class PreprocessJob:
         self._summary = self._sink.finish(receipts, run)
         files = self._summary.files
         if not run.is_fresh:  # episodes may have gone since
-            remove_strangers(self.spec.output, self.spec.owned, self.spec.unlisted, files)
+            remove_strangers(self.spec.output, self.spec.owned, self.spec.kept, files)
         return files
 
     def result(self, run: Run) -> Mapping[str, Any]:
@@ -298,12 +296,13 @@ class PreprocessJob:
 
     def announce(self, reporter: Reporter) -> None:
         """Tells what was found before anything is done."""
+        reporter.note(f"format: {self._config.format}")
         for finding in self._chosen.findings:
             reporter.warn(finding.code, finding.message)
         for message in _without_effect(self._config):
             reporter.warn("option_without_effect", message)
         actions, observed = self._sink.action_fields, self._sink.proprioception_fields
-        reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras)}")
+        reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
         reporter.note(f"action fields: {', '.join(actions) or 'none'}")
         reporter.note(f"proprioception fields: {', '.join(observed) or 'none'}")
         for reason, count in self._chosen.held_out.items():
@@ -366,21 +365,21 @@ def _without_effect(config: PreprocessConfig) -> Iterator[str]:
             yield f"{key} does nothing: {reason}"
 
 
-def episode_state(ref: EpisodeRef) -> InputState:
-    """The files of an episode, and what is known of it beforehand."""
-    known = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
-    return input_state((ref.path, *ref.files), known)
-
-
-def reader_section(config: PreprocessConfig) -> ConfigModel:
-    """The reader's keys; the defaults where the config was built without them."""
-    kind = FORMATS.get(config.format).Config
-    return config.source if isinstance(config.source, kind) else kind()
+def with_format(config: PreprocessConfig) -> PreprocessConfig:
+    """The config with the format that finds episodes in its first source, where none is named."""
+    if config.format:
+        return config
+    name = find_source(existing(config.sources[0]), None).format
+    keys = {f"source.{key}": value for key, value in (config.source.model_extra or {}).items()}
+    typed = [Override(key, value, "typed") for key, value in {"format": name, **keys}.items()]
+    known = load_config(PreprocessConfig, overrides=typed)
+    return config.model_copy(update={"format": name, "source": known.config.source})
 
 
 def origin(config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel) -> dict[str, Any]:
     """The options outside the sink's section, for what an output says of itself."""
-    left_out = {*config.no_effect_on_output, *_SELECTION, "source", "sink", "format"}
+    seen_in_the_data = ("episodes", "exclude", "max_episodes")
+    left_out = {*config.no_effect_on_output, *seen_in_the_data, "source", "sink", "format"}
     return {
         **published(resolved, section),
         **config.model_dump(mode="json", exclude=left_out),
@@ -393,8 +392,7 @@ def run_record(config: PreprocessConfig, section: ConfigModel) -> OutputRecord:
     """The record of a run that is about to begin: every key flat, but those of the format."""
     left_out = {*config.no_effect_on_output, "source", "sink"}
     options = config.model_dump(mode="json", exclude=left_out)
-    options |= config.sink.model_dump(mode="json", exclude={"type"})
-    options["sink"] = config.sink.type
+    options |= config.sink.recorded() | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
     options |= {"source": published(section, section), **side_files(section)}
     return OutputRecord("preprocess", options)

@@ -1,6 +1,7 @@
 """The exact configuration that a run would use, and where each value came from."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -8,8 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 from vlatool.config.explain import to_yaml, value_origins
 from vlatool.config.resolve import Resolved, with_derived
 from vlatool.config.schema import unset_needed
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.storage.atomic import write_text
+from vlatool.storage.atomic import remove_partials_of, write_text
+from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.uri import local_path
 
 FILE_NAME = "resolved_config.yaml"
@@ -76,14 +79,20 @@ def resolve_config(
         output: A file to write, or a folder to write `resolved_config.yaml` into.
         derive: Whether data sets are opened for the values that come from them.
         reporter: Hears about the written file.
+
+    Raises:
+        UsageError: The file exists and is no resolved configuration of the same command.
     """
     if derive and isinstance(resolved.config, DerivesFromData):
         config, rules = resolved.config.derive_from_data()
         resolved = with_derived(resolved, config, rules)
     target = _target(output) if output else None
+    if target is not None:
+        _refuse_to_replace(target, resolved)
     unset = unset_needed(resolved.config)
     result = ResolveResult(resolved, unset, target, explain)
     if target is not None:
+        remove_partials_of(target)
         write_text(target, result.text())
         reporter.note(f"wrote {target}")
     return result
@@ -92,3 +101,19 @@ def resolve_config(
 def _target(output: str) -> Path:
     path = local_path(output)
     return path / FILE_NAME if output.endswith("/") or path.is_dir() else path
+
+
+def _refuse_to_replace(target: Path, resolved: Resolved[Any]) -> None:
+    """What is written has every key; a file that somebody typed has some."""
+    if not target.exists():
+        return
+    with suppress(DocumentError, OSError):
+        content: object = read_yaml(target)
+        if isinstance(content, dict) and content.keys() == resolved.config.model_dump().keys():
+            return
+    raise UsageError(
+        f"{target}: exists and is no configuration that resolve-config wrote",
+        hint="choose another --output, or remove it",
+        code="usage.output_exists",
+        details={"path": str(target)},
+    )

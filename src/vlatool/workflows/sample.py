@@ -21,6 +21,7 @@ from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import make_executor
 from vlatool.parallel.executor import default_workers
 from vlatool.storage.atomic import remove_file
+from vlatool.storage.uri import local_path
 from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for
 from vlatool.world.episodes import expert_episode
 from vlatool.world.recording import RecordedEpisode, Recorder, RecordingSetup
@@ -132,7 +133,7 @@ class SampleJob:
 
     def __init__(self, config: SampleConfig) -> None:
         options = config.model_dump(mode="json", exclude={"output", *config.no_effect_on_output})
-        output = Path(config.output)
+        output = local_path(config.output)
         self._config = config
         self._recorder = _recorder(config)
         self._recorded: list[RecordedEpisode] = []
@@ -236,9 +237,9 @@ def _recorder(config: SampleConfig) -> Recorder:
 
         size = SQUARE_SIZES.get(config.size, PUBLISHED_SIZE)
         views = tuple(View(camera, size) for camera in cameras)
-        return LiberoRecorder(RecordingSetup(Path(config.output), views))
+        return LiberoRecorder(RecordingSetup(local_path(config.output), views))
     views = tuple(View(camera, camera.size(config.size)) for camera in cameras)
-    setup = RecordingSetup(Path(config.output), views, config.depth)
+    setup = RecordingSetup(local_path(config.output), views, config.depth)
     if config.layout == "lerobot":
         from vlatool.world.record_lerobot import LeRobotRecorder
 

@@ -10,6 +10,12 @@ from typing import Any
 from pydantic import Field
 
 from vlatool.artifacts import manifest
+from vlatool.artifacts.digests import (
+    digests_path,
+    read_mergeable,
+    without_digests,
+    write_with_digests,
+)
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import (
     MergedStats,
@@ -23,6 +29,8 @@ from vlatool.artifacts.stats import (
 from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import FOLDER
+from vlatool.storage.atomic import remove_file, remove_partials_of
 from vlatool.storage.uri import location
 
 
@@ -38,7 +46,7 @@ class StatsMergeConfig(ConfigModel):
         default=None, description="File for the merged statistics; null prints them."
     )
     compact: bool = Field(
-        default=False, description="Leave out the digests, which only another merge needs."
+        default=False, description="Leave out the file of digests, which only another merge needs."
     )
 
 
@@ -93,9 +101,17 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
         reporter.warn("field_left_out", f"field {name!r} is left out: {why}")
     statistics = merged.statistics
     if config.output is not None:
-        _refuse_to_replace(location(config.output), config.sources)
-        kept = compact(statistics) if config.compact else statistics
-        write_stats([location(config.output)], kept)
+        target = location(config.output)
+        _refuse_to_replace(target, config.sources)
+        for path in (target, digests_path(target)):
+            remove_partials_of(path)
+        if config.compact or config.weights is not None:
+            remove_file(digests_path(target))
+            write_stats(
+                target, compact(statistics) if config.compact else without_digests(statistics)
+            )
+        else:
+            write_with_digests(target, statistics)
     return StatsMergeResult(tuple(config.sources), config.output, merged, statistics)
 
 
@@ -105,13 +121,15 @@ def _refuse_to_replace(target: Path, sources: Sequence[str]) -> None:
     Raises:
         UsageError: It is an input, lies in a data folder, or is something else.
     """
-    if not target.exists():
+    if not target.exists() and not digests_path(target).exists():
         return
     inputs = {_stats_file(location(source)).resolve() for source in sources}
-    is_ours = target.resolve() not in inputs and not (target.parent / manifest.NAME).exists()
-    with suppress(DataError):
-        if is_ours and all("mean" in entry for entry in read_stats(target).values()):
-            return
+    is_part = any((target.parent / name).exists() for name in (manifest.NAME, FOLDER))
+    if target.resolve() not in inputs and not is_part:
+        with suppress(DataError):
+            entries = read_stats(target).values()
+            if entries and all("mean_per_timestep" in entry for entry in entries):
+                return
     raise UsageError(
         f"{target}: exists and is no result of an earlier merge",
         hint="choose another --output",
@@ -136,7 +154,7 @@ def _part(source: str, weight: float | None) -> StatsPart:
     path = _stats_file(location(source))
     beside = ShardFolder(path.parent / manifest.NAME)
     past = beside.options().get("past_lowdim_steps") if beside.options_file.is_file() else None
-    return StatsPart(read_stats(path), past if isinstance(past, int) else None, weight)
+    return StatsPart(read_mergeable(path), past if isinstance(past, int) else None, weight)
 
 
 def _stats_file(path: Path) -> Path:

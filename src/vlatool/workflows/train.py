@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlatool.artifacts.checkpoint import CheckpointManifest
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.errors import StorageError, UsageError
 from vlatool.events import NULL, Progress, Reporter
@@ -17,6 +18,7 @@ from vlatool.loading.base import Facts
 from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
 from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
+from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 
@@ -97,12 +99,13 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    from vlatool.training.claim import claim_run, complete_run
+    from vlatool.training.claim import claim_run, complete_run, known_run, mend_run
     from vlatool.training.feed import Feed, held_out
     from vlatool.training.runtime import Runtime
 
     _check_model(config)
     kind = config.data_kind
+    _check_data(config)
     facts = kind.read_facts(config.data)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
@@ -126,8 +129,13 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         kind.keep(config.data, facts, run.root)
         config.model_type.keep(config.model, run.root)
 
+    known_run(run, config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
         record = claim_run(run, config, facts.fingerprint, keep)
+        _check_checkpoint(run)
+        run.prune(None)
+        for name in mend_run(run, config, keep):
+            reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
         runtime.wait()
         result = _train(setup, reporter)
         complete_run(run, record, {"steps": result.steps, "samples": result.samples})
@@ -179,7 +187,7 @@ def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
     plan, run, state = setup.plan, setup.run, begun.state
     with (
         StopRequest() as stop,
-        reporter.progress("training", plan.total_steps, "step") as bar,
+        reporter.progress("training", plan.total_steps, "steps") as bar,
         setup.feed.training(state.step) as batches,
     ):
         bar.advance(state.step)
@@ -187,7 +195,7 @@ def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
         trainer.fit(state, batches, begun.objective)
         if state.step < plan.total_steps:
             if state.step not in plan.checkpoint_steps:
-                trainer.save(state)
+                _save(setup, state, stopped=True)
             reporter.note(
                 f"stopped after step {state.step}; the same command with --output {run.root} "
                 "goes on from there"
@@ -198,7 +206,6 @@ def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
 def _trainer(
     setup: _Setup, begun: "Begun", reports: "Reports", stop_asked: Callable[[], int | None]
 ) -> "Trainer":
-    from vlatool.training.checkpoints import save_checkpoint
     from vlatool.training.pictures import Show
     from vlatool.training.step import Contexts
     from vlatool.training.trainer import Trainer
@@ -215,9 +222,16 @@ def _trainer(
         reports=reports,
         validate=Validation(setup.feed.held_out, begun.objective, runtime, contexts, reports),
         show=Show(run, begun.objective, runtime, contexts),
-        save=lambda state: save_checkpoint(run, state, config.max_checkpoint_limit, runtime),
+        save=lambda state: _save(setup, state),
         stop_asked=stop_asked,
     )
+
+
+def _save(setup: _Setup, state: "TrainState", *, stopped: bool = False) -> None:
+    from vlatool.training.checkpoints import save_checkpoint
+
+    keep = setup.config.max_checkpoint_limit
+    save_checkpoint(setup.run, state, keep, setup.runtime, stopped=stopped)
 
 
 def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
@@ -263,6 +277,23 @@ def _check_model(config: TrainConfig) -> None:
         )
 
 
+def _check_data(config: TrainConfig) -> None:
+    key = config.data_kind.folders_keys[0]
+    if not getattr(config.data, key):
+        raise UsageError(
+            "no data are given",
+            hint=f"give a folder of training data with --data DIR (the key data.{key})",
+            code="usage.no_data",
+        )
+
+
+def _check_checkpoint(run: RunDir) -> None:
+    """DataError where the checkpoint to go on from is not as it was written."""
+    latest = run.latest()
+    if latest is not None:
+        CheckpointManifest.read(latest[1]).check(latest[1])
+
+
 def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
     """Null keys that this machine decides; a run that goes on keeps what it started with."""
     name = config.name
@@ -272,8 +303,10 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
     config = config.model_copy(update={"name": runtime.agree(name)})
     workers = config.data.num_workers
     if workers is None:
-        stored = (RunDir(_output(config)).read_config() or {}).get("data", {}).get("num_workers")
-        workers = max(1, default_workers() // runtime.world_size) if stored is None else stored
+        stored = (RunDir(_output(config)).read_config() or {}).get("data")
+        before = stored.get("num_workers") if isinstance(stored, dict) else None
+        is_known = isinstance(before, int) and before >= 0
+        workers = before if is_known else max(1, default_workers() // runtime.world_size)
     data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
     processes = config.distributed.model_copy(update={"world_size": runtime.world_size})
     return config.model_copy(update={"data": data, "distributed": processes})
@@ -290,9 +323,10 @@ def _check_disk(run: RunDir, state: "TrainState") -> None:
     free = shutil.disk_usage(run.root).free
     if free < needed:
         raise StorageError(
-            f"{run.root}: {free / 1e9:.1f} GB free, a checkpoint takes about {needed / 1e9:.1f} GB",
+            f"{run.root}: {size_text(free)} are free, a checkpoint takes about {size_text(needed)}",
             hint="free some space or choose another --output",
             code="storage.no_space",
+            details={"path": str(run.root), "needed": needed, "free": free},
         )
 
 
@@ -330,6 +364,7 @@ def _planned(config: TrainConfig, order: SampleOrder, plan: "TrainPlan") -> Trai
 def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> TrainResult:
     run, plan = setup.run, setup.plan
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
+    losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
     latest = run.latest()
     return TrainResult(
         output=str(run.root),
@@ -338,7 +373,7 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
         steps=state.step,
         samples=state.samples,
         unused_samples=plan.unused_samples,
-        loss=next((row["loss"] for row in reversed(rows) if "loss" in row), None),
+        loss=losses[-1] if losses else None,
         checkpoint=None if latest is None else str(latest[1]),
         checkpoint_steps=plan.checkpoint_steps,
         dataset_samples=setup.feed.order.size,

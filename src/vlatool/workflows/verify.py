@@ -12,9 +12,9 @@ from vlatool.config.base import ConfigModel, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.findings import SEVERITIES, Finding, finding_of_error
-from vlatool.inspection.report import size_text
 from vlatool.plugins import recognise
 from vlatool.sources.detection import find_source
+from vlatool.storage.tree import size_text
 from vlatool.storage.uri import existing
 from vlatool.verification.check import Check, Checked
 from vlatool.verification.codes import code_rows

@@ -54,7 +54,18 @@ def test_blank_lines_and_extra_keys_are_tolerated(tmp_path: Path, separator: str
         "3",
         '{"shard": "a"}',
         '{"num_sequences": 1}',
+        *(
+            f'{{"shard": "a", "num_sequences": {count}}}'
+            for count in ("0", "-1", "2.0", "true", "10000001", "1e400", "Infinity", "9" * 5000)
+        ),
         '{"shard": "../a", "num_sequences": 1}',
+        pytest.param(f'{{"shard": "{"n" * 300}", "num_sequences": 1}}', id="long name"),
+        '{"shard": "a\\u0000", "num_sequences": 1}',
+        '{"shard": "a\\ud800", "num_sequences": 1}',
+        '{"shard": "a", "num_sequences": 10000001}',
+        '{"shard": "a", "num_sequences": Infinity}',
+        pytest.param(f'{{"shard": "a", "num_sequences": {"9" * 5000}}}', id="digits"),
+        pytest.param("[" * 100_000 + "]" * 100_000, id="deep"),
     ],
 )
 def test_broken_line_is_refused(tmp_path: Path, line: str) -> None:

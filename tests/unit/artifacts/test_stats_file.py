@@ -33,13 +33,13 @@ def unmergeable(*parts: dict[str, Any]) -> str:
 def test_written_statistics_read_back_equal(tmp_path: Path) -> None:
     stats = stats_of(windows(1))
 
-    write_stats([tmp_path / "stats.json"], stats)
+    write_stats(tmp_path / "stats.json", stats)
 
     assert read_stats(tmp_path / "stats.json") == stats
 
 
 def test_statistics_are_written_as_one_line_of_strict_json(tmp_path: Path) -> None:
-    write_stats([tmp_path / "stats.json"], stats_of(windows(1)))
+    write_stats(tmp_path / "stats.json", stats_of(windows(1)))
 
     (line,) = (tmp_path / "stats.json").read_text().splitlines()
     json.loads(line, parse_constant=lambda name: pytest.fail(name))
@@ -47,7 +47,7 @@ def test_statistics_are_written_as_one_line_of_strict_json(tmp_path: Path) -> No
 
 def test_statistics_that_are_not_json_are_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_stats([tmp_path / "stats.json"], {"a": {"mean": [float("nan")]}})
+        write_stats(tmp_path / "stats.json", {"a": {"mean": [float("nan")]}})
 
     assert list(tmp_path.iterdir()) == []
 

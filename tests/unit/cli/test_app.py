@@ -14,7 +14,7 @@ from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.errors import DataError, PartialFailure, StorageError
 
 HEAVY = set(
-    "numpy pydantic yaml torch rich boto3 pyarrow av PIL transformers ray".split()  # noqa: SIM905
+    "numpy pydantic yaml torch rich boto3 pyarrow av PIL pyvips transformers ray".split()  # noqa: SIM905
 )
 LOADED = """
 import sys

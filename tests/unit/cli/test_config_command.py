@@ -1,5 +1,6 @@
 """What a command line means: keys, switches, lists, order, sugar, and what is refused."""
 
+import re
 from typing import Any, Literal
 
 import pytest
@@ -11,6 +12,7 @@ from vlatool.cli.options import OutputOptions, TextArg, command_app
 from vlatool.cli.session import command
 from vlatool.config.base import ConfigModel
 from vlatool.errors import VlatoolError
+from vlatool.workflows.preprocess import PreprocessConfig
 
 
 class Reader(ConfigModel):
@@ -19,6 +21,7 @@ class Reader(ConfigModel):
 
 class Flat(ConfigModel):
     flat_sections = ("source",)
+    help_groups = {"Speed": ("engine", "threshold")}  # noqa: RUF012
 
     layout: str = ""
     sources: list[str] = Field(default_factory=list)
@@ -29,7 +32,7 @@ class Flat(ConfigModel):
     shuffle: bool = True
     size: tuple[int, int] | None = None
     engine: Literal["local", "ray"] = "local"
-    source: Reader = Field(default_factory=Reader)
+    source: Reader = Field(default_factory=Reader, description="Keys of the reader.")
 
 
 class Hparams(ConfigModel):
@@ -184,6 +187,13 @@ def test_unknown_option_names_the_nearest(argv: list[str], nearest: str) -> None
     assert nearest in caught.value.hint
 
 
+def test_key_of_another_format_is_answered_with_its_name() -> None:
+    schema = PreprocessConfig.specialise({"format": "lerobot"})
+    with pytest.raises(VlatoolError) as caught:
+        read(ConfigSpec(lambda args: schema), schema, ["--data-discard-keys", "a"])
+    assert "format spartan" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("argv", "hint"), [(["--lr", "1"], "--hparams.lr"), (["--save-path", "a"], "--set save_path=")]
 )
@@ -216,6 +226,19 @@ def test_help_lists_every_key_with_type_default_and_description(
     assert "--samples-per-shard int Samples in one shard. [100]" in shown
     assert "--[no-]overwrite Start anew. [false]" in shown
     assert "--observation-keys" in shown
+
+
+def test_help_groups_keys_as_their_class_says(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        flat("--help")
+    _, *sections = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
+    groups = {
+        title: re.findall(r"--[a-z-]+", text)
+        for title, text in zip(sections[::2], sections[1::2], strict=True)
+    }
+    assert groups["Speed"] == ["--threshold", "--engine"]
+    assert groups["Keys of the reader"] == ["--observation-keys"]
+    assert "--samples-per-shard" in groups["Keys"]
 
 
 def test_keys_option_lists_keys_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

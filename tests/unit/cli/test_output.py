@@ -1,6 +1,8 @@
 """Documents and lines."""
 
 import json
+import re
+import time
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from vlatool.cli import reporters
 from vlatool.cli.options import OutputOptions
 from vlatool.cli.output import to_json, write_error
+from vlatool.cli.rich_reporter import RichReporter
 from vlatool.errors import PartialFailure
 
 
@@ -81,6 +84,36 @@ def test_line_in_the_middle_says_how_long_it_takes() -> None:
     line = reporters.progress_line(bar, is_end=False)
     assert " left" in line
     assert line.endswith("loss 0.1235")
+
+
+def test_what_an_earlier_run_had_done_does_not_count_as_speed() -> None:
+    class Nowhere:
+        def show(self, count: reporters.Count, *, is_end: bool) -> None: ...
+
+    bar = reporters.Count("train", 10_000, "steps", Nowhere(), 1e9)
+    bar.advance(5_000)
+    time.sleep(0.05)
+    bar.advance(1)
+    assert bar.rate < 100
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_bar_count_and_time_left_stay_whole_on_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    fields = {"samples": 12_345, "samples/s": 1234.5, "MB/s": 98.7, "failed": 3, "data.nan": 3}
+    with RichReporter().progress("episodes", 1200, "episodes") as bar:
+        bar.advance(400)
+        time.sleep(0.05)
+        bar.advance(100, **fields)
+        time.sleep(0.15)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    lines = [line for line in re.split(r"[\r\n]+", shown) if "500/1200" in line]
+    assert lines
+    assert all(len(line.rstrip()) <= width for line in lines)
+    assert any(re.match(r"episodes [^ ]{10,} 500/1200 episodes +\d*:\d\d", line) for line in lines)
 
 
 @pytest.mark.parametrize(

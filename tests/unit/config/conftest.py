@@ -11,6 +11,7 @@ from vlatool.config.base import ConfigModel, derived_field, needed_field
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import Resolved, load_config
 from vlatool.errors import ConfigError
+from vlatool.plugins import Registry
 
 
 class VitConfig(ConfigModel):
@@ -50,6 +51,14 @@ class SourceConfig(ConfigModel):
     every: int = 1
 
 
+class OtherSourceConfig(ConfigModel):
+    infrared: bool = False
+
+
+class OtherSource:
+    Config = OtherSourceConfig
+
+
 class FieldConfig(ConfigModel):
     method: Literal["std", "range"] = "std"
 
@@ -57,6 +66,7 @@ class FieldConfig(ConfigModel):
 class RootConfig(ConfigModel):
     exclusive = (("num_epochs", "total_train_samples"),)
     flat_sections = ("source",)
+    registries = {"source": Registry("", "reader", {"other": OtherSource})}  # noqa: RUF012
 
     name: str | None = None
     model: ModelConfig = ModelConfig()
@@ -93,7 +103,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.chdir(tmp_path)
 
     def load_sample(*files: str, presets: tuple[str, ...] = (), set_: tuple[str, ...] = ()):
-        overrides = [parse_override(text, place) for place, text in enumerate(set_, start=1)]
+        overrides = [parse_override(text) for text in set_]
         return load_config(
             RootConfig,
             presets=presets,

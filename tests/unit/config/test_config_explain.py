@@ -66,7 +66,7 @@ def test_explain_names_the_origin_of_each_value(write, load):
     }
     assert comments["steps"] == "a.yaml:2"
     assert comments["cameras"] == "a.yaml:3"
-    assert comments["name"] == "command line, 1st override"
+    assert comments["name"] == "command line, --set name"
     assert comments["lr"] == "default"
 
 

@@ -2,6 +2,9 @@
 
 import pytest
 
+from vlatool.config.includes import MAX_FILES
+from vlatool.errors import ConfigError
+
 
 def test_include_is_relative_to_the_including_file(write, load):
     write("jobs/train.yaml", "model: !include parts/model.yaml")
@@ -84,6 +87,76 @@ def test_unreadable_yaml_names_file_and_line(write, problems, text, origin, code
     write("b.yaml", "\nbackbone: !include a.yaml")
     problem = problems("a.yaml")[0]
     assert (problem["origin"], problem["code"]) == (origin, code)
+
+
+@pytest.mark.parametrize(
+    "text", ["cameras: " + "[" * 100_000, "options: " + "{a: " * 100_000 + "1" + "}" * 100_000]
+)
+def test_nesting_without_end_is_refused_with_its_line(write, problems, text):
+    write("a.yaml", text)
+    assert problems("a.yaml")[0]["origin"] == "a.yaml:1"
+
+
+def test_nesting_by_includes_counts_too(write, problems):
+    for number in range(60):
+        write(f"{number}.yaml", f"[[!include {number + 1}.yaml]]")
+    write("a.yaml", "options: !include 0.yaml")
+    assert problems("a.yaml")[0]["code"] == "config.syntax"
+
+
+def test_aliases_that_multiply_are_refused(write, problems):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    write("a.yaml", "\n".join(lines))
+    assert problems("a.yaml")[0]["code"] == "config.syntax"
+
+
+@pytest.mark.parametrize("start", ["-c", "--set", "include"])
+def test_includes_that_multiply_share_one_budget(write, problems, start):
+    for number in range(26):
+        name = f"{number + 1}.yaml"
+        write(f"{number}.yaml", f"a: !include {name}\nb: !include {name}")
+    write("26.yaml", "{}")
+    write("all.yaml", "".join(f"key_{n}: include 20.yaml\n" for n in range(100)))
+    found = {
+        "-c": lambda: problems("0.yaml"),
+        "--set": lambda: problems(set_=("options=include 0.yaml",)),
+        "include": lambda: problems("all.yaml"),
+    }[start]()
+    assert found[0]["code"] == "config.too_large"
+
+
+def test_as_many_files_as_are_allowed_are_read(write, load):
+    write("one.yaml", "1")
+    items = "".join(f"  n{number}: !include one.yaml\n" for number in range(MAX_FILES - 1))
+    write("a.yaml", f"options:\n{items}")
+    assert len(load("a.yaml").config.options) == MAX_FILES - 1
+
+
+def test_a_file_that_is_not_utf_8_is_refused(write, problems):
+    write("a.yaml", "").write_bytes(b"name: \xff")
+    assert problems("a.yaml")[0]["code"] == "config.missing_file"
+
+
+def test_an_alias_that_nothing_stands_for_is_refused(write, problems):
+    write("a.yaml", "name: x\noptions: *none")
+    assert problems("a.yaml")[0]["origin"] == "a.yaml:2"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("jobs/trian.yaml", "-c jobs/train.yaml"),
+        ("diffusion-policy.yaml", "--preset diffusion-policy-tiny"),
+        ("nowhere/train.yaml", "nowhere"),
+        ("x.yaml", "vlatool presets"),
+    ],
+)
+def test_a_missing_file_is_answered_with_near_files_and_presets(write, load, typed, told):
+    write("jobs/train.yaml", "{}")
+    with pytest.raises(ConfigError) as caught:
+        load(typed)
+    assert told in caught.value.hint
 
 
 def test_missing_file_is_named(problems):

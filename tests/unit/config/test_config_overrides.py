@@ -68,19 +68,22 @@ def test_typed_values_stay(load):
     assert to_value(tree) == {"hparams": {"betas": [0.1, 0.2]}, "data": None}
 
 
-@pytest.mark.parametrize("text", ["name", "=x", "a..b=1"])
+@pytest.mark.parametrize("text", ["name", "=x", "a..b=1", "a" + ".a" * 10_000 + "=1"])
 def test_text_without_key_or_value_is_refused(text):
     with pytest.raises(UsageError) as caught:
-        parse_override(text, 1)
+        parse_override(text)
     assert caught.value.code == "usage.override"
 
 
 @pytest.mark.parametrize(
-    ("position", "ordinal"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th")]
+    ("option", "origin"),
+    [("--hparams.lr", "--hparams.lr"), ("", "--set hparams.lr"), ("--lr", "--lr")],
 )
-def test_origin_counts_in_words(position, ordinal):
-    assert parse_override("a=1", position).origin == f"command line, {ordinal} override"
+def test_origin_is_the_option_as_typed(option, origin):
+    assert parse_override("hparams.lr=1", option).origin == f"command line, {origin}"
 
 
-def test_broken_flow_yaml_names_the_override(problems):
-    assert problems(set_=("name=x", "cameras=[a"))[0]["origin"].startswith("command line, 2nd")
+@pytest.mark.parametrize("text", ["[a", "[" * 100_000, "!include none.yaml"])
+def test_a_value_that_cannot_be_read_names_the_option(problems, text):
+    origin = problems(set_=("name=x", f"cameras={text}"))[0]["origin"]
+    assert origin.startswith("command line, --set cameras")

@@ -1,5 +1,7 @@
 """Everything that is wrong, at once, where it stands, with the nearest names."""
 
+import re
+
 import pytest
 
 from vlatool.errors import ConfigError
@@ -24,7 +26,7 @@ def test_all_problems_come_together(write, problems):
         "hparams.lr": "a.yaml:3",
         "hparams.optimizer": "a.yaml:4",
         "num_epochs": "a.yaml:5",
-        "nme": "command line, 1st override",
+        "nme": "command line, --set nme",
     }
 
 
@@ -109,6 +111,13 @@ def test_key_of_another_union_member_names_the_type(problems):
     assert "clip_backbone" in problem["message"]
 
 
+@pytest.mark.parametrize("key", ["infrared", "source.infrared"])
+def test_key_of_another_entry_of_a_registry_names_it(problems, key):
+    [problem] = problems(set_=(f"{key}=true",))
+    assert (problem["key"], problem["suggestions"]) == (key, ())
+    assert "reader other" in problem["message"]
+
+
 def test_scalar_for_a_section_is_a_problem_of_that_key(problems):
     [problem] = problems(set_=("model.backbone=3",))
     assert (problem["key"], problem["code"]) == ("model.backbone", "config.invalid_value")
@@ -116,3 +125,50 @@ def test_scalar_for_a_section_is_a_problem_of_that_key(problems):
 
 def test_null_for_a_section_is_a_problem_of_that_key(problems):
     assert [problem["key"] for problem in problems(set_=("hparams=null",))] == ["hparams"]
+
+
+@pytest.mark.parametrize("section", ["", "hparams:\n"])
+def test_twenty_thousand_unknown_keys_are_answered_at_once(write, load, section):
+    indent = "  " if section else ""
+    write("a.yaml", section + "".join(f"{indent}key_{n}: 1\n" for n in range(20_000)))
+    with pytest.raises(ConfigError) as caught:
+        load("a.yaml")
+    assert "20,000 problems" in caught.value.message
+    assert len(caught.value.message.splitlines()) < 30
+    assert len(caught.value.details["problems"]) == 100, "near names of more take too long"
+
+
+def test_one_line_that_stands_in_several_places_is_told_once(write, load):
+    write("a.yaml", "fields:\n  a: &bad\n    metod: std\n  b: *bad\n  c: *bad\n")
+    with pytest.raises(ConfigError) as caught:
+        load("a.yaml")
+    [line] = caught.value.message.splitlines()
+    assert line.startswith("a.yaml:3: ")
+    assert re.findall(r"fields[.][abc][.]metod", line) == [
+        "fields.a.metod",
+        "fields.b.metod",
+        "fields.c.metod",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("model.backbone.width=0", "at least 1"),
+        ("hparams.lr=.inf", "finite number"),
+        ("hparams.betas=1", "needs 2 values, not 1"),
+        ("hparams.grad_clip_norm=x", "needs a number"),
+        ("hparams.steps=" + "9" * 5_000, "whole number"),
+        ("hparams.steps=" + "9" * 500, "below 2^63"),
+        ("hparams.steps=0x" + "9" * 5_000, "whole number"),
+        ("hparams.lr=" + "9" * 5_000, "needs a number"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_to_write(problems, typed, told):
+    [problem] = problems(set_=(typed,))
+    assert told in problem["message"]
+    assert len(problem["message"]) < 200
+
+
+def test_an_integer_of_thousands_of_digits_is_text_where_text_is_wanted(load):
+    assert load(set_=("name=" + "9" * 5_000,)).config.name == "9" * 5_000

@@ -43,9 +43,9 @@ def test_values_know_file_and_line(write, load):
     ).origins
     assert origins == {
         "hparams.lr": "presets/runs/job.yaml:3",
-        "hparams.steps": "command line, 3rd override",
-        "name": "command line, 2nd override",
-        "num_epochs": "command line, 1st override",
+        "hparams.steps": "command line, --set hparams.steps",
+        "name": "command line, --set name",
+        "num_epochs": "command line, --set num_epochs",
         "model.backbone.type": "parts/vit.yaml:1",
         "model.backbone.width": "parts/vit.yaml:2",
         "cameras": "conf/train.yaml:5",
@@ -94,7 +94,7 @@ def test_null_is_no_choice_of_an_exclusive_group(write, load):
 def test_flat_key_moves_into_its_section(load):
     resolved = load(set_=("camera=wrist",))
     assert resolved.config.source.camera == "wrist"
-    assert resolved.origins == {"source.camera": "command line, 1st override"}
+    assert resolved.origins == {"source.camera": "command line, --set camera"}
 
 
 def test_flat_key_wins_over_an_earlier_layer(write, load):

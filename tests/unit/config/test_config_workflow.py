@@ -40,7 +40,7 @@ def test_document_has_config_unset_and_origins(load):
     document = resolve_config(load(set_=("name=x",)), explain=True).document()
     assert document["config"]["name"] == "x"
     assert document["unset"] == ["data", "num_epochs or total_train_samples"]
-    assert document["origins"]["name"] == "command line, 1st override"
+    assert document["origins"]["name"] == "command line, --set name"
     assert document["origins"]["hparams.lr"] == "default"
 
 

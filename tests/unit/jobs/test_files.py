@@ -35,6 +35,9 @@ def test_no_list_is_none(tmp_path: Path) -> None:
         '{"path": "/a", "bytes": 1, "sha256": ""}',
         '{"path": "../a", "bytes": 1, "sha256": ""}',
         '{"path": "a", "bytes": "x", "sha256": ""}',
+        '{"path": "a", "bytes": Infinity, "sha256": ""}',
+        pytest.param(f'{{"path": "{"n" * 300}", "bytes": 1, "sha256": ""}}', id="long name"),
+        pytest.param("[" * 100_000 + "]" * 100_000, id="deep"),
     ],
 )
 def test_a_broken_line_is_named(line: str, tmp_path: Path) -> None:

@@ -4,8 +4,14 @@ from typing import Any
 
 import pytest
 
-from vlatool.errors import UsageError
-from vlatool.jobs.record import OutputRecord, claim_output, known_output, read_record
+from vlatool.errors import DataError, UsageError
+from vlatool.jobs.record import (
+    OutputRecord,
+    claim_output,
+    known_output,
+    read_record,
+    whole_record,
+)
 
 RESULT = {"samples": 3}
 
@@ -48,11 +54,26 @@ def test_record_reads_back_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
-def test_broken_record_is_no_record(tmp_path: Path, content: str) -> None:
+def test_broken_record_is_no_record_and_told(tmp_path: Path, content: str) -> None:
     (tmp_path / ".vlatool").mkdir()
     (tmp_path / ".vlatool/run.json").write_text(content)
 
     assert read_record(tmp_path) is None
+    with pytest.raises(DataError) as caught:
+        whole_record(tmp_path)
+    assert caught.value.code == "data.broken_record"
+
+
+def test_output_whose_record_is_damaged_is_not_gone_on_with(tmp_path: Path) -> None:
+    folder = written(tmp_path / "out", record(1, RESULT))
+    (folder / ".vlatool/files.jsonl").touch()
+    path = folder / ".vlatool/run.json"
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": 3'))
+
+    with pytest.raises(DataError) as caught:
+        claim(folder, record(3))
+    assert (caught.value.code, caught.value.details["path"]) == ("data.broken_record", str(path))
+    assert claim(folder, record(1), overwrite=True) is None
 
 
 def test_new_folder_is_claimed_with_an_incomplete_record(tmp_path: Path) -> None:

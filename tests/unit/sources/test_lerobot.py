@@ -205,13 +205,13 @@ def test_a_camera_without_any_file_is_left_out(tmp_path: Path) -> None:
     assert list(reader.read(refs[0]).cameras) == [FRONT]
 
 
-def test_a_missing_video_leaves_the_camera_out_of_its_episode(tmp_path: Path) -> None:
+def test_a_missing_video_of_a_declared_camera_is_told_with_the_episode(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set")
     video_file(root, 1).unlink()
     episode = read(root, 1)
     assert dict(episode.cameras) == {}
-    assert codes(episode.findings) == ["source.missing_camera"]
-    assert str(video_file(root, 1)) in episode.findings[0].message
+    assert episode.missing_cameras[FRONT].code == "data.missing_video"
+    assert str(video_file(root, 1)) in episode.missing_cameras[FRONT].message
     assert list(read(root, 0).cameras) == [FRONT]
 
 

@@ -217,7 +217,8 @@ def test_index_counts_on_through_the_data_set(tmp_path: Path) -> None:
 def test_a_pointer_for_the_list_of_tasks_is_told(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick")
     (root / "meta/tasks.jsonl").write_bytes(LFS)
-    assert [one.code for one in of_source(root)] == ["lerobot.lfs_pointer"]
+    assert of_source(root) == []
+    assert [one.code for one in of_episode(root)] == ["lerobot.tasks_unreadable"]
 
 
 def gripper(**changes: Any) -> dict[str, Any]:

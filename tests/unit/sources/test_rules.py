@@ -71,8 +71,8 @@ def test_a_refusal_is_an_error_with_its_code() -> None:
 
 
 def test_findings_of_reading_are_told_with_their_episode() -> None:
-    found = (SOURCE("missing_camera", "a"), Finding("acme.bent", "warning", "b"))
-    assert codes(Reader(findings=found)) == ["source.missing_camera", "acme.bent"]
+    found = (SOURCE("no_language", "a"), Finding("acme.bent", "warning", "b"))
+    assert codes(Reader(findings=found)) == ["source.no_language", "acme.bent"]
 
 
 def test_an_episode_without_fields_is_an_error() -> None:

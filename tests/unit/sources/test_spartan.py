@@ -382,6 +382,7 @@ def test_number_that_is_not_finite_is_named_by_field_and_frame(
         check_finite(episode)
     assert caught.value.code == "data.not_finite"
     assert caught.value.details == {"field": XYZ, "frame": 4}
+    assert f"{XYZ}: y" in caught.value.message
 
 
 @pytest.mark.parametrize("mapping", [None, {}, [], "text"])

@@ -204,6 +204,16 @@ def test_a_defect_has_its_code_and_place(
     assert all("episode" in one.place for one in found)
 
 
+def test_a_broken_number_is_told_with_its_axis(tmp_path: Path) -> None:
+    def spoil(values: np.ndarray) -> np.ndarray:
+        values = values.copy()
+        values[4, 2] = np.nan
+        return values
+
+    found = broken(tmp_path, put("observations", XYZ, spoil))
+    assert ["is not finite (z)" in one.message for one in found] == [True]
+
+
 def test_an_episode_without_frames_is_told(tmp_path: Path) -> None:
     found = checked(spartan_task(tmp_path, 1, 0))
     assert "spartan.empty_episode" in [one.code for one in found]
@@ -270,15 +280,19 @@ def test_odd_pictures_are_found_when_they_are_decoded(
     assert found[0].place["camera"] == "scene_right_0"
 
 
-def test_a_damaged_member_is_found_by_its_checksum(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("member", "code"),
+    [(CAMERA, "spartan.broken_member"), (f"{CAMERA}_label", "spartan.unread_array")],
+)
+def test_a_damaged_member_is_found_by_its_checksum(member: str, code: str, tmp_path: Path) -> None:
     root = spartan_task(tmp_path, 1)
     path = session_folder(root) / "episode_0/processed/observations.npz"
     data = bytearray(path.read_bytes())
-    start = data.index(f"{CAMERA}_label.npy".encode())
+    start = data.index(f"{member}.npy".encode())
     data[start + 60] ^= 0xFF
     path.write_bytes(data)
-    found = [one for one in checked(root, deep=True) if one.code == "spartan.broken_member"]
-    assert [one.place["field"] for one in found] == [f"{CAMERA}_label"]
+    found = [one for one in checked(root, deep=True) if one.code == code]
+    assert {one.place["field"] for one in found} == {member}
 
 
 def of_source(root: Path) -> list[tuple[str, str]]:

@@ -92,12 +92,14 @@ def test_a_camera_that_the_first_episode_lacks_comes_after_its_own(tmp_path: Pat
     assert list(surveyed(spartan(root)).cameras) == [CAMERAS[SECOND], CAMERAS[FIRST]]
 
 
-def test_a_video_that_the_first_episode_lacks_is_a_camera(tmp_path: Path) -> None:
+def test_cameras_are_those_that_are_declared_whichever_episode_lacks_its_video(
+    tmp_path: Path,
+) -> None:
     root = lerobot_dataset(tmp_path / "pick", [3, 3])
     (root / f"videos/chunk-000/{CAMERA}/episode_000000.mp4").unlink()
     found = lerobot(root)
     assert surveyed(found).cameras == {CAMERA: (32, 48)}
-    assert surveyed((found[0], found[1][:1])).cameras == {}
+    assert surveyed((found[0], found[1][:1])).cameras == {CAMERA: (32, 48)}
 
 
 def test_one_odd_episode_does_not_decide_a_width(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from vlatool.storage.atomic import (
     open_atomic,
     remove_file,
     remove_partials,
+    remove_partials_of,
     remove_tree,
     write_json,
     write_text,
 )
+from vlatool.storage.steps import VARIABLE
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
@@ -153,3 +156,59 @@ def test_removed_tree_is_gone(tmp_path: Path) -> None:
     remove_tree(tmp_path / "folder")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_a_library_made_private_get_the_mode_of_all_others(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "out") as folder:
+            os.close(os.open(folder / "weights", os.O_CREAT | os.O_WRONLY, 0o600))
+        write_text(tmp_path / "other", "x")
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "out/weights").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert (tmp_path / "other").stat().st_mode & 0o777 == 0o640
+
+
+def write_file(path: Path) -> None:
+    write_text(path, "x")
+
+
+def write_folder(path: Path) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "a").touch()
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_parent_folder_is_synced_after_a_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "steps"))
+    write(tmp_path / "parent/out")
+
+    lines = (tmp_path / "steps").read_text().splitlines()
+    assert lines[-1].startswith("sync after ")
+    assert lines[-1].endswith("/parent")
+    assert "rename after parent/out" in lines
+
+
+def test_leftovers_of_one_file_go_but_not_those_of_a_writer_that_lives(tmp_path: Path) -> None:
+    ended = 2**22 + 1  # no process has such a number
+    live, dead = f".page.html.{os.getpid()}-ab.partial", f".page.html.{ended}-ab.partial"
+    for name in (live, dead, f".other.html.{ended}-ab.partial", ".page.html.mine.partial"):
+        (tmp_path / name).touch()
+
+    remove_partials_of(tmp_path / "page.html")
+
+    assert not (tmp_path / dead).exists()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_hidden_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
+    for name in (".download.partial", ".notes.txt.partial", ".x.12a.partial", ".partial"):
+        (tmp_path / name).touch()
+
+    remove_partials(tmp_path)
+
+    assert len(list(tmp_path.iterdir())) == 4

@@ -40,6 +40,18 @@ def test_location_without_a_bucket_is_refused() -> None:
     assert caught.value.code == "usage.bad_location"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 256, "b/" * 3000, "a\0", "\ud800", "~nobody-of-this-name"],
+    ids=["long name", "long path", "null", "half a character", "nobody"],
+)
+def test_location_that_no_file_can_have_is_refused(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        location(text)
+
+    assert caught.value.code == "usage.bad_location"
+
+
 def test_local_path_of_a_remote_location_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         local_path(PATH)

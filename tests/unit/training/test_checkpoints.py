@@ -1,12 +1,15 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlatool.artifacts.run_dir import EMA, MANIFEST, MODEL, TRAINER, RunDir, find_checkpoint
+from vlatool.artifacts.checkpoint import EMA, MANIFEST, MODEL, TRAINER, CheckpointManifest
+from vlatool.artifacts.run_dir import RunDir, find_checkpoint
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import OptimizerSpec, Part
 from vlatool.storage.atomic import remove_partials
@@ -138,15 +141,24 @@ def test_newest_complete_checkpoint_is_found_by_number(tmp_path: Path) -> None:
     for step in (2, 9, 10):
         state.step = step
         save(run, state)
-    half = run.checkpoint(11)
-    half.mkdir()
-    (half / MODEL).write_bytes(b"half")
-    partial = half.with_name(".step_00000012.77.partial")
+    partial = run.checkpoint(12).with_name(".step_00000012.77.partial")
     partial.mkdir()
     assert [step for step, _ in run.checkpoints()] == [2, 9, 10]
     assert find_checkpoint(tmp_path)[1] == run.checkpoint(10)
     remove_partials(tmp_path)
     assert not partial.exists()
+
+
+def test_newest_checkpoint_without_its_manifest_is_not_passed_over(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    state = new_state()
+    for _ in range(2):
+        save(run, train(state))
+    (run.checkpoint(2) / MANIFEST).unlink()
+    for location in (tmp_path, run.checkpoint(2)):
+        with pytest.raises(DataError) as caught:
+            CheckpointManifest.read(find_checkpoint(location)[1])
+        assert caught.value.details["path"] == str(run.checkpoint(2) / MANIFEST)
 
 
 def test_failure_while_writing_leaves_no_checkpoint(
@@ -175,6 +187,41 @@ def test_only_the_latest_ones_are_kept(tmp_path: Path) -> None:
     assert [step for step, _ in run.checkpoints()] == [4, 5]
     latest = json.loads((tmp_path / "latest.json").read_text())
     assert latest == {"checkpoint": "checkpoints/step_00000005", "step": 5}
+
+
+def test_checkpoint_of_a_stop_costs_no_planned_one_its_place_and_goes_with_the_next(
+    tmp_path: Path,
+) -> None:
+    run = RunDir(tmp_path)
+    state = new_state()
+    for stopped in (False, False, True, False):
+        save_checkpoint(run, train(state), 2, RUNTIME, stopped=stopped)
+        if stopped:
+            assert [step for step, _ in run.checkpoints()] == [1, 2, 3]
+    assert [step for step, _ in run.checkpoints()] == [2, 4]
+
+
+def test_trainer_state_has_the_same_bytes_after_a_resume(tmp_path: Path) -> None:
+    run, again = RunDir(tmp_path / "run"), RunDir(tmp_path / "again")
+    state = train(new_state(), 3)
+    resumed = new_state(seed=1)
+    load_checkpoint(save(run, state), resumed)
+    folders = save(run, train(state)), save(again, train(resumed))
+    one, other = ((folder / TRAINER).read_bytes() for folder in folders)
+    assert one == other
+
+
+def test_trainer_state_does_not_tell_which_texts_are_one_object(tmp_path: Path) -> None:
+    one, other = train(new_state()), train(new_state())
+    one.dropped = {"reason": 1, "other": 2}
+    one.unsaved = {**one.unsaved, "reason": "reason"}
+    other.dropped = {"".join(["rea", "son"]): 1, "other": 2}
+    other.unsaved = {**other.unsaved, "".join(["reas", "on"]): "".join(["re", "ason"])}
+    found = [
+        save(RunDir(tmp_path / name), state) / TRAINER
+        for name, state in (("one", one), ("other", other))
+    ]
+    assert found[0].read_bytes() == found[1].read_bytes()
 
 
 def test_wrong_shape_names_the_key_and_changes_nothing(tmp_path: Path) -> None:
@@ -210,6 +257,61 @@ def test_damaged_file_is_a_data_error(name: str, content: bytes | None, tmp_path
     with pytest.raises(DataError) as caught:
         load_checkpoint(folder, new_state())
     assert caught.value.code == "data.broken_checkpoint"
+
+
+def _list(_content: dict[str, Any]) -> Any:
+    return ["a", "list"]
+
+
+def _text(_content: dict[str, Any]) -> Any:
+    return "a text"
+
+
+def _step(content: dict[str, Any]) -> Any:
+    return {**content, "step": 10**9}
+
+
+def _moments(content: dict[str, Any]) -> Any:
+    content["optimizers"]["main"]["state"]["model.0.weight"]["exp_avg"] = torch.zeros(7, 7)
+    return content
+
+
+def _nan(content: dict[str, Any]) -> Any:
+    content["optimizers"]["main"]["state"]["model.0.weight"]["exp_avg_sq"].fill_(torch.nan)
+    return content
+
+
+def _optimizer(content: dict[str, Any]) -> Any:
+    return {**content, "optimizers": {"main": ["no", "state"]}}
+
+
+def _dropped(content: dict[str, Any]) -> Any:
+    return {**content, "dropped": {"bad": "many"}}
+
+
+@pytest.mark.parametrize("change", [_list, _text, _step, _moments, _nan, _optimizer, _dropped])
+def test_trainer_state_that_is_none_is_told_in_two_lines(
+    change: Callable[[dict[str, Any]], Any], tmp_path: Path
+) -> None:
+    folder = save(RunDir(tmp_path), train(new_state()))
+    torch.save(change(torch.load(folder / TRAINER, weights_only=True)), folder / TRAINER)
+    with pytest.raises(DataError) as caught:
+        load_checkpoint(folder, new_state())
+    assert caught.value.code == "data.broken_checkpoint"
+    assert caught.value.details["path"] == str(folder / TRAINER)
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("name", [MODEL, EMA])
+def test_weights_that_are_not_finite_are_refused(name: str, tmp_path: Path) -> None:
+    folder = save(RunDir(tmp_path), train(new_state()))
+    weights = load_file(folder / name)
+    weights["1.weight"][0, 0] = torch.nan
+    save_file(weights, folder / name)
+    with pytest.raises(DataError) as caught:
+        load_checkpoint(folder, new_state())
+    assert caught.value.code == "data.weights_not_finite"
+    assert caught.value.details["tensors"] == ["1.weight"]
 
 
 def test_trainer_state_of_other_optimizers_is_a_data_error(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def test_launchers_understand_the_command(launched: bool) -> None:
 # refusals
 
 
-@pytest.mark.parametrize(("processes", "gpus"), [(0, 0), (-1, 4)])
-def test_less_than_one_process_is_refused(processes: int, gpus: int) -> None:
+@pytest.mark.parametrize(("processes", "gpus"), [(0, 0), (-1, 4), (10**50, 0)])
+def test_a_number_of_processes_that_no_machine_runs_is_refused(processes: int, gpus: int) -> None:
     with pytest.raises(UsageError) as caught:
         check_processes(processes, gpus)
     assert caught.value.code == "usage.nproc"

@@ -127,7 +127,30 @@ def test_missing_statistic_is_refused_by_field_and_key() -> None:
     assert caught.value.details == {"field": "f", "key": "percentile_5"}
 
 
-def test_null_in_a_percentile_never_gives_nan() -> None:
-    result = scale("percentile_5_95", stats={**STATS, "percentile_5": [None, None]})
+@pytest.mark.parametrize(
+    ("method", "scope", "key", "value"),
+    [
+        ("percentile_5_95", "global", "percentile_5", [None, 5.0]),
+        ("percentile_5_95", "global", "percentile_95", [6.0, float("nan")]),
+        ("std", "global", "mean", [float("inf"), 5.0]),
+        ("std", "global", "mean", 2.0),
+        ("std", "global", "mean", [[2.0, 5.0]]),
+        ("std", "global", "mean", []),
+        ("std", "global", "mean", "two"),
+        ("std", "global", "std", [4.0]),
+        ("std", "global", "std", {"x": 4.0}),
+        ("std", "global", "max", [10.0, 5.0, 1.0]),
+        ("std", "global", "min", [[1.0], [2.0, 3.0]]),
+        ("std", "global", "min", [10**400, 1]),
+        ("std", "per_timestep", "mean_per_timestep", [1.0, 5.0]),
+        ("std", "per_timestep", "std_per_timestep", [[2.0, 0.0]] * 3),
+    ],
+)
+def test_what_is_no_number_or_of_another_length_is_refused(
+    method: Method, scope: Scope, key: str, value: Any
+) -> None:
+    with pytest.raises(DataError) as caught:
+        scale(method, scope, stats={**STATS, key: value})
 
-    assert np.isfinite(result.normalize(np.ones(2))).all()
+    assert caught.value.code == "data.broken_statistics"
+    assert caught.value.details == {"field": "f", "key": key}

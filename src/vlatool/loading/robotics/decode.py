@@ -1,14 +1,13 @@
 """Bytes of a sample to arrays; only the members and fields that are asked for are decoded."""
 
-import io
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from vlatool.artifacts.picture import decode_rgb
 from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, picture_suffix
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
@@ -17,7 +16,7 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 # Why a sample is dropped.
 BROKEN_SAMPLE, NOT_FINITE = "broken_sample", "not_finite"
 DROP_REASONS = (BROKEN_SAMPLE, NOT_FINITE)
-# What Pillow, numpy and json say of contents that are none.
+# What decoders, numpy and json say of contents that are none.
 _BROKEN = (
     ValueError,
     TypeError,
@@ -27,7 +26,6 @@ _BROKEN = (
     IndexError,
     SyntaxError,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -55,9 +53,21 @@ class DecodedSample:
 
 
 class SampleDecoder:
-    """Decodes the members of samples as a data section asks for."""
+    """Decodes the members of samples as a data section asks for.
 
-    def __init__(self, config: RoboticsDataConfig) -> None:
+    Args:
+        config: Data section, derived.
+        size: (width, height) that every picture was given in preprocessing; None where it was given
+            none.
+        widths: Channels of each field; None where any will do.
+    """
+
+    def __init__(
+        self,
+        config: RoboticsDataConfig,
+        size: tuple[int, int] | None = None,
+        widths: Mapping[str, int] | None = None,
+    ) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
         # Time outer, camera inner; loaders see the names of members in lower case.
@@ -66,6 +76,8 @@ class SampleDecoder:
             for index in config.image_indices
             for camera in config.camera_names
         ]
+        self._size = size
+        self._widths = widths or {}
         self._fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         self._kinds = config.language_instruction_types
         self._past = config.lowdim_past_timesteps
@@ -92,14 +104,15 @@ class SampleDecoder:
             anchor = int(metadata["anchor_relative_idx"])
             arrays = sample.arrays([*self._fields, *MASKS])
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
-            fields = {name: _columns(arrays[name])[span] for name in self._fields}
+            fields = {name: self._columns(name, arrays[name])[span] for name in self._fields}
             _check_finite(key, fields)
+            pictures = {name: self._picture(name, members[name]) for name in self._pictures}
             return DecodedSample(
                 key=key,
-                images=_stacked(key, {name: _picture(members[name]) for name in self._pictures}),
+                images=_stacked(key, pictures),
                 fields=fields,
-                past_mask=arrays["past_mask"][span],
-                future_mask=arrays["future_mask"][span],
+                past_mask=_mask(arrays["past_mask"])[span],
+                future_mask=_mask(arrays["future_mask"])[span],
                 instruction=self._sentence(sample.language(), rng),
                 metadata=metadata,
             )
@@ -120,10 +133,28 @@ class SampleDecoder:
                 details={"sample": key},
             ) from None
 
+    def _columns(self, name: str, values: Array) -> Array:
+        """Numbers as [T, C]."""
+        columns = values[:, None] if values.ndim == 1 else values
+        width = self._widths.get(name, columns.shape[-1])
+        if columns.dtype.kind not in "biuf" or columns.shape[1:] != (width,):
+            told = f"{columns.dtype} {list(columns.shape)}"
+            raise ValueError(f"{name} is {told}, the statistics are of [T, {width}]")
+        return columns
+
+    def _picture(self, name: str, data: bytes) -> UInt8Array:
+        pixels = decode_rgb(data)
+        height, width = pixels.shape[:2]
+        if self._size not in (None, (width, height)):
+            raise ValueError(f"{name} is {width} x {height} pixels, the data are of {self._size}")
+        return pixels
+
     def _sentence(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
         """One sentence of the configured kinds, drawn evenly; empty where there is none."""
         sentences = [text for kind in self._kinds for text in by_kind.get(kind, ())]
-        return sentences[int(rng.integers(len(sentences)))] if sentences else ""
+        chosen = sentences[int(rng.integers(len(sentences)))] if sentences else ""
+        chosen.encode()  # half a character of a pair is no text
+        return chosen
 
 
 def _check_finite(key: str, fields: Mapping[str, Array]) -> None:
@@ -158,11 +189,7 @@ def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:
     return slice(start, stop)
 
 
-def _columns(values: Array) -> Array:
-    """Numbers as [T, C]; masks stay [T]."""
-    return values[:, None] if values.ndim == 1 and values.dtype != bool else values
-
-
-def _picture(data: bytes) -> UInt8Array:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+def _mask(values: Array) -> Array:
+    if values.dtype.kind not in "biu" or values.ndim != 1:
+        raise ValueError(f"a mask is {values.dtype} {list(values.shape)}")
+    return values.astype(bool)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from vlatool.artifacts.digests import read_mergeable
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import Statistics, compact, merge_stats, read_stats
@@ -14,6 +15,10 @@ from vlatool.loading.base import Block, DataSet
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
+from vlatool.transforms.normalize import field_width
+
+# Fields that a message lists.
+_MOST_LISTED = 40
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class DatasetFacts:
                     code="data.unknown_field",
                     details={"field": name, "known": list(self.statistics)},
                 )
-        return [len(self.statistics[name]["mean"]) for name in fields]
+        return [field_width(name, self.statistics[name]) for name in fields]
 
 
 def read_facts(config: RoboticsDataConfig) -> DatasetFacts:
@@ -107,8 +112,7 @@ def read_facts(config: RoboticsDataConfig) -> DatasetFacts:
     for folder, entries in zip(folders, shards, strict=True):
         if not is_remote(folder.manifest):
             check_shards(folder.manifest, entries)
-    named = [_named_statistics(text) for text in config.dataset_statistics]
-    parts = named or [folder.statistics() for folder in folders]
+    parts = _statistics(config, folders)
     options = [_options(folder) for folder in folders]
     pasts = [int(one["past_lowdim_steps"]) for one in options]
     if len(set(pasts)) > 1 and len(parts) > 1:
@@ -135,9 +139,15 @@ def data_folder(text: str) -> ShardFolder:
     return ShardFolder.open(location(text))
 
 
-def _named_statistics(text: str) -> Statistics:
-    """Those of a file, or of a data set."""
-    return read_stats(location(text)) if text.endswith(".json") else data_folder(text).statistics()
+def _statistics(config: RoboticsDataConfig, folders: Sequence[ShardFolder]) -> list[Statistics]:
+    """Those that are named, else those of the data sets; with digests where they are merged."""
+    named = config.dataset_statistics
+    mergeable = len(named or folders) > 1
+    files = [
+        location(text) if text.endswith(".json") else data_folder(text).statistics_file
+        for text in named
+    ] or [folder.statistics_file for folder in folders]
+    return [(read_mergeable if mergeable else read_stats)(path) for path in files]
 
 
 def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -181,11 +191,7 @@ def derive_data(config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsData
 
 def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: DatasetFacts) -> None:
     if not derived.action_fields:
-        raise DataError(
-            "the data names no action fields",
-            hint="list them in data.action_fields",
-            code="data.no_action_fields",
-        )
+        raise _no_action_fields(facts)
     for options in facts.options:
         for key, wanted in (
             ("camera_names", derived.camera_names),
@@ -216,6 +222,24 @@ def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: Datase
                 hint=f"leave data.{key} out",
                 code="data.dimension_mismatch",
             )
+
+
+def _no_action_fields(facts: DatasetFacts) -> DataError:
+    """The refusal of data that do not say what is predicted, with the keys that do."""
+    known = {name: field_width(name, entry) for name, entry in facts.statistics.items()}
+    listed = [f"{name} ({width})" for name, width in known.items()]
+    more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+    actions = [name for name in known if "action" in name] or list(known)
+    seen = [name for name in known if name not in actions and "desired" not in name]
+    keys = {"data.action_fields": actions[:2], "data.proprioception_fields": seen[:2]}
+    typed = (f"--{key} {','.join(names)}" for key, names in keys.items() if names)
+    return DataError(
+        f"the data name no action fields; they have (channels): "
+        f"{', '.join(listed[:_MOST_LISTED])}{more}",
+        hint=f"choose what is predicted and what is seen, such as {' '.join(typed)}",
+        code="data.no_action_fields",
+        details={"known": known},
+    )
 
 
 def _agreed(facts: DatasetFacts, key: str) -> list[Any]:

@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 import numpy as np
 
-from vlatool.artifacts.provenance import read_preprocessing_config, write_preprocessing_config
+from vlatool.artifacts.dimensions import Names, recorded_names
+from vlatool.artifacts.provenance import (
+    CONFIG_NAME,
+    read_preprocessing_config,
+    write_preprocessing_config,
+)
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.artifacts.stats import Statistics, read_stats, write_stats
 from vlatool.config.base import derivation_rule
@@ -19,7 +24,8 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS
 from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
 from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, make_geometry
+from vlatool.transforms.geometry import ResizeMethod, resize
+from vlatool.transforms.resampling import ResizeFilter
 
 if TYPE_CHECKING:
     from vlatool.loading.robotics.reader import RoboticsReader
@@ -41,17 +47,21 @@ class PictureShape:
 
     size: tuple[int, int] | None = None
     method: ResizeMethod = "center_crop"
-    resample: ResizeFilter = "lanczos"
+    resample: ResizeFilter = "lanczos_vips"
     rotations: Mapping[str, int] = field(default_factory=dict)
 
-    def apply(self, camera: str, picture: UInt8Array) -> UInt8Array:
-        """A picture uint8 [H, W, 3] of the camera as a policy sees it."""
-        size = (picture.shape[0], picture.shape[1])
-        turns = self.rotations.get(camera, 0)
-        if turns == 0 and self.size in (None, size):
+    def apply(self, camera: str, picture: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
+        """A picture uint8 [H, W, 3] of the camera as a policy sees it.
+
+        Args:
+            camera: Its name.
+            picture: As recorded.
+            is_turned: Whether it has been turned already, as those of training data are.
+        """
+        turns = 0 if is_turned else self.rotations.get(camera, 0)
+        if turns == 0 and self.size in (None, picture.shape[:2]):
             return picture
-        geometry = make_geometry(size, self.size, self.method, turns, self.resample)
-        return np.asarray(geometry.apply(np.ascontiguousarray(picture)))
+        return resize(picture, self.size, self.method, self.resample, turns)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class RoboticsKept:
         statistics: Statistics it normalises with.
         pictures: How pictures become those of its training data; of `prepared`, which training
             does not ask for it, the size may be open.
+        names: Of the dimensions of fields, where they are recorded.
     """
 
     data: RoboticsDataConfig
@@ -74,6 +85,7 @@ class RoboticsKept:
     fps: float
     statistics: Statistics
     pictures: PictureShape = PictureShape()
+    names: Names = field(default_factory=dict[str, Sequence[str]])
 
 
 class RoboticsKind:
@@ -131,7 +143,7 @@ class RoboticsKind:
         """
         run = RunDir(folder)
         names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
-        write_stats([run.stats], {name: facts.statistics[name] for name in names})
+        write_stats(run.stats, {name: facts.statistics[name] for name in names})
         size = _given_size(facts.options[0]) or self._first_size(config, facts)
         known = {} if size is None else {_IMAGE_SIZE: list(size)}
         write_preprocessing_config(folder, {**facts.options[0], **known})
@@ -141,7 +153,15 @@ class RoboticsKind:
         run = RunDir(folder)
         statistics = read_stats(run.stats)
         options = read_preprocessing_config(folder)
-        return _kept(config, statistics, int(options["past_lowdim_steps"]), options)
+        past = options.get("past_lowdim_steps")
+        if not isinstance(past, int):
+            raise DataError(
+                f"{run.options}: past_lowdim_steps is missing",
+                hint="copy preprocessing_config.yaml of the data there",
+                code="data.broken_config",
+                details={"path": str(run.options)},
+            )
+        return _kept(config, statistics, past, options)
 
     def _first_size(
         self, config: RoboticsDataConfig, facts: DatasetFacts
@@ -162,25 +182,42 @@ class RoboticsKind:
 def _kept(
     config: RoboticsDataConfig, statistics: Statistics, past: int, options: Mapping[str, Any]
 ) -> RoboticsKept:
-    return RoboticsKept(
-        data=config,
-        normalizer=Normalizer(config, statistics, past),
-        pose_groups=[PoseGroup(**group) for group in options.get("pose_groups") or []],
-        fps=float(options.get("fps") or 10.0),
-        statistics=statistics,
-        pictures=PictureShape(
-            size=_given_size(options),
-            method=str(options.get("image_resizing_method") or "center_crop").lower(),  # pyright: ignore[reportArgumentType] - as a sink wrote it
-            resample=options.get("image_resizing_filter") or "lanczos",
-            rotations=options.get("camera_rotations") or {},
-        ),
-    )
+    try:
+        groups = [PoseGroup(**group) for group in options.get("pose_groups") or []]
+        fps = float(options.get("fps") or 10.0)
+        pictures = _picture_shape(options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{CONFIG_NAME} is not as preprocessing wrote it: {error}",
+            hint="copy it again from the training data, or train again",
+            code="data.broken_config",
+        ) from None
+    normalizer = Normalizer(config, statistics, past)
+    names = recorded_names(options)
+    return RoboticsKept(config, normalizer, groups, fps, statistics, pictures, names)
+
+
+def _picture_shape(options: Mapping[str, Any]) -> PictureShape:
+    """How pictures were shaped; ValueError and the like where no preprocessing writes such."""
+    method = str(options.get("image_resizing_method") or "center_crop").lower()
+    resample = str(options.get("image_resizing_filter") or "lanczos").lower()
+    for key, value, known in (
+        ("image_resizing_method", method, get_args(ResizeMethod)),
+        ("image_resizing_filter", resample, get_args(ResizeFilter)),
+    ):
+        if value not in known:
+            raise ValueError(f"{key} is {value!r}, known are {', '.join(known)}")
+    turns = {str(name): int(n) for name, n in (options.get("camera_rotations") or {}).items()}
+    method, resample = cast(ResizeMethod, method), cast(ResizeFilter, resample)
+    return PictureShape(_given_size(options), method, resample, turns)
 
 
 def _given_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
     """(height, width) that options tell; `resize_images_size` is width, height."""
     if options.get("resize_images_size"):
-        width, height = options["resize_images_size"]
+        width, height = map(int, options["resize_images_size"])
         return height, width
-    size = options.get(_IMAGE_SIZE)
-    return None if size is None else (size[0], size[1])
+    if options.get(_IMAGE_SIZE) is None:
+        return None
+    height, width = map(int, options[_IMAGE_SIZE])
+    return height, width

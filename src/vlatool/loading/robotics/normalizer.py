@@ -8,7 +8,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
-from vlatool.transforms.normalize import FieldScale, field_scale
+from vlatool.transforms.normalize import FieldScale, field_scale, field_width
 
 
 class Normalizer:
@@ -34,6 +34,20 @@ class Normalizer:
         self._scales = {
             name: _scale(name, statistics.get(name), config.normalization) for name in names
         }
+        for name, scale in self._scales.items():
+            self._check_steps(name, scale)
+
+    def _check_steps(self, field: str, scale: FieldScale) -> None:
+        steps = len(scale.center) if scale.center.ndim == 2 else None
+        if steps is not None and (self._first < 0 or self._first + self._length > steps):
+            raise DataError(
+                f"statistics of field {field!r} are of {steps} steps, the window is of steps "
+                f"{self._first} to {self._first + self._length - 1} of them",
+                hint="compute them with `vlatool stats compute DATA`, or use one scale for all "
+                "steps: data.normalization.scope global",
+                code="data.broken_statistics",
+                details={"field": field},
+            )
 
     def scale(self, field: str, steps: int) -> FieldScale:
         """The scale of the first `steps` steps of the window."""
@@ -62,7 +76,7 @@ def _scale(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfig)
             details={"field": name},
         )
     if not config.enabled:
-        width = len(stats["mean"])
+        width = field_width(name, stats)
         return FieldScale(
             np.zeros(width, np.float32), np.ones(width, np.float32), np.zeros(width, bool)
         )

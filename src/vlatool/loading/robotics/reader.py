@@ -1,6 +1,6 @@
 """Samples of `lbm` shards by their places. Source: data-order, Reading."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -39,7 +39,11 @@ class RoboticsReader:
         self._arguments = (config, facts)
         self._datasets = facts.datasets
         self._blocks = OpenBlocks(facts.datasets, _cache(config, facts))
-        self._decoder = SampleDecoder(config)
+        names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
+        widths = dict(zip(names, facts.widths(names), strict=True))
+        self._decoders = [
+            SampleDecoder(config, _picture_size(options), widths) for options in facts.options
+        ]
         self._coming: dict[tuple[Place, ...], Future[list[bytes]]] = {}
 
     def read(
@@ -74,12 +78,21 @@ class RoboticsReader:
             told = f"{path}: sample {place.sample} of it is damaged: {error}"
             return Dropped(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
         try:
-            return self._decoder(members.key, members.contents, rng)
+            return self._decoders[place.dataset](members.key, members.contents, rng)
         except DataError as error:
             reason = error.code.removeprefix("data.")
             if reason not in DROP_REASONS:
                 raise
             return Dropped(reason, members.key, f"{error.message} ({error.hint})")
+
+
+def _picture_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) that preprocessing gave all pictures, if it did."""
+    match options.get("resize_images_size"):
+        case [int(width), int(height)]:
+            return width, height
+        case _:
+            return None
 
 
 def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
+from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import ModelType, Part
 
@@ -146,8 +147,19 @@ class DiffusionPolicyType(ModelType):
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "DatasetFacts"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
-        """Dimensions and the number of cameras."""
+        """Dimensions and the number of cameras.
+
+        Raises:
+            DataError: There are no cameras.
+        """
         del facts
+        if not data.camera_names:
+            raise DataError(
+                "the data have no camera, which a diffusion policy needs",
+                hint="`vlatool inspect` shows what the data hold; preprocess recordings that have "
+                "pictures",
+                code="data.no_cameras",
+            )
         widths = ("action_dim", "proprioception_dim")
         update: dict[str, Any] = {name: getattr(data, name) for name in widths}
         rules = derivation_rules(config, update)

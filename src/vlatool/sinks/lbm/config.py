@@ -3,14 +3,16 @@
 Source: lbm-data 3.1.
 """
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from vlatool.config.base import each_once
 from vlatool.sinks.base import SinkConfig
-from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
+from vlatool.transforms.geometry import ResizeMethod
 from vlatool.transforms.pose_groups import PoseGroupConfig
+from vlatool.transforms.resampling import ResizeFilter
 from vlatool.transforms.sampling import SampleSpec
 from vlatool.transforms.windows import Padding, StillnessSpec, WindowSpec
 
@@ -19,6 +21,35 @@ _LARGEST_SIDE = 16_384  # pixels
 
 class LbmConfig(SinkConfig):
     """Training shards of the LBM pipeline."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("type", "keep_episodes"),
+        "Windows": (
+            "past_lowdim_steps",
+            "future_lowdim_steps",
+            "stride",
+            "max_padding_left",
+            "max_padding_right",
+            "padding_strategy",
+            "filter_still_samples",
+            "still_threshold",
+            "still_field_thresholds",
+        ),
+        "Pictures": (
+            "image_indices",
+            "resize_images_size",
+            "image_resizing_method",
+            "image_resizing_filter",
+            "camera_rotations",
+            "jpeg_quality",
+            "depth",
+            "labels",
+            "compat",
+        ),
+        "Statistics and shards": ("compute_statistics", "samples_per_shard", "seed"),
+    }
+
+    added: ClassVar[frozenset[str]] = frozenset({"keep_episodes"})
 
     type: Literal["lbm"] = Field(default="lbm", description="What is written: LBM shards.")
     past_lowdim_steps: int = Field(
@@ -63,8 +94,9 @@ class LbmConfig(SinkConfig):
     image_resizing_method: ResizeMethod = Field(
         default="center_crop", description="How pictures get their size."
     )
-    image_resizing_filter: ResizeFilter = Field(
-        default="lanczos", description="How pixels are mixed in doing so."
+    image_resizing_filter: ResizeFilter | None = Field(
+        default=None,
+        description="How pixels are mixed in doing so; null for lanczos_vips, with compat lanczos.",
     )
     camera_rotations: dict[str, int] = Field(
         default={},
@@ -75,10 +107,15 @@ class LbmConfig(SinkConfig):
     labels: bool = Field(default=False, description="Store segmentation labels as 16-bit PNG.")
     samples_per_shard: int = Field(default=128, ge=1, description="Samples in a shard.")
     seed: int = Field(default=42, ge=0, description="Seed of the shuffle.")
+    keep_episodes: bool = Field(
+        default=True,
+        description="Keep a tar per episode, as large as the shards, when the output is complete.",
+    )
     compute_statistics: bool = Field(default=True, description="Write stats.json.")
     compat: bool = Field(
         default=False,
-        description="Published arithmetic for calibration, half a pixel beside the pixels.",
+        description="Published filter, and arithmetic for calibration: half a pixel beside the "
+        "pixels.",
     )
 
     @field_validator("image_indices")
@@ -125,7 +162,8 @@ class LbmConfig(SinkConfig):
             image_offsets=tuple(self.image_indices),
             image_size=None if size is None else (size[1], size[0]),
             resize_method=self.image_resizing_method,
-            resize_filter=self.image_resizing_filter,
+            resize_filter=self.image_resizing_filter
+            or ("lanczos" if self.compat else "lanczos_vips"),
             rotations=self.camera_rotations,
             still=still if self.filter_still_samples else None,
             compat=self.compat,

@@ -1,6 +1,5 @@
 """Pictures of an episode as JPEG and PNG: each frame is decoded, resized and encoded once."""
 
-import io
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from vlatool.artifacts.picture import encode_jpeg, encode_png
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.transforms.geometry import ImageGeometry
@@ -41,16 +41,14 @@ class PictureStream:
 
     def encode(self, frames: Sequence[int], quality: int) -> list[bytes]:
         """The frames as files."""
-        encode = self._jpeg if self.kind == "picture" else self._png
-        return [encode(pixels, quality) for pixels in self._read(frames)]
+        return [self._file(pixels, quality) for pixels in self._read(frames)]
 
-    def _jpeg(self, pixels: Array, quality: int) -> bytes:
-        buffer = io.BytesIO()
-        self.geometry.apply(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
-        return buffer.getvalue()
+    def _file(self, pixels: Array, quality: int) -> bytes:
+        if self.kind == "picture":
+            return encode_jpeg(self.geometry.apply(pixels), quality)
+        return encode_png(self.geometry.apply_to_values(self._in_16_bits(pixels)))
 
-    def _png(self, values: Array, quality: int) -> bytes:
-        del quality
+    def _in_16_bits(self, values: Array) -> Array:
         if values.min(initial=0) < 0 or values.max(initial=0) > np.iinfo(np.uint16).max:
             raise DataError(
                 f"{self.name}: values from {values.min()} to {values.max()} do not fit 16 bits",
@@ -58,10 +56,7 @@ class PictureStream:
                 code="data.bad_depth",
                 details={"camera": self.name},
             )
-        buffer = io.BytesIO()
-        picture = self.geometry.apply_to_values(values.astype(np.uint16))
-        picture.save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        return values.astype(np.uint16)
 
     def _read(self, frames: Sequence[int]) -> Array:
         try:

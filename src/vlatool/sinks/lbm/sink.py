@@ -4,10 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vlatool.artifacts import dimensions, stats
+from vlatool.artifacts.digests import write_with_digests
 from vlatool.artifacts.manifest import write_manifest
 from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
 from vlatool.artifacts.shard_folder import (
     CLOSING_FILES,
+    EPISODE_FILES,
     EPISODES_NAME,
     LISTED_FILES,
     OWNED_FILES,
@@ -15,7 +18,6 @@ from vlatool.artifacts.shard_folder import (
     UNLISTED_FILES,
     ShardFolder,
 )
-from vlatool.artifacts.stats import COMPACT_NAME, compact, write_stats
 from vlatool.errors import DataError
 from vlatool.findings import Family
 from vlatool.jobs.files import FileEntry, file_entry
@@ -70,6 +72,7 @@ class LbmSink:
         self._like = stored_episode(setup.survey.example(steps), config)
         # Options that do not fit the fields are refused here, not by every episode.
         self._widths = EpisodeSampler(self._like, (), spec).widths()
+        self.passing: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
         self.work: Work = EpisodeWork(setup.output, config)
         self.action_fields: tuple[str, ...] = self._like.action_fields
         self.proprioception_fields: tuple[str, ...] = self._like.proprioception_fields
@@ -94,15 +97,17 @@ class LbmSink:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
             raise _nothing_left(run.dropped)
-        stats = total.total()
-        if stats is not None:
-            self._write_stats(dict(field_entries(stats, self._widths)))
+        statistics = total.total()
+        if statistics is not None:
+            self._write_stats(dict(field_entries(statistics, self._widths)))
         made = write_shards(
             output, index, config.seed, config.samples_per_shard, run.executor, run.reporter
         )
         shards = [shard for shard, _ in made]
-        files = [*(entry for pair in made for entry in pair), *index.files]
-        write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
+        files = [entry for pair in made for entry in pair]
+        if not self.passing or run.failures:
+            files += index.files
+            write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
         write_manifest(ShardFolder.of(output, SHARDS_NAME).manifest, _rows(shards))
         self._write_metadata(run, index.samples)
         small = (file_entry(output, name) for name in LISTED_FILES if (output / name).is_file())
@@ -120,10 +125,7 @@ class LbmSink:
         return Estimate(samples, {"shards": -(-samples // self._config.samples_per_shard)})
 
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
-        output = self._setup.output
-        shards, episodes = (ShardFolder.of(output, one) for one in (SHARDS_NAME, EPISODES_NAME))
-        write_stats([shards.statistics_file, episodes.statistics_file], entries)
-        write_stats([shards.path / COMPACT_NAME], compact(entries))
+        write_with_digests(self._setup.output / SHARDS_NAME / stats.NAME, entries)
 
     def _write_metadata(self, run: Run, samples: int) -> None:
         write_processing_metadata(
@@ -143,7 +145,7 @@ class LbmSink:
 
         Source: lbm-data 3.13.
         """
-        own = self._config.model_dump(mode="json", exclude={"type"})
+        own = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
         groups = self._like.pose_groups
         return {
             **self._setup.origin,
@@ -152,6 +154,7 @@ class LbmSink:
             "sink": self._config.type,
             "camera_rotations": own["camera_rotations"] or None,
             "image_resizing_method": own["image_resizing_method"].upper(),
+            "image_resizing_filter": self._config.sample_spec().resize_filter,
             "camera_names": list(self._setup.survey.cameras),
             "pose_groups": [
                 {key: value for key, value in vars(group).items() if value} for group in groups
@@ -159,6 +162,11 @@ class LbmSink:
             "action_fields": list(self.action_fields),
             "proprioception_fields": list(self.proprioception_fields),
             "fps": self._setup.survey.fps,
+            dimensions.KEY: {
+                name: list(facts.names)
+                for name, facts in self._setup.survey.fields.items()
+                if facts.names
+            },
         }
 
 

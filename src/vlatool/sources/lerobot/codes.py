@@ -5,6 +5,7 @@ from vlatool.findings import Family, Kind
 _AGAIN = "get the data set again from its origin"
 _LEAVE_OUT = "get the file again, or leave the episode out with --episodes"
 _BY_ROW = "nothing, if the pictures fit: vlatool pairs rows and pictures by number"
+_META_SHAPE = "correct its shape in meta/info.json, or name other columns"
 _META = "correct the number in meta/info.json; vlatool does not rely on it"
 
 LEROBOT = Family(
@@ -15,11 +16,16 @@ LEROBOT = Family(
             "error", "A Git LFS pointer stands for a file.", "run `git lfs pull` in the data set"
         ),
         "bad_metadata": Kind("error", "A file in meta/ is not what it should be.", _AGAIN),
+        "bad_modality": Kind(
+            "warning",
+            "meta/modality.json is not what it should be; its names are not used.",
+            _AGAIN,
+        ),
         "bad_parquet": Kind("error", "A parquet file cannot be read or has no rows.", _LEAVE_OUT),
         "length_mismatch": Kind(
             "error", "A file has another number of rows than the list of episodes says.", _LEAVE_OUT
         ),
-        "missing_column": Kind("error", "A numeric feature has no column in the file.", _LEAVE_OUT),
+        "missing_column": Kind("error", "A feature has no column in the file.", _LEAVE_OUT),
         "feature_without_column": Kind(
             "warning", "A declared feature is in no file.", "correct `features` in meta/info.json"
         ),
@@ -65,6 +71,17 @@ LEROBOT = Family(
         "field_left_out": Kind("warning", "A feature cannot be used and is left out."),
         "depth_camera": Kind("info", "A depth camera is left out."),
         "camera_without_files": Kind("warning", "A camera has no pictures in any episode."),
-        "tasks_unreadable": Kind("error", "The list of tasks cannot be read.", _AGAIN),
+        "tasks_unreadable": Kind(
+            "warning",
+            "The list of tasks cannot be read; the list of episodes has the sentences.",
+            _AGAIN,
+        ),
+        "unused_column": Kind("warning", "A column that is not used has a defect."),
+        "unusable_feature": Kind(
+            "error", "An action or observation cannot be used as it is declared.", _META_SHAPE
+        ),
+        "stats_unreadable": Kind(
+            "warning", "Published statistics cannot be read; vlatool computes its own.", _AGAIN
+        ),
     },
 )

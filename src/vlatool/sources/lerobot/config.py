@@ -13,6 +13,10 @@ from vlatool.sources.base import unknown_field
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.meta import Info
 
+# The first part of the usual names, and the name used where none has it, as in LIBERO sets.
+OBSERVED = ("observation", "state")
+PREDICTED = ("action", "actions")
+
 
 class LeRobotConfig(ConfigModel):
     """Which columns of a LeRobot data set are read."""
@@ -45,21 +49,29 @@ def choose_fields(
 ) -> tuple[str, ...]:
     """The columns asked for, else those the naming convention points to.
 
-    `convention` is the first part of the usual names, and the name used where none has it, as in
-    LIBERO sets. Features that it points to but that are no vectors, or not among the `columns` of a
-    file (null where none can be read), are left out, which `noticed` is told.
+    `convention` is `OBSERVED` or `PREDICTED`. Features that it points to but that are no vectors,
+    or not among the `columns` of a file (null where none can be read), are left out, which
+    `noticed` is told.
 
     Raises:
-        DataError: A requested field does not exist or is not numeric.
+        DataError: A requested field does not exist or is not numeric; the shape of another is no
+            shape; or there are actions, but none that can be used.
     """
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
     prefix, plain = convention
+    usual = [name for name in info.features if name == prefix or name.startswith(f"{prefix}.")]
     numeric = [name for name, feature in info.features.items() if feature.is_number]
-    names = [name for name in numeric if name == prefix or name.startswith(f"{prefix}.")]
+    names = [name for name in usual if name in numeric]
     names = names or [name for name in numeric if name == plain]
+    if usual and not names and convention is PREDICTED:
+        held = info.features[usual[0]].dtype
+        raise _unusable(root, usual[0], f"holds {held}, expected numbers", convention)
     chosen: list[str] = []
+    reason = ""
     for name in names:
+        if info.features[name].shape is None:
+            raise _unusable(root, name, "has no shape of positive whole numbers", convention)
         if info.features[name].width is None:
             reason = "is not a vector"
         elif columns is not None and name not in columns:
@@ -69,7 +81,20 @@ def choose_fields(
             continue
         message = f"{root}: {name} {reason}; left out"
         noticed.append(LEROBOT("field_left_out", message, field=name))
+    if names and not chosen and convention is PREDICTED:
+        raise _unusable(root, names[0], reason, convention)
     return tuple(chosen)
+
+
+def _unusable(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:
+    path = root / INFO_FILE
+    option = "--action-keys" if convention is PREDICTED else "--observation-keys"
+    return DataError(
+        f"{path}: the feature {name!r} {reason}",
+        hint=f"correct the file, or name the columns to use with {option}",
+        code="data.unusable_feature",
+        details={"path": str(path), "field": name},
+    )
 
 
 def _requested_field(root: Path, info: Info, name: str) -> str:

@@ -8,9 +8,16 @@ from vlatool.artifacts.lerobot import EPISODES_FILE, INFO_FILE, EpisodeLine
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes
 from vlatool.sources.lerobot.codes import LEROBOT
-from vlatool.sources.lerobot.config import LeRobotConfig, check_task_column, choose_fields
+from vlatool.sources.lerobot.config import (
+    OBSERVED,
+    PREDICTED,
+    LeRobotConfig,
+    check_task_column,
+    choose_fields,
+)
 from vlatool.sources.lerobot.layout import FileFinder
 from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
+from vlatool.sources.lerobot.names import with_group_names
 from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.order import natural_key
 
@@ -45,6 +52,12 @@ class Dataset:
         """Columns observed, then those predicted, once each."""
         return tuple(dict.fromkeys([*self.observation_keys, *self.action_keys]))
 
+    @property
+    def dimension_names(self) -> dict[str, tuple[str, ...]]:
+        """Of the fields whose values have names."""
+        names = {name: self.info.features[name].dimension_names for name in self.field_names}
+        return {name: known for name, known in names.items() if known}
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -63,10 +76,6 @@ class Recording:
     data_file: Path
     videos: Mapping[str, Path]
     there: frozenset[Path] = frozenset()
-
-    def has_pictures(self, camera: Feature) -> bool:
-        """Whether the camera had a video, or a column, which all episodes are taken to have."""
-        return camera.dtype == "image" or self.videos[camera.name] in self.there
 
 
 def dataset_roots(source: Path) -> list[Path]:
@@ -94,7 +103,7 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
         DataError: The metadata is broken, the layout unsupported, a requested field unknown, or
             there are no episodes.
     """
-    info = read_info(root)
+    info = with_group_names(root, read_info(root), noticed)
     noticed += _version_oddities(root, info)
     finder = FileFinder(root, info, noticed)
     lines = _episode_lines(root, info, finder, noticed)
@@ -109,10 +118,8 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
         root,
         info,
         tuple(_usable_cameras(root, info, videos, finder.there, columns, noticed)),
-        choose_fields(
-            root, info, config.observation_keys, ("observation", "state"), columns, noticed
-        ),
-        choose_fields(root, info, config.action_keys, ("action", "actions"), columns, noticed),
+        choose_fields(root, info, config.observation_keys, OBSERVED, columns, noticed),
+        choose_fields(root, info, config.action_keys, PREDICTED, columns, noticed),
     )
     check_task_column(root, info, config.task_column, columns)
     video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
@@ -155,16 +162,22 @@ def _usable_cameras(
     columns: Sequence[str] | None,
     noticed: list[Finding],
 ) -> Iterator[Feature]:
-    for feature in info.features.values():
-        if not feature.is_camera:
-            continue
+    declared = [one for one in info.features.values() if one.is_camera]
+    absent = {
+        one.name
+        for one in declared
+        if (one.dtype == "video" and there.isdisjoint(videos[one.name].values()))
+        or (one.dtype == "image" and columns is not None and one.name not in columns)
+    }
+    # Where no camera at all has pictures, they are not left out: they are lost.
+    is_lost = all(one.is_depth or one.name in absent for one in declared)
+    for feature in declared:
         code = "camera_without_files"
         if feature.is_depth:
             code, problem = "depth_camera", f"{feature.name} holds depth, not RGB"
-        elif feature.dtype == "video" and there.isdisjoint(videos[feature.name].values()):
-            problem = f"camera {feature.name} has no video for any episode"
-        elif feature.dtype == "image" and columns is not None and feature.name not in columns:
-            problem = f"camera {feature.name} has no column in the data"
+        elif feature.name in absent and not is_lost:
+            what = "video for any episode" if feature.dtype == "video" else "column in the data"
+            problem = f"camera {feature.name} has no {what}"
         else:
             yield feature
             continue

@@ -13,6 +13,7 @@ from vlatool.findings import Finding
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.meta import Info
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024  # of usual file systems, and of S3
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 
 
@@ -39,6 +40,9 @@ def fill_template(template: str, values: Mapping[str, int | str], key: str) -> s
     path = PurePosixPath("".join(parts))
     if path.is_absolute() or ".." in path.parts:
         raise _bad_template(key, f'gives "{path}", which is outside the data set')
+    longest = max((len(part.encode(errors="replace")) for part in path.parts), default=0)
+    if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH or "\0" in str(path):
+        raise _bad_template(key, f'gives "{str(path)[:40]}...", which no file can be called')
     return str(path)
 
 

@@ -1,9 +1,7 @@
 """The `meta/` folder of a LeRobot v2.0 or v2.1 data set."""
 
-import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +18,13 @@ from vlatool.artifacts.lerobot import (
 )
 from vlatool.errors import DataError
 from vlatool.sources.base import refuse_missing_or_pointer
+from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json, read_document
 
+_LARGEST_LIST = 2**28  # bytes; millions of episodes
+_LARGEST_LINE = 2**22  # characters
+_LARGEST_COUNT = 2**63 - 1
+_SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e5
+_LONGEST_NAME = 200  # bytes; a file that is named after it gets a few more
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
 
 
@@ -30,9 +34,9 @@ class Feature:
 
     Attributes:
         name: The column or the camera.
-        dtype: As declared; empty where nothing is.
-        shape: As declared; None where it is no list of whole numbers.
-        names: The texts of `names` in order, whatever they are nested in.
+        dtype: As declared.
+        shape: As declared; None where it is no list of positive whole numbers.
+        names: The texts of `names` in order, whatever they are nested in, or names of groups.
         is_depth: Whether pictures hold depth.
     """
 
@@ -117,20 +121,20 @@ def read_info(root: Path) -> Info:
     """
     path = root / INFO_FILE
     _refuse_other_layouts(root)
-    tree = _read_json(path)
+    tree = read_object(path)
     version = str(tree.get("codebase_version") or "")
     layout = _layout(root, version)
     features = tree.get("features")
     if not isinstance(features, Mapping) or not features:
         raise _bad_meta(path, "features", "names no feature")
-    parsed = [_feature(str(name), value) for name, value in cast(Any, features).items()]
+    parsed = [_feature(path, name, value) for name, value in cast(Any, features).items()]
     return Info(
         version=version,
         layout=layout,
-        fps=_positive(path, "fps", tree.get("fps")),
+        fps=_rate(path, tree.get("fps")),
         robot_type=str(tree.get("robot_type") or ""),
         total_frames=_optional_int(tree.get("total_frames")),
-        chunks_size=int(_positive(path, "chunks_size", tree.get("chunks_size") or CHUNKS_SIZE)),
+        chunks_size=_chunks_size(path, tree.get("chunks_size")),
         data_path=str(tree.get("data_path") or DATA_PATH),
         video_path=str(tree.get("video_path") or VIDEO_PATH),
         features={feature.name: feature for feature in parsed},
@@ -145,15 +149,16 @@ def read_episodes(root: Path) -> list[EpisodeLine]:
     """
     path = root / EPISODES_FILE
     episodes: dict[int, EpisodeLine] = {}
-    for position, line in _read_json_lines(path):
+    for position, line in read_lines(path):
         number = _optional_int(line.get("episode_index"))
-        if number is None or number < 0:
+        if number is None or not 0 <= number <= _LARGEST_COUNT:
             raise _bad_meta(path, "episode_index", "is not a number of an episode", position)
         if number in episodes:
             raise _bad_meta(path, "episode_index", f"{number} appears twice", position)
-        episodes[number] = EpisodeLine(
-            number, _texts(line.get("tasks")), _optional_int(line.get("length"))
-        )
+        length = _optional_int(line.get("length"))
+        if length is not None and not 0 <= length <= _LARGEST_COUNT:
+            raise _bad_meta(path, "length", "is no number of frames", position)
+        episodes[number] = EpisodeLine(number, _texts(line.get("tasks")), length)
     return [episodes[number] for number in sorted(episodes)]
 
 
@@ -167,7 +172,7 @@ def read_tasks(root: Path) -> dict[int, str]:
     if not path.exists():
         return {}
     tasks: dict[int, str] = {}
-    for position, line in _read_json_lines(path):
+    for position, line in read_lines(path):
         number, sentence = _optional_int(line.get("task_index")), line.get("task")
         if number is None or not isinstance(sentence, str):
             raise _bad_meta(path, "task_index, task", "are not a number and a sentence", position)
@@ -202,10 +207,14 @@ def _unsupported(path: Path, version: str) -> DataError:
     )
 
 
-def _feature(name: str, value: object) -> Feature:
+def _feature(path: Path, name: str, value: object) -> Feature:
     tree = cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
+    if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        raise _bad_meta(path, f"the feature {_shown(name)}", "has a name that no file can have")
+    if not isinstance(tree.get("dtype"), str):
+        raise _bad_meta(path, f"the feature {name!r}", "has no dtype")
     shape: Any = tree.get("shape")
-    if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+    if not isinstance(shape, list) or not all(_is_count(size) for size in cast(list[Any], shape)):
         shape = None
     # The flag has stood in three places. Source: lerobot-format 5
     places = [tree, tree.get("info"), tree.get("video_info")]
@@ -216,60 +225,105 @@ def _feature(name: str, value: object) -> Feature:
     )
     return Feature(
         name=name,
-        dtype=str(tree.get("dtype") or ""),
+        dtype=tree["dtype"],
         shape=None if shape is None else tuple(shape),
-        names=tuple(_nested_texts(tree.get("names"))),
+        names=_names(tree.get("names")),
         is_depth=is_depth,
     )
 
 
-def _nested_texts(value: object, depth: int = 3) -> Iterator[str]:
-    """The texts in nested lists and mappings; `{name: position}` gives its names.
+def _names(value: object) -> tuple[str, ...]:
+    """The texts of `names`; those of groups have the group before them where they are not unique.
 
     Source: lerobot-format 5
     """
+    found = list(_nested_texts(value))
+    plain = tuple(path[-1] for path in found)
+    return plain if len(set(plain)) == len(plain) else tuple(".".join(path) for path in found)
+
+
+def _nested_texts(value: object, depth: int = 3) -> Iterator[tuple[str, ...]]:
+    """The texts in nested lists and mappings under their groups; `{name: position}` gives names."""
     if isinstance(value, str):
-        yield value
+        yield (value,)
     elif isinstance(value, Mapping) and depth:
         for name, inner in cast(Mapping[str, Any], value).items():
-            yield from [name] if isinstance(inner, int) else _nested_texts(inner, depth - 1)
+            if isinstance(inner, int):
+                yield (name,)
+            else:
+                yield from ((name, *path) for path in _nested_texts(inner, depth - 1))
     elif isinstance(value, list) and depth:
         for inner in cast(list[Any], value):
             yield from _nested_texts(inner, depth - 1)
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        DataError: It is missing, a Git LFS pointer, too large, or something else.
+    """
     return _parse_object(path, _read_text(path))
 
 
-def _read_json_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    lines = enumerate(_read_text(path).split("\n"), start=1)
-    return [(number, _parse_object(path, line, number)) for number, line in lines if line.strip()]
+def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Number and mapping of each line of a JSON-lines file that is not empty.
+
+    Raises:
+        DataError: As `read_object`.
+    """
+    for number, line in enumerate(_read_text(path, _LARGEST_LIST).split("\n"), start=1):
+        if len(line) > _LARGEST_LINE:
+            raise _bad_meta(path, "content", f"is a line of {len(line):,} characters", number)
+        if line.strip():
+            yield number, _parse_object(path, line, number)
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     refuse_missing_or_pointer(path, "LeRobot data set")
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _bad_meta(path, "content", f"is not text: {error}") from error
+        return read_document(path, max_bytes=max_bytes)
+    except (OSError, DocumentError) as error:
+        raise _bad_meta(path, "content", f"cannot be read: {error}") from error
 
 
 def _parse_object(path: Path, text: str, line: int | None = None) -> Mapping[str, Any]:
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _bad_meta(path, "content", f"is not JSON: {error}", line) from error
+        value = parse_json(text)
+    except DocumentError as error:
+        raise _bad_meta(path, "content", f"cannot be read: {error.reason}", line) from error
     if not isinstance(value, dict):
         raise _bad_meta(path, "content", "is not a JSON object", line)
     return cast(Mapping[str, Any], value)
 
 
-def _positive(path: Path, key: str, value: object) -> float:
-    is_flag = isinstance(value, bool)
-    if isinstance(value, int | float) and not is_flag and math.isfinite(value) and value > 0:
-        return float(value)
-    raise _bad_meta(path, key, f"is {value!r}; expected a positive number")
+def _rate(path: Path, value: object) -> float:
+    rate = _number(value)
+    if _SLOWEST_FPS <= rate <= _FASTEST_FPS:
+        return float(rate)
+    expected = f"a number from {_SLOWEST_FPS:g} to {_FASTEST_FPS:g}"
+    raise _bad_meta(path, "fps", f"is {_shown(value)}; expected {expected}")
+
+
+def _chunks_size(path: Path, value: object) -> int:
+    size = _number(value or CHUNKS_SIZE)
+    if 1 <= size <= _LARGEST_COUNT and size == int(size):
+        return int(size)
+    raise _bad_meta(path, "chunks_size", f"is {_shown(value)}; expected a positive whole number")
+
+
+def _number(value: object) -> int | float:
+    """The value, if it is a number and no flag; else 0."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 1 <= _number(value) <= _LARGEST_COUNT
 
 
 def _optional_int(value: object) -> int | None:

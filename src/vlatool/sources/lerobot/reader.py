@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
+from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError
 from vlatool.findings import Collector, Family, Finding
 from vlatool.sources.base import each_look, facts_of, id_part, union
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
-from vlatool.sources.lerobot.rules import (
-    check_values,
-    name_in_words,
-    walk_episode,
-    without_labels,
-)
+from vlatool.sources.lerobot.oddities import check_values
+from vlatool.sources.lerobot.rules import name_in_words, walk_episode, without_labels
 from vlatool.sources.lerobot.set_rules import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
 
@@ -54,7 +50,7 @@ class LeRobotReader:
         return _refs(list(found.values()))
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """What the data sets declare, and the files that were there when they were opened.
+        """What the data sets declare.
 
         One episode of each data set is read, the first that can be: it gives the fields. The
         others cost nothing: their files and lengths are listed.
@@ -76,24 +72,16 @@ class LeRobotReader:
                 yield first
                 for one in map(_recording, others):  # those after it
                     if one.data_file in one.there:
-                        cameras = filter(one.has_pictures, one.dataset.cameras)
-                        sizes = {camera.name: camera.picture_size for camera in cameras}
-                        yield replace(first, cameras=sizes, frames=one.line.length)
+                        yield replace(first, frames=one.line.length)
 
     def _look(self, ref: EpisodeRef) -> Survey:
         """The survey of an episode that is read; sizes and names are those that are declared."""
         episode, dataset = self.read(ref), _recording(ref).dataset
-        fields: dict[str, FieldFacts] = {}
-        for name, facts in facts_of(episode).items():
-            names = dataset.info.features[name].dimension_names
-            fields[name] = FieldFacts(facts.width, names if len(names) == facts.width else ())
-        sizes = {
-            one.name: one.picture_size for one in dataset.cameras if one.name in episode.cameras
-        }
+        sizes = {one.name: one.picture_size for one in dataset.cameras}
         return Survey(
             1,
             sizes,
-            fields,
+            facts_of(episode),
             episode.num_frames,
             episode.fps,
             episode.action_fields,
@@ -118,10 +106,12 @@ class LeRobotReader:
             num_frames=len(contents.rows),
             cameras=contents.cameras,
             lowdim=contents.fields,
+            dimension_names=dataset.dimension_names,
             language={"original": [contents.task]},
             action_fields=dataset.action_keys,
             proprioception_fields=dataset.observation_keys,
             frame_metadata=contents.metadata,
+            missing_cameras=contents.missing,
             findings=tuple(report.found),
             extras={
                 "source_version": dataset.info.layout,

@@ -10,11 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlatool.artifacts.dimensions import dimension_label
 from vlatool.artifacts.lerobot import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.sources.base import refuse_missing_or_pointer
 from vlatool.storage.uri import openable
+
+# Of one episode: hours at 100 frames per second, and what its numbers take in memory.
+_MOST_ROWS = 2**21
+_LARGEST_EPISODE = 2**30
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,38 @@ class Rows:
         """A column as python values."""
         return self.table.column(name).to_pylist()
 
+    def first(self, name: str) -> Any:
+        """The value of a column in the first row."""
+        return self.table.column(name)[0].as_py()
+
+    def numbers(self, name: str) -> list[Any]:
+        """A column of one number per row; None where a row has none, or NaN.
+
+        Raises:
+            DataError: It holds something else.
+        """
+        kind = self.table.schema.field(name).type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise self._refusal(name, f"holds {kind}, expected numbers", "data.not_numeric")
+        values = self.values(name)
+        return [None if value is None or not np.isfinite(value) else value for value in values]
+
+    def labels(self, name: str) -> list[Any]:
+        """A column of whole numbers or of texts.
+
+        Raises:
+            DataError: It holds something else.
+        """
+        kind = self.table.schema.field(name).type
+        if pa.types.is_dictionary(kind):  # a text is held once, however many rows have it
+            chunks = self.table.column(name).chunks
+            texts = [(chunk.dictionary.to_pylist(), chunk.indices.to_pylist()) for chunk in chunks]
+            return [None if at is None else one[at] for one, places in texts for at in places]
+        if not pa.types.is_integer(kind):
+            problem = f"holds {kind}, expected whole numbers or texts"
+            raise self._refusal(name, problem, "data.not_numeric")
+        return self.values(name)
+
     def vectors(self, name: str, width: int | None) -> Array:
         """A numeric column as [F, C] in its stored dtype; booleans become float32.
 
@@ -59,14 +96,22 @@ class Rows:
         self.require(name)
         return self._matrix(name, self.table.column(name).combine_chunks(), width)
 
-    def refuse_non_finite(self, name: str, values: Array) -> None:
-        """Raises DataError unless every number of a column's values [F, C] is one."""
-        bad = ~np.isfinite(values).all(axis=1)
-        if bad.any():
-            row = int(bad.argmax())
-            value = values[row][~np.isfinite(values[row])][0]
-            found = "NaN" if np.isnan(value) else "an infinite value"
-            raise self._refusal(name, f"has {found} at row {row}", "data.non_finite", row)
+    def refuse_non_finite(self, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
+        """Raises DataError unless every number of a column's values [F, C] is one.
+
+        Args:
+            name: The column.
+            values: Its values.
+            dimensions: What the C values of a row are called, where that is known.
+        """
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, channel = bad[0].tolist()
+            found = "NaN" if np.isnan(values[row, channel]) else "an infinite value"
+            label = dimension_label(name, channel, values.shape[1], {name: dimensions})
+            where = label.removeprefix(name).removeprefix(": ")
+            problem = f"has {found} at row {row}{f', {where}' if where else ''}"
+            raise self._refusal(name, problem, "data.non_finite", row)
 
     def _matrix(self, name: str, column: Any, width: int | None) -> Array:
         if isinstance(column, pa.ExtensionArray):
@@ -127,19 +172,45 @@ def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
     """
     refuse_missing_or_pointer(path, episode)
     try:
-        with pq.ParquetFile(openable(path)) as file:
+        texts = _text_columns(path)
+        with pq.ParquetFile(openable(path), read_dictionary=texts) as file:
             columns = tuple(file.schema_arrow.names)
-            needed = {*wanted, FRAME_INDEX}
-            table = file.read(columns=[name for name in columns if name in needed])
+            needed = [name for name in columns if name in {*wanted, FRAME_INDEX}]
             num_rows = file.metadata.num_rows
+            problem = _too_large(file.metadata, needed)
+            table = pa.table({}) if problem else file.read(columns=needed)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, episode, str(error)) from error
+    if problem:
+        raise _damaged(path, episode, problem)
     if not num_rows:
         raise _damaged(path, episode, "the file has no rows")
     order = _frame_order(table, num_rows)
     if not np.array_equal(order, np.arange(num_rows)):
         table = table.take(pa.array(order))
     return Rows(path, episode, table, order, columns)
+
+
+def _text_columns(path: Path) -> list[str]:
+    schema = pq.read_schema(openable(path))
+    types = pa.types
+    return [
+        one.name for one in schema if types.is_string(one.type) or types.is_large_string(one.type)
+    ]
+
+
+def _too_large(metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
+    """What of a file would not fit into memory; empty when all does. Opens no page."""
+    if metadata.num_rows > _MOST_ROWS:
+        return f"it claims {metadata.num_rows:,} rows; the limit for an episode is {_MOST_ROWS:,}"
+    wanted, size = tuple(f"{name}." for name in columns), 0  # of lists: name.list.element
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if f"{chunk.path_in_schema}.".startswith(wanted):
+                size += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
+    if size > _LARGEST_EPISODE:
+        return f"its numbers take {size:,} bytes; the limit for an episode is {_LARGEST_EPISODE:,}"
+    return ""
 
 
 def column_names(path: Path) -> tuple[str, ...] | None:
@@ -185,7 +256,8 @@ def _is_list(kind: pa.DataType) -> bool:
 def _damaged(path: Path, episode: str, reason: str) -> DataError:
     return DataError(
         f"{episode}: {path} cannot be read as parquet: {reason}",
-        hint="the file is truncated or its writer was not closed; get it again",
+        hint="the file is damaged or truncated; get it again, or leave the episode out with "
+        "--exclude",
         code="data.bad_parquet",
         details={"path": str(path)},
     )

@@ -1,7 +1,6 @@
 """The rules of a LeRobot episode: one walk, which reading ends at the first error.
 
-`walk_episode` has every rule that reading needs. `check_values` has those that only `verify` looks
-at: they cost time, or nothing depends on them.
+What only `verify` looks at is in `oddities.py`.
 
 Legend of shapes: F frames, C channels. Source: lerobot-format 8, 11, 12.
 """
@@ -11,19 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from vlatool.artifacts.lerobot import AUTOMATIC, FRAME_INDEX
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Collector
 from vlatool.sources.base import id_part, refuse_missing_or_pointer
-from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording
 from vlatool.sources.lerobot.meta import Feature, read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows, timestamp_oddity
-from vlatool.sources.lerobot.set_rules import contradictions, episode_statistics
 from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
 from vlatool.sources.video import VideoFacts, VideoFrames, probe_video
@@ -42,43 +37,38 @@ class Contents:
         task: The sentence it was recorded for.
         metadata: Bookkeeping column to one value per frame.
         cameras: Camera to its pictures.
+        missing: Declared camera without any to what is wrong.
         fields: Field to its values [F, C].
     """
 
     rows: Rows | None
     cameras: Mapping[str, FrameSource]
+    missing: Mapping[str, DataError]
     task: str = ""
     metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
 
 def walk_episode(recording: Recording, config: LeRobotConfig, report: Collector) -> Contents:
-    """Reads an episode as far as it can be read; pictures stay on disk.
-
-    A strict `report` reads what an episode is made of; another one all columns but pictures.
-    """
+    """Reads an episode as far as it can be read; pictures stay on disk."""
     name = f"episode {recording.line.number}"
-    columns = _columns(recording, config, whole=not report.strict)
+    columns = _columns(recording, config)
     rows = report.attempt(partial(read_rows, recording.data_file, name, columns))
+    missing = dict(_missing_cameras(recording, rows))
     if rows is None:
-        return Contents(None, _cameras(recording, None, report))
+        return Contents(None, _cameras(recording, None, missing, report), missing)
     _check_length(recording, rows, report)
-    metadata = {key: rows.values(key) for key in AUTOMATIC if key in rows.columns}
+    metadata = _bookkeeping(rows, report)
     task = report.attempt(partial(_instruction, recording, rows, config, report)) or ""
     _check_bookkeeping(recording, rows, metadata, report)
-    cameras = _cameras(recording, rows, report)
-    return Contents(rows, cameras, task, metadata, _fields(recording, rows, report))
+    cameras = _cameras(recording, rows, missing, report)
+    return Contents(rows, cameras, missing, task, metadata, _fields(recording, rows, report))
 
 
-def _columns(recording: Recording, config: LeRobotConfig, *, whole: bool) -> list[str]:
+def _columns(recording: Recording, config: LeRobotConfig) -> list[str]:
     """Columns of the parquet file that are wanted."""
     dataset = recording.dataset
-    features = dataset.info.features
-    more = [
-        name
-        for name, feature in features.items()
-        if name.startswith("annotation.") or (whole and not feature.is_camera)
-    ]
+    more = [name for name in dataset.info.features if name.startswith("annotation.")]
     task_column = [config.task_column] if config.task_column else []
     return [*dataset.field_names, *AUTOMATIC, *more, *task_column]
 
@@ -97,6 +87,17 @@ def _check_length(recording: Recording, rows: Rows, report: Collector) -> None:
         )
 
 
+def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
+    """The automatic columns that are there and hold numbers."""
+    found: dict[str, Sequence[Any]] = {}
+    for name in AUTOMATIC:
+        if name in rows.columns:
+            values = report.attempt(partial(rows.numbers, name))
+            if values is not None:
+                found[name] = values
+    return found
+
+
 def _check_bookkeeping(
     recording: Recording, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
 ) -> None:
@@ -106,10 +107,27 @@ def _check_bookkeeping(
         if oddity:
             message = f"{rows.episode}: {oddity}; frames are matched by row number"
             report.note("timestamps", message, **place, field="timestamp")
+    _check_frames(rows, metadata.get(FRAME_INDEX, ()), report)
     others = set(metadata.get("episode_index", ())) - {recording.line.number}
     if others:
         message = f"{rows.episode}: {rows.path} also says episode_index {sorted(others, key=str)}"
         report.note("episode_index", message, **place, field="episode_index")
+
+
+def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None:
+    """Rows pair with pictures by number, so frames must be all there, once each."""
+    frame = next((row for row, number in enumerate(numbers) if number != row), None)
+    if frame is not None:
+        report.refuse(
+            DataError(
+                f"{rows.episode}: {rows.path}: frame_index is {numbers[frame]} at row {frame}, "
+                f"expected {frame}",
+                hint="rows are lost or double; get the file again, or leave the episode out with "
+                "--exclude",
+                code="data.frame_index_gap",
+                details={"path": str(rows.path), "field": FRAME_INDEX, "frame": frame},
+            )
+        )
 
 
 def _fields(recording: Recording, rows: Rows, report: Collector) -> dict[str, Array]:
@@ -126,9 +144,42 @@ def _fields(recording: Recording, rows: Rows, report: Collector) -> dict[str, Ar
 # Pictures
 
 
-def _cameras(recording: Recording, rows: Rows | None, report: Collector) -> dict[str, FrameSource]:
+def _missing_cameras(recording: Recording, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
+    """Cameras that the data set declares and has, but of which the episode has no file or column.
+
+    Whether the episode is used nevertheless is for those to say who choose cameras.
+    """
+    for camera in recording.dataset.cameras:
+        code, path, what = "data.missing_column", recording.data_file, "has no such column"
+        if camera.dtype == "video":
+            code, path, what = "data.missing_video", recording.videos[camera.name], "is missing"
+        is_there = rows is None or camera.name in rows.columns
+        if path.exists() if camera.dtype == "video" else is_there:
+            continue
+        yield (
+            camera.name,
+            DataError(
+                f"episode {recording.line.number}, camera {camera.name}: {path} {what}",
+                hint="get the file again, or choose with --camera-names, --exclude or "
+                "--skip-episodes-missing-cameras",
+                code=code,
+                details={"path": str(path), "camera": camera.name},
+            ),
+        )
+
+
+def _cameras(
+    recording: Recording,
+    rows: Rows | None,
+    missing: Mapping[str, DataError],
+    report: Collector,
+) -> dict[str, FrameSource]:
     cameras: dict[str, FrameSource] = {}
     for camera in recording.dataset.cameras:
+        if camera.name in missing:
+            if not report.strict:
+                report.refuse(missing[camera.name])
+            continue
         read = _video if camera.dtype == "video" else _images
         frames = report.attempt(partial(read, recording, camera, rows, report), camera=camera.name)
         if frames is not None:
@@ -139,11 +190,8 @@ def _cameras(recording: Recording, rows: Rows | None, report: Collector) -> dict
 def _images(
     recording: Recording, camera: Feature, rows: Rows | None, report: Collector
 ) -> ParquetImages | None:
+    del report
     if rows is None:
-        return None
-    if camera.name not in rows.columns:
-        message = f"{rows.episode}, camera {camera.name}: no such column in {rows.path}"
-        report.add(SOURCE, "missing_camera", message, camera=camera.name, path=str(rows.path))
         return None
     return ParquetImages(rows.path, camera.name, recording.dataset.root, rows.order.tolist())
 
@@ -154,11 +202,6 @@ def _video(
     path = recording.videos[camera.name]
     where = f"episode {recording.line.number}, camera {camera.name}"
     place = {"camera": camera.name, "path": str(path)}
-    if not path.exists():
-        # Checking calls it an error; reading makes do without the camera.
-        told = (SOURCE, "missing_camera") if report.strict else (LEROBOT, "missing_video")
-        report.add(*told, f"{where}: {path} is missing", **place)
-        return None
     refuse_missing_or_pointer(path, where)
     facts = probe_video(path)
     if rows is None:
@@ -202,7 +245,7 @@ def _instruction(recording: Recording, rows: Rows, config: LeRobotConfig, report
     """
     table = _task_table(recording, report)
     column = _task_column(rows, config)
-    values = rows.values(column) if column else []
+    values = rows.labels(column) if column else []
     if column and (table or isinstance(values[0], str)):
         text = _instruction_of_rows(rows, column, values, table, report)
     else:
@@ -264,7 +307,7 @@ def _instruction_of_list(
         table.get(value)
         for column in rows.table.column_names
         if column.startswith("annotation.") and not column.endswith(_TASK_DESCRIPTION)
-        for value in rows.values(column)
+        for value in rows.labels(column)
     }
     sentences = without_labels([text for text in listed if text not in labels] or listed)
     if len(sentences) <= 1:
@@ -293,66 +336,3 @@ def _sentence(rows: Rows, column: str, value: object, table: Mapping[int, str]) 
         code="data.unknown_task",
         details={"episode": rows.episode, "field": column},
     )
-
-
-# What only `verify` looks at
-
-
-def check_values(recording: Recording, contents: Contents, report: Collector) -> None:
-    """Whether rows count on, every number is one, something moves, and statistics are true."""
-    rows = contents.rows
-    if rows is None:
-        return
-    _check_counting(rows, report)
-    _check_undeclared(recording, rows, report)
-    vectors = {**contents.fields, **dict(_other_fields(recording, rows, report))}
-    for name, values in vectors.items():
-        report.attempt(partial(rows.refuse_non_finite, name, values))
-    _check_motion(rows, contents, report)
-    stated = episode_statistics(recording.dataset.root).get(recording.line.number, {})
-    for name, problem in contradictions(stated, vectors):
-        message = f"meta/episodes_stats.jsonl, {rows.episode}: {name} {problem}"
-        report.note("stats_contradict", message, field=name)
-
-
-def _check_counting(rows: Rows, report: Collector) -> None:
-    """Whether frames and rows are all there, once each."""
-    place = {"path": str(rows.path)}
-    if not np.array_equal(rows.order, np.arange(len(rows))):
-        message = f"{rows.path}: rows are not in the order of frame_index"
-        report.note("rows_unsorted", message, **place, field=FRAME_INDEX)
-    for name, code in ((FRAME_INDEX, "frame_index_gap"), ("index", "index_gap")):
-        values = rows.values(name) if name in rows.columns else []
-        start = values[0] if values and name == "index" and isinstance(values[0], int) else 0
-        wrong = [row for row, value in enumerate(values) if value != row + start]
-        if wrong:
-            frame = wrong[0]
-            message = f"{name} is {values[frame]} at row {frame}, expected {frame + start}"
-            report.note(code, f"{rows.path}: {message}", **place, field=name, frame=frame)
-
-
-def _check_undeclared(recording: Recording, rows: Rows, report: Collector) -> None:
-    for name in rows.columns:
-        if name not in recording.dataset.info.features:
-            message = f"{rows.path}: the column {name!r} is no feature in meta/info.json"
-            report.note("undeclared_column", message, path=str(rows.path), field=name)
-
-
-def _other_fields(
-    recording: Recording, rows: Rows, report: Collector
-) -> Iterator[tuple[str, Array]]:
-    """The numeric columns that are no field of the episode, as [F, C]."""
-    used = recording.dataset.field_names
-    for name, feature in recording.dataset.info.features.items():
-        is_vector = feature.width is not None and feature.is_readable_number
-        if is_vector and name in rows.columns and name not in used:
-            values = report.attempt(partial(rows.vectors, name, feature.width))
-            if values is not None:
-                yield name, values
-
-
-def _check_motion(rows: Rows, contents: Contents, report: Collector) -> None:
-    used = list(contents.fields.values())
-    if used and len(used[0]) > 1 and not any(np.ptp(one, axis=0).any() for one in used):
-        message = f"{rows.path}: no observation and no action ever changes"
-        report.note("no_motion", message, path=str(rows.path))

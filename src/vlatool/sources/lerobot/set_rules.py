@@ -4,10 +4,10 @@ Published statistics are checked against the rows, never believed. Legend of sha
 channels. Source: lerobot-format 9.
 """
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ import numpy as np
 from vlatool.artifacts.lerobot import EPISODE_STATS_FILE, INFO_FILE, STATS_FILE, moments
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.findings import Collector, Finding
+from vlatool.findings import Finding
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
-from vlatool.sources.lerobot.meta import read_tasks
+from vlatool.sources.lerobot.meta import read_lines, read_object, read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows
 
 Statistics = Mapping[str, Mapping[str, Any]]
 
 # float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: lerobot-format 9
 _TOLERANCE = 1e-3
+_NUMBER = re.compile(r"^[0-9]{1,18}\Z")
 
 
 def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
@@ -38,16 +39,18 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
 
 def _check_root(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding]:
     path = root / INFO_FILE
-    told = Collector(LEROBOT, strict=False)
-    tasks = told.attempt(partial(read_tasks, root)) or {}
-    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+    tasks: Mapping[int, str] = {}
+    with suppress(DataError):  # each episode tells it
+        tasks = read_tasks(root)
+    tree = read_object(path)
     for code, field, problem in (
         *_totals(tree, len(tasks), recordings),
         *_splits(tree, len(recordings)),
         *_names(tree),
     ):
         yield LEROBOT(code, f"{path}: {field} {problem}", path=str(path), field=field)
-    yield from told.found
+    if (told := _stats_oddity(root)) is not None:
+        yield told
     yield from _check_rows(root, recordings)
 
 
@@ -74,8 +77,14 @@ def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, 
     splits = tree.get("splits")
     for name, span in splits.items() if isinstance(splits, dict) else ():
         start, _, stop = str(span).partition(":")
-        if not (start.isdigit() and stop.isdigit() and int(start) <= int(stop) <= episodes):
-            yield "splits", f"splits.{name}", f"is {span!r}, there are {episodes} episodes"
+        if not (
+            _NUMBER.match(start) and _NUMBER.match(stop) and int(start) <= int(stop) <= episodes
+        ):
+            yield (
+                "splits",
+                f"splits.{name}",
+                f"is {str(span)[:40]!r}, there are {episodes} episodes",
+            )
 
 
 def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -106,7 +115,7 @@ def _check_rows(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding
             rows = read_rows(one.data_file, f"episode {one.line.number}", [*tested, "index"])
         except DataError:
             return
-        first = rows.values("index")[0] if "index" in rows.columns else expected
+        first = rows.first("index") if "index" in rows.columns else expected
         if first != expected:
             path = str(rows.path)
             message = f"{path}: index starts at {first}, the episodes before end at {expected}"
@@ -138,9 +147,22 @@ def _vectors(rows: Rows, name: str) -> list[Array]:
 def set_statistics(root: Path) -> Statistics:
     """meta/stats.json; empty where it is missing or broken."""
     try:
-        return _features(json.loads((root / STATS_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return _features(read_object(root / STATS_FILE))
+    except DataError:
         return {}
+
+
+def _stats_oddity(root: Path) -> Finding | None:
+    """Why published statistics cannot be compared; None where they can, or are not there."""
+    try:
+        if (root / STATS_FILE).exists():
+            read_object(root / STATS_FILE)
+        if (root / EPISODE_STATS_FILE).exists():
+            for _ in read_lines(root / EPISODE_STATS_FILE):
+                pass
+    except DataError as error:
+        return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
+    return None
 
 
 def episode_statistics(root: Path) -> Mapping[int, Statistics]:
@@ -153,15 +175,13 @@ def episode_statistics(root: Path) -> Mapping[int, Statistics]:
 def _parsed(path: Path, changed: int) -> Mapping[int, Statistics]:
     del changed
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        trees = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError):
+        return {
+            tree["episode_index"]: _features(tree.get("stats"))
+            for _, tree in read_lines(path)
+            if isinstance(tree.get("episode_index"), int)
+        }
+    except DataError:
         return {}
-    return {
-        tree["episode_index"]: _features(tree.get("stats"))
-        for tree in trees
-        if isinstance(tree, dict) and isinstance(tree.get("episode_index"), int)
-    }
 
 
 def contradictions(stated: Statistics, rows: Mapping[str, Array]) -> Iterator[tuple[str, str]]:
@@ -177,8 +197,8 @@ def contradictions(stated: Statistics, rows: Mapping[str, Array]) -> Iterator[tu
             if problem:
                 yield name, problem
         count = entry.get("count")
-        if count and [len(values)] != list(np.ravel(count)):
-            yield name, f"counts {list(np.ravel(count))} rows, there are {len(values)}"
+        if count and count not in (len(values), [len(values)]):
+            yield name, f"counts {str(count)[:40]} rows, there are {len(values)}"
 
 
 def _difference(key: str, stated: object, true: Array, scale: Array) -> str:
@@ -186,7 +206,7 @@ def _difference(key: str, stated: object, true: Array, scale: Array) -> str:
         return ""
     try:
         numbers = np.asarray(stated, np.float64).ravel()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return f"{key} is not a list of numbers"
     if numbers.shape != true.shape:
         return f"{key} has {len(numbers)} values, the rows have {len(true)}"

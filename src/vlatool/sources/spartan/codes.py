@@ -22,6 +22,9 @@ SPARTAN = Family(
         "ignored_objects": Kind(
             "info", "An array that nobody reads, such as skill_type, holds pickled objects."
         ),
+        "unread_array": Kind(
+            "warning", "An array that is not used is broken or of another length."
+        ),
         "length_mismatch": Kind(
             "error", "An array has another number of frames than most.", _AGAIN
         ),
@@ -103,7 +106,7 @@ SPARTAN = Family(
             "rename it to episode_<number> with a folder processed, or move it away",
         ),
         "unlistable_folder": Kind(
-            "error", "A folder cannot be listed.", "make it readable, then verify again"
+            "warning", "A folder cannot be listed.", "make it readable, then verify again"
         ),
     },
     refusals={

@@ -3,22 +3,19 @@
 Source: lbm-data 2.3, 2.6, 2.7, 3.1, 6.4.
 """
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, StorageError
+from vlatool.storage.documents import DocumentError, read_json, read_yaml
 from vlatool.storage.uri import location
-
-# The C parser is ten times as fast; PyYAML is also built without it.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _KINDS = ("original", "randomized", "verbose", "alternative")
 _ACTION_WIDTHS = {
@@ -107,7 +104,7 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
     path = config.action_fields_config_path
     if path is None:
         return config, PUBLISHED_POSE_GROUPS
-    content = _mapping(path, yaml.safe_load, "action fields")
+    content = _mapping(path, read_yaml, "action fields")
     try:
         groups = tuple(
             PoseGroup(str(one["name"]), str(one["position_key"]), str(one["rotation_key"]))
@@ -137,13 +134,13 @@ def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
     """
     if path is None:
         return {}
-    content = _mapping(path, json.loads, "validation episodes")
+    content = _mapping(path, read_json, "validation episodes")
     try:
         return {
             str(task): frozenset(int(number) for number in _list(task, numbers))
             for task, numbers in content.items()
         }
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise _not_of_form(path, "validation episodes", error) from None
 
 
@@ -153,10 +150,10 @@ def _list(task: object, numbers: object) -> list[Any]:
     return numbers
 
 
-def _mapping(path: str, parse: Any, what: str) -> dict[str, Any]:
+def _mapping(path: str, read: Callable[[Path], Any], what: str) -> dict[str, Any]:
     try:
-        content = parse(location(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        content = read(location(path))
+    except (OSError, DocumentError) as error:
         problem = f"{what} cannot be read: {' '.join(str(error).split())}"
         raise _broken(path, problem, "check the path and the file") from None
     if not isinstance(content, dict):
@@ -188,9 +185,8 @@ def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
     if path is None:
         return {}
     try:
-        text = location(path).read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - one of the safe loaders
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(location(path))
+    except (FileNotFoundError, DocumentError) as error:
         raise _broken_annotations(path, f"cannot be read: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise StorageError(

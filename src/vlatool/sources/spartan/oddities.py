@@ -7,13 +7,14 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.dimensions import dimension_label
 from vlatool.episode import Array, EpisodeRef
+from vlatool.errors import DataError
 from vlatool.findings import Collector, Finding
 from vlatool.sources.npz import NpzArchive
 from vlatool.sources.spartan.codes import SPARTAN
@@ -72,21 +73,27 @@ class Oddities:
         for name in archive.names:
             if (file, name) in self._recording.tried:
                 continue
-            header = self._report.attempt(partial(archive.header, name))
-            if header is None:
+            try:
+                header = archive.header(name)
+            except DataError as error:
+                self._note("unread_array", file, error.message, field=name)
                 continue
             if header.dtype.hasobject:
                 self._note("ignored_objects", file, f"{name!r} holds Python objects", field=name)
             elif name not in self._discarded:
                 is_static = file in CALIBRATION and len(header.shape) < 3
-                self._check_length(file, name, None if is_static else header.shape[:1])
+                problem = self._other_length(file, name, None if is_static else header.shape[:1])
+                if problem is not None:
+                    self._note("unread_array", file, problem.message, field=name)
 
-    def _check_length(self, file: str, name: str, lengths: tuple[int, ...] | None) -> None:
+    def _other_length(
+        self, file: str, name: str, lengths: tuple[int, ...] | None
+    ) -> DataError | None:
         """Compares the first axis, if there is one; None is equal to anything."""
         expected = self._recording.num_frames
-        if file != ACTIONS and expected is not None and lengths not in (None, (expected,)):
-            length = lengths[0] if lengths else None
-            self._report.refuse(other_length(self._recording, file, name, length))
+        if file == ACTIONS or expected is None or lengths in (None, (expected,)):
+            return None
+        return other_length(self._recording, file, name, lengths[0] if lengths else None)
 
     def _check_sides(self) -> None:
         """Depth and label pictures of cameras; complete when every camera has the same ones."""
@@ -110,8 +117,10 @@ class Oddities:
             for file, values in zip(CALIBRATION, both, strict=True):
                 if values is None:
                     continue
-                if values.ndim == 3:
-                    self._check_length(file, ids[name], values.shape[:1])
+                lengths = values.shape[:1] if values.ndim == 3 else None
+                problem = self._other_length(file, ids[name], lengths)
+                if problem is not None:
+                    self._report.refuse(problem)
                 for code, problem in _matrix_oddities(values):
                     message = f"camera {name!r} ({ids[name]}) has {problem}"
                     self._note(code, file, message, camera=name, field=ids[name])
@@ -119,9 +128,13 @@ class Oddities:
     def _check_field(self, file: str, name: str, values: Array) -> None:
         if values.dtype.kind not in "fiu":
             return
-        bad = np.asarray(~np.isfinite(values).all(axis=1))
+        broken = ~np.isfinite(values)
+        bad = np.asarray(broken.any(axis=1))
         if bad.any():
-            self._note_frames("not_finite", file, name, bad, "is not finite")
+            width, channel = values.shape[1], int(broken[bad.argmax()].argmax())
+            told = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
+            problem = f"is not finite{f' ({told})' if told else ''}"
+            self._note_frames("not_finite", file, name, bad, problem)
         elif name.endswith("rot_6d") and values.shape[1] == 6:
             self._check_rotation(file, name, values.astype(np.float64))
         elif "timestamp" in name:
@@ -215,7 +228,9 @@ def check_members(recording: Recording, report: Collector) -> None:
                 except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
                     array = info.filename.removesuffix(".npy")
                     message = f"{path}: {array!r} is damaged: {error}"
-                    report.note("broken_member", message, path=str(path), field=array)
+                    is_read = (path.name, array) in recording.tried
+                    code = "broken_member" if is_read else "unread_array"
+                    report.note(code, message, path=str(path), field=array)
 
 
 def check_siblings(refs: Sequence[EpisodeRef], sources: Sequence[Path]) -> Iterator[Finding]:

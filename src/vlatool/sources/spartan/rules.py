@@ -23,6 +23,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Collector
 from vlatool.sources.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array
 from vlatool.sources.spartan.config import SpartanConfig
+from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.tree import file_names
 
 METADATA = "metadata.yaml"
@@ -34,7 +35,7 @@ CALIBRATION = {"intrinsics.npz": 3, "extrinsics.npz": 4}
 ARCHIVES = (OBSERVATIONS, ACTIONS, *CALIBRATION)
 SIDES = ("_depth", "_label")
 _CAMERA_IDS = "camera_id_to_semantic_name"
-_CAMERA_NAME = re.compile(r"^[a-z0-9_.-]+\Z")
+_CAMERA_NAME = re.compile(r"^[a-z0-9_.-]{1,200}\Z")
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one is ten times as fast
 
 
@@ -143,7 +144,7 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
     for camera_id, name in written.items():
         place = {"path": str(path), "camera": name}
         if not _CAMERA_NAME.match(names[camera_id]):
-            problem = f"the camera name {name!r} cannot be a file name in a shard"
+            problem = f"the camera name {name[:40]!r} cannot be a file name in a shard"
             hint = "use letters, digits, dots, dashes and underscores"
             report.refuse(_bad_camera_name(problem, hint, place))
         elif name != names[camera_id]:
@@ -164,10 +165,12 @@ def _bad_camera_name(problem: str, hint: str, place: Mapping[str, str]) -> DataE
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         # This loader builds text, lists and mappings only, so camera ids stay text.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path, _Loader)
+    except (OSError, DocumentError) as error:
+        line = getattr(error, "line", 0)
+        where = f"{path}:{line}" if line else f"{path}"
         raise DataError(
-            f"{path}: not valid YAML: {' '.join(str(error).split())}",
+            f"{where}: cannot be read: {' '.join(str(error).split())}",
             hint="the file is damaged; download or record it again",
             code="data.broken_yaml",
             details={"path": str(path)},

@@ -1,0 +1,197 @@
+"""A checkpoint's folder: weights, what training goes on from, and the manifest of both."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+from typing import Any
+
+from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry
+from vlatool.storage.atomic import write_json
+from vlatool.storage.background import in_parallel
+from vlatool.storage.documents import parse_json, read_json
+from vlatool.storage.tree import sha256_of
+
+MODEL = "model.safetensors"
+EMA = "ema.safetensors"
+TRAINER = "trainer.pt"
+MANIFEST = "manifest.json"
+WEIGHTS_SUFFIX = ".safetensors"
+_EMA_SUFFIX = ".ema.safetensors"
+# The part whose files have plain names.
+_MAIN_PART = "model"
+# The limit of the safetensors library itself.
+_LARGEST_HEADER = 100_000_000
+_STEP = "step_"
+# Files whose digests are computed at the same time.
+_DIGESTS_AT_ONCE = 4
+# The fact of a checkpoint that stands at no planned step.
+_STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """manifest.json: written last, so that its presence marks a checkpoint complete.
+
+    Attributes:
+        step: Optimizer steps done.
+        samples: Positions of the data consumed.
+        files: Name to size and digest of every other file of the folder.
+        stopped: Whether it was written because the run was asked to stop, not by plan.
+    """
+
+    step: int
+    samples: int
+    files: Mapping[str, FileEntry]
+    stopped: bool = False
+
+    @classmethod
+    def of(
+        cls, folder: Path, step: int, samples: int, *, stopped: bool = False
+    ) -> "CheckpointManifest":
+        """Of the files that are in a folder."""
+        files = {
+            file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file))
+            for file in sorted(folder.iterdir())
+            if file.name != MANIFEST
+        }
+        return cls(step, samples, files, stopped)
+
+    def write(self, folder: Path) -> None:
+        """Writes the file."""
+        files = {
+            name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in self.files.items()
+        }
+        facts = {"step": self.step, "samples": self.samples}
+        stopped = {_STOPPED: True} if self.stopped else {}
+        write_json(folder / MANIFEST, {**facts, **stopped, "files": files})
+
+    @classmethod
+    def read(cls, folder: Path) -> "CheckpointManifest":
+        """The manifest of a checkpoint.
+
+        Raises:
+            DataError: It is missing, no manifest, or names a file outside the folder.
+        """
+        path = folder / MANIFEST
+        try:
+            content = read_json(path)
+            files = {
+                str(name): FileEntry(str(name), int(one["bytes"]), str(one["sha256"]))
+                for name, one in content["files"].items()
+            }
+            outside = [name for name in files if "/" in name or name in ("", "..")]
+            if outside:
+                raise ValueError(f"names {outside[0]!r}")
+            step, samples = index(content["step"]), index(content["samples"])
+            return cls(step, samples, files, bool(content.get(_STOPPED)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            told = error.strerror if isinstance(error, OSError) else error
+            raise damaged_checkpoint(path, f"not the manifest of a checkpoint: {told}") from None
+
+    def check(self, folder: Path) -> None:
+        """Makes sure that every file of the checkpoint is as it was written; reads all of them.
+
+        Some 1.5 GB/s a processor from memory, else as fast as the disk.
+
+        Raises:
+            DataError: A file is missing or has other bytes, or the manifest is of another step.
+        """
+        named = checkpoint_step(folder.name)
+        if named not in (None, self.step):
+            raise damaged_checkpoint(
+                folder / MANIFEST, f"is of step {self.step}, its folder of step {named}"
+            )
+
+        def problem(entry: FileEntry) -> str:
+            file = folder / entry.path
+            try:
+                size = file.stat().st_size
+                if size != entry.bytes:
+                    return f"has {size} bytes, {MANIFEST} says {entry.bytes}"
+                is_same = sha256_of(file) == entry.sha256
+            except OSError as error:
+                return f"cannot be read: {error.strerror or error}"
+            return "" if is_same else f"has other bytes than {MANIFEST} says"
+
+        found = in_parallel(problem, self.files.values(), _DIGESTS_AT_ONCE)
+        for name, told in zip(self.files, found, strict=True):
+            if told:
+                raise damaged_checkpoint(folder / name, told)
+
+
+def damaged_checkpoint(path: Path, told: str) -> DataError:
+    """The error for a file of a checkpoint that is not as it was written."""
+    return DataError(
+        f"{path}: {told}",
+        hint="copy the checkpoint again, or use an earlier one: without this one's folder the run "
+        "goes on from the one before",
+        code="data.broken_checkpoint",
+        details={"path": str(path)},
+    )
+
+
+def part_weights(part: str, *, averaged: bool = False) -> str:
+    """The file of a part's weights in a checkpoint: of `model` model.safetensors and ema.*."""
+    if part == _MAIN_PART:
+        return EMA if averaged else MODEL
+    return f"{part}{_EMA_SUFFIX if averaged else WEIGHTS_SUFFIX}"
+
+
+def is_checkpoint(location: Path) -> bool:
+    """Whether a folder looks like a checkpoint, however damaged."""
+    traces = [(location / name).is_file() for name in (MANIFEST, MODEL)]
+    return all(traces) or (any(traces) and checkpoint_step(location.name) is not None)
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"{_STEP}{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step that the name of a checkpoint tells; None for another name."""
+    digits = name.removeprefix(_STEP)
+    return int(digits) if digits.isdecimal() and digits != name else None
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """What the header of a safetensors file says; dtypes as it names them (`F32`)."""
+
+    parameters: int
+    tensors: int
+    dtypes: tuple[str, ...]
+
+
+def read_weights_header(path: Path) -> WeightsFacts:
+    """Counts the parameters of a safetensors file without reading one.
+
+    The file begins with the length of a JSON header, 8 bytes, little endian.
+    Source: huggingface.co/docs/safetensors, format.
+
+    Raises:
+        DataError: It is missing, no safetensors file, or cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LARGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header: dict[str, Any] = parse_json(file.read(length))
+        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+        sizes = [math.prod(map(int, one["shape"])) for one in tensors.values()]
+        end = 8 + length + max((int(one["data_offsets"][1]) for one in tensors.values()), default=0)
+        if path.stat().st_size != end:
+            raise ValueError(f"{path.stat().st_size} bytes, the header says {end}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{path}: weights cannot be read: {error}",
+            hint="use another checkpoint of the run",
+            code="data.broken_weights",
+            details={"path": str(path)},
+        ) from None
+    dtypes = sorted({str(one.get("dtype")) for one in tensors.values()})
+    return WeightsFacts(sum(sizes), len(sizes), tuple(dtypes))

@@ -1,0 +1,51 @@
+"""What the dimensions of a field are called: as recorded, else as its own name fixes it.
+
+The options beside training data have `dimension_names: {field: [name, ...]}` for the fields whose
+recording names them. Source of the fixed names: lbm-data 2.2, 3.9.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+KEY = "dimension_names"
+
+Names = Mapping[str, Sequence[str]]
+
+_RELATIVE = "_relative"
+_FIXED: Sequence[tuple[re.Pattern[str], Sequence[str]]] = (
+    (re.compile(r"xyz$"), ("x", "y", "z")),
+    (re.compile(r"rot_6d$"), ("r11", "r12", "r13", "r21", "r22", "r23")),
+    (re.compile(r"^robot__.*__joint_.*::panda$"), [f"joint_{number}" for number in range(1, 8)]),
+)
+
+
+def recorded_names(options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names that the options beside training data hold; what is not of that form is none."""
+    stored = options.get(KEY)
+    fields = stored.items() if isinstance(stored, Mapping) else ()
+    return {
+        str(field): [str(name) for name in names]
+        for field, names in fields
+        if isinstance(names, list)
+    }
+
+
+def dimension_names(field: str, width: int, recorded: Names) -> list[str]:
+    """A name for each of the `width` dimensions of a field; numbers where nothing is known."""
+    plain = field.removesuffix(_RELATIVE)
+    for names in (recorded.get(field, ()), recorded.get(plain, ())):
+        if len(names) == width:
+            return list(names)
+    for pattern, names in _FIXED:
+        if len(names) == width and pattern.search(plain):
+            return list(names)
+    return [str(number) for number in range(width)]
+
+
+def dimension_label(field: str, dimension: int, width: int, recorded: Names) -> str:
+    """One dimension in words: `action: left_arm.3`, or `action[3]` where it has no name."""
+    name = dimension_names(field, width, recorded)[dimension]
+    if name == str(dimension):
+        return field if width == 1 else f"{field}[{name}]"
+    return f"{field}: {name}"

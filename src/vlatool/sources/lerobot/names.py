@@ -1,0 +1,71 @@
+"""What the values of a LeRobot vector are called: by its feature, or by the groups of GR00T sets.
+
+Source: lerobot-format 5, 11.11.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from vlatool.findings import Finding
+from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.meta import Feature, Info
+from vlatool.storage.documents import DocumentError, read_json
+
+MODALITY_FILE = "meta/modality.json"
+# Where the groups of a section are, unless they say so themselves.
+_SECTIONS = {"state": "observation.state", "action": "action"}
+_NUMBERED = re.compile(r"^(.*?)\d+$")
+
+
+def with_group_names(root: Path, info: Info, noticed: list[Finding]) -> Info:
+    """The info with names of groups where those of a feature only count."""
+    groups: dict[str, dict[int, str]] = {}
+    for column, place, name in _grouped(root, noticed):
+        groups.setdefault(column, {})[place] = name
+    named = {
+        column: _renamed(info.features[column], names)
+        for column, names in groups.items()
+        if column in info.features
+    }
+    return replace(info, features={**info.features, **named})
+
+
+def _renamed(feature: Feature, names: Mapping[int, str]) -> Feature:
+    own, width = feature.dimension_names, feature.width
+    if width is None or _tells(own):
+        return feature
+    plain = own or [str(place) for place in range(width)]
+    return replace(feature, names=tuple(names.get(at, plain[at]) for at in range(width)))
+
+
+def _tells(names: tuple[str, ...]) -> bool:
+    """Whether names say more than `motor_0`, `motor_1` and so on."""
+    stems = {match[1] if (match := _NUMBERED.match(name)) else name for name in names}
+    return len(stems) > 1 or (len(names) == 1 and stems == set(names))
+
+
+def _grouped(root: Path, noticed: list[Finding]) -> Iterator[tuple[str, int, str]]:
+    """(column, place in it, name) of everything that modality.json groups."""
+    path = root / MODALITY_FILE
+    try:
+        tree = read_json(path) if path.exists() else {}
+    except (DocumentError, OSError) as error:
+        message = f"{path} cannot be read ({error}); its names are not used"
+        noticed.append(LEROBOT("bad_modality", message, path=str(path)))
+        return
+    for section, column in _SECTIONS.items():
+        for name, group in _mapping(_mapping(tree).get(section)).items():
+            span = _mapping(group)
+            start, end = span.get("start"), span.get("end")
+            if isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= 10_000:
+                own = str(span.get("original_key") or column)
+                for place in range(start, end):
+                    is_alone = end - start == 1
+                    yield own, place, name if is_alone else f"{name}.{place - start}"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}

@@ -1,0 +1,246 @@
+"""Statistics of training shards that have none, so that published shards can be trained on.
+
+Legend of shapes: N samples, T steps, C channels.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from vlatool.artifacts.digests import write_with_digests
+from vlatool.artifacts.manifest import Shard, check_shards
+from vlatool.artifacts.sample import MASKS
+from vlatool.artifacts.shard import OpenShard, open_shard
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.episode import Array
+from vlatool.errors import DataError, UsageError
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import read_file_list
+from vlatool.parallel.engines import make_executor
+from vlatool.storage.uri import is_remote, location
+from vlatool.transforms.statistics import (
+    StatisticsSum,
+    WindowStatistics,
+    field_entries,
+    from_arrays,
+    to_arrays,
+    window_statistics,
+)
+from vlatool.verification.samples import numeric_fields
+
+_SAMPLES_AT_ONCE = 128
+
+
+class StatsComputeConfig(ConfigModel):
+    """What statistics are computed of, and where they go."""
+
+    data: str = needed_field("", "Folder or manifest of training shards.")
+    output: str | None = Field(
+        default=None, description="File for the statistics; null: stats.json beside the manifest."
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes; null for one per processor."
+    )
+    overwrite: bool = Field(default=False, description="Replace a file that is there.")
+    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+
+
+@dataclass(frozen=True)
+class StatsComputeResult:
+    """What was computed; `fields` is field to channels."""
+
+    data: str
+    output: str
+    samples: int
+    shards: int
+    steps: int
+    fields: Mapping[str, int] = field(default_factory=dict[str, int])
+    status: str = "written"
+    next: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return {key: value for key, value in asdict(self).items() if key != "next"}
+
+    def text(self) -> str:
+        """The result for people."""
+        what = f"{len(self.fields)} fields of {self.samples} samples, windows of {self.steps} steps"
+        if self.status == "planned":
+            return f"{self.output}: would hold {what}; nothing was written"
+        names = ", ".join(f"{name} ({width})" for name, width in self.fields.items())
+        return f"{self.output}: {what}\nfields: {names}\nnext: {self.next}"
+
+
+def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> StatsComputeResult:
+    """Computes the statistics of every numeric field; the same bytes for any number of workers.
+
+    Raises:
+        UsageError: The file is there already, or belongs to an output that lists it.
+        DataError: A shard or sample is missing or broken, or has other fields than the first one.
+    """
+    check_needed(config, "vlatool stats compute DIR")
+    folder = ShardFolder.open(location(config.data))
+    target = folder.statistics_file if config.output is None else location(config.output)
+    _refuse_to_replace(folder, target, overwrite=config.overwrite or config.dry_run)
+    shards = [shard for shard in folder.shards() if shard.num_sequences]
+    if not is_remote(folder.manifest):
+        check_shards(folder.manifest, shards)
+    like = _first_fields(folder, shards)
+    beside = f" --data.dataset_statistics {config.output}" if config.output else ""
+    result = StatsComputeResult(
+        config.data,
+        str(target),
+        sum(shard.num_sequences for shard in shards),
+        len(shards),
+        like.steps,
+        like.widths,
+        "planned" if config.dry_run else "written",
+        f"vlatool train --data {config.data}{beside}",
+    )
+    if not config.dry_run:
+        total = _total(shards, like, config.workers, reporter)
+        write_with_digests(target, dict(field_entries(total, like.widths)))
+    return result
+
+
+def _refuse_to_replace(folder: ShardFolder, target: Path, *, overwrite: bool) -> None:
+    entries = read_file_list(folder.output) or ()
+    if any((folder.output / entry.path).resolve() == target.resolve() for entry in entries):
+        raise UsageError(
+            f"{target}: belongs to the output of `vlatool preprocess`, which has its digest",
+            hint="give another --output, and train with --data.dataset_statistics",
+            code="usage.output_exists",
+        )
+    is_folder = target.is_dir()
+    if is_folder or (target.exists() and not overwrite):
+        hint = "give the name of a file" if is_folder else "use it, or add --overwrite"
+        raise UsageError(
+            f"{target}: is {'a folder' if is_folder else 'there already'}",
+            hint=f"{hint}, or give another --output",
+            code="usage.output_exists",
+        )
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """What every sample has: its steps T, and the channels C of each field."""
+
+    steps: int
+    widths: Mapping[str, int]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array]) -> "_Fields":
+        kinds = {
+            name: (one.shape, "text" if one.dtype.kind in "USO" else one.dtype.str)
+            for name, one in arrays.items()
+            if one.ndim
+        }
+        masks = [arrays[name] for name in MASKS if name in arrays]
+        steps = (
+            len(masks[0]) if masks else max((shape[0] for shape, _ in kinds.values()), default=0)
+        )
+        widths = {name: int(np.prod(kinds[name][0][1:])) for name in numeric_fields(kinds)}
+        of_window = {name: n for name, n in widths.items() if len(arrays[name]) == steps and n}
+        return cls(steps, of_window)
+
+
+def _first_fields(folder: ShardFolder, shards: Sequence[Shard]) -> _Fields:
+    if shards:
+        with open_shard(shards[0].path) as tar:
+            for key in tar.keys[:1]:
+                with tar.reading(key) as sample:
+                    found = _Fields.of(sample.arrays())
+                if found.widths:
+                    return found
+    raise DataError(
+        f"{folder.manifest}: there is no sample with a numeric field",
+        hint="is the path right? `vlatool inspect` shows what is there",
+        code="data.no_samples",
+        details={"path": str(folder.manifest)},
+    )
+
+
+def _total(
+    shards: Sequence[Shard], like: _Fields, workers: int | None, reporter: Reporter
+) -> WindowStatistics:
+    """The statistics of all shards, added in their order, whoever was first."""
+    total = StatisticsSum()
+    with (
+        tempfile.TemporaryDirectory(prefix="vlatool-stats-") as parts,
+        make_executor(workers) as executor,
+        reporter.progress("statistics", len(shards), "shards") as bar,
+    ):
+        for outcome in executor.map(_ShardStatistics(like, parts), list(enumerate(shards))):
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.value is not None
+            path = Path(outcome.value)
+            with np.load(path, allow_pickle=False) as arrays:
+                total.add(from_arrays(dict(arrays)))
+            path.unlink()
+            bar.advance(1)
+    found = total.total()
+    assert found is not None, "there is a shard"
+    return found
+
+
+@dataclass(frozen=True)
+class _ShardStatistics:
+    """Writes the partial statistics of a shard into a file, because they are large; picklable."""
+
+    like: _Fields
+    parts: str
+
+    def __call__(self, numbered: tuple[int, Shard]) -> str:
+        number, shard = numbered
+        total = StatisticsSum()
+        with open_shard(shard.path) as tar:
+            if len(tar.keys) != shard.num_sequences or tar.damage:
+                found = tar.damage or f"holds {len(tar.keys)} samples"
+                raise DataError(
+                    f"{shard.path}: {found}; the manifest says {shard.num_sequences} samples",
+                    hint="copy the shard and its manifest again",
+                    code="data.shard_count",
+                    details={"path": str(shard.path)},
+                )
+            for start in range(0, len(tar.keys), _SAMPLES_AT_ONCE):
+                samples = list(self._samples(tar, tar.keys[start : start + _SAMPLES_AT_ONCE]))
+                fields = [np.stack([one[0][name] for one in samples]) for name in self.like.widths]
+                total.add(window_statistics(fields, np.stack([valid for _, valid in samples])))
+        found = total.total()
+        assert found is not None, "a shard without samples is left out"
+        path = Path(self.parts) / f"{number}.npz"
+        arrays: Any = to_arrays(found)
+        np.savez(path, **arrays)
+        return str(path)
+
+    def _samples(
+        self, tar: OpenShard, keys: Sequence[str]
+    ) -> Iterator[tuple[Mapping[str, Array], Array]]:
+        """Fields [T, C] of each sample, and which steps are real, bool [T]."""
+        for key in keys:
+            with tar.reading(key) as sample:
+                arrays = sample.arrays([*self.like.widths, *self._masks(sample.array_headers())])
+            steps, widths = self.like.steps, self.like.widths
+            for name, one in arrays.items():
+                shape = (steps,) if name in MASKS else (steps, widths[name])
+                if one.shape[:1] != shape[:1] or one.size != np.prod(shape):
+                    raise DataError(
+                        f"{tar.path}: sample {key}: {name!r} has the shape {list(one.shape)}, in "
+                        f"the first sample {list(shape)}",
+                        hint="the shards belong to different data; copy them again",
+                        code="data.schema_mismatch",
+                        details={"path": str(tar.path), "sample": key, "field": name},
+                    )
+            masks = [arrays[name].astype(bool) for name in MASKS if name in arrays]
+            yield arrays, np.logical_or.reduce(masks) if masks else np.ones(steps, bool)
+
+    @staticmethod
+    def _masks(there: Mapping[str, object]) -> list[str]:
+        return [name for name in MASKS if name in there]

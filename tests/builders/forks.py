@@ -1,0 +1,156 @@
+"""Commands in forks of one warm process: what a user would see, in milliseconds.
+
+`python -m tests.builders.forks` is that process; it imports what commands need, then answers lines.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+WARM = (
+    "pyarrow.parquet",
+    "torch",
+    "vlatool.inspection.run",
+    "vlatool.verification.check",
+    "vlatool.workflows.evaluate",
+    "vlatool.workflows.preprocess",
+    "vlatool.workflows.train",
+)
+LEFT_S = 3.0  # how long processes of an ended command may take to end
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes:
+        code: Exit status; negative for a signal, None for one that had to be stopped.
+        stdout: What it printed.
+        stderr: What it told.
+        left: Processes of it that outlived it.
+    """
+
+    code: int | None
+    stdout: str
+    stderr: str
+    left: int
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The JSON document that it printed."""
+        return json.loads(self.stdout)
+
+
+class Forks:
+    """Runs commands, one at a time."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def run(self, words: Sequence[str | Path], *, seconds: float = 30) -> Outcome:
+        """Runs `vlatool WORDS` in a session of its own."""
+        assert self._process.stdin
+        assert self._process.stdout
+        request = {"words": [str(word) for word in words], "seconds": seconds}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Outcome(**json.loads(self._process.stdout.readline()))
+
+
+@contextmanager
+def forks() -> Iterator[Forks]:
+    """A warm process, ended with the block."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.builders.forks"],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Forks(process)
+        assert process.stdin
+        process.stdin.close()
+
+
+def _serve() -> None:
+    for name in WARM:
+        import_module(name)
+    for line in sys.stdin:
+        outcome = _outcome(**json.loads(line))
+        sys.stdout.write(json.dumps(vars(outcome)) + "\n")
+        sys.stdout.flush()
+
+
+def _outcome(words: list[str], seconds: float) -> Outcome:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        pid = os.fork()
+        if pid == 0:
+            _become(words, out.fileno(), err.fileno())
+        code = _wait(pid, seconds)
+        left = _left(pid)
+        texts = [os.pread(file.fileno(), 2**22, 0).decode(errors="replace") for file in (out, err)]
+    return Outcome(code, texts[0], texts[1], left)
+
+
+def _become(words: list[str], out: int, err: int) -> None:
+    """Ends this process as the command does."""
+    code = 99
+    try:
+        os.setsid()
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        from vlatool.cli.app import run
+
+        code = run(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _wait(pid: int, seconds: float) -> int | None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, 9)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _left(session: int) -> int:
+    """The processes of a session, once they had time to end; they are ended then."""
+    deadline = time.monotonic() + LEFT_S
+    while (left := _members(session)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
+    return len(left)
+
+
+def _members(session: int) -> list[int]:
+    found: list[int] = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.getsid(int(name)) == session:
+                found.append(int(name))
+    return found
+
+
+if __name__ == "__main__":
+    _serve()

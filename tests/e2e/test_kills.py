@@ -1,0 +1,38 @@
+"""A sample of `python -m tests.kills`: commands that are ended at a step end as if undisturbed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = 3  # of each command
+GROUPS = {
+    "data": (
+        "sample spartan",
+        "preprocess",
+        "preprocess --no-keep-episodes",
+        "preprocess --overwrite",
+        "stats merge over an earlier one",
+        "resolve-config --output",
+        "inspect --html",
+    ),
+    "policies": (
+        "train",
+        "train --overwrite",
+        "eval open-loop",
+        "eval rollout",
+    ),
+    "S3": ("preprocess to S3",),
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_command_that_was_ended_and_repeated_ends_as_if_undisturbed(group: str) -> None:
+    command = [sys.executable, "-m", "tests.kills", "--sample", str(CASES), *GROUPS[group]]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2]
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{CASES * len(GROUPS[group])} runs ended" in done.stdout

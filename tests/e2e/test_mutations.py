@@ -1,0 +1,111 @@
+"""Damaged files of every kind: an exit code that says whose fault it is, two lines, no process.
+
+`VLATOOL_MUTATIONS=5000` tries more than the few of every day.
+"""
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders.forks import Forks, Outcome, forks
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.mutations import mutate_file
+from tests.builders.preprocessing import told_in_two_lines
+from tests.builders.spartan import spartan_task
+from tests.builders.training import tiny_arguments, world_shards
+
+CASES = int(os.environ.get("VLATOOL_MUTATIONS", "15"))  # of every damaged thing
+SEED = int(os.environ.get("VLATOOL_MUTATIONS_SEED", "0"))
+OURS_TO_TELL = {0, 2, 3, 4, 5, 6}
+WINDOW = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "2")
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Forks]:
+    with forks() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"), episodes=2, frames=8)
+
+
+@pytest.fixture(scope="module")
+def trained(warm: Forks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    done = warm.run([*tiny_arguments(data, run, total_train_steps=2), "--json", "-q"])
+    assert done.code == 0, done.stderr
+    return run
+
+
+def preprocess(source: Path, output: Path) -> list[str]:
+    words = ["preprocess", source.name, source, "-o", output, *WINDOW, "--workers", "1"]
+    return [str(word) for word in words]
+
+
+def problem(outcome: Outcome) -> str:
+    """What a command should not have done; empty if it did right."""
+    if outcome.code not in OURS_TO_TELL:
+        return f"exit {outcome.code}: {outcome.stderr[-600:]}"
+    if outcome.left:
+        return f"{outcome.left} processes left"
+    if outcome.code and not told_in_two_lines(outcome.document["error"]):
+        return f"not two lines: {outcome.document['error']}"
+    return ""
+
+
+def problems(
+    thing: Path, warm: Forks, tmp_path: Path, commands: Callable[[Path], list[list[str]]]
+) -> list[str]:
+    """What one of the commands did wrong with a thing that has a damaged file, in many cases."""
+    found: list[str] = []
+    for case in range(SEED, SEED + CASES):
+        rng = random.Random(case)
+        copy = tmp_path / str(case) / thing.name
+        shutil.copytree(thing, copy)
+        damaged = mutate_file(copy, rng).relative_to(copy)
+        words = rng.choice(commands(copy))
+        told = problem(warm.run([*words, "--json", "-q"]))
+        if told:
+            found.append(f"case {case}, {damaged}, {' '.join(words[:2])}: {told}")
+        shutil.rmtree(copy.parent)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "build"), [("spartan", spartan_task), ("lerobot", lerobot_dataset)]
+)
+def test_damaged_source_is_told(
+    name: str, build: Callable[[Path], Path], warm: Forks, tmp_path: Path
+) -> None:
+    source = build(tmp_path / "whole" / name)
+
+    def commands(copy: Path) -> list[list[str]]:
+        output = copy.parent / "out"
+        return [["verify", str(copy)], ["inspect", str(copy)], preprocess(copy, output)]
+
+    assert problems(source, warm, tmp_path, commands) == []
+
+
+def test_damaged_output_is_told(data: Path, warm: Forks, tmp_path: Path) -> None:
+    def commands(copy: Path) -> list[list[str]]:
+        raw = str(data.parent / "raw")
+        again = ["preprocess", "spartan", raw, "-o", str(copy), "--workers", "1"]
+        train = [*tiny_arguments(copy, copy.parent / "run", total_train_steps=1)]
+        return [["verify", str(copy)], ["inspect", str(copy)], again, train]
+
+    assert problems(data, warm, tmp_path, commands) == []
+
+
+def test_damaged_run_is_told(trained: Path, data: Path, warm: Forks, tmp_path: Path) -> None:
+    def commands(copy: Path) -> list[list[str]]:
+        on = tiny_arguments(data, copy, total_train_steps=3)
+        evaluate = ["eval", "open-loop", str(copy), str(data), "--max-samples", "2"]
+        return [["verify", str(copy)], ["inspect", str(copy)], evaluate, on]
+
+    assert problems(trained, warm, tmp_path, commands) == []

@@ -1,0 +1,134 @@
+"""A checkpoint that is not as it was written is used by nobody, and the message names the file."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.builders.training import tiny_arguments, tiny_config, world_shards
+from vlatool.artifacts.run_dir import RunDir
+from vlatool.cli.app import run as run_command
+from vlatool.errors import DataError
+from vlatool.evaluation.trained_policy import load_trained
+from vlatool.workflows.train import train
+
+STEPS = {"total_train_steps": 2, "num_checkpoints": 2}
+FILES = ["ema.safetensors", "manifest.json", "model.safetensors", "trainer.pt"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"), episodes=1)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(tiny_config(data, run, **STEPS))
+    return run
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> RunDir:
+    """A copy that a test may break; moved, so that `train` knows it under its new name."""
+    return RunDir(Path(shutil.copytree(whole, tmp_path / "run")))
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_every_file_of_a_checkpoint_is_tried_here(run: RunDir) -> None:
+    assert sorted(path.name for path in run.checkpoint(2).iterdir()) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_damaged_file_stops_evaluation_and_training_with_its_name(
+    damage: Callable[[Path], None], name: str, run: RunDir, data: Path
+) -> None:
+    path = run.checkpoint(2) / name
+    damage(path)
+    for use in (
+        lambda: load_trained(str(run.root), "auto"),
+        lambda: load_trained(str(run.checkpoint(2)), "raw"),
+        lambda: train(tiny_config(data, run.root, **STEPS)),
+    ):
+        with pytest.raises(DataError) as caught:
+            use()
+        assert caught.value.code == "data.broken_checkpoint"
+        assert path.name in caught.value.message
+
+
+def test_without_the_damaged_checkpoint_the_run_goes_on_from_the_one_before(
+    run: RunDir, data: Path
+) -> None:
+    flip(run.checkpoint(2) / "model.safetensors")
+    shutil.rmtree(run.checkpoint(2))
+    assert train(tiny_config(data, run.root, **STEPS)).status == "trained"
+    assert load_trained(str(run.root), "auto").checkpoint == run.checkpoint(2)
+
+
+def test_weights_that_no_manifest_lists_are_not_used(run: RunDir) -> None:
+    folder = run.checkpoint(2)
+    (folder / "ema.safetensors").unlink()
+    tree = json.loads((folder / "manifest.json").read_text())
+    del tree["files"]["ema.safetensors"]
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    shutil.copy(folder / "model.safetensors", folder / "ema.safetensors")
+    assert load_trained(str(run.root), "auto").weights == "raw"
+
+
+def test_verify_of_a_run_tells_that_its_newest_checkpoint_has_no_manifest(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.checkpoint(2) / "manifest.json").unlink()
+    assert run_command(["verify", str(run.root), "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert "run.broken_manifest" in {one["code"] for one in found}
+
+
+# what stands beside the checkpoints
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"step": 1, "checkpoint": "checkpoints/step_00000001"}']
+)
+def test_latest_that_is_not_the_newest_misleads_nobody_and_is_mended(
+    content: str | None, run: RunDir, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = run.latest_file.read_bytes()
+    run.latest_file.unlink() if content is None else run.latest_file.write_text(content)
+    assert load_trained(str(run.root), "auto").checkpoint == run.checkpoint(2)
+    assert run_command(["inspect", str(run.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 2
+    assert train(tiny_config(data, run.root, **STEPS)).status == "already complete"
+    assert run.latest_file.read_bytes() == expected
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "stats.json", "preprocessing_config.yaml"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"{}", b'{"data": [1]}'])
+def test_lost_file_of_a_complete_run_is_written_again(
+    content: bytes | None, name: str, run: RunDir, whole: Path, data: Path
+) -> None:
+    path = run.root / name
+    path.unlink() if content is None else path.write_bytes(content)
+    config = tiny_config(data, run.root, **STEPS)
+    assert train(config).status == "already complete"
+    found = path.read_bytes().replace(str(run.root.parent).encode(), str(whole.parent).encode())
+    assert found == (whole / name).read_bytes()
+    load_trained(str(run.root), "auto")
+
+
+def test_metrics_that_are_binary_do_not_end_a_run(run: RunDir, data: Path) -> None:
+    shutil.rmtree(run.checkpoint(2))
+    rows = [b"\xff\x00\xfe" * 99, b'{"step": "x"}', b'{"step": 1, "loss": "low"}', b"[" * 9999]
+    run.metrics.write_bytes(b"\n".join(rows))
+    result = train(tiny_config(data, run.root, **STEPS))
+    assert (result.status, result.steps) == ("trained", 2)
+    assert run_command(["-q", *tiny_arguments(data, run.root, **STEPS)]) == 0

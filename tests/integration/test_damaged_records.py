@@ -1,0 +1,140 @@
+"""A flipped bit anywhere in a record is noticed, whoever reads it."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders.preprocessing import FRAMES, run
+from tests.builders.spartan import spartan_task
+from vlatool.artifacts.provenance import read_processing_metadata
+from vlatool.cli import app
+from vlatool.errors import DataError
+from vlatool.jobs.record import whole_record
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import VerifyConfig, verify
+
+RECORDS = {
+    ".vlatool/run.json": "broken_record",
+    "shards/processing_metadata.json": "broken_metadata",
+}
+FLIPS = 200
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spartan_task(tmp_path_factory.mktemp("raw") / "raw", 1, FRAMES)
+
+
+@pytest.fixture(scope="module")
+def output(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "out"
+    run(source, folder)
+    return folder
+
+
+@pytest.fixture
+def damaged(output: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(output, tmp_path / "out"))
+
+
+def flipped(content: bytes) -> Iterator[bytes]:
+    """The content with one bit flipped, evenly spread and always the same."""
+    rng = random.Random(9)
+    for number in range(FLIPS):
+        place = number * len(content) // FLIPS
+        changed = bytearray(content)
+        changed[place] ^= 1 << rng.randrange(8)
+        yield bytes(changed)
+
+
+def unnoticed(path: Path) -> list[bytes]:
+    """The flips that a reader takes for what was written; those that mean the same are left out."""
+    whole = path.read_bytes()
+    found: list[bytes] = []
+    for content in flipped(whole):
+        path.write_bytes(content)
+        try:
+            whole_record(path.parents[1])
+            read_processing_metadata(path.parent)
+        except DataError:
+            continue
+        found += [content] if json.loads(content) != json.loads(whole) else []
+    return found
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_flipped_bit_is_noticed_by_the_reader(damaged: Path, name: str) -> None:
+    assert unnoticed(damaged / name) == []
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_flipped_bit_is_an_error_of_verify(damaged: Path, name: str) -> None:
+    path = damaged / name
+    path.write_text(path.read_text().replace("20", "21", 1))
+
+    with pytest.raises(DataError) as caught:
+        verify(VerifyConfig(location=str(damaged)))
+    assert caught.value.exit_code == 3
+    assert caught.value.details["codes"].keys() == {f"output.{RECORDS[name]}"}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_flipped_bit_is_a_finding_of_inspect(damaged: Path, name: str) -> None:
+    path = damaged / name
+    path.write_text(path.read_text().replace("20", "21", 1))
+
+    found = inspect(InspectConfig(location=str(damaged))).document()["findings"]
+
+    assert [one["code"] for one in found] == [f"data.{RECORDS[name]}"]
+    assert str(path) in found[0]["message"]
+
+
+def test_flipped_bit_ends_the_run_that_would_go_on(source: Path, damaged: Path) -> None:
+    path = damaged / ".vlatool/run.json"
+    path.write_text(path.read_text().replace("20", "21", 1))
+
+    with pytest.raises(DataError) as caught:
+        run(source, damaged)
+    assert (caught.value.code, caught.value.exit_code) == ("data.broken_record", 3)
+    assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record_of_before_there_were_digests_is_believed(
+    source: Path, damaged: Path, name: str
+) -> None:
+    document = json.loads((damaged / name).read_text())
+    del document["digest"]
+    (damaged / name).write_text(json.dumps(document))
+
+    assert run(source, damaged).status == "already complete"
+    assert verify(VerifyConfig(location=str(damaged))).findings == ()
+
+
+HOSTILE = {
+    "binary": bytes(range(256)),
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "list": b"[1]",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [*RECORDS, "shards/manifest.jsonl", "shards/preprocessing_config.yaml"]
+)
+def test_artifact_of_any_content_is_told_in_two_lines(
+    damaged: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    (damaged / name).write_bytes(HOSTILE[content])
+    codes = [app.run([command, str(damaged), "-q"]) for command in ("verify", "inspect")]
+    told = capsys.readouterr().err.splitlines()
+
+    assert set(codes) <= {0, 3}
+    assert codes[0] == 3
+    assert {line.partition(":")[0] for line in told} <= {"error", "hint"}

@@ -1,0 +1,131 @@
+"""Names of joints on their way from a recording to tables, pages, statistics and errors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.builders.lerobot import Columns, lerobot_dataset
+from tests.builders.preprocessing import refusal, run
+from tests.builders.training import tiny_overrides
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.stats import read_stats, write_stats
+from vlatool.config.overrides import parse_override
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.memory import PictureFit
+from vlatool.evaluation.offline import evaluate_open_loop
+from vlatool.evaluation.trained_policy import load_trained
+from vlatool.events import NullProgress
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.evaluate import open_loop_facts
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.train import train
+from vlatool.workflows.verify import VerifyConfig, verify
+
+JOINTS = ["shoulder", "elbow"]
+
+
+def named_dataset(root: Path, change: Any = lambda _number, _columns: None) -> Path:
+    """A set whose action [2] is named, and whose state [3] is not."""
+    lerobot_dataset(root, (6, 5), change=change)
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["action"]["names"] = {"motors": JOINTS}
+    path.write_text(json.dumps(info))
+    return root
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return named_dataset(tmp_path_factory.mktemp("raw") / "set")
+
+
+@pytest.fixture(scope="module")
+def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("data") / "out"
+    run(raw, output, format="lerobot", resize_images_size=(32, 32))
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "policy"
+    keys = tiny_overrides(data, folder, total_train_steps=1)
+    keys = {key: value for key, value in keys.items() if not key.endswith("_fields")}
+    overrides = [parse_override(f"{key}={value}", 1) for key, value in keys.items()]
+    config = load_config(TrainConfig, presets=["diffusion-policy-tiny"], overrides=overrides)
+    train(config.config)
+    return folder
+
+
+def test_names_are_beside_the_shards(data: Path) -> None:
+    assert read_preprocessing_config(data / "shards")["dimension_names"] == {"action": JOINTS}
+
+
+def test_names_are_in_tables_of_recordings_and_of_shards(raw: Path, data: Path) -> None:
+    for place in (raw, data):
+        result = inspect(InspectConfig(location=str(place)))
+        assert "shoulder, elbow" in result.text()
+        assert result.document()["fields"]["action"]["names"] == tuple(JOINTS)
+
+
+@pytest.mark.parametrize("part", ["", "shards/shard_000000.tar"])
+def test_names_are_on_pages(part: str, raw: Path, data: Path, tmp_path: Path) -> None:
+    for number, place in enumerate([data / part, raw]):
+        page = tmp_path / f"{number}.html"
+        inspect(InspectConfig(location=str(place), html=str(page)))
+        assert "elbow" in page.read_text()
+
+
+def test_a_run_keeps_the_names(trained: Path) -> None:
+    assert load_trained(str(trained), "auto").kept.names == {"action": JOINTS}
+
+
+def test_curves_and_tables_of_an_evaluation_have_the_names(data: Path, trained: Path) -> None:
+    policy = load_trained(str(trained), "auto")
+    facts = open_loop_facts(str(data), policy)
+    fit = PictureFit(policy.kept.pictures, print)
+    report = evaluate_open_loop(policy, facts, OpenLoopConfig(), fit, NullProgress())
+    assert list(report.curves) == ["action: shoulder", "action: elbow"]
+    assert report.fields["action"]["names"] == JOINTS
+
+
+def findings_of(location: Path, code: str) -> list[str]:
+    """What `verify` says under a code."""
+    with pytest.raises(DataError) as caught:
+        verify(VerifyConfig(location=str(location)))
+    return [one.message for one in caught.value.result.findings if one.code == code]
+
+
+def nan_in_second_action(number: int, columns: Columns) -> None:
+    if number == 0:
+        values = np.array(columns["action"].to_pylist(), np.float32)
+        values[3, 1] = np.nan
+        columns["action"] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 2)
+
+
+def test_a_broken_number_is_told_with_its_joint(tmp_path: Path) -> None:
+    source = named_dataset(tmp_path / "raw", nan_in_second_action)
+    error = refusal(source, tmp_path / "out", format="lerobot", on_error="stop")
+    assert (error.code, error.details["frame"]) == ("data.not_finite", 3)
+    assert "action: elbow" in error.message
+    told = findings_of(source, "lerobot.non_finite")
+    assert len(told) == 1
+    assert "elbow" in told[0]
+
+
+def test_a_value_outside_its_statistics_is_told_with_its_joint(raw: Path, tmp_path: Path) -> None:
+    run(raw, tmp_path, format="lerobot")
+    path = tmp_path / "shards/stats.json"
+    stats = read_stats(path)
+    for row in stats["action"]["max_per_timestep"]:
+        row[1] = -1000.0
+    write_stats(path, stats)
+    told = findings_of(tmp_path, "stats.out_of_range")
+    assert len(told) == 1
+    assert "action: elbow" in told[0]

@@ -1,0 +1,90 @@
+"""`preprocess SOURCE` without FORMAT: what is typed, what is found, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.preprocessing import contents
+from tests.builders.spartan import spartan_task
+from vlatool.cli.app import run
+from vlatool.errors import ConfigError
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+
+WINDOW = ["--past-lowdim-steps", "1", "--future-lowdim-steps", "2", "--max-padding-right", "2"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return lerobot_dataset(tmp_path / "pick", (4, 4), cameras={})
+
+
+def preprocessed(*words: str, output: Path) -> int:
+    """The exit code of `vlatool preprocess WORDS...`."""
+    return run(["-q", "preprocess", *words, "-o", str(output), "--workers", "1", *WINDOW])
+
+
+def test_output_is_that_of_the_format_by_name(source: Path, tmp_path: Path) -> None:
+    keys = ["--source.observation-keys", "observation.state"]
+    codes = (
+        preprocessed(str(source), *keys, output=tmp_path / "found"),
+        preprocessed("lerobot", str(source), *keys, output=tmp_path / "named"),
+    )
+    assert codes == (0, 0)
+    assert contents(tmp_path / "found") == contents(tmp_path / "named")
+
+
+def test_named_and_found_format_go_on_with_each_other(source: Path, tmp_path: Path) -> None:
+    assert preprocessed("lerobot", str(source), output=tmp_path / "out") == 0
+    assert preprocessed(str(source), output=tmp_path / "out") == 0
+
+
+def test_a_source_may_lie_in_the_working_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    assert preprocessed(source.name, output=tmp_path / "out") == 0
+
+
+def test_a_function_call_needs_no_format(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 1)
+    config = PreprocessConfig(sources=[str(source)], output=str(tmp_path / "out"), dry_run=True)
+    assert preprocess(config).episodes == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "exit_code", "word"),
+    [
+        (["lerobto", "pick"], "usage.unknown_format", 2, "lerobot"),
+        (["lerobto"], "usage.unknown_format", 2, "lerobot"),
+        (["./gone"], "data.no_source", 3, "gone"),
+        (["pick", "--observation-keys", "x"], "usage.unknown_option", 2, "--observation-keys"),
+        (["pick", "--source.observation-kyes", "x"], "config.unknown_key", 2, "observation_keys"),
+        (["meta"], "data.no_episodes", 3, "meta"),
+    ],
+    ids=["misspelt", "misspelt alone", "missing", "flat key", "misspelt key", "no source"],
+)
+def test_what_is_no_source_and_no_format_is_told(
+    words: list[str],
+    code: str,
+    exit_code: int,
+    word: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "meta").mkdir()
+    monkeypatch.chdir(source.parent)
+    assert run(["--json", "preprocess", *words, "-o", "out"]) == exit_code
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == code
+    assert word in error["message"] + error["hint"]
+
+
+def test_keys_of_a_found_format_are_checked(source: Path, tmp_path: Path) -> None:
+    tree = {"sources": [str(source)], "output": str(tmp_path / "out"), "source": {"action_key": 1}}
+    with pytest.raises(ConfigError) as caught:
+        preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    assert caught.value.code == "config.unknown_key"

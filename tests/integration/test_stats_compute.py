@@ -1,0 +1,228 @@
+"""`vlatool stats compute`: statistics of shards that have none, and training on them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.builders.shards import Members, arrays, npz, shard_output
+from tests.builders.training import tiny_config, world_shards
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.stats import Statistics, number_array, read_stats, write_stats
+from vlatool.errors import VlatoolError
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.stats_compute import StatsComputeConfig, StatsComputeResult, stats_compute
+from vlatool.workflows.train import train
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def published(world: Path, tmp_path: Path) -> Path:
+    """Shards alone, as they are published, without statistics."""
+    folder = tmp_path / "published"
+    shutil.copytree(world / "shards", folder)
+    for name in ("stats.json", "stats_compact.json"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def compute(folder: Path, **keys: Any) -> StatsComputeResult:
+    return stats_compute(
+        StatsComputeConfig(data=str(folder), workers=keys.pop("workers", 1), **keys)
+    )
+
+
+def refusal(work: Callable[[], object]) -> tuple[str, int]:
+    with pytest.raises(VlatoolError) as caught:
+        work()
+    assert caught.value.hint
+    return caught.value.code, caught.value.exit_code
+
+
+def without_digests(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: one for key, one in entry.items() if not key.startswith("tdigest")}
+
+
+def test_they_are_those_that_preprocessing_writes(world: Path, published: Path) -> None:
+    result = compute(published)
+
+    found, expected = read_stats(published / "stats.json"), ShardFolder.open(world).statistics()
+    assert list(found) == list(expected) == list(result.fields)
+    for name, entry in found.items():
+        assert entry.keys() == expected[name].keys()
+        for key in without_digests(entry):
+            one, other = (number_array(stats[key]) for stats in (entry, expected[name]))
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12, err_msg=f"{name} {key}")
+
+
+def test_bytes_are_the_same_for_any_workers(published: Path, tmp_path: Path) -> None:
+    written: list[bytes] = []
+    for workers in (1, 2):
+        output = tmp_path / f"{workers}.json"
+        compute(published, workers=workers, output=str(output))
+        written.append(output.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_published_shards_can_be_trained_on_and_evaluated(published: Path, tmp_path: Path) -> None:
+    compute(published)
+    changes = {"data__dataset_manifest": str(published), "total_train_steps": 1}
+    train(tiny_config(published, tmp_path / "runs/policy", **changes))
+    report = open_loop(
+        OpenLoopConfig(checkpoint=str(tmp_path / "runs/policy"), data=str(published), max_samples=3)
+    )
+    assert report.samples == 3
+
+
+def test_padded_steps_and_values_that_are_no_number_do_not_count(tmp_path: Path) -> None:
+    def spoil(key: str, members: Members) -> None:
+        if key.endswith("0000"):
+            content = arrays(0)
+            content["action"][1, 0] = np.nan
+            members["lowdim.npz"] = npz(content)
+
+    shard_output(tmp_path, change=spoil)
+    (tmp_path / ".vlatool/files.jsonl").unlink()
+    compute(tmp_path, overwrite=True)
+    stats = read_stats(tmp_path / "shards/stats.json")
+    assert stats["state"]["count"] == [6, 6, 6, 0]
+    assert stats["action"]["count"] == [6, 5, 6, 0]
+
+
+def test_nothing_is_written_over_without_being_told(published: Path) -> None:
+    compute(published)
+    before = (published / "stats.json").read_bytes()
+    (published / "stats.json").write_bytes(b"mine")
+    assert refusal(lambda: compute(published)) == ("usage.output_exists", 2)
+    assert (published / "stats.json").read_bytes() == b"mine"
+    compute(published, overwrite=True)
+    assert (published / "stats.json").read_bytes() == before
+
+
+def test_statistics_of_an_output_are_not_replaced(world: Path) -> None:
+    assert refusal(lambda: compute(world, overwrite=True)) == ("usage.output_exists", 2)
+
+
+def test_dry_run_writes_nothing(published: Path) -> None:
+    result = compute(published, dry_run=True)
+    assert result.status == "planned"
+    assert result.samples == ShardFolder.open(published).shards()[0].num_sequences * len(
+        ShardFolder.open(published).shards()
+    )
+    assert not (published / "stats.json").exists()
+
+
+def other_width(key: str, members: Members) -> None:
+    if key.endswith("0004"):
+        content = arrays(4)
+        content["action"] = np.zeros((4, 3))
+        members["lowdim.npz"] = npz(content)
+
+
+def no_action(key: str, members: Members) -> None:
+    if key.endswith("0004"):
+        content = arrays(4)
+        del content["action"]
+        members["lowdim.npz"] = npz(content)
+
+
+def no_archive(key: str, members: Members) -> None:
+    if key.endswith("0004"):
+        members["lowdim.npz"] = b"PK"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (other_width, "data.schema_mismatch"),
+        (no_action, "data.broken_sample"),
+        (no_archive, "data.broken_sample"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(
+    change: Callable[[str, Members], None], code: str, tmp_path: Path
+) -> None:
+    shard_output(tmp_path / "data", change=change)
+    output = tmp_path / "stats.json"
+    assert refusal(lambda: compute(tmp_path / "data", output=str(output))) == (code, 3)
+    assert not output.exists()
+
+
+# what training says of statistics
+
+
+def forgetful(folder: Path) -> None:
+    """Takes away what the options say of fields, as published ones do."""
+    options = read_preprocessing_config(folder)
+    for key in ("action_fields", "proprioception_fields"):
+        del options[key]
+    (folder / "preprocessing_config.yaml").write_text(yaml.safe_dump(options))
+
+
+def test_data_that_name_no_action_fields_are_told_with_keys_to_type(
+    published: Path, tmp_path: Path
+) -> None:
+    compute(published)
+    forgetful(published)
+    changes = {"data__dataset_manifest": str(published), "data__action_fields": ""}
+    with pytest.raises(VlatoolError) as caught:
+        train(tiny_config(published, tmp_path / "runs/policy", **changes))
+    error = caught.value
+    assert (error.code, error.exit_code) == ("data.no_action_fields", 3)
+    assert "--data.action_fields robot__action__" in error.hint
+    assert set(error.details["known"]) == set(read_stats(published / "stats.json"))
+
+
+def narrow(stats: Statistics, field: str) -> None:
+    """Statistics of a field of one channel less."""
+    stats[field] = {
+        key: [row[:-1] if isinstance(row, list) else row for row in one]
+        if key.endswith("_per_timestep") and isinstance(one, list)
+        else (one[:-1] if isinstance(one, list) and key != "count" else one)
+        for key, one in without_digests(stats[field]).items()
+    }
+
+
+def few_steps(stats: Statistics, field: str) -> None:
+    """Statistics of windows that are shorter than the samples'."""
+    for key, one in stats[field].items():
+        if key.endswith("_per_timestep") and isinstance(one, list):
+            stats[field][key] = one[:3]
+
+
+@pytest.mark.parametrize(
+    ("change", "scope", "code"),
+    [
+        (narrow, "global", "data.too_many_dropped"),
+        (few_steps, "per_timestep", "data.broken_statistics"),
+    ],
+)
+def test_statistics_of_other_data_are_refused_before_a_step(
+    change: Callable[[Statistics, str], None],
+    scope: str,
+    code: str,
+    published: Path,
+    tmp_path: Path,
+) -> None:
+    compute(published)
+    stats = read_stats(published / "stats.json")
+    change(stats, "robot__action__poses__right::panda__xyz_relative")
+    write_stats(published / "stats.json", stats)
+    changes = {
+        "data__dataset_manifest": str(published),
+        "data__normalization__scope": scope,
+        "data__normalization__method": "std",
+    }
+    run = tmp_path / "runs/policy"
+    assert refusal(lambda: train(tiny_config(published, run, **changes))) == (code, 3)
+    assert not any((run / "checkpoints").glob("step_*"))

@@ -1,0 +1,181 @@
+"""The tiniest run of each command that writes, and what of it does not depend on being ended."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.builders.preprocessing import contents, run
+from tests.builders.s3_runs import digests
+from tests.builders.training import tiny_config, world_shards
+from vlatool.config.resolve import load_config
+from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.workflows.demo import DemoConfig, demo
+from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.resolve_config import resolve_config
+from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
+from vlatool.workflows.train import train
+from vlatool.world.registration import ENVIRONMENT
+
+Result = Mapping[str, Any]
+_TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command runs, in one folder or bucket all the time: reports name it.
+
+    Attributes:
+        inputs: What `make_inputs` made; never written to.
+        out: Where it writes.
+    """
+
+    inputs: Path
+    out: Path
+
+    @property
+    def raw(self) -> Path:
+        """Recordings."""
+        return self.inputs / "raw"
+
+    @property
+    def data(self) -> Path:
+        """Training data."""
+        return self.inputs / "data"
+
+    @property
+    def policy(self) -> Path:
+        """A trained policy."""
+        return self.inputs / "policy"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: As it is typed, roughly.
+        run: The run that is ended and repeated.
+        before: What is there when it begins.
+        result: What is equal in the end.
+        is_remote: Whether it writes to S3.
+    """
+
+    name: str
+    run: Callable[[Place], object]
+    before: Callable[[Place], object] = lambda place: None
+    result: Callable[[Path], Result] = contents
+    is_remote: bool = False
+
+
+def make_inputs(folder: Path) -> None:
+    """Recordings, training data and a policy."""
+    world_shards(folder, episodes=2, frames=6)
+    train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
+
+
+def of_bucket(out: Path) -> Result:
+    """Digests of what is in S3."""
+    found = digests(out)
+    assert found, out
+    return found
+
+
+def of_run(out: Path) -> Result:
+    """A training run without times."""
+    found: dict[str, Any] = dict(contents(out))
+    rows = found.pop("metrics.jsonl", b"").splitlines()
+    return {**found, "metrics": [_timeless(json.loads(row)) for row in rows]}
+
+
+def of_demo(out: Path) -> Result:
+    """The parts of the demo; its page tells times."""
+    parts = ("raw", "data")
+    found = {part: contents(out / part) for part in parts}
+    report = _timeless(json.loads((out / "report.json").read_text()))
+    pictures = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    return {**found, **pictures, "run": of_run(out / "run"), "report": report}
+
+
+def _timeless(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.endswith(_TIMES)}
+
+
+def _sample(place: Place, layout: Any = "spartan") -> None:
+    sample(SampleConfig(layout=layout, output=str(place.out), episodes=2, frames=3, workers=1))
+
+
+def _preprocess(place: Place, **options: Any) -> None:
+    run(place.raw, place.out, **options)
+
+
+def _merge(place: Place, **options: Any) -> None:
+    target = str(place.out / "merged.json")
+    stats_merge(StatsMergeConfig(sources=[str(place.data)] * 2, output=target, **options))
+
+
+def _train(place: Place, **options: Any) -> None:
+    budget = {"total_train_steps": 3, "num_checkpoints": 2}
+    train(tiny_config(place.data, place.out, **budget, **options))
+
+
+def _open_loop(place: Place, samples: int = 2) -> None:
+    places = {"checkpoint": str(place.policy), "data": str(place.data), "output": str(place.out)}
+    open_loop(OpenLoopConfig(**places, max_samples=samples))
+
+
+def _rollout(place: Place, seed: int = 0) -> None:
+    wanted = {"env": ENVIRONMENT, "episodes": 1, "max_steps": 2, "seed": seed}
+    rollout(RolloutConfig(checkpoint=str(place.policy), output=str(place.out), **wanted))
+
+
+def _demo(place: Place) -> None:
+    demo(DemoConfig(output=str(place.out), episodes=2, steps=2, rollouts=1))
+
+
+def _resolve(place: Place) -> None:
+    resolve_config(load_config(DemoConfig), output=str(place.out / "demo.yaml"))
+
+
+def _page(place: Place) -> None:
+    inspect(InspectConfig(location=str(place.data), html=str(place.out / "page.html")))
+
+
+COMMANDS = (
+    Command("sample spartan", _sample),
+    Command("sample lerobot", lambda place: _sample(place, "lerobot")),
+    Command("preprocess", _preprocess),
+    Command("preprocess --no-keep-episodes", lambda at: _preprocess(at, keep_episodes=False)),
+    Command(
+        "preprocess --overwrite",
+        lambda place: _preprocess(place, overwrite=True),
+        lambda place: _preprocess(place, seed=7, jpeg_quality=50),
+    ),
+    Command("preprocess to S3", _preprocess, result=of_bucket, is_remote=True),
+    Command(
+        "preprocess to S3 --overwrite",
+        lambda place: _preprocess(place, overwrite=True),
+        lambda place: _preprocess(place, seed=7),
+        of_bucket,
+        is_remote=True,
+    ),
+    Command("stats merge", _merge),
+    Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
+    Command("train", _train, result=of_run),
+    Command(
+        "train --overwrite",
+        lambda place: _train(place, overwrite=True),
+        lambda place: _train(place, hparams__lr=0.5),
+        of_run,
+    ),
+    Command("eval open-loop", _open_loop),
+    Command("eval open-loop over an earlier one", _open_loop, lambda at: _open_loop(at, 1)),
+    Command("eval rollout", _rollout),
+    Command("eval rollout over an earlier one", _rollout, lambda place: _rollout(place, 5)),
+    Command("demo", _demo, result=of_demo),
+    Command("resolve-config --output", _resolve),
+    Command("inspect --html", _page),
+)

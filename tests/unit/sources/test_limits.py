@@ -1,0 +1,94 @@
+"""Small files that would fill the memory are refused before they are read."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.builders.broken_sources import DATA, FRONT
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.preprocessing import FRAMES, processed
+from tests.builders.spartan import spartan_task
+from vlatool.errors import DataError
+from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.reader import LeRobotReader
+from vlatool.sources.lerobot.rows import read_rows
+from vlatool.sources.npz import NpzArchive
+from vlatool.sources.spartan.config import SpartanConfig
+from vlatool.sources.spartan.reader import SpartanReader
+
+MEBIBYTE = 2**20
+
+
+def of_second(reader: LeRobotReader | SpartanReader, root: Path) -> DataError:
+    """Why the second episode is refused."""
+    refs = list(reader.discover([root]))
+    with pytest.raises(DataError) as caught:
+        reader.read(refs[1])
+    return caught.value
+
+
+def test_parquet_of_few_bytes_with_millions_of_rows_is_not_read(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set")
+    table = pq.read_table(root / DATA).slice(0, 1)
+    places = pa.array(np.zeros(1_100_000, np.int32))
+    with pq.ParquetWriter(root / DATA, table.schema) as file:
+        for _ in range(2):
+            file.write_table(table.take(places))
+    error = of_second(LeRobotReader(LeRobotConfig()), root)
+    assert (root / DATA).stat().st_size < MEBIBYTE
+    assert (error.code, "2,097,152" in error.message) == ("data.bad_parquet", True)
+
+
+def test_a_text_is_held_once_however_many_rows_have_it(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"task": ["put it there"] * 9}), tmp_path / "rows.parquet")
+    texts = read_rows(tmp_path / "rows.parquet", "episode 0", ["task"]).labels("task")
+    assert texts == ["put it there"] * 9
+    assert len(set(map(id, texts))) == 1
+
+
+def test_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", cameras={FRONT: "image"})
+    Image.new("1", (12_000, 12_000)).save(root / "large.png")
+    table = pq.read_table(root / DATA)
+    cells = pa.array([{"bytes": None, "path": "large.png"}] * len(table))
+    place = table.schema.get_field_index(FRONT)
+    pq.write_table(table.set_column(place, FRONT, cells), root / DATA)
+    reader = LeRobotReader(LeRobotConfig())
+    episode = reader.read(list(reader.discover([root]))[1])
+    with pytest.raises(DataError) as caught:
+        episode.cameras[FRONT].read([0])
+    assert caught.value.code == "data.picture_unreadable"
+
+
+def stored(path: Path, name: str) -> Path:
+    """A file of few bytes with an array of 300 MiB."""
+    width = 300 * MEBIBYTE
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(f"{name}.npy", "w", force_zip64=True) as member,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (1, width)}
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(width // MEBIBYTE):
+            member.write(bytes(MEBIBYTE))
+    return path
+
+
+def test_array_over_the_limit_is_not_inflated(tmp_path: Path) -> None:
+    archive = NpzArchive(stored(tmp_path / "a.npz", "a"))
+    with pytest.raises(DataError) as caught:
+        archive.read("a")
+    assert (caught.value.code, "268,435,456" in caught.value.message) == ("data.broken_npz", True)
+
+
+def test_metadata_over_the_limit_are_not_parsed(tmp_path: Path) -> None:
+    root = spartan_task(tmp_path, 2, FRAMES)
+    with (processed(root) / "metadata.yaml").open("r+b") as file:
+        file.truncate(300 * MEBIBYTE)
+    error = of_second(SpartanReader(SpartanConfig()), root)
+    assert (error.code, "64 MiB" in error.message) == ("data.broken_yaml", True)
