@@ -76,8 +76,8 @@ class WebServer:
         del delimiter, token, at_most
         raise StorageError(
             f"{self._place}/{below}: the folders of a web server cannot be listed",
-            hint="name a file, such as a manifest or a shard, or a place that has lists:"
-            " s3://, hf:// or a local folder",
+            hint="give a manifest, a shard, an output of vlatool or a LeRobot data set; copy other "
+            "data to a local folder, s3:// or hf://",
             code="storage.no_list",
             details={"path": f"{self._place}/{below}"},
         )

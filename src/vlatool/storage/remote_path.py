@@ -105,6 +105,16 @@ class RemotePath(_Path):
         return self._made(place, self._key)
 
     @property
+    def version(self) -> str:
+        """The version that the location names; empty where it names none."""
+        return self._place.partition("@")[2]
+
+    def known(self) -> "RemotePath | None":
+        """The path with what one request tells of it; None where nothing is."""
+        facts = self._look()
+        return None if facts is None else self._made(self._place, self._key, facts)
+
+    @property
     def address(self) -> Address:
         """Place and key; `..` is resolved."""
         key = str(self._key) if self._key.parts else ""
@@ -120,7 +130,7 @@ class RemotePath(_Path):
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The last segment."""
-        return self._key.name or self._place.rpartition("/")[2]
+        return self._key.name or self._place.rpartition("/")[2].partition("@")[0]
 
     @property
     def stem(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

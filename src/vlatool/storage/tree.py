@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.storage.background import in_parallel
+from vlatool.storage.remote import lists
 from vlatool.storage.remote_path import RemotePath
 
 _AT_ONCE = 8
@@ -60,6 +61,8 @@ def files_below(path: Path) -> list[FileFacts]:
     One request where `path` is remote and only files have a suffix.
     """
     if isinstance(path, RemotePath):
+        if not lists(path.address):
+            return _facts(path, "")
         if path.suffix:
             return _facts(path, "") or _listed(path)
         return _listed(path) or _facts(path, "")
@@ -77,6 +80,15 @@ def files_below(path: Path) -> list[FileFacts]:
 def files_in(folder: Path) -> list[FileFacts]:
     """The files directly in a local folder, sorted by name; those that vanish are left out."""
     return [one for name in sorted(file_names(folder)) for one in _facts(folder / name, name)]
+
+
+def files_named(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Those of some files of a folder that are there; nothing is listed."""
+    paths = [folder / name for name in names]
+    if isinstance(folder, RemotePath):
+        known = in_parallel(RemotePath.known, map(RemotePath, paths), _AT_ONCE)
+        return [path for path in known if path is not None and path.is_file()]
+    return [path for path in paths if path.is_file()]
 
 
 def files_below_each(paths: Sequence[Path]) -> list[list[FileFacts]]:

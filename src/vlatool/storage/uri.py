@@ -98,16 +98,16 @@ def _scheme(text: str) -> str:
 
 
 def existing(text: str) -> Path:
-    """The path behind a location where something is.
+    """The path behind a location where something is, at the version it has now.
 
     Raises:
         DataError: Nothing is there.
         UsageError: The scheme is unknown.
     """
-    path = location(text)
+    path = pinned(text)
     if is_missing(path):
         raise DataError(
-            f"{path}: does not exist",
+            f"{text}: does not exist",
             hint="check the path",
             code="data.no_source",
             details={"path": str(path)},
@@ -117,17 +117,35 @@ def existing(text: str) -> Path:
 
 def is_missing(path: Path) -> bool:
     """Whether nothing is there; never where folders cannot be told from nothing."""
-    return not path.exists() and (not isinstance(path, RemotePath) or lists(path.address))
+    return not path.exists() and can_list(path)
 
 
-def pinned(path: Path) -> Path:
-    """The path at the version that it has now, where the storage has versions with names.
+def can_list(path: Path) -> bool:
+    """Whether a folder can be asked what is in it."""
+    return not isinstance(path, RemotePath) or lists(path.address)
+
+
+def pinned(text: str | Path) -> Path:
+    """The path of a location at the version it has now, where its storage names versions.
 
     Raises:
         DataError: It has not the version that the location names.
         EnvironmentProblem: It is not open to this user.
+        UsageError: The scheme is unknown.
     """
+    path = location(text)
     return path.pinned() if isinstance(path, RemotePath) else path
+
+
+def pinned_text(text: str) -> str:
+    """A location as it was typed; with its version where the storage names versions."""
+    path = pinned(text)
+    return str(path) if version_of(path) else text
+
+
+def version_of(path: Path) -> str:
+    """The version that a pinned path names; empty where its storage names none."""
+    return path.version if isinstance(path, RemotePath) else ""
 
 
 def openable(path: Path) -> str | IO[bytes]:
