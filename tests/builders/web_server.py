@@ -34,6 +34,8 @@ class WebFaults:
         no_length: Answers tell no length.
         page: Everything is a web page.
         version: Part of every ETag; another one is another content.
+        changes_every: Files have another version after so many requests.
+        commit: What the hub's `main` stands for.
         requests: Method, path and range of what was asked.
     """
 
@@ -49,6 +51,8 @@ class WebFaults:
     no_length: bool = False
     page: bool = False
     version: int = 1
+    changes_every: int = 0
+    commit: str = COMMIT
     requests: list[tuple[str, str, str]] = field(default_factory=list)
 
 
@@ -96,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         faults = self.faults
         path = unquote(self.path.partition("?")[0])
         faults.requests.append((self.command, path, self.headers.get("Range", "")))
+        if faults.changes_every and len(faults.requests) % faults.changes_every == 0:
+            faults.version += 1
         time.sleep(faults.delay_s)
         if faults.stall_next > 0:
             faults.stall_next -= 1
@@ -125,14 +131,15 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.folder / owner / name
         if not repository.is_dir():
             self._refuse(404, {"X-Error-Code": "RepoNotFound"})
-        elif rest[0] not in ("main", COMMIT):
+        elif rest[0] not in ("main", COMMIT, self.faults.commit):
             self._refuse(404, {"X-Error-Code": "RevisionNotFound"})
         elif verb == "resolve":
             self._file(repository / "/".join(rest[1:]))
         elif verb == "tree":
             self._json([_entry(one, repository) for one in sorted(repository.rglob("*"))])
         else:
-            self._json({"id": f"{owner}/{name}", "sha": COMMIT, "kind": kind, "siblings": []})
+            sha = self.faults.commit if rest[0] == "main" else rest[0]
+            self._json({"id": f"{owner}/{name}", "sha": sha, "kind": kind, "siblings": []})
 
     def _json(self, document: Any) -> None:
         content = json.dumps(document).encode()

@@ -24,7 +24,7 @@ from vlatool.storage.atomic import remove_tree
 from vlatool.storage.documents import DocumentError
 from vlatool.storage.lock import Lock, held_lock
 from vlatool.storage.sealed import read_sealed, write_sealed
-from vlatool.storage.uri import is_remote, location, version_of
+from vlatool.storage.uri import location, version_of
 
 # What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
 _JOURNAL = 2
@@ -147,8 +147,7 @@ def _parsed(document: Mapping[str, Any]) -> OutputRecord:
 
 def parent_of(folder: Path) -> str:
     """Fingerprint of the output that a folder lies in; empty where it lies in none."""
-    place = folder if is_remote(folder) else folder.absolute()
-    for above in list(place.parents)[:_LEVELS_UP]:
+    for above in list(folder.absolute().parents)[:_LEVELS_UP]:
         record = read_record(above) if above.name else None
         if record is not None:
             return record.fingerprint
@@ -206,8 +205,7 @@ def known_output(
     moved = moved_versions(before.options, record.options)
     if overwrite and (before.complete or differences or moved):
         return None
-    if not overwrite:
-        refuse_moved_versions(before.options, record.options)
+    refuse_moved_versions(before.options, record.options)
     refuse_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
         changed = option_differences(before.inputs, inputs())

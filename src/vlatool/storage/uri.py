@@ -1,4 +1,4 @@
-"""Locations as they are typed: a local path, an object in S3, or a scheme that is refused."""
+"""Locations as they are typed: a local path, or one of a scheme of the table."""
 
 import os
 import re
@@ -70,17 +70,28 @@ def location(text: str | Path) -> Path:
     return RemotePath(text)
 
 
-def _check(text: str, scheme: str) -> None:
-    """Refuses what the scheme cannot mean, and what would put a secret into logs and records."""
-    rest = text.partition("://")[2]
+def refuse_credentials(text: str) -> None:
+    """Refuses a location that would put a secret into logs and records.
+
+    Raises:
+        UsageError: It holds a name and a password, or a query.
+    """
+    scheme, rest = _scheme(text), text.partition("://")[2]
     host = rest.partition("/")[0]
-    if "@" in host or (scheme in ("http", "https") and re.search("[?#]", rest)):
+    is_web = scheme in ("http", "https")
+    if scheme in _SHAPES and ("@" in host or (is_web and re.search("[?#]", rest))):
         raise UsageError(
             f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}: credentials, queries and"
             " fragments cannot be part of a location",
             hint="give the plain location; credentials belong into the environment",
             code="usage.credentials_in_location",
         )
+
+
+def _check(text: str, scheme: str) -> None:
+    """Refuses what the scheme cannot mean."""
+    refuse_credentials(text)
+    rest = text.partition("://")[2]
     shape, example = _SHAPES.get(scheme, (re.compile(""), ""))
     if not shape.match(rest):
         raise _bad_location(text, "the location is not complete", f"write {example}")
