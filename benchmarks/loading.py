@@ -150,11 +150,11 @@ def remote(arguments: argparse.Namespace) -> None:
     sys.path[:0] = [str(HERE), str(HERE / "src")]
     from tests.builders.s3_runs import upload
     from tests.builders.s3_server import faulty_proxy, s3_server
-    from vlatool.storage.s3_path import S3Path
+    from vlatool.storage.remote_path import RemotePath
 
     with s3_server() as server, faulty_proxy(server.endpoint) as proxy:
         os.environ.update(server.env)
-        target = S3Path(f"s3://{server.bucket()}/data")
+        target = RemotePath(f"s3://{server.bucket()}/data")
         upload(Path(arguments.data), target)
         near = child(arguments)
         for delay_ms in (0, arguments.delay_ms):

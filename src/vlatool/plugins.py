@@ -172,6 +172,17 @@ DATA_KINDS: Registry[Any] = Registry(
     "", "kind of data", {"robotics": "vlatool.loading.robotics.kind:RoboticsKind"}
 )
 SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
+# What connects to a place such as s3://bucket.
+SCHEMES: Registry[Any] = Registry(
+    "",
+    "scheme",
+    {
+        "s3": "vlatool.storage.s3:Bucket",
+        "https": "vlatool.storage.http:WebServer",
+        "http": "vlatool.storage.http:WebServer",
+        "hf": "vlatool.storage.hub:Repository",
+    },
+)
 # What `verify` and `inspect` know beside raw sources, the most specific first.
 ARTIFACTS: Registry[Artifact] = Registry(
     "",

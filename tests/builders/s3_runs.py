@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlatool.cli import app
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote_path import RemotePath
 
 SHARDS = ("--samples-per-shard", "10")
 
 
-def upload(folder: Path, target: S3Path) -> S3Path:
+def upload(folder: Path, target: RemotePath) -> RemotePath:
     """Copies a local folder; returns `target`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -254,7 +254,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _record(self, status: int, sent: int) -> None:
         asked = self.headers.get("Range", "")
-        self.faults.requests.append(Request(self.command, self.path, asked, status, sent))
+        path = self.path.partition("?X-Amz")[0].partition("?AWSAccessKeyId")[0]  # signed addresses
+        self.faults.requests.append(Request(self.command, path, asked, status, sent))
 
     def _fail(self) -> None:
         self._record(self.faults.status, 0)

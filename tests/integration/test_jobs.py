@@ -28,7 +28,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import ProcessExecutor, SerialExecutor
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote_path import RemotePath
 from vlatool.verification.check import Check
 from vlatool.verification.output import check_files
 
@@ -479,7 +479,7 @@ def test_output_inside_a_listed_folder_is_no_change_of_the_folder(tmp_path: Path
 
 
 def test_rows_in_s3_are_batches_in_order(s3_bucket: str) -> None:
-    path = S3Path(f"s3://{s3_bucket}/out/log")
+    path = RemotePath(f"s3://{s3_bucket}/out/log")
     for words in ("ant bird", "cat"):
         with AppendLog(path) as log:
             for word in words.split():
@@ -492,7 +492,7 @@ def test_rows_in_s3_are_batches_in_order(s3_bucket: str) -> None:
 
 
 def test_job_that_is_killed_in_s3_goes_on(s3_bucket: str, quiet: dict[str, bytes]) -> None:
-    output = S3Path(f"s3://{s3_bucket}/out")
+    output = RemotePath(f"s3://{s3_bucket}/out")
     with pytest.raises(Killed):
         run_toy(ToyJob(output, WORDS), Doomed(3))
 
@@ -502,7 +502,7 @@ def test_job_that_is_killed_in_s3_goes_on(s3_bucket: str, quiet: dict[str, bytes
 
 
 def test_output_inside_another_in_s3_is_left_alone(s3_bucket: str, quiet: dict[str, bytes]) -> None:
-    output = S3Path(f"s3://{s3_bucket}/out")
+    output = RemotePath(f"s3://{s3_bucket}/out")
     run_toy(ToyJob(output, "ant"))
     run_toy(ToyJob(output / INNER, "fox gnu"))
     before = contents(output / INNER)

@@ -18,9 +18,9 @@ from vlatool.episode import EpisodeRef
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import output_lock
 from vlatool.parallel.executor import ProcessExecutor
-from vlatool.storage import s3 as requests
 from vlatool.storage.atomic import write_text
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote import remote_at
+from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 
 EPISODES, FRAMES = 3, 12
@@ -52,12 +52,12 @@ def expected(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 @pytest.fixture
-def bucket(s3_bucket: str) -> S3Path:
-    return S3Path(f"s3://{s3_bucket}")
+def bucket(s3_bucket: str) -> RemotePath:
+    return RemotePath(f"s3://{s3_bucket}")
 
 
 @pytest.fixture
-def source(raw: Path, bucket: S3Path) -> S3Path:
+def source(raw: Path, bucket: RemotePath) -> RemotePath:
     """The raw episodes in S3."""
     return upload(raw, bucket / "raw")
 
@@ -74,18 +74,20 @@ def sent(found: list[Request]) -> int:
 
 
 class TestCombinations:
-    def test_source_in_s3(self, source: S3Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    def test_source_in_s3(
+        self, source: RemotePath, tmp_path: Path, expected: dict[str, str]
+    ) -> None:
         assert preprocess(source, tmp_path / "out") == 0
         assert digests(tmp_path / "out") == expected
 
-    def test_output_in_s3(self, raw: Path, bucket: S3Path, expected: dict[str, str]) -> None:
+    def test_output_in_s3(self, raw: Path, bucket: RemotePath, expected: dict[str, str]) -> None:
         assert preprocess(raw, bucket / "a b/out") == 0
         assert digests(bucket / "a b/out") == expected
         assert not (bucket / "a b/out/.vlatool/journal").exists()
         assert not (bucket / "a b/out/.vlatool/lock").exists()
 
     def test_both_with_two_workers_and_again(
-        self, source: S3Path, bucket: S3Path, expected: dict[str, str]
+        self, source: RemotePath, bucket: RemotePath, expected: dict[str, str]
     ) -> None:
         first = finished(command(source, bucket / "out"))
         assert first.returncode == 0, first.stderr
@@ -94,7 +96,7 @@ class TestCombinations:
         again = finished([*command(source, bucket / "out"), "--json"])
         assert json.loads(again.stdout)["status"] == "already complete"
 
-    def test_every_setting_in_s3(self, raw: Path, bucket: S3Path, tmp_path: Path) -> None:
+    def test_every_setting_in_s3(self, raw: Path, bucket: RemotePath, tmp_path: Path) -> None:
         for name, text in SETTINGS.items():
             (tmp_path / name).write_text(text)
             write_text(bucket / "settings" / name, text)
@@ -109,7 +111,7 @@ class TestCombinations:
         assert "s3://" not in options
         assert str(tmp_path) not in options
 
-    def test_lerobot(self, bucket: S3Path, tmp_path: Path, s3_proxy: Proxy) -> None:
+    def test_lerobot(self, bucket: RemotePath, tmp_path: Path, s3_proxy: Proxy) -> None:
         cameras = {"observation.images.front": "video", "observation.images.wrist": "image"}
         lerobot_dataset(tmp_path / "le", [FRAMES] * EPISODES, cameras=cameras)
         source = upload(tmp_path / "le", bucket / "le")
@@ -125,7 +127,11 @@ class TestCombinations:
 
 class TestOtherCommands:
     def test_they_take_what_is_in_s3(
-        self, source: S3Path, bucket: S3Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+        self,
+        source: RemotePath,
+        bucket: RemotePath,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
         output, page = bucket / "out", tmp_path / "page.html"
         assert preprocess(source, output) == 0
@@ -145,7 +151,7 @@ class TestOtherCommands:
         assert b"<html" in page.read_bytes()[:200]
         assert json.loads(merged.read_text())
 
-    def test_damage_in_s3_is_found(self, raw: Path, bucket: S3Path) -> None:
+    def test_damage_in_s3_is_found(self, raw: Path, bucket: RemotePath) -> None:
         output = bucket / "out"
         assert preprocess(raw, output) == 0
         shard = output / "shards/shard_000000.tar"
@@ -159,9 +165,9 @@ class TestOtherCommands:
 class TestRefusals:
     @pytest.mark.parametrize("which", ["source", "output"])
     def test_missing_bucket(
-        self, raw: Path, bucket: S3Path, which: str, capfd: pytest.CaptureFixture[str]
+        self, raw: Path, bucket: RemotePath, which: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        missing = S3Path("s3://no-such-bucket-here/x")
+        missing = RemotePath("s3://no-such-bucket-here/x")
 
         pair = (missing, bucket / "out") if which == "source" else (raw, missing)
         assert preprocess(*pair) == 5
@@ -171,7 +177,7 @@ class TestRefusals:
     def test_forbidden(
         self,
         raw: Path,
-        bucket: S3Path,
+        bucket: RemotePath,
         which: str,
         s3_proxy: Proxy,
         capfd: pytest.CaptureFixture[str],
@@ -185,10 +191,12 @@ class TestRefusals:
     def test_no_credentials(
         self,
         raw: Path,
-        bucket: S3Path,
+        bucket: RemotePath,
+        s3_proxy: Proxy,
         monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
+        s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
         wanted = without_credentials(os.environ)
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
@@ -199,7 +207,7 @@ class TestRefusals:
         two_lines(capfd, "AWS_ACCESS_KEY_ID")
 
     def test_output_that_another_run_is_writing(
-        self, raw: Path, bucket: S3Path, capfd: pytest.CaptureFixture[str]
+        self, raw: Path, bucket: RemotePath, capfd: pytest.CaptureFixture[str]
     ) -> None:
         with output_lock(bucket / "out", "vlatool preprocess spartan"):
             assert preprocess(raw, bucket / "out") == 2
@@ -207,7 +215,7 @@ class TestRefusals:
         two_lines(capfd, "vlatool preprocess spartan")
         assert preprocess(raw, bucket / "out") == 0
 
-    def test_other_options_on_the_same_output(self, raw: Path, bucket: S3Path) -> None:
+    def test_other_options_on_the_same_output(self, raw: Path, bucket: RemotePath) -> None:
         assert preprocess(raw, bucket / "out") == 0
         assert preprocess(raw, bucket / "out", "--seed", 1) == 2
         assert preprocess(raw, bucket / "out", "--seed", 1, "--overwrite") == 0
@@ -217,7 +225,7 @@ class TestEconomy:
     """Figures are those measured, with slack."""
 
     @pytest.fixture
-    def wide(self, bucket: S3Path, tmp_path: Path) -> S3Path:
+    def wide(self, bucket: RemotePath, tmp_path: Path) -> RemotePath:
         """Episodes of six cameras with depth and labels, too large for a range each."""
         local = spartan_task(
             tmp_path / "wide",
@@ -230,7 +238,7 @@ class TestEconomy:
         return upload(local, bucket / "wide")
 
     def test_only_wanted_cameras_are_fetched(
-        self, wide: S3Path, bucket: S3Path, s3_proxy: Proxy
+        self, wide: RemotePath, bucket: RemotePath, s3_proxy: Proxy
     ) -> None:
         observations = next(wide.rglob("episode_1/processed/observations.npz"))
         s3_proxy.faults.clear()
@@ -243,7 +251,7 @@ class TestEconomy:
         assert len(about(s3_proxy, "episode_1", without="/out/episodes/")) <= 26  # 19 measured
 
     def test_shards_take_one_request_for_each_sample_and_no_spare_bytes(
-        self, raw: Path, bucket: S3Path, s3_proxy: Proxy
+        self, raw: Path, bucket: RemotePath, s3_proxy: Proxy
     ) -> None:
         assert preprocess(raw, bucket / "out") == 0
 
@@ -253,7 +261,7 @@ class TestEconomy:
         assert sent(read) <= shards
 
     def test_finding_episodes_takes_no_request_for_each(
-        self, bucket: S3Path, s3_proxy: Proxy
+        self, bucket: RemotePath, s3_proxy: Proxy
     ) -> None:
         for number in range(40):
             write_text(bucket / f"many/a/b/episode_{number}/processed/metadata.yaml", "x")
@@ -263,7 +271,7 @@ class TestEconomy:
         assert len(s3_proxy.faults.requests) <= 4
 
     def test_worker_has_one_client_for_all_its_episodes(
-        self, source: S3Path, bucket: S3Path
+        self, source: RemotePath, bucket: RemotePath
     ) -> None:
         tree = {"format": "spartan", "sources": [str(source)], "output": str(bucket / "out")}
         job = PreprocessJob(PreprocessConfig.specialise(tree).model_validate(tree))
@@ -285,7 +293,7 @@ class _Counted:
 
     def __call__(self, ref: EpisodeRef) -> tuple[int, int]:
         assert self.task(ref).bytes
-        return os.getpid(), id(requests.client())
+        return os.getpid(), id(remote_at(ref.path.address.place))
 
 
 def settings(folder: Path) -> list[object]:

@@ -14,8 +14,8 @@ import pytest
 from tests.builders.s3_runs import command, digests, finished, preprocess, upload
 from tests.builders.s3_server import Faults, Proxy
 from tests.builders.spartan import spartan_task
+from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
-from vlatool.storage.s3_path import S3Path
 
 EPISODES, FRAMES = 3, 12
 KILLS = 6
@@ -37,12 +37,12 @@ def expected(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 @pytest.fixture
-def bucket(s3_bucket: str) -> S3Path:
-    return S3Path(f"s3://{s3_bucket}")
+def bucket(s3_bucket: str) -> RemotePath:
+    return RemotePath(f"s3://{s3_bucket}")
 
 
 @pytest.fixture
-def source(raw: Path, bucket: S3Path) -> S3Path:
+def source(raw: Path, bucket: RemotePath) -> RemotePath:
     """The raw episodes in S3."""
     return upload(raw, bucket / "raw")
 
@@ -71,8 +71,8 @@ def loses_answers(faults: Faults) -> None:
     "misbehave", [every_seventh_fails, is_busy, cuts_bodies, is_slow, loses_answers]
 )
 def test_troubles_that_pass_change_nothing(
-    source: S3Path,
-    bucket: S3Path,
+    source: RemotePath,
+    bucket: RemotePath,
     s3_proxy: Proxy,
     expected: dict[str, str],
     misbehave: Callable[[Faults], None],
@@ -87,7 +87,7 @@ def test_troubles_that_pass_change_nothing(
 
 @pytest.mark.parametrize("answered", [35, pytest.param(75, marks=pytest.mark.slow)])
 def test_outage_longer_than_the_patience_ends_the_run_and_the_next_goes_on(
-    source: S3Path, bucket: S3Path, s3_proxy: Proxy, expected: dict[str, str], answered: int
+    source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str], answered: int
 ) -> None:
     s3_proxy.faults.clear()
     s3_proxy.faults.down_after = answered
@@ -110,7 +110,7 @@ def test_outage_longer_than_the_patience_ends_the_run_and_the_next_goes_on(
 
 
 def test_killed_run_is_known_to_be_dead_and_what_it_did_is_kept(
-    source: S3Path, bucket: S3Path, s3_proxy: Proxy, expected: dict[str, str]
+    source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
 ) -> None:
     s3_proxy.faults.delay_s = 0.02
     run = command(source, bucket / "out")
@@ -133,7 +133,7 @@ def test_killed_run_is_known_to_be_dead_and_what_it_did_is_kept(
 
 @pytest.mark.slow
 def test_run_killed_again_and_again_ends_with_the_same_bytes(
-    source: S3Path, bucket: S3Path, s3_proxy: Proxy, expected: dict[str, str]
+    source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
 ) -> None:
     rng = random.Random(os.environ.get("VLATOOL_KILL_SEED", "3"))
     s3_proxy.faults.delay_s = 0.02
@@ -154,7 +154,7 @@ def test_run_killed_again_and_again_ends_with_the_same_bytes(
 
 
 def test_outage_of_a_minute_is_outlasted(
-    source: S3Path, bucket: S3Path, s3_proxy: Proxy, expected: dict[str, str]
+    source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
 ) -> None:
     faults = s3_proxy.faults
     faults.clear()

@@ -33,8 +33,8 @@ from vlatool.storage.atomic import (
     write_text,
 )
 from vlatool.storage.parts import Part, open_from_end, open_part, read_part, read_parts
-from vlatool.storage.s3_lock import s3_lock
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote_lock import remote_lock
+from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import file_names, files_below, walk
 from vlatool.storage.uri import location
 
@@ -42,14 +42,14 @@ MIB = 1024 * 1024
 BIG = np.random.default_rng(0).bytes(12 * MIB)
 
 
-def sizes(path: S3Path) -> list[tuple[str, int]]:
+def sizes(path: RemotePath) -> list[tuple[str, int]]:
     return [(file.name, file.bytes) for file in files_below(path)]
 
 
 @pytest.fixture
-def root(s3_bucket: str) -> S3Path:
+def root(s3_bucket: str) -> RemotePath:
     """A folder in an empty bucket."""
-    return S3Path(f"s3://{s3_bucket}/data")
+    return RemotePath(f"s3://{s3_bucket}/data")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def fill_and_fail(path: Path, error: Exception) -> None:
 
 
 class TestReading:
-    def test_whole_object(self, root: S3Path) -> None:
+    def test_whole_object(self, root: RemotePath) -> None:
         write_bytes(root / "file", BIG)
 
         assert (root / "file").read_bytes() == BIG
@@ -83,7 +83,7 @@ class TestReading:
         assert abs((root / "file").stat().st_mtime - time.time()) < 60
 
     @pytest.mark.parametrize("content", [b"", b"x"])
-    def test_small_object(self, root: S3Path, content: bytes) -> None:
+    def test_small_object(self, root: RemotePath, content: bytes) -> None:
         write_bytes(root / "file", content)
 
         assert (root / "file").read_bytes() == content
@@ -91,14 +91,14 @@ class TestReading:
             assert file.read() == content
             assert file.read(1) == b""
 
-    def test_text(self, root: S3Path) -> None:
+    def test_text(self, root: RemotePath) -> None:
         write_text(root / "file", "\u00e4\nb\n")
 
         with (root / "file").open() as file:
             assert list(file) == ["\u00e4\n", "b\n"]
         assert (root / "file").read_text(encoding="utf-8") == "\u00e4\nb\n"
 
-    def test_sequential_reading_takes_few_requests(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_sequential_reading_takes_few_requests(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         s3_proxy.faults.clear()
 
@@ -108,7 +108,7 @@ class TestReading:
         assert b"".join(pieces) == BIG
         assert len(s3_proxy.faults.requests) <= 10
 
-    def test_any_position_can_be_read(self, root: S3Path) -> None:
+    def test_any_position_can_be_read(self, root: RemotePath) -> None:
         write_bytes(root / "file", BIG)
         random = np.random.default_rng(1)
 
@@ -122,7 +122,7 @@ class TestReading:
             assert file.read() == BIG[3 * MIB :]
 
     def test_one_member_of_a_large_zip_does_not_cost_the_archive(
-        self, root: S3Path, s3_proxy: Proxy
+        self, root: RemotePath, s3_proxy: Proxy
     ) -> None:
         with open_atomic(root / "file.zip") as file, zipfile.ZipFile(file, "w") as archive:
             for number in range(12):
@@ -138,7 +138,7 @@ class TestReading:
 
         assert sum(request.sent for request in s3_proxy.faults.requests) < MIB
 
-    def test_tar_and_parquet_files(self, root: S3Path, tmp_path: Path) -> None:
+    def test_tar_and_parquet_files(self, root: RemotePath, tmp_path: Path) -> None:
         (tmp_path / "big").write_bytes(BIG)
         with open_atomic(root / "file.tar") as file, tarfile.open(fileobj=file, mode="w") as tar:
             tar.add(tmp_path / "big", "a")
@@ -155,7 +155,7 @@ class TestReading:
         with (root / "file.parquet").open("rb") as source:
             assert pq.ParquetFile(source).read(["y"]).equals(table.select(["y"]))
 
-    def test_parts_take_one_request_each(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_parts_take_one_request_each(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         spans = [(5, 10), (len(BIG) - 3, len(BIG) + 9), (MIB, 2 * MIB), (len(BIG) + 1, 2**40)]
         s3_proxy.faults.clear()
@@ -168,7 +168,7 @@ class TestReading:
         with pytest.raises(FileNotFoundError):
             read_part(Part(root / "missing", 0, 1))
 
-    def test_nothing_behind_a_part_is_fetched(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_nothing_behind_a_part_is_fetched(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         s3_proxy.faults.clear()
 
@@ -179,7 +179,7 @@ class TestReading:
 
     @pytest.mark.parametrize("size", [0, 1, 300_000])
     def test_file_of_which_the_end_is_read_first(
-        self, root: S3Path, s3_proxy: Proxy, size: int
+        self, root: RemotePath, s3_proxy: Proxy, size: int
     ) -> None:
         write_bytes(root / "file", BIG[:size])
         s3_proxy.faults.clear()
@@ -193,19 +193,19 @@ class TestReading:
             file.seek(0)
             assert file.read() == BIG[:size]
 
-    def test_file_that_changes_while_it_is_read_is_an_error(self, root: S3Path) -> None:
+    def test_file_that_changes_while_it_is_read_is_an_error(self, root: RemotePath) -> None:
         write_bytes(root / "file", BIG)
 
         with (root / "file").open("rb") as file:
             file.read(10)
             write_bytes(root / "file", BIG[::-1])
-            with pytest.raises(DataError) as caught:
+            with pytest.raises(StorageError) as caught:
                 file.read()
 
-        assert caught.value.code == "data.changed"
+        assert caught.value.code == "storage.changed"
 
     @pytest.mark.parametrize("method", ["read_bytes", "read_text", "open", "stat"])
-    def test_missing_file_is_missing(self, root: S3Path, method: str) -> None:
+    def test_missing_file_is_missing(self, root: RemotePath, method: str) -> None:
         path = root / "missing"
 
         assert [path.exists(), path.is_file(), path.is_dir()] == [False] * 3
@@ -216,12 +216,12 @@ class TestReading:
 
 class TestListing:
     @pytest.fixture(autouse=True)
-    def files(self, root: S3Path) -> None:
+    def files(self, root: RemotePath) -> None:
         for name in ("a.tar", "b/c.tar", "b/d/e.json", "b/d/.f.7.partial", "g/meta/info.json"):
             write_text(root / name, name)
         write_text(root.parent / "data2/x", "a neighbour whose name begins alike")
 
-    def test_folders_and_files_are_told_apart(self, root: S3Path) -> None:
+    def test_folders_and_files_are_told_apart(self, root: RemotePath) -> None:
         found = {path.name: path.is_dir() for path in root.iterdir()}
 
         assert found == {"a.tar": False, "b": True, "g": True}
@@ -229,7 +229,7 @@ class TestListing:
         assert not (root / "b").is_file()
         assert (root / "a.tar").is_file()
 
-    def test_missing_folder_cannot_be_listed(self, root: S3Path) -> None:
+    def test_missing_folder_cannot_be_listed(self, root: RemotePath) -> None:
         with pytest.raises(FileNotFoundError):
             list((root / "missing").iterdir())
         assert list((root / "missing").rglob("*")) == []
@@ -248,7 +248,7 @@ class TestListing:
         ],
     )
     def test_glob_finds_what_pathlib_would(
-        self, root: S3Path, tmp_path: Path, pattern: str, expected: list[str]
+        self, root: RemotePath, tmp_path: Path, pattern: str, expected: list[str]
     ) -> None:
         assert names(root.glob(pattern)) == expected
         for path in root.rglob("*"):
@@ -258,13 +258,13 @@ class TestListing:
                 copy.touch()
         assert names((tmp_path / "data").glob(pattern)) == expected
 
-    def test_rglob_finds_files_and_folders_at_any_depth(self, root: S3Path) -> None:
+    def test_rglob_finds_files_and_folders_at_any_depth(self, root: RemotePath) -> None:
         assert names(root.rglob(".*.partial")) == ["b/d/.f.7.partial"]
         assert names(root.rglob("d")) == ["b/d"]
         assert len(names(root.rglob("*"))) == 9
 
     def test_listing_tells_sizes_without_further_requests(
-        self, root: S3Path, s3_proxy: Proxy
+        self, root: RemotePath, s3_proxy: Proxy
     ) -> None:
         sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
 
@@ -272,10 +272,10 @@ class TestListing:
         assert len(s3_proxy.faults.requests) == 2
 
     def test_walk_takes_one_request_and_passes_by_what_no_path_names(
-        self, root: S3Path, s3: S3Server, s3_proxy: Proxy
+        self, root: RemotePath, s3: S3Server, s3_proxy: Proxy
     ) -> None:
         for key in ("data//x", "data/b//y", "data/empty/"):
-            s3.client().put_object(Bucket=root.address.bucket, Key=key, Body=b"")
+            s3.client().put_object(Bucket=root.address.place[5:], Key=key, Body=b"")
 
         found = {folder.name: (sorted(folders), files) for folder, folders, files in walk(root)}
 
@@ -289,7 +289,7 @@ class TestListing:
         }
         assert len(s3_proxy.faults.requests) == 1
 
-    def test_sizes_of_files_and_folders(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_sizes_of_files_and_folders(self, root: RemotePath, s3_proxy: Proxy) -> None:
         assert sizes(root / "b") == [
             ("c.tar", 7),
             ("d/.f.7.partial", 16),
@@ -301,7 +301,7 @@ class TestListing:
         assert file_names(root / "b") == {"c.tar"}
         assert file_names(root / "missing") == frozenset()
 
-    def test_walk_keeps_out_of_folders_that_are_taken_off_the_list(self, root: S3Path) -> None:
+    def test_walk_keeps_out_of_folders_that_are_taken_off_the_list(self, root: RemotePath) -> None:
         visited: list[str] = []
         for folder, folders, files in walk(root):
             visited += [f"{folder.name}:{name}" for name in files]
@@ -311,9 +311,9 @@ class TestListing:
         assert visited == ["data:a.tar", "b:c.tar", "meta:info.json"]
 
     def test_listing_of_several_pages_is_complete_or_an_error(
-        self, root: S3Path, s3: S3Server, s3_proxy: Proxy, impatient: None
+        self, root: RemotePath, s3: S3Server, s3_proxy: Proxy, impatient: None
     ) -> None:
-        client, bucket = s3.client(), root.address.bucket
+        client, bucket = s3.client(), root.address.place[5:]
 
         def put(number: int) -> None:
             client.put_object(Bucket=bucket, Key=f"data/many/{number:04d}", Body=b"x")
@@ -331,14 +331,14 @@ class TestListing:
         remove_tree(root / "many")
         assert not (root / "many").exists()
 
-    def test_removing_a_tree_spares_neighbours(self, root: S3Path) -> None:
+    def test_removing_a_tree_spares_neighbours(self, root: RemotePath) -> None:
         remove_tree(root)
         remove_tree(root)
 
         assert not root.exists()
         assert (root.parent / "data2/x").exists()
 
-    def test_removing_files(self, root: S3Path) -> None:
+    def test_removing_files(self, root: RemotePath) -> None:
         remove_file(root / "a.tar")
         remove_file(root / "a.tar")
 
@@ -349,7 +349,7 @@ class TestListing:
 
 
 class TestWriting:
-    def test_large_object_appears_only_when_the_block_ends(self, root: S3Path) -> None:
+    def test_large_object_appears_only_when_the_block_ends(self, root: RemotePath) -> None:
         with open_atomic(root / "file") as file:
             for start in range(0, len(BIG), 50_000):
                 file.write(BIG[start : start + 50_000])
@@ -357,16 +357,18 @@ class TestWriting:
 
         assert (root / "file").read_bytes() == BIG
 
-    def test_error_inside_the_block_leaves_nothing_behind(self, root: S3Path, s3: S3Server) -> None:
+    def test_error_inside_the_block_leaves_nothing_behind(
+        self, root: RemotePath, s3: S3Server
+    ) -> None:
         with pytest.raises(FileNotFoundError):
             write_and_fail(root / "file", FileNotFoundError("an input"))
 
-        bucket = root.parts[1]
+        bucket = root.address.place[5:]
         assert not (root / "file").exists()
         assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=bucket)
 
-    def test_parts_of_a_killed_run_are_removed(self, root: S3Path, s3: S3Server) -> None:
-        client, bucket = s3.client(), root.parts[1]
+    def test_parts_of_a_killed_run_are_removed(self, root: RemotePath, s3: S3Server) -> None:
+        client, bucket = s3.client(), root.address.place[5:]
         for key in ("data/a", "data/b/c", "data2"):
             client.create_multipart_upload(Bucket=bucket, Key=key)
 
@@ -376,7 +378,7 @@ class TestWriting:
         assert [upload["Key"] for upload in left] == ["data2"]
 
     def test_server_that_does_not_list_uploads_is_no_reason_to_stop(
-        self, root: S3Path, s3_proxy: Proxy, caplog: pytest.LogCaptureFixture
+        self, root: RemotePath, s3_proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
         s3_proxy.faults.status, s3_proxy.faults.fail_next = 403, 1
 
@@ -384,14 +386,14 @@ class TestWriting:
 
         assert "unfinished uploads" in caplog.text
 
-    def test_json(self, root: S3Path) -> None:
+    def test_json(self, root: RemotePath) -> None:
         write_json(root / "file.json", {"a": 1}, indent=None)
 
         assert (root / "file.json").read_text() == '{"a": 1}\n'
         with pytest.raises(ValueError, match="JSON"):
             write_json(root / "file.json", float("nan"))
 
-    def test_folder_is_replaced_and_appears_at_the_end(self, root: S3Path) -> None:
+    def test_folder_is_replaced_and_appears_at_the_end(self, root: RemotePath) -> None:
         write_text(root / "out/old", "x")
 
         with atomic_folder(root / "out") as folder:
@@ -403,7 +405,7 @@ class TestWriting:
         assert names((root / "out").rglob("*")) == ["out/below", "out/below/big", "out/marker"]
         assert (root / "out/below/big").read_bytes() == BIG
 
-    def test_error_inside_a_folder_block_keeps_the_earlier_folder(self, root: S3Path) -> None:
+    def test_error_inside_a_folder_block_keeps_the_earlier_folder(self, root: RemotePath) -> None:
         write_text(root / "out/old", "x")
 
         with pytest.raises(DataError):
@@ -413,7 +415,7 @@ class TestWriting:
 
 
 class TestFaults:
-    def test_every_third_request_fails(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_every_third_request_fails(self, root: RemotePath, s3_proxy: Proxy) -> None:
         s3_proxy.faults.fail_every = 3
 
         write_bytes(root / "file", BIG)
@@ -424,7 +426,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_busy_server_is_given_the_time_it_asks_for(
-        self, root: S3Path, s3_proxy: Proxy, status: int
+        self, root: RemotePath, s3_proxy: Proxy, status: int
     ) -> None:
         faults = s3_proxy.faults
         faults.status, faults.retry_after_s, faults.fail_next = status, 1, 2
@@ -435,7 +437,7 @@ class TestFaults:
         assert time.monotonic() - started >= 1
         assert (root / "file").read_bytes() == b"x"
 
-    def test_cut_bodies_go_on_at_the_byte_reached(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_cut_bodies_go_on_at_the_byte_reached(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         s3_proxy.faults.clear()
         s3_proxy.faults.cut_after = MIB
@@ -445,14 +447,14 @@ class TestFaults:
         with (root / "file").open("rb") as file:
             assert file.read() == BIG
 
-    def test_slow_server(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_slow_server(self, root: RemotePath, s3_proxy: Proxy) -> None:
         s3_proxy.faults.delay_s = 0.2
 
         write_bytes(root / "file", BIG)
 
         assert (root / "file").read_bytes() == BIG
 
-    def test_outage_of_seconds_is_outlasted(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_outage_of_seconds_is_outlasted(self, root: RemotePath, s3_proxy: Proxy) -> None:
         s3_proxy.faults.down_for(2)
 
         write_bytes(root / "file", BIG)
@@ -460,7 +462,7 @@ class TestFaults:
         assert (root / "file").read_bytes() == BIG
 
     def test_outage_longer_than_the_patience_is_told(
-        self, root: S3Path, s3_proxy: Proxy, impatient: None
+        self, root: RemotePath, s3_proxy: Proxy, impatient: None
     ) -> None:
         s3_proxy.faults.down_for(60)
 
@@ -471,7 +473,7 @@ class TestFaults:
         assert str(root / "file") in caught.value.message
 
     def test_lost_answer_to_the_last_request_of_an_upload(
-        self, root: S3Path, s3_proxy: Proxy
+        self, root: RemotePath, s3_proxy: Proxy
     ) -> None:
         with open_atomic(root / "file") as file:
             file.write(BIG)
@@ -487,7 +489,7 @@ class TestFaults:
                 act()
             assert caught.value.code == "storage.no_bucket"
 
-    def test_refused_access_is_told_at_once(self, root: S3Path, s3_proxy: Proxy) -> None:
+    def test_refused_access_is_told_at_once(self, root: RemotePath, s3_proxy: Proxy) -> None:
         s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
 
         with pytest.raises(StorageError) as caught:
@@ -496,24 +498,40 @@ class TestFaults:
         assert caught.value.code == "storage.forbidden"
         assert len(s3_proxy.faults.requests) == 1
 
-    def test_missing_credentials_are_told_at_once(
-        self, root: S3Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.fixture
+    def anonymous(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There are no credentials."""
         wanted = without_credentials(os.environ)
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
         for name, value in wanted.items():
             monkeypatch.setenv(name, value)
 
+    def test_missing_credentials_are_told_at_once(
+        self, root: RemotePath, s3_proxy: Proxy, anonymous: None
+    ) -> None:
+        s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
+
         with pytest.raises(EnvironmentProblem) as caught:
             (root / "file").read_bytes()
 
         assert (caught.value.code, caught.value.exit_code) == ("environment.no_credentials", 6)
         assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+        assert len(s3_proxy.faults.requests) == 1
+
+    def test_public_bucket_is_read_without_credentials(
+        self, root: RemotePath, s3: S3Server, anonymous: None
+    ) -> None:
+        public = {"Bucket": root.address.place[5:], "ACL": "public-read"}
+        s3.client().put_bucket_acl(**public)
+        s3.client().put_object(**public, Key="data/file", Body=b"x")
+
+        assert (root / "file").read_bytes() == b"x"
+        assert [path.name for path in root.iterdir()] == ["file"]
 
 
 class TestLock:
-    def test_second_run_is_refused_and_told_of_the_first(self, root: S3Path) -> None:
+    def test_second_run_is_refused_and_told_of_the_first(self, root: RemotePath) -> None:
         with output_lock(root, "vlatool first"):
             with pytest.raises(UsageError) as caught, output_lock(root, "vlatool second"):
                 pytest.fail("both hold the folder")
@@ -524,7 +542,7 @@ class TestLock:
         assert str(root) in caught.value.message
         assert os.uname().nodename not in content
 
-    def test_lock_is_free_afterwards_and_after_an_error(self, root: S3Path) -> None:
+    def test_lock_is_free_afterwards_and_after_an_error(self, root: RemotePath) -> None:
         with pytest.raises(DataError), output_lock(root, "first"):
             raise DataError("broken")
         with output_lock(root, "second"):
@@ -532,13 +550,13 @@ class TestLock:
 
         assert not (root / ".vlatool/lock").exists()
 
-    def test_only_one_of_many_gets_it(self, root: S3Path) -> None:
+    def test_only_one_of_many_gets_it(self, root: RemotePath) -> None:
         lock, gate, held = root / "lock", threading.Barrier(4), threading.Semaphore(0)
 
         def run(number: int) -> bool:
             gate.wait()
             try:
-                with s3_lock(lock, f"run {number}"):
+                with remote_lock(lock, f"run {number}"):
                     held.acquire(timeout=1)
                     return True
             except UsageError:
@@ -547,40 +565,40 @@ class TestLock:
         with ThreadPoolExecutor(4) as pool:
             assert sum(pool.map(run, range(4))) == 1
 
-    def test_lock_that_is_renewed_never_gets_stale(self, root: S3Path) -> None:
-        with s3_lock(root, "first", renewed_every_s=0.3):
+    def test_lock_that_is_renewed_never_gets_stale(self, root: RemotePath) -> None:
+        with remote_lock(root, "first", renewed_every_s=0.3):
             time.sleep(2.1)  # longer than a lock holds that is not renewed
-            with pytest.raises(UsageError), s3_lock(root, "x", stale_after_s=1):
+            with pytest.raises(UsageError), remote_lock(root, "x", stale_after_s=1):
                 pytest.fail("a live lock was taken over")
 
-    def test_lock_of_a_run_that_was_killed_here_holds_nothing(self, root: S3Path) -> None:
+    def test_lock_of_a_run_that_was_killed_here_holds_nothing(self, root: RemotePath) -> None:
         with subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"
-            with pytest.raises(UsageError), s3_lock(root, "x"):
+            with pytest.raises(UsageError), remote_lock(root, "x"):
                 pytest.fail("a live lock was taken over")
             process.kill()
 
-        with s3_lock(root, "second"):
+        with remote_lock(root, "second"):
             assert "second" in root.read_text()
 
     def test_lock_of_a_run_that_was_killed_elsewhere_holds_until_it_is_stale(
-        self, root: S3Path
+        self, root: RemotePath
     ) -> None:
         holder = {"owner": "x", "command": "first", "started": "now"}
         elsewhere = {"machine": "another", "pid": 1, "process_started": "1"}
         write_json(root, {**holder, **elsewhere})
 
-        with pytest.raises(UsageError), s3_lock(root, "second"):
+        with pytest.raises(UsageError), remote_lock(root, "second"):
             pytest.fail("nobody knows whether that run is dead")
         time.sleep(2.1)
-        with s3_lock(root, "second", stale_after_s=1):
+        with remote_lock(root, "second", stale_after_s=1):
             assert "second" in root.read_text()
 
     def test_lost_answers_do_not_lock_a_run_out_of_its_own_output(
-        self, root: S3Path, s3_proxy: Proxy
+        self, root: RemotePath, s3_proxy: Proxy
     ) -> None:
         s3_proxy.faults.only, s3_proxy.faults.lose_answers = ("PUT",), 2
 
@@ -589,9 +607,9 @@ class TestLock:
 
         assert not (root / ".vlatool/lock").exists()
 
-    def test_run_whose_lock_was_taken_over_fails_in_the_end(self, root: S3Path) -> None:
+    def test_run_whose_lock_was_taken_over_fails_in_the_end(self, root: RemotePath) -> None:
         def held() -> None:
-            with s3_lock(root, "first", renewed_every_s=0.1):
+            with remote_lock(root, "first", renewed_every_s=0.1):
                 write_bytes(root, b"{}")
                 time.sleep(0.6)
 
@@ -605,9 +623,9 @@ class TestLock:
 HOLDER = """
 import sys, time
 from vlatool.storage.parts import Part, open_from_end, open_part, read_part, read_parts
-from vlatool.storage.s3_lock import s3_lock
+from vlatool.storage.remote_lock import remote_lock
 from vlatool.storage.uri import location
-with s3_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):
+with remote_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -615,9 +633,10 @@ with s3_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):
 
 FORKED = """
 import os, sys
-from vlatool.storage.s3 import client
+from vlatool.storage.remote import remote_at
 from vlatool.storage.uri import location
 path = location(sys.argv[1])
+client = lambda: remote_at(path.address.place)
 ours = client()
 assert path.read_bytes() == b"x"
 child = os.fork()
@@ -629,7 +648,7 @@ sys.exit(status != 0 or client() is not ours)
 
 
 class TestProcesses:
-    def test_each_process_has_one_client(self, root: S3Path) -> None:
+    def test_each_process_has_one_client(self, root: RemotePath) -> None:
         write_bytes(root / "file", b"x")
 
         # In a process of its own: one with as many threads as this one must not be forked.
@@ -648,7 +667,7 @@ class TestProcesses:
 
 
 class TestReaders:
-    def test_config_file_and_what_it_includes(self, root: S3Path, tmp_path: Path) -> None:
+    def test_config_file_and_what_it_includes(self, root: RemotePath, tmp_path: Path) -> None:
         write_text(root / "run.yaml", "<<: !include parts/base.yaml\nb: 2\n")
         write_text(root / "parts/base.yaml", "<<: !include ../format.yaml\nc: 3\n")
         write_text(root / "format.yaml", "a: 1\n")
@@ -662,7 +681,7 @@ class TestReaders:
                 "c": f"{root}/parts/base.yaml:2",
             }
 
-    def test_file_that_includes_itself(self, root: S3Path) -> None:
+    def test_file_that_includes_itself(self, root: RemotePath) -> None:
         write_text(root / "a.yaml", "!include b/../a.yaml\n")
 
         with pytest.raises(ConfigError) as caught:
@@ -670,7 +689,7 @@ class TestReaders:
 
         assert caught.value.code == "config.include_cycle"
 
-    def test_preset_given_as_a_location(self, root: S3Path) -> None:
+    def test_preset_given_as_a_location(self, root: RemotePath) -> None:
         write_text(root / "run.yaml", "a: 1\n")
 
         assert preset_path(str(root / "run.yaml")) == root / "run.yaml"
@@ -678,13 +697,13 @@ class TestReaders:
             preset_path(str(root / "missing.yaml"))
         assert caught.value.code == "usage.unknown_preset"
 
-    def test_missing_config_file(self, root: S3Path) -> None:
+    def test_missing_config_file(self, root: RemotePath) -> None:
         with pytest.raises(ConfigError) as caught:
             read_file(str(root / "missing.yaml"))
 
         assert caught.value.code == "config.missing_file"
 
-    def test_language_annotations(self, root: S3Path) -> None:
+    def test_language_annotations(self, root: RemotePath) -> None:
         write_text(root / "a.yaml", "language_dict: {Task: {original: [do it]}}\n")
 
         loaded = language_annotations(str(root / "a.yaml"))

@@ -10,7 +10,7 @@ from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote_path import RemotePath
 
 FIRST, SECOND = CAMERAS
 
@@ -26,7 +26,7 @@ def about(proxy: Proxy, episode: str) -> int:
 def test_a_further_spartan_episode_takes_one_request(
     tmp_path: Path, s3_bucket: str, s3_proxy: Proxy
 ) -> None:
-    there = upload(spartan_task(tmp_path / "raw", 3, 6), S3Path(f"s3://{s3_bucket}/raw"))
+    there = upload(spartan_task(tmp_path / "raw", 3, 6), RemotePath(f"s3://{s3_bucket}/raw"))
     reader = SpartanReader(SpartanConfig())
     refs = list(reader.discover([there]))
     s3_proxy.faults.clear()
@@ -44,7 +44,7 @@ def test_a_camera_that_a_later_spartan_episode_names_is_found(
     tmp_path: Path, s3_bucket: str
 ) -> None:
     raw = spartan_task(tmp_path / "raw", 2, 6, changes={0: name_one_camera})
-    there = upload(raw, S3Path(f"s3://{s3_bucket}/raw"))
+    there = upload(raw, RemotePath(f"s3://{s3_bucket}/raw"))
     reader = SpartanReader(SpartanConfig())
     assert list(reader.survey(list(reader.discover([there]))).cameras) == list(CAMERAS.values())
 
@@ -53,7 +53,7 @@ def test_further_lerobot_episodes_take_no_request(
     tmp_path: Path, s3_bucket: str, s3_proxy: Proxy
 ) -> None:
     root = lerobot_dataset(tmp_path / "pick", [3, 4, 5])
-    there = upload(root, S3Path(f"s3://{s3_bucket}/pick"))
+    there = upload(root, RemotePath(f"s3://{s3_bucket}/pick"))
     reader = LeRobotReader(LeRobotConfig())
     refs = list(reader.discover([there]))
     s3_proxy.faults.clear()

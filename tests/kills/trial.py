@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.kills.commands import Command, Place, make_inputs
 from vlatool.storage.atomic import remove_tree
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.steps import VARIABLE
 
 Case = tuple[int, str]
@@ -61,7 +61,9 @@ class Bench:
     def trial(self, command: Command, choose: Callable[[Sequence[Case]], Sequence[Case]]) -> Trial:
         """Tries the cases that `choose` takes from all of a command."""
         trial = Trial(command)
-        out = S3Path(f"s3://{self._bucket}/out") if command.is_remote else self._root / "case/out"
+        out = (
+            RemotePath(f"s3://{self._bucket}/out") if command.is_remote else self._root / "case/out"
+        )
         self._place = Place(self._root / "inputs", out)
         note = self._root / "steps"
         note.unlink(missing_ok=True)

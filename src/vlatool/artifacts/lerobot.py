@@ -23,6 +23,15 @@ EPISODES_FILE = "meta/episodes.jsonl"
 TASKS_FILE = "meta/tasks.jsonl"
 STATS_FILE = "meta/stats.json"
 EPISODE_STATS_FILE = "meta/episodes_stats.jsonl"
+MODALITY_FILE = "meta/modality.json"
+META_FILES = (
+    EPISODES_FILE,
+    EPISODE_STATS_FILE,
+    INFO_FILE,
+    MODALITY_FILE,
+    STATS_FILE,
+    TASKS_FILE,
+)
 META_FILES = (STATS_FILE, EPISODE_STATS_FILE, TASKS_FILE, EPISODES_FILE, INFO_FILE)
 OWNED_FILES = (
     "data/chunk-*/episode_*.parquet",

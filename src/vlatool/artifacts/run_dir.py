@@ -19,7 +19,10 @@ from vlatool.artifacts.checkpoint import (
 )
 from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, remove_tree, write_json, write_text
+from vlatool.storage.cache import FileCache
 from vlatool.storage.documents import parse_json, read_json, read_yaml
+from vlatool.storage.tree import file_names
+from vlatool.storage.uri import can_list, is_remote
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -65,7 +68,13 @@ class RunDir:
         return sorted((step, folder) for step, folder in steps if step is not None)
 
     def checkpoint_folders(self) -> list[Path]:
-        """Folders of checkpoints, whole or not, by name; hidden ones are being written."""
+        """Folders of checkpoints, whole or not, by name; hidden ones are being written.
+
+        Where nothing can be listed, the one that latest.json names.
+        """
+        if not can_list(self.root):
+            named = str(self.read_latest().get("checkpoint", "")).rpartition("/")[2]
+            return [self.checkpoints_folder / named] if checkpoint_step(named) is not None else []
         found = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
         return sorted(one for one in found if one.is_dir() and not one.name.startswith("."))
 
@@ -207,6 +216,35 @@ def scan_metrics(path: Path) -> Iterator[dict[str, Any] | None]:
             except ValueError:
                 row = None
             yield row if isinstance(row, dict) else None
+
+
+def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, Path]:
+    """A run and one of its checkpoints on the local disk, where libraries can open them.
+
+    Copied is what a policy needs: what lies in the run folder but its metrics, and of the
+    checkpoint all but what training goes on from.
+
+    Raises:
+        DataError: A file is missing.
+        StorageError: The storage or the cache fails.
+    """
+    if not is_remote(run.root):
+        return run, checkpoint
+    small = [CONFIG, stats.NAME, provenance.CONFIG_NAME]
+    if can_list(run.root):
+        small = sorted(file_names(run.root) - {METRICS})
+    weights = [MANIFEST, *(name for name in CheckpointManifest.read(checkpoint).acting())]
+    folder = checkpoint.relative_to(run.root)
+    try:
+        copy = cache.local_copy(run.root, [*small, *(f"{folder}/{name}" for name in weights)])
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename}: is missing",
+            hint="copy the run again",
+            code="data.no_checkpoint",
+            details={"path": str(error.filename)},
+        ) from None
+    return RunDir(copy), copy / folder
 
 
 def find_checkpoint(location: Path) -> tuple[RunDir, Path]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from vlatool.cli.keys import TypedConfig
     from vlatool.config.base import ConfigModel
     from vlatool.config.resolve import Resolved
+
+# What no location may hold, though somebody types it.
+_USER, _QUERY = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"(https?://[^\s?#]*[?#])\S+")
 
 Schema = TypeVar("Schema", bound="ConfigModel")
 
@@ -198,6 +202,10 @@ def _no_log_file(path: str, error: OSError) -> UsageError:
     )
 
 
+def _without_secrets(word: str) -> str:
+    return _QUERY.sub(r"\1...", _USER.sub("...@", word))
+
+
 def _command_record() -> logging.LogRecord:
-    line = shlex.join(["vlatool", *sys.argv[1:]])
+    line = shlex.join(["vlatool", *map(_without_secrets, sys.argv[1:])])
     return logging.LogRecord("vlatool", logging.INFO, __file__, 0, line, None, None)

@@ -24,6 +24,7 @@ from vlatool.storage.documents import (
     not_yaml,
     read_document,
 )
+from vlatool.storage.uri import can_list
 
 MAX_VALUES = 100_000  # of one configuration, each alias and each include as large as it is
 MAX_FILES = 1_000  # that one configuration reads, a file as often as it is included
@@ -247,7 +248,8 @@ def _check_tag(node: yaml.Node, origin: str, *known: str) -> None:
 def _near_files(path: Path) -> str:
     """Files of the same folder, and presets, whose names are near that of one that is missing."""
     try:
-        files = [file for file in path.parent.iterdir() if file.suffix in _SUFFIXES]
+        there = path.parent.iterdir() if can_list(path) else ()
+        files = [file for file in there if file.suffix in _SUFFIXES]
     except OSError:
         return f"there is no folder {path.parent}"
     stems = {f"-c {file}": file.stem for file in sorted(files)}

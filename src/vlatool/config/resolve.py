@@ -25,6 +25,7 @@ from vlatool.config.tree import (
     to_value,
 )
 from vlatool.errors import UsageError
+from vlatool.storage.uri import refuse_credentials
 
 C = TypeVar("C", bound=ConfigModel)
 
@@ -72,7 +73,19 @@ def load_config(
     layers = [_spelled_out(layer, specialised, problems) for layer in layers]
     layers = [_sectioned(layer, specialised, problems) for layer in layers]
     merged = _combined(layers, specialised.exclusive, problems)
+    _refuse_credentials(merged)
     return _validate(specialised, merged, problems)
+
+
+def _refuse_credentials(node: Node) -> None:
+    """Refuses locations with a secret in them, before anything prints or records the tree."""
+    if isinstance(node.value, str):
+        for text in node.value.split(","):
+            refuse_credentials(text.strip())
+    elif isinstance(node.value, dict | list):
+        children = node.value.values() if isinstance(node.value, dict) else node.value
+        for child in children:
+            _refuse_credentials(child)
 
 
 def chosen_schema(

@@ -12,10 +12,10 @@ Weights = Literal["auto", "ema", "raw"]
 class OpenLoopConfig(ConfigModel):
     """Predicted against recorded action chunks."""
 
-    checkpoint: str = needed_field("", "Run folder or checkpoint.")
-    data: str = needed_field("", "Folder that `vlatool preprocess` wrote.")
+    checkpoint: str = needed_field("", "Run folder or checkpoint, of any scheme.")
+    data: str = needed_field("", "What `vlatool preprocess` wrote, of any scheme.")
     output: str | None = Field(
-        default=None, description="Folder for the results; null: in the run."
+        default=None, description="Folder for the results; null: in the run, if that is local."
     )
     weights: Weights = Field(
         default="auto", description="Averaged or raw weights; auto: averaged if any."
@@ -52,10 +52,10 @@ class ActionMap(ConfigModel):
 class RolloutConfig(ConfigModel):
     """A policy acting in a Gymnasium environment."""
 
-    checkpoint: str = needed_field("", "Run folder or checkpoint.")
+    checkpoint: str = needed_field("", "Run folder or checkpoint, of any scheme.")
     env: str = needed_field("", "Id of a Gymnasium environment.")
     output: str | None = Field(
-        default=None, description="Folder for the results; null: in the run."
+        default=None, description="Folder for the results; null: in the run, if that is local."
     )
     episodes: int = Field(default=50, ge=1, description="Episodes.")
     seed: int = Field(default=100_000, ge=0, description="Seed of the first episode's start.")

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlatool.artifacts.checkpoint import EMA, CheckpointManifest, part_weights
-from vlatool.artifacts.run_dir import RunDir, find_checkpoint
+from vlatool.artifacts.run_dir import RunDir, find_checkpoint, local_run
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import Weights
-from vlatool.storage.uri import local_path
+from vlatool.storage.cache import FileCache, default_cache_folder
+from vlatool.storage.uri import pinned
 from vlatool.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class TrainedPolicy:
 
     Attributes:
         policy: Acts.
-        run: Its run folder.
-        checkpoint: The checkpoint it came from.
+        run: Its run folder, of any scheme.
+        checkpoint: The checkpoint it came from, there.
         weights: `ema` or `raw`.
         config: The run's configuration.
         kept: What its kind of data kept: scales, frames per second.
@@ -58,9 +59,10 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
             hint="give a run folder of `vlatool train`",
             code="usage.missing_key",
         )
-    run, checkpoint = find_checkpoint(local_path(location))
+    origin = find_checkpoint(pinned(location))
+    run, checkpoint = local_run(*origin, FileCache(default_cache_folder()))
     manifest = CheckpointManifest.read(checkpoint)
-    manifest.check(checkpoint)
+    manifest.check(checkpoint, None if run is origin[0] else manifest.acting())
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
     kept = config.data_kind.kept(config.data, run.root)
@@ -81,7 +83,7 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
         raise DataError(
             f"{location}: the model type {model_type.name!r} is no policy", code="data.no_policy"
         )
-    return TrainedPolicy(policy, run, checkpoint, chosen, config, kept)
+    return TrainedPolicy(policy, *origin, chosen, config, kept)
 
 
 def _weights(checkpoint: Path, manifest: CheckpointManifest, wanted: Weights) -> str:

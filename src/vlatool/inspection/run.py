@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.checkpoint import MODEL, WeightsFacts, checkpoint_step, read_weights_header
+from vlatool.artifacts.checkpoint import (
+    MANIFEST,
+    MODEL,
+    CheckpointManifest,
+    WeightsFacts,
+    checkpoint_step,
+    read_weights_header,
+)
 from vlatool.artifacts.run_dir import RunDir, scan_metrics
 from vlatool.inspection.report import (
     Findings,
@@ -18,7 +25,8 @@ from vlatool.inspection.report import (
     table,
 )
 from vlatool.sources.order import natural_key
-from vlatool.storage.tree import size_text
+from vlatool.storage.tree import files_named, size_text
+from vlatool.storage.uri import can_list
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,10 @@ def inspect_run(location: Path) -> RunReport:
 
 def _checkpoint_facts(path: Path) -> CheckpointFacts:
     """What is in a checkpoint folder, by names and sizes."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if can_list(path):
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    else:
+        files = files_named(path, [MANIFEST, *sorted(CheckpointManifest.read(path).files)])
     return CheckpointFacts(
         name=path.name,
         step=checkpoint_step(path.name),

@@ -1,7 +1,7 @@
 """What the episodes of a raw source hold."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vlatool.inspection.report import number_text, pairs, pixels_text, table
 from vlatool.jobs.files import own_files
 from vlatool.sources.detection import FoundSource
 from vlatool.sources.order import select
-from vlatool.storage.tree import files_below, size_text
+from vlatool.storage.tree import files_below, files_below_each, size_text
 
 CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -151,8 +151,15 @@ def inspect_source(
             details={"failures": survey.broken},
         )
     # Without .vlatool/ and outputs that lie in the folder; a location may also be one file.
-    size = sum(file.bytes for file in own_files(location) or files_below(location))
+    listed = own_files(location) or files_below(location)
+    size = sum(file.bytes for file in listed) if listed else _named_bytes(refs)
     return survey.report(source.format, size)
+
+
+def _named_bytes(refs: Sequence[EpisodeRef]) -> int:
+    """Bytes of the files that episodes name, where nothing can be listed."""
+    paths = {path for ref in refs for path in (ref.path, *ref.files)}
+    return sum(file.bytes for files in files_below_each([*paths]) for file in files)
 
 
 def _whole(episode: Episode) -> Episode:

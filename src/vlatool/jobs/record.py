@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -24,12 +24,14 @@ from vlatool.storage.atomic import remove_tree
 from vlatool.storage.documents import DocumentError
 from vlatool.storage.lock import Lock, held_lock
 from vlatool.storage.sealed import read_sealed, write_sealed
-from vlatool.storage.uri import is_remote, location
+from vlatool.storage.uri import location, version_of
 
 # What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
 _JOURNAL = 2
 _LEVELS_UP = 2
 _SHOWN = 6
+# What was read, with the version that it had where its storage names versions.
+_VERSIONS = "versions"
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,7 @@ def _parsed(document: Mapping[str, Any]) -> OutputRecord:
 
 def parent_of(folder: Path) -> str:
     """Fingerprint of the output that a folder lies in; empty where it lies in none."""
-    place = folder if is_remote(folder) else folder.absolute()
-    for above in list(place.parents)[:_LEVELS_UP]:
+    for above in list(folder.absolute().parents)[:_LEVELS_UP]:
         record = read_record(above) if above.name else None
         if record is not None:
             return record.fingerprint
@@ -201,8 +202,10 @@ def known_output(
         if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):
             raise _stranger(folder, record, before)
         return None
-    if overwrite and (before.complete or differences):
+    moved = moved_versions(before.options, record.options)
+    if overwrite and (before.complete or differences or moved):
         return None
+    refuse_moved_versions(before.options, record.options)
     refuse_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
         changed = option_differences(before.inputs, inputs())
@@ -278,7 +281,7 @@ def _stranger(folder: Path, record: OutputRecord, before: OutputRecord | None) -
 
 
 def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
-    options = option_differences(before.options, now.options)
+    options = option_differences(*(without_versions(one.options) for one in (before, now)))
     if before.parent and now.parent and before.parent != now.parent:
         options.append("in another output, which was made anew since")
     if options or before.complete:
@@ -288,6 +291,43 @@ def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
         own = "whose journal had another form" if before.version == now.version else ""
         return [f"begun by {earlier} {own or f'(now {now.version})'}"]
     return []
+
+
+def versions_of(paths: Iterable[Path]) -> dict[str, Any]:
+    """What a record says of the versions that were read; nothing where storage names none."""
+    known = {
+        str(path).replace(f"@{version}", "", 1): version
+        for path in paths
+        if (version := version_of(path))
+    }
+    return {_VERSIONS: known} if known else {}
+
+
+def without_versions(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a record that say what is done, not with which version."""
+    return {key: value for key, value in options.items() if key != _VERSIONS}
+
+
+def moved_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Places of which a run read another version before."""
+    was, has = before.get(_VERSIONS) or {}, now.get(_VERSIONS) or {}
+    return sorted(place for place in was.keys() & has.keys() if was[place] != has[place])
+
+
+def refuse_moved_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to mix two versions of what is read.
+
+    Raises:
+        UsageError: A branch or tag names another commit than when the run began.
+    """
+    for place in moved_versions(before, now):
+        was = before[_VERSIONS][place]
+        raise UsageError(
+            f"{place}: has changed since the run began, which read {was}",
+            hint=f"go on with owner/name@{was}, or begin anew with --overwrite",
+            code="usage.source_moved",
+            details={"place": place, "before": was, "now": now[_VERSIONS][place]},
+        )
 
 
 def option_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

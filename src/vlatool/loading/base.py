@@ -7,7 +7,7 @@ what inference needs besides weights. Which sample comes when is `loading.order`
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +104,15 @@ class SampleReader(Protocol):
             StorageError: The storage failed for good.
             DataError: A block is missing, or is not what the manifest says.
         """
+        ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A sample reader that can fetch what is read soon while it decodes something else."""
+
+    def ahead(self, places: Sequence[Place]) -> None:
+        """Tells of places that `read` is going to be given together."""
         ...
 
 

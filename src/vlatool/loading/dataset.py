@@ -99,7 +99,7 @@ def open_dataset(
                 images = np.stack([sample.images for sample in samples])
 
     Args:
-        folders: Outputs of `vlatool preprocess`, or manifests, local or `s3://`; several are one.
+        folders: Outputs of `vlatool preprocess`, or manifests, of any scheme; several are one.
         kind: Kind of data; the first of `vlatool plugins` where empty.
         seed: Of the order, and of what is drawn per sample.
         shuffle: Else the samples come as they are stored.

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -19,9 +20,19 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
-from vlatool.loading.base import Batch, Batcher, Dropped, MicroBatch, SampleReader
+from vlatool.loading.base import (
+    Batch,
+    Batcher,
+    Dropped,
+    MicroBatch,
+    Place,
+    ReadsAhead,
+    SampleReader,
+)
 from vlatool.loading.order import SampleOrder
 from vlatool.loading.permutations import keyed_generator
+
+_SAMPLES_AHEAD = 64  # per loader process: what is being fetched while others are decoded
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,11 @@ class LoaderPlan:
 
 
 def read_samples(
-    order: SampleOrder, reader: SampleReader, positions: Sequence[int], seed: int
+    order: SampleOrder,
+    reader: SampleReader,
+    positions: Sequence[int],
+    seed: int,
+    places: Sequence[Place] | None = None,
 ) -> list[Any]:
     """The samples at some positions, a `Dropped` in place of a broken one.
 
@@ -77,7 +92,9 @@ def read_samples(
         DataError: The data are missing or not what their manifest says.
     """
     rngs = [keyed_generator(seed, "sample", n) for n in positions]
-    return reader.read(order.places(positions), rngs) if positions else []
+    if places is None:
+        places = order.places(positions)
+    return reader.read(places, rngs) if positions else []
 
 
 class BatchStream(IterableDataset[MicroBatch | VlatoolError]):
@@ -103,16 +120,31 @@ class BatchStream(IterableDataset[MicroBatch | VlatoolError]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         number, end = self._plan.first + worker, self._plan.batches
+        coming: deque[tuple[list[int], list[Place]]] = deque()
         try:
             while end is None or number < end:
-                yield self._made(number)
+                while len(coming) <= self._ahead:
+                    coming.append(self._told(number + len(coming) * workers))
+                yield self._made(*coming.popleft())
                 number += workers
         except VlatoolError as error:
             yield error
 
-    def _made(self, number: int) -> MicroBatch:
+    @property
+    def _ahead(self) -> int:
+        """Micro-batches that the reader knows of before they are read."""
+        return -(-_SAMPLES_AHEAD // self._plan.batch_size)
+
+    def _told(self, number: int) -> tuple[list[int], list[Place]]:
+        """Positions and places of a micro-batch, which the reader may begin to fetch."""
         positions = self._plan.positions(number)
-        found = read_samples(self._order, self._reader, positions, self._plan.seed)
+        places = self._order.places(positions)
+        if places and isinstance(self._reader, ReadsAhead):
+            self._reader.ahead(places)
+        return positions, places
+
+    def _made(self, positions: Sequence[int], places: Sequence[Place]) -> MicroBatch:
+        found = read_samples(self._order, self._reader, positions, self._plan.seed, places)
         kept = [
             (n, one)
             for n, one in zip(positions, found, strict=True)

@@ -13,6 +13,7 @@ from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.parallel.executor import attempt
 from vlatool.plugins import did_you_mean
 from vlatool.storage.parts import Part, read_part
+from vlatool.storage.uri import can_list
 
 # First line of the small text file that stands for content kept in Git LFS. Source: lerobot 11.7
 _LFS_HEADER = b"version https://git-lfs"
@@ -222,7 +223,9 @@ def id_part(name: str) -> str:
 
 def no_episodes(source: Path, searched: str) -> DataError:
     """The refusal of a source without what was `searched`, such as `meta/info.json`."""
-    if not source.exists():
+    if not can_list(source):
+        state = "a web server, which cannot be listed, has no episodes at this place"
+    elif not source.exists():
         state = "does not exist"
     elif not source.is_dir():
         state = "is not a folder"

@@ -20,6 +20,7 @@ from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sources.base import FormatReader, camera_name_problem, facts_of, field_mismatch
 from vlatool.sources.order import checked_ids, select
 from vlatool.sources.rules import SOURCE
+from vlatool.storage.uri import is_missing
 
 
 class ChoiceConfig(ConfigModel):
@@ -39,7 +40,7 @@ class ChoiceConfig(ConfigModel):
     format: str = Field(
         default="", description="Name of the dataset format; empty for the one that finds episodes."
     )
-    sources: list[str] = needed_field([], "Folders or s3:// locations to search.")
+    sources: list[str] = needed_field([], "Locations to search.")
     episodes: str | None = Field(
         default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
     )
@@ -195,7 +196,7 @@ def _taken(
 ) -> Sequence[EpisodeRef]:
     """The episodes that are asked for, held-out ones included."""
     for source in sources:
-        if not source.exists():
+        if is_missing(source):
             raise DataError(
                 f"{source}: does not exist",
                 hint="check the path of the source",

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlatool.errors import StorageError
-from vlatool.storage import s3
-from vlatool.storage.s3_path import S3Path
-from vlatool.storage.s3_writer import upload_folder, uploading
+from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.steps import step
+from vlatool.storage.writer import abort_uploads, delete_below, upload_folder, uploading
 
 _HINTS = {
     errno.ENOSPC: "free space there, then run the same command again",
@@ -52,7 +51,7 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
     Raises:
         StorageError: The file cannot be written. Errors of the block that have other causes pass.
     """
-    if isinstance(path, S3Path):
+    if isinstance(path, RemotePath):
         with uploading(path.address) as file:
             yield file
         return
@@ -102,7 +101,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
     in the order in which they were written, so that the one that marks a folder as complete has to
     be written last. An existing `path` is replaced.
     """
-    if isinstance(path, S3Path):
+    if isinstance(path, RemotePath):
         with _staging(path) as folder:
             yield folder
         return
@@ -132,7 +131,7 @@ def remove_partials(folder: Path, *, below: bool = True) -> None:
         folder: Where.
         below: Also in the folders below a local one.
     """
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         _remove_unfinished(folder)
         return
     for partial in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
@@ -146,7 +145,7 @@ def remove_partials_of(path: Path) -> None:
 
     For files outside of outputs, which have a lock.
     """
-    if isinstance(path, S3Path):
+    if isinstance(path, RemotePath):
         return
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         match = _PARTIAL.fullmatch(partial.name)
@@ -170,8 +169,8 @@ def remove_tree(path: Path) -> None:
     Raises:
         StorageError: Something cannot be removed.
     """
-    if isinstance(path, S3Path):
-        s3.delete_below(path.address)
+    if isinstance(path, RemotePath):
+        delete_below(path.address)
         return
     removing = step("remove", path, lambda: _remove_half(path))
     with _told(path, "removed"), suppress(FileNotFoundError), removing:
@@ -180,7 +179,7 @@ def remove_tree(path: Path) -> None:
 
 def remove_empty(folder: Path) -> None:
     """Removes the empty folders at and below a local `folder`; S3 has none."""
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         return
     for path, _, _ in sorted(os.walk(folder), reverse=True):
         with suppress(OSError), step("remove", path):  # not empty
@@ -239,7 +238,7 @@ def _told(path: Path, verb: str = "written", *, below: Path | None = None) -> Ge
 
 
 @contextmanager
-def _staging(path: S3Path) -> Generator[Path]:
+def _staging(path: RemotePath) -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="vlatool-") as temporary:
         folder = Path(temporary) / path.name
         with _told(path):
@@ -250,9 +249,9 @@ def _staging(path: S3Path) -> Generator[Path]:
             upload_folder(folder, path.address)
 
 
-def _remove_unfinished(folder: S3Path) -> None:
+def _remove_unfinished(folder: RemotePath) -> None:
     try:
-        s3.abort_uploads(folder.address)
+        abort_uploads(folder.address)
     except StorageError as error:
         # Listing uploads is a permission of its own and some servers do not offer it; what stays
         # behind is invisible and costs space only.

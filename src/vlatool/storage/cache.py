@@ -6,19 +6,21 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from vlatool.errors import StorageError
-from vlatool.storage import s3
-from vlatool.storage.atomic import open_atomic, write_bytes
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.atomic import atomic_folder, open_atomic, write_bytes
+from vlatool.storage.background import in_parallel
+from vlatool.storage.remote import look
+from vlatool.storage.remote_path import RemotePath
 
 _COPY_SUFFIX = ".copy"
 _PIECE = 1 << 20
+_AT_ONCE = 8
 _LOCKS = 256
 # Another process may make room between a copy and its being opened.
 _ATTEMPTS = 3
@@ -49,10 +51,10 @@ class FileVersion:
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
         """One request; FileNotFoundError where there is no such file."""
-        if not isinstance(path, S3Path):
+        if not isinstance(path, RemotePath):
             status = path.stat()
             return cls(path, status.st_size, str(status.st_mtime_ns))
-        facts = s3.look(path.address)
+        facts = look(path.address)
         if facts is None or facts.is_dir:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return cls(path, facts.size, facts.etag)
@@ -113,6 +115,31 @@ class FileCache:
             code="storage.cache",
             details={"path": str(path)},
         )
+
+    def local_copy(self, folder: Path, names: Sequence[str]) -> Path:
+        """A local folder with some files of a remote one, for what must have names on the disk.
+
+        It is made once for the versions that the files have now.
+
+        Args:
+            folder: Remote.
+            names: Relative to it.
+
+        Raises:
+            FileNotFoundError: One does not exist.
+            StorageError: The storage or the cache fails.
+        """
+        files = list(in_parallel(FileVersion.of, [folder / name for name in names], _AT_ONCE))
+        name = hashlib.blake2b(digest_size=16)
+        for file in files:
+            name.update(file.name.encode())
+        copy = self.folder / f"{name.hexdigest()}.folder"
+        with self._locked(name.hexdigest()):
+            if not copy.is_dir():
+                with atomic_folder(copy) as partial:
+                    for file, below in zip(files, names, strict=True):
+                        self._fetch(file, partial / below)
+        return copy
 
     def _fetch(self, file: FileVersion, path: Path) -> None:
         with file.path.open("rb") as source, open_atomic(path, synced=False) as target:

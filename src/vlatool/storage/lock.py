@@ -11,8 +11,8 @@ from typing import IO, Protocol
 
 from vlatool.errors import StorageError, UsageError
 from vlatool.storage.documents import read_json
-from vlatool.storage.s3_lock import s3_lock
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote_lock import remote_lock
+from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.steps import step
 
 
@@ -47,8 +47,8 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
         UsageError: Another live run holds it; names that run.
         StorageError: The folder cannot be made or written.
     """
-    if isinstance(path, S3Path):
-        with s3_lock(path, command) as lock:
+    if isinstance(path, RemotePath):
+        with remote_lock(path, command) as lock:
             yield lock
         return
     with _open(path) as file:

@@ -6,9 +6,9 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vlatool.storage import s3_reader
+from vlatool.storage import reader
 from vlatool.storage.background import in_parallel
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote_path import RemotePath
 
 _AT_ONCE = 8
 _PASSED_OVER = 1 << 20
@@ -29,8 +29,8 @@ def read_part(part: Part) -> bytes:
         FileNotFoundError: There is no such file.
     """
     path, start, stop = part
-    if isinstance(path, S3Path):
-        return s3_reader.read_range(path.address, start, stop)
+    if isinstance(path, RemotePath):
+        return reader.read_range(path.address, start, stop)
     with path.open("rb") as file:
         file.seek(start)
         return file.read(stop - start)
@@ -43,7 +43,7 @@ def read_parts(parts: Iterable[Part], at_once: int = _AT_ONCE) -> Iterator[bytes
     if first is None:
         return
     every = chain([first], wanted)
-    if isinstance(first.path, S3Path):
+    if isinstance(first.path, RemotePath):
         yield from in_parallel(read_part, every, at_once)
     else:
         yield from map(read_part, every)
@@ -52,8 +52,8 @@ def read_parts(parts: Iterable[Part], at_once: int = _AT_ONCE) -> Iterator[bytes
 def open_part(part: Part) -> IO[bytes]:
     """A file positioned at the start of a part; what is behind the part is not read ahead."""
     path, start, stop = part
-    if isinstance(path, S3Path):
-        return s3_reader.open_range(path.address, start, stop)
+    if isinstance(path, RemotePath):
+        return reader.open_range(path.address, start, stop)
     file = path.open("rb")
     file.seek(start)
     return file
@@ -61,8 +61,8 @@ def open_part(part: Part) -> IO[bytes]:
 
 def open_from_end(path: Path) -> IO[bytes]:
     """A file of which the end is wanted first, as of archives with their directory there."""
-    if isinstance(path, S3Path):
-        return s3_reader.open_reader(path.address, from_end=True)
+    if isinstance(path, RemotePath):
+        return reader.open_reader(path.address, from_end=True)
     return path.open("rb")
 
 
@@ -73,7 +73,7 @@ def open_onwards(path: Path) -> IO[bytes]:
     many small ones.
     """
     file = path.open("rb")
-    return io.BufferedReader(_Onwards(file), _PASSED_OVER) if isinstance(path, S3Path) else file
+    return io.BufferedReader(_Onwards(file), _PASSED_OVER) if isinstance(path, RemotePath) else file
 
 
 class _Onwards(io.RawIOBase):

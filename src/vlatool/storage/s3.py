@@ -1,198 +1,215 @@
-"""Requests to S3: one client per process, every request retried, every error one of ours."""
+"""Buckets: requests to S3 through one client per process."""
 
 import importlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+import re
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 from vlatool.errors import StorageError
-from vlatool.storage.retry import retrying
-from vlatool.storage.s3_errors import s3_trouble, translated
-from vlatool.storage.steps import step
+from vlatool.storage.http import connections, http_trouble, ranged_body
+from vlatool.storage.remote import Body, Facts, NothingThere, Page, Upload
+from vlatool.storage.retry import Trouble
+from vlatool.storage.s3_errors import no_credentials, s3_trouble, translated
 
 _CONNECTIONS = 64  # more than the threads that ever read or write at once
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
-_DELETED_AT_ONCE = 1000  # S3 API, DeleteObjects
-
-T = TypeVar("T")
-
-
-class Address(NamedTuple):
-    """A bucket and a key; an empty key is the bucket itself."""
-
-    bucket: str
-    key: str
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.key}"
-
-    @property
-    def place(self) -> dict[str, str]:
-        """As the API names it."""
-        return {"Bucket": self.bucket, "Key": self.key}
+_SIGNED_FOR_S = 3600
+_MOST_SIGNED = 10_000
+_LARGEST_REFUSAL = 64 * 1024
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a listing or an answer says of an object; only `is_dir` counts for a prefix.
+class Bucket:
+    """The objects of a bucket; endpoint, region and credentials as AWS tools find them."""
 
-    Attributes:
-        size: Length in bytes.
-        modified: Seconds since 1970, by the server's clock.
-        etag: Changes with the content; quoted, as the server writes it.
-        is_dir: Nothing has this key, but there are keys below it.
-    """
+    lists = True
 
-    size: int = 0
-    modified: float = 0.0
-    etag: str = ""
-    is_dir: bool = False
+    def __init__(self, place: str) -> None:
+        self.name = place.partition("://")[2]
+        self._addresses: dict[str, tuple[str, float]] = {}
+
+    @cached_property
+    def _session(self) -> Any:
+        module: Any = importlib.import_module("boto3.session")
+        return module.Session()
+
+    @cached_property
+    def is_anonymous(self) -> bool:
+        """Whether there are no credentials: requests are not signed, which public buckets allow."""
+        return self._session.get_credentials() is None
+
+    @cached_property
+    def client(self) -> Any:
+        """The boto3 client."""
+        config: Any = importlib.import_module("botocore.config")
+        botocore: Any = importlib.import_module("botocore")
+        unsigned = {"signature_version": botocore.UNSIGNED} if self.is_anonymous else {}
+        return self._session.client(
+            "s3",
+            config=config.Config(
+                max_pool_connections=_CONNECTIONS,
+                connect_timeout=_CONNECT_TIMEOUT_S,
+                read_timeout=_READ_TIMEOUT_S,
+                retries={"mode": "standard", "total_max_attempts": 2},
+                **unsigned,
+            ),
+        )
+
+    def trouble(self, error: Exception) -> Trouble | None:
+        """What an error means for another attempt."""
+        return s3_trouble(error) or http_trouble(error)
+
+    def translated(self, error: Exception, where: str) -> Exception:
+        """Our error for one of the client library."""
+        ours = translated(error, where)
+        if getattr(ours, "code", "") == "storage.forbidden" and self.is_anonymous:
+            return no_credentials(where, "no AWS credentials, and the bucket is not public")
+        return ours
+
+    def look(self, key: str) -> Facts:
+        """HeadObject."""
+        answer = self.client.head_object(Bucket=self.name, Key=key)
+        return _facts(answer, int(answer["ContentLength"]))
+
+    def page(self, below: str, delimiter: str, token: str, at_most: int) -> Page:
+        """ListObjectsV2."""
+        request = {"Bucket": self.name, "Prefix": below, "Delimiter": delimiter}
+        if token:
+            request["ContinuationToken"] = token
+        answer = self.client.list_objects_v2(**request, MaxKeys=at_most)
+        return Page(
+            [
+                (str(one["Key"]), _facts(one, int(one["Size"])))
+                for one in answer.get("Contents", ())
+            ],
+            [str(one["Prefix"]) for one in answer.get("CommonPrefixes", ())],
+            str(answer["NextContinuationToken"]) if answer.get("IsTruncated") else "",
+        )
+
+    def get(self, key: str, start: int, stop: int, etag: str) -> Body:
+        """GetObject of a range, by an address that is signed once for many of them.
+
+        Measured: 0.4 ms of processor time where the client library takes 1.1.
+        """
+        headers = {"Range": f"bytes={start}" if start < 0 else f"bytes={start}-{stop - 1}"}
+        if etag:
+            headers["If-Match"] = etag
+        answer = self._pool.request(
+            "GET", self._signed(key), headers=headers, preload_content=False
+        )
+        if answer.status != 206:
+            raise self._refusal(key, answer)
+        return ranged_body(answer)
+
+    def put(self, key: str, data: bytes, etag: str | None = None) -> str:
+        """PutObject."""
+        condition = {} if etag is None else {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+        answer = self.client.put_object(**self._place(key), Body=data, **condition)
+        return str(answer["ETag"])
+
+    def multipart(self, key: str) -> Upload:
+        """CreateMultipartUpload."""
+        answer = self.client.create_multipart_upload(**self._place(key))
+        return _Multipart(self.client, {**self._place(key), "UploadId": str(answer["UploadId"])})
+
+    def unfinished(self, below: str) -> Sequence[tuple[str, Upload]]:
+        """ListMultipartUploads."""
+        found: list[tuple[str, Upload]] = []
+        request: dict[str, Any] = {"Bucket": self.name, "Prefix": below}
+        while True:
+            answer = self.client.list_multipart_uploads(**request)
+            for one in answer.get("Uploads", ()):
+                key = str(one["Key"])
+                upload = {**self._place(key), "UploadId": str(one["UploadId"])}
+                found.append((key, _Multipart(self.client, upload)))
+            if not answer.get("IsTruncated"):
+                return found
+            request["KeyMarker"] = answer["NextKeyMarker"]
+            request["UploadIdMarker"] = answer["NextUploadIdMarker"]
+
+    def delete(self, keys: Sequence[str]) -> Sequence[str]:
+        """DeleteObjects."""
+        if len(keys) == 1:
+            self.client.delete_object(**self._place(keys[0]))
+            return ()
+        request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        answer = self.client.delete_objects(Bucket=self.name, Delete=request)
+        # The request as a whole succeeds when single keys fail.
+        return [str(failed.get("Key", "")) for failed in answer.get("Errors", ())]
+
+    @cached_property
+    def _pool(self) -> Any:
+        return connections()
+
+    def _signed(self, key: str) -> str:
+        """An address that needs no signature with a request."""
+        url, until = self._addresses.get(key, ("", 0.0))
+        if time.monotonic() > until:
+            url = self.client.generate_presigned_url(
+                "get_object", Params=self._place(key), ExpiresIn=_SIGNED_FOR_S
+            )
+            if len(self._addresses) >= _MOST_SIGNED:
+                self._addresses.clear()
+            self._addresses[key] = (url, time.monotonic() + _SIGNED_FOR_S / 2)
+        return url
+
+    def _refusal(self, key: str, answer: Any) -> Exception:
+        """What the client library would have raised."""
+        content = answer.read(_LARGEST_REFUSAL)
+        answer.release_conn()
+        self._addresses.pop(key, None)
+        if answer.status == 416 or (answer.status == 200 and not content):
+            return NothingThere()  # some servers answer so where others refuse the range
+        if answer.status == 200:
+            return _ignores_ranges(f"s3://{self.name}/{key}")
+        code = re.search(rb"<Code>([A-Za-z0-9.]+)</Code>", content)
+        metadata = {
+            "HTTPStatusCode": answer.status,
+            "HTTPHeaders": {name.lower(): value for name, value in answer.headers.items()},
+        }
+        document = {
+            "Error": {"Code": code[1].decode() if code else str(answer.status)},
+            "ResponseMetadata": metadata,
+        }
+        exceptions: Any = importlib.import_module("botocore.exceptions")
+        return exceptions.ClientError(document, "GetObject")
+
+    def _place(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.name, "Key": key}
 
 
-class Page(NamedTuple):
-    """Part of a listing: full keys of the objects with their facts, and prefixes (ending in /)."""
+class _Multipart:
+    """A multipart upload that was begun."""
 
-    objects: Sequence[tuple[str, Facts]]
-    prefixes: Sequence[str]
+    def __init__(self, client: Any, request: dict[str, str]) -> None:
+        self._client = client
+        self._request = request
 
+    def send(self, number: int, data: bytes) -> str:
+        """UploadPart."""
+        answer = self._client.upload_part(**self._request, PartNumber=number, Body=data)
+        return str(answer["ETag"])
 
-def client() -> Any:
-    """The boto3 client of this process; endpoint, region and credentials as AWS tools find them."""
-    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    return _client(os.getpid(), settings)
+    def complete(self, parts: Sequence[str]) -> None:
+        """CompleteMultipartUpload."""
+        numbered = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(parts, start=1)]
+        self._client.complete_multipart_upload(**self._request, MultipartUpload={"Parts": numbered})
 
-
-@lru_cache(maxsize=4)
-def _client(_pid: int, _settings: tuple[tuple[str, str], ...]) -> Any:
-    """A client; connections must not be shared with a forked child, hence the process id."""
-    session: Any = importlib.import_module("boto3.session")
-    config: Any = importlib.import_module("botocore.config")
-    return session.Session().client(
-        "s3",
-        config=config.Config(
-            max_pool_connections=_CONNECTIONS,
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
-            retries={"mode": "standard", "total_max_attempts": 2},
-        ),
-    )
+    def abort(self) -> None:
+        """AbortMultipartUpload."""
+        self._client.abort_multipart_upload(**self._request)
 
 
-def call(where: object, operation: Callable[[Any], T], *, patience_s: float | None = None) -> T:
-    """What `operation` returns when given the client, tried until it succeeds.
-
-    Raises:
-        FileNotFoundError: The object does not exist.
-        ConditionFailed: A conditional request found something else.
-        StorageError: The storage does not answer, refuses, or has no such bucket.
-        EnvironmentProblem: There are no credentials.
-    """
-
-    def attempt() -> T:
-        return operation(client())
-
-    try:
-        return retrying(attempt, str(where), judge=s3_trouble, patience_s=patience_s)
-    except Exception as error:
-        ours = translated(error, str(where))
-        if ours is error:
-            raise
-        raise ours from error
-
-
-def look(address: Address) -> Facts | None:
-    """The facts of an object or a prefix with keys below it; None if there is neither."""
-    if address.key:
-        try:
-            answer = call(address, lambda s3: s3.head_object(Bucket=address[0], Key=address[1]))
-            return facts(answer, int(answer["ContentLength"]))
-        except FileNotFoundError:
-            pass
-    prefix = f"{address.key}/" if address.key else ""
-    request = {"Bucket": address.bucket, "Prefix": prefix, "MaxKeys": 1}
-    answer = call(address, lambda s3: s3.list_objects_v2(**request))
-    is_there = bool(answer.get("Contents")) or not prefix
-    return Facts(is_dir=True) if is_there else None
-
-
-def facts(answer: Mapping[str, Any], size: int) -> Facts:
-    """The facts in an answer."""
+def _facts(answer: Mapping[str, Any], size: int) -> Facts:
     return Facts(size, answer["LastModified"].timestamp(), str(answer["ETag"]))
 
 
-def pages(address: Address, *, below: str, delimiter: str = "") -> Iterator[Page]:
-    """The listing of the keys that start with `below`, in order.
-
-    Every page is retried on its own; an error ends the iteration, so a listing is never short.
-    """
-    request: dict[str, Any] = {"Bucket": address.bucket, "Prefix": below, "Delimiter": delimiter}
-    while True:
-        answer = call(address, lambda s3: s3.list_objects_v2(**request))
-        objects = [
-            (str(item["Key"]), facts(item, int(item["Size"])))
-            for item in answer.get("Contents", ())
-        ]
-        prefixes = [str(item["Prefix"]) for item in answer.get("CommonPrefixes", ())]
-        yield Page(objects, prefixes)
-        if not answer.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = answer["NextContinuationToken"]
-
-
-def put(address: Address, data: bytes, **conditions: str) -> Mapping[str, Any]:
-    """Writes a whole object in one request; returns S3's answer."""
-    request = {**address.place, "Body": data, **conditions}
-    with step("write", address):
-        return call(address, lambda s3: s3.put_object(**request))
-
-
-def delete(address: Address, *, patience_s: float | None = None) -> None:
-    """Removes an object; one that is not there is fine."""
-    with step("remove", address):
-        call(address, lambda s3: s3.delete_object(**address.place), patience_s=patience_s)
-
-
-def delete_below(address: Address) -> None:
-    """Removes every object below a prefix."""
-    below = f"{address.key}/" if address.key else ""
-    keys = [key for page in pages(address, below=below) for key, _ in page.objects]
-    for start in range(0, len(keys), _DELETED_AT_ONCE):
-        _delete_batch(address, keys[start : start + _DELETED_AT_ONCE])
-
-
-def _delete_batch(address: Address, keys: Sequence[str]) -> None:
-    request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-    with step("remove", address):
-        answer = call(address, lambda s3: s3.delete_objects(Bucket=address.bucket, Delete=request))
-    # The request as a whole succeeds when single keys fail; those are tried one by one.
-    for failed in answer.get("Errors", ()):
-        key = str(failed.get("Key", ""))
-        if not key:
-            raise StorageError(f"{address}: objects cannot be removed", code="storage.refused")
-        delete(Address(address.bucket, key))
-
-
-def abort_uploads(address: Address) -> None:
-    """Removes the parts of unfinished uploads at and below a key."""
-    request: dict[str, Any] = {"Bucket": address.bucket, "Prefix": address.key}
-    while True:
-        answer = call(address, lambda s3: s3.list_multipart_uploads(**request))
-        for upload in answer.get("Uploads", ()):
-            key = str(upload["Key"])
-            if key == address.key or key.startswith(f"{address.key}/") or not address.key:
-                abort_upload(Address(address.bucket, key), str(upload["UploadId"]))
-        if not answer.get("IsTruncated"):
-            return
-        request["KeyMarker"] = answer["NextKeyMarker"]
-        request["UploadIdMarker"] = answer["NextUploadIdMarker"]
-
-
-def abort_upload(address: Address, upload: str, *, patience_s: float | None = None) -> None:
-    """Removes the parts of an unfinished upload; one that is gone is fine."""
-    request = {**address.place, "UploadId": upload}
-    with suppress(FileNotFoundError):
-        call(address, lambda s3: s3.abort_multipart_upload(**request), patience_s=patience_s)
+def _ignores_ranges(where: str) -> StorageError:
+    return StorageError(
+        f"{where}: the server ignores ranges, so its files cannot be read in parts",
+        hint="copy the data to a local folder and give its path",
+        code="storage.unsupported",
+        details={"path": where},
+    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
+from vlatool.storage.remote import ConditionFailed
 from vlatool.storage.retry import Trouble, network_trouble
 
 _BUSY_STATUS = {408, 429, 500, 502, 503, 504}
@@ -34,10 +35,6 @@ _CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of your AWS"
     " configuration (`aws configure`, `aws sso login`)"
 )
-
-
-class ConditionFailed(Exception):
-    """The object is not, or no longer, what a conditional request asked for (HTTP 412)."""
 
 
 def error_code(error: BaseException) -> str:
@@ -72,7 +69,7 @@ def translated(error: Exception, where: str) -> Exception:
     absent = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)
     if isinstance(error, (*absent, aws.ProfileNotFound, aws.TokenRetrievalError, aws.SSOError)):
         reason = type(error).__name__.removesuffix("Error")
-        return _no_credentials(where, f"no usable AWS credentials ({reason})")
+        return no_credentials(where, f"no usable AWS credentials ({reason})")
     if isinstance(error, aws.ClientError):
         return _from_answer(error, where)
     if isinstance(error, (aws.BotoCoreError, ValueError)):
@@ -93,7 +90,7 @@ def _from_answer(error: Exception, where: str) -> Exception:
     if status == 412 or code == "PreconditionFailed":
         return ConditionFailed(where)
     if code in _REJECTED_CODES:
-        return _no_credentials(where, f"the AWS credentials are not accepted ({code})")
+        return no_credentials(where, f"the AWS credentials are not accepted ({code})")
     return _refusal(where, status, code)
 
 
@@ -115,7 +112,8 @@ def _storage_error(where: str, reason: str, code: str, hint: str) -> StorageErro
     return StorageError(f"{where}: {reason}", hint=hint, code=f"storage.{code}", details=details)
 
 
-def _no_credentials(where: str, reason: str) -> EnvironmentProblem:
+def no_credentials(where: str, reason: str) -> EnvironmentProblem:
+    """The error for requests that need credentials."""
     return EnvironmentProblem(
         f"{where}: {reason}",
         hint=_CREDENTIALS_HINT,

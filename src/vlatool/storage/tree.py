@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.storage.background import in_parallel
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.remote import lists
+from vlatool.storage.remote_path import RemotePath
 
 _AT_ONCE = 8
 
@@ -18,7 +19,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
     Links to folders are followed, each folder is entered once.
     """
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         yield from folder.walk()
         return
     seen: set[tuple[int, int]] = set()
@@ -59,7 +60,9 @@ def files_below(path: Path) -> list[FileFacts]:
 
     One request where `path` is remote and only files have a suffix.
     """
-    if isinstance(path, S3Path):
+    if isinstance(path, RemotePath):
+        if not lists(path.address):
+            return _facts(path, "")
         if path.suffix:
             return _facts(path, "") or _listed(path)
         return _listed(path) or _facts(path, "")
@@ -79,9 +82,18 @@ def files_in(folder: Path) -> list[FileFacts]:
     return [one for name in sorted(file_names(folder)) for one in _facts(folder / name, name)]
 
 
+def files_named(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Those of some files of a folder that are there; nothing is listed."""
+    paths = [folder / name for name in names]
+    if isinstance(folder, RemotePath):
+        known = in_parallel(RemotePath.known, map(RemotePath, paths), _AT_ONCE)
+        return [path for path in known if path is not None and path.is_file()]
+    return [path for path in paths if path.is_file()]
+
+
 def files_below_each(paths: Sequence[Path]) -> list[list[FileFacts]]:
     """`files_below` of each path; remote ones are asked for together."""
-    if any(isinstance(path, S3Path) for path in paths):
+    if any(isinstance(path, RemotePath) for path in paths):
         return list(in_parallel(files_below, paths, _AT_ONCE))
     return [files_below(path) for path in paths]
 

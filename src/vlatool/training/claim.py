@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,16 @@ from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.jobs.files import holds_only, remove_leftovers
 from vlatool.jobs.record import (
     OutputRecord,
+    moved_versions,
     option_differences,
     read_record,
     refuse_differences,
+    refuse_moved_versions,
+    versions_of,
     whole_record,
+    without_versions,
 )
+from vlatool.storage.uri import location, pinned_text
 from vlatool.training.config import TrainConfig
 
 _COMMAND = "train"
@@ -53,14 +58,19 @@ def claim_run(
         UsageError: The folder holds a run with other options or data, or something else.
         DataError: Its newest checkpoint is damaged.
     """
-    options = {**decisive(config), **fingerprint, _ORDER: _ORDER_VERSION}
+    read = versions_of(location(text) for _, texts in _locations(config) for text in texts)
+    options = {**decisive(config), **fingerprint, **read, _ORDER: _ORDER_VERSION}
     record = OutputRecord(_COMMAND, options, made=secrets.token_hex(4))
     before = known_run(run, config)
     if before is None:
         if is_run(run.root):
             _forget(run, record)
     else:
-        differences = _differences(before.options, record.options, config)
+        if not config.overwrite:
+            refuse_moved_versions(before.options, options)
+        was, now = without_versions(before.options), without_versions(options)
+        differences = _differences(was, now, config)
+        differences += moved_versions(before.options, options)
         if not differences and run.latest() is not None:
             remove_leftovers(run.root)
             return before
@@ -75,6 +85,22 @@ def claim_run(
     keep()
     _write_config(run, config)
     return record
+
+
+def pinned_data(config: TrainConfig) -> TrainConfig:
+    """The config with the data at the versions that they have now."""
+    data = config.data
+    found = {key: [pinned_text(text) for text in texts] for key, texts in _locations(config)}
+    return config.model_copy(update={"data": data.model_copy(update=found)})
+
+
+def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
+    """The keys of the data section that hold locations, and those."""
+    keys = config.data_kind.folders_keys
+    for key in (*keys, f"val_{keys[0]}"):
+        texts = getattr(config.data, key, None)
+        if isinstance(texts, list):
+            yield key, texts
 
 
 def known_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:

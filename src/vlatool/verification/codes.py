@@ -28,6 +28,7 @@ OUTPUT = Family(
             "processing_metadata.json has another content than when it was written.", _AGAIN
         ),
         "no_file_list": info("There is no .vlatool/files.jsonl: digests cannot be compared."),
+        "not_listed": info("A web server lists no folders: files that no list names are not seen."),
         "broken_file_list": error(".vlatool/files.jsonl cannot be read.", _AGAIN),
         "missing_file": error("A listed file is not there.", _AGAIN),
         "size_mismatch": error("A file has another size than listed.", _AGAIN),
@@ -122,6 +123,7 @@ RUN = Family(
             "preprocessing_config.yaml of the run is missing or broken.",
             "copy it from the data beside config.yaml",
         ),
+        "not_listed": info("A web server lists no folders: only the latest checkpoint is seen."),
         "no_metrics": warning("There is no metrics.jsonl.", "copy the run again"),
         "broken_metrics": error(
             "A line of metrics.jsonl is no row of a step.", "copy the run again"

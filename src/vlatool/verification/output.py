@@ -41,6 +41,7 @@ from vlatool.jobs.files import (
     read_file_list,
 )
 from vlatool.jobs.record import read_record, whole_record
+from vlatool.storage.uri import can_list
 from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import OUTPUT, SHARDS
 from vlatool.verification.samples import (
@@ -122,9 +123,13 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
         for entry in entries:
             if entry.count is None:
                 yield from check_listed(OUTPUT, location / entry.path, entry, check)
-            else:
+            elif can_list(location):
                 yield from _check_listed_folder(location, entry, check)
             bar.advance()
+    if not can_list(location):
+        message = f"{location}: cannot be listed; only named files are checked"
+        yield OUTPUT("not_listed", message, path=str(location))
+        return
     known = {entry.path for entry in entries}
     record = read_record(location)
     unlisted = (record.unlisted if record else ()) or UNLISTED_FILES
@@ -196,7 +201,8 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
         yield SHARDS(code, error.message, path=str(manifest), line=error.details.get("line"))
         return
     listed = [shard.path for shard in shards]
-    there = {tar for place in {path.parent for path in listed} for tar in place.glob("*.tar")}
+    places = {path.parent for path in listed if can_list(path)}
+    there = {tar for place in places for tar in place.glob("*.tar")}
     for tar in sorted(there):
         if tar not in listed:
             yield SHARDS("unlisted_shard", f"{tar}: is not in {manifest}", path=str(tar))

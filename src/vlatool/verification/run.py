@@ -19,6 +19,7 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
 from vlatool.jobs.record import whole_record
+from vlatool.storage.uri import can_list
 from vlatool.training.config import TrainConfig
 from vlatool.verification.check import Check, check_listed
 from vlatool.verification.codes import RUN
@@ -38,6 +39,9 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
     yield from _check_metrics(run)
     yield from _told("broken_record", whole_record, run.root)
     yield from _check_latest(run)
+    if not can_list(location):
+        message = f"{location}: cannot be listed; only the latest checkpoint is checked"
+        yield RUN("not_listed", message, path=str(location))
     folders, newest = run.checkpoint_folders(), run.newest_folder()
     with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
@@ -63,7 +67,7 @@ def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
             check.checked.add(files=1, bytes=entry.bytes)
             if name.endswith(WEIGHTS_SUFFIX):
                 yield from _told("broken_weights", read_weights_header, location / name)
-    for path in sorted(location.iterdir()):
+    for path in sorted(location.iterdir()) if can_list(location) else ():
         if path.name != MANIFEST and path.name not in manifest.files:
             yield RUN("unlisted_file", f"{path}: is not in {MANIFEST}", path=str(path))
     named = checkpoint_step(location.name)

@@ -13,14 +13,14 @@ from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import JobOptions
-from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_job
 from vlatool.jobs.whole import refuse_strangers, whole_output
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.facts import DatasetFacts, read_facts
 from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.atomic import write_json
-from vlatool.storage.uri import local_path
+from vlatool.storage.uri import is_remote, local_path, pinned
 from vlatool.world.registration import ENVIRONMENT, register_environments
 
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
@@ -113,10 +113,11 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     from vlatool.evaluation.pictures import save_curves
 
     trained = load_trained(config.checkpoint, config.weights)
-    output = _output(config.output, trained, f"open-loop-{Path(config.data).name}")
-    record = OutputRecord("eval open-loop", _options(config, trained))
+    data = pinned(config.data)
+    output = _output(config.output, trained, f"open-loop-{data.name}")
+    record = OutputRecord("eval open-loop", _options(config, trained, data))
     refuse_strangers(output, record)
-    facts = open_loop_facts(config.data, trained)
+    facts = open_loop_facts(str(data), trained)
     fit = PictureFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(facts, config), "samples") as bar:
         report = evaluate_open_loop(trained, facts, config, fit, bar)
@@ -238,7 +239,7 @@ def open_loop_facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     Raises:
         DataError: No data there, or they lack a field or camera of the policy.
     """
-    folder = ShardFolder.open(local_path(location))
+    folder = ShardFolder.open(pinned(location))
     facts = read_facts(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
     if folder.episodes is not None:
         facts = replace(facts, shards=(tuple(folder.episodes.shards()),))
@@ -270,14 +271,23 @@ def _check_windows(location: str, facts: DatasetFacts, data: RoboticsDataConfig)
             )
 
 
-def _options(config: OpenLoopConfig | RolloutConfig, trained: TrainedPolicy) -> dict[str, Any]:
+def _options(
+    config: OpenLoopConfig | RolloutConfig, trained: TrainedPolicy, data: Path | None = None
+) -> dict[str, Any]:
     """For the record; without the folders above what was read."""
     options = config.model_dump(mode="json", exclude={"output"})
     options["checkpoint"] = trained.checkpoint.name
-    return options | ({"data": Path(options["data"]).name} if "data" in options else {})
+    read = [trained.run.root] if data is None else [trained.run.root, data]
+    return options | ({} if data is None else {"data": data.name}) | versions_of(read)
 
 
 def _output(wanted: str | None, trained: TrainedPolicy, name: str) -> Path:
+    if not wanted and is_remote(trained.run.root):
+        raise UsageError(
+            f"{trained.run.root}: results are not written beside a run that is elsewhere",
+            hint="give a local folder with --output",
+            code="usage.needs_output",
+        )
     return local_path(wanted) if wanted else trained.run.root / "eval" / name
 
 

@@ -17,7 +17,7 @@ from vlatool.jobs.files import FileEntry, remove_strangers
 from vlatool.jobs.inputs import plan_digest, present_inputs
 from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, published, side_files
+from vlatool.jobs.record import OutputRecord, published, side_files, versions_of
 from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import Engine, make_executor
 from vlatool.parallel.executor import Executor
@@ -32,7 +32,7 @@ from vlatool.sources.choice import (
     reader_section,
 )
 from vlatool.sources.detection import LaterKeys, find_source
-from vlatool.storage.uri import existing, location
+from vlatool.storage.uri import existing, location, pinned
 
 # How the work is done; none of it changes the bytes.
 _ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
@@ -70,7 +70,7 @@ class PreprocessConfig(ChoiceConfig):
         {"output", "sources", *_ENGINE, *_CONDUCT, *without_effect}
     )
 
-    output: str = needed_field("", "Folder or s3:// location for shards/ and episodes/.")
+    output: str = needed_field("", "Location for shards/ and episodes/.")
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of what is written."
     )
@@ -246,16 +246,18 @@ class PreprocessJob:
         section = reader_section(config)
         self._reader = FORMATS.get(config.format)(section)
         resolved = getattr(self._reader, "config", section)
-        sources = [location(source) for source in config.sources]
+        sources = [pinned(source) for source in config.sources]
         named = getattr(config.sink, "camera_rotations", {})
         self._chosen = chosen = choose_episodes(self._reader, sources, config, [*named])
         self.items: Sequence[EpisodeRef] = chosen.refs
         output = location(config.output)
-        setup = SinkSetup(output, chosen.survey, chosen.refs, origin(config, section, resolved))
+        versions = versions_of(sources)
+        told = origin(config, section, resolved) | versions
+        setup = SinkSetup(output, chosen.survey, chosen.refs, told)
         self._sink: Sink = (make_sink or SINKS.get(config.sink.type))(config.sink, setup)
         self.spec = JobSpec(
             output=output,
-            record=run_record(config, section),
+            record=OutputRecord("preprocess", recorded(config, section) | versions),
             title=f"preprocess {config.format}",
             noun="episode",
             plan=plan_digest(config.format, resolved, config.sink, chosen.choice),
@@ -388,11 +390,10 @@ def origin(config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel
     }
 
 
-def run_record(config: PreprocessConfig, section: ConfigModel) -> OutputRecord:
-    """The record of a run that is about to begin: every key flat, but those of the format."""
+def recorded(config: PreprocessConfig, section: ConfigModel) -> dict[str, Any]:
+    """The options of a run for its record: every key flat, but those of the format."""
     left_out = {*config.no_effect_on_output, "source", "sink"}
     options = config.model_dump(mode="json", exclude=left_out)
     options |= config.sink.recorded() | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
-    options |= {"source": published(section, section), **side_files(section)}
-    return OutputRecord("preprocess", options)
+    return options | {"source": published(section, section), **side_files(section)}

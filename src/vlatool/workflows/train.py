@@ -99,13 +99,14 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    from vlatool.training.claim import claim_run, complete_run, known_run, mend_run
+    from vlatool.training.claim import claim_run, complete_run, known_run, mend_run, pinned_data
     from vlatool.training.feed import Feed, held_out
     from vlatool.training.runtime import Runtime
 
     _check_model(config)
     kind = config.data_kind
     _check_data(config)
+    config = pinned_data(config)
     facts = kind.read_facts(config.data)
     config, rules = config.derive(facts)
     runtime = Runtime(config)

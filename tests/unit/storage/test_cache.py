@@ -91,3 +91,18 @@ def test_users_cache_folder_is_where_the_desktop_says(monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
 
     assert default_cache_folder() == Path("/somewhere/vlatool")
+
+
+def test_files_that_belong_together_are_copied_once_for_each_version(tmp_path: Path) -> None:
+    (tmp_path / "run/below").mkdir(parents=True)
+    version(tmp_path / "run/a")
+    version(tmp_path / "run/below/b")
+    cache = FileCache(tmp_path / "cache")
+
+    first = cache.local_copy(tmp_path / "run", ["a", "below/b"])
+    again = cache.local_copy(tmp_path / "run", ["a", "below/b"])
+    version(tmp_path / "run/a", 11)
+
+    assert first == again
+    assert (first / "below/b").read_bytes() == (tmp_path / "run/below/b").read_bytes()
+    assert cache.local_copy(tmp_path / "run", ["a", "below/b"]) != first

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from vlatool.storage.s3_lock import ProcessMark
+from vlatool.storage.remote_lock import ProcessMark
 
 SALT = "salt"
 WRITER = """
 import json, sys
-from vlatool.storage.s3_lock import ProcessMark
+from vlatool.storage.remote_lock import ProcessMark
 print(json.dumps(ProcessMark.of_this_process("salt").document()), flush=True)
 sys.stdin.read()
 """

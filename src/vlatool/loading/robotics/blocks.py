@@ -1,6 +1,7 @@
 """Shards that are open for reading, and the byte ranges of samples in them. Source: data-order."""
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class _OpenBlock:
 
 
 class OpenBlocks:
-    """The shards that were read last; pickled without open files.
+    """The shards that were read last; pickled without open files. Several threads may read.
 
     Args:
         datasets: What places refer to.
@@ -78,6 +79,7 @@ class OpenBlocks:
         self._open: OrderedDict[tuple[int, int], _OpenBlock] = OrderedDict()
         # Of files that were closed.
         self._known: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (OpenBlocks, (self._datasets, self._cache))
@@ -91,22 +93,29 @@ class OpenBlocks:
         """
         found: dict[int, bytes] = {}
         parts: dict[int, Part] = {}
-        blocks = self._opened(places)
-        for number, place in enumerate(places):
-            block = blocks[place[:2]]
-            part = block.part(place.sample)
-            if block.file is None:
-                parts[number] = part
-            else:
-                found[number] = _read(block.file, part)
+        with self._lock:
+            blocks = self._opened(places)
+            for number, place in enumerate(places):
+                block = blocks[place[:2]]
+                part = block.part(place.sample)
+                if block.file is None:
+                    parts[number] = part
+                else:
+                    found[number] = _read(block.file, part)
+            self._trim()
         try:
             found.update(zip(parts, read_parts(parts.values(), _REQUESTS_AT_ONCE), strict=True))
         except FileNotFoundError as error:
             raise _missing(error) from None
-        self._trim()
         return [
             _whole(found[number], blocks[place[:2]], place) for number, place in enumerate(places)
         ]
+
+    @property
+    def have_latency(self) -> bool:
+        """Whether some are remote, so that it pays to ask for samples before they are needed."""
+        blocks = (block for one in self._datasets for block in one.blocks[:1])
+        return any(is_remote(block.location) for block in blocks)
 
     def _opened(self, places: Sequence[Place]) -> Mapping[tuple[int, int], _OpenBlock]:
         """The shards of some places; remote ones are looked at together."""

@@ -1,6 +1,8 @@
 """Samples of `lbm` shards by their places. Source: data-order, Reading."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,11 @@ from vlatool.loading.robotics.decode import (
     SampleDecoder,
 )
 from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.storage.background import in_background
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import local_path
+
+_MOST_COMING = 128
 
 
 class RoboticsReader:
@@ -31,6 +36,7 @@ class RoboticsReader:
     """
 
     def __init__(self, config: RoboticsDataConfig, facts: DatasetFacts) -> None:
+        self._arguments = (config, facts)
         self._datasets = facts.datasets
         self._blocks = OpenBlocks(facts.datasets, _cache(config, facts))
         names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
@@ -38,16 +44,29 @@ class RoboticsReader:
         self._decoders = [
             SampleDecoder(config, _picture_size(options), widths) for options in facts.options
         ]
+        self._coming: dict[tuple[Place, ...], Future[list[bytes]]] = {}
 
     def read(
         self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
     ) -> list[DecodedSample | Dropped]:
         """The samples at some places, in order; see `loading.base.SampleReader`."""
-        fragments = self._blocks.fragments(places)
+        coming = self._coming.pop(tuple(places), None)
+        fragments = self._blocks.fragments(places) if coming is None else coming.result()
         return [
             self._sample(place, data, rng)
             for place, data, rng in zip(places, fragments, rngs, strict=True)
         ]
+
+    def ahead(self, places: Sequence[Place]) -> None:
+        """Begins to fetch them where they are remote; see `loading.base.ReadsAhead`."""
+        if self._blocks.have_latency:
+            if len(self._coming) > _MOST_COMING:  # nobody came for them
+                self._coming.clear()
+            fetch = partial(self._blocks.fragments, places)
+            self._coming[tuple(places)] = in_background(fetch)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (RoboticsReader, self._arguments)
 
     def _sample(
         self, place: Place, data: bytes, rng: np.random.Generator

@@ -20,6 +20,7 @@ from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
 from vlatool.sources.lerobot.names import with_group_names
 from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.order import natural_key
+from vlatool.storage.uri import can_list
 
 _SEARCH_DEPTH = ("", "*/", "*/*/")
 
@@ -81,9 +82,15 @@ class Recording:
 def dataset_roots(source: Path) -> list[Path]:
     """The data sets in `source`: itself, or folders up to two levels below, in natural order.
 
+    Where nothing can be listed, it is the source itself.
+
     Raises:
         DataError: There are none.
     """
+    if not can_list(source):
+        if (source / INFO_FILE).is_file():
+            return [source]
+        raise no_episodes(source, INFO_FILE)
     for depth in _SEARCH_DEPTH:
         marks = [INFO_FILE, "meta/episodes", "meta_data"]
         found = {

@@ -12,6 +12,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.meta import Info
+from vlatool.storage.uri import can_list
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024  # of usual file systems, and of S3
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
@@ -69,11 +70,12 @@ class FileFinder:
     """Finds the parquet file and the videos of an episode.
 
     A template that leads nowhere is answered by the only file of that name, with one finding per
-    template. Source: lerobot-format 4, rule 3
+    template. Source: lerobot-format 4, rule 3. Where nothing can be listed the templates are
+    believed: who reads an episode asks for its files.
 
     Attributes:
         root: The data set.
-        there: The files asked for so far that exist.
+        there: The files asked for so far that exist, as far as is known.
     """
 
     def __init__(self, root: Path, info: Info, noticed: list[Finding]) -> None:
@@ -82,6 +84,7 @@ class FileFinder:
         self._info = info
         self._noticed = noticed
         self._told: set[str] = set()
+        self._can_list = can_list(root)
 
     def data_file(self, number: int) -> Path:
         """The parquet file of an episode, or where it should be."""
@@ -105,6 +108,9 @@ class FileFinder:
 
     def _found(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
         path = self.root / relative
+        if not self._can_list:
+            self.there.add(path)
+            return path
         named = self._by_name.get((folder, path.name), [])
         if relative not in named and not path.exists():
             others = [name for name in named if not camera or camera in PurePosixPath(name).parts]
@@ -129,7 +135,7 @@ class FileFinder:
     def _by_name(self) -> Mapping[tuple[str, str], list[str]]:
         """(`data` or `videos`, file name) to the files of that name, relative to the data set."""
         index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-        for folder in ("data", "videos"):
+        for folder in ("data", "videos") if self._can_list else ():
             # A link that leads nowhere is no file; listings know this without another look.
             for path in sorted((self.root / folder).rglob("*.*")):
                 if path.is_file():

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from vlatool.artifacts.lerobot import MODALITY_FILE
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.meta import Feature, Info
 from vlatool.storage.documents import DocumentError, read_json
 
-MODALITY_FILE = "meta/modality.json"
 # Where the groups of a section are, unless they say so themselves.
 _SECTIONS = {"state": "observation.state", "action": "action"}
 _NUMBERED = re.compile(r"^(.*?)\d+$")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from vlatool.artifacts.lerobot import META_FILES
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError
@@ -18,6 +19,8 @@ from vlatool.sources.lerobot.oddities import check_values
 from vlatool.sources.lerobot.rules import name_in_words, walk_episode, without_labels
 from vlatool.sources.lerobot.set_rules import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
+from vlatool.storage.tree import files_named
+from vlatool.storage.uri import can_list
 
 
 class LeRobotReader:
@@ -139,6 +142,12 @@ def _recording(ref: EpisodeRef) -> Recording:
     return ref.extras["recording"]
 
 
+def _metadata(root: Path) -> list[Path]:
+    if can_list(root):
+        return sorted((root / "meta").glob("*.json*"))
+    return files_named(root, META_FILES)
+
+
 def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]:
     """Refs of data sets; the second of two with one name has `-2` after it."""
     seen: Counter[str] = Counter()
@@ -147,7 +156,7 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
         name = id_part(dataset.name)
         seen[name] += 1
         prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        metadata = sorted((dataset.root / "meta").glob("*.json*"))
+        metadata = _metadata(dataset.root)
         for recording in recordings:
             number = recording.line.number
             sentences = without_labels(recording.line.tasks)

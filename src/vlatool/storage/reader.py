@@ -1,15 +1,21 @@
-"""S3 objects as files: ranged requests, read ahead while reading is sequential."""
+"""Remote objects as files: ranged requests, read ahead while reading is sequential."""
 
 import io
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlatool.errors import DataError, StorageError
-from vlatool.storage import s3
+from vlatool.errors import StorageError
 from vlatool.storage.background import in_background, in_parallel
-from vlatool.storage.s3_errors import ConditionFailed, error_code
+from vlatool.storage.remote import (
+    Address,
+    Body,
+    ConditionFailed,
+    Facts,
+    NothingThere,
+    Remote,
+    call,
+)
 
 SMALLEST_RANGE = 256 * 1024  # zip directories and tar headers should not cost megabytes
 LARGEST_RANGE = 8 * 1024 * 1024
@@ -17,6 +23,7 @@ _FIRST_OF_STREAM = 1024 * 1024
 _PIECE = 256 * 1024
 _PROGRESS = 64 * 1024  # a cut body that brought this much is no failure, only an interruption
 _PARALLEL = 4
+_VERSIONS = 2  # an object that changes while it is read is read again so often
 _KEPT = 3  # recent ranges of a file read here and there: its directory, its head, its middle
 
 
@@ -27,91 +34,106 @@ class _Transfer:
     A negative `start` asks for so many bytes before the end; the first answer says where they are.
     """
 
-    address: s3.Address
+    address: Address
     start: int
     stop: int
-    facts: s3.Facts | None = None
+    facts: Facts | None = None
     received: bytearray = field(default_factory=bytearray)
 
     def run(self) -> bytes:
         """The bytes of the range, fewer where the object ends."""
         while self.facts is None or len(self.received) < self.stop - self.start:
             try:
-                s3.call(self.address, self._receive)
+                call(self.address, self._receive)
             except ConditionFailed:
-                raise DataError(
-                    f"{self.address}: changed while it was being read",
-                    hint="let whoever writes it finish, then run the same command again",
-                    code="data.changed",
-                    details={"path": str(self.address)},
-                ) from None
+                raise changed(self.address) from None
         return bytes(self.received)
 
-    def _receive(self, client: Any) -> None:
+    def _receive(self, remote: Remote) -> None:
         first = self.start + len(self.received)
-        span = str(self.start) if self.start < 0 else f"{first}-{self.stop - 1}"
-        request = {**self.address.place, "Range": f"bytes={span}"}
-        if self.facts is not None:
-            request["IfMatch"] = self.facts.etag
+        etag = self.facts.etag if self.facts else ""
         try:
-            answer = client.get_object(**request)
-        except Exception as error:
-            if error_code(error) != "InvalidRange" or self.facts is not None:
-                raise
-            self._end_before(self.start)  # only an empty object has no byte 0
+            body = remote.get(self.address.key, first, self.stop, etag)
+        except NothingThere:
+            if self.facts is not None:
+                raise ConditionFailed from None  # it had these bytes
+            self._end_before(self.start)
             return
-        if self.start < 0 and not answer.get("ContentLength"):
-            self._end_before(0)  # some servers answer so where others refuse the range
-            return
-        self._adopt(answer)
-        self._copy(answer["Body"])
+        try:
+            self._adopt(body)
+            self._copy(body)
+        finally:
+            body.close()
 
     def _end_before(self, position: int) -> None:
         """Nothing is there."""
-        self.facts, self.start = s3.Facts(), max(0, position)
+        self.facts, self.start = Facts(), max(0, position)
         self.stop = self.start
 
-    def _adopt(self, answer: Mapping[str, Any]) -> None:
+    def _adopt(self, body: Body) -> None:
         """Pins the version that the first answer is about."""
-        span, _, total = str(answer.get("ContentRange", "")).partition("/")
-        if self.start < 0 and total.isdigit():
-            self.stop = int(total)
-            self.start = max(0, self.stop + self.start)
-        if span.partition("-")[0] != f"bytes {self.start + len(self.received)}":
+        if self.facts is not None and _version(self.facts) != _version(body.facts):
+            raise ConditionFailed
+        if self.start < 0:
+            self.stop, self.start = body.facts.size, max(0, body.facts.size + self.start)
+        if body.start != self.start + len(self.received):
             raise StorageError(
                 f"{self.address}: the server ignores ranges, so its files cannot be read in parts",
                 hint="copy the data to a local folder and give its path",
                 code="storage.unsupported",
                 details={"path": str(self.address)},
             )
-        size = int(total)
-        self.facts = self.facts or s3.facts(answer, size)
-        self.stop = min(self.stop, size)
+        self.facts = body.facts
+        self.stop = min(self.stop, body.facts.size)
 
-    def _copy(self, body: Any) -> None:
+    def _copy(self, body: Body) -> None:
         before = len(self.received)
         try:
-            while len(self.received) < self.stop - self.start:
-                piece: bytes = body.read(_PIECE)
+            while (missing := self.stop - self.start - len(self.received)) > 0:
+                piece = body.read(min(_PIECE, missing))
                 if not piece:
                     break
                 self.received += piece
         except Exception:
             if len(self.received) - before < _PROGRESS:
                 raise
-        finally:
-            body.close()
+        if len(self.received) == before < self.stop - self.start:
+            raise ConnectionResetError(f"{self.address}: an answer without the bytes it promised")
 
 
-def read_whole(address: s3.Address) -> bytes:
-    """An object's bytes; large ones in parallel ranges."""
+def _version(facts: Facts) -> tuple[str, int]:
+    return facts.etag, facts.size
+
+
+def changed(where: object) -> StorageError:
+    """The error for an object that is not what it was when its reading began."""
+    return StorageError(
+        f"{where}: changed while it was being read",
+        hint="let whoever writes it finish, then run the same command again",
+        code="storage.changed",
+        details={"path": str(where)},
+    )
+
+
+def read_whole(address: Address) -> bytes:
+    """An object's bytes; large ones in parallel ranges, from the start again if it changes."""
+    for _ in range(_VERSIONS):
+        try:
+            return _read_whole(address)
+        except StorageError as error:
+            if error.code != "storage.changed":
+                raise
+    return _read_whole(address)
+
+
+def _read_whole(address: Address) -> bytes:
     first = _Transfer(address, 0, LARGEST_RANGE)
     head = first.run()
     assert first.facts is not None
     return head + _read_range(address, first.facts, len(head), first.facts.size)
 
 
-def _read_range(address: s3.Address, facts: s3.Facts, start: int, stop: int) -> bytes:
+def _read_range(address: Address, facts: Facts, start: int, stop: int) -> bytes:
     """Bytes `start` to `stop`, several ranges at a time."""
     transfers = (
         _Transfer(address, first, min(stop, first + LARGEST_RANGE), facts)
@@ -120,7 +142,7 @@ def _read_range(address: s3.Address, facts: s3.Facts, start: int, stop: int) -> 
     return b"".join(in_parallel(_Transfer.run, transfers, _PARALLEL))
 
 
-def read_range(address: s3.Address, start: int, stop: int) -> bytes:
+def read_range(address: Address, start: int, stop: int) -> bytes:
     """Bytes `start` to `stop`, fewer where the object ends; one request below 8 MiB.
 
     Raises:
@@ -133,7 +155,7 @@ def read_range(address: s3.Address, start: int, stop: int) -> bytes:
     return head + rest
 
 
-def open_reader(address: s3.Address, *, from_end: bool = False) -> io.BufferedReader:
+def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReader:
     """A seekable file over the version that the object has now.
 
     The first range is read at once, so that an object that is missing is told here, as for any
@@ -152,7 +174,7 @@ def open_reader(address: s3.Address, *, from_end: bool = False) -> io.BufferedRe
     return _buffered(_RangedFile(address, first.facts, _Range(first.start, known)))
 
 
-def open_range(address: s3.Address, start: int, stop: int) -> io.BufferedReader:
+def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
     """A file positioned at `start`, to be read onwards to `stop`, where it ends.
 
     Raises:
@@ -193,7 +215,7 @@ class _RangedFile(io.RawIOBase):
     """The bytes of one version of an object; wants a buffer around it."""
 
     def __init__(
-        self, address: s3.Address, facts: s3.Facts, known: _Range, stop: int | None = None
+        self, address: Address, facts: Facts, known: _Range, stop: int | None = None
     ) -> None:
         self.name = str(address)
         self._address = address

@@ -1,4 +1,4 @@
-"""One run per output in S3: an object that its owner renews while it lives."""
+"""One run per output in a bucket: an object that its owner renews while it lives."""
 
 import hashlib
 import json
@@ -10,19 +10,19 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, StorageError, UsageError
-from vlatool.storage import s3
+from vlatool.storage.remote import ConditionFailed, NothingThere, WritableRemote, call
+from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import ProcessClock, patience
-from vlatool.storage.s3_errors import ConditionFailed
-from vlatool.storage.s3_path import S3Path
+from vlatool.storage.writer import delete, put
 
 RENEWED_EVERY_S = 20.0
 STALE_AFTER_S = 90.0  # outlasts four renewals; a run killed elsewhere blocks no longer
 _ATTEMPTS = 3
+_LARGEST = 64 * 1024  # bytes of a lock
 _RELEASE_PATIENCE_S = 10.0  # an unreleased lock ends by itself
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -95,20 +95,20 @@ class _Holder:
 
 
 @contextmanager
-def s3_lock(
-    path: S3Path,
+def remote_lock(
+    path: RemotePath,
     command: str,
     *,
     renewed_every_s: float = RENEWED_EVERY_S,
     stale_after_s: float = STALE_AFTER_S,
-) -> Generator["S3Lock"]:
+) -> Generator["RemoteLock"]:
     """Holds the object `path`, two levels below the folder it stands for, until the block ends.
 
     Raises:
         UsageError: Another live run holds it; names that run.
         StorageError: The storage fails, or another run took the lock over in the meantime.
     """
-    lock = S3Lock(path, command)
+    lock = RemoteLock(path, command)
     lock.take(stale_after_s)
     stop = threading.Event()
     thread = threading.Thread(
@@ -127,10 +127,10 @@ def s3_lock(
     lock.check()
 
 
-class S3Lock:
+class RemoteLock:
     """An object that names its owner, renewed while the owner lives."""
 
-    def __init__(self, path: S3Path, command: str) -> None:
+    def __init__(self, path: RemotePath, command: str) -> None:
         self.is_lost = False
         self._path = path
         self._address = path.address
@@ -160,8 +160,7 @@ class S3Lock:
         """Takes the lock where there is none, or where its owner is dead."""
         holder: _Holder | None = None
         for _ in range(_ATTEMPTS):
-            condition = {"IfMatch": holder.etag} if holder is not None else {"IfNoneMatch": "*"}
-            if self._put(condition):
+            if self._put(holder.etag if holder is not None else ""):
                 return
             holder = self._read()
             if holder is None:  # released a moment ago
@@ -194,12 +193,12 @@ class S3Lock:
             if holder is None or holder.owner != self._owner:
                 self.is_lost = True
                 return
-            s3.delete(self._address, patience_s=min(_RELEASE_PATIENCE_S, patience()))
+            delete(self._address, patience_s=min(_RELEASE_PATIENCE_S, patience()))
         except (StorageError, EnvironmentProblem) as error:
             _LOGGER.warning("%s: the lock could not be released: %s", self._address, error)
 
     def _renew(self) -> None:
-        if self._put({"IfMatch": self._etag}):
+        if self._put(self._etag):
             return
         holder = self._read()
         if holder is not None and holder.owner == self._owner:  # an answer got lost
@@ -207,36 +206,39 @@ class S3Lock:
         else:
             self.is_lost = True
 
-    def _put(self, condition: Mapping[str, str]) -> bool:
-        """Writes the lock; False where the condition does not hold."""
+    def _put(self, etag: str) -> bool:
+        """Writes the lock over a version, or where nothing is; False where that is not so."""
         try:
-            answer = s3.put(self._address, self._content, **condition)
+            self._etag = put(self._address, self._content, etag)
         except (ConditionFailed, FileNotFoundError):
             return False
         except StorageError as error:
             if error.code not in ("storage.unsupported", "storage.request"):
                 raise
             # The server or an old client library has no conditional writes: look, then write.
-            return self._put_unconditionally(condition)
-        self._etag = str(answer["ETag"])
+            return self._put_unconditionally(etag)
         return True
 
-    def _put_unconditionally(self, condition: Mapping[str, str]) -> bool:
+    def _put_unconditionally(self, etag: str) -> bool:
         holder = self._read()
-        if holder is not None and holder.etag != condition.get("IfMatch", ""):
+        if holder is not None and holder.etag != etag:
             return False
-        self._etag = str(s3.put(self._address, self._content)["ETag"])
+        self._etag = put(self._address, self._content)
         return True
 
     def _read(self) -> _Holder | None:
-        address = self._address
         try:
-            answer, body = s3.call(address, lambda api: _with_body(api.get_object(**address.place)))
-        except FileNotFoundError:
+            return call(self._address, self._asked)
+        except (FileNotFoundError, NothingThere):
             return None
-        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        age = (now - answer["LastModified"]).total_seconds()
-        return _holder(body, str(answer["ETag"]), age)
+
+    def _asked(self, remote: WritableRemote) -> _Holder:
+        body = remote.get(self._address.key, 0, _LARGEST, "")
+        try:
+            content = body.read(_LARGEST)
+        finally:
+            body.close()
+        return _holder(content, body.facts.etag, body.date - body.facts.modified)
 
     def _refusal(self, holder: _Holder | None, stale_after_s: float) -> UsageError:
         other = f"`{holder.command}`, since {holder.started}" if holder else "an unnamed run"
@@ -246,11 +248,6 @@ class S3Lock:
             f" another machine stops counting after {stale_after_s:.0f} s",
             code="usage.output_locked",
         )
-
-
-def _with_body(answer: Any) -> tuple[Any, bytes]:
-    with answer["Body"] as body:
-        return answer, body.read()
 
 
 def _holder(body: bytes, etag: str, age_s: float) -> _Holder:

@@ -5,15 +5,16 @@ from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import NamedTuple
 
-from vlatool.storage import s3
 from vlatool.storage.background import in_parallel
+from vlatool.storage.remote import Address, Facts, Page, call, look
 
 _AT_ONCE = 16
+_PAGE = 1000
 _WILDCARDS = frozenset("*?[")
 
-Found = tuple[str, s3.Facts]
+Found = tuple[str, Facts]
 
-_FOLDER = s3.Facts(is_dir=True)
+_FOLDER = Facts(is_dir=True)
 
 
 class Level(NamedTuple):
@@ -23,11 +24,29 @@ class Level(NamedTuple):
     files: list[str]
 
 
-def level(address: s3.Address) -> list[Found]:
+def pages(address: Address, delimiter: str = "") -> Iterator[Page]:
+    """The listing of what is below, in order.
+
+    Every page is retried on its own; an error ends the iteration, so a listing is never short.
+    """
+    token = ""
+    while True:
+        page = _page(address, delimiter, token)
+        yield page
+        token = page.token
+        if not token:
+            return
+
+
+def _page(address: Address, delimiter: str, token: str) -> Page:
+    return call(address, lambda remote: remote.page(address.prefix, delimiter, token, _PAGE))
+
+
+def level(address: Address) -> list[Found]:
     """Name and facts of what is directly below a prefix."""
-    below = _prefix(address)
-    found: dict[str, s3.Facts] = {}
-    for page in s3.pages(address, below=below, delimiter="/"):
+    below = address.prefix
+    found: dict[str, Facts] = {}
+    for page in pages(address, "/"):
         for prefix in page.prefixes:
             found[prefix[len(below) : -1]] = _FOLDER
         for key, facts in page.objects:
@@ -36,11 +55,11 @@ def level(address: s3.Address) -> list[Found]:
     return list(found.items())
 
 
-def tree(address: s3.Address) -> Iterator[Found]:
+def tree(address: Address) -> Iterator[Found]:
     """Path below the prefix and facts of everything below it; folders come before their content."""
-    below = _prefix(address)
+    below = address.prefix
     seen: set[str] = set()
-    for page in s3.pages(address, below=below):
+    for page in pages(address):
         for key, facts in page.objects:
             path = key[len(below) :]
             parts = path.split("/")
@@ -55,7 +74,7 @@ def tree(address: s3.Address) -> Iterator[Found]:
                 yield path, facts
 
 
-def levels(address: s3.Address) -> dict[str, Level]:
+def levels(address: Address) -> dict[str, Level]:
     """Path below the prefix to what is directly there, of every folder; `""` is the prefix.
 
     One listing: a request per 1000 objects, where a listing per folder would take one for each.
@@ -71,7 +90,7 @@ def levels(address: s3.Address) -> dict[str, Level]:
     return found
 
 
-def matching(address: s3.Address, pattern: str) -> Iterator[Found]:
+def matching(address: Address, pattern: str) -> Iterator[Found]:
     """What `Path.glob` finds below a prefix: path and facts.
 
     Folders are listed level by level, several at a time, and only where a part of the pattern has
@@ -97,9 +116,9 @@ def matching(address: s3.Address, pattern: str) -> Iterator[Found]:
     yield from places
 
 
-def _expanded(address: s3.Address, places: list[Found], pattern: str) -> list[Found]:
+def _expanded(address: Address, places: list[Found], pattern: str) -> list[Found]:
     paths = [path for path, facts in places if facts.is_dir]
-    below = in_parallel(level, [_join(address, path) for path in paths], _AT_ONCE)
+    below = in_parallel(level, [address.joined(path) for path in paths], _AT_ONCE)
     return [
         (f"{path}/{name}".lstrip("/"), facts)
         for path, found in zip(paths, below, strict=True)
@@ -108,30 +127,21 @@ def _expanded(address: s3.Address, places: list[Found], pattern: str) -> list[Fo
     ]
 
 
-def _existing(address: s3.Address, places: list[Found], name: str) -> list[Found]:
+def _existing(address: Address, places: list[Found], name: str) -> list[Found]:
     paths = [f"{path}/{name}".lstrip("/") for path, facts in places if facts.is_dir]
-    looked = in_parallel(s3.look, [_join(address, path) for path in paths], _AT_ONCE)
+    looked = in_parallel(look, [address.joined(path) for path in paths], _AT_ONCE)
     return [(path, facts) for path, facts in zip(paths, looked, strict=True) if facts is not None]
 
 
-def _anywhere_below(address: s3.Address, places: list[Found], tail: list[str]) -> Iterator[Found]:
+def _anywhere_below(address: Address, places: list[Found], tail: list[str]) -> Iterator[Found]:
     """What ends in `tail` below the places; folders only if there is no tail, as in `Path.glob`."""
     for place, facts in places:
         if not facts.is_dir:
             continue
         if not tail:
             yield place, facts
-        for path, below in tree(_join(address, place)):
+        for path, below in tree(address.joined(place)):
             parts = path.split("/")[-len(tail) :] if tail else []
             fits = len(parts) == len(tail) and all(map(fnmatchcase, parts, tail))
             if fits and (tail or below.is_dir):
                 yield f"{place}/{path}".lstrip("/"), below
-
-
-def _prefix(address: s3.Address) -> str:
-    return f"{address.key}/" if address.key else ""
-
-
-def _join(address: s3.Address, path: str) -> s3.Address:
-    key = "/".join(part for part in (address.key, path) if part)
-    return s3.Address(address.bucket, key)

@@ -1,19 +1,21 @@
-"""Objects that appear in S3 when complete: multipart uploads beside the writer."""
+"""Remote objects that appear when complete: parts are sent beside the writer."""
 
 import io
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
-from vlatool.storage import s3
 from vlatool.storage.background import in_background
+from vlatool.storage.listing import pages
+from vlatool.storage.remote import Address, Upload, call, look
 from vlatool.storage.steps import step
 
 PART_SIZE = 8 * 1024 * 1024
 _LATE_PART_SIZE = 64 * 1024 * 1024
+_DELETED_AT_ONCE = 1000  # S3 API, DeleteObjects
 # S3 takes 10,000 parts: equal parts up to 40 GB, which some servers insist on, then up to 360 GB.
 _EARLY_PARTS = 5000
 _IN_FLIGHT = 4
@@ -21,19 +23,19 @@ _ABORT_PATIENCE_S = 5.0  # what stays behind is removed by the next run
 _FOLDER_THREADS = 4
 
 
-class S3Upload(io.BufferedIOBase):
+class RemoteFile(io.BufferedIOBase):
     """A file for writing whose bytes appear as an object when `commit` returns, else not at all.
 
     Full parts are sent on threads while the caller goes on writing; at most four wait at a time,
     so memory stays below five parts. Not seekable.
     """
 
-    def __init__(self, address: s3.Address) -> None:
+    def __init__(self, address: Address) -> None:
         self.name = str(address)
         self._address = address
         self._buffer = bytearray()
         self._size = 0
-        self._upload = ""
+        self._upload: Upload | None = None
         self._parts: list[Future[str]] = []
 
     def writable(self) -> bool:
@@ -71,19 +73,18 @@ class S3Upload(io.BufferedIOBase):
 
     def commit(self) -> None:
         """Makes the object visible."""
-        if not self._upload:
-            s3.put(self._address, bytes(self._buffer))
+        upload = self._upload
+        if upload is None:
+            put(self._address, bytes(self._buffer))
             return
         self.prepare()
-        numbered = enumerate(self._parts, start=1)
-        parts = [{"PartNumber": number, "ETag": part.result()} for number, part in numbered]
-        request = {**self._request(), "MultipartUpload": {"Parts": parts}}
+        parts = [part.result() for part in self._parts]
         try:
             with step("rename", self._address):
-                s3.call(self._address, lambda client: client.complete_multipart_upload(**request))
+                call(self._address, lambda _: upload.complete(parts))
         except FileNotFoundError:
             # The upload is unknown: an attempt before this one was done and its answer got lost.
-            found = s3.look(self._address)
+            found = look(self._address)
             if found is None or found.size != self._size:
                 raise StorageError(
                     f"{self._address}: the upload disappeared before it was complete",
@@ -91,44 +92,83 @@ class S3Upload(io.BufferedIOBase):
                     code="storage.write",
                     details={"path": str(self._address)},
                 ) from None
-        self._upload = ""
+        self._upload = None
 
     def abort(self) -> None:
         """Drops what was sent; nothing appears."""
-        if self._upload:
+        if self._upload is not None:
             wait(self._parts, timeout=_ABORT_PATIENCE_S)  # a part that comes later would stay
             with suppress(StorageError, EnvironmentProblem):
-                s3.abort_upload(self._address, self._upload, patience_s=_ABORT_PATIENCE_S)
-        self._upload = ""
+                _abort(self._address, self._upload, patience_s=_ABORT_PATIENCE_S)
+        self._upload = None
         self._buffer.clear()
 
     def _part_size(self) -> int:
         return PART_SIZE if len(self._parts) < _EARLY_PARTS else _LATE_PART_SIZE
 
-    def _request(self) -> dict[str, Any]:
-        return {**self._address.place, "UploadId": self._upload}
-
     def _send(self, data: bytes) -> None:
-        if not self._upload:
-            place = self._address.place
+        if self._upload is None:
             with step("create", self._address):
-                answer = s3.call(self._address, lambda api: api.create_multipart_upload(**place))
-            self._upload = str(answer["UploadId"])
-        request = {**self._request(), "PartNumber": len(self._parts) + 1, "Body": data}
-
-        def send() -> str:
-            answer = s3.call(self._address, lambda api: api.upload_part(**request))
-            return str(answer["ETag"])
-
-        self._parts.append(in_background(send))
+                self._upload = call(
+                    self._address, lambda remote: remote.multipart(self._address.key)
+                )
+        upload, number = self._upload, len(self._parts) + 1
+        self._parts.append(
+            in_background(lambda: call(self._address, lambda _: upload.send(number, data)))
+        )
         if len(self._parts) >= _IN_FLIGHT:
             self._parts[-_IN_FLIGHT].result()
 
 
+def put(address: Address, data: bytes, etag: str | None = None) -> str:
+    """Writes a whole object in one request; returns its etag.
+
+    Raises:
+        ConditionFailed: There is another version than `etag`, or any where that is empty.
+    """
+    with step("write", address):
+        return call(address, lambda remote: remote.put(address.key, data, etag))
+
+
+def delete(address: Address, *, patience_s: float | None = None) -> None:
+    """Removes an object; one that is not there is fine."""
+    with step("remove", address):
+        call(address, lambda remote: remote.delete([address.key]), patience_s=patience_s)
+
+
+def delete_below(address: Address) -> None:
+    """Removes every object below a prefix."""
+    keys = [key for page in pages(address) for key, _ in page.objects]
+    for start in range(0, len(keys), _DELETED_AT_ONCE):
+        _delete_batch(address, keys[start : start + _DELETED_AT_ONCE])
+
+
+def _delete_batch(address: Address, keys: Sequence[str]) -> None:
+    with step("remove", address):
+        failed = call(address, lambda remote: remote.delete(keys))
+    for key in failed:
+        if not key:
+            raise StorageError(f"{address}: objects cannot be removed", code="storage.refused")
+        delete(Address(address.place, key))
+
+
+def abort_uploads(address: Address) -> None:
+    """Removes the parts of unfinished uploads at and below a key."""
+    for key, upload in call(address, lambda remote: remote.unfinished(address.key)):
+        if key == address.key or key.startswith(address.prefix):
+            _abort(Address(address.place, key), upload)
+
+
+def _abort(address: Address, upload: Upload, *, patience_s: float | None = None) -> None:
+    """Removes the parts of an unfinished upload; one that is gone is fine."""
+    with suppress(FileNotFoundError):
+        call(address, lambda _: upload.abort(), patience_s=patience_s)
+
+
 @contextmanager
-def uploading(address: s3.Address) -> Generator[IO[bytes]]:
+def uploading(address: Address) -> Generator[IO[bytes]]:
     """A file for writing; the object appears when the block ends normally, else not at all."""
-    upload = S3Upload(address)
+    upload = RemoteFile(address)
     try:
         yield cast(IO[bytes], upload)
         upload.commit()
@@ -137,7 +177,7 @@ def uploading(address: s3.Address) -> Generator[IO[bytes]]:
         raise
 
 
-def upload_folder(folder: Path, address: s3.Address) -> None:
+def upload_folder(folder: Path, address: Address) -> None:
     """Replaces what is below a key by the files of a local folder.
 
     Large files are sent first without becoming visible. Then all appear in the order in which
@@ -147,31 +187,31 @@ def upload_folder(folder: Path, address: s3.Address) -> None:
         (file for file in folder.rglob("*") if file.is_file()),
         key=lambda file: (file.stat().st_mtime_ns, file),
     )
-    uploads: dict[Path, S3Upload] = {}
+    uploads: dict[Path, RemoteFile] = {}
     large = [file for file in files if file.stat().st_size >= PART_SIZE]
     try:
         for file in large:
-            uploads[file] = S3Upload(_below(address, folder, file))
+            uploads[file] = RemoteFile(_below(address, folder, file))
         with ThreadPoolExecutor(_FOLDER_THREADS) as pool:
             list(pool.map(_send_large, uploads.keys(), uploads.values()))
-        s3.delete_below(address)
+        delete_below(address)
         for file in files:
             if file in uploads:
                 uploads[file].commit()
             else:
-                s3.put(_below(address, folder, file), file.read_bytes())
+                put(_below(address, folder, file), file.read_bytes())
     except BaseException:
         for upload in uploads.values():
             upload.abort()
         raise
 
 
-def _send_large(file: Path, upload: S3Upload) -> None:
+def _send_large(file: Path, upload: RemoteFile) -> None:
     with file.open("rb") as source:
         while piece := source.read(PART_SIZE):
             upload.write(piece)
     upload.prepare()
 
 
-def _below(address: s3.Address, folder: Path, file: Path) -> s3.Address:
-    return s3.Address(address.bucket, f"{address.key}/{file.relative_to(folder).as_posix()}")
+def _below(address: Address, folder: Path, file: Path) -> Address:
+    return address.joined(file.relative_to(folder).as_posix())

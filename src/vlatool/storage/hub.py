@@ -1,0 +1,215 @@
+"""Repositories of a model hub: data sets and models, at one commit, read in ranges."""
+
+import errno
+import importlib
+import io
+import os
+import threading
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vlatool.errors import DataError, EnvironmentProblem, missing_package
+from vlatool.storage.http import WebServer
+from vlatool.storage.remote import Body, Facts, NothingThere, Page
+from vlatool.storage.retry import Trouble
+
+
+class Repository:
+    """The files of a repository at the commit that its revision is when first asked.
+
+    Endpoint (HF_ENDPOINT), token and cache folder are those of huggingface_hub; files that are in
+    the cache are read from there.
+    """
+
+    lists = True
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        kind, owner, name = place.partition("://")[2].split("/")
+        self._kind = kind.removesuffix("s")
+        self._name, _, self._revision = f"{owner}/{name}".partition("@")
+        self._lock = threading.Lock()
+
+    @cached_property
+    def hub(self) -> Any:
+        """The library."""
+        try:
+            return importlib.import_module("huggingface_hub")
+        except ImportError as error:
+            raise missing_package("huggingface_hub") from error
+
+    @property
+    def _endpoint(self) -> str | None:
+        return os.environ.get("HF_ENDPOINT") or None
+
+    @cached_property
+    def _api(self) -> Any:
+        return self.hub.HfApi(endpoint=self._endpoint)
+
+    @cached_property
+    def commit(self) -> str:
+        """What the revision stands for."""
+        info = self._api.repo_info(
+            self._name, repo_type=self._kind, revision=self._revision or None
+        )
+        return str(info.sha)
+
+    @property
+    def pinned(self) -> str:
+        """The place with its commit."""
+        return f"{self._place.partition('@')[0]}@{self.commit}"
+
+    @property
+    def files(self) -> Mapping[str, Facts]:
+        """Every file, sorted by name; listed once for all threads."""
+        with self._lock:
+            return self._listed
+
+    @cached_property
+    def _listed(self) -> Mapping[str, Facts]:
+        listed = self._api.list_repo_tree(
+            self._name, repo_type=self._kind, revision=self.commit, recursive=True
+        )
+        found = {
+            str(one.path): Facts(
+                int(one.size), etag=str(one.lfs.sha256 if one.lfs else one.blob_id)
+            )
+            for one in listed
+            if hasattr(one, "blob_id")
+        }
+        return dict(sorted(found.items()))
+
+    def look(self, key: str) -> Facts:
+        """Facts of the listing."""
+        if key not in self.files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._place}/{key}")
+        return self.files[key]
+
+    def page(self, below: str, delimiter: str, token: str, at_most: int) -> Page:
+        """A part of the listing."""
+        names = self._names
+        position = bisect_left(names, max(below, token))
+        objects: list[tuple[str, Facts]] = []
+        prefixes: list[str] = []
+        while position < len(names) and names[position].startswith(below):
+            name = names[position]
+            if len(objects) + len(prefixes) >= at_most:
+                return Page(objects, prefixes, name)
+            head, cut, _ = name[len(below) :].partition(delimiter) if delimiter else (name, "", "")
+            if cut:
+                prefixes.append(f"{below}{head}{cut}")
+                position = bisect_left(names, f"{below}{head}{chr(ord(cut) + 1)}")
+            else:
+                objects.append((name, self.files[name]))
+                position += 1
+        return Page(objects, prefixes)
+
+    def get(self, key: str, start: int, stop: int, etag: str) -> Body:
+        """From the cache where the file is there, else a GET of a range."""
+        facts = self.look(key)
+        first = max(0, facts.size + start) if start < 0 else start
+        if first >= facts.size:
+            raise NothingThere
+        kept = self.hub.try_to_load_from_cache(
+            self._name, key, revision=self.commit, repo_type=self._kind
+        )
+        if isinstance(kept, str):
+            stop = facts.size if start < 0 else stop
+            file = io.BytesIO(_bytes(Path(kept), first, stop))
+            return Body(facts, first, file.read, file.close)
+        body = self._files.get(key, first, min(stop, facts.size), "")
+        return Body(facts, body.start, body.read, body.close)
+
+    def trouble(self, error: Exception) -> Trouble | None:
+        """What an error means for another attempt."""
+        status = _status(error)
+        if status:
+            return Trouble(f"the hub says {status}") if status == 429 or status >= 500 else None
+        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore"):
+            return Trouble(f"no complete answer ({type(error).__name__})")
+        return self._files.trouble(error)
+
+    def translated(self, error: Exception, where: str) -> Exception:
+        """Our error for one of the library or the server."""
+        names = {one.__name__ for one in type(error).__mro__}
+        if names & {"RevisionNotFoundError"}:
+            return DataError(
+                f"{self._place}: the repository has no such revision",
+                hint="give a branch, a tag or a commit that it has, as owner/name@revision",
+                code="data.no_revision",
+                details={"path": where},
+            )
+        if names & {"GatedRepoError", "RepositoryNotFoundError", "LocalTokenNotFoundError"} or (
+            _status(error) in (401, 403)
+        ):
+            return self._not_open(where)
+        if names & {"OfflineModeIsEnabled"}:
+            return EnvironmentProblem(
+                f"{where}: the hub is switched off (HF_HUB_OFFLINE)",
+                hint="unset HF_HUB_OFFLINE, or give the path of a local folder",
+                code="environment.offline",
+            )
+        if names & {"HFValidationError"}:
+            return DataError(
+                f"{self._place}: no such name of a repository",
+                hint="write hf://datasets/owner/name or hf://models/owner/name",
+                code="data.bad_repository",
+            )
+        return self._files.translated(error, where)
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        return list(self.files)
+
+    @cached_property
+    def _files(self) -> "_Resolved":
+        return _Resolved(self)
+
+    def url(self, key: str) -> str:
+        """Where a file of the commit is."""
+        return self.hub.hf_hub_url(
+            self._name,
+            key,
+            repo_type=self._kind,
+            revision=self.commit,
+            endpoint=self._endpoint,
+        )
+
+    def _not_open(self, where: str) -> EnvironmentProblem:
+        return EnvironmentProblem(
+            f"{where}: there is no such repository, or it is private or gated",
+            hint="check the name; ask for access on its page, then `hf auth login` or set HF_TOKEN",
+            code="environment.no_credentials",
+            details={"path": where},
+        )
+
+
+class _Resolved(WebServer):
+    """The files of a repository as a web server gives them, with the user's token."""
+
+    def __init__(self, repository: Repository) -> None:
+        super().__init__("")
+        self._repository = repository
+
+    def url(self, key: str) -> str:
+        """Where the hub sends who asks for a file."""
+        return self._repository.url(key)
+
+    def headers(self) -> Mapping[str, str]:
+        """The token, if the user has one."""
+        return self._repository.hub.utils.build_hf_headers()
+
+
+def _bytes(path: Path, start: int, stop: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(max(0, stop - start))
+
+
+def _status(error: Exception) -> int:
+    """The status of an answer that huggingface_hub made an error of."""
+    answer = getattr(error, "response", None)
+    return int(getattr(answer, "status_code", 0) or 0)

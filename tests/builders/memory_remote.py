@@ -1,0 +1,92 @@
+"""Storage in the memory of this process, as somebody would write a scheme: the least it can be."""
+
+import hashlib
+import io
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from vlatool.storage.remote import Body, ConditionFailed, Facts, NothingThere, Page, Upload
+from vlatool.storage.retry import Trouble, network_trouble
+
+
+class Memory:
+    """Objects of a place, such as `memory://x`; every place has its own."""
+
+    lists = True
+    places: ClassVar[dict[str, dict[str, tuple[bytes, Facts]]]] = {}
+
+    def __init__(self, place: str) -> None:
+        self.objects = self.places.setdefault(place, {})
+
+    def look(self, key: str) -> Facts:
+        return self._object(key)[1]
+
+    def page(self, below: str, delimiter: str, token: str, at_most: int) -> Page:
+        keys = [key for key in sorted(self.objects) if key.startswith(below)]
+        if not delimiter:
+            return Page([(key, self.objects[key][1]) for key in keys if key > token][:at_most])
+        folders = {below + key[len(below) :].partition("/")[0] + "/" for key in keys}
+        files = [key for key in keys if "/" not in key[len(below) :]]
+        found = [(key, self.objects[key][1]) for key in files]
+        return Page(found, sorted(folders - {f"{key}/" for key in files}))
+
+    def get(self, key: str, start: int, stop: int, etag: str) -> Body:
+        data, facts = self._object(key)
+        first = max(0, len(data) + start) if start < 0 else start
+        if etag not in ("", facts.etag):
+            raise ConditionFailed
+        if first >= len(data):
+            raise NothingThere
+        file = io.BytesIO(data[first : len(data) if start < 0 else stop])
+        return Body(facts, first, file.read, file.close, time.time())
+
+    def put(self, key: str, data: bytes, etag: str | None = None) -> str:
+        there = self.objects[key][1].etag if key in self.objects else ""
+        if etag not in (None, there):
+            raise ConditionFailed
+        digest = hashlib.sha256(data).hexdigest()
+        self.objects[key] = (data, Facts(len(data), time.time(), digest))
+        return digest
+
+    def multipart(self, key: str) -> Upload:
+        return Parts(self, key)
+
+    def unfinished(self, below: str) -> Sequence[tuple[str, Upload]]:
+        del below
+        return ()
+
+    def delete(self, keys: Sequence[str]) -> Sequence[str]:
+        for key in keys:
+            self.objects.pop(key, None)
+        return ()
+
+    def trouble(self, error: Exception) -> Trouble | None:
+        return network_trouble(error)
+
+    def translated(self, error: Exception, where: str) -> Exception:
+        del where
+        return error
+
+    def _object(self, key: str) -> tuple[bytes, Facts]:
+        if key not in self.objects:
+            raise FileNotFoundError(2, "no such object", key)
+        return self.objects[key]
+
+
+class Parts:
+    """An object that is written in parts."""
+
+    def __init__(self, memory: Memory, key: str) -> None:
+        self._memory, self._key = memory, key
+        self._parts: dict[int, bytes] = {}
+
+    def send(self, number: int, data: bytes) -> str:
+        self._parts[number] = data
+        return str(number)
+
+    def complete(self, parts: Sequence[str]) -> None:
+        self._memory.put(self._key, b"".join(self._parts[int(part)] for part in parts))
+
+    def abort(self) -> None:
+        self._parts.clear()

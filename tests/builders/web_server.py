@@ -1,0 +1,211 @@
+"""A web server of a folder, and a hub of repositories, which can be told to misbehave."""
+
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_of_a_test"
+
+
+@dataclass
+class WebFaults:
+    """How the server misbehaves.
+
+    Attributes:
+        fail_next: So many requests are answered with `status`.
+        status: Of those answers.
+        retry_after_s: Seconds in a Retry-After header of those answers.
+        cut_after: Bodies end, with the connection, after so many bytes.
+        longer_by: Bytes that Content-Length and Content-Range promise too much.
+        delay_s: Before each answer.
+        stall_next: So many answers never come.
+        no_ranges: Ranges are ignored.
+        no_head: HEAD is not allowed.
+        no_length: Answers tell no length.
+        page: Everything is a web page.
+        version: Part of every ETag; another one is another content.
+        changes_every: Files have another version after so many requests.
+        commit: What the hub's `main` stands for.
+        requests: Method, path and range of what was asked.
+    """
+
+    fail_next: int = 0
+    status: int = 500
+    retry_after_s: int = 0
+    cut_after: int = 0
+    longer_by: int = 0
+    delay_s: float = 0.0
+    stall_next: int = 0
+    no_ranges: bool = False
+    no_head: bool = False
+    no_length: bool = False
+    page: bool = False
+    version: int = 1
+    changes_every: int = 0
+    commit: str = COMMIT
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class WebServer:
+    """A running server: `endpoint/NAME` is the file NAME of the folder."""
+
+    endpoint: str
+    folder: Path
+    faults: WebFaults
+
+
+@contextmanager
+def web_server(folder: Path, *, needs_token: bool = False) -> Iterator[WebServer]:
+    """Serves a folder; below `datasets/OWNER/NAME` it is also a hub's repository.
+
+    Args:
+        folder: What is served; for the hub it holds OWNER/NAME folders.
+        needs_token: Whether repositories are private.
+    """
+    faults = WebFaults()
+
+    class Handler(_Handler):
+        pass
+
+    Handler.faults, Handler.folder, Handler.needs_token = faults, folder, needs_token
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield WebServer(f"http://127.0.0.1:{server.server_port}", folder, faults)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    faults: WebFaults
+    folder: Path
+    needs_token: bool
+
+    def handle_any(self) -> None:
+        faults = self.faults
+        path = unquote(self.path.partition("?")[0])
+        faults.requests.append((self.command, path, self.headers.get("Range", "")))
+        if faults.changes_every and len(faults.requests) % faults.changes_every == 0:
+            faults.version += 1
+        time.sleep(faults.delay_s)
+        if faults.stall_next > 0:
+            faults.stall_next -= 1
+            time.sleep(3600)
+        elif faults.fail_next > 0:
+            faults.fail_next -= 1
+            self._refuse(faults.status)
+        elif faults.no_head and self.command == "HEAD":
+            self._refuse(405)
+        elif path.startswith("/api/") or "/resolve/" in path:
+            self._hub(path)
+        else:
+            self._file(self.folder / path.lstrip("/"))
+
+    do_GET = do_HEAD = handle_any  # noqa: N815 - http.server's
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's
+        del format, args
+
+    def _hub(self, path: str) -> None:
+        if self.needs_token and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._refuse(401, {"X-Error-Code": "RepoNotFound"})
+            return
+        parts = path.removeprefix("/api").strip("/").split("/")
+        kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
+        owner, name, verb, *rest = [*parts, "revision", "main"][: max(5, len(parts))]
+        repository = self.folder / owner / name
+        if not repository.is_dir():
+            self._refuse(404, {"X-Error-Code": "RepoNotFound"})
+        elif rest[0] not in ("main", COMMIT, self.faults.commit):
+            self._refuse(404, {"X-Error-Code": "RevisionNotFound"})
+        elif verb == "resolve":
+            self._file(repository / "/".join(rest[1:]))
+        elif verb == "tree":
+            self._json([_entry(one, repository) for one in sorted(repository.rglob("*"))])
+        else:
+            sha = self.faults.commit if rest[0] == "main" else rest[0]
+            self._json({"id": f"{owner}/{name}", "sha": sha, "kind": kind, "siblings": []})
+
+    def _json(self, document: Any) -> None:
+        content = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _file(self, path: Path) -> None:
+        if self.faults.page:
+            self._send(b"<html>please log in</html>", 200, {"Content-Type": "text/html"})
+        elif not path.is_file():
+            self._refuse(404, {"X-Error-Code": "EntryNotFound"})
+        else:
+            self._ranged(path.read_bytes())
+
+    def _ranged(self, content: bytes) -> None:
+        etag = f'"{hashlib.sha256(content).hexdigest()[:16]}-{self.faults.version}"'
+        headers = {"ETag": etag, "Last-Modified": "Mon, 01 Jan 2026 00:00:00 GMT"}
+        if self.headers.get("If-Match", etag) != etag:
+            self._refuse(412)
+            return
+        span = self.headers.get("Range", "").removeprefix("bytes=")
+        if not span or self.faults.no_ranges:
+            self._send(content, 200, headers)
+            return
+        first, _, last = span.partition("-")
+        start = int(first) if first else max(0, len(content) - int(last))
+        stop = min(len(content), int(last) + 1) if first and last else len(content)
+        if start >= len(content):
+            self._refuse(416)
+            return
+        total = len(content) + self.faults.longer_by
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{total}"
+        self._send(content[start:stop], 206, headers)
+
+    def _send(self, content: bytes, status: int, headers: dict[str, str]) -> None:
+        faults = self.faults
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if not faults.no_length:
+            self.send_header("Content-Length", str(len(content) + faults.longer_by))
+        cut = 0 < faults.cut_after < len(content)
+        if faults.no_length or faults.longer_by or cut:
+            self.close_connection = True
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            with contextlib.suppress(OSError):
+                self.wfile.write(content[: faults.cut_after] if cut else content)
+
+    def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if self.faults.retry_after_s:
+            self.send_header("Retry-After", str(self.faults.retry_after_s))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def _entry(path: Path, repository: Path) -> dict[str, Any]:
+    name = path.relative_to(repository).as_posix()
+    if path.is_dir():
+        return {"type": "directory", "path": name, "oid": "0" * 40}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"type": "file", "path": name, "oid": digest[:40], "size": path.stat().st_size}

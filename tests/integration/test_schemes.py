@@ -1,0 +1,349 @@
+"""The same commands on every scheme; the results are those of local folders."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.builders.memory_remote import Memory
+from tests.builders.preprocessing import contents
+from tests.builders.training import tiny_config, world_shards
+from tests.builders.web_server import COMMIT, WebServer, web_server
+from vlatool.cli import app
+from vlatool.errors import DataError, UsageError
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.plugins import SCHEMES
+from vlatool.storage.atomic import write_bytes
+from vlatool.storage.uri import location
+from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.train import train
+from vlatool.workflows.verify import VerifyConfig, verify
+
+SCHEMES_READ = ["s3", "http", "hf", "memory"]
+SPARTAN = {
+    "format": "spartan",
+    "past_lowdim_steps": 1,
+    "future_lowdim_steps": 6,
+    "max_padding_right": 6,
+    "camera_names": ["scene_right_0", "wrist_right_minus"],
+    "samples_per_shard": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository `lab/world`: `raw`, its `data`, a `run`, and the same world as `lerobot`."""
+    root = tmp_path_factory.mktemp("site") / "lab/world"
+    data = world_shards(root)
+    train(tiny_config(data, root / "run", total_train_steps=2))
+    sample(
+        SampleConfig(
+            layout="lerobot", output=str(root / "lerobot"), episodes=2, frames=12, workers=1
+        )
+    )
+    return root
+
+
+@pytest.fixture
+def server(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WebServer]:
+    """A web server and hub of the world."""
+    monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    with web_server(world.parents[1]) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A scheme that nobody but this test knows."""
+    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setitem(builtins, "memory", Memory)
+    yield "memory://test"
+    Memory.places.clear()
+
+
+@pytest.fixture(params=SCHEMES_READ)
+def there(
+    request: pytest.FixtureRequest, server: WebServer, memory: str, s3_bucket: str, world: Path
+) -> str:
+    """Where the world is, too."""
+    places = {"http": f"{server.endpoint}/lab/world", "hf": "hf://datasets/lab/world"}
+    uploads = {"s3": f"s3://{s3_bucket}/world", "memory": memory}
+    if request.param in uploads:
+        return uploaded(world, uploads[request.param])
+    return places[request.param]
+
+
+def uploaded(folder: Path, target: str) -> str:
+    """A copy of a local folder."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            write_bytes(location(f"{target}/{name}"), path.read_bytes())
+    return target
+
+
+def preprocessed(source: str, output: str | Path, **keys: Any) -> PreprocessResult:
+    tree = {"format": "lerobot", "sources": [source], "output": str(output), "workers": 1, **keys}
+    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+
+
+def options(output: Path) -> dict[str, Any]:
+    return yaml.safe_load((output / "shards/preprocessing_config.yaml").read_text())
+
+
+def test_scheme_of_ninety_lines_is_preprocessed_from_and_into(
+    memory: str, world: Path, tmp_path: Path
+) -> None:
+    raw = uploaded(world / "raw", f"{memory}/raw")
+
+    preprocessed(raw, f"{memory}/out", **SPARTAN)
+
+    made = {key: data for key, (data, _) in Memory.places[memory].items()}
+    for name, data in contents(world / "data").items():
+        assert made[f"out/{name}"] == data, name
+    assert verify(VerifyConfig(location=f"{memory}/out")).severities["error"] == 0
+
+
+def test_data_set_becomes_the_bytes_of_a_local_one(there: str, world: Path, tmp_path: Path) -> None:
+    preprocessed(str(world / "lerobot"), tmp_path / "here")
+    preprocessed(f"{there}/lerobot", tmp_path / "there")
+
+    here, made = contents(tmp_path / "here"), contents(tmp_path / "there")
+    assert here.keys() == made.keys()
+    assert [name for name in here if here[name] != made[name]] in (
+        [],
+        ["shards/preprocessing_config.yaml"],
+    )
+    told = options(tmp_path / "there")
+    told.pop("versions", None)
+    assert told == options(tmp_path / "here")
+
+
+def test_what_is_there_is_inspected_and_verified(there: str) -> None:
+    kinds = {
+        "lerobot": "source",
+        "data": "shards",
+        "data/shards/shard_000000.tar": "shard",
+        "run": "run",
+        "run/checkpoints/step_00000002": "checkpoint",
+    }
+
+    for name, kind in kinds.items():
+        assert inspect(InspectConfig(location=f"{there}/{name}")).report.kind == kind
+        found = verify(VerifyConfig(location=f"{there}/{name}"))
+        assert (found.severities["error"], found.severities["warning"]) == (0, 0), name
+        assert found.checked["files"] > 0, name
+
+
+def test_training_and_evaluation_give_the_numbers_of_local_data(
+    there: str, world: Path, tmp_path: Path
+) -> None:
+    keys = {"total_train_steps": 2, "data__dataset_manifest": f"{there}/data"}
+    trained = train(tiny_config(world / "data", tmp_path / "run", **keys))
+    evaluated = [
+        open_loop(
+            OpenLoopConfig(
+                checkpoint=f"{place}/run",
+                data=f"{place}/data",
+                output=str(tmp_path / f"eval{number}"),
+                max_samples=8,
+            )
+        ).overall
+        for number, place in enumerate((str(world), there))
+    ]
+
+    assert contents(tmp_path / "run")["stats.json"] == (world / "run/stats.json").read_bytes()
+    weights = "checkpoints/step_00000002/model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (world / "run" / weights).read_bytes()
+    assert trained.steps == 2
+    assert evaluated[0] == evaluated[1]
+
+
+class TestWeb:
+    def test_results_of_a_run_elsewhere_need_an_output(self, server: WebServer) -> None:
+        place = f"{server.endpoint}/lab/world"
+
+        with pytest.raises(UsageError) as caught:
+            open_loop(OpenLoopConfig(checkpoint=f"{place}/run", data=f"{place}/data"))
+
+        assert caught.value.code == "usage.needs_output"
+
+    def test_damaged_weights_elsewhere_are_refused(
+        self, server: WebServer, tmp_path: Path, memory: str, world: Path
+    ) -> None:
+        run = uploaded(world / "run", f"{memory}/run")
+        weights = location(f"{run}/checkpoints/step_00000002/ema.safetensors")
+        write_bytes(weights, weights.read_bytes()[:-1] + b"!")
+
+        with pytest.raises(DataError) as caught:
+            open_loop(OpenLoopConfig(checkpoint=run, data=str(world / "data")))
+
+        assert caught.value.code == "data.broken_checkpoint"
+
+    def test_optimizer_state_is_not_fetched_for_a_policy(
+        self, server: WebServer, world: Path, tmp_path: Path
+    ) -> None:
+        run = f"{server.endpoint}/lab/world/run"
+        output = str(tmp_path / "eval")
+        config = OpenLoopConfig(
+            checkpoint=run, data=str(world / "data"), output=output, max_samples=8
+        )
+
+        open_loop(config)
+
+        assert not [path for _, path, _ in server.faults.requests if path.endswith("trainer.pt")]
+
+    def test_files_of_an_episode_are_asked_for_only_when_it_is_read(
+        self, server: WebServer, tmp_path: Path
+    ) -> None:
+        source = f"{server.endpoint}/lab/world/lerobot"
+
+        preprocessed(source, tmp_path / "out", dry_run=True, episodes="0")
+
+        asked = {path for _, path, _ in server.faults.requests}
+        assert not [path for path in asked if path.endswith("episode_000001.mp4")]
+
+    def test_source_that_only_a_listing_shows_is_told(
+        self, server: WebServer, tmp_path: Path
+    ) -> None:
+        words = ["preprocess", "spartan", f"{server.endpoint}/lab/world/raw"]
+
+        assert app.run([*words, "-o", str(tmp_path / "out"), "-q"]) == 5
+
+
+class TestHub:
+    data = "hf://datasets/lab/world/data"
+    lerobot = "hf://datasets/lab/world/lerobot"
+
+    def moved(self, server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The branch gets another commit; a new process asks for it."""
+        server.faults.commit = "f" * 40
+        monkeypatch.setenv("VLATOOL_TEST", "another process")
+
+    def test_commit_stands_in_records(self, server: WebServer, tmp_path: Path) -> None:
+        preprocessed(self.lerobot, tmp_path / "out")
+
+        assert options(tmp_path / "out")["versions"] == {self.lerobot: COMMIT}
+        record = (tmp_path / "out/.vlatool/run.json").read_text()
+        assert COMMIT in record
+
+    def test_preprocessing_does_not_mix_commits(
+        self, server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        preprocessed(self.lerobot, tmp_path / "out")
+        self.moved(server, monkeypatch)
+
+        with pytest.raises(UsageError) as caught:
+            preprocessed(self.lerobot, tmp_path / "out")
+        named = preprocessed(f"hf://datasets/lab/world@{COMMIT}/lerobot", tmp_path / "out")
+
+        assert caught.value.code == "usage.source_moved"
+        assert COMMIT in caught.value.hint
+        assert named.status == "already complete"
+
+    def test_training_does_not_mix_commits(
+        self, server: WebServer, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = {"total_train_steps": 1, "data__dataset_manifest": self.data}
+        train(tiny_config(world, tmp_path / "run", **keys))
+        self.moved(server, monkeypatch)
+
+        with pytest.raises(UsageError) as caught:
+            train(tiny_config(world, tmp_path / "run", **keys))
+        keys["data__dataset_manifest"] = self.data.replace("world", f"world@{COMMIT}")
+        named = train(tiny_config(world, tmp_path / "run", **keys))
+
+        assert caught.value.code == "usage.source_moved"
+        assert named.status == "already complete"
+
+
+class TestBadInput:
+    """Through the command line: exit codes, and what is shown."""
+
+    @pytest.mark.parametrize(
+        ("faults", "code"),
+        [({"page": True}, 3), ({"longer_by": 100}, 5), ({"fail_next": 99, "status": 403}, 5)],
+        ids=str,
+    )
+    def test_server_that_misbehaves(
+        self, server: WebServer, faults: dict[str, int], code: int
+    ) -> None:
+        vars(server.faults).update(faults)
+        manifest = f"{server.endpoint}/lab/world/data/shards/manifest.jsonl"
+
+        assert app.run(["inspect", manifest, "-q"]) == code
+
+    def test_file_that_changes_with_every_request_ends_the_command(
+        self, server: WebServer, tmp_path: Path
+    ) -> None:
+        server.faults.cut_after, server.faults.changes_every = 2000, 1
+        source = f"{server.endpoint}/lab/world/data"
+
+        assert app.run(["verify", source, "-q"]) == 5
+
+    def test_private_repository(
+        self, server: WebServer, world: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with web_server(world.parents[1], needs_token=True) as private:
+            monkeypatch.setenv("HF_ENDPOINT", private.endpoint)
+
+            assert app.run(["inspect", TestHub.data, "-q"]) == 6
+
+    @pytest.mark.parametrize(
+        ("place", "code"),
+        [("hf://datasets/lab/world@gone/data", 3), ("htps://host/data", 2)],
+    )
+    def test_place_that_is_not_there(
+        self, server: WebServer, place: str, code: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert app.run(["inspect", place, "-q"]) == code
+        if code == 2:
+            assert "http" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "https://user:hunter2@host/x",
+            "https://host/x?token=hunter2",
+            "s3://key:hunter2@bucket/x",
+            "hf://user:hunter2@datasets/a/b",
+        ],
+    )
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "inspect PLACE",
+            "verify PLACE",
+            "preprocess lerobot PLACE -o out",
+            "preprocess lerobot raw -o PLACE",
+            "train -p diffusion-policy-tiny --data raw,PLACE --output run",
+            "resolve-config -p diffusion-policy-tiny --data PLACE",
+            "eval open-loop PLACE data -o out",
+        ],
+    )
+    def test_secret_in_a_location_is_refused_and_never_shown(
+        self,
+        place: str,
+        words: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        argv = [*words.replace("PLACE", place).split(), "--json", "-v", "--log-file", "log"]
+        monkeypatch.setattr("sys.argv", ["vlatool", *argv])
+
+        assert app.run(argv) == 2
+
+        shown = "".join(capsys.readouterr())
+        written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+        assert "usage.credentials_in_location" in shown
+        assert "hunter2" not in "".join([shown, *written])

@@ -1,0 +1,223 @@
+"""Web servers and a hub, read as paths; both run on a thread and misbehave when told."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders.web_server import COMMIT, TOKEN, WebServer, web_server
+from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
+from vlatool.storage import http
+from vlatool.storage.parts import Part, read_part
+from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.tree import files_below
+from vlatool.storage.uri import location, pinned
+
+BIG = np.random.default_rng(0).bytes(3 * 2**20)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    (tmp_path / "site/some folder").mkdir(parents=True)
+    (tmp_path / "site/big.bin").write_bytes(BIG)
+    (tmp_path / "site/some folder/small.json").write_text('{"a": 1}')
+    (tmp_path / "site/empty.bin").touch()
+    with web_server(tmp_path / "site") as running:
+        monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "3")
+        yield running
+
+
+@pytest.fixture
+def big(server: WebServer) -> RemotePath:
+    return RemotePath(f"{server.endpoint}/big.bin")
+
+
+class TestWeb:
+    def test_files_are_read_whole_in_parts_and_onwards(
+        self, server: WebServer, big: RemotePath
+    ) -> None:
+        small = location(f"{server.endpoint}/some folder/small.json")
+
+        assert (small.read_text(), small.stat().st_size) == ('{"a": 1}', 8)
+        assert big.read_bytes() == BIG
+        assert read_part(Part(big, 5, 10)) == BIG[5:10]
+        with big.open("rb") as file:
+            file.seek(-7, 2)
+            assert file.read() == BIG[-7:]
+        assert RemotePath(f"{server.endpoint}/empty.bin").read_bytes() == b""
+
+    def test_missing_file_is_missing(self, server: WebServer) -> None:
+        missing = location(f"{server.endpoint}/missing.json")
+
+        assert not missing.is_file()
+        with pytest.raises(FileNotFoundError):
+            missing.read_bytes()
+
+    def test_folder_cannot_be_listed(self, server: WebServer) -> None:
+        with pytest.raises(StorageError) as caught:
+            list(location(server.endpoint).iterdir())
+
+        assert caught.value.code == "storage.no_list"
+
+    @pytest.mark.parametrize(
+        "faults",
+        [
+            {"fail_next": 2},
+            {"fail_next": 1, "status": 429, "retry_after_s": 1},
+            {"cut_after": 2**20},
+            {"no_head": True},
+            {"no_ranges": True},
+            {"no_ranges": True, "no_length": True},
+        ],
+        ids=str,
+    )
+    def test_trouble_is_outlasted(
+        self, server: WebServer, big: RemotePath, faults: dict[str, int]
+    ) -> None:
+        vars(server.faults).update(faults)
+
+        assert big.stat().st_size == len(BIG)
+        assert big.read_bytes() == BIG
+        assert read_part(Part(big, 1000, 2000)) == BIG[1000:2000]
+
+    def test_stalled_answer_is_asked_for_again(
+        self, server: WebServer, big: RemotePath, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(http, "_READ_TIMEOUT_S", 0.5)
+        server.faults.stall_next = 1
+        started = time.monotonic()
+
+        assert big.read_bytes() == BIG
+        assert time.monotonic() - started < 5
+
+    def test_file_without_ranges_that_is_too_large_is_refused(
+        self, server: WebServer, big: RemotePath, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(http, "LARGEST_WHOLE", 2**20)
+        server.faults.no_ranges = True
+
+        with pytest.raises(StorageError) as caught:
+            read_part(Part(big, 2**20, 2**20 + 5))
+
+        assert caught.value.code == "storage.unsupported"
+
+    def test_server_that_lies_about_the_length_is_told(
+        self, server: WebServer, big: RemotePath
+    ) -> None:
+        server.faults.longer_by = 1000
+
+        with pytest.raises(StorageError) as caught:
+            big.read_bytes()
+
+        assert caught.value.exit_code == 5
+
+    def test_file_that_changed_is_read_again_from_its_start(
+        self, server: WebServer, big: RemotePath
+    ) -> None:
+        with big.open("rb") as file:
+            file.read(10)
+            server.faults.version = 2
+            with pytest.raises(StorageError) as caught:
+                file.read()
+
+        assert caught.value.code == "storage.changed"
+        assert big.read_bytes() == BIG
+
+    def test_web_page_instead_of_data_is_told(self, server: WebServer, big: RemotePath) -> None:
+        server.faults.page = True
+
+        with pytest.raises(DataError) as caught:
+            big.read_bytes()
+
+        assert (caught.value.code, caught.value.exit_code) == ("data.web_page", 3)
+
+    def test_refused_access_is_told_at_once(self, server: WebServer, big: RemotePath) -> None:
+        server.faults.status, server.faults.fail_next = 403, 9
+
+        with pytest.raises(StorageError) as caught:
+            big.read_bytes()
+
+        assert caught.value.code == "storage.forbidden"
+
+    @pytest.mark.parametrize(
+        "text", ["https://user:secret@host/x", "https://host/x?token=secret", "s3://a:secret@b/x"]
+    )
+    def test_credentials_in_a_location_are_refused_and_not_repeated(self, text: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            location(text)
+
+        assert caught.value.code == "usage.credentials_in_location"
+        assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.fixture
+def hub(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WebServer:
+    """A hub with one data set."""
+    files = tmp_path / "site/lab/blocks"
+    (files / "meta").mkdir(parents=True)
+    (files / "big.bin").write_bytes(BIG)
+    (files / "meta/info.json").write_text("{}")
+    (files / "meta-old").write_text("beside")
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    return server
+
+
+class TestHub:
+    root = RemotePath("hf://datasets/lab/blocks")
+
+    def test_repository_is_a_folder(self, hub: WebServer) -> None:
+        assert hub.endpoint
+        assert sorted(path.name for path in self.root.iterdir()) == ["big.bin", "meta", "meta-old"]
+        assert [path.name for path in (self.root / "meta").iterdir()] == ["info.json"]
+        assert len(files_below(self.root)) == 3
+        assert (self.root / "meta").is_dir()
+        assert not (self.root / "missing").exists()
+        assert (self.root / "big.bin").read_bytes() == BIG
+
+    def test_revision_is_pinned_to_the_commit(self, hub: WebServer) -> None:
+        path = pinned(location("hf://datasets/lab/blocks/meta/info.json"))
+
+        assert str(path) == f"hf://datasets/lab/blocks@{COMMIT}/meta/info.json"
+        assert path.read_text() == "{}"
+        assert pinned(path) == path
+        assert hub.endpoint in str(hub)
+
+    @pytest.mark.parametrize(
+        ("text", "error", "code"),
+        [
+            ("hf://datasets/lab/blocks@gone/x", DataError, "data.no_revision"),
+            ("hf://models/lab/missing/x", EnvironmentProblem, "environment.no_credentials"),
+        ],
+    )
+    def test_what_the_hub_has_not_is_told(
+        self, hub: WebServer, text: str, error: type[Exception], code: str
+    ) -> None:
+        assert hub.endpoint
+        with pytest.raises(error) as caught:
+            location(text).read_bytes()
+
+        assert getattr(caught.value, "code", "") == code
+
+    @pytest.mark.parametrize("text", ["hf://datasets/lab", "hf://spaces/a/b", "hf://lab/blocks"])
+    def test_incomplete_location_is_refused(self, text: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            location(text)
+
+        assert caught.value.code == "usage.bad_location"
+
+    def test_private_repository_needs_a_token(
+        self, hub: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        path = RemotePath("hf://datasets/lab/blocks/meta/info.json")
+        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+        with web_server(hub.folder, needs_token=True) as private:
+            monkeypatch.setenv("HF_ENDPOINT", private.endpoint)
+            with pytest.raises(EnvironmentProblem) as caught:
+                path.read_text()
+            monkeypatch.setenv("HF_TOKEN", TOKEN)
+            assert path.read_text() == "{}"
+
+        assert (caught.value.code, caught.value.exit_code) == ("environment.no_credentials", 6)
+        assert "HF_TOKEN" in caught.value.hint
