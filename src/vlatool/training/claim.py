@@ -62,29 +62,29 @@ def claim_run(
     options = {**decisive(config), **fingerprint, **read, _ORDER: _ORDER_VERSION}
     record = OutputRecord(_COMMAND, options, made=secrets.token_hex(4))
     before = known_run(run, config)
-    if before is None:
-        if is_run(run.root):
-            _forget(run, record)
-    else:
-        if not config.overwrite:
-            refuse_moved_versions(before.options, options)
-        was, now = without_versions(before.options), without_versions(options)
-        differences = _differences(was, now, config)
-        differences += moved_versions(before.options, options)
-        if not differences and run.latest() is not None:
-            remove_leftovers(run.root)
-            return before
-        if differences and not config.overwrite:
-            hint = "choose another --output, or replace it with --overwrite"
-            refuse_differences(run.root, "with other options", differences, hint)
-        if differences:
-            _forget(run, record)
+    differences = [] if before is None else _changed(before.options, options, config)
+    if before is not None and not differences and run.latest() is not None:
+        remove_leftovers(run.root)
+        return before
+    if differences and not config.overwrite:
+        hint = "choose another --output, or replace it with --overwrite"
+        refuse_differences(run.root, "with other options", differences, hint)
+    if differences or (before is None and is_run(run.root)):
+        _forget(run, record)
     # First of all, so that a folder with anything in it says whose it is.
     record.save(run.root)
     remove_leftovers(run.root)
     keep()
     _write_config(run, config)
     return record
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """What is other than the run began with, versions of data that moved included."""
+    if not config.overwrite:
+        refuse_moved_versions(before, now)
+    differences = _differences(without_versions(before), without_versions(now), config)
+    return [*differences, *moved_versions(before, now)]
 
 
 def pinned_data(config: TrainConfig) -> TrainConfig:

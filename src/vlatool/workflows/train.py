@@ -104,10 +104,9 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     from vlatool.training.runtime import Runtime
 
     _check_model(config)
-    kind = config.data_kind
     _check_data(config)
     config = pinned_data(config)
-    facts = kind.read_facts(config.data)
+    facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
@@ -127,7 +126,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         return _train(setup, NULL)
 
     def keep() -> None:
-        kind.keep(config.data, facts, run.root)
+        config.data_kind.keep(config.data, facts, run.root)
         config.model_type.keep(config.model, run.root)
 
     known_run(run, config)  # before the lock makes a folder in a stranger's
