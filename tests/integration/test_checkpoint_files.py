@@ -125,6 +125,29 @@ def test_lost_file_of_a_complete_run_is_written_again(
     load_trained(str(run.root), "auto")
 
 
+def test_changed_statistics_of_a_run_are_not_used(run: RunDir) -> None:
+    run.stats.write_text(run.stats.read_text().replace("1", "2", 1))
+    with pytest.raises(DataError) as caught:
+        load_trained(str(run.root), "auto")
+    assert caught.value.details["path"] == str(run.stats)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "preprocessing_config.yaml"])
+def test_damaged_file_of_a_run_has_a_hint(name: str, run: RunDir) -> None:
+    (run.root / name).write_text("[" * 200 + "]" * 200)
+    with pytest.raises(DataError) as caught:
+        load_trained(str(run.root), "auto")
+    assert caught.value.hint
+
+
+def test_metrics_that_are_a_folder_are_told_with_their_name(run: RunDir, data: Path) -> None:
+    run.metrics.unlink()
+    run.metrics.mkdir()
+    with pytest.raises(DataError) as caught:
+        train(tiny_config(data, run.root, **STEPS))
+    assert caught.value.details["path"] == str(run.metrics)
+
+
 def test_metrics_that_are_binary_do_not_end_a_run(run: RunDir, data: Path) -> None:
     shutil.rmtree(run.checkpoint(2))
     rows = [b"\xff\x00\xfe" * 99, b'{"step": "x"}', b'{"step": 1, "loss": "low"}', b"[" * 9999]

@@ -1,6 +1,7 @@
 """`vlatool stats compute`: statistics of shards that have none, and training on them."""
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ def test_bytes_are_the_same_for_any_workers(published: Path, tmp_path: Path) -> 
         compute(published, workers=workers, output=str(output))
         written.append(output.read_bytes())
     assert written[0] == written[1]
+
+
+def test_nothing_is_kept_in_the_temporary_folder(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert compute(published, workers=1).status == "written"
 
 
 def test_published_shards_can_be_trained_on_and_evaluated(published: Path, tmp_path: Path) -> None:

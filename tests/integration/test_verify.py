@@ -54,6 +54,15 @@ def output(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
+def test_progress_counts_shards_and_episodes_apart(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--progress", "json", "verify", str(whole)]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    last = {one.get("name"): one["fields"] for one in told}
+    assert last["shards"] == last["episodes"] == {"samples": verified(whole).checked["samples"]}
+
+
 def shard(output: Path) -> Path:
     return output / "shards/shard_000001.tar"
 

@@ -13,8 +13,10 @@ import yaml
 from tests.builders.training import tiny_config
 from vlatool.artifacts.checkpoint import CheckpointManifest
 from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.stats import write_stats
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
+from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.sealed import write_sealed
 from vlatool.storage.uri import location
@@ -109,6 +111,17 @@ def spoil_config(run: RunDir) -> None:
     run.write_config({**tree, "hparams": {**tree["hparams"], "lr": "fast"}})
 
 
+def change_statistics(run: RunDir) -> None:
+    write_stats(run.stats, {"a": {"mean": [0.0], "std": [1.0]}})
+    options = {"statistics": digest_of({"a": {"mean": [0.5], "std": [1.0]}})}
+    OutputRecord("train", options).save(run.root)
+
+
+def hide_metrics(run: RunDir) -> None:
+    run.metrics.unlink()
+    run.metrics.mkdir()
+
+
 def misfit_weights(run: RunDir) -> None:
     folder = run.checkpoint(4)
     (folder / "model.safetensors").write_bytes(weights()[:-4])
@@ -125,6 +138,12 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
         {"broken_statistics"},
         "error",
     ),
+    "statistics that others were trained with": (
+        change_statistics,
+        {"broken_statistics"},
+        "error",
+    ),
+    "metrics that are a folder": (hide_metrics, {"broken_metrics"}, "error"),
     "options": (lambda run: run.options.unlink(), {"broken_options"}, "error"),
     "record": (
         lambda run: write_sealed(run.root / ".vlatool/run.json", {"command": "train"}),

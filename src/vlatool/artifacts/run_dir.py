@@ -18,6 +18,8 @@ from vlatool.artifacts.checkpoint import (
     is_checkpoint,
 )
 from vlatool.errors import DataError
+from vlatool.jobs.inputs import digest_of
+from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_file, remove_tree, write_json, write_text
 from vlatool.storage.cache import FileCache
 from vlatool.storage.documents import parse_json, read_json, read_yaml
@@ -131,9 +133,9 @@ class RunDir:
         try:
             content = read_json(self.latest_file)
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.latest_file}: {error}", code="data.broken_json") from None
+            raise _broken(self.latest_file, "data.broken_json", error) from None
         if not isinstance(content, dict):
-            raise DataError(f"{self.latest_file}: no JSON object", code="data.broken_json")
+            raise _broken(self.latest_file, "data.broken_json", "no JSON object")
         return content
 
     def write_config(self, tree: Mapping[str, Any]) -> None:
@@ -168,6 +170,24 @@ class RunDir:
             return self.config_tree()
         return None
 
+    def statistics(self) -> stats.Statistics:
+        """Statistics of the fields that are used.
+
+        Raises:
+            DataError: They are missing, broken, or others than the run was trained with.
+        """
+        found = stats.read_stats(self.stats)
+        record = read_record(self.root)
+        digest = None if record is None else record.options.get("statistics")
+        if digest is not None and digest != digest_of(found):
+            raise DataError(
+                f"{self.stats}: has other values than the run was trained with",
+                hint="copy it again; the same `vlatool train` once more writes it again",
+                code="data.broken_statistics",
+                details={"path": str(self.stats)},
+            )
+        return found
+
     def config_tree(self) -> dict[str, Any]:
         """The tree of config.yaml.
 
@@ -177,17 +197,33 @@ class RunDir:
         try:
             content = read_yaml(self.config)
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.config}: {error}", code="data.broken_config") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise _broken(self.config, "data.broken_config", reason) from None
         if not isinstance(content, dict):
-            raise DataError(f"{self.config}: no mapping", code="data.broken_config")
+            raise _broken(self.config, "data.broken_config", "no mapping")
         return content
 
     def truncate_metrics(self, last_step: int) -> None:
-        """Forgets lines of steps after `last_step`, which are about to be done again."""
-        if not self.metrics.is_file():
+        """Forgets lines of steps after `last_step`, which are about to be done again.
+
+        Raises:
+            DataError: Something else has the file's name.
+        """
+        if not self.metrics.exists():
             return
+        if not self.metrics.is_file():
+            raise _broken(self.metrics, "data.broken_json", "is no file")
         kept = [row for row in read_metrics(self.metrics) if row["step"] <= last_step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _broken(path: Path, code: str, reason: object) -> DataError:
+    return DataError(
+        f"{path}: {reason}",
+        hint="copy the run again; `vlatool verify` lists what else is wrong with it",
+        code=code,
+        details={"path": str(path)},
+    )
 
 
 def _is_stop(checkpoint: Path) -> bool:

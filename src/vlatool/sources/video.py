@@ -229,6 +229,9 @@ def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, Vid
         container.close()
         raise _broken(path, None, "the file has no video stream")
     stream = container.streams.video[0]
+    if getattr(stream, "codec_context", None) is None:
+        container.close()
+        raise _broken(path, None, "its codec is not known")
     if stream.codec_context.width * stream.codec_context.height > _MOST_PIXELS:
         container.close()
         raise _broken(path, None, f"its pictures have more than {_MOST_PIXELS:,} pixels")

@@ -15,6 +15,7 @@ from vlatool.storage.parts import Part, read_part
 MAX_BYTES = 64 * 2**20  # of one document
 MAX_DEPTH = 100  # of lists and mappings in each other
 MAX_NODES = 1_000_000  # of a YAML document, each alias as large as what it stands for
+MAX_LISTS = 4_000_000  # lists and mappings of a JSON document; a second to read
 
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
 _yaml: Any = yaml  # its annotations are partial
@@ -62,9 +63,12 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
         constants: What `NaN`, `Infinity` and `-Infinity` become; floats, if nothing is given.
 
     Raises:
-        DocumentError: It is not JSON, nested too deep, or has a number of thousands of digits or
-            half a character.
+        DocumentError: It is not JSON, nested too deep, too large, or has a number of thousands of
+            digits or half a character.
     """
+    brackets = _count(text, "[") + _count(text, "{")
+    if brackets > MAX_LISTS:
+        raise DocumentError(f"more than {MAX_LISTS:,} lists and mappings")
     try:
         value = json.loads(text, parse_constant=constants)
     except json.JSONDecodeError as error:
@@ -76,7 +80,8 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
         raise DocumentError(f"not UTF-8 text (byte {error.start})") from error
     except ValueError as error:  # an integer that Python takes no time for
         raise DocumentError("not valid JSON (a number of thousands of digits)") from error
-    _check_depth(value, text)
+    if brackets > MAX_DEPTH:
+        _check_depth(value)
     if _count(text, "\\ud") + _count(text, "\\uD"):
         _check_characters(value)
     return value
@@ -177,9 +182,7 @@ def _line(mark: Any) -> int:
     return line + 1
 
 
-def _check_depth(value: Any, text: str | bytes) -> None:
-    if _count(text, "[") + _count(text, "{") <= MAX_DEPTH:
-        return
+def _check_depth(value: Any) -> None:
     level: list[Any] = [value]  # it has a bracket, so it is no scalar or the text of one
     for _ in range(MAX_DEPTH):
         level = [item for one in level for item in _children(one)]

@@ -1,6 +1,8 @@
 """Parts of files, so that of a large remote file only what is needed is fetched."""
 
+import errno
 import io
+import stat
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -26,11 +28,14 @@ def read_part(part: Part) -> bytes:
     """The bytes of a part, fewer where the file ends; one request where it is remote.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, but nothing, or a pipe or device without an end.
     """
     path, start, stop = part
     if isinstance(path, RemotePath):
         return reader.read_range(path.address, start, stop)
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder fails by itself
+        raise FileNotFoundError(errno.ENOENT, "a pipe or a device, no file", str(path))
     with path.open("rb") as file:
         file.seek(start)
         return file.read(stop - start)

@@ -201,12 +201,24 @@ class TrainConfig(ConfigModel):
         """What `data.type` names, or the model type's first kind."""
         return data_kind(self.data.type, self.model_type.kinds)
 
+    def check_model(self) -> None:
+        """UsageError where no model is configured."""
+        if not getattr(self.model, "type", None):
+            raise UsageError(
+                "no model is configured",
+                hint="start from a preset, such as --preset diffusion-policy-tiny, or set "
+                "model.type",
+                code="usage.no_model",
+            )
+
     def derive_from_data(self) -> tuple["TrainConfig", dict[str, str]]:
         """The config with what the data decide, and dotted key to rule.
 
         Raises:
             DataError: The data are missing, broken, or lack something that is configured.
+            UsageError: No model is configured.
         """
+        self.check_model()
         return self.derive(self.data_kind.read_facts(self.data))
 
     def derive(self, facts: Facts) -> tuple["TrainConfig", dict[str, str]]:

@@ -28,7 +28,6 @@ from vlatool.artifacts.shard_folder import (
     lists_manifest,
 )
 from vlatool.errors import DataError
-from vlatool.events import Progress
 from vlatool.findings import Finding
 from vlatool.jobs.files import (
     NAME,
@@ -102,8 +101,7 @@ def check_shard(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with one tar of samples."""
     folder = ShardFolder(location.parent / manifest.NAME)
     alone = ShardList(folder, [Shard(location, 0)], has_manifest=False)
-    with check.reporter.progress("shards", 1, "shards") as bar:
-        yield from _check_shards(alone, check, bar)
+    yield from _check_shards(alone, check)
 
 
 def check_files(location: Path, check: Check) -> Iterator[Finding]:
@@ -161,16 +159,13 @@ def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
                 yield one
             else:
                 found[folder.path.name] = one
-    total = sum(len(one.shards) for one in found.values())
-    with check.reporter.progress("shards", total, "shards") as bar:
-        for name, listed in found.items():
-            if name == EPISODES_NAME and len(found) > 1:
-                # Its samples are those of `shards`, which is compared below.
-                headers = replace(check, samples=0, is_full=False)
-                yield from _check_shards(listed, headers, bar)
-                check.checked.add(samples=-len(listed.digests), episodes=len(listed.shards))
-            else:
-                yield from _check_shards(listed, check, bar)
+    for name, listed in found.items():
+        if name == EPISODES_NAME and len(found) > 1:
+            # Its samples are those of `shards`, which is compared below.
+            yield from _check_shards(listed, replace(check, samples=0, is_full=False), name)
+            check.checked.add(samples=-len(listed.digests), episodes=len(listed.shards))
+        else:
+            yield from _check_shards(listed, check)
     if len(found) > 1:
         yield from _compare(found[SHARDS_NAME], found[EPISODES_NAME])
 
@@ -211,8 +206,9 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
     yield ShardList(folder, shards)
 
 
-def _check_shards(listed: ShardList, check: Check, bar: Progress) -> Iterator[Finding]:
+def _check_shards(listed: ShardList, check: Check, noun: str = SHARDS_NAME) -> Iterator[Finding]:
     """Everything that is wrong with tars, their samples and statistics; fills `listed.digests`."""
+    before = check.checked.samples
     options: dict[str, Any] = {}
     try:
         listed.folder.metadata()
@@ -226,9 +222,10 @@ def _check_shards(listed: ShardList, check: Check, bar: Progress) -> Iterator[Fi
     folder = _FolderCheck(listed, Expectation.of(options), check)
     if listed.has_manifest:
         yield from folder.stats.open()
-    for shard in listed.shards:
-        yield from folder.shard(shard)
-        bar.advance(samples=check.checked.samples)
+    with check.reporter.progress(noun, len(listed.shards), noun) as bar:
+        for shard in listed.shards:
+            yield from folder.shard(shard)
+            bar.advance(samples=check.checked.samples - before)
     if listed.has_manifest:
         yield from folder.stats.findings(folder.contents.fields, len(listed.digests))
 

@@ -14,7 +14,7 @@ from vlatool.artifacts.checkpoint import (
 )
 from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, scan_metrics
-from vlatool.artifacts.stats import number_array, read_stats
+from vlatool.artifacts.stats import number_array
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
@@ -32,7 +32,7 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
     run = RunDir(location)
     yield from _check_config(run)
     # Without statistics and options of the data a policy cannot act.
-    yield from _told("broken_statistics", _check_statistics, run.stats)
+    yield from _told("broken_statistics", lambda _: _check_statistics(run), run.stats)
     yield from _told(
         "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
     )
@@ -85,13 +85,13 @@ def _check_config(run: RunDir) -> Iterator[Finding]:
         yield RUN("broken_config", message, path=str(run.config))
 
 
-def _check_statistics(path: Path) -> None:
-    """DataError where a scale would not be a number."""
-    for name, entry in read_stats(path).items():
+def _check_statistics(run: RunDir) -> None:
+    """DataError where they are damaged, or a scale would not be a number."""
+    for name, entry in run.statistics().items():
         for key in ("mean", "std"):
             values = number_array(entry.get(key))
             if values is None or not np.isfinite(values).all():
-                raise DataError(f"{path}: {key!r} of {name!r} is not finite")
+                raise DataError(f"{run.stats}: {key!r} of {name!r} is not finite")
 
 
 def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
@@ -105,6 +105,9 @@ def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Fin
 def _check_metrics(run: RunDir) -> Iterator[Finding]:
     """A line that a killed run cut off is the last; the next run goes on without it."""
     path = str(run.metrics)
+    if run.metrics.exists() and not run.metrics.is_file():
+        yield RUN("broken_metrics", f"{path}: is no file", path=path)
+        return
     if not run.metrics.is_file():
         yield RUN("no_metrics", f"{path}: is missing", path=path)
         return

@@ -373,9 +373,10 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
         return config
     name = find_source(existing(config.sources[0]), None).format
     keys = {f"source.{key}": value for key, value in (config.source.model_extra or {}).items()}
-    typed = [Override(key, value, "typed") for key, value in {"format": name, **keys}.items()]
-    known = load_config(PreprocessConfig, overrides=typed)
-    return config.model_copy(update={"format": name, "source": known.config.source})
+    known = {"format": name, **keys}
+    typed = [Override(key, value, f"the {name} key {key}") for key, value in known.items()]
+    section = load_config(PreprocessConfig, overrides=typed).config.source
+    return config.model_copy(update={"format": name, "source": section})
 
 
 def origin(config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel) -> dict[str, Any]:

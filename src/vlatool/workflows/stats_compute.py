@@ -3,7 +3,6 @@
 Legend of shapes: N samples, T steps, C channels.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -172,18 +171,14 @@ def _total(
     """The statistics of all shards, added in their order, whoever was first."""
     total = StatisticsSum()
     with (
-        tempfile.TemporaryDirectory(prefix="vlatool-stats-") as parts,
         make_executor(workers) as executor,
         reporter.progress("statistics", len(shards), "shards") as bar,
     ):
-        for outcome in executor.map(_ShardStatistics(like, parts), list(enumerate(shards))):
+        for outcome in executor.map(_ShardStatistics(like), shards):
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None
-            path = Path(outcome.value)
-            with np.load(path, allow_pickle=False) as arrays:
-                total.add(from_arrays(dict(arrays)))
-            path.unlink()
+            total.add(from_arrays(outcome.value))
             bar.advance(1)
     found = total.total()
     assert found is not None, "there is a shard"
@@ -192,13 +187,11 @@ def _total(
 
 @dataclass(frozen=True)
 class _ShardStatistics:
-    """Writes the partial statistics of a shard into a file, because they are large; picklable."""
+    """The partial statistics of a shard, as arrays; picklable."""
 
     like: _Fields
-    parts: str
 
-    def __call__(self, numbered: tuple[int, Shard]) -> str:
-        number, shard = numbered
+    def __call__(self, shard: Shard) -> dict[str, Array]:
         total = StatisticsSum()
         with open_shard(shard.path) as tar:
             if len(tar.keys) != shard.num_sequences or tar.damage:
@@ -215,10 +208,7 @@ class _ShardStatistics:
                 total.add(window_statistics(fields, np.stack([valid for _, valid in samples])))
         found = total.total()
         assert found is not None, "a shard without samples is left out"
-        path = Path(self.parts) / f"{number}.npz"
-        arrays: Any = to_arrays(found)
-        np.savez(path, **arrays)
-        return str(path)
+        return to_arrays(found)
 
     def _samples(
         self, tar: OpenShard, keys: Sequence[str]

@@ -103,7 +103,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     from vlatool.training.feed import Feed, held_out
     from vlatool.training.runtime import Runtime
 
-    _check_model(config)
+    config.check_model()
     _check_data(config)
     config = pinned_data(config)
     facts = config.data_kind.read_facts(config.data)
@@ -266,15 +266,6 @@ def _tell(
         reporter.note("distributed.fsdp: one process has nothing to shard over")
     elif config.distributed.fsdp and runtime.device.type == "cpu":
         reporter.note("distributed.fsdp: sharded over processes of a CPU, to try it; not faster")
-
-
-def _check_model(config: TrainConfig) -> None:
-    if not getattr(config.model, "type", None):
-        raise UsageError(
-            "no model is configured",
-            hint="start from a preset, such as --preset diffusion-policy-tiny, or set model.type",
-            code="usage.no_model",
-        )
 
 
 def _check_data(config: TrainConfig) -> None:

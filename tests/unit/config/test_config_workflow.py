@@ -9,6 +9,8 @@ import pytest
 
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.config.resolve import load_config
+from vlatool.errors import UsageError
+from vlatool.training.config import TrainConfig
 from vlatool.workflows.resolve_config import resolve_config
 
 
@@ -48,6 +50,12 @@ def test_derive_opens_the_data_and_tells_the_rule():
     result = resolve_config(load_config(DerivingConfig), derive=True, explain=True)
     assert result.document()["config"] == {"width": 3}
     assert result.document()["origins"] == {"width": "derived: sum of fields"}
+
+
+def test_derive_without_a_model_asks_for_one():
+    with pytest.raises(UsageError) as caught:
+        resolve_config(load_config(TrainConfig), derive=True)
+    assert caught.value.code == "usage.no_model"
 
 
 def test_without_derive_the_rule_is_shown():

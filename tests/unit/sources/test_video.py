@@ -151,6 +151,15 @@ def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> N
     assert caught.value.details["path"] == str(path)
 
 
+def test_a_video_of_an_unknown_codec_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    write_video(path, 3)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"xxxx"))
+    with pytest.raises(DataError) as caught:
+        probe_video(path)
+    assert caught.value.code == "data.video_unreadable"
+
+
 def test_a_truncated_video_names_the_frame(tmp_path: Path) -> None:
     path = tmp_path / "video.mkv"
     write_video(path, 60, g="10")

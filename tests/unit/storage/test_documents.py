@@ -1,5 +1,6 @@
 """JSON and YAML within limits."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ MULTIPLYING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "levels"),
         ("9" * 5_000, "digits"),
         (b"\xff", "UTF-8"),
+        ("[" + "[]," * 4_000_001 + "1]", "lists and mappings"),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_json_that_cannot_be_read_has_a_reason(text: str | bytes, reason: str) -> None:
     with pytest.raises(DocumentError, match=reason):
@@ -75,3 +78,14 @@ def test_large_file_is_refused_before_it_is_read(read: object, tmp_path: Path) -
 
     with pytest.raises(DocumentError, match="300 MiB"):
         read(path)
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+def test_a_pipe_and_a_device_are_no_documents(read: object, tmp_path: Path) -> None:
+    assert callable(read)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    for endless in (pipe, Path("/dev/zero")):
+        with pytest.raises(FileNotFoundError, match="no file"):
+            read(endless)

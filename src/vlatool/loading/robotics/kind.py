@@ -15,7 +15,7 @@ from vlatool.artifacts.provenance import (
     write_preprocessing_config,
 )
 from vlatool.artifacts.run_dir import RunDir
-from vlatool.artifacts.stats import Statistics, read_stats, write_stats
+from vlatool.artifacts.stats import Statistics, write_stats
 from vlatool.config.base import derivation_rule
 from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
@@ -151,7 +151,7 @@ class RoboticsKind:
     def kept(self, config: RoboticsDataConfig, folder: Path) -> RoboticsKept:
         """What `keep` wrote; DataError where it is missing or broken."""
         run = RunDir(folder)
-        statistics = read_stats(run.stats)
+        statistics = run.statistics()
         options = read_preprocessing_config(folder)
         past = options.get("past_lowdim_steps")
         if not isinstance(past, int):

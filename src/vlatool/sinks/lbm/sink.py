@@ -62,7 +62,9 @@ class LbmSink:
     owned: ClassVar[Sequence[str]] = OWNED_FILES
     unlisted: ClassVar[Sequence[str]] = UNLISTED_FILES
     findings: ClassVar[Family] = LBM
-    next_step: ClassVar[str] = "vlatool train --preset diffusion-policy-tiny --data {output}"
+    next_step: ClassVar[str] = (
+        "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
+    )
 
     def __init__(self, config: LbmConfig, setup: SinkSetup) -> None:
         self._config = config
