@@ -48,7 +48,7 @@ def claim_run(
     Args:
         run: The folder.
         config: Derived.
-        fingerprint: Of the data.
+        fingerprint: Of the data, with their versions.
         keep: Writes what inference needs.
 
     Returns:
@@ -58,8 +58,7 @@ def claim_run(
         UsageError: The folder holds a run with other options or data, or something else.
         DataError: Its newest checkpoint is damaged.
     """
-    read = versions_of(location(text) for _, texts in _locations(config) for text in texts)
-    options = {**decisive(config), **fingerprint, **read, _ORDER: _ORDER_VERSION}
+    options = {**decisive(config), **fingerprint, _ORDER: _ORDER_VERSION}
     record = OutputRecord(_COMMAND, options, made=secrets.token_hex(4))
     before = known_run(run, config)
     differences = [] if before is None else _changed(before.options, options, config)
@@ -92,6 +91,11 @@ def pinned_data(config: TrainConfig) -> TrainConfig:
     data = config.data
     found = {key: [pinned_text(text) for text in texts] for key, texts in _locations(config)}
     return config.model_copy(update={"data": data.model_copy(update=found)})
+
+
+def data_versions(config: TrainConfig) -> Mapping[str, Any]:
+    """The versions of the data that are read, for the record of the run."""
+    return versions_of(location(text) for _, texts in _locations(config) for text in texts)
 
 
 def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:

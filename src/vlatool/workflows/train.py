@@ -99,7 +99,14 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    from vlatool.training.claim import claim_run, complete_run, known_run, mend_run, pinned_data
+    from vlatool.training.claim import (
+        claim_run,
+        complete_run,
+        data_versions,
+        known_run,
+        mend_run,
+        pinned_data,
+    )
     from vlatool.training.feed import Feed, held_out
     from vlatool.training.runtime import Runtime
 
@@ -131,7 +138,8 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
 
     known_run(run, config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
-        record = claim_run(run, config, facts.fingerprint, keep)
+        fingerprint = {**facts.fingerprint, **data_versions(config)}
+        record = claim_run(run, config, fingerprint, keep)
         _check_checkpoint(run)
         run.prune(None)
         for name in mend_run(run, config, keep):
