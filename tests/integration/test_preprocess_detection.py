@@ -61,9 +61,10 @@ def test_a_function_call_needs_no_format(tmp_path: Path) -> None:
         (["./gone"], "data.no_source", 3, "gone"),
         (["pick", "--observation-keys", "x"], "usage.unknown_option", 2, "--observation-keys"),
         (["pick", "--source.observation-kyes", "x"], "config.unknown_key", 2, "observation_keys"),
+        (["pick", "--source.observation-kyes", "x"], "config.unknown_key", 2, "lerobot key"),
         (["meta"], "data.no_episodes", 3, "meta"),
     ],
-    ids=["misspelt", "misspelt alone", "missing", "flat key", "misspelt key", "no source"],
+    ids=["misspelt", "misspelt alone", "missing", "flat key", "misspelt key", "key", "no source"],
 )
 def test_what_is_no_source_and_no_format_is_told(
     words: list[str],

@@ -1,5 +1,6 @@
 """`vlatool stats compute`: statistics of shards that have none, and training on them."""
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from tests.builders.training import tiny_config, world_shards
 from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.shard_folder import ShardFolder
 from vlatool.artifacts.stats import Statistics, number_array, read_stats, write_stats
+from vlatool.cli.app import run
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.sinks.lbm.sink import LbmSink
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.stats_compute import StatsComputeConfig, StatsComputeResult, stats_compute
 from vlatool.workflows.train import train
@@ -80,6 +83,13 @@ def test_nothing_is_kept_in_the_temporary_folder(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     assert compute(published, workers=1).status == "written"
+
+
+@pytest.mark.parametrize("maker", ["preprocess", "stats compute"])
+def test_proposed_training_command_can_be_planned(maker: str, published: Path) -> None:
+    computed = compute(published).next
+    proposed = LbmSink.next_step.format(output=published) if maker == "preprocess" else computed
+    assert run(["-q", *shlex.split(proposed)[1:], "--dry-run"]) == 0
 
 
 def test_published_shards_can_be_trained_on_and_evaluated(published: Path, tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
         like.steps,
         like.widths,
         "planned" if config.dry_run else "written",
-        f"vlatool train --data {config.data}{beside}",
+        f"vlatool train --preset diffusion-policy-tiny --data {config.data}{beside} "
+        "--num-epochs 20",
     )
     if not config.dry_run:
         total = _total(shards, like, config.workers, reporter)
