@@ -37,7 +37,7 @@ _NOT_WRITTEN = {"overwrite", "dry_run"}
 def claim_run(
     run: RunDir,
     config: TrainConfig,
-    fingerprint: Mapping[str, str],
+    fingerprint: Mapping[str, Any],
     keep: Callable[[], None],
 ) -> OutputRecord:
     """Makes a run folder ready; nothing in it is touched before it is known whose it is.
@@ -48,7 +48,7 @@ def claim_run(
     Args:
         run: The folder.
         config: Derived.
-        fingerprint: Of the data.
+        fingerprint: Of the data, with their versions.
         keep: Writes what inference needs.
 
     Returns:
@@ -58,19 +58,14 @@ def claim_run(
         UsageError: The folder holds a run with other options or data, or something else.
         DataError: Its newest checkpoint is damaged.
     """
-    read = versions_of(location(text) for _, texts in _locations(config) for text in texts)
-    options = {**decisive(config), **fingerprint, **read, _ORDER: _ORDER_VERSION}
+    options = {**decisive(config), **fingerprint, _ORDER: _ORDER_VERSION}
     record = OutputRecord(_COMMAND, options, made=secrets.token_hex(4))
     before = known_run(run, config)
     if before is None:
         if is_run(run.root):
             _forget(run, record)
     else:
-        if not config.overwrite:
-            refuse_moved_versions(before.options, options)
-        was, now = without_versions(before.options), without_versions(options)
-        differences = _differences(was, now, config)
-        differences += moved_versions(before.options, options)
+        differences = _differences(before.options, options, config)
         if not differences and run.latest() is not None:
             remove_leftovers(run.root)
             return before
@@ -92,6 +87,11 @@ def pinned_data(config: TrainConfig) -> TrainConfig:
     data = config.data
     found = {key: [pinned_text(text) for text in texts] for key, texts in _locations(config)}
     return config.model_copy(update={"data": data.model_copy(update=found)})
+
+
+def data_versions(config: TrainConfig) -> dict[str, Any]:
+    """The versions of pinned data, for the record."""
+    return versions_of(location(text) for _, texts in _locations(config) for text in texts)
 
 
 def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
@@ -171,11 +171,15 @@ def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
     """Keys of the configuration that differ; and what of the data does, without its digests."""
+    if not config.overwrite:
+        refuse_moved_versions(before, now)
+    moved = moved_versions(before, now)
+    before, now = without_versions(before), without_versions(now)
     data = [key for key in {**before, **now} if key not in {*type(config).model_fields, _ORDER}]
     values = [(key, before.get(key), now.get(key)) for key in sorted(data)]
     found = [_told(*one) for one in values if one[1] != one[2]]
     own = [{key: one[key] for key in one if key not in data} for one in (before, now)]
-    return [*option_differences(*own), *found]
+    return [*option_differences(*own), *found, *moved]
 
 
 def _told(key: str, before: object, now: object) -> str:

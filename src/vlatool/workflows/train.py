@@ -99,15 +99,13 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    from vlatool.training.claim import claim_run, complete_run, known_run, mend_run, pinned_data
+    from vlatool.training import claim
     from vlatool.training.feed import Feed, held_out
     from vlatool.training.runtime import Runtime
 
-    _check_model(config)
-    kind = config.data_kind
-    _check_data(config)
-    config = pinned_data(config)
-    facts = kind.read_facts(config.data)
+    _check_needed(config)
+    config = claim.pinned_data(config)
+    facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
@@ -127,19 +125,20 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         return _train(setup, NULL)
 
     def keep() -> None:
-        kind.keep(config.data, facts, run.root)
+        config.data_kind.keep(config.data, facts, run.root)
         config.model_type.keep(config.model, run.root)
 
-    known_run(run, config)  # before the lock makes a folder in a stranger's
+    claim.known_run(run, config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
-        record = claim_run(run, config, facts.fingerprint, keep)
+        fingerprint = {**facts.fingerprint, **claim.data_versions(config)}
+        record = claim.claim_run(run, config, fingerprint, keep)
         _check_checkpoint(run)
         run.prune(None)
-        for name in mend_run(run, config, keep):
+        for name in claim.mend_run(run, config, keep):
             reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
         runtime.wait()
         result = _train(setup, reporter)
-        complete_run(run, record, {"steps": result.steps, "samples": result.samples})
+        claim.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
         return result
 
 
@@ -269,16 +268,13 @@ def _tell(
         reporter.note("distributed.fsdp: sharded over processes of a CPU, to try it; not faster")
 
 
-def _check_model(config: TrainConfig) -> None:
+def _check_needed(config: TrainConfig) -> None:
     if not getattr(config.model, "type", None):
         raise UsageError(
             "no model is configured",
             hint="start from a preset, such as --preset diffusion-policy-tiny, or set model.type",
             code="usage.no_model",
         )
-
-
-def _check_data(config: TrainConfig) -> None:
     key = config.data_kind.folders_keys[0]
     if not getattr(config.data, key):
         raise UsageError(
