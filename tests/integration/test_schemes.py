@@ -22,7 +22,7 @@ from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 SCHEMES_READ = ["s3", "http", "hf", "memory"]
 SPARTAN = {
@@ -95,6 +95,12 @@ def preprocessed(source: str, output: str | Path, **keys: Any) -> PreprocessResu
     return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
 
 
+def verified(place: str) -> VerifyResult:
+    result = verify(VerifyConfig(location=place))
+    assert isinstance(result, VerifyResult)
+    return result
+
+
 def options(output: Path) -> dict[str, Any]:
     return yaml.safe_load((output / "shards/preprocessing_config.yaml").read_text())
 
@@ -109,7 +115,7 @@ def test_scheme_of_ninety_lines_is_preprocessed_from_and_into(
     made = {key: data for key, (data, _) in Memory.places[memory].items()}
     for name, data in contents(world / "data").items():
         assert made[f"out/{name}"] == data, name
-    assert verify(VerifyConfig(location=f"{memory}/out")).severities["error"] == 0
+    assert verified(f"{memory}/out").severities["error"] == 0
 
 
 def test_data_set_becomes_the_bytes_of_a_local_one(there: str, world: Path, tmp_path: Path) -> None:
@@ -138,7 +144,7 @@ def test_what_is_there_is_inspected_and_verified(there: str) -> None:
 
     for name, kind in kinds.items():
         assert inspect(InspectConfig(location=f"{there}/{name}")).report.kind == kind
-        found = verify(VerifyConfig(location=f"{there}/{name}"))
+        found = verified(f"{there}/{name}")
         assert (found.severities["error"], found.severities["warning"]) == (0, 0), name
         assert found.checked["files"] > 0, name
 

@@ -37,7 +37,7 @@ _NOT_WRITTEN = {"overwrite", "dry_run"}
 def claim_run(
     run: RunDir,
     config: TrainConfig,
-    fingerprint: Mapping[str, str],
+    fingerprint: Mapping[str, Any],
     keep: Callable[[], None],
 ) -> OutputRecord:
     """Makes a run folder ready; nothing in it is touched before it is known whose it is.
@@ -61,29 +61,25 @@ def claim_run(
     options = {**decisive(config), **fingerprint, _ORDER: _ORDER_VERSION}
     record = OutputRecord(_COMMAND, options, made=secrets.token_hex(4))
     before = known_run(run, config)
-    differences = [] if before is None else _changed(before.options, options, config)
-    if before is not None and not differences and run.latest() is not None:
-        remove_leftovers(run.root)
-        return before
-    if differences and not config.overwrite:
-        hint = "choose another --output, or replace it with --overwrite"
-        refuse_differences(run.root, "with other options", differences, hint)
-    if differences or (before is None and is_run(run.root)):
-        _forget(run, record)
+    if before is None:
+        if is_run(run.root):
+            _forget(run, record)
+    else:
+        differences = _differences(before.options, options, config)
+        if not differences and run.latest() is not None:
+            remove_leftovers(run.root)
+            return before
+        if differences and not config.overwrite:
+            hint = "choose another --output, or replace it with --overwrite"
+            refuse_differences(run.root, "with other options", differences, hint)
+        if differences:
+            _forget(run, record)
     # First of all, so that a folder with anything in it says whose it is.
     record.save(run.root)
     remove_leftovers(run.root)
     keep()
     _write_config(run, config)
     return record
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """What is other than the run began with, versions of data that moved included."""
-    if not config.overwrite:
-        refuse_moved_versions(before, now)
-    differences = _differences(without_versions(before), without_versions(now), config)
-    return [*differences, *moved_versions(before, now)]
 
 
 def pinned_data(config: TrainConfig) -> TrainConfig:
@@ -93,8 +89,8 @@ def pinned_data(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"data": data.model_copy(update=found)})
 
 
-def data_versions(config: TrainConfig) -> Mapping[str, Any]:
-    """The versions of the data that are read, for the record of the run."""
+def data_versions(config: TrainConfig) -> dict[str, Any]:
+    """The versions of pinned data, for the record."""
     return versions_of(location(text) for _, texts in _locations(config) for text in texts)
 
 
@@ -175,11 +171,15 @@ def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
     """Keys of the configuration that differ; and what of the data does, without its digests."""
+    if not config.overwrite:
+        refuse_moved_versions(before, now)
+    moved = moved_versions(before, now)
+    before, now = without_versions(before), without_versions(now)
     data = [key for key in {**before, **now} if key not in {*type(config).model_fields, _ORDER}]
     values = [(key, before.get(key), now.get(key)) for key in sorted(data)]
     found = [_told(*one) for one in values if one[1] != one[2]]
     own = [{key: one[key] for key in one if key not in data} for one in (before, now)]
-    return [*option_differences(*own), *found]
+    return [*option_differences(*own), *found, *moved]
 
 
 def _told(key: str, before: object, now: object) -> str:

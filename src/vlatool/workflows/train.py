@@ -99,20 +99,13 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    from vlatool.training.claim import (
-        claim_run,
-        complete_run,
-        data_versions,
-        known_run,
-        mend_run,
-        pinned_data,
-    )
+    from vlatool.training import claim
     from vlatool.training.feed import Feed, held_out
     from vlatool.training.runtime import Runtime
 
     config.check_model()
     _check_data(config)
-    config = pinned_data(config)
+    config = claim.pinned_data(config)
     facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
@@ -136,17 +129,17 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         config.data_kind.keep(config.data, facts, run.root)
         config.model_type.keep(config.model, run.root)
 
-    known_run(run, config)  # before the lock makes a folder in a stranger's
+    claim.known_run(run, config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
-        fingerprint = {**facts.fingerprint, **data_versions(config)}
-        record = claim_run(run, config, fingerprint, keep)
+        fingerprint = {**facts.fingerprint, **claim.data_versions(config)}
+        record = claim.claim_run(run, config, fingerprint, keep)
         _check_checkpoint(run)
         run.prune(None)
-        for name in mend_run(run, config, keep):
+        for name in claim.mend_run(run, config, keep):
             reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
         runtime.wait()
         result = _train(setup, reporter)
-        complete_run(run, record, {"steps": result.steps, "samples": result.samples})
+        claim.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
         return result
 
 
