@@ -103,8 +103,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     from vlatool.training.feed import Feed, held_out
     from vlatool.training.runtime import Runtime
 
-    config.check_model()
-    _check_data(config)
+    _check_needed(config)
     config = claim.pinned_data(config)
     facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
@@ -269,7 +268,8 @@ def _tell(
         reporter.note("distributed.fsdp: sharded over processes of a CPU, to try it; not faster")
 
 
-def _check_data(config: TrainConfig) -> None:
+def _check_needed(config: TrainConfig) -> None:
+    config.check_model()
     key = config.data_kind.folders_keys[0]
     if not getattr(config.data, key):
         raise UsageError(
