@@ -110,11 +110,12 @@ def root(
 
 def main() -> None:
     """The `vlatool` command."""
-    from vlatool.cli.output import Stderr, open_streams
+    from vlatool.cli.output import Stderr, open_streams, settle_stdout
 
     open_streams()
     _outlive_warnings()
     code = run(sys.argv[1:])
+    settle_stdout()
     Stderr().flush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         _leave_at_once(code)

@@ -90,6 +90,14 @@ def write_stdout(text: str) -> None:
         ) from error
 
 
+def settle_stdout() -> None:
+    """Leaves nothing in the buffer, which the interpreter's own flush would end with exit 120 for."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # it was told when it was written
+        silence(sys.stdout)
+
+
 def silence(stream: TextIO) -> None:
     """Points a stream at nothing, so that the interpreter's own flush at exit stays quiet too."""
     with suppress(OSError, ValueError):
