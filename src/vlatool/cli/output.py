@@ -91,7 +91,7 @@ def write_stdout(text: str) -> None:
 
 
 def settle_stdout() -> None:
-    """Leaves nothing in the buffer, which the interpreter's own flush would end with exit 120 for."""
+    """Leaves nothing to the flush of the interpreter, whose failure is exit 120."""
     try:
         sys.stdout.flush()
     except OSError:  # it was told when it was written
