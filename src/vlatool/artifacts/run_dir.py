@@ -20,7 +20,7 @@ from vlatool.artifacts.checkpoint import (
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import read_record
-from vlatool.storage.atomic import remove_file, remove_tree, write_json, write_text
+from vlatool.storage.atomic import remove_file, remove_tree, remove_whole, write_json, write_text
 from vlatool.storage.cache import FileCache
 from vlatool.storage.documents import parse_json, read_json, read_yaml
 from vlatool.storage.tree import file_names
@@ -109,11 +109,7 @@ class RunDir:
         planned = [folder for folder in whole if folder not in stops]
         surplus = planned[:-keep] if keep is not None else []
         for folder in (*surplus, *(one for one in stops if one != whole[-1])):
-            # Under this name a removal that is cut short leaves no checkpoint that looks damaged.
-            hidden = folder.with_name(f".{folder.name}.partial")
-            remove_tree(hidden)
-            folder.rename(hidden)
-            remove_tree(hidden)
+            remove_whole(folder)
 
     def write_latest(self, step: int) -> None:
         """Names the newest checkpoint in latest.json."""

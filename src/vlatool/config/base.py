@@ -156,9 +156,7 @@ def check_needed(config: ConfigModel, usage: str) -> None:
         UsageError: One has none.
     """
     for key in unset_needed(config):
-        raise UsageError(
-            f"{usage.split()[1]} needs a value for {key!r}", hint=usage, code="usage.missing_key"
-        )
+        raise UsageError(f"{key!r} needs a value", hint=usage, code="usage.missing_key")
 
 
 def each_once(value: Sequence[Any]) -> Sequence[Any]:

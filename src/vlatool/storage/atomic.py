@@ -177,6 +177,18 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def remove_whole(folder: Path) -> None:
+    """Removes a local folder at once: a removal that is cut short leaves nothing under its name.
+
+    Raises:
+        StorageError: It cannot be removed.
+    """
+    hidden = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    with _told(folder, "removed"), step("rename", folder):
+        folder.rename(hidden)
+    remove_tree(hidden)
+
+
 def remove_empty(folder: Path) -> None:
     """Removes the empty folders at and below a local `folder`; S3 has none."""
     if isinstance(folder, RemotePath):

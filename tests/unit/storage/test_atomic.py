@@ -1,5 +1,8 @@
 import os
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,3 +215,20 @@ def test_hidden_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
     remove_partials(tmp_path)
 
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_removal_that_is_cut_short_leaves_a_leftover_and_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "step_00000006"
+    folder.mkdir()
+    (folder / "weights").touch()
+    program = (
+        "import sys; from pathlib import Path; from vlatool.storage.atomic import remove_whole"
+    )
+    words = [sys.executable, "-c", f"{program}; remove_whole(Path(sys.argv[1]))", str(folder)]
+
+    ended = subprocess.run(words, env={**os.environ, VARIABLE: "2"}, check=False)
+
+    assert ended.returncode == -signal.SIGKILL
+    assert (folder.exists(), len(list(tmp_path.iterdir()))) == (False, 1)
+    remove_partials(tmp_path)
+    assert list(tmp_path.iterdir()) == []
