@@ -38,7 +38,8 @@ def remote(local: Path, s3_bucket: str) -> RemotePath:
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, Any]:
     """A data section whose cache is empty."""
-    return {**FIELDS, "dataset_cache": {"cache_dir": str(tmp_path / "cache")}}
+    cache = {"cache_dir": str(tmp_path / "cache"), "enabled": False}
+    return {**FIELDS, "dataset_cache": cache}
 
 
 def write_indexes(folder: Path) -> None:
@@ -136,15 +137,26 @@ def test_cached_blocks_are_fetched_once(
     assert len(list((tmp_path / "cache").glob("*.copy"))) == SHARDS
 
 
-def test_blocks_are_not_cached_where_those_in_use_do_not_fit(
-    remote: RemotePath, keys: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("enabled", [True, None])
+def test_blocks_are_not_cached_where_they_do_not_fit(
+    remote: RemotePath, keys: dict[str, Any], tmp_path: Path, enabled: bool | None
 ) -> None:
     """Else each would be fetched again and again."""
-    keys["dataset_cache"] |= {"enabled": True, "cache_size_gb": 1e-4}
+    keys["dataset_cache"] |= {"enabled": enabled, "cache_size_gb": 1e-4}
 
     batches(opened(remote, **keys), PLAN, 1)
 
     assert list((tmp_path / "cache").glob("*.copy")) == []
+
+
+def test_small_data_are_kept_unasked(
+    remote: RemotePath, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    keys["dataset_cache"] |= {"enabled": None}
+
+    read(remote, keys)
+
+    assert len(list((tmp_path / "cache").glob("*.copy"))) == SHARDS
 
 
 def test_going_on_opens_only_the_next_shards(

@@ -11,7 +11,11 @@ from vlatool.config.base import ConfigModel
 class CacheConfig(ConfigModel):
     """Blocks of remote data that are kept on this machine."""
 
-    enabled: bool = Field(default=False, description="Fetch whole blocks and keep them here.")
+    enabled: bool | None = Field(
+        default=None,
+        description="Fetch whole blocks and keep them here; null: where all of the data fit in "
+        "cache_size_gb, or in 4 GB where that is null.",
+    )
     cache_dir: str | None = Field(
         default=None, description="Folder; null: vlatool in the user's cache folder."
     )

@@ -19,6 +19,7 @@ from vlatool.storage.remote import look
 from vlatool.storage.remote_path import RemotePath
 
 _COPY_SUFFIX = ".copy"
+_FOLDER_SUFFIX = ".folder"
 _PIECE = 1 << 20
 _AT_ONCE = 8
 _LOCKS = 256
@@ -26,6 +27,8 @@ _LOCKS = 256
 _ATTEMPTS = 3
 # What nobody wrote to for so long was left by a process that was killed.
 _ABANDONED_S = 3600.0
+# A folder that nobody asked for in so long makes room; its files are opened when they are needed.
+_UNUSED_S = 30 * 86400.0
 
 
 def default_cache_folder() -> Path:
@@ -119,7 +122,8 @@ class FileCache:
     def local_copy(self, folder: Path, names: Sequence[str]) -> Path:
         """A local folder with some files of a remote one, for what must have names on the disk.
 
-        It is made once for the versions that the files have now.
+        It is made once for the versions that the files have now; those that nobody asked for in
+        a month go when another is made.
 
         Args:
             folder: Remote.
@@ -133,13 +137,22 @@ class FileCache:
         name = hashlib.blake2b(digest_size=16)
         for file in files:
             name.update(file.name.encode())
-        copy = self.folder / f"{name.hexdigest()}.folder"
+        copy = self.folder / f"{name.hexdigest()}{_FOLDER_SUFFIX}"
         with self._locked(name.hexdigest()):
             if not copy.is_dir():
+                self._remove_unused()
                 with atomic_folder(copy) as partial:
                     for file, below in zip(files, names, strict=True):
                         self._fetch(file, partial / below)
+            os.utime(copy)
         return copy
+
+    def _remove_unused(self) -> None:
+        now = time.time()
+        for path in self.folder.glob(f"*{_FOLDER_SUFFIX}*"):  # what was left half made as well
+            with suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > _UNUSED_S:
+                    shutil.rmtree(path)
 
     def _fetch(self, file: FileVersion, path: Path) -> None:
         with file.path.open("rb") as source, open_atomic(path, synced=False) as target:

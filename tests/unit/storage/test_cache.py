@@ -106,3 +106,18 @@ def test_files_that_belong_together_are_copied_once_for_each_version(tmp_path: P
     assert first == again
     assert (first / "below/b").read_bytes() == (tmp_path / "run/below/b").read_bytes()
     assert cache.local_copy(tmp_path / "run", ["a", "below/b"]) != first
+
+
+def test_copies_of_folders_that_nobody_asked_for_in_a_month_go(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "cache")
+    for name in ("unused", "used", "new"):
+        (tmp_path / name).mkdir()
+        version(tmp_path / name / "a")
+    old = [cache.local_copy(tmp_path / name, ["a"]) for name in ("unused", "used")]
+    for one in old:
+        os.utime(one, (0, 0))
+
+    cache.local_copy(tmp_path / "used", ["a"])
+    cache.local_copy(tmp_path / "new", ["a"])
+
+    assert [one.is_dir() for one in old] == [False, True]

@@ -28,6 +28,8 @@ from vlatool.storage.uri import is_remote
 _MOST_OPEN = 192
 # Samples whose places are remembered, at 16 bytes each: more than the lanes of a run touch.
 _MOST_KNOWN = 4_000_000
+# Bytes of data that are kept unasked: less than a model's weights.
+_SMALL = 4_000_000_000
 # Half of the connections of a process: the samples of a micro-batch come together.
 _REQUESTS_AT_ONCE = 32
 
@@ -39,16 +41,21 @@ class BlockCache:
     Attributes:
         files: The folder.
         in_use: Blocks that are read at the same time; whole ones are kept where all of these fit.
-        enabled: Whether whole blocks are kept at all; what is found out about them always is.
+        blocks: How many there are.
+        enabled: Whether whole blocks are kept at all; None where all of them fit. What is found out
+            about them is always kept.
     """
 
     files: FileCache
     in_use: int
-    enabled: bool = False
+    blocks: int
+    enabled: bool | None = None
 
     def keeps(self, size: int) -> bool:
         """Whether blocks of so many bytes are fetched whole."""
         limit = self.files.limit
+        if self.enabled is None:
+            return size * self.blocks <= (_SMALL if limit is None else limit)
         return self.enabled and (limit is None or size * self.in_use <= limit)
 
 

@@ -100,4 +100,5 @@ def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:
     folder = local_path(section.cache_dir) if section.cache_dir else default_cache_folder()
     limit = None if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
     order = SampleOrder(facts.datasets, OrderOptions.of(config, seed=0))
-    return BlockCache(FileCache(folder, limit), order.blocks_in_use(), section.enabled)
+    blocks = sum(len(dataset.blocks) for dataset in facts.datasets)
+    return BlockCache(FileCache(folder, limit), order.blocks_in_use(), blocks, section.enabled)
