@@ -2,11 +2,12 @@
 
     python benchmarks/loading.py DATA [--workers 1] [--batch 16] [--steps 100] [--runs 5]
     python benchmarks/loading.py DATA --before ../vlatool-before
-    python benchmarks/loading.py DATA --remote [--delay-ms 20]
+    python benchmarks/loading.py DATA --remote [--delay-ms 20] [--by-sample]
 
 DATA is a folder of `vlatool preprocess`, such as demo/data. With --before two checkouts take turns,
 A B A B ...; with --remote DATA is copied to a local S3 server behind a proxy that holds up each
-request. The server and the proxy use the same processors as the loader.
+request. The server and the proxy use the same processors as the loader. With --by-sample nothing is
+kept here: each sample is a request.
 """
 
 import argparse
@@ -49,31 +50,36 @@ def nothing() -> dict[str, Any]:
     return {}
 
 
-def batches_now(data: str, workers: int, batch: int, first: int) -> Iterator[Any]:
+def batches_now(arguments: argparse.Namespace) -> Iterator[Any]:
     """Micro-batches of the loader of this checkout."""
     from vlatool.loading.loader import LoaderPlan, build_loader
     from vlatool.loading.order import OrderOptions, SampleOrder
     from vlatool.loading.robotics.kind import RoboticsKind
 
     kind = RoboticsKind()
-    config = kind.Config(dataset_manifest=[data])
+    cache = {"enabled": False if arguments.by_sample else None}
+    config = kind.Config.model_validate(
+        {"dataset_manifest": [arguments.data], "dataset_cache": cache}
+    )
     facts = kind.read_facts(config)
     config, _ = kind.derive(config, facts)
     order = SampleOrder(facts.datasets, OrderOptions.of(config, 42))
-    plan = LoaderPlan(batch, first=first // batch, num_workers=workers, prefetch_factor=4)
+    first, workers = arguments.first // arguments.batch, arguments.workers
+    plan = LoaderPlan(arguments.batch, first=first, num_workers=workers, prefetch_factor=4)
     return iter(build_loader(plan, order, kind.reader(config, facts), stack, nothing))
 
 
-def batches_before(data: str, workers: int, batch: int, first: int) -> Iterator[Any]:
+def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
     """Micro-batches of the loader that replays what was consumed."""
     config_module, facts_module, loader_module = (
         importlib.import_module(f"{OLD}.{name}") for name in ("config", "facts", "loader")
     )
-    manifest = str(Path(data, "shards", "manifest.jsonl"))
-    config = config_module.DataConfig(dataset_manifest=[manifest], num_workers=workers)
+    manifest = str(Path(arguments.data, "shards", "manifest.jsonl"))
+    config = config_module.DataConfig(dataset_manifest=[manifest], num_workers=arguments.workers)
     facts = facts_module.read_facts(config)
     config = facts_module.derive_data(config, facts)
-    plan = loader_module.LoaderPlan(batch, skip_batches=first // batch)
+    batch = arguments.batch
+    plan = loader_module.LoaderPlan(batch, skip_batches=arguments.first // batch)
     return iter(loader_module.build_loader(config, facts, stack, plan))
 
 
@@ -82,7 +88,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     is_old = (Path(os.environ["PYTHONPATH"]) / "vlatool/loading/facts.py").is_file()
     batches = batches_before if is_old else batches_now
     started = time.perf_counter()
-    loader = batches(arguments.data, arguments.workers, arguments.batch, arguments.first)
+    loader = batches(arguments)
     next(loader)
     opened = time.perf_counter() - started
     warm = 4 * max(arguments.workers, 1)
@@ -106,6 +112,7 @@ def child(
     words = [
         f"--{key}={given[key]}" for key in ("workers", "batch", "steps", "first") if key in given
     ]
+    words += ["--by-sample"] if given["by_sample"] else []
     done = subprocess.run(
         [sys.executable, __file__, given["data"], "--child", *words],
         check=True,
@@ -180,6 +187,7 @@ if __name__ == "__main__":
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--before", type=Path)
     parser.add_argument("--remote", action="store_true")
+    parser.add_argument("--by-sample", action="store_true")
     parser.add_argument("--delay-ms", type=int, default=20)
     parser.add_argument("--child", action="store_true", help="for this program itself")
     arguments = parser.parse_args()

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +25,9 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The name of an empty bucket; this process and those it starts are set up to reach it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     return s3.bucket()

@@ -14,9 +14,10 @@ from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool.cli import app
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.loading.dataset import open_dataset
 from vlatool.plugins import SCHEMES
 from vlatool.storage.atomic import write_bytes
-from vlatool.storage.uri import location
+from vlatool.storage.uri import location, version_of
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
@@ -269,6 +270,12 @@ class TestHub:
 
         assert caught.value.code == "usage.source_moved"
         assert named.status == "already complete"
+
+    def test_data_set_that_is_opened_is_that_of_one_commit(self, server: WebServer) -> None:
+        data = open_dataset(self.data)
+
+        blocks = data.facts.datasets[0].blocks
+        assert {version_of(block.location) for block in blocks} == {COMMIT}
 
 
 class TestBadInput:

@@ -14,7 +14,7 @@ class CacheConfig(ConfigModel):
     enabled: bool | None = Field(
         default=None,
         description="Fetch whole blocks and keep them here; null: where all of the data fit in "
-        "cache_size_gb, or in 4 GB where that is null.",
+        "cache_size_gb, which is then 4 for one run and 16 for all unless it is set.",
     )
     cache_dir: str | None = Field(
         default=None, description="Folder; null: vlatool in the user's cache folder."

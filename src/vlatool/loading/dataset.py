@@ -14,6 +14,7 @@ from vlatool.loading.base import Dropped, SampleReader
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.plugins import DATA_KINDS
+from vlatool.storage.uri import pinned_text
 
 _ORIGIN = "open_dataset"
 
@@ -117,7 +118,7 @@ def open_dataset(
         )
     chosen = DATA_KINDS.get(kind or DATA_KINDS.names()[0])()
     given = {
-        chosen.folders_keys[0]: [str(folder) for folder in folders],
+        chosen.folders_keys[0]: [pinned_text(str(folder)) for folder in folders],
         "shuffle": shuffle,
         **keys,
     }

@@ -22,7 +22,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import read_file_list
 from vlatool.parallel.engines import make_executor
-from vlatool.storage.uri import is_remote, location
+from vlatool.storage.uri import is_remote, location, pinned
 from vlatool.transforms.statistics import (
     StatisticsSum,
     WindowStatistics,
@@ -84,7 +84,7 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
         DataError: A shard or sample is missing or broken, or has other fields than the first one.
     """
     check_needed(config, "vlatool stats compute DIR")
-    folder = ShardFolder.open(location(config.data))
+    folder = ShardFolder.open(pinned(config.data))
     target = folder.statistics_file if config.output is None else location(config.output)
     _refuse_to_replace(folder, target, overwrite=config.overwrite or config.dry_run)
     shards = [shard for shard in folder.shards() if shard.num_sequences]

@@ -31,7 +31,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
 from vlatool.storage.atomic import remove_file, remove_partials_of
-from vlatool.storage.uri import location
+from vlatool.storage.uri import location, pinned
 
 
 class StatsMergeConfig(ConfigModel):
@@ -151,7 +151,7 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
 
 
 def _part(source: str, weight: float | None) -> StatsPart:
-    path = _stats_file(location(source))
+    path = _stats_file(pinned(source))
     beside = ShardFolder(path.parent / manifest.NAME)
     past = beside.options().get("past_lowdim_steps") if beside.options_file.is_file() else None
     return StatsPart(read_mergeable(path), past if isinstance(past, int) else None, weight)

@@ -28,8 +28,6 @@ from vlatool.storage.uri import is_remote
 _MOST_OPEN = 192
 # Samples whose places are remembered, at 16 bytes each: more than the lanes of a run touch.
 _MOST_KNOWN = 4_000_000
-# Bytes of data that are kept unasked: less than a model's weights.
-_SMALL = 4_000_000_000
 # Half of the connections of a process: the samples of a micro-batch come together.
 _REQUESTS_AT_ONCE = 32
 
@@ -42,20 +40,22 @@ class BlockCache:
         files: The folder.
         in_use: Blocks that are read at the same time; whole ones are kept where all of these fit.
         blocks: How many there are.
-        enabled: Whether whole blocks are kept at all; None where all of them fit. What is found out
-            about them is always kept.
+        enabled: Whether whole blocks are kept at all; None where all of them are few. What is found
+            out about them is always kept.
+        unasked: Bytes up to which they are few; None for any.
     """
 
     files: FileCache
     in_use: int
     blocks: int
     enabled: bool | None = None
+    unasked: int | None = None
 
     def keeps(self, size: int) -> bool:
         """Whether blocks of so many bytes are fetched whole."""
         limit = self.files.limit
         if self.enabled is None:
-            return size * self.blocks <= (_SMALL if limit is None else limit)
+            return self.unasked is None or size * self.blocks <= self.unasked
         return self.enabled and (limit is None or size * self.in_use <= limit)
 
 

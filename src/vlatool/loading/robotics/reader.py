@@ -25,6 +25,9 @@ from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import local_path
 
 _MOST_COMING = 128
+# Bytes that are kept without being asked: of all data, and of those of one run.
+_MOST_UNASKED = 16_000_000_000
+_LARGEST_UNASKED = 4_000_000_000
 
 
 class RoboticsReader:
@@ -98,7 +101,10 @@ def _picture_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
 def _cache(config: RoboticsDataConfig, facts: DatasetFacts) -> BlockCache:
     section = config.dataset_cache
     folder = local_path(section.cache_dir) if section.cache_dir else default_cache_folder()
-    limit = None if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
+    limit = unasked = None if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
+    if section.enabled is None and limit is None:
+        limit, unasked = _MOST_UNASKED, _LARGEST_UNASKED
     order = SampleOrder(facts.datasets, OrderOptions.of(config, seed=0))
     blocks = sum(len(dataset.blocks) for dataset in facts.datasets)
-    return BlockCache(FileCache(folder, limit), order.blocks_in_use(), blocks, section.enabled)
+    files = FileCache(folder, limit)
+    return BlockCache(files, order.blocks_in_use(), blocks, section.enabled, unasked)
