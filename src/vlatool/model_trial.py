@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.artifacts.checkpoint import part_weights
-from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.artifacts.run_dir import Retention, RunDir, read_metrics
 from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import Batch, Dropped, Facts, MicroBatch
@@ -113,7 +113,7 @@ class _Run:
                 reports,
             ),
             show=Show(self.dir, begun.objective, runtime, contexts),
-            save=lambda state: save_checkpoint(self.dir, state, None, runtime),
+            save=lambda state: save_checkpoint(self.dir, state, runtime, Retention()),
             stop_asked=lambda: SIGTERM if begun.state.step == self.stops_at - 1 else None,
         )
         trainer.fit(begun.state, on_device(batches, runtime.device), begun.objective)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import run as preprocessed
+from tests.builders.recording import Recorder
 from tests.builders.training import (
     CAMERAS,
     HAND,
@@ -240,6 +241,37 @@ def test_other_options_are_refused_and_named(finished: Path, data: Path) -> None
         go(data, finished, hparams__lr=0.5)
     assert caught.value.code == "usage.output_differs"
     assert caught.value.details["differences"] == ["hparams.lr 0.001 (now 0.5)"]
+
+
+def test_larger_budget_goes_on_and_ends_as_if_it_had_been_given_at_once(
+    data: Path, tmp_path: Path
+) -> None:
+    constant = {"hparams__lr_scheduler": "const", "hparams__warmup": 0}
+    go(data, tmp_path / "grown", total_train_steps=2, **constant)
+    go(data, tmp_path / "whole", total_train_steps=4, **constant)
+
+    result = go(data, tmp_path / "grown", total_train_steps=4, **constant)
+
+    assert (result.status, result.steps) == ("trained", 4)
+    assert same_weights(tmp_path / "whole", tmp_path / "grown", step=4)
+    assert go(data, tmp_path / "grown", total_train_steps=4, **constant).status == (
+        "already complete"
+    )
+
+
+def test_larger_budget_says_what_becomes_of_the_rate(data: Path, tmp_path: Path) -> None:
+    go(data, tmp_path / "run", total_train_steps=2)
+    heard = Recorder()
+
+    train(tiny_config(data, tmp_path / "run", total_train_steps=4), reporter=heard)
+
+    assert any("computed anew" in note for note in heard.notes)
+
+
+def test_smaller_budget_is_refused(finished: Path, data: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        go(data, finished, total_train_steps=3)
+    assert caught.value.code == "usage.output_differs"
 
 
 def test_overwrite_starts_anew(data: Path, tmp_path: Path) -> None:

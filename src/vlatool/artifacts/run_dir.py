@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,19 @@ METRICS = "metrics.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
 PICTURES = "images"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which planned checkpoints stay.
+
+    Attributes:
+        latest: The newest so many; None for all.
+        every: Those of a multiple of so many steps, besides; None for none.
+    """
+
+    latest: int | None = None
+    every: int | None = None
 
 
 class RunDir:
@@ -98,17 +112,18 @@ class RunDir:
         steps = ((checkpoint_step(one.name), one) for one in self.checkpoint_folders())
         return max(((step, one) for step, one in steps if step is not None), default=None)
 
-    def prune(self, keep: int | None) -> None:
-        """Removes all but the newest `keep` planned checkpoints, and what a stop left before them.
+    def prune(self, kept: Retention) -> None:
+        """Removes the planned checkpoints that are not kept, and what a stop left before them.
 
         A checkpoint at which the run stopped is only there to go on from: it never costs a planned
         one its place.
         """
-        whole = [folder for _, folder in self.checkpoints()]
-        stops = [folder for folder in whole if _is_stop(folder)]
-        planned = [folder for folder in whole if folder not in stops]
-        surplus = planned[:-keep] if keep is not None else []
-        for folder in (*surplus, *(one for one in stops if one != whole[-1])):
+        whole = self.checkpoints()
+        stops = [folder for _, folder in whole if _is_stop(folder)]
+        planned = [one for one in whole if one[1] not in stops]
+        older = [] if kept.latest is None else planned[: -kept.latest]
+        surplus = [one for step, one in older if kept.every is None or step % kept.every]
+        for folder in (*surplus, *(one for one in stops if one != whole[-1][1])):
             remove_whole(folder)
 
     def write_latest(self, step: int) -> None:

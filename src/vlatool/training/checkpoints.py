@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from vlatool.artifacts.checkpoint import TRAINER, CheckpointManifest, part_weights
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run_dir import Retention, RunDir
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import Part
 from vlatool.models.weights import (
@@ -41,14 +42,15 @@ from vlatool.training.ema import local
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 
+_SIZE_PER_PARAMETER = 4 * 4  # float32 weights, their average, two moments
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def save_checkpoint(
     run: RunDir,
     state: TrainState,
-    keep: int | None,
     runtime: Runtime,
+    kept: Retention,
     *,
     stopped: bool = False,
 ) -> None:
@@ -57,9 +59,12 @@ def save_checkpoint(
     Args:
         run: The run folder.
         state: What is written.
-        keep: Keep the latest so many planned checkpoints, if given.
         runtime: The processes.
+        kept: Which checkpoints stay.
         stopped: Its step is not a planned one: the run was asked to stop.
+
+    Raises:
+        StorageError: It cannot be written, or there is no space for it.
     """
     files: dict[str, dict[str, Tensor]] = {}
     for name, part in state.parts.items():
@@ -73,8 +78,26 @@ def save_checkpoint(
     trainer = _trainer_state(state)
     if runtime.is_main:
         _write(run, state, files, trainer, stopped=stopped)
-        run.prune(keep)
+        run.prune(kept)
     runtime.wait()
+
+
+def check_space(run: RunDir, state: TrainState) -> None:
+    """Refuses a run whose first checkpoint does not fit the disk.
+
+    Raises:
+        StorageError: It does not.
+    """
+    needed = _SIZE_PER_PARAMETER * state.num_parameters
+    free = _free(run.root)
+    if free < needed:
+        raise StorageError(
+            f"{run.root}: {size_text(int(free))} are free, a checkpoint takes about "
+            f"{size_text(needed)}",
+            hint="free some space or choose another --output",
+            code="storage.no_space",
+            details={"path": str(run.root), "needed": needed, "free": free},
+        )
 
 
 def _write(
@@ -86,6 +109,8 @@ def _write(
     stopped: bool,
 ) -> None:
     folder = run.checkpoint(state.step)
+    if _free(run.root) < _size((files, trainer)):
+        raise _unwritten(folder, (files, trainer), "there is no space")
     with atomic_folder(folder) as partial:
         try:
             for name, tensors in files.items():
@@ -98,19 +123,32 @@ def _write(
     run.write_latest(state.step)
 
 
-def _unwritten(folder: Path, content: object, error: Exception) -> StorageError:
-    needed = sum(one.nbytes for one in _tensors(content))
-    free = shutil.disk_usage(folder.parent).free
+def _unwritten(folder: Path, content: object, error: object) -> StorageError:
+    needed = _size(content)
+    free = _free(folder.parent.parent)
     # Of a full disk torch's writer says no more than that a position is unexpected.
     told = "the disk is full" if free < needed else str(error).partition("\n")[0]
     return StorageError(
         f"{folder}: cannot be written: {told}; it takes {size_text(needed)}, "
-        f"{size_text(free)} are free",
+        f"{size_text(int(free)) if isfinite(free) else 'an unknown amount'} are free",
         hint="free space there, or raise the limit on sizes of files, then run the same command "
         "again",
         code="storage.write",
         details={"path": str(folder), "needed": needed, "free": free},
     )
+
+
+def _free(folder: Path) -> float:
+    """Bytes; any number where the folder does not say."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return float("inf")
+
+
+def _size(content: object) -> int:
+    """Bytes of all tensors."""
+    return sum(one.nbytes for one in _tensors(content))
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

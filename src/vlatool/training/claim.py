@@ -31,6 +31,7 @@ _ORDER = "order of samples"
 _ORDER_VERSION = 1
 # What nobody can compare.
 _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
+_BUDGET = TrainConfig.exclusive[0]
 _NOT_WRITTEN = {"overwrite", "dry_run"}
 
 
@@ -39,8 +40,9 @@ def claim_run(
     config: TrainConfig,
     fingerprint: Mapping[str, Any],
     keep: Callable[[], None],
+    grows: Callable[[Mapping[str, Any]], bool],
 ) -> OutputRecord:
-    """Makes a run folder ready; nothing in it is touched before it is known whose it is.
+    """Makes a run folder ready, returns its record; asks whose it is before it touches anything.
 
     What inference needs beside weights is written once, when the run starts: a run that goes on, or
     is complete, keeps it.
@@ -50,9 +52,7 @@ def claim_run(
         config: Derived.
         fingerprint: Of the data, with their versions.
         keep: Writes what inference needs.
-
-    Returns:
-        The record of the run.
+        grows: Whether the budget is larger than the one it is given: then the run goes on.
 
     Raises:
         UsageError: The folder holds a run with other options or data, or something else.
@@ -69,6 +69,9 @@ def claim_run(
         if not differences and run.latest() is not None:
             remove_leftovers(run.root)
             return before
+        budget = {} if config.overwrite else _earlier_budget(before.options, options)
+        if budget and run.latest() is not None and grows(budget):
+            return _with_budget(run, config, replace(before, options=options, complete=False))
         if differences and not config.overwrite:
             hint = "choose another --output, or replace it with --overwrite"
             refuse_differences(run.root, "with other options", differences, hint)
@@ -78,6 +81,19 @@ def claim_run(
     record.save(run.root)
     remove_leftovers(run.root)
     keep()
+    _write_config(run, config)
+    return record
+
+
+def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The budget of a run that was made with other options; empty where more than it differs."""
+    changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
+    return {key: before.get(key) for key in _BUDGET} if changed <= set(_BUDGET) else {}
+
+
+def _with_budget(run: RunDir, config: TrainConfig, record: OutputRecord) -> OutputRecord:
+    record.save(run.root)
+    remove_leftovers(run.root)
     _write_config(run, config)
     return record
 

@@ -118,6 +118,7 @@ class TrainConfig(ConfigModel):
             "num_checkpoints",
             "save_every_n_steps",
             "max_checkpoint_limit",
+            "keep_every_n_steps",
             "log_every_n_steps",
             "images_every_n_steps",
             "total_val_samples",
@@ -145,6 +146,11 @@ class TrainConfig(ConfigModel):
     )
     max_checkpoint_limit: int | None = Field(
         default=None, ge=1, description="Keep the latest so many checkpoints."
+    )
+    keep_every_n_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Keep those at multiples of so many steps, besides the latest.",
     )
     log_every_n_steps: int = Field(default=20, ge=1, description="Steps between lines of metrics.")
     images_every_n_steps: int | None = Field(

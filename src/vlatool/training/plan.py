@@ -3,13 +3,15 @@
 Source: lbm-training 3.2, A.2, with checkpoints at exact steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from vlatool.errors import UsageError
 from vlatool.loading.base import DataSet
 from vlatool.training.config import HParams, TrainConfig
+from vlatool.training.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,31 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
         validation_steps=validated if config.total_val_samples is not None else (),
         image_steps=shown,
         unused_samples=samples - steps * h.global_batch_size,
+    )
+
+
+def growth(
+    config: TrainConfig, datasets: Sequence[DataSet], world_size: int, before: Mapping[str, Any]
+) -> str:
+    """What a larger budget means; empty where it is not larger.
+
+    Args:
+        config: With the budget of now.
+        datasets: The data.
+        world_size: Processes.
+        before: The budget keys that the run had.
+    """
+    earlier = config.model_copy(update=dict(before))
+    was, now = (make_plan(one, datasets, world_size).total_steps for one in (earlier, config))
+    if now <= was:
+        return ""
+    rates = [learning_rate(config.hparams, was, total) for total in (was, now)]
+    told = f"the budget grew from {was} to {now} steps"
+    if rates[0] == rates[1]:
+        return told
+    return (
+        f"{told}; {config.hparams.lr_scheduler} is computed anew: the rate after step {was} was "
+        f"{rates[0]:g} and is {rates[1]:g}"
     )
 
 

@@ -1,6 +1,5 @@
 """Training of any registered model type on any kind of data that it takes."""
 
-import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -10,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.checkpoint import CheckpointManifest
-from vlatool.artifacts.run_dir import RunDir, read_metrics
-from vlatool.errors import StorageError, UsageError
+from vlatool.artifacts.run_dir import Retention, RunDir, read_metrics
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
 from vlatool.loading.base import Facts
 from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
 from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
-from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 
@@ -124,22 +122,38 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         runtime.wait()
         return _train(setup, NULL)
 
+    claim.known_run(run, config)  # before the lock makes a folder in a stranger's
+    with output_lock(run.root, "vlatool train"):
+        return _train_in_own(setup, reporter)
+
+
+def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
+    """What the first process does with the run folder to itself."""
+    from vlatool.training import claim
+    from vlatool.training.plan import growth
+
+    config, facts, run = setup.config, setup.facts, setup.run
+
     def keep() -> None:
         config.data_kind.keep(config.data, facts, run.root)
         config.model_type.keep(config.model, run.root)
 
-    claim.known_run(run, config)  # before the lock makes a folder in a stranger's
-    with output_lock(run.root, "vlatool train"):
-        fingerprint = {**facts.fingerprint, **claim.data_versions(config)}
-        record = claim.claim_run(run, config, fingerprint, keep)
-        _check_checkpoint(run)
-        run.prune(None)
-        for name in claim.mend_run(run, config, keep):
-            reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
-        runtime.wait()
-        result = _train(setup, reporter)
-        claim.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
-        return result
+    def grows(before: Mapping[str, Any]) -> bool:
+        told = growth(config, facts.datasets, setup.runtime.world_size, before)
+        if told:
+            reporter.note(f"{run.root}: {told}")
+        return bool(told)
+
+    fingerprint = {**facts.fingerprint, **claim.data_versions(config)}
+    record = claim.claim_run(run, config, fingerprint, keep, grows)
+    _check_checkpoint(run)
+    run.prune(Retention())
+    for name in claim.mend_run(run, config, keep):
+        reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
+    setup.runtime.wait()
+    result = _train(setup, reporter)
+    claim.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
+    return result
 
 
 def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runtime") -> "TrainPlan":
@@ -155,6 +169,7 @@ def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runti
 
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training.begin import begin
+    from vlatool.training.checkpoints import check_space
     from vlatool.training.schedule import check_schedule
 
     started = time.monotonic()
@@ -175,7 +190,7 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     if state.step >= plan.total_steps:
         return _result(setup, state, "already complete", started)
     if runtime.is_main:
-        _check_disk(run, state)
+        check_space(run, state)
     _fit(setup, begun, reporter)
     return _result(setup, state, "trained", started)
 
@@ -230,8 +245,8 @@ def _trainer(
 def _save(setup: _Setup, state: "TrainState", *, stopped: bool = False) -> None:
     from vlatool.training.checkpoints import save_checkpoint
 
-    keep = setup.config.max_checkpoint_limit
-    save_checkpoint(setup.run, state, keep, setup.runtime, stopped=stopped)
+    kept = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
+    save_checkpoint(setup.run, state, setup.runtime, kept, stopped=stopped)
 
 
 def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
@@ -307,19 +322,6 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
 def _output(config: TrainConfig) -> Path:
     assert config.name is not None
     return local_path(config.save_path) / config.name
-
-
-def _check_disk(run: RunDir, state: "TrainState") -> None:
-    """Refuses to start a run whose first checkpoint does not fit the disk."""
-    needed = 4 * 4 * state.num_parameters
-    free = shutil.disk_usage(run.root).free
-    if free < needed:
-        raise StorageError(
-            f"{run.root}: {size_text(free)} are free, a checkpoint takes about {size_text(needed)}",
-            hint="free some space or choose another --output",
-            code="storage.no_space",
-            details={"path": str(run.root), "needed": needed, "free": free},
-        )
 
 
 def _end(number: int | None) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlatool.artifacts.checkpoint import EMA, MANIFEST, MODEL, TRAINER, CheckpointManifest
-from vlatool.artifacts.run_dir import RunDir, find_checkpoint
+from vlatool.artifacts.run_dir import Retention, RunDir, find_checkpoint
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import OptimizerSpec, Part
 from vlatool.storage.atomic import remove_partials
@@ -45,7 +45,7 @@ def new_state(width: int = 3, *, seed: int = 0, tied: bool = False) -> TrainStat
 
 
 def save(run: RunDir, state: TrainState, keep: int | None = None) -> Path:
-    save_checkpoint(run, state, keep, RUNTIME)
+    save_checkpoint(run, state, RUNTIME, Retention(keep))
     return run.checkpoint(state.step)
 
 
@@ -195,10 +195,20 @@ def test_checkpoint_of_a_stop_costs_no_planned_one_its_place_and_goes_with_the_n
     run = RunDir(tmp_path)
     state = new_state()
     for stopped in (False, False, True, False):
-        save_checkpoint(run, train(state), 2, RUNTIME, stopped=stopped)
+        save_checkpoint(run, train(state), RUNTIME, Retention(2), stopped=stopped)
         if stopped:
             assert [step for step, _ in run.checkpoints()] == [1, 2, 3]
     assert [step for step, _ in run.checkpoints()] == [2, 4]
+
+
+def test_checkpoints_of_every_so_many_steps_stay_besides_the_latest(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    state = new_state()
+
+    for _ in range(7):
+        save_checkpoint(run, train(state), RUNTIME, Retention(2, every=3))
+
+    assert [step for step, _ in run.checkpoints()] == [3, 6, 7]
 
 
 def test_trainer_state_has_the_same_bytes_after_a_resume(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def claim(run: RunDir, config: TrainConfig) -> None:
     def keep() -> None:
         run.stats.write_text("{}")
 
-    claim_run(run, config, {}, keep)
+    claim_run(run, config, {}, keep, lambda before: False)
 
 
 def finished(root: Path) -> RunDir:
