@@ -13,11 +13,33 @@ from tests.builders.fast import STEPS, smooth_actions, window_tree
 from tests.builders.preprocessing import contents
 from tests.builders.shards import shard_output
 from tests.builders.training import world_shards
+from tests.builders.web_server import web_server
 from tests.surface.invoke import said
-from vlatool.artifacts.fast import NAMES, read_fast
+from vlatool.artifacts.fast import NAMES, fast_digest, read_fast
 from vlatool.artifacts.profile import read_profile
+from vlatool.artifacts.window_folder import WindowManifest, write_manifest
 from vlatool.errors import VlatoolError
+from vlatool.jobs.record import OutputRecord
+from vlatool.storage.uri import location
 from vlatool.workflows.fit_fast import FitFastConfig, FitFastResult, fit_fast
+
+MANIFEST = WindowManifest(
+    names=("windows",),
+    cameras=("image",),
+    fps=None,
+    action_fields=("actions",),
+    action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+    action_width=7,
+    past_steps=1,
+    future_steps=16,
+    qa_mode="both",
+    image_size=None,
+    episodes=2,
+    frames=80,
+    samples=160,
+    pictures=0,
+    untouched=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +190,37 @@ def test_a_vocabulary_without_room_for_the_coefficients_is_refused(
     assert refusal(work) == ("usage.vocab_size", 2)
 
 
+@pytest.mark.parametrize(("gripper", "raw"), [("raw", ("gripper",)), ("normalised", ())])
+def test_a_gripper_that_the_data_name_is_raw_unless_asked_otherwise(
+    windows: Path, tmp_path: Path, gripper: str, raw: tuple[str, ...]
+) -> None:
+    data = tmp_path / "windows"
+    shutil.copytree(windows, data)
+    write_manifest(data, MANIFEST)
+
+    fit(data, tmp_path / "fast", gripper=gripper)
+
+    assert read_profile(str(tmp_path / "fast")).raw == raw
+
+
+def test_windows_that_a_run_has_not_finished_are_refused(windows: Path, tmp_path: Path) -> None:
+    data = tmp_path / "windows"
+    shutil.copytree(windows, data)
+    OutputRecord("preprocess", {}).save(data)
+
+    assert refusal(lambda: fit(data, tmp_path / "fast")) == ("data.incomplete_output", 3)
+
+
+def test_tokenizer_and_profile_are_read_from_the_web(windows: Path, tmp_path: Path) -> None:
+    result = fit(windows, tmp_path / "fast")
+
+    with web_server(tmp_path) as server:
+        found = fast_digest(location(f"{server.endpoint}/fast"))
+        profile = read_profile(f"{server.endpoint}/fast")
+
+    assert (found, profile.digest) == (result.digest, result.profile_digest)
+
+
 def test_shards_are_fitted_on_as_well(tmp_path: Path) -> None:
     data = world_shards(tmp_path / "world", episodes=2, frames=20)
 
@@ -229,6 +282,7 @@ def test_a_profile_of_another_width_is_refused(tmp_path: Path) -> None:
         ({"raw": ["6"], "profile": "libero"}, "usage.conflict"),
         ({"profile": "nothing"}, "usage.unknown_profile"),
         ({"action_fields": ["a"]}, "usage.action_fields"),
+        ({"gripper": "normalised"}, "usage.no_gripper"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
