@@ -212,6 +212,11 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.verification.run:check_checkpoint",
             "vlatool.inspection.run:inspect_checkpoint",
         ),
+        "fast": Artifact(
+            "vlatool.artifacts.fast:is_fast",
+            "vlatool.verification.fast:check_fast",
+            "vlatool.inspection.fast:inspect_fast",
+        ),
         "windows": Artifact(
             "vlatool.artifacts.window_folder:is_windows",
             "vlatool.verification.windows:check_windows",
