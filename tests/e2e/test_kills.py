@@ -15,6 +15,7 @@ GROUPS = {
         "preprocess --overwrite",
         "preprocess libero --overwrite",
         "stats merge over an earlier one",
+        "tokenizer fit-fast --overwrite",
         "resolve-config --output",
         "inspect --html",
     ),
