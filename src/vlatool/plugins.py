@@ -161,6 +161,7 @@ FORMATS: Registry[Any] = Registry(
     {
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
+        "libero": "vlatool.sources.lerobot.libero:LiberoReader",
     },
 )
 MODELS: Registry[Any] = Registry(
@@ -171,7 +172,14 @@ MODELS: Registry[Any] = Registry(
 DATA_KINDS: Registry[Any] = Registry(
     "", "kind of data", {"robotics": "vlatool.loading.robotics.kind:RoboticsKind"}
 )
-SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
+SINKS: Registry[Any] = Registry(
+    "",
+    "sink",
+    {
+        "lbm": "vlatool.sinks.lbm.sink:LbmSink",
+        "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
+    },
+)
 # What connects to a place such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(
     "",
@@ -203,6 +211,17 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.artifacts.checkpoint:is_checkpoint",
             "vlatool.verification.run:check_checkpoint",
             "vlatool.inspection.run:inspect_checkpoint",
+        ),
+        "fast": Artifact(
+            "vlatool.artifacts.fast:is_fast",
+            "vlatool.verification.fast:check_fast",
+            "vlatool.inspection.fast:inspect_fast",
+        ),
+        "windows": Artifact(
+            "vlatool.artifacts.window_folder:is_windows",
+            "vlatool.verification.windows:check_windows",
+            "vlatool.inspection.windows:inspect_windows",
+            "vlatool.pages.windows:write_windows_page",
         ),
         "output": Artifact(
             "vlatool.artifacts.shard_folder:is_output",

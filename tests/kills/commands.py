@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.builders.libero import convert, libero_dataset
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
 from tests.builders.training import tiny_config, world_shards
@@ -13,6 +14,7 @@ from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
@@ -75,6 +77,7 @@ def make_inputs(folder: Path) -> None:
     """Recordings, training data and a policy."""
     world_shards(folder, episodes=2, frames=6)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
+    libero_dataset(folder / "libero", (2, 1))
 
 
 def of_bucket(out: Path) -> Result:
@@ -112,6 +115,10 @@ def _preprocess(place: Place, **options: Any) -> None:
     run(place.raw, place.out, **options)
 
 
+def _windows(place: Place, **options: Any) -> None:
+    convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
+
+
 def _merge(place: Place, **options: Any) -> None:
     target = str(place.out / "merged.json")
     stats_merge(StatsMergeConfig(sources=[str(place.data)] * 2, output=target, **options))
@@ -130,6 +137,11 @@ def _open_loop(place: Place, samples: int = 2) -> None:
 def _rollout(place: Place, seed: int = 0) -> None:
     wanted = {"env": ENVIRONMENT, "episodes": 1, "max_steps": 2, "seed": seed}
     rollout(RolloutConfig(checkpoint=str(place.policy), output=str(place.out), **wanted))
+
+
+def _fit_fast(place: Place, **options: Any) -> None:
+    given = {"sources": [str(place.data)], "output": str(place.out), "workers": 1}
+    fit_fast(FitFastConfig(**given, vocab_size=300, **options))
 
 
 def _demo(place: Place) -> None:
@@ -162,8 +174,22 @@ COMMANDS = (
         of_bucket,
         is_remote=True,
     ),
+    Command("preprocess libero", _windows),
+    Command(
+        "preprocess libero --overwrite",
+        lambda place: _windows(place, overwrite=True, qa_mode="vla"),
+        lambda place: _windows(place, name="other"),
+    ),
+    Command("preprocess libero to S3", _windows, result=of_bucket, is_remote=True),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
+    Command("tokenizer fit-fast", _fit_fast),
+    Command(
+        "tokenizer fit-fast --overwrite",
+        lambda place: _fit_fast(place, overwrite=True),
+        lambda place: _fit_fast(place, scale=20),
+    ),
+    Command("tokenizer fit-fast to S3", _fit_fast, result=of_bucket, is_remote=True),
     Command("train", _train, result=of_run),
     Command(
         "train --overwrite",
