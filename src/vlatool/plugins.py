@@ -169,7 +169,12 @@ MODELS: Registry[Any] = Registry(
     {"diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType"},
 )
 DATA_KINDS: Registry[Any] = Registry(
-    "", "kind of data", {"robotics": "vlatool.loading.robotics.kind:RoboticsKind"}
+    "",
+    "kind of data",
+    {
+        "robotics": "vlatool.loading.robotics.kind:RoboticsKind",
+        "images": "vlatool.loading.images.kind:ImagesKind",
+    },
 )
 SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
 # What connects to a place such as s3://bucket.

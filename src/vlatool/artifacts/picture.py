@@ -54,6 +54,16 @@ def decode_rgb(data: bytes) -> UInt8Array:
         return np.asarray(picture.convert("RGB"))
 
 
+def picture_mode(data: bytes) -> str:
+    """How a picture stores colours, in Pillow's words (`RGB`, `L`, `RGBA`); its header is read.
+
+    Raises:
+        ValueError: It is no picture, or has more than `MOST_PIXELS`.
+    """
+    with open_picture(data) as picture:
+        return picture.mode
+
+
 def decoded_size(data: bytes) -> tuple[int, int]:
     """(width, height) of a picture that can be decoded; ValueError of one that cannot."""
     pixels = _sound_jpeg(data)
