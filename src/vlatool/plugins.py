@@ -166,7 +166,11 @@ FORMATS: Registry[Any] = Registry(
 MODELS: Registry[Any] = Registry(
     "vlatool.models",
     "model type",
-    {"diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType"},
+    {
+        "diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType",
+        "vqgan": "vlatool.models.vqgan.spec:VqganType",
+        "titok": "vlatool.models.titok.spec:TitokType",
+    },
 )
 DATA_KINDS: Registry[Any] = Registry(
     "",
