@@ -41,7 +41,7 @@ def find_weights(origin: str) -> ForeignWeights:
         UsageError: The scheme is unknown.
     """
     location = existing(origin)
-    if location.is_file() or location.suffix:
+    if location.is_file():
         return ForeignWeights(_local(location), origin)
     published = find_published(location)
     if published is not None and not is_run(location):

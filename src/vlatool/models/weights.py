@@ -4,6 +4,7 @@ Tied weights are stored once, under the first of their names.
 """
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,14 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
 
 def _refused_pickle(path: Path, error: pickle.UnpicklingError) -> DataError:
     """What a pickle asks for that is no tensor would be run by loading it."""
-    if "Unsupported" not in str(error):
-        return unusable_checkpoint(path, error)
+    asked = re.search(r"GLOBAL (\S+)", str(error))
+    if asked is None:
+        return unusable_checkpoint(path, "it is no pickle of tensors alone")
     return DataError(
-        f"{path}: holds code, which is not run",
+        f"{path}: asks for {asked[1]}, which is no tensor; nothing of the file is run",
         hint="ask for safetensors, or for a file of nothing but tensors",
         code="data.checkpoint_holds_code",
-        details={"path": str(path)},
+        details={"path": str(path), "asks_for": asked[1]},
     )
 
 

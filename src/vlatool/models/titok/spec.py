@@ -79,6 +79,10 @@ Bottleneck = Annotated[VqConfig | KlConfig, Field(discriminator="type")]
 class TitokConfig(ConfigModel):
     """Pictures as a short row of tokens; the defaults are those of L-32, stage 1."""
 
+    # Where a teacher lies; that it is the same one is told by its digest.
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher"})
+    location_keys: ClassVar[frozenset[str]] = frozenset({"teacher", "init_weight"})
+
     type: Literal["titok"] = Field(default="titok", description="Model type.")
     stage: Literal[1, 2] = Field(
         default=1,

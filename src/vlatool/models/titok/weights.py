@@ -168,6 +168,7 @@ def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
             "quantizer": quantizer,
             "latent_layout": "legacy" if is_proxy else "aligned",
             "decoder_head": sizes["head"],
+            "vqgan": {"codebook_size": sizes["teacher's codes"]} if is_proxy else {},
         }
     )
 

@@ -67,6 +67,10 @@ class CodebookAlarmConfig(ConfigModel):
 class PixelLossConfig(ConfigModel):
     """Losses of a picture that is drawn again."""
 
+    # Where a network's weights lie; that they are the same is told by their digest.
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"perceptual_weights"})
+    location_keys: ClassVar[frozenset[str]] = frozenset({"perceptual_weights"})
+
     reconstruction_weight: float = Field(default=1.0, ge=0, description="Of the squared error.")
     perceptual_loss: str | None = derived_field(
         "convnext_s with perceptual_weights, else a distance without weights of its own",
@@ -148,6 +152,8 @@ def picture_size(
 
 class VqganConfig(VqganNetworkConfig):
     """A MaskGIT-VQGAN that is trained: what supplies ids and a pixel decoder to a tokenizer."""
+
+    location_keys: ClassVar[frozenset[str]] = frozenset({"init_weight"})
 
     type: Literal["vqgan"] = Field(default="vqgan", description="Model type.")
     image_size: int | None = derived_field(
