@@ -23,6 +23,7 @@ from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImagesKind
 from vlatool.testing import check_model_type
 from vlatool.workflows.train import train
+from vlatool.workflows.verify import VerifyConfig, verify
 
 SIZE = {"crop_size": 8, "random_crop": False}
 
@@ -245,3 +246,14 @@ def test_a_model_type_of_pictures_keeps_the_promises(site: Path) -> None:
     write_image_shards(site / "shards")
     data = {"shards": [str(site / "shards")], "preprocessing": SIZE}
     check_model_type(PictureType, data=data)
+
+
+def test_a_run_on_pictures_is_verified_with_what_it_keeps(site: Path) -> None:
+    write_image_shards(site / "shards")
+    train(picture_run(site, "whole", total_train_steps=2, num_checkpoints=1))
+    config = VerifyConfig(location=str(site / "whole"))
+    assert not verify(config).counts
+    RunDir(site / "whole").options.unlink()
+    with pytest.raises(DataError) as caught:
+        verify(config)
+    assert caught.value.details["codes"] == {"run.broken_kept": 1}
