@@ -105,10 +105,12 @@ class PictureScores:
 
     Attributes:
         names: The figures, the same on every rank.
+        device: Where sums over ranks are made; None: the CPU.
         rows: The pictures of this rank.
     """
 
     names: Sequence[str]
+    device: torch.device | None = None
     rows: list[ScoredPicture] = field(default_factory=list[ScoredPicture])
 
     def add(self, keys: Sequence[str], figures: Mapping[str, Tensor]) -> None:
@@ -121,7 +123,9 @@ class PictureScores:
         """Sum of each figure, then the number of pictures: float64 [names + 1]."""
         values = [[row.figures[name] for name in self.names] for row in self.rows]
         table = torch.tensor(values, dtype=torch.float64).view(len(self.rows), len(self.names))
-        return torch.cat([table.sum(0), torch.tensor([float(len(self.rows))])])
+        return torch.cat([table.sum(0), torch.tensor([float(len(self.rows))])]).to(
+            device=self.device
+        )
 
     def means(self, reduce: Reduce = lambda one: one) -> dict[str, float]:
         """Mean of each figure over all pictures of all ranks; empty without any."""

@@ -167,7 +167,13 @@ class _Wide(nn.Module):
 
 
 class InceptionFeatures(nn.Module):
-    """Pictures uint8 [B, 3, H, W] to pooled features; `logits` makes classes of those."""
+    """Pictures uint8 [B, 3, H, W] to pooled features; `logits` makes classes of those.
+
+    Attributes:
+        width: Features of a picture.
+    """
+
+    width: int = FEATURES
 
     def __init__(self) -> None:
         super().__init__()
