@@ -81,7 +81,6 @@ class TitokConfig(ConfigModel):
 
     # Where a teacher lies; that it is the same one is told by its digest.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher"})
-    location_keys: ClassVar[frozenset[str]] = frozenset({"teacher", "init_weight"})
 
     type: Literal["titok"] = Field(default="titok", description="Model type.")
     stage: Literal[1, 2] = Field(

@@ -69,7 +69,6 @@ class PixelLossConfig(ConfigModel):
 
     # Where a network's weights lie; that they are the same is told by their digest.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"perceptual_weights"})
-    location_keys: ClassVar[frozenset[str]] = frozenset({"perceptual_weights"})
 
     reconstruction_weight: float = Field(default=1.0, ge=0, description="Of the squared error.")
     perceptual_loss: str | None = derived_field(
@@ -79,7 +78,8 @@ class PixelLossConfig(ConfigModel):
     )
     perceptual_weight: float = Field(default=0.1, ge=0, description="Of that distance.")
     perceptual_weights: str | None = Field(
-        default=None, description="File with the weights of the perceptual network."
+        default=None,
+        description="Weights of that network: a file, or a folder with those it needs.",
     )
     quantizer_weight: float = Field(
         default=1.0, ge=0, description="Of commitment and codebook, or of the divergence."
@@ -152,8 +152,6 @@ def picture_size(
 
 class VqganConfig(VqganNetworkConfig):
     """A MaskGIT-VQGAN that is trained: what supplies ids and a pixel decoder to a tokenizer."""
-
-    location_keys: ClassVar[frozenset[str]] = frozenset({"init_weight"})
 
     type: Literal["vqgan"] = Field(default="vqgan", description="Model type.")
     image_size: int | None = derived_field(
