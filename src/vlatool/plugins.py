@@ -161,6 +161,7 @@ FORMATS: Registry[Any] = Registry(
     {
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
+        "images": "vlatool.sources.images.reader:ImagesReader",
     },
 )
 MODELS: Registry[Any] = Registry(
@@ -171,7 +172,14 @@ MODELS: Registry[Any] = Registry(
 DATA_KINDS: Registry[Any] = Registry(
     "", "kind of data", {"robotics": "vlatool.loading.robotics.kind:RoboticsKind"}
 )
-SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
+SINKS: Registry[Any] = Registry(
+    "",
+    "sink",
+    {
+        "lbm": "vlatool.sinks.lbm.sink:LbmSink",
+        "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
+    },
+)
 # What connects to a place such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(
     "",
@@ -188,6 +196,12 @@ ARTIFACTS: Registry[Artifact] = Registry(
     "",
     "artifact",
     {
+        "image-shards": Artifact(
+            "vlatool.artifacts.image_shards:is_image_shards",
+            "vlatool.verification.image_shards:check_image_shards",
+            "vlatool.inspection.image_shards:inspect_image_shards",
+            "vlatool.pages.image_page:write_image_page",
+        ),
         "shard": Artifact(
             "vlatool.artifacts.shard:is_shard",
             "vlatool.verification.output:check_shard",

@@ -59,6 +59,7 @@ class PreprocessConfig(ChoiceConfig):
         "num_workers": "workers",
         "max_episodes_to_process": "max_episodes",
         "use_depth_data": "depth",
+        "resize_to": "resize_images_size",
     }
     without_effect: ClassVar[Mapping[str, str]] = {
         "auto_tag": "git is never touched; the run record names the version",
