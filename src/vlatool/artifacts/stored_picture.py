@@ -6,7 +6,7 @@ A picture that already is what is wanted goes through as it is; this says whethe
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import simplejpeg
 
@@ -20,6 +20,8 @@ _HEADER = struct.Struct(">LLBBBBB")
 _COLOUR = 2  # red, green, blue
 # Chunks that make more of a picture than its pixels: transparency, and an animation.
 _MORE = (b"tRNS", b"acTL")
+# Pillow's modes of grey with more than 8 bits; brought to colours they would be white.
+_NUMBERS = ("I", "F")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def picture_facts(data: bytes) -> PictureFacts:
     """What the header says; of a PNG every checksum is compared, too.
 
     Raises:
-        ValueError: It is no picture, cut off or damaged, or has more than `MOST_PIXELS`.
+        ValueError: It is no picture, cut off or damaged, has more than `MOST_PIXELS`, or numbers
+            of more than 8 bits in place of colours, such as depth.
     """
     if data.startswith(_PNG_SIGNATURE):
         facts = _png_facts(data)
@@ -74,9 +77,9 @@ def _png_facts(data: bytes) -> PictureFacts:
     if kinds[0] != b"IHDR" or b"IDAT" not in kinds or len(chunks[0][1]) != _HEADER.size:
         raise ValueError("a PNG without a header or without pixels")
     width, height, depth, colour, *_ = _HEADER.unpack(chunks[0][1])
-    is_rgb = (depth, colour) == (8, _COLOUR) and not any(kind in _MORE for kind in kinds)
-    frames = next((int.from_bytes(body[:4]) for kind, body in chunks if kind == b"acTL"), 1)
-    return PictureFacts(PNG, height, width, is_rgb, frames)
+    if (depth, colour) != (8, _COLOUR) or any(kind in _MORE for kind in kinds):
+        return replace(_other_facts(data), is_rgb=False)
+    return PictureFacts(PNG, height, width, is_rgb=True)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -110,5 +113,7 @@ def _other_facts(data: bytes) -> PictureFacts:
     with open_picture(data) as picture:
         name = (picture.format or "").lower()
         frames = int(getattr(picture, "n_frames", 1))
+        if picture.mode.startswith(_NUMBERS):
+            raise ValueError(f"numbers in place of colours (mode {picture.mode!r}), such as depth")
         is_rgb = picture.mode == "RGB" and frames == 1
         return PictureFacts(name, picture.height, picture.width, is_rgb, frames)

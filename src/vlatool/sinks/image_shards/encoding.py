@@ -42,11 +42,13 @@ class PictureWriter:
                 return self._encoded(_only(source, frame))
             return self._from_stored(stored)
         except (ValueError, OSError) as error:
+            place = _place(source, frame)
             raise DataError(
-                f"camera {camera!r}, frame {frame}: no readable picture: {error}",
-                hint="the picture is damaged; record or download it again",
+                f"{place.get('path', f'camera {camera!r}, frame {frame}')}: "
+                f"no readable picture: {error}",
+                hint="get or record the picture again, or leave the episode out with --episodes",
                 code="data.picture_unreadable",
-                details={"camera": camera, "frame": frame, **_place(source, frame)},
+                details={"camera": camera, "frame": frame, **place},
             ) from error
 
     def _from_stored(self, stored: bytes) -> tuple[str, bytes]:
