@@ -161,6 +161,7 @@ FORMATS: Registry[Any] = Registry(
     {
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
+        "libero": "vlatool.sources.lerobot.libero:LiberoReader",
         "images": "vlatool.sources.images.reader:ImagesReader",
     },
 )
@@ -177,6 +178,7 @@ SINKS: Registry[Any] = Registry(
     "sink",
     {
         "lbm": "vlatool.sinks.lbm.sink:LbmSink",
+        "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
         "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
     },
 )

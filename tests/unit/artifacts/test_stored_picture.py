@@ -13,25 +13,25 @@ PNG = saved(picture(0))
 @pytest.mark.parametrize(("kind", "name"), [("PNG", "png"), ("JPEG", "jpeg")])
 def test_rgb_of_eight_bits_is_plain(kind: str, name: str) -> None:
     facts = picture_facts(saved(picture(0), kind))
-    assert (facts.format, facts.size, facts.is_rgb) == (name, (HEIGHT, WIDTH), True)
+    assert (facts.format, facts.size, facts.is_plain) == (name, (HEIGHT, WIDTH), True)
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG")]
 )
 def test_grey_alpha_palette_and_print_colours_are_not_plain(mode: str, kind: str) -> None:
-    assert not picture_facts(saved(picture(0).convert(mode), kind)).is_rgb
+    assert not picture_facts(saved(picture(0).convert(mode), kind)).is_plain
 
 
 def test_one_transparent_colour_is_not_plain() -> None:
-    assert not picture_facts(saved(picture(0), transparency=(1, 2, 3))).is_rgb
+    assert not picture_facts(saved(picture(0), transparency=(1, 2, 3))).is_plain
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_frames_of_an_animation_are_counted(kind: str) -> None:
     more = [picture(1), picture(2)]
     facts = picture_facts(saved(picture(0), kind, save_all=True, append_images=more))
-    assert (facts.frames, facts.is_rgb) == (3, False)
+    assert (facts.frames, facts.is_plain) == (3, False)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ IMAGE_SHARDS = Family(
     {
         "converted": Kind(
             "warning",
-            "Pictures were not 8-bit RGB and were converted.",
+            "Pictures were not plain 8-bit RGB and were converted.",
             "nothing, if their colours are right",
         ),
         "several_frames": Kind(

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlatool.artifacts.picture import decode_rgb, encode_jpeg, encode_png
 from vlatool.artifacts.stored_picture import JPEG, PNG, PictureFacts, check_pixels, picture_facts
-from vlatool.episode import FrameSource, UInt8Array
+from vlatool.episode import FrameSource, UInt8Array, encoded_of
 from vlatool.errors import DataError
 from vlatool.sinks.image_shards.config import ImageShardsConfig
 from vlatool.transforms.geometry import resize
@@ -19,7 +19,7 @@ class PictureWriter:
 
     Attributes:
         config: How.
-        converted: Pictures that were no 8-bit RGB, by format.
+        converted: Pictures that were not plain 8-bit RGB.
         animations: Pictures of several frames.
         sizes: (height, width) of stored pictures to how many have it.
     """
@@ -36,8 +36,7 @@ class PictureWriter:
             DataError: It cannot be read or decoded.
         """
         try:
-            # Sources without stored pictures, such as videos, have no such method.
-            stored: bytes | None = getattr(source, "encoded", _nothing)(frame)
+            stored = encoded_of(source, frame)
             if stored is None:
                 return self._encoded(_only(source, frame))
             return self._from_stored(stored)
@@ -58,7 +57,7 @@ class PictureWriter:
                 check_pixels(stored)  # a JPEG has no checksums
             self.sizes[facts.size] += 1
             return facts.format, stored
-        self.converted += not facts.is_rgb and facts.frames == 1
+        self.converted += not facts.is_plain and facts.frames == 1
         self.animations += facts.frames > 1
         return self._encoded(decode_rgb(stored))
 
@@ -66,7 +65,7 @@ class PictureWriter:
         """Whether stored bytes are what is to be written."""
         wanted, size = self.config.image_format, self.config.image_size
         return (
-            facts.is_rgb
+            facts.is_plain
             and facts.format in ((wanted,) if wanted else (PNG, JPEG))
             and (size is None or size == facts.size)
         )
@@ -80,10 +79,6 @@ class PictureWriter:
         if config.image_format == JPEG:
             return JPEG, encode_jpeg(pixels, config.jpeg_quality, config.jpeg_subsampling)
         return PNG, encode_png(pixels)
-
-
-def _nothing(_frame: int) -> None:
-    return None
 
 
 def _only(source: FrameSource, frame: int) -> UInt8Array:

@@ -105,7 +105,7 @@ def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str
 def _oddities(writer: PictureWriter, episode: str) -> Iterator[Finding]:
     total = writer.sizes.total()
     if writer.converted:
-        message = f"{episode}: {writer.converted} of {total} pictures became 8-bit RGB"
+        message = f"{episode}: {writer.converted} of {total} pictures became plain 8-bit RGB"
         yield IMAGE_SHARDS("converted", message, episode=episode)
     if writer.animations:
         message = f"{episode}: {writer.animations} animations; their first frames were taken"

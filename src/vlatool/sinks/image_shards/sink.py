@@ -36,6 +36,7 @@ class ImageShardsSink:
     # `vlatool split` may write them anew.
     unlisted: ClassVar[Sequence[str]] = LISTS
     findings: ClassVar[Family] = IMAGE_SHARDS
+    has_arrays: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool verify {output}"
 
     def __init__(self, config: ImageShardsConfig, setup: SinkSetup) -> None:

@@ -15,7 +15,9 @@ IMAGES = Family(
         "picture_too_large": Kind("error", "The file of a picture is larger than 256 MiB.", _AGAIN),
         "missing_file": Kind("error", "A picture is a link that leads nowhere.", _AGAIN),
         "not_rgb": Kind(
-            "warning", "A picture is grey, transparent, or not of 8 bits per colour.", _CONVERTED
+            "warning",
+            "A picture is grey, transparent, interlaced, or not of 8 bits per colour.",
+            _CONVERTED,
         ),
         "several_frames": Kind(
             "warning", "A picture is an animation.", "nothing, if its first frame is meant"

@@ -55,6 +55,7 @@ class ImagesReader:
 
     Config: ClassVar[type[ConfigModel]] = ImagesConfig
     findings: ClassVar[Family] = IMAGES
+    sink: ClassVar[str] = "image-shards"
     # Pictures lie in folders of many formats.
     is_last_resort: ClassVar[bool] = True
 
@@ -205,8 +206,8 @@ def _check_pictures(pictures: PictureFiles, episode: str) -> Iterator[Finding]:
         sizes[facts.size] += 1
         if facts.frames > 1:
             yield IMAGES("several_frames", f"{path}: has {facts.frames} frames", **place)
-        elif not facts.is_rgb:
-            yield IMAGES("not_rgb", f"{path}: is not 8-bit RGB", **place)
+        elif not facts.is_plain:
+            yield IMAGES("not_rgb", f"{path}: is not plain 8-bit RGB", **place)
     if len(sizes) > 1:
         told = ", ".join(f"{count} of {size[1]}x{size[0]}" for size, count in sizes.items())
         yield IMAGES("mixed_sizes", f"{episode}: pictures differ in size: {told}", episode=episode)
