@@ -16,8 +16,8 @@ from vlatool.artifacts.image_shards import (
     read_list,
     read_manifest,
 )
-from vlatool.artifacts.picture import decoded_size
 from vlatool.artifacts.shard import TarSample, scan_tar
+from vlatool.artifacts.stored_picture import check_pixels, picture_facts
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.jobs.record import read_record
@@ -128,10 +128,12 @@ class _FolderCheck:
 
     def _picture(self, place: _Place, data: bytes) -> Iterator[Finding]:
         try:
-            size = decoded_size(data)
+            facts = picture_facts(data)
+            check_pixels(data)
         except ValueError as error:
             yield place.finding("broken_picture", str(error))
             return
+        size = (facts.width, facts.height)
         if self._size is not None and size != self._size:
             told = f"has {size[0]}x{size[1]} pixels, not {self._size[0]}x{self._size[1]}"
             yield place.finding("picture_size", told)
