@@ -161,6 +161,8 @@ FORMATS: Registry[Any] = Registry(
     {
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
+        "libero": "vlatool.sources.lerobot.libero:LiberoReader",
+        "images": "vlatool.sources.images.reader:ImagesReader",
     },
 )
 MODELS: Registry[Any] = Registry(
@@ -180,7 +182,15 @@ DATA_KINDS: Registry[Any] = Registry(
         "images": "vlatool.loading.images.kind:ImagesKind",
     },
 )
-SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
+SINKS: Registry[Any] = Registry(
+    "",
+    "sink",
+    {
+        "lbm": "vlatool.sinks.lbm.sink:LbmSink",
+        "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
+        "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
+    },
+)
 # What connects to a place such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(
     "",
@@ -197,6 +207,12 @@ ARTIFACTS: Registry[Artifact] = Registry(
     "",
     "artifact",
     {
+        "image-shards": Artifact(
+            "vlatool.artifacts.image_shards:is_image_shards",
+            "vlatool.verification.image_shards:check_image_shards",
+            "vlatool.inspection.image_shards:inspect_image_shards",
+            "vlatool.pages.image_page:write_image_page",
+        ),
         "shard": Artifact(
             "vlatool.artifacts.shard:is_shard",
             "vlatool.verification.output:check_shard",
@@ -212,6 +228,12 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.artifacts.checkpoint:is_checkpoint",
             "vlatool.verification.run:check_checkpoint",
             "vlatool.inspection.run:inspect_checkpoint",
+        ),
+        "windows": Artifact(
+            "vlatool.artifacts.window_folder:is_windows",
+            "vlatool.verification.windows:check_windows",
+            "vlatool.inspection.windows:inspect_windows",
+            "vlatool.pages.windows:write_windows_page",
         ),
         "output": Artifact(
             "vlatool.artifacts.shard_folder:is_output",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
 from tests.builders.training import tiny_config, world_shards
@@ -16,6 +17,7 @@ from vlatool.workflows.evaluate import open_loop, rollout
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
@@ -47,6 +49,11 @@ class Place:
         return self.inputs / "data"
 
     @property
+    def pictures(self) -> Path:
+        """Pictures of two episodes."""
+        return self.inputs / "pictures"
+
+    @property
     def policy(self) -> Path:
         """A trained policy."""
         return self.inputs / "policy"
@@ -72,7 +79,8 @@ class Command:
 
 
 def make_inputs(folder: Path) -> None:
-    """Recordings, training data and a policy."""
+    """Recordings, pictures, training data and a policy."""
+    window_tree(folder / "pictures", episodes=2)
     world_shards(folder, episodes=2, frames=6)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
 
@@ -110,6 +118,14 @@ def _sample(place: Place, layout: Any = "spartan") -> None:
 
 def _preprocess(place: Place, **options: Any) -> None:
     run(place.raw, place.out, **options)
+
+
+def _pictures(place: Place, **options: Any) -> None:
+    image_shards(place.pictures, place.out, val_ratio=0.5, **options)
+
+
+def _split(place: Place, val_ratio: float = 0.5) -> None:
+    split(SplitConfig(shards=str(place.out), val_ratio=val_ratio))
 
 
 def _merge(place: Place, **options: Any) -> None:
@@ -162,6 +178,13 @@ COMMANDS = (
         of_bucket,
         is_remote=True,
     ),
+    Command("preprocess images", _pictures),
+    Command(
+        "preprocess images --overwrite",
+        lambda place: _pictures(place, overwrite=True),
+        lambda place: _pictures(place, image_format="jpeg"),
+    ),
+    Command("split", _split, _pictures),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
     Command("train", _train, result=of_run),

@@ -4,7 +4,7 @@ Of shards: all headers, all digests, a part of the samples.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -79,6 +79,20 @@ class ShardList:
 
 def check_output(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with training data, or a copy of them."""
+    root = location.parent if location.is_file() else location
+    is_ended = yield from check_written(location, root, check)
+    if is_ended and (ShardFolder.find(root) is not None or lists_manifest(root)):
+        yield from _check_folders(root, check)
+
+
+def check_written(location: Path, root: Path, check: Check) -> Generator[Finding, None, bool]:
+    """What is wrong with the record of a run and the files it listed; whether the run has ended.
+
+    Args:
+        location: What is verified.
+        root: The folder that it is, or lies in.
+        check: How.
+    """
     record = None
     try:
         record = whole_record(location)
@@ -87,14 +101,12 @@ def check_output(location: Path, check: Check) -> Iterator[Finding]:
     if record is not None and record.result is None:
         message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
         yield OUTPUT("incomplete", message, path=str(location))
-        return
+        return False
     if record is not None and not record.complete:
         message = f"{location}: `vlatool {record.command}` left out what failed"
         yield OUTPUT("partial", message, path=str(location))
-    root = location.parent if location.is_file() else location
     yield from check_files(root, check)
-    if record is None or ShardFolder.find(root) is not None or lists_manifest(root):
-        yield from _check_folders(root, check)
+    return True
 
 
 def check_shard(location: Path, check: Check) -> Iterator[Finding]:
@@ -255,7 +267,7 @@ class _FolderCheck:
         if self._listed.has_manifest and shard.num_sequences != len(scan.samples):
             message = f"{name}: has {len(scan.samples)} samples, the manifest says "
             yield SHARDS("count_mismatch", f"{message}{shard.num_sequences}", shard=name)
-        yield from _check_index(shard.path, scan)
+        yield from check_index(shard.path, scan)
         yield from self._samples(shard.path, scan.samples)
 
     def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
@@ -307,7 +319,7 @@ class _FolderCheck:
         return position * wanted // total != (position - 1) * wanted // total
 
 
-def _check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
+def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
     """Published data have no index; one that says something else than the headers misleads."""
     path = index_path(shard)
     if not path.is_file() or any(problem.code == "broken_tar" for problem in scan.problems):

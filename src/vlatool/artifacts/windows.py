@@ -1,0 +1,166 @@
+"""A line of raw windows: what was seen, what is done, what is seen then, and the words around it.
+
+Legend: P pictures before and at the present, Q pictures after it, T actions, A values of an action.
+Source: future-vla 1.0, 1.1.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlatool.artifacts.lines import LINES_SUFFIX
+from vlatool.storage.documents import parse_json
+
+Kind = Literal["vla", "wm"]
+
+DATA_NAME, IMAGES_NAME = "data", "images"
+
+IMAGE, ACTION, FUTURE_IMAGE = "<image>", "<action>", "<Recimage>"
+# What later stages find by its spelling: an instruction that has it would be taken for it.
+RESERVED = (IMAGE, ACTION, FUTURE_IMAGE, "<Act>", "</Act>", "<Rec>", "</Rec>")
+
+_TASK = "Task: "
+# Behind the instruction; before the future pictures. Both answers end with a full stop.
+_QUESTIONS: Mapping[Kind, str] = {
+    "vla": "\n\nBased on the observation, what action should be executed?",
+    "wm": "\n\nIf we execute the action<Act><action></Act>, what will be the resulting state?",
+}
+_ANSWERS: Mapping[Kind, str] = {
+    "vla": "The robot should execute<Act><action></Act>, which will lead to the next state<Rec>",
+    "wm": "After executing<Act><action></Act>, the system will transition to the state<Rec>",
+}
+_END = "</Rec>."
+_KEYS = ("messages", "images", "Recimage", "actions")
+_ROLES = ("user", "assistant")
+
+
+@dataclass(frozen=True)
+class Window:
+    """One line.
+
+    Attributes:
+        kind: `vla` asks for the action, `wm` (world model) for what an action leads to.
+        task: The instruction.
+        images: Paths of P pictures relative to the folder, oldest first, cameras side by side.
+        future: Paths of Q pictures, in the same order.
+        actions: [T, A], not normalised.
+    """
+
+    kind: Kind
+    task: str
+    images: tuple[str, ...]
+    future: tuple[str, ...]
+    actions: Sequence[Sequence[float]]
+
+
+def render_window(window: Window) -> bytes:
+    """The line, UTF-8, with its newline.
+
+    Raises:
+        ValueError: A number is not finite, or the instruction cannot stand in the text.
+    """
+    if word := reserved_word(window.task):
+        raise ValueError(f"the instruction has {word}, which is a tag")
+    row = {
+        "messages": [
+            {"role": "user", "content": question(window.kind, window.task, len(window.images))},
+            {"role": "assistant", "content": _answer(window.kind, len(window.future))},
+        ],
+        "images": list(window.images),
+        "Recimage": list(window.future),
+        "actions": [list(row) for row in window.actions],
+    }
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def reserved_word(task: str) -> str:
+    """The tag in an instruction, which therefore cannot be used; empty where there is none."""
+    return next((word for word in RESERVED if word in task), "")
+
+
+def question(kind: Kind, task: str, pictures: int) -> str:
+    """What the user says."""
+    return f"{IMAGE * pictures}{_TASK}{task}{_QUESTIONS[kind]}"
+
+
+def _answer(kind: Kind, pictures: int) -> str:
+    return f"{_ANSWERS[kind]}{FUTURE_IMAGE * pictures}{_END}"
+
+
+def parse_window(line: bytes) -> Window:
+    """The window in a line.
+
+    Raises:
+        ValueError: It is none; the reason is the message.
+    """
+    row = parse_json(line)
+    if not isinstance(row, Mapping) or tuple(row) != _KEYS:
+        raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
+    images, future = _paths(row, "images"), _paths(row, "Recimage")
+    said, answered = _said(row["messages"])
+    kind = _kind(answered, len(future))
+    before, behind = f"{IMAGE * len(images)}{_TASK}", _QUESTIONS[kind]
+    if not (said.startswith(before) and said.endswith(behind)):
+        raise ValueError(f"the question does not go with its answer and {len(images)} pictures")
+    return Window(kind, said[len(before) : -len(behind)], images, future, _actions(row["actions"]))
+
+
+def _kind(answered: str, pictures: int) -> Kind:
+    kinds: tuple[Kind, ...] = ("vla", "wm")
+    for kind in kinds:
+        if answered == _answer(kind, pictures):
+            return kind
+    raise ValueError(f"the answer is none of the known ones with {pictures} pictures")
+
+
+def _said(messages: Any) -> tuple[str, str]:
+    """What the user says, and the answer."""
+    turns = messages if isinstance(messages, list) else []
+    said = {one.get("role"): one.get("content") for one in turns if isinstance(one, Mapping)}
+    if len(turns) != len(_ROLES) or tuple(said) != _ROLES:
+        raise ValueError("expected one message of the user and one of the assistant")
+    texts = [text for text in said.values() if isinstance(text, str)]
+    if len(texts) != len(_ROLES):
+        raise ValueError("a message has no text")
+    return texts[0], texts[1]
+
+
+def _paths(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = row[key]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{key} is no list of paths")
+    return tuple(value)
+
+
+def _actions(value: Any) -> tuple[tuple[float, ...], ...]:
+    rows = value if isinstance(value, list) else []
+    if not rows or not all(isinstance(row, list) and row for row in rows):
+        raise ValueError("actions is no list of rows")
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("actions have rows of different widths")
+    for one in (one for row in rows for one in row):
+        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
+            raise ValueError("actions have a value that is no finite number")
+    return tuple(tuple(map(float, row)) for row in rows)
+
+
+def lines_name(episode: str) -> str:
+    """Where the windows of an episode are, relative to the folder."""
+    return f"{DATA_NAME}/{episode}{LINES_SUFFIX}"
+
+
+def pictures_name(episode: str) -> str:
+    """Where its pictures are, relative to the folder."""
+    return f"{IMAGES_NAME}/{episode}"
+
+
+def picture_file(name: str, camera: str, episode: str, frame: int) -> str:
+    """What a picture is called in the folder of its episode."""
+    return f"{name}_{camera}_{episode}_frame_{frame:06d}.png"
+
+
+def episode_name(number: int) -> str:
+    """What an episode is called that has a number."""
+    return f"episode_{number:06d}"

@@ -1,0 +1,111 @@
+"""A line of raw windows. Source: future-vla 1.1."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from vlatool.artifacts.windows import RESERVED, Kind, Window, parse_window, render_window
+
+WINDOW = Window(
+    "vla",
+    "put the bowl on the plate",
+    images=("images/e/a.png", "images/e/b.png"),
+    future=("images/e/c.png",),
+    actions=((0.1, -1.0), (0.0, -1.0)),
+)
+# As the published converter writes them.
+SAID: dict[Kind, tuple[str, str]] = {
+    "vla": (
+        (
+            "<image><image>Task: put the bowl on the plate\n\nBased on the observation, what "
+            "action should be executed?"
+        ),
+        (
+            "The robot should execute<Act><action></Act>, which will lead to the next state"
+            "<Rec><Recimage></Rec>."
+        ),
+    ),
+    "wm": (
+        (
+            "<image><image>Task: put the bowl on the plate\n\nIf we execute the action"
+            "<Act><action></Act>, what will be the resulting state?"
+        ),
+        (
+            "After executing<Act><action></Act>, the system will transition to the state"
+            "<Rec><Recimage></Rec>."
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["vla", "wm"])
+def test_line_is_the_published_one(kind: Kind) -> None:
+    user, assistant = SAID[kind]
+    expected = (
+        '{"messages": [{"role": "user", "content": '
+        + json.dumps(user)
+        + '}, {"role": "assistant", "content": '
+        + json.dumps(assistant)
+        + '}], "images": ["images/e/a.png", "images/e/b.png"], "Recimage": ["images/e/c.png"], '
+        '"actions": [[0.1, -1.0], [0.0, -1.0]]}\n'
+    )
+    assert render_window(replace(WINDOW, kind=kind)).decode() == expected
+
+
+@pytest.mark.parametrize("kind", ["vla", "wm"])
+@pytest.mark.parametrize("task", ["", "Task: a / b", 'über "x"\n\n', "a\\u0041"])
+def test_parsing_gives_back_what_was_rendered(kind: Kind, task: str) -> None:
+    window = replace(WINDOW, kind=kind, task=task)
+    assert parse_window(render_window(window)) == window
+
+
+def test_letters_beyond_ascii_stand_as_they_are() -> None:
+    assert "ü".encode() in render_window(replace(WINDOW, task="ü"))
+
+
+@pytest.mark.parametrize("word", RESERVED)
+def test_instruction_with_a_tag_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="instruction"):
+        render_window(replace(WINDOW, task=f"take {word}"))
+
+
+def test_number_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        render_window(replace(WINDOW, actions=((float("nan"),),)))
+
+
+def changed(key: str, value: object) -> bytes:
+    return json.dumps({**json.loads(render_window(WINDOW)), key: value}).encode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[]",
+        b'{"messages": []}',
+        render_window(WINDOW)[:-20],
+        changed("more", 1),
+        changed("images", ["images/e/a.png"]),
+        changed("images", [1, 2]),
+        changed("Recimage", []),
+        changed("messages", [{"role": "user", "content": SAID["vla"][0]}]),
+        changed("messages", [{"role": "user", "content": "?"}, {"role": "assistant"}]),
+        changed(
+            "messages",
+            [
+                {"role": "user", "content": SAID["wm"][0]},
+                {"role": "assistant", "content": SAID["vla"][1]},
+            ],
+        ),
+        changed("actions", []),
+        changed("actions", [[1], [1, 2]]),
+        changed("actions", [["1"]]),
+        changed("actions", [[True]]),
+        render_window(WINDOW).replace(b"0.1", b"NaN"),
+    ],
+)
+def test_what_is_no_window_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the reason is for people
+        parse_window(line)
