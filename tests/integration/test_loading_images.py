@@ -139,6 +139,21 @@ def test_grey_pictures_are_repeated_where_that_is_asked_for(tmp_path: Path) -> N
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
 
 
+@pytest.mark.parametrize(
+    ("metadata", "key"),
+    [
+        (b'{"key": "A/episode_000000/image/000007"}', "A/episode_000000/image/000007"),
+        (b'{"key": 7}', "train-episode_000000/00000000"),
+        (b"[", "train-episode_000000/00000000"),
+    ],
+)
+def test_name_of_a_picture_is_that_of_its_metadata(
+    tmp_path: Path, metadata: bytes, key: str
+) -> None:
+    change = {0: {"png": picture(0), "json": metadata}}
+    assert samples_of(config_of(write_image_shards(tmp_path / "s", change=change)))[0].key == key
+
+
 def test_draws_of_a_sample_depend_on_its_generator_alone(tmp_path: Path) -> None:
     shards = write_image_shards(tmp_path / "s")
     config = config_of(shards, preprocessing={"crop_size": 4, "resize_shorter_edge": 8})

@@ -6,18 +6,19 @@ and, where folders can be listed, `*`, `?` and `[...]`. Source: future-vla 1.3, 
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from vlatool.artifacts.image_shards import TRAIN_LIST, VAL_LIST, read_list
 from vlatool.errors import DataError
-from vlatool.storage.documents import DocumentError, read_document
 from vlatool.storage.uri import existing, is_missing, is_remote, location
 
 Split = Literal["train", "val"]
 
 # In a folder of shards: those that are learned from, and those that are held out.
-LISTS: dict[Split, str] = {"train": "train_files.txt", "val": "val_files.txt"}
+LISTS: dict[Split, str] = {"train": TRAIN_LIST, "val": VAL_LIST}
 SHARD_SUFFIX = ".tar"
 
 _LIST_SUFFIX = ".txt"
@@ -112,32 +113,22 @@ def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
 
 
 def _listed(path: Path) -> Iterator[Path]:
-    """The shards that the lines of a list name, relative to its folder."""
-    try:
-        lines = read_document(path).splitlines()
-    except DocumentError as error:
-        raise _refused(path, error.reason, "broken_list") from None
-    for number, line in enumerate(lines, 1):
-        name = line.strip()
-        if not name:
-            continue
-        shard = _named(path, name)
+    """The shards that the lines of a list name."""
+    for shard in map(partial(_from_here, path), read_list(path)):
         if shard.suffix != SHARD_SUFFIX:
-            raise _refused(path, f"line {number}: {name[:100]!r} is no .tar", "broken_list")
+            raise _refused(path, f"{shard.name[:100]!r} is no .tar", "broken_list")
         if is_remote(path) and not is_remote(shard):
-            told = f"line {number}: a remote list names {name[:100]!r} on this machine"
+            told = f"a remote list names {str(shard)[:100]!r} on this machine"
             raise _refused(path, told, "broken_list")
         yield shard
 
 
-def _named(path: Path, name: str) -> Path:
-    """A shard of a list: relative to it; published lists may be relative to where one works."""
-    if "://" in name or name.startswith(("/", "~")):
-        return location(name)
-    beside = path.parent / name
-    if not is_remote(path) and not beside.exists() and Path(name).exists():
-        return Path(name)
-    return beside
+def _from_here(path: Path, shard: Path) -> Path:
+    """A shard of a list; published lists may be relative to where one works, not to themselves."""
+    if is_remote(path) or not shard.is_relative_to(path.parent) or shard.exists():
+        return shard
+    here = shard.relative_to(path.parent)
+    return here if here.exists() else shard
 
 
 def _refused(where: str | Path, told: str, code: str) -> DataError:

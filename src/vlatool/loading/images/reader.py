@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.fragment import Members
+from vlatool.artifacts.image_shards import METADATA_SUFFIX, PICTURE_SUFFIXES
 from vlatool.artifacts.picture import decode_rgb, picture_mode
 from vlatool.episode import UInt8Array
 from vlatool.loading.base import Dropped, Place
@@ -14,11 +15,10 @@ from vlatool.loading.blocks import BROKEN_SAMPLE, BlockCache, OpenBlocks
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.facts import ImageFacts
 from vlatool.loading.images.preprocessing import prepare_image
+from vlatool.storage.documents import DocumentError, parse_json
 
 NO_IMAGE, BROKEN_IMAGE, NOT_RGB = "no_image", "broken_image", "not_rgb"
 DROP_REASONS = (BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
-# The first that a sample has counts. Source: titok 6.2.
-SUFFIXES = ("jpg", "png", "jpeg", "webp")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class ImageSample:
     """One picture.
 
     Attributes:
-        key: Shard and key in it, which alone may start anew in every shard.
+        key: As the shard's metadata name it among all pictures; else shard and key in it, because
+            keys may begin anew in every shard.
         image: uint8 [S, S, 3].
     """
 
@@ -68,10 +69,10 @@ class ImageReader:
         self, place: Place, members: Members, rng: np.random.Generator
     ) -> ImageSample | Dropped:
         shard = self._facts.datasets[place.dataset].blocks[place.block].location
-        key = f"{shard.stem}/{members.key}"
+        key = _global_key(members.contents) or f"{shard.stem}/{members.key}"
         data = _picture(members.contents)
         if data is None:
-            told = f"{shard}: sample {members.key} has none of {', '.join(SUFFIXES)}"
+            told = f"{shard}: sample {members.key} has none of {', '.join(PICTURE_SUFFIXES)}"
             return Dropped(NO_IMAGE, key, told)
         try:
             mode = picture_mode(data)
@@ -85,5 +86,15 @@ class ImageReader:
         return ImageSample(key, prepare_image(pixels, self._config.preprocessing, rng))
 
 
+def _global_key(contents: Mapping[str, bytes]) -> str:
+    """The name that metadata beside a picture give it; empty where they give none."""
+    try:
+        metadata = parse_json(contents.get(METADATA_SUFFIX, b"{}"))
+    except DocumentError:
+        return ""
+    key = metadata.get("key") if isinstance(metadata, dict) else None
+    return key if isinstance(key, str) else ""
+
+
 def _picture(contents: Mapping[str, bytes]) -> bytes | None:
-    return next((contents[suffix] for suffix in SUFFIXES if suffix in contents), None)
+    return next((contents[suffix] for suffix in PICTURE_SUFFIXES if suffix in contents), None)
