@@ -162,15 +162,25 @@ FORMATS: Registry[Any] = Registry(
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
         "libero": "vlatool.sources.lerobot.libero:LiberoReader",
+        "images": "vlatool.sources.images.reader:ImagesReader",
     },
 )
 MODELS: Registry[Any] = Registry(
     "vlatool.models",
     "model type",
-    {"diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType"},
+    {
+        "diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType",
+        "vqgan": "vlatool.models.vqgan.spec:VqganType",
+        "titok": "vlatool.models.titok.spec:TitokType",
+    },
 )
 DATA_KINDS: Registry[Any] = Registry(
-    "", "kind of data", {"robotics": "vlatool.loading.robotics.kind:RoboticsKind"}
+    "",
+    "kind of data",
+    {
+        "robotics": "vlatool.loading.robotics.kind:RoboticsKind",
+        "images": "vlatool.loading.images.kind:ImagesKind",
+    },
 )
 SINKS: Registry[Any] = Registry(
     "",
@@ -178,6 +188,7 @@ SINKS: Registry[Any] = Registry(
     {
         "lbm": "vlatool.sinks.lbm.sink:LbmSink",
         "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
+        "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
     },
 )
 # What connects to a place such as s3://bucket.
@@ -196,6 +207,12 @@ ARTIFACTS: Registry[Artifact] = Registry(
     "",
     "artifact",
     {
+        "image-shards": Artifact(
+            "vlatool.artifacts.image_shards:is_image_shards",
+            "vlatool.verification.image_shards:check_image_shards",
+            "vlatool.inspection.image_shards:inspect_image_shards",
+            "vlatool.pages.image_page:write_image_page",
+        ),
         "shard": Artifact(
             "vlatool.artifacts.shard:is_shard",
             "vlatool.verification.output:check_shard",

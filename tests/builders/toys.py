@@ -26,6 +26,7 @@ ENTRY_POINTS = """\
 [vlatool.models]
 toy_gan = tests.builders.toys:GanType
 toy_lm = tests.builders.toys:LmType
+toy_pictures = tests.builders.toy_pictures:PictureType
 """
 NUMBERS = "tests.builders.toys:NumbersKind"
 

@@ -14,6 +14,7 @@ GROUPS = {
         "preprocess --no-keep-episodes",
         "preprocess --overwrite",
         "preprocess libero --overwrite",
+        "preprocess images",
         "stats merge over an earlier one",
         "tokenizer fit-fast --overwrite",
         "resolve-config --output",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.builders.libero import convert, libero_dataset
+from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
 from tests.builders.training import tiny_config, world_shards
@@ -18,6 +19,7 @@ from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
@@ -49,6 +51,11 @@ class Place:
         return self.inputs / "data"
 
     @property
+    def pictures(self) -> Path:
+        """Pictures of two episodes."""
+        return self.inputs / "pictures"
+
+    @property
     def policy(self) -> Path:
         """A trained policy."""
         return self.inputs / "policy"
@@ -74,7 +81,8 @@ class Command:
 
 
 def make_inputs(folder: Path) -> None:
-    """Recordings, training data and a policy."""
+    """Recordings, pictures, training data and a policy."""
+    window_tree(folder / "pictures", episodes=2)
     world_shards(folder, episodes=2, frames=6)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
@@ -117,6 +125,12 @@ def _preprocess(place: Place, **options: Any) -> None:
 
 def _windows(place: Place, **options: Any) -> None:
     convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
+def _pictures(place: Place, **options: Any) -> None:
+    image_shards(place.pictures, place.out, val_ratio=0.5, **options)
+
+
+def _split(place: Place, val_ratio: float = 0.5) -> None:
+    split(SplitConfig(shards=str(place.out), val_ratio=val_ratio))
 
 
 def _merge(place: Place, **options: Any) -> None:
@@ -181,6 +195,13 @@ COMMANDS = (
         lambda place: _windows(place, name="other"),
     ),
     Command("preprocess libero to S3", _windows, result=of_bucket, is_remote=True),
+    Command("preprocess images", _pictures),
+    Command(
+        "preprocess images --overwrite",
+        lambda place: _pictures(place, overwrite=True),
+        lambda place: _pictures(place, image_format="jpeg"),
+    ),
+    Command("split", _split, _pictures),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
     Command("tokenizer fit-fast", _fit_fast),

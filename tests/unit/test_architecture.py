@@ -39,7 +39,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Imports from one folder into another of the same package, other than into the one it lies in.
-FOLDER_IMPORTS: set[tuple[str, str]] = set()
+FOLDER_IMPORTS = {("models/titok", "models/vqgan"), ("models/vqgan", "models/perceptual")}
 
 HEAVY = {"torch", "accelerate", "transformers", "ray", "webdataset", "boto3", "huggingface_hub"}
 MAY_BE_HEAVY = {

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("sample", "Write episodes of the built-in world in a published raw layout."),
     "preprocess": ("preprocess", "Turn raw episodes into training data."),
     "tokenizer": ("tokenizer", "Make tokenizers: fit one for actions."),
+    "split": ("split", "Write train and validation lists for image shards."),
     "train": ("train", "Train a model."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
     "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),

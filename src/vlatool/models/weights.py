@@ -1,11 +1,15 @@
-"""Weights from safetensors files into models, strictly.
+"""Weights from files into models, strictly: safetensors, or pickles of tensors and nothing else.
 
 Tied weights are stored once, under the first of their names.
 """
 
+import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 from vlatool.errors import DataError
 
 _SHOWN = 5
+_PICKLES = (".bin", ".pt", ".pth")
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -36,6 +41,41 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise unusable_checkpoint(path, error) from None
+
+
+def read_foreign(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that another program wrote, by its suffix; no code of it is run.
+
+    Raises:
+        DataError: It is missing, broken, holds more than tensors by name, or code.
+    """
+    if path.suffix not in _PICKLES:
+        return read_weights(path)
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused_pickle(path, error) from None
+    except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
+        raise unusable_checkpoint(path, f"{type(error).__name__}: {error}") from None
+    is_flat = isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(one, Tensor) for name, one in content.items()
+    )
+    if not is_flat:
+        raise unusable_checkpoint(path, "it holds more than tensors by name")
+    return dict(content)
+
+
+def _refused_pickle(path: Path, error: pickle.UnpicklingError) -> DataError:
+    """What a pickle asks for that is no tensor would be run by loading it."""
+    asked = re.search(r"GLOBAL (\S+)", str(error))
+    if asked is None:
+        return unusable_checkpoint(path, "it is no pickle of tensors alone")
+    return DataError(
+        f"{path}: asks for {asked[1]}, which is no tensor; nothing of the file is run",
+        hint="ask for safetensors, or for a file of nothing but tensors",
+        code="data.checkpoint_holds_code",
+        details={"path": str(path), "asks_for": asked[1]},
+    )
 
 
 def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -80,8 +80,10 @@ class EmaConfig(ConfigModel):
     """Exponential moving average of the weights."""
 
     enabled: bool = Field(default=False, description="Keep an average.")
-    type: Literal["ema", "vanilla"] = Field(
-        default="ema", description="A decay that grows with the steps, or a fixed one."
+    type: Literal["ema", "vanilla", "rising"] = Field(
+        default="ema",
+        description="A decay that grows with the steps by inv_gamma and power, or a fixed one, or "
+        "(1 + n) / (10 + n).",
     )
     alpha: float = Field(default=0.999, ge=0, lt=1, description="Decay of the vanilla type.")
     update_after_step: int = Field(default=0, ge=0, description="Steps before averaging starts.")

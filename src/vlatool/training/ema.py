@@ -56,6 +56,10 @@ class WeightAverage:
         config = self._config
         if config.type == "vanilla":
             return config.alpha if self.updates else 0.0
+        if config.type == "rising":
+            done = max(0, self.updates - config.update_after_step)
+            grown = (1.0 + done) / (10.0 + done) if done else 0.0
+            return min(max(grown, config.min_value), config.max_value)
         step = max(0, self.updates - config.update_after_step - 1)
         if step == 0:
             return 0.0

@@ -141,6 +141,9 @@ RUN = Family(
         "broken_statistics": error(
             "stats.json of the run is missing or broken.", "copy the run again"
         ),
+        "broken_kept": error(
+            "What its kind of data keeps beside a run is missing or broken.", "copy the run again"
+        ),
         "broken_options": error(
             "preprocessing_config.yaml of the run is missing or broken.",
             "copy it from the data beside config.yaml",

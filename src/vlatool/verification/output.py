@@ -267,7 +267,7 @@ class _FolderCheck:
         if self._listed.has_manifest and shard.num_sequences != len(scan.samples):
             message = f"{name}: has {len(scan.samples)} samples, the manifest says "
             yield SHARDS("count_mismatch", f"{message}{shard.num_sequences}", shard=name)
-        yield from _check_index(shard.path, scan)
+        yield from check_index(shard.path, scan)
         yield from self._samples(shard.path, scan.samples)
 
     def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
@@ -319,7 +319,7 @@ class _FolderCheck:
         return position * wanted // total != (position - 1) * wanted // total
 
 
-def _check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
+def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
     """Published data have no index; one that says something else than the headers misleads."""
     path = index_path(shard)
     if not path.is_file() or any(problem.code == "broken_tar" for problem in scan.problems):

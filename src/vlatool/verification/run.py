@@ -1,6 +1,7 @@
 """Checks of a training run and of a checkpoint: what evaluation and resuming read is whole."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
 from vlatool.jobs.record import whole_record
+from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.storage.uri import can_list
 from vlatool.training.config import TrainConfig
 from vlatool.verification.check import Check, check_listed
@@ -30,12 +32,14 @@ _ABSENT = {"run.missing_file", "run.unreadable_file"}
 def check_run(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with a run folder and its checkpoints."""
     run = RunDir(location)
-    yield from _check_config(run)
-    # Without statistics and options of the data a policy cannot act.
-    yield from _told("broken_statistics", lambda _: _check_statistics(run), run.stats)
-    yield from _told(
-        "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
-    )
+    try:
+        run.config_tree()
+        config = load_config(TrainConfig, files=[str(run.config)]).config
+    except VlatoolError as error:
+        message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
+        yield RUN("broken_config", message, path=str(run.config))
+    else:
+        yield from _check_kept(run, config)
     yield from _check_metrics(run)
     yield from _told("broken_record", whole_record, run.root)
     yield from _check_latest(run)
@@ -76,13 +80,15 @@ def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
         yield RUN("broken_manifest", message, path=str(location / MANIFEST))
 
 
-def _check_config(run: RunDir) -> Iterator[Finding]:
-    try:
-        run.config_tree()
-        load_config(TrainConfig, files=[str(run.config)])
-    except VlatoolError as error:
-        message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
-        yield RUN("broken_config", message, path=str(run.config))
+def _check_kept(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
+    """What its kind of data keeps beside it, without which the weights are of no use."""
+    if config.data_kind.name != RoboticsKind.name:
+        yield from _told("broken_kept", partial(config.data_kind.kept, config.data), run.root)
+        return
+    yield from _told("broken_statistics", lambda _: _check_statistics(run), run.stats)
+    yield from _told(
+        "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
+    )
 
 
 def _check_statistics(run: RunDir) -> None:

@@ -11,16 +11,17 @@ from vlatool.workflows.preprocess import PreprocessConfig
 
 PRESETS = Path(__file__).parents[3] / "presets"
 SCHEMAS = {"runs": TrainConfig, "preprocess": PreprocessConfig, "rollouts": RolloutConfig}
+SECTIONS = {"models": "model", "data": "data", "hparams": "hparams"}  # of a training run
 FILES = sorted(PRESETS.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_preset_fits_its_schema(path: Path, tmp_path: Path) -> None:
     folder = path.relative_to(PRESETS).parts[0]
-    if folder == "models":
+    if folder in SECTIONS:
         whole = tmp_path / "run.yaml"
-        whole.write_text(f"model: !include {path}\n")
-        assert load_config(TrainConfig, files=[str(whole)]).config.model is not None
+        whole.write_text(f"{SECTIONS[folder]}: !include {path}\n")
+        assert load_config(TrainConfig, files=[str(whole)]).config is not None
     else:
         load_config(SCHEMAS[folder], presets=[path.stem])
 

@@ -173,3 +173,13 @@ def test_frozen_weights_are_their_own_average() -> None:
     average = WeightAverage(EmaConfig(), module)
     assert average.weights["bias"].data_ptr() == module.bias.data_ptr()
     assert average.weights["weight"].data_ptr() != module.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("updates", "decay"),
+    [(0, 0), (1, 2 / 11), (2, 3 / 12), (8_990, 8_991 / 9_000), (8_991, 0.999), (10**6, 0.999)],
+)
+def test_rising_decay(updates: int, decay: float) -> None:
+    found = decay_after(updates, type="rising", max_value=0.999)
+
+    assert found == pytest.approx(decay, abs=0 if decay == 0.999 else 1e-12)

@@ -44,6 +44,11 @@ GOLDEN = [
     ),
     ({"lr": 1e-4, "lr_scheduler": "const", "warmup": "0.0"}, 10_000, {0: 1e-4, 9999: 1e-4}),
     (
+        {"lr": 1e-4, "lr_scheduler": "cosine", "warmup": 10_000, "lr_cooldown_end": 1e-5},
+        1_000_000,
+        {4_999: 5.0e-5, 10_000: 1e-4, 500_000: 5.571396837e-5, 1_000_000: 1e-5},
+    ),
+    (
         {"lr": 1e-4, "lr_scheduler": "const", "warmup": 1000},
         10_000,
         {0: 1e-7, 999: 1e-4, 1000: 1e-4},

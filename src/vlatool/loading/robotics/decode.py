@@ -11,10 +11,11 @@ from vlatool.artifacts.picture import decode_rgb
 from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, picture_suffix
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
+from vlatool.loading.blocks import BROKEN_SAMPLE
 from vlatool.loading.robotics.config import RoboticsDataConfig
 
 # Why a sample is dropped.
-BROKEN_SAMPLE, NOT_FINITE = "broken_sample", "not_finite"
+NOT_FINITE = "not_finite"
 DROP_REASONS = (BROKEN_SAMPLE, NOT_FINITE)
 # What decoders, numpy and json say of contents that are none.
 _BROKEN = (

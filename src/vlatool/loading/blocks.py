@@ -4,11 +4,13 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from vlatool.artifacts.fragment import Members, read_members
 from vlatool.artifacts.shard import (
     INDEX_SUFFIX,
     ShardIndex,
@@ -18,18 +20,27 @@ from vlatool.artifacts.shard import (
     read_index,
 )
 from vlatool.errors import DataError, StorageError
-from vlatool.loading.base import Block, DataSet, Place
-from vlatool.storage.background import in_parallel
-from vlatool.storage.cache import FileCache, FileVersion
+from vlatool.loading.base import Block, DataSet, Dropped, Place
+from vlatool.loading.config import CacheConfig, LoadingConfig
+from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.storage.background import in_background, in_parallel
+from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
 from vlatool.storage.parts import Part, read_parts
-from vlatool.storage.uri import is_remote
+from vlatool.storage.uri import is_remote, local_path
+
+# Why a sample is dropped whose bytes are not those of one.
+BROKEN_SAMPLE = "broken_sample"
 
 # Far below the usual limit of 1024 open files.
 _MOST_OPEN = 192
 # Samples whose places are remembered, at 16 bytes each: more than the lanes of a run touch.
 _MOST_KNOWN = 4_000_000
+# Bytes that are kept without being asked: of all data, and of those of one run.
+_MOST_UNASKED = 16_000_000_000
+_LARGEST_UNASKED = 4_000_000_000
 # Half of the connections of a process: the samples of a micro-batch come together.
 _REQUESTS_AT_ONCE = 32
+_MOST_COMING = 128
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,67 @@ class BlockCache:
     enabled: bool | None = None
     unasked: int | None = None
 
+    @classmethod
+    def of(cls, config: LoadingConfig, datasets: Sequence[DataSet]) -> "BlockCache":
+        """As a data section says."""
+        order = SampleOrder(datasets, OrderOptions.of(config, seed=0))
+        blocks = sum(len(dataset.blocks) for dataset in datasets)
+        section, files = config.dataset_cache, file_cache(config.dataset_cache)
+        is_free = section.enabled is None and section.cache_size_gb is None
+        unasked = _LARGEST_UNASKED if is_free else files.limit
+        return cls(files, order.blocks_in_use(), blocks, section.enabled, unasked)
+
     def keeps(self, size: int) -> bool:
         """Whether blocks of so many bytes are fetched whole."""
         limit = self.files.limit
         if self.enabled is None:
             return self.unasked is None or size * self.blocks <= self.unasked
         return self.enabled and (limit is None or size * self.in_use <= limit)
+
+
+def file_cache(section: CacheConfig) -> FileCache:
+    """The folder in which a data section has copies kept, and what is found out about shards."""
+    folder = local_path(section.cache_dir) if section.cache_dir else default_cache_folder()
+    most = None if section.enabled else _MOST_UNASKED
+    limit = most if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
+    return FileCache(folder, limit)
+
+
+def shard_index(
+    cache: FileCache, version: FileVersion, copy: IO[bytes] | None = None
+) -> ShardIndex:
+    """The index of a shard: the one beside it, else one that is made once and kept.
+
+    Args:
+        cache: Where it is kept.
+        version: The shard; one of another length than the index beside it says has none.
+        copy: The same shard, open; read instead.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DataError: It cannot be walked to its end.
+        StorageError: The shard is remote and the cache cannot be written.
+    """
+    index = read_index(index_path(version.path))
+    if index is not None and index.shard_bytes == version.size:
+        return index
+    try:
+        content = cache.content(
+            version, INDEX_SUFFIX, lambda: index_by_headers(version.path, copy).content()
+        )
+    except StorageError:
+        if is_remote(version.path):
+            raise
+        return index_by_headers(version.path, copy)  # a scan costs milliseconds
+    index = parse_index(content)
+    if index is None or index.shard_bytes != version.size:
+        raise DataError(
+            f"{cache.folder}: what is kept there of {version.path} cannot be read",
+            hint="empty that folder, then run the same command again",
+            code="data.broken_cache",
+            details={"path": str(cache.folder)},
+        )
+    return index
 
 
 @dataclass(frozen=True)
@@ -87,17 +153,39 @@ class OpenBlocks:
         # Of files that were closed.
         self._known: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
+        self._coming: dict[tuple[Place, ...], Future[list[bytes]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (OpenBlocks, (self._datasets, self._cache))
 
-    def fragments(self, places: Sequence[Place]) -> list[bytes]:
-        """The bytes of each sample; remote ones come together.
+    def members(self, places: Sequence[Place]) -> list[Members | Dropped]:
+        """The members of each sample, a `Dropped` in place of one whose bytes are damaged.
 
         Raises:
             StorageError: The storage failed for good.
-            DataError: A shard is missing, broken, or holds another count than its manifest says.
+            DataError: A shard is missing, broken, or holds another count than is expected.
         """
+        coming = self._coming.pop(tuple(places), None)
+        fragments = self._fragments(places) if coming is None else coming.result()
+        return [self._parsed(*one) for one in zip(places, fragments, strict=True)]
+
+    def ahead(self, places: Sequence[Place]) -> None:
+        """Begins to fetch remote ones, which `members` is going to be asked for together."""
+        if self._have_latency:
+            if len(self._coming) > _MOST_COMING:  # nobody came for them
+                self._coming.clear()
+            self._coming[tuple(places)] = in_background(partial(self._fragments, places))
+
+    def _parsed(self, place: Place, data: bytes) -> Members | Dropped:
+        try:
+            return read_members(data)
+        except ValueError as error:
+            path = self._datasets[place.dataset].blocks[place.block].location
+            told = f"{path}: sample {place.sample} of it is damaged: {error}"
+            return Dropped(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
+
+    def _fragments(self, places: Sequence[Place]) -> list[bytes]:
+        """The bytes of each sample; remote ones come together."""
         found: dict[int, bytes] = {}
         parts: dict[int, Part] = {}
         with self._lock:
@@ -119,7 +207,7 @@ class OpenBlocks:
         ]
 
     @property
-    def have_latency(self) -> bool:
+    def _have_latency(self) -> bool:
         """Whether some are remote, so that it pays to ask for samples before they are needed."""
         blocks = (block for one in self._datasets for block in one.blocks[:1])
         return any(is_remote(block.location) for block in blocks)
@@ -173,7 +261,7 @@ def _open_block(cache: BlockCache, given: tuple[Block, ShardIndex | None]) -> _O
         if is_remote(block.location):
             opened = _remote(cache, block.location)
         else:
-            opened = _local(block.location, known)
+            opened = _local(cache, block.location, known)
     except FileNotFoundError as error:
         raise _missing(error, block.location) from None
     except OSError as error:
@@ -181,40 +269,26 @@ def _open_block(cache: BlockCache, given: tuple[Block, ShardIndex | None]) -> _O
     count = len(opened.index.offsets)
     if count != block.size:
         raise DataError(
-            f"{block.location}: holds {count} samples, the manifest says {block.size}",
-            hint="the shard and its manifest belong to different data; preprocess or copy it again",
+            f"{block.location}: holds {count} samples, {block.size} are expected of it",
+            hint="it changed, or belongs to other data than its manifest; make or copy it again",
             code="data.shard_count",
-            details={"shard": str(block.location), "samples": count, "manifest": block.size},
+            details={"shard": str(block.location), "samples": count, "expected": block.size},
         )
     return opened
 
 
-def _local(path: Path, known: ShardIndex | None) -> _OpenBlock:
+def _local(cache: BlockCache, path: Path, known: ShardIndex | None) -> _OpenBlock:
     file = path.open("rb", buffering=0)
     size = os.fstat(file.fileno()).st_size
-    index = read_index(index_path(path)) if known is None else known
-    if index is None or index.shard_bytes != size:
-        index = index_by_headers(path)
-    return _OpenBlock(path, index, file)
+    if known is None or known.shard_bytes != size:
+        known = shard_index(cache.files, FileVersion.of(path))
+    return _OpenBlock(path, known, file)
 
 
 def _remote(cache: BlockCache, path: Path) -> _OpenBlock:
     version = FileVersion.of(path)
     file = cache.files.open_copy(version) if cache.keeps(version.size) else None
-    index = read_index(index_path(path))
-    if index is None or index.shard_bytes != version.size:
-        content = cache.files.content(
-            version, INDEX_SUFFIX, lambda: index_by_headers(path, file).content()
-        )
-        index = parse_index(content)
-    if index is None or index.shard_bytes != version.size:
-        raise DataError(
-            f"{cache.files.folder}: what is kept there of {path} cannot be read",
-            hint="empty that folder, then run the same command again",
-            code="data.broken_cache",
-            details={"path": str(cache.files.folder)},
-        )
-    return _OpenBlock(path, index, file)
+    return _OpenBlock(path, shard_index(cache.files, version, file), file)
 
 
 def _read(file: IO[bytes], part: Part) -> bytes:
@@ -238,7 +312,7 @@ def _whole(data: bytes, block: _OpenBlock, place: Place) -> bytes:
 
 def _missing(error: FileNotFoundError, path: Path | None = None) -> DataError:
     return DataError(
-        f"{path or error.filename}: is missing; its manifest lists it",
+        f"{path or error.filename}: is missing; it is listed",
         hint="preprocess or copy the data again",
         code="data.missing_shard",
         details={"shard": str(path or error.filename)},

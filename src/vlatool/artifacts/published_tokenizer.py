@@ -1,0 +1,63 @@
+"""A tokenizer as it is published: a configuration and a flat file of weights beside it.
+
+Two layouts: config.yaml with pytorch_model.bin, as training writes it, and config.json with
+model.safetensors, as the hub has it. Source: titok 5.6, 7.1.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlatool.errors import DataError
+from vlatool.storage.atomic import write_text
+from vlatool.storage.documents import read_json, read_yaml
+
+CONFIG, WEIGHTS = "config.yaml", "pytorch_model.bin"
+HUB_CONFIG, HUB_WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class PublishedTokenizer:
+    """Where its two files are."""
+
+    config: Path
+    weights: Path
+
+    def config_tree(self) -> dict[str, Any]:
+        """What the configuration says.
+
+        Raises:
+            DataError: It is broken.
+        """
+        try:
+            read = read_json if self.config.suffix == ".json" else read_yaml
+            content = read(self.config)
+        except (OSError, ValueError) as error:
+            raise self._broken(error) from None
+        if not isinstance(content, dict):
+            raise self._broken("no mapping")
+        return content
+
+    def _broken(self, reason: object) -> DataError:
+        return DataError(
+            f"{self.config}: {reason}",
+            hint="copy the folder again",
+            code="data.broken_config",
+            details={"path": str(self.config)},
+        )
+
+
+def find_published(folder: Path) -> PublishedTokenizer | None:
+    """The two files of a published folder; None where they are not."""
+    pairs = ((CONFIG, WEIGHTS), (HUB_CONFIG, HUB_WEIGHTS))
+    found = [(folder / config, folder / weights) for config, weights in pairs]
+    whole = [pair for pair in found if all(path.is_file() for path in pair)]
+    return PublishedTokenizer(*whole[0]) if whole else None
+
+
+def write_published_config(folder: Path, tree: dict[str, Any]) -> PublishedTokenizer:
+    """Writes config.yaml into a folder that is there, and says where the weights belong."""
+    write_text(folder / CONFIG, yaml.safe_dump(tree, sort_keys=False))
+    return PublishedTokenizer(folder / CONFIG, folder / WEIGHTS)

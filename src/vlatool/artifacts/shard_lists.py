@@ -1,0 +1,141 @@
+"""Which shards somebody means: a list of them, a pattern, a folder, or one tar, of any location.
+
+A list is a text file with a path per line. Patterns are those of shells: `{0000..0252}`, `{a,b}`,
+and, where folders can be listed, `*`, `?` and `[...]`. Source: future-vla 1.3, 1.5.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from vlatool.artifacts.image_shards import TRAIN_LIST, VAL_LIST, read_list
+from vlatool.errors import DataError
+from vlatool.storage.uri import existing, is_missing, is_remote, location
+
+Split = Literal["train", "val"]
+
+# In a folder of shards: those that are learned from, and those that are held out.
+LISTS: dict[Split, str] = {"train": TRAIN_LIST, "val": VAL_LIST}
+SHARD_SUFFIX = ".tar"
+
+_LIST_SUFFIX = ".txt"
+_MOST_SHARDS = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.([1-9]\d*))?\Z")
+_PADDED = re.compile(r"-?0\d")
+_WILDCARDS = re.compile(r"[*?\[]")
+
+
+def find_shards(text: str, split: Split = "train") -> list[Path]:
+    """The tars that a text means, in the order of the list, else sorted by name.
+
+    Args:
+        text: A list (`.txt`), a pattern, a tar, or a folder, of which its own list for `split`
+            counts, and where it has no lists every tar directly in it.
+        split: Which of the lists of a folder.
+
+    Raises:
+        DataError: Nothing is there, a list is broken, or there are more than a million.
+        UsageError: The location has an unknown scheme.
+    """
+    found = list(islice(_shards(text, split), _MOST_SHARDS + 1))
+    if len(found) > _MOST_SHARDS:
+        raise _refused(text, f"means more than {_MOST_SHARDS:,} shards", "too_many_shards")
+    if not found:
+        raise _refused(text, "no shards here", "no_shards")
+    return found
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """The texts that a pattern with `{first..last}` and `{a,b}` stands for, the last turning first.
+
+    A range keeps the zeros of its ends; braces around anything else stay. None stand in others.
+    """
+    for match in _BRACES.finditer(pattern):
+        values = _values(match[1])
+        if values is not None:
+            head, tail = pattern[: match.start()], pattern[match.end() :]
+            for value in values:
+                yield from expand_braces(f"{head}{value}{tail}")
+            return
+    yield pattern
+
+
+def _values(inside: str) -> Iterator[str] | None:
+    """What the inside of braces stands for; None where that is itself."""
+    match = _RANGE.match(inside)
+    if match is None:
+        return iter(inside.split(",")) if "," in inside else None
+    ends = match[1], match[2]
+    first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
+    is_padded = any(_PADDED.match(end) for end in ends)
+    width = max(map(len, ends)) if is_padded else 0
+    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+    return (f"{number:0{width}d}" for number in numbers)
+
+
+def _shards(text: str, split: Split) -> Iterator[Path]:
+    for one in expand_braces(text):
+        if one.endswith(_LIST_SUFFIX):
+            yield from _listed(existing(one))
+        elif _WILDCARDS.search(one):
+            yield from _matching(one)
+        elif one.endswith(SHARD_SUFFIX):
+            yield location(one)  # whoever looks at its size tells if it is missing
+        else:
+            yield from _in_folder(existing(one), split)
+
+
+def _matching(pattern: str) -> Iterator[Path]:
+    """What a pattern with wildcards finds, sorted; what is before the first one is a folder."""
+    start = _WILDCARDS.search(pattern)
+    assert start is not None
+    folder, slash, _ = pattern[: start.start()].rpartition("/")
+    below = pattern[len(folder) + len(slash) :]
+    root = location(folder or slash or ".")
+    if is_missing(root):
+        return
+    yield from sorted(path for path in root.glob(below) if path.suffix == SHARD_SUFFIX)
+
+
+def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
+    there = [name for name in LISTS.values() if (folder / name).is_file()]
+    if LISTS[split] in there:
+        yield from _listed(folder / LISTS[split])
+    elif there:
+        raise _refused(folder, f"has {there[0]} but no {LISTS[split]}", "no_shards")
+    elif folder.is_dir():
+        tars = (path for path in folder.iterdir() if path.suffix == SHARD_SUFFIX)
+        yield from sorted(path for path in tars if not path.name.startswith("."))
+
+
+def _listed(path: Path) -> Iterator[Path]:
+    """The shards that the lines of a list name."""
+    for shard in map(partial(_from_here, path), read_list(path)):
+        if shard.suffix != SHARD_SUFFIX:
+            raise _refused(path, f"{shard.name[:100]!r} is no .tar", "broken_list")
+        if is_remote(path) and not is_remote(shard):
+            told = f"a remote list names {str(shard)[:100]!r} on this machine"
+            raise _refused(path, told, "broken_list")
+        yield shard
+
+
+def _from_here(path: Path, shard: Path) -> Path:
+    """A shard of a list; published lists may be relative to where one works, not to themselves."""
+    if is_remote(path) or not shard.is_relative_to(path.parent) or shard.exists():
+        return shard
+    here = shard.relative_to(path.parent)
+    return here if here.exists() else shard
+
+
+def _refused(where: str | Path, told: str, code: str) -> DataError:
+    return DataError(
+        f"{where}: {told}",
+        hint="give a folder of .tar shards, a list of them (.txt), a pattern such as "
+        "train-{0000..0252}.tar, or one .tar",
+        code=f"data.{code}",
+        details={"path": str(where)},
+    )

@@ -1,0 +1,100 @@
+"""Samples of image shards by their places. Source: data-order, Reading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.fragment import Members
+from vlatool.artifacts.image_shards import METADATA_SUFFIX, PICTURE_SUFFIXES
+from vlatool.artifacts.picture import decode_rgb, picture_mode
+from vlatool.episode import UInt8Array
+from vlatool.loading.base import Dropped, Place
+from vlatool.loading.blocks import BROKEN_SAMPLE, BlockCache, OpenBlocks
+from vlatool.loading.images.config import ImageDataConfig
+from vlatool.loading.images.facts import ImageFacts
+from vlatool.loading.images.preprocessing import prepare_image
+from vlatool.storage.documents import DocumentError, parse_json
+
+NO_IMAGE, BROKEN_IMAGE, NOT_RGB = "no_image", "broken_image", "not_rgb"
+DROP_REASONS = (BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """One picture.
+
+    Attributes:
+        key: As the shard's metadata name it among all pictures; else shard and key in it, because
+            keys may begin anew in every shard.
+        image: uint8 [S, S, 3].
+    """
+
+    key: str
+    image: UInt8Array
+
+
+class ImageReader:
+    """Reads, decodes and prepares pictures; picklable.
+
+    Args:
+        config: Data section.
+        facts: Of the same data.
+    """
+
+    def __init__(self, config: ImageDataConfig, facts: ImageFacts) -> None:
+        self._config = config
+        self._facts = facts
+        self._blocks = OpenBlocks(facts.datasets, BlockCache.of(config, facts.datasets))
+
+    def read(
+        self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
+    ) -> list[ImageSample | Dropped]:
+        """The samples at some places, in order; see `loading.base.SampleReader`."""
+        found = zip(places, self._blocks.members(places), rngs, strict=True)
+        return [
+            one if isinstance(one, Dropped) else self._sample(place, one, rng)
+            for place, one, rng in found
+        ]
+
+    def ahead(self, places: Sequence[Place]) -> None:
+        """Begins to fetch them where they are remote; see `loading.base.ReadsAhead`."""
+        self._blocks.ahead(places)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ImageReader, (self._config, self._facts))
+
+    def _sample(
+        self, place: Place, members: Members, rng: np.random.Generator
+    ) -> ImageSample | Dropped:
+        shard = self._facts.datasets[place.dataset].blocks[place.block].location
+        key = _global_key(members.contents) or f"{shard.stem}/{members.key}"
+        data = _picture(members.contents)
+        if data is None:
+            told = f"{shard}: sample {members.key} has none of {', '.join(PICTURE_SUFFIXES)}"
+            return Dropped(NO_IMAGE, key, told)
+        try:
+            mode = picture_mode(data)
+            if mode != "RGB" and not self._config.convert_colors:
+                told = f"{shard}: sample {members.key} is {mode}, not RGB; data.convert_colors"
+                return Dropped(NOT_RGB, key, f"{told} makes it so")
+            pixels = decode_rgb(data)
+        except ValueError as error:
+            told = f"{shard}: the picture of sample {members.key} cannot be decoded: {error}"
+            return Dropped(BROKEN_IMAGE, key, told)
+        return ImageSample(key, prepare_image(pixels, self._config.preprocessing, rng))
+
+
+def _global_key(contents: Mapping[str, bytes]) -> str:
+    """The name that metadata beside a picture give it; empty where they give none."""
+    try:
+        metadata = parse_json(contents.get(METADATA_SUFFIX, b"{}"))
+    except DocumentError:
+        return ""
+    key = metadata.get("key") if isinstance(metadata, dict) else None
+    return key if isinstance(key, str) else ""
+
+
+def _picture(contents: Mapping[str, bytes]) -> bytes | None:
+    return next((contents[suffix] for suffix in PICTURE_SUFFIXES if suffix in contents), None)

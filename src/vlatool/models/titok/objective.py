@@ -1,0 +1,95 @@
+"""What a tokenizer learns from: the teacher's codes in stage 1, pixels elsewhere.
+
+Source: titok 4.1, 4.2. Legend of shapes: B pictures, G patches along a side, P = G G.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlatool.episode import UInt8Array
+from vlatool.findings import Finding
+from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
+from vlatool.models.codebook import histogram
+from vlatool.models.pictures import comparison, pixels_of
+from vlatool.models.titok.model import Predicted
+from vlatool.models.titok.spec import TitokConfig, VqConfig
+from vlatool.models.vqgan.objective import (
+    CodebookWatch,
+    PixelObjective,
+    mean_figures,
+    published_groups,
+)
+
+
+def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
+    """The losses of a configuration."""
+    quantizer = config.quantizer
+    is_vq = isinstance(quantizer, VqConfig)
+    if not config.draws_pixels:
+        return CodesObjective(config)
+    return PixelObjective(
+        config.losses,
+        parts,
+        codebook_size=quantizer.codebook_size if is_vq else 0,
+        alarm=config.codebook_alarm,
+        noise=() if is_vq else (config.num_latent_tokens, quantizer.token_size),
+    )
+
+
+class CodesObjective(Objective):
+    """Cross-entropy of the teacher's codes."""
+
+    def __init__(self, config: TitokConfig) -> None:
+        assert isinstance(config.quantizer, VqConfig)
+        self._size = config.quantizer.codebook_size
+        self._weight = config.losses.quantizer_weight
+        self._half = config.teacher_precision == "bfloat16"
+        self._watch = CodebookWatch(config.codebook_alarm)
+
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
+        """One for everything."""
+        return {"main": OptimizerSpec(("model",), published_groups)}
+
+    def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
+        """Bytes to pixels, and the teacher's codes int64 [B, P]."""
+        pixels = pixels_of(batch["images"])
+        with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._half):
+            targets = ctx.parts["teacher"].ids(pixels)
+        return {**batch, "pixels": pixels, "targets": targets}
+
+    def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
+        """Cross-entropy over all patches, and the penalty of the quantizer."""
+        del optimizer
+        found: Predicted = ctx.parts["model"](batch["pixels"])
+        targets: Tensor = batch["targets"]
+        logits = found.logits.float().flatten(2)
+        error = functional.cross_entropy(logits, targets)
+        count = error.new_tensor(float(len(targets)))
+        right = (logits.argmax(1) == targets).float().mean()
+        terms = {
+            "reconstruction_loss": error,
+            "quantizer_loss": found.penalty,
+            "commitment_loss": found.commitment,
+            "right_codes": right,
+        }
+        sums = {name: value.detach() * count for name, value in terms.items()}
+        total = (error + self._weight * found.penalty) * count
+        return Loss(total, count, {**sums, "codes": histogram(found.codes, self._size)})
+
+    def figures(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+        """Means of the terms, and how the codebook is used."""
+        del turn
+        return mean_figures(sums, count)
+
+    def watch(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+        """Whether the codebook has collapsed."""
+        return self._watch(figures)
+
+    def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
+        """Original, what the teacher draws of the likeliest codes, difference."""
+        found: Predicted = ctx.parts["model"](batch["pixels"])
+        made = ctx.parts["teacher"].decode_ids(found.logits.argmax(1))
+        return {"reconstruction": comparison(batch["pixels"], made)}

@@ -1,0 +1,95 @@
+"""What tells pictures that were drawn from real ones. Source: titok 4.2, 4.3.
+
+Legend of shapes: B pictures, H and W their size.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_STAGES = 3
+_GRID = 16
+_SLOPE = 0.1
+_GROUPS = 32
+
+
+class BlurDown(nn.Module):
+    """Halves a picture behind a fixed blur."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        line = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        square = torch.outer(line, line)
+        self.register_buffer("kernel", (square / square.sum())[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, H / 2, W / 2]."""
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        return functional.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+
+
+class Discriminator(nn.Module):
+    """Pictures to one number per field of 16 x 16; in float32. Module names as published."""
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        widths = [channels * 2 ** max(index - 1, 0) for index in range(_STAGES + 1)]
+        self.block_in = nn.Sequential(nn.Conv2d(3, channels, 5, padding=2), nn.LeakyReLU(_SLOPE))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=1),
+                BlurDown(),
+                nn.GroupNorm(_GROUPS, after),
+                nn.LeakyReLU(_SLOPE),
+            )
+            for before, after in pairwise(widths)
+        )
+        last = widths[-1]
+        self.to_logits = nn.Sequential(
+            nn.Conv2d(last, last, 1), nn.LeakyReLU(_SLOPE), nn.Conv2d(last, 1, 5, padding=2)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [0, 1] to float32 [B, 1, 16, 16], or coarser where they are."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            x = self.block_in(pixels.float().contiguous(memory_format=torch.channels_last))
+            for block in self.blocks:
+                x = block(x)
+            fields = [min(_GRID, side) for side in x.shape[2:]]
+            return self.to_logits(functional.adaptive_max_pool2d(x, fields))
+
+
+class LecamMeans(nn.Module):
+    """Running means of what a discriminator says of real and of drawn pictures."""
+
+    real: Tensor
+    fake: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(1))
+        self.register_buffer("fake", torch.zeros(1))
+
+    def distance(self, real: Tensor, fake: Tensor) -> Tensor:
+        """How far the means of a batch are on the wrong side of those of the other kind."""
+        above = functional.relu(real - self.fake)
+        below = functional.relu(self.real - fake)
+        return (above.square() + below.square()).sum()
+
+    def update(self, real: Tensor, fake: Tensor, ok: Tensor) -> None:
+        """Takes in the means of a step over all processes, where `ok`."""
+        for name, value in (("real", real), ("fake", fake)):
+            old: Tensor = getattr(self, name)
+            new = old.lerp(value.to(old.dtype).reshape(1), 1 - self.decay)
+            old.copy_(torch.where(ok, new, old))
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss of its answers to real and to drawn pictures; scalar."""
+    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())

@@ -1,0 +1,169 @@
+"""The MaskGIT-VQGAN: pictures to a grid of codes and back. Source: titok 1.8, 2.2.
+
+Module names as released. Legend of shapes: B pictures, H and W their size, h and w that of the grid
+of codes, P = h w, C channels, Z width of a code.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlatool.models.codebook import Quantised, VectorQuantizer
+from vlatool.models.vqgan.spec import VqganNetworkConfig
+
+_NORM_EPS = 1e-6
+
+
+class Drawn(NamedTuple):
+    """Pictures that went through codes.
+
+    Attributes:
+        pixels: [B, 3, H, W], not clamped.
+        codes: int64 [B, K]; [B, 0] where there is no codebook.
+        penalty: What the loss adds for the codes, scalar.
+        commitment: The encoder's share of it, detached.
+    """
+
+    pixels: Tensor
+    codes: Tensor
+    penalty: Tensor
+    commitment: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a shortcut.
+
+    Where the width changes, the shortcut is fed the block's own result, not its input: so are the
+    released weights.
+    """
+
+    def __init__(self, before: int, after: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, before, eps=_NORM_EPS)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(groups, after, eps=_NORM_EPS)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.nin_shortcut = nn.Conv2d(after, after, 1, bias=False) if before != after else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C', H, W]."""
+        made = self.conv1(functional.silu(self.norm1(x)))
+        made = self.conv2(functional.silu(self.norm2(made)))
+        return made + (x if self.nin_shortcut is None else self.nin_shortcut(made))
+
+
+class Level(nn.Module):
+    """The residual blocks of one size of picture; on the way up a doubling behind them."""
+
+    def __init__(
+        self, widths: tuple[int, int], config: VqganNetworkConfig, *, doubles: bool = False
+    ) -> None:
+        super().__init__()
+        before, after = widths
+        inputs = [before] + [after] * (config.num_res_blocks - 1)
+        self.block = nn.ModuleList(ResidualBlock(c, after, config.norm_groups) for c in inputs)
+        self.upsample_conv = nn.Conv2d(after, after, 3, padding=1) if doubles else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C', H, W], or twice as high and wide."""
+        for block in self.block:
+            x = block(x)
+        if self.upsample_conv is not None:
+            x = self.upsample_conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x
+
+
+class Encoder(nn.Module):
+    """Pictures to features."""
+
+    def __init__(self, config: VqganNetworkConfig) -> None:
+        super().__init__()
+        widths = [config.hidden_channels * factor for factor in config.channel_mult]
+        inputs = [config.hidden_channels, *widths[:-1]]
+        last = widths[-1]
+        self.conv_in = nn.Conv2d(3, config.hidden_channels, 3, padding=1, bias=False)
+        self.down = nn.ModuleList(Level(pair, config) for pair in zip(inputs, widths, strict=True))
+        self.mid = nn.ModuleList(ResidualBlock(last, last, config.norm_groups) for _ in range(2))
+        self.norm_out = nn.GroupNorm(config.norm_groups, last, eps=_NORM_EPS)
+        self.conv_out = nn.Conv2d(last, config.z_channels, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] to [B, Z, h, w]."""
+        *_, x = self.levels(pixels)
+        for block in self.mid:
+            x = block(x)
+        return self.conv_out(functional.silu(self.norm_out(x)))
+
+    def levels(self, pixels: Tensor) -> Iterator[Tensor]:
+        """What each level sees, from fine to coarse."""
+        x = self.conv_in(pixels.contiguous(memory_format=torch.channels_last))
+        for index, level in enumerate(self.down):
+            x = level(functional.avg_pool2d(x, 2) if index else x)
+            yield x
+
+
+class Decoder(nn.Module):
+    """Features to pictures."""
+
+    def __init__(self, config: VqganNetworkConfig) -> None:
+        super().__init__()
+        widths = [config.hidden_channels * factor for factor in config.channel_mult]
+        inputs = [*widths[1:], widths[-1]]
+        first, last = widths[-1], widths[0]
+        self.conv_in = nn.Conv2d(config.z_channels, first, 3, padding=1)
+        self.mid = nn.ModuleList(ResidualBlock(first, first, config.norm_groups) for _ in range(2))
+        self.up = nn.ModuleList(
+            Level(pair, config, doubles=index > 0)
+            for index, pair in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.norm_out = nn.GroupNorm(config.norm_groups, last, eps=_NORM_EPS)
+        self.conv_out = nn.Conv2d(last, 3, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, Z, h, w] to [B, 3, H, W], not clamped."""
+        x = self.conv_in(features.contiguous(memory_format=torch.channels_last))
+        for block in self.mid:
+            x = block(x)
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(functional.silu(self.norm_out(x)))
+
+
+class Vqgan(nn.Module):
+    """Pictures in [0, 1] to ids and back; grids are row-major."""
+
+    def __init__(self, config: VqganNetworkConfig, *, commitment_cost: float = 0.25) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = VectorQuantizer(
+            config.codebook_size, config.z_channels, commitment_cost=commitment_cost
+        )
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Drawn:
+        """Pixels [B, 3, H, W] in [0, 1] through their codes; `noise` is not used."""
+        del noise
+        features = self.encoder(pixels)
+        found: Quantised = self.quantize(features.flatten(2).transpose(1, 2))
+        grid = found.vectors.transpose(1, 2).reshape(features.shape)
+        return Drawn(self.decoder(grid), *found[1:])
+
+    def ids(self, pixels: Tensor) -> Tensor:
+        """Ids int64 [B, P] of pixels [B, 3, H, W]."""
+        return self.quantize.codes(self.encoder(pixels).flatten(2).transpose(1, 2))
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [0, 1] of ids [B, P], a square grid, or [B, h, w].
+
+        Raises:
+            DataError: An id is out of range.
+        """
+        side = round(ids[0].numel() ** 0.5)
+        rows = ids.shape[1] if ids.ndim == 3 else side
+        assert ids[0].numel() % rows == 0, "ids are no square grid"
+        vectors = self.quantize.lookup(ids.flatten(1))
+        grid = vectors.transpose(1, 2).unflatten(2, (rows, -1))
+        return self.decoder(grid).float().clamp(0, 1)

@@ -1,0 +1,95 @@
+"""Image shards, and a model type that learns from them: the mean colour of each picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from tests.builders.shards import write_tar
+from vlatool.config.base import ConfigModel
+from vlatool.loading.images.reader import ImageSample
+from vlatool.models.base import Loss, ModelType, Objective, OptimizerSpec, Part
+
+
+def picture(number: int, size: tuple[int, int] = (12, 8), mode: str = "RGB") -> bytes:
+    """A PNG of (width, height) `size`, another one for each number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_image_shards(
+    folder: Path,
+    sizes: Sequence[int] = (5, 3, 4),
+    change: Mapping[int, dict[str, bytes]] | None = None,
+) -> Path:
+    """Shards `train-episode_*.tar`, whose keys begin with 0 in each, as published ones do.
+
+    Args:
+        folder: Where to.
+        sizes: Samples in each.
+        change: Members in place of the picture, by the number of the sample among all.
+    """
+    first = 0
+    for number, size in enumerate(sizes):
+        contents = {
+            f"{i:08d}": (change or {}).get(first + i, {"png": picture(first + i)})
+            for i in range(size)
+        }
+        write_tar(folder / f"train-episode_{number:06d}.tar", list(contents), contents)
+        first += size
+    return folder
+
+
+class PictureConfig(ConfigModel):
+    type: Literal["toy_pictures"] = Field(default="toy_pictures", description="Model type.")
+
+
+class PictureType(ModelType):
+    name: ClassVar[str] = "toy_pictures"
+    Config: ClassVar[type[ConfigModel]] = PictureConfig
+    kinds: ClassVar[tuple[str, ...]] = ("images",)
+
+    def build(self, config: PictureConfig) -> Mapping[str, Part]:
+        from torch import nn
+
+        del config
+        return {"model": Part(nn.Linear(3, 3))}
+
+    def objective(self, config: Any, data: Any, facts: Any, parts: Any) -> Objective:
+        del config, data, facts, parts
+        return PictureObjective()
+
+    def batcher(
+        self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
+    ) -> Any:
+        del config, data, kept, folder, training
+        return picture_batch
+
+    def example(self, config: Any, data: Any, size: int) -> dict[str, Any]:
+        del config
+        edge = data.preprocessing.crop_size
+        values = np.random.default_rng(0).integers(0, 256, (size, edge, edge, 3), np.uint8)
+        return picture_batch([ImageSample(f"example-{i}", one) for i, one in enumerate(values)])
+
+
+class PictureObjective(Objective):
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
+        return {"main": OptimizerSpec(("model",))}
+
+    def loss(self, optimizer: str, batch: dict[str, Any], ctx: Any) -> Loss:
+        del optimizer
+        colours = batch["images"].float().mean((1, 2)) / 255
+        error = (ctx.parts["model"](colours) - colours).square().sum()
+        return Loss(error, colours.new_tensor(float(len(colours))))
+
+
+def picture_batch(samples: Sequence[ImageSample]) -> dict[str, Any]:
+    import torch
+
+    return {"images": torch.from_numpy(np.stack([one.image for one in samples]))}

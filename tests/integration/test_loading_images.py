@@ -1,0 +1,274 @@
+"""Image shards as training data: what is found, read, dropped and kept."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.memory_remote import Memory
+from tests.builders.toy_pictures import picture, write_image_shards
+from tests.builders.toy_runs import half_of, toy_config
+from tests.builders.toys import install_toys
+from vlatool.artifacts.picture import decode_rgb
+from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.shard import index_by_headers, index_path
+from vlatool.errors import DataError
+from vlatool.loading.base import Dropped, Place
+from vlatool.loading.dataset import open_dataset
+from vlatool.loading.images.config import ImageDataConfig
+from vlatool.loading.images.kind import ImagesKind
+from vlatool.testing import check_model_type
+from vlatool.workflows.train import train
+from vlatool.workflows.verify import VerifyConfig, verify
+
+SIZE = {"crop_size": 8, "random_crop": False}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vlatool"
+
+
+def config_of(*shards: Path | str, **keys: Any) -> ImageDataConfig:
+    return ImageDataConfig(shards=[str(one) for one in shards], **{"preprocessing": SIZE, **keys})
+
+
+def samples_of(config: ImageDataConfig) -> list[Any]:
+    """All samples of the first data set, in stored order."""
+    facts = ImagesKind().read_facts(config)
+    blocks = enumerate(facts.datasets[0].blocks)
+    places = [Place(0, number, i) for number, block in blocks for i in range(block.size)]
+    rngs = [np.random.default_rng(number) for number, _ in enumerate(places)]
+    return ImagesKind().reader(config, facts).read(places, rngs)
+
+
+def test_samples_are_the_stored_pictures_prepared(tmp_path: Path) -> None:
+    samples = samples_of(config_of(write_image_shards(tmp_path / "shards")))
+    assert len(samples) == 12
+    assert samples[0].key == "train-episode_000000/00000000"
+    assert samples[5].key == "train-episode_000001/00000000"
+    whole = decode_rgb(picture(5))
+    np.testing.assert_array_equal(samples[5].image, whole[:, 2:10])
+
+
+def test_sizes_and_order_need_no_counts_beside_the_shards(tmp_path: Path) -> None:
+    facts = ImagesKind().read_facts(config_of(write_image_shards(tmp_path / "shards")))
+    assert [block.size for block in facts.datasets[0].blocks] == [5, 3, 4]
+    data = open_dataset(tmp_path / "shards", kind="images", preprocessing=SIZE)
+    assert len({sample.key for sample in data}) == len(data) == 12
+
+
+def test_shard_is_scanned_once_and_its_index_kept(tmp_path: Path, cache: Path) -> None:
+    config = config_of(write_image_shards(tmp_path / "shards", (5,)))
+    before = ImagesKind().read_facts(config).fingerprint
+    [kept] = cache.glob("*.index.npz")
+    inode = kept.stat().st_ino
+    assert ImagesKind().read_facts(config).fingerprint == before
+    assert kept.stat().st_ino == inode
+
+
+def test_index_beside_a_shard_is_used(tmp_path: Path, cache: Path) -> None:
+    [shard] = write_image_shards(tmp_path / "shards", (5,)).iterdir()
+    index_path(shard).write_bytes(index_by_headers(shard).content())
+    assert ImagesKind().read_facts(config_of(shard)).num_samples == 5
+    assert not list(cache.glob("*.index.npz"))
+
+
+def test_local_shards_are_read_where_no_cache_can_be_written(tmp_path: Path, cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("a file in its place")
+    assert len(samples_of(config_of(write_image_shards(tmp_path / "shards")))) == 12
+
+
+def test_shard_that_changed_changes_the_fingerprint(tmp_path: Path) -> None:
+    config = config_of(write_image_shards(tmp_path / "shards", (5,)))
+    before = ImagesKind().read_facts(config).fingerprint
+    write_image_shards(tmp_path / "shards", (6,))
+    assert ImagesKind().read_facts(config).fingerprint != before
+    moved = shutil.copytree(tmp_path / "shards", tmp_path / "moved")
+    write_image_shards(moved, (5,))
+    assert ImagesKind().read_facts(config_of(moved)).fingerprint == before
+
+
+def test_remote_shards_give_the_samples_of_local_ones(tmp_path: Path, monkeypatch: Any) -> None:
+    from vlatool.plugins import SCHEMES
+
+    monkeypatch.setitem(SCHEMES._builtins, "memory", Memory)
+    local = write_image_shards(tmp_path / "shards")
+    from vlatool.storage.uri import location
+
+    for path in local.iterdir():
+        (location("memory://pictures") / path.name).write_bytes(path.read_bytes())
+    remote = samples_of(config_of("memory://pictures/train-episode_{000000..000002}.tar"))
+    for one, other in zip(remote, samples_of(config_of(local)), strict=True):
+        assert one.key == other.key
+        np.testing.assert_array_equal(one.image, other.image)
+
+
+def broken() -> Mapping[int, dict[str, bytes]]:
+    return {
+        1: {"png": b"no picture at all"},
+        2: {"json": b"{}"},
+        6: {"png": picture(6, mode="L")},
+        7: {"png": picture(7, mode="RGBA")},
+        8: {"png": picture(8)[:-40]},
+    }
+
+
+def test_what_is_no_rgb_picture_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    samples = samples_of(config_of(write_image_shards(tmp_path / "s", change=broken())))
+    drops = {i: one.reason for i, one in enumerate(samples) if isinstance(one, Dropped)}
+    assert drops == {
+        1: "broken_image",
+        2: "no_image",
+        6: "not_rgb",
+        7: "not_rgb",
+        8: "broken_image",
+    }
+    assert set(drops.values()) <= set(ImagesKind.drop_reasons)
+
+
+def test_grey_pictures_are_repeated_where_that_is_asked_for(tmp_path: Path) -> None:
+    shards = write_image_shards(tmp_path / "s", change={6: {"png": picture(6, mode="L")}})
+    image = samples_of(config_of(shards, convert_colors=True))[6].image
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "key"),
+    [
+        (b'{"key": "A/episode_000000/image/000007"}', "A/episode_000000/image/000007"),
+        (b'{"key": 7}', "train-episode_000000/00000000"),
+        (b"[", "train-episode_000000/00000000"),
+    ],
+)
+def test_name_of_a_picture_is_that_of_its_metadata(
+    tmp_path: Path, metadata: bytes, key: str
+) -> None:
+    change = {0: {"png": picture(0), "json": metadata}}
+    assert samples_of(config_of(write_image_shards(tmp_path / "s", change=change)))[0].key == key
+
+
+def test_draws_of_a_sample_depend_on_its_generator_alone(tmp_path: Path) -> None:
+    shards = write_image_shards(tmp_path / "s")
+    config = config_of(shards, preprocessing={"crop_size": 4, "resize_shorter_edge": 8})
+    facts = ImagesKind().read_facts(config)
+    reader = ImagesKind().reader(config, facts)
+    places = [Place(0, 0, 0), Place(0, 1, 2)]
+    together = reader.read(places, [np.random.default_rng(1), np.random.default_rng(2)])
+    [alone] = reader.read(places[1:], [np.random.default_rng(2)])
+    np.testing.assert_array_equal(together[1].image, alone.image)
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda folder: folder / "other", "data.no_source"),
+        (lambda folder: folder / "train-episode_000009.tar", "data.missing_shard"),
+        (lambda folder: cut(folder), "data.broken_shard"),
+        (lambda folder: listed(folder, "train-episode_000000.tar\n" * 2), "data.duplicate_shard"),
+    ],
+)
+def test_shards_that_cannot_be_read_are_refused(tmp_path: Path, make: Any, code: str) -> None:
+    folder = write_image_shards(tmp_path / "shards")
+    with pytest.raises(DataError) as caught:
+        ImagesKind().read_facts(config_of(make(folder)))
+    assert caught.value.code == code
+
+
+def cut(folder: Path) -> Path:
+    shard = folder / "train-episode_000001.tar"
+    os.truncate(shard, 1500)
+    return shard
+
+
+def listed(folder: Path, text: str) -> Path:
+    path = folder / "list.txt"
+    path.write_text(text)
+    return path
+
+
+def test_no_shards_at_all_are_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        ImagesKind().read_facts(ImageDataConfig())
+    assert caught.value.code == "data.no_dataset"
+
+
+def test_held_out_pictures_are_those_of_the_second_list(tmp_path: Path) -> None:
+    folder = write_image_shards(tmp_path / "shards")
+    (folder / "train_files.txt").write_text("train-episode_000000.tar\ntrain-episode_000002.tar\n")
+    (folder / "val_files.txt").write_text("train-episode_000001.tar\n")
+    config = config_of(folder, val_shards=[str(folder)], preprocessing={"crop_size": 8})
+    held = ImagesKind().validation(config)
+    assert isinstance(held, ImageDataConfig)
+    assert ImagesKind().read_facts(config).num_samples == 9
+    assert ImagesKind().read_facts(held).num_samples == 3
+    assert not held.preprocessing.random_crop
+
+
+def test_what_is_kept_beside_a_run_comes_back(tmp_path: Path) -> None:
+    config = config_of(write_image_shards(tmp_path / "s"), preprocessing={"resize": "squash"})
+    facts = ImagesKind().read_facts(config)
+    ImagesKind().keep(config, facts, tmp_path)
+    assert ImagesKind().kept(config, tmp_path) == ImagesKind().prepared(config, facts)
+
+
+def test_kept_preprocessing_of_another_run_is_refused(tmp_path: Path) -> None:
+    config = config_of(write_image_shards(tmp_path / "s"))
+    ImagesKind().keep(config, ImagesKind().read_facts(config), tmp_path)
+    with pytest.raises(DataError) as caught:
+        ImagesKind().kept(config_of(preprocessing={"crop_size": 16}), tmp_path)
+    assert caught.value.code == "data.broken_config"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    install_toys(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return tmp_path
+
+
+def picture_run(root: Path, run: str, **changes: Any) -> Any:
+    keys = {
+        "data__folders": [str(root / "shards")],
+        "data__val_shards": [str(root / "shards")],
+        "data__preprocessing__crop_size": 8,
+        "data__max_dropped_share": 0.5,
+        "total_val_samples": 6,
+        **changes,
+    }
+    return toy_config(root, "toy_pictures", run, **keys)
+
+
+def test_a_run_on_pictures_goes_on_to_the_same_weights(site: Path) -> None:
+    write_image_shards(site / "shards", change={4: {"png": b"broken"}})
+    result = train(picture_run(site, "whole"))
+    assert result.dropped == {"broken_image": 5}
+    half_of(site, "whole", "half")
+    train(picture_run(site, "half", data__num_workers=1))
+    weights = [RunDir(site / run).checkpoint(8) / "model.safetensors" for run in ("whole", "half")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_model_type_of_pictures_keeps_the_promises(site: Path) -> None:
+    from tests.builders.toy_pictures import PictureType
+
+    write_image_shards(site / "shards")
+    data = {"shards": [str(site / "shards")], "preprocessing": SIZE}
+    check_model_type(PictureType, data=data)
+
+
+def test_a_run_on_pictures_is_verified_with_what_it_keeps(site: Path) -> None:
+    write_image_shards(site / "shards")
+    train(picture_run(site, "whole", total_train_steps=2, num_checkpoints=1))
+    config = VerifyConfig(location=str(site / "whole"))
+    assert not verify(config).counts
+    RunDir(site / "whole").options.unlink()
+    with pytest.raises(DataError) as caught:
+        verify(config)
+    assert caught.value.details["codes"] == {"run.broken_kept": 1}

@@ -1,0 +1,290 @@
+"""Tokenizers as model types: their promises, where their weights come from, and what is refused."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.builders.tokenizers import (
+    LOSSES,
+    NETWORK,
+    PIXELS,
+    SIDE,
+    SIZES,
+    picture_data,
+    tiny_titok,
+    write_stage_1,
+    write_teacher,
+)
+from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.models.titok.model import Titok
+from vlatool.models.titok.spec import TitokConfig, TitokType
+from vlatool.models.titok.weights import load_titok, open_titok, save_published
+from vlatool.models.vqgan.spec import VqganType
+from vlatool.testing import check_model_type
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.train import train
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> dict[str, Any]:
+    return picture_data(folder)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path) -> str:
+    return write_teacher(folder)
+
+
+@pytest.fixture(scope="module")
+def stage_1(folder: Path) -> str:
+    return write_stage_1(folder)
+
+
+def test_vqgan_keeps_the_promises_of_a_model_type(data: dict[str, Any]) -> None:
+    check_model_type(VqganType, {**NETWORK, "losses": LOSSES}, data=data)
+
+
+def test_stage_1_keeps_the_promises_of_a_model_type(data: dict[str, Any], teacher: str) -> None:
+    check_model_type(TitokType, {**SIZES, "teacher": teacher, "vqgan": NETWORK}, data=data)
+
+
+def test_stage_2_keeps_the_promises_of_a_model_type(
+    data: dict[str, Any], teacher: str, stage_1: str
+) -> None:
+    sources = {"teacher": teacher, "init_weight": stage_1, "vqgan": NETWORK}
+    check_model_type(TitokType, {**SIZES, "stage": 2, **sources, "losses": LOSSES}, data=data)
+
+
+def test_continuous_tokens_keep_the_promises_of_a_model_type(data: dict[str, Any]) -> None:
+    quantizer = {"type": "kl", "token_size": 4}
+    losses = {"quantizer_weight": 1e-6, "discriminator_weight": 0}
+    check_model_type(TitokType, {**PIXELS, "quantizer": quantizer, "losses": losses}, data=data)
+
+
+def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> RunDir:
+    """A short run of a model on the pictures."""
+    keys: dict[str, Any] = {
+        "model": model,
+        "data": {**data, "num_workers": 0, "allow_multiple_epochs": True},
+        "save_path": str(root),
+        "name": name,
+        "total_train_steps": STEPS,
+        "num_checkpoints": 1,
+        "log_every_n_steps": 1,
+        "ema.enabled": True,
+        "ema.type": "rising",
+        "hparams.global_batch_size": 4,
+        "hparams.per_gpu_batch_size": 4,
+        "hparams.warmup": 1,
+        "hparams.lr": 1e-2,
+    }
+    overrides = [Override(key, value, "test") for key, value in keys.items()]
+    train(load_config(TrainConfig, overrides=overrides).config)
+    return RunDir(root / name)
+
+
+@pytest.fixture(scope="module")
+def chain(folder: Path, data: dict[str, Any]) -> dict[str, RunDir]:
+    """A teacher, a first stage and a second one, each from the run before."""
+    root = folder / "runs"
+    vqgan = {"type": "vqgan", **NETWORK, "losses": LOSSES}
+    runs = {"vqgan": run(root, "vqgan", data, vqgan)}
+    titok = {"type": "titok", **SIZES, "teacher": str(root / "vqgan")}
+    runs["first"] = run(root, "first", data, titok)
+    losses = {**LOSSES, "discriminator_start": 2}
+    second = {**titok, "stage": 2, "init_weight": str(root / "first"), "losses": losses}
+    runs["second"] = run(root, "second", data, second)
+    return runs
+
+
+def weights(run: RunDir, name: str) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint(STEPS) / name)
+
+
+def test_sizes_of_a_teacher_that_is_a_run_are_read(chain: dict[str, RunDir]) -> None:
+    section = chain["first"].config_tree()["model"]
+
+    assert section["vqgan"]["channel_mult"] == NETWORK["channel_mult"]
+    assert section["image_size"] == SIDE
+
+
+def test_stage_2_begins_with_the_averages_of_stage_1_and_leaves_its_tokens_as_they_are(
+    chain: dict[str, RunDir],
+) -> None:
+    first = weights(chain["first"], "ema.safetensors")
+    second = weights(chain["second"], "model.safetensors")
+    averaged = weights(chain["second"], "ema.safetensors")
+    kept = [k for k in first if k.startswith(("encoder.", "quantize.", "latent_tokens"))]
+
+    assert all(
+        torch.equal(first[k], second[k]) and torch.equal(first[k], averaged[k]) for k in kept
+    )
+    learned = [k for k in first if k.startswith("decoder.")]
+    assert not any(torch.equal(first[k], second[k]) for k in learned)
+
+
+def test_ids_are_the_same_behind_stage_2(chain: dict[str, RunDir]) -> None:
+    pixels = torch.rand(2, 3, SIDE, SIDE)
+    found = [open_titok(str(chain[name].root))[1].codes(pixels) for name in ("first", "second")]
+
+    assert torch.equal(*found)
+
+
+def test_discriminator_and_its_means_stand_still_before_its_first_step_and_move_then(
+    chain: dict[str, RunDir],
+) -> None:
+    rows = {row["step"]: row for row in read_metrics(chain["second"].metrics) if "loss" in row}
+
+    assert not any(name.startswith("discriminator/") for name in rows[2])
+    assert "discriminator/lecam_loss" in rows[3]
+    means = weights(chain["second"], "lecam.safetensors")
+    assert float(means["real"]) != 0
+    assert float(means["fake"]) != 0
+
+
+def test_figures_say_how_the_codebook_is_used(chain: dict[str, RunDir]) -> None:
+    last = [row for row in read_metrics(chain["first"].metrics) if "loss" in row][-1]
+
+    names = ("codebook_usage", "codebook_perplexity", "dead_codes", "right_codes")
+    assert all(name in last for name in names)
+
+
+def test_pictures_are_made_while_it_trains(chain: dict[str, RunDir]) -> None:
+    for one in chain.values():
+        assert one.picture(STEPS, "reconstruction").is_file()
+
+
+def test_published_pair_opens_as_the_run_does(chain: dict[str, RunDir], tmp_path: Path) -> None:
+    config, model = open_titok(str(chain["second"].root))
+    save_published(tmp_path, config, model)
+
+    again, other = open_titok(str(tmp_path))
+
+    assert {**again.model_dump(), "losses": 0} == {
+        **config.model_dump(), "losses": 0, "teacher": None, "init_weight": None,
+    }  # fmt: skip
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
+def test_file_of_weights_tells_its_sizes(tmp_path: Path) -> None:
+    vit = {"hidden_dim": 64, "n_layers": 1, "n_heads": 1}
+    given = tiny_titok(encoder=vit, decoder={**vit, "n_layers": 2})
+    save_file(Titok(given).state_dict(), tmp_path / "weights.safetensors")
+
+    config, _ = open_titok(str(tmp_path / "weights.safetensors"))
+
+    names = ("encoder", "decoder", "num_latent_tokens", "patch_size", "image_size", "quantizer")
+    assert [getattr(config, name) for name in names] == [getattr(given, name) for name in names]
+
+
+class Code:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("made-by-a-pickle",)
+
+
+def holds_code(path: Path) -> None:
+    torch.save({"latent_tokens": Code()}, path)
+
+
+def is_continuous(path: Path) -> None:
+    keys = PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
+    torch.save(Titok(tiny_titok(**keys)).state_dict(), path)
+
+
+def lacks_a_key(path: Path) -> None:
+    state = Titok(tiny_titok()).state_dict()
+    del state["encoder.ln_post.bias"]
+    torch.save(state, path)
+
+
+def has_another_width(path: Path) -> None:
+    torch.save(Titok(tiny_titok(num_latent_tokens=4)).state_dict(), path)
+
+
+def is_cut_off(path: Path) -> None:
+    torch.save(Titok(tiny_titok()).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def is_nested(path: Path) -> None:
+    torch.save({"state_dict": Titok(tiny_titok()).state_dict()}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "code", "told"),
+    [
+        (holds_code, "data.checkpoint_holds_code", ""),
+        (is_continuous, "data.checkpoint_mismatch", "bottleneck kl"),
+        (lacks_a_key, "data.checkpoint_mismatch", "missing encoder.ln_post.bias"),
+        (has_another_width, "data.checkpoint_mismatch", "latent tokens 4"),
+        (is_cut_off, "data.broken_checkpoint", ""),
+        (is_nested, "data.broken_checkpoint", ""),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    write: Callable[[Path], None], code: str, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.bin"
+    write(path)
+    with pytest.raises(DataError) as error:
+        load_titok(Titok(tiny_titok()), tiny_titok(), str(path))
+
+    assert (error.value.code, error.value.exit_code) == (code, 3)
+    assert told in "; ".join(error.value.details.get("problems", [told]))
+    assert not Path("made-by-a-pickle").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"teacher": None}, "usage.no_teacher"),
+        ({"stage": 2}, "usage.no_stage_1"),
+        ({"stage": 2, "teacher": None, "init_weight": "x"}, "usage.no_teacher"),
+        ({"patch_size": 8}, "usage.teacher_grid"),
+        ({"image_size": 32}, "usage.picture_size"),
+        (
+            {"stage": 2, "init_weight": "x", "losses": {"perceptual_loss": "convnext_s"}},
+            "usage.no_perceptual_weights",
+        ),
+    ],
+)
+def test_runs_that_would_learn_nothing_are_refused(
+    keys: dict[str, Any], code: str, data: dict[str, Any], teacher: str
+) -> None:
+    tree = {**SIZES, "vqgan": NETWORK, "teacher": teacher, **keys}
+    section = TrainConfig.specialise({"model": {"type": "titok"}}).model_validate(
+        {"model": {"type": "titok"}, "data": data}
+    )
+    with pytest.raises(UsageError) as error:
+        TitokType().derive(TitokConfig.model_validate(tree), section.data, None)
+
+    assert (error.value.code, error.value.exit_code) == (code, 2)
+
+
+def test_run_of_another_model_type_is_no_teacher(
+    chain: dict[str, RunDir], data: dict[str, Any]
+) -> None:
+    config = tiny_titok(teacher=str(chain["first"].root))
+    section = TrainConfig.specialise({"model": {"type": "titok"}}).model_validate(
+        {"model": {"type": "titok"}, "data": data}
+    )
+    with pytest.raises(VlatoolError) as error:
+        TitokType().derive(config, section.data, None)
+
+    assert error.value.code == "data.no_vqgan"

@@ -1,0 +1,94 @@
+"""Lists, patterns and folders of shards."""
+
+from pathlib import Path
+
+import pytest
+
+from vlatool.artifacts.shard_lists import expand_braces, find_shards
+from vlatool.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("pattern", "texts"),
+    [
+        ("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
+        ("a-{8..10}.tar", ["a-8.tar", "a-9.tar", "a-10.tar"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{0..6..3}", ["0", "3", "6"]),
+        ("{a,b}/{0..1}", ["a/0", "a/1", "b/0", "b/1"]),
+        ("{a}{}", ["{a}{}"]),
+        ("plain", ["plain"]),
+    ],
+)
+def test_braces_stand_for_texts(pattern: str, texts: list[str]) -> None:
+    assert list(expand_braces(pattern)) == texts
+
+
+def tars(folder: Path, count: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"s-{number}.tar").touch()
+    (folder / "readme.md").touch()
+    return folder
+
+
+def names(text: object, split: str = "train") -> list[str]:
+    return [path.name for path in find_shards(str(text), split)]  # pyright: ignore[reportArgumentType]
+
+
+def test_folder_without_lists_means_every_tar_in_it(tmp_path: Path) -> None:
+    assert names(tars(tmp_path / "a")) == ["s-0.tar", "s-1.tar", "s-2.tar"]
+
+
+def test_folder_with_lists_means_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    folder = tars(tmp_path / "a")
+    (folder / "train_files.txt").write_text("s-2.tar\n\ns-0.tar\n")
+    (folder / "val_files.txt").write_text("s-1.tar\n")
+    assert names(folder) == ["s-2.tar", "s-0.tar"]
+    assert names(folder, "val") == ["s-1.tar"]
+
+
+def test_folder_without_the_list_that_is_asked_for_is_refused(tmp_path: Path) -> None:
+    folder = tars(tmp_path / "a")
+    (folder / "train_files.txt").write_text("s-2.tar\n")
+    with pytest.raises(DataError) as caught:
+        find_shards(str(folder), "val")
+    assert caught.value.code == "data.no_shards"
+
+
+def test_wildcards_are_expanded_in_folders(tmp_path: Path) -> None:
+    tars(tmp_path / "a")
+    tars(tmp_path / "b", 1)
+    assert names(f"{tmp_path}/*/s-[01].tar") == ["s-0.tar", "s-1.tar", "s-0.tar"]
+
+
+def test_paths_of_a_list_are_relative_to_it(tmp_path: Path) -> None:
+    folder = tars(tmp_path / "a")
+    (tmp_path / "list.txt").write_text("a/s-1.tar\n")
+    assert find_shards(str(tmp_path / "list.txt")) == [folder / "s-1.tar"]
+
+
+def test_paths_of_a_published_list_may_be_relative_to_where_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tars(tmp_path / "a")
+    (folder / "list.txt").write_text("a/s-1.tar\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_shards("a/list.txt") == [Path("a/s-1.tar")]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [("s-0.zip", "broken_list"), ("", "no_shards"), ("\udcff", "broken_list")]
+)
+def test_list_that_names_no_shards_is_refused(tmp_path: Path, line: str, code: str) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(line.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError) as caught:
+        find_shards(str(path))
+    assert caught.value.code == f"data.{code}"
+
+
+def test_pattern_of_too_many_shards_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        find_shards("a-{0..99999999999}.tar")
+    assert caught.value.code == "data.too_many_shards"

@@ -1,0 +1,126 @@
+"""Figures of reconstructed pictures, against slow formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vlatool.errors import DataError
+from vlatool.evaluation.image_quality import (
+    MOST_DB,
+    MeanPicture,
+    PictureScores,
+    ScoredPicture,
+    block_means,
+    extremes,
+    psnr,
+    ssim,
+    to_bytes,
+)
+
+
+def pictures(seed: int, count: int = 3, height: int = 14, width: int = 13) -> torch.Tensor:
+    draws = np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), np.uint8)
+    return torch.from_numpy(draws)
+
+
+def noisy(images: torch.Tensor) -> torch.Tensor:
+    noise = pictures(99, *images.shape[:1], *images.shape[2:]).int() // 8 - 16
+    return (images.int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+def test_psnr_is_that_of_its_formula() -> None:
+    x = pictures(0)
+    y = noisy(x)
+    for a, b, found in zip(x.double(), y.double(), psnr(x, y), strict=True):
+        error = float(((a - b) ** 2).mean())
+        assert float(found) == pytest.approx(10 * math.log10(255**2 / error), abs=1e-4)
+
+
+def test_equal_pictures_have_the_highest_ratio() -> None:
+    assert psnr(pictures(0), pictures(0)).tolist() == [MOST_DB] * 3
+
+
+def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    """One channel [H, W]. Source: Wang et al. 2004, equation 13."""
+    at = np.arange(11) - 5.0
+    row = np.exp(-(at**2) / (2 * 1.5**2))
+    w = np.outer(row, row) / row.sum() ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for i in range(x.shape[0] - 10):
+        for j in range(x.shape[1] - 10):
+            a, b = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
+            ma, mb = (w * a).sum(), (w * b).sum()
+            va, vb = (w * (a - ma) ** 2).sum(), (w * (b - mb) ** 2).sum()
+            cov = (w * (a - ma) * (b - mb)).sum()
+            light = (2 * ma * mb + c1) / (ma**2 + mb**2 + c1)
+            values.append(light * (2 * cov + c2) / (va + vb + c2))
+    return float(np.mean(values))
+
+
+def test_ssim_is_that_of_its_formula() -> None:
+    x = pictures(1, 2)
+    y = noisy(x)
+    for a, b, found in zip(x.double().numpy(), y.double().numpy(), ssim(x, y), strict=True):
+        expected = np.mean([slow_ssim(a[c], b[c]) for c in range(3)])
+        assert float(found) == pytest.approx(expected, abs=1e-5)
+
+
+def test_picture_is_most_similar_to_itself() -> None:
+    torch.testing.assert_close(ssim(pictures(2), pictures(2)), torch.ones(3))
+
+
+def test_ssim_of_pictures_smaller_than_a_window_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        ssim(pictures(0, 1, 10, 40), pictures(0, 1, 10, 40))
+    assert caught.value.code == "data.picture_too_small"
+
+
+def test_what_a_network_makes_is_clamped_and_rounded() -> None:
+    pixels = torch.tensor([-0.2, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 1.3])
+    assert to_bytes(pixels).tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_blocks_have_their_mean_colour_at_the_border_too() -> None:
+    image = torch.arange(3, dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 3, 3) * 10
+    assert block_means(image, 2)[0, 0].tolist() == [[5, 5, 20]] * 3
+
+
+def test_mean_picture_has_the_error_of_its_formula() -> None:
+    x = pictures(3, 6)
+    sums = MeanPicture.of_size(14, 13, torch.device("cpu"))
+    sums.add(x[:2])
+    sums.add(x[2:])
+    error = float((x.double() - x.double().mean(0)).square().mean())
+    assert sums.psnr() == pytest.approx(10 * math.log10(255**2 / error), abs=1e-6)
+
+
+def test_means_over_ranks_are_those_of_all_pictures() -> None:
+    ranks = [PictureScores(["psnr", "ssim"]) for _ in range(3)]
+    ranks[0].add(["a", "b"], {"psnr": torch.tensor([1.0, 2.0]), "ssim": torch.tensor([0.1, 0.2])})
+    ranks[2].add(["c"], {"psnr": torch.tensor([6.0]), "ssim": torch.tensor([0.6])})
+    means = ranks[1].means(lambda _: sum(one.sums() for one in ranks))  # pyright: ignore[reportArgumentType]
+    assert means == pytest.approx({"psnr": 3.0, "ssim": 0.3})
+
+
+def test_nothing_has_no_mean() -> None:
+    assert PictureScores(["psnr"]).means() == {}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "chosen"),
+    [
+        (9, (["8", "7"], ["5", "4"], ["1", "0"])),
+        (3, (["2"], ["1"], ["0"])),
+        (2, (["1"], [], ["0"])),
+        (1, (["0"], [], [])),
+        (0, ([], [], [])),
+    ],
+)
+def test_extremes_are_different_pictures(pictures: int, chosen: tuple[list[str], ...]) -> None:
+    rows = [ScoredPicture(str(number), {"psnr": float(number)}) for number in range(pictures)]
+    found = extremes(rows, "psnr", 2)
+    keys = tuple([row.key for row in part] for part in (found.best, found.median, found.worst))
+    assert keys == chosen

@@ -1,0 +1,107 @@
+"""Figures of a tokenizer over a set of pictures, on one rank and on several."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vlatool.evaluation.code_use import Frame
+from vlatool.evaluation.image_quality import block_means
+from vlatool.evaluation.reconstruction import (
+    CodeShape,
+    Judges,
+    Reconstruction,
+    ReconstructionSums,
+    frame_of,
+    part_of,
+)
+from vlatool.loading.base import Block, DataSet
+from vlatool.loading.images.facts import ImageFacts
+from vlatool.models.perceptual.networks import perceptual_network
+
+KEYS = [f"episode_{e}/{n:04d}" for e in range(2) for n in range(3)]
+CPU = torch.device("cpu")
+
+
+def pictures(count: int = 6) -> torch.Tensor:
+    draws = np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), np.uint8)
+    return torch.from_numpy(draws)
+
+
+def blocks_of_8(images: torch.Tensor) -> Reconstruction:
+    """A tokenizer with a colour per block, whose codes are coarse reds."""
+    made = block_means(images, 8)
+    return Reconstruction(made, made[:, 0, ::8, ::8].flatten(1).long() // 32)
+
+
+class MeanColours:
+    width = 3
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
+
+
+def sums_of(rows: range, judges: Judges | None = None) -> ReconstructionSums:
+    sums = ReconstructionSums(16, CPU, CodeShape(8, 4), judges or Judges(None, MeanColours()))
+    images = pictures()[rows.start : rows.stop]
+    if len(rows):
+        sums.add([KEYS[row] for row in rows], images, blocks_of_8(images))
+    return sums
+
+
+def test_figures_over_ranks_are_those_of_one() -> None:
+    whole = sums_of(range(6)).figures(_same)
+    others: list[list[torch.Tensor]] = [[], []]
+    for rank, rows in enumerate((range(3, 6), range(0))):
+        sums_of(rows).figures(lambda one, rank=rank: others[rank].append(one) or one)
+    first, second = map(iter, others)
+    found = sums_of(range(3)).figures(lambda one: one + next(first) + next(second))
+    assert found == pytest.approx(whole)
+
+
+def test_finer_blocks_are_better_than_the_baselines() -> None:
+    figures = sums_of(range(6)).figures(_same)
+    assert figures["psnr_of_mean_error"] > figures["block_psnr"] > 0
+    assert figures["psnr"] >= figures["psnr_of_mean_error"]
+    assert 0 < figures["codebook_usage"] <= 1
+
+
+def test_networks_that_are_given_are_asked() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        figures = sums_of(range(2), Judges(perceptual_network("lpips", None))).figures(_same)
+    assert figures["lpips"] != 0
+    assert "rfid" not in figures
+    assert sums_of(range(6)).figures(_same)["rfid"] == pytest.approx(0, abs=0.5)
+
+
+def _same(one: torch.Tensor) -> torch.Tensor:
+    return one
+
+
+def test_nothing_has_no_figures() -> None:
+    assert sums_of(range(0)).figures(_same) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "frame"),
+    [
+        ("train-episode_000003/00000012", Frame("train-episode_000003/", 12)),
+        ("a/episode_7_frame_9", Frame("a/episode_7_frame_", 9)),
+        ("a/plain", Frame("a/plain", 0)),
+    ],
+)
+def test_name_of_a_picture_says_where_it_stands(key: str, frame: Frame) -> None:
+    assert frame_of(key) == frame
+
+
+def test_ranks_share_whole_shards() -> None:
+    blocks = tuple(Block(Path(f"{number}.tar"), number + 1) for number in range(5))
+    facts = ImageFacts((DataSet("a", blocks),), (tuple(range(5)),))
+    parts = [part_of(facts, rank, 3) for rank in range(3)]
+    assert sorted(one.location for part in parts for one in part.datasets[0].blocks) == [
+        one.location for one in blocks
+    ]
+    assert parts[1].shard_bytes == ((1, 4),)
+    assert sum(part.num_samples for part in parts) == facts.num_samples

@@ -1,0 +1,111 @@
+"""Quantisation and the figures of a codebook."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from vlatool.models.codebook import (
+    VectorQuantizer,
+    exact_float32,
+    histogram,
+    nearest,
+    usage_figures,
+)
+
+SIZE, WIDTH = 7, 3
+
+
+def quantizer(*, l2_norm: bool) -> VectorQuantizer:
+    torch.manual_seed(0)
+    return VectorQuantizer(SIZE, WIDTH, l2_norm=l2_norm, commitment_cost=0.25)
+
+
+@pytest.mark.parametrize("l2_norm", [True, False])
+def test_losses_and_gradients_are_those_of_the_formulas(l2_norm: bool) -> None:
+    module, z = quantizer(l2_norm=l2_norm), torch.randn(2, 5, WIDTH, requires_grad=True)
+    table, given = module.embedding.weight, z
+    if l2_norm:
+        table, given = functional.normalize(table, dim=1), functional.normalize(z, dim=2)
+    codes = torch.cdist(given.detach().flatten(0, 1), table.detach()).argmin(1).view(2, 5)
+    q = table[codes]
+    commitment = 0.25 * ((q.detach() - given) ** 2).mean()
+    wanted = commitment + ((q - given.detach()) ** 2).mean()
+
+    found = module(z)
+
+    assert torch.equal(found.codes, codes)
+    torch.testing.assert_close(found.vectors, q)
+    torch.testing.assert_close(found.penalty, wanted)
+    torch.testing.assert_close(found.commitment, commitment.detach())
+    inputs = (z, module.embedding.weight)
+    for one, other in zip(
+        torch.autograd.grad(found.penalty, inputs), torch.autograd.grad(wanted, inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradient_goes_straight_through() -> None:
+    module, z = quantizer(l2_norm=False), torch.randn(1, 4, WIDTH, requires_grad=True)
+
+    (found,) = torch.autograd.grad((module(z).vectors * 3).sum(), z)
+
+    assert torch.equal(found, torch.full_like(z, 3.0))
+
+
+def test_autocast_does_not_reach_the_quantizer() -> None:
+    module, z = quantizer(l2_norm=True), torch.randn(1, 64, WIDTH)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module(z)
+
+    assert found.vectors.dtype == torch.float32
+    assert torch.equal(found.codes, module.codes(z))
+
+
+def test_tf32_is_off_within_and_as_before_behind() -> None:
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = True
+    try:
+        with exact_float32(torch.device("cpu")):
+            assert not products.allow_tf32
+        assert products.allow_tf32
+    finally:
+        products.allow_tf32 = False
+
+
+def test_nearest_is_the_first_of_equal_ones() -> None:
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+
+    assert nearest(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), table).tolist() == [0, 1]
+
+
+def test_lookup_gives_unit_vectors_where_directions_are_compared() -> None:
+    found = quantizer(l2_norm=True).lookup(torch.arange(SIZE))
+
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(SIZE))
+
+
+def test_histogram_counts_every_code() -> None:
+    assert histogram(torch.tensor([[0, 2], [2, 3]]), 5).tolist() == [1, 0, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "usage", "perplexity", "evenness"),
+    [
+        ([1, 1, 1, 1], 1.0, 4.0, 1.0),
+        ([8, 0, 0, 0], 0.25, 1.0, 0.25),
+        ([1, 1, 0, 0], 0.5, 2.0, 1.0),
+        ([3, 1, 0, 0], 0.5, math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))), None),
+    ],
+)
+def test_usage_of_a_codebook(
+    counts: list[float], usage: float, perplexity: float, evenness: float | None
+) -> None:
+    found = usage_figures(torch.tensor(counts, dtype=torch.float64))
+
+    assert found["codebook_usage"] == usage
+    assert found["dead_codes"] == 4 * (1 - usage)
+    assert found["codebook_perplexity"] == pytest.approx(perplexity)
+    if evenness is not None:
+        assert found["codebook_evenness"] == pytest.approx(evenness)

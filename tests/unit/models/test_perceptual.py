@@ -1,0 +1,230 @@
+"""Networks of released weights: their shapes, their files, and the distances they give."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlatool.errors import DataError, UsageError
+from vlatool.models.perceptual.convnext import ConvNextBlock, ConvNextSmall
+from vlatool.models.perceptual.inception import InceptionFeatures, enlarged
+from vlatool.models.perceptual.lpips import Lpips, LpipsHeads, Vgg16
+from vlatool.models.perceptual.networks import inception_network, perceptual_network
+
+
+def on_meta(network: type[nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return network()
+
+
+# Source: titok 4.4; the others by counting the published descriptions.
+@pytest.mark.parametrize(
+    ("network", "parameters", "tensors"),
+    [
+        (ConvNextSmall, 50_223_688, 344),
+        (Vgg16, 14_714_688, 26),
+        (LpipsHeads, 1_472, 5),
+        (InceptionFeatures, 23_850_960, 472),
+    ],
+)
+def test_network_has_the_released_size(network: type, parameters: int, tensors: int) -> None:
+    made = on_meta(network)
+    assert sum(one.numel() for one in made.parameters()) == parameters
+    assert len(made.state_dict()) == tensors
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "shape"),
+    [
+        (ConvNextSmall, "features.0.1.weight", [96]),
+        (ConvNextSmall, "features.1.2.layer_scale", [96, 1, 1]),
+        (ConvNextSmall, "features.2.1.weight", [192, 96, 2, 2]),
+        (ConvNextSmall, "features.5.26.block.3.weight", [1536, 384]),
+        (ConvNextSmall, "features.7.0.block.0.weight", [768, 1, 7, 7]),
+        (ConvNextSmall, "classifier.2.weight", [1000, 768]),
+        (Vgg16, "features.28.weight", [512, 512, 3, 3]),
+        (LpipsHeads, "lin4.model.1.weight", [1, 512, 1, 1]),
+        (InceptionFeatures, "Conv2d_4a_3x3.bn.running_var", [192]),
+        (InceptionFeatures, "Mixed_5c.branch_pool.conv.weight", [64, 256, 1, 1]),
+        (InceptionFeatures, "Mixed_6b.branch7x7dbl_5.conv.weight", [192, 128, 1, 7]),
+        (InceptionFeatures, "Mixed_7a.branch7x7x3_4.conv.weight", [192, 192, 3, 3]),
+        (InceptionFeatures, "Mixed_7c.branch3x3dbl_3b.conv.weight", [384, 384, 3, 1]),
+        (InceptionFeatures, "fc.weight", [1008, 2048]),
+    ],
+)
+def test_tensor_has_the_released_name_and_shape(network: type, name: str, shape: list[int]) -> None:
+    assert list(on_meta(network).state_dict()[name].shape) == shape
+
+
+def write_weights(network: type[nn.Module], path: Path, **changes: Tensor | None) -> Path:
+    """Zeros of every name, of which the file holds one number each."""
+    tensors: Mapping[str, Tensor | None] = {
+        **{
+            n: torch.zeros(()).expand(one.shape) for n, one in on_meta(network).state_dict().items()
+        },
+        **{name.replace("__", "."): one for name, one in changes.items()},
+    }
+    chosen = {name: one for name, one in tensors.items() if one is not None}
+    if path.suffix == ".safetensors":
+        save_file({name: one.contiguous() for name, one in chosen.items()}, path)
+    else:
+        torch.save(chosen, path)
+    return path
+
+
+def test_classifier_of_a_released_vgg_is_passed_over(tmp_path: Path) -> None:
+    more = {"classifier__0__weight": torch.zeros(2, 2)}
+    write_weights(Vgg16, tmp_path / "vgg16-397923af.safetensors", **more)
+    write_weights(LpipsHeads, tmp_path / "vgg.safetensors")
+    distance = perceptual_network("lpips", tmp_path)
+    assert list(distance.digests) == ["vgg16-397923af.safetensors", "vgg.safetensors"]
+    assert {len(one) for one in distance.digests.values()} == {64}
+
+
+def test_distance_is_made_of_the_files_that_are_given(tmp_path: Path) -> None:
+    path = write_weights(ConvNextSmall, tmp_path / "small.pth")
+    distance = perceptual_network("convnext_s", path)
+    assert list(distance.digests) == ["small.pth"]
+    assert float(distance(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))) == 0
+
+
+def test_counters_of_batches_in_a_released_file_are_passed_over(tmp_path: Path) -> None:
+    counter = {"Conv2d_1a_3x3__bn__num_batches_tracked": torch.zeros(())}
+    path = write_weights(InceptionFeatures, tmp_path / "inception.pth", **counter)
+    assert not any(one.requires_grad for one in inception_network(path).parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"fc__bias": None}, "data.checkpoint_mismatch"),
+        ({"fc__bias": torch.zeros(1000)}, "data.checkpoint_mismatch"),
+        ({"more": torch.zeros(1)}, "data.checkpoint_mismatch"),
+        ({"fc__bias": torch.full((1008,), torch.nan)}, "data.weights_not_finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, Tensor | None], code: str
+) -> None:
+    path = write_weights(InceptionFeatures, tmp_path / "own.pth", **changes)
+    with pytest.raises(DataError) as caught:
+        inception_network(path)
+    assert caught.value.code == code
+
+
+def test_other_bytes_under_a_released_name_are_refused(tmp_path: Path) -> None:
+    write_weights(ConvNextSmall, tmp_path / "convnext_small-0c510722.pth")
+    with pytest.raises(DataError) as caught:
+        perceptual_network("convnext_s", tmp_path)
+    assert caught.value.code == "data.other_network_weights"
+
+
+@pytest.mark.parametrize("place", ["", "nothing.pth"])
+def test_missing_weights_are_refused(tmp_path: Path, place: str) -> None:
+    with pytest.raises(DataError) as caught:
+        perceptual_network("lpips", tmp_path / place)
+    assert caught.value.code == "data.no_network_weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("convnext_s", [1]),
+        ("lpips", [1]),
+        ("lpips-convnext_s-1.0-0.1", [1 / 1.1, 0.1 / 1.1]),
+        ("lpips-convnext_s", [0.5, 0.5]),
+    ],
+)
+def test_name_says_networks_and_shares(name: str, shares: list[float]) -> None:
+    with torch.device("meta"):
+        assert perceptual_network(name, None)._weights == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("name", ["", "vgg", "lpips-1.0-2.0", "lpips-lpips", "convnext_s-x"])
+def test_unknown_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        perceptual_network(name, None)
+    assert caught.value.code == "usage.unknown_perceptual_network"
+
+
+def test_block_of_convnext_is_that_of_its_formula() -> None:
+    torch.manual_seed(0)
+    block = ConvNextBlock(4)
+    nn.init.normal_(block.layer_scale)
+    x = torch.randn(2, 4, 5, 6)
+    w = dict(block.named_parameters())
+    h = functional.conv2d(x, w["block.0.weight"], w["block.0.bias"], padding=3, groups=4)
+    centred = h - h.mean(1, keepdim=True)
+    h = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    h = torch.einsum("bdhw,ed->behw", h, w["block.3.weight"]) + w["block.3.bias"][:, None, None]
+    h = h * 0.5 * (1 + torch.erf(h / 2**0.5))
+    h = torch.einsum("bdhw,ed->behw", h, w["block.5.weight"]) + w["block.5.bias"][:, None, None]
+    torch.testing.assert_close(block(x), x + w["layer_scale"] * h, rtol=1e-4, atol=1e-5)
+
+
+def test_lpips_weighs_what_layers_see() -> None:
+    torch.manual_seed(0)
+    network = Lpips().eval()
+    x, y = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    expected = []
+    for a, b in zip(x, y, strict=True):
+        total = 0.0
+        taps = [network.vgg(shifted(one)[None]) for one in (a, b)]
+        for number, (first, second) in enumerate(zip(*taps, strict=True)):
+            first, second = (one[0] / (one[0].norm(dim=0) + 1e-10) for one in (first, second))
+            head = network.heads.state_dict()[f"lin{number}.model.1.weight"][0, :, 0, 0]
+            total += float(torch.einsum("dhw,d->hw", (first - second) ** 2, head).mean().detach())
+        expected.append(total)
+    torch.testing.assert_close(network.distances(x, y), torch.tensor(expected))
+
+
+def shifted(pixels: Tensor) -> Tensor:
+    """Source: titok 4.4."""
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    return (2 * pixels - 1 - shift[:, None, None]) / scale[:, None, None]
+
+
+def test_gradient_goes_to_what_was_made_and_to_no_weight() -> None:
+    torch.manual_seed(0)
+    distance = perceptual_network("lpips", None)
+    original = torch.rand(1, 3, 16, 16, requires_grad=True)
+    made = torch.rand(1, 3, 16, 16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = distance(original, made)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert original.grad is None
+    assert made.grad is not None
+    assert made.grad.abs().sum() > 0
+    assert not any(one.requires_grad for one in distance.parameters())
+    assert not distance.train().training
+
+
+def test_pictures_are_enlarged_as_tensorflow_1_did() -> None:
+    image = torch.rand(1, 1, 3, 2)
+    found = enlarged(image, 5)
+    for row in range(5):
+        for column in range(5):
+            y, x = row * 3 / 5, column * 2 / 5
+            top, left = int(y), int(x)
+            low, right = min(top + 1, 2), min(left + 1, 1)
+            first = image[0, 0, top, left].lerp(image[0, 0, low, left], y - top)
+            second = image[0, 0, top, right].lerp(image[0, 0, low, right], y - top)
+            assert float(found[0, 0, row, column]) == pytest.approx(
+                float(first.lerp(second, x - left))
+            )
+
+
+def test_features_of_pictures_are_pooled() -> None:
+    torch.manual_seed(0)
+    network = InceptionFeatures().eval()
+    images = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
+    with torch.no_grad():
+        features = network(images)
+        assert features.shape == (2, 2048)
+        assert network.logits(features).shape == (2, 1008)
+    assert not torch.equal(features[0], features[1])

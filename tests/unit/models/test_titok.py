@@ -1,0 +1,246 @@
+"""TiTok: sizes and formulas of the published models."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import nn
+
+from tests.builders.tokenizers import PIXELS, SIDE, PlainTitok, tiny_titok
+from vlatool.errors import DataError
+from vlatool.models.titok.model import Titok, latent_columns, posterior, unpatched
+from vlatool.models.titok.spec import TitokConfig
+from vlatool.models.titok.weights import open_titok
+from vlatool.models.vqgan.objective import published_groups
+
+VARIANTS = {"l32": ("large", 32), "b64": ("base", 64), "s128": ("small", 128)}
+CONTINUOUS = {"quantizer": {"type": "kl", "token_size": 4}}
+RELEASED_VQ = {"type": "vq", "codebook_size": 8192, "token_size": 64, "use_l2_norm": False}
+RELEASED_KL = {"type": "kl", "token_size": 16}
+# Of two pictures of the reference's assets, with the released L-32 weights.
+GOLDEN = {
+    "ILSVRC2012_val_00010240": "887 3979 349 720 2809 2743 2101 603 2205 1508 1891 4015 1317 2956 "
+    "3774 2296 484 2612 3472 2330 3140 3113 1056 3779 654 2360 1901 2908 2169 953 1326 2598",
+    "ILSVRC2012_val_00008636": "1255 2603 982 2222 643 1426 866 4094 296 1422 398 764 3670 1265 "
+    "3986 759 1039 3962 2373 2337 1372 4050 4012 3644 2624 3735 1539 1289 2817 2985 2550 2972",
+}
+
+
+def released(size: str, **keys: Any) -> Titok:
+    """A network of a published size, without memory."""
+    with torch.device("meta"):
+        tree = {"image_size": 256, "encoder": size, "decoder": size, **keys}
+        return Titok(TitokConfig.model_validate(tree))
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def pictures(number: int = 3) -> torch.Tensor:
+    return torch.rand(number, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(
+    ("variant", "stage", "tensors", "count", "trained"),
+    [
+        ("l32", 1, 603, 610_314_252, 610_314_252),
+        ("l32", 2, 692, 641_054_735, 337_562_627),
+        ("b64", 1, 315, 174_073_612, 174_073_612),
+        ("b64", 2, 404, 204_814_095, 118_811_139),
+        ("s128", 1, 219, 52_934_156, 52_934_156),
+        ("s128", 2, 308, 83_674_639, 57_741_315),
+    ],
+)
+def test_two_stage_models_have_the_published_tensors(
+    variant: str, stage: int, tensors: int, count: int, trained: int
+) -> None:
+    size, latents = VARIANTS[variant]
+    model = released(size, num_latent_tokens=latents, stage=stage)
+    model.freeze_tokens(frozen=stage == 2)
+
+    assert (len(model.state_dict()), parameters(model)) == (tensors, count)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
+
+
+@pytest.mark.parametrize(
+    ("encoder", "latents", "quantizer", "tensors", "count"),
+    [
+        ("base", 64, RELEASED_VQ, 459, 390_016_148),
+        ("base", 128, RELEASED_VQ, 459, 390_179_988),
+        ("small", 256, RELEASED_VQ, 411, 330_260_884),
+        ("large", 32, RELEASED_KL, 602, 606_879_604),
+        ("base", 64, RELEASED_KL, 458, 389_418_100),
+        ("base", 128, RELEASED_KL, 458, 389_581_940),
+    ],
+)
+def test_single_stage_models_have_the_published_tensors(
+    encoder: str, latents: int, quantizer: dict[str, Any], tensors: int, count: int
+) -> None:
+    model = released(
+        "large",
+        encoder=encoder,
+        num_latent_tokens=latents,
+        quantizer=quantizer,
+        decoder_head="pixel",
+        latent_layout="aligned",
+    )
+
+    assert (len(model.state_dict()), parameters(model)) == (tensors, count)
+
+
+@pytest.mark.parametrize(("number", "width"), [(32, 1024), (64, 768), (128, 512)])
+def test_legacy_layout_takes_a_slice_of_every_latent_token(number: int, width: int) -> None:
+    found = torch.randn(2, number, width)
+    columns = latent_columns(found, legacy=True)[:, :, 0]
+
+    per_token = width // number
+    for w, k in ((0, 0), (1, 5), (per_token, 7), (width - 1, number - 1)):
+        token, channel = w // per_token, (w % per_token) * number + k
+        assert torch.equal(columns[:, w, k], found[:, token, channel])
+
+
+def test_aligned_layout_takes_one_latent_token() -> None:
+    found = torch.randn(2, 4, 6)
+
+    assert torch.equal(latent_columns(found, legacy=False)[:, :, 0], found.transpose(1, 2))
+
+
+def test_pixel_head_has_colours_innermost() -> None:
+    side, grid = 4, 3
+    values = torch.randn(2, side * side * 3, grid, grid)
+    made = unpatched(values, side)
+
+    for p1, p2, c, row, column in ((0, 0, 0, 0, 0), (1, 2, 1, 2, 0), (3, 3, 2, 1, 2)):
+        expected = values[:, (p1 * side + p2) * 3 + c, row, column]
+        assert torch.equal(made[:, c, row * side + p1, column * side + p2], expected)
+
+
+@pytest.mark.parametrize("layout", ["legacy", "aligned"])
+def test_model_computes_what_the_plain_formulas_say(layout: str) -> None:
+    torch.manual_seed(0)
+    model = Titok(tiny_titok(latent_layout=layout))
+    plain, images = PlainTitok(model), pictures()
+
+    assert torch.equal(model.codes(images), plain.codes(images))
+    torch.testing.assert_close(model(images).logits, plain.logits(images), atol=2e-6, rtol=1e-5)
+
+
+def test_gradients_are_those_of_the_plain_formulas() -> None:
+    """The last blocks compute only what is read behind them, and nothing is lost by that."""
+    torch.manual_seed(0)
+    model, images = Titok(tiny_titok()), pictures()
+    plain = PlainTitok(model)
+    watched = model.encoder.patch_embed.weight, model.decoder.mask_token
+
+    found = torch.autograd.grad(model(images).logits.square().sum(), watched)
+    wanted = torch.autograd.grad(plain.logits(images).square().sum(), watched)
+
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_pixels_are_drawn_from_the_expected_code_of_the_teacher() -> None:
+    torch.manual_seed(0)
+    model, images = Titok(tiny_titok(stage=2)), pictures()
+    vectors = model.encode(images).vectors
+    shares = model.decoder(vectors).softmax(1)
+    table = model.pixel_quantize.embedding.weight
+    features = torch.einsum("bnhw,nd->bdhw", shares, table)
+
+    torch.testing.assert_close(model.decode(vectors), model.pixel_decoder(features))
+
+
+def test_codes_draw_what_their_pictures_draw() -> None:
+    torch.manual_seed(0)
+    model, images = Titok(tiny_titok(stage=2)), pictures()
+
+    drawn = model.decode_codes(model.codes(images)[:, None])
+    torch.testing.assert_close(drawn, model(images).pixels, atol=1e-4, rtol=0)
+
+
+def test_continuous_tokens_are_their_means_without_noise() -> None:
+    torch.manual_seed(0)
+    model, images = Titok(tiny_titok(**(PIXELS | CONTINUOUS))), pictures()
+    mean = model.encoder(images, model.latent_tokens)[..., :4]
+
+    assert torch.equal(model.encode(images).vectors, mean)
+
+
+def test_noise_of_continuous_tokens_has_their_variance() -> None:
+    features = torch.tensor([[[1.0, -2.0, 0.0, 2 * np.log(3.0)]]])
+
+    assert torch.allclose(
+        posterior(features, torch.ones(1, 1, 2)).vectors, torch.tensor([[[2.0, 1.0]]])
+    )
+
+
+def test_divergence_is_summed_over_tokens_and_averaged_over_pictures() -> None:
+    features = torch.tensor([[[1.0, 0.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+
+    assert float(posterior(features, None).penalty) == pytest.approx((0.5 + 2.0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        (torch.full((1, 8), 64), "data.code_out_of_range"),
+        (torch.full((1, 8), -1), "data.code_out_of_range"),
+        (torch.zeros(1, 8), "data.code_out_of_range"),
+        (torch.zeros(1, 7, dtype=torch.int64), "data.number_of_codes"),
+    ],
+)
+def test_codes_that_cannot_be_are_refused(codes: torch.Tensor, code: str) -> None:
+    with pytest.raises(DataError) as error:
+        Titok(tiny_titok()).decode_codes(codes)
+
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"decoder_head": "pixel", "stage": 2},
+        {"quantizer": {"type": "kl"}},
+        {"encoder": "huge"},
+        {"image_size": 15},
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        tiny_titok(**keys)
+
+
+@pytest.mark.parametrize(
+    ("stage", "decayed", "undecayed"),
+    [(1, (195, 608_186_368), (408, 2_127_884)), (2, (130, 336_645_504), (261, 917_123))],
+)
+def test_weights_that_decay_are_the_published_ones(
+    stage: int, decayed: tuple[int, int], undecayed: tuple[int, int]
+) -> None:
+    model = released("large", stage=stage)
+    model.freeze_tokens(frozen=stage == 2)
+    groups = published_groups({"model": model})
+    trained = [[p for p in group.params if p.requires_grad] for group in groups]
+
+    assert [group.decays for group in groups] == [True, False]
+    sizes = [(len(one), sum(p.numel() for p in one)) for one in trained]
+    assert sizes == [decayed, undecayed]
+
+
+@pytest.mark.skipif("VLATOOL_TITOK_L32" not in os.environ, reason="needs the released weights")
+@pytest.mark.parametrize("name", GOLDEN)
+def test_released_weights_give_the_published_ids(name: str) -> None:
+    """VLATOOL_TITOK_L32: the file or folder; VLATOOL_TITOK_PICTURES: the folder of the PNGs."""
+    _, model = open_titok(os.environ["VLATOOL_TITOK_L32"])
+    (path,) = Path(os.environ["VLATOOL_TITOK_PICTURES"]).glob(f"{name}*")
+    pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    with torch.no_grad():
+        codes = model.codes(pixels[None].float() / 255)
+
+    assert codes[0].tolist() == [int(one) for one in GOLDEN[name].split()]

@@ -1,0 +1,175 @@
+"""The published configuration of TiTok, of models and of training."""
+
+from typing import Any
+
+import pytest
+
+from vlatool.config.resolve import load_config
+from vlatool.errors import ConfigError
+from vlatool.models.titok.published import published_keys, published_run, published_tree
+from vlatool.models.titok.spec import TitokConfig, VqConfig
+from vlatool.training.config import TrainConfig
+
+VQ_MODEL: dict[str, Any] = {
+    "codebook_size": 4096,
+    "token_size": 12,
+    "use_l2_norm": True,
+    "commitment_cost": 0.0,
+    "vit_enc_model_size": "large",
+    "vit_dec_model_size": "large",
+    "vit_enc_patch_size": 16,
+    "vit_dec_patch_size": 16,
+    "num_latent_tokens": 32,
+    "finetune_decoder": True,
+    "pretrained_tokenizer_weight": "maskgit-vqgan-imagenet-f16-256.bin",
+}
+STAGE_2: dict[str, Any] = {
+    "experiment": {
+        "project": "titok",
+        "name": "second",
+        "output_dir": "out/titok_l32_stage2_run1",
+        "max_train_examples": 100_000_000_000,
+        "save_every": 50_000,
+        "generate_every": 5_000,
+        "log_every": 50,
+        "resume": True,
+        "init_weight": "titok_l32_stage1_run1/pytorch_model.bin",
+    },
+    "model": {"vq_model": VQ_MODEL},
+    "losses": {
+        "quantizer_weight": 0.0,
+        "discriminator_start": 20_000,
+        "discriminator_factor": 1.0,
+        "discriminator_weight": 0.01,
+        "perceptual_loss": "convnext_s",
+        "perceptual_weight": 0.1,
+        "reconstruction_loss": "l2",
+        "reconstruction_weight": 1.0,
+        "lecam_regularization_weight": 0.001,
+    },
+    "dataset": {
+        "params": {
+            "train_shards_path_or_url": "train_files.txt",
+            "eval_shards_path_or_url": ["val_files.txt"],
+            "num_workers_per_gpu": 12,
+            "pretokenization": "webdataset",
+        },
+        "preprocessing": {
+            "resize_shorter_edge": 256, "crop_size": 256, "random_crop": True, "random_flip": True,
+        },
+    },
+    "optimizer": {
+        "name": "adamw",
+        "params": {
+            "learning_rate": 1e-4, "discriminator_learning_rate": 1e-4, "beta1": 0.9,
+            "beta2": 0.999, "weight_decay": 1e-4, "epsilon": 1e-8,
+        },
+    },
+    "lr_scheduler": {
+        "scheduler": "cosine",
+        "params": {"learning_rate": 1e-4, "warmup_steps": 5_000, "end_lr": 1e-5},
+    },
+    "training": {
+        "gradient_accumulation_steps": 1, "per_gpu_batch_size": 32, "mixed_precision": "fp16",
+        "enable_tf32": True, "use_ema": True, "seed": 42, "max_train_steps": 500_000,
+        "max_grad_norm": 1.0,
+    },
+}  # fmt: skip
+
+
+def titok(tree: dict[str, Any]) -> TitokConfig:
+    return TitokConfig.model_validate(published_keys(tree))
+
+
+def test_absent_switches_mean_the_two_stage_model() -> None:
+    section = {k: v for k, v in VQ_MODEL.items() if k != "finetune_decoder"}
+    config = titok({"model": {"vq_model": section}})
+
+    assert (config.stage, config.latent_layout, config.decoder_head) == (2, "legacy", "proxy")
+
+
+def test_stage_1_is_the_one_whose_decoder_is_not_tuned() -> None:
+    assert titok({"model": {"vq_model": {**VQ_MODEL, "finetune_decoder": False}}}).stage == 1
+
+
+def test_single_stage_model_has_the_other_layout_and_head() -> None:
+    section = {**VQ_MODEL, "is_legacy": False, "quantize_mode": "vae", "token_size": 16}
+    config = titok({"model": {"vq_model": section}})
+
+    assert (config.stage, config.latent_layout, config.decoder_head) == (1, "aligned", "pixel")
+    assert (config.quantizer.type, config.quantizer.token_size) == ("kl", 16)
+
+
+def test_references_outside_the_section_are_left_alone() -> None:
+    tree = {
+        "model": {"vq_model": VQ_MODEL},
+        "experiment": {"init_weight": "${experiment.output_dir}/x"},
+    }
+
+    assert titok(tree).init_weight is None
+
+
+def test_configuration_without_a_tokenizer_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        published_keys({"model": {"generator": {}}})
+
+    assert error.value.code == "config.no_tokenizer"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"stage": 2, "encoder": "small", "decoder": "base", "num_latent_tokens": 128},
+        {"encoder": {"hidden_dim": 64, "n_layers": 2, "n_heads": 2}},
+        {"vqgan": {"hidden_channels": 32}},
+        {
+            "decoder_head": "pixel",
+            "latent_layout": "aligned",
+            "quantizer": {"type": "kl", "token_size": 16},
+        },
+    ],
+)
+def test_written_configuration_reads_as_it_was(keys: dict[str, Any]) -> None:
+    config = TitokConfig.model_validate({"image_size": 256, **keys})
+
+    assert titok(published_tree(config)) == config
+
+
+def test_published_stage_file_is_a_run() -> None:
+    tree, ignored = published_run(STAGE_2)
+    config = TrainConfig.specialise(tree).model_validate(tree)
+    model, h = config.model, config.hparams
+
+    assert isinstance(model, TitokConfig)
+    assert isinstance(model.quantizer, VqConfig)
+    assert (model.stage, model.num_latent_tokens, model.quantizer.commitment_cost) == (2, 32, 0.0)
+    assert (model.losses.discriminator_start, model.losses.quantizer_weight) == (20_000, 0.0)
+    assert model.losses.discriminator_learning_rate == 1e-4
+    assert (h.global_batch_size, h.per_gpu_batch_size) == (256, 32)
+    assert (h.lr, h.lr_cooldown_end, h.warmup, h.beta2, h.wd) == (1e-4, 1e-5, 5_000, 0.999, 1e-4)
+    assert (config.save_path, config.name) == ("out", "titok_l32_stage2_run1")
+    assert (config.ema.enabled, config.ema.type, config.ema.max_value) == (True, "rising", 0.999)
+    assert config.total_train_steps == 500_000
+    assert config.data.model_dump()["shards"] == ["train_files.txt"]
+    assert ignored == [
+        "dataset.params.pretokenization",
+        "experiment.max_train_examples",
+        "experiment.name",
+        "experiment.project",
+        "experiment.resume",
+        "losses.reconstruction_loss",
+        "lr_scheduler.params.learning_rate",
+        "optimizer.name",
+        "optimizer.params.epsilon",
+        "training.enable_tf32",
+    ]
+
+
+def test_default_configuration_is_that_of_the_published_file() -> None:
+    """Stage 1 of L-32, but for what a run decides."""
+    section = {**VQ_MODEL, "finetune_decoder": False, "commitment_cost": 0.25}
+    given = titok({"model": {"vq_model": section}})
+    changes = {"teacher": None}
+
+    assert given.model_copy(update=changes) == load_config(TitokConfig).config
