@@ -13,6 +13,7 @@ GROUPS = {
         "preprocess",
         "preprocess --no-keep-episodes",
         "preprocess --overwrite",
+        "preprocess libero --overwrite",
         "preprocess images",
         "stats merge over an earlier one",
         "resolve-config --output",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.builders.libero import convert, libero_dataset
 from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
@@ -83,6 +84,7 @@ def make_inputs(folder: Path) -> None:
     window_tree(folder / "pictures", episodes=2)
     world_shards(folder, episodes=2, frames=6)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
+    libero_dataset(folder / "libero", (2, 1))
 
 
 def of_bucket(out: Path) -> Result:
@@ -118,6 +120,10 @@ def _sample(place: Place, layout: Any = "spartan") -> None:
 
 def _preprocess(place: Place, **options: Any) -> None:
     run(place.raw, place.out, **options)
+
+
+def _windows(place: Place, **options: Any) -> None:
+    convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
 
 
 def _pictures(place: Place, **options: Any) -> None:
@@ -178,6 +184,13 @@ COMMANDS = (
         of_bucket,
         is_remote=True,
     ),
+    Command("preprocess libero", _windows),
+    Command(
+        "preprocess libero --overwrite",
+        lambda place: _windows(place, overwrite=True, qa_mode="vla"),
+        lambda place: _windows(place, name="other"),
+    ),
+    Command("preprocess libero to S3", _windows, result=of_bucket, is_remote=True),
     Command("preprocess images", _pictures),
     Command(
         "preprocess images --overwrite",
