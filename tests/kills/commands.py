@@ -125,6 +125,8 @@ def _preprocess(place: Place, **options: Any) -> None:
 
 def _windows(place: Place, **options: Any) -> None:
     convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
+
+
 def _pictures(place: Place, **options: Any) -> None:
     image_shards(place.pictures, place.out, val_ratio=0.5, **options)
 
