@@ -1,0 +1,315 @@
+"""How actions are normalised: a named set of numbers that data and checkpoints carry with them.
+
+`z = (a - mean) / std`, in float32, without epsilon or clipping. Profiles that come with vlatool lie
+in `profiles/`; others are files of the same form. Source: future-vla 1.7, 5.4.
+
+Legend of shapes: D action dimensions.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from vlatool.episode import Array
+from vlatool.errors import DataError, UsageError
+from vlatool.plugins import did_you_mean
+from vlatool.storage.atomic import write_text
+from vlatool.storage.documents import DocumentError, read_yaml
+from vlatool.storage.uri import is_remote, location
+
+NAME = "profile.yaml"
+GRIPPER = "gripper"
+Gripper = Literal["raw", "normalised"]
+
+_FOLDER = Path(__file__).resolve().parent / "profiles"
+_CONSTANT_WIDTH = 1e-6
+_LARGEST = 1e38  # of what is kept in float32
+_KEYS = ("name", "dimensions", "mean", "std", "factors", "raw")
+_HINT = "`vlatool tokenizer fit-fast` writes one; the form is in docs/action-tokens.md"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Mean and spread of every action dimension.
+
+    Attributes:
+        name: What it is called.
+        mean: D numbers.
+        std: D numbers above 0.
+        factors: What each of `std` is multiplied with.
+        raw: Names of the dimensions that are left as they are.
+        dimensions: Names, each once; numbers from 0 where none are given.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    factors: tuple[float, ...] = ()
+    raw: tuple[str, ...] = ()
+    dimensions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        width = len(self.mean)
+        names = self.dimensions or tuple(map(str, range(width)))
+        object.__setattr__(self, "factors", self.factors or (1.0,) * width)
+        object.__setattr__(self, "dimensions", names)
+        self._check()
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return len(self.mean)
+
+    @cached_property
+    def center(self) -> Array:
+        """float32 [D], what is subtracted; 0 where a dimension is raw."""
+        return np.where(self._is_raw, 0.0, self.mean).astype(np.float32)
+
+    @cached_property
+    def spread(self) -> Array:
+        """float32 [D], what is divided by; 1 where a dimension is raw."""
+        scaled = np.multiply(self.std, self.factors)
+        return np.where(self._is_raw, 1.0, scaled).astype(np.float32)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the numbers that are calculated with, whatever the names are."""
+        numbers = [self.center.tolist(), self.spread.tolist()]
+        return sha256(json.dumps(numbers).encode()).hexdigest()
+
+    def normalise(self, actions: Any) -> Array:
+        """float32 [..., D] of actions [..., D].
+
+        Raises:
+            ValueError: They have another number of dimensions.
+        """
+        return (self._fitting(actions) - self.center) / self.spread
+
+    def denormalise(self, values: Any) -> Array:
+        """The inverse of `normalise`; raises as it does."""
+        return self._fitting(values) * self.spread + self.center
+
+    def document(self) -> dict[str, Any]:
+        """JSON-serialisable form, as `parse_profile` reads it."""
+        return {
+            "name": self.name,
+            "dimensions": list(self.dimensions),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "factors": list(self.factors),
+            "raw": list(self.raw),
+        }
+
+    def _check(self) -> None:
+        _need(bool(self.name and self.mean), "a profile needs a name and a mean")
+        for key in ("std", "factors", "dimensions"):
+            count = len(getattr(self, key))
+            _need(count == self.width, f"{key} has {count} entries, mean has {self.width}")
+        _need(len(set(self.dimensions)) == self.width, "dimensions has a name twice")
+        for name in self.raw:
+            _need(name in self.dimensions, f"raw has {name!r}, which is none of the dimensions")
+        with np.errstate(over="ignore", under="ignore"):
+            numbers = [self.center, self.spread]
+        _need(bool(np.isfinite(numbers).all()), "a number is not finite, or too large")
+        _need(bool((self.spread > 0).all()), "a standard deviation is not above 0")
+
+    @property
+    def _is_raw(self) -> Array:
+        return np.array([name in self.raw for name in self.dimensions])
+
+    def _fitting(self, values: Any) -> Array:
+        array = np.asarray(values, np.float32)
+        if array.shape[-1:] != (self.width,):
+            shape = list(array.shape)
+            raise ValueError(f"{shape} are no values of the {self.width} dimensions of {self.name}")
+        return array
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with vlatool."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def read_profile(name_or_location: str, gripper: Gripper = "raw") -> Profile:
+    """A profile by its name, or from a file or folder at any location.
+
+    Args:
+        name_or_location: Such as `libero`, or where `tokenizer fit-fast` wrote to.
+        gripper: `normalised` treats the dimension of that name like the others; by default it is
+            as the profile says.
+
+    Raises:
+        DataError: The file is none.
+        UsageError: There is no such name or file, or the profile has no gripper.
+    """
+    profile = _read(_file(name_or_location))
+    if gripper == "raw":
+        return profile
+    if GRIPPER not in profile.dimensions:
+        raise UsageError(
+            f"the profile {profile.name} has no dimension called {GRIPPER}",
+            hint=f"leave --gripper out; its dimensions are {', '.join(profile.dimensions)}",
+            code="usage.no_gripper",
+        )
+    return replace(profile, raw=tuple(name for name in profile.raw if name != GRIPPER))
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Writes the file that `read_profile` reads."""
+    write_text(path, yaml.safe_dump(profile.document(), sort_keys=False))
+
+
+def parse_profile(document: object, where: str) -> Profile:
+    """The profile in a manifest or file.
+
+    Args:
+        document: As `Profile.document` gives it; `dimensions`, `factors` and `raw` may be missing.
+        where: For messages.
+
+    Raises:
+        DataError: It is none.
+    """
+    try:
+        return _parsed(document)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: {error}",
+            hint=_HINT,
+            code="data.broken_profile",
+            details={"where": where},
+        ) from None
+
+
+def same_profile(first: Profile, second: Profile) -> None:
+    """Makes sure that two profiles calculate with the same numbers.
+
+    Raises:
+        DataError: They do not; the message names the dimension and both values.
+    """
+    if first.digest == second.digest:
+        return
+    found = _differences(first, second)
+    raise DataError(
+        f"actions are normalised by {first.name} here and by {second.name} there: {found[0]}",
+        hint="use the profile that the data were made with; it is recorded beside them",
+        code="data.profile_mismatch",
+        details={"differences": found},
+    )
+
+
+def computed_profile(
+    name: str, actions: Array, dimensions: Sequence[str] = (), raw: Sequence[str] = ()
+) -> Profile:
+    """The profile of rows of actions [N, D]: mean and population standard deviation.
+
+    A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant and has the spread 1.
+
+    Raises:
+        ValueError: There is no row, a value is not finite, or a raw dimension is none.
+    """
+    rows = np.asarray(actions, np.float64)
+    if rows.ndim != 2 or not rows.size:
+        raise ValueError("there are no actions")
+    if not np.isfinite(rows).all():
+        raise ValueError("an action is not finite")
+    mean, std = rows.mean(axis=0), rows.std(axis=0)
+    width = rows.max(axis=0) - rows.min(axis=0)
+    std = np.where(width <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(mean)), 1.0, std)
+    return Profile(
+        name,
+        tuple(mean.tolist()),
+        tuple(std.tolist()),
+        raw=tuple(raw),
+        dimensions=tuple(dimensions),
+    )
+
+
+def _differences(first: Profile, second: Profile) -> list[str]:
+    if first.width != second.width:
+        return [f"{first.width} and {second.width} dimensions"]
+    found: list[str] = []
+    for what, ours, theirs in (
+        ("center", first.center, second.center),
+        ("spread", first.spread, second.spread),
+    ):
+        found += [
+            f"dimension {first.dimensions[at]}: {what} {ours[at]!s} and {theirs[at]!s}"
+            for at in np.flatnonzero(ours != theirs)
+        ]
+    return found
+
+
+def _file(name_or_location: str) -> Path:
+    if name_or_location in profile_names():
+        return _FOLDER / f"{name_or_location}.yaml"
+    path = location(name_or_location)
+    if path.is_dir() or (is_remote(path) and not path.suffix):
+        path = path / NAME
+    if path.is_file():
+        return path
+    known = profile_names()
+    raise UsageError(
+        f"{name_or_location}: there is no profile of this name, and no such file",
+        hint=did_you_mean(name_or_location, known) or f"known names: {', '.join(known)}",
+        code="usage.unknown_profile",
+        details={"known": known},
+    )
+
+
+def _read(path: Path) -> Profile:
+    try:
+        return parse_profile(read_yaml(path), str(path))
+    except DocumentError as error:
+        raise DataError(
+            f"{path}: {error.reason}",
+            hint=_HINT,
+            code="data.broken_profile",
+            details={"where": str(path)},
+        ) from None
+
+
+def _parsed(document: object) -> Profile:
+    content: Mapping[str, Any] = document if isinstance(document, Mapping) else {}
+    _need(bool(content), "expected a mapping")
+    for key in content:
+        _need(key in _KEYS, f"unknown key {key!r}; {did_you_mean(str(key), list(_KEYS))}")
+    return Profile(
+        str(content.get("name", "")),
+        _numbers(content, "mean"),
+        _numbers(content, "std"),
+        _numbers(content, "factors") if content.get("factors") else (),
+        _words(content, "raw"),
+        _words(content, "dimensions"),
+    )
+
+
+def _numbers(content: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    values = content.get(key)
+    is_list = isinstance(values, list) and all(map(_is_number, values))
+    _need(is_list and bool(values), f"{key} is no list of numbers")
+    assert isinstance(values, list)
+    return tuple(map(float, values))
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_LARGEST < value < _LARGEST
+
+
+def _words(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = content.get(key) or []
+    _need(isinstance(values, list), f"{key} is no list of names")
+    return tuple(map(str, values))
+
+
+def _need(condition: bool, problem: str) -> None:  # noqa: FBT001 - as `assert` has it
+    if not condition:
+        raise ValueError(problem)
