@@ -18,6 +18,7 @@ from vlatool.artifacts.codes import (
     digest_of_all,
     write_codes,
 )
+from vlatool.artifacts.fast import write_fast
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.picture import encode_png
 from vlatool.artifacts.windows import (
@@ -30,6 +31,7 @@ from vlatool.artifacts.windows import (
     render_window,
 )
 from vlatool.episode import Array
+from vlatool.transforms.action_codes import ActionTokenizer, byte_characters
 
 CAMERAS = ("image", "wrist_image")
 STEPS, WIDTH = 16, 7
@@ -99,6 +101,21 @@ def window_tree(
             for kind in kinds
         ]
         write_lines(folder, lines_name(episode), lines)
+    return folder
+
+
+def plain_fast(folder: Path, *, scale: float = 10.0) -> Path:
+    """An action tokenizer without merges: an id for each byte of each coefficient."""
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    document = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
+    write_fast(folder, ActionTokenizer(json.dumps(document), scale, -354), 2048)
     return folder
 
 

@@ -37,7 +37,7 @@ OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
 
 PACKED_SUFFIX, JSON_SUFFIX = ".npz", ".json"
 
-_TYPE, _VERSION = "codes", 1
+FORMAT, VERSION = "vlatool.codes", 1
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class CodesManifest:
 
     def save(self, folder: Path) -> None:
         """Writes it atomically; it is what marks the folder as whole."""
-        write_json(folder / MANIFEST_NAME, {"type": _TYPE, "version": _VERSION, **asdict(self)})
+        write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **asdict(self)})
 
-    def made_alike(self, other: "CodesManifest") -> bool:
-        """Whether both are codes of one tokenizer, made in one way."""
-        return all(getattr(self, key) == getattr(other, key) for key in _HOW)
+    def how(self) -> dict[str, Any]:
+        """How they were made: the same for all codes of one tokenizer."""
+        return {key: getattr(self, key) for key in _HOW}
 
 
 _HOW = ("codes_per_picture", "codebook_size", "tokenizer", "tokenizer_digest", "precision")
@@ -189,14 +189,14 @@ def read_codes_manifest(folder: Path) -> CodesManifest | None:
         return None
     except OSError:
         return None
-    if not isinstance(document, dict) or document.get("type") != _TYPE:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
         return None
     return _manifest_of(path, document)
 
 
 def _manifest_of(path: Path, document: Mapping[str, Any]) -> CodesManifest:
-    if document.get("version") != _VERSION:
-        reason = f"version {document.get('version')!r}; this vlatool knows {_VERSION}"
+    if document.get("version") != VERSION:
+        reason = f"version {document.get('version')!r}; this vlatool knows {VERSION}"
         raise _broken_manifest(path, reason)
     values: dict[str, Any] = {}
     for one in fields(CodesManifest):

@@ -23,7 +23,7 @@ from vlatool.artifacts.codes import (
 )
 from vlatool.artifacts.npz_bytes import read_arrays
 from vlatool.episode import Array
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.background import in_parallel
 from vlatool.storage.documents import DocumentError, parse_json, read_document
@@ -211,7 +211,45 @@ def is_codes(location: Path) -> bool:
         return True  # a broken manifest of one
 
 
-def folders_of_codes(tree: Path) -> list[Path]:
-    """The folders of codes inside a folder of windows, packed ones first."""
-    places = (tree / name for name in (PACKED_NAME, JSON_NAME))
-    return [place for place in places if is_codes(place)]
+def chosen_codes(tree: Path, named: Path | None = None) -> CodesFolder:
+    """The codes to use with a folder of windows: packed ones where both layouts are there.
+
+    Args:
+        tree: The folder.
+        named: Where they are instead.
+
+    Raises:
+        UsageError: Both layouts are there and were made in different ways.
+        DataError: There are none, they are not complete, or they belong to earlier pictures.
+    """
+    places = [tree / name for name in (PACKED_NAME, JSON_NAME)]
+    there = [place for place in places if is_codes(place)] if named is None else [named]
+    if not there:
+        raise DataError(
+            f"{tree}: has no codes: neither {PACKED_NAME}/ nor {JSON_NAME}/ is there",
+            hint="encode its pictures first, or name the folder with --tokens",
+            code="data.no_codes",
+            details={"path": str(tree)},
+        )
+    found = [CodesFolder.open(place) for place in there]
+    for other in found[1:]:
+        if found[0].manifest.how() != other.manifest.how():
+            raise UsageError(
+                f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
+                hint=f"choose one with --tokens {found[0].path}",
+                code="usage.two_codes",
+            )
+    _refuse_stale(found[0])
+    return found[0]
+
+
+def _refuse_stale(codes: CodesFolder) -> None:
+    """Refuses codes of pictures that were made anew since."""
+    record, above = read_record(codes.path), read_record(codes.path.parent)
+    if record and above and record.parent and record.parent != above.fingerprint:
+        raise DataError(
+            f"{codes.path}: codes of earlier pictures; {codes.path.parent} was made anew since",
+            hint="encode the pictures again with --overwrite",
+            code="data.stale_codes",
+            details={"path": str(codes.path)},
+        )

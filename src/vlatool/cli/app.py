@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "The whole pipeline on built-in data, in minutes, on a CPU."),
     "sample": ("sample", "Write episodes of the built-in world in a published raw layout."),
     "preprocess": ("preprocess", "Turn raw episodes into training data."),
+    "build-dataset": ("build_dataset", "Build samples from windows and codes of their pictures."),
+    "export": ("export", "Write codes or packed samples in the other layout."),
     "train": ("train", "Train a model."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
     "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
