@@ -21,7 +21,8 @@ Array = NDArray[Any]
 class FrameSource(Protocol):
     """Pictures of one camera, decoded when asked for.
 
-    Cameras of an episode may be read by several threads at once, each camera by one.
+    Cameras of an episode may be read by several threads at once, each camera by one. A source of
+    pictures that are files of their own may also have `encoded(index) -> bytes | None`, as below.
     """
 
     def __len__(self) -> int:
@@ -42,6 +43,16 @@ class FrameSource(Protocol):
             DataError: A frame cannot be decoded; names file and frame.
         """
         ...
+
+
+def encoded_of(source: FrameSource, index: int) -> bytes | None:
+    """A frame as it is stored, a PNG or JPEG of its own; None where it is not, as in a video.
+
+    Raises:
+        DataError: It is missing; names file and frame.
+    """
+    encoded = getattr(source, "encoded", None)
+    return None if encoded is None else encoded(index)
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,7 @@ FORMATS: Registry[Any] = Registry(
     {
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
+        "libero": "vlatool.sources.lerobot.libero:LiberoReader",
     },
 )
 MODELS: Registry[Any] = Registry(
@@ -171,7 +172,14 @@ MODELS: Registry[Any] = Registry(
 DATA_KINDS: Registry[Any] = Registry(
     "", "kind of data", {"robotics": "vlatool.loading.robotics.kind:RoboticsKind"}
 )
-SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
+SINKS: Registry[Any] = Registry(
+    "",
+    "sink",
+    {
+        "lbm": "vlatool.sinks.lbm.sink:LbmSink",
+        "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
+    },
+)
 # What connects to a place such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(
     "",

@@ -505,6 +505,7 @@ PUBLISHED: dict[str, Any] = {
     "ray_address": None,
     "ray_num_cpus": None,
     "db_logging": False,
+    "overwrite_images": True,
 }
 OF_FORMAT: dict[str, dict[str, Any]] = {
     "spartan": {

@@ -146,7 +146,7 @@ def contributed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(Path(vlatool.__file__).parent, root / "vlatool")
     shutil.copy(TOY, root / "vlatool/sinks/toy.py")
     plugins = root / "vlatool/plugins.py"
-    table = '"sink", {'
+    table = '"sink",\n    {'
     text = plugins.read_text()
     assert table in text
     plugins.write_text(text.replace(table, f'{table}"toy": "vlatool.sinks.toy:ToySink", '))

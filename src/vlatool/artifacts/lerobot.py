@@ -43,9 +43,9 @@ CHUNKS_SIZE = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 
-FRAME_INDEX = "frame_index"
+FRAME_INDEX, EPISODE_INDEX = "frame_index", "episode_index"
 # The columns that every set has.
-AUTOMATIC = ("timestamp", FRAME_INDEX, "episode_index", "index", "task_index")
+AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def encode_jpeg(pixels: UInt8Array, quality: int) -> bytes:
 
 
 def encode_png(values: Array) -> bytes:
-    """A PNG of uint16 [H, W]."""
+    """A PNG of uint16 [H, W] or uint8 [H, W, 3]."""
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

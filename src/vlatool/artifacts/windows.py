@@ -61,9 +61,8 @@ def render_window(window: Window) -> bytes:
     Raises:
         ValueError: A number is not finite, or the instruction cannot stand in the text.
     """
-    found = [word for word in RESERVED if word in window.task]
-    if found:
-        raise ValueError(f"the instruction has {found[0]}, which stands for something else")
+    if word := reserved_word(window.task):
+        raise ValueError(f"the instruction has {word}, which is a tag")
     row = {
         "messages": [
             {"role": "user", "content": question(window.kind, window.task, len(window.images))},
@@ -74,6 +73,11 @@ def render_window(window: Window) -> bytes:
         "actions": [list(row) for row in window.actions],
     }
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def reserved_word(task: str) -> str:
+    """The tag in an instruction, which therefore cannot be used; empty where there is none."""
+    return next((word for word in RESERVED if word in task), "")
 
 
 def question(kind: Kind, task: str, pictures: int) -> str:

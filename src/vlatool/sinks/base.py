@@ -85,6 +85,7 @@ class Sink(Protocol):
         owned: Patterns of everything it writes; what others put beside it is left alone.
         unlisted: Those of them that hold times.
         passing: Those of them that go once the output is complete; may be left out.
+        has_arrays: Whether receipts carry arrays; may be left out, then they may.
         next_step: The command that comes after, with `{output}` in it; may be empty.
         work: Writes one episode; picklable, and under the final name when it returns. The item of
             its receipt is the episode's id. Counts `samples` and `frames`.

@@ -26,7 +26,8 @@ class FormatReader(Protocol):
 
     A reader may also have `noticed: list[Finding]`, what `discover` found odd about the data set
     as a whole; `specialises: ClassVar[str]`, the name of the more general format whose data it
-    also recognises; and checks of its own (`vlatool.sources.rules`).
+    also recognises; `sink: ClassVar[str]`, the name of the sink that its episodes go into where
+    none is named, else `lbm`; and checks of its own (`vlatool.sources.rules`).
 
     Attributes:
         Config: The keys of this format; an instance is the only argument of the constructor.

@@ -64,20 +64,12 @@ class ParquetImages:
             pictures[position] = picture
         return pictures
 
-    def close(self) -> None:
-        """Releases the file; a later read opens it again."""
-        if self._file is not None:
-            self._file.close()
-        self._file, self._cells = None, None
+    def encoded(self, frame: int) -> bytes:
+        """A picture as it is stored.
 
-    def _picture(self, frame: int) -> UInt8Array:
-        data = self._encoded(frame)
-        try:
-            return decode_rgb(data)
-        except ValueError as error:
-            raise self._broken(frame, str(error)) from error
-
-    def _encoded(self, frame: int) -> bytes:
+        Raises:
+            DataError: The cell holds none, or names a file that is missing or not in the data set.
+        """
         cell: Any = self._cell(self._rows[frame])
         parts = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell,)
         for part in parts:
@@ -86,6 +78,19 @@ class ParquetImages:
             if isinstance(part, str) and part:
                 return self._file_content(frame, part)
         raise self._broken(frame, "the cell holds neither bytes nor a path")
+
+    def close(self) -> None:
+        """Releases the file; a later read opens it again."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._cells = None, None
+
+    def _picture(self, frame: int) -> UInt8Array:
+        data = self.encoded(frame)
+        try:
+            return decode_rgb(data)
+        except ValueError as error:
+            raise self._broken(frame, str(error)) from error
 
     def _file_content(self, frame: int, relative: str) -> bytes:
         """The bytes of the picture file `relative`, looked up below the root, then `images/`."""

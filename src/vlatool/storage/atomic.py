@@ -57,21 +57,21 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with _told(path), step("create", path):
+        with told(path), step("create", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = io.BufferedWriter(GuardedFile(partial, path))
         with file:
             yield file
-            with _told(path):
+            with told(path):
                 file.flush()
                 if synced:
                     with step("sync", path):
                         os.fsync(file.fileno())
-        with _told(path):
+        with told(path):
             with step("rename", path):
                 partial.replace(path)
             if synced:
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
     finally:
         with suppress(OSError):  # there may be no folder; the error above is the one to tell
             partial.unlink()
@@ -108,18 +108,18 @@ def atomic_folder(path: Path) -> Generator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with _told(path), step("create", path):
+        with told(path), step("create", path):
             partial.mkdir(parents=True)
-        with _told(path, below=partial):
+        with told(path, below=partial):
             yield partial
-        with _told(path):
+        with told(path):
             with step("sync", path):
                 _sync_all(partial)
             if path.exists():
                 remove_tree(path)
             with step("rename", path):
                 partial.rename(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -173,7 +173,7 @@ def remove_tree(path: Path) -> None:
         delete_below(path.address)
         return
     removing = step("remove", path, lambda: _remove_half(path))
-    with _told(path, "removed"), suppress(FileNotFoundError), removing:
+    with told(path, "removed"), suppress(FileNotFoundError), removing:
         shutil.rmtree(path)
 
 
@@ -184,7 +184,7 @@ def remove_whole(folder: Path) -> None:
         StorageError: It cannot be removed.
     """
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    with _told(folder, "removed"), step("rename", folder):
+    with told(folder, "removed"), step("rename", folder):
         folder.rename(hidden)
     remove_tree(hidden)
 
@@ -204,7 +204,7 @@ def remove_file(path: Path) -> None:
     Raises:
         StorageError: It cannot be removed.
     """
-    with _told(path, "removed"), step("remove", path):
+    with told(path, "removed"), step("remove", path):
         path.unlink(missing_ok=True)
 
 
@@ -225,7 +225,7 @@ class GuardedFile(io.FileIO):
         Raises:
             StorageError: The disk is full, for example.
         """
-        with _told(self._path), step("write", self._path, lambda: self._write_half(data)):
+        with told(self._path), step("write", self._path, lambda: self._write_half(data)):
             return super().write(data)
 
     def _write_half(self, data: Any) -> None:
@@ -233,7 +233,7 @@ class GuardedFile(io.FileIO):
 
 
 @contextmanager
-def _told(path: Path, verb: str = "written", *, below: Path | None = None) -> Generator[None]:
+def told(path: Path, verb: str = "written", *, below: Path | None = None) -> Generator[None]:
     """Operating system errors as storage errors; those that name a file not `below` pass."""
     try:
         yield
@@ -253,11 +253,11 @@ def _told(path: Path, verb: str = "written", *, below: Path | None = None) -> Ge
 def _staging(path: RemotePath) -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="vlatool-") as temporary:
         folder = Path(temporary) / path.name
-        with _told(path):
+        with told(path):
             folder.mkdir()
-        with _told(path, below=folder):
+        with told(path, below=folder):
             yield folder
-        with _told(path):
+        with told(path):
             upload_folder(folder, path.address)
 
 
@@ -283,7 +283,7 @@ def _sync_all(folder: Path) -> None:
             _sync(path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Brings the names in a folder to the disk."""
     with step("sync", folder):
         try:

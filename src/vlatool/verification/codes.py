@@ -159,9 +159,9 @@ RUN = Family(
 
 def code_rows() -> Iterator[dict[str, str]]:
     """Every known code, those of plugins included."""
-    for family in (OUTPUT, SHARDS, STATS, RUN, SOURCE, PICTURES):
+    own = (OUTPUT, SHARDS, STATS, RUN, SOURCE, PICTURES)
+    owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
+    families = (getattr(owner, "findings", None) for owner in owners)
+    named = {one.name: one for one in (*own, *families) if isinstance(one, Family)}
+    for family in named.values():  # formats of one kind share theirs
         yield from family.rows()
-    for owner in (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names()):
-        family = getattr(owner, "findings", None)
-        if isinstance(family, Family):
-            yield from family.rows()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
@@ -24,6 +24,7 @@ from vlatool.parallel.executor import Executor
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
+from vlatool.sinks.result import PreprocessResult
 from vlatool.sources.choice import (
     ChoiceConfig,
     EpisodeTask,
@@ -37,6 +38,7 @@ from vlatool.storage.uri import existing, location, pinned
 # How the work is done; none of it changes the bytes.
 _ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
 _CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
+_SHARDS = "shards"
 
 
 class PreprocessConfig(ChoiceConfig):
@@ -58,9 +60,11 @@ class PreprocessConfig(ChoiceConfig):
         "out_dir": "output",
         "num_workers": "workers",
         "max_episodes_to_process": "max_episodes",
+        "limit": "max_episodes",
         "use_depth_data": "depth",
     }
     without_effect: ClassVar[Mapping[str, str]] = {
+        "overwrite_images": "pictures are written anew whenever their episode is",
         "auto_tag": "git is never touched; the run record names the version",
         "skip_git_tagging": "git is never touched; the run record names the version",
         "output_dir_fixed_path": "no second copy is made; copy the output where you want it",
@@ -70,7 +74,10 @@ class PreprocessConfig(ChoiceConfig):
         {"output", "sources", *_ENGINE, *_CONDUCT, *without_effect}
     )
 
-    output: str = needed_field("", "Location for shards/ and episodes/.")
+    # Whether the sink was named; else it is the one that the format has by nature.
+    names_sink: ClassVar[bool] = False
+
+    output: str = needed_field("", "Folder to write.")
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of what is written."
     )
@@ -96,6 +103,7 @@ class PreprocessConfig(ChoiceConfig):
     skip_git_tagging: bool | None = Field(default=None, description="Does nothing.")
     output_dir_fixed_path: str | None = Field(default=None, description="Does nothing.")
     db_logging: bool | None = Field(default=None, description="Does nothing.")
+    overwrite_images: bool | None = Field(default=None, description="Does nothing.")
 
     @field_validator("sources", "output")
     @classmethod
@@ -113,13 +121,16 @@ class PreprocessConfig(ChoiceConfig):
         name = tree.get("format")
         sections["source"] = _section(FORMATS, str(name), "format") if name else LaterKeys
         sink = tree.get("sink")
-        if name := sink.get("type") if isinstance(sink, Mapping) else sink:
-            sections["sink"] = _section(SINKS, str(name), "sink")
+        named = sink.get("type") if isinstance(sink, Mapping) else sink
+        if chosen := named or natural_sink(str(name or "")):
+            sections["sink"] = _section(SINKS, str(chosen), "sink")
         kinds: dict[str, Any] = {
             key: (kind, Field(default_factory=kind, description=cls.model_fields[key].description))
             for key, kind in sections.items()
         }
-        return create_model(cls.__name__, __base__=cls, **kinds)
+        special = create_model(cls.__name__, __base__=cls, **kinds)
+        special.names_sink = bool(named)
+        return special
 
 
 def _section(registry: Any, name: str, key: str) -> type[ConfigModel]:
@@ -128,76 +139,6 @@ def _section(registry: Any, name: str, key: str) -> type[ConfigModel]:
     except UsageError as error:
         error.details["key"] = key
         raise
-
-
-@dataclass(frozen=True)
-class PreprocessResult:
-    """What came of a run; `failures` lists the episodes that are not in the output."""
-
-    output: str
-    episodes: int
-    frames: int
-    samples: int
-    shards: int
-    bytes: int
-    cameras: tuple[str, ...]
-    action_fields: tuple[str, ...]
-    proprioception_fields: tuple[str, ...]
-    dropped: Mapping[str, int]
-    failures: tuple[Mapping[str, Any], ...] = ()
-    resumed: int = 0
-    bytes_on_disk: int = 0
-    empty_episodes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    seconds: float = 0.0
-    status: str = "written"
-    next: str = ""
-    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    @classmethod
-    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
-        """The result of an earlier run from its record, which another version may have written."""
-        names = {one.name for one in fields(cls)}
-        kept = {name: value for name, value in recorded.items() if name in names}
-        return cls(**{**kept, "output": output, "status": "already complete"})
-
-    def document(self) -> dict[str, Any]:
-        """The result for programs."""
-        return {key: value for key, value in asdict(self).items() if key != "next"}
-
-    def text(self) -> str:
-        """The result for people."""
-        cameras = ", ".join(self.cameras) or "none"
-        shards = f" in {_counted(self.shards, 'shard')}" if self.shards else ""
-        what = f"{_counted(self.samples, 'sample')}{shards}"
-        size = f"{self.bytes / 1e6:.1f} MB"
-        if self.bytes_on_disk:
-            size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in all"
-        lines = [
-            f"{self.output}: {what} from {_counted(self.episodes, 'episode')} ({size})",
-            f"cameras: {cameras}",
-            f"actions: {', '.join(self.action_fields)}",
-            f"proprioception: {', '.join(self.proprioception_fields)}",
-        ]
-        if self.status == "planned":
-            lines[0] = (
-                f"{self.output}: would write about {what} from "
-                f"{_counted(self.episodes, 'episode')}; nothing was written"
-            )
-        if self.status == "already complete":
-            lines[0] += "; was already complete, nothing to do"
-        if self.resumed and self.status == "written":
-            lines.append(f"{self.resumed} episodes were already written by an earlier run")
-        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
-        lines += [f"no samples from {name}" for name in self.empty_episodes]
-        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
-        if self.next and self.status != "planned":
-            lines.append(f"next: {self.next}")
-        return "\n".join(lines)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> PreprocessResult:
@@ -268,7 +209,7 @@ class PreprocessJob:
             passing=getattr(self._sink, "passing", ()),
             places=(*sources, output),
             measured="samples",
-            has_arrays=True,
+            has_arrays=getattr(self._sink, "has_arrays", True),
         )
         self._summary: SinkSummary | None = None
 
@@ -342,7 +283,7 @@ class PreprocessJob:
             return {
                 "frames": self._chosen.survey.frames or 0,
                 "samples": estimate.samples or 0,
-                "shards": estimate.amounts.get("shards", 0),
+                **_told(estimate.amounts),
                 "bytes": 0,
                 "dropped": dict(self._chosen.held_out),
                 "status": "planned",
@@ -351,7 +292,7 @@ class PreprocessJob:
         return {
             "frames": run.sums.get("frames", 0),
             "samples": self._summary.samples,
-            "shards": self._summary.amounts.get("shards", 0),
+            **_told(self._summary.amounts),
             "bytes": self._summary.bytes,
             "dropped": {**run.dropped, **self._chosen.held_out},
         }
@@ -367,16 +308,40 @@ def _without_effect(config: PreprocessConfig) -> Iterator[str]:
             yield f"{key} does nothing: {reason}"
 
 
+def _told(amounts: Mapping[str, int]) -> dict[str, Any]:
+    """Shards have a place of their own in a result."""
+    others = {name: count for name, count in amounts.items() if name != _SHARDS}
+    return {"shards": amounts.get(_SHARDS, 0), "amounts": others}
+
+
+def natural_sink(format_name: str) -> str:
+    """The sink that episodes of a format go into where none is named; empty for the default."""
+    return getattr(FORMATS.get(format_name), "sink", "") if format_name else ""
+
+
 def with_format(config: PreprocessConfig) -> PreprocessConfig:
-    """The config with the format that finds episodes in its first source, where none is named."""
-    if config.format:
+    """The config with the format that finds episodes in its first source, where none is named.
+
+    And with that format's sink, where none is named: as if both had been typed.
+    """
+    name = config.format or find_source(existing(config.sources[0]), None).format
+    sink = natural_sink(name)
+    is_other = bool(sink) and sink != config.sink.type and not config.names_sink
+    if type(config) is PreprocessConfig and "sink" in config.model_fields_set:
+        is_other = False
+    if config.format and not is_other:
         return config
-    name = find_source(existing(config.sources[0]), None).format
-    keys = {f"source.{key}": value for key, value in (config.source.model_extra or {}).items()}
-    known = {"format": name, **keys}
-    typed = [Override(key, value, f"the {name} key {key}") for key, value in known.items()]
-    section = load_config(PreprocessConfig, overrides=typed).config.source
-    return config.model_copy(update={"format": name, "source": section})
+    known: dict[str, Any] = {"format": name}
+    if not config.format:
+        known |= {f"source.{key}": one for key, one in (config.source.model_extra or {}).items()}
+    if is_other:
+        typed = config.sink.model_dump(exclude_unset=True, exclude={"type"})
+        known |= {"sink.type": sink, **{f"sink.{key}": value for key, value in typed.items()}}
+    told = [Override(key, value, f"the {name} key {key}") for key, value in known.items()]
+    found = load_config(PreprocessConfig, overrides=told).config
+    update: dict[str, Any] = {"format": name}
+    update |= {} if config.format else {"source": found.source}
+    return config.model_copy(update=update | ({"sink": found.sink} if is_other else {}))
 
 
 def origin(config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel) -> dict[str, Any]:

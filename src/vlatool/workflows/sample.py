@@ -98,13 +98,9 @@ class SampleResult:
         return "\n".join(lines)
 
     def next_command(self) -> str:
-        """The command that makes training shards of this output."""
-        reader = "spartan" if self.layout == "spartan" else "lerobot"
-        command = f"vlatool preprocess {reader} {self.output} --output {self.output}-shards"
-        if self.layout == "libero":
-            columns = "--camera-names image,wrist_image --observation-keys state"
-            return f"{command} {columns} --action-keys actions"
-        return command
+        """The command that makes training data of this output."""
+        made = "windows" if self.layout == "libero" else "shards"
+        return f"vlatool preprocess {self.layout} {self.output} --output {self.output}-{made}"
 
 
 def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,7 +20,19 @@ PREDICTED = ("action", "actions")
 
 
 class LeRobotConfig(ConfigModel):
-    """Which columns of a LeRobot data set are read."""
+    """Which columns of a LeRobot data set are read.
+
+    Class attributes in which kinds of sets differ:
+        camera_columns: Features that hold pictures, in order; empty for all that there are.
+        needed_columns: Columns without which an episode is broken.
+        is_list_first: Whether the tasks that an episode is listed with count before its rows.
+        needs_instruction: Whether an episode without a sentence is broken.
+    """
+
+    camera_columns: ClassVar[tuple[str, ...]] = ()
+    needed_columns: ClassVar[tuple[str, ...]] = ()
+    is_list_first: ClassVar[bool] = False
+    needs_instruction: ClassVar[bool] = False
 
     observation_keys: list[str] | None = Field(
         default=None,

@@ -124,7 +124,8 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
     dataset = Dataset(
         root,
         info,
-        tuple(_usable_cameras(root, info, videos, finder.there, columns, noticed)),
+        _named_cameras(root, info, config.camera_columns)
+        or tuple(_usable_cameras(root, info, videos, finder.there, columns, noticed)),
         choose_fields(root, info, config.observation_keys, OBSERVED, columns, noticed),
         choose_fields(root, info, config.action_keys, PREDICTED, columns, noticed),
     )
@@ -159,6 +160,14 @@ def _episode_lines(
         raise no_episodes(root, f"episodes in {EPISODES_FILE} and data/*/episode_*.parquet")
     noticed += _frame_total_oddities(root, info, lines)
     return lines
+
+
+def _named_cameras(root: Path, info: Info, names: Sequence[str]) -> tuple[Feature, ...]:
+    """The cameras of a kind of sets that all have the same; what has not is no such set."""
+    named = [info.features[name] for name in names if name in info.features]
+    if len(named) < len(names) or not all(one.is_camera for one in named):
+        raise no_episodes(root, f"the cameras {', '.join(names)} in {INFO_FILE}")
+    return tuple(named)
 
 
 def _usable_cameras(

@@ -57,6 +57,8 @@ def walk_episode(recording: Recording, config: LeRobotConfig, report: Collector)
     missing = dict(_missing_cameras(recording, rows))
     if rows is None:
         return Contents(None, _cameras(recording, None, missing, report), missing)
+    for column in config.needed_columns:
+        report.attempt(partial(rows.require, column))
     _check_length(recording, rows, report)
     metadata = _bookkeeping(rows, report)
     task = report.attempt(partial(_instruction, recording, rows, config, report)) or ""
@@ -241,10 +243,12 @@ def _instruction(recording: Recording, rows: Rows, config: LeRobotConfig, report
     """The sentence of the episode: the rows decide, then the list, then the folder's name.
 
     Raises:
-        DataError: The rows name a task that is not in the table, or the list several.
+        DataError: The rows name a task that is not in the table, the list several, or nothing
+            names one that is needed.
     """
     table = _task_table(recording, report)
-    column = _task_column(rows, config)
+    is_listed = config.is_list_first and any(recording.line.tasks)
+    column = None if is_listed else _task_column(rows, config)
     values = rows.labels(column) if column else []
     if column and (table or isinstance(values[0], str)):
         text = _instruction_of_rows(rows, column, values, table, report)
@@ -252,6 +256,13 @@ def _instruction(recording: Recording, rows: Rows, config: LeRobotConfig, report
         text = _instruction_of_list(rows, recording.line.tasks, table, config.task_join)
     if text:
         return text
+    if config.needs_instruction:
+        raise DataError(
+            f"{rows.episode}: no instruction in meta/episodes.jsonl and none by its rows",
+            hint="name its task there, or leave the episode out with --exclude",
+            code="data.no_instruction",
+            details={"episode": rows.episode, "path": str(rows.path)},
+        )
     words = name_in_words(recording.dataset.name)
     message = f"{rows.episode}: no instruction; using {words!r}"
     report.add(SOURCE, "language_fallback", message)

@@ -1,0 +1,183 @@
+"""One episode as a folder of pictures and a file of windows, a line or two for every frame.
+
+Source: future-vla 1.1.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vlatool.artifacts.lines import write_lines
+from vlatool.artifacts.windows import (
+    Kind,
+    Window,
+    episode_name,
+    lines_name,
+    picture_file,
+    pictures_name,
+    render_window,
+    reserved_word,
+)
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
+from vlatool.errors import DataError
+from vlatool.jobs.files import folder_entry
+from vlatool.jobs.journal import Receipt
+from vlatool.sinks.jsonl.config import JsonlConfig, QaMode
+from vlatool.sinks.jsonl.pictures import CameraWriter
+from vlatool.storage.bulk_folder import bulk_folder
+from vlatool.transforms.chunks import coming_actions, coming_frames, seen_frames, with_padding
+
+_RECORDED = "original"  # of the annotations: what was said when the episode was recorded
+
+
+@dataclass(frozen=True)
+class EpisodeWork:
+    """Writes the windows of an episode; picklable.
+
+    Attributes:
+        output: The output folder.
+        config: How.
+        cameras: In the order in which they stand side by side.
+        action_fields: Fields that an action is made of, in order.
+        action_width: Values of an action.
+        prefixes: Source to what names of its pictures begin with.
+        is_numbered: Whether the number of an episode is its name.
+    """
+
+    output: Path
+    config: JsonlConfig
+    cameras: tuple[str, ...]
+    action_fields: tuple[str, ...]
+    action_width: int
+    prefixes: Mapping[str, str]
+    is_numbered: bool
+
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        """Writes pictures, then lines, then their index.
+
+        Raises:
+            DataError: A picture, an action or the instruction is missing or broken.
+        """
+        names = self._names(ref)
+        # What is wrong with words or numbers is told before a picture is written.
+        actions, task = self._actions(episode), _instruction(episode)
+        untouched = 0
+        with bulk_folder(self.output / names.folder) as folder:
+            for camera in self.cameras:
+                named = partial(names.picture, camera)
+                writer = CameraWriter(camera, _pictures(episode, camera), self.config, named)
+                untouched += writer.write(folder, episode.num_frames)
+        lines = self._lines(names, f"{self.config.seed} {ref.id}", task, actions)
+        entry, index = write_lines(self.output, lines_name(names.episode), lines)
+        return Receipt(
+            ref.id,
+            counts={
+                "frames": episode.num_frames,
+                "samples": entry.samples or 0,
+                "pictures": len(folder.files),
+                "untouched": untouched,
+            },
+            files=(folder_entry(names.folder, folder.files), entry, index),
+        )
+
+    def _names(self, ref: EpisodeRef) -> "EpisodeNames":
+        name = f"episode_{ref.id}"
+        if self.is_numbered and ref.number is not None:
+            name = episode_name(ref.number)
+        return EpisodeNames(name, self.prefixes[ref.source], self.cameras)
+
+    def _lines(
+        self, names: "EpisodeNames", seed: str, task: str, actions: Array
+    ) -> Iterator[bytes]:
+        config, frames = self.config, len(actions)
+        padded = with_padding(actions, config.future_steps)
+        for at in range(frames):
+            images = names.paths(seen_frames(at, config.past_steps))
+            future = names.paths(coming_frames(at, config.future_steps, frames))
+            chunk = coming_actions(padded, at, config.future_steps)
+            for kind in kinds_at(config.qa_mode, at, seed):
+                yield render_window(Window(kind, task, images, future, chunk))
+
+    def _actions(self, episode: Episode) -> Array:
+        """[F, A], as they are stored; whole numbers as float64."""
+        columns = [episode.lowdim[field] for field in self.action_fields]
+        actions = np.concatenate([one.reshape(len(one), -1) for one in columns], axis=1)
+        expected = (episode.num_frames, self.action_width)
+        if actions.shape != expected or not expected[0]:
+            found = f"actions are {list(actions.shape)}, expected {list(expected)}"
+            raise _broken(episode, found, "action_width")
+        if not np.isfinite(actions).all():
+            frame = int(np.argwhere(~np.isfinite(actions))[0][0])
+            raise _broken(episode, f"an action is not finite at frame {frame}", "not_finite")
+        return actions if actions.dtype.kind == "f" else actions.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class EpisodeNames:
+    """What the files of an episode are called.
+
+    Attributes:
+        episode: The episode's name.
+        prefix: What names of pictures begin with.
+        cameras: In order.
+    """
+
+    episode: str
+    prefix: str
+    cameras: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Of its pictures, relative to the output."""
+        return pictures_name(self.episode)
+
+    def picture(self, camera: str, frame: int) -> str:
+        """A picture in that folder."""
+        return picture_file(self.prefix, camera, self.episode, frame)
+
+    def paths(self, frames: Sequence[int]) -> tuple[str, ...]:
+        """The pictures of some frames, cameras side by side, relative to the output."""
+        files = (self.picture(camera, frame) for frame in frames for camera in self.cameras)
+        return tuple(f"{self.folder}/{file}" for file in files)
+
+
+def kinds_at(mode: QaMode, at: int, seed: str) -> tuple[Kind, ...]:
+    """The lines of frame `at`, in order."""
+    if mode == "both":
+        return ("vla", "wm")
+    if mode == "alternate":
+        return ("wm",) if at % 2 else ("vla",)
+    if mode == "random":
+        drawn = hashlib.blake2b(f"{seed} {at}".encode(), digest_size=1).digest()[0]
+        return ("wm",) if drawn % 2 else ("vla",)
+    return (mode,)
+
+
+def _pictures(episode: Episode, camera: str) -> FrameSource:
+    if camera not in episode.cameras:
+        raise _broken(episode, f"has no camera {camera!r}", "missing_camera")
+    return episode.cameras[camera]
+
+
+def _instruction(episode: Episode) -> str:
+    """The first sentence of the episode, as it was recorded if that is known."""
+    kinds = [episode.language.get(_RECORDED, ()), *episode.language.values()]
+    task = next((text for texts in kinds for text in texts if text.strip()), "")
+    if not task:
+        raise _broken(episode, "has no instruction", "no_instruction")
+    if word := reserved_word(task):
+        raise _broken(episode, f"its instruction has {word}, which is a tag", "reserved_word")
+    return task
+
+
+def _broken(episode: Episode, problem: str, code: str) -> DataError:
+    return DataError(
+        f"{episode.id}: {problem}",
+        hint="repair the recording, or leave the episode out with --exclude",
+        code=f"data.{code}",
+        details={"episode": episode.id},
+    )

@@ -1,0 +1,141 @@
+"""The `jsonl` sink: windows of the FUTURE-VLA pipeline, a file of lines per episode."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from vlatool.artifacts.window_folder import (
+    MANIFEST_NAME,
+    OWNED_FILES,
+    WindowManifest,
+    write_manifest,
+)
+from vlatool.artifacts.windows import IMAGES_NAME
+from vlatool.episode import Survey
+from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.job import Run
+from vlatool.jobs.journal import Receipt
+from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
+from vlatool.sinks.jsonl.config import JsonlConfig
+from vlatool.sinks.jsonl.episodes import EpisodeWork, kinds_at
+from vlatool.storage.atomic import remove_empty, remove_file
+from vlatool.storage.uri import location
+
+_NO_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+class JsonlSink:
+    """Writes raw windows and their pictures. Source: future-vla 1.1."""
+
+    Config: ClassVar[type[SinkConfig]] = JsonlConfig
+    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    unlisted: ClassVar[Sequence[str]] = ()
+    next_step: ClassVar[str] = "vlatool inspect {output} --html page.html"
+    has_arrays: ClassVar[bool] = False
+
+    def __init__(self, config: JsonlConfig, setup: SinkSetup) -> None:
+        survey = setup.survey
+        self._config, self._setup = config, setup
+        known = (name for name in survey.action_fields if name in survey.fields)
+        self.action_fields: tuple[str, ...] = tuple(known)
+        self.proprioception_fields: tuple[str, ...] = ()
+        numbers = [ref.number for ref in setup.refs]
+        self._work = EpisodeWork(
+            setup.output,
+            config,
+            tuple(survey.cameras),
+            self.action_fields,
+            _action_width(config, survey, self.action_fields),
+            {source: _name_of(source) for source in {ref.source for ref in setup.refs}}
+            | ({ref.source: config.name for ref in setup.refs} if config.name else {}),
+            None not in numbers and len(set(numbers)) == len(numbers),
+        )
+        self.work: Work = self._work
+
+    def begin(self) -> None:
+        """Takes the manifest away, and folders that an earlier run left empty."""
+        output = self._setup.output
+        remove_file(output / MANIFEST_NAME)
+        remove_empty(output / IMAGES_NAME)
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+        """Says what there is, last of all.
+
+        Raises:
+            DataError: No window was written.
+        """
+        files: list[FileEntry] = []
+        episodes = 0
+        for receipt in receipts:
+            files += receipt.files
+            episodes += bool(receipt.files)
+        if not episodes:
+            raise DataError(
+                "no episode is left to write",
+                hint="loosen the choice of episodes",
+                code="data.no_samples",
+                details={"dropped": dict(run.dropped)},
+            )
+        manifest = self._manifest(episodes, run)
+        write_manifest(self._setup.output, manifest)
+        size = sum(file.bytes for file in files)
+        files.append(file_entry(self._setup.output, MANIFEST_NAME))
+        amounts = {"pictures": manifest.pictures, "untouched": manifest.untouched}
+        return SinkSummary(manifest.samples, size, tuple(files), amounts)
+
+    def estimate(self) -> Estimate:
+        """From the number of frames."""
+        frames = self._setup.survey.frames
+        if frames is None:
+            return Estimate(None)
+        lines = len(kinds_at(self._config.qa_mode, 0, ""))
+        return Estimate(frames * lines, {"pictures": frames * len(self._work.cameras)})
+
+    def _manifest(self, episodes: int, run: Run) -> WindowManifest:
+        survey, config = self._setup.survey, self._config
+        fields = [survey.fields[name] for name in self.action_fields]
+        names = [name for one in fields for name in one.names]
+        counts = {key: run.sums.get(key, 0) for key in _COUNTED}
+        return WindowManifest(
+            names=tuple(sorted(set(self._work.prefixes.values()))),
+            cameras=self._work.cameras,
+            fps=survey.fps,
+            action_fields=self.action_fields,
+            action_names=tuple(names) if len(names) == self._work.action_width else (),
+            action_width=self._work.action_width,
+            past_steps=config.past_steps,
+            future_steps=config.future_steps,
+            qa_mode=config.qa_mode,
+            image_size=config.resize_images_size,
+            episodes=episodes,
+            **counts,
+        )
+
+
+_COUNTED = ("frames", "samples", "pictures", "untouched")
+
+
+def _name_of(source: str) -> str:
+    """The name of a source's folder, as part of file names."""
+    name = location(source).resolve().name.partition("@")[0]
+    return _NO_FILE_NAME.sub("_", name).strip("_") or "data"
+
+
+def _action_width(config: JsonlConfig, survey: Survey, fields: Sequence[str]) -> int:
+    """Values of an action; DataError where there are none, no pictures, or not as many as asked."""
+    if not survey.cameras:
+        raise _unusable("the episodes have no camera", "no_camera", "choose another source")
+    width = sum(survey.fields[name].width for name in fields)
+    if not width:
+        problem = "the episodes have no field that a policy could predict"
+        raise _unusable(problem, "no_actions", "name one with the keys of the format")
+    if config.action_width not in (None, width):
+        problem = f"an action has {width} values ({', '.join(fields)}), expected "
+        hint = "choose other fields with the keys of the format, or give another --action-width"
+        raise _unusable(f"{problem}{config.action_width}", "action_width", hint)
+    return width
+
+
+def _unusable(problem: str, code: str, hint: str) -> DataError:
+    return DataError(problem, hint=hint, code=f"data.{code}")

@@ -1,0 +1,83 @@
+"""What came of episodes on their way into a sink, for people and for programs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class PreprocessResult:
+    """What came of a run.
+
+    `failures` lists the episodes that are not in the output, `amounts` what there is besides
+    samples and shards.
+    """
+
+    output: str
+    episodes: int
+    frames: int
+    samples: int
+    shards: int
+    bytes: int
+    cameras: tuple[str, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    dropped: Mapping[str, int]
+    failures: tuple[Mapping[str, Any], ...] = ()
+    resumed: int = 0
+    bytes_on_disk: int = 0
+    empty_episodes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    status: str = "written"
+    next: str = ""
+    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    amounts: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @classmethod
+    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
+        """The result of an earlier run from its record, which another version may have written."""
+        names = {one.name for one in fields(cls)}
+        kept = {name: value for name, value in recorded.items() if name in names}
+        return cls(**{**kept, "output": output, "status": "already complete"})
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        left_out = {"next"} if self.amounts else {"next", "amounts"}
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+    def text(self) -> str:
+        """The result for people."""
+        cameras = ", ".join(self.cameras) or "none"
+        shards = f" in {_counted(self.shards, 'shard')}" if self.shards else ""
+        what = f"{_counted(self.samples, 'sample')}{shards}"
+        size = f"{self.bytes / 1e6:.1f} MB"
+        if self.bytes_on_disk and self.shards:
+            size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in all"
+        lines = [
+            f"{self.output}: {what} from {_counted(self.episodes, 'episode')} ({size})",
+            f"cameras: {cameras}",
+            f"actions: {', '.join(self.action_fields)}",
+        ]
+        if self.shards:
+            lines.append(f"proprioception: {', '.join(self.proprioception_fields)}")
+        lines += [f"{name}: {count}" for name, count in self.amounts.items()]
+        if self.status == "planned":
+            lines[0] = (
+                f"{self.output}: would write about {what} from "
+                f"{_counted(self.episodes, 'episode')}; nothing was written"
+            )
+        if self.status == "already complete":
+            lines[0] += "; was already complete, nothing to do"
+        if self.resumed and self.status == "written":
+            lines.append(f"{self.resumed} episodes were already written by an earlier run")
+        lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"no samples from {name}" for name in self.empty_episodes]
+        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        if self.next and self.status != "planned":
+            lines.append(f"next: {self.next}")
+        return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
