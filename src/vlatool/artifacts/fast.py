@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.errors import DataError
-from vlatool.storage.atomic import write_json, write_text
+from vlatool.storage.atomic import remove_file, write_json, write_text
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import can_list
 from vlatool.transforms.action_codes import ActionTokenizer
@@ -77,10 +77,16 @@ def write_fast(folder: Path, tokenizer: ActionTokenizer, vocab_size: int | None 
         "processor_class": _CLASS,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    clear_fast(folder)
     write_text(folder / TOKENIZER_NAME, tokenizer.document)
     write_json(folder / TOKENIZER_CONFIG_NAME, described)
     write_json(folder / SPECIAL_TOKENS_NAME, {})
-    write_json(folder / PROCESSOR_NAME, config)  # last: it makes the folder one
+    write_json(folder / PROCESSOR_NAME, config)  # last: it makes the folder a tokenizer
+
+
+def clear_fast(folder: Path) -> None:
+    """Takes away what makes a folder a tokenizer, before its other files are written."""
+    remove_file(folder / PROCESSOR_NAME)
 
 
 def fast_digest(folder: Path) -> str:
@@ -98,6 +104,11 @@ def ignored_code(folder: Path) -> list[str]:
     if not can_list(folder):
         return [CODE_NAME] if (folder / CODE_NAME).is_file() else []
     return sorted(path.name for path in folder.iterdir() if path.suffix == ".py")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """What was measured when the tokenizer in a folder was fitted; DataError where that is lost."""
+    return dict(_read(folder / REPORT_NAME))
 
 
 def _checked_config(path: Path, config: Mapping[str, Any]) -> tuple[float, int]:

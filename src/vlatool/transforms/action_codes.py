@@ -21,6 +21,8 @@ from vlatool.errors import DataError
 _LAST_CODE_POINT = 0x10FFFF
 _FIRST_SURROGATE, _LAST_SURROGATE = 0xD800, 0xDFFF  # no text holds these
 _BYTES = 256
+_LEAST_FREQUENT = 2
+_LONGEST_TOKEN = 10_000  # characters
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,24 @@ class ActionTokenizer:
             DataError: A value is not finite, too large for a code point, or cannot be written with
                 this vocabulary.
         """
-        shifted = self.coefficients(chunks) - self.min_token
-        _refuse_no_character(shifted)
-        texts = _texts(np.maximum(shifted, 0))
-        clamped = np.count_nonzero(shifted < 0, axis=(1, 2))
+        texts, clamped = self.texts(chunks)
         # One by one: batches start threads, which gain nothing beside other processes.
         ids = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         if not self._writes_all:
             self._refuse_lost(texts, ids)
         return Encoded(ids, clamped)
+
+    def texts(self, chunks: Array) -> tuple[list[str], Array]:
+        """What is shortened: a character per coefficient, and how many were clamped per chunk.
+
+        Frequency is outside, dimension inside. Raises as `encode_counted`.
+        """
+        shifted = self.coefficients(chunks) - self.min_token
+        _refuse_no_character(shifted)
+        clamped = np.count_nonzero(shifted < 0, axis=(1, 2))
+        length = shifted.shape[1] * shifted.shape[2]
+        text = np.maximum(shifted, 0).astype("<u4").tobytes().decode("utf-32-le")
+        return [text[at * length : (at + 1) * length] for at in range(len(shifted))], clamped
 
     def decode(
         self, ids: Sequence[Sequence[int]], steps: int, width: int
@@ -194,6 +205,42 @@ class ActionTokenizer:
                 )
 
 
+def fit_tokenizer(
+    chunks: Array, *, scale: float, vocab_size: int, lowest: int, alphabet: Sequence[str]
+) -> ActionTokenizer:
+    """A tokenizer whose vocabulary is the commonest runs of coefficients; the same every time.
+
+    Pairs that are seen once get no id, so that there may be fewer ids than asked for.
+
+    Args:
+        chunks: float [N, H, D], normalised.
+        scale: Coefficients per unit.
+        vocab_size: Ids at most, those of the alphabet included.
+        lowest: The coefficient that gets code point 0; lower ones are clamped to it.
+        alphabet: Characters that have ids whether they occur or not.
+
+    Raises:
+        DataError: As `ActionTokenizer.encode_counted`.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    rounding = ActionTokenizer("", scale, lowest)
+    fitted = Tokenizer(models.BPE())
+    fitted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    fitted.post_processor = processors.ByteLevel(trim_offsets=False)
+    fitted.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=_LEAST_FREQUENT,
+        special_tokens=[],
+        initial_alphabet=list(alphabet),
+        max_token_length=_LONGEST_TOKEN,
+        show_progress=False,
+    )
+    fitted.train_from_iterator(rounding.texts(chunks)[0], trainer)
+    return ActionTokenizer(fitted.to_str(pretty=True), scale, lowest)
+
+
 def byte_characters() -> list[str]:
     """The character that byte-level BPE has for each byte, from 0 to 255.
 
@@ -212,13 +259,6 @@ def _token_bytes(token: str) -> bytes:
     if all(character in _BYTE_OF for character in token):
         return bytes(_BYTE_OF[character] for character in token)
     return token.encode()
-
-
-def _texts(codes: Array) -> list[str]:
-    """One text per chunk, of a character per coefficient; frequency outside, dimension inside."""
-    length = codes.shape[1] * codes.shape[2]
-    text = codes.astype("<u4").tobytes().decode("utf-32-le")
-    return [text[at * length : (at + 1) * length] for at in range(len(codes))]
 
 
 def _refuse_not_finite(values: Array, what: str) -> None:

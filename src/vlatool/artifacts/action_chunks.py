@@ -1,0 +1,175 @@
+"""Chunks of actions in training data on disk: raw windows, or shards of samples.
+
+Legend of shapes: N chunks, H steps, D action dimensions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.dimensions import dimension_names, recorded_names
+from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
+from vlatool.artifacts.shard import open_shard
+from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.windows import DATA_NAME, Window, parse_window
+from vlatool.episode import Array
+from vlatool.errors import DataError, UsageError
+from vlatool.storage.tree import file_names
+
+
+@dataclass(frozen=True)
+class ChunkFile:
+    """A file with chunks; picklable.
+
+    Attributes:
+        path: Lines of windows, or a tar of samples.
+        fields: Fields of a sample that make up an action; empty for windows.
+        first: Row of a sample's arrays that is the present.
+    """
+
+    path: Path
+    fields: tuple[str, ...] = ()
+    first: int = 0
+
+    def read(self) -> Array:
+        """The chunks, float32 [N, H, D]; row 0 of each is the action of the present.
+
+        Raises:
+            DataError: The file is broken, or its chunks differ in shape; names the place.
+        """
+        found = list(self._samples() if self.fields else self._windows())
+        shapes = {one.shape for one in found}
+        if len(shapes) > 1:
+            raise _broken(self.path, f"has chunks of the shapes {sorted(shapes)}")
+        chunks = np.stack(found) if found else np.zeros((0, 0, 0), np.float32)
+        if not np.isfinite(chunks).all():
+            bad = int(np.argwhere(~np.isfinite(chunks))[0][0])
+            raise _broken(self.path, f"chunk {bad} has an action that is not finite")
+        return chunks
+
+    def _windows(self) -> Iterator[Array]:
+        """One per step: a step may have two lines, one of each kind."""
+        before: Window | None = None
+        number = 0
+        try:
+            for number, line in enumerate(read_lines(self.path), 1):  # noqa: B007 - for the message
+                window = parse_window(line)
+                if before is None or window.images != before.images or not _is_pair(window, before):
+                    with np.errstate(over="ignore"):  # infinity is told of
+                        chunk = np.array(window.actions, np.float32)
+                    yield chunk
+                before = window
+        except (ValueError, OverflowError) as error:
+            raise _broken(self.path, str(error), f":{number}") from None
+
+    def _samples(self) -> Iterator[Array]:
+        with open_shard(self.path) as tar:
+            for key in tar.keys:
+                with tar.reading(key) as sample:
+                    arrays = sample.arrays(list(self.fields))
+                    chunk = _joined([arrays[name] for name in self.fields])[self.first :]
+                yield chunk
+            if tar.damage:
+                raise _broken(self.path, tar.damage)
+
+
+@dataclass(frozen=True)
+class ChunkSource:
+    """Where chunks are.
+
+    Attributes:
+        files: In order.
+        fields: What an action is put together from; empty for windows.
+        recorded: Field to names of its dimensions, where the data say.
+    """
+
+    files: tuple[ChunkFile, ...]
+    fields: tuple[str, ...] = ()
+    recorded: Any = None
+
+    def names(self, width: int) -> tuple[str, ...]:
+        """A name for each of the `width` dimensions; empty where the data have none."""
+        if not self.recorded or not self.fields:
+            return ()
+        names = [
+            f"{field}.{name}"
+            for field in self.fields
+            for name in dimension_names(field, len(self.recorded.get(field, ())), self.recorded)
+        ]
+        return tuple(names) if len(set(names)) == width == len(names) else ()
+
+
+def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
+    """The chunks in a folder of training data, at any location.
+
+    Args:
+        folder: Raw windows as the `jsonl` sink writes them, or shards of samples.
+        fields: What an action is put together from, for shards; what they were made with by
+            default.
+
+    Raises:
+        DataError: There are none.
+        UsageError: Fields are given for windows, or are needed for shards.
+    """
+    lines = _line_files(folder)
+    if lines:
+        if fields:
+            raise UsageError(
+                f"{folder}: windows hold one action each, no fields to choose from",
+                hint="leave --action-fields out",
+                code="usage.action_fields",
+            )
+        return ChunkSource(tuple(ChunkFile(path) for path in lines))
+    shards = ShardFolder.find(folder)
+    if shards is None:
+        raise DataError(
+            f"{folder}: no chunks of actions here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
+            hint="give a folder that `vlatool preprocess` wrote",
+            code="data.no_chunks",
+            details={"path": str(folder)},
+        )
+    return _of_shards(shards, fields)
+
+
+def _line_files(folder: Path) -> list[Path]:
+    data = folder / DATA_NAME
+    names = sorted(file_names(data)) if data.is_dir() else []
+    return [data / name for name in names if name.endswith(LINES_SUFFIX)]
+
+
+def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
+    options = shards.options()
+    stored = options.get("action_key_fields")
+    chosen = tuple(fields) or tuple(map(str, stored if isinstance(stored, list) else ()))
+    if not chosen:
+        raise UsageError(
+            f"{shards.path}: does not say which fields are the action",
+            hint="add --action-fields FIELD,FIELD; `vlatool inspect` shows the fields",
+            code="usage.action_fields",
+        )
+    past = options.get("past_lowdim_steps")
+    first = past if isinstance(past, int) and past >= 0 else 0
+    files = (ChunkFile(one.path, chosen, first) for one in shards.shards() if one.num_sequences)
+    return ChunkSource(tuple(files), chosen, recorded_names(options))
+
+
+def _is_pair(window: Window, before: Window) -> bool:
+    """Whether a line is the other question about the same step."""
+    return window.kind != before.kind and window.actions == before.actions
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    columns = [array.reshape(len(array), -1) for array in arrays]
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _broken(path: Path, problem: str, place: str = "") -> DataError:
+    return DataError(
+        f"{path}{place}: {problem}",
+        hint="chunks are read from what `vlatool preprocess` writes; make or copy it again",
+        code="data.broken_windows",
+        details={"path": str(path)},
+    )

@@ -1,0 +1,69 @@
+"""How well an action tokenizer writes chunks: how short, and how exactly they come back.
+
+Legend of shapes: N chunks, H steps, D action dimensions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.transforms.action_codes import ActionTokenizer
+
+_AT_ONCE = 4096  # chunks
+
+
+@dataclass(frozen=True)
+class CodeQuality:
+    """What was measured on chunks.
+
+    Attributes:
+        lengths: int64 [N], ids of each chunk.
+        exact: Share of chunks whose rounded coefficients come back.
+        in_range: Share of coefficients that were not clamped.
+        rms: float64 [D], root mean square of what coding changes, of normalised actions.
+        largest: float64 [D], the largest change.
+    """
+
+    lengths: Array
+    exact: float
+    in_range: float
+    rms: Array
+    largest: Array
+
+
+def code_quality(tokenizer: ActionTokenizer, chunks: Array) -> CodeQuality:
+    """Writes chunks [N, H, D] of normalised actions, reads them again and compares.
+
+    Raises:
+        DataError: As `ActionTokenizer.encode_counted`.
+    """
+    lengths: list[int] = []
+    exact, clamped = 0, 0
+    squares, largest = np.zeros(chunks.shape[2]), np.zeros(chunks.shape[2])
+    for start in range(0, len(chunks), _AT_ONCE):
+        part = chunks[start : start + _AT_ONCE]
+        encoded = tokenizer.encode_counted(part)
+        back, problems = tokenizer.decode(encoded.ids, *part.shape[1:])
+        assert not any(problems), problems
+        lengths += map(len, encoded.ids)
+        clamped += int(encoded.clamped.sum())
+        same = tokenizer.coefficients(back) == tokenizer.coefficients(part)
+        exact += int(same.all(axis=(1, 2)).sum())
+        change = np.abs(back.astype(np.float64) - part)
+        squares += (change**2).sum(axis=(0, 1))
+        largest = np.maximum(largest, change.max(axis=(0, 1)))
+    rms = np.sqrt(squares / (len(chunks) * chunks.shape[1]))
+    shares = exact / len(chunks), 1 - clamped / chunks.size
+    return CodeQuality(np.array(lengths), *shares, rms, largest)
+
+
+def coefficient_range(scale: float, chunks: Array) -> tuple[int, int]:
+    """(lowest, highest) coefficient of chunks [N, H, D]; raises as `coefficients`."""
+    rounding = ActionTokenizer("", scale)
+    parts = (
+        rounding.coefficients(chunks[start : start + _AT_ONCE])
+        for start in range(0, len(chunks), _AT_ONCE)
+    )
+    ranges = [(int(part.min()), int(part.max())) for part in parts]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
