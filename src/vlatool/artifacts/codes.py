@@ -21,7 +21,8 @@ from vlatool.artifacts.npz_bytes import write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, folder_entry
-from vlatool.storage.atomic import atomic_folder, write_bytes, write_json
+from vlatool.storage.atomic import write_bytes, write_json
+from vlatool.storage.bulk_folder import bulk_folder
 from vlatool.storage.documents import DocumentError, read_json
 
 CodesLayout = Literal["json", "packed"]
@@ -132,13 +133,10 @@ def write_codes(
     """
     if layout == "packed":
         return _write_packed(folder, codes, tokenizer_digest)
-    files: dict[str, tuple[int, str]] = {}
-    with atomic_folder(folder / codes.episode) as place:
+    with bulk_folder(folder / codes.episode) as place:
         for stem, row in zip(codes.stems, codes.codes.tolist(), strict=True):
-            data = json.dumps([[code] for code in row]).encode()
-            (place / f"{stem}{JSON_SUFFIX}").write_bytes(data)
-            files[f"{stem}{JSON_SUFFIX}"] = (len(data), hashlib.sha256(data).hexdigest())
-    return folder_entry(codes.episode, files)
+            place.write(f"{stem}{JSON_SUFFIX}", json.dumps([[code] for code in row]).encode())
+    return folder_entry(codes.episode, place.files)
 
 
 def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> FileEntry:
