@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.preprocess import preprocess as preprocess
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
     from vlatool.workflows.sample import sample as sample
+    from vlatool.workflows.split import split as split
     from vlatool.workflows.stats_compute import stats_compute as stats_compute
     from vlatool.workflows.stats_merge import stats_merge as stats_merge
     from vlatool.workflows.train import train as train
@@ -50,6 +51,7 @@ _PUBLIC = {
     "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
     "rollout": f"{_WORKFLOWS}.evaluate:rollout",
     "sample": f"{_WORKFLOWS}.sample:sample",
+    "split": f"{_WORKFLOWS}.split:split",
     "stats_compute": f"{_WORKFLOWS}.stats_compute:stats_compute",
     "stats_merge": f"{_WORKFLOWS}.stats_merge:stats_merge",
     "train": f"{_WORKFLOWS}.train:train",

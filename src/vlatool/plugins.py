@@ -162,6 +162,7 @@ FORMATS: Registry[Any] = Registry(
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
         "libero": "vlatool.sources.lerobot.libero:LiberoReader",
+        "images": "vlatool.sources.images.reader:ImagesReader",
     },
 )
 MODELS: Registry[Any] = Registry(
@@ -178,6 +179,7 @@ SINKS: Registry[Any] = Registry(
     {
         "lbm": "vlatool.sinks.lbm.sink:LbmSink",
         "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
+        "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
     },
 )
 # What connects to a place such as s3://bucket.
@@ -196,6 +198,12 @@ ARTIFACTS: Registry[Artifact] = Registry(
     "",
     "artifact",
     {
+        "image-shards": Artifact(
+            "vlatool.artifacts.image_shards:is_image_shards",
+            "vlatool.verification.image_shards:check_image_shards",
+            "vlatool.inspection.image_shards:inspect_image_shards",
+            "vlatool.pages.image_page:write_image_page",
+        ),
         "shard": Artifact(
             "vlatool.artifacts.shard:is_shard",
             "vlatool.verification.output:check_shard",

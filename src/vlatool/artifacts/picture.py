@@ -6,6 +6,7 @@ Source: lbm-data 3.5.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -15,7 +16,7 @@ from vlatool.episode import Array, UInt8Array
 
 # A picture of more is not unpacked; no robot has such a camera.
 MOST_PIXELS = 2**26
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _JPEG = b"\xff\xd8\xff"
 # What Pillow says of contents that are no picture; the warning where warnings are errors.
 _BROKEN = (
@@ -26,11 +27,15 @@ _BROKEN = (
     Image.DecompressionBombWarning,
 )
 
+# Pixels of colour per pixel of brightness: all of them, or one of four.
+Subsampling = Literal["4:4:4", "4:2:0"]
 
-def encode_jpeg(pixels: UInt8Array, quality: int) -> bytes:
+
+def encode_jpeg(pixels: UInt8Array, quality: int, subsampling: Subsampling = "4:2:0") -> bytes:
     """A JPEG of uint8 [H, W, 3]."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
+    picture = Image.fromarray(pixels)
+    picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
     return buffer.getvalue()
 
 

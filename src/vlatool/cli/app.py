@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "The whole pipeline on built-in data, in minutes, on a CPU."),
     "sample": ("sample", "Write episodes of the built-in world in a published raw layout."),
     "preprocess": ("preprocess", "Turn raw episodes into training data."),
+    "split": ("split", "Write train and validation lists for image shards."),
     "tokenizer": ("tokenizer", "Make tokenizers: fit one for actions."),
     "build-dataset": ("build_dataset", "Build samples from windows and codes of their pictures."),
     "export": ("export", "Write codes or packed samples in the other layout."),

@@ -69,6 +69,7 @@ def load_config(
     layers = _layers(presets, files, overrides, preset_roots)
     problems: list[Problem] = []
     layers = [_renamed(layer, schema.renamed, problems) for layer in layers]
+    layers = [_with_types(layer, schema) for layer in layers]
     specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
     layers = [_spelled_out(layer, specialised, problems) for layer in layers]
     layers = [_sectioned(layer, specialised, problems) for layer in layers]
@@ -104,6 +105,7 @@ def chosen_schema(
     layers = [
         _renamed(layer, schema.renamed, []) for layer in _layers(presets, files, overrides, None)
     ]
+    layers = [_with_types(layer, schema) for layer in layers]
     return _specialise(schema, _combined(layers, schema.exclusive, []))
 
 
@@ -216,8 +218,6 @@ def _sectioned(layer: Node, schema: type[ConfigModel], problems: list[Problem]) 
     """Puts keys that belong to a flat section there; done per layer, so that later ones win."""
     places = flat_keys(schema)
     for section in schema.flat_sections:
-        if any("type" in kind.model_fields for kind in section_models(schema, section)):
-            layer = _typed_section(layer, section)
         flat = {
             key: replace(node, is_flat=True)
             for key, node in layer.value.items()
@@ -233,6 +233,17 @@ def _sectioned(layer: Node, schema: type[ConfigModel], problems: list[Problem]) 
                 problems.append(_conflict(flat[key], message, key))
         kept[section] = merge(given, Node(flat, given.origin))
         layer = replace(layer, value=kept)
+    return layer
+
+
+def _with_types(layer: Node, schema: type[ConfigModel]) -> Node:
+    """`layer` with each section that is given by its `type` alone as a section.
+
+    Done before layers are merged: keys of a later one would replace the text.
+    """
+    for section in schema.flat_sections:
+        if any("type" in kind.model_fields for kind in section_models(schema, section)):
+            layer = _typed_section(layer, section)
     return layer
 
 

@@ -11,7 +11,7 @@ from vlatool.errors import DataError
 from vlatool.inspection.built import BuiltReport, BuiltView, view_built
 from vlatool.inspection.report import branch, listed
 from vlatool.inspection.shots import Shot
-from vlatool.pages.html_page import PageRequest, group, spread
+from vlatool.pages.html_page import PageRequest, spread
 from vlatool.pages.layout import (
     Section,
     code,
@@ -38,7 +38,8 @@ def write_built_page(report: BuiltReport, location: Path, path: Path, request: P
     names = [str(one) for one in listed(branch(folder.document, "profile"), "dimensions")]
     samples = [_sample(folder, at, names) for at in spread(len(folder), request.samples)]
     title = f"Samples ({len(samples)} of {len(folder)})"
-    sections = [*_overview(report), *group(title, samples)]
+    above = Section(title, '<p class="quiet">evenly chosen</p>', is_card=False)
+    sections = [*_overview(report), above, *samples]
     write_text(path, page(request.title, report.headline(), sections))
 
 

@@ -57,9 +57,10 @@ class PreprocessResult:
         lines = [
             f"{self.output}: {what} from {_counted(self.episodes, 'episode')} ({size})",
             f"cameras: {cameras}",
-            f"actions: {', '.join(self.action_fields)}",
         ]
-        if self.shards:
+        if self.action_fields:
+            lines.append(f"actions: {', '.join(self.action_fields)}")
+        if self.shards and self.proprioception_fields:
             lines.append(f"proprioception: {', '.join(self.proprioception_fields)}")
         lines += [f"{name}: {count}" for name, count in self.amounts.items()]
         if self.status == "planned":

@@ -26,8 +26,9 @@ class FormatReader(Protocol):
 
     A reader may also have `noticed: list[Finding]`, what `discover` found odd about the data set
     as a whole; `specialises: ClassVar[str]`, the name of the more general format whose data it
-    also recognises; `sink: ClassVar[str]`, the name of the sink that its episodes go into where
-    none is named, else `lbm`; and checks of its own (`vlatool.sources.rules`).
+    also recognises; `is_last_resort: ClassVar[bool]`, that any other format that finds episodes
+    at a place is preferred; `sink: ClassVar[str]`, the name of the sink that its episodes go into
+    where none is named, else `lbm`; and checks of its own (`vlatool.sources.rules`).
 
     Attributes:
         Config: The keys of this format; an instance is the only argument of the constructor.

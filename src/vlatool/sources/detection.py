@@ -41,7 +41,7 @@ def is_source(word: str) -> bool:
 def find_source(location: Path, forced: str | None) -> FoundSource:
     """The one format that finds episodes at `location`; with `forced`, that format.
 
-    A format that specialises another one wins over it.
+    A format that specialises another one wins over it, and any over one that is a last resort.
 
     Raises:
         DataError: None does; says what each searched for.
@@ -58,6 +58,7 @@ def find_source(location: Path, forced: str | None) -> FoundSource:
             refusals[name] = error
     general = {getattr(one.reader, "specialises", "") for one in found}
     found = [one for one in found if one.format not in general]
+    found = [one for one in found if not getattr(one.reader, "is_last_resort", False)] or found
     if len(found) > 1:
         counts = ", ".join(f"{one.format} ({len(one.refs)})" for one in found)
         raise UsageError(

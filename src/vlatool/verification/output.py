@@ -79,22 +79,29 @@ class ShardList:
 
 def check_output(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with training data, or a copy of them."""
-    record = None
-    try:
-        record = whole_record(location)
-    except DataError as error:
-        yield OUTPUT("broken_record", error.message, path=error.details["path"])
+    yield from check_record(location)
+    record = read_record(location)
     if record is not None and record.result is None:
-        message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
-        yield OUTPUT("incomplete", message, path=str(location))
         return
-    if record is not None and not record.complete:
-        message = f"{location}: `vlatool {record.command}` left out what failed"
-        yield OUTPUT("partial", message, path=str(location))
     root = location.parent if location.is_file() else location
     yield from check_files(root, check)
     if record is None or ShardFolder.find(root) is not None or lists_manifest(root):
         yield from _check_folders(root, check)
+
+
+def check_record(location: Path) -> Iterator[Finding]:
+    """What the record of an output says of its run; nothing where there is none."""
+    try:
+        record = whole_record(location)
+    except DataError as error:
+        yield OUTPUT("broken_record", error.message, path=error.details["path"])
+        return
+    if record is not None and record.result is None:
+        message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
+        yield OUTPUT("incomplete", message, path=str(location))
+    elif record is not None and not record.complete:
+        message = f"{location}: `vlatool {record.command}` left out what failed"
+        yield OUTPUT("partial", message, path=str(location))
 
 
 def check_shard(location: Path, check: Check) -> Iterator[Finding]:
@@ -255,7 +262,7 @@ class _FolderCheck:
         if self._listed.has_manifest and shard.num_sequences != len(scan.samples):
             message = f"{name}: has {len(scan.samples)} samples, the manifest says "
             yield SHARDS("count_mismatch", f"{message}{shard.num_sequences}", shard=name)
-        yield from _check_index(shard.path, scan)
+        yield from check_index(shard.path, scan)
         yield from self._samples(shard.path, scan.samples)
 
     def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
@@ -307,7 +314,7 @@ class _FolderCheck:
         return position * wanted // total != (position - 1) * wanted // total
 
 
-def _check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
+def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
     """Published data have no index; one that says something else than the headers misleads."""
     path = index_path(shard)
     if not path.is_file() or any(problem.code == "broken_tar" for problem in scan.problems):

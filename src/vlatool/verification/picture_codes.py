@@ -107,16 +107,16 @@ class _FolderCheck:
             return
         names = file_names(images / episode)
         there = {name.removesuffix(_PICTURE_SUFFIX) for name in names}
-        broken = {*stems} if self._check.is_quick else {*stems, *self._broken_stems(episode)}
-        for stem in sorted(there - broken):
+        coded = {*stems, *self._files(episode)}
+        for stem in sorted(there - coded):
             message = f"{self._folder.place(episode)}: no codes of {stem}"
             yield CODES("missing", message, episode=episode, path=str(images / episode))
-        for stem in sorted(broken - there):
+        for stem in sorted(coded - there):
             message = f"{self._folder.place(episode)}: {stem} is no picture in {images / episode}"
             yield CODES("no_picture", message, episode=episode)
 
-    def _broken_stems(self, episode: str) -> list[str]:
-        """Pictures whose files are there, whatever is in them."""
+    def _files(self, episode: str) -> list[str]:
+        """Pictures whose codes are in files of their own, whatever is in them."""
         return self._folder.stems(episode) if self._folder.layout == "json" else []
 
     def _sums(self, episodes: int) -> Iterator[Finding]:

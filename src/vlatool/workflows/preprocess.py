@@ -62,6 +62,7 @@ class PreprocessConfig(ChoiceConfig):
         "max_episodes_to_process": "max_episodes",
         "limit": "max_episodes",
         "use_depth_data": "depth",
+        "resize_to": "resize_images_size",
     }
     without_effect: ClassVar[Mapping[str, str]] = {
         "overwrite_images": "pictures are written anew whenever their episode is",

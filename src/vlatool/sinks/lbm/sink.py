@@ -69,6 +69,12 @@ class LbmSink:
     def __init__(self, config: LbmConfig, setup: SinkSetup) -> None:
         self._config = config
         self._setup = setup
+        if not setup.survey.fields:
+            raise DataError(
+                "the episodes have no field; a window is made of numbers",
+                hint="write pictures alone with --sink image-shards",
+                code="data.no_fields",
+            )
         spec = config.sample_spec()
         steps = spec.windows.past + 1 + spec.windows.future
         self._like = stored_episode(setup.survey.example(steps), config)

@@ -1,0 +1,300 @@
+"""Pictures for a tokenizer: one tar per episode, and the lists that part training and validation.
+
+A tar holds `00000000.png` or `.jpg` and, where vlatool wrote it, `00000000.json` beside it; keys
+count from 0 in every tar. Published folders have no manifest and no indexes. Source: future-vla
+1.2, 1.3.
+"""
+
+import json
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from vlatool.artifacts.shard import INDEX_SUFFIX
+from vlatool.errors import DataError
+from vlatool.jobs.record import read_record
+from vlatool.storage.atomic import remove_file, write_json, write_text
+from vlatool.storage.documents import DocumentError, read_document, read_json
+from vlatool.storage.parts import Part, read_part
+from vlatool.storage.uri import can_list, is_file_name, is_remote, location
+
+SINK = "image-shards"
+FORMAT, VERSION = "vlatool.image-shards", 1
+MANIFEST = "manifest.json"
+TRAIN_LIST, VAL_LIST = "train_files.txt", "val_files.txt"
+LISTS = (TRAIN_LIST, VAL_LIST)
+METADATA_SUFFIX = "json"
+SUFFIXES = {"png": "png", "jpeg": "jpg"}
+# What published readers take for the picture of a sample, the first that is there.
+PICTURE_SUFFIXES = ("jpg", "png", "jpeg", "webp")
+# Of a published folder: the group is the number of the episode.
+PUBLISHED_NAME = r"^train-episode_(\d+)\.tar$"
+
+_FIRST_MEMBER = re.compile(rb"^\d{8}\.(jpe?g|png|webp)\0")
+_HEADER_BYTES = 512
+_SHOWN = 100
+
+
+def picture_suffix(members: Iterable[str]) -> str | None:
+    """The suffix of the only picture among the members of a sample; None where there is not one."""
+    found = [suffix for suffix in members if suffix.lower() in PICTURE_SUFFIXES]
+    return found[0] if len(found) == 1 else None
+
+
+def split_patterns(split: str) -> tuple[str, str]:
+    """Patterns of the tars and the indexes of a split."""
+    return f"{split}-*.tar", f"{split}-*{INDEX_SUFFIX}"
+
+
+def shard_name(split: str, episode: str) -> str:
+    """The tar of an episode, relative to the folder."""
+    return f"{split}-{episode}.tar"
+
+
+def picture_key(number: int) -> str:
+    """The key of a picture in its tar, counted from 0."""
+    return f"{number:08d}"
+
+
+@dataclass(frozen=True)
+class ImageShard:
+    """One tar.
+
+    Attributes:
+        name: Relative to the folder.
+        pictures: How many it holds.
+        bytes: Its size.
+    """
+
+    name: str
+    pictures: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ImageManifest:
+    """What a folder holds.
+
+    Attributes:
+        shards: In the order of the episodes.
+        options: How the pictures were made, by the names of the keys; empty where nobody knows.
+    """
+
+    shards: tuple[ImageShard, ...]
+    options: Mapping[str, Any]
+
+    @property
+    def pictures(self) -> int:
+        """How many there are."""
+        return sum(shard.pictures for shard in self.shards)
+
+
+def write_manifest(folder: Path, manifest: ImageManifest) -> None:
+    """Writes what a folder holds; the last of its files."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        **manifest.options,
+        "pictures": manifest.pictures,
+        "shards": [asdict(shard) for shard in manifest.shards],
+    }
+    write_json(folder / MANIFEST, document)
+
+
+def read_manifest(folder: Path) -> ImageManifest | None:
+    """What a folder says it holds; None where it has no manifest of image shards.
+
+    Raises:
+        DataError: The manifest is broken, or of a version that is not known.
+    """
+    document = _document(folder / MANIFEST)
+    if document.get("format") != FORMAT:
+        return None
+    if document.get("version") != VERSION:
+        raise _broken(folder, f"version {document.get('version')!r} is not known")
+    try:
+        shards = tuple(ImageShard(**row) for row in document["shards"])
+        if not all(_is_shard(one) for one in shards):
+            raise TypeError
+    except (KeyError, TypeError):
+        raise _broken(folder, "`shards` is no list of name, pictures and bytes") from None
+    own = ("format", "version", "pictures", "shards")
+    return ImageManifest(shards, {k: v for k, v in document.items() if k not in own})
+
+
+def _is_shard(shard: ImageShard) -> bool:
+    is_name = type(shard.name) is str and "/" not in shard.name and is_file_name(shard.name)
+    return is_name and type(shard.pictures) is int and type(shard.bytes) is int
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty where there is none.
+
+    Raises:
+        DataError: It is not readable as JSON.
+    """
+    try:
+        document = read_json(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return {}
+    except DocumentError as error:
+        raise _broken(path.parent, error.reason) from None
+    return cast(dict[str, Any], document) if isinstance(document, dict) else {}
+
+
+def _broken(folder: Path, problem: str) -> DataError:
+    path = folder / MANIFEST
+    return DataError(
+        f"{path}: {problem}",
+        hint="copy the shards again, or write them again with --overwrite",
+        code="data.broken_manifest",
+        details={"path": str(path)},
+    )
+
+
+def is_image_shards(place: Path) -> bool:
+    """Whether a folder holds image shards, or a run that writes some has begun; or one such tar."""
+    if place.suffix == ".tar":
+        return place.is_file() and _is_image_tar(place)
+    with suppress(DataError):
+        if _document(place / MANIFEST).get("format") == FORMAT:
+            return True
+    record = read_record(place)
+    if record is not None:
+        return record.command == "preprocess" and record.options.get("sink") == SINK
+    first = min(published_tars(place), default=None)
+    return first is not None and _is_image_tar(first)
+
+
+def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
+    """Tars whose name matches, by the number that its first group is.
+
+    Raises:
+        DataError: The group of a name is no number.
+    """
+    if not can_list(folder) or not folder.is_dir():
+        return []
+    found: list[tuple[int, str, Path]] = []
+    for path in folder.glob("*.tar"):
+        match = re.match(pattern, path.name)
+        if match is None:
+            continue
+        number = match.group(1) if match.groups() else None
+        if number is None or not number.isdecimal():
+            raise DataError(
+                f"{path}: {pattern!r} finds no number in its name",
+                hint="put a group around the number of the episode, such as "
+                r"'^train-episode_(\d+)\.tar$'",
+                code="data.bad_file_pattern",
+                details={"path": str(path)},
+            )
+        found.append((int(number), path.name, path))
+    return [path for *_, path in sorted(found)]
+
+
+def image_tars(folder: Path) -> list[Path]:
+    """The tars of a folder: those of its manifest, else those with a published name.
+
+    Raises:
+        DataError: The manifest is broken.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return published_tars(folder)
+    return [folder / shard.name for shard in manifest.shards]
+
+
+def _is_image_tar(path: Path) -> bool:
+    try:
+        return _FIRST_MEMBER.match(read_part(Part(path, 0, _HEADER_BYTES))) is not None
+    except OSError:
+        return False
+
+
+def write_lists(
+    train: tuple[Path, Sequence[Path]], val: tuple[Path, Sequence[Path]], *, absolute: bool = False
+) -> None:
+    """Writes (file, tars) of both lists, that for training last: with it both are whole.
+
+    Args:
+        train: The list for training and what is on it.
+        val: The list for validation and what is on it.
+        absolute: Whether the lines are whole paths; else they are relative to their file, as far
+            as both are in one place.
+    """
+    remove_file(train[0])
+    for path, tars in (val, train):
+        lines = (_line(tar, path.parent, absolute=absolute) for tar in tars)
+        write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _line(tar: Path, folder: Path, *, absolute: bool) -> str:
+    whole, start = (
+        str(one if is_remote(one) else Path(os.path.abspath(one))) for one in (tar, folder)
+    )
+    if absolute or _place(whole) != _place(start):
+        return whole
+    return posixpath.relpath(whole.removeprefix(_place(whole)), start.removeprefix(_place(start)))
+
+
+def _place(path: str) -> str:
+    """Scheme and root of a remote path; empty for a local one."""
+    match = re.match(r"[A-Za-z0-9+.-]+://[^/]*", path)
+    return match.group() if match else ""
+
+
+def read_list(path: Path) -> list[Path]:
+    """The tars on a list; names that are not absolute are relative to the list.
+
+    Raises:
+        DataError: It is missing or no text, or a line is no path.
+    """
+    try:
+        lines = read_document(path).splitlines()
+    except OSError as error:
+        raise _bad_list(path, f"cannot be read: {error.strerror or error}") from None
+    except DocumentError as error:
+        raise _bad_list(path, error.reason) from None
+    return [_listed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _listed(path: Path, number: int, line: str) -> Path:
+    if not all(map(is_file_name, line.split("/"))):
+        raise _bad_list(path, f"line {number}: {line[:_SHOWN]!r} is no path", number)
+    if line.startswith("/") or "://" in line:
+        return location(line)
+    return path.parent / line
+
+
+def _bad_list(path: Path, problem: str, line: int | None = None) -> DataError:
+    details: dict[str, Any] = {"path": str(path)} | ({"line": line} if line else {})
+    return DataError(
+        f"{path}: {problem}",
+        hint="write the lists again with `vlatool split`",
+        code="data.broken_list",
+        details=details,
+    )
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file is such a list, perhaps an empty one: nothing else is written over."""
+    try:
+        lines = read_document(path).split()
+    except (OSError, DocumentError):
+        return False
+    return all(line.endswith(".tar") for line in lines)
+
+
+def metadata_bytes(facts: Mapping[str, Any]) -> bytes:
+    """What is stored beside a picture."""
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def global_key(parts: Iterable[object]) -> str:
+    """The name of a picture among all that there are: data set, episode, camera, frame."""
+    return "/".join(map(str, parts))

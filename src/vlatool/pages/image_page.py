@@ -1,0 +1,61 @@
+"""The page of `inspect --html` for image shards: a contact sheet, a row for each chosen shard."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlatool.artifacts.image_shards import image_tars, picture_suffix
+from vlatool.artifacts.picture import open_picture
+from vlatool.artifacts.shard import OpenShard, open_shard
+from vlatool.errors import DataError
+from vlatool.inspection.image_shards import ImageShardsReport
+from vlatool.pages.html_page import PageRequest, spread
+from vlatool.pages.layout import Section, note, page, table, tiles
+from vlatool.pages.pictures import figure, lost_picture, thumbnail
+from vlatool.storage.atomic import write_text
+
+# Pictures of a shard side by side.
+_ROW = 8
+
+
+def write_image_page(
+    report: ImageShardsReport, location: Path, path: Path, request: PageRequest
+) -> None:
+    """Writes to `path` the page of image shards, or of one of them."""
+    tars = [location] if location.is_file() else image_tars(location)
+    rows = [_row(tars[at]) for at in spread(len(tars), request.samples)]
+    problems = "".join(note(one["message"]) for one in report.findings)
+    facts = {name: value for name, value in report.summary().items() if value != ""}
+    sections = [
+        Section("Overview", tiles({"shards": report.shards, **facts}) + problems),
+        Section("Beside the first picture", table((), report.metadata.items())),
+        Section("How it was made", table((), report.made_by())),
+        Section(f"Pictures ({len(rows)} of {len(tars)} shards)", "".join(rows)),
+    ]
+    write_text(path, page(request.title, report.headline(), sections))
+
+
+def _row(path: Path) -> str:
+    """Pictures of one shard, evenly chosen, under its name; or why there are none."""
+    try:
+        with open_shard(path) as tar:
+            shown = "".join(_picture(tar, tar.keys[at]) for at in spread(len(tar.keys), _ROW))
+    except DataError as error:
+        return note(error.message)
+    return f'<div class="label">{path.name}</div><div class="strip">{shown}</div>'
+
+
+def _picture(tar: OpenShard, key: str) -> str:
+    return figure("".join(_content(tar, key)), key)
+
+
+def _content(tar: OpenShard, key: str) -> Iterator[str]:
+    with tar.reading(key) as sample:
+        suffix = picture_suffix(sample.members)
+        if suffix is None:
+            yield lost_picture("no picture")
+            return
+        try:
+            with open_picture(sample.members[suffix]) as picture:
+                yield thumbnail(picture.convert("RGB"), f"{tar.path.name}, {key}")
+        except ValueError:
+            yield lost_picture("cannot be decoded")

@@ -1,0 +1,115 @@
+"""The pictures of one episode as a tar: camera after camera, each in the order of its frames.
+
+Source: future-vla 1.2.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.image_shards import (
+    METADATA_SUFFIX,
+    SUFFIXES,
+    global_key,
+    metadata_bytes,
+    picture_key,
+    shard_name,
+)
+from vlatool.artifacts.shard import ShardIndex, TarWriter, index_path, member_bytes
+from vlatool.episode import Episode, EpisodeRef
+from vlatool.findings import Finding
+from vlatool.jobs.files import FileEntry
+from vlatool.jobs.journal import Receipt
+from vlatool.sinks.image_shards.codes import IMAGE_SHARDS
+from vlatool.sinks.image_shards.config import ImageShardsConfig
+from vlatool.sinks.image_shards.encoding import PictureWriter
+from vlatool.storage.atomic import open_atomic, write_bytes
+
+
+@dataclass(frozen=True)
+class EpisodeWork:
+    """Writes the tar of an episode and its index; picklable.
+
+    Attributes:
+        output: The output folder.
+        config: How.
+    """
+
+    output: Path
+    config: ImageShardsConfig
+
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        """Writes both; nothing is left where a picture is broken.
+
+        Raises:
+            DataError: A picture cannot be read or decoded.
+        """
+        writer = PictureWriter(self.config)
+        name = shard_name(self.config.split_name, ref.id)
+        with open_atomic(self.output / name) as file:
+            tar = TarWriter(file)
+            ranges = [tar.append(data) for data in self._samples(ref, episode, writer)]
+            tar.finish()
+        counts = {"frames": episode.num_frames, "samples": len(ranges)}
+        shard = FileEntry(name, tar.position, tar.sha256, len(ranges))
+        return Receipt(
+            ref.id,
+            counts=counts,
+            files=(shard, self._index(name, ranges, tar.position)),
+            findings=tuple(_oddities(writer, ref.id)),
+        )
+
+    def _samples(self, ref: EpisodeRef, episode: Episode, writer: PictureWriter) -> Iterator[bytes]:
+        """The members of each picture."""
+        dataset = str(episode.extras.get("dataset") or Path(ref.source).name)
+        number = 0
+        for camera, source in episode.cameras.items():
+            for frame in range(episode.num_frames):
+                key = picture_key(number)
+                kind, data = writer.picture(camera, source, frame)
+                members = [(f"{key}.{SUFFIXES[kind]}", data)]
+                if self.config.image_metadata:
+                    told = _metadata((dataset, ref.id, camera, frame), episode)
+                    members.append((f"{key}.{METADATA_SUFFIX}", metadata_bytes(told)))
+                yield b"".join(member_bytes(*one) for one in members)
+                number += 1
+
+    def _index(self, name: str, ranges: list[tuple[int, int]], size: int) -> FileEntry:
+        """Where each picture is; written behind the tar it speaks of."""
+        places = np.array(ranges, np.int64).reshape(-1, 2)
+        content = ShardIndex(places[:, 0], places[:, 1], size).content()
+        path = index_path(self.output / name)
+        write_bytes(path, content, synced=False)
+        digest = hashlib.sha256(content).hexdigest()
+        return FileEntry(path.name, len(content), digest, len(ranges))
+
+
+def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str, Any]:
+    """Where a picture comes from, and the name of its file where it has one."""
+    dataset, episode_id, camera, frame = parts
+    files = episode.frame_metadata.get("file", ())
+    return {
+        "key": global_key((dataset, episode_id, camera, f"{frame:06d}")),
+        "dataset": dataset,
+        "episode": episode_id,
+        "camera": camera,
+        "frame": frame,
+        **({"file": files[frame]} if files else {}),
+    }
+
+
+def _oddities(writer: PictureWriter, episode: str) -> Iterator[Finding]:
+    total = writer.sizes.total()
+    if writer.converted:
+        message = f"{episode}: {writer.converted} of {total} pictures became plain 8-bit RGB"
+        yield IMAGE_SHARDS("converted", message, episode=episode)
+    if writer.animations:
+        message = f"{episode}: {writer.animations} animations; their first frames were taken"
+        yield IMAGE_SHARDS("several_frames", message, episode=episode)
+    if len(writer.sizes) > 1 and writer.config.image_size is None:
+        told = ", ".join(f"{n} of {size[1]}x{size[0]}" for size, n in writer.sizes.items())
+        yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {told} pixels", episode=episode)

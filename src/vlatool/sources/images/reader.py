@@ -1,0 +1,213 @@
+"""Folders of pictures as episodes.
+
+All pictures of a folder are the frames of one camera, in the order of their names. A tree that the
+windows of a LIBERO data set lie in has two cameras in a folder, told apart by names that begin
+alike; in the order of names one stands behind the other, which is the order that published shards
+have. What a name says beyond that nobody needs; it travels with its frame.
+Source: future-vla 1.2.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from vlatool.artifacts.stored_picture import picture_facts
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.errors import DataError
+from vlatool.findings import Family, Finding
+from vlatool.sources.base import id_part, no_episodes
+from vlatool.sources.images.codes import IMAGES
+from vlatool.sources.images.config import ImagesConfig
+from vlatool.sources.images.pictures import PictureFiles
+from vlatool.sources.order import natural_key, unique_refs
+from vlatool.sources.rules import SOURCE, check_cameras
+from vlatool.storage.background import in_parallel
+from vlatool.storage.tree import walk
+from vlatool.storage.uri import can_list, is_remote
+
+CAMERA = "image"
+_SEARCHED = "folders episode_* with pictures, here or in images/, or pictures right here"
+_EPISODE = "episode_"
+_IMAGES = "images"
+_NUMBER = re.compile(r"^episode_(\d+)$")
+_TEMPORARY = (".tmp", ".part", ".partial", ".crdownload", "~")
+_LISTED_AT_ONCE = 16
+# Pictures have no time; frames per second of what has none.
+_FPS = 1.0
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The files of one episode by what they are."""
+
+    path: Path
+    pictures: tuple[str, ...]
+    hidden: int
+    others: Counter[str]
+
+
+class ImagesReader:
+    """Reads folders `episode_*` of pictures, or pictures side by side as one episode."""
+
+    Config: ClassVar[type[ConfigModel]] = ImagesConfig
+    findings: ClassVar[Family] = IMAGES
+    sink: ClassVar[str] = "image-shards"
+    # Pictures lie in folders of many formats.
+    is_last_resort: ClassVar[bool] = True
+
+    def __init__(self, config: ImagesConfig) -> None:
+        self.config = config
+        self.noticed: list[Finding] = []
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """Every folder of pictures, one level below a source or below its `images/`.
+
+        Raises:
+            DataError: `data.no_episodes`.
+        """
+        noticed: list[Finding] = []
+        found: dict[Path, list[EpisodeRef]] = {}
+        for source in sources:
+            if source.resolve() in found:
+                message = f"{source} was given twice; read once"
+                noticed.append(SOURCE("given_twice", message, path=str(source)))
+                continue
+            found[source.resolve()] = self._refs(source, noticed)
+        self.noticed = noticed
+        return unique_refs([ref for refs in found.values() for ref in refs])
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """One camera; how many pictures there are is known from their names."""
+        frames = sum(ref.extras["pictures"] for ref in refs)
+        return Survey(len(refs), {CAMERA: None}, {}, frames)
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        """The pictures of an episode, still files.
+
+        Raises:
+            DataError: `data.no_pictures`.
+        """
+        names = self._look(ref.path).pictures
+        if not names:
+            raise DataError(
+                f"{ref.path}: holds no picture ({', '.join(self.config.extensions)})",
+                hint="leave the episode out with --episodes, or name other --extensions",
+                code="data.no_pictures",
+                details={"path": str(ref.path)},
+            )
+        return Episode(
+            id=ref.id,
+            task=ref.task,
+            fps=_FPS,
+            num_frames=len(names),
+            cameras={CAMERA: PictureFiles([ref.path / name for name in names])},
+            lowdim={},
+            frame_metadata={"file": names},
+            extras={"dataset": ref.task},
+        )
+
+    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+        """Every picture that cannot be used, and oddities; with `deep` every one is decoded."""
+        try:
+            pictures = self.read(ref).cameras[CAMERA]
+        except DataError as error:
+            yield IMAGES.refusal(error, episode=ref.id)
+            return
+        assert isinstance(pictures, PictureFiles)
+        broken = False
+        for finding in _check_pictures(pictures, ref.id):
+            broken = broken or finding.severity == "error"
+            yield finding
+        if deep and not broken:
+            yield from check_cameras(ref.id, {CAMERA: pictures})
+
+    def _refs(self, source: Path, noticed: list[Finding]) -> list[EpisodeRef]:
+        """The episodes of one source."""
+        if not can_list(source) or not source.is_dir():
+            raise no_episodes(source, _SEARCHED)
+        for root in (source, source / _IMAGES):
+            folders = self._episodes(root)
+            if not any(folder.pictures for folder in folders):
+                folders = [one for one in [self._look(root)] if one.pictures]
+            if folders:
+                noticed += _passed_over(source, folders)
+                return [_ref(folder, root, source) for folder in folders]
+        raise no_episodes(source, _SEARCHED)
+
+    def _episodes(self, root: Path) -> list[_Folder]:
+        """The folders `episode_*` of a folder."""
+        if not root.is_dir():
+            return []
+        named = [one for one in root.iterdir() if one.name.startswith(_EPISODE) and one.is_dir()]
+        named.sort(key=lambda path: natural_key(path.name))
+        if not is_remote(root):
+            return [self._look(path) for path in named]
+        return list(in_parallel(self._look, named, _LISTED_AT_ONCE))
+
+    def _look(self, path: Path) -> _Folder:
+        """What is directly in a folder."""
+        if not path.is_dir():
+            return _Folder(path, (), 0, Counter())
+        names = sorted(next(iter(walk(path)))[2])
+        hidden = [name for name in names if name.startswith(".") or name.endswith(_TEMPORARY)]
+        shown = [name for name in names if name not in set(hidden)]
+        ends = tuple(self.config.extensions)
+        pictures = tuple(name for name in shown if name.lower().endswith(ends))
+        others = Counter(Path(name).suffix for name in shown if not name.lower().endswith(ends))
+        return _Folder(path, pictures, len(hidden), others)
+
+
+def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
+    named = source.absolute()
+    is_tree = named.name == _IMAGES and root == source and folder.path != source
+    dataset = id_part((named.parent if is_tree else named).name)
+    name = dataset if folder.path == root else id_part(folder.path.name)
+    match = _NUMBER.match(folder.path.name)
+    return EpisodeRef(
+        id=name,
+        path=folder.path,
+        source=str(source),
+        number=int(match[1]) if match else None,
+        task=dataset,
+        extras={"pictures": len(folder.pictures)},
+    )
+
+
+def _passed_over(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
+    """What lies beside the pictures of a source."""
+    hidden = sum(folder.hidden for folder in folders)
+    others = sum((folder.others for folder in folders), Counter[str]())
+    if hidden:
+        message = f"{source}: {hidden} hidden or temporary files are passed over"
+        yield IMAGES("hidden_files", message, path=str(source))
+    if others:
+        kinds = ", ".join(f"{count} {end or 'without one'}" for end, count in others.items())
+        message = f"{source}: files that are no pictures are passed over, by end: {kinds}"
+        yield IMAGES("other_files", message, path=str(source))
+
+
+def _check_pictures(pictures: PictureFiles, episode: str) -> Iterator[Finding]:
+    """Each picture by its bytes, and the sizes of all of them."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for frame, path in enumerate(pictures.paths):
+        place = {"episode": episode, "path": str(path), "frame": frame}
+        try:
+            facts = picture_facts(pictures.encoded(frame))
+        except ValueError as error:
+            yield IMAGES.refusal(pictures.broken(frame, str(error)), episode=episode)
+            continue
+        except DataError as error:
+            yield IMAGES.refusal(error, episode=episode)
+            continue
+        sizes[facts.size] += 1
+        if facts.frames > 1:
+            yield IMAGES("several_frames", f"{path}: has {facts.frames} frames", **place)
+        elif not facts.is_plain:
+            yield IMAGES("not_rgb", f"{path}: is not plain 8-bit RGB", **place)
+    if len(sizes) > 1:
+        told = ", ".join(f"{count} of {size[1]}x{size[0]}" for size, count in sizes.items())
+        yield IMAGES("mixed_sizes", f"{episode}: pictures differ in size: {told}", episode=episode)

@@ -1,0 +1,200 @@
+"""Checks of image shards: the files of the run, keys, pictures, and the lists of a split."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlatool.artifacts.image_shards import (
+    LISTS,
+    METADATA_SUFFIX,
+    ImageManifest,
+    ImageShard,
+    picture_key,
+    picture_suffix,
+    published_tars,
+    read_list,
+    read_manifest,
+)
+from vlatool.artifacts.picture import decoded_size
+from vlatool.artifacts.shard import TarSample, scan_tar
+from vlatool.errors import DataError
+from vlatool.findings import Finding
+from vlatool.jobs.record import read_record
+from vlatool.sinks.image_shards.codes import IMAGE_SHARDS
+from vlatool.storage.documents import DocumentError, parse_json
+from vlatool.storage.parts import Part, read_part
+from vlatool.verification.check import Check
+from vlatool.verification.codes import SHARDS
+from vlatool.verification.output import check_files, check_index, check_record
+
+
+def check_image_shards(location: Path, check: Check) -> Iterator[Finding]:
+    """Everything that is wrong with a folder of image shards, or with one of them."""
+    if location.is_file():
+        alone = ImageManifest((ImageShard(location.name, 0, 0),), {})
+        yield from _FolderCheck(location.parent, alone, check).shard(alone.shards[0], None)
+        return
+    yield from check_record(location)
+    record = read_record(location)
+    if record is not None and record.result is None:
+        return
+    yield from check_files(location, check)
+    try:
+        manifest = read_manifest(location)
+    except DataError as error:
+        yield IMAGE_SHARDS("broken_manifest", error.message, path=error.details["path"])
+        return
+    if manifest is None:
+        yield IMAGE_SHARDS("no_manifest", f"{location}: has no manifest.json", path=str(location))
+    tars = published_tars(location) if manifest is None else []
+    known = manifest or ImageManifest(tuple(ImageShard(one.name, 0, 0) for one in tars), {})
+    if not known.shards:
+        yield IMAGE_SHARDS("no_shards", f"{location}: holds no shard", path=str(location))
+    yield from _FolderCheck(location, known, check).shards(has_counts=manifest is not None)
+    yield from _check_lists(location, [location / one.name for one in known.shards])
+
+
+class _Place(NamedTuple):
+    """Where a sample is."""
+
+    shard: str
+    sample: str
+
+    def finding(self, code: str, message: str) -> Finding:
+        """A finding of the sample."""
+        told = f"{self.shard}: sample {self.sample}: {message}"
+        return IMAGE_SHARDS(code, told, shard=self.shard, sample=self.sample)
+
+
+class _FolderCheck:
+    """The checks of one folder, shard by shard."""
+
+    def __init__(self, folder: Path, manifest: ImageManifest, check: Check) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._check = check
+        self._position = 0
+        self._keys: set[str] = set()  # of one shard
+        self._episodes: dict[str, str] = {}
+        size = manifest.options.get("resize_images_size")
+        self._size = tuple(size) if isinstance(size, list) else None
+
+    def shards(self, *, has_counts: bool) -> Iterator[Finding]:
+        """Everything that is wrong with the tars."""
+        total = len(self._manifest.shards)
+        with self._check.reporter.progress("shards", total, "shards") as bar:
+            for shard in self._manifest.shards:
+                yield from self.shard(shard, shard.pictures if has_counts else None)
+                bar.advance(pictures=self._check.checked.pictures)
+
+    def shard(self, shard: ImageShard, expected: int | None) -> Iterator[Finding]:
+        """Everything that is wrong with one; `expected` is how many pictures it should have."""
+        path = self._folder / shard.name
+        name = str(path)
+        if not path.is_file():
+            yield IMAGE_SHARDS("missing_shard", f"{name}: is missing", shard=name)
+            return
+        scan = scan_tar(path)
+        self._check.checked.add(files=1, bytes=path.stat().st_size, samples=len(scan.samples))
+        for problem in scan.problems:
+            told = f"{name}: {problem.message}"
+            yield SHARDS(problem.code, told, shard=name, sample=problem.sample)
+        if expected is not None and expected != len(scan.samples):
+            told = f"{name}: has {len(scan.samples)} pictures, the manifest says {expected}"
+            yield IMAGE_SHARDS("count_mismatch", told, shard=name)
+        yield from check_index(path, scan)
+        yield from _check_keys(name, scan.samples)
+        self._keys.clear()
+        # Published folders do not say how many there are.
+        total = self._manifest.pictures or len(scan.samples) * len(self._manifest.shards)
+        for sample in scan.samples:
+            yield from self._sample(path, sample, total)
+
+    def _sample(self, path: Path, sample: TarSample, total: int) -> Iterator[Finding]:
+        place = _Place(str(path), sample.key)
+        suffix = picture_suffix(sample.members)
+        if suffix is None:
+            yield place.finding("no_picture", f"holds {', '.join(sample.members)}")
+            return
+        if not self._is_next_chosen(total):
+            return
+        data = read_part(Part(path, sample.start, sample.end))
+        stored = sample.stored(data).members
+        yield from self._picture(place, stored[suffix])
+        if METADATA_SUFFIX in stored:
+            yield from self._metadata(place, stored[METADATA_SUFFIX])
+        self._check.checked.add(samples_read=1, pictures=1)
+
+    def _picture(self, place: _Place, data: bytes) -> Iterator[Finding]:
+        try:
+            size = decoded_size(data)
+        except ValueError as error:
+            yield place.finding("broken_picture", str(error))
+            return
+        if self._size is not None and size != self._size:
+            told = f"has {size[0]}x{size[1]} pixels, not {self._size[0]}x{self._size[1]}"
+            yield place.finding("picture_size", told)
+
+    def _metadata(self, place: _Place, data: bytes) -> Iterator[Finding]:
+        try:
+            facts: Any = parse_json(data)
+        except DocumentError as error:
+            yield place.finding("bad_metadata", error.reason)
+            return
+        key = facts.get("key") if isinstance(facts, Mapping) else None
+        if not isinstance(key, str):
+            yield place.finding("bad_metadata", "has no `key`")
+            return
+        # All pictures of an episode are in one shard: no memory is needed for those of others.
+        shard = self._episodes.setdefault(key.rpartition("/")[0].rpartition("/")[0], place.shard)
+        if key in self._keys or shard != place.shard:
+            told = f"{key} is also in {'this shard' if shard == place.shard else shard}"
+            yield place.finding("duplicate_picture", told)
+        self._keys.add(key)
+
+    def _is_next_chosen(self, total: int) -> bool:
+        """Whether the next picture is decoded: evenly spread over all."""
+        position, self._position = self._position, self._position + 1
+        wanted = self._check.samples
+        if wanted is None or wanted >= total:
+            return True
+        return position * wanted // total != (position - 1) * wanted // total
+
+
+def _check_keys(shard: str, samples: Sequence[TarSample]) -> Iterator[Finding]:
+    for number, sample in enumerate(samples):
+        if sample.key != picture_key(number):
+            told = f"{shard}: sample {number} is called {sample.key}"
+            yield IMAGE_SHARDS("bad_key", told, shard=shard, sample=sample.key)
+            return
+
+
+def _check_lists(folder: Path, shards: Sequence[Path]) -> Iterator[Finding]:
+    """Whether the lists beside the shards name each of them once."""
+    paths = [folder / name for name in LISTS]
+    there = [path for path in paths if path.is_file()]
+    if len(there) == 1:
+        told = f"{there[0]}: is there without {({*paths} - {*there}).pop().name}"
+        yield IMAGE_SHARDS("one_list", told, path=str(there[0]))
+    listed: Counter[Path] = Counter()
+    names: dict[Path, Path] = {}
+    for path in there:
+        try:
+            tars = read_list(path)
+        except DataError as error:
+            yield IMAGE_SHARDS("broken_list", error.message, path=str(path))
+            return
+        if not tars:
+            yield IMAGE_SHARDS("empty_list", f"{path}: names no shard", path=str(path))
+        for tar in tars:
+            if not tar.is_file():
+                told = f"{path}: {tar} is not there"
+                yield IMAGE_SHARDS("listed_missing", told, path=str(path), shard=str(tar))
+        listed.update(tar.resolve() for tar in tars)
+        names |= {tar.resolve(): tar for tar in tars}
+    for tar in (names[one] for one, count in listed.items() if count > 1):
+        told = f"{tar}: is listed {listed[tar.resolve()]} times"
+        yield IMAGE_SHARDS("listed_twice", told, shard=str(tar))
+    for tar in (tar for tar in shards if there and tar.resolve() not in listed):
+        yield IMAGE_SHARDS("unlisted", f"{tar}: is on no list", shard=str(tar))

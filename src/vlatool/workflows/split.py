@@ -1,0 +1,153 @@
+"""Train and validation lists for image shards; no picture is read."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from vlatool.artifacts.image_shards import (
+    PUBLISHED_NAME,
+    TRAIN_LIST,
+    VAL_LIST,
+    image_tars,
+    is_list,
+    published_tars,
+    write_lists,
+)
+from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.errors import DataError, UsageError
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.record import read_record
+from vlatool.storage.atomic import remove_partials_of
+from vlatool.storage.uri import existing, location
+from vlatool.transforms.splits import validation_positions
+
+
+class SplitConfig(ConfigModel):
+    """Which shards are kept for validation, and where that is written."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"data_dir": "shards"}
+
+    shards: str = needed_field("", "Folder of image shards.")
+    val_ratio: float = Field(
+        default=0.01, gt=0, lt=1, description="Part of the shards for validation; one at least."
+    )
+    train_output: str | None = Field(
+        default=None, description=f"List for training; null for {TRAIN_LIST} beside the shards."
+    )
+    val_output: str | None = Field(
+        default=None, description=f"List for validation; null for {VAL_LIST} beside the shards."
+    )
+    file_pattern: str | None = Field(
+        default=None,
+        description="Regular expression of the names of shards, its first group the number of the "
+        f"episode; null for those of the manifest, without one for {PUBLISHED_NAME}",
+    )
+    absolute: bool = Field(
+        default=False, description="Write whole paths; else they are relative to their list."
+    )
+
+    @field_validator("file_pattern")
+    @classmethod
+    def _is_pattern(cls, value: str | None) -> str | None:
+        try:
+            has_group = value is None or re.compile(value).groups > 0
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if not has_group:
+            raise ValueError("needs a group around the number of the episode")
+        return value
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """The lists that were written, and how many shards are on each."""
+
+    shards: str
+    train_output: str
+    val_output: str
+    train: int
+    val: int
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        return (
+            f"{self.train_output}: {self.train} shards for training\n"
+            f"{self.val_output}: {self.val} shards for validation"
+        )
+
+
+def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
+    """Writes which shards are for training and which for validation, always the same ones.
+
+    Raises:
+        UsageError: A list would replace another file, or both are one file.
+        DataError: There are no shards, too few, or the run that writes them has not ended.
+    """
+    check_needed(config, "vlatool split SHARDS --val-ratio 0.01")
+    folder = existing(config.shards)
+    tars = _tars(folder, config.file_pattern)
+    chosen = set(validation_positions(len(tars), config.val_ratio))
+    train = [tar for at, tar in enumerate(tars) if at not in chosen]
+    val = [tar for at, tar in enumerate(tars) if at in chosen]
+    if not train:
+        raise DataError(
+            f"{folder}: {len(tars)} shards cannot be split by {config.val_ratio}: "
+            "none would be left for training",
+            hint="make shards of more episodes, or lower --val-ratio",
+            code="data.too_few_shards",
+            details={"path": str(folder), "shards": len(tars)},
+        )
+    targets = _targets(config, folder)
+    reporter.note(f"shards: {len(tars)}")
+    write_lists((targets[0], train), (targets[1], val), absolute=config.absolute)
+    return SplitResult(config.shards, *map(str, targets), train=len(train), val=len(val))
+
+
+def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
+    record = read_record(folder)
+    if record is not None and record.result is None:
+        raise DataError(
+            f"{folder}: `vlatool {record.command}` runs here, or was interrupted",
+            hint="wait for the run, or run the same command again",
+            code="data.incomplete_output",
+            details={"path": str(folder)},
+        )
+    tars = image_tars(folder) if pattern is None else published_tars(folder, pattern)
+    if not tars:
+        raise DataError(
+            f"{folder}: no shards here, whose names match {pattern or PUBLISHED_NAME}",
+            hint="give a folder that `vlatool preprocess images` wrote, or name a --file-pattern",
+            code="data.no_shards",
+            details={"path": str(folder)},
+        )
+    return tars
+
+
+def _targets(config: SplitConfig, folder: Path) -> tuple[Path, Path]:
+    """The files of both lists."""
+    train, val = (
+        location(given) if given else folder / name
+        for given, name in ((config.train_output, TRAIN_LIST), (config.val_output, VAL_LIST))
+    )
+    if train == val:
+        raise UsageError(
+            f"{train}: is to be both lists", hint="name two files", code="usage.conflict"
+        )
+    for target in (train, val):
+        if target.exists() and not is_list(target):
+            raise UsageError(
+                f"{target}: exists and is no list of shards",
+                hint="choose other names with --train-output and --val-output",
+                code="usage.output_exists",
+                details={"path": str(target)},
+            )
+        remove_partials_of(target)
+    return train, val

@@ -1,0 +1,58 @@
+"""Folders of small pictures."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+
+WIDTH, HEIGHT = 24, 16
+CAMERAS = ("image", "wrist_image")
+
+
+def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """RGB noise of its own."""
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """A picture as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def window_tree(root: Path, episodes: int = 3, frames: int = 2) -> Path:
+    """Two cameras per step below `images/`, named as published; each picture is another."""
+    for episode in range(episodes):
+        for place, camera in enumerate(CAMERAS):
+            for frame in range(frames):
+                name = f"LIBERO_{camera}_episode_{episode:06d}_frame_{frame:06d}.png"
+                number = (episode * 2 + place) * frames + frame
+                write(root, f"images/episode_{episode:06d}/{name}", saved(picture(number)))
+    return root
+
+
+def write(root: Path, name: str, content: bytes = b"") -> Path:
+    """A file below a folder."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def image_shards(source: Path, output: Path, /, **options: Any) -> PreprocessResult:
+    """A run of `preprocess images` with one worker."""
+    tree = {
+        "format": "images",
+        "sink": "image-shards",
+        "sources": [str(source)],
+        "output": str(output),
+        "workers": 1,
+        **options,
+    }
+    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
