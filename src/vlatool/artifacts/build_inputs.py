@@ -17,7 +17,7 @@ from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes
 from vlatool.artifacts.episode_build import WindowFile
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
-from vlatool.artifacts.profile import Profile
+from vlatool.artifacts.profile import PUBLISHED, Gripper, Profile, has_profile, read_profile
 from vlatool.artifacts.samples_jsonl import ACTION_IDS, ID_MAP, question
 from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME
 from vlatool.errors import DataError, UsageError
@@ -95,6 +95,17 @@ def fitting_tokenizer(folder: Path) -> ActionTokenizer:
             details={"path": str(folder)},
         )
     return found
+
+
+def chosen_profile(name: str | None, fast: Path, gripper: Gripper) -> Profile:
+    """The profile of a name or file; without one that of the action tokenizer, else `PUBLISHED`."""
+    return read_profile(name or (str(fast) if has_profile(fast) else PUBLISHED), gripper)
+
+
+def differing_profile(profile: Profile, fast: Path, gripper: Gripper) -> Profile | None:
+    """The profile that an action tokenizer was fitted with, if that is another one."""
+    beside = read_profile(str(fast), gripper) if has_profile(fast) else profile
+    return None if beside.digest == profile.digest else beside
 
 
 def check_factor(profile: Profile, factor: float | None) -> None:

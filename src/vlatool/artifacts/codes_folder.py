@@ -113,16 +113,16 @@ class CodesFolder:
         if self.layout == "packed":
             found = self._read_packed(episode)
             return found if stems is None else self._chosen(found, sorted(set(stems)))
-        names = self.stems(episode) if stems is None else sorted(set(stems))
-        if not names:
+        there = self.stems(episode)
+        names = there if stems is None else sorted(set(stems))
+        if not there:
             raise self._missing(episode, "any picture")
+        self._refuse_missing(episode, sorted({*names}.difference(there)))
         rows = in_parallel(lambda stem: self._read_file(episode, stem), names, _READ_AT_ONCE)
         return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
 
     def _chosen(self, found: EpisodeCodes, stems: Sequence[str]) -> EpisodeCodes:
-        for stem in stems:
-            if stem not in found.places:
-                raise self._missing(found.episode, stem)
+        self._refuse_missing(found.episode, [stem for stem in stems if stem not in found.places])
         rows = found.codes[[found.places[stem] for stem in stems]]
         return EpisodeCodes(found.episode, tuple(stems), rows)
 
@@ -176,12 +176,18 @@ class CodesFolder:
                 details={"path": str(path)},
             )
 
-    def _missing(self, episode: str, stem: str) -> DataError:
+    def _refuse_missing(self, episode: str, stems: Sequence[str]) -> None:
+        if stems:
+            more = f" and {len(stems) - 1} more pictures" if len(stems) > 1 else ""
+            raise self._missing(episode, f"{stems[0]}{more}", stems)
+
+    def _missing(self, episode: str, what: str, stems: Sequence[str] = ()) -> DataError:
+        path = self.place(episode)
         return DataError(
-            f"{self.place(episode)}: no codes of {stem}",
+            f"{path}: no codes of {what}",
             hint=_AGAIN,
             code="data.missing_codes",
-            details={"path": str(self.place(episode)), "episode": episode, "picture": stem},
+            details={"path": str(path), "episode": episode, "pictures": list(stems)},
         )
 
     def _broken(self, path: Path, episode: str, stem: str, reason: str) -> DataError:

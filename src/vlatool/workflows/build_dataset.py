@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from vlatool.artifacts.build_inputs import (
     check_factor,
+    chosen_profile,
     collisions,
+    differing_profile,
     fitting_codes,
     fitting_tokenizer,
     refuse_own_place,
@@ -26,7 +28,7 @@ from vlatool.artifacts.built_sum import BuiltSum, data_files, write_shards
 from vlatool.artifacts.codes import CodesManifest
 from vlatool.artifacts.episode_build import EpisodeBuild, WindowFile
 from vlatool.artifacts.fast import ignored_code
-from vlatool.artifacts.profile import Gripper, Profile, read_profile
+from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples_jsonl import ID_MAP, KINDS
 from vlatool.artifacts.windows import DATA_NAME, Kind
 from vlatool.config.base import ConfigModel, check_needed, each_once, needed_field
@@ -77,8 +79,10 @@ class BuildDatasetConfig(ConfigModel):
     pattern: str = Field(
         default=f"{DATA_NAME}/episode_*.jsonl", description="Files of windows to take."
     )
-    profile: str = Field(
-        default="libero", description="How actions are normalised: a name, or a file."
+    profile: str | None = Field(
+        default=None,
+        description="How actions are normalised: a name, or a file; null for that of the action "
+        "tokenizer, else libero.",
     )
     gripper: Gripper = Field(
         default="raw", description="normalised treats the gripper like other dimensions."
@@ -231,7 +235,11 @@ class BuildDatasetJob:
         refuse_own_place(output, tree)
         self.items: Sequence[WindowFile] = window_files(tree, config.pattern)[: config.limit]
         codes = fitting_codes(tree, pinned(config.tokens) if config.tokens else None)
-        self._tokenizer, self._profile = fitting_tokenizer(fast), self._chosen_profile()
+        self._tokenizer, self._profile = (
+            fitting_tokenizer(fast),
+            chosen_profile(config.profile, fast, config.gripper),
+        )
+        check_factor(self._profile, config.rpy_std_mult)
         prefix = pictures_prefix(tree, output, is_absolute=config.absolute)
         self._work = work = EpisodeBuild(
             output=output,
@@ -325,11 +333,6 @@ class BuildDatasetJob:
             status=run.status,
         )
 
-    def _chosen_profile(self) -> Profile:
-        found = read_profile(self._config.profile, self._config.gripper)
-        check_factor(found, self._config.rpy_std_mult)
-        return found
-
     def _recorded(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
         """The options of a run for its record; what is read by its name and digest."""
         config, work = self._config, self._work
@@ -378,6 +381,9 @@ class BuildDatasetJob:
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
         raw = ", ".join(self._profile.raw) or "none"
         reporter.note(f"profile: {self._profile.name}, dimensions left as they are: {raw}")
+        if (other := differing_profile(self._profile, fast, config.gripper)) is not None:
+            message = f"{fast}: was fitted on actions that {other.name} normalised"
+            reporter.warn("profile_differs", f"{message}, not {self._profile.name}")
         for name in ignored_code(fast):
             reporter.note(f"{fast / name}: is not run")
         for key, reason in config.without_effect.items():
