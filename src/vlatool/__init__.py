@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.evaluate import open_loop as open_loop
     from vlatool.workflows.evaluate import rollout as rollout
     from vlatool.workflows.export import export as export
+    from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
     from vlatool.workflows.preprocess import preprocess as preprocess
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
@@ -40,6 +41,7 @@ _PUBLIC = {
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",
     "export": f"{_WORKFLOWS}.export:export",
+    "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.inspect:inspect",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",
     "load_config": "vlatool.config.resolve:load_config",

@@ -13,6 +13,7 @@ from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
@@ -132,6 +133,11 @@ def _rollout(place: Place, seed: int = 0) -> None:
     rollout(RolloutConfig(checkpoint=str(place.policy), output=str(place.out), **wanted))
 
 
+def _fit_fast(place: Place, **options: Any) -> None:
+    given = {"sources": [str(place.data)], "output": str(place.out), "workers": 1}
+    fit_fast(FitFastConfig(**given, vocab_size=300, **options))
+
+
 def _demo(place: Place) -> None:
     demo(DemoConfig(output=str(place.out), episodes=2, steps=2, rollouts=1))
 
@@ -164,6 +170,13 @@ COMMANDS = (
     ),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
+    Command("tokenizer fit-fast", _fit_fast),
+    Command(
+        "tokenizer fit-fast --overwrite",
+        lambda place: _fit_fast(place, overwrite=True),
+        lambda place: _fit_fast(place, scale=20),
+    ),
+    Command("tokenizer fit-fast to S3", _fit_fast, result=of_bucket, is_remote=True),
     Command("train", _train, result=of_run),
     Command(
         "train --overwrite",

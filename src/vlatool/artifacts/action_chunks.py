@@ -6,18 +6,18 @@ Legend of shapes: N chunks, H steps, D action dimensions.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.dimensions import dimension_names, recorded_names
+from vlatool.artifacts.dimensions import recorded_names
 from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
 from vlatool.artifacts.shard import open_shard
 from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.window_folder import lines_files, read_manifest
 from vlatool.artifacts.windows import DATA_NAME, Window, parse_window
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
-from vlatool.storage.tree import file_names
+from vlatool.jobs.record import whole_record
 
 
 @dataclass(frozen=True)
@@ -83,23 +83,12 @@ class ChunkSource:
     Attributes:
         files: In order.
         fields: What an action is put together from; empty for windows.
-        recorded: Field to names of its dimensions, where the data say.
+        names: What the data call the D dimensions; empty where they do not.
     """
 
     files: tuple[ChunkFile, ...]
     fields: tuple[str, ...] = ()
-    recorded: Any = None
-
-    def names(self, width: int) -> tuple[str, ...]:
-        """A name for each of the `width` dimensions; empty where the data have none."""
-        if not self.recorded or not self.fields:
-            return ()
-        names = [
-            f"{field}.{name}"
-            for field in self.fields
-            for name in dimension_names(field, len(self.recorded.get(field, ())), self.recorded)
-        ]
-        return tuple(names) if len(set(names)) == width == len(names) else ()
+    names: tuple[str, ...] = ()
 
 
 def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
@@ -114,15 +103,9 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
         DataError: There are none.
         UsageError: Fields are given for windows, or are needed for shards.
     """
-    lines = _line_files(folder)
+    lines = lines_files(folder)
     if lines:
-        if fields:
-            raise UsageError(
-                f"{folder}: windows hold one action each, no fields to choose from",
-                hint="leave --action-fields out",
-                code="usage.action_fields",
-            )
-        return ChunkSource(tuple(ChunkFile(path) for path in lines))
+        return _of_windows(folder, lines, fields)
     shards = ShardFolder.find(folder)
     if shards is None:
         raise DataError(
@@ -134,10 +117,23 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
     return _of_shards(shards, fields)
 
 
-def _line_files(folder: Path) -> list[Path]:
-    data = folder / DATA_NAME
-    names = sorted(file_names(data)) if data.is_dir() else []
-    return [data / name for name in names if name.endswith(LINES_SUFFIX)]
+def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
+    if fields:
+        raise UsageError(
+            f"{folder}: windows hold one action each, no fields to choose from",
+            hint="leave --action-fields out",
+            code="usage.action_fields",
+        )
+    manifest, record = read_manifest(folder), whole_record(folder)
+    if manifest is None and record is not None:
+        raise DataError(
+            f"{folder}: `vlatool {record.command}` has not written a manifest here yet",
+            hint="wait for the run, or, if it was interrupted, run the same command again",
+            code="data.incomplete_output",
+            details={"path": str(folder)},
+        )
+    names = () if manifest is None else manifest.action_names
+    return ChunkSource(tuple(ChunkFile(path) for path in lines), names=names)
 
 
 def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
@@ -153,7 +149,10 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     past = options.get("past_lowdim_steps")
     first = past if isinstance(past, int) and past >= 0 else 0
     files = (ChunkFile(one.path, chosen, first) for one in shards.shards() if one.num_sequences)
-    return ChunkSource(tuple(files), chosen, recorded_names(options))
+    recorded = recorded_names(options)
+    names = [f"{field}.{name}" for field in chosen for name in recorded.get(field, ())]
+    is_whole = all(field in recorded for field in chosen) and len(set(names)) == len(names)
+    return ChunkSource(tuple(files), chosen, tuple(names) if is_whole else ())
 
 
 def _is_pair(window: Window, before: Window) -> bool:

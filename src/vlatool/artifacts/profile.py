@@ -92,7 +92,9 @@ class Profile:
         Raises:
             ValueError: They have another number of dimensions.
         """
-        return (self._fitting(actions) - self.center) / self.spread
+        fitting = self._fitting(actions)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is for the caller to refuse
+            return (fitting - self.center) / self.spread
 
     def denormalise(self, values: Any) -> Array:
         """The inverse of `normalise`; raises as it does."""
@@ -155,17 +157,22 @@ def read_profile(name_or_location: str, gripper: Gripper = "raw") -> Profile:
     if gripper == "raw":
         return profile
     if GRIPPER not in profile.dimensions:
-        raise UsageError(
-            f"the profile {profile.name} has no dimension called {GRIPPER}",
-            hint=f"leave --gripper out; its dimensions are {', '.join(profile.dimensions)}",
-            code="usage.no_gripper",
-        )
+        raise no_gripper(profile.name, profile.dimensions)
     return replace(profile, raw=tuple(name for name in profile.raw if name != GRIPPER))
 
 
 def has_profile(folder: Path) -> bool:
     """Whether a folder, such as that of an action tokenizer, has a profile in it."""
     return (folder / NAME).is_file()
+
+
+def no_gripper(name: str, dimensions: Sequence[str]) -> UsageError:
+    """The error for `--gripper normalised` where no dimension is called so."""
+    return UsageError(
+        f"the profile {name} has no dimension called {GRIPPER}",
+        hint=f"leave --gripper out; its dimensions are {', '.join(dimensions)}",
+        code="usage.no_gripper",
+    )
 
 
 def write_profile(path: Path, profile: Profile) -> None:

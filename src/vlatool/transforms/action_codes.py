@@ -92,7 +92,8 @@ class ActionTokenizer:
         if not len(values):
             return np.zeros(values.shape, np.int64)
         _refuse_not_finite(values, "is not finite")
-        scaled = np.rint(np.asarray(dct(values, axis=1, norm="ortho")) * self.scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            scaled = np.rint(np.asarray(dct(values, axis=1, norm="ortho")) * self.scale)
         _refuse_not_finite(np.where(np.abs(scaled) < 2**31, scaled, np.inf), "is far too large")
         return scaled.astype(np.int64)
 

@@ -14,7 +14,14 @@ from pydantic import Field
 
 from vlatool.artifacts import fast, profile
 from vlatool.artifacts.action_chunks import ChunkFile, ChunkSource, find_chunks
-from vlatool.artifacts.profile import Gripper, Profile, computed_profile, read_profile
+from vlatool.artifacts.profile import (
+    GRIPPER,
+    Gripper,
+    Profile,
+    computed_profile,
+    no_gripper,
+    read_profile,
+)
 from vlatool.config.base import ConfigModel, check_needed, needed_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
@@ -56,7 +63,9 @@ class FitFastConfig(ConfigModel):
         description="How actions are normalised: a profile's name or file, or `compute`.",
     )
     gripper: Gripper = Field(
-        default="raw", description="As the profile says, or normalised like the other dimensions."
+        default="raw",
+        description="Whether a dimension called gripper is left as it is, unless a profile "
+        "normalises it.",
     )
     raw: list[str] = Field(
         default=[],
@@ -269,10 +278,16 @@ def _profile(config: FitFastConfig, chunks: Array, sources: Sequence[ChunkSource
                 code="data.profile_mismatch",
             )
         return known
-    names = sources[0].names(width) or tuple(map(str, range(width)))
-    raw = tuple(_dimension(one, names) for one in config.raw)
+    stated = sources[0].names
+    names = stated if len(stated) == width else tuple(map(str, range(width)))
+    raw = [_dimension(one, names) for one in config.raw]
+    has_gripper = GRIPPER in names
+    if config.gripper == "normalised" and not has_gripper:
+        raise no_gripper(COMPUTE, names)
+    if config.gripper == "raw" and has_gripper:
+        raw.append(GRIPPER)
     # The first action of each chunk is the present one: each row counts once.
-    return computed_profile("computed", chunks[:, 0], names, raw)
+    return computed_profile("computed", chunks[:, 0], names, sorted(set(raw)))
 
 
 def _dimension(word: str, names: Sequence[str]) -> str:

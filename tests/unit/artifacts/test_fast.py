@@ -1,0 +1,207 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.fast import LOWEST, byte_document, byte_tokenizer, smooth_chunks
+from vlatool.artifacts.fast import (
+    CODE_NAME,
+    NAMES,
+    PROCESSOR_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    fast_digest,
+    ignored_code,
+    is_fast,
+    read_fast,
+    write_fast,
+)
+from vlatool.errors import DataError
+
+PUBLISHED = {
+    "action_dim": None,
+    "auto_map": {"AutoProcessor": "processing_action_tokenizer.UniversalActionProcessor"},
+    "min_token": LOWEST,
+    "processor_class": "UniversalActionProcessor",
+    "scale": 10,
+    "time_horizon": None,
+    "vocab_size": 2048,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_fast(tmp_path, byte_tokenizer(), vocab_size=2048)
+    return tmp_path
+
+
+def refusal(folder: Path) -> tuple[str, int]:
+    with pytest.raises(DataError) as caught:
+        read_fast(folder)
+    assert caught.value.hint
+    return caught.value.code, caught.value.exit_code
+
+
+def change(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_what_is_written_reads_back_equal(folder: Path) -> None:
+    assert read_fast(folder) == byte_tokenizer()
+
+
+def test_the_published_names_and_keys_are_written(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
+    assert json.loads((folder / PROCESSOR_NAME).read_text()) == PUBLISHED
+
+
+def test_code_beside_it_is_named_and_never_run(folder: Path) -> None:
+    (folder / CODE_NAME).write_text(f"open({str(folder / 'ran')!r}, 'w')")
+
+    assert read_fast(folder) == byte_tokenizer()
+    assert ignored_code(folder) == [CODE_NAME]
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (PROCESSOR_NAME, {"processor_class": "OtherProcessor"}),
+        (PROCESSOR_NAME, {"auto_map": {"AutoProcessor": "other.OtherProcessor"}}),
+        (PROCESSOR_NAME, {"auto_map": "other.OtherProcessor"}),
+        (TOKENIZER_CONFIG_NAME, {"auto_map": {"AutoTokenizer": ["other.Tokenizer", None]}}),
+    ],
+)
+def test_a_folder_that_needs_other_code_is_refused(
+    folder: Path, name: str, changes: dict[str, Any]
+) -> None:
+    change(folder / name, **changes)
+
+    assert refusal(folder) == ("data.remote_code", 3)
+
+
+def test_the_class_may_name_the_repository_it_came_from(folder: Path) -> None:
+    name = "owner/fast--processing_action_tokenizer.UniversalActionProcessor"
+    change(folder / PROCESSOR_NAME, auto_map={"AutoProcessor": name})
+
+    assert read_fast(folder) == byte_tokenizer()
+
+
+@pytest.mark.parametrize("name", [PROCESSOR_NAME, TOKENIZER_NAME])
+def test_a_folder_without_one_of_the_files_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+    assert not is_fast(folder)
+    assert refusal(folder) == ("data.no_fast_tokenizer", 3)
+
+
+@pytest.mark.parametrize("key", ["scale", "vocab_size", "min_token"])
+def test_a_missing_key_is_named(folder: Path, key: str) -> None:
+    content = {name: one for name, one in PUBLISHED.items() if name != key}
+    (folder / PROCESSOR_NAME).write_text(json.dumps(content))
+
+    with pytest.raises(DataError, match=key) as caught:
+        read_fast(folder)
+
+    assert caught.value.code == "data.broken_fast_tokenizer"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": 0},
+        {"scale": "10"},
+        {"scale": True},
+        {"vocab_size": 0},
+        {"vocab_size": 2**40},
+        {"vocab_size": 100},  # fewer than tokenizer.json has
+        {"min_token": 1.5},
+        {"min_token": None},
+        {"min_token": -(2**60)},
+    ],
+)
+def test_a_wrong_value_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+    change(folder / PROCESSOR_NAME, **changes)
+
+    assert refusal(folder) == ("data.broken_fast_tokenizer", 3)
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: one for name, one in json.loads(byte_document()).items() if name != key}
+
+
+def with_model(**changes: Any) -> dict[str, Any]:
+    document = json.loads(byte_document())
+    return {**document, "model": {**document["model"], **changes}}
+
+
+def with_level(**changes: Any) -> dict[str, Any]:
+    document = json.loads(byte_document())
+    return {**document, "pre_tokenizer": {**document["pre_tokenizer"], **changes}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        without("model"),
+        without("pre_tokenizer"),
+        without("decoder"),
+        {**without(""), "normalizer": {"type": "Lowercase"}},
+        {**without(""), "truncation": {"max_length": 3}},
+        {**without(""), "post_processor": {"type": "BertProcessing"}},
+        {**without(""), "added_tokens": [{"id": 300, "content": "<s>"}]},
+        with_level(add_prefix_space=True),
+        with_level(type="Whitespace"),
+        with_level(use_regex="no"),
+        with_model(type="WordPiece"),
+        with_model(dropout=0.5),
+        with_model(unk_token="?"),
+        with_model(byte_fallback=True),
+        with_model(vocab={}),
+        with_model(vocab={"a": 0, "b": 0}),
+        with_model(vocab={"a": -1}),
+        with_model(vocab={"a": "0"}),
+        with_model(vocab={"a": 2**31}),
+        with_model(merges="a b"),
+        with_model(merges=["ab"]),
+        with_model(merges=[["a", 1]]),
+        with_model(merges=[["a", "zzz"]]),
+        with_model(merges=[["a", "b"]]),  # which make a token that is none
+    ],
+)
+def test_a_tokenizer_that_is_none_of_ours_is_refused(folder: Path, content: Any) -> None:
+    (folder / TOKENIZER_NAME).write_text(json.dumps(content))
+
+    assert refusal(folder) == ("data.broken_fast_tokenizer", 3)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"\xff" + data]
+)
+def test_a_damaged_file_is_refused(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = folder / TOKENIZER_NAME
+    path.write_bytes(damage(path.read_bytes()))
+
+    assert refusal(folder) == ("data.broken_fast_tokenizer", 3)
+
+
+def test_a_tokenizer_alone_is_enough_for_its_ids(folder: Path) -> None:
+    for name in set(NAMES) - {PROCESSOR_NAME, TOKENIZER_NAME}:
+        (folder / name).unlink()
+
+    chunks = smooth_chunks()[:2]
+    assert read_fast(folder).encode(chunks) == byte_tokenizer().encode(chunks)
+    assert np.array_equal(
+        read_fast(folder).decode(byte_tokenizer().encode(chunks), 16, 7)[1], [None] * 2
+    )
+
+
+def test_the_digest_changes_with_the_rounding(folder: Path) -> None:
+    before = fast_digest(folder)
+    change(folder / PROCESSOR_NAME, scale=20)
+
+    assert fast_digest(folder) != before
