@@ -14,6 +14,8 @@ GROUPS = {
         "preprocess --no-keep-episodes",
         "preprocess --overwrite",
         "stats merge over an earlier one",
+        "build-dataset --lines-per-file",
+        "export of codes",
         "resolve-config --output",
         "inspect --html",
     ),
