@@ -1,4 +1,4 @@
-"""`verify` and `inspect` of codes and built samples: a code for each defect, pages with pictures."""
+"""`verify` and `inspect` of codes and built samples: a code per defect, pages with pictures."""
 
 import json
 import re

@@ -29,8 +29,6 @@ from vlatool.pages.plots import Axis, axis_chart, channels, histogram, legend, l
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import size_text
 
-_CHART_WIDTH = 560.0
-
 
 def write_built_page(report: BuiltReport, location: Path, path: Path, request: PageRequest) -> None:
     """Writes to `path` the page of the built samples at a location."""
@@ -57,7 +55,7 @@ def _overview(report: BuiltReport) -> list[Section]:
     lengths = [int(n) for n, count in report.id_counts.items() for _ in range(count)]
     return [
         Section("Overview", tiles(facts) + findings + tags({**report.origin, **report.shape})),
-        Section("Action ids", histogram(lengths, "action ids of a window")),
+        Section("Action ids", histogram(lengths, "action ids of a window", counted="windows")),
         Section("Tasks", table(("task", "samples"), report.tasks.items(), numbers=(1,))),
     ]
 
@@ -70,28 +68,33 @@ def _sample(folder: BuiltFolder, number: int, names: Sequence[str]) -> Section:
     ids = " ".join(map(str, view.sample.said.action_ids))
     body = (
         tags(view.facts)
-        + heading("Pictures that are seen", _strips(view.seen))
+        + heading("Pictures that are seen", _strips(view.seen, 1 - _steps(view.seen)))
         + heading("Actions", _actions(view, names))
         + heading("Action ids", f'<p class="small">{code(ids)}</p>')
-        + heading("Pictures to come", _strips(view.future))
+        + heading("Pictures to come", _strips(view.future, 1))
         + details("Codes of the pictures to come", _codes(view.sample.said.codes))
     )
     return Section(view.name, body, is_under=True)
 
 
-def _strips(cameras: Mapping[str, Sequence[Shot]]) -> str:
-    """A row of pictures per camera."""
-    return "".join(
-        f'<div class="label">{escape(camera)}</div>'
-        f'<div class="strip">{"".join(_figure(camera, at, shot) for at, shot in numbered)}</div>'
-        for camera, numbered in ((name, list(enumerate(shots))) for name, shots in cameras.items())
-    )
+def _steps(cameras: Mapping[str, Sequence[Shot]]) -> int:
+    return max(map(len, cameras.values()), default=0)
 
 
-def _figure(camera: str, number: int, shot: Shot) -> str:
+def _strips(cameras: Mapping[str, Sequence[Shot]], first: int) -> str:
+    """A row of pictures per camera, under which stands the step; the first has the number given."""
+    rows: list[str] = []
+    for camera, shots in cameras.items():
+        pictures = "".join(_figure(camera, at, shot) for at, shot in enumerate(shots, first))
+        rows.append(f'<div class="label">{escape(camera)}</div><div class="strip">{pictures}</div>')
+    return "".join(rows)
+
+
+def _figure(camera: str, step: int, shot: Shot) -> str:
+    caption = f"{step:+d}" if step else "now"
     if shot.picture is None:
-        return figure(lost_picture(shot.problem), str(number))
-    return figure(thumbnail(shot.picture, f"{camera}, {number}"), str(number))
+        return figure(lost_picture(shot.problem), caption)
+    return figure(thumbnail(shot.picture, f"{camera}, {caption}"), caption)
 
 
 def _actions(view: BuiltView, names: Sequence[str]) -> str:
@@ -101,7 +104,7 @@ def _actions(view: BuiltView, names: Sequence[str]) -> str:
     steps, width = view.actions.shape
     known = names if len(names) == width else [str(number) for number in range(width)]
     lines = channels(np.arange(steps), view.actions, known)
-    axis = Axis(-1.5, steps - 0.5, width=_CHART_WIDTH)
+    axis = Axis(-1.5, steps - 0.5)
     ticks = [(float(step), f"+{step}") for step in range(steps)]
     label = f'<div class="label">not normalised &ensp;{legend(lines)}</div>'
     return label + line_chart(axis, lines, dots=True) + axis_chart(axis, ticks)
