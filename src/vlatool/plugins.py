@@ -231,6 +231,12 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.verification.picture_codes:check_codes",
             "vlatool.inspection.built:inspect_codes",
         ),
+        "windows": Artifact(
+            "vlatool.artifacts.window_folder:is_windows",
+            "vlatool.verification.windows:check_windows",
+            "vlatool.inspection.windows:inspect_windows",
+            "vlatool.pages.windows:write_windows_page",
+        ),
         "output": Artifact(
             "vlatool.artifacts.shard_folder:is_output",
             "vlatool.verification.output:check_output",

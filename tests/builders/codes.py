@@ -78,7 +78,7 @@ def tokenizer_digest(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def window_tree(
+def published_windows(
     folder: Path,
     episodes: int = 2,
     frames: int = 4,

@@ -13,6 +13,7 @@ GROUPS = {
         "preprocess",
         "preprocess --no-keep-episodes",
         "preprocess --overwrite",
+        "preprocess images",
         "stats merge over an earlier one",
         "build-dataset --lines-per-file",
         "export of codes",

@@ -13,7 +13,7 @@ from tests.builders.codes import (
     codes_of,
     plain_fast,
     tokenizer_digest,
-    window_tree,
+    published_windows,
     write_tree_codes,
 )
 from tests.builders.s3_runs import upload
@@ -40,7 +40,7 @@ SAMPLES = EPISODES * FRAMES * 2
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Windows with codes of either layout, and an action tokenizer."""
     folder = tmp_path_factory.mktemp("made")
-    tree = window_tree(folder / "A", EPISODES, FRAMES)
+    tree = published_windows(folder / "A", EPISODES, FRAMES)
     write_tree_codes(tree, "json")
     write_tree_codes(tree, "packed")
     plain_fast(folder / "fast")
@@ -367,7 +367,7 @@ class TestOptions:
         assert {parse_sample(line).said.kind for line in lines(tmp_path / "out")} == {"wm"}
 
     def test_a_kind_that_no_window_is_of_is_refused(self, tmp_path: Path) -> None:
-        tree = window_tree(tmp_path / "A", 1, 2, kinds=["vla"])
+        tree = published_windows(tmp_path / "A", 1, 2, kinds=["vla"])
         write_tree_codes(tree, "packed")
         plain_fast(tmp_path / "fast")
         assert refusal(tmp_path, kinds=["wm"]).code == "data.no_samples"
@@ -402,7 +402,7 @@ class TestOptions:
     def test_instructions_with_ids_of_codes_are_counted(
         self, tmp_path: Path, is_known: bool
     ) -> None:
-        tree = window_tree(tmp_path / "A", 1, 2, task="\u0440\u0443\u043a\u0430")
+        tree = published_windows(tmp_path / "A", 1, 2, task="\u0440\u0443\u043a\u0430")
         write_tree_codes(tree, "packed")
         plain_fast(tmp_path / "fast")
         given: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.builders.codes import plain_fast, tokenizer_digest, window_tree, write_tree_codes
+from tests.builders.codes import plain_fast, tokenizer_digest, published_windows, write_tree_codes
 from vlatool.artifacts.built_folder import BuiltFolder
 from vlatool.artifacts.codes import EpisodeCodes, write_codes
 from vlatool.artifacts.codes_folder import CodesFolder
@@ -30,7 +30,7 @@ FIRST = "episode_000000"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Windows with codes of either layout, and samples as lines and packed."""
     folder = tmp_path_factory.mktemp("made")
-    tree = window_tree(folder / "A", 2, 3)
+    tree = published_windows(folder / "A", 2, 3)
     write_tree_codes(tree, "json")
     write_tree_codes(tree, "packed")
     given = {"data": str(tree), "fast": str(plain_fast(folder / "fast")), "workers": 1}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.builders.codes import plain_fast, window_tree, write_tree_codes
+from tests.builders.codes import plain_fast, published_windows, write_tree_codes
+from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
 from tests.builders.training import tiny_config, world_shards
@@ -20,6 +21,7 @@ from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
@@ -56,6 +58,11 @@ class Place:
         return self.inputs / "windows"
 
     @property
+    def pictures(self) -> Path:
+        """Pictures of two episodes."""
+        return self.inputs / "pictures"
+
+    @property
     def policy(self) -> Path:
         """A trained policy."""
         return self.inputs / "policy"
@@ -81,9 +88,10 @@ class Command:
 
 
 def make_inputs(folder: Path) -> None:
-    """Recordings, training data, windows with codes, an action tokenizer and a policy."""
+    """Recordings, pictures, training data, windows with codes, and a policy."""
+    window_tree(folder / "pictures", episodes=2)
     world_shards(folder, episodes=2, frames=6)
-    write_tree_codes(window_tree(folder / "windows", 2, 2), "packed")
+    write_tree_codes(published_windows(folder / "windows", 2, 2), "packed")
     plain_fast(folder / "fast")
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
 
@@ -121,6 +129,14 @@ def _sample(place: Place, layout: Any = "spartan") -> None:
 
 def _preprocess(place: Place, **options: Any) -> None:
     run(place.raw, place.out, **options)
+
+
+def _pictures(place: Place, **options: Any) -> None:
+    image_shards(place.pictures, place.out, val_ratio=0.5, **options)
+
+
+def _split(place: Place, val_ratio: float = 0.5) -> None:
+    split(SplitConfig(shards=str(place.out), val_ratio=val_ratio))
 
 
 def _merge(place: Place, **options: Any) -> None:
@@ -187,6 +203,13 @@ COMMANDS = (
         of_bucket,
         is_remote=True,
     ),
+    Command("preprocess images", _pictures),
+    Command(
+        "preprocess images --overwrite",
+        lambda place: _pictures(place, overwrite=True),
+        lambda place: _pictures(place, image_format="jpeg"),
+    ),
+    Command("split", _split, _pictures),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
     Command("tokenizer fit-fast", _fit_fast),

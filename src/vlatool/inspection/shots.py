@@ -6,6 +6,7 @@ Legend of shapes: S positions in time (frames of an episode, steps of a window).
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -126,6 +127,16 @@ def stored_shot(
     intrinsics = arrays.get(f"rescaled_intrinsics.{view[0]}")
     extrinsics = arrays.get(f"extrinsics.{view[0]}")
     return Shot(picture, Lens.at(intrinsics, extrinsics, max(row, 0), picture.size))
+
+
+def file_shot(path: Path) -> Shot:
+    """A picture that is a file of its own."""
+    try:
+        return Shot(_open_picture(path.read_bytes()))
+    except FileNotFoundError:
+        return Shot(None, problem="is missing")
+    except (OSError, ValueError):
+        return Shot(None, problem="cannot be decoded")
 
 
 def frame_shot(

@@ -78,11 +78,11 @@ def write_source_page(
     broken = {one["episode"] for one in report.broken}
     whole = [ref for ref in refs if ref.id not in broken]
     episodes = [
-        _card(ref.id, lambda ref=ref: episode_section(view_episode(reader.read(ref))))
+        card(ref.id, lambda ref=ref: episode_section(view_episode(reader.read(ref))))
         for ref in (whole[i] for i in spread(len(whole), request.episodes))
     ]
     title = f"Episodes ({len(episodes)} of {len(whole)})"
-    sections = [*source_sections(report), *_group(title, episodes)]
+    sections = [*source_sections(report), *group(title, episodes)]
     write_text(path, page(request.title, report.headline(), sections))
 
 
@@ -97,7 +97,7 @@ def write_shards_page(
     episodes = (told.read(folder.episodes.shards) if folder.episodes else None) or []
     sections = [
         *shards_sections(report, statistics, [episode.num_sequences for episode in episodes]),
-        *_group(f"Samples ({len(samples)} of {report.samples})", samples),
+        *group(f"Samples ({len(samples)} of {report.samples})", samples),
     ]
     write_text(path, page(request.title, report.headline(), sections))
 
@@ -113,18 +113,18 @@ def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: P
             sections.append(episode_section(episode, is_under=False))
         total = len(tar.keys)
         samples = [_sample(tar, i, options) for i in spread(total, request.samples)]
-        sections += _group(f"Samples ({len(samples)} of {total})", samples)
+        sections += group(f"Samples ({len(samples)} of {total})", samples)
     kind = "shard" if episode is None else "samples of one episode"
     write_text(path, page(request.title, f"{kind}, {report.samples} samples", sections))
 
 
-def _group(title: str, members: Sequence[Section]) -> list[Section]:
+def group(title: str, members: Sequence[Section]) -> list[Section]:
     """Cards under a heading."""
     heading = Section(title, '<p class="quiet">evenly chosen</p>', is_card=False)
     return [heading, *members] if members else []
 
 
-def _card(name: str, make: Callable[[], Section]) -> Section:
+def card(name: str, make: Callable[[], Section]) -> Section:
     """A card, or why there is none."""
     try:
         return make()
@@ -156,7 +156,7 @@ def _sample(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Sectio
         text = f"{name}: there is no sample {position}: {reason}"
         return Section(f"{name}, sample {position}", note(text), is_under=True)
     key = tar.keys[position]
-    return _card(key, lambda: sample_section(view_sample(tar, key, options)))
+    return card(key, lambda: sample_section(view_sample(tar, key, options)))
 
 
 def spread(total: int, count: int) -> list[int]:

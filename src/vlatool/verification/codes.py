@@ -207,9 +207,35 @@ SAMPLES = Family(
 )
 
 
+WINDOWS = Family(
+    "windows",
+    {
+        "no_manifest": info(
+            "There is no manifest.json: the published form is assumed, counts are not compared."
+        ),
+        "broken_manifest": error("manifest.json cannot be read.", _AGAIN),
+        "count_mismatch": error(
+            "There are not as many files or lines as the manifest says.", _AGAIN
+        ),
+        "broken_lines": error("A file of lines cannot be read to its end.", _AGAIN),
+        "bad_line": error("A line is no window.", _WRITER),
+        "wrong_line": error(
+            "A line has other pictures, actions or words than its frame has.", _WRITER
+        ),
+        "index_mismatch": error(
+            "The index of a file of lines does not fit it.",
+            "write the data again or remove the index",
+        ),
+        "missing_picture": error("A picture that lines name is not there.", _AGAIN),
+        "unused_picture": warning("A picture is not named by any line.", "move it away"),
+        "broken_picture": error("A picture cannot be decoded or has another size.", _AGAIN),
+    },
+)
+
+
 def code_rows() -> Iterator[dict[str, str]]:
     """Every known code, those of plugins included."""
-    own = (OUTPUT, SHARDS, STATS, RUN, CODES, SAMPLES, BUILD, SOURCE, PICTURES)
+    own = (OUTPUT, SHARDS, WINDOWS, CODES, SAMPLES, BUILD, STATS, RUN, SOURCE, PICTURES)
     owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
     families = (getattr(owner, "findings", None) for owner in owners)
     named = {one.name: one for one in (*own, *families) if isinstance(one, Family)}

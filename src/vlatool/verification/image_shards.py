@@ -16,17 +16,16 @@ from vlatool.artifacts.image_shards import (
     read_list,
     read_manifest,
 )
-from vlatool.artifacts.picture import decoded_size
 from vlatool.artifacts.shard import TarSample, scan_tar
+from vlatool.artifacts.stored_picture import check_pixels, picture_facts
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.jobs.record import read_record
 from vlatool.sinks.image_shards.codes import IMAGE_SHARDS
 from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.storage.parts import Part, read_part
 from vlatool.verification.check import Check
 from vlatool.verification.codes import SHARDS
-from vlatool.verification.output import check_files, check_index, check_record
+from vlatool.verification.output import check_index, check_written
 
 
 def check_image_shards(location: Path, check: Check) -> Iterator[Finding]:
@@ -35,11 +34,9 @@ def check_image_shards(location: Path, check: Check) -> Iterator[Finding]:
         alone = ImageManifest((ImageShard(location.name, 0, 0),), {})
         yield from _FolderCheck(location.parent, alone, check).shard(alone.shards[0], None)
         return
-    yield from check_record(location)
-    record = read_record(location)
-    if record is not None and record.result is None:
+    is_ended = yield from check_written(location, location, check)
+    if not is_ended:
         return
-    yield from check_files(location, check)
     try:
         manifest = read_manifest(location)
     except DataError as error:
@@ -128,10 +125,12 @@ class _FolderCheck:
 
     def _picture(self, place: _Place, data: bytes) -> Iterator[Finding]:
         try:
-            size = decoded_size(data)
+            facts = picture_facts(data)
+            check_pixels(data)
         except ValueError as error:
             yield place.finding("broken_picture", str(error))
             return
+        size = (facts.width, facts.height)
         if self._size is not None and size != self._size:
             told = f"has {size[0]}x{size[1]} pixels, not {self._size[0]}x{self._size[1]}"
             yield place.finding("picture_size", told)

@@ -4,7 +4,7 @@ Of shards: all headers, all digests, a part of the samples.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -79,29 +79,34 @@ class ShardList:
 
 def check_output(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with training data, or a copy of them."""
-    yield from check_record(location)
-    record = read_record(location)
-    if record is not None and record.result is None:
-        return
     root = location.parent if location.is_file() else location
-    yield from check_files(root, check)
-    if record is None or ShardFolder.find(root) is not None or lists_manifest(root):
+    is_ended = yield from check_written(location, root, check)
+    if is_ended and (ShardFolder.find(root) is not None or lists_manifest(root)):
         yield from _check_folders(root, check)
 
 
-def check_record(location: Path) -> Iterator[Finding]:
-    """What the record of an output says of its run; nothing where there is none."""
+def check_written(location: Path, root: Path, check: Check) -> Generator[Finding, None, bool]:
+    """What is wrong with the record of a run and the files it listed; whether the run has ended.
+
+    Args:
+        location: What is verified.
+        root: The folder that it is, or lies in.
+        check: How.
+    """
+    record = None
     try:
         record = whole_record(location)
     except DataError as error:
         yield OUTPUT("broken_record", error.message, path=error.details["path"])
-        return
     if record is not None and record.result is None:
         message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
         yield OUTPUT("incomplete", message, path=str(location))
-    elif record is not None and not record.complete:
+        return False
+    if record is not None and not record.complete:
         message = f"{location}: `vlatool {record.command}` left out what failed"
         yield OUTPUT("partial", message, path=str(location))
+    yield from check_files(root, check)
+    return True
 
 
 def check_shard(location: Path, check: Check) -> Iterator[Finding]:

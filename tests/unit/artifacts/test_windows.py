@@ -18,8 +18,8 @@ WINDOW = Window(
 SAID: dict[Kind, tuple[str, str]] = {
     "vla": (
         (
-            "<image><image>Task: put the bowl on the plate\n\nBased on the observation, what action "
-            "should be executed?"
+            "<image><image>Task: put the bowl on the plate\n\nBased on the observation, what "
+            "action should be executed?"
         ),
         (
             "The robot should execute<Act><action></Act>, which will lead to the next state"

@@ -1,0 +1,261 @@
+"""Checks of a folder of windows: every line against the rules and the others, every picture.
+
+What a line should hold follows from its frame and the length of its episode. Source: future-vla
+1.1.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vlatool.artifacts.lines import lines_index_path, read_lines
+from vlatool.artifacts.picture import decoded_size
+from vlatool.artifacts.shard import read_index
+from vlatool.artifacts.window_folder import (
+    MANIFEST_NAME,
+    PUBLISHED_CAMERAS,
+    PUBLISHED_STEPS,
+    WindowManifest,
+    lines_files,
+    picture_folders,
+    read_manifest,
+)
+from vlatool.artifacts.windows import Kind, Window, parse_window, picture_file, pictures_name
+from vlatool.errors import DataError
+from vlatool.findings import Finding
+from vlatool.storage.tree import FileFacts, files_below
+from vlatool.transforms.chunks import coming_actions, coming_frames, seen_frames, with_padding
+from vlatool.verification.check import Check
+from vlatool.verification.codes import WINDOWS
+from vlatool.verification.output import check_written
+
+_FRAME = re.compile(r"_frame_(\d{6,12})\.png$")
+_FIXED: Mapping[str, tuple[Kind, ...]] = {"both": ("vla", "wm"), "vla": ("vla",), "wm": ("wm",)}
+
+
+def check_windows(location: Path, check: Check) -> Iterator[Finding]:
+    """Everything that is wrong with a folder of windows, or a copy of one."""
+    is_ended = yield from check_written(location, location, check)
+    if not is_ended:
+        return
+    path = location / MANIFEST_NAME
+    manifest = None
+    try:
+        manifest = read_manifest(location)
+        if manifest is None:
+            yield WINDOWS("no_manifest", f"{path}: is not there", path=str(path))
+    except DataError as error:
+        yield WINDOWS("broken_manifest", error.message, path=str(path))
+    yield from _check_episodes(location, manifest, check)
+
+
+def _check_episodes(
+    location: Path, manifest: WindowManifest | None, check: Check
+) -> Iterator[Finding]:
+    found = lines_files(location)
+    lines, pictures = 0, 0
+    folders = {folder.name for folder in picture_folders(location)}
+    with check.reporter.progress("episodes", len(found), "episodes") as bar:
+        for path in found:
+            episode = _EpisodeCheck(location, path, _Rules.of(manifest), check)
+            yield from episode.findings()
+            folders.discard(path.stem)
+            lines, pictures = lines + episode.lines, pictures + len(episode.pictures)
+            bar.advance(samples=lines)
+    check.checked.add(episodes=len(found), files=len(found), samples=lines, pictures=pictures)
+    for name in sorted(folders):
+        message = f"{location / pictures_name(name)}: no line names its pictures"
+        yield WINDOWS("unused_picture", message, path=str(location / pictures_name(name)))
+    if manifest is None:
+        return
+    told = {"episodes": len(found), "pictures": pictures}
+    told |= {} if check.is_quick else {"samples": lines}
+    for noun, count in told.items():
+        if count != getattr(manifest, noun):
+            place = location / MANIFEST_NAME
+            message = f"{place}: says {getattr(manifest, noun)} {noun}, there are {count}"
+            yield WINDOWS("count_mismatch", message, path=str(place))
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What windows of a folder have between them.
+
+    Attributes:
+        cameras: In order.
+        past: Steps that are seen.
+        future: Steps that come.
+        kinds: Which lines there are of a frame; empty where it differs.
+        alternates: Whether they are `vla` and `wm` in turn.
+        size: (width, height) of the pictures; None where they have their own.
+    """
+
+    cameras: Sequence[str]
+    past: int
+    future: int
+    kinds: tuple[Kind, ...] = ()
+    alternates: bool = False
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, manifest: WindowManifest | None) -> "_Rules":
+        """Those of a manifest; the published ones without."""
+        if manifest is None:
+            return cls(PUBLISHED_CAMERAS, PUBLISHED_STEPS, PUBLISHED_STEPS)
+        return cls(
+            manifest.cameras,
+            manifest.past_steps,
+            manifest.future_steps,
+            _FIXED.get(manifest.qa_mode, ()),
+            manifest.qa_mode == "alternate",
+            manifest.image_size,
+        )
+
+    def kinds_at(self, at: int) -> tuple[Kind, ...]:
+        """The lines of a frame, in order; empty where any may be."""
+        if self.alternates:
+            return ("wm",) if at % 2 else ("vla",)
+        return self.kinds
+
+
+@dataclass
+class _EpisodeCheck:
+    """The lines and pictures of one episode."""
+
+    location: Path
+    path: Path
+    rules: _Rules
+    check: Check
+    lines: int = 0
+    pictures: Sequence[FileFacts] = ()
+    _chunks: dict[int, tuple[int, Window]] = field(default_factory=dict[int, tuple[int, Window]])
+    _kinds: dict[int, list[Kind]] = field(default_factory=dict[int, list[Kind]])
+    _prefix: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Of the pictures, relative to the location."""
+        return pictures_name(self.path.stem)
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything that is wrong with it."""
+        self.pictures = files_below(self.location / self.folder)
+        if self.check.is_quick:
+            return
+        yield from self._check_lines()
+        yield from self._check_pictures()
+        if self.check.is_full:
+            yield from self._check_pixels()
+
+    def _check_lines(self) -> Iterator[Finding]:
+        lengths: list[int] = []
+        matches = (_FRAME.search(one.name) for one in self.pictures)
+        frames = max((int(match[1]) for match in matches if match), default=-1) + 1
+        try:
+            for number, line in enumerate(read_lines(self.path), 1):
+                lengths.append(len(line) + 1)
+                yield from self._check_line(number, line, frames)
+        except (ValueError, OSError) as error:
+            message = f"{self.path}:{len(lengths) + 1}: {error}"
+            yield WINDOWS("broken_lines", message, path=str(self.path), line=len(lengths) + 1)
+        self.lines = len(lengths)
+        yield from self._check_index(lengths)
+        yield from self._check_frames(frames)
+
+    def _check_line(self, number: int, line: bytes, frames: int) -> Iterator[Finding]:
+        try:
+            window = parse_window(line)
+            at = self._frame_of(window)
+        except ValueError as error:
+            yield self._finding("bad_line", number, str(error))
+            return
+        for problem in self._problems(window, at, frames):
+            yield self._finding("wrong_line", number, f"frame {at}: {problem}")
+        first = self._chunks.setdefault(at, (number, window))[1]
+        if (first.actions, first.task) != (window.actions, window.task):
+            problem = "its lines have different actions or instructions"
+            yield self._finding("wrong_line", number, f"frame {at}: {problem}")
+        self._kinds.setdefault(at, []).append(window.kind)
+
+    def _problems(self, window: Window, at: int, frames: int) -> Iterator[str]:
+        if window.images != self._paths(seen_frames(at, self.rules.past)):
+            yield "the pictures that are seen are others"
+        if window.future != self._paths(coming_frames(at, self.rules.future, frames)):
+            yield "the pictures that come are others"
+        if len(window.actions) != self.rules.future:
+            yield f"has {len(window.actions)} actions, expected {self.rules.future}"
+
+    def _frame_of(self, window: Window) -> int:
+        """The frame that a line is of: that of the last picture that is seen."""
+        episode, camera = re.escape(self.path.stem), re.escape(self.rules.cameras[-1])
+        last = window.images[-1] if window.images else ""
+        pattern = rf"{re.escape(self.folder)}/(.+)_{camera}_{episode}_frame_(\d{{6,12}})\.png"
+        match = re.fullmatch(pattern, last)
+        if match is None:
+            raise ValueError(f"no frame: {last!r} is not called as pictures of camera {camera} are")
+        self._prefix = self._prefix or match[1]
+        return int(match[2])
+
+    def _paths(self, frames: Sequence[int]) -> tuple[str, ...]:
+        return tuple(
+            f"{self.folder}/{picture_file(self._prefix, camera, self.path.stem, frame)}"
+            for frame in frames
+            for camera in self.rules.cameras
+        )
+
+    def _check_frames(self, frames: int) -> Iterator[Finding]:
+        """Whether every frame has its lines, and lines continue each other's actions."""
+        if list(self._kinds) != list(range(frames)):
+            message = f"{self.path}: has lines of {len(self._kinds)} frames in their order, "
+            yield WINDOWS("wrong_line", f"{message}there are {frames}", path=str(self.path))
+            return
+        padded = with_padding(
+            np.array([window.actions[0] for _, window in self._chunks.values()]), self.rules.future
+        )
+        for at, (number, window) in self._chunks.items():
+            expected = coming_actions(padded, at, self.rules.future)
+            if [list(row) for row in window.actions] != expected:
+                message = f"frame {at}: its actions do not go on as those of the next frames"
+                yield self._finding("wrong_line", number, message)
+            wanted = self.rules.kinds_at(at)
+            if wanted and tuple(self._kinds[at]) != wanted:
+                message = f"frame {at}: has lines {self._kinds[at]}, expected {list(wanted)}"
+                yield self._finding("wrong_line", number, message)
+
+    def _check_index(self, lengths: Sequence[int]) -> Iterator[Finding]:
+        place = lines_index_path(self.path)
+        if not place.is_file():
+            return
+        index = read_index(place)
+        if index is None or index.lengths.tolist() != list(lengths):
+            message = f"{place}: does not say where the lines are"
+            yield WINDOWS("index_mismatch", message, path=str(place))
+
+    def _check_pictures(self) -> Iterator[Finding]:
+        there = {f"{self.folder}/{one.name}" for one in self.pictures}
+        used = set(self._paths(list(self._kinds)))
+        for name in sorted(used - there):
+            message = f"{self.location / name}: is missing"
+            yield WINDOWS("missing_picture", message, path=str(self.location / name))
+        for name in sorted(there - used) if self._kinds else ():
+            message = f"{self.location / name}: no line names it"
+            yield WINDOWS("unused_picture", message, path=str(self.location / name))
+
+    def _check_pixels(self) -> Iterator[Finding]:
+        for one in self.pictures:
+            place = self.location / self.folder / one.name
+            try:
+                size = decoded_size(place.read_bytes())
+            except (ValueError, OSError) as error:
+                yield WINDOWS("broken_picture", f"{place}: {error}", path=str(place))
+                continue
+            if self.rules.size not in (None, size):
+                message = f"{place}: has {size[0]}x{size[1]} pixels"
+                yield WINDOWS("broken_picture", message, path=str(place))
+
+    def _finding(self, code: str, line: int, message: str) -> Finding:
+        place = {"path": str(self.path), "line": line}
+        return WINDOWS(code, f"{self.path}:{line}: {message}", **place)

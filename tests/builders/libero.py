@@ -1,0 +1,124 @@
+"""Tiny LIBERO data sets, written by code, and their windows."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.builders.lerobot import Columns, write_lines
+from vlatool.artifacts.windows import Window, parse_window
+from vlatool.errors import VlatoolError
+from vlatool.events import NULL, Reporter
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+
+CAMERAS = ("image", "wrist_image")
+SIZE = 256
+TASK = "put the bowl on the plate"
+DATA = "data/chunk-000/episode_{:06d}.parquet"
+
+
+def png(frame: int, camera: int = 0, size: int = SIZE, mode: str = "RGB", **options: Any) -> bytes:
+    """A picture that no other frame or camera has."""
+    picture = Image.new("RGB", (size, size), (frame, 100 * camera, 7)).convert(mode)
+    buffer = io.BytesIO()
+    picture.save(buffer, options.pop("format", "PNG"), **options)
+    return buffer.getvalue()
+
+
+def actions(length: int) -> np.ndarray:
+    """Actions [L, 7] of which all values differ, the gripper's last."""
+    return (np.arange(length)[:, None] + np.arange(7) / 10).astype(np.float32)
+
+
+def libero_dataset(
+    root: Path,
+    lengths: Sequence[int] = (3, 4),
+    *,
+    change: Callable[[int, Columns], None] = lambda _number, _columns: None,
+    tasks: Sequence[str] = (TASK,),
+    size: int = SIZE,
+    cameras: Sequence[str] = CAMERAS,
+) -> Path:
+    """Writes a data set and returns its folder.
+
+    Args:
+        root: Where to.
+        lengths: Frames of each episode.
+        change: Called with the number and the columns of each episode before it is written.
+        tasks: What each episode is listed with.
+        size: Of the pictures, in pixels.
+        cameras: That info.json declares.
+    """
+    _write_meta(root, lengths, tasks, size, cameras)
+    for number, length in enumerate(lengths):
+        rows = np.arange(length)
+        columns: Columns = {
+            name: [{"bytes": png(j, i, size), "path": None} for j in range(length)]
+            for i, name in enumerate(CAMERAS)
+        }
+        columns |= {
+            "state": np.zeros((length, 8), np.float32).tolist(),
+            "actions": pa.array(actions(length).tolist(), pa.list_(pa.float32())),
+            "timestamp": pa.array(rows / 10, pa.float32()),
+            "frame_index": rows,
+            "episode_index": np.full(length, number),
+            "index": rows,
+            "task_index": np.zeros(length, np.int64),
+        }
+        change(number, columns)
+        path = root / DATA.format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+    return root
+
+
+def _write_meta(
+    root: Path, lengths: Sequence[int], tasks: Sequence[str], size: int, cameras: Sequence[str]
+) -> None:
+    names = ["height", "width", "channel"]
+    features: dict[str, Any] = {
+        name: {"dtype": "image", "shape": [size, size, 3], "names": names} for name in cameras
+    }
+    for name, width in {"state": 8, "actions": 7, "timestamp": 1}.items():
+        features[name] = {"dtype": "float32", "shape": [width], "names": None}
+    for name in ("frame_index", "episode_index", "index", "task_index"):
+        features[name] = {"dtype": "int64", "shape": [1], "names": None}
+    info = {"codebase_version": "v2.0", "fps": 10, "features": features}
+    (root / "meta").mkdir(parents=True, exist_ok=True)
+    (root / "meta/info.json").write_text(json.dumps(info))
+    listed = [
+        {"episode_index": number, "tasks": list(tasks), "length": length}
+        for number, length in enumerate(lengths)
+    ]
+    write_lines(root / "meta/episodes.jsonl", listed)
+    table = [{"task_index": number, "task": text} for number, text in enumerate(tasks)]
+    write_lines(root / "meta/tasks.jsonl", table)
+
+
+def convert(
+    source: Path, output: Path, /, *, reporter: Reporter = NULL, **options: Any
+) -> PreprocessResult:
+    """A small run into windows; the format is `libero` unless another is given."""
+    where = {"format": "libero", "sources": [str(source)], "output": str(output), "workers": 1}
+    tree = {**where, **options}
+    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree), reporter=reporter)
+
+
+def refused(source: Path, output: Path, /, **options: Any) -> VlatoolError:
+    """The error that such a run ends with."""
+    with pytest.raises(VlatoolError) as caught:
+        convert(source, output, **options)
+    return caught.value
+
+
+def windows(output: Path, episode: int = 0) -> list[Window]:
+    """The lines of an episode."""
+    path = output / f"data/episode_{episode:06d}.jsonl"
+    return [parse_window(line) for line in path.read_bytes().splitlines()]

@@ -1,0 +1,277 @@
+"""`preprocess images`: tars with published names, keys and order, and what beside them."""
+
+import io
+import json
+import os
+import struct
+import tarfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+from PIL import Image
+
+from tests.builders.pictures import HEIGHT, WIDTH, image_shards, picture, saved, window_tree, write
+from tests.builders.preprocessing import contents
+from tests.builders.s3_runs import digests, upload
+from vlatool.artifacts.shard import index_by_headers, index_path, read_index
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.errors import PartialFailure, VlatoolError
+from vlatool.sinks.image_shards.sink import ImageShardsSink
+from vlatool.storage.remote_path import RemotePath
+from vlatool.testing import check_sink
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
+
+PUBLISHED = "titok-images-published"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return window_tree(tmp_path / "A")
+
+
+def with_preset(name: str, source: Path, output: Path, **options: object) -> None:
+    keys = {"format": "images", "sources": str(source), "output": str(output), "workers": "1"}
+    typed = [Override(key, str(value), key) for key, value in {**keys, **options}.items()]
+    preprocess(load_config(PreprocessConfig, presets=[name], overrides=typed).config)
+
+
+def members(tar: Path) -> dict[str, bytes]:
+    """Name to content, in the order of the tar."""
+    with tarfile.open(tar) as file:
+        return {one.name: file.extractfile(one).read() for one in file}  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def samples(tar: Path) -> list[dict[str, Any]]:
+    """What the plain webdataset library reads."""
+    return list(wds.WebDataset(str(tar), shardshuffle=False))
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def files_of(tree: Path, episode: int = 0) -> list[bytes]:
+    folder = tree / f"images/episode_{episode:06d}"
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+def refusal(source: Path, output: Path, **options: Any) -> VlatoolError:
+    with pytest.raises(VlatoolError) as caught:
+        image_shards(source, output, **options)
+    return caught.value
+
+
+def test_a_tar_per_episode_holds_pictures_in_the_published_order(tree: Path) -> None:
+    output = tree.parent / "shards"
+
+    with_preset(PUBLISHED, tree, output, resize_images_size="24,16")
+
+    tars = sorted(path.name for path in output.glob("*.tar"))
+    assert tars == [f"train-episode_{number:06d}.tar" for number in range(3)]
+    found = members(output / tars[1])
+    assert [*found] == [f"{key:08d}.jpg" for key in range(4)]
+    for data, number in zip(found.values(), (4, 5, 6, 7), strict=True):  # main, then wrist
+        difference = pixels(data).astype(int) - np.asarray(picture(number))
+        # 4:2:0 blurs noise; another picture is twice as far away.
+        assert np.abs(difference).mean() < 50
+
+
+def test_stored_pictures_go_through_as_they_are_with_a_key_of_their_own(tree: Path) -> None:
+    image_shards(tree / "images", tree.parent / "shards")
+
+    found = samples(tree.parent / "shards/train-episode_000001.tar")
+    assert [one["png"] for one in found] == files_of(tree, 1)
+    assert [one["__key__"] for one in found] == [f"{key:08d}" for key in range(4)]
+    assert json.loads(found[2]["json"]) == {
+        "key": "A/episode_000001/image/000002",
+        "dataset": "A",
+        "episode": "episode_000001",
+        "camera": "image",
+        "frame": 2,
+        "file": "LIBERO_wrist_image_episode_000001_frame_000000.png",
+    }
+
+
+def test_frames_of_any_reader_stand_camera_after_camera(tmp_path: Path) -> None:
+    raw, output = tmp_path / "raw", tmp_path / "shards"
+    sample(SampleConfig(layout="lerobot", output=str(raw), episodes=1, frames=3, workers=1))
+
+    image_shards(raw, output, format="lerobot")
+
+    (tar,) = output.glob("*.tar")
+    told = [json.loads(one["json"]) for one in samples(tar)]
+    cameras = list(dict.fromkeys(one["camera"] for one in told))
+    assert len(cameras) > 1
+    expected = [(camera, frame) for camera in cameras for frame in range(3)]
+    assert [(one["camera"], one["frame"]) for one in told] == expected
+    assert len({one["key"] for one in told}) == len(told)
+
+
+def test_the_index_says_where_each_picture_is(tree: Path) -> None:
+    image_shards(tree, tree.parent / "shards")
+    for tar in (tree.parent / "shards").glob("*.tar"):
+        index = read_index(index_path(tar))
+        assert index is not None
+        assert index.ranges() == index_by_headers(tar).ranges()
+        assert len(index.ranges()) == 4
+
+
+class TestPixels:
+    def only(self, tree: Path, **options: Any) -> bytes:
+        """The first picture that is written."""
+        image_shards(tree, tree.parent / "shards", max_episodes=1, **options)
+        (data, *_) = members(tree.parent / "shards/train-episode_000000.tar").values()
+        return data
+
+    @pytest.mark.parametrize(
+        ("subsampling", "blocks"),
+        [("4:4:4", [(1, 1)] * 3), ("4:2:0", [(2, 2), (1, 1), (1, 1)])],
+    )
+    def test_settings_of_jpeg_are_in_the_file(
+        self, tree: Path, subsampling: str, blocks: list[tuple[int, int]]
+    ) -> None:
+        data = self.only(tree, image_format="jpeg", jpeg_quality=90, jpeg_subsampling=subsampling)
+        with Image.open(io.BytesIO(data)) as written:
+            found: Any = written
+            assert [(across, down) for _, across, down, _ in found.layer] == blocks
+            with Image.open(io.BytesIO(saved(picture(0), "JPEG", quality=90))) as alike:
+                expected: Any = alike
+                assert found.quantization == expected.quantization
+
+    def test_the_published_job_gives_the_pixels_of_pillow(self, tree: Path) -> None:
+        with_preset(PUBLISHED, tree, tree.parent / "shards")
+        (data, *_) = members(tree.parent / "shards/train-episode_000000.tar").values()
+        squashed = picture(0).resize((256, 256), Image.Resampling.LANCZOS)
+        expected = saved(squashed, "JPEG", quality=100, subsampling="4:2:0")
+        assert np.array_equal(pixels(data), pixels(expected))
+
+    def test_png_loses_nothing(self, tree: Path) -> None:
+        write(tree, "images/episode_000000/A.bmp", saved(picture(9), "BMP"))
+        assert np.array_equal(pixels(self.only(tree)), np.asarray(picture(9)))
+
+    @pytest.mark.parametrize(
+        ("kind", "image_format", "is_same"),
+        [
+            ("JPEG", None, True),
+            ("JPEG", "jpeg", True),
+            ("JPEG", "png", False),
+            ("PNG", "png", True),
+            ("PNG", "jpeg", False),
+            ("WEBP", None, False),
+        ],
+    )
+    def test_bytes_are_kept_where_nothing_changes(
+        self, tree: Path, kind: str, image_format: str | None, is_same: bool
+    ) -> None:
+        stored = saved(picture(9), kind)
+        write(tree, f"images/episode_000000/A.{kind.lower()}", stored)
+        data = self.only(tree, image_format=image_format, resize_images_size=[WIDTH, HEIGHT])
+        assert (data == stored) == is_same
+
+    def test_a_published_number_is_width_and_height(self, tree: Path) -> None:
+        assert pixels(self.only(tree, resize_images_size=8)).shape == (8, 8, 3)
+
+    def test_zero_keeps_sizes(self, tree: Path) -> None:
+        assert self.only(tree, resize_images_size=0) == files_of(tree)[0]
+
+
+class TestBytes:
+    def test_the_sink_keeps_its_promises(self) -> None:
+        check_sink(ImageShardsSink, {"val_ratio": 0.4, "image_format": "jpeg"})
+
+    def test_two_workers_write_what_one_writes(self, tree: Path) -> None:
+        options: Mapping[str, Any] = {"image_format": "jpeg", "val_ratio": 0.5}
+        image_shards(tree, tree.parent / "one", **options)
+        image_shards(tree, tree.parent / "two", workers=2, **options)
+        assert contents(tree.parent / "one") == contents(tree.parent / "two")
+
+    def test_pictures_in_s3_become_the_same_shards_there(self, tree: Path, s3_bucket: str) -> None:
+        place = RemotePath(f"s3://{s3_bucket}")
+        image_shards(tree, tree.parent / "here", val_ratio=0.5)
+        image_shards(upload(tree, place / "A"), place / "there", val_ratio=0.5)
+        assert digests(place / "there") == digests(tree.parent / "here")
+
+
+class TestBadPictures:
+    @pytest.mark.parametrize(
+        ("name", "content", "code"),
+        [
+            ("z.png", b"", "data.picture_unreadable"),
+            ("z.png", saved(picture(0))[:-30], "data.picture_unreadable"),
+            ("z.jpg", saved(picture(0), "JPEG")[:-30], "data.picture_unreadable"),
+            (
+                "z.png",
+                saved(Image.fromarray(np.full((4, 4), 500, np.uint16))),
+                "data.picture_unreadable",
+            ),
+        ],
+    )
+    def test_an_episode_with_one_is_listed_and_the_others_are_kept(
+        self, tree: Path, name: str, content: bytes, code: str
+    ) -> None:
+        bad = write(tree, f"images/episode_000001/{name}", content)
+
+        error = refusal(tree, tree.parent / "shards", val_ratio=0.5)
+
+        assert isinstance(error, PartialFailure)
+        (failure,) = error.details["failures"]
+        assert (failure["episode"], failure["code"]) == ("episode_000001", code)
+        assert str(bad) in failure["message"]
+        lists = [tree.parent / "shards" / name for name in ("train_files.txt", "val_files.txt")]
+        assert [path.read_text() for path in lists] == [
+            "train-episode_000002.tar\n",
+            "train-episode_000000.tar\n",
+        ]
+
+    def test_a_folder_without_pictures_and_a_dead_link_are_listed(self, tree: Path) -> None:
+        write(tree, "images/episode_000005/notes.txt")
+        os.symlink("nowhere.png", tree / "images/episode_000000/z.png")
+
+        error = refusal(tree, tree.parent / "shards")
+
+        codes = [one["code"] for one in error.details["failures"]]
+        assert codes == ["data.missing_file", "data.no_pictures"]
+
+    def test_pixels_of_a_png_are_looked_at_where_that_is_asked_for(self, tree: Path) -> None:
+        whole = saved(picture(0))
+        # Pixels that cannot be inflated, under a checksum that is right.
+        part = b"IDAT" + b"no pixels"
+        broken = struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        write(tree, "images/episode_000000/z.png", whole[:33] + broken + whole[-12:])
+        assert image_shards(tree, tree.parent / "a").failures == ()
+        assert refusal(tree, tree.parent / "b", verify_pixels=True).exit_code == 4
+
+    @pytest.mark.parametrize(
+        ("content", "warning"),
+        [
+            (saved(picture(0).convert("RGBA")), "image_shards.converted"),
+            (saved(picture(0, 8, 8)), "image_shards.mixed_sizes"),
+            (
+                saved(picture(0), "GIF", save_all=True, append_images=[picture(1)]),
+                "image_shards.several_frames",
+            ),
+        ],
+    )
+    def test_what_is_odd_but_usable_is_counted(
+        self, tree: Path, content: bytes, warning: str
+    ) -> None:
+        write(tree, "images/episode_000000/z.png", content)
+        result = image_shards(tree, tree.parent / "shards")
+        assert [one.partition(":")[0] for one in result.warnings] == [warning]
+        assert result.samples == 13
+
+    def test_windows_without_numbers_are_refused(self, tree: Path) -> None:
+        error = refusal(tree, tree.parent / "shards", sink="lbm")
+        assert (error.code, error.exit_code) == ("data.no_fields", 3)
+
+
+def test_one_shard_is_not_split_and_that_is_told(tree: Path) -> None:
+    image_shards(tree, tree.parent / "shards", max_episodes=1, val_ratio=0.01)
+    assert not list((tree.parent / "shards").glob("*.txt"))

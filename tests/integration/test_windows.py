@@ -1,0 +1,266 @@
+"""LIBERO and other recordings to windows. Source: future-vla 1.1, 5.b."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.libero import TASK, actions, convert, libero_dataset, png, windows
+from tests.builders.preprocessing import contents
+from vlatool.artifacts.lines import lines_index_path
+from vlatool.artifacts.shard import read_index
+from vlatool.sinks.jsonl.sink import JsonlSink
+from vlatool.sources.lerobot.libero import LiberoReader
+from vlatool.testing import check_reader, check_sink
+
+FRAMES = 20
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return libero_dataset(tmp_path_factory.mktemp("libero") / "raw", (FRAMES, 3))
+
+
+@pytest.fixture(scope="module")
+def made(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("windows") / "A"
+    convert(raw, output, name="LIBERO")
+    return output
+
+
+def path(camera: str, frame: int, episode: int = 0) -> str:
+    name = f"episode_{episode:06d}"
+    return f"images/{name}/LIBERO_{camera}_{name}_frame_{frame:06d}.png"
+
+
+def steps(*frames: int) -> tuple[str, ...]:
+    return tuple(path(camera, frame) for frame in frames for camera in ("image", "wrist_image"))
+
+
+# the published form
+
+
+def test_an_episode_of_20_steps_has_40_lines(made: Path) -> None:
+    kinds = Counter(one.kind for one in windows(made))
+    assert kinds == {"vla": FRAMES, "wm": FRAMES}
+
+
+def test_lines_of_a_frame_are_vla_then_wm(made: Path) -> None:
+    assert [one.kind for one in windows(made)][:4] == ["vla", "wm"] * 2
+
+
+def test_first_line_sees_the_first_step_16_times(made: Path) -> None:
+    assert windows(made)[0].images == steps(*[0] * 16)
+
+
+def test_past_ends_with_the_present(made: Path) -> None:
+    assert windows(made)[2 * 17].images == steps(*range(2, 18))
+
+
+def test_future_begins_behind_the_present_and_ends_with_the_last_step(made: Path) -> None:
+    assert windows(made)[2 * 10].future == steps(*range(11, 20), *[19] * 7)
+
+
+def test_last_line_comes_to_the_last_step_16_times(made: Path) -> None:
+    assert windows(made)[-1].future == steps(*[FRAMES - 1] * 16)
+
+
+def test_actions_are_those_from_the_present_on(made: Path) -> None:
+    assert np.array_equal(windows(made)[6].actions, actions(FRAMES)[3:19])
+
+
+def test_padded_action_is_six_zeros_and_the_last_gripper(made: Path) -> None:
+    gripper = float(actions(FRAMES)[-1, -1])
+    assert windows(made)[-1].actions[1] == (0, 0, 0, 0, 0, 0, gripper)
+
+
+def test_instruction_is_the_listed_one(made: Path) -> None:
+    assert {one.task for one in windows(made)} == {TASK}
+
+
+def test_several_listed_instructions_are_joined(tmp_path: Path) -> None:
+    raw = libero_dataset(tmp_path / "raw", (2,), tasks=("open it", "close it"))
+    convert(raw, tmp_path / "A")
+    assert windows(tmp_path / "A")[0].task == "open it / close it"
+
+
+def test_every_picture_of_every_line_is_there(made: Path) -> None:
+    named = {name for number in (0, 1) for one in windows(made, number) for name in one.images}
+    there = {one.relative_to(made).as_posix() for one in (made / "images").rglob("*.png")}
+    assert named == there
+    assert len(there) == 2 * (FRAMES + 3)
+
+
+def test_stored_pictures_of_the_right_kind_keep_their_bytes(made: Path) -> None:
+    assert (made / path("wrist_image", 2)).read_bytes() == png(2, 1)
+
+
+def test_index_says_where_each_line_is(made: Path) -> None:
+    file = made / "data/episode_000001.jsonl"
+    index, content = read_index(lines_index_path(file)), file.read_bytes()
+    assert index is not None
+    assert [content[at : at + n] for at, n in index.ranges()] == content.splitlines(keepends=True)
+    assert index.shard_bytes == len(content)
+
+
+def test_manifest_tells_what_there_is(made: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    told = {key: manifest[key] for key in ("cameras", "action_width", "samples", "untouched")}
+    assert told == {
+        "cameras": ["image", "wrist_image"],
+        "action_width": 7,
+        "samples": 2 * (FRAMES + 3),
+        "untouched": 2 * (FRAMES + 3),
+    }
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [
+        ("vla", ["vla"] * 3),
+        ("1", ["vla"] * 3),
+        ("wm", ["wm"] * 3),
+        (2, ["wm"] * 3),
+        ("alternate", ["vla", "wm", "vla"]),
+    ],
+)
+def test_lines_of_a_mode(raw: Path, tmp_path: Path, mode: object, kinds: list[str]) -> None:
+    convert(raw, tmp_path / "A", qa_mode=mode, episodes="1")
+    assert [one.kind for one in windows(tmp_path / "A", 1)] == kinds
+
+
+def test_random_lines_follow_the_seed_and_do_not_alternate(raw: Path, tmp_path: Path) -> None:
+    def drawn(name: str, seed: int) -> list[str]:
+        convert(raw, tmp_path / name, qa_mode="random", seed=seed, episodes="0")
+        return [one.kind for one in windows(tmp_path / name)]
+
+    first, again, other = drawn("a", 1), drawn("b", 1), drawn("c", 2)
+    assert first == again != other
+    assert first != ["vla", "wm"] * (FRAMES // 2)
+    assert set(first) == {"vla", "wm"}
+
+
+def test_unknown_mode_is_refused(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="qa_mode"):
+        convert(raw, tmp_path / "A", qa_mode="3")
+
+
+def test_windows_have_the_lengths_that_are_asked_for(raw: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "A", past_steps=2, future_steps=3, name="LIBERO")
+    window = windows(tmp_path / "A")[2 * 5]
+    assert (window.images, window.future) == (steps(4, 5), steps(6, 7, 8))
+    assert len(window.actions) == 3
+
+
+def test_names_begin_with_that_of_the_source(raw: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "A", episodes="1")
+    assert windows(tmp_path / "A", 1)[0].images[0].startswith("images/episode_000001/raw_image_")
+
+
+def test_cameras_stand_in_the_order_that_is_asked_for(raw: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "A", camera_names=["wrist_image", "image"], name="LIBERO", episodes="1")
+    images = windows(tmp_path / "A", 1)[0].images
+    assert images[:2] == (path("wrist_image", 0, 1), path("image", 0, 1))
+
+
+def test_pictures_of_another_size_are_resized(tmp_path: Path) -> None:
+    raw = libero_dataset(tmp_path / "raw", (2,), size=64)
+    result = convert(raw, tmp_path / "A")
+    pictures = list((tmp_path / "A/images").rglob("*.png"))
+    assert {Image.open(one).size for one in pictures} == {(256, 256)}
+    assert result.amounts == {"pictures": 4, "untouched": 0}
+
+
+def test_unset_size_keeps_stored_pictures(tmp_path: Path) -> None:
+    raw = libero_dataset(tmp_path / "raw", (2,), size=64)
+    assert convert(raw, tmp_path / "A", resize_images_size=None).amounts["untouched"] == 4
+
+
+@pytest.mark.parametrize("options", [{"mode": "L"}, {"mode": "RGBA"}, {"format": "JPEG"}])
+def test_pictures_of_another_kind_become_rgb(tmp_path: Path, options: dict[str, Any]) -> None:
+    def other(number: int, columns: dict[str, object]) -> None:
+        columns["image"] = [{"bytes": png(number, **options), "path": None}]
+
+    convert(libero_dataset(tmp_path / "raw", (1,), change=other), tmp_path / "A")
+    (picture,) = (tmp_path / "A/images").rglob("*raw_image*")
+    assert (Image.open(picture).mode, Image.open(picture).format) == ("RGB", "PNG")
+
+
+def test_pictures_beside_the_table_are_copied(tmp_path: Path) -> None:
+    def beside(number: int, columns: dict[str, object]) -> None:
+        columns["image"] = [{"bytes": None, "path": f"frame_{number}.png"}]
+
+    raw = libero_dataset(tmp_path / "raw", (1,), change=beside)
+    (raw / "frame_0.png").write_bytes(png(200))
+    convert(raw, tmp_path / "A")
+    (picture,) = (tmp_path / "A/images").rglob("*raw_image*")
+    assert picture.read_bytes() == png(200)
+
+
+# other recordings
+
+
+def test_one_camera_of_a_set_with_video(tmp_path: Path) -> None:
+    raw = lerobot_dataset(tmp_path / "raw", (3,))
+    result = convert(raw, tmp_path / "A", format="lerobot", sink="jsonl")
+    (first, *_) = windows(tmp_path / "A")
+    assert (result.samples, len(first.images), len(first.actions[0])) == (6, 16, 2)
+    assert first.actions[-1] == (0.0, first.actions[2][1])
+
+
+def test_libero_is_found_before_the_format_that_it_is_a_kind_of(raw: Path, tmp_path: Path) -> None:
+    assert convert(raw, tmp_path / "A", format="", episodes="1").samples == 6
+
+
+def test_another_sink_can_be_named(raw: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "out", sink="lbm", episodes="0")
+    assert (tmp_path / "out/shards/manifest.jsonl").is_file()
+
+
+def test_two_sets_have_names_of_their_own(tmp_path: Path) -> None:
+    sources = [str(libero_dataset(tmp_path / name, (1,))) for name in ("spatial", "goal")]
+    convert(tmp_path, tmp_path / "A", sources=sources)
+    assert sorted(one.name for one in (tmp_path / "A/data").glob("*.jsonl")) == [
+        "episode_goal_episode_000000.jsonl",
+        "episode_spatial_episode_000000.jsonl",
+    ]
+    pictures = [one.name for one in (tmp_path / "A/images").rglob("*.png")]
+    assert {name.partition("_")[0] for name in pictures} == {"spatial", "goal"}
+
+
+# promises
+
+
+def test_reader_keeps_the_promises_of_a_format(raw: Path) -> None:
+    check_reader(LiberoReader, raw)
+
+
+def test_sink_keeps_the_promises_of_a_sink() -> None:
+    check_sink(JsonlSink, {"past_steps": 2, "future_steps": 2, "resize_images_size": None})
+
+
+def test_two_workers_write_the_same_bytes(raw: Path, made: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "A", name="LIBERO", workers=2)
+    assert contents(tmp_path / "A") == contents(made)
+
+
+def test_complete_folder_is_left_alone(raw: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "A", episodes="1")
+    assert convert(raw, tmp_path / "A", episodes="1").status == "already complete"
+
+
+def test_what_others_put_beside_it_is_kept(raw: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "A", episodes="1")
+    (tmp_path / "A/TiToken").mkdir()
+    (tmp_path / "A/TiToken/mine.json").touch()
+    convert(raw, tmp_path / "A", episodes="0", overwrite=True)
+    assert (tmp_path / "A/TiToken/mine.json").is_file()
+    assert not (tmp_path / "A/images/episode_000001").exists()

@@ -1,0 +1,154 @@
+"""LIBERO data sets that are broken in one way: each case is told, nothing is put in its place."""
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.lerobot import Columns, write_lines
+from tests.builders.libero import TASK, actions, convert, libero_dataset, png, refused, windows
+from tests.builders.preprocessing import failure_of, told_in_two_lines
+
+Make = Callable[[Path], Path]
+
+
+def second(change: Callable[[Columns], Any]) -> Make:
+    """A set of which the columns of the second episode are changed."""
+
+    def apply(number: int, columns: Columns) -> None:
+        if number == 1:
+            change(columns)
+
+    return lambda root: libero_dataset(root, change=apply)
+
+
+def column(name: str, value: Any) -> Make:
+    return second(lambda columns: columns.update({name: value}))
+
+
+def no_column(name: str) -> Make:
+    return second(lambda columns: columns.pop(name))
+
+
+def picture(data: bytes | None, camera: str = "image") -> Make:
+    """A set with another second picture of the second episode."""
+    return second(lambda columns: columns[camera][1].update(bytes=data))
+
+
+def listed(tasks: Sequence[str]) -> Make:
+    """A set whose second episode is listed with other tasks."""
+
+    def make(root: Path) -> Path:
+        libero_dataset(root)
+        lines = [
+            {"episode_index": 0, "tasks": [TASK], "length": 3},
+            {"episode_index": 1, "tasks": list(tasks), "length": 4},
+        ]
+        write_lines(root / "meta/episodes.jsonl", lines)
+        write_lines(root / "meta/tasks.jsonl", [])
+        return root
+
+    return make
+
+
+def damaged() -> bytes:
+    """A picture with another byte among its pixels."""
+    data = bytearray(png(1))
+    data[data.index(b"IDAT") + 20] ^= 1
+    return bytes(data)
+
+
+def empty_picture() -> bytes:
+    """A picture whose chunks are whole, but which has no pixels."""
+    data = png(1)
+    start = data.index(b"IDAT") - 4
+    content = zlib.compress(b"")
+    chunk = len(content).to_bytes(4) + b"IDAT" + content
+    return data[:start] + chunk + zlib.crc32(chunk[4:]).to_bytes(4) + data[-12:]
+
+
+def with_value(value: float) -> list[list[float]]:
+    rows = actions(4)
+    rows[2, 3] = value
+    return rows.tolist()
+
+
+UNREADABLE = "data.picture_unreadable"
+CASES: dict[str, tuple[Make, str]] = {
+    "no actions": (no_column("actions"), "data.missing_column"),
+    "no main view": (no_column("image"), "data.missing_column"),
+    "no wrist view": (no_column("wrist_image"), "data.missing_column"),
+    "no frame numbers": (no_column("frame_index"), "data.missing_column"),
+    "no episode numbers": (no_column("episode_index"), "data.missing_column"),
+    "no picture in a cell": (picture(None), UNREADABLE),
+    "no wrist picture in a cell": (picture(None, "wrist_image"), UNREADABLE),
+    "no picture but text": (picture(b"hello"), UNREADABLE),
+    "damaged picture": (picture(damaged()), UNREADABLE),
+    "picture cut off": (picture(png(1)[:-20]), UNREADABLE),
+    "bytes behind a picture": (picture(png(1) + b"more"), UNREADABLE),
+    "picture of another size": (picture(png(1, size=128)), UNREADABLE),
+    "grey picture of another size": (picture(png(1, size=128, mode="L")), UNREADABLE),
+    "six actions": (column("actions", actions(4)[:, :6].tolist()), "data.ragged_rows"),
+    "NaN": (column("actions", with_value(float("nan"))), "data.not_finite"),
+    "infinity": (column("actions", with_value(float("inf"))), "data.not_finite"),
+    "a frame twice": (column("frame_index", np.array([0, 1, 1, 2])), "data.frame_index_gap"),
+    "a frame lost": (column("frame_index", np.array([0, 1, 3, 4])), "data.frame_index_gap"),
+    "no task": (listed([]), "data.no_instruction"),
+    "blank task": (listed([" "]), "data.no_instruction"),
+    "tag in the task": (listed(["take <image>"]), "data.reserved_word"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_episode_is_told_and_the_other_is_kept(tmp_path: Path, case: str) -> None:
+    make, code = CASES[case]
+    failure = failure_of(refused(make(tmp_path / "raw"), tmp_path / "A"))
+    assert (failure["code"], told_in_two_lines(failure)) == (code, True)
+    assert len(windows(tmp_path / "A")) == 6
+    assert not list((tmp_path / "A").glob("*/*episode_000001*"))
+
+
+def test_repaired_episode_joins_the_others(tmp_path: Path) -> None:
+    broken = picture(damaged())(tmp_path / "raw")
+    assert refused(broken, tmp_path / "A").exit_code == 4
+    convert(libero_dataset(tmp_path / "raw"), tmp_path / "A")
+    manifest = json.loads((tmp_path / "A/manifest.json").read_text())
+    assert (manifest["episodes"], manifest["samples"]) == (2, 14)
+
+
+def test_pixels_are_looked_at_where_that_is_asked_for(tmp_path: Path) -> None:
+    raw = picture(empty_picture())(tmp_path / "raw")
+    error = refused(raw, tmp_path / "A", verify_pixels=True)
+    assert failure_of(error)["code"] == UNREADABLE
+
+
+def test_number_that_is_none_is_refused_where_readers_let_it_pass(tmp_path: Path) -> None:
+    raw = CASES["NaN"][0](tmp_path / "raw")
+    assert failure_of(refused(raw, tmp_path / "A", fail_on_nan=False))["code"] == "data.not_finite"
+
+
+def test_set_without_a_wrist_view_is_no_libero(tmp_path: Path) -> None:
+    raw = libero_dataset(tmp_path / "raw", cameras=["image"])
+    error = refused(raw, tmp_path / "A")
+    assert (error.code, error.exit_code) == ("data.no_episodes", 3)
+
+
+def test_wrist_view_that_is_lost_in_all_episodes_is_no_set_of_one_view(tmp_path: Path) -> None:
+    raw = libero_dataset(tmp_path / "raw", change=lambda _, columns: columns.pop("wrist_image"))
+    error = refused(raw, tmp_path / "A")
+    assert (error.code, error.exit_code) == ("data.all_failed", 3)
+
+
+def test_width_that_is_asked_for_is_needed(tmp_path: Path) -> None:
+    error = refused(libero_dataset(tmp_path / "raw"), tmp_path / "A", action_width=8)
+    assert (error.code, error.exit_code) == ("data.action_width", 3)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\nb", "x" * 101])
+def test_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        convert(tmp_path / "raw", tmp_path / "A", name=name)
