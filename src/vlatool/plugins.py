@@ -231,6 +231,11 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.verification.picture_codes:check_codes",
             "vlatool.inspection.built:inspect_codes",
         ),
+        "fast": Artifact(
+            "vlatool.artifacts.fast:is_fast",
+            "vlatool.verification.fast:check_fast",
+            "vlatool.inspection.fast:inspect_fast",
+        ),
         "windows": Artifact(
             "vlatool.artifacts.window_folder:is_windows",
             "vlatool.verification.windows:check_windows",

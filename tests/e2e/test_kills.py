@@ -14,6 +14,7 @@ GROUPS = {
         "preprocess --no-keep-episodes",
         "preprocess --overwrite",
         "preprocess images",
+        "preprocess libero --overwrite",
         "stats merge over an earlier one",
         "build-dataset --lines-per-file",
         "export of codes",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.jsonl_sink import ToySink
+from tests.builders.libero import convert, libero_dataset
 from tests.builders.preprocessing import contents, run
 from tests.builders.spartan import spartan_task
 from vlatool.errors import PartialFailure
@@ -40,6 +41,15 @@ def test_two_nodes_write_the_same_bytes_as_one_process(address: str, tmp_path: P
     spread = run(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
 
     assert (spread.episodes, spread.samples) == (local.episodes, local.samples)
+    assert contents(tmp_path / "spread") == contents(tmp_path / "local")
+
+
+def test_two_nodes_write_the_same_windows_as_one_process(address: str, tmp_path: Path) -> None:
+    source = libero_dataset(tmp_path / "raw", (2, 1, 2))
+
+    convert(source, tmp_path / "local")
+    convert(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
+
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
 
 

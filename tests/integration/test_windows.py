@@ -14,9 +14,12 @@ from tests.builders.libero import TASK, actions, convert, libero_dataset, png, w
 from tests.builders.preprocessing import contents
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.shard import read_index
+from vlatool.jobs.files import own_files
 from vlatool.sinks.jsonl.sink import JsonlSink
 from vlatool.sources.lerobot.libero import LiberoReader
+from vlatool.storage.remote_path import RemotePath
 from vlatool.testing import check_reader, check_sink
+from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 FRAMES = 20
 
@@ -264,3 +267,14 @@ def test_what_others_put_beside_it_is_kept(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "A", episodes="0", overwrite=True)
     assert (tmp_path / "A/TiToken/mine.json").is_file()
     assert not (tmp_path / "A/images/episode_000001").exists()
+
+
+def test_bucket_gets_the_same_bytes(raw: Path, made: Path, s3_bucket: str) -> None:
+    output = RemotePath(f"s3://{s3_bucket}/A")
+    convert(raw, output, name="LIBERO")
+    found = {file.name: (output / file.name).read_bytes() for file in own_files(output)}
+    assert found == contents(made)
+    seen = verify(VerifyConfig(location=str(output)))
+    assert isinstance(seen, VerifyResult)
+    assert (seen.kind, seen.severities["error"]) == ("windows", 0)
+    assert convert(raw, output, name="LIBERO").status == "already complete"

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from tests.builders.pictures import image_shards, window_tree
+from tests.builders.libero import convert, libero_dataset
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
 from tests.builders.training import tiny_config, world_shards
@@ -94,6 +95,7 @@ def make_inputs(folder: Path) -> None:
     write_tree_codes(published_windows(folder / "windows", 2, 2), "packed")
     plain_fast(folder / "fast")
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
+    libero_dataset(folder / "libero", (2, 1))
 
 
 def of_bucket(out: Path) -> Result:
@@ -137,6 +139,10 @@ def _pictures(place: Place, **options: Any) -> None:
 
 def _split(place: Place, val_ratio: float = 0.5) -> None:
     split(SplitConfig(shards=str(place.out), val_ratio=val_ratio))
+
+
+def _windows(place: Place, **options: Any) -> None:
+    convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
 
 
 def _merge(place: Place, **options: Any) -> None:
@@ -210,6 +216,13 @@ COMMANDS = (
         lambda place: _pictures(place, image_format="jpeg"),
     ),
     Command("split", _split, _pictures),
+    Command("preprocess libero", _windows),
+    Command(
+        "preprocess libero --overwrite",
+        lambda place: _windows(place, overwrite=True, qa_mode="vla"),
+        lambda place: _windows(place, name="other"),
+    ),
+    Command("preprocess libero to S3", _windows, result=of_bucket, is_remote=True),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
     Command("tokenizer fit-fast", _fit_fast),

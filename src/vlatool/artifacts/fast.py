@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.errors import DataError
+from vlatool.jobs.record import whole_record
 from vlatool.storage.atomic import remove_file, write_json, write_text
-from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.storage.documents import DocumentError, parse_json, read_document, read_json
 from vlatool.storage.uri import can_list
 from vlatool.transforms.action_codes import ActionTokenizer
 
@@ -95,8 +96,23 @@ def fast_digest(folder: Path) -> str:
 
 
 def is_fast(folder: Path) -> bool:
-    """Whether a folder holds an action tokenizer, or wants to."""
-    return (folder / PROCESSOR_NAME).is_file() and (folder / TOKENIZER_NAME).is_file()
+    """Whether a folder holds an action tokenizer, or a run that fits one has begun.
+
+    Models have a `PROCESSOR_NAME` of their own, without the lowest coefficient.
+    """
+    try:
+        content = read_json(folder / PROCESSOR_NAME)
+        return isinstance(content, Mapping) and {"scale", "min_token"} <= content.keys()
+    except (DocumentError, OSError):
+        return _is_unfinished(folder)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    try:
+        record = whole_record(folder)
+    except DataError:
+        return False
+    return record is not None and PROCESSOR_NAME in record.owned
 
 
 def ignored_code(folder: Path) -> list[str]:

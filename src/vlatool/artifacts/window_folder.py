@@ -78,7 +78,7 @@ class WindowManifest:
 
 
 # As the published converter makes them. Source: future-vla 1.1
-PUBLISHED_CAMERAS, PUBLISHED_STEPS, PUBLISHED_WIDTH = ("image", "wrist_image"), 16, 7
+PUBLISHED_CAMERAS, PUBLISHED_STEPS = ("image", "wrist_image"), 16
 
 
 def write_manifest(folder: Path, manifest: WindowManifest) -> None:

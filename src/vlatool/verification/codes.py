@@ -106,6 +106,28 @@ STATS = Family(
     },
 )
 
+FAST = Family(
+    "fast",
+    {
+        "broken": error(
+            "A file of an action tokenizer is missing, broken or says what ours cannot do.",
+            "copy the folder again, or fit the tokenizer again with --overwrite",
+        ),
+        "remote_code": error(
+            "The folder wants code of its own to be run.", "use a tokenizer of the published class"
+        ),
+        "code": info("A file of code lies beside the tokenizer; it is never run."),
+        "missing_bytes": warning(
+            "Not every byte has an id: a chunk with a rare coefficient is refused.",
+            "fit it with --alphabet bytes",
+        ),
+        "broken_profile": error("profile.yaml is no profile.", "copy the folder again"),
+        "broken_report": warning(
+            "fit_report.json is broken, or of another tokenizer.", "copy the folder again"
+        ),
+    },
+)
+
 _OTHER = "use another checkpoint, or train the run again"
 
 RUN = Family(
@@ -235,7 +257,7 @@ WINDOWS = Family(
 
 def code_rows() -> Iterator[dict[str, str]]:
     """Every known code, those of plugins included."""
-    own = (OUTPUT, SHARDS, WINDOWS, CODES, SAMPLES, BUILD, STATS, RUN, SOURCE, PICTURES)
+    own = (OUTPUT, SHARDS, WINDOWS, CODES, SAMPLES, BUILD, STATS, FAST, RUN, SOURCE, PICTURES)
     owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
     families = (getattr(owner, "findings", None) for owner in owners)
     named = {one.name: one for one in (*own, *families) if isinstance(one, Family)}

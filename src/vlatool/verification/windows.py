@@ -90,6 +90,7 @@ class _Rules:
         future: Steps that come.
         kinds: Which lines there are of a frame; empty where it differs.
         alternates: Whether they are `vla` and `wm` in turn.
+        width: Values of an action; None where any number may be, the same in all lines.
         size: (width, height) of the pictures; None where they have their own.
     """
 
@@ -98,6 +99,7 @@ class _Rules:
     future: int
     kinds: tuple[Kind, ...] = ()
     alternates: bool = False
+    width: int | None = None
     size: tuple[int, int] | None = None
 
     @classmethod
@@ -111,6 +113,7 @@ class _Rules:
             manifest.future_steps,
             _FIXED.get(manifest.qa_mode, ()),
             manifest.qa_mode == "alternate",
+            manifest.action_width,
             manifest.image_size,
         )
 
@@ -208,13 +211,17 @@ class _EpisodeCheck:
 
     def _check_frames(self, frames: int) -> Iterator[Finding]:
         """Whether every frame has its lines, and lines continue each other's actions."""
-        if list(self._kinds) != list(range(frames)):
+        if not frames or list(self._kinds) != list(range(frames)):
             message = f"{self.path}: has lines of {len(self._kinds)} frames in their order, "
             yield WINDOWS("wrong_line", f"{message}there are {frames}", path=str(self.path))
             return
-        padded = with_padding(
-            np.array([window.actions[0] for _, window in self._chunks.values()]), self.rules.future
-        )
+        firsts = [window.actions[0] for _, window in self._chunks.values()]
+        widths = {len(row) for row in firsts} | {self.rules.width or len(firsts[0])}
+        if len(widths) > 1:
+            message = f"{self.path}: actions have {sorted(widths)} values"
+            yield WINDOWS("wrong_line", message, path=str(self.path))
+            return
+        padded = with_padding(np.array(firsts), self.rules.future)
         for at, (number, window) in self._chunks.items():
             expected = coming_actions(padded, at, self.rules.future)
             if [list(row) for row in window.actions] != expected:

@@ -358,7 +358,9 @@ def _record(
         "profile": _told(config, actions),
     }
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
-    return OutputRecord("tokenizer fit-fast", options, {"chunks": len(chunks), "digest": digest})
+    inputs = {"chunks": len(chunks), "digest": digest}
+    # The original reader may be copied beside them.
+    return OutputRecord("tokenizer fit-fast", options, inputs, unlisted=(fast.CODE_NAME,))
 
 
 def _told(config: FitFastConfig, actions: Profile) -> str:

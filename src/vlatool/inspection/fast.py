@@ -1,0 +1,118 @@
+"""What is in a FAST folder: the tokenizer, the profile it was fitted with, what it is worth."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts.fast import REPORT_NAME, ignored_code, read_fast, read_report
+from vlatool.artifacts.profile import NAME as PROFILE_NAME
+from vlatool.artifacts.profile import Profile, read_profile
+from vlatool.inspection.report import (
+    Findings,
+    Problems,
+    branch,
+    findings_table,
+    number_text,
+    pairs,
+    table,
+)
+
+
+@dataclass(frozen=True)
+class FastReport:
+    """What is in a FAST folder.
+
+    Attributes:
+        folder: Where.
+        ids: Size of the vocabulary; 0 where it cannot be read.
+        scale: Coefficients per unit.
+        lowest: The coefficient with code point 0.
+        digest: Of what decides the ids.
+        code: Files of code that lie there and are not run.
+        profile: What the actions were normalised with; None where the folder does not say.
+        fitted: What was measured when it was fitted; empty where the folder does not say.
+        findings: What is broken or missing, with `code` and `message`.
+    """
+
+    folder: str
+    ids: int
+    scale: float
+    lowest: int
+    digest: str
+    code: tuple[str, ...]
+    profile: Profile | None
+    fitted: Mapping[str, Any]
+    findings: Findings = ()
+    kind: str = "fast"
+
+    def document(self) -> dict[str, Any]:
+        """The report for programs."""
+        told = None if self.profile is None else self.profile.document()
+        return asdict(self) | {"profile": told, "code": list(self.code)}
+
+    def headline(self) -> str:
+        """What it is, in a few words."""
+        return f"an action tokenizer of {self.ids} ids"
+
+    def blocks(self) -> list[str]:
+        """The report for people, block by block."""
+        facts: dict[str, object] = {
+            "rounding step": f"1 / {self.scale:g}",
+            "lowest coefficient": self.lowest,
+            "digest": self.digest[:16],
+            "code that is not run": self.code,
+        }
+        return [pairs(facts | self._quality()), findings_table(self.findings), self._dimensions()]
+
+    def _quality(self) -> dict[str, object]:
+        quality = branch(self.fitted, "quality")
+        numbers = {
+            "chunks fitted on": self.fitted.get("fitted_on"),
+            "ids per chunk": quality.get("ids_per_chunk"),
+            "values per id": quality.get("values_per_id"),
+            "share that comes back exactly": quality.get("exact"),
+        }
+        return {
+            name: number_text(value)
+            for name, value in numbers.items()
+            if isinstance(value, int | float)
+        }
+
+    def _dimensions(self) -> str:
+        if self.profile is None:
+            return ""
+        known = self.profile
+        rows = [
+            (name, *(number_text(float(one)) for one in (center, spread)), _raw(known, name))
+            for name, center, spread in zip(
+                known.dimensions, known.center, known.spread, strict=True
+            )
+        ]
+        return table(f"Profile {known.name}", ("dimension", "minus", "divided by", ""), rows)
+
+
+def inspect_fast(location: Path) -> FastReport:
+    """Reads the tokenizer, the profile and the report beside it."""
+    findings = Problems()
+    tokenizer = findings.read(read_fast, location)
+    profile, fitted = None, None
+    if (location / PROFILE_NAME).is_file():
+        profile = findings.read(read_profile, str(location / PROFILE_NAME))
+    if (location / REPORT_NAME).is_file():
+        fitted = findings.read(read_report, location)
+    return FastReport(
+        folder=str(location),
+        ids=0 if tokenizer is None else tokenizer.vocab_size,
+        scale=0.0 if tokenizer is None else tokenizer.scale,
+        lowest=0 if tokenizer is None else tokenizer.min_token,
+        digest="" if tokenizer is None else tokenizer.digest,
+        code=tuple(ignored_code(location)),
+        profile=profile,
+        fitted=fitted or {},
+        findings=tuple(findings),
+    )
+
+
+def _raw(profile: Profile, name: str) -> str:
+    return "as it is" if name in profile.raw else ""

@@ -1,0 +1,180 @@
+"""What `verify` and `inspect` say of a folder of windows, whole and damaged, ours and published."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.libero import TASK, convert, libero_dataset, png, refused
+from vlatool.artifacts.window_folder import is_windows
+from vlatool.errors import DataError
+from vlatool.inspection.windows import WindowsReport
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+
+LINES = "data/episode_000000.jsonl"
+PICTURE = "images/episode_000000/raw_image_episode_000000_frame_000001.png"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("windows")
+    convert(libero_dataset(root / "raw", (3,)), root / "A")
+    return root / "A"
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(made, tmp_path / "A"))
+
+
+def published(folder: Path) -> Path:
+    """The folder as the published converter leaves it."""
+    shutil.rmtree(folder / ".vlatool")
+    for path in [folder / "manifest.json", *folder.glob("data/*.npz")]:
+        path.unlink()
+    return folder
+
+
+def verified(folder: Path, **options: Any) -> VerifyResult:
+    try:
+        result = verify(VerifyConfig(location=str(folder), **options))
+    except DataError as error:
+        result = error.result
+    assert isinstance(result, VerifyResult)
+    return result
+
+
+def line(number: int, change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
+    """A change of a line of the first episode."""
+
+    def apply(folder: Path) -> None:
+        lines = (folder / LINES).read_text().splitlines()
+        row = json.loads(lines[number])
+        change(row)
+        lines[number] = json.dumps(row, ensure_ascii=False)
+        (folder / LINES).write_text("".join(f"{one}\n" for one in lines))
+
+    return apply
+
+
+def text(old: str, new: str, count: int = 1) -> Callable[[Path], object]:
+    return lambda folder: (folder / LINES).write_text(
+        (folder / LINES).read_text().replace(old, new, count)
+    )
+
+
+def without_last_line(folder: Path) -> None:
+    lines = (folder / LINES).read_text().splitlines(keepends=True)
+    (folder / LINES).write_text("".join(lines[:-1]))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no JSON": (text("{", "", 1), "windows.bad_line"),
+    "another sentence": (text("should be executed?", "should be done?"), "windows.bad_line"),
+    "no full stop": (text("</Rec>.", "</Rec>"), "windows.bad_line"),
+    "another picture": (text("frame_000002.png", "frame_000001.png"), "windows.wrong_line"),
+    "another instruction": (text(TASK, "do nothing"), "windows.wrong_line"),
+    "another action": (line(0, lambda row: row.update(actions=[[1.0]] * 16)), "windows.wrong_line"),
+    "a line lost": (without_last_line, "windows.wrong_line"),
+    "cut off": (
+        lambda at: (at / LINES).write_bytes((at / LINES).read_bytes()[:-1]),
+        "windows.broken_lines",
+    ),
+    "picture lost": (lambda at: (at / PICTURE).unlink(), "windows.missing_picture"),
+    "picture too many": (
+        lambda at: (at / PICTURE).with_name("other.png").write_bytes(png(1)),
+        "windows.unused_picture",
+    ),
+    "episode without lines": (
+        lambda at: shutil.copytree((at / PICTURE).parent, at / "images/episode_000009"),
+        "windows.unused_picture",
+    ),
+    "picture of other bytes": (
+        lambda at: (at / PICTURE).write_bytes((at / PICTURE).read_bytes()[::-1]),
+        "output.digest_mismatch",
+    ),
+    "index of another file": (
+        lambda at: (at / "data/episode_000000.index.npz").write_bytes(b""),
+        "windows.index_mismatch",
+    ),
+    "no manifest": (lambda at: (at / "manifest.json").unlink(), "windows.no_manifest"),
+    "broken manifest": (
+        lambda at: (at / "manifest.json").write_text('{"format": "vlatool.windows"}'),
+        "windows.broken_manifest",
+    ),
+    "manifest of more": (
+        lambda at: (at / "manifest.json").write_text(
+            (at / "manifest.json").read_text().replace('"samples": 6', '"samples": 7')
+        ),
+        "windows.count_mismatch",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damage_is_found(folder: Path, case: str) -> None:
+    damage, code = DAMAGES[case]
+    damage(folder)
+    assert code in verified(folder).counts
+
+
+@pytest.mark.parametrize("options", [{}, {"full": True}, {"quick": True}])
+def test_whole_folder_has_no_findings(made: Path, options: dict[str, bool]) -> None:
+    result = verified(made, **options)
+    assert (result.kind, result.findings) == ("windows", ())
+
+
+def test_published_folder_is_held_against_the_published_rules(folder: Path) -> None:
+    assert set(verified(published(folder)).counts) == {
+        "output.no_file_list",
+        "windows.no_manifest",
+    }
+
+
+def test_damage_of_a_published_folder_is_found(folder: Path) -> None:
+    text("frame_000002.png", "frame_000001.png")(published(folder))
+    assert "windows.wrong_line" in verified(folder).counts
+
+
+def test_pixels_are_looked_at_with_full(folder: Path) -> None:
+    (folder / PICTURE).write_bytes(png(1, size=64))
+    assert "windows.broken_picture" in verified(folder, full=True).counts
+
+
+def test_folder_that_lacks_an_episode_is_told(tmp_path: Path) -> None:
+    def lose(number: int, columns: dict[str, object]) -> None:
+        if number:
+            columns.pop("image")
+
+    refused(libero_dataset(tmp_path / "raw", (1, 1), change=lose), tmp_path / "A")
+    assert set(verified(tmp_path / "A").counts) == {"output.partial"}
+
+
+@pytest.mark.parametrize("name", ["data", "images", ".vlatool"])
+def test_parts_of_a_folder_are_not_one(made: Path, name: str) -> None:
+    assert not is_windows(made / name)
+
+
+def test_report_of_a_folder(made: Path) -> None:
+    report = inspect(InspectConfig(location=str(made))).report
+    assert isinstance(report, WindowsReport)
+    told = (report.status, report.samples, report.episodes, report.tasks)
+    assert told == ("whole", 6, 1, (TASK,))
+
+
+def test_page_shows_all_pictures_of_a_window(made: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    inspect(InspectConfig(location=str(made), html=str(page), html_samples=1))
+    assert page.read_text().count("<img ") == 2 * (16 + 16)
+
+
+def test_page_tells_of_a_picture_that_is_lost(folder: Path, tmp_path: Path) -> None:
+    (folder / PICTURE).unlink()
+    page = tmp_path / "page.html"
+    inspect(InspectConfig(location=str(folder), html=str(page), html_samples=1))
+    assert "is missing" in page.read_text()
