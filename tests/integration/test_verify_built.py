@@ -67,7 +67,7 @@ def found(where: Path, **options: Any) -> set[str]:
 def test_what_was_written_is_whole(made: Path, name: str) -> None:
     result = verified(made / name)
     assert result.kind == ("samples" if "/" not in name else "codes")
-    assert not result.findings
+    assert not [one for one in result.findings if one.severity != "info"]
     assert result.checked["samples"] == (12 if "/" not in name else 0)
 
 

@@ -12,21 +12,18 @@ from vlatool.artifacts.samples_jsonl import BuiltSample, parse_sample, render_sa
 from vlatool.artifacts.shard import read_index
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.jobs.record import read_record
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
 from vlatool.verification.check import Check
 from vlatool.verification.codes import SAMPLES
-from vlatool.verification.output import check_files, check_record
+from vlatool.verification.output import check_written
 
 
 def check_built(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with built samples."""
-    yield from check_record(location)
-    record = read_record(location)
-    if record is not None and record.result is None:
+    is_ended = yield from check_written(location, location, check)
+    if not is_ended:
         return
-    yield from check_files(location, check)
     try:
         folder = BuiltFolder.open(location)
     except DataError as error:

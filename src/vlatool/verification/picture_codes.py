@@ -8,25 +8,20 @@ from vlatool.artifacts.codes_folder import CodesFolder
 from vlatool.artifacts.windows import IMAGES_NAME
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.jobs.files import read_file_list
-from vlatool.jobs.record import read_record
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
 from vlatool.verification.check import Check
 from vlatool.verification.codes import CODES
-from vlatool.verification.output import check_files, check_record
+from vlatool.verification.output import check_written
 
 _PICTURE_SUFFIX = ".png"
 
 
 def check_codes(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with the codes in a folder."""
-    yield from check_record(location)
-    record = read_record(location)
-    if record is not None and record.result is None:
+    is_ended = yield from check_written(location, location, check)
+    if not is_ended:
         return
-    if record is not None or _has_list(location):
-        yield from check_files(location, check)
     try:
         folder = CodesFolder.find(location)
     except DataError as error:
@@ -38,13 +33,6 @@ def check_codes(location: Path, check: Check) -> Iterator[Finding]:
         path = location / MANIFEST_NAME
         yield CODES("no_manifest", f"{path}: is not there", path=str(path))
     yield from _FolderCheck(folder, check).findings()
-
-
-def _has_list(location: Path) -> bool:
-    try:
-        return read_file_list(location) is not None
-    except DataError:
-        return True
 
 
 class _FolderCheck:
