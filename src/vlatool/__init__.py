@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from vlatool.errors import VlatoolError as VlatoolError
     from vlatool.evaluation.acting import load_policy as load_policy
     from vlatool.loading.dataset import open_dataset as open_dataset
+    from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
     from vlatool.workflows.catalog import presets as presets
     from vlatool.workflows.demo import demo as demo
     from vlatool.workflows.doctor import doctor as doctor
     from vlatool.workflows.evaluate import open_loop as open_loop
     from vlatool.workflows.evaluate import rollout as rollout
+    from vlatool.workflows.export import export as export
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
     from vlatool.workflows.preprocess import preprocess as preprocess
@@ -35,8 +37,10 @@ _PUBLIC = {
     "Episode": "vlatool.episode:Episode",
     "EpisodeRef": "vlatool.episode:EpisodeRef",
     "VlatoolError": "vlatool.errors:VlatoolError",
+    "build_dataset": f"{_WORKFLOWS}.build_dataset:build_dataset",
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",
+    "export": f"{_WORKFLOWS}.export:export",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.inspect:inspect",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",

@@ -229,6 +229,17 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.verification.run:check_checkpoint",
             "vlatool.inspection.run:inspect_checkpoint",
         ),
+        "samples": Artifact(
+            "vlatool.artifacts.built_folder:is_built",
+            "vlatool.verification.built:check_built",
+            "vlatool.inspection.built:inspect_built",
+            "vlatool.pages.built_page:write_built_page",
+        ),
+        "codes": Artifact(
+            "vlatool.artifacts.codes_folder:is_codes",
+            "vlatool.verification.picture_codes:check_codes",
+            "vlatool.inspection.built:inspect_codes",
+        ),
         "fast": Artifact(
             "vlatool.artifacts.fast:is_fast",
             "vlatool.verification.fast:check_fast",

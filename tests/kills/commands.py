@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from tests.builders.libero import convert, libero_dataset
 from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
@@ -13,8 +14,10 @@ from tests.builders.s3_runs import digests
 from tests.builders.training import tiny_config, world_shards
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.resolve_config import resolve_config
@@ -51,6 +54,11 @@ class Place:
         return self.inputs / "data"
 
     @property
+    def windows(self) -> Path:
+        """Windows, with codes of their pictures."""
+        return self.inputs / "windows"
+
+    @property
     def pictures(self) -> Path:
         """Pictures of two episodes."""
         return self.inputs / "pictures"
@@ -81,9 +89,11 @@ class Command:
 
 
 def make_inputs(folder: Path) -> None:
-    """Recordings, pictures, training data and a policy."""
+    """Recordings, pictures, training data, windows with codes, and a policy."""
     window_tree(folder / "pictures", episodes=2)
     world_shards(folder, episodes=2, frames=6)
+    write_tree_codes(published_windows(folder / "windows", 2, 2), "packed")
+    plain_fast(folder / "fast")
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
 
@@ -160,6 +170,15 @@ def _fit_fast(place: Place, **options: Any) -> None:
     fit_fast(FitFastConfig(**given, vocab_size=300, **options))
 
 
+def _build(place: Place, **options: Any) -> None:
+    places = {"data": str(place.windows), "fast": str(place.inputs / "fast")}
+    build_dataset(BuildDatasetConfig(**places, output=str(place.out), **options))
+
+
+def _export(place: Place) -> None:
+    export(ExportConfig(source=str(place.windows / "tokens"), output=str(place.out)))
+
+
 def _demo(place: Place) -> None:
     demo(DemoConfig(output=str(place.out), episodes=2, steps=2, rollouts=1))
 
@@ -213,6 +232,21 @@ COMMANDS = (
         lambda place: _fit_fast(place, scale=20),
     ),
     Command("tokenizer fit-fast to S3", _fit_fast, result=of_bucket, is_remote=True),
+    Command("build-dataset", _build),
+    Command("build-dataset --packed", lambda place: _build(place, packed=True)),
+    Command("build-dataset --lines-per-file", lambda place: _build(place, lines_per_file=3)),
+    Command(
+        "build-dataset --overwrite",
+        lambda place: _build(place, overwrite=True),
+        lambda place: _build(place, kinds=["wm"]),
+    ),
+    Command(
+        "build-dataset to S3",
+        lambda place: _build(place, absolute=True),
+        result=of_bucket,
+        is_remote=True,
+    ),
+    Command("export of codes", _export),
     Command("train", _train, result=of_run),
     Command(
         "train --overwrite",

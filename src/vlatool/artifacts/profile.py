@@ -26,6 +26,8 @@ from vlatool.storage.uri import is_remote, location
 
 NAME = "profile.yaml"
 GRIPPER = "gripper"
+# What published data are normalised by.
+PUBLISHED = "libero"
 Gripper = Literal["raw", "normalised"]
 
 _FOLDER = Path(__file__).resolve().parent / "profiles"
@@ -157,6 +159,11 @@ def read_profile(name_or_location: str, gripper: Gripper = "raw") -> Profile:
     if GRIPPER not in profile.dimensions:
         raise no_gripper(profile.name, profile.dimensions)
     return replace(profile, raw=tuple(name for name in profile.raw if name != GRIPPER))
+
+
+def has_profile(folder: Path) -> bool:
+    """Whether a folder, such as that of an action tokenizer, has a profile in it."""
+    return (folder / NAME).is_file()
 
 
 def no_gripper(name: str, dimensions: Sequence[str]) -> UsageError:

@@ -155,7 +155,7 @@ def sparkline(mean: Array, std: Array) -> str:
     )
 
 
-def histogram(values: Sequence[float], unit: str, bins: int = 24) -> str:
+def histogram(values: Sequence[float], unit: str, bins: int = 24, counted: str = "episodes") -> str:
     """How many values lie where; whole numbers get whole bins."""
     numbers = np.asarray(values, np.float64)
     if not numbers.size:
@@ -175,7 +175,7 @@ def histogram(values: Sequence[float], unit: str, bins: int = 24) -> str:
         if n
     )
     texts = (
-        f'<text x="0" y="11">at most {counts.max()} episodes per bar</text>'
+        f'<text x="0" y="11">at most {counts.max()} {counted} per bar</text>'
         f'<text x="0" y="{height - 4}">{low:.0f}</text><text x="{width / 2}" y="{height - 4}" '
         f'text-anchor="middle">{escape(unit)}</text>'
         f'<text x="{width}" y="{height - 4}" text-anchor="end">{high:.0f}</text>'

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
+from vlatool.artifacts.episode_build import BUILD
 from vlatool.findings import SEVERITIES, Family, Kind
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.rules import PICTURES, SOURCE
@@ -181,6 +182,55 @@ RUN = Family(
     },
 )
 
+CODES = Family(
+    "codes",
+    {
+        "no_manifest": info("There is no manifest.json, as in published folders."),
+        "broken_manifest": error("manifest.json cannot be read.", _AGAIN),
+        "broken": error(
+            "Codes of a picture are too few, out of range or no numbers.",
+            "encode the pictures of the episode again",
+        ),
+        "other_tokenizer": error(
+            "Codes of an episode are those of another tokenizer than manifest.json says.",
+            "encode the pictures again, all with one tokenizer",
+        ),
+        "missing": error("A picture has no codes.", "encode the pictures of the episode again"),
+        "no_picture": warning("There are codes of a picture that is not there.", _AGAIN),
+        "count_mismatch": error("Other numbers of codes than manifest.json says.", _AGAIN),
+        "digest_mismatch": error("Other codes than manifest.json has the digest of.", _AGAIN),
+    },
+)
+
+_BUILD_AGAIN = "copy the samples again, or build them again with --overwrite"
+
+SAMPLES = Family(
+    "samples",
+    {
+        "broken_manifest": error("manifest.json cannot be read.", _BUILD_AGAIN),
+        "missing_file": error("A file of samples is not there.", _BUILD_AGAIN),
+        "broken_file": error("A file of samples cannot be read.", _BUILD_AGAIN),
+        "broken_line": error(
+            "A line is no sample, or a number in it is out of range.", _BUILD_AGAIN
+        ),
+        "other_spelling": error(
+            "A line has the content of a sample, but other bytes than it is written with.",
+            _BUILD_AGAIN,
+        ),
+        "other_shape": error("A sample has other numbers of pictures than the rest.", _BUILD_AGAIN),
+        "unknown_action_id": error("An action id is none of the action tokenizer.", _BUILD_AGAIN),
+        "count_mismatch": error("Other numbers of samples than manifest.json says.", _BUILD_AGAIN),
+        "index_mismatch": error("The index of a file does not fit it.", _BUILD_AGAIN),
+        "missing_picture": error(
+            "A picture of a sample is not there.", "copy the pictures again, or write them again"
+        ),
+        "no_pictures": error(
+            "The folder of the pictures is not where it was.",
+            "put it back beside the samples, or build them again where it is",
+        ),
+    },
+)
+
 
 WINDOWS = Family(
     "windows",
@@ -210,7 +260,7 @@ WINDOWS = Family(
 
 def code_rows() -> Iterator[dict[str, str]]:
     """Every known code, those of plugins included."""
-    own = (OUTPUT, SHARDS, WINDOWS, STATS, FAST, RUN, SOURCE, PICTURES)
+    own = (OUTPUT, SHARDS, WINDOWS, CODES, SAMPLES, BUILD, STATS, FAST, RUN, SOURCE, PICTURES)
     owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
     families = (getattr(owner, "findings", None) for owner in owners)
     named = {one.name: one for one in (*own, *families) if isinstance(one, Family)}

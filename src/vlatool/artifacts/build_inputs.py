@@ -1,0 +1,150 @@
+"""What samples are built from, chosen and checked before anything is written.
+
+Source: future-vla 1.8, 2.5.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlatool.artifacts.built_folder import is_built, lies_in
+from vlatool.artifacts.codes import (
+    CODEBOOK_SIZE,
+    CODES_PER_PICTURE,
+    JSON_NAME,
+    PACKED_NAME,
+)
+from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes
+from vlatool.artifacts.episode_build import WindowFile
+from vlatool.artifacts.fast import read_fast
+from vlatool.artifacts.lines import LINES_SUFFIX
+from vlatool.artifacts.profile import PUBLISHED, Gripper, Profile, has_profile, read_profile
+from vlatool.artifacts.samples_jsonl import ACTION_IDS, ID_MAP, question
+from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME
+from vlatool.errors import DataError, UsageError
+from vlatool.storage.documents import read_document
+from vlatool.transforms.action_codes import ActionTokenizer
+
+_ROTATIONS = ("roll", "pitch", "yaw")
+_TEXT_TOKENIZER = "tokenizer.json"
+
+
+def refuse_own_place(output: Path, tree: Path) -> None:
+    """The output is never the input, nor inside what belongs to it."""
+    own = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
+    if output.resolve() == tree.resolve() or any(lies_in(output, one) for one in own):
+        raise UsageError(
+            f"{output}: belongs to the input, which is never changed",
+            hint=f"choose another --output, such as {tree / 'built'}",
+            code="usage.output_is_input",
+        )
+
+
+def window_files(tree: Path, pattern: str) -> list[WindowFile]:
+    """The files of windows in a tree, in order of their names.
+
+    Raises:
+        DataError: There are none, or the folder holds built samples.
+    """
+    if is_built(tree):
+        raise DataError(
+            f"{tree}: holds built samples already",
+            hint="give the folder that `vlatool preprocess` wrote, not what was built of it",
+            code="data.already_built",
+            details={"path": str(tree)},
+        )
+    paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
+    found = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
+    if not found:
+        raise DataError(
+            f"{tree}: no file of windows matches {pattern}",
+            hint="give the folder that `vlatool preprocess libero` wrote, or another --pattern",
+            code="data.no_windows",
+            details={"path": str(tree)},
+        )
+    return found
+
+
+def fitting_codes(tree: Path, named: Path | None) -> CodesFolder:
+    """The codes of a tree, as `chosen_codes` finds them, if samples can hold them.
+
+    Raises:
+        UsageError: There are two sets of them.
+        DataError: There are none, or they have no ids in a language model or do not fit the text.
+    """
+    found = chosen_codes(tree, named)
+    codes = found.manifest
+    if (codes.codes_per_picture, codes.codebook_size) != (CODES_PER_PICTURE, CODEBOOK_SIZE):
+        raise DataError(
+            f"{found.path}: {codes.codes_per_picture} codes of {codes.codebook_size} per picture; "
+            f"samples have {CODES_PER_PICTURE} of {CODEBOOK_SIZE}",
+            hint="encode the pictures with a tokenizer of that size",
+            code="data.other_codes",
+            details={"path": str(found.path)},
+        )
+    return found
+
+
+def fitting_tokenizer(folder: Path) -> ActionTokenizer:
+    """The action tokenizer in a folder; DataError where it has more ids than samples can hold."""
+    found = read_fast(folder)
+    if found.vocab_size > ACTION_IDS:
+        raise DataError(
+            f"{folder}: {found.vocab_size} ids; samples have room for {ACTION_IDS}",
+            hint=f"fit one with --vocab-size {ACTION_IDS}",
+            code="data.too_many_ids",
+            details={"path": str(folder)},
+        )
+    return found
+
+
+def chosen_profile(name: str | None, fast: Path, gripper: Gripper) -> Profile:
+    """The profile of a name or file; without one that of the action tokenizer, else `PUBLISHED`."""
+    return read_profile(name or (str(fast) if has_profile(fast) else PUBLISHED), gripper)
+
+
+def differing_profile(profile: Profile, fast: Path, gripper: Gripper) -> Profile | None:
+    """The profile that an action tokenizer was fitted with, if that is another one."""
+    beside = read_profile(str(fast), gripper) if has_profile(fast) else profile
+    return None if beside.digest == profile.digest else beside
+
+
+def check_factor(profile: Profile, factor: float | None) -> None:
+    """Makes sure that a profile spreads rotations by a factor, where one is given.
+
+    Raises:
+        UsageError: It does not.
+    """
+    own = dict(zip(profile.dimensions, profile.factors, strict=True))
+    if factor is not None and any(own.get(name) != factor for name in _ROTATIONS):
+        raise UsageError(
+            f"rpy_std_mult {factor:g} is not the factor of the profile {profile.name}",
+            hint="write a profile with other factors and name it with --profile FILE",
+            code="usage.profile_factor",
+        )
+
+
+def collisions(tasks: Sequence[str], tokenizer: Path | None) -> list[str]:
+    """Instructions in which a language model may see codes, because it has no other ids for them.
+
+    Args:
+        tasks: The instructions.
+        tokenizer: Folder with the tokenizer.json of the language model. Without one, instructions
+            with letters outside ASCII are told: the ids in question are those of other scripts.
+    """
+    if tokenizer is None:
+        return [task for task in tasks if not task.isascii()]
+    from tokenizers import Tokenizer
+
+    try:
+        model = Tokenizer.from_str(read_document(tokenizer / _TEXT_TOKENIZER))
+    except Exception as error:  # noqa: BLE001 - the parser raises this very class
+        raise DataError(
+            f"{tokenizer / _TEXT_TOKENIZER}: no tokenizer: {error}",
+            hint="give the folder of a language model, or leave --tokenizer out",
+            code="data.broken_tokenizer",
+            details={"path": str(tokenizer)},
+        ) from None
+    first, stop = ID_MAP["code_base"], ID_MAP["action_base"] + ID_MAP["action_ids"]
+    texts = {task: question("vla", task, 0, "") for task in tasks}
+    found = {task: model.encode(text, add_special_tokens=False).ids for task, text in texts.items()}
+    return [task for task, ids in found.items() if any(first <= one < stop for one in ids)]

@@ -1,0 +1,116 @@
+"""What the episodes of a built folder come to, and its lines in files of equal length."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts.built_folder import read_packed, shard_of_lines
+from vlatool.artifacts.episode_build import Shape
+from vlatool.artifacts.lines import write_lines
+from vlatool.artifacts.shard import INDEX_SUFFIX
+from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry
+from vlatool.jobs.journal import Receipt
+
+
+@dataclass
+class BuiltSum:
+    """The sum of what was built, episode by episode.
+
+    Attributes:
+        files: What was written.
+        episodes: How many have samples.
+        kinds: Kind to samples.
+        tasks: Instruction to samples.
+        id_counts: Number of action ids of a window to how many windows have so many.
+        shape: What all windows have in common.
+    """
+
+    files: list[FileEntry] = field(default_factory=list[FileEntry])
+    episodes: int = 0
+    kinds: Counter[str] = field(default_factory=Counter[str])
+    tasks: Counter[str] = field(default_factory=Counter[str])
+    id_counts: Counter[int] = field(default_factory=Counter[int])
+    shape: Shape | None = None
+
+    @property
+    def samples(self) -> int:
+        """In all files."""
+        return self.kinds.total()
+
+    def add(self, receipt: Receipt) -> None:
+        """Adds an episode.
+
+        Raises:
+            DataError: Its windows have another shape than those before.
+        """
+        if not receipt.files:
+            return
+        shape = Shape(*receipt.facts["shape"])
+        if self.shape not in (None, shape):
+            raise DataError(
+                f"{receipt.item}: windows of the shape {list(shape)}, those of earlier episodes "
+                f"have {list(self.shape or ())} (pictures, to come, actions, values)",
+                hint="build data of one shape at a time, chosen with --pattern",
+                code="data.mixed_windows",
+                details={"episode": receipt.item},
+            )
+        self.shape = shape
+        self.episodes += 1
+        self.files += receipt.files
+        self.tasks.update(receipt.facts["tasks"])
+        self.id_counts.update(dict(receipt.facts["ids"]))
+        counted = {key: n for key, n in receipt.counts.items() if key not in ("samples", "windows")}
+        self.kinds.update(counted)
+
+    def action_ids(self) -> dict[str, float]:
+        """The fewest, the mean and the most action ids of a window; empty without windows."""
+        windows = self.id_counts.total()
+        if not windows:
+            return {}
+        total = sum(length * times for length, times in self.id_counts.items())
+        lengths = (min(self.id_counts), max(self.id_counts))
+        return {"min": lengths[0], "mean": round(total / windows, 3), "max": lengths[1]}
+
+    def document(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        assert self.shape is not None
+        return {
+            "episodes": self.episodes,
+            "samples": self.samples,
+            "kinds": dict(sorted(self.kinds.items())),
+            "shape": self.shape._asdict(),
+            "action_ids": {
+                **self.action_ids(),
+                "counts": {
+                    str(length): self.id_counts[length] for length in sorted(self.id_counts)
+                },
+            },
+            "tasks": dict(self.tasks),
+        }
+
+
+def data_files(entries: Sequence[FileEntry]) -> list[tuple[str, int]]:
+    """Files of samples, without their indexes, and the samples in each."""
+    return [
+        (entry.path, entry.samples or 0)
+        for entry in entries
+        if not entry.path.endswith(INDEX_SUFFIX)
+    ]
+
+
+def write_shards(
+    output: Path, packed: Sequence[FileEntry], prefix: str, limit: int
+) -> Iterator[FileEntry]:
+    """Writes the lines of packed episodes into files of `limit` lines, the last one shorter."""
+    episodes = (read_packed(output / entry.path) for entry in packed)
+    lines = chain.from_iterable(episode.lines(prefix) for episode in episodes)
+    for number in count():
+        first = list(islice(lines, 1))
+        if not first:
+            return
+        rest = islice(lines, limit - 1)
+        yield from write_lines(output, shard_of_lines(number), chain(first, rest))

@@ -1,0 +1,218 @@
+"""Visual codes of pictures: 32 whole numbers for each, as small JSON files or packed by episode.
+
+Both layouts stand inside the folder whose pictures they are of, each an output of its own: the
+published `TiToken/EPISODE/STEM.json`, one nested list per picture, and `tokens/EPISODE.npz`, one
+array per episode. STEM is the name of the picture without its suffix.
+
+Legend: N pictures of an episode, K codes of a picture. Source: future-vla 1.6, formats/codes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from vlatool.artifacts.npz_bytes import write_arrays
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry, folder_entry
+from vlatool.storage.atomic import write_bytes, write_json
+from vlatool.storage.bulk_folder import bulk_folder
+from vlatool.storage.documents import DocumentError, read_json
+
+CodesLayout = Literal["json", "packed"]
+LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
+
+JSON_NAME, PACKED_NAME, MANIFEST_NAME = "TiToken", "tokens", "manifest.json"
+CODES_PER_PICTURE, CODEBOOK_SIZE = 32, 4096
+# Patterns of what is written in either layout.
+OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
+    "json": ("*/*.json", MANIFEST_NAME),
+    "packed": ("*.npz", MANIFEST_NAME),
+}
+
+PACKED_SUFFIX, JSON_SUFFIX = ".npz", ".json"
+
+FORMAT, VERSION = "vlatool.codes", 1
+
+
+@dataclass(frozen=True)
+class CodesManifest:
+    """What the codes of a folder are; published folders have none of it.
+
+    Attributes:
+        codes_per_picture: How many each picture has.
+        codebook_size: Codes are below it.
+        tokenizer: What made them, as people call it; may be empty.
+        tokenizer_digest: Changes with its weights; may be empty.
+        precision: Of the computation, such as `fp32`; may be empty.
+        layout: How they lie there.
+        episodes: How many have codes.
+        pictures: How many have codes.
+        digest: Of all codes with their pictures, the same in both layouts.
+    """
+
+    codes_per_picture: int = CODES_PER_PICTURE
+    codebook_size: int = CODEBOOK_SIZE
+    tokenizer: str = ""
+    tokenizer_digest: str = ""
+    precision: str = ""
+    layout: CodesLayout = "json"
+    episodes: int = 0
+    pictures: int = 0
+    digest: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Writes it atomically; it is what marks the folder as whole."""
+        write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **asdict(self)})
+
+    def how(self) -> dict[str, Any]:
+        """How they were made: the same for all codes of one tokenizer."""
+        return {key: getattr(self, key) for key in _HOW}
+
+
+_HOW = ("codes_per_picture", "codebook_size", "tokenizer", "tokenizer_digest", "precision")
+
+
+@dataclass(frozen=True)
+class EpisodeCodes:
+    """The codes of an episode.
+
+    Attributes:
+        episode: Its name, that of the folder of its pictures.
+        stems: Names of N pictures without suffix, sorted.
+        codes: uint16 [N, K].
+    """
+
+    episode: str
+    stems: tuple[str, ...]
+    codes: Array
+
+    @classmethod
+    def of(cls, episode: str, codes: Mapping[str, Sequence[int] | Array]) -> "EpisodeCodes":
+        """From the codes of each picture by its stem."""
+        stems = tuple(sorted(codes))
+        return cls(episode, stems, np.array([codes[stem] for stem in stems], np.uint16))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and codes, whatever the layout."""
+        lines = (f"{stem} {row.tobytes().hex()}\n" for stem, row in self._rows())
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def _rows(self) -> Iterable[tuple[str, Array]]:
+        return zip(self.stems, self.codes.astype("<u2"), strict=True)
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Stem to row."""
+        return {stem: row for row, stem in enumerate(self.stems)}
+
+
+def digest_of_all(digests: Mapping[str, str]) -> str:
+    """The digest of a folder from that of each episode by its name."""
+    lines = (f"{episode} {digest}\n" for episode, digest in sorted(digests.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_codes(
+    folder: Path, layout: CodesLayout, codes: EpisodeCodes, tokenizer_digest: str = ""
+) -> FileEntry:
+    """Writes the codes of one episode, whole or not at all; returns the entry of what it wrote.
+
+    Args:
+        folder: The folder of codes.
+        layout: How they shall lie there.
+        codes: They and their pictures.
+        tokenizer_digest: As the manifest will have it; stays with packed codes wherever they go.
+    """
+    if layout == "packed":
+        return _write_packed(folder, codes, tokenizer_digest)
+    with bulk_folder(folder / codes.episode) as place:
+        for stem, row in zip(codes.stems, codes.codes.tolist(), strict=True):
+            place.write(f"{stem}{JSON_SUFFIX}", json.dumps([[code] for code in row]).encode())
+    return folder_entry(codes.episode, place.files)
+
+
+def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> FileEntry:
+    data = write_arrays(
+        {
+            "codes": codes.codes.astype("<u2"),
+            "stems": np.array(codes.stems, np.str_),
+            "tokenizer_digest": np.array(tokenizer_digest, np.str_),
+        }
+    )
+    name = f"{codes.episode}{PACKED_SUFFIX}"
+    write_bytes(folder / name, data)
+    return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), len(codes.stems))
+
+
+def parse_codes(value: Any, count: int = CODES_PER_PICTURE, size: int = CODEBOOK_SIZE) -> Array:
+    """The codes of a picture, uint16 [K], from a flat list or one of lists of one.
+
+    Raises:
+        ValueError: There are not `count` whole numbers from 0 to `size` - 1.
+    """
+    rows: list[Any] = value if isinstance(value, list) else []
+    flat = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in rows]
+    if len(flat) != count:
+        raise ValueError(f"expected a list of {count} codes, found {len(flat)}")
+    for code in flat:
+        if type(code) is not int:
+            raise ValueError(f"{str(code)[:40]!r} is no whole number")
+        if not 0 <= code < size:
+            raise ValueError(f"the code {code} is not 0 to {size - 1}")
+    return np.array(flat, np.uint16)
+
+
+def read_codes_manifest(folder: Path) -> CodesManifest | None:
+    """What the codes of a folder are; None where no manifest of codes is there.
+
+    Raises:
+        DataError: It is one, and broken.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        document: object = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except DocumentError as error:
+        if folder.name in (JSON_NAME, PACKED_NAME):
+            raise _broken_manifest(path, error.reason) from None
+        return None
+    except OSError:
+        return None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        return None
+    return _manifest_of(path, document)
+
+
+def _manifest_of(path: Path, document: Mapping[str, Any]) -> CodesManifest:
+    if document.get("version") != VERSION:
+        reason = f"version {document.get('version')!r}; this vlatool knows {VERSION}"
+        raise _broken_manifest(path, reason)
+    values: dict[str, Any] = {}
+    for one in fields(CodesManifest):
+        value = document.get(one.name)
+        if type(value) is not type(one.default):
+            raise _broken_manifest(path, f"{one.name} is {value!r}")
+        values[one.name] = value
+    found = CodesManifest(**values)
+    is_possible = found.codes_per_picture > 0 and 0 < found.codebook_size <= 2**16
+    if found.layout not in LAYOUTS or not is_possible:
+        raise _broken_manifest(path, "its values are impossible")
+    return found
+
+
+def _broken_manifest(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"{path}: {reason}",
+        hint="copy the folder again, or write it again",
+        code="data.broken_manifest",
+        details={"path": str(path)},
+    )

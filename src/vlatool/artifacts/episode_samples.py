@@ -1,0 +1,221 @@
+"""The samples of one episode as arrays: each picture, its codes and each action there once.
+
+A line of them is rendered when it is asked for; a file of lines is a hundred times as large.
+
+Legend: N pictures, the first F of them with codes, W windows, S samples, P pictures that a window
+sees, Q pictures to come, K codes of a picture. Source: future-vla 5.7, formats/samples.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from vlatool.artifacts.codes import CODEBOOK_SIZE
+from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
+from vlatool.artifacts.samples_jsonl import (
+    ACTION_IDS,
+    KINDS,
+    BuiltSample,
+    Conversation,
+    answer,
+    numbers_text,
+    question,
+    segment,
+)
+from vlatool.artifacts.windows import Window
+from vlatool.episode import Array
+
+_TYPES: Mapping[str, str] = {
+    "pictures": "U",
+    "codes": "<u2",
+    "images": "<i4",
+    "future": "<i4",
+    "ids": "<u2",
+    "id_ends": "<i8",
+    "tasks": "U",
+    "kinds": "<u1",
+    "windows": "<i4",
+    "task_of": "<i4",
+}
+
+
+@dataclass(frozen=True)
+class EpisodeSamples:
+    """The samples of an episode.
+
+    Attributes:
+        pictures: Paths of N pictures, relative to the folder of windows.
+        codes: uint16 [F, K], of the first F pictures.
+        images: int32 [W, P], places in `pictures`.
+        future: int32 [W, Q], places in `pictures`, below F.
+        ids: uint16, the action ids of all windows, one window after the other.
+        id_ends: int64 [W], where those of each window end.
+        tasks: Instructions.
+        kinds: uint8 [S], places in `KINDS`.
+        windows: int32 [S], which window a sample is of.
+        task_of: int32 [S], places in `tasks`.
+    """
+
+    pictures: tuple[str, ...]
+    codes: Array
+    images: Array
+    future: Array
+    ids: Array
+    id_ends: Array
+    tasks: tuple[str, ...]
+    kinds: Array
+    windows: Array
+    task_of: Array
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def content(self) -> bytes:
+        """The file; equal samples give equal bytes."""
+        return write_arrays(
+            {name: np.asarray(getattr(self, name), t) for name, t in _TYPES.items()}
+        )
+
+    @classmethod
+    def parse(cls, content: bytes) -> "EpisodeSamples":
+        """The samples in the bytes of a file.
+
+        Raises:
+            ValueError: They are none; the reason is the message.
+        """
+        try:
+            arrays = read_arrays(content, [*_TYPES])
+        except KeyError as error:
+            raise ValueError(f"lacks the array {error}") from None
+        texts = {name: tuple(map(str, arrays[name].reshape(-1))) for name in ("pictures", "tasks")}
+        found = cls(**{**arrays, **texts})
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """ValueError where an array does not fit the others: a damaged file would read on."""
+        shapes = (self.codes.ndim, self.images.ndim, self.future.ndim, self.id_ends.shape)
+        if shapes != (2, 2, 2, (len(self.images),)) or len(self.future) != len(self.images):
+            raise ValueError("arrays have shapes that do not fit each other")
+        if not len(self.kinds) == len(self.windows) == len(self.task_of):
+            raise ValueError("arrays of samples have different lengths")
+        ends = [0, *self.id_ends.tolist()]
+        if ends != sorted(ends) or ends[-1] != len(self.ids):
+            raise ValueError("action ids have impossible ends")
+        limits = (
+            (self.codes, CODEBOOK_SIZE),
+            (self.ids, ACTION_IDS),
+            (self.images, len(self.pictures)),
+            (self.future, min(len(self.codes), len(self.pictures))),
+            (self.kinds, len(KINDS)),
+            (self.windows, len(self.images)),
+            (self.task_of, len(self.tasks)),
+        )
+        for places, limit in limits:
+            if places.dtype.kind not in "iu" or (places.size and not _is_within(places, limit)):
+                raise ValueError("arrays have values that are out of range")
+
+    def sample(self, number: int, prefix: str = "") -> BuiltSample:
+        """One of them.
+
+        Args:
+            number: Which.
+            prefix: What stands before the path of each picture.
+        """
+        window = int(self.windows[number])
+        said = Conversation(
+            KINDS[int(self.kinds[number])],
+            self.tasks[int(self.task_of[number])],
+            self.images.shape[1],
+            tuple(self._ids(window)),
+            self.codes[self.future[window]],
+        )
+        return BuiltSample(said, tuple(prefix + self.pictures[at] for at in self.images[window]))
+
+    def line(self, number: int, prefix: str = "") -> bytes:
+        """The line of one of them, with its newline; `prefix` as in `sample`."""
+        return self._line(number, *self._window_text(int(self.windows[number]), prefix))
+
+    def lines(self, prefix: str = "") -> Iterator[bytes]:
+        """The lines of all of them; what samples of one window share is rendered once."""
+        before, shared = -1, ("", "", "")
+        for number, window in enumerate(self.windows.tolist()):
+            if window != before:
+                before, shared = window, self._window_text(window, prefix)
+            yield self._line(number, *shared)
+
+    def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:
+        """As `json.dumps` has it; only the question has letters that may need escapes."""
+        kind = KINDS[int(self.kinds[number])]
+        asked = question(kind, self.tasks[int(self.task_of[number])], self.images.shape[1], ids)
+        return (
+            f'{{"messages": [{{"role": "user", "content": {json.dumps(asked, ensure_ascii=False)}}}'
+            f', {{"role": "assistant", "content": "{answer(kind, ids, segments)}"}}], '
+            f'"images": [{images}]}}\n'
+        ).encode()
+
+    def _window_text(self, window: int, prefix: str) -> tuple[str, str, str]:
+        """Action ids, segments of codes, and paths as JSON."""
+        segments = "".join([self._segments[at] for at in self.future[window].tolist()])
+        names = [self.pictures[at] for at in self.images[window].tolist()]
+        paths = (json.dumps(prefix + name, ensure_ascii=False) for name in names)
+        return numbers_text(self._ids(window)), segments, ", ".join(paths)
+
+    def _ids(self, window: int) -> list[int]:
+        start = int(self.id_ends[window - 1]) if window else 0
+        return self.ids[start : int(self.id_ends[window])].tolist()
+
+    @cached_property
+    def _segments(self) -> list[str]:
+        return [segment(row) for row in self.codes.tolist()]
+
+
+def _is_within(places: Array, limit: int) -> bool:
+    return bool(places.min() >= 0 and places.max() < limit)
+
+
+def distinct_windows(windows: Sequence[Window]) -> tuple[list[Window], list[int]]:
+    """Windows without those that only ask otherwise of the one before, and which each is of."""
+    kept: list[Window] = []
+    places: list[int] = []
+    for window in windows:
+        if not kept or _content(kept[-1]) != _content(window):
+            kept.append(window)
+        places.append(len(kept) - 1)
+    return kept, places
+
+
+def _content(window: Window) -> tuple[object, ...]:
+    return window.images, window.future, window.actions
+
+
+def assemble(
+    windows: Sequence[Window], action_ids: Sequence[Sequence[int]], codes: Mapping[str, Array]
+) -> EpisodeSamples:
+    """The samples of an episode.
+
+    Args:
+        windows: Of all samples, in order, with equal numbers of pictures.
+        action_ids: Of each of `distinct_windows`.
+        codes: uint16 [K] by the path of each picture to come.
+    """
+    kept, places = distinct_windows(windows)
+    coded = dict.fromkeys(path for window in kept for path in window.future)
+    seen = dict.fromkeys(path for window in kept for path in window.images)
+    rows = {path: row for row, path in enumerate({**coded, **seen})}
+    tasks = {task: row for row, task in enumerate(dict.fromkeys(one.task for one in windows))}
+    return EpisodeSamples(
+        pictures=tuple(rows),
+        codes=np.array([codes[path] for path in coded], np.uint16),
+        images=np.array([[rows[path] for path in one.images] for one in kept], np.int32),
+        future=np.array([[rows[path] for path in one.future] for one in kept], np.int32),
+        ids=np.array([one for ids in action_ids for one in ids], np.uint16),
+        id_ends=np.cumsum([len(ids) for ids in action_ids], dtype=np.int64),
+        tasks=tuple(tasks),
+        kinds=np.array([KINDS.index(one.kind) for one in windows], np.uint8),
+        windows=np.array(places, np.int32),
+        task_of=np.array([tasks[one.task] for one in windows], np.int32),
+    )

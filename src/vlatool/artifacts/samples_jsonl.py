@@ -1,0 +1,207 @@
+"""A line of built samples: a question and an answer in which actions and pictures are numbers.
+
+Legend: P pictures that are seen, Q pictures to come, K codes of a picture.
+Source: future-vla 1.8, 2.5, formats/samples.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.codes import CODEBOOK_SIZE, CODES_PER_PICTURE
+from vlatool.artifacts.windows import IMAGE, RESERVED, Kind
+from vlatool.episode import Array
+from vlatool.storage.documents import parse_json
+
+KINDS: tuple[Kind, ...] = ("vla", "wm")
+ACTION_IDS = 2048
+# What the numbers become where a language model reads them. Source: future-vla 2.5
+ID_MAP: Mapping[str, int] = {
+    "action_base": 149_595,
+    "action_ids": ACTION_IDS,
+    "code_base": 145_499,
+    "codes": CODEBOOK_SIZE,
+    "A_START": 151_669,
+    "A_END": 151_670,
+    "B_START": 151_671,
+    "B_END": 151_672,
+}
+
+_TASK = "Task: "
+_QUESTIONS: Mapping[Kind, str] = {
+    "vla": ". Based on the images, what action should be executed?",
+    "wm": ". Based on the images, If we execute the action<Act>{ids}</Act>, "
+    "what will be the resulting state?",
+}
+_ANSWERS: Mapping[Kind, str] = {
+    "vla": "The robot should execute<Act>{ids}</Act>, which will lead to the next state",
+    "wm": "After executing<Act>{ids}</Act>, the system will transition to the state",
+}
+_OPEN, _CLOSE, _END = "<Rec>", "</Rec>", "."
+_ANSWER = re.compile(r"([^<]*)<Act>([0-9 ]*)</Act>([^<]*)((?:<Rec>[0-9 ]*</Rec>)+)\.")
+_LOOK = re.compile(rf"((?:{IMAGE})*){_TASK.rstrip()}")
+_KEYS = ("messages", "images")
+_ROLES = ("user", "assistant")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is said in a line.
+
+    Attributes:
+        kind: `vla` asks for the action, `wm` (world model) for what an action leads to.
+        task: The instruction.
+        pictures: How many are seen, P.
+        action_ids: The action as the action tokenizer has it, 0 to 2047.
+        codes: uint16 [Q, K], the pictures to come, in time, cameras side by side.
+    """
+
+    kind: Kind
+    task: str
+    pictures: int
+    action_ids: tuple[int, ...]
+    codes: Array
+
+    def question(self) -> str:
+        """What the user says."""
+        return question(self.kind, self.task, self.pictures, numbers_text(self.action_ids))
+
+    def answer(self) -> str:
+        """What is to be answered."""
+        segments = "".join(map(segment, self.codes.tolist()))
+        return answer(self.kind, numbers_text(self.action_ids), segments)
+
+
+@dataclass(frozen=True)
+class BuiltSample:
+    """One line.
+
+    Attributes:
+        said: The conversation.
+        images: Paths of P pictures, relative to the folder of the data or absolute.
+    """
+
+    said: Conversation
+    images: tuple[str, ...]
+
+
+def question(kind: Kind, task: str, pictures: int, ids: str) -> str:
+    """What the user says; `ids` are numbers with a space between them.
+
+    Raises:
+        ValueError: The instruction holds what stands for something else.
+    """
+    found = [word for word in RESERVED if word in task]
+    if found:
+        raise ValueError(f"the instruction has {found[0]}, which stands for something else")
+    return f"{IMAGE * pictures}{f'{_TASK}{task}'.rstrip()}{_QUESTIONS[kind].format(ids=ids)}"
+
+
+def answer(kind: Kind, ids: str, segments: str) -> str:
+    """What is to be answered; `segments` are those of all pictures to come."""
+    return f"{_ANSWERS[kind].format(ids=ids)}{segments}{_END}"
+
+
+def segment(codes: Sequence[int]) -> str:
+    """The codes of a picture as they stand in an answer."""
+    return f"{_OPEN}{numbers_text(codes)}{_CLOSE}"
+
+
+def numbers_text(numbers: Sequence[int]) -> str:
+    """Numbers with a space between them."""
+    return " ".join(map(str, numbers))
+
+
+def render_line(asked: str, answered: str, images: Sequence[str]) -> bytes:
+    """The line, UTF-8, with its newline."""
+    messages = [
+        {"role": role, "content": text}
+        for role, text in zip(_ROLES, (asked, answered), strict=True)
+    ]
+    row = {"messages": messages, "images": list(images)}
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def render_sample(sample: BuiltSample) -> bytes:
+    """The line, UTF-8, with its newline; ValueError where the instruction cannot stand in it."""
+    return render_line(sample.said.question(), sample.said.answer(), sample.images)
+
+
+def parse_sample(line: bytes) -> BuiltSample:
+    """The sample in a line.
+
+    Raises:
+        ValueError: It is none; the reason is the message.
+    """
+    row = parse_json(line)
+    if not isinstance(row, Mapping) or tuple(row) != _KEYS:
+        raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
+    images: Any = row["images"]
+    if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+        raise ValueError("images is no list of paths")
+    said = parse_messages(row["messages"])
+    if said.pictures != len(images):
+        raise ValueError(f"the question has {said.pictures} {IMAGE}, {len(images)} are listed")
+    return BuiltSample(said, tuple(images))
+
+
+def parse_messages(messages: Any) -> Conversation:
+    """What the two messages of a line say.
+
+    Raises:
+        ValueError: They are not written as the templates have it, or a number is out of range.
+    """
+    turns: list[Any] = messages if isinstance(messages, list) else []
+    said = [(one.get("role"), one.get("content")) for one in turns if isinstance(one, Mapping)]
+    texts = [text for _, text in said if isinstance(text, str)]
+    if [role for role, _ in said] != [*_ROLES] or not len(texts) == len(turns) == len(_ROLES):
+        raise ValueError("expected one message of the user and one of the assistant, with texts")
+    asked, answered = texts
+    match = _ANSWER.fullmatch(answered)
+    if match is None:
+        raise ValueError("the answer is none of the known ones")
+    ids = tuple(_numbers(match[2], "action ids", ACTION_IDS))
+    codes = _codes(match[4])
+    kind = _kind(f"{match[1]}<Act>{{ids}}</Act>{match[3]}")
+    found = Conversation(kind, *_task(kind, asked, match[2]), ids, codes)
+    if (found.question(), found.answer()) != (asked, answered):
+        raise ValueError("its numbers have other spaces or zeros than they should")
+    return found
+
+
+def _kind(lead: str) -> Kind:
+    for kind in KINDS:
+        if _ANSWERS[kind] == lead:
+            return kind
+    raise ValueError("the answer is none of the known ones")
+
+
+def _task(kind: Kind, asked: str, ids: str) -> tuple[str, int]:
+    """The instruction, and how many pictures are seen."""
+    match = _LOOK.match(asked)
+    behind = _QUESTIONS[kind].format(ids=ids)
+    if match is None or not asked.endswith(behind) or match.end() > len(asked) - len(behind):
+        raise ValueError("the question does not go with its answer")
+    task = asked[match.end() : -len(behind)]
+    return task.removeprefix(" "), len(match[1]) // len(IMAGE)
+
+
+def _codes(segments: str) -> Array:
+    """The codes, uint16 [Q, K]."""
+    parts = segments[len(_OPEN) : -len(_CLOSE)].split(_CLOSE + _OPEN)
+    rows = [_numbers(part, f"codes of picture {n}", CODEBOOK_SIZE) for n, part in enumerate(parts)]
+    for number, row in enumerate(rows):
+        if len(row) != CODES_PER_PICTURE:
+            raise ValueError(f"picture {number} has {len(row)} codes, not {CODES_PER_PICTURE}")
+    return np.array(rows, np.uint16)
+
+
+def _numbers(text: str, what: str, limit: int) -> list[int]:
+    numbers = [int(one) for one in text.split()]
+    if not numbers or max(numbers) >= limit:
+        raise ValueError(f"{what} are not 0 to {limit - 1}")
+    return numbers

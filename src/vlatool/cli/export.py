@@ -1,0 +1,31 @@
+"""`vlatool export`."""
+
+import typer
+
+from vlatool.cli.config_command import ConfigSpec, config_command, schema_at
+from vlatool.cli.options import TextArg, command_app
+from vlatool.cli.session import command
+
+app = command_app()
+SPEC = ConfigSpec(
+    schema_at("vlatool.workflows.export:ExportConfig"),
+    short={"-o": "output"},
+    positionals=("source",),
+)
+
+
+@app.command(
+    cls=config_command(
+        SPEC,
+        "SOURCE",
+        "vlatool export libero/tokens --output libero/TiToken",
+        "vlatool export libero-packed --output libero-samples --absolute",
+    ),
+)
+def export(ctx: typer.Context, source: TextArg = None) -> None:
+    """Write codes or packed samples in the other layout."""
+    with command(ctx) as run:
+        from vlatool.workflows import export as workflow
+
+        settings = run.config(workflow.ExportConfig, source=source)
+        run.finish(workflow.export(settings, reporter=run.reporter))

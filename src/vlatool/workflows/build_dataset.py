@@ -1,0 +1,400 @@
+"""From windows and the codes of their pictures to samples for a language model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from vlatool.artifacts.build_inputs import (
+    check_factor,
+    chosen_profile,
+    collisions,
+    differing_profile,
+    fitting_codes,
+    fitting_tokenizer,
+    refuse_own_place,
+    window_files,
+)
+from vlatool.artifacts.built_folder import (
+    MANIFEST_NAME,
+    OWNED_FILES,
+    PACKED_FILES,
+    pictures_prefix,
+    write_manifest,
+)
+from vlatool.artifacts.built_sum import BuiltSum, data_files, write_shards
+from vlatool.artifacts.codes import CodesManifest
+from vlatool.artifacts.episode_build import EpisodeBuild, WindowFile
+from vlatool.artifacts.fast import ignored_code
+from vlatool.artifacts.profile import Gripper
+from vlatool.artifacts.samples_jsonl import ID_MAP, KINDS
+from vlatool.artifacts.windows import DATA_NAME, Kind
+from vlatool.config.base import ConfigModel, check_needed, each_once, needed_field
+from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
+from vlatool.jobs.inputs import digest_of, plan_digest, present_inputs
+from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.run import run_job
+from vlatool.parallel.engines import Engine, make_executor
+from vlatool.parallel.executor import Executor
+from vlatool.storage.atomic import remove_file
+from vlatool.storage.uri import existing, location, pinned
+
+_ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
+# What is read stands in a record by its name and digest; what only repeats another key, not at all.
+_READ = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
+_CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
+
+
+class BuildDatasetConfig(ConfigModel):
+    """What `vlatool build-dataset` does."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("output", "packed", "lines_per_file", "absolute", *_CONDUCT),
+        "Engine": _ENGINE,
+    }
+    renamed: ClassVar[Mapping[str, str]] = {"A": "data", "a_dir": "data", "fast_repo": "fast"}
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "batch_size": "the actions of an episode are encoded at once",
+        "backup_suffix": "inputs are never changed",
+        "strict": "missing codes always fail their episode",
+    }
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {*_READ, "output", *_ENGINE, *_CONDUCT, *without_effect}
+    )
+
+    data: str = needed_field("", "Folder of windows, as preprocess writes it.")
+    fast: str = needed_field("", "Folder of the FAST action tokenizer.")
+    output: str = needed_field("", "Location for data/ or packed/, never the folder of windows.")
+    tokens: str | None = Field(
+        default=None, description="Folder of codes; null for tokens/ or TiToken/ beside data/."
+    )
+    kinds: list[Kind] = Field(default=[*KINDS], min_length=1, description="Samples to build.")
+    limit: int | None = Field(default=None, ge=1, description="Take the first so many episodes.")
+    pattern: str = Field(
+        default=f"{DATA_NAME}/episode_*.jsonl", description="Files of windows to take."
+    )
+    profile: str | None = Field(
+        default=None,
+        description="How actions are normalised: a name, or a file; null for that of the action "
+        "tokenizer, else libero.",
+    )
+    gripper: Gripper = Field(
+        default="raw", description="normalised treats the gripper like other dimensions."
+    )
+    absolute: bool = Field(
+        default=False, description="Whole locations of pictures, as published; else relative."
+    )
+    packed: bool = Field(
+        default=False, description="Write arrays a hundredth as large; lines are made when asked."
+    )
+    lines_per_file: int | None = Field(
+        default=None, ge=1, description="Lines of a file; null for a file per episode."
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Folder of the language model's tokenizer, to see which instructions have "
+        "ids that codes use.",
+    )
+    engine: Engine = Field(default="local", description="local processes, or a Ray cluster.")
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes; null for one per processor."
+    )
+    ray_address: str | None = Field(
+        default=None, description="Cluster to join with --engine ray; null for a private one."
+    )
+    ray_num_cpus: int | None = Field(
+        default=None, ge=1, description="Processors of a private Ray cluster; null for --workers."
+    )
+    on_error: Literal["skip", "stop"] = Field(
+        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
+    )
+    max_failures: int | None = Field(
+        default=None, ge=0, description="End when more episodes failed."
+    )
+    overwrite: bool = Field(default=False, description="Replace an output made with other options.")
+    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    gripper_raw: bool | None = Field(default=None, description="Same as --gripper raw.")
+    rpy_std_mult: float | None = Field(
+        default=None, description="Checked against the factors of the profile."
+    )
+    batch_size: int | None = Field(default=None, description="Does nothing.")
+    backup_suffix: str | None = Field(default=None, description="Does nothing.")
+    strict: bool | None = Field(default=None, description="Does nothing.")
+
+    @field_validator("kinds")
+    @classmethod
+    def _each_once(cls, value: list[Kind]) -> Any:
+        return each_once(value)
+
+    @model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        if self.packed and self.lines_per_file:
+            raise ValueError("packed has no lines: leave out lines_per_file")
+        if self.gripper_raw is not None and self.gripper_raw != (self.gripper == "raw"):
+            raise ValueError(f"gripper_raw and gripper: {self.gripper} contradict each other")
+        return self
+
+
+@dataclass(frozen=True)
+class BuildDatasetResult:
+    """What came of a run; `failures` lists the episodes that are not in the output."""
+
+    output: str
+    episodes: int
+    samples: int
+    kinds: Mapping[str, int]
+    bytes: int
+    profile: str
+    codes: str
+    action_ids: Mapping[str, float] = field(default_factory=dict[str, float])
+    colliding_instructions: int = 0
+    failures: tuple[Mapping[str, Any], ...] = ()
+    resumed: int = 0
+    empty_episodes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    status: str = "written"
+
+    @classmethod
+    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
+        """The result of an earlier run from its record, which another version may have written."""
+        names = {one.name for one in fields(cls)}
+        kept = {name: value for name, value in recorded.items() if name in names}
+        return cls(**{**kept, "output": output, "status": "already complete"})
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        what = f"{self.samples} samples ({kinds}) from {self.episodes} episodes"
+        lines = [f"{self.output}: {what}, {self.bytes / 1e6:.1f} MB"]
+        if self.status == "planned":
+            lines = [f"{self.output}: would build {self.episodes} episodes; nothing was written"]
+        if self.status == "already complete":
+            lines[0] += "; was already complete, nothing to do"
+        if self.action_ids:
+            low, mean, high = (self.action_ids[key] for key in ("min", "mean", "max"))
+            lines.append(f"action ids: {low:.0f} to {high:.0f}, {mean:.1f} on average")
+        if self.resumed and self.status == "written":
+            lines.append(f"{self.resumed} episodes were already written by an earlier run")
+        lines += [f"no samples from {name}" for name in self.empty_episodes]
+        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        if self.status != "planned":
+            lines.append(f"next: vlatool verify {self.output}")
+        return "\n".join(lines)
+
+
+def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> BuildDatasetResult:
+    """Builds the samples of every episode of windows; inputs are never changed.
+
+    A run that was ended, however it was, goes on where it was; the bytes are those of a run that
+    was not.
+
+    Raises:
+        UsageError: A needed key is missing, or the output belongs to another run or to the input.
+        DataError: No episode can be used, or one cannot and `on_error` is `stop`.
+        StorageError: Something cannot be read or written; what is written stays.
+        PartialFailure: The data are written, but without the episodes that failed.
+    """
+    job = BuildDatasetJob(config, reporter)
+    options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
+    run = run_job(job, _executor(config), options=options, reporter=reporter)
+    result = job.answer(run)
+    if problem := failure_of(run, job.spec.noun, result.episodes):
+        problem.result = result
+        raise problem
+    return result
+
+
+def _executor(config: BuildDatasetConfig) -> Executor:
+    if config.dry_run:
+        return make_executor(1)
+    if config.engine == "ray":
+        cpus = config.ray_num_cpus or config.workers
+        return make_executor(cpus, engine="ray", ray_address=config.ray_address)
+    return make_executor(config.workers, preload=("vlatool.artifacts.episode_build",))
+
+
+class BuildDatasetJob:
+    """The episodes of a folder of windows on their way to samples; see `jobs.job.Job`."""
+
+    def __init__(self, config: BuildDatasetConfig, reporter: Reporter = NULL) -> None:
+        check_needed(config, "vlatool build-dataset A --fast DIR --output OUT")
+        self._config = config
+        existing(config.data)
+        tree, fast, output = pinned(config.data), pinned(config.fast), location(config.output)
+        refuse_own_place(output, tree)
+        self.items: Sequence[WindowFile] = window_files(tree, config.pattern)[: config.limit]
+        codes = fitting_codes(tree, pinned(config.tokens) if config.tokens else None)
+        self._tokenizer, self._profile = (
+            fitting_tokenizer(fast),
+            chosen_profile(config.profile, fast, config.gripper),
+        )
+        check_factor(self._profile, config.rpy_std_mult)
+        prefix = pictures_prefix(tree, output, is_absolute=config.absolute)
+        self._work = work = EpisodeBuild(
+            output=output,
+            codes=codes,
+            fast=fast,
+            fast_digest=self._tokenizer.digest,
+            profile=self._profile,
+            kinds=tuple(one for one in KINDS if one in config.kinds),
+            layout="packed" if config.packed or config.lines_per_file else "jsonl",
+            prefix=prefix,
+        )
+        made = codes.manifest.how()
+        versions = versions_of([tree, fast, codes.path])
+        self.spec = JobSpec(
+            output=output,
+            record=OutputRecord("build-dataset", self._recorded(tree, codes.manifest) | versions),
+            title=f"build-dataset {config.data}",
+            noun="episode",
+            plan=plan_digest(
+                work.fast_digest, self._profile, work.kinds, work.layout, prefix, made
+            ),
+            work=work,
+            state=work.state,
+            owned=OWNED_FILES,
+            passing=PACKED_FILES if config.lines_per_file else (),
+            places=(tree, fast, codes.path, output),
+            measured="samples",
+        )
+        self._announce(reporter, fast)
+        self._built, self._colliding = BuiltSum(), 0
+
+    def name(self, item: WindowFile) -> str:
+        """The episode's name."""
+        return item.episode
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The windows and codes of all episodes."""
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+
+    def begin(self) -> None:
+        """Takes the manifest away."""
+        remove_file(self.spec.output / MANIFEST_NAME)
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+        """Writes the manifest, and before it, where asked for, files of so many lines.
+
+        Raises:
+            DataError: There is no sample, or windows of episodes have different shapes.
+        """
+        output, limit = self.spec.output, self._config.lines_per_file
+        for receipt in receipts:
+            self._built.add(receipt)
+        files = self._built.files
+        if not self._built.samples:
+            raise _no_samples(self._config)
+        passing: list[FileEntry] = []
+        if limit:
+            passing = files if run.failures else []
+            files = list(write_shards(output, files, self._work.prefix, limit))
+        self._colliding = self._count_collisions(run.reporter)
+        write_manifest(output, self._manifest(files))
+        files = [*files, *passing, file_entry(output, MANIFEST_NAME)]
+        if not run.is_fresh:  # episodes may have gone since
+            remove_strangers(output, self.spec.owned, self.spec.kept, files)
+        return files
+
+    def result(self, run: Run) -> Mapping[str, Any]:
+        """For the record."""
+        return self.answer(run).document()
+
+    def answer(self, run: Run) -> BuildDatasetResult:
+        """What came of a run."""
+        if run.status == "already complete":
+            return BuildDatasetResult.known(self._config.output, run.record.result or {})
+        failed, empty = len(run.failures), len(run.empty)
+        return BuildDatasetResult(
+            output=self._config.output,
+            episodes=len(self.items) - failed - empty,
+            samples=run.sums.get("samples", 0),
+            kinds={kind: run.sums.get(kind, 0) for kind in self._work.kinds},
+            bytes=run.bytes_on_disk,
+            profile=self._profile.name,
+            codes=self._work.codes.path.name,
+            action_ids=self._built.action_ids(),
+            colliding_instructions=self._colliding,
+            failures=tuple(run.failures),
+            resumed=run.resumed,
+            empty_episodes=tuple(run.empty),
+            warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
+            seconds=run.seconds,
+            status=run.status,
+        )
+
+    def _recorded(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
+        """The options of a run for its record; what is read by its name and digest."""
+        config, work = self._config, self._work
+        return {
+            **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
+            "data": tree.name,
+            "fast digest": work.fast_digest,
+            "profile digest": self._profile.digest,
+            "codes": codes.how(),
+            "pictures": digest_of(work.prefix),
+        }
+
+    def _manifest(self, files: Sequence[FileEntry]) -> dict[str, Any]:
+        config, work, tokenizer = self._config, self._work, self._tokenizer
+        return {
+            "layout": "packed" if config.packed else "jsonl",
+            **self._built.document(),
+            "pictures": {"prefix": work.prefix},
+            "codes": work.codes.manifest.how(),
+            "fast": {
+                "digest": tokenizer.digest,
+                "vocab_size": tokenizer.vocab_size,
+                "scale": tokenizer.scale,
+                "min_token": tokenizer.min_token,
+            },
+            "profile": {**self._profile.document(), "digest": self._profile.digest},
+            "id_map": dict(ID_MAP),
+            "files": data_files(files),
+        }
+
+    def _count_collisions(self, reporter: Reporter) -> int:
+        """How many samples have an instruction that may be taken for codes."""
+        named = self._config.tokenizer
+        found = collisions([*self._built.tasks], location(named) if named else None)
+        count = sum(self._built.tasks[task] for task in found)
+        if found:
+            what = "have ids that codes use" if named else "have letters outside ASCII"
+            more = "" if named else "; --tokenizer DIR says whether their ids are those of codes"
+            message = f"{len(found)} instructions of {count} samples {what}, such as {found[0]!r}"
+            reporter.warn("instruction_collides", message + more)
+        return count
+
+    def _announce(self, reporter: Reporter, fast: Path) -> None:
+        """Tells what was chosen before anything is done."""
+        config, work = self._config, self._work
+        reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
+        raw = ", ".join(self._profile.raw) or "none"
+        reporter.note(f"profile: {self._profile.name}, dimensions left as they are: {raw}")
+        if (other := differing_profile(self._profile, fast, config.gripper)) is not None:
+            message = f"{fast}: was fitted on actions that {other.name} normalised"
+            reporter.warn("profile_differs", f"{message}, not {self._profile.name}")
+        for name in ignored_code(fast):
+            reporter.note(f"{fast / name}: is not run")
+        for key, reason in config.without_effect.items():
+            if getattr(config, key) is not None:
+                reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
+
+
+def _no_samples(config: BuildDatasetConfig) -> DataError:
+    return DataError(
+        f"{config.data}: no window is of the kind {' or '.join(config.kinds)}",
+        hint="the windows were written with another --qa-mode; write them again, or leave out "
+        "--kinds",
+        code="data.no_samples",
+    )

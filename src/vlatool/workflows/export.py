@@ -1,0 +1,331 @@
+"""Codes and built samples in the other of their layouts, value for value."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from vlatool.artifacts import built_folder, codes
+from vlatool.artifacts.built_folder import (
+    EXPORTED,
+    BuiltFolder,
+    is_built,
+    lies_in,
+    packed_name,
+    pictures_prefix,
+    read_packed,
+    write_manifest,
+)
+from vlatool.artifacts.built_sum import data_files
+from vlatool.artifacts.codes import CodesLayout, digest_of_all, write_codes
+from vlatool.artifacts.codes_folder import CodesFolder, is_codes
+from vlatool.artifacts.lines import write_lines
+from vlatool.artifacts.windows import lines_name
+from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.errors import DataError, UsageError
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
+from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, present_inputs
+from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.run import run_job
+from vlatool.parallel.engines import make_executor
+from vlatool.storage.atomic import remove_file
+from vlatool.storage.uri import existing, location, pinned
+
+
+class ExportConfig(ConfigModel):
+    """What `vlatool export` does."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("output", "layout", "absolute"),
+        "Conduct": ("workers", "overwrite", "dry_run", "on_error", "max_failures"),
+    }
+
+    source: str = needed_field("", "Folder of codes, or of packed samples.")
+    output: str = needed_field("", "Folder for the other layout.")
+    layout: Literal["json", "packed", "jsonl"] | None = Field(
+        default=None, description="What to write: codes as json or packed, samples as jsonl."
+    )
+    absolute: bool = Field(
+        default=False, description="Whole locations of pictures in samples; else relative."
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes; null for one per processor."
+    )
+    on_error: Literal["skip", "stop"] = Field(
+        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
+    )
+    max_failures: int | None = Field(
+        default=None, ge=0, description="End when more episodes failed."
+    )
+    overwrite: bool = Field(default=False, description="Replace an output made with other options.")
+    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What came of a run; `failures` lists the episodes that are not in the output.
+
+    Attributes:
+        exported: `codes` or `samples`.
+        amount: How many pictures have codes, or how many samples there are.
+    """
+
+    output: str
+    exported: str
+    layout: str
+    episodes: int
+    amount: int
+    bytes: int
+    failures: tuple[Mapping[str, Any], ...] = ()
+    resumed: int = 0
+    seconds: float = 0.0
+    status: str = "written"
+
+    @classmethod
+    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
+        """The result of an earlier run from its record, which another version may have written."""
+        names = {one.name for one in fields(cls)}
+        kept = {name: value for name, value in recorded.items() if name in names}
+        return cls(**{**kept, "output": output, "status": "already complete"})
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        noun = "pictures" if self.exported == "codes" else "samples"
+        what = f"{self.exported} of {self.episodes} episodes as {self.layout}"
+        if self.status == "planned":
+            return f"{self.output}: would write {what}; nothing was written"
+        line = f"{self.output}: {what}, {self.amount} {noun}, {self.bytes / 1e6:.1f} MB"
+        if self.status == "already complete":
+            line += "; was already complete, nothing to do"
+        failed = [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        return "\n".join([line, *failed, f"next: vlatool verify {self.output}"])
+
+
+def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult:
+    """Writes codes or built samples in the other layout.
+
+    A run that was ended goes on where it was. Packed samples become the lines that
+    `build_dataset` would have written to the same place.
+
+    Raises:
+        UsageError: A needed key is missing, the layout does not go with the source, or the output
+            belongs to another run.
+        DataError: Nothing that can be exported is there, or none of it can be read.
+        StorageError: Something cannot be read or written; what is written stays.
+        PartialFailure: The data are written, but without the episodes that failed.
+    """
+    job = ExportJob(config)
+    options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
+    executor = make_executor(1 if config.dry_run else config.workers)
+    run = run_job(job, executor, options=options, reporter=reporter)
+    result = job.answer(run)
+    if problem := failure_of(run, job.spec.noun, result.episodes):
+        problem.result = result
+        raise problem
+    return result
+
+
+@dataclass(frozen=True)
+class _CodesExport:
+    """Codes, episode by episode."""
+
+    source: CodesFolder
+    output: Path
+    layout: CodesLayout
+    items: Sequence[str]
+    exported: ClassVar[str] = "codes"
+    noun: ClassVar[str] = "pictures"
+    manifest: ClassVar[str] = codes.MANIFEST_NAME
+
+    @property
+    def owned(self) -> Sequence[str]:
+        return codes.OWNED_FILES[self.layout]
+
+    @property
+    def made(self) -> Mapping[str, Any]:
+        return self.source.manifest.how()
+
+    def __call__(self, item: str) -> Receipt:
+        found = self.source.read(item)
+        digest = self.source.manifest.tokenizer_digest
+        entry = write_codes(self.output, self.layout, found, digest)
+        counts = {"pictures": len(found.stems)}
+        return Receipt(item, counts=counts, files=(entry,), facts={"digest": found.digest})
+
+    def state(self, item: str) -> InputState:
+        return input_state([self.source.place(item)])
+
+    def close(self, output: Path, receipts: Sequence[Receipt]) -> None:
+        digests = {one.item: str(one.facts["digest"]) for one in receipts}
+        before = self.source.manifest
+        manifest = replace(
+            before,
+            layout=self.layout,
+            episodes=len(digests),
+            pictures=sum(one.counts["pictures"] for one in receipts),
+            digest=digest_of_all(digests),
+        )
+        if before.digest and len(digests) == before.episodes and before.digest != manifest.digest:
+            raise DataError(
+                f"{self.source.path}: other codes than its {codes.MANIFEST_NAME} has the digest of",
+                hint="copy the folder again, or encode the pictures again",
+                code="data.codes_changed",
+                details={"path": str(self.source.path)},
+            )
+        manifest.save(output)
+
+
+@dataclass(frozen=True)
+class _SamplesExport:
+    """Packed samples, file by file."""
+
+    source: BuiltFolder
+    output: Path
+    prefix: str
+    layout: str = "jsonl"
+    exported: ClassVar[str] = EXPORTED
+    noun: ClassVar[str] = "samples"
+    manifest: ClassVar[str] = built_folder.MANIFEST_NAME
+    owned: ClassVar[Sequence[str]] = built_folder.OWNED_FILES
+
+    @property
+    def items(self) -> Sequence[str]:
+        return [Path(name).stem for name, _ in self.source.files]
+
+    @property
+    def made(self) -> Mapping[str, Any]:
+        return {"pictures": digest_of(self.prefix)}
+
+    def __call__(self, item: str) -> Receipt:
+        samples = read_packed(self.source.path / packed_name(item))
+        files = write_lines(self.output, lines_name(item), samples.lines(self.prefix))
+        return Receipt(item, counts={"samples": len(samples)}, files=files)
+
+    def state(self, item: str) -> InputState:
+        return input_state([self.source.path / packed_name(item)])
+
+    def close(self, output: Path, receipts: Sequence[Receipt]) -> None:
+        files = [entry for one in receipts for entry in one.files]
+        own = {"layout": self.layout, "pictures": {"prefix": self.prefix}}
+        document = {**self.source.document, **own, "files": data_files(files)}
+        write_manifest(output, document)
+
+
+_Export = _CodesExport | _SamplesExport
+
+
+def _chosen(config: ExportConfig) -> _Export:
+    """What is exported, by what is there."""
+    existing(config.source)
+    source, output = pinned(config.source), location(config.output)
+    if lies_in(output, source):
+        raise UsageError(
+            f"{output}: belongs to the input, which is never changed",
+            hint="choose another --output",
+            code="usage.output_is_input",
+        )
+    if is_codes(source):
+        found = CodesFolder.open(source)
+        layout: str = config.layout or ("json" if found.layout == "packed" else "packed")
+        if layout not in ("json", "packed"):
+            raise _wrong_layout(source, "codes", "json or packed")
+        return _CodesExport(found, output, layout, found.episodes())
+    if is_built(source):
+        built = BuiltFolder.open(source)
+        if not built.is_packed or config.layout not in (None, "jsonl"):
+            raise _wrong_layout(source, "samples", "jsonl, from packed ones")
+        tree = built.pictures_root
+        return _SamplesExport(
+            built, output, pictures_prefix(tree, output, is_absolute=config.absolute)
+        )
+    raise DataError(
+        f"{source}: neither codes nor built samples are here",
+        hint="give a folder of codes, or what `vlatool build-dataset --packed` wrote",
+        code="data.nothing_to_export",
+        details={"path": str(source)},
+    )
+
+
+def _wrong_layout(source: Path, what: str, known: str) -> UsageError:
+    return UsageError(
+        f"{source}: {what} are written as {known}",
+        hint="choose another --layout, or leave it out",
+        code="usage.bad_layout",
+    )
+
+
+class ExportJob:
+    """Episodes on their way into the other layout; see `jobs.job.Job`."""
+
+    def __init__(self, config: ExportConfig) -> None:
+        check_needed(config, "vlatool export SOURCE --output DIR")
+        self._config = config
+        self._work = work = _chosen(config)
+        self.items: Sequence[str] = work.items
+        source, output = pinned(config.source), location(config.output)
+        options = {"source": source.name, "exported": work.exported, "layout": work.layout}
+        self.spec = JobSpec(
+            output=output,
+            record=OutputRecord("export", {**options, **work.made, **versions_of([source])}),
+            title=f"export {config.source}",
+            noun="episode",
+            plan=plan_digest(options, work.made),
+            work=work,
+            state=work.state,
+            owned=work.owned,
+            places=(source, output),
+            measured=work.noun,
+        )
+
+    def name(self, item: str) -> str:
+        """The episode's name."""
+        return item
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The files of all episodes."""
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+
+    def begin(self) -> None:
+        """Takes the manifest away."""
+        remove_file(self.spec.output / self._work.manifest)
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+        """Writes the manifest."""
+        done = list(receipts)
+        output = self.spec.output
+        self._work.close(output, done)
+        files = [entry for one in done for entry in one.files]
+        files.append(file_entry(output, self._work.manifest))
+        if not run.is_fresh:  # episodes may have gone since
+            remove_strangers(output, self.spec.owned, self.spec.kept, files)
+        return files
+
+    def result(self, run: Run) -> Mapping[str, Any]:
+        """For the record."""
+        return self.answer(run).document()
+
+    def answer(self, run: Run) -> ExportResult:
+        """What came of a run."""
+        if run.status == "already complete":
+            return ExportResult.known(self._config.output, run.record.result or {})
+        return ExportResult(
+            output=self._config.output,
+            exported=self._work.exported,
+            layout=self._work.layout,
+            episodes=len(self.items) - len(run.failures),
+            amount=run.sums.get(self._work.noun, 0),
+            bytes=run.bytes_on_disk,
+            failures=tuple(run.failures),
+            resumed=run.resumed,
+            seconds=run.seconds,
+            status=run.status,
+        )

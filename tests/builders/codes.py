@@ -1,0 +1,141 @@
+"""A small folder of windows, and codes for the pictures of any such folder in both layouts."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vlatool.artifacts.codes import (
+    CODEBOOK_SIZE,
+    CODES_PER_PICTURE,
+    JSON_NAME,
+    PACKED_NAME,
+    CodesLayout,
+    CodesManifest,
+    EpisodeCodes,
+    digest_of_all,
+    write_codes,
+)
+from vlatool.artifacts.fast import write_fast
+from vlatool.artifacts.lines import write_lines
+from vlatool.artifacts.picture import encode_png
+from vlatool.artifacts.windows import (
+    Kind,
+    Window,
+    episode_name,
+    lines_name,
+    picture_file,
+    pictures_name,
+    render_window,
+)
+from vlatool.episode import Array
+from vlatool.transforms.action_codes import ActionTokenizer, byte_characters
+
+CAMERAS = ("image", "wrist_image")
+STEPS, WIDTH = 16, 7
+TOKENIZER = "builder"
+
+
+def codes_of(stem: str) -> Array:
+    """Codes [32] that follow from the name of a picture."""
+    seed = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8])
+    draws = np.random.Generator(np.random.Philox(seed)).integers(
+        0, CODEBOOK_SIZE, CODES_PER_PICTURE
+    )
+    return draws.astype(np.uint16)
+
+
+def write_tree_codes(
+    tree: Path, layout: CodesLayout = "json", *, folder: Path | None = None, name: str = TOKENIZER
+) -> Path:
+    """Codes for every picture of a folder of windows; returns their folder."""
+    target = folder or tree / (PACKED_NAME if layout == "packed" else JSON_NAME)
+    digests: dict[str, str] = {}
+    pictures = 0
+    for place in sorted((tree / "images").iterdir()):
+        stems = [path.stem for path in place.glob("*.png")]
+        codes = EpisodeCodes.of(place.name, {stem: codes_of(stem) for stem in stems})
+        write_codes(target, layout, codes, tokenizer_digest(name))
+        digests[place.name] = codes.digest
+        pictures += len(stems)
+    manifest = CodesManifest(
+        tokenizer=name,
+        tokenizer_digest=tokenizer_digest(name),
+        precision="fp32",
+        layout=layout,
+        episodes=len(digests),
+        pictures=pictures,
+        digest=digest_of_all(digests),
+    )
+    manifest.save(target)
+    return target
+
+
+def tokenizer_digest(name: str) -> str:
+    """What a tokenizer of this name would have as digest."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def published_windows(
+    folder: Path,
+    episodes: int = 2,
+    frames: int = 4,
+    *,
+    kinds: Sequence[Kind] = ("vla", "wm"),
+    task: str = "put the mug on the plate",
+) -> Path:
+    """A folder of windows of 16 steps as published trees have it: no manifest, no record."""
+    png = encode_png(np.zeros((8, 8, 3), np.uint8))
+    for number in range(episodes):
+        episode = episode_name(number)
+        place = folder / pictures_name(episode)
+        place.mkdir(parents=True)
+        names = [[picture_file("X", one, episode, n) for one in CAMERAS] for n in range(frames)]
+        for name in (name for pair in names for name in pair):
+            (place / name).write_bytes(png)
+        lines = [
+            render_window(_window(kind, f"{task} {number}", episode, names, step))
+            for step in range(frames)
+            for kind in kinds
+        ]
+        write_lines(folder, lines_name(episode), lines)
+    return folder
+
+
+def plain_fast(folder: Path, *, scale: float = 10.0) -> Path:
+    """An action tokenizer without merges: an id for each byte of each coefficient."""
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    document = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
+    write_fast(folder, ActionTokenizer(json.dumps(document), scale, -354), 2048)
+    return folder
+
+
+def _window(
+    kind: Kind, task: str, episode: str, names: Sequence[Sequence[str]], step: int
+) -> Window:
+    def paths(offsets: range) -> tuple[str, ...]:
+        frames = (min(max(step + at, 0), len(names) - 1) for at in offsets)
+        return tuple(f"{pictures_name(episode)}/{name}" for one in frames for name in names[one])
+
+    chunk = [_action(step + at, len(names)) for at in range(STEPS)]
+    return Window(kind, task, paths(range(1 - STEPS, 1)), paths(range(1, STEPS + 1)), chunk)
+
+
+def _action(step: int, frames: int) -> tuple[float, ...]:
+    if step >= frames:
+        return (0.0,) * (WIDTH - 1) + (-1.0,)
+    return (*np.sin(0.1 * step + np.arange(WIDTH - 1)).tolist(), -1.0)
+
+
+def read_json_codes(path: Path) -> list[int]:
+    """The codes in a published file."""
+    return [row[0] for row in json.loads(path.read_text())]

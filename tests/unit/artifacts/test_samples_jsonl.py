@@ -1,0 +1,190 @@
+"""The published text of built samples, both ways, and their packed form. Source: future-vla 1.8."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlatool.artifacts.episode_samples import EpisodeSamples, assemble, distinct_windows
+from vlatool.artifacts.samples_jsonl import (
+    ID_MAP,
+    KINDS,
+    BuiltSample,
+    Conversation,
+    parse_messages,
+    parse_sample,
+    render_sample,
+)
+from vlatool.artifacts.windows import Kind, Window
+
+CODES = np.arange(64, dtype=np.uint16).reshape(2, 32)
+SEGMENTS = "".join(f"<Rec>{' '.join(map(str, row))}</Rec>" for row in CODES.tolist())
+TEXTS = {
+    "vla": (
+        "<image><image>Task: fold it. Based on the images, what action should be executed?",
+        (
+            "The robot should execute<Act>7 2047 0</Act>, which will lead to the next state"
+            f"{SEGMENTS}."
+        ),
+    ),
+    "wm": (
+        (
+            "<image><image>Task: fold it. Based on the images, If we execute the "
+            "action<Act>7 2047 0</Act>, what will be the resulting state?"
+        ),
+        f"After executing<Act>7 2047 0</Act>, the system will transition to the state{SEGMENTS}.",
+    ),
+}
+
+
+def said(kind: Any = "vla", task: str = "fold it", ids: tuple[int, ...] = (7, 2047, 0)) -> Any:
+    return Conversation(kind, task, 2, ids, CODES)
+
+
+def line_of(asked: str, answered: str, images: object = ("a.png", "b.png")) -> bytes:
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    return json.dumps({"messages": turns, "images": images}).encode()
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_text_is_the_published_one(kind: str) -> None:
+    assert (said(kind).question(), said(kind).answer()) == TEXTS[kind]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("task", ["fold it", 'say "no"\\', "лей чай", "", "a. Based on the images"])
+def test_a_line_comes_back_as_it_was(kind: str, task: str) -> None:
+    sample = BuiltSample(said(kind, task), ("../A/a.png", "../A/b.png"))
+    line = render_sample(sample)
+    found = parse_sample(line)
+    assert (found.said.kind, found.said.task, found.images) == (kind, task, sample.images)
+    assert found.said.action_ids == (7, 2047, 0)
+    np.testing.assert_array_equal(found.said.codes, CODES)
+    assert render_sample(found) == line
+    assert line.endswith(b"\n")
+    assert [*json.loads(line)] == ["messages", "images"]
+
+
+def test_space_behind_an_instruction_goes_as_published() -> None:
+    assert said(task="fold it \n").question() == TEXTS["vla"][0]
+
+
+def test_published_lines_come_back_as_they_were() -> None:
+    beside = Path(__file__).parents[3].parent / "shared/data/guide_sample.jsonl"
+    path = Path(os.environ.get("VLATOOL_GUIDE_SAMPLE", beside))
+    if not path.is_file():
+        pytest.skip(f"no published lines at {path}; set VLATOOL_GUIDE_SAMPLE to their file")
+    kinds: list[Kind] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        messages = json.loads(line)["messages"]
+        found = parse_messages(messages)
+        assert [found.question(), found.answer()] == [one["content"] for one in messages]
+        assert (found.pictures, found.codes.shape) == (32, (32, 32))
+        assert found.action_ids[:4] == (300, 496, 1179, 273)
+        kinds.append(found.kind)
+    assert kinds == ["vla", "wm"]
+
+
+def test_ids_of_codes_are_the_published_ones() -> None:
+    assert ID_MAP["action_base"] + 300 == 149_895
+    assert ID_MAP["code_base"] + 621 == 146_120
+    assert ID_MAP["code_base"] + ID_MAP["codes"] == ID_MAP["action_base"]
+
+
+ASKED, ANSWERED = TEXTS["vla"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[]",
+        b'{"messages": []}',
+        line_of(ASKED, ANSWERED, "a.png"),
+        line_of(ASKED, ANSWERED, ["a.png"]),
+        line_of(ASKED, ANSWERED[:-1]),
+        line_of(ASKED, ANSWERED.replace("2047", "2048")),
+        line_of(ASKED, ANSWERED.replace("7 2047", "7  2047")),
+        line_of(ASKED, ANSWERED.replace("<Act>7", "<Act>07")),
+        line_of(ASKED, ANSWERED.replace(" 63<", " 4096<")),
+        line_of(ASKED, ANSWERED.replace(" 63<", "<")),
+        line_of(ASKED, ANSWERED.replace("62 63", "62 x")),
+        line_of(ASKED, ANSWERED.replace("</Rec><Rec>", "</Rec> <Rec>")),
+        line_of(ASKED, ANSWERED.replace("should execute", "shall execute")),
+        line_of(ASKED, TEXTS["wm"][1]),
+        line_of(TEXTS["wm"][0].replace("2047", "2046"), TEXTS["wm"][1]),
+        line_of(ASKED.replace("images, what", "observation, what"), ANSWERED),
+        line_of(ASKED.replace("Task: ", ""), ANSWERED),
+        line_of("<image>" + ASKED, ANSWERED),
+    ],
+)
+def test_a_line_that_is_none_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_sample(line)
+
+
+@pytest.mark.parametrize("word", ["<image>", "<Act>", "</Act>", "<Rec>", "</Rec>", "<action>"])
+def test_an_instruction_with_a_tag_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        render_sample(BuiltSample(said(task=f"do {word}"), ()))
+
+
+def windows() -> list[Window]:
+    """Two windows, each asked about in both ways."""
+    return [
+        Window(kind, f"task {step}", (f"p{step}", "p0"), (f"p{step + 1}", "p3"), [[0.1 * step]])
+        for step in range(2)
+        for kind in KINDS
+    ]
+
+
+def packed() -> EpisodeSamples:
+    codes = {f"p{n}": np.arange(32, dtype=np.uint16) + 32 * n for n in range(4)}
+    return assemble(windows(), [[5, 6], [7]], codes)
+
+
+def test_windows_that_are_asked_about_twice_are_encoded_once() -> None:
+    kept, places = distinct_windows(windows())
+    assert ([one.task for one in kept], places) == (["task 0", "task 1"], [0, 0, 1, 1])
+
+
+def test_packed_samples_render_the_lines_of_samples() -> None:
+    samples = packed()
+    expected = [render_sample(samples.sample(at, "../A/")) for at in range(len(samples))]
+    assert list(samples.lines("../A/")) == expected
+    assert [samples.line(at, "../A/") for at in range(len(samples))] == expected
+    third = samples.sample(3, "../A/")
+    assert (third.said.kind, third.said.task, third.said.action_ids) == ("wm", "task 1", (7,))
+    assert third.images == ("../A/p1", "../A/p0")
+    assert third.said.codes[:, 0].tolist() == [64, 96]
+
+
+def test_packed_samples_come_back_from_equal_bytes() -> None:
+    content = packed().content()
+    assert content == packed().content()
+    assert list(EpisodeSamples.parse(content).lines()) == list(packed().lines())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"future": np.array([[0, 9], [0, 1]])},
+        {"images": np.array([[0, -1], [0, 1]])},
+        {"windows": np.array([0, 0, 1, 2])},
+        {"kinds": np.array([0, 1, 2, 0])},
+        {"kinds": np.array([0, 1])},
+        {"id_ends": np.array([2, 9])},
+        {"id_ends": np.array([3, 2])},
+        {"ids": np.array([5, 6, 2048])},
+        {"codes": np.full((4, 32), 4096)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_packed_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
+    content = replace(packed(), **change).content()
+    with pytest.raises(ValueError, match=r"\w"):
+        EpisodeSamples.parse(content)
