@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Code has brackets of its own.
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 LINKS = [
     (page, link)
     for page in PAGES

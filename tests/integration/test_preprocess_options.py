@@ -505,7 +505,6 @@ PUBLISHED: dict[str, Any] = {
     "ray_address": None,
     "ray_num_cpus": None,
     "db_logging": False,
-    "overwrite_images": True,
 }
 OF_FORMAT: dict[str, dict[str, Any]] = {
     "spartan": {
@@ -550,7 +549,9 @@ def test_resizing_method_is_accepted_in_both_spellings(
 def test_option_without_effect_says_so(source: Path, tmp_path: Path, key: str) -> None:
     recorder = Recorder()
 
-    run(source, tmp_path / "out", dry_run=True, reporter=recorder, **{key: PUBLISHED[key]})
+    run(
+        source, tmp_path / "out", dry_run=True, reporter=recorder, **{key: PUBLISHED.get(key, True)}
+    )
 
     assert [text for code, text in recorder.warnings if code == "option_without_effect"]
 

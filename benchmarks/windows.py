@@ -1,0 +1,200 @@
+"""LIBERO-shaped tables to windows: pictures/s, beside a plain script that encodes each one anew.
+
+    python benchmarks/windows.py [--episodes N] [--frames N] [--workers N] [--repeat N]
+
+The plain script does what the published converter does: it decodes every picture to RGB and writes
+it as PNG with Pillow's defaults, then the lines of the episode. Both start from the same tables,
+take turns, and are timed from start to end, start-up included.
+"""
+
+import argparse
+import io
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from machine import describe
+from measured import Measured, run
+from PIL import Image
+
+CAMERAS = ("image", "wrist_image")
+SIZE, STEPS, DISTINCT = 256, 16, 48
+TASK = "put the bowl on the plate"
+DATA = "data/chunk-000/episode_{:06d}.parquet"
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Makes the tables, times both in turn, prints the figures of the median runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw, out = Path(folder, "raw"), Path(folder, "out")
+        kilobytes = make_input(raw, arguments.episodes, arguments.frames)
+        pictures = 2 * arguments.episodes * arguments.frames
+        print(describe())
+        print(f"{pictures} pictures of {kilobytes:.0f} kB, {arguments.workers} workers")
+        found: dict[str, list[Measured]] = {"plain": [], "vlatool": []}
+        for _ in range(arguments.repeat):
+            for name, runs in found.items():
+                runs.append(run(command(name, raw, out, arguments.workers)))
+                shutil.rmtree(out)
+        rates = {name: report(name, runs, pictures) for name, runs in found.items()}
+        print(f"ratio: {rates['vlatool'] / rates['plain']:.1f}")
+
+
+def command(name: str, raw: Path, out: Path, workers: int) -> list[str]:
+    """The run that is measured."""
+    if name == "plain":
+        return [sys.executable, __file__, "--plain", str(raw), str(out), "--workers", str(workers)]
+    words = [sys.executable, "-m", "vlatool", "preprocess", "libero", str(raw), "-o", str(out)]
+    return [*words, "--workers", str(workers), "-q"]
+
+
+def report(name: str, runs: list[Measured], pictures: int) -> float:
+    """Prints the figures of the median run; its pictures per second."""
+    median = statistics.median_low([one.seconds for one in runs])
+    one = next(one for one in runs if one.seconds == median)
+    took = f"{median:.1f} s, {one.cpu_s:.1f} s CPU"
+    memory = f"driver {one.driver_mib:.0f} MiB, worker {one.worker_mib:.0f} MiB"
+    print(f"{name}: {pictures / median:.0f} pictures/s, {took}, {memory}")
+    return pictures / median
+
+
+def make_input(raw: Path, episodes: int, frames: int) -> float:
+    """Tables whose pictures pack as badly as photographs; the mean size of a picture in kB."""
+    rng = np.random.default_rng(0)
+    cells = [{"bytes": picture(rng), "path": None} for _ in range(DISTINCT)]
+    features: dict[str, Any] = {
+        name: {"dtype": "image", "shape": [SIZE, SIZE, 3], "names": ["height", "width", "channel"]}
+        for name in CAMERAS
+    }
+    for name, width in {"state": 8, "actions": 7}.items():
+        features[name] = {"dtype": "float32", "shape": [width], "names": None}
+    meta = raw / "meta"
+    meta.mkdir(parents=True)
+    info = {"codebase_version": "v2.0", "fps": 10, "features": features}
+    (meta / "info.json").write_text(json.dumps(info))
+    lines = [
+        {"episode_index": number, "tasks": [TASK], "length": frames} for number in range(episodes)
+    ]
+    (meta / "episodes.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (meta / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": TASK}) + "\n")
+    for number in range(episodes):
+        path = raw / DATA.format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table(cells, number, frames, rng), path)
+    return sum(len(one["bytes"]) for one in cells) / len(cells) / 1e3
+
+
+def table(cells: list[Any], number: int, frames: int, rng: np.random.Generator) -> pa.Table:
+    """One episode."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    chosen = {name: rng.integers(len(cells), size=frames) for name in CAMERAS}
+    columns: dict[str, Any] = {
+        name: pa.array([cells[at] for at in places], kind) for name, places in chosen.items()
+    }
+    for name, width in {"state": 8, "actions": 7}.items():
+        values = rng.normal(size=(frames, width)).tolist()
+        columns[name] = pa.array(values, pa.list_(pa.float32()))
+    columns["frame_index"] = np.arange(frames)
+    columns["episode_index"] = np.full(frames, number)
+    columns["task_index"] = np.zeros(frames, np.int64)
+    return pa.table(columns)
+
+
+def picture(rng: np.random.Generator) -> bytes:
+    """Soft shapes with the noise of a camera, as PNG."""
+    rough = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    soft = np.asarray(rough.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.int16)
+    noisy = np.clip(soft + rng.integers(-2, 3, soft.shape), 0, 255).astype(np.uint8)
+    return encoded(Image.fromarray(noisy))
+
+
+def encoded(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# The plain script
+
+
+def convert_all(raw: Path, out: Path, workers: int) -> None:
+    """An episode per task."""
+    files = sorted(raw.glob("data/chunk-*/episode_*.parquet"))
+    with Pool(workers) as pool:
+        pool.starmap(convert, [(file, out) for file in files], chunksize=1)
+
+
+def convert(file: Path, out: Path) -> None:
+    """Pictures decoded and encoded anew, then two lines per step."""
+    rows = pq.read_table(file).to_pylist()
+    folder = out / "images" / file.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        for camera in CAMERAS:
+            image = Image.open(io.BytesIO(row[camera]["bytes"])).convert("RGB")
+            image.save(folder / f"raw_{camera}_{file.stem}_frame_{row['frame_index']:06d}.png")
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    with (out / "data" / f"{file.stem}.jsonl").open("w") as lines:
+        for at in range(len(rows)):
+            for text in lines_of(rows, file.stem, at):
+                lines.write(text + "\n")
+
+
+def lines_of(rows: list[Any], stem: str, at: int) -> list[str]:
+    """The two lines of a step."""
+    last = len(rows) - 1
+
+    def names(frames: range) -> list[str]:
+        return [
+            f"images/{stem}/raw_{camera}_{stem}_frame_{min(max(frame, 0), last):06d}.png"
+            for frame in frames
+            for camera in CAMERAS
+        ]
+
+    still = [0.0] * 6 + [rows[last]["actions"][6]]
+    chunk = [rows[j]["actions"] if j <= last else still for j in range(at, at + STEPS)]
+    tags, future = "<image>" * 2 * STEPS, "<Recimage>" * 2 * STEPS
+    act, rec = "<Act><action></Act>", f"<Rec>{future}</Rec>."
+    texts = [
+        (
+            "Based on the observation, what action should be executed?",
+            f"The robot should execute{act}, which will lead to the next state{rec}",
+        ),
+        (
+            f"If we execute the action{act}, what will be the resulting state?",
+            f"After executing{act}, the system will transition to the state{rec}",
+        ),
+    ]
+    found: list[str] = []
+    for question, answer in texts:
+        said = {"role": "user", "content": f"{tags}Task: {TASK}\n\n{question}"}
+        row = {
+            "messages": [said, {"role": "assistant", "content": answer}],
+            "images": names(range(at - STEPS + 1, at + 1)),
+            "Recimage": names(range(at + 1, at + 1 + STEPS)),
+            "actions": chunk,
+        }
+        found.append(json.dumps(row, ensure_ascii=False))
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=150)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--plain", nargs=2, type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.plain:
+        convert_all(*given.plain, given.workers)
+    else:
+        main(given)
