@@ -5,6 +5,7 @@ Legend: N pictures of an episode, K codes of a picture. Source: formats/codes.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.background import in_parallel
 from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.storage.uri import is_remote
 
 _LARGEST_FILE = 2**16  # of one picture
 _LARGEST_PACKED = 2**28
@@ -118,7 +120,9 @@ class CodesFolder:
         if not there:
             raise self._missing(episode, "any picture")
         self._refuse_missing(episode, sorted({*names}.difference(there)))
-        rows = in_parallel(lambda stem: self._read_file(episode, stem), names, _READ_AT_ONCE)
+        read = partial(self._read_file, episode)
+        far = is_remote(self.path)
+        rows = in_parallel(read, names, _READ_AT_ONCE) if far else map(read, names)
         return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
 
     def _chosen(self, found: EpisodeCodes, stems: Sequence[str]) -> EpisodeCodes:

@@ -20,7 +20,7 @@ from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import read_lines, write_lines
 from vlatool.artifacts.profile import Profile
 from vlatool.artifacts.samples_jsonl import parse_sample, question
-from vlatool.artifacts.windows import IMAGES_NAME, Kind, Window, lines_name, parse_window
+from vlatool.artifacts.windows import IMAGES_NAME, Kind, Window, lines_name, parse_windows
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Family, Finding
@@ -183,11 +183,16 @@ def read_windows(path: Path) -> Iterator[Window]:
         DataError: The file is cut off, or a line is none; names the line.
     """
     number = 0
-    try:
+
+    def numbered() -> Iterator[bytes]:
+        nonlocal number
         for line in read_lines(path):
             number += 1
             if line.strip():
-                yield parse_window(line)
+                yield line
+
+    try:
+        yield from parse_windows(numbered())
     except (ValueError, OSError) as error:
         if number and _is_built(path, number):
             raise _refused(

@@ -137,14 +137,18 @@ class EpisodeSamples:
 
     def line(self, number: int, prefix: str = "") -> bytes:
         """The line of one of them, with its newline; `prefix` as in `sample`."""
-        return self._line(number, *self._window_text(int(self.windows[number]), prefix))
+        window = int(self.windows[number])
+        names = self.images[window].tolist()
+        paths = {at: _path_text(prefix, self.pictures[at]) for at in {*names}}
+        return self._line(number, *self._window_text(window, paths))
 
     def lines(self, prefix: str = "") -> Iterator[bytes]:
         """The lines of all of them; what samples of one window share is rendered once."""
         before, shared = -1, ("", "", "")
+        paths = {at: _path_text(prefix, name) for at, name in enumerate(self.pictures)}
         for number, window in enumerate(self.windows.tolist()):
             if window != before:
-                before, shared = window, self._window_text(window, prefix)
+                before, shared = window, self._window_text(window, paths)
             yield self._line(number, *shared)
 
     def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:
@@ -157,12 +161,11 @@ class EpisodeSamples:
             f'"images": [{images}]}}\n'
         ).encode()
 
-    def _window_text(self, window: int, prefix: str) -> tuple[str, str, str]:
+    def _window_text(self, window: int, paths: Mapping[int, str]) -> tuple[str, str, str]:
         """Action ids, segments of codes, and paths as JSON."""
         segments = "".join([self._segments[at] for at in self.future[window].tolist()])
-        names = [self.pictures[at] for at in self.images[window].tolist()]
-        paths = (json.dumps(prefix + name, ensure_ascii=False) for name in names)
-        return numbers_text(self._ids(window)), segments, ", ".join(paths)
+        images = ", ".join([paths[at] for at in self.images[window].tolist()])
+        return numbers_text(self._ids(window)), segments, images
 
     def _ids(self, window: int) -> list[int]:
         start = int(self.id_ends[window - 1]) if window else 0
@@ -171,6 +174,10 @@ class EpisodeSamples:
     @cached_property
     def _segments(self) -> list[str]:
         return [segment(row) for row in self.codes.tolist()]
+
+
+def _path_text(prefix: str, name: str) -> str:
+    return json.dumps(prefix + name, ensure_ascii=False)
 
 
 def _is_within(places: Array, limit: int) -> bool:

@@ -6,8 +6,8 @@ Source: future-vla 1.0, 1.1.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vlatool.artifacts.lines import LINES_SUFFIX
@@ -33,6 +33,7 @@ _ANSWERS: Mapping[Kind, str] = {
 }
 _END = "</Rec>."
 _KEYS = ("messages", "images", "Recimage", "actions")
+_IMAGES_MARK = b', "images": ['
 _ROLES = ("user", "assistant")
 
 
@@ -99,12 +100,38 @@ def parse_window(line: bytes) -> Window:
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
     images, future = _paths(row, "images"), _paths(row, "Recimage")
-    said, answered = _said(row["messages"])
-    kind = _kind(answered, len(future))
-    before, behind = f"{IMAGE * len(images)}{_TASK}", _QUESTIONS[kind]
+    kind, task = _asked(row["messages"], len(images), len(future))
+    return Window(kind, task, images, future, _actions(row["actions"]))
+
+
+def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
+    """The window in each line; pictures and actions that stand in the line before are those.
+
+    Raises:
+        ValueError: A line is none; the reason is the message.
+    """
+    before, rest_before = None, b""
+    for line in lines:
+        said, mark, rest = line.partition(_IMAGES_MARK)  # within a text its quotes have backslashes
+        if before is not None and mark and rest == rest_before:
+            row = parse_json(said + b"}")
+            if not isinstance(row, Mapping) or tuple(row) != _KEYS[:1]:
+                raise ValueError("expected messages before the images")
+            kind, task = _asked(row["messages"], len(before.images), len(before.future))
+            yield replace(before, kind=kind, task=task)
+        else:
+            before, rest_before = parse_window(line), rest
+            yield before
+
+
+def _asked(messages: Any, pictures: int, future: int) -> tuple[Kind, str]:
+    """What is asked for, and the instruction."""
+    said, answered = _said(messages)
+    kind = _kind(answered, future)
+    before, behind = f"{IMAGE * pictures}{_TASK}", _QUESTIONS[kind]
     if not (said.startswith(before) and said.endswith(behind)):
-        raise ValueError(f"the question does not go with its answer and {len(images)} pictures")
-    return Window(kind, said[len(before) : -len(behind)], images, future, _actions(row["actions"]))
+        raise ValueError(f"the question does not go with its answer and {pictures} pictures")
+    return kind, said[len(before) : -len(behind)]
 
 
 def _kind(answered: str, pictures: int) -> Kind:
@@ -129,7 +156,7 @@ def _said(messages: Any) -> tuple[str, str]:
 
 def _paths(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = row[key]
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not {*map(type, value)} <= {str}:
         raise ValueError(f"{key} is no list of paths")
     return tuple(value)
 
@@ -140,10 +167,19 @@ def _actions(value: Any) -> tuple[tuple[float, ...], ...]:
         raise ValueError("actions is no list of rows")
     if len({len(row) for row in rows}) > 1:
         raise ValueError("actions have rows of different widths")
-    for one in (one for row in rows for one in row):
-        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
-            raise ValueError("actions have a value that is no finite number")
+    values = [one for row in rows for one in row]
+    # True is an int, but no number: types are compared, not asked for.
+    if not {*map(type, values)} <= {int, float} or not math.isfinite(_total(values)):
+        raise ValueError("actions have a value that is no finite number")
     return tuple(tuple(map(float, row)) for row in rows)
+
+
+def _total(values: Sequence[float]) -> float:
+    """The sum of magnitudes; not finite where a value is not, or is beyond a float."""
+    try:
+        return math.fsum(map(abs, values))
+    except OverflowError:
+        return math.inf
 
 
 def lines_name(episode: str) -> str:

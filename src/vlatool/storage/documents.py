@@ -82,7 +82,7 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
         raise DocumentError("not valid JSON (a number of thousands of digits)") from error
     if brackets > MAX_DEPTH:
         _check_depth(value)
-    if _count(text, "\\ud") + _count(text, "\\uD"):
+    if _has(text, "\\u") and (_has(text, "\\ud") or _has(text, "\\uD")):
         _check_characters(value)
     return value
 
@@ -208,6 +208,10 @@ def _children(value: Any) -> list[Any]:
 
 def _count(text: str | bytes, sign: str) -> int:
     return text.count(sign) if isinstance(text, str) else text.count(sign.encode())
+
+
+def _has(text: str | bytes, words: str) -> bool:
+    return words in text if isinstance(text, str) else words.encode() in text
 
 
 def _too_deep(line: int = 0) -> DocumentError:

@@ -19,7 +19,7 @@ from vlatool.artifacts.samples_jsonl import (
     parse_sample,
     render_sample,
 )
-from vlatool.artifacts.windows import Kind, Window
+from vlatool.artifacts.windows import Kind, Window, parse_window, parse_windows, render_window
 
 CODES = np.arange(64, dtype=np.uint16).reshape(2, 32)
 SEGMENTS = "".join(f"<Rec>{' '.join(map(str, row))}</Rec>" for row in CODES.tolist())
@@ -188,3 +188,16 @@ def test_packed_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> No
     content = replace(packed(), **change).content()
     with pytest.raises(ValueError, match=r"\w"):
         EpisodeSamples.parse(content)
+
+
+def test_lines_are_parsed_together_as_each_alone() -> None:
+    changed = replace(windows()[1], images=("p9", "p0"))
+    lines = [render_window(one)[:-1] for one in [*windows(), changed, windows()[0]]]
+    assert list(parse_windows(lines)) == [parse_window(line) for line in lines]
+
+
+def test_a_line_that_only_begins_otherwise_is_checked_too() -> None:
+    first, second = (render_window(one)[:-1] for one in windows()[:2])
+    for broken in (second.replace(b'"user"', b'"system"'), second.replace(b"{", b"[", 1)):
+        with pytest.raises(ValueError, match=r"\w"):
+            list(parse_windows([first, broken]))

@@ -1,0 +1,143 @@
+"""Windows and codes to samples: against one JSON read per picture and line, cost and memory.
+
+    python benchmarks/build_dataset.py [--episodes 10,100] [--frames 160] [--repeat 3]
+
+The plain way is written here from what is known of the published step: for each line, for each of
+its pictures to come, a JSON file is opened and parsed; one process, the same action tokenizer in
+batches of 128. It reads the same windows and writes the same texts. Windows, codes and an action
+tokenizer without merges are made first and are not counted; start-up is.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from machine import describe  # noqa: E402 - the path above
+from measured import Measured, run  # noqa: E402
+
+from tests.builders.codes import plain_fast, published_windows, write_tree_codes  # noqa: E402
+from vlatool.artifacts.fast import read_fast  # noqa: E402
+from vlatool.artifacts.profile import read_profile  # noqa: E402
+
+VLATOOL = [sys.executable, "-m", "vlatool"]
+BATCH = 128
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Prints a row per way and number of episodes."""
+    print(describe())
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        place = Path(folder)
+        plain_fast(place / "fast")
+        for count in arguments.episodes:
+            tree = published_windows(place / f"A{count}", count, arguments.frames)
+            for layout in ("json", "packed"):
+                write_tree_codes(tree, layout)
+            rows(place, tree, count, arguments)
+
+
+def rows(place: Path, tree: Path, count: int, arguments: argparse.Namespace) -> None:
+    """Measures one number of episodes."""
+    lines = count * arguments.frames * 2
+    ways = {
+        "plain": [sys.executable, __file__, "--plain", str(tree), str(place / "fast")],
+        **{
+            f"{tokens}{' '.join(['', *more])}, {workers} workers": [
+                *VLATOOL, "build-dataset", str(tree), "--fast", str(place / "fast"), "-q", *more,
+                "--tokens", str(tree / tokens), "--workers", str(workers),
+            ]
+            for workers in (1, 2)
+            for tokens, more in (("TiToken", []), ("tokens", []), ("tokens", ["--packed"]))
+        },
+    }  # fmt: skip
+    base = 0.0
+    for name, command in ways.items():
+        if name == "plain" and count > arguments.plain_up_to:
+            continue
+        runs = [timed(place, command, name, at) for at in range(arguments.repeat)]
+        seconds = statistics.median(one.seconds for one in runs)
+        base = base or seconds
+        driver = max(one.driver_mib for one in runs)
+        worker = max(one.worker_mib for one in runs)
+        print(
+            f"{count} episodes, {lines} lines, {name}: {seconds:.2f} s, "
+            f"{lines / seconds:.0f} lines/s, {base / seconds:.1f} x, "
+            f"{1e6 * statistics.median(one.cpu_s for one in runs) / lines:.0f} CPU us per line, "
+            f"driver {driver:.0f} MiB, worker {worker:.0f} MiB",
+            flush=True,
+        )
+
+
+def timed(place: Path, command: Sequence[str], name: str, number: int) -> Measured:
+    """One run into a fresh folder."""
+    output = place / f"out-{number}"
+    words = [*command, str(output)] if name == "plain" else [*command, "-o", str(output)]
+    found = run(words)
+    subprocess.run(["rm", "-rf", str(output)], check=True)
+    return found
+
+
+def plain(tree: Path, fast: Path, output: Path) -> None:
+    """The plain way: a line after the other, a file after the other."""
+    tokenizer, profile = read_fast(fast), read_profile("libero")
+    started = time.perf_counter()
+    (output / "data").mkdir(parents=True)
+    for path in sorted(tree.glob("data/episode_*.jsonl")):
+        with path.open(encoding="utf-8") as file, (output / "data" / path.name).open("w") as out:
+            parsed = map(json.loads, file)
+            while batch := list(islice(parsed, BATCH)):
+                chunks = profile.normalise([row["actions"] for row in batch])
+                for row, ids in zip(batch, tokenizer.encode(chunks), strict=True):
+                    out.write(json.dumps(built(tree, row, ids), ensure_ascii=False) + "\n")
+    print(time.perf_counter() - started)
+
+
+def built(tree: Path, row: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """A line, each of its pictures read from a file of its own."""
+    act = f"<Act>{' '.join(map(str, ids))}</Act>"
+    segments = "".join(f"<Rec>{' '.join(map(str, one))}</Rec>" for one in codes(tree, row))
+    messages: list[dict[str, str]] = []
+    for message in row["messages"]:
+        text = message["content"].replace("\n\n", ". ", 1)
+        text = text.replace("Based on the observation,", "Based on the images,")
+        text = text.replace("If we execute", "Based on the images, If we execute", 1)
+        text = text.replace("<Act><action></Act>", act)
+        before, opened, behind = text.partition("<Rec>")
+        text = before + segments + behind.partition("</Rec>")[2] if opened else text
+        messages.append({"role": message["role"], "content": text})
+    return {"messages": messages, "images": [str(tree / image) for image in row["images"]]}
+
+
+def codes(tree: Path, row: dict[str, Any]) -> Iterator[list[int]]:
+    """The codes of each picture to come."""
+    for image in row["Recimage"]:
+        name = Path(image.removeprefix("images/")).with_suffix(".json")
+        with (tree / "TiToken" / name).open() as file:
+            yield [one[0] for one in json.load(file)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--episodes", default="10,100")
+    parser.add_argument("--frames", type=int, default=160)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--plain-up-to", type=int, default=10)
+    parser.add_argument("--folder")
+    parser.add_argument("--plain", nargs=3, metavar=("TREE", "FAST", "OUT"))
+    given = parser.parse_args()
+    if given.plain:
+        plain(*map(Path, given.plain))
+    else:
+        given.episodes = [int(part) for part in given.episodes.split(",")]
+        main(given)
