@@ -14,11 +14,15 @@ from tests.builders.libero import TASK, actions, convert, libero_dataset, png, w
 from tests.builders.preprocessing import contents
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.shard import read_index
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.errors import ConfigError
 from vlatool.jobs.files import own_files
 from vlatool.sinks.jsonl.sink import JsonlSink
 from vlatool.sources.lerobot.libero import LiberoReader
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing import check_reader, check_sink
+from vlatool.workflows.preprocess import PreprocessConfig, with_format
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 FRAMES = 20
@@ -278,3 +282,38 @@ def test_bucket_gets_the_same_bytes(raw: Path, made: Path, s3_bucket: str) -> No
     assert isinstance(seen, VerifyResult)
     assert (seen.kind, seen.severities["error"]) == ("windows", 0)
     assert convert(raw, output, name="LIBERO").status == "already complete"
+
+
+# the sink that a format has by nature
+
+
+def sink_of(**options: Any) -> str:
+    return with_format(PreprocessConfig(**options)).sink.type
+
+
+def test_sink_of_a_format_is_taken_where_none_is_named() -> None:
+    assert sink_of(format="libero", sources=["raw"]) == "jsonl"
+
+
+def test_sink_of_a_format_that_names_none_is_lbm() -> None:
+    assert sink_of(format="lerobot", sources=["raw"]) == "lbm"
+
+
+def test_named_sink_counts_before_that_of_the_format_that_is_found(raw: Path) -> None:
+    told = [Override("sources", [str(raw)], "here"), Override("sink", "lbm", "here")]
+    config = load_config(PreprocessConfig, overrides=told).config
+    assert with_format(config).sink.type == "lbm"
+
+
+def test_keys_go_to_the_sink_of_the_format_that_is_found(raw: Path) -> None:
+    told = [Override("sources", [str(raw)], "here"), Override("seed", 5, "here")]
+    sink = with_format(load_config(PreprocessConfig, overrides=told).config).sink
+    assert sink.model_dump(include={"type", "seed"}) == {"type": "jsonl", "seed": 5}
+
+
+def test_key_of_another_sink_than_that_of_the_format_is_refused(raw: Path) -> None:
+    told = [Override("sources", [str(raw)], "here"), Override("stride", 2, "here")]
+    config = load_config(PreprocessConfig, overrides=told).config
+    with pytest.raises(ConfigError) as caught:
+        with_format(config)
+    assert caught.value.exit_code == 2
