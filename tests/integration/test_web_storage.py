@@ -1,7 +1,7 @@
 """Web servers and a hub, read as paths; both run on a thread and misbehave when told."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from tests.builders.web_server import COMMIT, TOKEN, WebServer, web_server
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
 from vlatool.storage import http
+from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.storage.parts import Part, read_part
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import files_below
@@ -60,6 +61,15 @@ class TestWeb:
             list(location(server.endpoint).iterdir())
 
         assert caught.value.code == "storage.no_list"
+
+    @pytest.mark.parametrize("write", [write_bytes, lambda path, _: remove_file(path)])
+    def test_nothing_is_written_there(
+        self, server: WebServer, write: Callable[[Path, bytes], None]
+    ) -> None:
+        with pytest.raises(StorageError) as caught:
+            write(location(f"{server.endpoint}/new.bin"), b"x")
+
+        assert (caught.value.code, caught.value.exit_code) == ("storage.read_only", 5)
 
     @pytest.mark.parametrize(
         "faults",

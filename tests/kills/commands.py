@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
-from tests.builders.pictures import image_shards, window_tree
 from tests.builders.libero import convert, libero_dataset
+from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
 from tests.builders.training import tiny_config, world_shards
@@ -133,16 +133,16 @@ def _preprocess(place: Place, **options: Any) -> None:
     run(place.raw, place.out, **options)
 
 
+def _windows(place: Place, **options: Any) -> None:
+    convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
+
+
 def _pictures(place: Place, **options: Any) -> None:
     image_shards(place.pictures, place.out, val_ratio=0.5, **options)
 
 
 def _split(place: Place, val_ratio: float = 0.5) -> None:
     split(SplitConfig(shards=str(place.out), val_ratio=val_ratio))
-
-
-def _windows(place: Place, **options: Any) -> None:
-    convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
 
 
 def _merge(place: Place, **options: Any) -> None:
@@ -209,13 +209,6 @@ COMMANDS = (
         of_bucket,
         is_remote=True,
     ),
-    Command("preprocess images", _pictures),
-    Command(
-        "preprocess images --overwrite",
-        lambda place: _pictures(place, overwrite=True),
-        lambda place: _pictures(place, image_format="jpeg"),
-    ),
-    Command("split", _split, _pictures),
     Command("preprocess libero", _windows),
     Command(
         "preprocess libero --overwrite",
@@ -223,6 +216,13 @@ COMMANDS = (
         lambda place: _windows(place, name="other"),
     ),
     Command("preprocess libero to S3", _windows, result=of_bucket, is_remote=True),
+    Command("preprocess images", _pictures),
+    Command(
+        "preprocess images --overwrite",
+        lambda place: _pictures(place, overwrite=True),
+        lambda place: _pictures(place, image_format="jpeg"),
+    ),
+    Command("split", _split, _pictures),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
     Command("tokenizer fit-fast", _fit_fast),

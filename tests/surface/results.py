@@ -15,6 +15,7 @@ from tests.surface.invoke import inside, said
 
 WINDOWS = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "3", "--max-padding-right", "3")
 MAKE = ("preprocess", "spartan", "raw", *WINDOWS, "--workers", "1")
+PICTURES = ("preprocess", "spartan", "raw", "--sink", "image-shards", "--workers", "1")
 # Name to arguments; later ones look at what earlier ones made.
 CALLS: dict[str, tuple[str, ...]] = {
     "version": ("version",),
@@ -35,6 +36,9 @@ CALLS: dict[str, tuple[str, ...]] = {
         "--workers",
         "1",
     ),
+    "preprocess-image-shards": (*PICTURES, "-o", "pictures"),
+    "split": ("split", "pictures", "--val-ratio", "0.5"),
+    "inspect-image-shards": ("inspect", "pictures"),
     "inspect-source": ("inspect", "raw"),
     "inspect-output": ("inspect", "data"),
     "inspect-shard": ("inspect", "data/shards/shard_000000.tar"),
@@ -44,6 +48,11 @@ CALLS: dict[str, tuple[str, ...]] = {
     "stats-merge": ("stats", "merge", "data", "data", "--output", "merged.json"),
     "resolve-config": ("resolve-config", "--preset", "world-pick"),
     "resolve-config-explain": ("resolve-config", "--preset", "world-pick", "--explain"),
+}
+# What is written: name to output, and to tars of which one is opened.
+WRITTEN = {
+    "artifacts": (Path("data"), "shards/shard_000000.tar"),
+    "image-shards": (Path("pictures"), "*episode_0.tar"),
 }
 # Commands that end with an error.
 REFUSED: dict[str, tuple[str, ...]] = {
@@ -75,8 +84,12 @@ def recorded() -> dict[str, str]:
         _break(spartan_task(Path("broken"), 2, 6))
         files = {f"{name}.json": _text(shape(_result(words))) for name, words in CALLS.items()}
         refused = {name: _refusal(words) for name, words in REFUSED.items()}
-        written = dict(sorted(_written(Path("data"))))
-    return files | {"refusals.json": _text(refused), "artifacts.json": _text(written)}
+        written = {
+            name: dict(sorted(_written(output, next(output.glob(tars)))))
+            for name, (output, tars) in WRITTEN.items()
+        }
+    files |= {f"{name}.json": _text(found) for name, found in written.items()}
+    return files | {"refusals.json": _text(refused)}
 
 
 def _break(source: Path) -> None:
@@ -97,7 +110,7 @@ def _refusal(words: tuple[str, ...]) -> dict[str, Any]:
     return {"exit_code": code, "code": json.loads(text)["error"]["code"]}
 
 
-def _written(output: Path) -> Iterator[tuple[str, Any]]:
+def _written(output: Path, tar_path: Path) -> Iterator[tuple[str, Any]]:
     """Place of a file to its shape; versions of formats with their values."""
     yield (
         "files",
@@ -110,8 +123,10 @@ def _written(output: Path) -> Iterator[tuple[str, Any]]:
         found = shape(document)
         if isinstance(document, dict) and "metadata_version" in document:
             found["metadata_version"] = document["metadata_version"]
+        if isinstance(document, dict) and str(document.get("format")).startswith("vlatool."):
+            found |= {key: document[key] for key in ("format", "version")}
         yield path.relative_to(output).as_posix(), found
-    with tarfile.open(output / "shards/shard_000000.tar") as tar:
+    with tarfile.open(tar_path) as tar:
         yield "members of a sample", dict(_members(tar))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from vlatool.errors import StorageError
 from vlatool.plugins import SCHEMES
 from vlatool.storage.retry import Trouble, retrying
 
@@ -195,7 +196,7 @@ def call(
     Raises:
         FileNotFoundError: The object does not exist.
         ConditionFailed: A conditional request found something else.
-        StorageError: The storage does not answer or refuses.
+        StorageError: The storage does not answer or refuses, or can only be read.
         EnvironmentProblem: There are no credentials, or a package is missing.
     """
     remote: WritableRemote = remote_at(address.place)
@@ -203,6 +204,15 @@ def call(
         return retrying(
             lambda: operation(remote), str(address), judge=remote.trouble, patience_s=patience_s
         )
+    except AttributeError as error:
+        if error.obj is not remote:
+            raise
+        raise StorageError(  # it has the reading half of the protocol alone
+            f"{address}: this place can only be read",
+            hint="write to a local folder or a bucket",
+            code="storage.read_only",
+            details={"path": str(address)},
+        ) from None
     except Exception as error:
         ours = remote.translated(error, str(address))
         if ours is error:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.training.config import TrainConfig
@@ -33,3 +34,9 @@ def test_names_are_unique() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_preset_begins_with_a_sentence_about_it(path: Path) -> None:
     assert path.read_text().startswith("# ")
+
+
+def test_a_key_of_the_sink_that_a_preset_names_can_be_typed() -> None:
+    typed = [Override("sink.jpeg_quality", "90", "--jpeg-quality")]
+    sink = load_config(PreprocessConfig, presets=["titok-images"], overrides=typed).config.sink
+    assert (sink.type, sink.jpeg_quality) == ("image-shards", 90)

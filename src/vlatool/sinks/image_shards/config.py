@@ -1,7 +1,7 @@
 """What the `image-shards` sink is asked to write. Source: future-vla 1.2."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
