@@ -257,7 +257,7 @@ def test_a_broken_line_is_named(windows: Path, tmp_path: Path, line: bytes, mess
     with pytest.raises(VlatoolError) as caught:
         fit(tmp_path / "windows", tmp_path / "fast")
 
-    assert (caught.value.code, caught.value.exit_code) == ("data.broken_windows", 3)
+    assert (caught.value.code, caught.value.exit_code) == ("data.broken_window", 3)
     assert str(path) in caught.value.message
     assert message in caught.value.message
     assert not (tmp_path / "fast").exists()

@@ -169,6 +169,6 @@ def _broken(path: Path, problem: str, place: str = "") -> DataError:
     return DataError(
         f"{path}{place}: {problem}",
         hint="chunks are read from what `vlatool preprocess` writes; make or copy it again",
-        code="data.broken_windows",
+        code="data.broken_window",
         details={"path": str(path)},
     )

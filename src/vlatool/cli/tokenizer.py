@@ -17,7 +17,7 @@ FIT_FAST = ConfigSpec(
 
 @app.callback()
 def tokenizer() -> None:
-    """Make tokenizers: of actions."""
+    """Make tokenizers: fit one for actions."""
 
 
 @app.command(

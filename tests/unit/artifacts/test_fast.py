@@ -15,7 +15,6 @@ from vlatool.artifacts.fast import (
     TOKENIZER_NAME,
     fast_digest,
     ignored_code,
-    is_fast,
     read_fast,
     write_fast,
 )
@@ -94,7 +93,6 @@ def test_the_class_may_name_the_repository_it_came_from(folder: Path) -> None:
 def test_a_folder_without_one_of_the_files_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
 
-    assert not is_fast(folder)
     assert refusal(folder) == ("data.no_fast_tokenizer", 3)
 
 
