@@ -12,8 +12,8 @@ import pytest
 from tests.builders.codes import (
     codes_of,
     plain_fast,
-    tokenizer_digest,
     published_windows,
+    tokenizer_digest,
     write_tree_codes,
 )
 from tests.builders.s3_runs import upload

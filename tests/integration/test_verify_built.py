@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.builders.codes import plain_fast, tokenizer_digest, published_windows, write_tree_codes
+from tests.builders.codes import plain_fast, published_windows, tokenizer_digest, write_tree_codes
 from vlatool.artifacts.built_folder import BuiltFolder
 from vlatool.artifacts.codes import EpisodeCodes, write_codes
 from vlatool.artifacts.codes_folder import CodesFolder
