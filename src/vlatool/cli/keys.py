@@ -1,5 +1,6 @@
 """Configuration keys on the command line: as options, as typed, and as `--keys` lists them."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,9 @@ from vlatool.config.overrides import Override, parse_override
 from vlatool.config.resolve import chosen_schema
 from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
 from vlatool.errors import UsageError
+
+# Between whole types, not inside the brackets of one.
+_ALTERNATIVE = re.compile(r" \| (?![^\[]*\])")
 
 Expand = Callable[[list[str]], Mapping[str, Any]]
 
@@ -50,7 +54,7 @@ def _keys(infos: list[KeyInfo], schema: type[ConfigModel]) -> Iterator[Key]:
         name = rest if dot and section in schema.flat_sections else info.key
         if name == "type":  # what a section is: `--sink lbm`
             name = section
-        kinds = info.type_text.split(" | ")
+        kinds = _ALTERNATIVE.split(info.type_text)
         yield Key(
             name=name,
             path=info.key,
@@ -75,7 +79,7 @@ def _typed(kind: str) -> str:
     """
     inner = kind.partition("[")[2].removesuffix("]")
     if kind.startswith(("list[", "set[")) and "[" not in inner:
-        return f"{inner},..."
+        return f"{inner.replace(' | ', '|')},..."
     if kind.startswith("tuple[") and "[" not in inner:
         return inner.replace(" ", "")
     if kind.startswith("dict[") and "[" not in inner:
