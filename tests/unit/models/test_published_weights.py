@@ -23,6 +23,7 @@ from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.weights import (
     export_published,
     import_published,
+    load_beginning,
     load_policy,
     load_section,
     without_wrappers,
@@ -186,6 +187,26 @@ def test_modules_begin_anew_where_dimensions_differ(tmp_path: Path) -> None:
     load_policy(target, path, anew=["action_encode", "output_layer"])
     assert torch.equal(target.time_encoding.weight, source.time_encoding.weight)
     assert target.output_layer.weight.shape == (7, 16)
+
+
+def test_configuration_says_what_begins_anew_and_what_does_not(tmp_path: Path) -> None:
+    source = policy(1)
+    write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
+    network = policy(
+        2,
+        resume_from_checkpoint=str(tmp_path / "checkpoint_1.pt"),
+        resume_weights_only=True,
+        resume_except=["transformer", "output_layer"],
+    )
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    load_beginning(network.config, network)
+    changed = {
+        name.partition(".")[0]
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert not changed & {"transformer", "output_layer"}
+    assert changed >= {"vision_language_backbone", "action_encode", "condition_encode"}
 
 
 # what is wrong with a file

@@ -88,6 +88,14 @@ class ViTBackboneConfig(NetworkConfig):
     n_layers: int = Field(default=12, ge=0, description="Blocks.")
     ln_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the blocks.")
+    cls_flag: Literal[False] = Field(
+        default=False, description="A token for the whole picture, which a policy has no use for."
+    )
+    pretrained: str | None = Field(default=None, description="No effect, as published.")
+    interpolation_mode: str = Field(default="bicubic", description="No effect, as published.")
+    projector_pixel_shuffle_factor: int = Field(
+        default=1, ge=1, description="No effect: a policy takes every patch."
+    )
     text_encoder: ByteTextConfig | None = Field(
         default=None, description="Text encoder; null ignores language, as published."
     )

@@ -35,6 +35,17 @@ if TYPE_CHECKING:
     from vlatool.models.policy import Policy
 
 
+PolicyModule = Literal[
+    "vision_language_backbone",
+    "transformer",
+    "time_encoding",
+    "condition_encode",
+    "action_encode",
+    "proprioception_encode",
+    "output_layer",
+]
+
+
 class DiffusionPolicyConfig(NetworkConfig):
     """A policy that denoises a chunk of actions given pictures, language and proprioception."""
 
@@ -60,6 +71,11 @@ class DiffusionPolicyConfig(NetworkConfig):
     )
     num_action_head_repeats: int | None = Field(
         default=None, ge=1, description="Noise draws per observation that share one encoding."
+    )
+    resume_except: list[PolicyModule] = Field(
+        default=[],
+        description="Networks that begin anew although resume_from_checkpoint has their weights, "
+        "such as action_encode and output_layer where actions differ.",
     )
     action_dim: int | None = derived_field("data.action_dim", "Width of an action.", ge=1)
     proprioception_dim: int | None = derived_field(

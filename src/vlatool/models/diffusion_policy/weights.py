@@ -147,16 +147,18 @@ def load_beginning(config: DiffusionPolicyConfig, network: nn.Module) -> None:
     Raises:
         DataError: They are missing, broken, or do not fit.
     """
-    if config.resume_from_checkpoint is not None:
-        load_policy(network, weights_file(config.resume_from_checkpoint))
-        return
+    whole, anew = config.resume_from_checkpoint, config.resume_except
     for name in _SECTIONS:
         section: NetworkConfig = getattr(config, name)
         module: Any = getattr(network, name)
+        if whole is not None and name not in anew:
+            continue
         if section.resume_from_checkpoint is not None:
             load_section(module, name, weights_file(section.resume_from_checkpoint))
         elif hasattr(module, "load_base"):
             module.load_base()
+    if whole is not None:
+        load_policy(network, weights_file(whole), anew=anew)
 
 
 def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> ImportedWeights:
