@@ -119,6 +119,16 @@ def vlm_config(family: str) -> dict[str, Any]:
     return {"model_type": family, "vision_config": qwen, "text_config": text, **ids}
 
 
+def causal_base(folder: Path) -> Path:
+    """Config and weights of a language model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    settings = AutoConfig.for_model(**vlm_config("smolvlm")["text_config"])
+    AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
+    return folder
+
+
 def vlm_base(folder: Path, family: str) -> Path:
     """Config, weights and tokenizer of a vision-language model."""
     from transformers import AutoConfig, AutoModelForImageTextToText

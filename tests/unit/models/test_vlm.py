@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.builders.base_models import VLM_VOCABULARY, vlm_base, vlm_config
+from tests.builders.base_models import VLM_VOCABULARY, causal_base, vlm_base
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.diffusion_policy.config import CausalLMConfig, VlmBackboneConfig
@@ -148,19 +148,10 @@ def test_no_room_for_a_sentence_is_refused(bases: dict[str, Path]) -> None:
 # a language model as denoiser
 
 
-@pytest.fixture(scope="module")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(7)
-    folder = tmp_path_factory.mktemp("llama")
-    text = vlm_config("smolvlm")["text_config"]
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**text)).save_pretrained(folder)
-    return folder
-
-
-def test_language_model_denoises_without_its_words(language_model: Path) -> None:
+def test_language_model_denoises_without_its_words(tmp_path: Path) -> None:
     from transformers import AutoModel
+
+    language_model = causal_base(tmp_path)
 
     one = CausalLMConfig(hf_pretrained=str(language_model)).derive(DATA)[0]
     denoiser = CausalLM(one)
