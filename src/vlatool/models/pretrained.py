@@ -101,8 +101,22 @@ def keep_tokenizer(name: str, folder: Path) -> None:
 
 
 def tokenizer_text(name: str, folder: Path | None) -> str:
-    """The tokenizer that was kept in a folder; where nothing was, the base model's."""
-    return read_tokenizer(base_model(name) if folder is None else folder)
+    """The tokenizer that was kept in a folder; where nothing was, the base model's.
+
+    Raises:
+        DataError: It is missing or no text.
+    """
+    if folder is None:
+        return read_tokenizer(base_model(name))
+    try:
+        return read_tokenizer(folder)
+    except DataError as error:
+        raise DataError(
+            error.message,
+            hint="copy the run again, with all its files",
+            code="data.broken_run",
+            details=error.details,
+        ) from None
 
 
 def load_base(network: "nn.Module", name: str) -> None:

@@ -157,6 +157,12 @@ def test_sentences_are_tokens_of_what_was_kept(base: Path, tmp_path: Path) -> No
     assert encoded[:, :7].tolist() == [[9, 2, 3, 4, 5, 10, 0], [9, 10, 0, 0, 0, 0, 0]]
 
 
+def test_run_without_its_tokenizer_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        make_sentences(section(base), None, tmp_path)
+    assert caught.value.code == "data.broken_run"
+
+
 def test_long_sentence_keeps_its_end(base: Path) -> None:
     encoded = make_sentences(section(base), 5, None)(["put the red block away"])
     assert encoded.tolist() == [[9, 2, 3, 4, 10]]
