@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.builders.base_models import clip_config
+from tests.builders.base_models import clip_config, vlm_config
 from vlatool.errors import DataError, UsageError
 from vlatool.models.diffusion_policy.config import (
     ByteTextConfig,
@@ -158,6 +158,17 @@ def test_first_name_decides_which_wrappers_are_taken_away(
     names: list[str], expected: list[str]
 ) -> None:
     assert list(without_wrappers(dict.fromkeys(names, torch.ones(1)))) == expected
+
+
+def test_head_of_a_vision_language_model_is_left_out_and_made_again(tmp_path: Path) -> None:
+    vlm = {"type": "vlm_backbone", "architecture": vlm_config("smolvlm")}
+    vlm |= {"num_vlm_layers_to_use": 1, "image_size": 32}
+    source, target = (policy(seed, vision_language_backbone=vlm) for seed in (1, 2))
+    write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
+    found = load_policy(target, tmp_path / "checkpoint_1.pt")
+    assert "vision_language_backbone._model.model.lm_head.weight" in found.dead
+    own = source.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in target.state_dict().items())
 
 
 def test_section_takes_its_part_of_a_policy_or_a_file_of_its_own(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ _WRAPPERS = ("_orig_mod.", "module.")
 _SECTIONS = ("vision_language_backbone", "transformer")
 # Of the published module: no loss of a policy reaches them.
 _DEAD = ("transformer.embeddings.", "transformer.output.", "transformer.norm.")
+_WORDS, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_VLM = "vision_language_backbone._model.model."
 # Follow from the configuration; some versions keep them in files and some do not.
 _COMPUTED = (".pos_embed.inv_freq", "sinusoidal_position_embeddings.emb", ".position_ids")
 _SCHEDULER = "scheduler."
@@ -63,7 +65,7 @@ def import_published(state: Mapping[str, Tensor], network: nn.Module) -> Importe
     """
     named = without_wrappers(state)
     own = network.state_dict()
-    dead = [name for name in named if name.startswith(_DEAD) and name not in own]
+    dead = [name for name in named if _is_dead(name) and name not in own]
     computed = [name for name in named if _is_computed(name)]
     left_out = {*dead, *computed}
     weights = {name: value for name, value in named.items() if name not in left_out}
@@ -82,6 +84,10 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
+def _is_dead(name: str) -> bool:
+    return name.startswith(_DEAD) or name.endswith((_WORDS, _HEAD))
+
+
 def _is_computed(name: str) -> bool:
     return name.endswith(_COMPUTED) or name.startswith(_SCHEDULER)
 
@@ -94,19 +100,24 @@ def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor])
         state: Of the network, or an average of it.
 
     Raises:
-        UsageError: The published module has no such backbone.
+        UsageError: The published module has no such backbone or denoiser.
     """
     backbone = config.vision_language_backbone
-    if backbone.type == "keypoint_backbone" or getattr(backbone, "text_encoder", None) is not None:
+    has_own_text = getattr(backbone, "text_encoder", None) is not None
+    denoiser = config.transformer
+    is_known = backbone.type != "keypoint_backbone" and not has_own_text
+    if not is_known or not isinstance(denoiser, TransformerConfig):
         raise UsageError(
-            "the published module has no keypoints and no byte text encoder",
-            hint="export policies with a CLIP, VLM or plain vision transformer backbone",
+            "the published module has no keypoints and no byte text encoder, and how it names a "
+            "language model as denoiser is not known",
+            hint="export policies with a CLIP, VLM or plain vision transformer backbone and the "
+            "native denoiser",
             code="usage.not_exportable",
         )
     found = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    if isinstance(config.transformer, TransformerConfig):
-        found |= _unused(config.transformer)
-    return found
+    words = [name for name in found if name.startswith(_VLM) and name.endswith(_WORDS)]
+    heads = {f"{_VLM}{_HEAD}": found[name] for name in words}
+    return {**found, **heads, **_unused(denoiser)}
 
 
 def _unused(section: TransformerConfig) -> dict[str, Tensor]:
