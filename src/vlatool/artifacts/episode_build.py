@@ -20,7 +20,15 @@ from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import read_lines, write_lines
 from vlatool.artifacts.profile import Profile
 from vlatool.artifacts.samples_jsonl import parse_sample, question
-from vlatool.artifacts.windows import IMAGES_NAME, Kind, Window, lines_name, parse_windows
+from vlatool.artifacts.windows import (
+    EPISODE_PREFIX,
+    IMAGES_NAME,
+    Kind,
+    Window,
+    lines_name,
+    parse_windows,
+    picture_folder,
+)
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Family, Finding
@@ -102,6 +110,7 @@ class EpisodeBuild:
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
+        _check_places(item, windows)
         kept, _ = distinct_windows(windows)
         ids, findings = self._action_ids(item, kept)
         samples = assemble(windows, ids, self._codes(kept))
@@ -233,6 +242,23 @@ def common_shape(path: Path, windows: Sequence[Window]) -> Shape:
         except ValueError as error:
             raise _refused(path, str(error), "data.bad_instruction") from None
     return shape
+
+
+def _check_places(item: WindowFile, windows: Sequence[Window]) -> None:
+    """DataError where a window stands there twice, or names a picture of elsewhere."""
+    seen: set[tuple[object, ...]] = set()
+    for one in windows:
+        key = (one.kind, one.task, *one.images[-1:])
+        if key in seen:
+            reason = f"two {one.kind} windows up to {one.images[-1]} are the same"
+            raise _refused(item.path, reason, "data.duplicate_window")
+        seen.add(key)
+    for path in {path for one in windows for path in (*one.images, *one.future)}:
+        if (folder := picture_folder(path)) is None:
+            reason = f"{path[:200]!r} is no path such as {IMAGES_NAME}/EPISODE/NAME.png"
+            raise _refused(item.path, reason, "data.foreign_picture")
+        if item.episode.startswith(EPISODE_PREFIX) and folder != item.episode:
+            raise _refused(item.path, f"{path} is of another episode", "data.foreign_picture")
 
 
 def _refused(
