@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,6 +73,9 @@ def resolve_config(
 ) -> ResolveResult:
     """Shows, and writes if asked to, a configuration.
 
+    The published keys `resolve_configs` and `resolve_configs_path`, which ask for this, are obeyed
+    and not shown as set: what is written trains when it is loaded.
+
     Args:
         resolved: What `load_config` returned.
         explain: Whether each value is followed by its origin.
@@ -86,7 +89,8 @@ def resolve_config(
     if derive and isinstance(resolved.config, DerivesFromData):
         config, rules = resolved.config.derive_from_data()
         resolved = with_derived(resolved, config, rules)
-    target = _target(output) if output else None
+    resolved, folder = _without_request(resolved)
+    target = _target(output or folder) if output or folder else None
     if target is not None:
         _refuse_to_replace(target, resolved)
     unset = unset_needed(resolved.config)
@@ -96,6 +100,17 @@ def resolve_config(
         write_text(target, result.text())
         reporter.note(f"wrote {target}")
     return result
+
+
+def _without_request(resolved: Resolved[Any]) -> tuple[Resolved[Any], str]:
+    """The configuration without the request to be shown, and the folder that it names."""
+    folder = getattr(resolved.config, "resolve_configs_path", None)
+    if not hasattr(resolved.config, "resolve_configs"):
+        return resolved, ""
+    update = {"resolve_configs": False, "resolve_configs_path": None}
+    config = resolved.config.model_copy(update=update)
+    origins = {key: one for key, one in resolved.origins.items() if key not in update}
+    return replace(resolved, config=config, origins=origins), f"{folder}/" if folder else ""
 
 
 def _target(output: str) -> Path:

@@ -3,7 +3,7 @@
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.checkpoint import CheckpointManifest
 from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.config.rules import (
+    check_rules,
+    derivations,
+    explicit_keys,
+    violations,
+    without_effect,
+)
 from vlatool.errors import StorageError, UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
@@ -21,6 +28,7 @@ from vlatool.parallel.executor import default_workers
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
+from vlatool.training.schedule import broken_schedule
 
 if TYPE_CHECKING:
     from vlatool.training.begin import Begun
@@ -88,12 +96,22 @@ class _Setup:
     runtime: "Runtime"
     run: RunDir
     feed: "Feed"
+    typed: Collection[str]
 
 
-def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
+def train(
+    config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
+) -> TrainResult:
     """Trains, or goes on with, the run that `save_path` and `name` say.
 
+    Args:
+        config: What is trained, on what, and how.
+        typed: Keys that were typed for this run; of others, which presets gave, some rules only
+            warn. Unset, all that were given when `config` was built.
+        reporter: Hears how it goes.
+
     Raises:
+        ConfigError: A value was typed that cannot be used, or contradicts another.
         UsageError: Budget or batch sizes cannot work; the run folder holds another run.
         DataError: The data do not fit the configuration, or a loss is not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
@@ -104,6 +122,8 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     from vlatool.training.runtime import Runtime
 
     _check_needed(config)
+    typed = explicit_keys(config) if typed is None else typed
+    check_rules(violations(config), typed, reporter)
     config = claim.pinned_data(config)
     facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
@@ -112,6 +132,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     runtime.share_processors(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, facts, order, runtime)
+    check_rules(broken_schedule(config.hparams, plan.total_steps), typed, reporter)
     measured = held_out(config)
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)
@@ -119,7 +140,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         return _planned(config, order, plan)
     run = RunDir(_output(config))
     feed = Feed(config, facts, order, plan, runtime, run.root, measured)
-    setup = _Setup(config, facts, plan, runtime, run, feed)
+    setup = _Setup(config, facts, plan, runtime, run, feed, typed)
     if not runtime.is_main:
         runtime.wait()
         return _train(setup, NULL)
@@ -144,18 +165,15 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
 
 def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runtime") -> "TrainPlan":
     from vlatool.training.plan import make_plan
-    from vlatool.training.schedule import check_schedule
 
     plan = make_plan(config, facts.datasets, runtime.world_size)
     if not config.data.allow_multiple_epochs:
         refuse_second_epoch(order, plan.total_steps * plan.global_batch)
-    check_schedule(config.hparams, plan.total_steps)
     return plan
 
 
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training.begin import begin
-    from vlatool.training.schedule import check_schedule
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
@@ -167,7 +185,8 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
         if spec.starts_at >= plan.total_steps:
             reporter.note(f"{name} would start at step {spec.starts_at}: it never moves")
         else:
-            check_schedule(config.hparams, plan.total_steps - spec.starts_at)
+            broken = broken_schedule(config.hparams, plan.total_steps - spec.starts_at)
+            check_rules(broken if spec.starts_at else (), setup.typed, reporter)
     if latest is not None:
         reporter.note(f"going on after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
@@ -254,11 +273,10 @@ def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
 def _tell(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for key, rule in rules.items():
-        reporter.note(f"{key} from {rule}: {_value(config, key)}")
-    for key, reason in config.data.without_effect.items():
-        if getattr(config.data, key) != type(config.data).model_fields[key].default:
-            reporter.note(f"data.{key} has no effect: {reason}")
+    for told in derivations(config, rules):
+        reporter.note(told)
+    for key, reason in without_effect(config).items():
+        reporter.note(f"{key} has no effect: {reason}")
     held_out = config.data_kind.validation(config.data)
     if held_out is not None and config.total_val_samples is None:
         reporter.note("held-out data are given, but not measured: set total_val_samples")
@@ -379,10 +397,3 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
 def _acts(config: TrainConfig) -> bool:
     """Whether the model type makes policies."""
     return type(config.model_type).policy is not ModelType.policy
-
-
-def _value(config: TrainConfig, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
