@@ -77,5 +77,5 @@ def training_spec(sugar: Mapping[str, Sugar]) -> ConfigSpec:
         sugar={"data": DATA, **sugar},
         note=lambda: "Any other key: --section.key VALUE or --set key=value; --keys lists them.",
         values={"model.type": model_types, "data.type": _data_kinds},
-        presets=("runs", "models", "data", "hparams"),
+        presets=("runs", "models", "models/denoisers", "data", "hparams"),
     )

@@ -73,7 +73,7 @@ class LayerReader:
     """Reads layers for one class of configurations.
 
     Attributes:
-        sections: Folder of presets to the section that they fill.
+        sections: Folder of presets to the section that they fill, dotted.
         translations: What recognises trees of other programs.
         reading: How.
         preset_roots: Folders with presets; ours and those of plugins by default.
@@ -107,8 +107,10 @@ class LayerReader:
     def _preset(self, name: str) -> Node:
         path = preset_path(name, self.preset_roots, self.reading.preset_kinds)
         tree = _checked(read_file(path, show=self._shown, budget=self.budget))
-        section = self.sections.get(preset_kind(path, self.preset_roots))
-        return Node({section: tree}, tree.origin) if section else tree
+        section = self.sections.get(preset_kind(path, self.preset_roots), "")
+        for name in reversed(section.split(".") if section else ()):
+            tree = Node({name: tree}, tree.origin)
+        return tree
 
     def _file(self, file: str) -> Translated:
         compat = self.reading.compat

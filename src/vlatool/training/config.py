@@ -148,6 +148,7 @@ class TrainConfig(ConfigModel):
     )
     preset_sections: ClassVar[Mapping[str, str]] = {
         "models": "model",
+        "models/denoisers": "model.transformer",
         "data": "data",
         "hparams": "hparams",
     }
