@@ -1,18 +1,24 @@
-"""Weights from safetensors files into models, strictly.
+"""Weights from files into models, strictly; published pickles without the code in them.
 
 Tied weights are stored once, under the first of their names.
 """
 
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlatool.errors import DataError
+from vlatool.storage.atomic import open_atomic
 
 _SHOWN = 5
+# The first byte of a pickle that is no archive.
+_PICKLE = b"\x80"
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -36,6 +42,41 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise unusable_checkpoint(path, error) from None
+
+
+def read_pickled_weights(path: Path) -> dict[Any, Any]:
+    """The content of a published `.pt` file, on the CPU; nothing of it is run.
+
+    Raises:
+        DataError: It is missing or broken, or would run code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "unsupported global" not in str(error).lower() and not _begins(path, _PICKLE):
+            raise unusable_checkpoint(path, "it is no file of weights") from None
+        raise DataError(
+            f"{path}: is a pickle that would run code, and is not opened",
+            hint="use a file of weights alone, such as safetensors",
+            code="data.unsafe_checkpoint",
+            details={"path": str(path)},
+        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise unusable_checkpoint(path, error) from None
+    if not isinstance(content, dict):
+        raise unusable_checkpoint(path, f"it holds a {type(content).__name__}")
+    return content
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
+
+
+def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values as a `.pt` file, whole or not at all."""
+    with open_atomic(path) as file:
+        torch.save(dict(content), file)
 
 
 def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
