@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -16,18 +16,18 @@ from vlatool.plugins import Registry
 
 @dataclass(frozen=True)
 class Violation:
-    """A value that breaks a rule when a command runs.
+    """Values that break a rule when a command runs.
 
     Attributes:
-        key: Dotted, in the section that tells.
+        keys: Dotted, in the section that tells; the first is the one to change.
         message: What is wrong and why.
-        is_strict: It is wrong whoever wrote it; else who inherited it from a preset is warned.
+        level: An error always; where one of the keys was typed, else a warning; or a warning.
         code: Stable identifier.
     """
 
-    key: str
+    keys: tuple[str, ...]
     message: str
-    is_strict: bool = False
+    level: Literal["error", "typed", "warning"] = "typed"
     code: str = "config.contradiction"
 
 

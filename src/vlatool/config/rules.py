@@ -16,22 +16,20 @@ def violations(config: ConfigModel) -> Iterator[Violation]:
     """Values that nothing can be done with yet, and those that contradict others."""
     for prefix, section in sections(config):
         for broken in section.broken_rules():
-            yield replace(broken, key=f"{prefix}{broken.key}")
+            yield replace(broken, keys=tuple(f"{prefix}{key}" for key in broken.keys))
         for key, (allowed, reason) in section.refused.items():
             value = getattr(section, key)
             if value not in allowed:
                 message = f'"{prefix}{key}" is {value!r}, which cannot be used here: {reason}'
-                yield Violation(f"{prefix}{key}", message, is_strict=True, code="config.refused")
+                yield Violation((f"{prefix}{key}",), message, "error", "config.refused")
 
 
-def without_effect(config: ConfigModel) -> dict[str, str]:
-    """Dotted key to reason of what was set and does nothing."""
-    return {
-        f"{prefix}{key}": reason
-        for prefix, section in sections(config)
-        for key, reason in section.without_effect.items()
-        if getattr(section, key) != type(section).model_fields[key].default
-    }
+def without_effect(config: ConfigModel) -> Iterator[str]:
+    """A sentence for every key that was set and does nothing."""
+    for prefix, section in sections(config):
+        for key, reason in section.without_effect.items():
+            if getattr(section, key) != type(section).model_fields[key].default:
+                yield f"{prefix}{key} has no effect: {reason}"
 
 
 def sections(config: ConfigModel, prefix: str = "") -> Iterator[tuple[str, ConfigModel]]:
@@ -65,14 +63,19 @@ def check_rules(broken: Iterable[Violation], typed: Collection[str], reporter: R
         ConfigError: Something is wrong that was typed, or that is wrong whoever wrote it.
     """
     found = list(broken)
-    wrong = [one for one in found if one.is_strict or one.key in typed]
+    wrong = [one for one in found if _is_error(one, typed)]
     if wrong:
         raise config_error(
-            [Problem(one.key, "", one.message, code=one.code) for one in wrong],
-            hint=f"set {wrong[0].key} to another value, or leave it out",
+            [Problem(one.keys[0], "", one.message, code=one.code) for one in wrong],
+            hint=f"set {wrong[0].keys[0]} to another value, or leave it out",
         )
     for one in found:
         reporter.warn("inherited_value", one.message)
+
+
+def _is_error(broken: Violation, typed: Collection[str]) -> bool:
+    is_typed = any(key in typed for key in broken.keys)
+    return broken.level == "error" or (broken.level == "typed" and is_typed)
 
 
 def derivations(config: ConfigModel, rules: Mapping[str, str]) -> Iterator[str]:

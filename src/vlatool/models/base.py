@@ -240,7 +240,7 @@ class ModelType(Protocol):
         return config, {}
 
     def broken_rules(self, config: Any, data: Any) -> "Iterable[Violation]":
-        """What contradicts itself in the sections `model` and `data`, as dotted keys from there."""
+        """What contradicts itself in the sections `model` and `data`, with keys from the root."""
         del config, data
         return ()
 

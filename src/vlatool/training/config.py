@@ -266,10 +266,11 @@ class TrainConfig(ConfigModel):
         """Sections that contradict each other, and what the model type says of its data."""
         if self.data.seed not in (None, self.hparams.seed):
             message = f"data.seed is {self.data.seed}: hparams.seed, {self.hparams.seed}, counts"
-            yield Violation("data.seed", message)
+            yield Violation(("data.seed",), message)
         if self.wandb:
             yield Violation(
-                "wandb", "wandb is true: nothing is sent to W&B yet; metrics are in metrics.jsonl"
+                ("wandb",),
+                "wandb is true: nothing is sent to W&B yet; metrics are in metrics.jsonl",
             )
         yield from self.model_type.broken_rules(self.model, self.data)
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from vlatool.config.layers import Translated
-from vlatool.config.tree import Node, child, find, plain
+from vlatool.config.tree import Node, child, find, from_value, plain
 
 # Each process of the published program finds them itself, and writes them down: a record has them.
 _OF_A_PROCESS = ("use_distributed", "rank", "local_rank", "device")
+_LISTS = ("dataset_", "val_dataset_")
 _BACKBONE = ("model", "vision_language_backbone")
 # Keys that one kind of backbone alone has. Source: lbm-training 1.6.
 _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -26,6 +27,8 @@ def translate(tree: Node) -> Translated | None:
     told = tree
     for place, change in _CHANGES.items():
         told = _changed(told, place, change)
+    if is_record:
+        told = _changed(told, _BACKBONE, _as_it_read)
     return Translated(told, is_record) if is_record or told is not tree else None
 
 
@@ -57,9 +60,6 @@ def _without_nulls(data: Node) -> Node:
     return replace(data, value={**data.value, **kept})
 
 
-_LISTS = ("dataset_", "val_dataset_")
-
-
 def _is_null(node: Node) -> bool:
     return isinstance(node.value, list) and plain(node) == [None] * len(node.value) != []
 
@@ -74,6 +74,14 @@ def _named_backbone(backbone: Node) -> Node:
     if len(kinds) != 1:
         return backbone
     return replace(backbone, value={"type": Node(kinds[0], backbone.origin), **backbone.value})
+
+
+def _as_it_read(backbone: Node) -> Node:
+    """The published processor wrote a word per picture before every sentence."""
+    if plain(backbone.value.get("type", Node(None, ""))) != "clip_backbone":
+        return backbone
+    words = {"image_words": from_value(value=True, origin=backbone.origin)}
+    return replace(backbone, value={**words, **backbone.value})
 
 
 _CHANGES: Mapping[tuple[str, ...], Callable[[Node], Node]] = {

@@ -47,7 +47,7 @@ def broken_schedule(h: HParams, total_steps: int) -> Iterator[Violation]:
     warmup = to_steps(h.warmup, total_steps)
     if warmup >= total_steps > 1:
         yield Violation(
-            "hparams.warmup",
+            ("hparams.warmup",),
             f"hparams.warmup is {warmup} steps, the run has {total_steps}: the peak rate is never "
             "reached; a share below 1, such as 0.05, fits every run",
             code="usage.warmup_too_long",

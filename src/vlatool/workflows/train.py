@@ -273,10 +273,8 @@ def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
 def _tell(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for told in derivations(config, rules):
+    for told in (*derivations(config, rules), *without_effect(config)):
         reporter.note(told)
-    for key, reason in without_effect(config).items():
-        reporter.note(f"{key} has no effect: {reason}")
     held_out = config.data_kind.validation(config.data)
     if held_out is not None and config.total_val_samples is None:
         reporter.note("held-out data are given, but not measured: set total_val_samples")
@@ -318,8 +316,12 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
         is_known = isinstance(before, int) and before >= 0
         workers = before if is_known else max(1, default_workers() // runtime.world_size)
     data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
-    processes = config.distributed.model_copy(update={"world_size": runtime.world_size})
-    return config.model_copy(update={"data": data, "distributed": processes})
+    count = {"world_size": runtime.world_size}
+    processes, hparams = (
+        config.distributed.model_copy(update=count),
+        config.hparams.model_copy(update=count),
+    )
+    return config.model_copy(update={"data": data, "distributed": processes, "hparams": hparams})
 
 
 def _output(config: TrainConfig) -> Path:

@@ -102,7 +102,7 @@ def test_cosine_without_any_step_after_warmup_ends_at_the_last_rate() -> None:
 @pytest.mark.parametrize(("warmup", "total"), [(1000, 781), (10, 10)])
 def test_warmup_as_long_as_the_run_breaks_a_rule(warmup: int, total: int) -> None:
     (broken,) = broken_schedule(HParams(warmup=warmup), total)
-    assert (broken.key, broken.code) == ("hparams.warmup", "usage.warmup_too_long")
+    assert (broken.keys[0], broken.code) == ("hparams.warmup", "usage.warmup_too_long")
 
 
 def test_default_warmup_fits_any_run() -> None:

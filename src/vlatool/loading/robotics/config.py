@@ -76,6 +76,9 @@ class PublishedDataConfig(LoadingConfig):
         **LoadingConfig.without_effect,
         "val_dataset_weighting": "held-out data are read in stored order",
         "val_dataset_statistics": "held-out data are scaled as the training data are",
+        "processor_kwargs": "pictures get the size that the backbone's base model was made for",
+        "image_size": "pictures get the size that the backbone's base model was made for",
+        "img_num_tokens": "the backbone's base model decides it",
         "seq_len": "texts are as long as the longest of a batch",
         "use_hf_fast_tokenizer": "the fast tokenizer is always used",
         "hf_fast_tokenizers_parallelism": "loader processes are what works in parallel",
@@ -91,6 +94,9 @@ class PublishedDataConfig(LoadingConfig):
 
     val_dataset_weighting: list[float] = Field(default=[], description="Has no effect.")
     val_dataset_statistics: list[str] = Field(default=[], description="Has no effect.")
+    processor_kwargs: dict[str, Any] = Field(default={}, description="Has no effect.")
+    image_size: int = Field(default=224, ge=1, description="Has no effect.")
+    img_num_tokens: int = Field(default=256, ge=1, description="Has no effect.")
     seq_len: int = Field(default=2048, ge=1, description="Has no effect.")
     use_hf_fast_tokenizer: bool = Field(default=True, description="Has no effect.")
     hf_fast_tokenizers_parallelism: bool = Field(default=True, description="Has no effect.")
@@ -152,17 +158,12 @@ class RoboticsDataConfig(PublishedDataConfig):
         default=False, description="Models do not look at pictures that were padded."
     )
     processor: str | None = Field(
-        default=None, description="Processor of pictures and text; null: the backbone's."
+        default=None, description="Processor of pictures and text: that of the backbone."
     )
-    processor_kwargs: dict[str, Any] = Field(
-        default={}, description="What the processor is made with."
-    )
-    image_size: int = Field(
-        default=224, ge=1, description="Side of the pictures of processors without a size."
-    )
-    img_num_tokens: int = Field(default=256, ge=1, description="Places in a text per picture.")
     max_text_seq_len: int | None = Field(
-        default=None, ge=1, description="Longer texts are cut to so many tokens; null: they fail."
+        default=None,
+        ge=1,
+        description="Most tokens of a text; null: as many as the backbone takes.",
     )
     augmentation: AugmentationConfig = Field(
         default=AugmentationConfig(), description="How pictures are varied."
@@ -229,11 +230,11 @@ class RoboticsDataConfig(PublishedDataConfig):
         chosen = picture_names(self.camera_names, self.image_indices)
         if chosen and self.image_names and self.image_names != chosen:
             told = "image_names are not those of camera_names at image_indices, which count"
-            yield Violation("image_names", told)
+            yield Violation(("image_names",), told)
         for part in self.augmentation.asked:
             told = f"augmentation.{part} is enabled: pictures of samples cannot be varied yet"
             key = f"augmentation.{part}.enabled"
-            yield Violation(key, told, is_strict=True, code="config.refused")
+            yield Violation((key,), told, "error", "config.refused")
 
 
 def picture_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:
