@@ -106,12 +106,12 @@ def train(
 
     Args:
         config: What is trained, on what, and how.
-        typed: Keys that were typed for this run; of others, which presets gave, some rules only
-            warn. Unset, all that were given when `config` was built.
+        typed: Keys that were typed for this run, by default all that are given; of values that
+            are inherited some rules only warn.
         reporter: Hears how it goes.
 
     Raises:
-        ConfigError: A value was typed that cannot be used, or contradicts another.
+        ConfigError: A value cannot be used, or contradicts another.
         UsageError: Budget or batch sizes cannot work; the run folder holds another run.
         DataError: The data do not fit the configuration, or a loss is not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
@@ -317,10 +317,8 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
         workers = before if is_known else max(1, default_workers() // runtime.world_size)
     data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
     count = {"world_size": runtime.world_size}
-    processes, hparams = (
-        config.distributed.model_copy(update=count),
-        config.hparams.model_copy(update=count),
-    )
+    processes = config.distributed.model_copy(update=count)
+    hparams = config.hparams.model_copy(update=count)
     return config.model_copy(update={"data": data, "distributed": processes, "hparams": hparams})
 
 
