@@ -1,6 +1,5 @@
 """Training of any registered model type on any kind of data that it takes."""
 
-import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -18,14 +17,13 @@ from vlatool.config.rules import (
     violations,
     without_effect,
 )
-from vlatool.errors import StorageError, UsageError
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
 from vlatool.loading.base import Facts
 from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
 from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
-from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.training.schedule import broken_schedule
@@ -141,23 +139,31 @@ def train(
     run = RunDir(_output(config))
     feed = Feed(config, facts, order, plan, runtime, run.root, measured)
     setup = _Setup(config, facts, plan, runtime, run, feed, typed)
-    if not runtime.is_main:
-        runtime.wait()
-        return _train(setup, NULL)
+    if runtime.is_main:
+        return _train_as_owner(setup, reporter)
+    runtime.wait()
+    return _train(setup, NULL)
+
+
+def _train_as_owner(setup: _Setup, reporter: Reporter) -> TrainResult:
+    """Trains in a folder that is known, or made, to be this run's."""
+    from vlatool.training import claim
+
+    config, run = setup.config, setup.run
 
     def keep() -> None:
-        config.data_kind.keep(config.data, facts, run.root)
+        config.data_kind.keep(config.data, setup.facts, run.root)
         config.model_type.keep(config.model, run.root)
 
     claim.known_run(run, config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
-        fingerprint = {**facts.fingerprint, **claim.data_versions(config)}
+        fingerprint = {**setup.facts.fingerprint, **claim.data_versions(config)}
         record = claim.claim_run(run, config, fingerprint, keep)
         _check_checkpoint(run)
         run.prune(None)
         for name in claim.mend_run(run, config, keep):
             reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
-        runtime.wait()
+        setup.runtime.wait()
         result = _train(setup, reporter)
         claim.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
         return result
@@ -174,6 +180,7 @@ def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runti
 
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training.begin import begin
+    from vlatool.training.checkpoints import check_disk
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
@@ -194,7 +201,7 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     if state.step >= plan.total_steps:
         return _result(setup, state, "already complete", started)
     if runtime.is_main:
-        _check_disk(run, state)
+        check_disk(run, state)
     _fit(setup, begun, reporter)
     return _result(setup, state, "trained", started)
 
@@ -325,19 +332,6 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
 def _output(config: TrainConfig) -> Path:
     assert config.name is not None
     return local_path(config.save_path) / config.name
-
-
-def _check_disk(run: RunDir, state: "TrainState") -> None:
-    """Refuses to start a run whose first checkpoint does not fit the disk."""
-    needed = 4 * 4 * state.num_parameters
-    free = shutil.disk_usage(run.root).free
-    if free < needed:
-        raise StorageError(
-            f"{run.root}: {size_text(free)} are free, a checkpoint takes about {size_text(needed)}",
-            hint="free some space or choose another --output",
-            code="storage.no_space",
-            details={"path": str(run.root), "needed": needed, "free": free},
-        )
 
 
 def _end(number: int | None) -> None:

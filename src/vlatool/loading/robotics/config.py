@@ -215,7 +215,7 @@ class RoboticsDataConfig(PublishedDataConfig):
         """Names of pictures, and fields of the normalisation, as far as they are known."""
         update: dict[str, Any] = {}
         rules: dict[str, str] = {}
-        if self.camera_names and self.image_indices:
+        if self.camera_names and self.image_indices and not self.image_names:
             update["image_names"] = picture_names(self.camera_names, self.image_indices)
         rules |= derivation_rules(self, update)
         if self.proprioception_fields and self.action_fields:
