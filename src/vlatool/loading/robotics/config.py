@@ -229,10 +229,10 @@ class RoboticsDataConfig(PublishedDataConfig):
         """Pictures that are named otherwise than they are chosen; what nothing does yet."""
         chosen = picture_names(self.camera_names, self.image_indices)
         if chosen and self.image_names and self.image_names != chosen:
-            told = "image_names are not those of camera_names at image_indices, which count"
+            told = "data.image_names are not those of camera_names at image_indices, which count"
             yield Violation(("image_names",), told)
         for part in self.augmentation.asked:
-            told = f"augmentation.{part} is enabled: pictures of samples cannot be varied yet"
+            told = f"data.augmentation.{part} is enabled: pictures of samples cannot be varied yet"
             key = f"augmentation.{part}.enabled"
             yield Violation((key,), told, "error", "config.refused")
 
