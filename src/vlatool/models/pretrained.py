@@ -15,6 +15,14 @@ from vlatool.artifacts.base_model import (
     weight_files,
 )
 from vlatool.artifacts.base_model import read_colours as colours_of
+from vlatool.artifacts.checkpoint import (
+    EMA,
+    MODEL,
+    PICKLED_SUFFIX,
+    WEIGHTS_SUFFIX,
+    CheckpointManifest,
+)
+from vlatool.artifacts.run_dir import find_checkpoint
 from vlatool.errors import DataError, missing_package
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import existing, is_remote, location
@@ -24,7 +32,9 @@ if TYPE_CHECKING:
 
 CLIP = "clip"
 # Of every CLIP of its first authors. Source: the model cards' preprocessor_config.json.
-_CLIP_COLOURS = Colours((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+CLIP_COLOURS = Colours((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+# Of the vision-language models that can be backbones.
+VLM_COLOURS = Colours((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # How kinds of language models call the width of a token.
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
@@ -80,9 +90,9 @@ def text_width(architecture: Mapping[str, Any]) -> int:
     return int(next((section[key] for key in _WIDTHS if key in section), 0))
 
 
-def read_colours(name: str) -> Colours:
-    """How a base model wants the colours of its pictures; those of CLIP where it does not say."""
-    return colours_of(base_model(name), _CLIP_COLOURS)
+def read_colours(name: str, default: Colours) -> Colours:
+    """How a base model wants the colours of its pictures; `default` where it does not say."""
+    return colours_of(base_model(name), default)
 
 
 def keep_tokenizer(name: str, folder: Path) -> None:
@@ -125,6 +135,20 @@ def load_base(network: "nn.Module", name: str) -> None:
     if told["missing_keys"]:
         raise unusable_checkpoint(folder, f"it lacks {min(told['missing_keys'])}")
     network.load_state_dict(loaded.state_dict())
+
+
+def weights_file(text: str) -> Path:
+    """The file of weights behind a location: itself, or a run's newest, averaged where it can be.
+
+    Raises:
+        DataError: Nothing is there, or no checkpoint is.
+    """
+    path = existing(text)
+    if path.suffix in (PICKLED_SUFFIX, WEIGHTS_SUFFIX):
+        return path
+    checkpoint = find_checkpoint(path)[1]
+    manifest = CheckpointManifest.read(checkpoint)
+    return checkpoint / (EMA if EMA in manifest.files else MODEL)
 
 
 def transformers() -> Any:

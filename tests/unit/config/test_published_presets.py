@@ -225,6 +225,47 @@ JOBS: dict[str, dict[str, Any]] = {
         "data.pad_missing_images": True,
     },
 }
+VLA: dict[str, Any] = {
+    **{key: one for key, one in SMALL.items() if not key.startswith("model.vision_language")},
+    "hparams.lr": 5e-4,
+    "hparams.lr_cooldown_end": 1e-5,
+    "hparams.grad_clip_norm": 1.0,
+    "hparams.per_gpu_batch_size": 1,
+    "hparams.global_batch_size": 2,
+    "model.vision_language_backbone.type": "vlm_backbone",
+    "model.vision_language_backbone.hf_pretrained": "google/paligemma-3b-pt-224",
+    "model.vision_language_backbone.num_vlm_layers_to_use": 4,
+    "model.transformer.is_causal": False,
+    "model.noise_scheduler.num_timesteps": 1000,
+    "model.noise_scheduler.clamp_range": [-3, 3],
+    "data.camera_names": SIX,
+    "data.language_instruction_types": ALL_WORDS,
+    "data.normalization.scope": "per_timestep",
+    "data.processor": "google/paligemma2-3b-pt-224",
+    "data.processor_kwargs": {"size": {"height": 224, "width": 224}},
+    "data.img_num_tokens": 256,
+    "data.augmentation.image.crop.enabled": False,
+    "data.pad_missing_images": False,
+}
+JOBS["vla-diffusion-bellpepper"] = VLA
+JOBS["vla-diffusion-tiny-test"] = {
+    **VLA,
+    "hparams.global_batch_size": 1,
+    "distributed.fsdp": False,
+    "model.vision_language_backbone.hf_pretrained": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+    "model.vision_language_backbone.num_vlm_layers_to_use": 1,
+    "model.transformer.hidden_dim": 64,
+    "model.transformer.n_layers": 2,
+    "model.transformer.n_heads": 2,
+    "model.transformer.max_seq_len": 128,
+    "model.transformer.post_embed_norm": False,
+    "data.processor": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+    "data.image_size": 512,
+    "data.img_num_tokens": 64,
+    "data.seq_len": 512,
+    "data.num_workers": 0,
+    "data.prefetch_factor": 4,  # null, which is the default
+}
 # What the recommended jobs change; each file says why.
 CORRECTED = {
     "diffusion-policy-bellpepper": {
@@ -246,6 +287,12 @@ CORRECTED = {
         "hparams.warmup",
         "hparams.precision",
     },
+}
+CORRECTED["vla-diffusion-tiny-test"] = {"hparams.warmup"}
+CORRECTED["vla-diffusion-bellpepper"] = {
+    "data.processor",
+    "data.prefetch_factor",
+    "hparams.warmup",
 }
 CORRECTED["lbm-hparams-6cams"] = CORRECTED["lbm-hparams-4cams"]
 CORRECTED["lbm-multitask-4cams"] = CORRECTED["lbm-hparams-4cams"] | {"data.mask_padded_images"}

@@ -25,11 +25,11 @@ from vlatool.models.diffusion_policy.weights import (
     import_published,
     load_policy,
     load_section,
-    weights_file,
     without_wrappers,
     write_published,
     write_published_average,
 )
+from vlatool.models.pretrained import weights_file
 
 VOCABULARY = 11
 

@@ -20,6 +20,7 @@ from vlatool.models.diffusion_policy.config import (
     KeypointBackboneConfig,
     ViTBackboneConfig,
 )
+from vlatool.models.diffusion_policy.vlm import VlmBackbone
 
 
 class ByteTextEncoder(nn.Module):
@@ -242,6 +243,7 @@ BACKBONES: Mapping[str, Any] = {
     "keypoint_backbone": KeypointBackbone,
     "clip_backbone": ClipBackbone,
     "clip_hf": ClipBackbone,
+    "vlm_backbone": VlmBackbone,
 }
 
 

@@ -12,8 +12,11 @@ from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.diffusion_policy.families import picture_side
 from vlatool.models.pretrained import (
     CLIP,
+    CLIP_COLOURS,
+    VLM_COLOURS,
     keep_tokenizer,
     read_architecture,
     read_colours,
@@ -182,7 +185,7 @@ class ClipBackboneConfig(NetworkConfig):
         update: dict[str, Any] = {"num_images": len(data.camera_names) * len(data.image_indices)}
         if self.architecture is None:
             update["architecture"] = read_architecture(self.hf_pretrained, CLIP)
-            colours = read_colours(self.hf_pretrained)
+            colours = read_colours(self.hf_pretrained, CLIP_COLOURS)
             update["image_mean"] = colours.image_mean
             update["image_std"] = colours.image_std
         return self._filled(update)
@@ -193,8 +196,51 @@ class ClipBackboneConfig(NetworkConfig):
             keep_tokenizer(self.hf_pretrained, folder)
 
 
+class VlmBackboneConfig(NetworkConfig):
+    """A vision-language model of the hub; one token per sample."""
+
+    type: Literal["vlm_backbone"] = Field(default="vlm_backbone", description="Kind of backbone.")
+    hf_pretrained: str = Field(
+        default="", description="Base model: owner/name of the hub, or a folder of any scheme."
+    )
+    num_vlm_layers_to_use: int = Field(
+        default=4, ge=1, description="Last layers whose states are taken side by side."
+    )
+    architecture: dict[str, Any] | None = derived_field(
+        "config.json of hf_pretrained", "The base model's sizes."
+    )
+    image_size: int | None = derived_field(
+        "config.json of hf_pretrained", "Side of the pictures; others are resized.", ge=1
+    )
+    image_mean: tuple[float, float, float] | None = derived_field(
+        "preprocessor_config.json of hf_pretrained", "What is taken from red, green and blue."
+    )
+    image_std: tuple[float, float, float] | None = derived_field(
+        "preprocessor_config.json of hf_pretrained", "What red, green and blue are divided by."
+    )
+    num_images: int | None = derived_field(
+        "data.camera_names times data.image_indices", "Pictures of a sample.", ge=1
+    )
+
+    def derive(self, data: RoboticsDataConfig) -> Derived:
+        """Sizes and colours of the base model."""
+        update: dict[str, Any] = {"num_images": len(data.camera_names) * len(data.image_indices)}
+        if self.architecture is None:
+            architecture = read_architecture(self.hf_pretrained)
+            colours = read_colours(self.hf_pretrained, VLM_COLOURS)
+            side = picture_side(architecture) if self.image_size is None else self.image_size
+            update |= {"architecture": architecture, "image_size": side}
+            update |= {"image_mean": colours.image_mean, "image_std": colours.image_std}
+        return self._filled(update)
+
+    def keep(self, folder: Path) -> None:
+        """The tokenizer."""
+        keep_tokenizer(self.hf_pretrained, folder)
+
+
 Backbone = Annotated[
-    ClipBackboneConfig | ViTBackboneConfig | KeypointBackboneConfig, Field(discriminator="type")
+    ClipBackboneConfig | VlmBackboneConfig | ViTBackboneConfig | KeypointBackboneConfig,
+    Field(discriminator="type"),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, Violation, derivation_rules, derived_field
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import ModelType, Part
 from vlatool.models.diffusion_policy.config import (
@@ -23,6 +23,7 @@ from vlatool.models.diffusion_policy.config import (
     Solver,
     TransformerConfig,
 )
+from vlatool.models.pretrained import weights_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,6 +87,20 @@ class DiffusionPolicyConfig(NetworkConfig):
         return self
 
 
+def _check_beginning(config: DiffusionPolicyConfig) -> None:
+    """Makes sure that the weights to begin with are there."""
+    if config.resume_from_checkpoint is not None and not config.resume_weights_only:
+        raise UsageError(
+            "model.resume_from_checkpoint: only weights can be taken into another run",
+            hint="set model.resume_weights_only=true to begin a new run with them; a run goes on "
+            "by the same command with its --output",
+            code="usage.resume_weights_only",
+        )
+    for section in (config, config.vision_language_backbone, config.transformer):
+        if section.resume_from_checkpoint is not None:
+            weights_file(section.resume_from_checkpoint)
+
+
 class DiffusionPolicyType(ModelType):
     """The model type `diffusion_policy`."""
 
@@ -118,7 +133,8 @@ class DiffusionPolicyType(ModelType):
         """Dimensions and the number of cameras.
 
         Raises:
-            DataError: There are no cameras.
+            DataError: There are no cameras; a base model or the weights to begin with are missing.
+            UsageError: A whole run is to go on by its weights.
         """
         del facts
         if not data.camera_names:
@@ -128,6 +144,7 @@ class DiffusionPolicyType(ModelType):
                 "pictures",
                 code="data.no_cameras",
             )
+        _check_beginning(config)
         widths = ("action_dim", "proprioception_dim")
         update: dict[str, Any] = {name: getattr(data, name) for name in widths}
         rules = derivation_rules(config, update)

@@ -11,12 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlatool.errors import DataError, VlatoolError
+from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.models.diffusion_policy.config import (
     Backbone,
     ClipBackboneConfig,
     KeypointBackboneConfig,
     ViTBackboneConfig,
+    VlmBackboneConfig,
+)
+from vlatool.models.diffusion_policy.families import (
+    family_of,
+    picture_token_id,
+    picture_tokens,
 )
 from vlatool.models.pretrained import tokenizer_text, tokenizers
 
@@ -26,6 +32,8 @@ _TEXT_BUCKET = 32
 _TOKEN_BUCKET = 16
 # Of CLIP where its config.json does not say.
 _CLIP_LENGTH, _CLIP_FIRST, _CLIP_LAST = 77, 49406, 49407
+# Of vision-language models: all that they read, and what stands around pictures and a sentence.
+_MOST_TOKENS, _ROOM = 1 << 15, 64
 _IMAGE_WORD = "<image> "
 
 Sentences = Callable[[Sequence[str]], Tensor]
@@ -51,12 +59,15 @@ class TokenSentences:
         tokenizer: Text of its tokenizer.json.
         length: Most ids; further ones are cut, told once.
         before: Stands in front of every sentence.
+        after: Stands behind it; None where the tokenizer adds what belongs around a text.
 
     Raises:
         DataError: It is no tokenizer.
     """
 
-    def __init__(self, tokenizer: str, length: int, before: str = "") -> None:
+    def __init__(
+        self, tokenizer: str, length: int, before: str = "", after: str | None = None
+    ) -> None:
         try:
             self._tokenizer = tokenizers().Tokenizer.from_str(tokenizer)
         except VlatoolError:
@@ -71,12 +82,14 @@ class TokenSentences:
         self._tokenizer.no_truncation()
         self._length = length
         self._before = before
+        self._after = after
         self._told = False
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         """int64 [B, L]."""
-        texts = [self._before + sentence for sentence in sentences]
-        rows = [one.ids for one in self._tokenizer.encode_batch(texts)]
+        texts = [self._before + sentence + (self._after or "") for sentence in sentences]
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=self._after is None)
+        rows = [one.ids for one in encoded]
         if not self._told and max(map(len, rows), default=0) > self._length:
             self._told = True
             _log.warning("a sentence is longer than %s tokens: its end is cut", self._length)
@@ -128,11 +141,35 @@ def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
     return (section.architecture or {}).get("text_config") or {}
 
 
+def _vlm(section: VlmBackboneConfig, most: int | None, folder: Path | None) -> Sentences:
+    """Pictures and sentence as the family is asked; `most` counts both."""
+    assert section.architecture is not None
+    images, tokens = section.num_images or 0, _tokens(section)
+    before, after = family_of(section.architecture).prompt(images, tokens)
+    needed = images * tokens + _ROOM
+    if most is not None and most < needed:
+        raise UsageError(
+            f"data.max_text_seq_len {most} leaves no room for a sentence beside the pictures",
+            hint=f"set it to at least {needed}, or leave it out",
+            code="usage.no_room_for_text",
+        )
+    tokenizer = tokenizer_text(section.hf_pretrained, folder)
+    return TokenSentences(tokenizer, most or _MOST_TOKENS, before, after)
+
+
+def _tokens(section: VlmBackboneConfig) -> int:
+    """Of a picture."""
+    assert section.architecture is not None
+    assert section.image_size is not None
+    return picture_tokens(section.architecture, section.image_size)
+
+
 _MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], Sentences]] = {
     "vit_backbone": _bytes,
     "keypoint_backbone": _bytes,
     "clip_backbone": _clip,
     "clip_hf": _clip,
+    "vlm_backbone": _vlm,
 }
 
 
@@ -149,8 +186,25 @@ def make_sentences(section: Backbone, most: int | None, folder: Path | None) -> 
 
 def example_text(section: Backbone, size: int) -> Tensor:
     """Sentences without a word, int64 [size, L]; needs no tokenizer."""
-    if isinstance(section, ClipBackboneConfig) and not section.disable_text:
-        text = _clip_text(section)
-        ends = [text.get("bos_token_id", _CLIP_FIRST), text.get("eos_token_id", _CLIP_LAST)]
-        return padded([ends] * size, _CLIP_LENGTH, _TOKEN_BUCKET)
-    return encode_text([""] * size, _TEXT_BUCKET)
+    ids = _EXAMPLES[section.type](section) if section.type in _EXAMPLES else []
+    return padded([ids] * size, _MOST_TOKENS, _TOKEN_BUCKET if ids else _TEXT_BUCKET)
+
+
+def _clip_example(section: ClipBackboneConfig) -> list[int]:
+    text = _clip_text(section)
+    return [text.get("bos_token_id", _CLIP_FIRST), text.get("eos_token_id", _CLIP_LAST)]
+
+
+def _vlm_example(section: VlmBackboneConfig) -> list[int]:
+    assert section.architecture is not None
+    # Something between pictures: some families see by it where one ends.
+    picture = [picture_token_id(section.architecture)] * _tokens(section) + [0]
+    return picture * (section.num_images or 0)
+
+
+# Ids of a sentence without a word; other backbones are given none.
+_EXAMPLES: Mapping[str, Callable[[Any], list[int]]] = {
+    "clip_backbone": _clip_example,
+    "clip_hf": _clip_example,
+    "vlm_backbone": _vlm_example,
+}

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.checkpoint import EMA, MODEL, CheckpointManifest
-from vlatool.artifacts.run_dir import find_checkpoint
+from vlatool.artifacts.checkpoint import PICKLED_SUFFIX, WEIGHTS_SUFFIX
 from vlatool.errors import DataError, UsageError
 from vlatool.models.diffusion_policy.config import NetworkConfig, TransformerConfig
 from vlatool.models.diffusion_policy.denoisers import make_norm
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.models.pretrained import weights_file
 from vlatool.models.weights import (
     fitted,
     read_pickled_weights,
@@ -26,9 +26,8 @@ from vlatool.models.weights import (
     write_pickled_weights,
 )
 from vlatool.storage.cache import FileCache, default_cache_folder
-from vlatool.storage.uri import existing, is_remote
+from vlatool.storage.uri import is_remote
 
-_PICKLED, _SAFE = ".pt", ".safetensors"
 _STATE, _EMA_STATE = "state_dict", "ema_state_dict"
 _WRAPPERS = ("_orig_mod.", "module.")
 _SECTIONS = ("vision_language_backbone", "transformer")
@@ -165,7 +164,7 @@ def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> 
 
     Args:
         network: The policy.
-        path: See `weights_file`.
+        path: See `pretrained.weights_file`.
         anew: Modules that keep what they have, such as `action_encode` where actions differ.
 
     Returns:
@@ -209,14 +208,14 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     if is_remote(path):
         folder = FileCache(default_cache_folder()).local_copy(path.parent, [path.name])
         path = folder / path.name
-    if path.suffix == _SAFE:
+    if path.suffix == WEIGHTS_SUFFIX:
         return read_weights(path)
     content = read_pickled_weights(path)
     state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
     if not isinstance(state, Mapping) or not _are_tensors(state):
         raise DataError(
             f"{path}: holds no weights",
-            hint=f"give a checkpoint_N{_PICKLED} or ema_N{_PICKLED}, not an optimizer's file",
+            hint=f"give checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}, not an optimizer's",
             code="data.no_weights",
             details={"path": str(path)},
         )
@@ -227,20 +226,6 @@ def _are_tensors(state: Mapping[Any, Any]) -> bool:
     return bool(state) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     )
-
-
-def weights_file(text: str) -> Path:
-    """The file of weights behind a location: itself, or a run's newest, averaged where it can be.
-
-    Raises:
-        DataError: Nothing is there, or no checkpoint is.
-    """
-    path = existing(text)
-    if path.suffix in (_PICKLED, _SAFE):
-        return path
-    checkpoint = find_checkpoint(path)[1]
-    manifest = CheckpointManifest.read(checkpoint)
-    return checkpoint / (EMA if EMA in manifest.files else MODEL)
 
 
 def _tell(path: Path, found: ImportedWeights) -> None:
