@@ -51,7 +51,7 @@ class ClipBackbone(nn.Module):
 
 
 class ClipTowers(nn.Module):
-    """The network of transformers, without the temperature, which only its own loss uses."""
+    """The network of transformers; its temperature, which only its own loss uses, is kept."""
 
     def __init__(self, config: ClipBackboneConfig) -> None:
         super().__init__()
@@ -59,7 +59,10 @@ class ClipTowers(nn.Module):
         library = transformers()
         settings = library.AutoConfig.for_model(**config.architecture)
         self.model: Any = library.CLIPModel(settings)
-        self.model.logit_scale.requires_grad_(requires_grad=False)
+        temperature = self.model.logit_scale.detach()
+        del self.model.logit_scale
+        # No parameter: a scalar cannot be sharded.
+        self.model.register_buffer("logit_scale", temperature)
         if config.disable_text or config.freeze_text_encoder:
             self.model.text_model.requires_grad_(requires_grad=False)
         if config.disable_text:
