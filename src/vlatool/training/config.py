@@ -272,7 +272,8 @@ class TrainConfig(ConfigModel):
                 ("wandb",),
                 "wandb is true: nothing is sent to W&B yet; metrics are in metrics.jsonl",
             )
-        yield from self.model_type.broken_rules(self.model, self.data)
+        if getattr(self.model, "type", None):
+            yield from self.model_type.broken_rules(self.model, self.data)
 
     @classmethod
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:

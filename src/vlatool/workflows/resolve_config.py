@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from vlatool.config.explain import to_yaml, value_origins
 from vlatool.config.resolve import Resolved, with_derived
+from vlatool.config.rules import violations
 from vlatool.config.schema import unset_needed
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
@@ -74,14 +75,15 @@ def resolve_config(
     """Shows, and writes if asked to, a configuration.
 
     The published keys `resolve_configs` and `resolve_configs_path`, which ask for this, are obeyed
-    and not shown as set: what is written trains when it is loaded.
+    and not shown as set: what is written trains when it is loaded. What a run would refuse, or warn
+    of, is only told.
 
     Args:
         resolved: What `load_config` returned.
         explain: Whether each value is followed by its origin.
         output: A file to write, or a folder to write `resolved_config.yaml` into.
         derive: Whether data sets are opened for the values that come from them.
-        reporter: Hears about the written file.
+        reporter: Hears about the written file, and of values that break a rule.
 
     Raises:
         UsageError: The file exists and is no resolved configuration of the same command.
@@ -93,6 +95,8 @@ def resolve_config(
     target = _target(output or folder) if output or folder else None
     if target is not None:
         _refuse_to_replace(target, resolved)
+    for broken in violations(resolved.config):
+        reporter.warn("broken_rule", broken.message)
     unset = unset_needed(resolved.config)
     result = ResolveResult(resolved, unset, target, explain)
     if target is not None:

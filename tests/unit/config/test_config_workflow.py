@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders.recording import Recorder
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
@@ -73,6 +74,13 @@ def test_published_request_to_resolve_is_obeyed_and_not_written_down(tmp_path):
     assert result.output == tmp_path / "resolved_config.yaml"
     again = load_config(TrainConfig, files=[str(result.output)]).config
     assert (again.resolve_configs, again.resolve_configs_path) == (False, None)
+
+
+def test_value_that_a_run_would_refuse_is_told():
+    overrides = [Override("hparams", {"precision": "amp"}, "command line")]
+    heard = Recorder()
+    resolve_config(load_config(TrainConfig, overrides=overrides), reporter=heard)
+    assert [code for code, _ in heard.warnings] == ["broken_rule"]
 
 
 def test_json_schema_has_descriptions():
