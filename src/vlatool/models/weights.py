@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -51,7 +52,8 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
         DataError: It is missing or broken, or would run code.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # What is mapped is read as it is needed, once for all processes of a machine.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "unsupported global" not in str(error).lower() and not _begins(path, _PICKLE):
             raise unusable_checkpoint(path, "it is no file of weights") from None
