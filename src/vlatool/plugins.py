@@ -172,6 +172,10 @@ DATA_KINDS: Registry[Any] = Registry(
     "", "kind of data", {"robotics": "vlatool.loading.robotics.kind:RoboticsKind"}
 )
 SINKS: Registry[Any] = Registry("", "sink", {"lbm": "vlatool.sinks.lbm.sink:LbmSink"})
+# Configurations of other programs: each function says a tree in our keys, or that it is none.
+TRANSLATIONS: Registry[Any] = Registry(
+    "", "translation", {"policy training": "vlatool.training.published:translate"}
+)
 # What connects to a place such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(
     "",

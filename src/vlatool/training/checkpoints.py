@@ -264,3 +264,16 @@ def _read_trainer(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise unusable_checkpoint(path, f"it holds a {type(content).__name__}")
     return content
+
+
+def check_disk(run: RunDir, state: "TrainState") -> None:
+    """Refuses to start a run whose first checkpoint does not fit the disk."""
+    needed = 4 * 4 * state.num_parameters
+    free = shutil.disk_usage(run.root).free
+    if free < needed:
+        raise StorageError(
+            f"{run.root}: {size_text(free)} are free, a checkpoint takes about {size_text(needed)}",
+            hint="free some space or choose another --output",
+            code="storage.no_space",
+            details={"path": str(run.root), "needed": needed, "free": free},
+        )

@@ -1,9 +1,8 @@
 """Training of any registered model type on any kind of data that it takes."""
 
-import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,16 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.checkpoint import CheckpointManifest
 from vlatool.artifacts.run_dir import RunDir, read_metrics
-from vlatool.errors import StorageError, UsageError
+from vlatool.config.rules import (
+    check_rules,
+    derivations,
+    explicit_keys,
+    violations,
+    without_effect,
+)
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
 from vlatool.loading.base import Facts
 from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
 from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
-from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
+from vlatool.training.schedule import broken_schedule
 
 if TYPE_CHECKING:
     from vlatool.training.begin import Begun
@@ -88,12 +94,22 @@ class _Setup:
     runtime: "Runtime"
     run: RunDir
     feed: "Feed"
+    typed: Collection[str]
 
 
-def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
+def train(
+    config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
+) -> TrainResult:
     """Trains, or goes on with, the run that `save_path` and `name` say.
 
+    Args:
+        config: What is trained, on what, and how.
+        typed: Keys that were typed for this run, by default all that are given; of values that
+            are inherited some rules only warn.
+        reporter: Hears how it goes.
+
     Raises:
+        ConfigError: A value cannot be used, or contradicts another.
         UsageError: Budget or batch sizes cannot work; the run folder holds another run.
         DataError: The data do not fit the configuration, or a loss is not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
@@ -104,6 +120,8 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     from vlatool.training.runtime import Runtime
 
     _check_needed(config)
+    typed = explicit_keys(config) if typed is None else typed
+    check_rules(violations(config), typed, reporter)
     config = claim.pinned_data(config)
     facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
@@ -112,6 +130,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     runtime.share_processors(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, facts, order, runtime)
+    check_rules(broken_schedule(config.hparams, plan.total_steps), typed, reporter)
     measured = held_out(config)
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)
@@ -119,24 +138,32 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         return _planned(config, order, plan)
     run = RunDir(_output(config))
     feed = Feed(config, facts, order, plan, runtime, run.root, measured)
-    setup = _Setup(config, facts, plan, runtime, run, feed)
-    if not runtime.is_main:
-        runtime.wait()
-        return _train(setup, NULL)
+    setup = _Setup(config, facts, plan, runtime, run, feed, typed)
+    if runtime.is_main:
+        return _train_as_owner(setup, reporter)
+    runtime.wait()
+    return _train(setup, NULL)
+
+
+def _train_as_owner(setup: _Setup, reporter: Reporter) -> TrainResult:
+    """Trains in a folder that is known, or made, to be this run's."""
+    from vlatool.training import claim
+
+    config, run = setup.config, setup.run
 
     def keep() -> None:
-        config.data_kind.keep(config.data, facts, run.root)
+        config.data_kind.keep(config.data, setup.facts, run.root)
         config.model_type.keep(config.model, run.root)
 
     claim.known_run(run, config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
-        fingerprint = {**facts.fingerprint, **claim.data_versions(config)}
+        fingerprint = {**setup.facts.fingerprint, **claim.data_versions(config)}
         record = claim.claim_run(run, config, fingerprint, keep)
         _check_checkpoint(run)
         run.prune(None)
         for name in claim.mend_run(run, config, keep):
             reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
-        runtime.wait()
+        setup.runtime.wait()
         result = _train(setup, reporter)
         claim.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
         return result
@@ -144,18 +171,16 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
 
 def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runtime") -> "TrainPlan":
     from vlatool.training.plan import make_plan
-    from vlatool.training.schedule import check_schedule
 
     plan = make_plan(config, facts.datasets, runtime.world_size)
     if not config.data.allow_multiple_epochs:
         refuse_second_epoch(order, plan.total_steps * plan.global_batch)
-    check_schedule(config.hparams, plan.total_steps)
     return plan
 
 
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training.begin import begin
-    from vlatool.training.schedule import check_schedule
+    from vlatool.training.checkpoints import check_disk
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
@@ -167,7 +192,8 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
         if spec.starts_at >= plan.total_steps:
             reporter.note(f"{name} would start at step {spec.starts_at}: it never moves")
         else:
-            check_schedule(config.hparams, plan.total_steps - spec.starts_at)
+            broken = broken_schedule(config.hparams, plan.total_steps - spec.starts_at)
+            check_rules(broken if spec.starts_at else (), setup.typed, reporter)
     if latest is not None:
         reporter.note(f"going on after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
@@ -175,7 +201,7 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     if state.step >= plan.total_steps:
         return _result(setup, state, "already complete", started)
     if runtime.is_main:
-        _check_disk(run, state)
+        check_disk(run, state)
     _fit(setup, begun, reporter)
     return _result(setup, state, "trained", started)
 
@@ -254,11 +280,8 @@ def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
 def _tell(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for key, rule in rules.items():
-        reporter.note(f"{key} from {rule}: {_value(config, key)}")
-    for key, reason in config.data.without_effect.items():
-        if getattr(config.data, key) != type(config.data).model_fields[key].default:
-            reporter.note(f"data.{key} has no effect: {reason}")
+    for told in (*derivations(config, rules), *without_effect(config)):
+        reporter.note(told)
     held_out = config.data_kind.validation(config.data)
     if held_out is not None and config.total_val_samples is None:
         reporter.note("held-out data are given, but not measured: set total_val_samples")
@@ -300,26 +323,15 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
         is_known = isinstance(before, int) and before >= 0
         workers = before if is_known else max(1, default_workers() // runtime.world_size)
     data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
-    processes = config.distributed.model_copy(update={"world_size": runtime.world_size})
-    return config.model_copy(update={"data": data, "distributed": processes})
+    count = {"world_size": runtime.world_size}
+    processes = config.distributed.model_copy(update=count)
+    hparams = config.hparams.model_copy(update=count)
+    return config.model_copy(update={"data": data, "distributed": processes, "hparams": hparams})
 
 
 def _output(config: TrainConfig) -> Path:
     assert config.name is not None
     return local_path(config.save_path) / config.name
-
-
-def _check_disk(run: RunDir, state: "TrainState") -> None:
-    """Refuses to start a run whose first checkpoint does not fit the disk."""
-    needed = 4 * 4 * state.num_parameters
-    free = shutil.disk_usage(run.root).free
-    if free < needed:
-        raise StorageError(
-            f"{run.root}: {size_text(free)} are free, a checkpoint takes about {size_text(needed)}",
-            hint="free some space or choose another --output",
-            code="storage.no_space",
-            details={"path": str(run.root), "needed": needed, "free": free},
-        )
 
 
 def _end(number: int | None) -> None:
@@ -379,10 +391,3 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
 def _acts(config: TrainConfig) -> bool:
     """Whether the model type makes policies."""
     return type(config.model_type).policy is not ModelType.policy
-
-
-def _value(config: TrainConfig, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

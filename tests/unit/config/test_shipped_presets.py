@@ -10,19 +10,16 @@ from vlatool.training.config import TrainConfig
 from vlatool.workflows.preprocess import PreprocessConfig
 
 PRESETS = Path(__file__).parents[3] / "presets"
-SCHEMAS = {"runs": TrainConfig, "preprocess": PreprocessConfig, "rollouts": RolloutConfig}
+SCHEMAS = {"preprocess": PreprocessConfig, "rollouts": RolloutConfig}
 FILES = sorted(PRESETS.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_preset_fits_its_schema(path: Path, tmp_path: Path) -> None:
+def test_preset_fits_its_schema(path: Path) -> None:
     folder = path.relative_to(PRESETS).parts[0]
-    if folder == "models":
-        whole = tmp_path / "run.yaml"
-        whole.write_text(f"model: !include {path}\n")
-        assert load_config(TrainConfig, files=[str(whole)]).config.model is not None
-    else:
-        load_config(SCHEMAS[folder], presets=[path.stem])
+    # A part of a model says nothing of the rest.
+    whole = ["diffusion-policy-tiny"] if folder in TrainConfig.preset_sections else []
+    load_config(SCHEMAS.get(folder, TrainConfig), presets=[*whole, path.stem])
 
 
 def test_names_are_unique() -> None:
