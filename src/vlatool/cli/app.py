@@ -29,7 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "preprocess": ("preprocess", "Turn raw episodes into training data."),
     "split": ("split", "Write train and validation lists for image shards."),
     "tokenizer": ("tokenizer", "Make tokenizers: fit one for actions."),
-    "build-dataset": ("build_dataset", "Build samples from windows and codes of their pictures."),
+    "build-dataset": (
+        "build_dataset",
+        "Build samples from windows and the codes of their pictures.",
+    ),
     "export": ("export", "Write codes or packed samples in the other layout."),
     "train": ("train", "Train a model."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
