@@ -67,8 +67,8 @@ class VqConfig(ConfigModel):
     entropy_weight: float = Field(
         default=0.0,
         ge=0,
-        description="Of choosing codes clearly and all of them alike, which keeps small models from "
-        "a collapse; published: 0.",
+        description="Of choosing codes clearly and all of them alike, which keeps small models "
+        "from a collapse; published: 0.",
     )
 
 
