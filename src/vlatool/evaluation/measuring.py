@@ -1,0 +1,161 @@
+"""One pass of a tokenizer over image shards: figures of all ranks, rows and drops of this one."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlatool.errors import DataError
+from vlatool.evaluation.image_quality import Reduce, ScoredPicture
+from vlatool.evaluation.reconstruction import (
+    CodeShape,
+    Judges,
+    Reconstruction,
+    ReconstructionSums,
+    part_of,
+)
+from vlatool.loading.base import Batch, MicroBatch
+from vlatool.loading.images.config import ImageDataConfig
+from vlatool.loading.images.facts import ImageFacts
+from vlatool.loading.images.kind import ImagesKind
+from vlatool.loading.images.reader import ImageSample
+from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.order import OrderOptions, SampleOrder
+
+
+class Tokenizer(Protocol):
+    """What makes codes of pictures and pictures of codes.
+
+    Attributes:
+        size: Pixels of a side.
+        codes: None without a codebook.
+    """
+
+    size: int
+    codes: CodeShape | None
+
+    def __call__(self, images: Tensor, /) -> Reconstruction:
+        """Of pictures uint8 [B, 3, size, size], on the device; without gradient."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How the pictures are read.
+
+    Attributes:
+        batch_size: Pictures at once.
+        device: Where the tokenizer is.
+        rank: This process.
+        world_size: All processes.
+        num_workers: Loader processes of this one.
+    """
+
+    batch_size: int = 64
+    device: torch.device | None = None
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of it.
+
+    Attributes:
+        figures: Of the pictures of all ranks; see `ReconstructionSums.figures`.
+        pictures: How many those are.
+        dropped: Pictures of all ranks that could not be used, by the reason.
+        rows: The figures of each picture of this rank.
+    """
+
+    figures: Mapping[str, float]
+    pictures: int
+    dropped: Mapping[str, int]
+    rows: Sequence[ScoredPicture]
+
+
+def measure(
+    tokenizer: Tokenizer,
+    config: ImageDataConfig,
+    how: Pass,
+    judges: Judges,
+    reduce: Reduce = lambda one: one,
+) -> Measured:
+    """Draws every picture again and compares; every rank calls it, each reads whole shards.
+
+    Args:
+        tokenizer: What is measured.
+        config: The pictures, prepared by the rule that belongs to the tokenizer; no chance is left.
+        how: How they are read.
+        judges: Networks to measure with.
+        reduce: Sums a tensor over all ranks.
+
+    Raises:
+        DataError: The data are missing or broken, are prepared for another size than the
+            tokenizer's, or no picture could be used.
+    """
+    if config.preprocessing.crop_size != tokenizer.size:
+        raise DataError(
+            f"pictures of {config.preprocessing.crop_size} pixels, the tokenizer takes "
+            f"{tokenizer.size}",
+            hint="prepare them by the rule that is kept beside the tokenizer",
+            code="data.picture_size",
+        )
+    config = config.model_copy(update={"preprocessing": config.preprocessing.settled()})
+    part = part_of(ImagesKind().read_facts(config), how.rank, how.world_size)
+    sums = ReconstructionSums(
+        tokenizer.size, how.device or torch.device("cpu"), tokenizer.codes, judges
+    )
+    dropped = Counter[str]()
+    with torch.inference_mode():
+        for batch in _batches(config, part, how) if part.num_samples else ():
+            dropped.update(dict(zip(ImagesKind.drop_reasons, batch.dropped, strict=True)))
+            if not batch.is_fake:
+                images = batch.batch["images"].to(how.device)
+                sums.add(batch.samples, images, tokenizer(images))
+    return _over_ranks(sums, dropped, reduce, config)
+
+
+def _over_ranks(
+    sums: ReconstructionSums, dropped: Counter[str], reduce: Reduce, config: ImageDataConfig
+) -> Measured:
+    counts = [float(dropped[reason]) for reason in ImagesKind.drop_reasons]
+    device = sums.scores.device
+    own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
+    pictures, *drops = map(int, reduce(own).tolist())
+    figures = sums.figures(reduce)
+    told = {reason: n for reason, n in zip(ImagesKind.drop_reasons, drops, strict=True) if n}
+    if not pictures:
+        raise DataError(
+            f"{', '.join(config.shards)}: no picture could be used: {told or 'there are none'}",
+            hint="look at the shards with `vlatool verify`",
+            code="data.no_samples",
+            details={"dropped": told},
+        )
+    return Measured(figures, pictures, told, sums.scores.rows)
+
+
+def _batches(config: ImageDataConfig, part: ImageFacts, how: Pass) -> Iterator[MicroBatch]:
+    """The pictures of a rank in stored order."""
+    order = SampleOrder(part.datasets, OrderOptions(shuffle=False))
+    plan = LoaderPlan(
+        batch_size=how.batch_size,
+        count=order.size,
+        num_workers=how.num_workers,
+        drop_reasons=ImagesKind.drop_reasons,
+    )
+    reader = ImagesKind().reader(config, part)
+    with build_loader(plan, order, reader, _stacked, dict) as loader:
+        yield from loader
+
+
+def _stacked(samples: Sequence[Any]) -> Batch:
+    """Images uint8 [B, 3, S, S] of samples."""
+    found: Sequence[ImageSample] = samples
+    stacked = np.stack([one.image for one in found]).transpose(0, 3, 1, 2)
+    return {"images": torch.from_numpy(np.ascontiguousarray(stacked))}
