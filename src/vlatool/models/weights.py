@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -67,7 +68,10 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
         DataError: It is missing or broken, or would run code.
     """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # What is mapped is read as it is needed, once for all processes of a machine.
+        content: Any = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
+        )
     except pickle.UnpicklingError as error:
         raise _refused_pickle(path, error) from None
     except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything

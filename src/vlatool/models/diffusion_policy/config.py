@@ -4,9 +4,9 @@ What a section's `type` names is built by the table of its module: `backbones`, 
 `solvers`. A section derives what data or a base model decide.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -77,6 +77,15 @@ class ByteTextConfig(ConfigModel):
 class ViTBackboneConfig(NetworkConfig):
     """A vision transformer trained from scratch; every patch is a token."""
 
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "pretrained": "it is trained from scratch",
+        "interpolation_mode": "it is trained from scratch",
+    }
+    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "cls_flag": ((False,), "every token is a patch"),
+        "projector_pixel_shuffle_factor": ((1,), "patches are not joined; take larger ones"),
+    }
+
     type: Literal["vit_backbone"] = Field(default="vit_backbone", description="Kind of backbone.")
     hidden_dim: int = Field(default=768, ge=1, description="Width.")
     inter_dim: int = Field(default=3072, ge=1, description="Width inside the MLP.")
@@ -88,14 +97,12 @@ class ViTBackboneConfig(NetworkConfig):
     n_layers: int = Field(default=12, ge=0, description="Blocks.")
     ln_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the blocks.")
-    cls_flag: Literal[False] = Field(
-        default=False, description="A token for the whole picture, which a policy has no use for."
-    )
-    pretrained: str | None = Field(default=None, description="No effect, as published.")
-    interpolation_mode: str = Field(default="bicubic", description="No effect, as published.")
+    cls_flag: bool = Field(default=False, description="A token of its own for the picture.")
     projector_pixel_shuffle_factor: int = Field(
-        default=1, ge=1, description="No effect: a policy takes every patch."
+        default=1, ge=1, description="Patches per side that are joined to one token."
     )
+    pretrained: str | None = Field(default=None, description="Has no effect.")
+    interpolation_mode: str = Field(default="bicubic", description="Has no effect.")
     text_encoder: ByteTextConfig | None = Field(
         default=None, description="Text encoder; null ignores language, as published."
     )
@@ -243,6 +250,11 @@ Backbone = Annotated[
 class TransformerConfig(NetworkConfig):
     """The native transformer that denoises."""
 
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "cast_output_to_float32": "a policy has no word head",
+        "max_seq_len": "rotations are made for any length",
+    }
+
     type: Literal["transformer"] = Field(default="transformer", description="Kind of denoiser.")
     hidden_dim: int = Field(default=96, ge=1, description="Width.")
     n_layers: int = Field(default=8, ge=1, description="Blocks.")
@@ -266,12 +278,8 @@ class TransformerConfig(NetworkConfig):
     attn_name: Literal["torch_attn", "auto"] = Field(
         default="torch_attn", description="Kernel of the attention: torch chooses."
     )
-    cast_output_to_float32: bool = Field(
-        default=False, description="No effect: a policy has no word head."
-    )
-    max_seq_len: int = Field(
-        default=2048, ge=1, description="No effect: rotations are made for any length."
-    )
+    cast_output_to_float32: bool = Field(default=False, description="Has no effect.")
+    max_seq_len: int = Field(default=2048, ge=1, description="Has no effect.")
 
     @property
     def width(self) -> int:

@@ -1,13 +1,13 @@
 """The model type `diffusion_policy`; light, no torch. Source: lbm-training 1.11, 2.3-2.8."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, derivation_rules, derived_field
+from vlatool.config.base import ConfigModel, Violation, derivation_rules, derived_field
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import ModelType, Part
@@ -124,6 +124,25 @@ class DiffusionPolicyType(ModelType):
     Config: ClassVar[type[ConfigModel]] = DiffusionPolicyConfig
     kinds: ClassVar[tuple[str, ...]] = ("robotics",)
 
+    def broken_rules(
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig
+    ) -> Iterator[Violation]:
+        """Limits that do not fit the scale of actions, and a processor that is not the one used."""
+        limits = config.noise_scheduler.clamp_range
+        key = "model.noise_scheduler.clamp_range"
+        scaling = data.normalization
+        if limits is not None and not scaling.enabled:
+            told = f"{key} is {list(limits)}, and actions are not normalised"
+            yield Violation((key, "data.normalization.enabled"), told, "warning")
+        elif limits is not None and limits[0] == -limits[1] and not _is_centred(data):
+            told = f"{key} is {list(limits)}, and actions are normalised to 0 to 1, not -1 to 1"
+            keys = (key, "data.normalization.centered_norm", "data.normalization.method")
+            yield Violation(keys, told)
+        base = getattr(config.vision_language_backbone, "hf_pretrained", None)
+        if data.processor not in (None, base):
+            told = f"data.processor is {data.processor!r}: the backbone reads as {base} does"
+            yield Violation(("data.processor",), told)
+
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "DatasetFacts"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
@@ -230,3 +249,10 @@ class DiffusionPolicyType(ModelType):
         network: Any = parts["model"]
         batcher = PolicyBatcher(config, kept.data, kept.normalizer, folder)
         return Policy(partial(sample_actions, network), batcher, kept)
+
+
+def _is_centred(data: RoboticsDataConfig) -> bool:
+    """Whether every field of the actions is scaled to lie about zero."""
+    fields = [data.normalization.for_field(name) for name in data.action_fields]
+    scalings = [one for one in fields if one.enabled] or [data.normalization]
+    return all(one.centered_norm or one.method == "std" for one in scalings)
