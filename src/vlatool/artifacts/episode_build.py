@@ -110,8 +110,9 @@ class EpisodeBuild:
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
-        _check_places(item, windows)
         kept, _ = distinct_windows(windows)
+        _refuse_repeats(item, windows)
+        _refuse_foreign(item, kept)
         ids, findings = self._action_ids(item, kept)
         samples = assemble(windows, ids, self._codes(kept))
         kinds = Counter(one.kind for one in windows)
@@ -245,8 +246,8 @@ def common_shape(path: Path, windows: Sequence[Window]) -> Shape:
     return shape
 
 
-def _check_places(item: WindowFile, windows: Sequence[Window]) -> None:
-    """DataError where a window stands there twice, or names a picture of elsewhere."""
+def _refuse_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
+    """DataError where a window stands there twice."""
     seen: set[tuple[object, ...]] = set()
     for one in windows:
         key = (one.kind, one.task, *one.images[-1:])
@@ -254,6 +255,10 @@ def _check_places(item: WindowFile, windows: Sequence[Window]) -> None:
             reason = f"two {one.kind} windows up to {one.images[-1]} are the same"
             raise _refused(item.path, reason, "data.duplicate_window")
         seen.add(key)
+
+
+def _refuse_foreign(item: WindowFile, windows: Sequence[Window]) -> None:
+    """DataError where a window names a picture of elsewhere."""
     for path in {path for one in windows for path in (*one.images, *one.future)}:
         if (folder := picture_folder(path)) is None:
             reason = f"{path[:200]!r} is no path such as {IMAGES_NAME}/EPISODE/NAME.png"
