@@ -132,6 +132,16 @@ def findings(place: Path) -> list[str]:
     return [one.code for one in result.findings if one.severity != "info"]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_space_behind_an_instruction_leaves_samples_whole(place: Path, packed: bool) -> None:
+    for path in (place / "A/data").glob("*.jsonl"):
+        rewrite(path, lambda lines: [line.replace("\\n\\n", "  \\n\\n", 1) for line in lines])
+
+    build(place, "OUT", packed=packed)
+
+    assert findings(place / "OUT") == []
+
+
 def test_verify_tells_of_a_tag_in_a_packed_instruction(place: Path) -> None:
     change_arrays(place / "packed/packed" / f"{FIRST}.npz", tasks=np.array(["a </Act> b"]))
 

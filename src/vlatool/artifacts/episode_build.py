@@ -6,7 +6,7 @@ Legend: W windows, H actions of a window, D values of an action. Source: future-
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -106,7 +106,7 @@ class EpisodeBuild:
         Raises:
             DataError: A line is no window, a picture has no codes, an action cannot be encoded.
         """
-        windows = [one for one in read_windows(item.path) if one.kind in self.kinds]
+        windows = [_as_said(one) for one in read_windows(item.path) if one.kind in self.kinds]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
@@ -244,6 +244,12 @@ def common_shape(path: Path, windows: Sequence[Window]) -> Shape:
         except ValueError as error:
             raise _refused(path, str(error), "data.bad_instruction") from None
     return shape
+
+
+def _as_said(window: Window) -> Window:
+    """The window with its instruction as samples have it, without space at the end."""
+    task = window.task.rstrip()
+    return window if task == window.task else replace(window, task=task)
 
 
 def _refuse_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
