@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "export": ("export", "Write codes or packed samples in the other layout."),
     "train": ("train", "Train a model."),
+    "finetune": ("finetune", "Train a model that begins with the weights of a checkpoint."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
     "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
     "stats": ("stats", "Merge statistics of data sets, or compute those that are missing."),
