@@ -180,8 +180,12 @@ def _batches(
     data: RoboticsDataConfig, facts: DatasetFacts, config: OpenLoopConfig
 ) -> Iterator[list[DecodedSample]]:
     """Evenly spread samples with their whole past, so that the last command is known."""
-    # Pictures are cut where all of a policy's are.
-    changes = {"lowdim_past_timesteps": facts.past, "augmentation": AugmentationConfig()}
+    # Pictures are cut where all of a policy's are; weights are those of other data sets.
+    changes = {
+        "lowdim_past_timesteps": facts.past,
+        "augmentation": AugmentationConfig(),
+        "dataset_weighting": [],
+    }
     whole = data.model_copy(update=changes)
     order = SampleOrder(facts.datasets, OrderOptions(config.seed, shuffle=False))
     samples = SampleDataset(whole, facts, order, RoboticsReader(whole, facts))
