@@ -15,6 +15,8 @@ from torch.nn import functional
 from vlatool.errors import DataError
 
 _NORM_EPS = 1e-12
+# Squared distance over which a code loses most of its share, in the entropy of shares.
+_TEMPERATURE = 0.1
 
 
 class Quantised(NamedTuple):
@@ -50,14 +52,29 @@ def exact_float32(device: torch.device) -> Generator[None]:
 
 
 class VectorQuantizer(nn.Module):
-    """The nearest code of each vector; names as published. The table is stored un-normalised."""
+    """The nearest code of each vector; names as published. The table is stored un-normalised.
+
+    Args:
+        size: N.
+        width: D.
+        l2_norm: Unit vectors are compared.
+        commitment_cost: Weight of staying near a code.
+        entropy_weight: Of choosing clearly, and all codes alike over a micro-batch; published: 0.
+    """
 
     def __init__(
-        self, size: int, width: int, *, l2_norm: bool = False, commitment_cost: float = 0.25
+        self,
+        size: int,
+        width: int,
+        *,
+        l2_norm: bool = False,
+        commitment_cost: float = 0.25,
+        entropy_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.l2_norm = l2_norm
         self.commitment_cost = commitment_cost
+        self.entropy_weight = entropy_weight
         self.embedding = nn.Embedding(size, width)
         nn.init.uniform_(self.embedding.weight, -1.0 / size, 1.0 / size)
 
@@ -75,7 +92,10 @@ class VectorQuantizer(nn.Module):
             commitment = self.commitment_cost * functional.mse_loss(chosen.detach(), given)
             moved = functional.mse_loss(chosen, given.detach())
             straight = given + (chosen - given).detach()
-        return Quantised(straight, codes, commitment + moved, commitment.detach())
+            penalty = commitment + moved
+            if self.entropy_weight and self.training:
+                penalty = penalty + self.entropy_weight * entropy_gap(given, table)
+        return Quantised(straight, codes, penalty, commitment.detach())
 
     def codes(self, features: Tensor) -> Tensor:
         """Codes int64 [B, K] of features [B, K, D]."""
@@ -104,6 +124,19 @@ def nearest(vectors: Tensor, table: Tensor) -> Tensor:
     return distances.argmin(dim=1).view(vectors.shape[:-1])
 
 
+def entropy_gap(vectors: Tensor, table: Tensor) -> Tensor:
+    """Mean entropy of the codes' shares in each of `vectors` [..., D], less that of their mean.
+
+    Small where each vector chooses clearly and all vectors together choose all codes alike.
+    """
+    rows = vectors.reshape(-1, vectors.shape[-1])
+    distances = rows.square().sum(1, keepdim=True) + table.square().sum(1)
+    logits = torch.addmm(distances, rows, table.t(), alpha=-2.0) / -_TEMPERATURE
+    shares, logs = logits.softmax(1), logits.log_softmax(1)
+    mean = shares.mean(0)
+    return -(shares * logs).sum(1).mean() + (mean * mean.clamp(min=1e-12).log()).sum()
+
+
 def check_codes(codes: Tensor, size: int) -> None:
     """DataError unless all codes are integers in [0, size)."""
     is_whole = not codes.is_floating_point() and codes.dtype != torch.bool
@@ -123,6 +156,12 @@ def histogram(codes: Tensor, size: int) -> Tensor:
     flat = codes.reshape(-1)
     ones = torch.ones_like(flat, dtype=torch.float32)
     return torch.zeros(size, device=codes.device).scatter_add_(0, flat, ones)
+
+
+def difference_sums(codes: Tensor) -> dict[str, Tensor]:
+    """How many codes [B, K] differ from those of the picture before, and of how many."""
+    differing = (codes[1:] != codes[:-1]).sum()
+    return {"codes_differing": differing, "codes_compared": differing.new_tensor(codes[1:].numel())}
 
 
 def usage_figures(counts: Tensor) -> Mapping[str, float]:

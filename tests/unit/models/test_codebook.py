@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from vlatool.models.codebook import (
     VectorQuantizer,
+    difference_sums,
+    entropy_gap,
     exact_float32,
     histogram,
     nearest,
@@ -86,8 +88,27 @@ def test_lookup_gives_unit_vectors_where_directions_are_compared() -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.ones(SIZE))
 
 
+def test_entropy_gap_is_lowest_where_all_codes_are_chosen_clearly() -> None:
+    table = 10 * torch.eye(4)
+    clear, one = entropy_gap(table, table), entropy_gap(table[:1].expand(4, -1), table)
+    vague = entropy_gap(torch.zeros(4, 4), table)
+
+    assert float(clear) == pytest.approx(-math.log(4), abs=1e-5)
+    assert float(one) == pytest.approx(0, abs=1e-5)
+    assert float(vague) == pytest.approx(0, abs=1e-5)
+
+
 def test_histogram_counts_every_code() -> None:
     assert histogram(torch.tensor([[0, 2], [2, 3]]), 5).tolist() == [1, 0, 2, 1, 0]
+
+
+def test_codes_are_compared_with_those_of_the_picture_before() -> None:
+    found = difference_sums(torch.tensor([[1, 2], [1, 3], [0, 4]]))
+
+    assert {name: int(one) for name, one in found.items()} == {
+        "codes_differing": 3,
+        "codes_compared": 4,
+    }
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,15 @@ def test_collapse_is_told_after_several_reports_in_a_row() -> None:
     assert (finding.code, finding.severity) == ("model.codebook_collapsed", "error")
 
 
+def test_collapse_is_told_where_every_picture_has_the_same_codes() -> None:
+    watch = CodebookWatch(CodebookAlarmConfig(below=0.02, windows=1))
+    even = {"codebook_evenness": 0.9, "codebook_perplexity": 16.0, "dead_codes": 0.0}
+
+    assert not watch({**even, "codes_differ": 0.5})
+    (finding,) = watch({**even, "codes_differ": 0.0})
+    assert (finding.code, finding.severity) == ("model.codebook_collapsed", "warning")
+
+
 @pytest.mark.parametrize(
     "keys",
     [

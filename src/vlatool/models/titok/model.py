@@ -17,7 +17,8 @@ from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.models.vqgan.model import Decoder as PixelDecoder
 from vlatool.models.vqgan.model import Drawn
 
-_STD = 0.02
+# Of layers. Narrow networks need more: with the published one they send the same for every picture.
+_STD, _STD_NARROW = 0.02, 0.45
 _LOG_VARIANCES = (-30.0, 20.0)
 
 
@@ -174,7 +175,8 @@ class Titok(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.latent_tokens = _table(config.num_latent_tokens, config.encoder.hidden_dim)
-        self.apply(_initialise)
+        for side, vit in ((self.encoder, config.encoder), (self.decoder, config.decoder)):
+            _initialise(side, max(_STD, _STD_NARROW * vit.hidden_dim**-0.5))
         self.quantize = _quantizer(quantizer) if isinstance(quantizer, VqConfig) else None
         if config.stage == 2:
             network = config.vqgan
@@ -284,6 +286,7 @@ def _quantizer(config: VqConfig) -> VectorQuantizer:
         config.token_size,
         l2_norm=config.use_l2_norm,
         commitment_cost=config.commitment_cost,
+        entropy_weight=config.entropy_weight,
     )
 
 
@@ -292,9 +295,13 @@ def _table(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * shape[-1] ** -0.5)
 
 
-def _initialise(module: nn.Module) -> None:
-    """Of linear and convolutional layers. Source: titok 1.9."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=_STD)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _initialise(side: nn.Module, std: float) -> None:
+    """Linear and convolutional layers; `std` is the published one for published widths.
+
+    Source: titok 1.9.
+    """
+    for module in side.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

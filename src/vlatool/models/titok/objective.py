@@ -12,13 +12,13 @@ from torch.nn import functional
 from vlatool.episode import UInt8Array
 from vlatool.findings import Finding
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
-from vlatool.models.codebook import histogram
 from vlatool.models.pictures import comparison, pixels_of
 from vlatool.models.titok.model import Predicted
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.vqgan.objective import (
     CodebookWatch,
     PixelObjective,
+    code_sums,
     mean_figures,
     published_groups,
 )
@@ -77,7 +77,7 @@ class CodesObjective(Objective):
         }
         sums = {name: value.detach() * count for name, value in terms.items()}
         total = (error + self._weight * found.penalty) * count
-        return Loss(total, count, {**sums, "codes": histogram(found.codes, self._size)})
+        return Loss(total, count, {**sums, **code_sums(found.codes, self._size)})
 
     def figures(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the terms, and how the codebook is used."""

@@ -64,6 +64,12 @@ class VqConfig(ConfigModel):
     token_size: int = Field(default=12, ge=1, description="Width of a code.")
     use_l2_norm: bool = Field(default=True, description="Compare directions only.")
     commitment_cost: float = Field(default=0.25, ge=0, description="Of staying near a code.")
+    entropy_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Of choosing codes clearly and all of them alike, which keeps small models "
+        "from a collapse; published: 0.",
+    )
 
 
 class KlConfig(ConfigModel):

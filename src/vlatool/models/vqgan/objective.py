@@ -20,7 +20,7 @@ from vlatool.models.base import (
     Part,
     StepContext,
 )
-from vlatool.models.codebook import histogram, usage_figures
+from vlatool.models.codebook import difference_sums, histogram, usage_figures
 from vlatool.models.pictures import comparison, pixels_of, psnr
 from vlatool.models.vqgan.discriminator import hinge
 from vlatool.models.vqgan.losses import discriminator_parts
@@ -144,7 +144,7 @@ class PixelObjective(Objective):
             terms["perceptual_loss"] = distance
         sums = {name: value.detach() * len(pixels) for name, value in terms.items()}
         if self._size:
-            sums["codes"] = histogram(drawn.codes, self._size)
+            sums |= code_sums(drawn.codes, self._size)
         return total, sums
 
     def _discrimination(self, pixels: Tensor, made: Tensor, ctx: StepContext) -> Loss:
@@ -168,7 +168,10 @@ class PixelObjective(Objective):
 
 
 class CodebookWatch:
-    """Notices that few codes are used, several reports in a row: early ones are always bad."""
+    """Notices a collapse, several reports in a row: early ones are always bad.
+
+    Either few codes are used, or every picture has the same ones, each in its place.
+    """
 
     def __init__(self, config: CodebookAlarmConfig) -> None:
         self._config = config
@@ -176,28 +179,46 @@ class CodebookWatch:
 
     def __call__(self, figures: Mapping[str, float]) -> Sequence[Finding]:
         """What is alarming about a report's figures."""
-        evenness = figures.get("codebook_evenness")
-        if evenness is None:
+        found = [figures[name] for name in ("codebook_evenness", "codes_differ") if name in figures]
+        if not found:
             return ()
-        self._low = self._low + 1 if evenness < self._config.below else 0
+        self._low = self._low + 1 if min(found) < self._config.below else 0
         if self._low < self._config.windows:
             return ()
+        share = figures.get("codes_differ", 1.0)
         finding = Finding(
             "model.codebook_collapsed",
             "error" if self._config.stops else "warning",
             f"the codebook has collapsed: its perplexity is {figures['codebook_perplexity']:.1f}, "
-            f"{int(figures['dead_codes'])} codes are not used",
-            action="begin anew with a lower hparams.lr or a higher commitment_cost; "
+            f"{int(figures['dead_codes'])} codes are not used, {share:.1%} of the codes differ "
+            "from picture to picture",
+            action="begin anew with another hparams.lr or a lower losses.quantizer_weight; "
             "model.codebook_alarm says when this is told",
         )
         return (finding,)
 
 
+_NOT_REPORTED = ("pictures", "codes_differing", "codes_compared")
+
+
+def code_sums(codes: Tensor, size: int) -> dict[str, Tensor]:
+    """What figures of a codebook rest on, of codes [B, K]."""
+    return {"codes": histogram(codes, size), **difference_sums(codes)}
+
+
 def mean_figures(sums: Mapping[str, Tensor], count: float) -> dict[str, float]:
     """Scalars over the counted pictures, and the figures of the codebook."""
-    scalars = {name: one for name, one in sums.items() if one.ndim == 0 and name != "pictures"}
-    found = {name: float(one) / max(count, 1.0) for name, one in scalars.items()}
-    return {**found, **(usage_figures(sums["codes"]) if "codes" in sums else {})}
+    scalars = {name: one for name, one in sums.items() if one.ndim == 0}
+    found = {
+        name: float(one) / max(count, 1.0)
+        for name, one in scalars.items()
+        if name not in _NOT_REPORTED
+    }
+    if "codes" in sums:
+        found |= usage_figures(sums["codes"])
+        if sums["codes_compared"] > 0:
+            found["codes_differ"] = float(sums["codes_differing"] / sums["codes_compared"])
+    return found
 
 
 def published_groups(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:

@@ -56,7 +56,11 @@ class CodebookAlarmConfig(ConfigModel):
     """When a codebook counts as collapsed."""
 
     below: float = Field(
-        default=0.02, ge=0, le=1, description="Perplexity over what could be reached; 0: never."
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Perplexity over what could be reached, or share of the codes that differ from "
+        "picture to picture; 0: never.",
     )
     windows: int = Field(
         default=20, ge=1, description="Lines of metrics in a row at which it is below."
