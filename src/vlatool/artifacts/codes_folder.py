@@ -99,7 +99,8 @@ class CodesFolder:
         """Names of the episodes that have codes, sorted."""
         if self.layout == "packed":
             return sorted(path.stem for path in self.path.glob(f"*{PACKED_SUFFIX}"))
-        return sorted({path.parent.name for path in self.path.glob(f"*/*{JSON_SUFFIX}")})
+        names = {path.parent.name for path in self.path.glob(f"*/*{JSON_SUFFIX}")}
+        return sorted(name for name in names if not name.startswith("."))  # .vlatool/run.json
 
     def stems(self, episode: str) -> list[str]:
         """Names of the pictures of an episode in separate files."""
