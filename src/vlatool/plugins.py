@@ -191,6 +191,10 @@ SINKS: Registry[Any] = Registry(
         "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
     },
 )
+# Configurations of other programs: each function says a tree in our keys, or that it is none.
+TRANSLATIONS: Registry[Any] = Registry(
+    "", "translation", {"policy training": "vlatool.training.published:translate"}
+)
 # What connects to a place such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(
     "",

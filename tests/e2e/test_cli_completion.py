@@ -73,7 +73,7 @@ def test_values_of_choices_are_offered(line: str, expected: set[str], cache: Pat
     ("line", "kinds"),
     [
         ("vlatool preprocess lerobot x --preset ", {"preprocess"}),
-        ("vlatool train -p ", {"runs", "models"}),
+        ("vlatool train -p ", {"runs", "models", "models/denoisers", "data", "hparams"}),
         ("vlatool sample spartan out -p ", set()),
     ],
 )

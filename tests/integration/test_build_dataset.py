@@ -31,6 +31,8 @@ from vlatool.jobs.record import OutputRecord
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.build_dataset import BuildDatasetConfig, BuildDatasetResult, build_dataset
 from vlatool.workflows.export import ExportConfig, ExportResult, export
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
 
 EPISODES, FRAMES = 3, 4
 SAMPLES = EPISODES * FRAMES * 2
@@ -94,8 +96,8 @@ def test_each_line_holds_the_ids_and_codes_of_its_window(made: Path, tmp_path: P
     for name in ("episode_000000", "episode_000002"):
         raw = (made / f"A/data/{name}.jsonl").read_bytes().splitlines()
         built = (tmp_path / f"out/data/{name}.jsonl").read_bytes().splitlines()
-        for window, sample in zip(map(parse_window, raw), map(parse_sample, built), strict=True):
-            said = sample.said
+        for window, one in zip(map(parse_window, raw), map(parse_sample, built), strict=True):
+            said = one.said
             assert (said.kind, said.task) == (window.kind, window.task)
             ids = fast.encode(profile.normalise([window.actions]))[0]
             assert said.action_ids == tuple(ids)
@@ -295,10 +297,19 @@ class TestMissingCodes:
         OutputRecord("encode", {}).save(place / "A/tokens")
         assert refusal(place, tokens=str(place / "A/tokens")).code == "data.incomplete_codes"
 
-    def test_codes_of_pictures_that_were_made_anew_are_refused(self, place: Path) -> None:
-        OutputRecord("preprocess", {}, made="2").save(place / "A")
-        OutputRecord("encode", {}, parent="1").save(place / "A/tokens")
-        assert refusal(place).code == "data.stale_codes"
+    def test_codes_of_pictures_that_were_made_anew_are_refused(self, tmp_path: Path) -> None:
+        sample(SampleConfig(layout="libero", output=str(tmp_path / "raw"), episodes=1, frames=2))
+        tree = {"format": "libero", "sources": [str(tmp_path / "raw")], "workers": 1}
+        tree["output"] = str(tmp_path / "A")
+        preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+        write_tree_codes(tmp_path / "A", "packed")
+        OutputRecord("encode", {}, parent="of earlier ones").save(tmp_path / "A/tokens")
+        plain_fast(tmp_path / "fast")
+        assert refusal(tmp_path).code == "data.stale_codes"
+
+    def test_windows_that_a_run_has_not_finished_are_refused(self, place: Path) -> None:
+        OutputRecord("preprocess", {}).save(place / "A")
+        assert refusal(place).code == "data.incomplete_output"
 
 
 class TestInput:
@@ -309,7 +320,7 @@ class TestInput:
             (lambda data: data.replace(b"Recimage", b"Recimages"), "data.broken_window"),
             (lambda data: data.replace(b"Task: put", b"Task: <Rec> put"), "data.bad_instruction"),
             (lambda data: data.replace(b"-1.0]", b"-1.0, 0.0]"), "data.action_width"),
-            (lambda data: data.replace(b"-1.0]", b"-1e30]"), "data.action_not_finite"),
+            (lambda data: data.replace(b"-1.0]", b"-1e300]"), "data.action_not_finite"),
         ],
         ids=["cut off", "other keys", "a tag", "too wide", "too large"],
     )

@@ -229,7 +229,7 @@ def is_nested(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "code", "told"),
     [
-        (holds_code, "data.checkpoint_holds_code", ""),
+        (holds_code, "data.unsafe_checkpoint", ""),
         (is_continuous, "data.checkpoint_mismatch", "bottleneck kl"),
         (lacks_a_key, "data.checkpoint_mismatch", "missing encoder.ln_post.bias"),
         (has_another_width, "data.checkpoint_mismatch", "latent tokens 4"),

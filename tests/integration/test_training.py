@@ -36,7 +36,7 @@ from tests.builders.training import (
 from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.cli.app import run as run_command
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.training.claim import decisive
 from vlatool.workflows.train import TrainResult, train
 
@@ -234,6 +234,29 @@ def test_run_of_an_earlier_order_of_samples_is_refused_with_a_sentence(
 def test_keys_without_effect_on_weights_may_change(finished: Path, data: Path) -> None:
     result = go(data, finished, log_every_n_steps=3, data__prefetch_factor=2)
     assert result.status == "already complete"
+
+
+def test_run_of_a_version_with_fewer_keys_goes_on(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    record = run / ".vlatool" / "run.json"
+    tree = json.loads(record.read_text())
+    del tree["options"]["data"]["augmentation"], tree["options"]["model"]["resume_weights_only"]
+    del tree["options"]["hparams"]["z_loss_coefficient"], tree["digest"]
+    record.write_text(json.dumps(tree))
+    assert go(data, run).status == "already complete"
+
+
+def test_warmup_as_long_as_the_run_is_refused_of_who_typed_it(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run", hparams__warmup=1000, dry_run=True)
+    with pytest.raises(ConfigError) as caught:
+        train(config, typed={"hparams.warmup"})
+    assert caught.value.code == "usage.warmup_too_long"
+    heard = Recorder()
+    assert train(config, typed=(), reporter=heard).status == "planned"
+    assert [code for code, _ in heard.warnings] == ["inherited_value"]
 
 
 def test_other_options_are_refused_and_named(finished: Path, data: Path) -> None:

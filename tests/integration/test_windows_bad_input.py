@@ -143,6 +143,14 @@ def test_wrist_view_that_is_lost_in_all_episodes_is_no_set_of_one_view(tmp_path:
     assert (error.code, error.exit_code) == ("data.all_failed", 3)
 
 
+def test_episode_that_is_listed_twice_is_told(tmp_path: Path) -> None:
+    raw = libero_dataset(tmp_path / "raw")
+    lines = (raw / "meta/episodes.jsonl").read_text()
+    (raw / "meta/episodes.jsonl").write_text(lines + lines)
+    error = refused(raw, tmp_path / "A")
+    assert (error.code, error.exit_code) == ("data.bad_metadata", 3)
+
+
 def test_width_that_is_asked_for_is_needed(tmp_path: Path) -> None:
     error = refused(libero_dataset(tmp_path / "raw"), tmp_path / "A", action_width=8)
     assert (error.code, error.exit_code) == ("data.action_width", 3)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.builders.base_models import causal_base, clip_base, vlm_base
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.plugin import acme_data
 from tests.builders.spartan import spartan_task
@@ -75,6 +76,35 @@ def test_diffusion_policy_keeps_the_promises_of_a_model_type(backbone: dict[str,
             "vision_language_backbone": backbone,
             "transformer": TRANSFORMER,
             "noise_scheduler": scheduler,
+        },
+    )
+
+
+def test_policy_of_a_base_model_keeps_the_promises_of_a_model_type(tmp_path: Path) -> None:
+    """Its tokenizer and sizes come from the base model, and are kept beside a run."""
+    clip = {"type": "clip_backbone", "hf_pretrained": str(clip_base(tmp_path / "clip"))}
+    check_model_type(
+        DiffusionPolicyType,
+        {
+            "vision_language_backbone": {**clip, "freeze_text_encoder": True},
+            "transformer": TRANSFORMER,
+            "noise_scheduler": {"clamp_range": [-4.0, 4.0]},
+            "solver": {"type": "heun"},
+        },
+    )
+
+
+def test_policy_of_two_base_models_keeps_the_promises_of_a_model_type(tmp_path: Path) -> None:
+    base = vlm_base(tmp_path / "vlm", "smolvlm")
+    backbone = {"type": "vlm_backbone", "hf_pretrained": str(base), "num_vlm_layers_to_use": 2}
+    words = causal_base(tmp_path / "words")
+    check_model_type(
+        DiffusionPolicyType,
+        {
+            "vision_language_backbone": backbone,
+            "transformer": {"type": "transformer_hf", "hf_pretrained": str(words)},
+            "use_flow_matching_scheduler": False,
+            "num_action_head_repeats": 2,
         },
     )
 

@@ -19,8 +19,10 @@ from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.profile import PUBLISHED, Gripper, Profile, has_profile, read_profile
 from vlatool.artifacts.samples_jsonl import ACTION_IDS, ID_MAP, question
+from vlatool.artifacts.window_folder import read_manifest
 from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.record import read_record
 from vlatool.storage.documents import read_document
 from vlatool.transforms.action_codes import ActionTokenizer
 
@@ -43,13 +45,21 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     """The files of windows in a tree, in order of their names.
 
     Raises:
-        DataError: There are none, or the folder holds built samples.
+        DataError: There are none, the folder holds built samples, or a run still writes it.
     """
     if is_built(tree):
         raise DataError(
             f"{tree}: holds built samples already",
             hint="give the folder that `vlatool preprocess` wrote, not what was built of it",
             code="data.already_built",
+            details={"path": str(tree)},
+        )
+    record = read_record(tree)
+    if record is not None and read_manifest(tree) is None:
+        raise DataError(
+            f"{tree}: `vlatool {record.command}` has not written a manifest here yet",
+            hint="wait for the run, or, if it was interrupted, run the same command again",
+            code="data.incomplete_output",
             details={"path": str(tree)},
         )
     paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))

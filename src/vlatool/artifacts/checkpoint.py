@@ -19,6 +19,8 @@ EMA = "ema.safetensors"
 TRAINER = "trainer.pt"
 MANIFEST = "manifest.json"
 WEIGHTS_SUFFIX = ".safetensors"
+# Of published checkpoints.
+PICKLED_SUFFIX = ".pt"
 _EMA_SUFFIX = ".ema.safetensors"
 # The part whose files have plain names.
 _MAIN_PART = "model"

@@ -132,7 +132,8 @@ class EpisodeBuild:
     ) -> tuple[list[list[int]], tuple[Finding, ...]]:
         """The ids of each window's actions, and what there is to say about them."""
         try:
-            chunks = self.profile.normalise(np.array([one.actions for one in windows]))
+            with np.errstate(over="ignore"):  # infinity is refused
+                chunks = self.profile.normalise(np.array([one.actions for one in windows]))
             found = action_tokenizer(self.fast, self.fast_digest).encode_counted(chunks)
         except ValueError as error:
             raise _refused(item.path, str(error), "data.action_width") from None

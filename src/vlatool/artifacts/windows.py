@@ -66,7 +66,7 @@ def render_window(window: Window) -> bytes:
         raise ValueError(f"the instruction has {word}, which is a tag")
     row = {
         "messages": [
-            {"role": "user", "content": question(window.kind, window.task, len(window.images))},
+            {"role": "user", "content": _question(window.kind, window.task, len(window.images))},
             {"role": "assistant", "content": _answer(window.kind, len(window.future))},
         ],
         "images": list(window.images),
@@ -81,7 +81,7 @@ def reserved_word(task: str) -> str:
     return next((word for word in RESERVED if word in task), "")
 
 
-def question(kind: Kind, task: str, pictures: int) -> str:
+def _question(kind: Kind, task: str, pictures: int) -> str:
     """What the user says."""
     return f"{IMAGE * pictures}{_TASK}{task}{_QUESTIONS[kind]}"
 

@@ -32,8 +32,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "encode": ("encode", "Encode pictures as the codes of a tokenizer."),
     "decode": ("decode", "Draw pictures from their codes."),
     "build-dataset": ("build_dataset", "Build samples from windows and codes of their pictures."),
+    "build-dataset": (
+        "build_dataset",
+        "Build samples from windows and the codes of their pictures.",
+    ),
     "export": ("export", "Write codes or packed samples in the other layout."),
     "train": ("train", "Train a model."),
+    "finetune": ("finetune", "Train a model that begins with the weights of a checkpoint."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
     "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
     "stats": ("stats", "Merge statistics of data sets, or compute those that are missing."),

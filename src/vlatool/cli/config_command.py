@@ -19,6 +19,7 @@ from vlatool.cli.options import (
     OUTPUT_HELP,
     OUTPUT_OPTIONS,
     OUTPUT_WORDS,
+    CompatOpt,
     ConfigOpt,
     KeysOpt,
     OutputOptions,
@@ -45,6 +46,7 @@ class Sugar:
         help: What it does.
         short: Its short form, if any.
         is_switch: It needs no value.
+        is_hidden: It is accepted, and no help offers it.
     """
 
     expand: Callable[[list[str]], Mapping[str, Any]]
@@ -52,6 +54,7 @@ class Sugar:
     help: str
     short: str = ""
     is_switch: bool = False
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,19 +192,21 @@ class VlatoolCommand(typer.core.TyperCommand):
 
 
 @cache
-def _config_options() -> list[Any]:
-    """The options that every command with a configuration has."""
+def _config_options(*, is_flat: bool) -> list[Any]:
+    """The options that every command with a configuration has; a tree may be a foreign one."""
 
     def declare(
         preset: PresetOpt = None,
         config: ConfigOpt = None,
         set_: SetOpt = None,
+        compat: CompatOpt = False,
         keys: KeysOpt = False,
     ) -> None: ...
 
     app = command_app()
     app.command()(declare)
-    return typer.main.get_command(app).params
+    options = typer.main.get_command(app).params
+    return [one for one in options if not is_flat or one.name != "compat"]
 
 
 class ConfigCommand(VlatoolCommand):
@@ -211,7 +216,7 @@ class ConfigCommand(VlatoolCommand):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.params = [*_config_options(), *self.params]
+        self.params = [*_config_options(is_flat=self.spec.is_flat), *self.params]
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """Takes keys, `--set` and sugar; remembers them for the body."""
@@ -239,7 +244,9 @@ class ConfigCommand(VlatoolCommand):
         short = {sugar.short: name for name, sugar in self.spec.sugar.items() if sugar.short}
         renamed = getattr(self.spec.schema(ctx.meta.get(_ARGS, [])), "renamed", {}) if keys else {}
         aliases = {"config_path": "config", **self.spec.aliases, **renamed}
-        return Grammar(self.declared(ctx), names, {**short, **self.spec.short}, aliases)
+        shorts = {**short, **self.spec.short}
+        words = not self.spec.is_flat
+        return Grammar(self.declared(ctx), names, shorts, aliases, takes_words=words)
 
     def spellings(self, ctx: Any) -> list[str]:
         """Options, keys and, for a tree, its dotted keys."""
@@ -273,9 +280,13 @@ class ConfigCommand(VlatoolCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""
-        given = {option.name: ctx.params.pop(option.name) for option in _config_options()}
+        from vlatool.config.layers import Reading
+
+        options = _config_options(is_flat=self.spec.is_flat)
+        given = {option.name: ctx.params.pop(option.name) for option in options}
         typed: TypedConfig = ctx.meta[TYPED_CONFIG]
         typed.presets, typed.files = given["preset"] or (), given["config"] or ()
+        typed.reading = Reading(self.spec.presets, compat=given.get("compat", False))
         if not given["keys"]:
             return super().invoke(ctx)
         from vlatool.cli.keys import KeyTable
@@ -298,6 +309,8 @@ class ConfigCommand(VlatoolCommand):
     def _help_groups(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         groups: dict[str, list[tuple[str, str]]] = {}
         for name, sugar in self.spec.sugar.items():
+            if sugar.is_hidden:
+                continue
             row = (_spelling(name, sugar.short, sugar.metavar), sugar.help)
             groups.setdefault("Run", []).append(row)
         shorts = {name: short for short, name in self.spec.short.items()}

@@ -8,6 +8,7 @@ from typing import Any
 from vlatool.cli.lifting import Typed
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
+from vlatool.config.layers import STRICT, Reading
 from vlatool.config.overrides import Override, parse_override
 from vlatool.config.resolve import chosen_schema
 from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
@@ -131,6 +132,7 @@ class TypedConfig:
         sugar: Options that stand for other keys, by name.
         presets: Names of presets.
         files: YAML files over them.
+        reading: How they are read.
     """
 
     typed: Sequence[Typed]
@@ -138,6 +140,7 @@ class TypedConfig:
     sugar: Mapping[str, Expand] = field(default_factory=dict)
     presets: Sequence[str] = ()
     files: Sequence[str] = ()
+    reading: Reading = STRICT
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
         """Every typed value as an override, in order; arguments and sugar come first.
@@ -161,7 +164,11 @@ class TypedConfig:
     def chosen(self, schema: type[ConfigModel]) -> type[ConfigModel]:
         """The class whose keys these layers would be held against."""
         return chosen_schema(
-            schema, presets=self.presets, files=self.files, overrides=self.overrides({})
+            schema,
+            presets=self.presets,
+            files=self.files,
+            overrides=self.overrides({}),
+            reading=self.reading,
         )
 
     def _sugared(self) -> dict[str, list[str]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from vlatool.errors import UsageError
 
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan|$)", re.IGNORECASE)
+_CONFIG = "--config"
+_WORD = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 
 
@@ -40,12 +42,14 @@ class Grammar:
         keys: Names (with underscores) that are lifted, and whether they are switches.
         short: Short forms of keys: `-o` for `output`.
         aliases: Published names (with underscores) of options and keys.
+        takes_words: A bare `a.b=c` sets a key, and `config=FILE` names a file.
     """
 
     options: Mapping[str, bool]
     keys: Mapping[str, bool] = field(default_factory=dict)
     short: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    takes_words: bool = False
 
     def spellings(self) -> list[str]:
         """Every long option that can be typed."""
@@ -96,8 +100,16 @@ class _Walker:
                 self._long(word)
             elif is_option(word):
                 self._short(word)
+            elif self.grammar.takes_words and (match := _WORD.fullmatch(word)):
+                self._word(*match.groups())
             else:
                 self.lifted.rest.append(word)
+
+    def _word(self, key: str, text: str) -> None:
+        if f"--{key}" == _CONFIG:
+            self.lifted.rest += [_CONFIG, text]
+        else:
+            self.lifted.typed.append(Typed(key, text, f"{key}="))
 
     def _long(self, word: str) -> None:
         option, equals, value = word.partition("=")

@@ -133,6 +133,13 @@ SetOpt = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One key over presets and files; repeatable."),
 ]
+CompatOpt = Annotated[
+    bool,
+    typer.Option(
+        "--compat",
+        help="Read --config as the published program does: unknown keys are left out and listed.",
+    ),
+]
 KeysOpt = Annotated[
     bool, typer.Option("--keys", help="List the configuration keys of this command and stop.")
 ]

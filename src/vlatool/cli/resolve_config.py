@@ -8,11 +8,10 @@ from vlatool.cli.config_command import config_command
 from vlatool.cli.options import command_app
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import command
-from vlatool.cli.train import ResolveToOpt, resolved_file
-from vlatool.cli.training_options import BUDGET, training_spec
+from vlatool.cli.training_options import BUDGET, RESOLVING, training_spec
 
 app = command_app()
-SPEC = training_spec(BUDGET)
+SPEC = training_spec({**BUDGET, **RESOLVING})
 FileOpt = Annotated[
     str | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the YAML here, atomically."),
@@ -37,7 +36,6 @@ def resolve_config(
     derive: DeriveOpt = False,
     schema: SchemaOpt = False,
     output: FileOpt = None,
-    resolve_configs_path: ResolveToOpt = None,
 ) -> None:
     """Print the exact configuration that a run would use."""
     with command(ctx) as run:
@@ -50,7 +48,7 @@ def resolve_config(
         result = workflow.resolve_config(
             run.resolved(TrainConfig),
             explain=explain,
-            output=output or resolved_file(resolve_configs_path),
+            output=output,
             derive=derive,
             reporter=run.reporter,
         )

@@ -1,20 +1,15 @@
 """`vlatool train`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from vlatool.cli.config_command import config_command
 from vlatool.cli.options import NprocOpt, command_app
 from vlatool.cli.ranks import on_ranks, one_voice
 from vlatool.cli.session import command
-from vlatool.cli.training_options import BUDGET, RUN, SWITCHES, training_spec
+from vlatool.cli.training_options import BUDGET, RESOLVING, RUN, SWITCHES, training_spec
 
 app = command_app()
-SPEC = training_spec({"output": RUN, **BUDGET, **SWITCHES})
-ResolveOpt = Annotated[str | None, typer.Option("--resolve-configs", hidden=True)]
-ResolveToOpt = Annotated[str | None, typer.Option("--resolve-configs-path", hidden=True)]
+SPEC = training_spec({"output": RUN, **BUDGET, **SWITCHES, **RESOLVING})
 
 
 @app.command(
@@ -28,28 +23,20 @@ ResolveToOpt = Annotated[str | None, typer.Option("--resolve-configs-path", hidd
 def train(
     ctx: typer.Context,
     nproc: NprocOpt = None,
-    resolve_configs: ResolveOpt = None,
-    resolve_configs_path: ResolveToOpt = None,
 ) -> None:
     """Train a model."""
     with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 
-        if resolve_configs_path or (resolve_configs or "").lower() in ("true", "yes", "on", "1"):
+        resolved = run.resolved(TrainConfig)
+        if resolved.config.resolve_configs or resolved.config.resolve_configs_path:
             from vlatool.workflows.resolve_config import resolve_config
 
-            target = resolved_file(resolve_configs_path)
-            resolved = run.resolved(TrainConfig)
-            run.finish(resolve_config(resolved, output=target, reporter=run.reporter))
+            run.finish(resolve_config(resolved, reporter=run.reporter))
             return
-        config = run.config(TrainConfig)
         if on_ranks(run, nproc):
             return
         from vlatool.workflows import train as workflow
 
-        run.finish(workflow.train(config, reporter=run.reporter))
-
-
-def resolved_file(folder: str | None) -> str | None:
-    """Where the published option writes: `resolved_config.yaml` in the folder."""
-    return str(Path(folder, "resolved_config.yaml")) if folder else None
+        config, typed = resolved.config, resolved.typed
+        run.finish(workflow.train(config, typed=typed, reporter=run.reporter))

@@ -27,16 +27,23 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
     return {"save_path": parent or root, "name": name}
 
 
-def _scalar(key: str, help_text: str, *, is_switch: bool = False) -> Sugar:
+def expand_beginning(texts: list[str]) -> Mapping[str, Any]:
+    """The weights of a checkpoint, and nothing else of it."""
+    return {"model.resume_from_checkpoint": texts[-1], "model.resume_weights_only": True}
+
+
+def _scalar(key: str, help_text: str, *, is_switch: bool = False, is_hidden: bool = False) -> Sugar:
     def expand(texts: list[str]) -> Mapping[str, Any]:
         from vlatool.config.scalars import parse_plain
 
         return {key: parse_plain(texts[-1])}
 
-    return Sugar(expand, "" if is_switch else "N", help_text, is_switch=is_switch)
+    metavar = "" if is_switch else "N"
+    return Sugar(expand, metavar, help_text, is_switch=is_switch, is_hidden=is_hidden)
 
 
 DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
+BEGINNING = Sugar(expand_beginning, "CKPT", "Run, checkpoint or published file to begin with.")
 RUN = Sugar(expand_run, "RUN", "Folder of the run.", short="-o")
 BUDGET: Mapping[str, Sugar] = {
     "total_train_samples": _scalar("total_train_samples", "Budget in samples."),
@@ -47,6 +54,11 @@ BUDGET: Mapping[str, Sugar] = {
 SWITCHES: Mapping[str, Sugar] = {
     "dry_run": _scalar("dry_run", "Say what would be done and write nothing.", is_switch=True),
     "overwrite": _scalar("overwrite", "Replace a run made with other options.", is_switch=True),
+}
+# As the published command is typed; `resolve-config` is its name here.
+RESOLVING: Mapping[str, Sugar] = {
+    "resolve_configs": _scalar("resolve_configs", "", is_switch=True, is_hidden=True),
+    "resolve_configs_path": _scalar("resolve_configs_path", "", is_hidden=True),
 }
 
 
@@ -71,5 +83,5 @@ def training_spec(sugar: Mapping[str, Sugar]) -> ConfigSpec:
         sugar={"data": DATA, **sugar},
         note=lambda: "Any other key: --section.key VALUE or --set key=value; --keys lists them.",
         values={"model.type": model_types, "data.type": _data_kinds},
-        presets=("runs", "models", "data", "hparams"),
+        presets=("runs", "models", "models/denoisers", "data", "hparams"),
     )

@@ -1,7 +1,8 @@
 """The base of every configuration: frozen values with typed, bounded, documented keys."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -11,6 +12,23 @@ from vlatool.config.scalars import unwrap
 from vlatool.config.schema import flat_keys, mark, unset_needed
 from vlatool.errors import UsageError
 from vlatool.plugins import Registry
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Values that break a rule when a command runs.
+
+    Attributes:
+        keys: Dotted, in the section that tells; the first is the one to change.
+        message: What is wrong and why.
+        level: An error always; where one of the keys was typed, else a warning; or a warning.
+        code: Stable identifier.
+    """
+
+    keys: tuple[str, ...]
+    message: str
+    level: Literal["error", "typed", "warning"] = "typed"
+    code: str = "config.contradiction"
 
 
 class ConfigModel(BaseModel):
@@ -29,6 +47,10 @@ class ConfigModel(BaseModel):
         stands_for: Section to names that stand for keys of it: the first key gets the value, the
             others, which say more about an earlier value, are emptied.
         without_effect: Published keys that are accepted and do nothing, with the reason.
+        refused: Published keys that are known and cannot be used yet: the values with which nothing
+            is asked for, and the reason why others are refused where they would count.
+        preset_sections: Folder of presets to the section that they fill; empty for the whole.
+        translations: Recognises trees of other programs, and says them in our keys.
         location_keys: Keys that hold a path or URI; records keep only its last part.
     """
 
@@ -49,6 +71,17 @@ class ConfigModel(BaseModel):
     renamed: ClassVar[Mapping[str, str]] = {}
     stands_for: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
     without_effect: ClassVar[Mapping[str, str]] = {}
+    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}
+    preset_sections: ClassVar[Mapping[str, str]] = {}
+    translations: ClassVar[Registry[Any] | None] = None
+
+    def settled(self) -> tuple[Self, Mapping[str, str]]:
+        """The configuration with what other keys decide, and dotted key to rule."""
+        return self, {}
+
+    def broken_rules(self) -> Iterable[Violation]:
+        """What is wrong with these values when a command runs, though each can be read."""
+        return ()
 
     @classmethod
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
@@ -90,9 +123,15 @@ def _sectioned(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]
 def _fitted(value: Any, field: FieldInfo | None) -> Any:
     if field is None:
         return value
-    if unwrap(value) is None and field.default in ([], {}) and field.annotation is not None:
-        return field.default  # published files write null for an empty list or mapping
+    if unwrap(value) is None and _null_is_default(field):
+        return field.default
     return fit(_over_default(value, field), field.annotation)
+
+
+def _null_is_default(field: FieldInfo) -> bool:
+    """Published files write null for an empty list or mapping, and for some values."""
+    is_empty = field.default in ([], {}) and field.annotation is not None
+    return is_empty or bool(mark(field, "nullable"))
 
 
 def _over_default(value: Any, field: FieldInfo) -> Any:
@@ -131,6 +170,16 @@ def needed_field(default: Any, description: str, **constraints: Any) -> Any:
     """A key that may stay unset while resolving, but not when the command runs."""
     return Field(
         default=default, description=description, json_schema_extra={"needed": True}, **constraints
+    )
+
+
+def nullable_field(default: Any, description: str, **constraints: Any) -> Any:
+    """A key for whose default published files write null."""
+    return Field(
+        default=default,
+        description=description,
+        json_schema_extra={"nullable": True},
+        **constraints,
     )
 
 

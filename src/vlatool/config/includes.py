@@ -78,7 +78,11 @@ class Budget:
 
 
 def read_file(
-    location: str | Path, *, show: Callable[[Path], str] = str, budget: Budget | None = None
+    location: str | Path,
+    *,
+    show: Callable[[Path], str] = str,
+    budget: Budget | None = None,
+    is_shallow: bool = False,
 ) -> Node:
     """The tree of a YAML file with everything that it includes.
 
@@ -86,13 +90,21 @@ def read_file(
         location: A local file, or one in S3.
         show: How origins name this file and any included one.
         budget: What may be read; one of its own, if nothing is given.
+        is_shallow: A key beside `<<` replaces a whole section that `<<` brings.
 
     Raises:
         ConfigError: A file is missing, includes itself or is not valid.
         StorageError: The storage that a file is in cannot be read.
     """
     path = uri.location(location)
-    document = _Document(path, show(path), show, (path.resolve(),), budget=budget or Budget())
+    document = _Document(
+        path,
+        show(path),
+        show,
+        (path.resolve(),),
+        budget=budget or Budget(),
+        is_shallow=is_shallow,
+    )
     return document.tree(asked_at="")
 
 
@@ -112,6 +124,7 @@ class _Document:
         chain: The files that led here and this one.
         depth: Lists, mappings and includes that it lies in.
         budget: What may still be read.
+        is_shallow: `<<` merges no deeper than the mapping that it stands in.
     """
 
     path: Path
@@ -120,6 +133,7 @@ class _Document:
     chain: tuple[Path, ...] = ()
     depth: int = 0
     budget: Budget = field(default_factory=Budget)
+    is_shallow: bool = False
 
     def tree(self, asked_at: str) -> Node:
         """What the file holds; `asked_at` is the place that includes it."""
@@ -183,7 +197,7 @@ class _Document:
                 code="config.include_cycle",
             )
         chain = (*self.chain, path.resolve())
-        included = _Document(path, self.show(path), self.show, chain, depth, self.budget)
+        included = replace(self, path=path, shown=self.show(path), chain=chain, depth=depth)
         return included.tree(asked_at=origin)
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> Node:
@@ -196,14 +210,19 @@ class _Document:
             key = _key(key_node, place)
             value = self._read(value_node, depth)
             if key is None:
-                inherited = merge(inherited, _mergeable(value, place))
+                inherited = self._merged(inherited, _mergeable(value, place))
             elif key in own:
                 message = f'the key "{key}" stands here twice'
                 raise _error(place, message, code="config.duplicate_key")
             else:
                 own[key] = value
-        tree = merge(inherited, Node(own, origin))
+        tree = self._merged(inherited, Node(own, origin))
         return replace(tree, replace=tree.replace or node.tag == _REPLACE_TAG)
+
+    def _merged(self, base: Node, over: Node) -> Node:
+        if not self.is_shallow:
+            return merge(base, over)
+        return replace(over, value={**base.value, **over.value}, replace=base.replace)
 
     def _place(self, node: yaml.Node) -> str:
         return f"{self.shown}:{node.start_mark.line + 1}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from vlatool.config.includes import Budget, read_file, read_text
 from vlatool.config.scalars import Plain, Repeated, parse_plain
-from vlatool.config.tree import Node, from_value, merge, to_value
+from vlatool.config.tree import TYPED_ORIGIN, Node, from_value, merge, to_value
 from vlatool.errors import UsageError
 from vlatool.storage.documents import MAX_DEPTH
 
@@ -51,7 +51,7 @@ def parse_override(text: str, option: str = "") -> Override:
             code="usage.override",
             details={"override": text},
         )
-    return Override(key, value, f"command line, {option or f'--set {key}'}")
+    return Override(key, value, f"{TYPED_ORIGIN}, {option or f'--set {key}'}")
 
 
 def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) -> Node:
@@ -61,7 +61,7 @@ def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) 
         overrides: In the order typed.
         budget: What their files may still read; one of their own, if nothing is given.
     """
-    layer = Node({}, "command line")
+    layer = Node({}, TYPED_ORIGIN)
     budget = budget or Budget()
     for override in overrides:
         value = replace(_value(override, budget), is_flat=override.is_flat)

@@ -71,11 +71,17 @@ def list_presets(roots: Sequence[Path] | None = None) -> list[PresetInfo]:
     return list(found.values())
 
 
-def preset_path(name: str, roots: Sequence[Path] | None = None) -> Path:
+def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[str] = ()) -> Path:
     """The file of a preset, or of a path given in place of a name.
 
+    Args:
+        name: With dashes or underscores.
+        roots: Folders to search; ours and those of plugins by default.
+        kinds: The folders below them whose presets fit; empty for all.
+
     Raises:
-        UsageError: Nothing has this name; the nearest names are the hint.
+        UsageError: Nothing has this name, and the nearest names are the hint; or it is of another
+            kind.
         StorageError: The storage that the path is in cannot be read.
     """
     wanted = name.replace("_", "-")
@@ -84,8 +90,33 @@ def preset_path(name: str, roots: Sequence[Path] | None = None) -> Path:
     for root in _roots_until_found(roots):
         for path in sorted(root.rglob("*.yaml")):
             if path.stem.replace("_", "-") == wanted:
+                _check_kind(name, _kind(path, root), kinds)
                 return path
-    raise _unknown(name, preset_names(roots))
+    raise _unknown(name, [one.name for one in list_presets(roots) if _fits(one.kind, kinds)])
+
+
+def preset_kind(path: Path, roots: Sequence[Path] | None = None) -> str:
+    """The folder below a preset folder that a file lies in; empty for any other file."""
+    if is_remote(path):
+        return ""
+    for root in _roots_until_found(roots):
+        if path.resolve().is_relative_to(root.resolve()):
+            return _kind(path.resolve(), root.resolve())
+    return ""
+
+
+def _fits(kind: str, kinds: Sequence[str]) -> bool:
+    return not kinds or not kind or kind in kinds
+
+
+def _check_kind(name: str, kind: str, kinds: Sequence[str]) -> None:
+    if not _fits(kind, kinds):
+        raise UsageError(
+            f"the preset {name!r} is one of {kind}, which this command does not take",
+            hint=f"`vlatool presets` lists them; here fit those of {', '.join(kinds)}",
+            code="usage.preset_kind",
+            details={"preset": name, "kind": kind, "kinds": list(kinds)},
+        )
 
 
 def shown_path(path: Path, roots: Sequence[Path] | None = None) -> str:

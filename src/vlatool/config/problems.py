@@ -124,6 +124,17 @@ def validation_problems(
     return list(found.values()), len(details[_MOST_PROBLEMS:])
 
 
+def unknown_keys(error: ValidationError, tree: Node) -> list[list[str | int]]:
+    """Places of the keys that nobody knows, where all that are wrong may be left out."""
+    found: list[list[str | int]] = []
+    for detail in error.errors(include_url=False):
+        parts = _typed_parts(detail["loc"], tree, detail["type"])
+        node = find(tree, parts)
+        if detail["type"] == "extra_forbidden" and node is not None and node.is_lenient:
+            found.append(parts)
+    return found
+
+
 def others_with(key: str, schema: type[BaseModel]) -> list[str]:
     """Whose a key is that this configuration does not have: `sink jsonl`, `format spartan`."""
     registries: Mapping[str, Registry[Any]] = getattr(schema, "registries", {})

@@ -1,19 +1,16 @@
 """defaults < presets < files < overrides: layers to one validated configuration with origins."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
 from vlatool.config.base import ConfigModel
-from vlatool.config.includes import Budget, read_file
-from vlatool.config.overrides import Override, overrides_tree
-from vlatool.config.presets import preset_path, shown_path
-from vlatool.config.problems import Problem, config_error, validation_problems
+from vlatool.config.layers import STRICT, LayerReader, Layers, Reading
+from vlatool.config.overrides import Override
+from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
 from vlatool.config.schema import flat_keys, section_models
 from vlatool.config.tree import (
     Node,
@@ -23,13 +20,12 @@ from vlatool.config.tree import (
     nearest_origin,
     plain,
     to_value,
+    without,
 )
 from vlatool.errors import UsageError
 from vlatool.storage.uri import refuse_credentials
 
 C = TypeVar("C", bound=ConfigModel)
-
-_INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
 
 
 @dataclass(frozen=True)
@@ -39,10 +35,15 @@ class Resolved(Generic[C]):
     Attributes:
         config: The validated values.
         origins: Dotted key to origin; a key that is absent has its default.
+        typed: Keys that were typed for this command, in words or in a file that it names; the
+            others are inherited.
+        ignored: Keys of files read leniently that nobody knows.
     """
 
     config: C
     origins: Mapping[str, str]
+    typed: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
 
 
 def load_config(
@@ -52,6 +53,7 @@ def load_config(
     files: Sequence[str] = (),
     overrides: Sequence[Override] = (),
     preset_roots: Sequence[Path] | None = None,
+    reading: Reading = STRICT,
 ) -> Resolved[C]:
     """Merges all layers and validates the result.
 
@@ -61,21 +63,28 @@ def load_config(
         files: YAML files, each over the ones before it.
         overrides: What was typed, in order.
         preset_roots: Folders with presets; ours and those of plugins by default.
+        reading: How files are read.
 
     Raises:
         ConfigError: Every problem of the configuration.
-        UsageError: A preset has an unknown name.
+        UsageError: A preset has an unknown name, or is of another kind.
     """
-    layers = _layers(presets, files, overrides, preset_roots)
+    read = _reader(schema, reading, preset_roots).read(presets, files, overrides)
     problems: list[Problem] = []
-    layers = [_renamed(layer, schema.renamed, problems) for layer in layers]
+    layers = [_renamed(layer, schema.renamed, problems) for layer in read.trees]
     layers = [_with_types(layer, schema) for layer in layers]
     specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
     layers = [_spelled_out(layer, specialised, problems) for layer in layers]
     layers = [_sectioned(layer, specialised, problems) for layer in layers]
     merged = _combined(layers, specialised.exclusive, problems)
     _refuse_credentials(merged)
-    return _validate(specialised, merged, problems)
+    return _validate(specialised, merged, problems, read)
+
+
+def _reader(
+    schema: type[ConfigModel], reading: Reading, preset_roots: Sequence[Path] | None = None
+) -> LayerReader:
+    return LayerReader(schema.preset_sections, schema.translations, reading, preset_roots)
 
 
 def _refuse_credentials(node: Node) -> None:
@@ -95,50 +104,18 @@ def chosen_schema(
     presets: Sequence[str] = (),
     files: Sequence[str] = (),
     overrides: Sequence[Override] = (),
+    reading: Reading = STRICT,
 ) -> type[C]:
     """The class that would validate the same layers, whatever their other values are.
 
     Raises:
         ConfigError: A name of a registry is unknown.
-        UsageError: A preset has an unknown name.
+        UsageError: A preset has an unknown name, or is of another kind.
     """
-    layers = [
-        _renamed(layer, schema.renamed, []) for layer in _layers(presets, files, overrides, None)
-    ]
+    read = _reader(schema, reading).read(presets, files, overrides)
+    layers = [_renamed(layer, schema.renamed, []) for layer in read.trees]
     layers = [_with_types(layer, schema) for layer in layers]
     return _specialise(schema, _combined(layers, schema.exclusive, []))
-
-
-def _layers(
-    presets: Sequence[str],
-    files: Sequence[str],
-    overrides: Sequence[Override],
-    preset_roots: Sequence[Path] | None,
-) -> list[Node]:
-    read = partial(
-        read_file, show=partial(shown_path, roots=preset_roots), budget=(budget := Budget())
-    )
-    layers = [_checked(read(preset_path(name, preset_roots))) for name in presets]
-    layers += [_included(_checked(read(file)), budget) for file in files]
-    return [*layers, overrides_tree(overrides, budget)]
-
-
-def _included(layer: Node, budget: Budget) -> Node:
-    """Published files may say `key: include other.yaml`, relative to the working directory."""
-    top = {
-        key: read_file(match.group(1), budget=budget)
-        if isinstance(node.value, str) and (match := _INCLUDE.match(node.value))
-        else node
-        for key, node in layer.value.items()
-    }
-    return replace(layer, value=top)
-
-
-def _checked(layer: Node) -> Node:
-    if isinstance(layer.value, dict):
-        return layer
-    problem = Problem("", layer.origin, "a configuration must be a mapping", code="config.syntax")
-    raise config_error([problem])
 
 
 def _renamed(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> Node:
@@ -256,15 +233,28 @@ def _typed_section(layer: Node, section: str) -> Node:
     return replace(layer, value={**layer.value, section: typed})
 
 
-def _validate(schema: type[C], tree: Node, problems: Sequence[Problem]) -> Resolved[C]:
-    try:
-        config = schema.model_validate(to_value(tree))
-    except ValidationError as error:
-        wrong, more = validation_problems(error, tree, schema)
-        raise config_error([*problems, *wrong], more=more) from error
+def _validate(
+    schema: type[C], tree: Node, problems: Sequence[Problem], layers: Layers
+) -> Resolved[C]:
+    ignored: list[str] = []
+    while True:
+        try:
+            config, rules = schema.model_validate(to_value(tree)).settled()
+            break
+        except ValidationError as error:
+            unknown = unknown_keys(error, tree)
+            if not unknown:
+                wrong, more = validation_problems(error, tree, schema)
+                raise config_error([*problems, *wrong], more=more) from error
+            for parts in unknown:
+                tree = without(tree, parts)
+                ignored.append(".".join(map(str, parts)))
     if problems:
         raise config_error(problems)
-    return Resolved(config, dict(leaf_origins(tree)))
+    origins = dict(leaf_origins(tree))
+    typed = frozenset(key for key, origin in origins.items() if layers.is_typed(origin))
+    derived = {key: f"derived: {rule}" for key, rule in rules.items()}
+    return Resolved(config, {**origins, **derived}, typed, tuple(dict.fromkeys(ignored)))
 
 
 def with_derived(resolved: Resolved[C], config: C, rules: Mapping[str, str]) -> Resolved[C]:

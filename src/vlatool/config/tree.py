@@ -7,6 +7,7 @@ from typing import Any
 from vlatool.config.scalars import unwrap
 
 DEFAULT_ORIGIN = "default"
+TYPED_ORIGIN = "command line"
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Node:
         origin: Such as `presets/runs/x.yaml:12` or `command line, --hparams.lr`.
         replace: Whether a mapping replaces what it would otherwise be merged into.
         is_flat: Whether this key of a section was written at the top level.
+        is_lenient: Whether it may be left out where nobody knows its key.
     """
 
     value: Any
     origin: str
     replace: bool = False
     is_flat: bool = False
+    is_lenient: bool = False
 
 
 def from_value(value: Any, origin: str) -> Node:
@@ -97,6 +100,30 @@ def nearest_origin(node: Node, parts: Sequence[str | int]) -> str:
             break
         origin = current.origin
     return origin
+
+
+def without(node: Node, parts: Sequence[str | int]) -> Node:
+    """The tree without the key at a path."""
+    name, *rest = parts
+    if isinstance(node.value, list):
+        items = [without(one, rest) if i == name else one for i, one in enumerate(node.value)]
+        return replace(node, value=items)
+    kept = {
+        key: without(item, rest) if key == name else item
+        for key, item in node.value.items()
+        if rest or key != name
+    }
+    return replace(node, value=kept)
+
+
+def lenient(node: Node) -> Node:
+    """The tree, any key of which may be left out."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: lenient(item) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [lenient(item) for item in value]
+    return replace(node, value=value, is_lenient=True)
 
 
 def leaf_origins(node: Node, key: str = "") -> Iterator[tuple[str, str]]:

@@ -106,7 +106,7 @@ def measure(
             hint="prepare them by the rule that is kept beside the tokenizer",
             code="data.picture_size",
         )
-    config = config.model_copy(update={"preprocessing": config.preprocessing.settled()})
+    config = config.model_copy(update={"preprocessing": config.preprocessing.without_chance()})
     part = part_of(ImagesKind().read_facts(config), how.rank, how.world_size)
     sums = ReconstructionSums(
         tokenizer.size, how.device or torch.device("cpu"), tokenizer.codes, judges

@@ -5,11 +5,13 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, derived_field, nullable_field
 
 
 class CacheConfig(ConfigModel):
     """Blocks of remote data that are kept on this machine."""
+
+    without_effect: ClassVar[Mapping[str, str]] = {"cache_verbose": "-v shows the log"}
 
     enabled: bool | None = Field(
         default=None,
@@ -22,6 +24,7 @@ class CacheConfig(ConfigModel):
     cache_size_gb: float | None = Field(
         default=None, gt=0, description="Most gigabytes that are kept; null: no limit."
     )
+    cache_verbose: bool | None = Field(default=None, description="Has no effect.")
 
 
 class LoadingConfig(ConfigModel):
@@ -36,6 +39,7 @@ class LoadingConfig(ConfigModel):
             "max_dropped_share",
             "allow_multiple_epochs",
             "shuffle_initial",
+            "seed",
         }
     )
 
@@ -48,10 +52,10 @@ class LoadingConfig(ConfigModel):
     allow_multiple_epochs: bool = Field(default=False, description="Start again when all is read.")
     shuffle: bool = Field(default=True, description="Shuffle blocks and samples.")
     shuffle_buffer_size: int = Field(
-        default=500, ge=1, description="How far a sample may travel in its lane when shuffled."
+        default=500, ge=0, description="How far a sample may travel in its lane when shuffled."
     )
     shuffle_initial: int = Field(
-        default=100, ge=1, description="Published key without effect: nothing is buffered."
+        default=100, ge=0, description="Published key without effect: nothing is buffered."
     )
     lanes: int = Field(
         default=64, ge=1, description="Places of the data that are read at once; a power of two."
@@ -61,9 +65,8 @@ class LoadingConfig(ConfigModel):
         ge=0,
         description="Loader processes per device; null: processors over devices.",
     )
-    prefetch_factor: int = Field(
-        default=4, ge=1, description="Micro-batches ready per loader process."
-    )
+    prefetch_factor: int = nullable_field(4, "Micro-batches ready per loader process.", ge=1)
+    seed: int | None = derived_field("hparams.seed", "Seed of the order of samples.")
     dataset_cache: CacheConfig = Field(default=CacheConfig(), description="Cache of remote data.")
     max_dropped_share: float = Field(
         default=0.01, ge=0, le=1, description="Share of broken samples above which a run ends."

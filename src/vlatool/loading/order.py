@@ -50,7 +50,8 @@ class OrderOptions:
     def of(cls, config: LoadingConfig, seed: int) -> "OrderOptions":
         """As a data section says."""
         weights = tuple(config.dataset_weighting)
-        return cls(seed, config.lanes, config.shuffle_buffer_size, config.shuffle, weights)
+        group = max(1, config.shuffle_buffer_size)
+        return cls(seed, config.lanes, group, config.shuffle, weights)
 
 
 class FirstEpoch(NamedTuple):

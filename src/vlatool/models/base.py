@@ -4,7 +4,7 @@ The protocols have bodies where most types say the same: a class that names the 
 inherits them. Legend of shapes: B samples of a micro-batch, N pictures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vlatool.config.base import ConfigModel
+    from vlatool.config.base import ConfigModel, Violation
     from vlatool.episode import UInt8Array
     from vlatool.findings import Finding
     from vlatool.loading.base import Batcher
@@ -238,6 +238,11 @@ class ModelType(Protocol):
         """
         del data, facts
         return config, {}
+
+    def broken_rules(self, config: Any, data: Any) -> "Iterable[Violation]":
+        """What contradicts itself in the sections `model` and `data`, with keys from the root."""
+        del config, data
+        return ()
 
     def build(self, config: Any) -> Mapping[str, Part]:
         """The architecture of all parts, initialised from torch's global generator.

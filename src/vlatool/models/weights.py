@@ -7,7 +7,8 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -15,9 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlatool.errors import DataError
+from vlatool.storage.atomic import open_atomic
 
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
+# The first byte of a pickle that is no archive.
+_PICKLE = b"\x80"
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -51,31 +55,55 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix not in _PICKLES:
         return read_weights(path)
+    content = read_pickled_weights(path)
+    if not all(isinstance(k, str) and isinstance(one, Tensor) for k, one in content.items()):
+        raise unusable_checkpoint(path, "it holds more than tensors by name")
+    return content
+
+
+def read_pickled_weights(path: Path) -> dict[Any, Any]:
+    """The content of a published `.pt` or `.bin` file, on the CPU; nothing of it is run.
+
+    Raises:
+        DataError: It is missing or broken, or would run code.
+    """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # What is mapped is read as it is needed, once for all processes of a machine.
+        content: Any = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
+        )
     except pickle.UnpicklingError as error:
         raise _refused_pickle(path, error) from None
     except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
-        raise unusable_checkpoint(path, f"{type(error).__name__}: {error}") from None
-    is_flat = isinstance(content, Mapping) and all(
-        isinstance(name, str) and isinstance(one, Tensor) for name, one in content.items()
-    )
-    if not is_flat:
-        raise unusable_checkpoint(path, "it holds more than tensors by name")
-    return dict(content)
+        raise unusable_checkpoint(path, error) from None
+    if not isinstance(content, Mapping):
+        raise unusable_checkpoint(path, f"it holds a {type(content).__name__}")
+    return dict(cast("Mapping[Any, Any]", content))
 
 
 def _refused_pickle(path: Path, error: pickle.UnpicklingError) -> DataError:
     """What a pickle asks for that is no tensor would be run by loading it."""
     asked = re.search(r"GLOBAL (\S+)", str(error))
-    if asked is None:
-        return unusable_checkpoint(path, "it is no pickle of tensors alone")
+    if asked is None and not _begins(path, _PICKLE):
+        return unusable_checkpoint(path, "it is no file of weights")
+    what = "code" if asked is None else asked[1]
     return DataError(
-        f"{path}: asks for {asked[1]}, which is no tensor; nothing of the file is run",
+        f"{path}: asks for {what}, which is no tensor; nothing of the file is run",
         hint="ask for safetensors, or for a file of nothing but tensors",
-        code="data.checkpoint_holds_code",
-        details={"path": str(path), "asks_for": asked[1]},
+        code="data.unsafe_checkpoint",
+        details={"path": str(path), "asks_for": what},
     )
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
+
+
+def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values as a `.pt` file, whole or not at all."""
+    with open_atomic(path) as file:
+        torch.save(dict(content), file)
 
 
 def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class PreprocessResult:
         shards = f" in {_counted(self.shards, 'shard')}" if self.shards else ""
         what = f"{_counted(self.samples, 'sample')}{shards}"
         size = f"{self.bytes / 1e6:.1f} MB"
-        if self.bytes_on_disk and self.shards:
+        if self.bytes_on_disk and not self.amounts:
             size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in all"
         lines = [
             f"{self.output}: {what} from {_counted(self.episodes, 'episode')} ({size})",
@@ -60,7 +60,7 @@ class PreprocessResult:
         ]
         if self.action_fields:
             lines.append(f"actions: {', '.join(self.action_fields)}")
-        if self.shards and self.proprioception_fields:
+        if self.proprioception_fields:
             lines.append(f"proprioception: {', '.join(self.proprioception_fields)}")
         lines += [f"{name}: {count}" for name, count in self.amounts.items()]
         if self.status == "planned":

@@ -9,6 +9,7 @@ from typing import Any
 from vlatool.artifacts.run_dir import RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
+from vlatool.config.schema import default_of
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.jobs.files import holds_only, remove_leftovers
 from vlatool.jobs.record import (
@@ -183,10 +184,24 @@ def decisive(config: ConfigModel) -> dict[str, Any]:
     return chosen
 
 
+def _filled(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
+    """Options of a run with the defaults of the keys that its version of vlatool did not have."""
+    filled = dict(before)
+    for name, field in type(config).model_fields.items():
+        section, known = getattr(config, name), before.get(name)
+        if isinstance(section, ConfigModel) and isinstance(known, dict):
+            filled[name] = _filled(known, section)
+        elif name not in before and name not in config.no_effect_on_output:
+            default = default_of(field)
+            filled[name] = decisive(default) if isinstance(default, ConfigModel) else default
+    return filled
+
+
 def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
     """Keys of the configuration that differ; and what of the data does, without its digests."""
+    before = _filled(before, config)
     if not config.overwrite:
         refuse_moved_versions(before, now)
     moved = moved_versions(before, now)

@@ -1,18 +1,25 @@
 """The configuration of a training run; key names are the published ones (lbm-training 1.11)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field, needed_field
+from vlatool.config.base import (
+    ConfigModel,
+    Violation,
+    derivation_rules,
+    derived_field,
+    needed_field,
+    nullable_field,
+)
 from vlatool.config.scalars import parse_plain
 from vlatool.errors import UsageError
 from vlatool.loading.base import DataKind, Facts
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
-from vlatool.plugins import MODELS
+from vlatool.plugins import MODELS, TRANSLATIONS, Registry
 
 # What `--data DIR` is typed as: the kind of data says which of its keys that is.
 FOLDERS = "folders"
@@ -22,10 +29,18 @@ class HParams(ConfigModel):
     """Optimisation."""
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"per_gpu_batch_size", "grad_checkpointing", "torchcompile"}
+        {"per_gpu_batch_size", "grad_checkpointing", "torchcompile", "world_size", "loss_function"}
     )
+    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "precision": (
+            ("amp_bfloat16", "amp_bf16", "float32", "fp32"),
+            "float16 would need a loss scaler, weights in bfloat16 lose small updates",
+        ),
+        "loss_function": ((None, "mse"), "a model type brings its own loss; leave it out"),
+        "z_loss_coefficient": ((0.0,), "it belongs to a cross entropy over a vocabulary"),
+    }
 
-    precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32"] = Field(
+    precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32", "amp", "pure_bf16"] = Field(
         default="amp_bfloat16", description="bfloat16 autocast over float32 weights, or float32."
     )
     global_batch_size: int = Field(default=512, ge=1, description="Samples per optimizer step.")
@@ -54,11 +69,18 @@ class HParams(ConfigModel):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="First momentum.")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Second momentum.")
     eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
+    loss_function: Literal["cross_entropy", "mse"] | None = Field(
+        default=None, description="Loss; null: that of the model type."
+    )
+    z_loss_coefficient: float = Field(
+        default=0.0, ge=0, description="Weight of the squared normaliser of a cross entropy."
+    )
     grad_clip_norm: float | None = Field(default=None, gt=0, description="Largest gradient norm.")
     grad_checkpointing: bool = Field(
         default=False, description="Compute blocks again in the backward pass to save memory."
     )
     torchcompile: bool = Field(default=False, description="Compile the blocks of the model.")
+    world_size: int | None = derived_field("distributed.world_size", "Processes of the run.")
 
     @model_validator(mode="before")
     @classmethod
@@ -96,6 +118,17 @@ class EmaConfig(ConfigModel):
 class DistributedConfig(ConfigModel):
     """Processes and devices."""
 
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "ddp_static_graph": "every parameter of a model is used in every step"
+    }
+    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "dist_url": (
+            ("env://",),
+            "torchrun, accelerate launch and --nproc say where processes meet",
+        ),
+        "fsdp_cpu_offload": ((False,), "weights stay on their devices; shard over more of them"),
+    }
+
     world_size: int | None = derived_field("processes that are started", "Processes of the run.")
     dist_backend: Literal["auto", "nccl", "gloo"] = Field(
         default="auto", description="How processes talk; auto is nccl with GPUs, else gloo."
@@ -104,6 +137,9 @@ class DistributedConfig(ConfigModel):
     fsdp_reshard_after_forward: bool = Field(
         default=False, description="Free gathered weights between forward and backward too."
     )
+    fsdp_cpu_offload: bool = Field(default=False, description="Keep sharded weights on the host.")
+    ddp_static_graph: bool = Field(default=False, description="Has no effect.")
+    dist_url: str = Field(default="env://", description="Where processes meet.")
 
 
 class TrainConfig(ConfigModel):
@@ -112,6 +148,24 @@ class TrainConfig(ConfigModel):
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("total_train_samples", "num_epochs", "total_train_steps"),
     )
+    preset_sections: ClassVar[Mapping[str, str]] = {
+        "models": "model",
+        "models/denoisers": "model.transformer",
+        "data": "data",
+        "hparams": "hparams",
+    }
+    translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "db_logging": "there is no database; .vlatool/run.json records the run",
+        "log_level": "-v and --log-file show the log",
+        "wandb_entity": "runs are not sent to W&B",
+        "wandb_project_name": "runs are not sent to W&B",
+        "wandb_tags": "runs are not sent to W&B",
+        "remote_sync_fixed_path": "there is no second copy of a run",
+    }
+    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "remote_sync": ((None,), "a run is not copied while it trains yet; copy its folder"),
+    }
     # A run may go on with others; sections say the same of their keys.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {
@@ -127,12 +181,21 @@ class TrainConfig(ConfigModel):
             "val_every_n_checkpoints",
             "overwrite",
             "dry_run",
+            "resolve_configs",
+            "resolve_configs_path",
+            "wandb",
+            "remote_sync",
             "distributed",
+            *without_effect,
         }
     )
 
     name: str | None = derived_field("time, model type and rate", "Name of the run's folder.")
-    save_path: str = Field(default="runs", description="Folder that holds run folders.")
+    resolve_configs: bool = Field(default=False, description="Show the configuration and stop.")
+    resolve_configs_path: str | None = Field(
+        default=None, description="Folder for resolved_config.yaml; nothing is trained then."
+    )
+    save_path: str = nullable_field("runs", "Folder that holds run folders.")
     total_train_samples: int | None = Field(default=None, ge=1, description="Budget in samples.")
     num_epochs: int | None = Field(
         default=None, ge=1, description="Budget in passes over the data."
@@ -164,6 +227,16 @@ class TrainConfig(ConfigModel):
     val_every_n_checkpoints: int = Field(
         default=1, ge=1, description="Checkpoints between validations."
     )
+    wandb: bool = Field(default=False, description="Send metrics to Weights & Biases.")
+    wandb_entity: str | None = Field(default=None, description="Has no effect.")
+    wandb_project_name: str | None = Field(default=None, description="Has no effect.")
+    wandb_tags: list[str] = Field(default=[], description="Has no effect.")
+    db_logging: bool = Field(default=True, description="Has no effect.")
+    log_level: str = Field(default="INFO", description="Has no effect.")
+    remote_sync: str | None = Field(
+        default=None, description="Location that a run is copied to while it trains."
+    )
+    remote_sync_fixed_path: str | None = Field(default=None, description="Has no effect.")
     overwrite: bool = Field(default=False, description="Replace a run made with other options.")
     dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
     data: SerializeAsAny[LoadingConfig] = Field(
@@ -183,6 +256,32 @@ class TrainConfig(ConfigModel):
                 f"hparams.per_gpu_batch_size {h.per_gpu_batch_size}"
             )
         return self
+
+    def settled(self) -> tuple[Self, Mapping[str, str]]:
+        """Seed, processes, and what the data section's own keys decide."""
+        data, told = self.data.settled()
+        rules = {f"data.{key}": rule for key, rule in told.items()}
+        hparams = self.hparams
+        if self.data.seed is None:
+            data = data.model_copy(update={"seed": hparams.seed})
+            rules |= derivation_rules(data, ["seed"], "data.")
+        if hparams.world_size is None and self.distributed.world_size is not None:
+            hparams = hparams.model_copy(update={"world_size": self.distributed.world_size})
+            rules |= derivation_rules(hparams, ["world_size"], "hparams.")
+        return self.model_copy(update={"data": data, "hparams": hparams}), rules
+
+    def broken_rules(self) -> Iterator[Violation]:
+        """Sections that contradict each other, and what the model type says of its data."""
+        if self.data.seed not in (None, self.hparams.seed):
+            message = f"data.seed is {self.data.seed}: hparams.seed, {self.hparams.seed}, counts"
+            yield Violation(("data.seed",), message)
+        if self.wandb:
+            yield Violation(
+                ("wandb",),
+                "wandb is true: nothing is sent to W&B yet; metrics are in metrics.jsonl",
+            )
+        if getattr(self.model, "type", None):
+            yield from self.model_type.broken_rules(self.model, self.data)
 
     @classmethod
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:

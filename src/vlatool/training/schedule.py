@@ -1,8 +1,9 @@
 """Learning rate by completed steps. Source: lbm-training 3.7, A.1."""
 
 import math
+from collections.abc import Iterator
 
-from vlatool.errors import UsageError
+from vlatool.config.base import Violation
 from vlatool.training.config import HParams
 
 
@@ -41,18 +42,14 @@ def to_steps(value: float, total_steps: int) -> int:
     return int(value * total_steps) if value < 1 else int(value)
 
 
-def check_schedule(h: HParams, total_steps: int) -> None:
-    """Makes sure that the peak rate is reached.
-
-    Raises:
-        UsageError: Warm-up is as long as the run.
-    """
+def broken_schedule(h: HParams, total_steps: int) -> Iterator[Violation]:
+    """That the peak rate is never reached: warm-up is as long as the run."""
     warmup = to_steps(h.warmup, total_steps)
     if warmup >= total_steps > 1:
-        raise UsageError(
-            f"hparams.warmup is {warmup} steps, the run has {total_steps}: "
-            "the peak rate is never reached",
-            hint="give a share below 1, such as hparams.warmup=0.05, or fewer steps",
+        yield Violation(
+            ("hparams.warmup",),
+            f"hparams.warmup is {warmup} steps, the run has {total_steps}: the peak rate is never "
+            "reached; a share below 1, such as 0.05, fits every run",
             code="usage.warmup_too_long",
         )
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlatool.config.explain import to_yaml, value_origins
 from vlatool.config.resolve import Resolved, with_derived
+from vlatool.config.rules import violations
 from vlatool.config.schema import unset_needed
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
@@ -73,12 +74,16 @@ def resolve_config(
 ) -> ResolveResult:
     """Shows, and writes if asked to, a configuration.
 
+    The published keys `resolve_configs` and `resolve_configs_path`, which ask for this, are obeyed
+    and not shown as set: what is written trains when it is loaded. What a run would refuse, or warn
+    of, is only told.
+
     Args:
         resolved: What `load_config` returned.
         explain: Whether each value is followed by its origin.
         output: A file to write, or a folder to write `resolved_config.yaml` into.
         derive: Whether data sets are opened for the values that come from them.
-        reporter: Hears about the written file.
+        reporter: Hears about the written file, and of values that break a rule.
 
     Raises:
         UsageError: The file exists and is no resolved configuration of the same command.
@@ -86,9 +91,12 @@ def resolve_config(
     if derive and isinstance(resolved.config, DerivesFromData):
         config, rules = resolved.config.derive_from_data()
         resolved = with_derived(resolved, config, rules)
-    target = _target(output) if output else None
+    resolved, folder = _without_request(resolved)
+    target = _target(output or folder) if output or folder else None
     if target is not None:
         _refuse_to_replace(target, resolved)
+    for broken in violations(resolved.config):
+        reporter.warn("broken_rule", broken.message)
     unset = unset_needed(resolved.config)
     result = ResolveResult(resolved, unset, target, explain)
     if target is not None:
@@ -96,6 +104,17 @@ def resolve_config(
         write_text(target, result.text())
         reporter.note(f"wrote {target}")
     return result
+
+
+def _without_request(resolved: Resolved[Any]) -> tuple[Resolved[Any], str]:
+    """The configuration without the request to be shown, and the folder that it names."""
+    folder = getattr(resolved.config, "resolve_configs_path", None)
+    if not hasattr(resolved.config, "resolve_configs"):
+        return resolved, ""
+    update = {"resolve_configs": False, "resolve_configs_path": None}
+    config = resolved.config.model_copy(update=update)
+    origins = {key: one for key, one in resolved.origins.items() if key not in update}
+    return replace(resolved, config=config, origins=origins), f"{folder}/" if folder else ""
 
 
 def _target(output: str) -> Path:

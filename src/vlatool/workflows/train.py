@@ -2,14 +2,21 @@
 
 import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.checkpoint import CheckpointManifest
 from vlatool.artifacts.run_dir import Retention, RunDir, read_metrics
+from vlatool.config.rules import (
+    check_rules,
+    derivations,
+    explicit_keys,
+    violations,
+    without_effect,
+)
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
@@ -19,6 +26,8 @@ from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
+from vlatool.training.result import TrainResult
+from vlatool.training.schedule import broken_schedule
 
 if TYPE_CHECKING:
     from vlatool.training.begin import Begun
@@ -33,50 +42,6 @@ __all__ = ["TrainConfig", "TrainResult", "train"]
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """What came of a run."""
-
-    output: str
-    status: str
-    parameters: int
-    steps: int
-    samples: int
-    unused_samples: int
-    loss: float | None
-    checkpoint: str | None
-    checkpoint_steps: tuple[int, ...]
-    dataset_samples: int
-    blocks_in_use: int
-    dropped: Mapping[str, int]
-    acts: bool
-    seconds: float
-
-    def document(self) -> dict[str, Any]:
-        """The result for programs."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result for people."""
-        size = f"{self.parameters / 1e6:.2f} M parameters"
-        if self.status == "planned":
-            return (
-                f"{self.output}: would train {size} for {self.steps} steps on "
-                f"{self.dataset_samples} samples, about {self.blocks_in_use} shards at a time; "
-                f"checkpoints at {self.checkpoint_steps}; nothing was written"
-            )
-        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
-        lines = [f"{self.output}: {self.status}, {size}, {self.steps} steps{loss}"]
-        if self.unused_samples:
-            lines.append(f"{self.unused_samples} samples of the budget do not fill a step")
-        for reason, count in self.dropped.items():
-            lines.append(f"{count} samples were dropped: {reason.replace('_', ' ')}")
-        lines.append(f"checkpoint: {self.checkpoint}")
-        if self.acts:
-            lines.append(f"next: vlatool eval open-loop {self.output} DATA")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
 class _Setup:
     """What a run is made of, once it is known whose the folder is."""
 
@@ -86,12 +51,22 @@ class _Setup:
     runtime: "Runtime"
     run: RunDir
     feed: "Feed"
+    typed: Collection[str]
 
 
-def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
+def train(
+    config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
+) -> TrainResult:
     """Trains, or goes on with, the run that `save_path` and `name` say.
 
+    Args:
+        config: What is trained, on what, and how.
+        typed: Keys that were typed for this run, by default all that are given; of values that
+            are inherited some rules only warn.
+        reporter: Hears how it goes.
+
     Raises:
+        ConfigError: A value cannot be used, or contradicts another.
         UsageError: Budget or batch sizes cannot work; the run folder holds another run.
         DataError: The data do not fit the configuration, or a loss is not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
@@ -102,6 +77,8 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     from vlatool.training.runtime import Runtime
 
     _check_needed(config)
+    typed = explicit_keys(config) if typed is None else typed
+    check_rules(violations(config), typed, reporter)
     config = claim.pinned_data(config)
     facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
@@ -110,6 +87,7 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
     runtime.share_processors(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, facts, order, runtime)
+    check_rules(broken_schedule(config.hparams, plan.total_steps), typed, reporter)
     measured = held_out(config)
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)
@@ -117,18 +95,24 @@ def train(config: TrainConfig, *, reporter: Reporter = NULL) -> TrainResult:
         return _planned(config, order, plan)
     run = RunDir(_output(config))
     feed = Feed(config, facts, order, plan, runtime, run.root, measured)
-    setup = _Setup(config, facts, plan, runtime, run, feed)
-    if not runtime.is_main:
-        runtime.wait()
-        return _train(setup, NULL)
+    setup = _Setup(config, facts, plan, runtime, run, feed, typed)
+    if runtime.is_main:
+        return _train_as_owner(setup, reporter)
+    runtime.wait()
+    return _train(setup, NULL)
 
-    claim.known_run(run, config)  # before the lock makes a folder in a stranger's
+
+def _train_as_owner(setup: _Setup, reporter: Reporter) -> TrainResult:
+    """Trains in a folder that is known, or made, to be this run's."""
+    from vlatool.training import claim
+
+    run = setup.run
+    claim.known_run(run, setup.config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
         return _train_in_own(setup, reporter)
 
 
 def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
-    """What the first process does with the run folder to itself."""
     from vlatool.training import claim
     from vlatool.training.plan import growth
 
@@ -158,19 +142,16 @@ def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
 
 def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runtime") -> "TrainPlan":
     from vlatool.training.plan import make_plan
-    from vlatool.training.schedule import check_schedule
 
     plan = make_plan(config, facts.datasets, runtime.world_size)
     if not config.data.allow_multiple_epochs:
         refuse_second_epoch(order, plan.total_steps * plan.global_batch)
-    check_schedule(config.hparams, plan.total_steps)
     return plan
 
 
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training.begin import begin
     from vlatool.training.checkpoints import check_space
-    from vlatool.training.schedule import check_schedule
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
@@ -182,7 +163,8 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
         if spec.starts_at >= plan.total_steps:
             reporter.note(f"{name} would start at step {spec.starts_at}: it never moves")
         else:
-            check_schedule(config.hparams, plan.total_steps - spec.starts_at)
+            broken = broken_schedule(config.hparams, plan.total_steps - spec.starts_at)
+            check_rules(broken if spec.starts_at else (), setup.typed, reporter)
     if latest is not None:
         reporter.note(f"going on after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
@@ -269,11 +251,8 @@ def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
 def _tell(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for key, rule in rules.items():
-        reporter.note(f"{key} from {rule}: {_value(config, key)}")
-    for key, reason in config.data.without_effect.items():
-        if getattr(config.data, key) != type(config.data).model_fields[key].default:
-            reporter.note(f"data.{key} has no effect: {reason}")
+    for told in (*derivations(config, rules), *without_effect(config)):
+        reporter.note(told)
     held_out = config.data_kind.validation(config.data)
     if held_out is not None and config.total_val_samples is None:
         reporter.note("held-out data are given, but not measured: set total_val_samples")
@@ -315,8 +294,10 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
         is_known = isinstance(before, int) and before >= 0
         workers = before if is_known else max(1, default_workers() // runtime.world_size)
     data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
-    processes = config.distributed.model_copy(update={"world_size": runtime.world_size})
-    return config.model_copy(update={"data": data, "distributed": processes})
+    count = {"world_size": runtime.world_size}
+    processes = config.distributed.model_copy(update=count)
+    hparams = config.hparams.model_copy(update=count)
+    return config.model_copy(update={"data": data, "distributed": processes, "hparams": hparams})
 
 
 def _output(config: TrainConfig) -> Path:
@@ -381,10 +362,3 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
 def _acts(config: TrainConfig) -> bool:
     """Whether the model type makes policies."""
     return type(config.model_type).policy is not ModelType.policy
-
-
-def _value(config: TrainConfig, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

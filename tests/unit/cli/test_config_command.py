@@ -1,6 +1,7 @@
 """What a command line means: keys, switches, lists, order, sugar, and what is refused."""
 
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -135,6 +136,8 @@ def test_key_of_a_flat_section_may_be_typed_short_or_dotted(option: str) -> None
         (["--set", "hparams.lr=3e-4"], 3e-4),
         (["--hparams.lr", "1", "--set", "hparams.lr=2"], 2.0),
         (["--set", "hparams.lr=2", "--hparams.lr", "1"], 1.0),
+        (["hparams.lr=3"], 3.0),
+        (["hparams.lr=3", "--hparams.lr", "1", "hparams.lr=2"], 2.0),
     ],
 )
 def test_tree_key_is_read_in_the_order_typed(argv: list[str], lr: float) -> None:
@@ -248,3 +251,24 @@ def test_keys_option_lists_keys_and_runs_nothing(capsys: pytest.CaptureFixture[s
 
 def _problem_codes(error: VlatoolError) -> list[str]:
     return [problem["code"] for problem in error.details.get("problems", [])]
+
+
+def test_bare_word_names_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("hparams: {lr: 5}\n")
+    assert tree(f"config={file}", "hparams.betas=0.5").hparams.lr == 5
+
+
+def test_bare_word_of_a_flat_command_is_its_argument() -> None:
+    assert flat("a=b").layout == "a=b"
+
+
+def test_compat_leaves_unknown_keys_of_files_out(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("hparams: {lr: 5, momentum: 1}\n")
+    assert tree("--compat", "--config", str(file)).hparams.lr == 5
+
+
+def test_compat_is_no_option_of_a_flat_command() -> None:
+    with pytest.raises(VlatoolError):
+        flat("--compat")

@@ -53,3 +53,19 @@ def test_unknown_name_suggests_the_nearest(roots, name):
 def test_shown_path_starts_at_the_preset_folder(roots):
     assert shown_path(roots[0] / "models/tiny.yaml", roots) == "presets/models/tiny.yaml"
     assert shown_path(Path("conf/../a.yaml"), roots) == "a.yaml"
+
+
+def test_preset_of_another_kind_is_refused(roots):
+    with pytest.raises(UsageError) as caught:
+        preset_path("tiny", roots, ["runs"])
+    assert caught.value.code == "usage.preset_kind"
+
+
+def test_preset_of_a_plugin_without_kinds_fits_any_command(roots):
+    assert preset_path("acme", roots, ["runs"]).is_file()
+
+
+def test_only_names_that_fit_are_suggested(roots):
+    with pytest.raises(UsageError) as caught:
+        preset_path("tinny", roots, ["runs"])
+    assert caught.value.details["known"] == ["lbm-hparams-4cams", "acme"]

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.builders.recording import Recorder
 from vlatool.config.base import ConfigModel, derived_field
+from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import UsageError
 from vlatool.training.config import TrainConfig
@@ -62,6 +64,23 @@ def test_without_derive_the_rule_is_shown():
     assert resolve_config(load_config(DerivingConfig)).text() == (
         "width: null  # derived: sum of fields\n"
     )
+
+
+def test_published_request_to_resolve_is_obeyed_and_not_written_down(tmp_path):
+    request = {"resolve_configs": True, "resolve_configs_path": str(tmp_path)}
+    overrides = [Override(key, value, "command line") for key, value in request.items()]
+    presets = ["diffusion-policy-tiny"]
+    result = resolve_config(load_config(TrainConfig, presets=presets, overrides=overrides))
+    assert result.output == tmp_path / "resolved_config.yaml"
+    again = load_config(TrainConfig, files=[str(result.output)]).config
+    assert (again.resolve_configs, again.resolve_configs_path) == (False, None)
+
+
+def test_value_that_a_run_would_refuse_is_told():
+    overrides = [Override("hparams", {"precision": "amp"}, "command line")]
+    heard = Recorder()
+    resolve_config(load_config(TrainConfig, overrides=overrides), reporter=heard)
+    assert [code for code, _ in heard.warnings] == ["broken_rule"]
 
 
 def test_json_schema_has_descriptions():

@@ -8,12 +8,12 @@ from vlatool.models.diffusion_policy.backbones import (
     ViTBackbone,
     spatial_softmax,
 )
-from vlatool.models.diffusion_policy.batch import encode_text
-from vlatool.models.diffusion_policy.spec import (
+from vlatool.models.diffusion_policy.config import (
     ByteTextConfig,
     KeypointBackboneConfig,
     ViTBackboneConfig,
 )
+from vlatool.models.diffusion_policy.text import encode_text
 
 TEXT = ByteTextConfig(hidden_dim=8)
 

@@ -1,13 +1,19 @@
 import pytest
 import torch
 
-from vlatool.models.diffusion_policy.model import Denoiser, RotaryPositions, SwiGLU
-from vlatool.models.diffusion_policy.spec import TransformerConfig
+from vlatool.models.diffusion_policy.config import TransformerConfig
+from vlatool.models.diffusion_policy.denoisers import (
+    NativeTransformer,
+    RotaryPositions,
+    SwiGLU,
+)
 
 
-def denoiser(**keys: object) -> Denoiser:
+def denoiser(**keys: object) -> NativeTransformer:
     torch.manual_seed(0)
-    return Denoiser(TransformerConfig(**{"hidden_dim": 32, "n_layers": 2, "n_heads": 2, **keys}))
+    return NativeTransformer(
+        TransformerConfig(**{"hidden_dim": 32, "n_layers": 2, "n_heads": 2, **keys})
+    )
 
 
 def num_parameters(module: torch.nn.Module) -> int:
@@ -95,7 +101,7 @@ def test_swiglu_gates_with_the_first_half() -> None:
 def test_number_of_block_parameters(width: int, layers: int, heads: int, expected: int) -> None:
     config = TransformerConfig(hidden_dim=width, n_layers=layers, n_heads=heads)
     with torch.device("meta"):
-        assert num_parameters(Denoiser(config)) == expected
+        assert num_parameters(NativeTransformer(config)) == expected
 
 
 def test_residual_matrices_of_deep_blocks_start_smaller() -> None:

@@ -5,15 +5,15 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.models.base import Loss, StepContext
-from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.objective import FlowMatchingObjective
-from vlatool.models.diffusion_policy.spec import (
+from vlatool.models.diffusion_policy.config import (
     ByteTextConfig,
-    DiffusionPolicyConfig,
     KeypointBackboneConfig,
     NoiseConfig,
     TransformerConfig,
 )
+from vlatool.models.diffusion_policy.model import DiffusionPolicy
+from vlatool.models.diffusion_policy.objective import DenoisingObjective
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.draws import RowDraws
 
 B, T, A, P, D = 3, 5, 4, 2, 6
@@ -66,7 +66,7 @@ def loss_of(
     size = len(given["actions"])
     draws = RowDraws(torch.Generator().manual_seed, range(size), size)
     ctx = StepContext(0, draws, {"model": model})
-    return FlowMatchingObjective(settings).loss("main", given, ctx)
+    return DenoisingObjective(settings).loss("main", given, ctx)
 
 
 # network

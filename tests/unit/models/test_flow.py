@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlatool.models.diffusion_policy.objective import integrate, noised, time_grid
+from vlatool.models.diffusion_policy.config import EulerConfig, HeunConfig, NoiseConfig
+from vlatool.models.diffusion_policy.noise import FlowMatching
+from vlatool.models.diffusion_policy.solvers import Course, solve
+
+EULER, HEUN = EulerConfig(), HeunConfig()
 
 
 def full(value: float) -> Tensor:
@@ -15,19 +19,30 @@ def constant(value: float) -> Callable[[Tensor, int], Tensor]:
     return lambda x, time: torch.full_like(x, value)
 
 
+def course(
+    steps: int, num_timesteps: int = 1000, limit: float | None = None, **keys: Tensor
+) -> Course:
+    clamp = None if limit is None else (-limit, limit)
+    noise = NoiseConfig(num_timesteps=num_timesteps, clamp_range=clamp)
+    return Course(noise, steps, **keys)
+
+
 # Source: lbm-training A.5
 @pytest.mark.parametrize(
     ("time", "limit", "expected"),
     [(0, 3, 0.5), (250, 3, 0.875), (500, 3, 1.25), (999, 3, 1.9985), (999, 1.5, 1.5)],
 )
 def test_noised_golden(time: int, limit: float, expected: float) -> None:
-    mixed = noised(full(0.5), full(2.0), torch.tensor([time]), 1000, (-limit, limit))
+    process = FlowMatching(NoiseConfig(num_timesteps=1000, clamp_range=(-limit, limit)))
+    mixed = process.noised(full(0.5), full(2.0), torch.tensor([time]))
     torch.testing.assert_close(mixed, full(expected))
+    assert torch.equal(process.target(full(0.5), full(2.0)), full(1.5))
 
 
+@pytest.mark.parametrize("solver", [EULER, HEUN])
 @pytest.mark.parametrize("steps", [1, 3, 6, 7, 8, 10, 16, 1000])
-def test_constant_velocity_goes_the_whole_way(steps: int) -> None:
-    end = integrate(constant(1.5), full(2.0), num_timesteps=1000, steps=steps, clamp=None)
+def test_constant_velocity_goes_the_whole_way(steps: int, solver: EulerConfig | HeunConfig) -> None:
+    end = solve(constant(1.5), full(2.0), course(steps), solver)
     torch.testing.assert_close(end, full(0.5), rtol=0, atol=1e-4)
 
 
@@ -42,30 +57,56 @@ def test_constant_velocity_goes_the_whole_way(steps: int) -> None:
     ],
 )
 def test_times_are_the_published_ones(num_timesteps: int, steps: int, times: list[int]) -> None:
-    assert time_grid(num_timesteps, steps) == times
+    assert course(steps, num_timesteps).times() == times
 
 
 @pytest.mark.parametrize(("num_timesteps", "steps"), [(100, 8), (1000, 6), (100, 1000), (1, 3)])
 def test_times_are_valid_and_descend(num_timesteps: int, steps: int) -> None:
-    times = time_grid(num_timesteps, steps)
+    times = course(steps, num_timesteps).times()
     assert len(times) == steps
     assert times[0] == num_timesteps - 1
     assert times == sorted(times, reverse=True)
     assert times[-1] >= 0
 
 
-def test_velocity_is_asked_once_per_step_at_the_times_of_the_grid() -> None:
-    asked: list[int] = []
+def asked(solver: EulerConfig | HeunConfig, steps: int) -> list[int]:
+    """The times at which a solver asks."""
+    found: list[int] = []
 
-    def velocity(x: Tensor, time: int) -> Tensor:
-        asked.append(time)
+    def network(x: Tensor, time: int) -> Tensor:
+        found.append(time)
         return x
 
-    integrate(velocity, full(1.0), num_timesteps=1000, steps=6, clamp=None)
-    assert asked == time_grid(1000, 6)
+    solve(network, full(1.0), course(steps), solver)
+    return found
 
 
-def test_known_actions_are_imposed_before_and_after_each_step() -> None:
+def test_velocity_is_asked_once_per_step_at_the_times_of_the_grid() -> None:
+    assert asked(EULER, 6) == course(6).times()
+
+
+@pytest.mark.parametrize(
+    ("steps", "times"), [(1, [999]), (2, [999, 0]), (4, [999, 499, 499, 0]), (3, [999, 499, 499])]
+)
+def test_heun_asks_at_both_ends_of_an_interval_and_as_often_as_it_may(
+    steps: int, times: list[int]
+) -> None:
+    assert asked(HEUN, steps) == times
+
+
+def test_heun_errs_less_than_euler_for_as_many_evaluations() -> None:
+    # dx/dt = x from t = 1 back to 0 ends at x / e.
+    errors = [
+        abs(solve(lambda x, time: x, full(1.0), course(8), solver)[0, 0, 0].item() - 0.36788)
+        for solver in (EULER, HEUN)
+    ]
+    assert errors[1] < errors[0] / 5
+
+
+@pytest.mark.parametrize("solver", [EULER, HEUN])
+def test_known_actions_are_imposed_before_and_after_each_step(
+    solver: EulerConfig | HeunConfig,
+) -> None:
     known = (full(7.0), torch.tensor([[True, False]]))
     seen: list[float] = []
 
@@ -74,11 +115,26 @@ def test_known_actions_are_imposed_before_and_after_each_step() -> None:
         seen.append(x[0, 0, 0].item())
         return torch.ones_like(x)
 
-    end = integrate(velocity, full(2.0), num_timesteps=10, steps=4, clamp=(-3, 3), known=known)
+    end = solve(velocity, full(2.0), course(4, 10, 3, known=known), solver)  # type: ignore[arg-type]
     assert seen == [7.0] * 4
     assert end.flatten().tolist() == pytest.approx([7.0, 1.0])
 
 
 def test_clamp_limits_every_step() -> None:
-    end = integrate(constant(-100.0), full(0.0), num_timesteps=10, steps=5, clamp=(-1.5, 1.5))
+    end = solve(constant(-100.0), full(0.0), course(5, 10, 1.5), EULER)
     torch.testing.assert_close(end, full(1.5))
+
+
+@pytest.mark.parametrize("solver", [EULER, HEUN])
+def test_network_never_sees_actions_beyond_the_limits_of_training(
+    solver: EulerConfig | HeunConfig,
+) -> None:
+    seen: list[float] = []
+
+    def velocity(x: Tensor, time: int) -> Tensor:
+        del time
+        seen.append(x.abs().max().item())
+        return torch.zeros_like(x)
+
+    solve(velocity, full(9.0), course(4, 10, 1.5), solver)
+    assert max(seen) == 1.5

@@ -46,7 +46,7 @@ class ImagePreprocessing(ConfigModel):
         """The shorter edge before cropping."""
         return self.resize_shorter_edge or self.crop_size
 
-    def settled(self) -> "ImagePreprocessing":
+    def without_chance(self) -> "ImagePreprocessing":
         """The same without chance, for measuring and encoding."""
         return self.model_copy(update={"random_crop": False, "random_flip": False})
 

@@ -50,7 +50,7 @@ class ImagesKind:
             "dataset_weighting": [],
             "split": "val",
             "shuffle": False,
-            "preprocessing": config.preprocessing.settled(),
+            "preprocessing": config.preprocessing.without_chance(),
         }
         return config.model_copy(update=changes)
 
@@ -81,7 +81,7 @@ class ImagesKind:
             rule = ImagePreprocessing.model_validate(read_preprocessing_config(folder))
         except ValidationError as error:
             raise _unusable(folder, str(error.errors()[0]["msg"])) from None
-        if rule.settled() != config.preprocessing.settled():
+        if rule.without_chance() != config.preprocessing.without_chance():
             raise _unusable(folder, "differs from data.preprocessing of the run")
         return ImagesKept(rule)
 

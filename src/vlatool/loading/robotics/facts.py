@@ -12,7 +12,7 @@ from vlatool.artifacts.stats import Statistics, compact, merge_stats, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of
 from vlatool.loading.base import Block, DataSet
-from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.config import RoboticsDataConfig, picture_names
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.normalize import field_width
@@ -173,12 +173,19 @@ def derive_data(config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsData
     actions = config.action_fields or _agreed(facts, "action_fields")
     observed = config.proprioception_fields or _agreed(facts, "proprioception_fields")
     past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
+    scaled = {
+        "include_fields": [*observed, *actions],
+        "lowdim_past_timesteps": facts.statistics_past,
+        "lowdim_future_timesteps": facts.future,
+    }
     derived = config.model_copy(
         update={
             "camera_names": list(cameras),
             "image_indices": list(indices),
+            "image_names": picture_names(cameras, indices),
             "action_fields": list(actions),
             "proprioception_fields": list(observed),
+            "normalization": config.normalization.model_copy(update=scaled),
             "lowdim_past_timesteps": facts.past if past is None else past,
             "lowdim_future_timesteps": facts.future if future is None else future,
             "action_dim": sum(facts.widths(actions)),

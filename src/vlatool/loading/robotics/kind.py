@@ -16,7 +16,7 @@ from vlatool.artifacts.provenance import (
 )
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.artifacts.stats import Statistics, write_stats
-from vlatool.config.base import derivation_rule
+from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Dropped, Place
@@ -119,12 +119,10 @@ class RoboticsKind:
     ) -> tuple[RoboticsDataConfig, dict[str, str]]:
         """Cameras, pictures, fields, window and widths from the data."""
         derived = derive_data(config, facts)
-        rules = {
-            name: derivation_rule(key)
-            for name, key in RoboticsDataConfig.model_fields.items()
-            if getattr(derived, name) != getattr(config, name)
-        }
-        return derived, rules
+        own = derivation_rules(derived, _changed(config, derived))
+        scaled = _changed(config.normalization, derived.normalization)
+        scaling = derivation_rules(derived.normalization, scaled, "normalization.")
+        return derived, {key: rule for key, rule in {**own, **scaling}.items() if rule}
 
     def reader(self, config: RoboticsDataConfig, facts: DatasetFacts) -> "RoboticsReader":
         """Reads and decodes samples."""
@@ -177,6 +175,11 @@ class RoboticsKind:
             if not isinstance(sample, Dropped):
                 return sample.images.shape[1], sample.images.shape[2]
         return None
+
+
+def _changed(before: ConfigModel, now: ConfigModel) -> list[str]:
+    names = type(now).model_fields
+    return [name for name in names if getattr(now, name) != getattr(before, name)]
 
 
 def _kept(

@@ -1,30 +1,26 @@
 """Pictures and language to conditioning tokens. Source: lbm-training 2.4.
 
 Legend of shapes: B batch, N pictures (time outer, camera inner), M tokens, C width of a token,
-L bytes of a sentence. A further backbone is a class with `width`, which is C, and the same forward:
-`forward(images uint8 [B, N, 3, H, W], text [B, L])` gives [B, M, C].
+L bytes of a sentence. A further backbone is a class with `width`, which is C, `blocks()`, its units
+of sharding and checkpointing, and the same forward: `forward(images uint8 [B, N, 3, H, W], text
+[B, L], image_mask bool [B, N] or None)` gives [B, M, C]. One with a base model has `load_base()`.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.models.diffusion_policy.spec import (
+from vlatool.models.diffusion_policy.clip import ClipBackbone
+from vlatool.models.diffusion_policy.config import (
+    Backbone,
     ByteTextConfig,
     KeypointBackboneConfig,
     ViTBackboneConfig,
 )
-
-
-def build_backbone(
-    config: ViTBackboneConfig | KeypointBackboneConfig,
-) -> "ViTBackbone | KeypointBackbone":
-    """The backbone that a config names."""
-    if isinstance(config, KeypointBackboneConfig):
-        return KeypointBackbone(config)
-    return ViTBackbone(config)
+from vlatool.models.diffusion_policy.vlm import VlmBackbone
 
 
 class ByteTextEncoder(nn.Module):
@@ -134,14 +130,21 @@ class ViTBackbone(nn.Module):
         self._model = ViT(config)
         self.text = _text_token(config.text_encoder, config.hidden_dim)
 
-    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+    def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, (1 +) N * P, C]."""
         batch = images.shape[0]
         pictures = _resized(_unit_range(images).flatten(0, 1), self.img_size)
-        tokens = self._model(pictures).reshape(batch, -1, self.width)
+        tokens = self._model(pictures)
+        if image_mask is not None:
+            tokens = tokens * image_mask.flatten()[:, None, None]
+        tokens = tokens.reshape(batch, -1, self.width)
         if self.text is None:
             return tokens
         return torch.cat([self.text(text)[:, None], tokens], dim=1)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its layers."""
+        return list(self._model.blocks)
 
 
 class KeypointBackbone(nn.Module):
@@ -162,7 +165,7 @@ class KeypointBackbone(nn.Module):
             KeypointEncoder(config, text_width) for _ in range(self.num_cameras)
         )
 
-    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+    def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, (1 +) N, C]."""
         batch, count = images.shape[:2]
         pictures = _unit_range(images).unflatten(1, (-1, self.num_cameras))
@@ -172,9 +175,15 @@ class KeypointBackbone(nn.Module):
         ]
         tokens = torch.stack(per_camera, dim=2) + self.time_marks
         tokens = tokens.reshape(batch, count, self.width)
+        if image_mask is not None:
+            tokens = tokens * image_mask[..., None]
         if self.text_token is None:
             return tokens
         return torch.cat([self.text_token(sentence)[:, None], tokens], dim=1)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """None: it is small."""
+        return []
 
 
 class KeypointEncoder(nn.Module):
@@ -227,3 +236,17 @@ def _resized(images: Tensor, size: int) -> Tensor:
         return images
     options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
     return functional.interpolate(images, (size, size), **options)
+
+
+BACKBONES: Mapping[str, Any] = {
+    "vit_backbone": ViTBackbone,
+    "keypoint_backbone": KeypointBackbone,
+    "clip_backbone": ClipBackbone,
+    "clip_hf": ClipBackbone,
+    "vlm_backbone": VlmBackbone,
+}
+
+
+def build_backbone(config: Backbone) -> Any:
+    """The backbone that a section's `type` names."""
+    return BACKBONES[config.type](config)

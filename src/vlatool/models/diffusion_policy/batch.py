@@ -1,9 +1,10 @@
 """Samples to tensors for the policy. Source: lbm-data 5.6, 5.7; lbm-training 2.2.
 
-Legend of shapes: B batch, N pictures, T action steps, P proprioception steps, L bytes of text.
+Legend of shapes: B batch, N pictures, T action steps, P proprioception steps, L ids of text.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +16,8 @@ from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.base import Batch
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.models.diffusion_policy.text import example_text, make_sentences
 
-_DEFAULT_TEXT_LENGTH = 128
-_TEXT_BUCKET = 32
 # Where the backbone takes pictures of any size.
 _EXAMPLE_SIDE = 64
 
@@ -26,18 +26,22 @@ class PolicyBatcher:
     """Stacks and normalises; picklable."""
 
     def __init__(
-        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, normalizer: Normalizer
+        self,
+        config: DiffusionPolicyConfig,
+        data: RoboticsDataConfig,
+        normalizer: Normalizer,
+        folder: Path | None = None,
     ) -> None:
         self._data = data
         self._normalizer = normalizer
-        text = config.vision_language_backbone.text_encoder
-        self._text_length = _DEFAULT_TEXT_LENGTH if text is None else text.max_length
+        most: int | None = getattr(data, "max_text_seq_len", None)
+        self._sentences = make_sentences(config.vision_language_backbone, most, folder)
 
     def __call__(self, samples: Sequence[DecodedSample]) -> Batch:
         """Tensors of a batch.
 
         Returns:
-            images uint8 [B, N, 3, H, W]; text int64 [B, L], bytes + 1, 0 padded; actions float32
+            images uint8 [B, N, 3, H, W]; text int64 [B, L], ids + 1, 0 padded; actions float32
             [B, T, A] and proprioception float32 [B, P, d], normalised; past_mask and future_mask
             bool [B, T]; keys, the samples' names.
 
@@ -49,7 +53,7 @@ class PolicyBatcher:
         return {
             "keys": [sample.key for sample in samples],
             "images": _images(samples),
-            "text": encode_text([sample.instruction for sample in samples], self._text_length),
+            "text": self._sentences([sample.instruction for sample in samples]),
             "actions": self._stacked(samples, self._data.action_fields, None),
             "proprioception": self._stacked(samples, self._data.proprioception_fields, past + 1),
             "past_mask": torch.from_numpy(np.stack([sample.past_mask for sample in samples])),
@@ -92,26 +96,12 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
     return {
         "keys": [f"example-{index}" for index in range(size)],
         "images": torch.full((size, number, 3, side, side), 128, dtype=torch.uint8),
-        "text": encode_text([""] * size, _TEXT_BUCKET),
+        "text": example_text(backbone, size),
         "actions": torch.sin(phase + 0.2 * steps[None, :, None]),
         "proprioception": torch.zeros(size, past + 1, observed),
         "past_mask": (steps < past).expand(size, -1).clone(),
         "future_mask": (steps >= past).expand(size, -1).clone(),
     }
-
-
-def encode_text(sentences: Sequence[str], length: int) -> Tensor:
-    """UTF-8 bytes + 1, cut at `length`, padded with 0: int64 [B, L].
-
-    L is the longest sentence rounded up to a multiple of 32, so that few shapes occur.
-    """
-    rows = [sentence.encode()[:length] for sentence in sentences]
-    longest = max(map(len, rows), default=0)
-    width = min(length, max(_TEXT_BUCKET, -(-longest // _TEXT_BUCKET) * _TEXT_BUCKET))
-    encoded = torch.zeros(len(rows), width, dtype=torch.int64)
-    for row, data in enumerate(rows):
-        encoded[row, : len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
-    return encoded
 
 
 def _images(samples: Sequence[DecodedSample]) -> Tensor:

@@ -1,16 +1,29 @@
-"""Configuration of the diffusion policy; light, no torch. Source: lbm-training 1.11, 2.3-2.8."""
+"""The model type `diffusion_policy`; light, no torch. Source: lbm-training 1.11, 2.3-2.8."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, derivation_rules, derived_field
-from vlatool.errors import DataError
+from vlatool.config.base import ConfigModel, Violation, derivation_rules, derived_field
+from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import ModelType, Part
+from vlatool.models.diffusion_policy.config import (
+    FLOW_SOLVERS,
+    Backbone,
+    ClipBackboneConfig,
+    DdimConfig,
+    DenoiserSection,
+    EulerConfig,
+    NetworkConfig,
+    NoiseConfig,
+    Solver,
+    TransformerConfig,
+)
+from vlatool.models.pretrained import weights_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,123 +31,90 @@ if TYPE_CHECKING:
     from vlatool.loading.robotics.facts import DatasetFacts
     from vlatool.loading.robotics.kind import RoboticsKept
     from vlatool.models.diffusion_policy.batch import PolicyBatcher
-    from vlatool.models.diffusion_policy.objective import FlowMatchingObjective
+    from vlatool.models.diffusion_policy.objective import DenoisingObjective
     from vlatool.models.policy import Policy
 
 
-class ByteTextConfig(ConfigModel):
-    """A small text encoder on bytes, trained from scratch."""
-
-    type: Literal["bytes"] = Field(default="bytes", description="Kind of text encoder.")
-    hidden_dim: int = Field(default=64, ge=1, description="Width of its tokens.")
-    max_length: int = Field(default=128, ge=1, description="Bytes of a sentence that are read.")
-
-
-class ViTBackboneConfig(ConfigModel):
-    """A vision transformer trained from scratch; every patch is a token."""
-
-    type: Literal["vit_backbone"] = Field(default="vit_backbone", description="Kind of backbone.")
-    hidden_dim: int = Field(default=768, ge=1, description="Width.")
-    inter_dim: int = Field(default=3072, ge=1, description="Width inside the MLP.")
-    patch_size: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
-    img_size: int = Field(
-        default=384, ge=1, description="Side of the pictures; others are resized."
-    )
-    n_heads: int = Field(default=12, ge=1, description="Attention heads.")
-    n_layers: int = Field(default=12, ge=0, description="Blocks.")
-    ln_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the blocks.")
-    text_encoder: ByteTextConfig | None = Field(
-        default=None, description="Text encoder; null ignores language, as published."
-    )
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        if self.img_size % self.patch_size:
-            raise ValueError(f"img_size {self.img_size} is no multiple of patch_size")
-        if self.hidden_dim % self.n_heads:
-            raise ValueError(f"hidden_dim {self.hidden_dim} is no multiple of n_heads")
-        return self
+PolicyModule = Literal[
+    "vision_language_backbone",
+    "transformer",
+    "time_encoding",
+    "condition_encode",
+    "action_encode",
+    "proprioception_encode",
+    "output_layer",
+]
 
 
-class KeypointBackboneConfig(ConfigModel):
-    """Convolutions with a spatial softmax; each picture becomes one token of keypoints."""
-
-    type: Literal["keypoint_backbone"] = Field(
-        default="keypoint_backbone", description="Kind of backbone."
-    )
-    hidden_dim: int = Field(default=128, ge=1, description="Width of a token.")
-    channels: tuple[int, int] = Field(
-        default=(32, 64), description="Channels of the first two layers."
-    )
-    num_keypoints: int = Field(default=64, ge=1, description="Keypoints per picture.")
-    text_encoder: ByteTextConfig | None = Field(
-        default=ByteTextConfig(),
-        description="Text encoder whose sentence conditions the convolutions.",
-    )
-    num_cameras: int | None = derived_field(
-        "number of data.camera_names", "Cameras, each with weights of its own.", ge=1
-    )
-    num_times: int | None = derived_field(
-        "number of data.image_indices", "Pictures per camera, told apart by a learned mark.", ge=1
-    )
-
-
-Backbone = Annotated[ViTBackboneConfig | KeypointBackboneConfig, Field(discriminator="type")]
-
-
-class TransformerConfig(ConfigModel):
-    """The native transformer that denoises."""
-
-    type: Literal["transformer"] = Field(default="transformer", description="Kind of denoiser.")
-    hidden_dim: int = Field(default=96, ge=1, description="Width.")
-    n_layers: int = Field(default=8, ge=1, description="Blocks.")
-    n_heads: int = Field(default=4, ge=1, description="Attention heads.")
-    ffn_type: Literal["swiglu", "gelu"] = Field(default="swiglu", description="Feed-forward layer.")
-    norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of the layer norms.")
-    post_embed_norm: bool = Field(default=False, description="A layer norm on the input tokens.")
-    is_causal: bool = Field(default=True, description="Tokens attend to earlier ones only.")
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.hidden_dim % (2 * self.n_heads):
-            raise ValueError(f"hidden_dim {self.hidden_dim} is no multiple of 2 * n_heads")
-        return self
-
-
-class NoiseConfig(ConfigModel):
-    """Flow matching between data and noise."""
-
-    num_timesteps: int = Field(default=1000, ge=1, description="Resolution of the flow time.")
-    clamp_range: tuple[float, float] | None = Field(
-        default=(-1.5, 1.5), description="Limits of the noised actions; null for none."
-    )
-
-
-class DiffusionPolicyConfig(ConfigModel):
+class DiffusionPolicyConfig(NetworkConfig):
     """A policy that denoises a chunk of actions given pictures, language and proprioception."""
 
     type: Literal["diffusion_policy"] = Field(default="diffusion_policy", description="Model type.")
     vision_language_backbone: Backbone = Field(
-        default=ViTBackboneConfig(), description="Pictures and language to tokens."
+        default=ClipBackboneConfig(), description="Pictures and language to tokens."
     )
-    transformer: TransformerConfig = Field(default=TransformerConfig(), description="The denoiser.")
+    transformer: DenoiserSection = Field(default=TransformerConfig(), description="The denoiser.")
     noise_scheduler: NoiseConfig = Field(default=NoiseConfig(), description="Noise.")
-    use_flow_matching_scheduler: Literal[True] = Field(
-        default=True,
-        description="Flow matching, the one scheduler that the policy can sample with.",
+    use_flow_matching_scheduler: bool = Field(
+        default=True, description="Flow matching; else diffusion (DDPM)."
+    )
+    use_diffusers_scheduler: bool = Field(
+        default=False, description="Diffusion, whatever use_flow_matching_scheduler says."
+    )
+    solver: Solver | None = Field(
+        default=None,
+        description="How actions are sampled; null: euler for flow matching, ddim for diffusion.",
     )
     input_noise_std: float = Field(default=0.0, ge=0, description="Noise on inputs while training.")
     diffusion_step_conditioning: Literal["concat", "add"] = Field(
-        default="concat", description="Flow time as a token of its own, or added to the others."
+        default="concat", description="Noise level as a token of its own, or added to the others."
     )
     num_action_head_repeats: int | None = Field(
         default=None, ge=1, description="Noise draws per observation that share one encoding."
+    )
+    resume_except: list[PolicyModule] = Field(
+        default=[],
+        description="Networks that begin anew although resume_from_checkpoint has their weights, "
+        "such as action_encode and output_layer where actions differ.",
     )
     action_dim: int | None = derived_field("data.action_dim", "Width of an action.", ge=1)
     proprioception_dim: int | None = derived_field(
         "data.proprioception_dim", "Width of a proprioception vector.", ge=0
     )
+
+    @property
+    def is_flow(self) -> bool:
+        """Flow matching, not diffusion."""
+        return self.use_flow_matching_scheduler and not self.use_diffusers_scheduler
+
+    @property
+    def chosen_solver(self) -> Solver:
+        """The solver, by default the one of the process."""
+        return self.solver or (EulerConfig() if self.is_flow else DdimConfig())
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        solves_flow = self.chosen_solver.type in FLOW_SOLVERS
+        if solves_flow != self.is_flow:
+            process = "flow matching" if self.is_flow else "diffusion"
+            raise ValueError(f"solver {self.chosen_solver.type!r} is not for {process}")
+        if self.freeze:
+            raise ValueError("freeze: nothing would be left to train; freeze a section of it")
+        return self
+
+
+def _check_beginning(config: DiffusionPolicyConfig) -> None:
+    """Makes sure that the weights to begin with are there."""
+    if config.resume_from_checkpoint is not None and not config.resume_weights_only:
+        raise UsageError(
+            "model.resume_from_checkpoint: only weights can be taken into another run",
+            hint="set model.resume_weights_only=true to begin a new run with them; a run goes on "
+            "by the same command with its --output",
+            code="usage.resume_weights_only",
+        )
+    for section in (config, config.vision_language_backbone, config.transformer):
+        if section.resume_from_checkpoint is not None:
+            weights_file(section.resume_from_checkpoint)
 
 
 class DiffusionPolicyType(ModelType):
@@ -144,13 +124,33 @@ class DiffusionPolicyType(ModelType):
     Config: ClassVar[type[ConfigModel]] = DiffusionPolicyConfig
     kinds: ClassVar[tuple[str, ...]] = ("robotics",)
 
+    def broken_rules(
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig
+    ) -> Iterator[Violation]:
+        """Limits that do not fit the scale of actions, and a processor that is not the one used."""
+        limits = config.noise_scheduler.clamp_range
+        key = "model.noise_scheduler.clamp_range"
+        scaling = data.normalization
+        if limits is not None and not scaling.enabled:
+            told = f"{key} is {list(limits)}, and actions are not normalised"
+            yield Violation((key, "data.normalization.enabled"), told, "warning")
+        elif limits is not None and limits[0] == -limits[1] and not _is_centred(data):
+            told = f"{key} is {list(limits)}, and actions are normalised to 0 to 1, not -1 to 1"
+            keys = (key, "data.normalization.centered_norm", "data.normalization.method")
+            yield Violation(keys, told)
+        base = getattr(config.vision_language_backbone, "hf_pretrained", None)
+        if data.processor not in (None, base):
+            told = f"data.processor is {data.processor!r}: the backbone reads as {base} does"
+            yield Violation(("data.processor",), told)
+
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "DatasetFacts"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Dimensions and the number of cameras.
 
         Raises:
-            DataError: There are no cameras.
+            DataError: There are no cameras; a base model or the weights to begin with are missing.
+            UsageError: A whole run is to go on by its weights.
         """
         del facts
         if not data.camera_names:
@@ -160,17 +160,14 @@ class DiffusionPolicyType(ModelType):
                 "pictures",
                 code="data.no_cameras",
             )
+        _check_beginning(config)
         widths = ("action_dim", "proprioception_dim")
         update: dict[str, Any] = {name: getattr(data, name) for name in widths}
         rules = derivation_rules(config, update)
-        backbone = config.vision_language_backbone
-        if isinstance(backbone, KeypointBackboneConfig):
-            counts = {
-                "num_cameras": len(data.camera_names),
-                "num_times": len(data.image_indices),
-            }
-            update["vision_language_backbone"] = backbone.model_copy(update=counts)
-            rules |= derivation_rules(backbone, counts, "vision_language_backbone.")
+        for name in ("vision_language_backbone", "transformer"):
+            section: NetworkConfig = getattr(config, name)
+            update[name], found = section.derive(data)
+            rules |= {f"{name}.{key}": rule for key, rule in found.items()}
         return config.model_copy(update=update), rules
 
     def build(self, config: DiffusionPolicyConfig) -> Mapping[str, Part]:
@@ -179,13 +176,27 @@ class DiffusionPolicyType(ModelType):
 
         return {"model": Part(DiffusionPolicy(config))}
 
-    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """The transformer blocks of denoiser and vision tower."""
-        from vlatool.models.diffusion_policy.backbones import ViTBlock
-        from vlatool.models.diffusion_policy.model import Block
+    def load(
+        self, config: DiffusionPolicyConfig, parts: Mapping[str, Part], names: Sequence[str]
+    ) -> None:
+        """Weights of base models, or of a checkpoint to begin with.
 
-        modules = parts["model"].module.modules()
-        return [module for module in modules if isinstance(module, Block | ViTBlock)]
+        Raises:
+            DataError: They are missing, broken, or do not fit.
+        """
+        from vlatool.models.diffusion_policy.weights import load_beginning
+
+        if "model" in names:
+            load_beginning(config, parts["model"].module)
+
+    def keep(self, config: DiffusionPolicyConfig, folder: Path) -> None:
+        """The tokenizer of a base model."""
+        config.vision_language_backbone.keep(folder)
+
+    def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
+        """The transformer blocks of backbone and denoiser."""
+        network: Any = parts["model"].module
+        return network.blocks()
 
     def objective(
         self,
@@ -193,12 +204,12 @@ class DiffusionPolicyType(ModelType):
         data: RoboticsDataConfig,
         facts: "DatasetFacts",
         parts: Mapping[str, Part],
-    ) -> "FlowMatchingObjective":
-        """The flow-matching loss."""
+    ) -> "DenoisingObjective":
+        """The error of what is predicted."""
         del data, facts, parts
-        from vlatool.models.diffusion_policy.objective import FlowMatchingObjective
+        from vlatool.models.diffusion_policy.objective import DenoisingObjective
 
-        return FlowMatchingObjective(config)
+        return DenoisingObjective(config)
 
     def batcher(
         self,
@@ -210,10 +221,10 @@ class DiffusionPolicyType(ModelType):
         training: bool,
     ) -> "PolicyBatcher":
         """Samples to tensors."""
-        del folder, training
+        del training
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
 
-        return PolicyBatcher(config, data, kept.normalizer)
+        return PolicyBatcher(config, data, kept.normalizer, folder)
 
     def example(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int
@@ -231,11 +242,17 @@ class DiffusionPolicyType(ModelType):
         folder: Path,
     ) -> "Policy":
         """Samples action chunks."""
-        del folder
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
         from vlatool.models.diffusion_policy.objective import sample_actions
         from vlatool.models.policy import Policy
 
         network: Any = parts["model"]
-        batcher = PolicyBatcher(config, kept.data, kept.normalizer)
+        batcher = PolicyBatcher(config, kept.data, kept.normalizer, folder)
         return Policy(partial(sample_actions, network), batcher, kept)
+
+
+def _is_centred(data: RoboticsDataConfig) -> bool:
+    """Whether every field of the actions is scaled to lie about zero."""
+    fields = [data.normalization.for_field(name) for name in data.action_fields]
+    scalings = [one for one in fields if one.enabled] or [data.normalization]
+    return all(one.centered_norm or one.method == "std" for one in scalings)

@@ -1,0 +1,237 @@
+"""Tokens to tokens: the networks that denoise. Source: lbm-training 2.3, 2.6.
+
+Legend of shapes: B batch, S tokens, D width, H heads, F width inside the feed-forward layers. A
+further denoiser is a class with `width`, which is D, `forward(x [B, S, D])` and `blocks()`, its
+units of sharding and checkpointing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlatool.models.diffusion_policy.config import (
+    CausalLMConfig,
+    DenoiserSection,
+    NormType,
+    TransformerConfig,
+)
+from vlatool.models.pretrained import load_base, transformers
+
+_ROTARY_BASE = 10_000.0
+_FFN_MULTIPLE = 256
+
+
+class RotaryPositions(nn.Module):
+    """Rotates half-split query and key channels by their position."""
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.register_buffer("inv_freq", _ROTARY_BASE**-exponent)
+
+    def forward(self, x_BHSd: Tensor) -> Tensor:
+        """Rotates x [B, H, S, D/H]."""
+        positions = torch.arange(x_BHSd.shape[2], device=x_BHSd.device, dtype=torch.float32)
+        angle = torch.outer(positions, self.inv_freq.float())
+        angle = torch.cat([angle, angle], dim=-1)
+        first, second = x_BHSd.chunk(2, dim=-1)
+        rotated = torch.cat([-second, first], dim=-1)
+        return (x_BHSd * angle.cos() + rotated * angle.sin()).to(x_BHSd.dtype)
+
+
+class LowPrecisionLayerNorm(nn.LayerNorm):
+    """A layer norm in the precision of its input, where autocast would take float32."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """[..., D] to [..., D]."""
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        lowered = input if dtype is None else input.to(dtype)
+        scale, shift = (
+            None if one is None else one.to(lowered) for one in (self.weight, self.bias)
+        )
+        with torch.autocast(device, enabled=False):
+            return functional.layer_norm(lowered, self.normalized_shape, scale, shift, self.eps)
+
+
+def make_norm(kind: NormType, width: int, eps: float) -> nn.Module:
+    """The norm layer of a name."""
+    made: Mapping[NormType, Any] = {
+        "default_layer_norm": lambda: nn.LayerNorm(width, eps=eps),
+        "lp_layer_norm": lambda: LowPrecisionLayerNorm(width, eps=eps),
+        "gain_only_layer_norm": lambda: nn.LayerNorm(width, eps=eps, bias=False),
+        "gain_only_lp_layer_norm": lambda: LowPrecisionLayerNorm(width, eps=eps, bias=False),
+        "no_wb_layer_norm": lambda: nn.LayerNorm(width, eps=eps, elementwise_affine=False),
+        "rms_norm": lambda: nn.RMSNorm(width, eps=eps),
+    }
+    return made[kind]()
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused projection; no biases."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.n_heads = config.n_heads
+        self.is_causal = config.is_causal
+        self.in_proj = nn.Linear(width, 3 * width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+        rotates = config.positional_embedding_type != "none"
+        self.pos_embed = RotaryPositions(width // config.n_heads) if rotates else nn.Identity()
+        norms = [
+            make_norm(config.norm_type, width, config.norm_eps) if config.qk_norm else nn.Identity()
+            for _ in range(2)
+        ]
+        self.q_norm, self.k_norm = norms
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        query, key, value = self.in_proj(x_BSD).chunk(3, dim=-1)
+        query, key, value = map(self._heads, (self.q_norm(query), self.k_norm(key), value))
+        mixed = functional.scaled_dot_product_attention(
+            self.pos_embed(query), self.pos_embed(key), value, is_causal=self.is_causal
+        )
+        return self.out_proj(mixed.transpose(1, 2).reshape(x_BSD.shape))
+
+    def _heads(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, D] to [B, H, S, D / H]."""
+        return x_BSD.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer; F is 8/3 D rounded up to a multiple of 256."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = _FFN_MULTIPLE * math.ceil((8 * width // 3) / _FFN_MULTIPLE)
+        self.w12 = nn.Linear(width, 2 * inner, bias=False)
+        self.w3 = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        gate, value = self.w12(x_BSD).chunk(2, dim=-1)
+        return self.w3(functional.silu(gate) * value)
+
+
+class GeluMLP(nn.Module):
+    """Plain feed-forward layer, F = 4 D."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, 4 * width, bias=False)
+        self.w3 = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        return self.w3(functional.gelu(self.w1(x_BSD)))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each behind a layer norm and a residual."""
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.attention = Attention(config)
+        self.feed_forward = SwiGLU(width) if config.ffn_type == "swiglu" else GeluMLP(width)
+        self.attention_norm = make_norm(config.norm_type, width, config.norm_eps)
+        self.ffn_norm = make_norm(config.norm_type, width, config.norm_eps)
+        self._initialise(width, index)
+
+    def _initialise(self, width: int, index: int) -> None:
+        """Truncated normal; matrices that write to the residual are smaller in deep blocks."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                residual = module is self.attention.out_proj or module is self.feed_forward.w3
+                std = width**-0.5 / (math.sqrt(2 * (index + 1)) if residual else 1.0)
+                nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
+        return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
+
+
+class NativeTransformer(nn.Module):
+    """Pre-norm blocks with rotary positions.
+
+    The vocabulary table, head and final norm of the published module get no gradient in a policy,
+    so they are not built; the last hidden state is taken before the final norm.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_dim
+        self.post_embed_norm = (
+            make_norm(config.norm_type, self.width, config.norm_eps)
+            if config.post_embed_norm
+            else None
+        )
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.n_layers))
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, D] to the hidden state [B, S, D] behind the last block."""
+        if self.post_embed_norm is not None:
+            x_BSD = self.post_embed_norm(x_BSD)
+        for layer in self.layers:
+            x_BSD = layer(x_BSD)
+        return x_BSD
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its layers."""
+        return list(self.layers)
+
+
+class CausalLM(nn.Module):
+    """A causal language model of transformers without its words: the state behind its last norm.
+
+    Word table and head get no gradient in a policy, so they are not kept.
+    """
+
+    def __init__(self, config: CausalLMConfig) -> None:
+        super().__init__()
+        assert config.architecture is not None
+        self._base = config.hf_pretrained
+        self.model = self._built(config.architecture)
+        self.width: int = self.model.config.get_text_config().hidden_size
+        self._forget_words()
+
+    @staticmethod
+    def _built(architecture: Mapping[str, Any]) -> Any:
+        library = transformers()
+        settings = library.AutoConfig.for_model(**architecture)
+        return library.AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+
+    def _forget_words(self) -> None:
+        self.model.set_input_embeddings(nn.Identity())
+        self.model.set_output_embeddings(nn.Identity())
+
+    def load_base(self) -> None:
+        """The published weights of its base model."""
+        whole = self._built(self.model.config.to_dict())
+        load_base(whole, self._base)
+        self.model.load_state_dict(whole.state_dict(), strict=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        decoder = self.model.get_decoder()
+        return decoder(inputs_embeds=x_BSD, use_cache=False).last_hidden_state
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its layers."""
+        return list(self.model.get_decoder().layers)
+
+
+DENOISERS: Mapping[str, Any] = {"transformer": NativeTransformer, "transformer_hf": CausalLM}
+
+
+def build_denoiser(config: DenoiserSection) -> Any:
+    """The denoiser that a section's `type` names."""
+    return DENOISERS[config.type](config)

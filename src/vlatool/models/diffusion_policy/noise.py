@@ -1,0 +1,89 @@
+"""How actions are mixed with noise, and what the network is to predict. Source: lbm-training 2.5.
+
+Legend of shapes: B batch, T action steps, A width of an action, K resolution of the noise level.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vlatool.models.diffusion_policy.config import NoiseConfig
+
+# Of the cosine schedule; Source: Nichol and Dhariwal, Improved Denoising Diffusion, 2021, eq. 17.
+_COSINE_OFFSET, _LARGEST_BETA = 0.008, 0.999
+
+Clamp = tuple[float, float] | None
+
+
+class Process(Protocol):
+    """A forward process."""
+
+    def noised(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """What the network sees; all [B, T, A], time int64 [B] in [0, K)."""
+        ...
+
+    def target(self, actions: Tensor, noise: Tensor) -> Tensor:
+        """What it is to predict, [B, T, A]."""
+        ...
+
+
+class FlowMatching:
+    """Straight lines from data to noise; the network predicts the velocity."""
+
+    def __init__(self, config: NoiseConfig) -> None:
+        self._num_timesteps = config.num_timesteps
+        self._clamp = config.clamp_range
+
+    def noised(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """`x_t = x_0 + (t / K) (noise - x_0)`, clamped."""
+        share = (time.float() / self._num_timesteps)[:, None, None]
+        return clamped(actions + share * (noise - actions), self._clamp)
+
+    def target(self, actions: Tensor, noise: Tensor) -> Tensor:
+        """`noise - x_0`."""
+        return noise - actions
+
+
+class Diffusion:
+    """A variance-preserving process; the network predicts the noise.
+
+    Noised actions are not clamped: that would be another process than the one that is sampled.
+    """
+
+    def __init__(self, config: NoiseConfig) -> None:
+        self._kept = kept_shares(config).float()
+
+    def noised(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """`sqrt(a_t) x_0 + sqrt(1 - a_t) noise`."""
+        self._kept = self._kept.to(time.device)
+        kept = self._kept[time][:, None, None]
+        return kept.sqrt() * actions + (1 - kept).sqrt() * noise
+
+    def target(self, actions: Tensor, noise: Tensor) -> Tensor:
+        """The noise."""
+        del actions
+        return noise
+
+
+def process(config: NoiseConfig, *, flow: bool) -> Process:
+    """Flow matching, or diffusion."""
+    return FlowMatching(config) if flow else Diffusion(config)
+
+
+def kept_shares(config: NoiseConfig) -> Tensor:
+    """Share `a_t` of the data's variance that is left at each step, float64 [K], descending."""
+    number = config.num_timesteps
+    if config.beta_schedule == "linear":
+        betas = torch.linspace(config.beta_start, config.beta_end, number, dtype=torch.float64)
+    else:
+        steps = torch.arange(number + 1, dtype=torch.float64) / number
+        curve = ((steps + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2).cos() ** 2
+        betas = (1 - curve[1:] / curve[:-1]).clamp(max=_LARGEST_BETA)
+    return (1 - betas).cumprod(dim=0)
+
+
+def clamped(x: Tensor, clamp: Clamp) -> Tensor:
+    """The tensor within limits; None for none."""
+    return x if clamp is None else x.clamp(*clamp)

@@ -1,0 +1,121 @@
+"""From noise to actions in a given number of evaluations. Source: lbm-training 2.5, 2.8.
+
+Legend of shapes: B batch, T action steps, A width of an action.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlatool.config.base import ConfigModel
+from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig, Solver
+from vlatool.models.diffusion_policy.noise import clamped, kept_shares
+
+# The network at current actions [B, T, A] and an integer noise level.
+Network = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a solver goes by.
+
+    Attributes:
+        noise: Section of the noise.
+        steps: Evaluations of the network.
+        known: Actions [B, T, A] and a mask bool [B, T] of those that are given, not sampled.
+        rng: Draws fresh noise, where a solver adds some; on the CPU.
+    """
+
+    noise: NoiseConfig
+    steps: int
+    known: tuple[Tensor, Tensor] | None = None
+    rng: torch.Generator | None = None
+
+    def clamped(self, x: Tensor) -> Tensor:
+        """Within the limits of the section."""
+        return clamped(x, self.noise.clamp_range)
+
+    def imposed(self, x: Tensor) -> Tensor:
+        """With the known actions in place."""
+        if self.known is None:
+            return x
+        return torch.where(self.known[1][..., None], self.known[0], x)
+
+    def time_at(self, share: float) -> int:
+        """The integer noise level at a share of the way from data to noise."""
+        return max(round(self.noise.num_timesteps * share), 1) - 1
+
+    def times(self) -> list[int]:
+        """Noise levels of evenly spaced steps, from noise to data.
+
+        A step moves by 1 / steps, so the whole way is exactly one whatever `steps` is; the
+        published sampler goes 1.162 times the way with 6 steps of 1000.
+        """
+        return [self.time_at(1 - index / self.steps) for index in range(self.steps)]
+
+
+def euler(network: Network, start: Tensor, course: Course, _: ConfigModel) -> Tensor:
+    """Flow matching, first order.
+
+    The network sees clamped actions as it did in training, the noise at the start included; the
+    published sampler shows it that unclamped.
+    """
+    x = course.imposed(start)
+    for time in course.times():
+        velocity = network(course.imposed(course.clamped(x)), time)
+        x = course.imposed(course.clamped(x - velocity / course.steps))
+    return x
+
+
+def heun(network: Network, start: Tensor, course: Course, _: ConfigModel) -> Tensor:
+    """Flow matching, second order: two evaluations an interval, the last of an odd number alone."""
+    intervals = -(-course.steps // 2)
+    x = course.imposed(start)
+    for index in range(intervals):
+        before, after = 1 - index / intervals, 1 - (index + 1) / intervals
+        first = network(course.imposed(course.clamped(x)), course.time_at(before))
+        ahead = course.imposed(course.clamped(x - first / intervals))
+        if 2 * (index + 1) > course.steps:
+            return ahead
+        second = network(ahead, course.time_at(after))
+        x = course.imposed(course.clamped(x - (first + second) / (2 * intervals)))
+    return x
+
+
+def ddim(network: Network, start: Tensor, course: Course, section: DdimConfig) -> Tensor:
+    """Diffusion; with eta 1 and all steps it is DDPM. What is denoised is kept within limits.
+
+    Source: Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 and 16.
+    """
+    shares = kept_shares(course.noise).tolist()
+    times = course.times()
+    x = course.imposed(start)
+    for index, time in enumerate(times):
+        now = shares[time]
+        then = shares[times[index + 1]] if index + 1 < len(times) else 1.0
+        noise = network(x, time)
+        clean = course.clamped((x - (1 - now) ** 0.5 * noise) / now**0.5)
+        noise = (x - now**0.5 * clean) / (1 - now) ** 0.5
+        fresh = section.eta * ((1 - then) / (1 - now) * max(1 - now / then, 0.0)) ** 0.5
+        x = then**0.5 * clean + max(1 - then - fresh**2, 0.0) ** 0.5 * noise
+        if fresh > 0:
+            drawn = torch.randn(x.shape, generator=course.rng, dtype=x.dtype)
+            x = x + fresh * drawn.to(x.device)
+        x = course.imposed(x)
+    return x
+
+
+def ddpm(network: Network, start: Tensor, course: Course, _: DdpmConfig) -> Tensor:
+    """Diffusion with the noise of the exact posterior at every step."""
+    return ddim(network, start, course, DdimConfig(eta=1.0))
+
+
+SOLVERS: Mapping[str, Any] = {"euler": euler, "heun": heun, "ddim": ddim, "ddpm": ddpm}
+
+
+def solve(network: Network, start: Tensor, course: Course, section: Solver) -> Tensor:
+    """Actions [B, T, A] from noise `start`, by the solver that a section's `type` names."""
+    return SOLVERS[section.type](network, start, course, section)

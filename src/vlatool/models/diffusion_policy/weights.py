@@ -1,0 +1,256 @@
+"""Published checkpoints in and out, and what a run begins with. Source: lbm-training 2.10, 3.11.
+
+Names of weights are those of the published module. What it holds and a policy does not use is left
+out with a report, and made again on the way out.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlatool.artifacts.checkpoint import PICKLED_SUFFIX, WEIGHTS_SUFFIX
+from vlatool.errors import DataError, UsageError
+from vlatool.models.diffusion_policy.config import NetworkConfig, TransformerConfig
+from vlatool.models.diffusion_policy.denoisers import make_norm
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.models.pretrained import weights_file
+from vlatool.models.weights import (
+    fitted,
+    read_pickled_weights,
+    read_weights,
+    write_pickled_weights,
+)
+from vlatool.storage.cache import FileCache, default_cache_folder
+from vlatool.storage.uri import is_remote
+
+_STATE, _EMA_STATE = "state_dict", "ema_state_dict"
+_WRAPPERS = ("_orig_mod.", "module.")
+_SECTIONS = ("vision_language_backbone", "transformer")
+# Of the published module: no loss of a policy reaches them.
+_DEAD = ("transformer.embeddings.", "transformer.output.", "transformer.norm.")
+_WORDS, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_VLM = "vision_language_backbone._model.model."
+# Follow from the configuration; some versions keep them in files and some do not.
+_COMPUTED = (".pos_embed.inv_freq", "sinusoidal_position_embeddings.emb", ".position_ids")
+_SCHEDULER = "scheduler."
+_SHOWN = 5
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImportedWeights:
+    """Weights of a published file under the names of a network.
+
+    Attributes:
+        weights: Name to tensor.
+        dead: Names that a policy does not use.
+        computed: Names of buffers that follow from the configuration.
+    """
+
+    weights: Mapping[str, Tensor]
+    dead: Sequence[str]
+    computed: Sequence[str]
+
+
+def import_published(state: Mapping[str, Tensor], network: nn.Module) -> ImportedWeights:
+    """The weights of a published state dict, as a network names them.
+
+    Buffers that follow from the configuration are the network's own.
+    """
+    named = without_wrappers(state)
+    own = network.state_dict()
+    dead = [name for name in named if _is_dead(name) and name not in own]
+    computed = [name for name in named if _is_computed(name)]
+    left_out = {*dead, *computed}
+    weights = {name: value for name, value in named.items() if name not in left_out}
+    weights |= {name: value for name, value in own.items() if _is_computed(name)}
+    return ImportedWeights(weights, dead, computed)
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes of compiled and distributed modules.
+
+    As in the published loader the first name decides.
+    """
+    named = dict(state)
+    while prefix := next((one for one in _WRAPPERS if next(iter(named), "").startswith(one)), None):
+        named = {name.removeprefix(prefix): value for name, value in named.items()}
+    return named
+
+
+def _is_dead(name: str) -> bool:
+    return name.startswith(_DEAD) or name.endswith((_WORDS, _HEAD))
+
+
+def _is_computed(name: str) -> bool:
+    return name.endswith(_COMPUTED) or name.startswith(_SCHEDULER)
+
+
+def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state dict that the published module loads strictly: unused weights are zeros.
+
+    Args:
+        config: Derived.
+        state: Of the network, or an average of it.
+
+    Raises:
+        UsageError: The published module has no such backbone or denoiser.
+    """
+    backbone = config.vision_language_backbone
+    has_own_text = getattr(backbone, "text_encoder", None) is not None
+    denoiser = config.transformer
+    is_known = backbone.type != "keypoint_backbone" and not has_own_text
+    if not is_known or not isinstance(denoiser, TransformerConfig):
+        raise UsageError(
+            "the published module has no keypoints and no byte text encoder, and how it names a "
+            "language model as denoiser is not known",
+            hint="export policies with a CLIP, VLM or plain vision transformer backbone and the "
+            "native denoiser",
+            code="usage.not_exportable",
+        )
+    found = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    words = [name for name in found if name.startswith(_VLM) and name.endswith(_WORDS)]
+    heads = {f"{_VLM}{_HEAD}": found[name] for name in words}
+    return {**found, **heads, **_unused(denoiser)}
+
+
+def _unused(section: TransformerConfig) -> dict[str, Tensor]:
+    """Word table, head and last norm of the published transformer."""
+    table = torch.zeros(section.vocab_size, section.hidden_dim)
+    head = table if section.weight_tying else table.clone()
+    norm = make_norm(section.norm_type, section.hidden_dim, section.norm_eps).state_dict()
+    named = {f"transformer.norm.{name}": value for name, value in norm.items()}
+    words = {"transformer.embeddings.weight": table, "transformer.output.weight": head}
+    return {**words, **named}
+
+
+def write_published(path: Path, state: Mapping[str, Any], number: int, step: int) -> None:
+    """Writes `checkpoint_N.pt`: weights, and the progress of a run that begins."""
+    progress = {
+        "checkpoint_num": number,
+        "datastrings": None,
+        "curr_shard_idx_per_dataset": None,
+        "shard_shuffle_seed_per_dataset": None,
+        "samples_seen": 0,
+        "global_step": step,
+    }
+    write_pickled_weights(path, {**progress, _STATE: dict(state)})
+
+
+def write_published_average(path: Path, state: Mapping[str, Any], number: int, step: int) -> None:
+    """Writes `ema_N.pt`: averaged weights after `step` updates."""
+    content = {"checkpoint_num": number, "ema_optimization_step": step, _EMA_STATE: dict(state)}
+    write_pickled_weights(path, content)
+
+
+# what a run begins with
+
+
+def load_beginning(config: DiffusionPolicyConfig, network: nn.Module) -> None:
+    """Weights of base models, then those of the checkpoints that sections name.
+
+    Raises:
+        DataError: They are missing, broken, or do not fit.
+    """
+    whole, anew = config.resume_from_checkpoint, config.resume_except
+    for name in _SECTIONS:
+        section: NetworkConfig = getattr(config, name)
+        module: Any = getattr(network, name)
+        if whole is not None and name not in anew:
+            continue
+        if section.resume_from_checkpoint is not None:
+            load_section(module, name, weights_file(section.resume_from_checkpoint))
+        elif hasattr(module, "load_base"):
+            module.load_base()
+    if whole is not None:
+        load_policy(network, weights_file(whole), anew=anew)
+
+
+def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> ImportedWeights:
+    """Loads the weights of a whole policy, published or of a run.
+
+    Args:
+        network: The policy.
+        path: See `pretrained.weights_file`.
+        anew: Modules that keep what they have, such as `action_encode` where actions differ.
+
+    Returns:
+        What was loaded and left out.
+
+    Raises:
+        DataError: The file is missing, broken or unsafe, or its weights do not fit.
+    """
+    found = import_published(read_state(path), network)
+    kept = tuple(f"{name}." for name in anew)
+    own = network.state_dict()
+    weights = {name: value for name, value in found.weights.items() if not name.startswith(kept)}
+    weights |= {name: value for name, value in own.items() if name.startswith(kept)}
+    try:
+        fitting = fitted(network, weights, path)
+    except DataError as error:
+        if error.code == "data.checkpoint_mismatch":
+            error.hint += (
+                "; networks that are to begin anew, as where actions differ, are named with "
+                "--model.resume_except action_encode,output_layer"
+            )
+        raise
+    network.load_state_dict(fitting, strict=False)
+    _tell(path, found)
+    return found
+
+
+def load_section(module: nn.Module, name: str, path: Path) -> None:
+    """Loads the weights of one network of a policy, from its own file or that of a policy.
+
+    Raises:
+        DataError: The file is missing, broken or unsafe, or its weights do not fit.
+    """
+    state = without_wrappers(read_state(path))
+    below = {key for key in state if key.startswith(f"{name}.")}
+    state = {key: state[key] for key in below} or {f"{name}.{key}": state[key] for key in state}
+    holder = nn.Module()
+    holder.add_module(name, module)
+    found = import_published(state, holder)
+    holder.load_state_dict(fitted(holder, found.weights, path), strict=False)
+    _tell(path, found)
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """The state dict of a file: published weights or averages, or those of a run.
+
+    Raises:
+        DataError: It is missing, broken, unsafe, or holds none.
+    """
+    if is_remote(path):
+        folder = FileCache(default_cache_folder()).local_copy(path.parent, [path.name])
+        path = folder / path.name
+    if path.suffix == WEIGHTS_SUFFIX:
+        return read_weights(path)
+    content = read_pickled_weights(path)
+    state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
+    if not isinstance(state, Mapping) or not _are_tensors(state):
+        raise DataError(
+            f"{path}: holds no weights",
+            hint=f"give checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}, not an optimizer's",
+            code="data.no_weights",
+            details={"path": str(path)},
+        )
+    return state
+
+
+def _are_tensors(state: Mapping[Any, Any]) -> bool:
+    return bool(state) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
+
+
+def _tell(path: Path, found: ImportedWeights) -> None:
+    if found.dead:
+        names = ", ".join(found.dead[:_SHOWN])
+        _log.info("%s: a policy does not use %s", path, names)

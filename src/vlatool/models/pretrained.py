@@ -1,0 +1,202 @@
+"""Base models: where they are, what they are made of, and their weights. Light to import."""
+
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlatool.artifacts.base_model import (
+    CONFIG,
+    Colours,
+    copy_tokenizer,
+    read_model_config,
+    read_tokenizer,
+    weight_files,
+)
+from vlatool.artifacts.base_model import read_colours as colours_of
+from vlatool.artifacts.checkpoint import (
+    EMA,
+    MODEL,
+    PICKLED_SUFFIX,
+    WEIGHTS_SUFFIX,
+    CheckpointManifest,
+)
+from vlatool.artifacts.run_dir import find_checkpoint
+from vlatool.errors import DataError, missing_package
+from vlatool.storage.cache import FileCache, default_cache_folder
+from vlatool.storage.uri import existing, is_remote, location
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CLIP = "clip"
+# Of every CLIP of its first authors. Source: the model cards' preprocessor_config.json.
+CLIP_COLOURS = Colours((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+# Of the vision-language models that can be backbones.
+VLM_COLOURS = Colours((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+# How kinds of language models call the width of a token.
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+# Keys of a config.json that say nothing of the network, or would name code to run.
+_NOT_ARCHITECTURE = {"architectures", "auto_map", "transformers_version", "_name_or_path"}
+
+
+def base_model(name: str) -> Path:
+    """The folder of a base model, at the version it has now.
+
+    Args:
+        name: A local folder, a location of any scheme, or owner/name[@revision] of the hub.
+
+    Raises:
+        DataError: Nothing is there.
+        EnvironmentProblem: The hub cannot be asked.
+    """
+    if not name:
+        raise DataError(
+            "no base model is named",
+            hint="set hf_pretrained to owner/name of the hub, or to a folder",
+            code="data.base_model",
+        )
+    is_hub_name = _HUB_NAME.fullmatch(name) and not location(name).exists()
+    return existing(f"hf://models/{name}" if is_hub_name else name)
+
+
+def read_architecture(name: str, kind: str | None = None) -> dict[str, Any]:
+    """What config.json of a base model says of its network.
+
+    Args:
+        name: See `base_model`.
+        kind: The model_type that it must have; None for any.
+
+    Raises:
+        DataError: It is missing, broken, or of another kind.
+    """
+    folder = base_model(name)
+    content = read_model_config(folder)
+    if kind not in (None, content["model_type"]):
+        raise DataError(
+            f"{folder}: is a {content['model_type']!r}, not a {kind!r}",
+            hint="choose a backbone of the base model's kind, or another base model",
+            code="data.base_model",
+            details={"path": str(folder), "model_type": content["model_type"]},
+        )
+    return _without(content, _NOT_ARCHITECTURE)
+
+
+def text_width(architecture: Mapping[str, Any]) -> int:
+    """Width of a language model's tokens; zero where its config.json does not say."""
+    section = architecture.get("text_config", architecture)
+    return int(next((section[key] for key in _WIDTHS if key in section), 0))
+
+
+def read_colours(name: str, default: Colours) -> Colours:
+    """How a base model wants the colours of its pictures; `default` where it does not say."""
+    return colours_of(base_model(name), default)
+
+
+def keep_tokenizer(name: str, folder: Path) -> None:
+    """Writes the tokenizer of a base model into a folder."""
+    copy_tokenizer(base_model(name), folder)
+
+
+def tokenizer_text(name: str, folder: Path | None) -> str:
+    """The tokenizer that was kept in a folder; where nothing was, the base model's.
+
+    Raises:
+        DataError: It is missing or no text.
+    """
+    if folder is None:
+        return read_tokenizer(base_model(name))
+    try:
+        return read_tokenizer(folder)
+    except DataError as error:
+        raise DataError(
+            error.message,
+            hint="copy the run again, with all its files",
+            code="data.broken_run",
+            details=error.details,
+        ) from None
+
+
+def load_base(network: "nn.Module", name: str) -> None:
+    """Loads the published weights into a network of transformers, of the same class.
+
+    Raises:
+        DataError: They are missing, broken, or do not fit.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    from vlatool.models.weights import unusable_checkpoint
+
+    folder = base_model(name)
+    if is_remote(folder):
+        names = [CONFIG, *weight_files(folder)]
+        folder = FileCache(default_cache_folder()).local_copy(folder, names)
+    else:
+        weight_files(folder)
+    try:
+        loaded, told = type(network).from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+            folder,
+            config=network.config,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unusable_checkpoint(folder, error) from None
+    if told["missing_keys"]:
+        raise unusable_checkpoint(folder, f"it lacks {min(told['missing_keys'])}")
+    network.load_state_dict(loaded.state_dict())
+
+
+def weights_file(text: str) -> Path:
+    """The file of weights behind a location: itself, or a run's newest, averaged where it can be.
+
+    Raises:
+        DataError: Nothing is there, or no checkpoint is.
+    """
+    path = existing(text)
+    if path.suffix in (PICKLED_SUFFIX, WEIGHTS_SUFFIX):
+        return path
+    checkpoint = find_checkpoint(path)[1]
+    manifest = CheckpointManifest.read(checkpoint)
+    return checkpoint / (EMA if EMA in manifest.files else MODEL)
+
+
+def transformers() -> Any:
+    """The library, without its messages.
+
+    Raises:
+        EnvironmentProblem: It is not installed.
+    """
+    library = _library("transformers")
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
+    return library
+
+
+def tokenizers() -> Any:
+    """The library that transformers makes its tokenizers with; light.
+
+    Raises:
+        EnvironmentProblem: It is not installed.
+    """
+    return _library("tokenizers")
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise missing_package("transformers") from None
+
+
+def _without(content: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    """A mapping and those in it without some keys."""
+    return {
+        key: _without(value, keys) if isinstance(value, Mapping) else value
+        for key, value in content.items()
+        if key not in keys
+    }

@@ -1,0 +1,360 @@
+"""The published policy jobs: their values, and what the recommended ones change.
+
+The table is the facts of lbm-training 4.1, 4.2 and lbm-data 6.5.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlatool.config.explain import value_origins
+from vlatool.config.resolve import Resolved, load_config
+from vlatool.training.config import TrainConfig
+
+PRESETS = Path(__file__).parents[3] / "presets"
+LEFT, RIGHT = "left::panda", "right::panda"
+FOUR = ["scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus"]
+SIX = [
+    "scene_right_0",
+    "scene_left_0",
+    "wrist_left_minus",
+    "wrist_left_plus",
+    "wrist_right_minus",
+    "wrist_right_plus",
+]
+ALL_WORDS = ["original", "randomized", "verbose", "alternative"]
+
+
+def _pose(kind: str, arm: str, part: str) -> str:
+    return f"robot__{kind}__poses__{arm}__{part}"
+
+
+def _hand(kind: str, arm: str) -> str:
+    return f"robot__{kind}__grippers__{arm}_hand"
+
+
+PER_ARM_ACTIONS = [
+    name
+    for arm in (LEFT, RIGHT)
+    for name in (
+        _pose("action", arm, "xyz_relative"),
+        _pose("action", arm, "rot_6d_relative"),
+        _hand("action", arm),
+    )
+]
+PER_ARM_SEEN = [
+    name
+    for arm in (LEFT, RIGHT)
+    for name in (
+        _pose("actual", arm, "xyz"),
+        _pose("actual", arm, "rot_6d"),
+        _hand("actual", arm),
+    )
+]
+GROUPED_ACTIONS = [
+    *(
+        _pose("action", arm, part)
+        for part in ("xyz_relative", "rot_6d_relative")
+        for arm in (LEFT, RIGHT)
+    ),
+    *(_hand("action", arm) for arm in (LEFT, RIGHT)),
+]
+GROUPED_SEEN = [_pose("actual", arm, part) for part in ("xyz", "rot_6d") for arm in (LEFT, RIGHT)]
+
+COMMON: dict[str, Any] = {
+    "total_train_samples": None,
+    "num_checkpoints": 5,
+    "total_val_samples": None,
+    "hparams.seed": 42,
+    "hparams.loss_function": "mse",
+    "hparams.optimizer": "adamw",
+    "hparams.lr_scheduler": "cosine",
+    "hparams.warmup": 1000,
+    "hparams.eps": 1e-8,
+    "hparams.z_loss_coefficient": 0,
+    "hparams.grad_checkpointing": False,
+    "hparams.torchcompile": False,
+    "ema.type": "ema",
+    "ema.inv_gamma": 1,
+    "ema.power": 0.75,
+    "ema.max_value": 0.9999,
+    "ema.update_after_step": 0,
+    "model.type": "diffusion_policy",
+    "model.vision_language_backbone.type": "clip_backbone",
+    "model.vision_language_backbone.hf_pretrained": "openai/clip-vit-base-patch32",
+    "model.vision_language_backbone.disable_text": False,
+    "model.vision_language_backbone.freeze_image_encoder": False,
+    "model.transformer.type": "transformer",
+    "model.transformer.is_causal": True,
+    "model.transformer.vocab_size": 50432,
+    "model.transformer.max_seq_len": 2048,
+    "model.transformer.weight_tying": False,
+    "model.transformer.ffn_type": "swiglu",
+    "model.noise_scheduler.beta_start": 1e-4,
+    "model.noise_scheduler.beta_end": 0.02,
+    "model.use_flow_matching_scheduler": True,
+    "model.use_diffusers_scheduler": False,
+    "model.diffusion_step_conditioning": "concat",
+    "model.num_action_head_repeats": None,
+    "data.type": "robotics",
+    "data.image_indices": [-1, 0],
+    "data.normalization.enabled": True,
+    "data.normalization.method": "percentile_1_99",
+    "data.normalization.epsilon": 1e-2,
+    "data.normalization.centered_norm": True,
+    "data.processor": "openai/clip-vit-base-patch32",
+    "data.image_size": 224,
+    "data.img_num_tokens": 64,
+    "data.seq_len": 2048,
+    "data.allow_multiple_epochs": True,
+    "data.num_workers": 8,
+    "data.mask_padded_images": False,
+    "data.pose_groups.1.position_key": _pose("action", RIGHT, "xyz"),
+    "data.intrinsics_fields": [f"intrinsics.{camera}" for camera in SIX],
+    "data.extrinsics_fields": [f"extrinsics.{camera}" for camera in SIX],
+}
+SMALL: dict[str, Any] = {
+    **COMMON,
+    "hparams.precision": "amp_bf16",
+    "hparams.per_gpu_batch_size": 16,
+    "distributed.fsdp": True,
+    "ema.enabled": False,
+    "model.transformer.hidden_dim": 512,
+    "model.transformer.n_layers": 12,
+    "model.transformer.n_heads": 8,
+    "model.transformer.post_embed_norm": True,
+    "model.vision_language_backbone.freeze_text_encoder": True,
+    "model.input_noise_std": 0,
+    "data.lowdim_past_timesteps": 1,
+    "data.lowdim_future_timesteps": 14,
+    "data.action_fields": PER_ARM_ACTIONS,
+    "data.proprioception_fields": PER_ARM_SEEN,
+    "data.augmentation.image.color_jitter.enabled": False,
+    "data.prefetch_factor": 8,
+}
+LBM: dict[str, Any] = {
+    **COMMON,
+    "hparams.precision": "float32",
+    "hparams.lr": 5e-5,
+    "hparams.lr_cooldown_end": 1e-6,
+    "hparams.wd": 1e-8,
+    "hparams.beta1": 0.9,
+    "hparams.beta2": 0.95,
+    "hparams.grad_clip_norm": 1.0,
+    "hparams.per_gpu_batch_size": 128,
+    "hparams.global_batch_size": 1024,
+    "distributed.fsdp": False,
+    "ema.enabled": True,
+    "model.transformer.hidden_dim": 1024,
+    "model.transformer.n_layers": 24,
+    "model.transformer.n_heads": 16,
+    "model.transformer.post_embed_norm": False,
+    "model.vision_language_backbone.freeze_text_encoder": False,
+    "model.noise_scheduler.num_timesteps": 1000,
+    "model.noise_scheduler.clamp_range": [-1.5, 1.5],
+    "model.input_noise_std": 0.05,
+    "data.camera_names": FOUR,
+    "data.lowdim_past_timesteps": 2,
+    "data.lowdim_future_timesteps": 8,
+    "data.action_fields": GROUPED_ACTIONS,
+    "data.proprioception_fields": GROUPED_SEEN,
+    "data.language_instruction_types": ALL_WORDS,
+    "data.normalization.scope": "per_timestep",
+    "data.processor_kwargs": {"size": {"height": 224, "width": 224}},
+    "data.augmentation.image.crop.enabled": True,
+    "data.augmentation.image.crop.shape": [224, 224],
+    "data.augmentation.image.crop.mode": "random",
+    "data.augmentation.image.color_jitter.enabled": True,
+    "data.augmentation.image.color_jitter.brightness": 0.2,
+    "data.augmentation.image.color_jitter.contrast": 0.4,
+    "data.augmentation.image.color_jitter.saturation": 0.2,
+    "data.augmentation.image.color_jitter.hue": [-0.05, 0.05],
+    "data.pad_missing_images": False,
+    "data.prefetch_factor": 16,
+}
+JOBS: dict[str, dict[str, Any]] = {
+    "diffusion-policy-bellpepper": {
+        **SMALL,
+        "hparams.lr": 5e-4,
+        "hparams.lr_cooldown_end": 1e-5,
+        "hparams.wd": 0.01,
+        "hparams.beta1": 0.9,
+        "hparams.beta2": 0.95,
+        "hparams.grad_clip_norm": 1.0,
+        "hparams.global_batch_size": 128,
+        "model.noise_scheduler.num_timesteps": 1000,
+        "model.noise_scheduler.clamp_range": [-3, 3],
+        "data.camera_names": FOUR,
+        "data.language_instruction_types": ALL_WORDS,
+        "data.normalization.scope": "per_timestep",
+        "data.processor_kwargs": {"size": {"height": 224, "width": 224}},
+        "data.augmentation.image.crop.enabled": True,
+        "data.augmentation.image.crop.shape": [224, 224],
+        "data.augmentation.image.crop.mode": "center",
+        "data.pad_missing_images": False,
+    },
+    "lbm-hparams-4cams": LBM,
+    "lbm-hparams-6cams": {**LBM, "data.camera_names": SIX},
+    "lbm-multitask-4cams": {
+        **LBM,
+        "total_train_samples": 614_400_000,
+        "num_checkpoints": 15,
+        "hparams.global_batch_size": 4096,
+        "data.pad_missing_images": True,
+    },
+    "diffusion-policy-lbm1": {
+        **SMALL,
+        "hparams.lr": 1e-4,
+        "hparams.lr_cooldown_end": 1e-4,
+        "hparams.lr_scheduler": "const",
+        "hparams.warmup": 0,
+        "hparams.wd": 1e-6,
+        "hparams.beta1": 0.95,
+        "hparams.beta2": 0.999,
+        "hparams.grad_clip_norm": None,
+        "hparams.global_batch_size": 32,
+        "model.noise_scheduler.num_timesteps": 100,
+        "model.noise_scheduler.clamp_range": [-1, 1],
+        "data.camera_names": SIX,
+        "data.language_instruction_types": ["original", "randomized"],
+        "data.normalization.scope": "global",
+        "data.processor_kwargs": {},
+        "data.augmentation.image.crop.enabled": False,
+        "data.pad_missing_images": True,
+    },
+}
+VLA: dict[str, Any] = {
+    **{key: one for key, one in SMALL.items() if not key.startswith("model.vision_language")},
+    "hparams.lr": 5e-4,
+    "hparams.lr_cooldown_end": 1e-5,
+    "hparams.grad_clip_norm": 1.0,
+    "hparams.per_gpu_batch_size": 1,
+    "hparams.global_batch_size": 2,
+    "model.vision_language_backbone.type": "vlm_backbone",
+    "model.vision_language_backbone.hf_pretrained": "google/paligemma-3b-pt-224",
+    "model.vision_language_backbone.num_vlm_layers_to_use": 4,
+    "model.transformer.is_causal": False,
+    "model.noise_scheduler.num_timesteps": 1000,
+    "model.noise_scheduler.clamp_range": [-3, 3],
+    "data.camera_names": SIX,
+    "data.language_instruction_types": ALL_WORDS,
+    "data.normalization.scope": "per_timestep",
+    "data.processor": "google/paligemma2-3b-pt-224",
+    "data.processor_kwargs": {"size": {"height": 224, "width": 224}},
+    "data.img_num_tokens": 256,
+    "data.augmentation.image.crop.enabled": False,
+    "data.pad_missing_images": False,
+}
+JOBS["vla-diffusion-bellpepper"] = VLA
+JOBS["vla-diffusion-tiny-test"] = {
+    **VLA,
+    "hparams.global_batch_size": 1,
+    "distributed.fsdp": False,
+    "model.vision_language_backbone.hf_pretrained": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+    "model.vision_language_backbone.num_vlm_layers_to_use": 1,
+    "model.transformer.hidden_dim": 64,
+    "model.transformer.n_layers": 2,
+    "model.transformer.n_heads": 2,
+    "model.transformer.max_seq_len": 128,
+    "model.transformer.post_embed_norm": False,
+    "data.processor": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+    "data.image_size": 512,
+    "data.img_num_tokens": 64,
+    "data.seq_len": 512,
+    "data.num_workers": 0,
+    "data.prefetch_factor": 4,  # null, which is the default
+}
+# What the recommended jobs change; each file says why.
+CORRECTED = {
+    "diffusion-policy-bellpepper": {
+        "model.vision_language_backbone.image_words",
+        "data.prefetch_factor",
+        "hparams.warmup",
+    },
+    "diffusion-policy-lbm1": {
+        "model.vision_language_backbone.image_words",
+        "model.noise_scheduler.clamp_range",
+        "data.prefetch_factor",
+        "data.mask_padded_images",
+        "hparams.grad_clip_norm",
+    },
+    "lbm-hparams-4cams": {
+        "model.vision_language_backbone.image_words",
+        "model.noise_scheduler.clamp_range",
+        "data.prefetch_factor",
+        "hparams.warmup",
+        "hparams.precision",
+    },
+}
+CORRECTED["vla-diffusion-tiny-test"] = {"hparams.warmup"}
+CORRECTED["vla-diffusion-bellpepper"] = {
+    "data.processor",
+    "data.prefetch_factor",
+    "hparams.warmup",
+}
+CORRECTED["lbm-hparams-6cams"] = CORRECTED["lbm-hparams-4cams"]
+CORRECTED["lbm-multitask-4cams"] = CORRECTED["lbm-hparams-4cams"] | {"data.mask_padded_images"}
+
+
+@cache
+def resolved(preset: str) -> Resolved[TrainConfig]:
+    """A preset alone."""
+    return load_config(TrainConfig, presets=[preset])
+
+
+@cache
+def values(preset: str) -> dict[str, Any]:
+    """Dotted key to value."""
+    tree = resolved(preset).config.model_dump(mode="json")
+    return {key: _at(tree, key) for key in value_origins(resolved(preset))}
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+    return tree
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_published_job_has_the_published_values(job: str) -> None:
+    tree = resolved(f"{job}-published").config.model_dump(mode="json")
+    found = {key: _at(tree, key) for key in JOBS[job]}
+    assert found == JOBS[job]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_recommended_job_changes_what_its_file_says(job: str) -> None:
+    published, own = values(f"{job}-published"), values(job)
+    assert {key for key in published if published[key] != own[key]} == CORRECTED[job]
+
+
+PUBLISHED = sorted(PRESETS.rglob("*-published.yaml"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_recommended_preset_includes_the_published_one(path: Path) -> None:
+    if path.stem == "hparams-defaults-published":
+        return  # nothing is recommended in place of our own defaults
+    own = path.with_name(path.name.replace("-published", ""))
+    assert f"<<: !include {path.name}" in own.read_text()
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("model-diffusion-policy-published", {"model.transformer.is_causal": False}),
+        ("transformer-410m-published", {"model.transformer.hidden_dim": 1024}),
+        ("data-diffusion-policy-published", {"data.lowdim_future_timesteps": 14}),
+        ("lbm-data-params-published", {"data.normalization.scope": "per_timestep"}),
+        (
+            "hparams-diffusion-policy-published",
+            {"hparams.lr": 5e-4, "hparams.precision": "amp_bf16"},
+        ),
+    ],
+)
+def test_section_fills_its_place_in_a_run(preset: str, expected: dict[str, Any]) -> None:
+    config = load_config(TrainConfig, presets=["diffusion-policy-tiny", preset]).config
+    tree = config.model_dump(mode="json")
+    assert {key: _at(tree, key) for key in expected} == expected

@@ -1,0 +1,196 @@
+"""The published formulas, written down once more on bare weights, give what the policy gives.
+
+Source: lbm-training 2.3, 2.5-2.8, A.9 (1).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.builders.base_models import clip_config
+from vlatool.models.base import StepContext
+from vlatool.models.diffusion_policy.config import (
+    ClipBackboneConfig,
+    NoiseConfig,
+    TransformerConfig,
+)
+from vlatool.models.diffusion_policy.model import DiffusionPolicy
+from vlatool.models.diffusion_policy.objective import DenoisingObjective, sample_actions
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.models.diffusion_policy.weights import export_published
+
+B, PAST, T, A, D, HEADS, LAYERS, K = 3, 1, 5, 4, 16, 2, 2, 40
+State = Mapping[str, Tensor]
+
+
+def policy(**keys: Any) -> DiffusionPolicy:
+    torch.manual_seed(0)
+    clip = ClipBackboneConfig(
+        architecture=clip_config(), image_mean=(0.5, 0.5, 0.5), image_std=(0.3, 0.3, 0.3)
+    )
+    transformer = {"hidden_dim": D, "n_layers": LAYERS, "n_heads": HEADS, "post_embed_norm": True}
+    transformer |= {"vocab_size": 3, **keys.pop("transformer", {})}
+    given = {
+        "vision_language_backbone": clip,
+        "transformer": TransformerConfig.model_validate(transformer),
+        "noise_scheduler": NoiseConfig(num_timesteps=K, clamp_range=(-9.0, 9.0)),
+        "action_dim": A,
+        "proprioception_dim": 3,
+    }
+    return DiffusionPolicy(DiffusionPolicyConfig.model_validate({**given, **keys})).eval()
+
+
+def batch() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    future = (torch.arange(T) >= PAST).repeat(B, 1)
+    future[1, -2:] = False
+    return {
+        "images": torch.randint(0, 256, (B, 2, 3, 32, 32), generator=generator).byte(),
+        "text": torch.tensor([[9, 2, 3, 10, 0], [9, 10, 0, 0, 0], [9, 4, 5, 6, 10]]),
+        "proprioception": torch.randn(B, PAST + 1, 3, generator=generator),
+        "actions": torch.randn(B, T, A, generator=generator),
+        "past_mask": (torch.arange(T) < PAST).repeat(B, 1),
+        "future_mask": future,
+    }
+
+
+# the published formulas
+
+
+def linear(state: State, name: str, x: Tensor) -> Tensor:
+    return functional.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+
+def norm(state: State, name: str, x: Tensor) -> Tensor:
+    spread = x.var(dim=-1, unbiased=False, keepdim=True)
+    centred = (x - x.mean(dim=-1, keepdim=True)) / (spread + 1e-5).sqrt()
+    return centred * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Half-split pairs as complex numbers, turned by position times frequency; [B, S, d]."""
+    half = x.shape[-1] // 2
+    pairs = torch.complex(x[..., :half].double(), x[..., half:].double())
+    frequencies = 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
+    turns = torch.outer(torch.arange(x.shape[1], dtype=torch.float64), frequencies)
+    turned = pairs * torch.polar(torch.ones_like(turns), turns)
+    return torch.cat([turned.real, turned.imag], dim=-1).float()
+
+
+def attention(state: State, name: str, x: Tensor, *, causal: bool) -> Tensor:
+    query, key, value = linear(state, f"{name}.in_proj", x).split(D, dim=-1)
+    size, heads = D // HEADS, []
+    hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    for head in range(HEADS):
+        part = slice(head * size, (head + 1) * size)
+        scores = rotated(query[..., part]) @ rotated(key[..., part]).transpose(1, 2) / size**0.5
+        if causal:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        heads.append(scores.softmax(dim=-1) @ value[..., part])
+    return linear(state, f"{name}.out_proj", torch.cat(heads, dim=-1))
+
+
+def feed_forward(state: State, name: str, x: Tensor) -> Tensor:
+    gate, value = linear(state, f"{name}.w12", x).chunk(2, dim=-1)
+    return linear(state, f"{name}.w3", gate * gate.sigmoid() * value)
+
+
+def velocity(
+    config: DiffusionPolicyConfig,
+    state: State,
+    context: Tensor,
+    given: Mapping[str, Tensor],
+    inputs: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Of noised actions [B, T, A] at times [B]."""
+    actions, time = inputs
+    encoded = state["time_encoding.weight"][time][:, None]
+    if config.diffusion_step_conditioning == "add":
+        context = context + encoded
+    else:
+        context = torch.cat([encoded, context], dim=1)
+    x = torch.cat(
+        [
+            linear(state, "condition_encode", context),
+            linear(state, "proprioception_encode", given["proprioception"]),
+            linear(state, "action_encode", actions),
+        ],
+        dim=1,
+    )
+    x = norm(state, "transformer.post_embed_norm", x)
+    causal = config.transformer.is_causal
+    for layer in range(LAYERS):
+        name = f"transformer.layers.{layer}"
+        normed = norm(state, f"{name}.attention_norm", x)
+        x = x + attention(state, f"{name}.attention", normed, causal=causal)
+        x = x + feed_forward(state, f"{name}.feed_forward", norm(state, f"{name}.ffn_norm", x))
+    return linear(state, "output_layer", x[:, -T:])
+
+
+def published(network: DiffusionPolicy, given: Mapping[str, Tensor]) -> Any:
+    """The published velocity of actions and times, on the published state dict."""
+    state = export_published(network.config, network.state_dict())
+    context = network.encode(given["images"], given["text"])
+    return lambda x, time: velocity(network.config, state, context, given, (x, time))
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"diffusion_step_conditioning": "add"}, {"transformer": {"is_causal": False}}]
+)
+@torch.no_grad()
+def test_velocity_is_the_published_one(keys: dict[str, Any]) -> None:
+    network, given = policy(**keys), batch()
+    time = torch.tensor([0, 17, K - 1])
+    found = network(given["images"], given["text"], given["proprioception"], given["actions"], time)
+    expected = published(network, given)(given["actions"], time)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+class Fixed:
+    """Draws of a test."""
+
+    def __init__(self, time: Tensor, noise: Tensor) -> None:
+        self.time, self.noise = time, noise
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        assert high == K
+        return self.time.view(B, *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        return self.noise.view(B, *shape)
+
+
+@torch.no_grad()
+def test_loss_is_the_published_one() -> None:
+    network, given = policy(), batch()
+    time, noise = torch.tensor([3, 20, 39]), torch.randn(B, T, A)
+    draws: Any = Fixed(time, noise)
+    loss = DenoisingObjective(network.config).loss(
+        "main", given, StepContext(0, draws, {"model": network})
+    )
+    actions, mask = given["actions"], given["future_mask"][..., None]
+    mixed = actions + (time / K)[:, None, None] * (noise - actions)
+    # Padded steps, which published training shows clean, come last and the denoiser is causal.
+    inputs = torch.where(mask, mixed, actions)
+    error = (published(network, given)(inputs, time) - (noise - actions)) ** 2
+    expected = (error * mask).sum() / mask.expand_as(error).sum()
+    torch.testing.assert_close(loss.total / loss.count, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [4, 8, 20])
+@torch.no_grad()
+def test_samples_are_the_published_ones_where_steps_divide_the_times(steps: int) -> None:
+    network, given = policy(), batch()
+    found = sample_actions(network, given, steps=steps, rng=torch.Generator().manual_seed(4))
+    noise = torch.randn(B, T, A, generator=torch.Generator().manual_seed(4))
+    predict, stride = published(network, given), K // steps
+    past = given["past_mask"][..., None]
+    x = torch.where(past, given["actions"], noise)
+    for time in range(K - 1, 0, -stride):
+        x = (x - predict(x, torch.full((B,), time)) * stride / K).clamp(-9, 9)
+        x = torch.where(past, given["actions"], x)
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)

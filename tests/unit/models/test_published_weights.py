@@ -1,0 +1,289 @@
+"""Published checkpoints in and out. Source: lbm-training 2.10, 3.11, A.7."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.builders.base_models import clip_config, vlm_config
+from vlatool.errors import DataError, UsageError
+from vlatool.models.diffusion_policy.config import (
+    ByteTextConfig,
+    ClipBackboneConfig,
+    NoiseConfig,
+    TransformerConfig,
+    ViTBackboneConfig,
+)
+from vlatool.models.diffusion_policy.model import DiffusionPolicy
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.models.diffusion_policy.weights import (
+    export_published,
+    import_published,
+    load_beginning,
+    load_policy,
+    load_section,
+    without_wrappers,
+    write_published,
+    write_published_average,
+)
+from vlatool.models.pretrained import weights_file
+
+VOCABULARY = 11
+
+
+def config(layers: int = 1, **keys: Any) -> DiffusionPolicyConfig:
+    clip = ClipBackboneConfig(
+        architecture=clip_config(num_hidden_layers=layers),
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+    )
+    given: dict[str, Any] = {
+        "vision_language_backbone": clip,
+        "transformer": TransformerConfig(
+            hidden_dim=16, n_layers=layers, n_heads=2, post_embed_norm=True, vocab_size=VOCABULARY
+        ),
+        "noise_scheduler": NoiseConfig(num_timesteps=20),
+        "action_dim": 4,
+        "proprioception_dim": 3,
+    }
+    return DiffusionPolicyConfig.model_validate({**given, **keys})
+
+
+def policy(seed: int = 0, **keys: Any) -> DiffusionPolicy:
+    torch.manual_seed(seed)
+    return DiffusionPolicy(config(**keys)).eval()
+
+
+def published(network: DiffusionPolicy) -> dict[str, Tensor]:
+    """The state dict as the published training writes it, unused weights not zero."""
+    state = export_published(network.config, network.state_dict())
+    return {name: value + 1 if name.startswith(DEAD) else value for name, value in state.items()}
+
+
+POSITIONS = "vision_language_backbone._model.model.text_model.embeddings.position_ids"
+DEAD = ("transformer.embeddings.", "transformer.output.", "transformer.norm.")
+
+
+def velocity(network: DiffusionPolicy) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (2, 2, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    text = torch.tensor([[9, 2, 10], [9, 3, 10]])
+    state, actions = torch.randn(2, 2, 3, generator=generator), torch.ones(2, 5, 4)
+    with torch.no_grad():
+        return network(images, text, state, actions, torch.tensor([3, 19]))
+
+
+# Source: lbm-training 2.9
+def test_export_of_the_published_layers_has_as_many_tensors_as_published() -> None:
+    network = policy(layers=12)
+    assert len(export_published(network.config, network.state_dict())) == 522
+
+
+def test_export_makes_what_the_published_module_has_and_a_policy_does_not_use() -> None:
+    network = policy()
+    found = export_published(network.config, network.state_dict())
+    made = {name: list(found[name].shape) for name in found.keys() - network.state_dict().keys()}
+    assert made == {
+        "transformer.embeddings.weight": [VOCABULARY, 16],
+        "transformer.output.weight": [VOCABULARY, 16],
+        "transformer.norm.weight": [16],
+        "transformer.norm.bias": [16],
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_published_weights_give_the_same_velocity(tmp_path: Path, prefix: str) -> None:
+    source, target = policy(1), policy(2)
+    state = {prefix + name: value for name, value in published(source).items()}
+    write_published(tmp_path / "checkpoint_3.pt", state, number=3, step=100)
+    found = load_policy(target, weights_file(str(tmp_path / "checkpoint_3.pt")))
+    assert {name.rpartition(".")[0] for name in found.dead} == {one.rstrip(".") for one in DEAD}
+    assert torch.equal(velocity(target), velocity(source))
+
+
+def test_published_averages_are_read_too(tmp_path: Path) -> None:
+    source, target = policy(1), policy(2)
+    write_published_average(tmp_path / "ema_3.pt", published(source), number=3, step=9)
+    load_policy(target, tmp_path / "ema_3.pt")
+    assert torch.equal(velocity(target), velocity(source))
+
+
+def test_weights_in_half_precision_are_taken(tmp_path: Path) -> None:
+    source, target = policy(1), policy(2)
+    state = {
+        name: value.bfloat16() if value.is_floating_point() else value
+        for name, value in published(source).items()
+    }
+    write_published(tmp_path / "checkpoint_1.pt", state, number=1, step=1)
+    load_policy(target, tmp_path / "checkpoint_1.pt")
+    assert target.output_layer.weight.dtype == torch.float32
+    torch.testing.assert_close(velocity(target), velocity(source), rtol=0.1, atol=0.05)
+
+
+def test_buffers_that_follow_from_the_configuration_are_made_again() -> None:
+    network = policy()
+    state = published(network)
+    state["scheduler.betas"] = torch.ones(3)
+    state["vision_language_backbone._model.model.text_model.embeddings.position_ids"] = torch.ones(
+        1
+    )
+    state["sinusoidal_position_embeddings.emb"] = torch.zeros(1)
+    del state["transformer.layers.0.attention.pos_embed.inv_freq"]
+    found = import_published(state, network)
+    assert set(found.computed) == {
+        "scheduler.betas",
+        "sinusoidal_position_embeddings.emb",
+        POSITIONS,
+    }
+    own = network.state_dict()
+    assert found.weights.keys() == own.keys()
+    assert all(torch.equal(value, own[name]) for name, value in found.weights.items())
+
+
+# Source: lbm-training A.7
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["_orig_mod.module.a"], ["a"]),
+        (["module._orig_mod.a", "module._orig_mod.b"], ["a", "b"]),
+        (["a", "module.b"], ["a", "module.b"]),
+        ([], []),
+    ],
+)
+def test_first_name_decides_which_wrappers_are_taken_away(
+    names: list[str], expected: list[str]
+) -> None:
+    assert list(without_wrappers(dict.fromkeys(names, torch.ones(1)))) == expected
+
+
+def test_head_of_a_vision_language_model_is_left_out_and_made_again(tmp_path: Path) -> None:
+    vlm = {"type": "vlm_backbone", "architecture": vlm_config("smolvlm")}
+    vlm |= {"num_vlm_layers_to_use": 1, "image_size": 32}
+    source, target = (policy(seed, vision_language_backbone=vlm) for seed in (1, 2))
+    write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
+    found = load_policy(target, tmp_path / "checkpoint_1.pt")
+    assert "vision_language_backbone._model.model.lm_head.weight" in found.dead
+    own = source.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in target.state_dict().items())
+
+
+def test_section_takes_its_part_of_a_policy_or_a_file_of_its_own(tmp_path: Path) -> None:
+    source, target, third = policy(1), policy(2), policy(3)
+    write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
+    load_section(target.transformer, "transformer", tmp_path / "checkpoint_1.pt")
+    alone = {
+        name.removeprefix("transformer."): value
+        for name, value in published(source).items()
+        if name.startswith("transformer.")
+    }
+    torch.save(alone, tmp_path / "alone.pt")
+    load_section(third.transformer, "transformer", tmp_path / "alone.pt")
+    for network in (target, third):
+        for name, value in network.transformer.state_dict().items():
+            assert torch.equal(value, source.transformer.state_dict()[name])
+        assert not torch.equal(network.output_layer.weight, source.output_layer.weight)
+
+
+def test_modules_begin_anew_where_dimensions_differ(tmp_path: Path) -> None:
+    source, target = policy(1), policy(2, action_dim=7)
+    write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
+    path = tmp_path / "checkpoint_1.pt"
+    with pytest.raises(DataError) as caught:
+        load_policy(target, path)
+    assert caught.value.code == "data.checkpoint_mismatch"
+    load_policy(target, path, anew=["action_encode", "output_layer"])
+    assert torch.equal(target.time_encoding.weight, source.time_encoding.weight)
+    assert target.output_layer.weight.shape == (7, 16)
+
+
+def test_configuration_says_what_begins_anew_and_what_does_not(tmp_path: Path) -> None:
+    source = policy(1)
+    write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
+    network = policy(
+        2,
+        resume_from_checkpoint=str(tmp_path / "checkpoint_1.pt"),
+        resume_weights_only=True,
+        resume_except=["transformer", "output_layer"],
+    )
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    load_beginning(network.config, network)
+    changed = {
+        name.partition(".")[0]
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert not changed & {"transformer", "output_layer"}
+    assert changed >= {"vision_language_backbone", "action_encode", "condition_encode"}
+
+
+# what is wrong with a file
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("opened",)
+
+
+def test_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Code()}, "checkpoint_1.pt")
+    with pytest.raises(DataError) as caught:
+        load_policy(policy(), tmp_path / "checkpoint_1.pt")
+    assert caught.value.code == "data.unsafe_checkpoint"
+    assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize(
+    ("write", "code"),
+    [
+        (lambda path: path.write_bytes(b"no weights at all"), "data.broken_checkpoint"),
+        (lambda path: path.write_bytes(b""), "data.broken_checkpoint"),
+        (lambda path: torch.save([1, 2], path), "data.broken_checkpoint"),
+        (lambda path: torch.save({"optimizer": {"state": {}}}, path), "data.no_weights"),
+        (lambda path: torch.save({"state_dict": {}}, path), "data.no_weights"),
+        (
+            lambda path: torch.save({"state_dict": {"a": torch.ones(1)}}, path),
+            "data.checkpoint_mismatch",
+        ),
+    ],
+)
+def test_file_without_weights_of_the_policy_is_refused(
+    tmp_path: Path, write: Callable[[Path], Any], code: str
+) -> None:
+    write(tmp_path / "checkpoint_1.pt")
+    with pytest.raises(DataError) as caught:
+        load_policy(policy(), tmp_path / "checkpoint_1.pt")
+    assert (caught.value.code, caught.value.exit_code) == (code, 3)
+
+
+def test_half_written_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_1.pt"
+    write_published(path, published(policy()), number=1, step=1)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError) as caught:
+        load_policy(policy(), path)
+    assert caught.value.code == "data.broken_checkpoint"
+
+
+def test_weights_that_do_not_exist_are_told_by_their_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        weights_file(str(tmp_path / "checkpoint_9.pt"))
+    assert caught.value.code == "data.no_source"
+
+
+def test_policy_that_the_published_module_cannot_be_is_not_exported() -> None:
+    vit = ViTBackboneConfig(
+        hidden_dim=16,
+        inter_dim=16,
+        img_size=16,
+        n_heads=2,
+        n_layers=0,
+        text_encoder=ByteTextConfig(),
+    )
+    with pytest.raises(UsageError) as caught:
+        export_published(config(vision_language_backbone=vit), {})
+    assert caught.value.code == "usage.not_exportable"

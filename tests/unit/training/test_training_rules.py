@@ -1,0 +1,152 @@
+"""What a run refuses, what it only warns of, and values that follow from others."""
+
+from typing import Any
+
+import pytest
+
+from tests.builders.recording import Recorder
+from vlatool.config.overrides import parse_override
+from vlatool.config.resolve import Resolved, load_config
+from vlatool.config.rules import check_rules, explicit_keys, violations, without_effect
+from vlatool.errors import ConfigError
+from vlatool.training.config import TrainConfig
+
+
+def load(*keys: str, preset: str = "diffusion-policy-tiny") -> Resolved[TrainConfig]:
+    """A preset with keys over it."""
+    return load_config(TrainConfig, presets=[preset], overrides=[parse_override(k) for k in keys])
+
+
+def broken(*keys: str) -> set[str]:
+    return {one.keys[0] for one in violations(load(*keys).config)}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hparams.precision=pure_bf16",
+        "hparams.precision=amp",
+        "hparams.loss_function=cross_entropy",
+        "hparams.z_loss_coefficient=1e-4",
+        "distributed.fsdp_cpu_offload=true",
+        "distributed.dist_url=tcp://host:1",
+        "remote_sync=s3://bucket/runs",
+    ],
+)
+def test_value_that_cannot_be_used_is_refused_where_it_counts(key: str) -> None:
+    resolved = load(key)
+    with pytest.raises(ConfigError) as caught:
+        check_rules(violations(resolved.config), (), Recorder())
+    assert caught.value.code == "config.refused"
+
+
+def test_shipped_preset_breaks_no_rule() -> None:
+    assert broken() == set()
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (["data.seed=7"], "data.seed"),
+        (["wandb=true"], "wandb"),
+        (["data.processor=someone/else"], "data.processor"),
+        (["data.normalization.method=min_max"], "model.noise_scheduler.clamp_range"),
+        (
+            ["data.camera_names=a", "data.image_indices=0", "data.image_names=b_t0"],
+            "data.image_names",
+        ),
+    ],
+)
+def test_contradiction_is_an_error_for_who_typed_it_and_a_warning_for_others(
+    keys: list[str], told: str
+) -> None:
+    resolved, heard = load(*keys), Recorder()
+    found = list(violations(resolved.config))
+    assert [one.keys[0] for one in found] == [told]
+    with pytest.raises(ConfigError):
+        check_rules(found, resolved.typed, heard)
+    check_rules(found, (), heard)
+    assert [code for code, _ in heard.warnings] == ["inherited_value"]
+
+
+def test_limits_of_noise_without_normalisation_are_only_warned_of() -> None:
+    resolved, heard = load("data.normalization.enabled=false"), Recorder()
+    check_rules(violations(resolved.config), resolved.typed, heard)
+    assert len(heard.warnings) == 1
+
+
+@pytest.mark.parametrize("method", ["std", "min_max"])
+def test_field_of_its_own_scale_decides_whether_actions_are_centred(method: str) -> None:
+    keys = ["data.action_fields=a", f"data.normalization.field_configs.a.method={method}"]
+    assert bool(broken(*keys)) == (method != "std")
+
+
+def test_config_built_in_python_counts_as_typed() -> None:
+    config = TrainConfig.model_validate({"hparams": {"lr": 1}})
+    assert explicit_keys(config) == {"hparams.lr"}
+
+
+def test_keys_without_effect_are_told_once_each_in_any_section() -> None:
+    keys = ("data.seq_len=512", "distributed.ddp_static_graph=true", "log_level=DEBUG")
+    told = [one.split()[0] for one in without_effect(load(*keys).config)]
+    assert told == ["log_level", "data.seq_len", "distributed.ddp_static_graph"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "derived", "value"),
+    [
+        (["hparams.seed=7"], "data.seed", 7),
+        (["distributed.world_size=2"], "hparams.world_size", 2),
+        (
+            ["data.camera_names=a,b", "data.image_indices=-1,0"],
+            "data.image_names",
+            ["a_t-1", "b_t-1", "a_t0", "b_t0"],
+        ),
+        (
+            ["data.proprioception_fields=p", "data.action_fields=q"],
+            "data.normalization.include_fields",
+            ["p", "q"],
+        ),
+    ],
+)
+def test_value_that_other_keys_decide_says_by_which_rule(
+    keys: list[str], derived: str, value: Any
+) -> None:
+    resolved = load(*keys)
+    found: Any = resolved.config
+    for part in derived.split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert resolved.origins[derived].startswith("derived: ")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["data.mask_padded_images=true", "data.seq_len=100", "hparams.lr_cooldown_end=1"],
+)
+def test_values_that_never_fit_are_refused_while_they_are_read(key: str) -> None:
+    with pytest.raises(ConfigError):
+        load(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.prefetch_factor",
+        "data.num_workers",
+        "data.dataset_statistics",
+        "data.max_text_seq_len",
+        "hparams.per_gpu_batch_size",
+        "hparams.grad_clip_norm",
+        "model.noise_scheduler.clamp_range",
+        "model.num_action_head_repeats",
+        "model.resume_from_checkpoint",
+        "save_path",
+        "name",
+        "wandb_project_name",
+        "remote_sync_fixed_path",
+        "max_checkpoint_limit",
+    ],
+)
+def test_null_of_published_files_is_read(key: str) -> None:
+    load(f"{key}=null")
