@@ -31,7 +31,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("tokenizer", "Make tokenizers: fit one for actions."),
     "encode": ("encode", "Encode pictures as the codes of a tokenizer."),
     "decode": ("decode", "Draw pictures from their codes."),
-    "build-dataset": ("build_dataset", "Build samples from windows and codes of their pictures."),
     "build-dataset": (
         "build_dataset",
         "Build samples from windows and the codes of their pictures.",

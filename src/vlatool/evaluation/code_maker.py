@@ -108,7 +108,6 @@ class CodeMaker:
         self.digest = codes_digest(config, model)
         self.picture_digest = weights_digest(model, self.digest, ("",))
         self._model = model.to(device).eval()
-        self._model.to(memory_format=torch.channels_last)
 
     @property
     def codebook_size(self) -> int:
@@ -234,7 +233,7 @@ def _resize_rule(location: str, size: int) -> ImagePreprocessing | None:
         folder = find_checkpoint(place)[0].root
         keys, where = read_preprocessing_config(folder), folder / CONFIG_NAME
     try:
-        rule = ImagePreprocessing.model_validate(keys).settled()
+        rule = ImagePreprocessing.model_validate(keys).without_chance()
     except ValidationError as error:
         raise _broken_rule(where, str(error.errors()[0]["msg"])) from None
     if rule.crop_size != size:

@@ -115,8 +115,8 @@ class _Reading(Dataset[_Read]):
             self._opened = task.number, self._pictures.open(task.item)
         found = list(self._opened[1].read(task.indices))
         size = self._rule.size
-        name, fitted = str(task.item.id), self._rule.fitted
-        images = np.stack([fitted(one.pixels, f"{name}: {one.stem}") for one in found])
+        place, fitted = task.item.path, self._rule.fitted
+        images = np.stack([fitted(one.pixels, f"{place}: {one.stem}") for one in found])
         resized = sum(one.pixels.shape[:2] != (size, size) for one in found)
         stems = tuple(one.stem for one in found)
         return _Read(task.number, task.indices, stems, torch.from_numpy(images), resized, None)

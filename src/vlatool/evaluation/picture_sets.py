@@ -156,7 +156,7 @@ class _Recorded:
     """Frames of an episode."""
 
     def __init__(self, ref: EpisodeRef, episode: Episode) -> None:
-        self._episode = episode
+        self._path = ref.path
         self._cameras = episode.cameras
         files = episode.frame_metadata.get("file", ())
         if files:
@@ -202,7 +202,7 @@ class _Recorded:
         for frame, stem in frames:
             data = encoded_of(source, frame)
             assert data is not None, "frames of one camera are stored alike"
-            yield NamedPicture(stem, decoded(data, f"{self._episode.id}: {stem}"))
+            yield NamedPicture(stem, decoded(data, f"{self._path}: {stem}"))
 
 
 @dataclass(frozen=True)
