@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "preprocess": ("preprocess", "Turn raw episodes into training data."),
     "split": ("split", "Write train and validation lists for image shards."),
     "tokenizer": ("tokenizer", "Make tokenizers: fit one for actions."),
+    "encode": ("encode", "Encode pictures as the codes of a tokenizer."),
+    "decode": ("decode", "Draw pictures from their codes."),
     "build-dataset": (
         "build_dataset",
         "Build samples from windows and the codes of their pictures.",
