@@ -193,7 +193,12 @@ SINKS: Registry[Any] = Registry(
 )
 # Configurations of other programs: each function says a tree in our keys, or that it is none.
 TRANSLATIONS: Registry[Any] = Registry(
-    "", "translation", {"policy training": "vlatool.training.published:translate"}
+    "",
+    "translation",
+    {
+        "policy training": "vlatool.training.published:translate",
+        "tokenizer training": "vlatool.models.titok.published_stage:translate",
+    },
 )
 # What connects to a place such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(

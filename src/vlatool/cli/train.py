@@ -25,6 +25,11 @@ def train(
     nproc: NprocOpt = None,
 ) -> None:
     """Train a model."""
+    run_training(ctx, nproc)
+
+
+def run_training(ctx: typer.Context, nproc: int | None) -> None:
+    """Trains, or shows the configuration, as this command line says."""
     with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 

@@ -11,7 +11,7 @@ from vlatool.config.includes import Budget, read_file
 from vlatool.config.overrides import Override, overrides_tree
 from vlatool.config.presets import preset_kind, preset_path, shown_path
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.tree import TYPED_ORIGIN, Node, lenient
+from vlatool.config.tree import TYPED_ORIGIN, Node, lenient, merge
 from vlatool.plugins import Registry
 from vlatool.storage.uri import location
 
@@ -48,7 +48,8 @@ class Translated:
     is_record: bool = False
 
 
-Translate = Callable[[Node], Translated | None]
+# Of a tree, and of the files under it as they were written; None where the tree is of another kind.
+Translate = Callable[[Node, Node], Translated | None]
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,14 @@ class LayerReader:
         """
         trees = [self._preset(name) for name in presets]
         own: list[str] = []
+        below = Node({}, TYPED_ORIGIN)
         for file in files:
-            translated = self._file(file)
+            tree = self._file(file)
+            translated = self._told(tree, below)
+            below = merge(below, tree)
             trees.append(lenient(translated.tree) if translated.is_record else translated.tree)
             own += [] if translated.is_record else [self._shown(location(file))]
-        typed = self._translated(overrides_tree(overrides, self.budget)).tree
+        typed = self._translated(overrides_tree(overrides, self.budget), below).tree
         return Layers([*trees, typed], frozenset(own))
 
     def _preset(self, name: str) -> Node:
@@ -112,11 +116,14 @@ class LayerReader:
             tree = Node({name: tree}, tree.origin)
         return tree
 
-    def _file(self, file: str) -> Translated:
+    def _file(self, file: str) -> Node:
         compat = self.reading.compat
         tree = _checked(read_file(file, show=self._shown, budget=self.budget, is_shallow=compat))
-        translated = self._translated(self._included(tree))
-        return replace(translated, is_record=translated.is_record or compat)
+        return self._included(tree)
+
+    def _told(self, tree: Node, below: Node) -> Translated:
+        translated = self._translated(tree, below)
+        return replace(translated, is_record=translated.is_record or self.reading.compat)
 
     def _included(self, layer: Node) -> Node:
         """Published files may say `key: include other.yaml`, relative to the working directory."""
@@ -128,12 +135,12 @@ class LayerReader:
         }
         return replace(layer, value=top)
 
-    def _translated(self, tree: Node) -> Translated:
+    def _translated(self, tree: Node, below: Node) -> Translated:
         """The tree in our keys, by the first translation that recognises it."""
         table = self.translations
         for name in table.names() if table is not None else ():
             translate: Translate = table.get(name)  # pyright: ignore[reportOptionalMemberAccess]
-            if (translated := translate(tree)) is not None:
+            if (translated := translate(tree, below)) is not None:
                 return translated
         return Translated(tree)
 

@@ -247,14 +247,21 @@ def _validate(
                 wrong, more = validation_problems(error, tree, schema)
                 raise config_error([*problems, *wrong], more=more) from error
             for parts in unknown:
+                ignored += _keys_below(tree, parts)
                 tree = without(tree, parts)
-                ignored.append(".".join(map(str, parts)))
     if problems:
         raise config_error(problems)
     origins = dict(leaf_origins(tree))
     typed = frozenset(key for key, origin in origins.items() if layers.is_typed(origin))
     derived = {key: f"derived: {rule}" for key, rule in rules.items()}
     return Resolved(config, {**origins, **derived}, typed, tuple(dict.fromkeys(ignored)))
+
+
+def _keys_below(tree: Node, parts: Sequence[str | int]) -> list[str]:
+    """Dotted keys of the values at a place, or the place itself where there is none."""
+    key = ".".join(map(str, parts))
+    node = find(tree, parts)
+    return [name for name, _ in leaf_origins(node, key)] if node is not None else [key]
 
 
 def with_derived(resolved: Resolved[C], config: C, rules: Mapping[str, str]) -> Resolved[C]:

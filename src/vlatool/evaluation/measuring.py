@@ -1,14 +1,16 @@
 """One pass of a tokenizer over image shards: figures of all ranks, rows and drops of this one."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.image_quality import Reduce, ScoredPicture
 from vlatool.evaluation.reconstruction import (
@@ -35,8 +37,11 @@ class Tokenizer(Protocol):
         codes: None without a codebook.
     """
 
-    size: int
-    codes: CodeShape | None
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def codes(self) -> CodeShape | None: ...
 
     def __call__(self, images: Tensor, /) -> Reconstruction:
         """Of pictures uint8 [B, 3, size, size], on the device; without gradient."""
@@ -121,6 +126,40 @@ def measure(
     return _over_ranks(sums, dropped, reduce, config)
 
 
+@dataclass(frozen=True)
+class DrawnPicture:
+    """A picture and what a tokenizer makes of it: uint8 [S, S, 3]."""
+
+    original: UInt8Array
+    made: UInt8Array
+
+
+def drawn_again(
+    tokenizer: Tokenizer, config: ImageDataConfig, how: Pass, keys: Collection[str]
+) -> dict[str, DrawnPicture]:
+    """Some pictures by name; by one rank alone, which reads on until it has them all."""
+    config = config.model_copy(update={"preprocessing": config.preprocessing.without_chance()})
+    facts = ImagesKind().read_facts(config)
+    alone = replace(how, rank=0, world_size=1)
+    found: dict[str, DrawnPicture] = {}
+    with torch.inference_mode(), closing(_batches(config, facts, alone)) as batches:
+        for batch in batches:
+            chosen = [] if batch.is_fake else [i for i, k in enumerate(batch.samples) if k in keys]
+            if chosen:
+                images = batch.batch["images"][chosen].to(how.device)
+                made = tokenizer(images).images
+                names = [batch.samples[index] for index in chosen]
+                found |= _pairs(names, images, made)
+            if len(found) == len(keys):
+                break
+    return found
+
+
+def _pairs(names: Sequence[str], images: Tensor, made: Tensor) -> dict[str, DrawnPicture]:
+    sides = (one.permute(0, 2, 3, 1).cpu().numpy() for one in (images, made))
+    return {name: DrawnPicture(*pair) for name, *pair in zip(names, *sides, strict=True)}
+
+
 def _over_ranks(
     sums: ReconstructionSums, dropped: Counter[str], reduce: Reduce, config: ImageDataConfig
 ) -> Measured:
@@ -140,7 +179,7 @@ def _over_ranks(
     return Measured(figures, pictures, told, sums.scores.rows)
 
 
-def _batches(config: ImageDataConfig, part: ImageFacts, how: Pass) -> Iterator[MicroBatch]:
+def _batches(config: ImageDataConfig, part: ImageFacts, how: Pass) -> Generator[MicroBatch]:
     """The pictures of a rank in stored order."""
     order = SampleOrder(part.datasets, OrderOptions(shuffle=False))
     plan = LoaderPlan(

@@ -21,8 +21,9 @@ _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def translate(tree: Node) -> Translated | None:
+def translate(tree: Node, below: Node) -> Translated | None:
     """The tree in our keys; None where nothing in it is published alone."""
+    del below
     is_record = any(find(tree, ["distributed", key]) is not None for key in _OF_A_PROCESS)
     told = tree
     for place, change in _CHANGES.items():

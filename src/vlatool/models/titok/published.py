@@ -1,10 +1,9 @@
 """The published configuration of TiTok, read and written; light. Source: titok 9.2, 11.
 
-A configuration of training says more than that of a model: `published_run` maps all of it.
+A configuration of training says more than that of a model: see `published_stage`.
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from vlatool.errors import ConfigError
@@ -35,35 +34,6 @@ _SAME = {
         )
     },
 }
-_OF_RUN = {
-    "experiment.save_every": "save_every_n_steps",
-    "experiment.generate_every": "images_every_n_steps",
-    "experiment.log_every": "log_every_n_steps",
-    "training.max_train_steps": "total_train_steps",
-    "training.per_gpu_batch_size": "hparams.per_gpu_batch_size",
-    "training.use_ema": "ema.enabled",
-    "training.seed": "hparams.seed",
-    "training.max_grad_norm": "hparams.grad_clip_norm",
-    "optimizer.params.learning_rate": "hparams.lr",
-    "optimizer.params.discriminator_learning_rate": "model.losses.discriminator_learning_rate",
-    "optimizer.params.beta1": "hparams.beta1",
-    "optimizer.params.beta2": "hparams.beta2",
-    "optimizer.params.weight_decay": "hparams.wd",
-    "lr_scheduler.params.warmup_steps": "hparams.warmup",
-    "lr_scheduler.params.end_lr": "hparams.lr_cooldown_end",
-    "dataset.params.num_workers_per_gpu": "data.num_workers",
-    **{
-        f"dataset.preprocessing.{name}": f"data.preprocessing.{name}"
-        for name in ("resize_shorter_edge", "crop_size", "random_crop", "random_flip")
-    },
-}
-_LISTS = {
-    "dataset.params.train_shards_path_or_url": "data.shards",
-    "dataset.params.eval_shards_path_or_url": "data.val_shards",
-}
-_FOLDER = "experiment.output_dir"
-_SCHEDULES = {"cosine": "cosine", "constant": "const"}
-_PRECISIONS = {"no": "float32", "fp16": "amp_bfloat16", "bf16": "amp_bfloat16"}
 
 
 def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,41 +66,6 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     found["decoder"] = section.get("vit_dec_model_size", "large")
     found["quantizer"] = _quantizer(section)
     return found
-
-
-def published_run(tree: Mapping[str, Any], processes: int = 8) -> tuple[dict[str, Any], list[str]]:
-    """Keys of a training run from a published stage file, and its keys without a meaning here.
-
-    Args:
-        tree: The file, overrides included.
-        processes: For which its batch size per process is meant; the published launch has eight.
-
-    Raises:
-        ConfigError: It has no tokenizer.
-    """
-    found: dict[str, Any] = {"model": published_keys(tree), "data": {"type": "images"}}
-    flat = dict(_flat(tree))
-    for key, ours in _OF_RUN.items():
-        if flat.get(key) is not None:
-            _set(found, ours, flat[key])
-    for key, ours in _LISTS.items():
-        if flat.get(key):
-            _set(found, ours, [flat[key]] if isinstance(flat[key], str) else list(flat[key]))
-    if flat.get(_FOLDER):
-        folder = PurePosixPath(str(flat[_FOLDER]))
-        found |= {"save_path": str(folder.parent), "name": folder.name}
-    size = flat.get("training.per_gpu_batch_size")
-    repeats = flat.get("training.gradient_accumulation_steps", 1)
-    if size is not None:
-        _set(found, "hparams.global_batch_size", int(size) * int(repeats) * processes)
-    schedule = _SCHEDULES.get(str(flat.get("lr_scheduler.scheduler", "cosine")))
-    precision = _PRECISIONS.get(str(flat.get("training.mixed_precision", "no")))
-    for key, value in (("lr_scheduler", schedule), ("precision", precision)):
-        if value is not None:
-            _set(found, f"hparams.{key}", value)
-    if flat.get("training.use_ema"):
-        found["ema"] |= {"type": "rising", "max_value": 0.999}
-    return found, sorted(key for key in flat if not _is_known(key))
 
 
 def published_tree(config: TitokConfig) -> dict[str, Any]:
@@ -170,22 +105,6 @@ def _quantizer(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _size(config: VitConfig) -> str | dict[str, int]:
     return config.size or config.model_dump()
-
-
-def _is_known(key: str) -> bool:
-    section = key.startswith(f"{_MODEL}.") and key.removeprefix(f"{_MODEL}.").partition(".")[0] in {
-        "quantize_mode", "codebook_size", "token_size", "use_l2_norm", "commitment_cost",
-        "vit_enc_model_size", "vit_dec_model_size", "vit_dec_patch_size", "finetune_decoder",
-        "is_legacy", "vqgan",
-    }  # fmt: skip
-    others = (
-        *_LISTS,
-        _FOLDER,
-        "training.gradient_accumulation_steps",
-        "training.mixed_precision",
-        "lr_scheduler.scheduler",
-    )
-    return section or key in _SAME or key in _OF_RUN or key in others
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -84,15 +84,23 @@ def read_titok(origin: str) -> tuple[ForeignWeights, dict[str, Tensor]]:
     return found, read_foreign(found.path)
 
 
-def save_published(folder: Path, config: TitokConfig, module: Titok) -> None:
+def save_published(
+    folder: Path,
+    config: TitokConfig,
+    module: Titok,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:
     """Writes config.yaml and pytorch_model.bin, which released code and this program read.
 
     Args:
         folder: Is there.
         config: Of the module.
         module: Its weights are written as float32.
+        preprocessing: How pictures become those that it learned from.
     """
-    where = write_published_config(folder, published_tree(config))
+    tree = published_tree(config)
+    tree["dataset"]["preprocessing"] |= preprocessing or {}
+    where = write_published_config(folder, tree)
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in module.state_dict().items()}
     with open_atomic(where.weights) as file:
         torch.save(tensors, file)

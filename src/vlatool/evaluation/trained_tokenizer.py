@@ -1,0 +1,188 @@
+"""A tokenizer of pictures from a run, a checkpoint, a published folder or a file, to be measured.
+
+Legend of shapes: B pictures, S their size, K codes of a picture.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.run_dir import find_checkpoint
+from vlatool.errors import DataError, UsageError
+from vlatool.evaluation.image_quality import to_bytes
+from vlatool.evaluation.reconstruction import CodeShape, Reconstruction
+from vlatool.loading.images.config import ImagePreprocessing
+from vlatool.models.codebook import exact_float32
+from vlatool.models.foreign import ForeignWeights, find_weights
+from vlatool.models.pictures import pixels_of
+from vlatool.models.titok.model import Titok
+from vlatool.models.titok.spec import TitokConfig, VqConfig
+from vlatool.models.titok.weights import open_titok
+from vlatool.models.vqgan.model import Vqgan
+from vlatool.models.vqgan.spec import VqganConfig, VqganNetworkConfig
+from vlatool.models.vqgan.weights import load_vqgan
+from vlatool.storage.uri import existing
+
+# Pixels [B, 3, S, S] to pixels, not clamped, and codes int64 [B, K].
+Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """Draws pictures again; see `measuring.Tokenizer`.
+
+    Attributes:
+        path: The file of its weights.
+        size: S.
+        codes: None without a codebook.
+        preprocessing: How pictures become those it learned from; without chance.
+    """
+
+    path: Path
+    size: int
+    codes: CodeShape | None
+    preprocessing: ImagePreprocessing
+    _draw: Draw
+
+    def __call__(self, images: Tensor, /) -> Reconstruction:
+        """Of pictures uint8 [B, 3, S, S], on its device; in true float32."""
+        with exact_float32(images.device):
+            pixels, codes = self._draw(pixels_of(images))
+        return Reconstruction(to_bytes(pixels), None if self.codes is None else codes)
+
+
+def open_tokenizer(
+    location: str, device: torch.device, teacher: str | None = None
+) -> TrainedTokenizer:
+    """Loads a tokenizer, or a vqgan of a run.
+
+    Args:
+        location: A run, a checkpoint of one, a published folder, or a file of weights.
+        device: Where it computes.
+        teacher: What draws the codes that a first stage predicts; by default the run's own.
+
+    Raises:
+        UsageError: It is a first stage, and nothing draws its codes.
+        DataError: There is none, or weights and configuration do not fit together.
+    """
+    found = find_weights(location)
+    if (found.section or {}).get("type") == "vqgan":
+        return _vqgan(found, location, device)
+    config, model = open_titok(location)
+    draw = model.to(device)
+    size = _size(config.image_size, found)
+    codes = None
+    if isinstance(config.quantizer, VqConfig):
+        codes = CodeShape(config.quantizer.codebook_size, config.num_latent_tokens)
+    run: Draw = _drawing(draw)
+    if not config.draws_pixels:
+        run = _predicting(draw, _teacher(config, location, teacher).to(device))
+    return TrainedTokenizer(found.path, size, codes, read_preprocessing(location, size), run)
+
+
+def _vqgan(found: ForeignWeights, location: str, device: torch.device) -> TrainedTokenizer:
+    config = VqganConfig.model_validate(found.section)
+    model = Vqgan(config)
+    load_vqgan(model, location)
+    size = _size(config.image_size, found)
+    codes = CodeShape(config.codebook_size, (size // config.patch_size) ** 2)
+    run = _drawing(model.to(device).eval())
+    return TrainedTokenizer(found.path, size, codes, read_preprocessing(location, size), run)
+
+
+def _drawing(model: nn.Module) -> Draw:
+    def draw(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = model(pixels)
+        return drawn.pixels, drawn.codes
+
+    return draw
+
+
+def _predicting(model: Titok, teacher: Vqgan) -> Draw:
+    """The likeliest codes of the teacher, as it draws them."""
+
+    def draw(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        predicted = model(pixels)
+        return teacher.decode_ids(predicted.logits.argmax(1)), predicted.codes
+
+    return draw
+
+
+def _teacher(config: TitokConfig, location: str, given: str | None) -> Vqgan:
+    origin = given or config.teacher
+    if origin is None:
+        raise UsageError(
+            f"{location}: is a first stage, which predicts codes of its teacher and draws no "
+            "pixels",
+            hint="give the teacher with --teacher, or the run of stage 2",
+            code="usage.no_teacher",
+            details={"path": location},
+        )
+    section = find_weights(origin).section or {}
+    keys = {k: v for k, v in section.items() if k in VqganNetworkConfig.model_fields}
+    network = VqganNetworkConfig.model_validate(keys) if keys else config.vqgan
+    if network.codebook_size != config.vqgan.codebook_size:
+        raise DataError(
+            f"{origin}: has {network.codebook_size} codes, {location} predicts those of a teacher "
+            f"with {config.vqgan.codebook_size}",
+            hint="give the teacher that it learned from",
+            code="data.checkpoint_mismatch",
+            details={"path": origin},
+        )
+    model = Vqgan(network)
+    load_vqgan(model, origin)
+    return model.eval()
+
+
+def _size(image_size: int | None, found: ForeignWeights) -> int:
+    if image_size is None:
+        raise DataError(
+            f"{found.origin}: does not say how large its pictures are",
+            hint="write dataset.preprocessing.crop_size into its config.yaml",
+            code="data.picture_size",
+            details={"path": found.origin},
+        )
+    return image_size
+
+
+def read_preprocessing(location: str, size: int | None) -> ImagePreprocessing:
+    """The rule of a run or a published folder, without chance; of a file the default one.
+
+    Args:
+        location: As for `open_tokenizer`.
+        size: S; None for that of the rule.
+
+    Raises:
+        DataError: Nothing is there, or the rule is broken or for another size.
+    """
+    found = find_weights(location)
+    told: Mapping[str, Any] = {}
+    if found.section is not None:
+        told = read_preprocessing_config(find_checkpoint(existing(location))[0].root)
+    elif found.published is not None:
+        dataset = found.published.get("dataset")
+        section = dataset.get("preprocessing") if isinstance(dataset, Mapping) else None
+        told = section if isinstance(section, Mapping) else {}
+    keys = {k: v for k, v in told.items() if k in ImagePreprocessing.model_fields}
+    try:
+        rule = ImagePreprocessing.model_validate({"crop_size": size, **keys})
+    except ValidationError as error:
+        raise _broken_rule(location, str(error.errors()[0]["msg"])) from None
+    if size not in (None, rule.crop_size):
+        raise _broken_rule(location, f"crop_size {rule.crop_size}, the tokenizer takes {size}")
+    return rule.without_chance()
+
+
+def _broken_rule(location: str, reason: str) -> DataError:
+    return DataError(
+        f"{location}: its rule of preprocessing: {reason}",
+        hint="copy it again from where it was trained",
+        code="data.broken_config",
+        details={"path": location},
+    )

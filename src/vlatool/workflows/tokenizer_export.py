@@ -1,0 +1,83 @@
+"""A trained tokenizer as the published pair of files, which released code and this program read."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vlatool.artifacts.published_tokenizer import CONFIG, WEIGHTS
+from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.whole import refuse_strangers, whole_output
+from vlatool.storage.tree import sha256_of
+from vlatool.storage.uri import location, pinned
+
+
+class TokenizerExportConfig(ConfigModel):
+    """What is written."""
+
+    checkpoint: str = needed_field("", "Run folder or checkpoint of a tokenizer, of any scheme.")
+    output: str = needed_field("", f"Folder for {CONFIG} and {WEIGHTS}.")
+
+
+@dataclass(frozen=True)
+class TokenizerExportResult:
+    """What was written.
+
+    Attributes:
+        checkpoint: As it was given.
+        output: The folder.
+        stage: 1 or 2.
+        parameters: Numbers in the file of weights.
+        bytes: Its length.
+        sha256: Of its bytes; equal for equal weights.
+    """
+
+    checkpoint: str
+    output: str
+    stage: int
+    parameters: int
+    bytes: int
+    sha256: str
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        size = f"{self.parameters / 1e6:.2f} M parameters, {self.bytes / 1e6:.1f} MB"
+        return f"{self.output}: {CONFIG} and {WEIGHTS} of stage {self.stage}, {size}"
+
+
+def tokenizer_export(
+    config: TokenizerExportConfig, *, reporter: Reporter = NULL
+) -> TokenizerExportResult:
+    """Writes the averaged weights of a run, where it has them; the same run gives equal bytes.
+
+    Raises:
+        UsageError: A key is missing, or the output holds something else.
+        DataError: There is no tokenizer, or it is damaged.
+    """
+    from vlatool.evaluation.trained_tokenizer import read_preprocessing
+    from vlatool.models.titok.weights import open_titok, save_published
+
+    check_needed(config, "vlatool tokenizer export RUN --output DIR")
+    source, output = str(pinned(config.checkpoint)), location(config.output)
+    versions = versions_of([pinned(config.checkpoint)])
+    record = OutputRecord("tokenizer export", {"checkpoint": pinned(source).name, **versions})
+    refuse_strangers(output, record)
+    titok, model = open_titok(source)
+    rule = read_preprocessing(source, titok.image_size)
+    with whole_output(output, record, (CONFIG, WEIGHTS)):
+        save_published(output, titok, model, rule.model_dump(mode="json"))
+        digest, size = sha256_of(output / WEIGHTS), (output / WEIGHTS).stat().st_size
+    if titok.stage == 1 and titok.decoder_head == "proxy":
+        reporter.note("a first stage predicts codes of its teacher and draws no pixels")
+    return TokenizerExportResult(
+        checkpoint=config.checkpoint,
+        output=str(output),
+        stage=titok.stage,
+        parameters=sum(one.numel() for one in model.state_dict().values()),
+        bytes=size,
+        sha256=digest,
+    )
