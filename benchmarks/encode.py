@@ -86,7 +86,8 @@ def show_run(maker: CodeMaker, folder: Path, precision: str, batch: int, workers
     alone = sum(one.counts["encoded_alone"] for one in receipts if one is not None)
     seconds = time.perf_counter() - begun
     waits = ", ".join(f"{stage} {value:.1f} s" for stage, value in pipeline.seconds.items())
-    print(f"all stages: {pipeline.pictures / seconds:.2f} pictures/s, {alone} encoded alone; {waits}")
+    rate = pipeline.pictures / seconds
+    print(f"all stages: {rate:.2f} pictures/s, {alone} encoded alone; {waits}")
 
 
 if __name__ == "__main__":

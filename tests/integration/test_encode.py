@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.builders.codes import plain_fast, published_windows
 from tests.builders.encoding import (
     EPISODES,
     FRAMES,
@@ -30,8 +31,10 @@ from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job
 from vlatool.models.pictures import pixels_of
 from vlatool.models.titok.weights import open_titok
+from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.decode import DecodeConfig, DecodeResult, decode
 from vlatool.workflows.encode import EncodeConfig, EncodeJob
+from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, verify
 
 PICTURES = EPISODES * FRAMES * 2
@@ -316,3 +319,31 @@ def test_first_stage_draws_nothing(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _decoded(whole, write_tokenizer(tmp_path / "first", stage=1), tmp_path / "out")
     assert caught.value.code == "data.no_pixels"
+
+
+def test_page_of_built_samples_shows_what_is_drawn_of_the_codes(tmp_path: Path) -> None:
+    codes = {"type": "vq", "codebook_size": 4096, "token_size": 6}
+    tokenizer = write_tokenizer(tmp_path / "t", num_latent_tokens=32, quantizer=codes)
+    tree = published_windows(tmp_path / "A", 1, 3)
+    for path in tree.glob("images/*/*.png"):
+        path.write_bytes(saved(picture(1, SIDE, SIDE)))
+    encoded(tree, tokenizer)
+    built = {"data": str(tree), "fast": str(plain_fast(tmp_path / "fast")), "workers": 1}
+    build_dataset(BuildDatasetConfig.model_validate({**built, "output": str(tmp_path / "out")}))
+    counts: list[int] = []
+    for given in (None, tokenizer):
+        page = tmp_path / "page.html"
+        keys = {"location": str(tmp_path / "out"), "html": str(page), "html_samples": 1}
+        inspect(InspectConfig.model_validate({**keys, "tokenizer": given}))
+        counts.append(page.read_text().count("<figure"))
+    assert counts[1] == counts[0] + 32
+
+
+def test_tokenizer_is_refused_where_nothing_is_drawn(
+    whole: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    page = str(tmp_path / "page.html")
+    config = InspectConfig(location=str(whole), tokenizer=tokenizer, html=page)
+    with pytest.raises(UsageError) as caught:
+        inspect(config)
+    assert caught.value.exit_code == 2

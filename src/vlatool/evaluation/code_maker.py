@@ -6,7 +6,7 @@ Legend of shapes: B pictures, S side of a picture, K codes of a picture.
 import hashlib
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +161,25 @@ class CodeMaker:
                 hint="give the run of its second stage",
                 code="data.no_pixels",
             )
+
+    def check_made(self, where: Path, how: Mapping[str, Any]) -> None:
+        """DataError where codes are those of another tokenizer.
+
+        Args:
+            where: The codes.
+            how: What is known of them, as `CodesManifest.how` tells it.
+        """
+        own = (self.config.num_latent_tokens, self.codebook_size)
+        told = (how.get("codes_per_picture"), how.get("codebook_size"))
+        if how.get("tokenizer_digest") in ("", None, self.digest) and told == own:
+            return
+        raise DataError(
+            f"{where}: codes of the tokenizer {how.get('tokenizer') or 'unknown'} ({told[0]} of "
+            f"{told[1]}), not of {self.name} ({own[0]} of {own[1]})",
+            hint="decode with the tokenizer that made the codes",
+            code="data.other_tokenizer",
+            details={"path": str(where)},
+        )
 
 
 def open_code_maker(location: str, device: torch.device) -> CodeMaker:

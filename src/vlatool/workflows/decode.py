@@ -127,22 +127,13 @@ def _chosen(place: Path, maker: CodeMaker) -> _Chosen:
 
 def _fitting(folder: CodesFolder, maker: CodeMaker) -> CodesFolder:
     """The codes, held against the tokenizer; where nothing says what they are, they are its."""
-    manifest = folder.manifest
-    count, size = maker.config.num_latent_tokens, maker.codebook_size
     if not folder.has_manifest:
-        return replace(
-            folder, manifest=replace(manifest, codes_per_picture=count, codebook_size=size)
-        )
-    is_other = manifest.tokenizer_digest not in ("", maker.digest)
-    if is_other or (manifest.codes_per_picture, manifest.codebook_size) != (count, size):
-        raise DataError(
-            f"{folder.path}: codes of the tokenizer {manifest.tokenizer or 'unknown'} "
-            f"({manifest.codes_per_picture} of {manifest.codebook_size}), not of {maker.name} "
-            f"({count} of {size})",
-            hint="decode with the tokenizer that made the codes",
-            code="data.other_tokenizer",
-            details={"path": str(folder.path)},
-        )
+        sizes = {
+            "codes_per_picture": maker.config.num_latent_tokens,
+            "codebook_size": maker.codebook_size,
+        }
+        return replace(folder, manifest=replace(folder.manifest, **sizes))
+    maker.check_made(folder.path, folder.manifest.how())
     return folder
 
 
