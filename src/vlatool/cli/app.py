@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("sample", "Write episodes of the built-in world in a published raw layout."),
     "preprocess": ("preprocess", "Turn raw episodes into training data."),
     "split": ("split", "Write train and validation lists for image shards."),
-    "tokenizer": ("tokenizer", "Make tokenizers: fit one for actions."),
+    "tokenizer": ("tokenizer", "Make tokenizers: train one for pictures, fit one for actions."),
     "encode": ("encode", "Encode pictures as the codes of a tokenizer."),
     "decode": ("decode", "Draw pictures from their codes."),
     "build-dataset": (

@@ -30,18 +30,17 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 
 
 class Tokenizer(Protocol):
-    """What makes codes of pictures and pictures of codes.
-
-    Attributes:
-        size: Pixels of a side.
-        codes: None without a codebook.
-    """
+    """What makes codes of pictures and pictures of codes."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Pixels of a side."""
+        ...
 
     @property
-    def codes(self) -> CodeShape | None: ...
+    def codes(self) -> CodeShape | None:
+        """None without a codebook."""
+        ...
 
     def __call__(self, images: Tensor, /) -> Reconstruction:
         """Of pictures uint8 [B, 3, size, size], on the device; without gradient."""

@@ -31,8 +31,8 @@ _SHOWN = 8
 _FIGURES: Mapping[str, tuple[str, str, int]] = {
     "psnr": ("PSNR, mean over pictures", "dB", 2),
     "psnr_of_mean_error": ("PSNR of the mean error", "dB", 2),
-    "mean_picture_psnr": ("   of the mean picture", "dB", 2),
-    "block_psnr": ("   of blocks of 16 x 16 pixels", "dB", 2),
+    "mean_picture_psnr": ("PSNR of the mean picture", "dB", 2),
+    "block_psnr": ("PSNR of blocks of 16 x 16 pixels", "dB", 2),
     "ssim": ("SSIM", "", 4),
     "lpips": ("LPIPS", "", 4),
     "rfid": ("rFID", "", 3),
@@ -233,9 +233,9 @@ def _write_page(
     keys = {row.key for rows in (chosen.best, chosen.median, chosen.worst) for row in rows}
     drawn = drawn_again(tokenizer, pictures, how, keys)
     report = ReconstructionReport(
-        title=Path(result.checkpoint).name if not result.data else result.data,
+        title=result.data,
         pictures=result.pictures,
-        figures=[(told.strip(), value) for told, value in result.rows()],
+        figures=result.rows(),
         notes=[f"{name} is not measured: {why}" for name, why in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
