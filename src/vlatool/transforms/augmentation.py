@@ -136,7 +136,8 @@ def _turn_hue(planes: Array, turns: float) -> None:
         away = np.abs(hue - np.float32(middle))
         np.minimum(away, np.float32(_SEXTANTS) - away, out=away)
         np.subtract(np.float32(2), away, out=away)
-        np.multiply(_between(away, 0, 1), chroma, out=away)
+        np.clip(away, 0, 1, out=away)
+        np.multiply(away, chroma, out=away)
         np.add(away, low, out=plane)
     planes *= np.float32(_TO_LEVELS)
     _to_levels(planes)
@@ -172,13 +173,8 @@ def _grey(planes: Array) -> Array:
 
 
 def _to_levels(planes: Array) -> None:
-    np.floor(_between(planes, 0, _LEVELS), out=planes)
-
-
-def _between(values: Array, low: float, high: float) -> Array:
-    """`np.clip` in place, in less time."""
-    np.maximum(values, np.float32(low), out=values)
-    return np.minimum(values, np.float32(high), out=values)
+    np.clip(planes, 0, _LEVELS, out=planes)
+    np.floor(planes, out=planes)
 
 
 _CHANGES = {
