@@ -7,7 +7,7 @@
 DATA is a folder of `vlatool preprocess`, such as demo/data. With --before two checkouts take turns,
 A B A B ...; with --remote DATA is copied to a local S3 server behind a proxy that holds up each
 request. The server and the proxy use the same processors as the loader. With --by-sample nothing is
-kept here: each sample is a request.
+kept here: each sample is a request. With --crop and --jitter pictures vary as published.
 """
 
 import argparse
@@ -58,9 +58,14 @@ def batches_now(arguments: argparse.Namespace) -> Iterator[Any]:
 
     kind = RoboticsKind()
     cache = {"enabled": False if arguments.by_sample else None}
-    config = kind.Config.model_validate(
-        {"dataset_manifest": [arguments.data], "dataset_cache": cache}
-    )
+    image = {
+        "crop": {"enabled": bool(arguments.crop)},
+        "color_jitter": {"enabled": bool(arguments.jitter)},
+    }
+    given = {"dataset_manifest": [arguments.data], "dataset_cache": cache}
+    if arguments.crop or arguments.jitter:
+        given["augmentation"] = {"image": image}
+    config = kind.Config.model_validate(given)
     facts = kind.read_facts(config)
     config, _ = kind.derive(config, facts)
     order = SampleOrder(facts.datasets, OrderOptions.of(config, 42))
@@ -112,7 +117,8 @@ def child(
     words = [
         f"--{key}={given[key]}" for key in ("workers", "batch", "steps", "first") if key in given
     ]
-    words += ["--by-sample"] if given["by_sample"] else []
+    for flag in ("by-sample", "crop", "jitter"):
+        words += [f"--{flag}"] if given[flag.replace("-", "_")] else []
     done = subprocess.run(
         [sys.executable, __file__, given["data"], "--child", *words],
         check=True,
@@ -188,6 +194,8 @@ if __name__ == "__main__":
     parser.add_argument("--before", type=Path)
     parser.add_argument("--remote", action="store_true")
     parser.add_argument("--by-sample", action="store_true")
+    parser.add_argument("--crop", action="store_true", help="224 x 224, anywhere")
+    parser.add_argument("--jitter", action="store_true", help="colours, as published")
     parser.add_argument("--delay-ms", type=int, default=20)
     parser.add_argument("--child", action="store_true", help="for this program itself")
     arguments = parser.parse_args()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.evaluate import open_loop as open_loop
     from vlatool.workflows.evaluate import rollout as rollout
     from vlatool.workflows.export import export as export
+    from vlatool.workflows.finetune import finetune as finetune
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
     from vlatool.workflows.preprocess import preprocess as preprocess
@@ -41,6 +42,7 @@ _PUBLIC = {
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",
     "export": f"{_WORKFLOWS}.export:export",
+    "finetune": f"{_WORKFLOWS}.finetune:finetune",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.inspect:inspect",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",

@@ -66,7 +66,10 @@ def _check_uses(
 
 def _samples(policy: Policy, facts: DatasetFacts) -> list[DecodedSample]:
     """A few, with the measured poses that actions are relative to."""
-    data = policy.data.model_copy(update={"proprioception_fields": list(policy.fields)})
+    changes = {"proprioception_fields": list(policy.fields)}
+    data = policy.data.model_copy(
+        update={**changes, "augmentation": policy.data.augmentation.still}
+    )
     order = SampleOrder(facts.datasets, OrderOptions(shuffle=False))
     rngs = [np.random.default_rng(0) for _ in range(_SEEN)]
     read = RoboticsReader(data, facts).read(order.places(range(_SEEN)), rngs)

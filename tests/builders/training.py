@@ -1,6 +1,7 @@
 """Small shards of the built-in world and a tiny policy that learns from them."""
 
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ TINY = {
 }
 
 
-def world_shards(root: Path, episodes: int = 4, frames: int = 12) -> Path:
+def world_shards(
+    root: Path, episodes: int = 4, frames: int = 12, cameras: Sequence[str] = CAMERAS
+) -> Path:
     """Samples and preprocesses a few episodes; returns the folder of the shards' parent."""
     raw = SampleConfig(
         layout="spartan", output=str(root / "raw"), episodes=episodes, frames=frames, workers=1
@@ -50,7 +53,7 @@ def world_shards(root: Path, episodes: int = 4, frames: int = 12) -> Path:
         "past_lowdim_steps": 1,
         "future_lowdim_steps": 6,
         "max_padding_right": 6,
-        "camera_names": CAMERAS,
+        "camera_names": [*cameras],
         "samples_per_shard": 16,
         "workers": 1,
     }

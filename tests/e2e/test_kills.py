@@ -18,6 +18,7 @@ GROUPS = {
         "stats merge over an earlier one",
         "build-dataset --lines-per-file",
         "export of codes",
+        "encode",
         "tokenizer fit-fast --overwrite",
         "resolve-config --output",
         "inspect --html",

@@ -106,3 +106,12 @@ def test_inspection_of_a_broken_one_tells_what_is_broken(folder: Path) -> None:
     told = json.loads(said("inspect", str(folder), "--json")[1])
 
     assert [one["code"] for one in told["findings"]] == ["data.broken_fast_tokenizer"]
+
+
+def test_a_tokenizer_without_a_scale_is_told_of_as_one(folder: Path) -> None:
+    path = folder / PROCESSOR_NAME
+    content = json.loads(path.read_text())
+    del content["scale"]
+    path.write_text(json.dumps(content))
+
+    assert "fast.broken" in found(folder)

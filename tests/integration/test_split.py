@@ -137,3 +137,12 @@ class TestRefusals:
     )
     def test_values_that_mean_nothing(self, tmp_path: Path, words: list[str]) -> None:
         assert app.run(["split", str(published(tmp_path, [1, 2])), *words, "-q"]) == 2
+
+
+def test_a_shard_that_the_manifest_lists_must_be_there(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    image_shards(window_tree(tmp_path / "A", episodes=3, frames=1), shards)
+    next(shards.glob("*.tar")).unlink()
+
+    assert refusal(shards=str(shards)).code == "data.missing_shard"
+    assert not (shards / "train_files.txt").exists()

@@ -13,6 +13,7 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.libero import TASK, actions, convert, libero_dataset, png, windows
 from tests.builders.preprocessing import contents
 from vlatool.artifacts.lines import lines_index_path
+from vlatool.artifacts.profile import read_profile
 from vlatool.artifacts.shard import read_index
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
@@ -127,6 +128,11 @@ def test_manifest_tells_what_there_is(made: Path) -> None:
 
 
 # options
+
+
+def test_dimensions_of_actions_have_the_names_of_the_published_profile(made: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert tuple(manifest["action_names"]) == read_profile("libero").dimensions
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,17 @@ def test_set_without_a_wrist_view_is_no_libero(tmp_path: Path) -> None:
     assert (error.code, error.exit_code) == ("data.no_episodes", 3)
 
 
+def test_actions_that_only_the_first_episode_lacks_leave_the_others_whole(tmp_path: Path) -> None:
+    def apply(number: int, columns: Columns) -> None:
+        if number == 0:
+            columns.pop("actions")
+
+    raw = libero_dataset(tmp_path / "raw", change=apply)
+
+    assert refused(raw, tmp_path / "A").exit_code == 4
+    assert len(windows(tmp_path / "A", 1)) == 8
+
+
 def test_wrist_view_that_is_lost_in_all_episodes_is_no_set_of_one_view(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", change=lambda _, columns: columns.pop("wrist_image"))
     error = refused(raw, tmp_path / "A")

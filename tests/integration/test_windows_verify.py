@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders.codes import write_tree_codes
 from tests.builders.libero import TASK, convert, libero_dataset, png, refused
 from vlatool.artifacts.window_folder import is_windows
 from vlatool.errors import DataError
@@ -178,3 +179,10 @@ def test_page_tells_of_a_picture_that_is_lost(folder: Path, tmp_path: Path) -> N
     page = tmp_path / "page.html"
     inspect(InspectConfig(location=str(folder), html=str(page), html_samples=1))
     assert "is missing" in page.read_text()
+
+
+def test_published_codes_in_a_folder_of_windows_are_not_its_files(folder: Path) -> None:
+    codes = write_tree_codes(folder, "json")
+    (codes / "manifest.json").unlink()
+
+    assert verified(folder).findings == ()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
+from tests.builders.encoding import encoded, picture_tree, write_tokenizer
 from tests.builders.libero import convert, libero_dataset
 from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
@@ -15,6 +16,7 @@ from tests.builders.training import tiny_config, world_shards
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
+from vlatool.workflows.decode import DecodeConfig, decode
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.evaluate import open_loop, rollout
 from vlatool.workflows.export import ExportConfig, export
@@ -94,6 +96,8 @@ def make_inputs(folder: Path) -> None:
     world_shards(folder, episodes=2, frames=6)
     write_tree_codes(published_windows(folder / "windows", 2, 2), "packed")
     plain_fast(folder / "fast")
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    encoded(picture_tree(folder / "frames", 2), tokenizer, folder / "codes", layout="packed")
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
 
@@ -123,6 +127,16 @@ def of_demo(out: Path) -> Result:
 
 def _timeless(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not key.endswith(_TIMES)}
+
+
+def _encode(place: Place, **options: Any) -> None:
+    tokenizer = str(place.inputs / "tokenizer")
+    encoded(place.inputs / "frames", tokenizer, place.out, **options)
+
+
+def _decode(place: Place) -> None:
+    codes, tokenizer = str(place.inputs / "codes"), str(place.inputs / "tokenizer")
+    decode(DecodeConfig(codes=codes, tokenizer=tokenizer, output=str(place.out)))
 
 
 def _sample(place: Place, layout: Any = "spartan") -> None:
@@ -247,6 +261,9 @@ COMMANDS = (
         is_remote=True,
     ),
     Command("export of codes", _export),
+    Command("encode", _encode),
+    Command("encode --layout packed", lambda place: _encode(place, layout="packed")),
+    Command("decode", _decode),
     Command("train", _train, result=of_run),
     Command(
         "train --overwrite",

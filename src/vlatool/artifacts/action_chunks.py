@@ -34,6 +34,9 @@ class ChunkFile:
     fields: tuple[str, ...] = ()
     first: int = 0
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def read(self) -> Array:
         """The chunks, float32 [N, H, D]; row 0 of each is the action of the present.
 

@@ -29,6 +29,7 @@ CodesLayout = Literal["json", "packed"]
 LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
 
 JSON_NAME, PACKED_NAME, MANIFEST_NAME = "TiToken", "tokens", "manifest.json"
+CHECKS_NAME = "checks"  # pictures beside what is drawn again from their codes
 CODES_PER_PICTURE, CODEBOOK_SIZE = 32, 4096
 # Patterns of what is written in either layout.
 OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
@@ -55,6 +56,7 @@ class CodesManifest:
         episodes: How many have codes.
         pictures: How many have codes.
         digest: Of all codes with their pictures, the same in both layouts.
+        agreement: Share of codes that are those of fp32, measured on a sample; 1 for fp32 itself.
     """
 
     codes_per_picture: int = CODES_PER_PICTURE
@@ -66,6 +68,7 @@ class CodesManifest:
     episodes: int = 0
     pictures: int = 0
     digest: str = ""
+    agreement: float = 1.0
 
     def save(self, folder: Path) -> None:
         """Writes it atomically; it is what marks the folder as whole."""
@@ -152,6 +155,17 @@ def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> F
     return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), len(codes.stems))
 
 
+def check_name(episode: str, stem: str) -> str:
+    """Where a picture stands beside what is drawn again from its codes."""
+    return f"{CHECKS_NAME}/{episode}/{stem}.png"
+
+
+def write_check(folder: Path, name: str, png: bytes) -> FileEntry:
+    """Writes such a picture, whole or not at all."""
+    write_bytes(folder / name, png)
+    return FileEntry(name, len(png), hashlib.sha256(png).hexdigest())
+
+
 def parse_codes(value: Any, count: int = CODES_PER_PICTURE, size: int = CODEBOOK_SIZE) -> Array:
     """The codes of a picture, uint16 [K], from a flat list or one of lists of one.
 
@@ -198,7 +212,7 @@ def _manifest_of(path: Path, document: Mapping[str, Any]) -> CodesManifest:
         raise _broken_manifest(path, reason)
     values: dict[str, Any] = {}
     for one in fields(CodesManifest):
-        value = document.get(one.name)
+        value = document.get(one.name, one.default if one.name == "agreement" else None)
         if type(value) is not type(one.default):
             raise _broken_manifest(path, f"{one.name} is {value!r}")
         values[one.name] = value

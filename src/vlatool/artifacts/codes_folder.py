@@ -28,7 +28,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.background import in_parallel
 from vlatool.storage.documents import DocumentError, parse_json, read_document
-from vlatool.storage.uri import is_remote
+from vlatool.storage.uri import is_file_name, is_remote
 
 _LARGEST_FILE = 2**16  # of one picture
 _LARGEST_PACKED = 2**28
@@ -96,10 +96,12 @@ class CodesFolder:
         return self.path / (episode + (PACKED_SUFFIX if self.layout == "packed" else ""))
 
     def episodes(self) -> list[str]:
-        """Names of the episodes that have codes, sorted."""
+        """Names of the episodes that have codes, sorted; hidden ones are passed over."""
         if self.layout == "packed":
-            return sorted(path.stem for path in self.path.glob(f"*{PACKED_SUFFIX}"))
-        return sorted({path.parent.name for path in self.path.glob(f"*/*{JSON_SUFFIX}")})
+            names = {path.stem for path in self.path.glob(f"*{PACKED_SUFFIX}")}
+        else:
+            names = {path.parent.name for path in self.path.glob(f"*/*{JSON_SUFFIX}")}
+        return sorted(name for name in names if not name.startswith("."))
 
     def stems(self, episode: str) -> list[str]:
         """Names of the pictures of an episode in separate files."""
@@ -164,6 +166,9 @@ class CodesFolder:
         if codes.shape != wanted or codes.dtype.kind not in "iu" or sorted(set(stems)) != [*stems]:
             what = f"{codes.dtype} {list(codes.shape)} of {len(stems)} pictures"
             raise self._broken(path, episode, "", f"codes are {what}, not {list(wanted)}, sorted")
+        for stem in stems:
+            if "/" in stem or not is_file_name(f"{stem}{JSON_SUFFIX}"):
+                raise self._broken(path, episode, "", f"{stem[:100]!r} is no name of a picture")
         wrong = np.flatnonzero(((codes < 0) | (codes >= self.manifest.codebook_size)).any(axis=1))
         if len(wrong):
             reason = f"a code outside 0 to {self.manifest.codebook_size - 1}"

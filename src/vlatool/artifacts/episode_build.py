@@ -6,7 +6,7 @@ Legend: W windows, H actions of a window, D values of an action. Source: future-
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +20,15 @@ from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import read_lines, write_lines
 from vlatool.artifacts.profile import Profile
 from vlatool.artifacts.samples_jsonl import parse_sample, question
-from vlatool.artifacts.windows import IMAGES_NAME, Kind, Window, lines_name, parse_windows
+from vlatool.artifacts.windows import (
+    EPISODE_PREFIX,
+    IMAGES_NAME,
+    Kind,
+    Window,
+    lines_name,
+    parse_windows,
+    picture_folder,
+)
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Family, Finding
@@ -98,11 +106,13 @@ class EpisodeBuild:
         Raises:
             DataError: A line is no window, a picture has no codes, an action cannot be encoded.
         """
-        windows = [one for one in read_windows(item.path) if one.kind in self.kinds]
+        windows = [_as_said(one) for one in read_windows(item.path) if one.kind in self.kinds]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
         kept, _ = distinct_windows(windows)
+        _refuse_repeats(item, windows)
+        _refuse_foreign(item, kept)
         ids, findings = self._action_ids(item, kept)
         samples = assemble(windows, ids, self._codes(kept))
         kinds = Counter(one.kind for one in windows)
@@ -234,6 +244,33 @@ def common_shape(path: Path, windows: Sequence[Window]) -> Shape:
         except ValueError as error:
             raise _refused(path, str(error), "data.bad_instruction") from None
     return shape
+
+
+def _as_said(window: Window) -> Window:
+    """The window with its instruction as samples have it, without space at the end."""
+    task = window.task.rstrip()
+    return window if task == window.task else replace(window, task=task)
+
+
+def _refuse_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
+    """DataError where a window stands there twice."""
+    seen: set[tuple[object, ...]] = set()
+    for one in windows:
+        key = (one.kind, one.task, *one.images[-1:])
+        if key in seen:
+            reason = f"two {one.kind} windows up to {one.images[-1]} are the same"
+            raise _refused(item.path, reason, "data.duplicate_window")
+        seen.add(key)
+
+
+def _refuse_foreign(item: WindowFile, windows: Sequence[Window]) -> None:
+    """DataError where a window names a picture of elsewhere."""
+    for path in {path for one in windows for path in (*one.images, *one.future)}:
+        if (folder := picture_folder(path)) is None:
+            reason = f"{path[:200]!r} is no path such as {IMAGES_NAME}/EPISODE/NAME.png"
+            raise _refused(item.path, reason, "data.foreign_picture")
+        if item.episode.startswith(EPISODE_PREFIX) and folder != item.episode:
+            raise _refused(item.path, f"{path} is of another episode", "data.foreign_picture")
 
 
 def _refused(

@@ -25,7 +25,7 @@ from vlatool.artifacts.samples_jsonl import (
     question,
     segment,
 )
-from vlatool.artifacts.windows import Window
+from vlatool.artifacts.windows import Window, reserved_word
 from vlatool.episode import Array
 
 _TYPES: Mapping[str, str] = {
@@ -100,6 +100,8 @@ class EpisodeSamples:
         shapes = (self.codes.ndim, self.images.ndim, self.future.ndim, self.id_ends.shape)
         if shapes != (2, 2, 2, (len(self.images),)) or len(self.future) != len(self.images):
             raise ValueError("arrays have shapes that do not fit each other")
+        if word := next(filter(None, map(reserved_word, self.tasks)), ""):
+            raise ValueError(f"an instruction has {word}, which stands for something else")
         if not len(self.kinds) == len(self.windows) == len(self.task_of):
             raise ValueError("arrays of samples have different lengths")
         ends = [0, *self.id_ends.tolist()]

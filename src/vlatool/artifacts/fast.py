@@ -102,7 +102,9 @@ def is_fast(folder: Path) -> bool:
     """
     try:
         content = read_json(folder / PROCESSOR_NAME)
-        return isinstance(content, Mapping) and {"scale", "min_token"} <= content.keys()
+        if not isinstance(content, Mapping):
+            return False
+        return "min_token" in content or content.get("processor_class") == _CLASS
     except (DocumentError, OSError):
         return _is_unfinished(folder)
 

@@ -46,13 +46,17 @@ def encode_png(values: Array) -> bytes:
     return buffer.getvalue()
 
 
-def decode_rgb(data: bytes) -> UInt8Array:
+def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
     """Pixels uint8 [H, W, 3].
+
+    Args:
+        data: The file.
+        buffer: Room for them, uint8 [K], which is used where it fits.
 
     Raises:
         ValueError: It cannot be decoded, or has more than `MOST_PIXELS`.
     """
-    pixels = _sound_jpeg(data)
+    pixels = _sound_jpeg(data, buffer)
     if pixels is not None:
         return pixels
     with open_picture(data) as picture:
@@ -96,7 +100,7 @@ def open_picture(data: bytes) -> Iterator[Image.Image]:
         raise ValueError(str(error)) from None
 
 
-def _sound_jpeg(data: bytes) -> UInt8Array | None:
+def _sound_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | None:
     """Pixels of a JPEG without a flaw, the same as Pillow's in two thirds of the time.
 
     None leaves the verdict to Pillow, which reads on over some flaws.
@@ -105,8 +109,13 @@ def _sound_jpeg(data: bytes) -> UInt8Array | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(int(width), int(height))
-        return simplejpeg.decode_jpeg(data) if colours in ("YCbCr", "Gray") else None
+        height, width = int(height), int(width)
+        _check_size(width, height)
+        if colours not in ("YCbCr", "Gray"):
+            return None
+        if buffer is None or buffer.size < height * width * 3:
+            return simplejpeg.decode_jpeg(data)
+        return simplejpeg.decode_jpeg(data, buffer=buffer)
     except ValueError:
         return None
 

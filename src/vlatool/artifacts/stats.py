@@ -117,8 +117,12 @@ def merge_stats(parts: Sequence[Statistics]) -> Statistics:
     return merge_parts([StatsPart(part) for part in parts]).statistics
 
 
-def merge_parts(parts: Sequence[StatsPart]) -> MergedStats:
+def merge_parts(parts: Sequence[StatsPart], *, leave_out_unequal: bool = False) -> MergedStats:
     """Statistics of data sets whose windows may differ: steps are matched by the anchor.
+
+    Args:
+        parts: The data sets.
+        leave_out_unequal: Leave out fields whose channels differ, instead of an error.
 
     Raises:
         DataError: Windows differ and an anchor is unknown, channels differ, or a part lacks what
@@ -129,8 +133,11 @@ def merge_parts(parts: Sequence[StatsPart]) -> MergedStats:
     left_out: dict[str, str] = {}
     for name in names:
         missing = sum(name not in part.statistics for part in parts)
+        widths = {_width(part.statistics[name]) for part in parts if name in part.statistics}
         if missing:
             left_out[name] = f"not in {missing} of {len(parts)}"
+        elif leave_out_unequal and len(widths) > 1:
+            left_out[name] = f"of different widths: {', '.join(map(str, sorted(widths)))}"
         else:
             merged[name] = _merge_field(name, parts)
     if not merged:
@@ -142,6 +149,12 @@ def merge_parts(parts: Sequence[StatsPart]) -> MergedStats:
         )
     steps = max(len(entry["count"]) for entry in merged.values())
     return MergedStats(merged, left_out, steps)
+
+
+def _width(entry: Mapping[str, Any]) -> int:
+    """Channels of a field; 0 where its entry is broken."""
+    mean = entry.get("mean")
+    return len(mean) if isinstance(mean, list) else 0
 
 
 def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:

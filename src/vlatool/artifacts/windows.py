@@ -16,6 +16,7 @@ from vlatool.storage.documents import parse_json
 Kind = Literal["vla", "wm"]
 
 DATA_NAME, IMAGES_NAME = "data", "images"
+EPISODE_PREFIX = "episode_"
 
 IMAGE, ACTION, FUTURE_IMAGE = "<image>", "<action>", "<Recimage>"
 # What later stages find by its spelling: an instruction that has it would be taken for it.
@@ -197,6 +198,14 @@ def picture_file(name: str, camera: str, episode: str, frame: int) -> str:
     return f"{name}_{camera}_{episode}_frame_{frame:06d}.png"
 
 
+def picture_folder(path: str) -> str | None:
+    """The folder in `IMAGES_NAME` that a path in a line leads to; None where it leads elsewhere."""
+    above, *rest = path.split("/")
+    if above != IMAGES_NAME or len(rest) != 2 or {*rest} & {"", ".", ".."}:
+        return None
+    return rest[0]
+
+
 def episode_name(number: int) -> str:
     """What an episode is called that has a number."""
-    return f"episode_{number:06d}"
+    return f"{EPISODE_PREFIX}{number:06d}"

@@ -67,6 +67,13 @@ class Run:
             self.reporter.warn("keys_left_out", told + ", ".join(resolved.ignored))
         return resolved
 
+    def refuse_without_model(self, hint: str) -> None:
+        """UsageError where neither a preset, a file nor a key says what is trained."""
+        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
+        is_named = any(one.key == "model.type" for one in typed.overrides({}))
+        if not (typed.presets or typed.files or is_named):
+            raise UsageError("no model is configured", hint=hint, code="usage.no_model")
+
     def schema(self, schema: type[Schema]) -> type[Schema]:
         """The class whose keys this command line is held against."""
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]

@@ -27,6 +27,11 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
     return {"save_path": parent or root, "name": name}
 
 
+def expand_beginning(texts: list[str]) -> Mapping[str, Any]:
+    """The weights of a checkpoint, and nothing else of it."""
+    return {"model.resume_from_checkpoint": texts[-1], "model.resume_weights_only": True}
+
+
 def _scalar(key: str, help_text: str, *, is_switch: bool = False, is_hidden: bool = False) -> Sugar:
     def expand(texts: list[str]) -> Mapping[str, Any]:
         from vlatool.config.scalars import parse_plain
@@ -38,6 +43,7 @@ def _scalar(key: str, help_text: str, *, is_switch: bool = False, is_hidden: boo
 
 
 DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
+BEGINNING = Sugar(expand_beginning, "CKPT", "Run, checkpoint or published file to begin with.")
 RUN = Sugar(expand_run, "RUN", "Folder of the run.", short="-o")
 BUDGET: Mapping[str, Sugar] = {
     "total_train_samples": _scalar("total_train_samples", "Budget in samples."),

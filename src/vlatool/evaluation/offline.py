@@ -20,6 +20,7 @@ from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import Progress
 from vlatool.loading.dataset import SampleDataset
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.loading.robotics.augmentation import AugmentationConfig
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.facts import DatasetFacts
@@ -179,7 +180,13 @@ def _batches(
     data: RoboticsDataConfig, facts: DatasetFacts, config: OpenLoopConfig
 ) -> Iterator[list[DecodedSample]]:
     """Evenly spread samples with their whole past, so that the last command is known."""
-    whole = data.model_copy(update={"lowdim_past_timesteps": facts.past})
+    # Pictures are cut where all of a policy's are; weights are those of other data sets.
+    changes = {
+        "lowdim_past_timesteps": facts.past,
+        "augmentation": AugmentationConfig(),
+        "dataset_weighting": [],
+    }
+    whole = data.model_copy(update=changes)
     order = SampleOrder(facts.datasets, OrderOptions(config.seed, shuffle=False))
     samples = SampleDataset(whole, facts, order, RoboticsReader(whole, facts))
     count = num_chosen(facts, config)
@@ -218,6 +225,7 @@ def _observation(policy: Policy, sample: DecodedSample, fit: PictureFit) -> Obse
         instruction=sample.instruction,
         past_actions={name: sample.fields[name][past] for name in policy.data.action_fields},
         past_mask=sample.past_mask[past],
+        image_mask=sample.image_mask,
     )
 
 

@@ -116,6 +116,15 @@ class ReadsAhead(Protocol):
         ...
 
 
+@runtime_checkable
+class Normalises(Protocol):
+    """What a kind prepares or keeps, where its samples have numbers that are scaled."""
+
+    def normalised(self, sample: Any) -> Any:
+        """A sample with its numbers scaled as a policy sees them."""
+        ...
+
+
 class DataKind(Protocol):
     """One kind of training data: config, facts, reader."""
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.base import Dropped, SampleReader
+from vlatool.loading.base import DataKind, Dropped, Normalises, SampleReader
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.plugins import DATA_KINDS
@@ -28,16 +29,24 @@ class SampleDataset(Dataset[Any]):
     Attributes:
         config: The data section with what the data decide.
         facts: What the kind of data read about them: statistics for normalisation, for example.
+        scales: What samples are normalised with; None: they are as stored. For robotics data
+            `scales.normalizer.denormalize(field, values)` is the way back.
     """
 
     def __init__(
-        self, config: Any, facts: Any, order: SampleOrder, reader: SampleReader, first: int = 0
+        self,
+        config: Any,
+        facts: Any,
+        order: SampleOrder,
+        reader: SampleReader,
+        scales: Normalises | None = None,
     ) -> None:
         self.config = config
         self.facts = facts
+        self.scales = scales
         self._order = order
         self._reader = reader
-        self._first = first
+        self._first = 0
 
     def __len__(self) -> int:
         """Samples of an epoch: as many as there are in all data sets."""
@@ -68,7 +77,7 @@ class SampleDataset(Dataset[Any]):
                 code=f"data.{broken.reason}",
                 details={"sample": broken.sample},
             )
-        return samples
+        return samples if self.scales is None else [self.scales.normalised(s) for s in samples]
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -77,14 +86,20 @@ class SampleDataset(Dataset[Any]):
         """The same data in the order of another epoch, from 0."""
         if operator.index(number) < 0:
             raise IndexError(f"epoch {number}: the first is 0")
-        first = operator.index(number) * len(self)
-        return SampleDataset(self.config, self.facts, self._order, self._reader, first)
+        other = copy(self)
+        other._first = operator.index(number) * len(self)
+        return other
 
 
 def open_dataset(
-    *folders: str | Path, kind: str = "", seed: int = 42, shuffle: bool = True, **keys: Any
+    *folders: str | Path,
+    kind: str = "",
+    seed: int = 42,
+    shuffle: bool = True,
+    normalise: bool = False,
+    **keys: Any,
 ) -> SampleDataset:
-    """The samples of data sets as a torch dataset, decoded, not normalised.
+    """The samples of data sets as a torch dataset, decoded.
 
     An epoch has each sample once, unless `dataset_weighting` says otherwise. Neighbours come from
     different places of the data, so a DataLoader needs no shuffling of its own; a loop that was
@@ -104,18 +119,15 @@ def open_dataset(
         kind: Kind of data; the first of `vlatool plugins` where empty.
         seed: Of the order, and of what is drawn per sample.
         shuffle: Else the samples come as they are stored.
+        normalise: Fields scaled as `vlatool train` scales them, by `normalization` of the keys.
         keys: Keys of the data section of that kind, such as `camera_names`.
 
     Raises:
         ConfigError: A key is unknown or has no such value.
+        UsageError: This kind of data has nothing that is normalised.
         DataError: The data are missing or broken, or lack something that was asked for.
     """
-    if not folders or not all(isinstance(one, str | Path) for one in folders):
-        raise UsageError(
-            f"open_dataset takes folders one by one, not {folders}",
-            hint="write open_dataset(first, second)",
-            code="usage.folders",
-        )
+    _check_folders(folders)
     chosen = DATA_KINDS.get(kind or DATA_KINDS.names()[0])()
     given = {
         chosen.folders_keys[0]: [pinned_text(str(folder)) for folder in folders],
@@ -127,4 +139,25 @@ def open_dataset(
     facts = chosen.read_facts(config)
     config, _ = chosen.derive(config, facts)
     order = SampleOrder(facts.datasets, OrderOptions.of(config, seed))
-    return SampleDataset(config, facts, order, chosen.reader(config, facts))
+    scales = _scales(chosen, config, facts) if normalise else None
+    return SampleDataset(config, facts, order, chosen.reader(config, facts), scales)
+
+
+def _check_folders(folders: Sequence[object]) -> None:
+    if not folders or not all(isinstance(one, str | Path) for one in folders):
+        raise UsageError(
+            f"open_dataset takes folders one by one, not {folders}",
+            hint="write open_dataset(first, second)",
+            code="usage.folders",
+        )
+
+
+def _scales(kind: DataKind, config: Any, facts: Any) -> Normalises:
+    prepared = kind.prepared(config, facts)
+    if not isinstance(prepared, Normalises):
+        raise UsageError(
+            f"{kind.name} data have nothing that is normalised",
+            hint="leave normalise out",
+            code="usage.nothing_to_normalise",
+        )
+    return prepared

@@ -185,7 +185,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[MicroBatch]:
         self.close()
         if self._loader.num_workers:
-            _start_server()
+            start_server()
         turn, self._running = self._turn, iter(self._loader)
         while self._turn == turn and self._running is not None:
             batch = self._next()
@@ -250,12 +250,12 @@ def build_loader(
         prefetch_factor=plan.prefetch_factor if workers else None,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_settle if workers else None,
+        worker_init_fn=settle_worker if workers else None,
     )
     return BatchLoader(loader)
 
 
-def _start_server() -> None:
+def start_server() -> None:
     """Starts the process that loaders are forked from, deaf to SIGTERM: groups are sent it."""
     # It unblocks the signal when it starts, so it goes first.
     resource_tracker.ensure_running()
@@ -283,7 +283,7 @@ def _ended(error: Exception) -> EnvironmentProblem:
     )
 
 
-def _settle(worker: int) -> None:
+def settle_worker(worker: int) -> None:
     """One thread; signals go to every process of a terminal or job, but the trainer answers them.
 
     A process of the forkserver does not end with the one that asked for it, so it watches it.

@@ -103,6 +103,22 @@ class VectorQuantizer(nn.Module):
             given = self._scaled(features.float())
             return nearest(given, self._scaled(self.embedding.weight.float()))
 
+    def near_ties(self, features: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+        """Codes as `codes`, and whether another was almost as near: int64 and bool [B, K].
+
+        Args:
+            features: [B, K, D].
+            margin: Of squared distances, as a share of the mean squared length of both sides.
+        """
+        with exact_float32(features.device):
+            given = self._scaled(features.float()).flatten(0, 1)
+            table = self._scaled(self.embedding.weight.float())
+            found = distances(given, table).topk(2, dim=1, largest=False)
+            length = (given.square().sum(1) + table.square().sum(1).mean()) / 2
+            is_near = found.values[:, 1] - found.values[:, 0] < margin * length
+        shape = features.shape[:2]
+        return found.indices[:, 0].view(shape), is_near.view(shape)
+
     def lookup(self, codes: Tensor) -> Tensor:
         """The vectors float32 [..., D] of codes int [...].
 
@@ -119,9 +135,13 @@ class VectorQuantizer(nn.Module):
 def nearest(vectors: Tensor, table: Tensor) -> Tensor:
     """The row of `table` [N, D] that is nearest to each of `vectors` [..., D]: int64 [...]."""
     rows = vectors.reshape(-1, vectors.shape[-1])
-    distances = rows.square().sum(1, keepdim=True) + table.square().sum(1)
-    distances = torch.addmm(distances, rows, table.t(), alpha=-2.0)
-    return distances.argmin(dim=1).view(vectors.shape[:-1])
+    return distances(rows, table).argmin(dim=1).view(vectors.shape[:-1])
+
+
+def distances(rows: Tensor, table: Tensor) -> Tensor:
+    """Squared distances [M, N] of rows [M, D] from those of `table` [N, D]."""
+    lengths = rows.square().sum(1, keepdim=True) + table.square().sum(1)
+    return torch.addmm(lengths, rows, table.t(), alpha=-2.0)
 
 
 def entropy_gap(vectors: Tensor, table: Tensor) -> Tensor:
@@ -130,8 +150,7 @@ def entropy_gap(vectors: Tensor, table: Tensor) -> Tensor:
     Small where each vector chooses clearly and all vectors together choose all codes alike.
     """
     rows = vectors.reshape(-1, vectors.shape[-1])
-    distances = rows.square().sum(1, keepdim=True) + table.square().sum(1)
-    logits = torch.addmm(distances, rows, table.t(), alpha=-2.0) / -_TEMPERATURE
+    logits = distances(rows, table) / -_TEMPERATURE
     shares, logs = logits.softmax(1), logits.log_softmax(1)
     mean = shares.mean(0)
     return -(shares * logs).sum(1).mean() + (mean * mean.clamp(min=1e-12).log()).sum()

@@ -33,6 +33,7 @@ class Observation:
         past_actions: Action field to the last `past` commands [past, C], if known; relative
             fields as seen from the current pose.
         past_mask: bool [past], which of them are real; all where it is None.
+        image_mask: bool [N], which pictures there are; all where it is None.
     """
 
     images: UInt8Array
@@ -40,6 +41,7 @@ class Observation:
     instruction: str
     past_actions: Mapping[str, Array] | None = None
     past_mask: Array | None = None
+    image_mask: Array | None = None
 
 
 class Sampler(Protocol):
@@ -224,6 +226,7 @@ class Policy:
             future_mask=np.arange(self.length) >= self.past,
             instruction=observation.instruction,
             metadata={},
+            image_mask=observation.image_mask,
         )
 
 

@@ -1,12 +1,13 @@
 """The page of built samples: what they are, and some with their pictures, codes and actions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from vlatool.artifacts.built_folder import BuiltFolder
-from vlatool.episode import Array
+from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.inspection.built import BuiltReport, BuiltView, view_built
 from vlatool.inspection.report import branch, listed
@@ -29,12 +30,16 @@ from vlatool.pages.plots import Axis, axis_chart, channels, histogram, legend, l
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import size_text
 
+# Codes int64 [Q, K] to pictures uint8 [Q, S, S, 3].
+Draw = Callable[[Array], UInt8Array]
+
 
 def write_built_page(report: BuiltReport, location: Path, path: Path, request: PageRequest) -> None:
     """Writes to `path` the page of the built samples at a location."""
     folder = BuiltFolder.open(location)
     names = [str(one) for one in listed(branch(folder.document, "profile"), "dimensions")]
-    samples = [_sample(folder, at, names) for at in spread(len(folder), request.samples)]
+    draw = _drawing(folder, request.tokenizer)
+    samples = [_sample(folder, at, names, draw) for at in spread(len(folder), request.samples)]
     title = f"Samples ({len(samples)} of {len(folder)})"
     above = Section(title, '<p class="quiet">evenly chosen</p>', is_card=False)
     sections = [*_overview(report), above, *samples]
@@ -60,7 +65,23 @@ def _overview(report: BuiltReport) -> list[Section]:
     ]
 
 
-def _sample(folder: BuiltFolder, number: int, names: Sequence[str]) -> Section:
+def _drawing(folder: BuiltFolder, tokenizer: str) -> Draw | None:
+    """What draws pictures of codes; None without a tokenizer.
+
+    Raises:
+        DataError: It is another one than made the codes, or draws nothing.
+    """
+    if not tokenizer:
+        return None
+    from vlatool.evaluation.code_maker import open_code_maker, own_device
+
+    maker = open_code_maker(tokenizer, own_device())
+    maker.check_draws()
+    maker.check_made(folder.path, branch(folder.document, "codes"))
+    return maker.draw
+
+
+def _sample(folder: BuiltFolder, number: int, names: Sequence[str], draw: Draw | None) -> Section:
     try:
         view = view_built(folder, number)
     except DataError as error:
@@ -72,9 +93,24 @@ def _sample(folder: BuiltFolder, number: int, names: Sequence[str]) -> Section:
         + heading("Actions", _actions(view, names))
         + heading("Action ids", f'<p class="small">{code(ids)}</p>')
         + heading("Pictures to come", _strips(view.future, 1))
+        + (heading("The same, drawn from their codes", _drawn(view, draw)) if draw else "")
         + details("Codes of the pictures to come", _codes(view.sample.said.codes))
     )
     return Section(view.name, body, is_under=True)
+
+
+def _drawn(view: BuiltView, draw: Draw) -> str:
+    """What is drawn of the codes, a row per camera; cameras take turns in them."""
+    codes = view.sample.said.codes
+    if not len(codes):
+        return note("This kind of sample has no codes.")
+    pictures = draw(codes.astype(np.int64))
+    cameras = list(view.future or view.seen)
+    rows = {
+        camera: [Shot(Image.fromarray(one)) for one in pictures[place :: len(cameras)]]
+        for place, camera in enumerate(cameras)
+    }
+    return _strips(rows, 1)
 
 
 def _steps(cameras: Mapping[str, Sequence[Shot]]) -> int:

@@ -35,11 +35,13 @@ class PageRequest:
         title: What is looked at, as the user calls it.
         episodes: How many raw episodes are shown.
         samples: How many training samples are shown.
+        tokenizer: Where the tokenizer is that draws pictures of codes; empty to leave them out.
     """
 
     title: str
     episodes: int
     samples: int
+    tokenizer: str = ""
 
 
 _HEAD_BYTES = 1000

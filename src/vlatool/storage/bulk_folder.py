@@ -51,6 +51,7 @@ def bulk_folder(path: Path) -> Generator[FolderWriter]:
     On disk all appear at once and are on the disk when the block ends. In S3 they appear one by
     one: what tells that the folder is complete has to be written behind it.
     """
+    assert path.name not in ("", ".."), path  # what was there is removed
     if isinstance(path, RemotePath):
         remote = _RemoteFolder(path)
         yield remote

@@ -85,13 +85,16 @@ def check_output(location: Path, check: Check) -> Iterator[Finding]:
         yield from _check_folders(root, check)
 
 
-def check_written(location: Path, root: Path, check: Check) -> Generator[Finding, None, bool]:
+def check_written(
+    location: Path, root: Path, check: Check, others: Sequence[str] = ()
+) -> Generator[Finding, None, bool]:
     """What is wrong with the record of a run and the files it listed; whether the run has ended.
 
     Args:
         location: What is verified.
         root: The folder that it is, or lies in.
         check: How.
+        others: Folders in it that are outputs of their own even without a record.
     """
     record = None
     try:
@@ -105,7 +108,7 @@ def check_written(location: Path, root: Path, check: Check) -> Generator[Finding
     if record is not None and not record.complete:
         message = f"{location}: `vlatool {record.command}` left out what failed"
         yield OUTPUT("partial", message, path=str(location))
-    yield from check_files(root, check)
+    yield from check_files(root, check, others)
     return True
 
 
@@ -116,10 +119,11 @@ def check_shard(location: Path, check: Check) -> Iterator[Finding]:
     yield from _check_shards(alone, check)
 
 
-def check_files(location: Path, check: Check) -> Iterator[Finding]:
+def check_files(location: Path, check: Check, others: Sequence[str] = ()) -> Iterator[Finding]:
     """Compares every file with the list that its run wrote; outputs inside are left alone.
 
-    Indexes of shards may be missing from it: they are also written later.
+    Indexes of shards may be missing from it: they are also written later. `others` are names of
+    folders that are outputs of their own even without a record.
     """
     try:
         entries = read_file_list(location)
@@ -145,8 +149,8 @@ def check_files(location: Path, check: Check) -> Iterator[Finding]:
     unlisted = (record.unlisted if record else ()) or UNLISTED_FILES
     for name in sorted(PurePosixPath(file.name) for file in own_files(location)):
         listed = {str(name), *(f"{parent}/" for parent in name.parents)}
-        is_index = name.name.endswith(INDEX_SUFFIX)
-        if known.isdisjoint(listed) and is_listed(str(name), unlisted) and not is_index:
+        may_lack = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in others
+        if known.isdisjoint(listed) and is_listed(str(name), unlisted) and not may_lack:
             path = location / name
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
 

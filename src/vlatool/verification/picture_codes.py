@@ -72,6 +72,8 @@ class _FolderCheck:
             self._pictures += len(stems)
             if len(found) == 1:
                 self._digests[episode] = found[0].digest
+            if not (found or self._files(episode)):
+                return  # nothing is known of its pictures
         yield from self._against_pictures(episode, stems)
 
     def _read(self, episode: str) -> Iterator[Finding | EpisodeCodes]:

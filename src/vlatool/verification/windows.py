@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vlatool.artifacts.codes import JSON_NAME, PACKED_NAME
+from vlatool.artifacts.codes_folder import is_codes
 from vlatool.artifacts.lines import lines_index_path, read_lines
 from vlatool.artifacts.picture import decoded_size
 from vlatool.artifacts.shard import read_index
@@ -38,7 +40,8 @@ _FIXED: Mapping[str, tuple[Kind, ...]] = {"both": ("vla", "wm"), "vla": ("vla",)
 
 def check_windows(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with a folder of windows, or a copy of one."""
-    is_ended = yield from check_written(location, location, check)
+    codes = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
+    is_ended = yield from check_written(location, location, check, codes)
     if not is_ended:
         return
     path = location / MANIFEST_NAME

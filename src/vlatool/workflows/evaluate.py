@@ -247,7 +247,7 @@ def open_loop_facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     _check_windows(location, facts, trained.kept.data)
     known = facts.options[0].get("camera_names") or []
     for camera in trained.kept.data.camera_names:
-        if known and camera not in known:
+        if known and camera not in known and not trained.kept.data.pad_missing_images:
             raise DataError(
                 f"{location}: the policy's camera {camera!r} is not in the data, which have "
                 f"{', '.join(known)}",

@@ -174,7 +174,8 @@ class _CodesExport:
             pictures=sum(one.counts["pictures"] for one in receipts),
             digest=digest_of_all(digests),
         )
-        if before.digest and len(digests) == before.episodes and before.digest != manifest.digest:
+        has_all = len(digests) == len(self.items)  # else some failed, and are listed
+        if before.digest and has_all and before.digest != manifest.digest:
             raise DataError(
                 f"{self.source.path}: other codes than its {codes.MANIFEST_NAME} has the digest of",
                 hint="copy the folder again, or encode the pictures again",
@@ -205,8 +206,20 @@ class _SamplesExport:
     def made(self) -> Mapping[str, Any]:
         return {"pictures": digest_of(self.prefix)}
 
+    @property
+    def _counts(self) -> Mapping[str, int]:
+        return dict(self.source.files)
+
     def __call__(self, item: str) -> Receipt:
-        samples = read_packed(self.source.path / packed_name(item))
+        path, expected = self.source.path / packed_name(item), self._counts[packed_name(item)]
+        samples = read_packed(path)
+        if len(samples) != expected:
+            raise DataError(
+                f"{path}: has {len(samples)} samples, {self.manifest} says {expected}",
+                hint="copy the folder again, or build it again",
+                code="data.broken_samples",
+                details={"path": str(path)},
+            )
         files = write_lines(self.output, lines_name(item), samples.lines(self.prefix))
         return Receipt(item, counts={"samples": len(samples)}, files=files)
 

@@ -41,6 +41,11 @@ class InspectConfig(ConfigModel):
     html_samples: int = Field(
         default=6, ge=0, description="Training samples with pictures on that page."
     )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Run, checkpoint or published folder of the tokenizer that made the codes of "
+        "built samples: that page shows what it draws of them.",
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         )
     place = existing(config.location)
     if config.html is None:
+        _check_tokenizer(place, "", config)
         return InspectResult(config.location, _look(place, config, reporter)[0])
     target = location(config.html)
     check_target(target)
@@ -100,9 +106,22 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="leave --html out",
             code="usage.no_page",
         )
+    _check_tokenizer(place, kind, config)
     remove_partials_of(target)
-    write_page(target, PageRequest(config.location, config.html_episodes, config.html_samples))
+    counts = config.html_episodes, config.html_samples
+    write_page(target, PageRequest(config.location, *counts, config.tokenizer or ""))
     return InspectResult(config.location, report, config.html)
+
+
+def _check_tokenizer(place: Path, kind: str, config: InspectConfig) -> None:
+    """UsageError where a tokenizer is given that nothing is drawn with."""
+    if config.tokenizer is not None and kind != "samples":
+        raise UsageError(
+            f"{place}: --tokenizer draws on the page of built samples",
+            hint="give --html and what `vlatool build-dataset` wrote, or leave --tokenizer out",
+            code="usage.nothing_to_draw",
+            details={"key": "tokenizer"},
+        )
 
 
 def _look(place: Path, config: InspectConfig, reporter: Reporter) -> Look:

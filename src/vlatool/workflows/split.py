@@ -22,7 +22,8 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_partials_of
-from vlatool.storage.uri import existing, location
+from vlatool.storage.tree import file_names
+from vlatool.storage.uri import can_list, existing, location
 from vlatool.transforms.splits import validation_positions
 
 
@@ -127,6 +128,15 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
             hint="give a folder that `vlatool preprocess images` wrote, or name a --file-pattern",
             code="data.no_shards",
             details={"path": str(folder)},
+        )
+    there = set(file_names(folder)) if can_list(folder) else {tar.name for tar in tars}
+    if missing := [tar.name for tar in tars if tar.name not in there]:
+        more = f", and {len(missing) - 1} more shards" if len(missing) > 1 else ""
+        raise DataError(
+            f"{folder / missing[0]}: is missing{more}",
+            hint="copy the shards again, or write them again with --overwrite",
+            code="data.missing_shard",
+            details={"path": str(folder), "shards": missing},
         )
     return tars
 

@@ -57,6 +57,14 @@ def test_counts_of_a_mixture_are_whole_numbers() -> None:
     assert {type(count) for count in merged["count"]} == {int}
 
 
+def test_field_of_unequal_channels_may_be_left_out() -> None:
+    fit, wide = stats(NUMBERS, "x", "y"), stats(NUMBERS[..., :1], "y")
+
+    merged = merge_parts([StatsPart(fit), StatsPart({**fit, **wide})], leave_out_unequal=True)
+
+    assert (list(merged.statistics), list(merged.left_out)) == (["x"], ["y"])
+
+
 def test_field_that_a_part_lacks_is_named() -> None:
     parts = [StatsPart(stats(NUMBERS, "x", "y")), StatsPart(stats(NUMBERS, "x", "z"))]
 

@@ -82,6 +82,15 @@ def test_nearest_is_the_first_of_equal_ones() -> None:
     assert nearest(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), table).tolist() == [0, 1]
 
 
+def test_near_ties_are_told_from_clear_choices() -> None:
+    quantizer = VectorQuantizer(2, 2, l2_norm=True)
+    quantizer.embedding.weight.data = torch.eye(2)
+    features = torch.tensor([[[1.0, 0.1], [1.0, 0.9999999]]])
+    codes, is_near = quantizer.near_ties(features, 1e-5)
+    assert codes[0, 0] == 0
+    assert is_near.tolist() == [[False, True]]
+
+
 def test_lookup_gives_unit_vectors_where_directions_are_compared() -> None:
     found = quantizer(l2_norm=True).lookup(torch.arange(SIZE))
 

@@ -57,8 +57,13 @@ class AugmentationConfig(ConfigModel):
     )
 
     @property
-    def asked(self) -> list[str]:
-        """The sections that are to do something."""
-        image = self.image if self.enabled else ImageAugmentationConfig()
-        parts = {"color_jitter": image.color_jitter, "crop": image.crop}
-        return [f"image.{name}" for name, part in parts.items() if part.enabled]
+    def still(self) -> Self:
+        """What is left where nothing is drawn: the middle of a picture, colours as they are."""
+        crop = self.image.crop.model_copy(update={"mode": "center"})
+        image = self.image.model_copy(update={"crop": crop, "color_jitter": JitterConfig()})
+        return self.model_copy(update={"image": image})
+
+    @property
+    def crop_shape(self) -> tuple[float, float] | None:
+        """(height, width) of what is kept of a picture; None: all of it."""
+        return self.image.crop.shape if self.enabled and self.image.crop.enabled else None

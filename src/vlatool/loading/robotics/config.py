@@ -226,15 +226,11 @@ class RoboticsDataConfig(PublishedDataConfig):
         return self.model_copy(update=update), rules
 
     def broken_rules(self) -> Iterator[Violation]:
-        """Pictures that are named otherwise than they are chosen; what nothing does yet."""
+        """Pictures that are named otherwise than they are chosen."""
         chosen = picture_names(self.camera_names, self.image_indices)
         if chosen and self.image_names and self.image_names != chosen:
             told = "data.image_names are not those of camera_names at image_indices, which count"
             yield Violation(("image_names",), told)
-        for part in self.augmentation.asked:
-            told = f"data.augmentation.{part} is enabled: pictures of samples cannot be varied yet"
-            key = f"augmentation.{part}.enabled"
-            yield Violation((key,), told, "error", "config.refused")
 
 
 def picture_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:

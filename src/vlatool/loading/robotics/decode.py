@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.picture import decode_rgb
-from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, picture_suffix
+from vlatool.artifacts.sample import MASKS, METADATA, StoredSample
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.blocks import BROKEN_SAMPLE
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.pictures import PictureDecoder
 
 # Why a sample is dropped.
 NOT_FINITE = "not_finite"
@@ -36,12 +36,14 @@ class DecodedSample:
 
     Attributes:
         key: Names the sample in messages.
-        images: uint8 [N, H, W, 3], time outer, camera inner.
+        images: uint8 [N, H, W, 3], time outer, camera inner; black where there is none.
         fields: Field name to float64 [T, C], cropped to the configured window.
         past_mask: bool [T].
         future_mask: bool [T].
         instruction: One sentence.
         metadata: As stored.
+        image_mask: bool [N], which of the pictures there are; None: all of them.
+        dataset: Number of its data set among those of the run, from 0.
     """
 
     key: str
@@ -51,6 +53,8 @@ class DecodedSample:
     future_mask: Array
     instruction: str
     metadata: Mapping[str, Any]
+    image_mask: Array | None = None
+    dataset: int = 0
 
 
 class SampleDecoder:
@@ -61,6 +65,7 @@ class SampleDecoder:
         size: (width, height) that every picture was given in preprocessing; None where it was given
             none.
         widths: Channels of each field; None where any will do.
+        number: Of the data set among those of the run, from 0.
     """
 
     def __init__(
@@ -68,16 +73,12 @@ class SampleDecoder:
         config: RoboticsDataConfig,
         size: tuple[int, int] | None = None,
         widths: Mapping[str, int] | None = None,
+        number: int = 0,
     ) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
-        # Time outer, camera inner; loaders see the names of members in lower case.
-        self._pictures = [
-            picture_suffix(camera, index).lower()
-            for index in config.image_indices
-            for camera in config.camera_names
-        ]
-        self._size = size
+        self._pictures = PictureDecoder(config, size)
+        self._number = number
         self._widths = widths or {}
         self._fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         self._kinds = config.language_instruction_types
@@ -92,12 +93,12 @@ class SampleDecoder:
         Args:
             key: Its name.
             members: Suffix to content.
-            rng: Picks one of its sentences.
+            rng: Picks one of its sentences, then draws how its pictures vary.
 
         Raises:
             DataError: A member or field is missing or broken (`data.broken_sample`), a value is no
-                number (`data.not_finite`), or pictures differ in size (`data.image_sizes_differ`);
-                names sample and member.
+                number (`data.not_finite`), or pictures differ in size (`data.image_sizes_differ`)
+                or are smaller than a crop (`data.picture_too_small`); names sample and member.
         """
         sample = StoredSample(key, members)
         try:
@@ -107,25 +108,21 @@ class SampleDecoder:
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
             fields = {name: self._columns(name, arrays[name])[span] for name in self._fields}
             _check_finite(key, fields)
-            pictures = {name: self._picture(name, members[name]) for name in self._pictures}
+            instruction = self._sentence(sample.language(), rng)
+            images, image_mask = self._pictures(key, members, rng)
             return DecodedSample(
                 key=key,
-                images=_stacked(key, pictures),
+                images=images,
                 fields=fields,
                 past_mask=_mask(arrays["past_mask"])[span],
                 future_mask=_mask(arrays["future_mask"])[span],
-                instruction=self._sentence(sample.language(), rng),
+                instruction=instruction,
                 metadata=metadata,
+                image_mask=image_mask,
+                dataset=self._number,
             )
         except KeyError as error:
-            missing = str(error.args[0])
-            raise DataError(
-                f"sample {key} has no {missing!r}",
-                hint="leave that camera or field out, or preprocess again, for pictures with "
-                "--skip-episodes-missing-cameras",
-                code=f"data.{BROKEN_SAMPLE}",
-                details={"sample": key, "member": missing},
-            ) from None
+            raise _missing(key, str(error.args[0])) from None
         except _BROKEN as error:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
@@ -143,19 +140,22 @@ class SampleDecoder:
             raise ValueError(f"{name} is {told}, the statistics are of [T, {width}]")
         return columns
 
-    def _picture(self, name: str, data: bytes) -> UInt8Array:
-        pixels = decode_rgb(data)
-        height, width = pixels.shape[:2]
-        if self._size not in (None, (width, height)):
-            raise ValueError(f"{name} is {width} x {height} pixels, the data are of {self._size}")
-        return pixels
-
     def _sentence(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
         """One sentence of the configured kinds, drawn evenly; empty where there is none."""
         sentences = [text for kind in self._kinds for text in by_kind.get(kind, ())]
         chosen = sentences[int(rng.integers(len(sentences)))] if sentences else ""
         chosen.encode()  # half a character of a pair is no text
         return chosen
+
+
+def _missing(key: str, member: str) -> DataError:
+    return DataError(
+        f"sample {key} has no {member!r}",
+        hint="leave that camera or field out, or preprocess again, for pictures with "
+        "--skip-episodes-missing-cameras",
+        code=f"data.{BROKEN_SAMPLE}",
+        details={"sample": key, "member": member},
+    )
 
 
 def _check_finite(key: str, fields: Mapping[str, Array]) -> None:
@@ -167,19 +167,6 @@ def _check_finite(key: str, fields: Mapping[str, Array]) -> None:
                 code=f"data.{NOT_FINITE}",
                 details={"sample": key, "field": name},
             )
-
-
-def _stacked(key: str, pictures: Mapping[str, UInt8Array]) -> UInt8Array:
-    """Pictures uint8 [N, H, W, 3]; other sizes are no damage, so all samples have them."""
-    sizes = {name: picture.shape[:2] for name, picture in pictures.items()}
-    if len(set(sizes.values())) > 1:
-        raise DataError(
-            f"sample {key} has pictures of different (height, width): {sizes}",
-            hint="choose with data.camera_names, or preprocess with one --resize-images-size",
-            code="data.image_sizes_differ",
-            details={"sample": key},
-        )
-    return np.stack(list(pictures.values()))
 
 
 def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:

@@ -1,20 +1,28 @@
 """What the folders a run trains on say about themselves: sizes, fields, cameras, statistics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from vlatool.artifacts.digests import read_mergeable
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import Statistics, compact, merge_stats, read_stats
+from vlatool.artifacts.stats import (
+    MergedStats,
+    Statistics,
+    StatsPart,
+    compact,
+    merge_parts,
+    read_stats,
+)
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of
 from vlatool.loading.base import Block, DataSet
 from vlatool.loading.robotics.config import RoboticsDataConfig, picture_names
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
+from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.normalize import field_width
 
 # Fields that a message lists.
@@ -34,6 +42,7 @@ class DatasetFacts:
         statistics_past: Index of the anchor in statistics per time step.
         fields: Those that are used.
         names: What the data sets are called, as they were given.
+        left_out: Field without statistics to the reason.
     """
 
     shards: tuple[tuple[Shard, ...], ...]
@@ -44,6 +53,7 @@ class DatasetFacts:
     statistics_past: int
     fields: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
@@ -85,6 +95,13 @@ class DatasetFacts:
             DataError: A field is not in the statistics; names the nearest.
         """
         for name in fields:
+            if name in self.left_out:
+                raise DataError(
+                    f"the field {name!r} cannot be used: {self.left_out[name]}",
+                    hint="leave it or these data sets out, or preprocess them alike",
+                    code="data.datasets_differ",
+                    details={"field": name},
+                )
             if name not in self.statistics:
                 raise DataError(
                     f"the field {name!r} is not in the statistics of the data",
@@ -115,22 +132,18 @@ def read_facts(config: RoboticsDataConfig) -> DatasetFacts:
     parts = _statistics(config, folders)
     options = [_options(folder) for folder in folders]
     pasts = [int(one["past_lowdim_steps"]) for one in options]
-    if len(set(pasts)) > 1 and len(parts) > 1:
-        raise DataError(
-            f"the data sets have different past_lowdim_steps: {pasts}",
-            hint="preprocess them alike",
-            code="data.unmergeable_statistics",
-        )
+    merged = _merged(config, parts, pasts)
     return DatasetFacts(
         shards=tuple(tuple(entries) for entries in shards),
         # Loader processes get a copy; only merging needs digests.
-        statistics=compact(merge_stats(parts)),
+        statistics=compact(merged.statistics),
         options=tuple(options),
         past=min(pasts),
         future=min(int(one["future_lowdim_steps"]) for one in options),
-        statistics_past=pasts[0],
+        statistics_past=min(pasts),
         fields=_fields(config, options[0]),
         names=tuple(config.dataset_manifest),
+        left_out=merged.left_out,
     )
 
 
@@ -148,6 +161,24 @@ def _statistics(config: RoboticsDataConfig, folders: Sequence[ShardFolder]) -> l
         for text in named
     ] or [folder.statistics_file for folder in folders]
     return [(read_mergeable if mergeable else read_stats)(path) for path in files]
+
+
+def _merged(
+    config: RoboticsDataConfig, parts: Sequence[Statistics], pasts: Sequence[int]
+) -> MergedStats:
+    """The statistics of the mixture: weighted as samples are drawn, steps matched by the anchor.
+
+    A field that the data sets have in different shapes is left out, and refused where it is used.
+    """
+    if len(parts) == 1:
+        return MergedStats(parts[0])
+    weights: Sequence[float | None] = config.dataset_weighting
+    if not weights or min(config.dataset_weighting) <= 0:  # the order refuses such a mixture
+        weights = [None] * len(parts)
+    return merge_parts(
+        [StatsPart(*one) for one in zip(parts, pasts, weights, strict=True)],
+        leave_out_unequal=True,
+    )
 
 
 def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -168,7 +199,7 @@ def derive_data(config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsData
     Raises:
         DataError: A configured camera, picture, field or window is not in the data.
     """
-    cameras = config.camera_names or _agreed(facts, "camera_names")
+    cameras = config.camera_names or _cameras(config, facts)
     indices = config.image_indices or _agreed(facts, "image_indices")
     actions = config.action_fields or _agreed(facts, "action_fields")
     observed = config.proprioception_fields or _agreed(facts, "proprioception_fields")
@@ -199,18 +230,7 @@ def derive_data(config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsData
 def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: DatasetFacts) -> None:
     if not derived.action_fields:
         raise _no_action_fields(facts)
-    for options in facts.options:
-        for key, wanted in (
-            ("camera_names", derived.camera_names),
-            ("image_indices", derived.image_indices),
-        ):
-            missing = [one for one in wanted if one not in (options.get(key) or wanted)]
-            if missing:
-                raise DataError(
-                    f"data.{key}: {missing[0]!r} is not in the data; there are {options[key]}",
-                    hint=did_you_mean(str(missing[0]), [str(one) for one in options[key]]),
-                    code=f"data.unknown_{key}",
-                )
+    _check_pictures(derived, facts)
     for key, has in (
         ("lowdim_past_timesteps", facts.past),
         ("lowdim_future_timesteps", facts.future),
@@ -229,6 +249,56 @@ def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: Datase
                 hint=f"leave data.{key} out",
                 code="data.dimension_mismatch",
             )
+
+
+def _check_pictures(config: RoboticsDataConfig, facts: DatasetFacts) -> None:
+    """Every data set has the pictures, or, where they are padded, some data set has the camera."""
+    cameras = [list(options.get("camera_names") or []) for options in facts.options]
+    if config.pad_missing_images:
+        known = list(dict.fromkeys(name for part in cameras for name in part))
+        cameras = [known if all(cameras) else []]
+    indices = [list(options.get("image_indices") or []) for options in facts.options]
+    for key, wanted, found in (
+        ("camera_names", config.camera_names, cameras),
+        ("image_indices", config.image_indices, indices),
+    ):
+        for known in filter(None, found):
+            missing = [one for one in wanted if one not in known]
+            if missing:
+                raise DataError(
+                    f"data.{key}: {missing[0]!r} is not in the data; there are {known}",
+                    hint=did_you_mean(str(missing[0]), [str(one) for one in known]),
+                    code=f"data.unknown_{key}",
+                )
+    shape = config.augmentation.crop_shape
+    sizes = {picture_size(options) for options in facts.options} - {None}
+    for width, height in filter(None, sizes):
+        if shape is not None:
+            central_box((height, width), shape)
+    if len(sizes) > 1 and (shape is None or max(shape) <= 1):
+        raise DataError(
+            f"the data sets have pictures of different (width, height): {sorted(sizes, key=str)}",
+            hint="preprocess them with one --resize-images-size, or cut them alike with "
+            "data.augmentation.image.crop",
+            code="data.image_sizes_differ",
+        )
+
+
+def picture_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) that preprocessing gave all pictures, if it did."""
+    match options.get("resize_images_size"):
+        case [int(width), int(height)]:
+            return width, height
+        case _:
+            return None
+
+
+def _cameras(config: RoboticsDataConfig, facts: DatasetFacts) -> list[str]:
+    """Those that all data sets have; where pictures are padded, those that any of them has."""
+    if not config.pad_missing_images:
+        return _agreed(facts, "camera_names")
+    parts = [options.get("camera_names") or [] for options in facts.options]
+    return list(dict.fromkeys(str(name) for part in parts for name in part))
 
 
 def _no_action_fields(facts: DatasetFacts) -> DataError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
@@ -20,10 +20,12 @@ from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Dropped, Place
+from vlatool.loading.robotics.augmentation import AugmentationConfig
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DROP_REASONS
+from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
 from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
 from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeMethod, resize
 from vlatool.transforms.resampling import ResizeFilter
 
@@ -43,15 +45,20 @@ class PictureShape:
         method: How they get that size.
         resample: Which pixels are mixed in doing so.
         rotations: Camera to quarter turns clockwise, before everything else.
+        crop: (height, width) of the middle that is seen of it, in pixels or, both at most 1, shares
+            of the picture; None: all of it.
     """
 
     size: tuple[int, int] | None = None
     method: ResizeMethod = "center_crop"
     resample: ResizeFilter = "lanczos_vips"
     rotations: Mapping[str, int] = field(default_factory=dict)
+    crop: tuple[float, float] | None = None
 
     def apply(self, camera: str, picture: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
         """A picture uint8 [H, W, 3] of the camera as a policy sees it.
+
+        Of a policy that was trained on parts of pictures, that is the middle.
 
         Args:
             camera: Its name.
@@ -59,9 +66,11 @@ class PictureShape:
             is_turned: Whether it has been turned already, as those of training data are.
         """
         turns = 0 if is_turned else self.rotations.get(camera, 0)
-        if turns == 0 and self.size in (None, picture.shape[:2]):
+        if turns or self.size not in (None, picture.shape[:2]):
+            picture = resize(picture, self.size, self.method, self.resample, turns)
+        if self.crop is None:
             return picture
-        return resize(picture, self.size, self.method, self.resample, turns)
+        return central_box((picture.shape[0], picture.shape[1]), self.crop).of(picture)
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,13 @@ class RoboticsKept:
     pictures: PictureShape = PictureShape()
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
+    def normalised(self, sample: DecodedSample) -> DecodedSample:
+        """The sample with its fields scaled, float32 [T, C]."""
+        scaled = {
+            name: self.normalizer.normalize(name, values) for name, values in sample.fields.items()
+        }
+        return replace(sample, fields=scaled)
+
 
 class RoboticsKind:
     """`lbm` shards: see `loading.base.DataKind`."""
@@ -101,7 +117,7 @@ class RoboticsKind:
         return read_facts(config)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
-        """The same section for `val_dataset_manifest`, in stored order."""
+        """The same section for `val_dataset_manifest`, in stored order; nothing varies."""
         if not config.val_dataset_manifest:
             return None
         changes = {
@@ -111,6 +127,7 @@ class RoboticsKind:
             "dataset_weighting": [],
             "dataset_modality": [],
             "shuffle": False,
+            "augmentation": config.augmentation.still,
         }
         return config.model_copy(update=changes)
 
@@ -144,7 +161,9 @@ class RoboticsKind:
         write_stats(run.stats, {name: facts.statistics[name] for name in names})
         size = _given_size(facts.options[0]) or self._first_size(config, facts)
         known = {} if size is None else {_IMAGE_SIZE: list(size)}
-        write_preprocessing_config(folder, {**facts.options[0], **known})
+        # Statistics of several data sets are of the steps that all of them have.
+        steps = {"past_lowdim_steps": facts.statistics_past, "future_lowdim_steps": facts.future}
+        write_preprocessing_config(folder, {**facts.options[0], **steps, **known})
 
     def kept(self, config: RoboticsDataConfig, folder: Path) -> RoboticsKept:
         """What `keep` wrote; DataError where it is missing or broken."""
@@ -170,7 +189,8 @@ class RoboticsKind:
         if first is None or not config.camera_names:
             return None
         with suppress(DataError):  # whoever reads that sample for its content says what is wrong
-            reader = self.reader(config, facts)
+            whole = config.model_copy(update={"augmentation": AugmentationConfig()})
+            reader = self.reader(whole, facts)
             sample = reader.read([Place(0, first, 0)], [np.random.default_rng(0)])[0]
             if not isinstance(sample, Dropped):
                 return sample.images.shape[1], sample.images.shape[2]
@@ -188,7 +208,7 @@ def _kept(
     try:
         groups = [PoseGroup(**group) for group in options.get("pose_groups") or []]
         fps = float(options.get("fps") or 10.0)
-        pictures = _picture_shape(options)
+        pictures = replace(_picture_shape(options), crop=config.augmentation.crop_shape)
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{CONFIG_NAME} is not as preprocessing wrote it: {error}",

@@ -1,6 +1,6 @@
 """Samples of `lbm` shards by their places. Source: data-order, Reading."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from vlatool.loading.base import Dropped, Place
 from vlatool.loading.blocks import BlockCache, OpenBlocks
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample, SampleDecoder
-from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.loading.robotics.facts import DatasetFacts, picture_size
 
 
 class RoboticsReader:
@@ -28,7 +28,8 @@ class RoboticsReader:
         names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         widths = dict(zip(names, facts.widths(names), strict=True))
         self._decoders = [
-            SampleDecoder(config, _picture_size(options), widths) for options in facts.options
+            SampleDecoder(config, picture_size(options), widths, number)
+            for number, options in enumerate(facts.options)
         ]
 
     def read(
@@ -58,12 +59,3 @@ class RoboticsReader:
             if reason not in DROP_REASONS:
                 raise
             return Dropped(reason, members.key, f"{error.message} ({error.hint})")
-
-
-def _picture_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(width, height) that preprocessing gave all pictures, if it did."""
-    match options.get("resize_images_size"):
-        case [int(width), int(height)]:
-            return width, height
-        case _:
-            return None

@@ -41,9 +41,10 @@ class PolicyBatcher:
         """Tensors of a batch.
 
         Returns:
-            images uint8 [B, N, 3, H, W]; text int64 [B, L], ids + 1, 0 padded; actions float32
-            [B, T, A] and proprioception float32 [B, P, d], normalised; past_mask and future_mask
-            bool [B, T]; keys, the samples' names.
+            images uint8 [B, N, 3, H, W], colours last in memory; text int64 [B, L], ids + 1, 0
+            padded; actions float32 [B, T, A] and proprioception float32 [B, P, d], normalised;
+            past_mask and future_mask bool [B, T]; dataset int64 [B], which of the data sets; keys,
+            the samples' names; image_mask bool [B, N] where padded pictures are hidden.
 
         Raises:
             DataError: Pictures of the samples differ in size.
@@ -58,7 +59,18 @@ class PolicyBatcher:
             "proprioception": self._stacked(samples, self._data.proprioception_fields, past + 1),
             "past_mask": torch.from_numpy(np.stack([sample.past_mask for sample in samples])),
             "future_mask": torch.from_numpy(np.stack([sample.future_mask for sample in samples])),
+            "dataset": torch.tensor([sample.dataset for sample in samples]),
+            **self._mask(samples),
         }
+
+    def _mask(self, samples: Sequence[DecodedSample]) -> Batch:
+        if not self._data.mask_padded_images:
+            return {}
+        real = [
+            np.ones(len(one.images), bool) if one.image_mask is None else one.image_mask
+            for one in samples
+        ]
+        return {"image_mask": torch.from_numpy(np.stack(real))}
 
     def _stacked(
         self, samples: Sequence[DecodedSample], fields: Sequence[str], steps: int | None
@@ -93,6 +105,7 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
     steps = torch.arange(past + 1 + future)
     phase = torch.arange(size)[:, None, None] + torch.arange(data.action_dim or 0)
     observed = data.proprioception_dim or 0
+    hidden = data.mask_padded_images
     return {
         "keys": [f"example-{index}" for index in range(size)],
         "images": torch.full((size, number, 3, side, side), 128, dtype=torch.uint8),
@@ -101,6 +114,8 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
         "proprioception": torch.zeros(size, past + 1, observed),
         "past_mask": (steps < past).expand(size, -1).clone(),
         "future_mask": (steps >= past).expand(size, -1).clone(),
+        "dataset": torch.zeros(size, dtype=torch.int64),
+        **({"image_mask": torch.ones(size, number, dtype=torch.bool)} if hidden else {}),
     }
 
 
@@ -113,4 +128,4 @@ def _images(samples: Sequence[DecodedSample]) -> Tensor:
             code="data.image_sizes_differ",
         )
     stacked = np.stack([sample.images for sample in samples])
-    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 1, 4, 2, 3)))
+    return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3)

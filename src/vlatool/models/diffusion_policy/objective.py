@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.diffusion_policy.noise import process
+from vlatool.models.diffusion_policy.shares import LossShares
 from vlatool.models.diffusion_policy.solvers import Course, solve
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 class DenoisingObjective(Objective):
     """Squared error of what is predicted, over real steps from the anchor on."""
 
-    def __init__(self, config: DiffusionPolicyConfig) -> None:
+    def __init__(self, config: DiffusionPolicyConfig, shares: LossShares | None = None) -> None:
+        self._shares = shares or LossShares()
         self._repeats = config.num_action_head_repeats or 1
         self._num_timesteps = config.noise_scheduler.num_timesteps
         self._process = process(config.noise_scheduler, flow=config.is_flow)
@@ -49,8 +51,16 @@ class DenoisingObjective(Objective):
             batch["images"], batch["text"], batch["proprioception"], inputs, time, **shown(batch)
         )
         error = (predicted.float() - self._process.target(actions, noise)) ** 2
-        total = torch.where(mask, error, torch.zeros_like(error)).sum()
-        return Loss(total=total, count=mask.sum() * actions.shape[-1])
+        counted = torch.where(mask, error, torch.zeros_like(error))
+        return Loss(
+            total=counted.sum(),
+            count=mask.sum() * actions.shape[-1],
+            sums=self._shares.sums(counted, mask, batch.get("dataset"), training=ctx.training),
+        )
+
+    def figures(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+        """Errors of each action field, losses of each data set."""
+        return self._shares.figures(sums, count, training=turn in self.optimizers())
 
 
 def shown(batch: Mapping[str, Any]) -> dict[str, Tensor]:

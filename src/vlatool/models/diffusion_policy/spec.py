@@ -206,10 +206,13 @@ class DiffusionPolicyType(ModelType):
         parts: Mapping[str, Part],
     ) -> "DenoisingObjective":
         """The error of what is predicted."""
-        del data, facts, parts
+        del parts
         from vlatool.models.diffusion_policy.objective import DenoisingObjective
+        from vlatool.models.diffusion_policy.shares import LossShares
 
-        return DenoisingObjective(config)
+        widths = dict(zip(data.action_fields, facts.widths(data.action_fields), strict=True))
+        shares = LossShares(widths, data.dataset_manifest, data.val_dataset_manifest)
+        return DenoisingObjective(config, shares)
 
     def batcher(
         self,

@@ -191,7 +191,16 @@ def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> 
     own = network.state_dict()
     weights = {name: value for name, value in found.weights.items() if not name.startswith(kept)}
     weights |= {name: value for name, value in own.items() if name.startswith(kept)}
-    network.load_state_dict(fitted(network, weights, path), strict=False)
+    try:
+        fitting = fitted(network, weights, path)
+    except DataError as error:
+        if error.code == "data.checkpoint_mismatch":
+            error.hint += (
+                "; networks that are to begin anew, as where actions differ, are named with "
+                "--model.resume_except action_encode,output_layer"
+            )
+        raise
+    network.load_state_dict(fitting, strict=False)
     _tell(path, found)
     return found
 

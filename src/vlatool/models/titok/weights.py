@@ -57,6 +57,9 @@ def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
         config = TitokConfig.model_validate(published_keys(found.published))
     else:
         config = inferred_config(weights, found.path)
+    if config.image_size is None:  # published configurations need not say it
+        side = inferred_config(weights, found.path).image_size
+        config = config.model_copy(update={"image_size": side})
     module = Titok(config)
     check_sizes(module, weights, found.path)
     module.load_state_dict(fitted(module, weights, found.path))

@@ -1,6 +1,6 @@
 """Which columns of a LeRobot data set are observed and predicted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,12 +27,14 @@ class LeRobotConfig(ConfigModel):
         needed_columns: Columns without which an episode is broken.
         is_list_first: Whether the tasks that an episode is listed with count before its rows.
         needs_instruction: Whether an episode without a sentence is broken.
+        known_names: What the dimensions of a feature are called where info.json does not say so.
     """
 
     camera_columns: ClassVar[tuple[str, ...]] = ()
     needed_columns: ClassVar[tuple[str, ...]] = ()
     is_list_first: ClassVar[bool] = False
     needs_instruction: ClassVar[bool] = False
+    known_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     observation_keys: list[str] | None = Field(
         default=None,

@@ -17,7 +17,7 @@ from vlatool.sources.lerobot.config import (
 )
 from vlatool.sources.lerobot.layout import FileFinder
 from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
-from vlatool.sources.lerobot.names import with_group_names
+from vlatool.sources.lerobot.names import with_group_names, with_known_names
 from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.order import natural_key
 from vlatool.storage.uri import can_list
@@ -111,11 +111,14 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
             there are no episodes.
     """
     info = with_group_names(root, read_info(root), noticed)
+    info = with_known_names(info, config.known_names)
     noticed += _version_oddities(root, info)
     finder = FileFinder(root, info, noticed)
     lines = _episode_lines(root, info, finder, noticed)
     data_files = {line.number: finder.data_file(line.number) for line in lines}
     columns = next(filter(None, map(column_names, data_files.values())), None)
+    # Where columns are needed, episodes without actions are broken, not the set.
+    acted = None if config.needed_columns else columns
     videos = {
         feature.name: {line.number: finder.video_file(line.number, feature.name) for line in lines}
         for feature in info.features.values()
@@ -127,7 +130,7 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
         _named_cameras(root, info, config.camera_columns)
         or tuple(_usable_cameras(root, info, videos, finder.there, columns, noticed)),
         choose_fields(root, info, config.observation_keys, OBSERVED, columns, noticed),
-        choose_fields(root, info, config.action_keys, PREDICTED, columns, noticed),
+        choose_fields(root, info, config.action_keys, PREDICTED, acted, noticed),
     )
     check_task_column(root, info, config.task_column, columns)
     video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]

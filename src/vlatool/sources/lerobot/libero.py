@@ -3,6 +3,7 @@
 Source: future-vla 1.1.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -20,6 +21,9 @@ class LiberoConfig(LeRobotConfig):
     needed_columns: ClassVar[tuple[str, ...]] = (FRAME_INDEX, EPISODE_INDEX)
     is_list_first: ClassVar[bool] = True
     needs_instruction: ClassVar[bool] = True
+    known_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "actions": ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    }
 
     task_join: str | None = Field(
         default=" / ", description="Text between the tasks that an episode is listed with."

@@ -33,6 +33,18 @@ def with_group_names(root: Path, info: Info, noticed: list[Finding]) -> Info:
     return replace(info, features={**info.features, **named})
 
 
+def with_known_names(info: Info, known: Mapping[str, tuple[str, ...]]) -> Info:
+    """The info with names of dimensions that a format knows, where a feature has none itself."""
+    named = {
+        column: replace(feature, names=known[column])
+        for column, feature in info.features.items()
+        if column in known
+        and feature.width == len(known[column])
+        and not _tells(feature.dimension_names)
+    }
+    return replace(info, features={**info.features, **named})
+
+
 def _renamed(feature: Feature, names: Mapping[int, str]) -> Feature:
     own, width = feature.dimension_names, feature.width
     if width is None or _tells(own):

@@ -1,0 +1,42 @@
+"""`vlatool finetune`."""
+
+import typer
+
+from vlatool.cli.config_command import config_command
+from vlatool.cli.options import NprocOpt, command_app
+from vlatool.cli.ranks import on_ranks, one_voice
+from vlatool.cli.session import command
+from vlatool.cli.training_options import BEGINNING, BUDGET, RUN, SWITCHES, training_spec
+
+app = command_app()
+SPEC = training_spec({"from": BEGINNING, "output": RUN, **BUDGET, **SWITCHES})
+
+_HOW_TO_START = (
+    "start from what the checkpoint was trained with: --preset NAME, or --config RUN/config.yaml"
+)
+
+
+@app.command(
+    cls=config_command(
+        SPEC,
+        "",
+        "vlatool finetune --from runs/first --preset diffusion-policy-tiny --data new -o runs/new",
+        "vlatool finetune --from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper --data d",
+    ),
+)
+def finetune(
+    ctx: typer.Context,
+    nproc: NprocOpt = None,
+) -> None:
+    """Train a model that begins with the weights of a checkpoint."""
+    with command(ctx) as run, one_voice(run):
+        from vlatool.training.config import TrainConfig
+
+        run.refuse_without_model(_HOW_TO_START)
+        resolved = run.resolved(TrainConfig)
+        if on_ranks(run, nproc):
+            return
+        from vlatool.workflows import finetune as workflow
+
+        config, typed = resolved.config, resolved.typed
+        run.finish(workflow.finetune(config, typed=typed, reporter=run.reporter))

@@ -1,0 +1,97 @@
+"""What encoding and decoding are asked to do; light, no torch."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlatool.artifacts.codes import CodesLayout
+from vlatool.config.base import ConfigModel, needed_field
+
+Precision = Literal["fp32", "bf16"]
+
+_CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
+_DEVICE = ("batch_size", "num_workers")
+
+
+class EncodeConfig(ConfigModel):
+    """What `vlatool encode` does."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("output", "layout", "check_every", *_CONDUCT, "skip_existing"),
+        "Device": ("precision", *_DEVICE),
+    }
+    renamed: ClassVar[Mapping[str, str]] = {"a_dir": "data", "ckpt_dir": "tokenizer"}
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "skip_existing": "episodes whose codes are whole are always kept; --overwrite makes them "
+        "anew",
+        "no_amp": "the encoder computes in fp32 unless --precision bf16 is given",
+    }
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {"data", "tokenizer", "output", "format", *_DEVICE, *_CONDUCT, *without_effect}
+    )
+
+    data: str = needed_field("", "Folder of windows or pictures, image shards, or recordings.")
+    tokenizer: str = needed_field("", "Run, checkpoint or published folder of a tokenizer.")
+    output: str | None = Field(
+        default=None,
+        description="Folder for the codes; null for TiToken/ or tokens/ beside the pictures.",
+    )
+    layout: CodesLayout = Field(
+        default="json", description="json: a file per picture, as published; packed: per episode."
+    )
+    format: str | None = Field(
+        default=None, description="Format of the recordings; null for the one that fits."
+    )
+    precision: Precision = Field(
+        default="fp32",
+        description="Of the encoder; with bf16 the share of codes that stay the same is measured.",
+    )
+    batch_size: int = Field(default=64, ge=1, description="Most pictures on a device at once.")
+    num_workers: int = Field(
+        default=8, ge=0, description="Most processes that read and decode, one per processor."
+    )
+    check_every: int = Field(
+        default=500,
+        ge=0,
+        description="Draw one of so many pictures of an episode again, beside itself; 0 for none.",
+    )
+    on_error: Literal["skip", "stop"] = Field(
+        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
+    )
+    max_failures: int | None = Field(
+        default=None, ge=0, description="End when more episodes failed."
+    )
+    overwrite: bool = Field(default=False, description="Replace codes made with other options.")
+    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    skip_existing: bool | None = Field(default=None, description="Does nothing.")
+    no_amp: bool | None = Field(default=None, description="Does nothing.")
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> Self:
+        if self.no_amp and self.precision != "fp32":
+            raise ValueError(f"no_amp and precision: {self.precision} contradict each other")
+        return self
+
+
+class DecodeConfig(ConfigModel):
+    """What `vlatool decode` does."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *_CONDUCT)}
+    renamed: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {"codes", "tokenizer", "output", *_CONDUCT}
+    )
+
+    codes: str = needed_field("", "Folder of codes, or one of its files.")
+    tokenizer: str = needed_field("", "Run, checkpoint or published folder of the tokenizer.")
+    output: str = needed_field("", "Folder for the pictures.")
+    batch_size: int = Field(default=32, ge=1, description="Most pictures on a device at once.")
+    on_error: Literal["skip", "stop"] = Field(
+        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
+    )
+    max_failures: int | None = Field(
+        default=None, ge=0, description="End when more episodes failed."
+    )
+    overwrite: bool = Field(default=False, description="Replace pictures made otherwise.")
+    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")

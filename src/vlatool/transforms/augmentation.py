@@ -1,0 +1,189 @@
+"""Variations of pictures: where a crop lies, how colours change.
+
+Legend of shapes: H, W size of a picture, P = H * W pixels. Source: lbm-data 5.4; the arithmetic of
+colours is that of torchvision's second transforms, rounding down to whole levels after each change.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlatool.episode import Array, UInt8Array
+from vlatool.errors import DataError
+
+_GREY = (0.2989, 0.587, 0.114)
+_LEVELS = 255
+# From [0, 1] to levels: 1 becomes 255, and every level gets an equal share.
+_TO_LEVELS = (_LEVELS + 1 - 1e-3) / _LEVELS
+_SEXTANTS = 6
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, pixels: UInt8Array) -> UInt8Array:
+        """That part of [H, W, 3], a view."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def central_box(size: tuple[int, int], shape: Sequence[float]) -> Box:
+    """The middle of a picture of `size`; see `random_box`."""
+    height, width = _box_size(size, shape)
+    return Box(round((size[0] - height) / 2), round((size[1] - width) / 2), height, width)
+
+
+def random_box(size: tuple[int, int], shape: Sequence[float], rng: np.random.Generator) -> Box:
+    """A part whose corner is drawn evenly.
+
+    Args:
+        size: (height, width) of the picture.
+        shape: (height, width) of the part, in pixels; both at most 1: shares of the picture.
+        rng: Draws the corner.
+
+    Raises:
+        DataError: The picture is smaller.
+    """
+    height, width = _box_size(size, shape)
+    top, left = rng.integers(0, [size[0] - height + 1, size[1] - width + 1]).tolist()
+    return Box(top, left, height, width)
+
+
+def _box_size(size: tuple[int, int], shape: Sequence[float]) -> tuple[int, int]:
+    if max(shape) <= 1:
+        return max(int(size[0] * shape[0]), 1), max(int(size[1] * shape[1]), 1)
+    height, width = int(shape[0]), int(shape[1])
+    if height > size[0] or width > size[1]:
+        raise DataError(
+            f"a picture of {size[0]} x {size[1]} (height x width) is smaller than the part "
+            f"of {height} x {width} that is to be cut out of it",
+            hint="lower data.augmentation.image.crop.shape, or preprocess with a larger "
+            "--resize-images-size",
+            code="data.picture_too_small",
+        )
+    return height, width
+
+
+@dataclass(frozen=True)
+class ColourRanges:
+    """What is drawn from: factors from `1 - x` to `1 + x`, and shifts of the hue in turns."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: tuple[float, float]
+
+    def draw(self, rng: np.random.Generator) -> dict[str, float]:
+        """Change to factor or shift, in the order in which they are made; that is drawn too.
+
+        A range of nothing but the unchanged picture is no change.
+        """
+        found = {"hue": float(rng.uniform(*self.hue))} if any(self.hue) else {}
+        for name in ("brightness", "contrast", "saturation"):
+            spread: float = getattr(self, name)
+            if spread:
+                found[name] = float(rng.uniform(max(0.0, 1 - spread), 1 + spread))
+        names = list(found)
+        return {names[place]: found[names[place]] for place in rng.permutation(len(names))}
+
+
+def recolour(pixels: UInt8Array, changes: Mapping[str, float]) -> None:
+    """Changes the colours of uint8 [H, W, 3] in place.
+
+    Args:
+        pixels: The picture.
+        changes: Of `brightness`, `contrast`, `saturation` (factors) and `hue` (turns), in order.
+    """
+    planes = np.moveaxis(pixels, -1, 0).reshape(3, -1).astype(np.float32)
+    for name, amount in changes.items():
+        _CHANGES[name](planes, amount)
+    pixels[...] = np.moveaxis(planes.reshape(3, *pixels.shape[:2]), 0, -1)
+
+
+def _brighten(planes: Array, factor: float) -> None:
+    planes *= np.float32(factor)
+    _to_levels(planes)
+
+
+def _contrast(planes: Array, factor: float) -> None:
+    mean = float(_grey(planes).mean(dtype=np.float64))
+    planes *= np.float32(factor)
+    planes += np.float32((1 - factor) * mean)
+    _to_levels(planes)
+
+
+def _saturate(planes: Array, factor: float) -> None:
+    grey = _grey(planes)
+    grey *= np.float32(1 - factor)
+    planes *= np.float32(factor)
+    planes += grey
+    _to_levels(planes)
+
+
+def _turn_hue(planes: Array, turns: float) -> None:
+    """Turns the hue; the lightest and the darkest of the three values of a pixel stay."""
+    hue, low, chroma = _hue(planes)
+    hue += np.float32(_SEXTANTS * turns)
+    hue -= np.float32(_SEXTANTS) * np.floor(hue * np.float32(1 / _SEXTANTS))
+    for plane, middle in zip(planes, (0, 2, 4), strict=True):
+        # A value is highest within a sixth of its own hue, and lowest beyond two.
+        away = np.abs(hue - np.float32(middle))
+        np.minimum(away, np.float32(_SEXTANTS) - away, out=away)
+        np.subtract(np.float32(2), away, out=away)
+        np.multiply(_between(away, 0, 1), chroma, out=away)
+        np.add(away, low, out=plane)
+    planes *= np.float32(_TO_LEVELS)
+    _to_levels(planes)
+
+
+def _hue(planes: Array) -> tuple[Array, Array, Array]:
+    """Hue float32 [P] in sixths of a turn from 0, lowest value, highest less lowest.
+
+    Which value is the highest is found by two swaps, green with blue and red with the higher of
+    them, that are written without branches.
+    """
+    red, green, blue = planes
+    first = (green < blue).astype(np.float32)
+    high, rest = np.maximum(green, blue), np.minimum(green, blue)
+    second = (red < high).astype(np.float32)
+    top, middle = np.maximum(red, high), np.minimum(red, high)
+    low = np.minimum(middle, rest)
+    top -= low
+    # -6 where the first swap was made; after the second -2 less that.
+    offset = first * np.float32(2 * _SEXTANTS)
+    offset -= np.float32(2)
+    offset *= second
+    offset -= np.float32(_SEXTANTS) * first
+    middle -= rest
+    middle /= np.maximum(top, np.float32(1))  # values are whole: nothing lies between 0 and 1
+    middle += offset
+    return np.abs(middle, out=middle), low, top
+
+
+def _grey(planes: Array) -> Array:
+    """Whole levels float32 [P]."""
+    return np.floor(np.asarray(_GREY, np.float32) @ planes)
+
+
+def _to_levels(planes: Array) -> None:
+    np.floor(_between(planes, 0, _LEVELS), out=planes)
+
+
+def _between(values: Array, low: float, high: float) -> Array:
+    """`np.clip` in place, in less time."""
+    np.maximum(values, np.float32(low), out=values)
+    return np.minimum(values, np.float32(high), out=values)
+
+
+_CHANGES = {
+    "brightness": _brighten,
+    "contrast": _contrast,
+    "saturation": _saturate,
+    "hue": _turn_hue,
+}

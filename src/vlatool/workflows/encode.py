@@ -1,0 +1,282 @@
+"""Pictures to the codes of a tokenizer, on every device there is."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from vlatool.artifacts.codes import (
+    CHECKS_NAME,
+    JSON_NAME,
+    MANIFEST_NAME,
+    OWNED_FILES,
+    PACKED_NAME,
+    CodesManifest,
+    digest_of_all,
+)
+from vlatool.config.base import check_needed
+from vlatool.errors import UsageError
+from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, own_device
+from vlatool.evaluation.coding_config import EncodeConfig
+from vlatool.evaluation.encoding import EncodePipeline, EncodeRule
+from vlatool.evaluation.fellows import joined_ranks
+from vlatool.evaluation.picture_sets import PictureSet, find_pictures
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
+from vlatool.jobs.inputs import plan_digest, present_inputs
+from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.run import run_job
+from vlatool.storage.atomic import remove_file
+from vlatool.storage.uri import existing, location, pinned
+
+__all__ = ["EncodeConfig", "EncodeJob", "EncodeResult", "encode"]
+
+_NAMES = {"json": JSON_NAME, "packed": PACKED_NAME}
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """What came of a run; `failures` lists the episodes that are not in the output.
+
+    Attributes:
+        tokenizer: What made the codes.
+        agreement: Share of codes that are those of fp32, on a sample.
+        resized: Pictures that had another size and were resized by the tokenizer's rule.
+        rate: Pictures a second, of what this run did itself.
+        bound: The stage that the others waited for.
+        stages: Stage to seconds that were spent waiting for it, on the first device.
+    """
+
+    output: str
+    layout: str
+    tokenizer: str
+    precision: str
+    episodes: int
+    pictures: int
+    bytes: int
+    agreement: float = 1.0
+    resized: int = 0
+    rate: float = 0.0
+    bound: str = ""
+    stages: Mapping[str, float] = field(default_factory=dict[str, float])
+    device: str = ""
+    processes: int = 1
+    failures: tuple[Mapping[str, Any], ...] = ()
+    resumed: int = 0
+    seconds: float = 0.0
+    status: str = "written"
+
+    @classmethod
+    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
+        """The result of an earlier run from its record, which another version may have written."""
+        names = {one.name for one in fields(cls)}
+        kept = {name: value for name, value in recorded.items() if name in names}
+        return cls(**{**kept, "output": output, "status": "already complete"})
+
+    def document(self) -> dict[str, Any]:
+        """The result for programs."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        what = f"codes of {self.pictures} pictures from {self.episodes} episodes as {self.layout}"
+        if self.status == "planned":
+            what = f"codes of {self.episodes} episodes as {self.layout}"
+            already = f", {self.resumed} are done" if self.resumed else ""
+            return f"{self.output}: would write {what}{already}; nothing was written"
+        lines = [f"{self.output}: {what}, {self.bytes / 1e6:.1f} MB"]
+        if self.status == "already complete":
+            lines[0] += "; was already complete, nothing to do"
+        elif self.bound:
+            where = f"{self.processes} x {self.device}, {self.precision}"
+            lines.append(f"{self.rate:.1f} pictures/s on {where}; bound by {self.bound}")
+        if self.precision != "fp32":
+            lines.append(f"{self.agreement:.2%} of the codes of a sample are those of fp32")
+        if self.resized:
+            lines.append(f"{self.resized} pictures of another size were resized as in training")
+        if self.resumed and self.status == "written":
+            lines.append(f"{self.resumed} episodes were already written by an earlier run")
+        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        lines.append(f"next: vlatool verify {self.output}")
+        return "\n".join(lines)
+
+
+def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
+    """Writes the codes of every picture, episode by episode; inputs are never changed.
+
+    Under torchrun, accelerate launch or `--nproc` each process does its share of the episodes, on
+    a device of its own; some may have none. A run that was ended, however it was, goes on where it
+    was; the bytes are those of a run that was not.
+
+    Raises:
+        UsageError: A needed key is missing, or the output belongs to another run.
+        DataError: There are no pictures or no usable tokenizer, or no episode can be encoded.
+        StorageError: Something cannot be read or written; what is written stays.
+        PartialFailure: The codes are written, but without the episodes that failed.
+    """
+    check_needed(config, "vlatool encode A --tokenizer CHECKPOINT")
+    options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
+    with joined_ranks() as ranks:
+        job = EncodeJob(config, processes=ranks.size)
+        job.announce(reporter)
+        run = run_job(job, job.pipeline, options=options, reporter=reporter, ranks=ranks)
+    result = job.answer(run)
+    if problem := failure_of(run, job.spec.noun, result.episodes):
+        problem.result = result
+        raise problem
+    return result
+
+
+class EncodeJob:
+    """The episodes of some pictures on their way to codes; see `jobs.job.Job`."""
+
+    def __init__(self, config: EncodeConfig, processes: int = 1) -> None:
+        self._config, self._processes = config, processes
+        existing(config.data)
+        place = pinned(config.data)
+        self._pictures = found = find_pictures(place, config.format)
+        self.items: Sequence[Any] = found.items
+        self._maker = maker = open_code_maker(config.tokenizer, own_device())
+        self.output = output = _output(config, place, found)
+        rule = EncodeRule(
+            output=output,
+            layout=config.layout,
+            precision=config.precision,
+            batch_size=config.batch_size,
+            check_every=config.check_every if maker.can_draw else 0,
+            num_workers=config.num_workers,
+        )
+        self.pipeline = EncodePipeline(found, maker, rule)
+        self._shown = str(output) if config.output is None else config.output
+        options = _recorded(config, maker, rule)
+        self.spec = JobSpec(
+            output=output,
+            record=OutputRecord("encode", {"data": place.name, **options, **versions_of([place])}),
+            title=f"encode {config.data}",
+            noun="episode",
+            plan=plan_digest(options),
+            work=self.pipeline.one,
+            state=found.state,
+            owned=(*OWNED_FILES[config.layout], f"{CHECKS_NAME}/*/*.png"),
+            places=(place, output),
+            measured="pictures",
+            is_pipelined=True,
+        )
+
+    def name(self, item: Any) -> str:
+        """The episode's name."""
+        return str(item.id)
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The pictures of all episodes."""
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+
+    def begin(self) -> None:
+        """Takes the manifest away."""
+        remove_file(self.output / MANIFEST_NAME)
+
+    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+        """Writes the manifest."""
+        digests: dict[str, str] = {}
+        files: list[FileEntry] = []
+        for receipt in receipts:
+            digests[receipt.item] = str(receipt.facts["digest"])
+            files += receipt.files
+        maker = self._maker
+        manifest = CodesManifest(
+            codes_per_picture=maker.config.num_latent_tokens,
+            codebook_size=maker.codebook_size,
+            tokenizer=maker.name,
+            tokenizer_digest=maker.digest,
+            precision=self._config.precision,
+            layout=self._config.layout,
+            episodes=len(digests),
+            pictures=run.sums.get("pictures", 0),
+            digest=digest_of_all(digests),
+            agreement=_agreement(run),
+        )
+        manifest.save(self.output)
+        files.append(file_entry(self.output, MANIFEST_NAME))
+        if not run.is_fresh:  # episodes may have gone since
+            remove_strangers(self.output, self.spec.owned, self.spec.kept, files)
+        return files
+
+    def result(self, run: Run) -> Mapping[str, Any]:
+        """For the record."""
+        return self.answer(run).document()
+
+    def announce(self, reporter: Reporter) -> None:
+        """Tells what was chosen before anything is done."""
+        config, maker = self._config, self._maker
+        reporter.note(f"pictures: {self._pictures.format}, {len(self.items)} episodes")
+        size, rule = maker.rule.size, maker.rule.resize
+        others = "refused" if rule is None else f"brought to it ({rule.resize})"
+        reporter.note(f"tokenizer: {maker.name}, {size}x{size}; other sizes are {others}")
+        if config.check_every and not maker.can_draw:
+            reporter.note("a first stage draws no pixels: there are no pictures to check")
+        for key, reason in config.without_effect.items():
+            if getattr(config, key) is False:
+                reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
+
+    def answer(self, run: Run) -> EncodeResult:
+        """What came of a run."""
+        if run.status == "already complete":
+            return EncodeResult.known(self._shown, run.record.result or {})
+        pipeline, maker = self.pipeline, self._maker
+        return EncodeResult(
+            output=self._shown,
+            layout=self._config.layout,
+            tokenizer=maker.name,
+            precision=self._config.precision,
+            episodes=len(self.items) - len(run.failures),
+            pictures=run.sums.get("pictures", 0),
+            bytes=run.bytes_on_disk,
+            agreement=_agreement(run),
+            resized=run.sums.get("resized", 0),
+            rate=round(run.made.get("pictures", 0) / max(run.seconds, 1e-6), 1),
+            bound=pipeline.bound,
+            stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
+            device=maker.device.type,
+            processes=self._processes,
+            failures=tuple(run.failures),
+            resumed=run.resumed,
+            seconds=run.seconds,
+            status=run.status,
+        )
+
+
+def _output(config: EncodeConfig, place: Path, found: PictureSet) -> Path:
+    """Where the codes go."""
+    if config.output is not None:
+        return location(config.output)
+    if not found.has_own_place:
+        raise UsageError(
+            f"{config.data}: codes have no place of their own in {found.format} data",
+            hint="say where they go with --output",
+            code="usage.missing_key",
+            details={"key": "output"},
+        )
+    return location(config.data) / _NAMES[config.layout]
+
+
+def _recorded(config: EncodeConfig, maker: CodeMaker, rule: EncodeRule) -> dict[str, Any]:
+    """The options that shape the codes, for the record; the tokenizer by its name and digest."""
+    options = config.model_dump(mode="json", exclude={*config.no_effect_on_output})
+    options |= {"tokenizer": maker.name, "tokenizer digest": maker.digest}
+    options |= {"check_every": rule.check_every, "preprocessing": _told(maker)}
+    if config.precision != "fp32":  # fp32 codes are those of each picture alone
+        options["batch_size"] = config.batch_size
+    return options
+
+
+def _told(maker: CodeMaker) -> Mapping[str, Any]:
+    rule = maker.rule
+    return {"size": rule.size, **(rule.resize.model_dump(mode="json") if rule.resize else {})}
+
+
+def _agreement(run: Run) -> float:
+    """Share of codes that are those of fp32; 1 where nothing was compared."""
+    compared = run.sums.get("compared", 0)
+    return run.sums.get("agreeing", 0) / compared if compared else 1.0

@@ -1,0 +1,349 @@
+"""Pictures to codes and back: whatever the batches, the processes and the damage."""
+
+import pickle
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.builders.codes import plain_fast, published_windows
+from tests.builders.encoding import (
+    EPISODES,
+    FRAMES,
+    encoded,
+    picture_name,
+    picture_tree,
+    write_continuous_tokenizer,
+    write_tokenizer,
+)
+from tests.builders.jobs import contents
+from tests.builders.pictures import image_shards, picture, saved, write
+from tests.builders.tokenizers import SIDE
+from vlatool.artifacts.codes_folder import CodesFolder
+from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
+from vlatool.evaluation.code_maker import open_code_maker
+from vlatool.jobs.job import Ranks
+from vlatool.jobs.run import run_job
+from vlatool.models.pictures import pixels_of
+from vlatool.models.titok.weights import open_titok
+from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
+from vlatool.workflows.decode import DecodeConfig, DecodeResult, decode
+from vlatool.workflows.encode import EncodeConfig, EncodeJob
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import VerifyConfig, verify
+
+PICTURES = EPISODES * FRAMES * 2
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return picture_tree(tmp_path_factory.mktemp("pictures") / "A")
+
+
+@pytest.fixture(scope="module")
+def whole(tree: Path, tokenizer: str) -> Path:
+    encoded(tree, tokenizer)
+    return tree / "TiToken"
+
+
+@pytest.fixture
+def damaged(tree: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tree / "images", tmp_path / "B/images")
+    return tmp_path / "B"
+
+
+def test_codes_are_those_that_the_tokenizer_makes(whole: Path, tree: Path, tokenizer: str) -> None:
+    model = open_titok(tokenizer)[1]
+    found = CodesFolder.open(whole).read("episode_000001")
+    for stem, codes in zip(found.stems, found.codes, strict=True):
+        pixels = np.asarray(Image.open(tree / f"images/episode_000001/{stem}.png"))
+        images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+        assert codes.tolist() == model.codes(pixels_of(images))[0].tolist()
+
+
+def test_output_is_whole(whole: Path) -> None:
+    result = verify(VerifyConfig(location=str(whole)))
+    assert list(result.findings) == []
+    assert len(list(whole.glob("checks/*/*.png"))) == EPISODES * 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_batch_size_does_not_shape_codes(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path, batch_size: int
+) -> None:
+    encoded(tree, tokenizer, tmp_path / "out", batch_size=batch_size)
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_reading_processes_do_not_shape_codes(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    encoded(tree, tokenizer, tmp_path / "out", num_workers=2)
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_packed_codes_are_those_of_separate_files(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    result = encoded(tree, tokenizer, tmp_path / "out", layout="packed")
+    found, known = CodesFolder.open(tmp_path / "out"), CodesFolder.open(whole)
+    assert result.pictures == PICTURES
+    assert found.manifest.digest == known.manifest.digest
+    assert (tmp_path / "out/episode_000000.npz").is_file()
+
+
+@pytest.mark.parametrize("size", [2, 4], ids=["two", "one-without-items"])
+def test_ranks_together_write_what_one_process_writes(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path, size: int
+) -> None:
+    barrier = threading.Barrier(size, timeout=60)
+    statuses: dict[int, str] = {}
+
+    def share(rank: int) -> None:
+        job = EncodeJob(_config(tree, tokenizer, tmp_path / "out"), size)
+        ranks = Ranks(rank, size, lambda: bool(barrier.wait()) and None, barrier.abort)
+        statuses[rank] = run_job(job, job.pipeline, ranks=ranks).status
+
+    threads = [threading.Thread(target=share, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert statuses == {rank: "shared" if rank else "written" for rank in range(size)}
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def _config(tree: Path, tokenizer: str, output: Path) -> EncodeConfig:
+    keys = {"data": str(tree), "tokenizer": tokenizer, "output": str(output)}
+    return EncodeConfig.model_validate({**keys, "num_workers": 0, "check_every": 4})
+
+
+def test_repeated_run_makes_missing_codes_alone(tree: Path, tokenizer: str, tmp_path: Path) -> None:
+    encoded(tree, tokenizer, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    next((tmp_path / "out/episode_000001").iterdir()).unlink()
+
+    result = encoded(tree, tokenizer, tmp_path / "out", skip_existing=True)
+
+    assert result.status == "written"
+    assert contents(tmp_path / "out") == before
+
+
+def test_other_tokenizer_is_refused_over_codes(whole: Path, tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        encoded(tree, write_tokenizer(tmp_path / "other", seed=4))
+    assert caught.value.code == "usage.output_differs"
+    assert CodesFolder.open(whole).manifest.tokenizer == "tiny"
+
+
+def test_first_stage_makes_codes_and_no_checks(tree: Path, tmp_path: Path) -> None:
+    first = write_tokenizer(tmp_path / "first", stage=1)
+    encoded(tree, first, tmp_path / "out")
+    assert not (tmp_path / "out/checks").exists()
+
+
+def test_bfloat16_tells_how_many_codes_stay_the_same(
+    tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    result = encoded(tree, tokenizer, tmp_path / "out", precision="bf16")
+    manifest = CodesFolder.open(tmp_path / "out").manifest
+    assert manifest.precision == "bf16"
+    assert 0.5 < manifest.agreement <= 1
+    assert result.agreement == manifest.agreement
+
+
+def test_image_shards_have_the_codes_of_their_pictures(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    image_shards(tree, tmp_path / "shards")
+    encoded(tmp_path / "shards", tokenizer, tmp_path / "out")
+    found = CodesFolder.open(tmp_path / "out").manifest
+    assert found.digest == CodesFolder.open(whole).manifest.digest
+
+
+def test_recordings_need_an_output(tree: Path, tokenizer: str, tmp_path: Path) -> None:
+    image_shards(tree, tmp_path / "shards")
+    with pytest.raises(UsageError) as caught:
+        encoded(tmp_path / "shards", tokenizer)
+    assert caught.value.code == "usage.missing_key"
+
+
+def _small() -> bytes:
+    return saved(picture(1, SIDE + 4, SIDE))
+
+
+def _grey() -> bytes:
+    return saved(picture(1, SIDE, SIDE).convert("L"))
+
+
+def _alpha() -> bytes:
+    return saved(picture(1, SIDE, SIDE).convert("RGBA"))
+
+
+def _cut() -> bytes:
+    return saved(picture(1, SIDE, SIDE))[:-30]
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (_small(), "data.picture_size"),
+        (_grey(), "data.not_rgb"),
+        (_alpha(), "data.not_rgb"),
+        (_cut(), "data.picture_unreadable"),
+        (b"", "data.picture_unreadable"),
+    ],
+    ids=["other-size", "grey", "alpha", "cut-off", "empty"],
+)
+def test_bad_picture_fails_its_episode_alone(
+    damaged: Path, tokenizer: str, content: bytes, code: str
+) -> None:
+    write(damaged, picture_name(1), content)
+    with pytest.raises(PartialFailure) as caught:
+        encoded(damaged, tokenizer, batch_size=3)
+    failures = caught.value.details["failures"]
+    assert [(one["episode"], one["code"]) for one in failures] == [("episode_000001", code)]
+    assert "frame_000002" in failures[0]["message"]
+    assert CodesFolder.open(damaged / "TiToken").episodes() == ["episode_000000", "episode_000002"]
+
+
+def test_repaired_episode_is_added(damaged: Path, tree: Path, tokenizer: str, whole: Path) -> None:
+    write(damaged, picture_name(1), _grey())
+    with pytest.raises(PartialFailure):
+        encoded(damaged, tokenizer)
+    shutil.copy(tree / picture_name(1), damaged / picture_name(1))
+
+    result = encoded(damaged, tokenizer)
+
+    assert result.resumed == EPISODES - 1
+    assert contents(damaged / "TiToken") == contents(whole)
+
+
+def test_picture_of_another_size_is_resized_where_the_tokenizer_says_how(
+    damaged: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer, tmp_path / "resizes")
+    path = tmp_path / "resizes/config.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["dataset"]["preprocessing"]["resize_shorter_edge"] = SIDE
+    path.write_text(yaml.safe_dump(document))
+    write(damaged, picture_name(1), _small())
+
+    assert encoded(damaged, str(tmp_path / "resizes")).resized == 1
+
+
+def _half(folder: Path, tokenizer: str) -> None:
+    shutil.copytree(tokenizer, folder)
+    weights = folder / "pytorch_model.bin"
+    weights.write_bytes(weights.read_bytes()[:4000])
+
+
+class _Runs:
+    def __reduce__(self) -> object:
+        return (print, ("this must not be run",))
+
+
+def _with_code(folder: Path, tokenizer: str) -> None:
+    shutil.copytree(tokenizer, folder)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": _Runs()}, protocol=2))
+
+
+def _continuous(folder: Path, tokenizer: str) -> None:
+    del tokenizer
+    write_continuous_tokenizer(folder)
+
+
+@pytest.mark.parametrize("make", [_half, _with_code, _continuous])
+def test_tokenizer_that_cannot_be_used_is_refused(
+    make: object, tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    assert callable(make)
+    make(tmp_path / "bad", tokenizer)
+    with pytest.raises(VlatoolError) as caught:
+        encoded(tree, str(tmp_path / "bad"), tmp_path / "out")
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "out").exists()
+
+
+def _decoded(codes: Path, tokenizer: str, output: Path) -> DecodeResult:
+    return decode(DecodeConfig(codes=str(codes), tokenizer=tokenizer, output=str(output)))
+
+
+def test_decoded_pictures_are_those_that_the_tokenizer_draws(
+    whole: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    result = _decoded(whole, tokenizer, tmp_path / "out")
+    found = CodesFolder.open(whole).read("episode_000002")
+    drawn = open_code_maker(tokenizer, CPU).draw(found.codes.astype(np.int64))
+    path = tmp_path / f"out/episode_000002/{found.stems[4]}.png"
+    assert result.pictures == PICTURES
+    assert np.array_equal(np.asarray(Image.open(path)), drawn[4])
+
+
+def test_single_file_of_codes_is_decoded(whole: Path, tokenizer: str, tmp_path: Path) -> None:
+    stem = CodesFolder.open(whole).stems("episode_000001")[3]
+    _decoded(whole / f"episode_000001/{stem}.json", tokenizer, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == [f"{stem}.png"]
+
+
+def test_codes_out_of_range_fail_their_episode(whole: Path, tokenizer: str, tmp_path: Path) -> None:
+    codes = tmp_path / "TiToken"
+    shutil.copytree(whole, codes, ignore=shutil.ignore_patterns(".vlatool"))
+    stem = CodesFolder.open(whole).stems("episode_000001")[0]
+    (codes / f"episode_000001/{stem}.json").write_text(str([[64]] * 8))
+    with pytest.raises(PartialFailure) as caught:
+        _decoded(codes, tokenizer, tmp_path / "out")
+    failed = [(one["episode"], one["code"]) for one in caught.value.details["failures"]]
+    assert failed == [("episode_000001", "data.broken_codes")]
+
+
+def test_codes_of_another_tokenizer_are_not_decoded(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _decoded(whole, write_tokenizer(tmp_path / "other", seed=9), tmp_path / "out")
+    assert caught.value.code == "data.other_tokenizer"
+
+
+def test_first_stage_draws_nothing(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _decoded(whole, write_tokenizer(tmp_path / "first", stage=1), tmp_path / "out")
+    assert caught.value.code == "data.no_pixels"
+
+
+def test_page_of_built_samples_shows_what_is_drawn_of_the_codes(tmp_path: Path) -> None:
+    codes = {"type": "vq", "codebook_size": 4096, "token_size": 6}
+    tokenizer = write_tokenizer(tmp_path / "t", num_latent_tokens=32, quantizer=codes)
+    tree = published_windows(tmp_path / "A", 1, 3)
+    for path in tree.glob("images/*/*.png"):
+        path.write_bytes(saved(picture(1, SIDE, SIDE)))
+    encoded(tree, tokenizer)
+    built = {"data": str(tree), "fast": str(plain_fast(tmp_path / "fast")), "workers": 1}
+    build_dataset(BuildDatasetConfig.model_validate({**built, "output": str(tmp_path / "out")}))
+    counts: list[int] = []
+    for given in (None, tokenizer):
+        page = tmp_path / "page.html"
+        keys = {"location": str(tmp_path / "out"), "html": str(page), "html_samples": 1}
+        inspect(InspectConfig.model_validate({**keys, "tokenizer": given}))
+        counts.append(page.read_text().count("<figure"))
+    assert counts[1] == counts[0] + 32
+
+
+def test_tokenizer_is_refused_where_nothing_is_drawn(
+    whole: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    page = str(tmp_path / "page.html")
+    config = InspectConfig(location=str(whole), tokenizer=tokenizer, html=page)
+    with pytest.raises(UsageError) as caught:
+        inspect(config)
+    assert caught.value.exit_code == 2

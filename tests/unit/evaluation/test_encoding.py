@@ -1,0 +1,15 @@
+"""How an episode is parted into batches."""
+
+import pytest
+
+from vlatool.evaluation.encoding import spread
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"),
+    [(0, 4, []), (4, 4, [4]), (5, 4, [2, 3]), (260, 64, [52] * 5), (3, 1, [1, 1, 1])],
+)
+def test_batches_of_an_episode_are_few_and_alike(count: int, most: int, sizes: list[int]) -> None:
+    batches = spread(count, most)
+    assert [len(batch) for batch in batches] == sizes
+    assert [index for batch in batches for index in batch] == list(range(count))

@@ -1,0 +1,144 @@
+"""Crops and colours against slow formulas. lbm-data 5.4."""
+
+import colorsys
+import math
+
+import numpy as np
+import pytest
+
+from vlatool.errors import DataError
+from vlatool.transforms.augmentation import (
+    Box,
+    ColourRanges,
+    central_box,
+    random_box,
+    recolour,
+)
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    """Random levels, with greys, black, white and pure colours among them."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    pixels[0] = pixels[0, :, :1]
+    pixels[1, :5] = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    pixels[2, :4] = [[9, 9, 3], [9, 3, 9], [3, 9, 9], [3, 3, 9]]
+    return pixels
+
+
+def grey(pixel: np.ndarray) -> int:
+    red, green, blue = map(float, pixel)
+    return math.floor(0.2989 * red + 0.587 * green + 0.114 * blue)
+
+
+def levels(values: list[float]) -> list[int]:
+    return [math.floor(min(max(value, 0.0), 255.0)) for value in values]
+
+
+def slow(pixels: np.ndarray, name: str, amount: float) -> np.ndarray:
+    """One change, pixel by pixel."""
+    mean = np.mean([grey(pixel) for row in pixels for pixel in row])
+    result = np.empty_like(pixels)
+    for y, row in enumerate(pixels):
+        for x, pixel in enumerate(row):
+            if name == "hue":
+                hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
+                rgb = colorsys.hsv_to_rgb((hue + amount) % 1, saturation, value)
+                result[y, x] = levels([255.999 * one for one in rgb])
+            else:
+                other = {"brightness": 0.0, "contrast": mean, "saturation": grey(pixel)}[name]
+                mixed = [amount * float(one) + (1 - amount) * other for one in pixel]
+                result[y, x] = levels(mixed)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "amount"),
+    [
+        ("brightness", 0.8),
+        ("brightness", 1.37),
+        ("contrast", 0.61),
+        ("contrast", 1.4),
+        ("saturation", 0.0),
+        ("saturation", 1.19),
+        ("hue", 0.05),
+        ("hue", -0.05),
+        ("hue", 0.5),
+        ("hue", -0.31),
+    ],
+)
+def test_colours_change_as_the_formula_says(name: str, amount: float) -> None:
+    pixels = picture()
+    expected = slow(pixels, name, amount)
+
+    recolour(pixels, {name: amount})
+
+    difference = np.abs(pixels.astype(int) - expected)
+    assert difference.max() <= 1  # single precision may round the other way
+    assert (difference > 0).mean() < 0.02
+
+
+def test_changes_are_made_in_the_order_they_are_given() -> None:
+    changes = {"contrast": 1.4, "hue": 0.05, "brightness": 0.8}
+    expected, pixels = picture(), picture()
+    for name, amount in changes.items():
+        expected = slow(expected, name, amount)
+
+    recolour(pixels, changes)
+
+    assert np.abs(pixels.astype(int) - expected).max() <= 2
+
+
+def test_drawn_changes_lie_in_their_ranges_in_any_order() -> None:
+    ranges = ColourRanges(0.2, 0.4, 1.5, (-0.05, 0.02))
+    rng = np.random.default_rng(1)
+
+    drawn = [ranges.draw(rng) for _ in range(300)]
+
+    for name, low, high in (
+        ("brightness", 0.8, 1.2),
+        ("contrast", 0.6, 1.4),
+        ("saturation", 0.0, 2.5),
+        ("hue", -0.05, 0.02),
+    ):
+        values = [one[name] for one in drawn]
+        assert low <= min(values) < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < max(values) <= high
+    assert len({tuple(one) for one in drawn}) == 24
+
+
+def test_ranges_of_nothing_change_nothing() -> None:
+    assert ColourRanges(0, 0, 0, (0, 0)).draw(np.random.default_rng(0)) == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "box"),
+    [
+        ((384, 384), (224, 224), Box(80, 80, 224, 224)),
+        ((5, 8), (2, 3), Box(2, 2, 2, 3)),  # halves are rounded to even
+        ((7, 9), (7, 9), Box(0, 0, 7, 9)),
+        ((10, 11), (0.5, 1.0), Box(2, 0, 5, 11)),
+    ],
+)
+def test_central_box(size: tuple[int, int], shape: tuple[float, float], box: Box) -> None:
+    assert central_box(size, shape) == box
+
+
+def test_random_box_reaches_every_place_and_no_other() -> None:
+    rng = np.random.default_rng(0)
+
+    boxes = {random_box((5, 6), (3, 5), rng) for _ in range(200)}
+
+    assert boxes == {Box(top, left, 3, 5) for top in range(3) for left in range(2)}
+
+
+def test_share_of_a_picture_is_rounded_down() -> None:
+    box = random_box((9, 7), (0.5, 0.99), np.random.default_rng(0))
+
+    assert (box.height, box.width) == (4, 6)
+
+
+def test_picture_that_is_too_small_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        central_box((224, 200), (224, 224))
+
+    assert caught.value.code == "data.picture_too_small"
