@@ -190,6 +190,14 @@ def test_published_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert ignored.count("experiment.project") == 1
 
 
+def test_published_key_typed_over_a_preset_leaves_its_stage_alone() -> None:
+    typed = [parse_override("model.vq_model.pretrained_tokenizer_weight=runs/vqgan")]
+    config = load_config(TrainConfig, presets=["titok-tiny-stage1"], overrides=typed).config
+
+    assert isinstance(config.model, TitokConfig)
+    assert (config.model.stage, config.model.teacher) == (1, "runs/vqgan")
+
+
 def test_override_of_a_half_counts_with_the_other_half_of_the_file(tmp_path: Path) -> None:
     config, _ = run_of(tmp_path, "training.gradient_accumulation_steps=2")
 

@@ -9,7 +9,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vlatool.config.layers import Translated
-from vlatool.config.tree import Node, find, from_value, leaf_origins, lenient, merge, plain, without
+from vlatool.config.tree import (
+    TYPED_ORIGIN,
+    Node,
+    find,
+    from_value,
+    leaf_origins,
+    lenient,
+    merge,
+    plain,
+    without,
+)
 
 # Of the published launch, for which its batch size per process is meant.
 PROCESSES = 8
@@ -103,7 +113,7 @@ def translate(tree: Node, below: Node) -> Translated | None:
     ours = tree
     for section in theirs.value:
         ours = without(ours, [section] if section != "model" else _MODEL.split("."))
-    begins = find(below, _MODEL.split(".")) is None and find(tree, _MODEL.split(".")) is not None
+    begins = tree.origin != TYPED_ORIGIN and find(below, _MODEL.split(".")) is None
     made, used = _made(theirs, look, _rules(whole_model=begins))
     rest = lenient(_without(theirs, used))
     return Translated(merge(merge(rest, made), ours))
@@ -141,7 +151,7 @@ def _made(theirs: Node, look: Look, rules: tuple[_Rule, ...]) -> tuple[Node, lis
 
 
 def _rules(*, whole_model: bool) -> tuple[_Rule, ...]:
-    """All of them; a section of a model that is the first one has the published defaults too."""
+    """All of them; a model that a file begins has the published defaults too."""
     switches = tuple(f"{_MODEL}.{name}" for name in ("is_legacy", "finetune_decoder"))
     quantizer = tuple(f"{_MODEL}.{name}" for name in ("quantize_mode", *_OF_VQ))
     first = (_MODEL,) if whole_model else ()
