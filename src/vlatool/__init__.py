@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
     from vlatool.workflows.catalog import presets as presets
+    from vlatool.workflows.decode import decode as decode
     from vlatool.workflows.demo import demo as demo
     from vlatool.workflows.doctor import doctor as doctor
+    from vlatool.workflows.encode import encode as encode
     from vlatool.workflows.evaluate import open_loop as open_loop
     from vlatool.workflows.evaluate import rollout as rollout
     from vlatool.workflows.export import export as export
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from vlatool.workflows.split import split as split
     from vlatool.workflows.stats_compute import stats_compute as stats_compute
     from vlatool.workflows.stats_merge import stats_merge as stats_merge
+    from vlatool.workflows.tokenizer_eval import tokenizer_eval as tokenizer_eval
+    from vlatool.workflows.tokenizer_export import tokenizer_export as tokenizer_export
     from vlatool.workflows.train import train as train
     from vlatool.workflows.verify import verify as verify
 
@@ -39,8 +43,10 @@ _PUBLIC = {
     "EpisodeRef": "vlatool.episode:EpisodeRef",
     "VlatoolError": "vlatool.errors:VlatoolError",
     "build_dataset": f"{_WORKFLOWS}.build_dataset:build_dataset",
+    "decode": f"{_WORKFLOWS}.decode:decode",
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",
+    "encode": f"{_WORKFLOWS}.encode:encode",
     "export": f"{_WORKFLOWS}.export:export",
     "finetune": f"{_WORKFLOWS}.finetune:finetune",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
@@ -58,6 +64,8 @@ _PUBLIC = {
     "split": f"{_WORKFLOWS}.split:split",
     "stats_compute": f"{_WORKFLOWS}.stats_compute:stats_compute",
     "stats_merge": f"{_WORKFLOWS}.stats_merge:stats_merge",
+    "tokenizer_eval": f"{_WORKFLOWS}.tokenizer_eval:tokenizer_eval",
+    "tokenizer_export": f"{_WORKFLOWS}.tokenizer_export:tokenizer_export",
     "train": f"{_WORKFLOWS}.train:train",
     "verify": f"{_WORKFLOWS}.verify:verify",
 }

@@ -19,6 +19,9 @@ RENAMED = {
     "version": "__version__",
     "stats compute": "stats_compute",
     "stats merge": "stats_merge",
+    "tokenizer eval": "tokenizer_eval",
+    "tokenizer export": "tokenizer_export",
+    "tokenizer train": "train",
 }
 
 

@@ -280,9 +280,13 @@ def _open_block(cache: BlockCache, given: tuple[Block, ShardIndex | None]) -> _O
 def _local(cache: BlockCache, path: Path, known: ShardIndex | None) -> _OpenBlock:
     file = path.open("rb", buffering=0)
     size = os.fstat(file.fileno()).st_size
-    if known is None or known.shard_bytes != size:
-        known = shard_index(cache.files, FileVersion.of(path))
-    return _OpenBlock(path, known, file)
+    index = read_index(index_path(path)) if known is None else known
+    if index is None or index.shard_bytes != size:
+        kept = cache.files.known(FileVersion.of(path), INDEX_SUFFIX)
+        index = None if kept is None else parse_index(kept)
+    if index is None or index.shard_bytes != size:
+        index = index_by_headers(path)  # milliseconds: not worth keeping
+    return _OpenBlock(path, index, file)
 
 
 def _remote(cache: BlockCache, path: Path) -> _OpenBlock:

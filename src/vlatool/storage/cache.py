@@ -81,6 +81,10 @@ class FileCache:
     folder: Path
     limit: int | None = None
 
+    def known(self, file: FileVersion, suffix: str) -> bytes | None:
+        """What is known of a file, where somebody found it out before."""
+        return _read(self.folder / f"{file.name}{suffix}")
+
     def content(self, file: FileVersion, suffix: str, make: Callable[[], bytes]) -> bytes:
         """What is known of a file; made by one process where nobody did so before."""
         path = self.folder / f"{file.name}{suffix}"
