@@ -29,7 +29,7 @@ from machine import describe
 
 HERE = Path(__file__).resolve().parents[1]
 FAR = 1_000_000
-# Before this issue the modules of robotics data stood one folder up.
+# Where the modules of robotics data stood before.
 OLD = "vlatool.loading"
 
 
