@@ -9,11 +9,13 @@ of a micro-batch of this rank, K loader processes.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -292,7 +294,19 @@ def settle_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    sys.excepthook = _tell_unless_left
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _tell_unless_left(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Says nothing of a process that was killed while it took a batch: this one ends as well.
+
+    Python's thread that hands over the memory of batches tells all errors in this way.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _end_with_parent() -> None:
