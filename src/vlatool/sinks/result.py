@@ -1,8 +1,10 @@
 """What came of episodes on their way into a sink, for people and for programs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vlatool.jobs.result import failed_lines
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,6 @@ class PreprocessResult:
     next: str = ""
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
     amounts: Mapping[str, int] = field(default_factory=dict[str, int])
-
-    @classmethod
-    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
-        """The result of an earlier run from its record, which another version may have written."""
-        names = {one.name for one in fields(cls)}
-        kept = {name: value for name, value in recorded.items() if name in names}
-        return cls(**{**kept, "output": output, "status": "already complete"})
 
     def document(self) -> dict[str, Any]:
         """The result for programs."""
@@ -74,7 +69,7 @@ class PreprocessResult:
             lines.append(f"{self.resumed} episodes were already written by an earlier run")
         lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
         lines += [f"no samples from {name}" for name in self.empty_episodes]
-        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        lines += failed_lines(self.failures)
         if self.next and self.status != "planned":
             lines.append(f"next: {self.next}")
         return "\n".join(lines)

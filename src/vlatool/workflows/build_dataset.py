@@ -1,7 +1,7 @@
 """From windows and the codes of their pictures to samples for a language model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -36,9 +36,10 @@ from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
 from vlatool.jobs.inputs import digest_of, plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
+from vlatool.jobs.job import JobOptions, JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.result import failed_lines, known_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import Engine, make_executor
 from vlatool.parallel.executor import Executor
@@ -161,13 +162,6 @@ class BuildDatasetResult:
     seconds: float = 0.0
     status: str = "written"
 
-    @classmethod
-    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
-        """The result of an earlier run from its record, which another version may have written."""
-        names = {one.name for one in fields(cls)}
-        kept = {name: value for name, value in recorded.items() if name in names}
-        return cls(**{**kept, "output": output, "status": "already complete"})
-
     def document(self) -> dict[str, Any]:
         """The result for programs."""
         return asdict(self)
@@ -187,7 +181,7 @@ class BuildDatasetResult:
         if self.resumed and self.status == "written":
             lines.append(f"{self.resumed} episodes were already written by an earlier run")
         lines += [f"no samples from {name}" for name in self.empty_episodes]
-        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        lines += failed_lines(self.failures)
         if self.status != "planned":
             lines.append(f"next: vlatool verify {self.output}")
         return "\n".join(lines)
@@ -208,11 +202,7 @@ def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> B
     job = BuildDatasetJob(config, reporter)
     options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
     run = run_job(job, _executor(config), options=options, reporter=reporter)
-    result = job.answer(run)
-    if problem := failure_of(run, job.spec.noun, result.episodes):
-        problem.result = result
-        raise problem
-    return result
+    return result_or_raise(job.answer(run), run, job.spec.noun)
 
 
 def _executor(config: BuildDatasetConfig) -> Executor:
@@ -313,7 +303,7 @@ class BuildDatasetJob:
     def answer(self, run: Run) -> BuildDatasetResult:
         """What came of a run."""
         if run.status == "already complete":
-            return BuildDatasetResult.known(self._config.output, run.record.result or {})
+            return known_result(BuildDatasetResult, self._config.output, run.record.result)
         failed, empty = len(run.failures), len(run.empty)
         return BuildDatasetResult(
             output=self._config.output,

@@ -1,9 +1,9 @@
 """Codes back to the pictures that a tokenizer draws from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from vlatool.evaluation.coding_config import DecodeConfig
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FileEntry, folder_entry, remove_strangers
 from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
+from vlatool.jobs.job import JobOptions, JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.result import failed_lines, known_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.bulk_folder import bulk_folder
@@ -44,13 +45,6 @@ class DecodeResult:
     seconds: float = 0.0
     status: str = "written"
 
-    @classmethod
-    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
-        """The result of an earlier run from its record, which another version may have written."""
-        names = {one.name for one in fields(cls)}
-        kept = {name: value for name, value in recorded.items() if name in names}
-        return cls(**{**kept, "output": output, "status": "already complete"})
-
     def document(self) -> dict[str, Any]:
         """The result for programs."""
         return asdict(self)
@@ -63,7 +57,7 @@ class DecodeResult:
         line = f"{self.output}: {what}"
         if self.status == "already complete":
             line += "; was already complete, nothing to do"
-        failed = [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        failed = failed_lines(self.failures)
         return "\n".join([line, *failed])
 
 
@@ -81,11 +75,7 @@ def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:
     job = DecodeJob(config)
     options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
     run = run_job(job, SerialExecutor(), options=options, reporter=reporter)
-    result = job.answer(run)
-    if problem := failure_of(run, job.spec.noun, result.episodes):
-        problem.result = result
-        raise problem
-    return result
+    return result_or_raise(job.answer(run), run, job.spec.noun)
 
 
 @dataclass(frozen=True)
@@ -196,7 +186,7 @@ class DecodeJob:
     def answer(self, run: Run) -> DecodeResult:
         """What came of a run."""
         if run.status == "already complete":
-            return DecodeResult.known(self._config.output, run.record.result or {})
+            return known_result(DecodeResult, self._config.output, run.record.result)
         return DecodeResult(
             output=self._config.output,
             tokenizer=self._maker.name,

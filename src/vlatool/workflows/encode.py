@@ -1,9 +1,9 @@
 """Pictures to the codes of a tokenizer, on every device there is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vlatool.artifacts.codes import (
     CHECKS_NAME,
@@ -24,9 +24,10 @@ from vlatool.evaluation.picture_sets import PictureSet, find_pictures
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
 from vlatool.jobs.inputs import plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
+from vlatool.jobs.job import JobOptions, JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.result import failed_lines, known_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import existing, location, pinned
@@ -68,13 +69,6 @@ class EncodeResult:
     seconds: float = 0.0
     status: str = "written"
 
-    @classmethod
-    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
-        """The result of an earlier run from its record, which another version may have written."""
-        names = {one.name for one in fields(cls)}
-        kept = {name: value for name, value in recorded.items() if name in names}
-        return cls(**{**kept, "output": output, "status": "already complete"})
-
     def document(self) -> dict[str, Any]:
         """The result for programs."""
         return asdict(self)
@@ -98,7 +92,7 @@ class EncodeResult:
             lines.append(f"{self.resized} pictures of another size were resized as in training")
         if self.resumed and self.status == "written":
             lines.append(f"{self.resumed} episodes were already written by an earlier run")
-        lines += [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        lines += failed_lines(self.failures)
         lines.append(f"next: vlatool verify {self.output}")
         return "\n".join(lines)
 
@@ -122,11 +116,7 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
         job = EncodeJob(config, processes=ranks.size)
         job.announce(reporter)
         run = run_job(job, job.pipeline, options=options, reporter=reporter, ranks=ranks)
-    result = job.answer(run)
-    if problem := failure_of(run, job.spec.noun, result.episodes):
-        problem.result = result
-        raise problem
-    return result
+    return result_or_raise(job.answer(run), run, job.spec.noun)
 
 
 class EncodeJob:
@@ -223,7 +213,7 @@ class EncodeJob:
     def answer(self, run: Run) -> EncodeResult:
         """What came of a run."""
         if run.status == "already complete":
-            return EncodeResult.known(self._shown, run.record.result or {})
+            return known_result(EncodeResult, self._shown, run.record.result)
         pipeline, maker = self.pipeline, self._maker
         return EncodeResult(
             output=self._shown,

@@ -1,9 +1,9 @@
 """Codes and built samples in the other of their layouts, value for value."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,9 +28,10 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
 from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
+from vlatool.jobs.job import JobOptions, JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.result import failed_lines, known_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import make_executor
 from vlatool.storage.atomic import remove_file
@@ -86,13 +87,6 @@ class ExportResult:
     seconds: float = 0.0
     status: str = "written"
 
-    @classmethod
-    def known(cls, output: str, recorded: Mapping[str, Any]) -> Self:
-        """The result of an earlier run from its record, which another version may have written."""
-        names = {one.name for one in fields(cls)}
-        kept = {name: value for name, value in recorded.items() if name in names}
-        return cls(**{**kept, "output": output, "status": "already complete"})
-
     def document(self) -> dict[str, Any]:
         """The result for programs."""
         return asdict(self)
@@ -106,7 +100,7 @@ class ExportResult:
         line = f"{self.output}: {what}, {self.amount} {noun}, {self.bytes / 1e6:.1f} MB"
         if self.status == "already complete":
             line += "; was already complete, nothing to do"
-        failed = [f"failed {one['episode']}: {one['message']}" for one in self.failures]
+        failed = failed_lines(self.failures)
         return "\n".join([line, *failed, f"next: vlatool verify {self.output}"])
 
 
@@ -127,11 +121,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult:
     options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
     executor = make_executor(1 if config.dry_run else config.workers)
     run = run_job(job, executor, options=options, reporter=reporter)
-    result = job.answer(run)
-    if problem := failure_of(run, job.spec.noun, result.episodes):
-        problem.result = result
-        raise problem
-    return result
+    return result_or_raise(job.answer(run), run, job.spec.noun)
 
 
 @dataclass(frozen=True)
@@ -329,7 +319,7 @@ class ExportJob:
     def answer(self, run: Run) -> ExportResult:
         """What came of a run."""
         if run.status == "already complete":
-            return ExportResult.known(self._config.output, run.record.result or {})
+            return known_result(ExportResult, self._config.output, run.record.result)
         return ExportResult(
             output=self._config.output,
             exported=self._work.exported,

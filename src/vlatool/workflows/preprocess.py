@@ -15,9 +15,10 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FileEntry, remove_strangers
 from vlatool.jobs.inputs import plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run, failure_of
+from vlatool.jobs.job import JobOptions, JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, published, side_files, versions_of
+from vlatool.jobs.result import known_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import Engine, make_executor
 from vlatool.parallel.executor import Executor
@@ -161,11 +162,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         job.announce(reporter)
         options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
         run = run_job(job, executor, options=options, reporter=reporter)
-    result = job.answer(run)
-    if problem := failure_of(run, job.spec.noun, result.episodes):
-        problem.result = result
-        raise problem
-    return result
+    return result_or_raise(job.answer(run), run, job.spec.noun)
 
 
 def _executor(config: PreprocessConfig) -> Executor:
@@ -255,7 +252,7 @@ class PreprocessJob:
     def answer(self, run: Run) -> PreprocessResult:
         """What came of a run."""
         if run.status == "already complete":
-            known = PreprocessResult.known(self._config.output, run.record.result or {})
+            known = known_result(PreprocessResult, self._config.output, run.record.result)
             return replace(known, next=self._next)
         failed, empty = len(run.failures), len(run.empty)
         return PreprocessResult(
