@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 
 from vlatool.artifacts.codes import CodesLayout
 from vlatool.config.base import ConfigModel, needed_field
+from vlatool.jobs.conduct import CONDUCT, DryRun, MaxFailures, OnError, Overwrite
 
 Precision = Literal["fp32", "bf16"]
 
-_CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
 _DEVICE = ("batch_size", "num_workers")
 
 
@@ -18,7 +18,7 @@ class EncodeConfig(ConfigModel):
     """What `vlatool encode` does."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Output": ("output", "layout", "check_every", *_CONDUCT, "skip_existing"),
+        "Output": ("output", "layout", "check_every", *CONDUCT, "skip_existing"),
         "Device": ("precision", *_DEVICE),
     }
     renamed: ClassVar[Mapping[str, str]] = {"a_dir": "data", "ckpt_dir": "tokenizer"}
@@ -28,7 +28,7 @@ class EncodeConfig(ConfigModel):
         "no_amp": "the encoder computes in fp32 unless --precision bf16 is given",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"data", "tokenizer", "output", "format", *_DEVICE, *_CONDUCT, *without_effect}
+        {"data", "tokenizer", "output", "format", *_DEVICE, *CONDUCT, *without_effect}
     )
 
     data: str = needed_field("", "Folder of windows or pictures, image shards, or recordings.")
@@ -56,14 +56,10 @@ class EncodeConfig(ConfigModel):
         ge=0,
         description="Draw one of so many pictures of an episode again, beside itself; 0 for none.",
     )
-    on_error: Literal["skip", "stop"] = Field(
-        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
-    )
-    max_failures: int | None = Field(
-        default=None, ge=0, description="End when more episodes failed."
-    )
-    overwrite: bool = Field(default=False, description="Replace codes made with other options.")
-    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    on_error: OnError = "skip"
+    max_failures: MaxFailures = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
     skip_existing: bool | None = Field(default=None, description="Does nothing.")
     no_amp: bool | None = Field(default=None, description="Does nothing.")
 
@@ -77,21 +73,17 @@ class EncodeConfig(ConfigModel):
 class DecodeConfig(ConfigModel):
     """What `vlatool decode` does."""
 
-    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *_CONDUCT)}
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *CONDUCT)}
     renamed: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"codes", "tokenizer", "output", *_CONDUCT}
+        {"codes", "tokenizer", "output", *CONDUCT}
     )
 
     codes: str = needed_field("", "Folder of codes, or one of its files.")
     tokenizer: str = needed_field("", "Run, checkpoint or published folder of the tokenizer.")
     output: str = needed_field("", "Folder for the pictures.")
     batch_size: int = Field(default=32, ge=1, description="Most pictures on a device at once.")
-    on_error: Literal["skip", "stop"] = Field(
-        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
-    )
-    max_failures: int | None = Field(
-        default=None, ge=0, description="End when more episodes failed."
-    )
-    overwrite: bool = Field(default=False, description="Replace pictures made otherwise.")
-    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    on_error: OnError = "skip"
+    max_failures: MaxFailures = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False

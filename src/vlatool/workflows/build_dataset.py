@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -34,30 +34,40 @@ from vlatool.artifacts.windows import DATA_NAME, Kind
 from vlatool.config.base import ConfigModel, check_needed, each_once, needed_field
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.conduct import (
+    CONDUCT,
+    ENGINE,
+    DryRun,
+    EngineName,
+    MaxFailures,
+    OnError,
+    Overwrite,
+    RayAddress,
+    RayProcessors,
+    Workers,
+    executor_of,
+    job_options,
+)
 from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
 from vlatool.jobs.inputs import digest_of, plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run
+from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, known_result, result_or_raise
 from vlatool.jobs.run import run_job
-from vlatool.parallel.engines import Engine, make_executor
-from vlatool.parallel.executor import Executor
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import existing, location, pinned
 
-_ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
 # What is read stands in a record by its name and digest; what only repeats another key, not at all.
 _READ = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
-_CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
 
 
 class BuildDatasetConfig(ConfigModel):
     """What `vlatool build-dataset` does."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Output": ("output", "packed", "lines_per_file", "absolute", *_CONDUCT),
-        "Engine": _ENGINE,
+        "Output": ("output", "packed", "lines_per_file", "absolute", *CONDUCT),
+        "Engine": ENGINE,
     }
     renamed: ClassVar[Mapping[str, str]] = {"A": "data", "a_dir": "data", "fast_repo": "fast"}
     without_effect: ClassVar[Mapping[str, str]] = {
@@ -66,7 +76,7 @@ class BuildDatasetConfig(ConfigModel):
         "strict": "missing codes always fail their episode",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {*_READ, "output", *_ENGINE, *_CONDUCT, *without_effect}
+        {*_READ, "output", *ENGINE, *CONDUCT, *without_effect}
     )
 
     data: str = needed_field("", "Folder of windows, as preprocess writes it.")
@@ -102,24 +112,14 @@ class BuildDatasetConfig(ConfigModel):
         description="Folder of the language model's tokenizer, to see which instructions have "
         "ids that codes use.",
     )
-    engine: Engine = Field(default="local", description="local processes, or a Ray cluster.")
-    workers: int | None = Field(
-        default=None, ge=1, description="Processes; null for one per processor."
-    )
-    ray_address: str | None = Field(
-        default=None, description="Cluster to join with --engine ray; null for a private one."
-    )
-    ray_num_cpus: int | None = Field(
-        default=None, ge=1, description="Processors of a private Ray cluster; null for --workers."
-    )
-    on_error: Literal["skip", "stop"] = Field(
-        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
-    )
-    max_failures: int | None = Field(
-        default=None, ge=0, description="End when more episodes failed."
-    )
-    overwrite: bool = Field(default=False, description="Replace an output made with other options.")
-    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    engine: EngineName = "local"
+    workers: Workers = None
+    ray_address: RayAddress = None
+    ray_num_cpus: RayProcessors = None
+    on_error: OnError = "skip"
+    max_failures: MaxFailures = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
     gripper_raw: bool | None = Field(default=None, description="Same as --gripper raw.")
     rpy_std_mult: float | None = Field(
         default=None, description="Checked against the factors of the profile."
@@ -200,18 +200,9 @@ def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> B
         PartialFailure: The data are written, but without the episodes that failed.
     """
     job = BuildDatasetJob(config, reporter)
-    options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
-    run = run_job(job, _executor(config), options=options, reporter=reporter)
+    executor = executor_of(config, ("vlatool.artifacts.episode_build",))
+    run = run_job(job, executor, options=job_options(config), reporter=reporter)
     return result_or_raise(job.answer(run), run, job.spec.noun)
-
-
-def _executor(config: BuildDatasetConfig) -> Executor:
-    if config.dry_run:
-        return make_executor(1)
-    if config.engine == "ray":
-        cpus = config.ray_num_cpus or config.workers
-        return make_executor(cpus, engine="ray", ray_address=config.ray_address)
-    return make_executor(config.workers, preload=("vlatool.artifacts.episode_build",))
 
 
 class BuildDatasetJob:

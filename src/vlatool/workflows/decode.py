@@ -15,9 +15,10 @@ from vlatool.errors import DataError
 from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, own_device
 from vlatool.evaluation.coding_config import DecodeConfig
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.conduct import job_options
 from vlatool.jobs.files import FileEntry, folder_entry, remove_strangers
 from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run
+from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, known_result, result_or_raise
@@ -73,8 +74,7 @@ def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:
         PartialFailure: The pictures are written, but without the episodes that failed.
     """
     job = DecodeJob(config)
-    options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
-    run = run_job(job, SerialExecutor(), options=options, reporter=reporter)
+    run = run_job(job, SerialExecutor(), options=job_options(config), reporter=reporter)
     return result_or_raise(job.answer(run), run, job.spec.noun)
 
 

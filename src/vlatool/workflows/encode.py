@@ -22,9 +22,10 @@ from vlatool.evaluation.encoding import EncodePipeline, EncodeRule
 from vlatool.evaluation.fellows import joined_ranks
 from vlatool.evaluation.picture_sets import PictureSet, find_pictures
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.conduct import job_options
 from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
 from vlatool.jobs.inputs import plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run
+from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, known_result, result_or_raise
@@ -111,11 +112,12 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
         PartialFailure: The codes are written, but without the episodes that failed.
     """
     check_needed(config, "vlatool encode A --tokenizer CHECKPOINT")
-    options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
     with joined_ranks() as ranks:
         job = EncodeJob(config, processes=ranks.size)
         job.announce(reporter)
-        run = run_job(job, job.pipeline, options=options, reporter=reporter, ranks=ranks)
+        run = run_job(
+            job, job.pipeline, options=job_options(config), reporter=reporter, ranks=ranks
+        )
     return result_or_raise(job.answer(run), run, job.spec.noun)
 
 

@@ -26,9 +26,18 @@ from vlatool.artifacts.windows import lines_name
 from vlatool.config.base import ConfigModel, check_needed, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.conduct import (
+    CONDUCT,
+    DryRun,
+    MaxFailures,
+    OnError,
+    Overwrite,
+    Workers,
+    job_options,
+)
 from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
 from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run
+from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, known_result, result_or_raise
@@ -43,7 +52,7 @@ class ExportConfig(ConfigModel):
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "layout", "absolute"),
-        "Conduct": ("workers", "overwrite", "dry_run", "on_error", "max_failures"),
+        "Conduct": ("workers", *CONDUCT),
     }
 
     source: str = needed_field("", "Folder of codes, or of packed samples.")
@@ -54,17 +63,11 @@ class ExportConfig(ConfigModel):
     absolute: bool = Field(
         default=False, description="Whole locations of pictures in samples; else relative."
     )
-    workers: int | None = Field(
-        default=None, ge=1, description="Processes; null for one per processor."
-    )
-    on_error: Literal["skip", "stop"] = Field(
-        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
-    )
-    max_failures: int | None = Field(
-        default=None, ge=0, description="End when more episodes failed."
-    )
-    overwrite: bool = Field(default=False, description="Replace an output made with other options.")
-    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    workers: Workers = None
+    on_error: OnError = "skip"
+    max_failures: MaxFailures = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,8 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult:
         PartialFailure: The data are written, but without the episodes that failed.
     """
     job = ExportJob(config)
-    options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
     executor = make_executor(1 if config.dry_run else config.workers)
-    run = run_job(job, executor, options=options, reporter=reporter)
+    run = run_job(job, executor, options=job_options(config), reporter=reporter)
     return result_or_raise(job.answer(run), run, job.spec.noun)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
@@ -13,15 +13,27 @@ from vlatool.config.resolve import load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.conduct import (
+    CONDUCT,
+    ENGINE,
+    DryRun,
+    EngineName,
+    MaxFailures,
+    OnError,
+    Overwrite,
+    RayAddress,
+    RayProcessors,
+    Workers,
+    executor_of,
+    job_options,
+)
 from vlatool.jobs.files import FileEntry, remove_strangers
 from vlatool.jobs.inputs import plan_digest, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Run
+from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, published, side_files, versions_of
 from vlatool.jobs.result import known_result, result_or_raise
 from vlatool.jobs.run import run_job
-from vlatool.parallel.engines import Engine, make_executor
-from vlatool.parallel.executor import Executor
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
@@ -36,9 +48,6 @@ from vlatool.sources.choice import (
 from vlatool.sources.detection import LaterKeys, find_source
 from vlatool.storage.uri import existing, location, pinned
 
-# How the work is done; none of it changes the bytes.
-_ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
-_CONDUCT = ("overwrite", "dry_run", "on_error", "max_failures")
 _SHARDS = "shards"
 
 
@@ -49,8 +58,8 @@ class PreprocessConfig(ChoiceConfig):
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **ChoiceConfig.help_groups,
-        "Output": ("output", *_CONDUCT),
-        "Engine": _ENGINE,
+        "Output": ("output", *CONDUCT),
+        "Engine": ENGINE,
     }
     renamed: ClassVar[Mapping[str, str]] = {
         "type": "format",
@@ -73,7 +82,7 @@ class PreprocessConfig(ChoiceConfig):
         "db_logging": "there is no database; .vlatool/run.json records the run",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"output", "sources", *_ENGINE, *_CONDUCT, *without_effect}
+        {"output", "sources", *ENGINE, *CONDUCT, *without_effect}
     )
 
     # Whether the sink was named; else it is the one that the format has by nature.
@@ -83,24 +92,14 @@ class PreprocessConfig(ChoiceConfig):
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of what is written."
     )
-    engine: Engine = Field(default="local", description="local processes, or a Ray cluster.")
-    workers: int | None = Field(
-        default=None, ge=1, description="Processes; null for one per processor."
-    )
-    ray_address: str | None = Field(
-        default=None, description="Cluster to join with --engine ray; null for a private one."
-    )
-    ray_num_cpus: int | None = Field(
-        default=None, ge=1, description="Processors of a private Ray cluster; null for --workers."
-    )
-    on_error: Literal["skip", "stop"] = Field(
-        default="skip", description="skip keeps the good episodes, stop ends at the first bad one."
-    )
-    max_failures: int | None = Field(
-        default=None, ge=0, description="End when more episodes failed."
-    )
-    overwrite: bool = Field(default=False, description="Replace an output made with other options.")
-    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    engine: EngineName = "local"
+    workers: Workers = None
+    ray_address: RayAddress = None
+    ray_num_cpus: RayProcessors = None
+    on_error: OnError = "skip"
+    max_failures: MaxFailures = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
     auto_tag: bool | None = Field(default=None, description="Does nothing.")
     skip_git_tagging: bool | None = Field(default=None, description="Does nothing.")
     output_dir_fixed_path: str | None = Field(default=None, description="Does nothing.")
@@ -156,23 +155,13 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         PartialFailure: The data are written, but without the episodes that failed.
         BugError: The same, and one failed by a bug.
     """
+    preload = ("vlatool.sources.choice", SINKS.target(config.sink.type))
     with ExitStack() as stack:
-        executor = stack.enter_context(_executor(config))  # workers start while we look
+        executor = stack.enter_context(executor_of(config, preload))  # workers start while we look
         job = PreprocessJob(config)
         job.announce(reporter)
-        options = JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
-        run = run_job(job, executor, options=options, reporter=reporter)
+        run = run_job(job, executor, options=job_options(config), reporter=reporter)
     return result_or_raise(job.answer(run), run, job.spec.noun)
-
-
-def _executor(config: PreprocessConfig) -> Executor:
-    if config.dry_run:
-        return make_executor(1)
-    if config.engine == "ray":
-        cpus = config.ray_num_cpus or config.workers
-        return make_executor(cpus, engine="ray", ray_address=config.ray_address)
-    preload = ("vlatool.sources.choice", SINKS.target(config.sink.type))
-    return make_executor(config.workers, preload=preload)
 
 
 class PreprocessJob:
