@@ -25,8 +25,9 @@ from vlatool.artifacts.run_dir import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
+from vlatool.evaluation.stored_preprocessing import read_preprocessing
 from vlatool.evaluation.tokenizer_judges import find_judges
-from vlatool.evaluation.trained_tokenizer import open_tokenizer, read_preprocessing
+from vlatool.evaluation.trained_tokenizer import open_tokenizer
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.weights import open_titok
 from vlatool.training.config import TrainConfig

@@ -14,22 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from vlatool.artifacts.provenance import CONFIG_NAME, read_preprocessing_config
-from vlatool.artifacts.published_tokenizer import find_published
-from vlatool.artifacts.run_dir import find_checkpoint, is_run
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.coding_config import Precision
+from vlatool.evaluation.stored_preprocessing import resize_rule
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.preprocessing import checked_image, prepare_image
 from vlatool.models.pictures import bytes_of, pixels_of
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.titok.weights import open_titok
-from vlatool.storage.uri import existing
 
 # Squared distances of unit vectors from pictures encoded in other company differ by far less: a
 # few 1e-7 on a GPU, by nothing on a CPU (measured).
@@ -201,7 +197,7 @@ def open_code_maker(location: str, device: torch.device) -> CodeMaker:
             details={"path": location},
         )
     assert config.image_size is not None
-    rule = PictureRule(config.image_size, _resize_rule(location, config.image_size))
+    rule = PictureRule(config.image_size, resize_rule(location, config.image_size))
     return CodeMaker(_name_of(location), config, model, rule, device)
 
 
@@ -230,43 +226,6 @@ def weights_digest(model: Titok, told: str, prefixes: tuple[str, ...]) -> str:
             values = tensor.detach().float().cpu().contiguous().numpy()
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
-
-
-def _resize_rule(location: str, size: int) -> ImagePreprocessing | None:
-    """How pictures of other sizes become those of training, where the tokenizer says it.
-
-    Raises:
-        DataError: What a run keeps of it is missing or broken.
-    """
-    place = existing(location)
-    if place.is_file():
-        return None
-    published = find_published(place)
-    if published is not None and not is_run(place):
-        told = published.config_tree().get("dataset", {}).get("preprocessing", {})
-        keys = {k: v for k, v in told.items() if k in ImagePreprocessing.model_fields}
-        if "resize_shorter_edge" not in keys:
-            return None
-        where = published.config
-    else:
-        folder = find_checkpoint(place)[0].root
-        keys, where = read_preprocessing_config(folder), folder / CONFIG_NAME
-    try:
-        rule = ImagePreprocessing.model_validate(keys).without_chance()
-    except ValidationError as error:
-        raise _broken_rule(where, str(error.errors()[0]["msg"])) from None
-    if rule.crop_size != size:
-        raise _broken_rule(where, f"crop_size {rule.crop_size}, the tokenizer takes {size}")
-    return rule
-
-
-def _broken_rule(where: Path, reason: str) -> DataError:
-    return DataError(
-        f"{where}: {reason}",
-        hint="copy it again from where the tokenizer was trained",
-        code="data.broken_config",
-        details={"path": str(where)},
-    )
 
 
 def _name_of(location: str) -> str:

@@ -3,20 +3,17 @@
 Legend of shapes: B pictures, S their size, K codes of a picture.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.run_dir import find_checkpoint
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.image_quality import to_bytes
 from vlatool.evaluation.reconstruction import CodeShape, Reconstruction
+from vlatool.evaluation.stored_preprocessing import read_preprocessing
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.codebook import exact_float32
 from vlatool.models.foreign import ForeignWeights, find_weights
@@ -27,7 +24,6 @@ from vlatool.models.titok.weights import open_titok
 from vlatool.models.vqgan.model import Vqgan
 from vlatool.models.vqgan.spec import VqganConfig, VqganNetworkConfig
 from vlatool.models.vqgan.weights import load_vqgan
-from vlatool.storage.uri import existing
 
 # Pixels [B, 3, S, S] to pixels, not clamped, and codes int64 [B, K].
 Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -149,40 +145,3 @@ def _size(image_size: int | None, found: ForeignWeights) -> int:
             details={"path": found.origin},
         )
     return image_size
-
-
-def read_preprocessing(location: str, size: int | None) -> ImagePreprocessing:
-    """The rule of a run or a published folder, without chance; of a file the default one.
-
-    Args:
-        location: As for `open_tokenizer`.
-        size: S; None for that of the rule.
-
-    Raises:
-        DataError: Nothing is there, or the rule is broken or for another size.
-    """
-    found = find_weights(location)
-    told: Mapping[str, Any] = {}
-    if found.section is not None:
-        told = read_preprocessing_config(find_checkpoint(existing(location))[0].root)
-    elif found.published is not None:
-        dataset = found.published.get("dataset")
-        section = dataset.get("preprocessing") if isinstance(dataset, Mapping) else None
-        told = section if isinstance(section, Mapping) else {}
-    keys = {k: v for k, v in told.items() if k in ImagePreprocessing.model_fields}
-    try:
-        rule = ImagePreprocessing.model_validate({"crop_size": size, **keys})
-    except ValidationError as error:
-        raise _broken_rule(location, str(error.errors()[0]["msg"])) from None
-    if size not in (None, rule.crop_size):
-        raise _broken_rule(location, f"crop_size {rule.crop_size}, the tokenizer takes {size}")
-    return rule.without_chance()
-
-
-def _broken_rule(location: str, reason: str) -> DataError:
-    return DataError(
-        f"{location}: its rule of preprocessing: {reason}",
-        hint="copy it again from where it was trained",
-        code="data.broken_config",
-        details={"path": location},
-    )

@@ -58,7 +58,7 @@ def tokenizer_export(
         UsageError: A key is missing, or the output holds something else.
         DataError: There is no tokenizer, or it is damaged.
     """
-    from vlatool.evaluation.trained_tokenizer import read_preprocessing
+    from vlatool.evaluation.stored_preprocessing import read_preprocessing
     from vlatool.models.titok.weights import open_titok, save_published
 
     check_needed(config, "vlatool tokenizer export RUN --output DIR")
