@@ -83,10 +83,10 @@ def fitting_codes(tree: Path, named: Path | None) -> CodesFolder:
     """
     found = chosen_codes(tree, named)
     codes = found.manifest
-    if (codes.codes_per_picture, codes.codebook_size) != (CODES_PER_PICTURE, CODEBOOK_SIZE):
+    if codes.codes_per_picture != CODES_PER_PICTURE or codes.codebook_size > CODEBOOK_SIZE:
         raise DataError(
             f"{found.path}: {codes.codes_per_picture} codes of {codes.codebook_size} per picture; "
-            f"samples have {CODES_PER_PICTURE} of {CODEBOOK_SIZE}",
+            f"samples have {CODES_PER_PICTURE} of at most {CODEBOOK_SIZE}",
             hint="encode the pictures with a tokenizer of that size",
             code="data.other_codes",
             details={"path": str(found.path)},
