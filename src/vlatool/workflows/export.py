@@ -18,11 +18,11 @@ from vlatool.artifacts.built_folder import (
     read_packed,
     write_manifest,
 )
-from vlatool.artifacts.built_sum import data_files
 from vlatool.artifacts.codes import CodesLayout, digest_of_all, write_codes
 from vlatool.artifacts.codes_folder import CodesFolder, is_codes
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.windows import lines_name
+from vlatool.building.sum import data_files
 from vlatool.config.base import ConfigModel, check_needed, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
