@@ -68,7 +68,8 @@ def train(
     Raises:
         ConfigError: A value cannot be used, or contradicts another.
         UsageError: Budget or batch sizes cannot work; the run folder holds another run.
-        DataError: The data do not fit the configuration, or a loss is not finite.
+        DataError: Weights to begin with are missing, the data do not fit the configuration, or a
+            loss is not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
@@ -79,6 +80,7 @@ def train(
     _check_needed(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
+    config = claim.recalled(config, None if config.name is None else RunDir(_output(config)))
     config = claim.pinned_data(config)
     facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
