@@ -252,10 +252,15 @@ def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: Datase
 
 
 def _check_pictures(config: RoboticsDataConfig, facts: DatasetFacts) -> None:
-    """Every data set has the pictures, or, where they are padded, some data set has the camera."""
+    """Every data set has the pictures, or, where they are padded, some data set has the camera.
+
+    Padded held-out data may have any of the cameras.
+    """
     cameras = [list(options.get("camera_names") or []) for options in facts.options]
     if config.pad_missing_images:
         known = list(dict.fromkeys(name for part in cameras for name in part))
+        if config.cameras_are_known and not set(config.camera_names).isdisjoint(known):
+            known = config.camera_names
         cameras = [known if all(cameras) else []]
     indices = [list(options.get("image_indices") or []) for options in facts.options]
     for key, wanted, found in (
