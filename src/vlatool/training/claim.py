@@ -79,7 +79,7 @@ def claim_run(
         budget = {} if config.overwrite else _earlier_budget(before.options, options)
         if budget and run.latest() is not None and grows(budget):
             return _with_budget(run, config, replace(before, options=options, complete=False))
-        if differences and not config.overwrite:
+        if differences and not config.overwrite and _has_trained(run):
             hint = "choose another --output, or replace it with --overwrite"
             refuse_differences(run.root, "with other options", differences, hint)
         if differences:
@@ -91,6 +91,11 @@ def claim_run(
     _write_config(run, config)
     run.enter_kept(file_names(run.root) - _CHANGING)
     return record
+
+
+def _has_trained(run: RunDir) -> bool:
+    """Whether there is anything to lose: not where weights to begin with did not fit."""
+    return run.newest_folder() is not None or run.metrics.exists()
 
 
 def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

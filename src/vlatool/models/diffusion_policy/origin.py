@@ -46,7 +46,7 @@ def find_origin(checkpoint: str | None, model: type[NetworkConfig]) -> Origin | 
     if checkpoint is None:
         return None
     with suppress(DataError, ValidationError):
-        run = RunDir(weights_file(checkpoint).parents[2])
+        run = RunDir(weights_file(checkpoint).parent.parent.parent)
         section = model.model_validate(run.config_tree().get("model"))
         backbone = getattr(section, "vision_language_backbone", None)
         denoiser = getattr(section, "transformer", None)
