@@ -199,6 +199,8 @@ def test_camera_that_a_data_set_lacks_ends_the_run_without_padding(
         opened(folder, lone, camera_names=[LEFT, RIGHT])
 
     assert caught.value.code == "data.unknown_camera_names"
+    assert str(lone) in caught.value.message
+    assert "pad_missing_images" in caught.value.hint
 
 
 def test_held_out_data_are_padded_as_the_training_data_are(folder: Path, lone: Path) -> None:

@@ -74,7 +74,7 @@ def train(
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
     from vlatool.training import claim
-    from vlatool.training.feed import Feed, held_out
+    from vlatool.training.feed import Feed, check_samples, held_out
     from vlatool.training.runtime import Runtime
 
     _check_needed(config)
@@ -91,6 +91,7 @@ def train(
     plan = _plan(config, facts, order, runtime)
     check_rules(broken_schedule(config.hparams, plan.total_steps), typed, reporter)
     measured = held_out(config)
+    check_samples(config, facts)
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)
     if config.dry_run:
