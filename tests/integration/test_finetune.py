@@ -1,5 +1,6 @@
 """A run that begins with the weights of another one."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,44 @@ def test_checkpoint_of_another_architecture_is_refused(
         tuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
 
     assert (caught.value.code, caught.value.exit_code) == ("data.checkpoint_mismatch", 3)
+
+
+def test_run_that_could_not_begin_gives_its_folder_to_the_next_one(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError):
+        tuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
+
+    assert tuned(data, tmp_path / "run", base)
+
+
+def test_checkpoint_file_in_the_working_folder_is_found(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(RunDir(base).checkpoint(2) / "ema.safetensors", "mine.safetensors")
+
+    assert tuned(data, tmp_path / "run", "mine.safetensors")
+
+
+def test_checkpoint_that_is_missing_is_told_before_the_data_are_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        tuned(tmp_path / "no-data", tmp_path / "run", tmp_path / "nowhere")
+
+    assert (caught.value.code, caught.value.exit_code) == ("data.no_source", 3)
+    assert "nowhere" in caught.value.message
+
+
+def test_finetuned_run_goes_on_without_the_one_it_began_with(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    origin = Path(shutil.copytree(base, tmp_path / "origin"))
+    tuned(data, tmp_path / "run", origin)
+    shutil.rmtree(origin)
+
+    keys = {"model__resume_from_checkpoint": str(origin), "model__resume_weights_only": True}
+    longer = tiny_config(data, tmp_path / "run", **{**STILL, **keys, "total_train_steps": 2})
+    assert finetune(longer).steps == 2
 
 
 def test_checkpoint_that_is_not_there_ends_it_before_anything_is_written(

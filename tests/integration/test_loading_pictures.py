@@ -16,6 +16,7 @@ from tests.builders.toy_pictures import write_image_shards
 from vlatool.artifacts.digests import read_mergeable
 from vlatool.artifacts.stats import StatsPart, merge_parts
 from vlatool.errors import DataError, UsageError
+from vlatool.loading.base import Place
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.models.diffusion_policy.batch import PolicyBatcher, example_batch
@@ -198,6 +199,39 @@ def test_camera_that_a_data_set_lacks_ends_the_run_without_padding(
         opened(folder, lone, camera_names=[LEFT, RIGHT])
 
     assert caught.value.code == "data.unknown_camera_names"
+    assert str(lone) in caught.value.message
+    assert "pad_missing_images" in caught.value.hint
+
+
+def test_held_out_data_are_padded_as_the_training_data_are(folder: Path, lone: Path) -> None:
+    config, _ = opened(folder, pad_missing_images=True, val_dataset_manifest=[str(lone)])
+    section = RoboticsKind().validation(config)
+    assert section is not None
+    facts = RoboticsKind().read_facts(section)
+
+    held_out, _ = RoboticsKind().derive(section, facts)
+
+    assert held_out.camera_names == [LEFT, RIGHT]
+    sample = (
+        RoboticsKind().reader(held_out, facts).read([Place(0, 0, 0)], [np.random.default_rng(0)])[0]
+    )
+    assert isinstance(sample, DecodedSample)
+    assert sample.image_mask is not None
+    assert sample.image_mask.tolist() == [True, False] * 2
+
+
+@pytest.mark.parametrize(("pads", "cameras"), [(False, [LEFT, RIGHT]), (True, [RIGHT])])
+def test_held_out_data_without_a_camera_that_is_seen_are_refused(
+    folder: Path, lone: Path, pads: bool, cameras: list[str]
+) -> None:
+    keys = {"pad_missing_images": pads, "camera_names": cameras}
+    config, _ = opened(folder, **keys, val_dataset_manifest=[str(lone)])
+    section = RoboticsKind().validation(config)
+    assert section is not None
+
+    with pytest.raises(DataError) as caught:
+        RoboticsKind().derive(section, RoboticsKind().read_facts(section))
+    assert (caught.value.code, caught.value.exit_code) == ("data.unknown_camera_names", 3)
 
 
 def test_camera_that_no_data_set_has_is_refused_with_padding_too(folder: Path, lone: Path) -> None:

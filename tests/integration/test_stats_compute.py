@@ -221,7 +221,7 @@ def few_steps(stats: Statistics, field: str) -> None:
 @pytest.mark.parametrize(
     ("change", "scope", "code"),
     [
-        (narrow, "global", "data.too_many_dropped"),
+        (narrow, "global", "data.no_usable_sample"),
         (few_steps, "per_timestep", "data.broken_statistics"),
     ],
 )

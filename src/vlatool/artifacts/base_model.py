@@ -95,6 +95,23 @@ def read_tokenizer(folder: Path) -> str:
         raise _unusable(path, str(error)) from None
 
 
+def read_kept_tokenizer(folder: Path) -> str:
+    """The tokenizer that a run keeps of its base model.
+
+    Raises:
+        DataError: It is missing or no text.
+    """
+    try:
+        return read_tokenizer(folder)
+    except DataError as error:
+        raise DataError(
+            error.message,
+            hint="copy the run again, with all its files",
+            code="data.broken_run",
+            details=error.details,
+        ) from None
+
+
 def _three(values: Any) -> tuple[float, float, float]:
     first, second, third = map(float, values)
     return first, second, third

@@ -39,6 +39,7 @@ def read_preprocessing_config(folder: Path) -> dict[str, Any]:
             f"{path}: missing ({error.strerror})",
             hint=f"{CONFIG_NAME} belongs beside the manifest; copy it there",
             code="data.no_preprocessing_config",
+            details={"path": str(path)},
         ) from None
     except DocumentError as error:
         raise _broken_config(path, error.reason, error.line) from None

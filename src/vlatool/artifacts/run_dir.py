@@ -1,7 +1,7 @@
 """A run folder: configuration, metrics, checkpoints, and what evaluation needs beside them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,13 @@ from vlatool.artifacts.checkpoint import (
     is_checkpoint,
 )
 from vlatool.errors import DataError
+from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_file, remove_tree, remove_whole, write_json, write_text
 from vlatool.storage.cache import FileCache
 from vlatool.storage.documents import parse_json, read_json, read_yaml
-from vlatool.storage.tree import file_names
+from vlatool.storage.tree import file_names, sha256_of
 from vlatool.storage.uri import can_list, is_remote
 
 CONFIG = "config.yaml"
@@ -198,6 +199,46 @@ class RunDir:
                 details={"path": str(self.stats)},
             )
         return found
+
+    def kept_files(self) -> list[FileEntry]:
+        """What the files beside checkpoints and metrics were when they were written.
+
+        Empty for runs of earlier versions.
+
+        Raises:
+            DataError: The list is broken.
+        """
+        return read_file_list(self.root) or []
+
+    def check_kept(self, listed: Iterable[FileEntry]) -> None:
+        """Makes sure that the machine's files beside the weights are as they were written.
+
+        Args:
+            listed: `kept_files` of the run, or of the one that this is a copy of.
+
+        Raises:
+            DataError: A file is missing or has other bytes.
+        """
+        for entry in listed:
+            path = self.root / entry.path
+            # YAML is for people too, who may describe their cameras anew.
+            is_same = path.is_file() and sha256_of(path) == entry.sha256
+            if path.suffix != self.config.suffix and not is_same:
+                raise DataError(
+                    f"{path}: is missing, or has other bytes than when it was written",
+                    hint="copy the run again, or give the command that trained it once more",
+                    code="data.broken_run",
+                    details={"path": str(path)},
+                )
+
+    def enter_kept(self, names: Iterable[str]) -> None:
+        """Enters files as they are now; other entries stay as they are."""
+        listed: dict[str, FileEntry] = {}
+        with suppress(DataError):  # a broken list is of no use
+            listed = {entry.path: entry for entry in self.kept_files()}
+        files = [self.root / name for name in names]
+        now = {one.name: FileEntry(one.name, one.stat().st_size, sha256_of(one)) for one in files}
+        write_file_list(self.root, [*{**listed, **now}.values()])
 
     def config_tree(self) -> dict[str, Any]:
         """The tree of config.yaml.

@@ -66,6 +66,7 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
     kept = config.data_kind.kept(config.data, run.root)
+    run.check_kept(origin[0].kept_files())
     model_type = config.model_type
     chosen = _weights(checkpoint, manifest, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -231,6 +231,27 @@ class ModelType(Protocol):
     kinds: ClassVar[tuple[str, ...]]
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    def check_origins(self, config: Any) -> None:
+        """Makes sure, before data are looked at, that weights to begin with are there.
+
+        Not called for a run that goes on: its checkpoints have them. Opens no weights.
+
+        Raises:
+            DataError: They are missing.
+            UsageError: They cannot be used so.
+        """
+        del config
+
+    def recall(self, config: Any, before: Any) -> Any:
+        """The config of a run that goes on, with what it found out of base models when it began.
+
+        Args:
+            config: As it was typed.
+            before: As it was derived then.
+        """
+        del before
+        return config
+
     def derive(self, config: Any, data: Any, facts: Any) -> tuple[Any, dict[str, str]]:
         """The config with what the data decide, and dotted key to rule for what was filled in.
 

@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 from vlatool.artifacts.base_model import (
     CONFIG,
     Colours,
-    copy_tokenizer,
     read_model_config,
-    read_tokenizer,
     weight_files,
 )
-from vlatool.artifacts.base_model import read_colours as colours_of
 from vlatool.artifacts.checkpoint import (
     EMA,
     MODEL,
@@ -36,17 +33,20 @@ CLIP_COLOURS = Colours((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130
 # Of the vision-language models that can be backbones.
 VLM_COLOURS = Colours((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB = "hf://models/"
+_REVISION = re.compile(r"(hf://models/[^/@]+/[^/@]+)(@[^/]+)?")
 # How kinds of language models call the width of a token.
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 # Keys of a config.json that say nothing of the network, or would name code to run.
 _NOT_ARCHITECTURE = {"architectures", "auto_map", "transformers_version", "_name_or_path"}
 
 
-def base_model(name: str) -> Path:
+def base_model(name: str, revision: str | None = None) -> Path:
     """The folder of a base model, at the version it has now.
 
     Args:
         name: A local folder, a location of any scheme, or owner/name[@revision] of the hub.
+        revision: Which version of those of the hub; None for the one that the name says.
 
     Raises:
         DataError: Nothing is there.
@@ -59,20 +59,22 @@ def base_model(name: str) -> Path:
             code="data.base_model",
         )
     is_hub_name = _HUB_NAME.fullmatch(name) and not location(name).exists()
-    return existing(f"hf://models/{name}" if is_hub_name else name)
+    text = f"{_HUB}{name}" if is_hub_name else name
+    if revision is not None and text.startswith(_HUB):
+        text = _REVISION.sub(rf"\g<1>@{revision}", text, count=1)
+    return existing(text)
 
 
-def read_architecture(name: str, kind: str | None = None) -> dict[str, Any]:
+def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """What config.json of a base model says of its network.
 
     Args:
-        name: See `base_model`.
+        folder: See `base_model`.
         kind: The model_type that it must have; None for any.
 
     Raises:
         DataError: It is missing, broken, or of another kind.
     """
-    folder = base_model(name)
     content = read_model_config(folder)
     if kind not in (None, content["model_type"]):
         raise DataError(
@@ -90,37 +92,8 @@ def text_width(architecture: Mapping[str, Any]) -> int:
     return int(next((section[key] for key in _WIDTHS if key in section), 0))
 
 
-def read_colours(name: str, default: Colours) -> Colours:
-    """How a base model wants the colours of its pictures; `default` where it does not say."""
-    return colours_of(base_model(name), default)
-
-
-def keep_tokenizer(name: str, folder: Path) -> None:
-    """Writes the tokenizer of a base model into a folder."""
-    copy_tokenizer(base_model(name), folder)
-
-
-def tokenizer_text(name: str, folder: Path | None) -> str:
-    """The tokenizer that was kept in a folder; where nothing was, the base model's.
-
-    Raises:
-        DataError: It is missing or no text.
-    """
-    if folder is None:
-        return read_tokenizer(base_model(name))
-    try:
-        return read_tokenizer(folder)
-    except DataError as error:
-        raise DataError(
-            error.message,
-            hint="copy the run again, with all its files",
-            code="data.broken_run",
-            details=error.details,
-        ) from None
-
-
-def load_base(network: "nn.Module", name: str) -> None:
-    """Loads the published weights into a network of transformers, of the same class.
+def load_base(network: "nn.Module", folder: Path) -> None:
+    """Loads the published weights of a base model into a network of transformers, of its class.
 
     Raises:
         DataError: They are missing, broken, or do not fit.
@@ -130,7 +103,6 @@ def load_base(network: "nn.Module", name: str) -> None:
 
     from vlatool.models.weights import unusable_checkpoint
 
-    folder = base_model(name)
     if is_remote(folder):
         names = [CONFIG, *weight_files(folder)]
         folder = FileCache(default_cache_folder()).local_copy(folder, names)

@@ -2,16 +2,19 @@
 
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.run_dir import RunDir, is_run
+from pydantic import ValidationError
+
+from vlatool.artifacts.run_dir import CONFIG, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import default_of
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.jobs.files import holds_only, remove_leftovers
+from vlatool.jobs.files import FileEntry, holds_only, remove_leftovers
 from vlatool.jobs.record import (
     OutputRecord,
     moved_versions,
@@ -23,6 +26,7 @@ from vlatool.jobs.record import (
     whole_record,
     without_versions,
 )
+from vlatool.storage.tree import file_names, sha256_of
 from vlatool.storage.uri import location, pinned_text
 from vlatool.training.config import TrainConfig
 
@@ -33,6 +37,8 @@ _ORDER_VERSION = 1
 # What nobody can compare.
 _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 _BUDGET = TrainConfig.exclusive[0]
+# Beside the checkpoints, and written to while the run goes on.
+_CHANGING = {METRICS, LATEST}
 _NOT_WRITTEN = {"overwrite", "dry_run"}
 
 
@@ -73,7 +79,7 @@ def claim_run(
         budget = {} if config.overwrite else _earlier_budget(before.options, options)
         if budget and run.latest() is not None and grows(budget):
             return _with_budget(run, config, replace(before, options=options, complete=False))
-        if differences and not config.overwrite:
+        if differences and not config.overwrite and _has_trained(run):
             hint = "choose another --output, or replace it with --overwrite"
             refuse_differences(run.root, "with other options", differences, hint)
         if differences:
@@ -83,7 +89,13 @@ def claim_run(
     remove_leftovers(run.root)
     keep()
     _write_config(run, config)
+    run.enter_kept(file_names(run.root) - _CHANGING)
     return record
+
+
+def _has_trained(run: RunDir) -> bool:
+    """Whether there is anything to lose: not where weights to begin with did not fit."""
+    return run.newest_folder() is not None or run.metrics.exists()
 
 
 def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +108,33 @@ def _with_budget(run: RunDir, config: TrainConfig, record: OutputRecord) -> Outp
     record.save(run.root)
     remove_leftovers(run.root)
     _write_config(run, config)
+    if run.kept_files():
+        run.enter_kept([CONFIG])
     return record
+
+
+def recalled(config: TrainConfig, run: RunDir | None) -> TrainConfig:
+    """The config with what its run found out of base models, so that it asks for none again.
+
+    Args:
+        config: As it was typed.
+        run: Its folder; None where it has no name yet.
+
+    Raises:
+        DataError: The run begins, and weights that it begins with are missing.
+        UsageError: They cannot be used so.
+    """
+    known = None if config.overwrite else run
+    if known is None or known.newest_folder() is None:
+        config.model_type.check_origins(config.model)
+    record = None if known is None else read_record(known.root)
+    if record is None or record.command != _COMMAND:
+        return config
+    try:
+        before = type(config.model).model_validate(record.options.get("model"))
+    except ValidationError:
+        return config
+    return config.model_copy(update={"model": config.model_type.recall(config.model, before)})
 
 
 def pinned_data(config: TrainConfig) -> TrainConfig:
@@ -147,15 +185,42 @@ def mend_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> list
     mended: list[str] = []
     if run.mend_latest():
         mended.append(run.latest_file.name)
-    if not _tells(run, config):
+    changed = _changed(run)
+    if CONFIG in changed or not _tells(run, config):
         _write_config(run, config)
-        mended.append(run.config.name)
-    try:
-        config.data_kind.kept(config.data, run.root)
-    except DataError as error:
-        keep()
-        mended.append(f"what was kept of the data ({error.message})")
+        mended.append(CONFIG)
+    mended += _mend_kept(run, config, keep, changed - {CONFIG})
+    if mended and run.kept_files():
+        run.enter_kept([entry.path for entry in run.kept_files()])
     return mended
+
+
+def _mend_kept(
+    run: RunDir, config: TrainConfig, keep: Callable[[], None], changed: Collection[str]
+) -> Iterator[str]:
+    """Writes again what is kept for inference where something of it is lost; says what was."""
+    told = ", ".join(sorted(changed))
+    if not told:
+        try:
+            config.data_kind.kept(config.data, run.root)
+        except DataError as error:
+            told = f"what was kept of the data ({error.message})"
+    if told:
+        keep()
+        yield told
+
+
+def _changed(run: RunDir) -> set[str]:
+    """Names of the files that the run keeps and that are not what was written."""
+    try:
+        listed = run.kept_files()
+    except DataError:
+        return set()
+    return {entry.path for entry in listed if not _is_as_listed(run.root / entry.path, entry)}
+
+
+def _is_as_listed(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and sha256_of(path) == entry.sha256
 
 
 def _tells(run: RunDir, config: TrainConfig) -> bool:

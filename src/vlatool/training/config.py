@@ -326,6 +326,7 @@ class TrainConfig(ConfigModel):
             UsageError: No model is configured.
         """
         self.check_model()
+        self.model_type.check_origins(self.model)
         return self.derive(self.data_kind.read_facts(self.data))
 
     def derive(self, facts: Facts) -> tuple["TrainConfig", dict[str, str]]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from vlatool.errors import UsageError
-from vlatool.loading.base import Batch, Batcher, Facts, MicroBatch
+import numpy as np
+
+from vlatool.errors import DataError, UsageError
+from vlatool.loading.base import Batch, Batcher, Dropped, Facts, MicroBatch, Place
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_ended
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -15,6 +17,8 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.transfer import on_device
+
+_BLOCKS_LOOKED_AT = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,34 @@ def held_out(config: TrainConfig) -> HeldOut | None:
     section, _ = kind.derive(section, facts)
     order = SampleOrder(facts.datasets, OrderOptions(config.hparams.seed, shuffle=False))
     return HeldOut(section, facts, order, min(config.total_val_samples, order.size))
+
+
+def check_samples(config: TrainConfig, facts: Facts) -> None:
+    """Makes sure, before anything is written, that of each data set there are samples to use.
+
+    Looks at a few of them.
+
+    Raises:
+        DataError: None of them can be used: all lack a picture, or a field is another one.
+    """
+    reader = config.data_kind.reader(config.data, facts)
+    for number, one in enumerate(facts.datasets):
+        blocks = [(block, content.size) for block, content in enumerate(one.blocks) if content.size]
+        places = [
+            Place(number, block, sample)
+            for block, size in blocks[:_BLOCKS_LOOKED_AT]
+            for sample in sorted({0, size // 2, size - 1})
+        ]
+        found = reader.read(places, [np.random.default_rng(0) for _ in places])
+        dropped = [sample for sample in found if isinstance(sample, Dropped)]
+        if found and len(dropped) == len(found):
+            raise DataError(
+                f"{one.name}: none of {len(found)} samples that were looked at can be used: "
+                f"{dropped[0].message}",
+                hint="`vlatool verify` names what is damaged",
+                code="data.no_usable_sample",
+                details={"data_set": one.name, "sample": dropped[0].sample},
+            )
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,8 @@ RUN = Family(
             "stats.json of the run is missing or broken.", "copy the run again"
         ),
         "broken_kept": error(
-            "What its kind of data keeps beside a run is missing or broken.", "copy the run again"
+            "A file beside the checkpoints (scales, tokenizer, ...) is missing, broken or changed.",
+            "copy the run again, or give the command that trained it once more",
         ),
         "broken_options": error(
             "preprocessing_config.yaml of the run is missing or broken.",

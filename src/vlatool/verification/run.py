@@ -32,14 +32,10 @@ _ABSENT = {"run.missing_file", "run.unreadable_file"}
 def check_run(location: Path, check: Check) -> Iterator[Finding]:
     """Everything that is wrong with a run folder and its checkpoints."""
     run = RunDir(location)
-    try:
-        run.config_tree()
-        config = load_config(TrainConfig, files=[str(run.config)]).config
-    except VlatoolError as error:
-        message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
-        yield RUN("broken_config", message, path=str(run.config))
-    else:
-        yield from _check_kept(run, config)
+    broken = list(_check_readable(run))
+    yield from broken
+    paths = {one.place.get("path") for one in broken}
+    yield from (one for one in _check_beside(run, check) if one.place["path"] not in paths)
     yield from _check_metrics(run)
     yield from _told("broken_record", whole_record, run.root)
     yield from _check_latest(run)
@@ -55,6 +51,18 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
                 message = f"{folder}: has no {MANIFEST}, so it is not used"
                 yield RUN("unfinished_checkpoint", message, path=str(folder))
             bar.advance()
+
+
+def _check_readable(run: RunDir) -> Iterator[Finding]:
+    """The configuration and, as it says, what is kept beside the checkpoints can be read."""
+    try:
+        run.config_tree()
+        config = load_config(TrainConfig, files=[str(run.config)]).config
+    except VlatoolError as error:
+        message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
+        yield RUN("broken_config", message, path=str(run.config))
+    else:
+        yield from _check_kept(run, config)
 
 
 def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
@@ -89,6 +97,19 @@ def _check_kept(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
     yield from _told(
         "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
     )
+
+
+def _check_beside(run: RunDir, check: Check) -> Iterator[Finding]:
+    """What lies beside the checkpoints is as it was written: configuration, scales, tokenizer."""
+    try:
+        listed = run.kept_files()
+    except DataError as error:
+        yield RUN("broken_record", error.message, path=str(error.details.get("path", run.root)))
+        return
+    for entry in listed:
+        path = run.root / entry.path
+        for found in check_listed(RUN, path, entry, check):
+            yield RUN("broken_kept", found.message, path=str(path))
 
 
 def _check_statistics(run: RunDir) -> None:

@@ -68,17 +68,19 @@ def train(
     Raises:
         ConfigError: A value cannot be used, or contradicts another.
         UsageError: Budget or batch sizes cannot work; the run folder holds another run.
-        DataError: The data do not fit the configuration, or a loss is not finite.
+        DataError: Weights to begin with are missing, the data do not fit the configuration, or a
+            loss is not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
     from vlatool.training import claim
-    from vlatool.training.feed import Feed, held_out
+    from vlatool.training.feed import Feed, check_samples, held_out
     from vlatool.training.runtime import Runtime
 
     _check_needed(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
+    config = claim.recalled(config, None if config.name is None else RunDir(_output(config)))
     config = claim.pinned_data(config)
     facts = config.data_kind.read_facts(config.data)
     config, rules = config.derive(facts)
@@ -89,6 +91,7 @@ def train(
     plan = _plan(config, facts, order, runtime)
     check_rules(broken_schedule(config.hparams, plan.total_steps), typed, reporter)
     measured = held_out(config)
+    check_samples(config, facts)
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)
     if config.dry_run:

@@ -76,20 +76,20 @@ def test_derive_says_where_each_key_came_from() -> None:
 
 
 @pytest.mark.parametrize("section", ["", "transformer", "vision_language_backbone"])
-def test_weights_to_begin_with_are_looked_for_before_training(section: str) -> None:
+def test_weights_to_begin_with_are_looked_for_before_data(section: str) -> None:
     one = config()
     start = {"resume_from_checkpoint": "nowhere/checkpoint_3.pt", "resume_weights_only": True}
     changed = getattr(one, section).model_copy(update=start) if section else None
     one = one.model_copy(update={section: changed} if section else start)
     with pytest.raises(DataError) as caught:
-        DiffusionPolicyType().derive(one, DATA, None)  # type: ignore[arg-type]
+        DiffusionPolicyType().check_origins(one)
     assert caught.value.code == "data.no_source"
 
 
 def test_whole_run_is_not_taken_up_by_its_weights() -> None:
     one = config(resume_from_checkpoint="checkpoint_3.pt")
     with pytest.raises(UsageError) as caught:
-        DiffusionPolicyType().derive(one, DATA, None)  # type: ignore[arg-type]
+        DiffusionPolicyType().check_origins(one)
     assert caught.value.code == "usage.resume_weights_only"
 
 

@@ -122,6 +122,9 @@ class RoboticsDataConfig(PublishedDataConfig):
         | {"image_names"}
     )
 
+    # Whether its cameras are known to be those of other data, which these may lack.
+    cameras_are_known: ClassVar[bool] = False
+
     type: Literal["robotics"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
         default="robotics", description="Kind of data."
     )
@@ -231,6 +234,12 @@ class RoboticsDataConfig(PublishedDataConfig):
         if chosen and self.image_names and self.image_names != chosen:
             told = "data.image_names are not those of camera_names at image_indices, which count"
             yield Violation(("image_names",), told)
+
+
+class HeldOutDataConfig(RoboticsDataConfig):
+    """The section of held-out data, derived with the training data."""
+
+    cameras_are_known: ClassVar[bool] = True
 
 
 def picture_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:

@@ -17,6 +17,7 @@ from vlatool.loading.robotics.pictures import PictureDecoder
 # Why a sample is dropped.
 NOT_FINITE = "not_finite"
 DROP_REASONS = (BROKEN_SAMPLE, NOT_FINITE)
+_TIME_AND_CHANNELS = 2
 # What decoders, numpy and json say of contents that are none.
 _BROKEN = (
     ValueError,
@@ -106,7 +107,7 @@ class SampleDecoder:
             anchor = int(metadata["anchor_relative_idx"])
             arrays = sample.arrays([*self._fields, *MASKS])
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
-            fields = {name: self._columns(name, arrays[name])[span] for name in self._fields}
+            fields = {name: self._columns(key, name, arrays[name])[span] for name in self._fields}
             _check_finite(key, fields)
             instruction = self._sentence(sample.language(), rng)
             images, image_mask = self._pictures(key, members, rng)
@@ -131,13 +132,20 @@ class SampleDecoder:
                 details={"sample": key},
             ) from None
 
-    def _columns(self, name: str, values: Array) -> Array:
+    def _columns(self, key: str, name: str, values: Array) -> Array:
         """Numbers as [T, C]."""
         columns = values[:, None] if values.ndim == 1 else values
         width = self._widths.get(name, columns.shape[-1])
-        if columns.dtype.kind not in "biuf" or columns.shape[1:] != (width,):
-            told = f"{columns.dtype} {list(columns.shape)}"
-            raise ValueError(f"{name} is {told}, the statistics are of [T, {width}]")
+        if columns.dtype.kind not in "biuf" or columns.ndim != _TIME_AND_CHANNELS:
+            raise ValueError(f"{name} is {columns.dtype} {list(columns.shape)}")
+        if columns.shape[1] != width:
+            raise DataError(
+                f"sample {key}: {name} is {columns.shape[1]} wide, in the statistics {width}",
+                hint="the statistics are of other data, or the shard is: leave "
+                "data.dataset_statistics out, or preprocess again",
+                code=f"data.{BROKEN_SAMPLE}",
+                details={"sample": key, "field": name},
+            )
         return columns
 
     def _sentence(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:

@@ -252,24 +252,45 @@ def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: Datase
 
 
 def _check_pictures(config: RoboticsDataConfig, facts: DatasetFacts) -> None:
-    """Every data set has the pictures, or, where they are padded, some data set has the camera."""
+    """Every data set has the pictures, or, where they are padded, some data set has the camera.
+
+    Padded held-out data may have any of the cameras.
+    """
     cameras = [list(options.get("camera_names") or []) for options in facts.options]
     if config.pad_missing_images:
         known = list(dict.fromkeys(name for part in cameras for name in part))
+        if config.cameras_are_known and not set(config.camera_names).isdisjoint(known):
+            known = config.camera_names
         cameras = [known if all(cameras) else []]
     indices = [list(options.get("image_indices") or []) for options in facts.options]
-    for key, wanted, found in (
-        ("camera_names", config.camera_names, cameras),
-        ("image_indices", config.image_indices, indices),
-    ):
-        for known in filter(None, found):
-            missing = [one for one in wanted if one not in known]
-            if missing:
-                raise DataError(
-                    f"data.{key}: {missing[0]!r} is not in the data; there are {known}",
-                    hint=did_you_mean(str(missing[0]), [str(one) for one in known]),
-                    code=f"data.unknown_{key}",
-                )
+    _check_names("camera_names", config.camera_names, cameras, facts.names)
+    _check_names("image_indices", config.image_indices, indices, facts.names)
+    _check_sizes(config, facts)
+
+
+def _check_names(
+    key: str, wanted: Sequence[Any], found: Sequence[Sequence[Any]], names: Sequence[str]
+) -> None:
+    """Each data set that says what it has, has what is wanted."""
+    for number, known in enumerate(found):
+        missing = [one for one in wanted if one not in known] if known else []
+        if not missing:
+            continue
+        where = names[number] if len(found) == len(names) > 1 else "the data"
+        hint = did_you_mean(str(missing[0]), [str(one) for one in known])
+        if any(missing[0] in other for other in found):
+            hint = "leave it out"
+            if key == "camera_names":
+                hint += ", or set data.pad_missing_images for black pictures in its place"
+        raise DataError(
+            f"data.{key}: {missing[0]!r} is not in {where}; there are {known}",
+            hint=hint,
+            code=f"data.unknown_{key}",
+        )
+
+
+def _check_sizes(config: RoboticsDataConfig, facts: DatasetFacts) -> None:
+    """Pictures of all data sets end up with one size."""
     shape = config.augmentation.crop_shape
     sizes = {picture_size(options) for options in facts.options} - {None}
     for width, height in filter(None, sizes):

@@ -21,7 +21,7 @@ from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Dropped, Place
 from vlatool.loading.robotics.augmentation import AugmentationConfig
-from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.config import HeldOutDataConfig, RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
 from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
 from vlatool.loading.robotics.normalizer import Normalizer
@@ -129,7 +129,7 @@ class RoboticsKind:
             "shuffle": False,
             "augmentation": config.augmentation.still,
         }
-        return config.model_copy(update=changes)
+        return HeldOutDataConfig.model_construct(**{**dict(config), **changes})
 
     def derive(
         self, config: RoboticsDataConfig, facts: DatasetFacts

@@ -47,7 +47,7 @@ class ClipBackbone(nn.Module):
 
     def load_base(self) -> None:
         """The published weights of its base model."""
-        load_base(self._model.model, self._config.hf_pretrained)
+        load_base(self._model.model, self._config.base)
 
 
 class ClipTowers(nn.Module):

@@ -10,16 +10,20 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, derivation_rules, derived_field
+from vlatool.config.base import ConfigModel, derived_field
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.diffusion_policy.families import picture_side
+from vlatool.models.diffusion_policy.sections import (
+    BaseBackboneConfig,
+    BaseModelConfig,
+    Derived,
+    NetworkConfig,
+)
 from vlatool.models.pretrained import (
     CLIP,
     CLIP_COLOURS,
     VLM_COLOURS,
-    keep_tokenizer,
     read_architecture,
-    read_colours,
     text_width,
 )
 
@@ -31,36 +35,6 @@ NormType = Literal[
     "no_wb_layer_norm",
     "rms_norm",
 ]
-Derived = tuple[Any, dict[str, str]]
-
-
-class NetworkConfig(ConfigModel):
-    """A network that may begin with weights from elsewhere, or stay as it is."""
-
-    resume_from_checkpoint: str | None = Field(
-        default=None, description="Weights that this network begins with; null for none."
-    )
-    resume_weights_only: bool = Field(
-        default=False, description="Take the weights alone, and begin a new run with them."
-    )
-    freeze: bool = Field(default=False, description="Whether its weights stay as they are.")
-
-    def derive(self, data: RoboticsDataConfig) -> Derived:
-        """The section with what the data or a base model decide, and key to rule.
-
-        Raises:
-            DataError: A base model is missing or broken.
-        """
-        del data
-        return self, {}
-
-    def keep(self, folder: Path) -> None:
-        """Writes what inference needs of a base model, beside the weights."""
-        del folder
-
-    def _filled(self, update: Mapping[str, Any]) -> Derived:
-        """The section with derived keys, and their rules."""
-        return self.model_copy(update=dict(update)), derivation_rules(self, update)
 
 
 # backbones
@@ -144,7 +118,7 @@ class KeypointBackboneConfig(NetworkConfig):
         return self._filled({"num_cameras": len(data.camera_names), "num_times": times})
 
 
-class ClipBackboneConfig(NetworkConfig):
+class ClipBackboneConfig(BaseBackboneConfig):
     """CLIP; one token for the sentence, one for each picture."""
 
     type: Literal["clip_backbone", "clip_hf"] = Field(
@@ -167,75 +141,37 @@ class ClipBackboneConfig(NetworkConfig):
         description="Write `<image> ` before the sentence once per picture, as the published "
         "processor does; for weights that were trained so.",
     )
-    architecture: dict[str, Any] | None = derived_field(
-        "config.json of hf_pretrained", "The base model's sizes."
-    )
-    image_mean: tuple[float, float, float] | None = derived_field(
-        "preprocessor_config.json of hf_pretrained", "What is taken from red, green and blue."
-    )
-    image_std: tuple[float, float, float] | None = derived_field(
-        "preprocessor_config.json of hf_pretrained", "What red, green and blue are divided by."
-    )
-    num_images: int | None = derived_field(
-        "data.camera_names times data.image_indices", "Pictures of a sample.", ge=1
-    )
 
-    def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Sizes and colours of the base model."""
-        update: dict[str, Any] = {"num_images": len(data.camera_names) * len(data.image_indices)}
-        if self.architecture is None:
-            update["architecture"] = read_architecture(self.hf_pretrained, CLIP)
-            colours = read_colours(self.hf_pretrained, CLIP_COLOURS)
-            update["image_mean"] = colours.image_mean
-            update["image_std"] = colours.image_std
-        return self._filled(update)
-
-    def keep(self, folder: Path) -> None:
-        """The tokenizer."""
+    def keep(self, folder: Path, origin: Path | None = None) -> None:
+        """The tokenizer, unless language is ignored."""
         if not self.disable_text:
-            keep_tokenizer(self.hf_pretrained, folder)
+            super().keep(folder, origin)
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        colours = self._coloured(folder, CLIP_COLOURS)
+        return {"architecture": read_architecture(folder, CLIP), **colours}
 
 
-class VlmBackboneConfig(NetworkConfig):
+class VlmBackboneConfig(BaseBackboneConfig):
     """A vision-language model of the hub; one token per sample."""
 
     type: Literal["vlm_backbone"] = Field(default="vlm_backbone", description="Kind of backbone.")
-    hf_pretrained: str = Field(
-        default="", description="Base model: owner/name of the hub, or a folder of any scheme."
-    )
     num_vlm_layers_to_use: int = Field(
         default=4, ge=1, description="Last layers whose states are taken side by side."
-    )
-    architecture: dict[str, Any] | None = derived_field(
-        "config.json of hf_pretrained", "The base model's sizes."
     )
     image_size: int | None = derived_field(
         "config.json of hf_pretrained", "Side of the pictures; others are resized.", ge=1
     )
-    image_mean: tuple[float, float, float] | None = derived_field(
-        "preprocessor_config.json of hf_pretrained", "What is taken from red, green and blue."
-    )
-    image_std: tuple[float, float, float] | None = derived_field(
-        "preprocessor_config.json of hf_pretrained", "What red, green and blue are divided by."
-    )
-    num_images: int | None = derived_field(
-        "data.camera_names times data.image_indices", "Pictures of a sample.", ge=1
-    )
 
-    def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Sizes and colours of the base model."""
-        update: dict[str, Any] = {"num_images": len(data.camera_names) * len(data.image_indices)}
-        if self.architecture is None:
-            architecture = read_architecture(self.hf_pretrained)
-            colours = read_colours(self.hf_pretrained, VLM_COLOURS)
-            side = picture_side(architecture) if self.image_size is None else self.image_size
-            update |= {"architecture": architecture, "image_size": side}
-            update |= {"image_mean": colours.image_mean, "image_std": colours.image_std}
-        return self._filled(update)
+    @classmethod
+    def _of_the_base(cls) -> Sequence[str]:
+        return (*super()._of_the_base(), "image_size")
 
-    def keep(self, folder: Path) -> None:
-        """The tokenizer."""
-        keep_tokenizer(self.hf_pretrained, folder)
+    def _read(self, folder: Path) -> dict[str, Any]:
+        architecture = read_architecture(folder)
+        side = picture_side(architecture) if self.image_size is None else self.image_size
+        colours = self._coloured(folder, VLM_COLOURS)
+        return {"architecture": architecture, "image_size": side, **colours}
 
 
 Backbone = Annotated[
@@ -293,18 +229,11 @@ class TransformerConfig(NetworkConfig):
         return self
 
 
-class CausalLMConfig(NetworkConfig):
+class CausalLMConfig(BaseModelConfig):
     """A causal language model of the hub as denoiser; its words are not used."""
 
     type: Literal["transformer_hf"] = Field(
         default="transformer_hf", description="Kind of denoiser."
-    )
-    hf_pretrained: str = Field(
-        default="",
-        description="Base model: owner/name of the hub, or a folder of any scheme.",
-    )
-    architecture: dict[str, Any] | None = derived_field(
-        "config.json of hf_pretrained", "The base model's sizes."
     )
 
     @property
@@ -317,7 +246,8 @@ class CausalLMConfig(NetworkConfig):
         del data
         if self.architecture is not None:
             return self, {}
-        return self._filled({"architecture": read_architecture(self.hf_pretrained)})
+        folder = self.base
+        return self._filled({**self._pinned(folder), "architecture": read_architecture(folder)})
 
 
 DenoiserSection = Annotated[TransformerConfig | CausalLMConfig, Field(discriminator="type")]

@@ -198,7 +198,7 @@ class CausalLM(nn.Module):
     def __init__(self, config: CausalLMConfig) -> None:
         super().__init__()
         assert config.architecture is not None
-        self._base = config.hf_pretrained
+        self._config = config
         self.model = self._built(config.architecture)
         self.width: int = self.model.config.get_text_config().hidden_size
         self._forget_words()
@@ -216,7 +216,7 @@ class CausalLM(nn.Module):
     def load_base(self) -> None:
         """The published weights of its base model."""
         whole = self._built(self.model.config.to_dict())
-        load_base(whole, self._base)
+        load_base(whole, self._config.base)
         self.model.load_state_dict(whole.state_dict(), strict=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:

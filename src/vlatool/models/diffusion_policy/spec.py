@@ -18,11 +18,12 @@ from vlatool.models.diffusion_policy.config import (
     DdimConfig,
     DenoiserSection,
     EulerConfig,
-    NetworkConfig,
     NoiseConfig,
     Solver,
     TransformerConfig,
 )
+from vlatool.models.diffusion_policy.origin import find_origin
+from vlatool.models.diffusion_policy.sections import BaseModelConfig, NetworkConfig
 from vlatool.models.pretrained import weights_file
 
 if TYPE_CHECKING:
@@ -103,20 +104,6 @@ class DiffusionPolicyConfig(NetworkConfig):
         return self
 
 
-def _check_beginning(config: DiffusionPolicyConfig) -> None:
-    """Makes sure that the weights to begin with are there."""
-    if config.resume_from_checkpoint is not None and not config.resume_weights_only:
-        raise UsageError(
-            "model.resume_from_checkpoint: only weights can be taken into another run",
-            hint="set model.resume_weights_only=true to begin a new run with them; a run goes on "
-            "by the same command with its --output",
-            code="usage.resume_weights_only",
-        )
-    for section in (config, config.vision_language_backbone, config.transformer):
-        if section.resume_from_checkpoint is not None:
-            weights_file(section.resume_from_checkpoint)
-
-
 class DiffusionPolicyType(ModelType):
     """The model type `diffusion_policy`."""
 
@@ -143,14 +130,37 @@ class DiffusionPolicyType(ModelType):
             told = f"data.processor is {data.processor!r}: the backbone reads as {base} does"
             yield Violation(("data.processor",), told)
 
+    def check_origins(self, config: DiffusionPolicyConfig) -> None:
+        """Makes sure that the weights to begin with are there.
+
+        Raises:
+            DataError: They are missing.
+            UsageError: A whole run is to go on by its weights.
+        """
+        if config.resume_from_checkpoint is not None and not config.resume_weights_only:
+            raise UsageError(
+                "model.resume_from_checkpoint: only weights can be taken into another run",
+                hint="set model.resume_weights_only=true to begin a new run with them; a run goes "
+                "on by the same command with its --output",
+                code="usage.resume_weights_only",
+            )
+        for section in (config, config.vision_language_backbone, config.transformer):
+            if section.resume_from_checkpoint is not None:
+                weights_file(section.resume_from_checkpoint)
+
+    def recall(self, config: DiffusionPolicyConfig, before: ConfigModel) -> DiffusionPolicyConfig:
+        """Versions, sizes and colours of base models."""
+        if not isinstance(before, DiffusionPolicyConfig):
+            return config
+        return _recalled(config, before.vision_language_backbone, before.transformer)
+
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "DatasetFacts"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Dimensions and the number of cameras.
 
         Raises:
-            DataError: There are no cameras; a base model or the weights to begin with are missing.
-            UsageError: A whole run is to go on by its weights.
+            DataError: There are no cameras, or a base model is missing.
         """
         del facts
         if not data.camera_names:
@@ -160,7 +170,7 @@ class DiffusionPolicyType(ModelType):
                 "pictures",
                 code="data.no_cameras",
             )
-        _check_beginning(config)
+        config = _recalled_from_origin(config)
         widths = ("action_dim", "proprioception_dim")
         update: dict[str, Any] = {name: getattr(data, name) for name in widths}
         rules = derivation_rules(config, update)
@@ -190,8 +200,11 @@ class DiffusionPolicyType(ModelType):
             load_beginning(config, parts["model"].module)
 
     def keep(self, config: DiffusionPolicyConfig, folder: Path) -> None:
-        """The tokenizer of a base model."""
-        config.vision_language_backbone.keep(folder)
+        """The tokenizer of a base model, from the run that the weights are of where it has one."""
+        section = config.vision_language_backbone
+        origin = find_origin(config.resume_from_checkpoint, type(config))
+        has_it = origin is not None and origin.keeps_tokenizer_of(section)
+        section.keep(folder, origin.folder if origin is not None and has_it else None)
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """The transformer blocks of backbone and denoiser."""
@@ -252,6 +265,26 @@ class DiffusionPolicyType(ModelType):
         network: Any = parts["model"]
         batcher = PolicyBatcher(config, kept.data, kept.normalizer, folder)
         return Policy(partial(sample_actions, network), batcher, kept)
+
+
+def _recalled(
+    config: DiffusionPolicyConfig, backbone: NetworkConfig, denoiser: NetworkConfig
+) -> DiffusionPolicyConfig:
+    """The config with what earlier sections know of its base models."""
+    changes = {
+        "vision_language_backbone": config.vision_language_backbone.recall(backbone),
+        "transformer": config.transformer.recall(denoiser),
+    }
+    return config.model_copy(update=changes)
+
+
+def _recalled_from_origin(config: DiffusionPolicyConfig) -> DiffusionPolicyConfig:
+    """The config with what the run that its weights are of knows of base models."""
+    based = (config.vision_language_backbone, config.transformer)
+    if not any(isinstance(one, BaseModelConfig) and one.architecture is None for one in based):
+        return config
+    origin = find_origin(config.resume_from_checkpoint, type(config))
+    return config if origin is None else _recalled(config, origin.backbone, origin.denoiser)
 
 
 def _is_centred(data: RoboticsDataConfig) -> bool:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlatool.artifacts.base_model import read_kept_tokenizer, read_tokenizer
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.models.diffusion_policy.config import (
     Backbone,
+    BaseBackboneConfig,
     ClipBackboneConfig,
     KeypointBackboneConfig,
     ViTBackboneConfig,
@@ -24,7 +26,7 @@ from vlatool.models.diffusion_policy.families import (
     picture_token_id,
     picture_tokens,
 )
-from vlatool.models.pretrained import tokenizer_text, tokenizers
+from vlatool.models.pretrained import tokenizers
 
 _DEFAULT_TEXT_LENGTH = 128
 _TEXT_BUCKET = 32
@@ -133,8 +135,13 @@ def _clip(section: ClipBackboneConfig, most: int | None, folder: Path | None) ->
         return ByteSentences(1)
     length = _clip_text(section).get("max_position_embeddings", _CLIP_LENGTH)
     words = _IMAGE_WORD * (section.num_images or 0) if section.image_words else ""
-    tokenizer = tokenizer_text(section.hf_pretrained, folder)
+    tokenizer = _tokenizer(section, folder)
     return TokenSentences(tokenizer, min(length, most or length), words)
+
+
+def _tokenizer(section: BaseBackboneConfig, folder: Path | None) -> str:
+    """The tokenizer that was kept in a folder; where nothing was, the base model's."""
+    return read_tokenizer(section.base) if folder is None else read_kept_tokenizer(folder)
 
 
 def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
@@ -153,7 +160,7 @@ def _vlm(section: VlmBackboneConfig, most: int | None, folder: Path | None) -> S
             hint=f"set it to at least {needed}, or leave it out",
             code="usage.no_room_for_text",
         )
-    tokenizer = tokenizer_text(section.hf_pretrained, folder)
+    tokenizer = _tokenizer(section, folder)
     return TokenSentences(tokenizer, most or _MOST_TOKENS, before, after)
 
 

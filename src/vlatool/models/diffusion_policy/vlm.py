@@ -56,7 +56,7 @@ class VlmBackbone(nn.Module):
         """The published weights of its base model."""
         assert self._config.architecture is not None
         whole = self._built(self._config.architecture)
-        load_base(whole, self._config.hf_pretrained)
+        load_base(whole, self._config.base)
         self._network.load_state_dict(self._extended(whole).state_dict())
 
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:

@@ -1,0 +1,182 @@
+"""Runs that begin with a base model: what they keep of it is all that is needed later."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.base_models import clip_base, vlm_base
+from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND, world_shards
+from tests.builders.web_server import COMMIT, WebServer, web_server
+from vlatool import load_policy
+from vlatool.artifacts.run_dir import RunDir
+from vlatool.config.overrides import parse_override
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError, VlatoolError
+from vlatool.training.config import TrainConfig
+from vlatool.training.result import TrainResult
+from vlatool.workflows.finetune import finetune
+from vlatool.workflows.train import train
+from vlatool.workflows.verify import VerifyConfig, verify
+
+BACKBONE = "model.vision_language_backbone"
+FAMILIES = ["clip", "paligemma", "smolvlm", "qwen3_vl"]
+OTHER_COMMIT = "f" * 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    """A hub with the CLIP `lab/clip`."""
+    monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    clip_base(tmp_path / "site/lab/clip")
+    with web_server(tmp_path / "site") as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+
+
+def config(data: Path, run: Path, base: Path | str, **changes: Any) -> TrainConfig:
+    is_clip = Path(base).name == "clip"
+    sizes = {} if is_clip else {"image_size": 32, "num_vlm_layers_to_use": 2}
+    keys = {
+        "model.type": "diffusion_policy",
+        f"{BACKBONE}.type": "clip_backbone" if is_clip else "vlm_backbone",
+        f"{BACKBONE}.hf_pretrained": base,
+        **{f"{BACKBONE}.{key}": value for key, value in sizes.items()},
+        "model.transformer.hidden_dim": 16,
+        "model.transformer.n_layers": 1,
+        "model.transformer.n_heads": 2,
+        "data.num_workers": 0,
+        "data.proprioception_fields": f"{XYZ},{HAND}",
+        "data.action_fields": f"{XYZ_COMMAND}_relative,{HAND_COMMAND}",
+        "data.dataset_manifest": str(data / "shards"),
+        "hparams.global_batch_size": 4,
+        "hparams.per_gpu_batch_size": 4,
+        "hparams.lr_scheduler": "const",
+        "total_train_steps": 2,
+        "save_path": str(run.parent),
+        "name": run.name,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
+    return load_config(TrainConfig, overrides=overrides).config
+
+
+def trained(*words: Any, **changes: Any) -> TrainResult:
+    return train(config(*words, **changes))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_run_goes_on_acts_and_is_finetuned_without_its_base_model(
+    family: str, data: Path, tmp_path: Path
+) -> None:
+    run, base = tmp_path / "run", tmp_path / family
+    clip_base(base) if family == "clip" else vlm_base(base, family)
+    trained(data, run, base)
+    shutil.rmtree(base)
+
+    assert trained(data, run, base, total_train_steps=3).steps == 3
+    policy = load_policy(run, inference_steps=2)
+    picture = np.zeros((48, 64, 3), np.uint8)
+    seen = {name: np.zeros(width) for name, width in policy.fields.items()}
+    actions = policy.act({**dict.fromkeys(CAMERAS, picture), **seen, "instruction": "put"})
+    assert all(np.isfinite(one).all() for one in actions.values())
+    begun = {"model__resume_from_checkpoint": str(run), "model__resume_weights_only": True}
+    frozen = {"model__transformer__freeze": True}
+    tuned = finetune(config(data, tmp_path / "tuned", base, **begun, **frozen))
+    assert tuned.steps == 2
+
+
+def test_commit_of_the_hub_is_that_of_the_first_use(
+    hub: WebServer, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    trained(data, run, "lab/clip")
+
+    hub.faults.commit = OTHER_COMMIT
+    trained(data, run, "lab/clip", total_train_steps=3)
+
+    section = RunDir(run).config_tree()["model"]["vision_language_backbone"]
+    assert (section["hf_pretrained"], section["revision"]) == ("lab/clip", COMMIT)
+
+
+def test_another_commit_of_the_hub_is_another_run(
+    hub: WebServer, data: Path, tmp_path: Path
+) -> None:
+    trained(data, tmp_path / "run", "lab/clip")
+
+    hub.faults.commit = OTHER_COMMIT
+    with pytest.raises(VlatoolError) as caught:
+        trained(data, tmp_path / "run", f"lab/clip@{OTHER_COMMIT}")
+    assert caught.value.code == "usage.output_differs"
+
+
+def test_base_model_is_read_at_the_commit_that_is_asked_for(
+    hub: WebServer, data: Path, tmp_path: Path
+) -> None:
+    hub.faults.commit = OTHER_COMMIT
+    run = tmp_path / "run"
+    trained(data, run, "lab/clip", **{f"{BACKBONE}.revision": COMMIT})
+
+    asked = {path for _, path, _ in hub.faults.requests if "/resolve/" in path}
+    assert asked
+    assert all(COMMIT in path for path in asked)
+
+
+def test_tokenizer_that_is_lost_is_written_again(data: Path, tmp_path: Path) -> None:
+    run, base = tmp_path / "run", clip_base(tmp_path / "clip")
+    trained(data, run, base)
+    (run / "tokenizer.json").unlink()
+
+    trained(data, run, base, total_train_steps=3)
+
+    assert (run / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    trained(data, folder / "run", clip_base(folder / "clip"))
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "code"),
+    [
+        ("tokenizer.json", "lost", "run.broken_kept"),
+        ("tokenizer.json", "changed", "run.broken_kept"),
+        ("stats.json", "lost", "run.broken_statistics"),
+        ("config.yaml", "lost", "run.broken_config"),
+        ("config.yaml", "changed", "run.broken_kept"),
+    ],
+)
+def test_verify_notices_what_is_not_as_it_was_kept(
+    name: str, change: str, code: str, whole: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    assert verify(VerifyConfig(location=str(run))).findings == ()
+    path = run / name
+    path.unlink() if change == "lost" else path.write_bytes(path.read_bytes() + b"\n")
+
+    with pytest.raises(DataError) as caught:
+        verify(VerifyConfig(location=str(run)))
+    assert caught.value.details["codes"] == {code: 1}
+
+
+def test_policy_with_another_tokenizer_is_refused(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    path = run / "tokenizer.json"
+    path.write_text(path.read_text().replace("green", "grey"))
+
+    with pytest.raises(DataError) as caught:
+        load_policy(run)
+    assert (caught.value.code, caught.value.exit_code) == ("data.broken_run", 3)

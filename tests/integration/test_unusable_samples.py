@@ -1,0 +1,51 @@
+"""Data none of whose samples can be used end a run before it writes anything."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.builders.training import CAMERAS, tiny_config, world_shards
+from vlatool.errors import DataError
+from vlatool.workflows.train import train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
+
+
+def without_camera(data: Path, target: Path) -> Path:
+    """A copy whose shards lack the pictures of one camera; the options still name it."""
+    shutil.copytree(data, target, ignore=shutil.ignore_patterns("*.tar", "*.index.npz"))
+    for shard in sorted((data / "shards").glob("*.tar")):
+        with (
+            tarfile.open(shard) as source,
+            tarfile.open(target / "shards" / shard.name, "w") as tar,
+        ):
+            for member in source:
+                if CAMERAS[1] not in member.name:
+                    tar.addfile(member, source.extractfile(member))
+    return target
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_shards_without_a_camera_are_refused(data: Path, tmp_path: Path, dry_run: bool) -> None:
+    lacking = without_camera(data, tmp_path / "data")
+
+    with pytest.raises(DataError) as caught:
+        train(tiny_config(lacking, tmp_path / "run", dry_run=dry_run))
+
+    assert (caught.value.code, caught.value.exit_code) == ("data.no_usable_sample", 3)
+    assert CAMERAS[1] in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_without_a_camera_are_padded_where_that_is_asked_for(
+    data: Path, tmp_path: Path
+) -> None:
+    lacking = without_camera(data, tmp_path / "data")
+    keys = {"data__pad_missing_images": True, "total_train_steps": 1}
+
+    assert train(tiny_config(lacking, tmp_path / "run", **keys)).dropped == {}
