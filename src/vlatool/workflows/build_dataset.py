@@ -232,7 +232,7 @@ class BuildDatasetJob:
             layout="packed" if config.packed or config.lines_per_file else "jsonl",
             prefix=prefix,
         )
-        made = codes.manifest.how()
+        made = codes.manifest.identity()
         versions = versions_of([tree, fast, codes.path])
         self.spec = JobSpec(
             output=output,
@@ -322,7 +322,7 @@ class BuildDatasetJob:
             "data": tree.name,
             "fast digest": work.fast_digest,
             "profile digest": self._profile.digest,
-            "codes": codes.how(),
+            "codes": codes.identity(),
             "pictures": digest_of(work.prefix),
         }
 

@@ -144,7 +144,7 @@ class _CodesExport:
 
     @property
     def made(self) -> Mapping[str, Any]:
-        return self.source.manifest.how()
+        return self.source.manifest.identity()
 
     def __call__(self, item: str) -> Receipt:
         found = self.source.read(item)
