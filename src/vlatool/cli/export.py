@@ -20,10 +20,11 @@ SPEC = ConfigSpec(
         "SOURCE",
         "vlatool export libero/tokens --output libero/TiToken",
         "vlatool export libero-packed --output libero-samples --absolute",
+        "vlatool export runs/pick --output published",
     ),
 )
 def export(ctx: typer.Context, source: TextArg = None) -> None:
-    """Write codes or packed samples in the other layout."""
+    """Write codes, packed samples or a trained policy in the other layout."""
     with command(ctx) as run:
         from vlatool.workflows import export as workflow
 

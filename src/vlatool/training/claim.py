@@ -31,14 +31,14 @@ from vlatool.storage.uri import location, pinned_text
 from vlatool.training.config import TrainConfig
 
 _COMMAND = "train"
+# Beside the checkpoints, and written to while the run goes on.
+_CHANGING = {METRICS, LATEST}
 _ORDER = "order of samples"
 # Raise it when the same options give other samples or other numbers.
 _ORDER_VERSION = 1
 # What nobody can compare.
 _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 _BUDGET = TrainConfig.exclusive[0]
-# Beside the checkpoints, and written to while the run goes on.
-_CHANGING = {METRICS, LATEST}
 
 
 def claim_run(

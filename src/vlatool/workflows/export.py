@@ -25,6 +25,7 @@ from vlatool.artifacts.windows import lines_name
 from vlatool.building.sum import data_files
 from vlatool.config.base import ConfigModel, check_needed, needed_field
 from vlatool.errors import DataError, UsageError
+from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_trained
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.conduct import (
     CONDUCT,
@@ -46,6 +47,8 @@ from vlatool.parallel.engines import make_executor
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import existing, location, pinned
 
+_USAGE = "vlatool export SOURCE --output DIR"
+
 
 class ExportConfig(ConfigModel):
     """What `vlatool export` does."""
@@ -55,7 +58,9 @@ class ExportConfig(ConfigModel):
         "Conduct": ("workers", *CONDUCT),
     }
 
-    source: str = needed_field("", "Folder of codes, or of packed samples.")
+    source: str = needed_field(
+        "", "Folder of codes or of packed samples, a training run or a checkpoint of it."
+    )
     output: str = needed_field("", "Folder for the other layout.")
     layout: Literal["json", "packed", "jsonl"] | None = Field(
         default=None, description="What to write: codes as json or packed, samples as jsonl."
@@ -107,11 +112,12 @@ class ExportResult:
         return "\n".join([line, *failed, f"next: vlatool verify {self.output}"])
 
 
-def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult:
-    """Writes codes or built samples in the other layout.
+def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult | PolicyExportResult:
+    """Writes codes or built samples in the other layout, or a policy as a published experiment.
 
     A run that was ended goes on where it was. Packed samples become the lines that
-    `build_dataset` would have written to the same place.
+    `build_dataset` would have written to the same place. Of a training run the newest checkpoint
+    is written.
 
     Raises:
         UsageError: A needed key is missing, the layout does not go with the source, or the output
@@ -120,10 +126,24 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult:
         StorageError: Something cannot be read or written; what is written stays.
         PartialFailure: The data are written, but without the episodes that failed.
     """
+    check_needed(config, _USAGE)
+    source = pinned(config.source)
+    if is_trained(source):
+        return _policy(config, source, reporter)
     job = ExportJob(config)
     executor = make_executor(1 if config.dry_run else config.workers)
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
     return result_or_raise(job.answer(run), run, job.spec.noun)
+
+
+def _policy(config: ExportConfig, source: Path, reporter: Reporter) -> PolicyExportResult:
+    if config.layout is not None or config.dry_run:
+        raise UsageError(
+            "a policy has one published layout, and is written at once",
+            hint="leave --layout and --dry-run out",
+            code="usage.bad_layout",
+        )
+    return export_policy(source, location(config.output), reporter)
 
 
 @dataclass(frozen=True)
@@ -272,7 +292,7 @@ class ExportJob:
     """Episodes on their way into the other layout; see `jobs.job.Job`."""
 
     def __init__(self, config: ExportConfig) -> None:
-        check_needed(config, "vlatool export SOURCE --output DIR")
+        check_needed(config, _USAGE)
         self._config = config
         self._work = work = _chosen(config)
         self.items: Sequence[str] = work.items

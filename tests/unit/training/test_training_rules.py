@@ -31,6 +31,8 @@ def broken(*keys: str) -> set[str]:
         "distributed.fsdp_cpu_offload=true",
         "distributed.dist_url=tcp://host:1",
         "remote_sync=s3://bucket/runs",
+        "model.vision_language_backbone={type: vlm_foundry_backbone, num_vlm_layers_to_use: 2}",
+        "model.vision_language_backbone={type: clip_openclip, architecture: ViT-B-32}",
     ],
 )
 def test_value_that_cannot_be_used_is_refused_where_it_counts(key: str) -> None:

@@ -174,8 +174,43 @@ class VlmBackboneConfig(BaseBackboneConfig):
         return {"architecture": architecture, "image_size": side, **colours}
 
 
+class FoundryBackboneConfig(NetworkConfig):
+    """A vision-language model that the published program trained; read, not built."""
+
+    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "type": ((), "such models are not built; take a base model of the hub, type vlm_backbone"),
+    }
+
+    type: Literal["vlm_foundry_backbone"] = Field(
+        default="vlm_foundry_backbone", description="Kind of backbone."
+    )
+    num_vlm_layers_to_use: int = Field(
+        default=4, ge=1, description="Last layers whose states are taken side by side."
+    )
+    vlm_experiment_dir: str | None = Field(default=None, description="Where it was trained.")
+
+
+class OpenClipConfig(NetworkConfig):
+    """CLIP of another library; read, not built."""
+
+    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+        "type": ((), "its names are another library's; take a CLIP of the hub, type clip_backbone"),
+    }
+
+    type: Literal["clip_openclip"] = Field(default="clip_openclip", description="Kind of backbone.")
+    architecture: str | None = Field(default=None, description="Its name there.")
+    pretrained_weights: str | None = Field(default=None, description="Its weights there.")
+    freeze_text_encoder: bool = Field(default=False, description="Whether the text tower stays.")
+    freeze_image_encoder: bool = Field(default=False, description="Whether the vision tower stays.")
+
+
 Backbone = Annotated[
-    ClipBackboneConfig | VlmBackboneConfig | ViTBackboneConfig | KeypointBackboneConfig,
+    ClipBackboneConfig
+    | VlmBackboneConfig
+    | ViTBackboneConfig
+    | KeypointBackboneConfig
+    | FoundryBackboneConfig
+    | OpenClipConfig,
     Field(discriminator="type"),
 ]
 

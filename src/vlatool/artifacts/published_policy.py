@@ -1,0 +1,50 @@
+"""A policy as it is published: four files of configuration, scales, and weights below them.
+
+Source: lbm-training 1.10, 3.11, 6.1.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlatool.artifacts import provenance, stats
+from vlatool.artifacts.run_dir import RunDir
+from vlatool.storage.atomic import write_bytes, write_text
+
+_CONFIG, _MODEL = "config.yaml", "config_model.yaml"
+_NORMALIZER, _PROCESSOR = "config_normalizer.yaml", "config_processor.yaml"
+WEIGHTS, AVERAGE = "checkpoints/checkpoint_1.pt", "checkpoints/ema_1.pt"
+NUMBER = 1
+FILES = (
+    _CONFIG,
+    _MODEL,
+    _NORMALIZER,
+    _PROCESSOR,
+    stats.NAME,
+    provenance.CONFIG_NAME,
+    WEIGHTS,
+    AVERAGE,
+)
+
+
+def write_published_config(folder: Path, tree: Mapping[str, Any], run: RunDir) -> None:
+    """Writes all but the weights.
+
+    Args:
+        folder: Is there.
+        tree: The whole configuration, in published keys.
+        run: Whose scales and preprocessing options are copied.
+    """
+    data = tree["data"]
+    files = {
+        _CONFIG: tree,
+        _MODEL: tree["model"],
+        _NORMALIZER: data["normalization"],
+        _PROCESSOR: data,
+    }
+    for name, content in files.items():
+        write_text(folder / name, yaml.safe_dump(content, sort_keys=True, allow_unicode=True))
+    for path in (run.stats, run.options):
+        write_bytes(folder / path.name, path.read_bytes())

@@ -1,0 +1,75 @@
+"""The configuration of a trained policy in published keys. Light. Source: lbm-training 1.11."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+
+# Keys that the published program does not have, by section.
+_OWN: Mapping[tuple[str, ...], frozenset[str]] = {
+    (): frozenset(
+        {
+            "total_train_steps",
+            "save_every_n_steps",
+            "keep_every_n_steps",
+            "images_every_n_steps",
+            "overwrite",
+            "dry_run",
+        }
+    ),
+    ("data",): frozenset({"lanes", "max_dropped_share"}),
+    ("model",): frozenset({"solver", "resume_except"}),
+    ("model", "vision_language_backbone"): frozenset(
+        {
+            "revision",
+            "architecture",
+            "image_mean",
+            "image_std",
+            "image_size",
+            "image_words",
+            "num_images",
+            "text_encoder",
+        }
+    ),
+    ("model", "noise_scheduler"): frozenset({"beta_schedule"}),
+}
+_ANEW = {"resume_from_checkpoint": None, "resume_weights_only": False}
+
+
+def published_tree(tree: Mapping[str, Any], model: DiffusionPolicyConfig) -> dict[str, Any]:
+    """A configuration in published keys, with values where theirs may not be null.
+
+    Args:
+        tree: The whole configuration, derived, as plain data.
+        model: Its section of the model.
+    """
+    told = _without_own(tree, ())
+    data, hparams = told["data"], told["hparams"]
+    count = len(data["dataset_manifest"])
+    base = getattr(model.vision_language_backbone, "hf_pretrained", None)
+    data |= {
+        "dataset_statistics": [None] * count,
+        "dataset_modality": ["robotics"] * count,
+        "dataset_weighting": data["dataset_weighting"] or [1.0] * count,
+        "processor": data["processor"] or base,
+    }
+    hparams |= {
+        "loss_function": "mse",
+        "per_gpu_batch_size": hparams["per_gpu_batch_size"] or hparams["global_batch_size"],
+    }
+    crop = data["augmentation"]["image"]["crop"]
+    crop["shape"] = [int(side) if side > 1 else side for side in crop["shape"]]
+    told["distributed"]["dist_backend"] = "nccl"
+    if tree.get("total_train_steps"):
+        told["total_train_samples"] = tree["total_train_steps"] * hparams["global_batch_size"]
+    return told
+
+
+def _without_own(section: Mapping[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    own = _OWN.get(place, frozenset())
+    kept = {
+        key: _without_own(value, (*place, key)) if isinstance(value, Mapping) else value
+        for key, value in section.items()
+        if key not in own
+    }
+    return {**kept, **_ANEW} if kept.keys() >= _ANEW.keys() else kept
