@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.builders.memory_remote import Memory
+from tests.builders.recording import Recorder
 from tests.builders.toy_pictures import picture, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
 from tests.builders.toys import install_toys
@@ -17,7 +18,7 @@ from vlatool.artifacts.picture import decode_rgb
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.artifacts.shard import index_by_headers, index_path
 from vlatool.errors import DataError
-from vlatool.loading.base import Dropped, Place
+from vlatool.loading.base import Dropped, Place, facts_of
 from vlatool.loading.dataset import open_dataset
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImagesKind
@@ -70,6 +71,13 @@ def test_shard_is_scanned_once_and_its_index_kept(tmp_path: Path, cache: Path) -
     inode = kept.stat().st_ino
     assert ImagesKind().read_facts(config).fingerprint == before
     assert kept.stat().st_ino == inode
+
+
+def test_first_scan_tells_how_many_shards_it_takes(tmp_path: Path) -> None:
+    config, reporter = config_of(write_image_shards(tmp_path / "shards")), Recorder()
+    for _ in range(2):
+        facts_of(ImagesKind(), config, reporter)
+    assert reporter.bars == [(f"first scan of {tmp_path / 'shards'}", 3)]
 
 
 def test_index_beside_a_shard_is_used(tmp_path: Path, cache: Path) -> None:

@@ -20,9 +20,10 @@ from vlatool.evaluation.reconstruction import (
     ReconstructionSums,
     part_of,
 )
+from vlatool.events import NULL, Reporter
 from vlatool.loading.base import Batch, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
-from vlatool.loading.images.facts import ImageFacts
+from vlatool.loading.images.facts import ImageFacts, read_facts
 from vlatool.loading.images.kind import ImagesKind
 from vlatool.loading.images.reader import ImageSample
 from vlatool.loading.loader import LoaderPlan, build_loader
@@ -89,6 +90,7 @@ def measure(
     how: Pass,
     judges: Judges,
     reduce: Reduce = lambda one: one,
+    reporter: Reporter = NULL,
 ) -> Measured:
     """Draws every picture again and compares; every rank calls it, each reads whole shards.
 
@@ -98,6 +100,7 @@ def measure(
         how: How they are read.
         judges: Networks to measure with.
         reduce: Sums a tensor over all ranks.
+        reporter: Hears of shards that are scanned first.
 
     Raises:
         DataError: The data are missing or broken, are prepared for another size than the
@@ -111,7 +114,7 @@ def measure(
             code="data.picture_size",
         )
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_chance()})
-    part = part_of(ImagesKind().read_facts(config), how.rank, how.world_size)
+    part = part_of(read_facts(config, reporter), how.rank, how.world_size)
     sums = ReconstructionSums(
         tokenizer.size, how.device or torch.device("cpu"), tokenizer.codes, judges
     )
@@ -138,7 +141,7 @@ def drawn_again(
 ) -> dict[str, DrawnPicture]:
     """Some pictures by name; by one rank alone, which reads on until it has them all."""
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_chance()})
-    facts = ImagesKind().read_facts(config)
+    facts = read_facts(config)
     alone = replace(how, rank=0, world_size=1)
     found: dict[str, DrawnPicture] = {}
     with torch.inference_mode(), closing(_batches(config, facts, alone)) as batches:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+from vlatool.events import NULL, Reporter
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -166,6 +168,26 @@ class DataKind(Protocol):
     def kept(self, config: Any, folder: Path) -> Any:
         """What `keep` wrote: the same as `prepared` gave."""
         ...
+
+
+@runtime_checkable
+class TellsOfFacts(Protocol):
+    """A data kind whose facts may take long to read, and that tells how far it is."""
+
+    def read_facts_telling(self, config: Any, reporter: Reporter) -> Facts:
+        """As `DataKind.read_facts`."""
+        ...
+
+
+def facts_of(kind: DataKind, config: Any, reporter: Reporter = NULL) -> Facts:
+    """The facts of a section, with progress where the kind tells of any.
+
+    Raises:
+        DataError: As `DataKind.read_facts`.
+    """
+    if isinstance(kind, TellsOfFacts):
+        return kind.read_facts_telling(config, reporter)
+    return kind.read_facts(config)
 
 
 @dataclass(frozen=True)

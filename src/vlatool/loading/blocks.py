@@ -88,6 +88,18 @@ def file_cache(section: CacheConfig) -> FileCache:
     return FileCache(folder, limit)
 
 
+def known_index(cache: FileCache, version: FileVersion) -> ShardIndex | None:
+    """The index beside a shard, or the one that was kept; None where it was never scanned.
+
+    An index of a shard of another length is none of this one's.
+    """
+    index = read_index(index_path(version.path))
+    if index is None or index.shard_bytes != version.size:
+        kept = cache.known(version, INDEX_SUFFIX)
+        index = None if kept is None else parse_index(kept)
+    return None if index is None or index.shard_bytes != version.size else index
+
+
 def shard_index(
     cache: FileCache, version: FileVersion, copy: IO[bytes] | None = None
 ) -> ShardIndex:
@@ -280,10 +292,7 @@ def _open_block(cache: BlockCache, given: tuple[Block, ShardIndex | None]) -> _O
 def _local(cache: BlockCache, path: Path, known: ShardIndex | None) -> _OpenBlock:
     file = path.open("rb", buffering=0)
     size = os.fstat(file.fileno()).st_size
-    index = read_index(index_path(path)) if known is None else known
-    if index is None or index.shard_bytes != size:
-        kept = cache.files.known(FileVersion.of(path), INDEX_SUFFIX)
-        index = None if kept is None else parse_index(kept)
+    index = known_index(cache.files, FileVersion.of(path)) if known is None else known
     if index is None or index.shard_bytes != size:
         index = index_by_headers(path)  # milliseconds: not worth keeping
     return _OpenBlock(path, index, file)

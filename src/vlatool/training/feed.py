@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.base import Batch, Batcher, Dropped, Facts, MicroBatch, Place
+from vlatool.events import NULL, Reporter
+from vlatool.loading.base import Batch, Batcher, Dropped, Facts, MicroBatch, Place, facts_of
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_ended
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -31,7 +32,7 @@ class HeldOut:
     count: int
 
 
-def held_out(config: TrainConfig) -> HeldOut | None:
+def held_out(config: TrainConfig, reporter: Reporter = NULL) -> HeldOut | None:
     """The held-out data of a run; None where none are asked for.
 
     Raises:
@@ -48,7 +49,7 @@ def held_out(config: TrainConfig) -> HeldOut | None:
             hint=f"give data.val_{kind.folders_keys[0]}, or leave total_val_samples out",
             code="usage.no_validation_data",
         )
-    facts = kind.read_facts(section)
+    facts = facts_of(kind, section, reporter)
     section, _ = kind.derive(section, facts)
     order = SampleOrder(facts.datasets, OrderOptions(config.hparams.seed, shuffle=False))
     return HeldOut(section, facts, order, min(config.total_val_samples, order.size))

@@ -1,6 +1,7 @@
 """What an objective shows while it trains, as one PNG per name."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ _COLUMNS = 8
 class Show:
     """Writes an objective's pictures of a micro-batch; every process calls it.
 
+    They are those of the averaged weights, where there are any: these are what is used later.
+
     Attributes:
         run: The run folder.
         objective: Makes them.
@@ -39,7 +42,10 @@ class Show:
     def __call__(self, state: TrainState, one: MicroBatch) -> None:
         """Parts are in eval mode."""
         ctx = self.contexts.of(state.step, one, "images")
-        with self.runtime.autocast():
+        with ExitStack() as stack:
+            for average in state.averages.values():
+                stack.enter_context(average.in_place_of_weights())
+            stack.enter_context(self.runtime.autocast())
             pictures = self.objective.images(one.batch, ctx)
         if self.runtime.is_main:
             save_pictures(self.run, state.step, pictures)

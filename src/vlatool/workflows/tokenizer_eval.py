@@ -145,7 +145,7 @@ def tokenizer_eval(
     judges = find_judges(config.perceptual_weights, runtime.device)
     pictures, how = _data(config, str(data), tokenizer), _pass(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
-    measured = measure(tokenizer, pictures, how, judges.judges, runtime.sum)
+    measured = measure(tokenizer, pictures, how, judges.judges, runtime.sum, reporter)
     rows = _all_rows(measured, runtime)
     result = _result(config, tokenizer, measured, judges, output)
     if not runtime.is_main:

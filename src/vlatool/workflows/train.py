@@ -20,7 +20,7 @@ from vlatool.config.rules import (
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
-from vlatool.loading.base import Facts
+from vlatool.loading.base import Facts, facts_of
 from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
 from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
@@ -82,7 +82,7 @@ def train(
     check_rules(violations(config), typed, reporter)
     config = claim.recalled(config, None if config.name is None else RunDir(_output(config)))
     config = claim.pinned_data(config)
-    facts = config.data_kind.read_facts(config.data)
+    facts = facts_of(config.data_kind, config.data, reporter)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
@@ -90,7 +90,7 @@ def train(
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, facts, order, runtime)
     check_rules(broken_schedule(config.hparams, plan.total_steps), typed, reporter)
-    measured = held_out(config)
+    measured = held_out(config, reporter)
     check_samples(config, facts)
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)

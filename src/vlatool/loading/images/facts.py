@@ -1,15 +1,18 @@
 """What the image shards of a run hold: how many samples each, and how large it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vlatool.artifacts.shard import ShardIndex
 from vlatool.artifacts.shard_lists import find_shards
 from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter
 from vlatool.jobs.inputs import digest_of
 from vlatool.loading.base import Block, DataSet
-from vlatool.loading.blocks import file_cache, shard_index
+from vlatool.loading.blocks import file_cache, known_index, shard_index
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.storage.background import in_parallel
 from vlatool.storage.cache import FileCache, FileVersion
@@ -46,11 +49,12 @@ class ImageFacts:
         return sum(one.size for one in self.datasets)
 
 
-def read_facts(config: ImageDataConfig) -> ImageFacts:
+def read_facts(config: ImageDataConfig, reporter: Reporter = NULL) -> ImageFacts:
     """Finds the shards and counts their samples.
 
     Shards carry no counts: one without an index beside it is scanned once, and the index kept in
     the cache folder; a local one costs some 30 microseconds a sample, a remote one is streamed.
+    The reporter hears how many are scanned, if any.
 
     Raises:
         DataError: No shards are given or found, or one is missing or broken.
@@ -63,25 +67,44 @@ def read_facts(config: ImageDataConfig) -> ImageFacts:
             code="data.no_dataset",
         )
     cache = file_cache(config.dataset_cache)
-    found = [_dataset(text, config, cache) for text in config.shards]
+    found = [_dataset(text, config, cache, reporter) for text in config.shards]
     return ImageFacts(tuple(one for one, _ in found), tuple(sizes for _, sizes in found))
 
 
 def _dataset(
-    text: str, config: ImageDataConfig, cache: FileCache
+    text: str, config: ImageDataConfig, cache: FileCache, reporter: Reporter
 ) -> tuple[DataSet, tuple[int, ...]]:
     paths = find_shards(text, config.split)
     _refuse_twice(text, paths)
-    look = partial(_looked_at, cache)
-    looked = in_parallel(look, paths, _AT_ONCE) if any(map(is_remote, paths)) else map(look, paths)
-    blocks, sizes = zip(*looked, strict=True)
-    return DataSet(text, blocks), sizes
+    each = partial(in_parallel, at_once=_AT_ONCE) if any(map(is_remote, paths)) else map
+    looked = list(each(partial(_looked_at, cache), paths))
+    fresh = [version for version, index in looked if index is None]
+    counts = {version.path: len(index.offsets) for version, index in looked if index is not None}
+    if fresh:
+        with reporter.progress(f"first scan of {text}", len(fresh), "shards") as bar:
+            for version, index in zip(fresh, each(partial(_scanned, cache), fresh), strict=True):
+                counts[version.path] = len(index.offsets)
+                bar.advance()
+    blocks = tuple(Block(path, counts[path]) for path in paths)
+    return DataSet(text, blocks), tuple(version.size for version, _ in looked)
 
 
-def _looked_at(cache: FileCache, path: Path) -> tuple[Block, int]:
-    try:
+def _looked_at(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
+    """A shard as it is now, and its index where there is one."""
+    with _told_if_missing(path):
         version = FileVersion.of(path)
-        index = shard_index(cache, version)
+        return version, known_index(cache, version)
+
+
+def _scanned(cache: FileCache, version: FileVersion) -> ShardIndex:
+    with _told_if_missing(version.path):
+        return shard_index(cache, version)
+
+
+@contextmanager
+def _told_if_missing(path: Path) -> Generator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(
             f"{path}: is missing",
@@ -89,7 +112,6 @@ def _looked_at(cache: FileCache, path: Path) -> tuple[Block, int]:
             code="data.missing_shard",
             details={"shard": str(path)},
         ) from None
-    return Block(path, len(index.offsets)), version.size
 
 
 def _refuse_twice(text: str, paths: Sequence[Path]) -> None:

@@ -12,6 +12,7 @@ from vlatool.artifacts.provenance import (
     write_preprocessing_config,
 )
 from vlatool.errors import DataError
+from vlatool.events import Reporter
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing
 from vlatool.loading.images.facts import ImageFacts, read_facts
 from vlatool.loading.images.reader import DROP_REASONS, ImageReader
@@ -39,6 +40,10 @@ class ImagesKind:
     def read_facts(self, config: ImageDataConfig) -> ImageFacts:
         """The shards and their counts; those without an index are scanned once."""
         return read_facts(config)
+
+    def read_facts_telling(self, config: ImageDataConfig, reporter: Reporter) -> ImageFacts:
+        """As `read_facts`; see `loading.base.TellsOfFacts`."""
+        return read_facts(config, reporter)
 
     def validation(self, config: ImageDataConfig) -> ImageDataConfig | None:
         """The same section for `val_shards`, in stored order, cropped in the middle."""
