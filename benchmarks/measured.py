@@ -57,7 +57,7 @@ def run(command: Sequence[str]) -> Measured:
 def _watch(root: int, peaks: dict[int, float]) -> None:
     """Notes the peak of every process of the tree until the root is gone."""
     while Path(f"/proc/{root}").exists():
-        for pid in _tree(root):
+        for pid in tree(root):
             try:
                 status = Path(f"/proc/{pid}/status").read_text()
             except OSError:
@@ -68,7 +68,8 @@ def _watch(root: int, peaks: dict[int, float]) -> None:
         time.sleep(_EVERY_S)
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
+    """A process and all below it."""
     found = [root]
     for pid in found:
         try:

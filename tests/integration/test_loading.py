@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -255,6 +257,25 @@ def test_loader_processes_end_with_the_block() -> None:
 
     assert len(started) == 2
     assert ended == started
+
+
+LEFT_OPEN = """
+from tests.builders.loading import PlacesReader
+from tests.integration.test_loading import BIG
+from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.order import OrderOptions, SampleOrder
+
+order = SampleOrder([BIG], OrderOptions())
+plan = LoaderPlan(2, num_workers=1)
+running = iter(build_loader(plan, order, PlacesReader(), dict.fromkeys, dict))
+next(running)
+"""
+
+
+def test_program_ends_though_its_loader_was_left_open() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], check=False, timeout=60)
+
+    assert done.returncode == 0
 
 
 # broken samples

@@ -1,5 +1,6 @@
 """Pictures of samples as they are cut, varied and padded; data sets that differ. lbm-data 5."""
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from vlatool.artifacts.digests import read_mergeable
 from vlatool.artifacts.stats import StatsPart, merge_parts
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.base import Place
+from vlatool.loading.lending import side_by_side
+from vlatool.loading.loader import LoaderPlan, build_loader, read_samples
+from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.models.diffusion_policy.batch import PolicyBatcher, example_batch
@@ -264,6 +268,60 @@ def test_batch_says_which_pictures_are_padding_where_they_are_hidden(
         name: batch[name].dtype for name in set(batch) - {"keys"}
     }
     assert isinstance(batch["images"], torch.Tensor)
+
+
+# side by side
+
+CASES: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "cut": {"augmentation": RANDOM},
+    "coloured": {"augmentation": JITTER},
+    "padded": {"pad_missing_images": True},
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_pictures_in_a_room_are_those_of_samples_by_themselves(
+    folder: Path, lone: Path, case: str
+) -> None:
+    folders = [folder, lone] if case == "padded" else [folder]
+    config, facts = opened(*folders, **CASES[case])
+    order = SampleOrder(facts.datasets, OrderOptions())
+    positions = range(order.size)
+    alone = read_samples(order, RoboticsKind().reader(config, facts), positions, 1)
+    reader = RoboticsKind().reader(config, facts)
+
+    # The first time it does not know how much room they take.
+    read_samples(order, reader, positions, 1, room=filled_room)
+    found = read_samples(order, reader, positions, 1, room=filled_room)
+
+    joined = side_by_side([one.images for one in found])
+    assert np.shares_memory(joined, found[0].images)
+    np.testing.assert_array_equal(joined, [one.images for one in alone])
+
+
+def filled_room(size: int) -> np.ndarray:
+    """Memory that was used before."""
+    return np.full(size, 7, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("held", [True, False])
+def test_batches_hold_the_pictures_of_their_samples(folder: Path, workers: int, held: bool) -> None:
+    config, facts = opened(folder, num_workers=workers)
+    backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
+    kind, model = RoboticsKind(), DiffusionPolicyConfig(vision_language_backbone=backbone)
+    order = SampleOrder(facts.datasets, OrderOptions(seed=1))
+    batcher = PolicyBatcher(model, config, kind.prepared(config, facts).normalizer)
+    plan = LoaderPlan(SAMPLES, num_workers=workers)
+    by_key = {one.key: one.images for one in read(folder)}
+
+    with build_loader(plan, order, kind.reader(config, facts), batcher, dict) as loader:
+        batches = itertools.islice(loader, 16)
+        for batch in [*batches] if held else batches:
+            pictures = batch.batch["images"].permute(0, 1, 3, 4, 2).numpy()
+            expected = np.stack([by_key[name] for name in batch.samples])
+            np.testing.assert_array_equal(pictures, expected)
 
 
 # data sets together

@@ -14,11 +14,14 @@ from vlatool.events import NULL, Reporter
 if TYPE_CHECKING:
     import numpy as np
 
+    from vlatool.episode import UInt8Array
     from vlatool.loading.config import LoadingConfig
 
 Batch = dict[str, Any]
 # Samples to tensors, in loader processes; picklable.
 Batcher = Callable[[Sequence[Any]], Batch]
+# Memory uint8 [size] that holds anything; for the micro-batch that is being made.
+Room = Callable[[int], "UInt8Array"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,20 @@ class ReadsAhead(Protocol):
 
     def ahead(self, places: Sequence[Place]) -> None:
         """Tells of places that `read` is going to be given together."""
+        ...
+
+
+@runtime_checkable
+class FillsRoom(Protocol):
+    """A sample reader that can put the large arrays of samples side by side."""
+
+    def read_into(
+        self, places: Sequence[Place], rngs: Sequence["np.random.Generator"], room: Room
+    ) -> list[Any]:
+        """As `SampleReader.read`; arrays may lie in a room, those of neighbours one after another.
+
+        A batcher stacks them without a copy: `loading.lending.side_by_side`.
+        """
         ...
 
 

@@ -11,26 +11,33 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from vlatool.episode import UInt8Array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.loading.base import (
     Batch,
     Batcher,
     Dropped,
+    FillsRoom,
     MicroBatch,
     Place,
     ReadsAhead,
+    Room,
     SampleReader,
 )
+from vlatool.loading.lending import Lender, Parcel
 from vlatool.loading.order import SampleOrder
 from vlatool.loading.permutations import keyed_generator
 
@@ -84,10 +91,19 @@ def read_samples(
     positions: Sequence[int],
     seed: int,
     places: Sequence[Place] | None = None,
+    room: Room | None = None,
 ) -> list[Any]:
     """The samples at some positions, a `Dropped` in place of a broken one.
 
     Their randomness is keyed by (seed, position) alone. Source: data-order, rule 8.
+
+    Args:
+        order: Which sample stands where.
+        reader: Reads them.
+        positions: Of the run.
+        seed: Of their randomness.
+        places: Of the positions, where they are known.
+        room: Memory for them; None: each has its own.
 
     Raises:
         StorageError: The storage failed for good.
@@ -96,10 +112,18 @@ def read_samples(
     rngs = [keyed_generator(seed, "sample", n) for n in positions]
     if places is None:
         places = order.places(positions)
-    return reader.read(places, rngs) if positions else []
+    if not positions:
+        return []
+    if room is not None and isinstance(reader, FillsRoom):
+        return reader.read_into(places, rngs, room)
+    return reader.read(places, rngs)
 
 
-class BatchStream(IterableDataset[MicroBatch | VlatoolError]):
+# What a loader process, or this one, gives at a time.
+_Item = MicroBatch | Parcel | VlatoolError
+
+
+class BatchStream(IterableDataset[_Item]):
     """Micro-batches of one rank; each loader process makes every K-th. Source: rules 5, 6."""
 
     def __init__(
@@ -116,18 +140,21 @@ class BatchStream(IterableDataset[MicroBatch | VlatoolError]):
         self._batcher = batcher
         self._fake = fake
 
-    def __iter__(self) -> Iterator[MicroBatch | VlatoolError]:
+    def __iter__(self) -> Iterator[_Item]:
         # An error that is raised in a loader process arrives as a traceback in a message; as a
         # value it arrives whole.
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        lender = None if info is None else Lender(self._plan.prefetch_factor)
+        room = _own_room if lender is None else lender.room
         number, end = self._plan.first + worker, self._plan.batches
         coming: deque[tuple[list[int], list[Place]]] = deque()
         try:
             while end is None or number < end:
                 while len(coming) <= self._ahead:
                     coming.append(self._told(number + len(coming) * workers))
-                yield self._made(*coming.popleft())
+                made = self._made(*coming.popleft(), room)
+                yield made if lender is None else lender.packed(made)
                 number += workers
         except VlatoolError as error:
             yield error
@@ -145,8 +172,9 @@ class BatchStream(IterableDataset[MicroBatch | VlatoolError]):
             self._reader.ahead(places)
         return positions, places
 
-    def _made(self, positions: Sequence[int], places: Sequence[Place]) -> MicroBatch:
-        found = read_samples(self._order, self._reader, positions, self._plan.seed, places)
+    def _made(self, positions: Sequence[int], places: Sequence[Place], room: Room) -> MicroBatch:
+        seed = self._plan.seed
+        found = read_samples(self._order, self._reader, positions, seed, places, room)
         kept = [
             (n, one)
             for n, one in zip(positions, found, strict=True)
@@ -179,9 +207,10 @@ class BatchLoader:
     anew with the first micro-batch.
     """
 
-    def __init__(self, loader: "DataLoader[MicroBatch | VlatoolError]") -> None:
+    def __init__(self, loader: "DataLoader[_Item]") -> None:
         self._loader = loader
-        self._running: Iterator[MicroBatch | VlatoolError] | None = None
+        self._running: Iterator[_Item] | None = None
+        self._end: weakref.finalize[..., BatchLoader] | None = None
         self._turn = 0
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -189,6 +218,9 @@ class BatchLoader:
         if self._loader.num_workers:
             start_server()
         turn, self._running = self._turn, iter(self._loader)
+        workers = list(getattr(self._running, "_workers", ()))
+        # At the end of the program too, which otherwise waits for them: they are deaf to SIGTERM.
+        self._end = weakref.finalize(self, _kill, workers)
         while self._turn == turn and self._running is not None:
             batch = self._next()
             if batch is None:
@@ -196,9 +228,9 @@ class BatchLoader:
             if isinstance(batch, VlatoolError):
                 self.close()
                 raise batch
-            yield batch
+            yield batch.opened() if isinstance(batch, Parcel) else batch
 
-    def _next(self) -> MicroBatch | VlatoolError | None:
+    def _next(self) -> _Item | None:
         assert self._running is not None
         try:
             return next(self._running, None)
@@ -217,13 +249,17 @@ class BatchLoader:
     def close(self) -> None:
         """Ends the loader processes; another iteration starts others."""
         self._turn += 1
-        workers = list(getattr(self._running, "_workers", ()))
         # The DataLoader's iterator ends its processes when nobody has it any more, and gives up on
         # one that is in the middle of a read after seconds.
         self._running = None
-        for worker in workers:
-            if worker.is_alive():
-                worker.kill()
+        if self._end is not None:
+            self._end()
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    for one in processes:
+        if one.is_alive():
+            one.kill()
 
 
 def build_loader(
@@ -255,6 +291,10 @@ def build_loader(
         worker_init_fn=settle_worker if workers else None,
     )
     return BatchLoader(loader)
+
+
+def _own_room(size: int) -> UInt8Array:
+    return np.empty(size, np.uint8)
 
 
 def start_server() -> None:

@@ -87,7 +87,11 @@ class SampleDecoder:
         self._future = config.lowdim_future_timesteps
 
     def __call__(
-        self, key: str, members: Mapping[str, bytes], rng: np.random.Generator
+        self,
+        key: str,
+        members: Mapping[str, bytes],
+        rng: np.random.Generator,
+        room: UInt8Array | None = None,
     ) -> DecodedSample:
         """Decodes one sample.
 
@@ -95,6 +99,7 @@ class SampleDecoder:
             key: Its name.
             members: Suffix to content.
             rng: Picks one of its sentences, then draws how its pictures vary.
+            room: uint8 [N, H, W, 3] for its pictures, which is used where it fits.
 
         Raises:
             DataError: A member or field is missing or broken (`data.broken_sample`), a value is no
@@ -110,7 +115,7 @@ class SampleDecoder:
             fields = {name: self._columns(key, name, arrays[name])[span] for name in self._fields}
             _check_finite(key, fields)
             instruction = self._sentence(sample.language(), rng)
-            images, image_mask = self._pictures(key, members, rng)
+            images, image_mask = self._pictures(key, members, rng, room)
             return DecodedSample(
                 key=key,
                 images=images,

@@ -51,7 +51,11 @@ class PictureDecoder:
         self._scratch: UInt8Array = np.empty(0, np.uint8)
 
     def __call__(
-        self, key: str, members: Mapping[str, bytes], rng: np.random.Generator
+        self,
+        key: str,
+        members: Mapping[str, bytes],
+        rng: np.random.Generator,
+        room: UInt8Array | None = None,
     ) -> tuple[UInt8Array, Array]:
         """Pictures uint8 [N, H, W, 3], black where there is none, and bool [N]: there is one.
 
@@ -59,6 +63,7 @@ class PictureDecoder:
             key: The sample.
             members: Suffix to content.
             rng: Draws what varies.
+            room: uint8 [N, H', W', 3], which is used for them where it fits.
 
         Raises:
             KeyError: A picture is missing and not padded, or all are.
@@ -66,25 +71,26 @@ class PictureDecoder:
             DataError: They differ in size, or are too small to be cut.
         """
         real = np.array([not self._pads or name in members for name in self._names], bool)
-        images: UInt8Array | None = None
+        images = room
         drawn: dict[_Size, _Variation] = {}
-        for place in np.flatnonzero(real).tolist():
+        for number, place in enumerate(np.flatnonzero(real).tolist()):
             name = self._names[place]
             pixels = self._decoded(name, members[name], None if images is None else images[place])
             size = pixels.shape[0], pixels.shape[1]
             variation = drawn[size] if size in drawn else self._drawn(size, rng)
             drawn[size] = variation
             kept = pixels if variation.box is None else variation.box.of(pixels)
-            if images is None:
-                images = np.zeros((len(self._names), *kept.shape), np.uint8)
+            if images is None or (number == 0 and images.shape[1:] != kept.shape):
+                images = np.empty((len(self._names), *kept.shape), np.uint8)
             if images.shape[1:] != kept.shape:
                 raise _sizes_differ(key, list(drawn))
             if not np.may_share_memory(images, kept):
                 images[place] = kept
             if variation.colours:
                 recolour(images[place], variation.colours)
-        if images is None:
+        if images is None or not real.any():
             raise KeyError(next(iter(self._names), "picture"))
+        images[~real] = 0
         return images, real
 
     def _decoded(self, name: str, data: bytes, place: UInt8Array | None) -> UInt8Array:

@@ -1,13 +1,15 @@
 """Samples of `lbm` shards by their places. Source: data-order, Reading."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vlatool.artifacts.fragment import Members
+from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.base import Dropped, Place
+from vlatool.loading.base import Dropped, Place, Room
 from vlatool.loading.blocks import BlockCache, OpenBlocks
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample, SampleDecoder
@@ -31,16 +33,29 @@ class RoboticsReader:
             SampleDecoder(config, picture_size(options), widths, number)
             for number, options in enumerate(facts.options)
         ]
+        # Of the pictures of a sample.
+        self._shape: tuple[int, ...] = ()
 
     def read(
         self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
     ) -> list[DecodedSample | Dropped]:
         """The samples at some places, in order; see `loading.base.SampleReader`."""
-        found = zip(places, self._blocks.members(places), rngs, strict=True)
-        return [
-            one if isinstance(one, Dropped) else self._sample(place, one, rng)
-            for place, one, rng in found
-        ]
+        return self._read(places, rngs, [None] * len(places))
+
+    def read_into(
+        self, places: Sequence[Place], rngs: Sequence[np.random.Generator], room: Room
+    ) -> list[DecodedSample | Dropped]:
+        """The same, their pictures one after another; see `loading.base.FillsRoom`.
+
+        They get as much room as those that were read before.
+        """
+        rows: Sequence[UInt8Array | None] = [None] * len(places)
+        if self._shape:
+            rows = [*room(len(places) * math.prod(self._shape)).reshape(-1, *self._shape)]
+        found = self._read(places, rngs, rows)
+        shapes = [one.images.shape for one in found if not isinstance(one, Dropped)]
+        self._shape = shapes[-1] if shapes else self._shape
+        return found
 
     def ahead(self, places: Sequence[Place]) -> None:
         """Begins to fetch them where they are remote; see `loading.base.ReadsAhead`."""
@@ -49,11 +64,32 @@ class RoboticsReader:
     def __reduce__(self) -> tuple[Any, ...]:
         return (RoboticsReader, self._arguments)
 
+    def _read(
+        self,
+        places: Sequence[Place],
+        rngs: Sequence[np.random.Generator],
+        rows: Sequence[UInt8Array | None],
+    ) -> list[DecodedSample | Dropped]:
+        """Samples, the pictures of those that are not dropped in the first of the rows."""
+        found: list[DecodedSample | Dropped] = []
+        kept = 0
+        for place, members, rng in zip(places, self._blocks.members(places), rngs, strict=True):
+            one = members
+            if not isinstance(one, Dropped):
+                one = self._sample(place, one, rng, rows[kept])
+            kept += not isinstance(one, Dropped)
+            found.append(one)
+        return found
+
     def _sample(
-        self, place: Place, members: Members, rng: np.random.Generator
+        self,
+        place: Place,
+        members: Members,
+        rng: np.random.Generator,
+        room: UInt8Array | None,
     ) -> DecodedSample | Dropped:
         try:
-            return self._decoders[place.dataset](members.key, members.contents, rng)
+            return self._decoders[place.dataset](members.key, members.contents, rng, room)
         except DataError as error:
             reason = error.code.removeprefix("data.")
             if reason not in DROP_REASONS:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlatool.errors import DataError
+from vlatool.loading.lending import side_by_side
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.normalizer import Normalizer
@@ -127,5 +128,5 @@ def _images(samples: Sequence[DecodedSample]) -> Tensor:
             hint="preprocess the data sets with one --resize-images-size",
             code="data.image_sizes_differ",
         )
-    stacked = np.stack([sample.images for sample in samples])
+    stacked = side_by_side([sample.images for sample in samples])
     return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3)

@@ -1,0 +1,272 @@
+"""The training loader beside a plain one on the same shards: samples/s and processor time.
+
+    python benchmarks/loading_plainly.py DATA [--workers 1,2] [--batch 16] [--runs 3]
+
+DATA is a folder of `vlatool preprocess spartan`. The plain loader is what the published trainer is
+described to do: a webdataset pipeline in a torch DataLoader whose processes decode every picture
+with Pillow and every array of the npz, take the fields of action and proprioception out of them,
+normalise and collate. What it does besides is left out: logs, its tokenizer, and resizing and
+scaling of pictures, which there is the loader's work and here the model's. The loader here makes
+the batches of `vlatool train`. The two take turns, A B A B ..., each time in new processes; the
+first batches are not counted. Last comes the least that any loader can take: the processor time of
+decoding the pictures alone, all into the same piece of memory. Source: lbm-data 5.3-5.7.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import measured
+import numpy as np
+import simplejpeg
+import torch
+import webdataset as wds
+from machine import describe
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.training.config import TrainConfig
+
+PRESET = "diffusion-policy-tiny"
+SEED = 42
+PICTURES = (".jpg", ".jpeg", ".png")
+LARGEST_PICTURE = 1 << 24
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def decoded(sample: dict[str, Any]) -> dict[str, Any]:
+    """Members to values, all of them; pictures uint8 [3, H, W]."""
+    return {name: _value(name, content) for name, content in sample.items()}
+
+
+def _value(name: str, content: Any) -> Any:
+    if name.endswith(PICTURES):
+        with Image.open(BytesIO(content)) as picture:
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    if name.endswith(".npz"):
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    return json.loads(content) if name.endswith(".json") else content
+
+
+class Fields:
+    """What a batch needs of a decoded sample; picklable."""
+
+    def __init__(self, data: Any) -> None:
+        self.pictures = [
+            f"{camera}_t{index}.jpg" for index in data.image_indices for camera in data.camera_names
+        ]
+        self.names = list(dict.fromkeys([*data.action_fields, *data.proprioception_fields]))
+        self.past, self.future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        arrays, metadata = sample["lowdim.npz"], sample["metadata.json"]
+        anchor = metadata["anchor_relative_idx"]
+        window = slice(anchor - self.past, anchor + self.future + 1)
+        sentences = sample.get("language_instructions.json", {}).get("original") or [""]
+        return {
+            "images": [sample[name] for name in self.pictures],
+            "fields": {name: torch.from_numpy(arrays[name][window]) for name in self.names},
+            "past_mask": torch.from_numpy(arrays["past_mask"][window]),
+            "future_mask": torch.from_numpy(arrays["future_mask"][window]),
+            "text": random.choice(sentences),
+        }
+
+
+class Collate:
+    """Samples to tensors; picklable.
+
+    Args:
+        data: Data section, derived.
+        scales: Field to center and scale, float32.
+    """
+
+    def __init__(self, data: Any, scales: dict[str, tuple[Tensor, Tensor]]) -> None:
+        self.actions, self.observed = data.action_fields, data.proprioception_fields
+        self.steps, self.scales = data.lowdim_past_timesteps + 1, scales
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        images = torch.stack([picture for one in samples for picture in one["images"]])
+        fields = {
+            name: (torch.stack([one["fields"][name] for one in samples]).float() - center) / scale
+            for name, (center, scale) in self.scales.items()
+        }
+        observed = torch.cat([fields[name] for name in self.observed], -1)
+        return {
+            "images": images.view(len(samples), -1, *images.shape[1:]),
+            "actions": torch.cat([fields[name] for name in self.actions], -1),
+            "proprioception": observed[:, : self.steps],
+            "past_mask": torch.stack([one["past_mask"] for one in samples]),
+            "future_mask": torch.stack([one["future_mask"] for one in samples]),
+            "text": [one["text"] for one in samples],
+        }
+
+
+class Run:
+    """What `vlatool train` would load; `batches` of this package, `plain_batches` of the other."""
+
+    def __init__(self, folder: str, batch: int) -> None:
+        typed = {"data.folders": [folder], "total_train_steps": 1, "hparams.lr": 1e-3}
+        overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
+        config = load_config(TrainConfig, presets=[PRESET], overrides=overrides).config
+        self.kind = config.data_kind
+        self.facts = self.kind.read_facts(config.data)
+        self.config, _ = config.derive(self.facts)
+        self.data = self.config.data
+        self.kept = self.kind.prepared(self.data, self.facts)
+        self.batch = batch
+
+    @property
+    def shards(self) -> list[str]:
+        """The tars."""
+        return [str(block.location) for one in self.facts.datasets for block in one.blocks]
+
+    def batches(self, workers: int) -> Iterator[Any]:
+        """Batches of `vlatool train`."""
+        model_type, model = self.config.model_type, self.config.model
+        plan = LoaderPlan(
+            self.batch,
+            num_workers=workers,
+            prefetch_factor=self.data.prefetch_factor,
+            drop_reasons=self.kind.drop_reasons,
+        )
+        order = SampleOrder(self.facts.datasets, OrderOptions.of(self.data, SEED))
+        batcher = model_type.batcher(model, self.data, self.kept, None, training=True)
+        fake = partial(model_type.example, model, self.data, self.batch)
+        reader = self.kind.reader(self.data, self.facts)
+        return iter(build_loader(plan, order, reader, batcher, fake))
+
+    def plain_batches(self, workers: int, epochs: int) -> Iterator[Any]:
+        """The same samples of the same data, in an order of its own."""
+        fields = Fields(self.data)
+        steps = fields.past + 1 + fields.future
+        scales = {name: self.kept.normalizer.scale(name, steps) for name in fields.names}
+        tensors = {
+            name: (torch.from_numpy(one.center), torch.from_numpy(one.scale))
+            for name, one in scales.items()
+        }
+        stream = wds.DataPipeline(
+            wds.SimpleShardList(self.shards * epochs, seed=SEED),
+            wds.detshuffle(bufsize=2000, initial=500, seed=SEED),
+            wds.split_by_node,
+            wds.split_by_worker,
+            wds.tarfile_to_samples(handler=wds.warn_and_continue),
+            wds.map(decoded, handler=wds.warn_and_continue),
+            wds.map(fields, handler=wds.warn_and_continue),
+            wds.batched(self.batch, collation_fn=list, partial=False),
+            wds.map(Collate(self.data, tensors), handler=wds.warn_and_continue),
+        )
+        factor = self.data.prefetch_factor
+        return iter(
+            DataLoader(
+                stream,
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=factor,
+                persistent_workers=True,
+                in_order=False,
+            )
+        )
+
+    def decoding_ms(self) -> float:
+        """Milliseconds of a processor that the pictures of a sample take."""
+        room = np.empty(LARGEST_PICTURE, np.uint8)
+        spent = count = 0
+        for sample in islice(wds.WebDataset(self.shards, shardshuffle=False), 100):
+            pictures = [data for name, data in sample.items() if name.endswith(PICTURES)]
+            started = time.process_time()
+            for data in pictures:
+                simplejpeg.decode_jpeg(data, buffer=room)
+            spent += time.process_time() - started
+            count += 1
+        return 1000 * spent / count
+
+
+def processor_s() -> float:
+    """User and system time of this process and all below it so far."""
+    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in measured.tree(os.getpid())]
+    return sum(sum(map(int, one.rpartition(")")[2].split()[11:13])) for one in stats) / TICKS
+
+
+def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """In a process of its own: samples/s, and milliseconds of processors per sample."""
+    run, workers = Run(arguments.data, arguments.batch), int(arguments.workers)
+    if way == "decoding":
+        return {"rate": 0, "milliseconds": run.decoding_ms()}
+    warm = 5 * workers  # more than are made ahead, so that what is counted is made meanwhile
+    steps = arguments.samples // run.batch
+    total = sum(one.size for one in run.facts.datasets)
+    epochs = 2 + (warm * 2 + steps) * run.batch * 2 // total
+    batches = run.batches(workers) if way == "vlatool" else run.plain_batches(workers, epochs)
+    list(islice(batches, warm))
+    started, spent = time.perf_counter(), processor_s()
+    made = sum(1 for _ in islice(batches, steps)) * run.batch
+    seconds, spent = time.perf_counter() - started, processor_s() - spent
+    return {"rate": made / seconds, "milliseconds": 1000 * spent / made}
+
+
+def child(way: str, arguments: argparse.Namespace, workers: str) -> dict[str, float]:
+    """What `measure` says, and the memory of the largest loader process in MiB."""
+    words = [f"--{key}={getattr(arguments, key)}" for key in ("batch", "samples")]
+    command = [sys.executable, __file__, arguments.data, "--child", way, *words]
+    found = measured.run([*command, f"--workers={workers}"])
+    return {**json.loads(found.stdout), "memory": found.worker_mib}
+
+
+def spread(runs: Sequence[dict[str, float]], key: str, digits: int = 0) -> str:
+    """Median and range."""
+    values = [one[key] for one in runs]
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Both ways in turn, for each count of loader processes."""
+    print(describe())
+    for workers in arguments.workers.split(","):
+        ways = ("plain", "vlatool")
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(arguments.runs):
+            for way in ways:
+                found[way].append(child(way, arguments, workers))
+        print(f"{workers} loader processes, batches of {arguments.batch}")
+        for way, runs in found.items():
+            print(
+                f"  {way}: {spread(runs, 'rate')} samples/s, {spread(runs, 'milliseconds', 2)} ms "
+                f"of processors per sample, {spread(runs, 'memory')} MiB"
+            )
+        pairs = zip(found["vlatool"], found["plain"], strict=True)
+        ratios = [{"times": ours["rate"] / plain["rate"]} for ours, plain in pairs]
+        print(f"  vlatool / plain: {spread(ratios, 'times', 2)}")
+    least = [child("decoding", arguments, "0") for _ in range(arguments.runs)]
+    print(f"decoding the pictures alone: {spread(least, 'milliseconds', 2)} ms per sample")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("--workers", default="1,2")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=1600)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--child", default="", help="for this program itself")
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(arguments.child, arguments)))
+    else:
+        main(arguments)
