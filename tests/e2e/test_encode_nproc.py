@@ -1,31 +1,72 @@
-"""`encode --nproc 2` writes what one process writes."""
+"""`encode` by several processes writes what one process writes, and tells what failed once."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.builders.encoding import encoded, picture_name, picture_tree, write_tokenizer
 from tests.builders.jobs import contents
 from tests.builders.pictures import write
 
+VLATOOL = ("-m", "vlatool")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *VLATOOL)
 
-def test_two_processes_write_what_one_writes_but_a_broken_episode(tmp_path: Path) -> None:
-    tokenizer, tree = write_tokenizer(tmp_path / "tiny"), picture_tree(tmp_path / "A")
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tiny")
+
+
+def encode(
+    program: tuple[str, ...], tree: Path, tokenizer: str, output: Path, *more: str
+) -> subprocess.CompletedProcess[str]:
+    options = ["--tokenizer", tokenizer, "--num-workers", "0", "--check-every", "4", *more]
+    command = [sys.executable, *program, "encode", str(tree), *options, "--output", str(output)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_two_processes_write_what_one_writes_but_a_broken_episode(
+    tokenizer: str, tmp_path: Path
+) -> None:
+    tree = picture_tree(tmp_path / "A")
     encoded(tree, tokenizer, tmp_path / "one")
     write(tree, picture_name(1), b"broken")
-    options = ["--tokenizer", tokenizer, "--num-workers", "0", "--check-every", "4"]
-    command = ["encode", str(tree), *options, "--output", str(tmp_path / "two"), "--nproc", "2"]
 
-    done = subprocess.run(
-        [sys.executable, "-m", "vlatool", "--json", *command], capture_output=True, text=True
-    )
+    done = encode(VLATOOL, tree, tokenizer, tmp_path / "two", "--json", "--nproc", "2")
 
     assert done.returncode == 4, done.stderr
-    (failure,) = json.loads(done.stdout)["error"]["details"]["failures"]
+    document = json.loads(done.stdout)
+    (failure,) = document["error"]["details"]["failures"]
     assert failure["episode"] == "episode_000001"
+    assert (document["episodes"], document["status"]) == (2, "written")
     lists = (".vlatool/files.jsonl", "manifest.json")
     two = {name: data for name, data in contents(tmp_path / "two").items() if name not in lists}
     one = contents(tmp_path / "one")
     assert two == {name: data for name, data in one.items() if name in two}
     assert len({Path(name).parts[0] for name in two} - {"checks"}) == 2
+
+
+def test_rank_of_torchrun_without_episodes_changes_nothing(tokenizer: str, tmp_path: Path) -> None:
+    tree = picture_tree(tmp_path / "A", episodes=1)
+    encoded(tree, tokenizer, tmp_path / "one")
+
+    done = encode(TORCHRUN, tree, tokenizer, tmp_path / "two")
+
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_rank_of_torchrun_that_is_left_alone_does_not_call_it_a_bug(
+    tokenizer: str, tmp_path: Path
+) -> None:
+    tree = picture_tree(tmp_path / "A", episodes=2)
+    for episode in range(2):
+        write(tree, picture_name(episode), b"broken")
+
+    done = encode(TORCHRUN, tree, tokenizer, tmp_path / "two")
+
+    assert "error: every episode failed" in done.stderr
+    assert "bug" not in done.stderr

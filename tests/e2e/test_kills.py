@@ -29,6 +29,7 @@ GROUPS = {
         "eval open-loop",
         "eval rollout",
     ),
+    "tokenizers": ("tokenizer train", "tokenizer eval", "tokenizer export", "decode"),
     "S3": ("preprocess to S3",),
 }
 

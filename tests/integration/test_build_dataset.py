@@ -286,8 +286,12 @@ class TestMissingCodes:
         error = refusal(place)
         assert [one["code"] for one in error.details["failures"]] == ["data.other_tokenizer"]
 
-    def test_codes_of_another_size_are_refused(self, place: Path) -> None:
-        manifest = CodesManifest(16, 4096, "builder", tokenizer_digest("builder"), layout="packed")
+    @pytest.mark.parametrize(("count", "book"), [(16, 4096), (32, 8192)])
+    def test_codes_that_samples_cannot_hold_are_refused(
+        self, place: Path, count: int, book: int
+    ) -> None:
+        digest = tokenizer_digest("builder")
+        manifest = CodesManifest(count, book, "builder", digest, layout="packed")
         manifest.save(place / "A/tokens")
         error = refusal(place, tokens=str(place / "A/tokens"))
         assert (error.code, error.exit_code) == ("data.other_codes", 3)

@@ -141,6 +141,14 @@ def test_repeated_run_makes_missing_codes_alone(tree: Path, tokenizer: str, tmp_
     assert contents(tmp_path / "out") == before
 
 
+def test_renamed_tokenizer_goes_on_with_its_codes(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer, tmp_path / "renamed")
+    assert encoded(tree, str(tmp_path / "renamed")).status == "already complete"
+    assert CodesFolder.open(whole).manifest.tokenizer == "tiny"
+
+
 def test_other_tokenizer_is_refused_over_codes(whole: Path, tree: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         encoded(tree, write_tokenizer(tmp_path / "other", seed=4))

@@ -11,6 +11,7 @@ import torch
 import webdataset as wds
 from PIL import Image
 
+from tests.builders.recording import Recorder
 from tests.builders.training import (
     CAMERAS,
     HAND,
@@ -370,6 +371,23 @@ def test_unknown_environment_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         rollout(rollout_config(run, tmp_path, env="vlatool/Nothing-v0"))
     assert caught.value.code == "usage.unknown_env"
+
+
+def test_environment_is_made_with_the_options_that_are_given(run: Path, tmp_path: Path) -> None:
+    """A size that the policy was not trained on: its pictures are fitted, and that is told."""
+    heard = Recorder()
+    config = rollout_config(run, tmp_path, env_options={"size": "medium"})
+    rollout(config, reporter=heard)
+    assert any("96" in note for note in heard.notes)
+
+
+@pytest.mark.parametrize("options", [{"cameras": 3}, {"kameras": 2}])
+def test_options_that_the_environment_does_not_take_are_refused(
+    options: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        rollout(rollout_config(run, tmp_path, env_options=options))
+    assert caught.value.code == "usage.env_options"
 
 
 FIELDS: Mapping[str, FieldMap] = {

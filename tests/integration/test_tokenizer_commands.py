@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.builders.s3_runs import digests
 from tests.builders.tokenizers import (
     LOSSES,
     NETWORK,
@@ -30,6 +31,7 @@ from vlatool.evaluation.tokenizer_judges import find_judges
 from vlatool.evaluation.trained_tokenizer import open_tokenizer
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.weights import open_titok
+from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.tokenizer_eval import (
     TokenizerEvalConfig,
@@ -148,6 +150,13 @@ def test_two_processes_find_the_figures_of_one(second: str, shards: str, tmp_pat
     assert two["figures"] == pytest.approx(one.figures)
     assert two["extremes"].keys() == one.extremes.keys()
     assert two["pictures"] == 12
+
+
+def test_results_may_lie_in_object_storage(second: str, shards: str, s3_bucket: str) -> None:
+    evaluated(second, shards, output=f"s3://{s3_bucket}/out")
+
+    found = digests(RemotePath(f"s3://{s3_bucket}/out"))
+    assert found.keys() == {"report.html", "report.json"}
 
 
 def test_exported_pair_is_measured_as_the_run_is(second: str, shards: str, tmp_path: Path) -> None:

@@ -182,6 +182,22 @@ def test_published_pair_opens_as_the_run_does(chain: dict[str, RunDir], tmp_path
         assert torch.equal(value, other.state_dict()[name])
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
+def test_file_of_a_checkpoint_is_what_its_run_says(chain: dict[str, RunDir], name: str) -> None:
+    _, model = open_titok(str(chain["second"].checkpoint(STEPS) / name))
+
+    found, stored = model.state_dict(), weights(chain["second"], name)
+    assert all(torch.equal(found[key], value) for key, value in stored.items())
+
+
+def test_file_of_a_published_pair_is_what_its_configuration_says(
+    chain: dict[str, RunDir], tmp_path: Path
+) -> None:
+    save_published(tmp_path, *open_titok(str(chain["second"].root)))
+
+    assert open_titok(str(tmp_path / "pytorch_model.bin"))[0] == open_titok(str(tmp_path))[0]
+
+
 def test_file_of_weights_tells_its_sizes(tmp_path: Path) -> None:
     vit = {"hidden_dim": 64, "n_layers": 1, "n_heads": 1}
     given = tiny_titok(encoder=vit, decoder={**vit, "n_layers": 2})

@@ -12,9 +12,12 @@ from tests.builders.libero import convert, libero_dataset
 from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
+from tests.builders.tokenizers import LOSSES, NETWORK, SIDE, SIZES, write_stage_1, write_teacher
 from tests.builders.training import tiny_config, world_shards
+from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.decode import DecodeConfig, decode
 from vlatool.workflows.demo import DemoConfig, demo
@@ -26,6 +29,8 @@ from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
+from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
+from vlatool.workflows.tokenizer_export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
@@ -97,7 +102,11 @@ def make_inputs(folder: Path) -> None:
     write_tree_codes(published_windows(folder / "windows", 2, 2), "packed")
     plain_fast(folder / "fast")
     tokenizer = write_tokenizer(folder / "tokenizer")
-    encoded(picture_tree(folder / "frames", 2), tokenizer, folder / "codes", layout="packed")
+    frames = picture_tree(folder / "frames", 2)
+    encoded(frames, tokenizer, folder / "codes", layout="packed")
+    image_shards(frames, folder / "shards")
+    write_teacher(folder)
+    write_stage_1(folder)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
 
@@ -137,6 +146,46 @@ def _encode(place: Place, **options: Any) -> None:
 def _decode(place: Place) -> None:
     codes, tokenizer = str(place.inputs / "codes"), str(place.inputs / "tokenizer")
     decode(DecodeConfig(codes=codes, tokenizer=tokenizer, output=str(place.out)))
+
+
+def _second_stage(place: Place) -> None:
+    """With a discriminator from the second step on, and averages."""
+    files = {name: f"{place.inputs}/{name}.safetensors" for name in ("teacher", "stage1")}
+    keys: dict[str, Any] = {
+        "model": {
+            "type": "titok",
+            "stage": 2,
+            "teacher": files["teacher"],
+            "init_weight": files["stage1"],
+            "vqgan": NETWORK,
+            **SIZES,
+            "losses": {**LOSSES, "discriminator_start": 1},
+        },
+        "data.shards": [f"{place.inputs}/shards"],
+        "data.preprocessing.crop_size": SIDE,
+        "data.num_workers": 0,
+        "save_path": str(place.out.parent),
+        "name": place.out.name,
+        "total_train_steps": 4,
+        "log_every_n_steps": 1,
+        "num_checkpoints": 2,
+        "ema.enabled": True,
+        "ema.type": "rising",
+        "hparams.global_batch_size": 4,
+        "hparams.per_gpu_batch_size": 4,
+    }
+    overrides = [Override(key, value, "kills") for key, value in keys.items()]
+    train(load_config(TrainConfig, overrides=overrides).config)
+
+
+def _measured(place: Place) -> None:
+    places = {"checkpoint": f"{place.inputs}/tokenizer", "data": f"{place.inputs}/shards"}
+    tokenizer_eval(TokenizerEvalConfig(**places, output=str(place.out), split="train"))
+
+
+def _published(place: Place) -> None:
+    source = f"{place.inputs}/tokenizer"
+    tokenizer_export(TokenizerExportConfig(checkpoint=source, output=str(place.out)))
 
 
 def _sample(place: Place, layout: Any = "spartan") -> None:
@@ -263,7 +312,14 @@ COMMANDS = (
     Command("export of codes", _export),
     Command("encode", _encode),
     Command("encode --layout packed", lambda place: _encode(place, layout="packed")),
+    Command("encode to S3", _encode, result=of_bucket, is_remote=True),
     Command("decode", _decode),
+    Command("decode to S3", _decode, result=of_bucket, is_remote=True),
+    Command("tokenizer train", _second_stage, result=of_run),
+    Command("tokenizer eval", _measured),
+    Command("tokenizer eval to S3", _measured, result=of_bucket, is_remote=True),
+    Command("tokenizer export", _published),
+    Command("tokenizer export to S3", _published, result=of_bucket, is_remote=True),
     Command("train", _train, result=of_run),
     Command(
         "train --overwrite",

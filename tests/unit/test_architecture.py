@@ -24,7 +24,7 @@ LAYERS = [
     {"jobs"},
     {"transforms"},
     {"artifacts"},
-    {"sources", "sinks", "loading", "world"},
+    {"sources", "sinks", "building", "loading", "world"},
     {"models"},
     {"training"},
     {"evaluation"},

@@ -78,6 +78,11 @@ class CodesManifest:
         """How they were made: the same for all codes of one tokenizer."""
         return {key: getattr(self, key) for key in _HOW}
 
+    def identity(self) -> dict[str, Any]:
+        """What codes that belong together share: a tokenizer is its digest, else its name."""
+        told = self.how()
+        return {key: told[key] for key in told if key != "tokenizer" or not self.tokenizer_digest}
+
 
 _HOW = ("codes_per_picture", "codebook_size", "tokenizer", "tokenizer_digest", "precision")
 

@@ -248,7 +248,7 @@ def chosen_codes(tree: Path, named: Path | None = None) -> CodesFolder:
         )
     found = [CodesFolder.open(place) for place in there]
     for other in found[1:]:
-        if found[0].manifest.how() != other.manifest.how():
+        if found[0].manifest.identity() != other.manifest.identity():
             raise UsageError(
                 f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
                 hint=f"choose one with --tokens {found[0].path}",

@@ -6,10 +6,18 @@ from vlatool.cli.config_command import config_command
 from vlatool.cli.options import NprocOpt, command_app
 from vlatool.cli.ranks import on_ranks, one_voice
 from vlatool.cli.session import command
-from vlatool.cli.training_options import BEGINNING, BUDGET, RUN, SWITCHES, training_spec
+from vlatool.cli.train import is_shown
+from vlatool.cli.training_options import (
+    BEGINNING,
+    BUDGET,
+    RESOLVING,
+    RUN,
+    SWITCHES,
+    training_spec,
+)
 
 app = command_app()
-SPEC = training_spec({"from": BEGINNING, "output": RUN, **BUDGET, **SWITCHES})
+SPEC = training_spec({"from": BEGINNING, "output": RUN, **BUDGET, **SWITCHES, **RESOLVING})
 
 _HOW_TO_START = (
     "start from what the checkpoint was trained with: --preset NAME, or --config RUN/config.yaml"
@@ -34,7 +42,7 @@ def finetune(
 
         run.refuse_without_model(_HOW_TO_START)
         resolved = run.resolved(TrainConfig)
-        if on_ranks(run, nproc):
+        if is_shown(run, resolved) or on_ranks(run, nproc):
             return
         from vlatool.workflows import finetune as workflow
 

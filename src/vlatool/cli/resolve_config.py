@@ -8,16 +8,18 @@ from vlatool.cli.config_command import config_command
 from vlatool.cli.options import command_app
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import command
-from vlatool.cli.training_options import BUDGET, RESOLVING, training_spec
+from vlatool.cli.training_options import BEGINNING, BUDGET, RESOLVING, training_spec
 
 app = command_app()
-SPEC = training_spec({**BUDGET, **RESOLVING})
+SPEC = training_spec({"from": BEGINNING, **BUDGET, **RESOLVING})
 FileOpt = Annotated[
     str | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the YAML here, atomically."),
 ]
 ExplainOpt = Annotated[bool, typer.Option("--explain", help="Say where each value comes from.")]
 DeriveOpt = Annotated[bool, typer.Option("--derive", help="Open the data for derived values.")]
+# How many processes there are is no key; a command line of `train` is taken as it is.
+ProcessesOpt = Annotated[int | None, typer.Option("--nproc", hidden=True)]
 SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema instead.")]
 
 
@@ -36,8 +38,10 @@ def resolve_config(
     derive: DeriveOpt = False,
     schema: SchemaOpt = False,
     output: FileOpt = None,
+    nproc: ProcessesOpt = None,
 ) -> None:
     """Print the exact configuration that a run would use."""
+    del nproc
     with command(ctx) as run:
         from vlatool.training.config import TrainConfig
         from vlatool.workflows import resolve_config as workflow

@@ -1,12 +1,18 @@
 """`vlatool train`."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from vlatool.cli.config_command import config_command
 from vlatool.cli.options import NprocOpt, command_app
 from vlatool.cli.ranks import on_ranks, one_voice
-from vlatool.cli.session import command
+from vlatool.cli.session import Run, command
 from vlatool.cli.training_options import BUDGET, RESOLVING, RUN, SWITCHES, training_spec
+
+if TYPE_CHECKING:
+    from vlatool.config.resolve import Resolved
+    from vlatool.training.config import TrainConfig
 
 app = command_app()
 SPEC = training_spec({"output": RUN, **BUDGET, **SWITCHES, **RESOLVING})
@@ -34,14 +40,19 @@ def run_training(ctx: typer.Context, nproc: int | None) -> None:
         from vlatool.training.config import TrainConfig
 
         resolved = run.resolved(TrainConfig)
-        if resolved.config.resolve_configs or resolved.config.resolve_configs_path:
-            from vlatool.workflows.resolve_config import resolve_config
-
-            run.finish(resolve_config(resolved, reporter=run.reporter))
-            return
-        if on_ranks(run, nproc):
+        if is_shown(run, resolved) or on_ranks(run, nproc):
             return
         from vlatool.workflows import train as workflow
 
         config, typed = resolved.config, resolved.typed
         run.finish(workflow.train(config, typed=typed, reporter=run.reporter))
+
+
+def is_shown(run: Run, resolved: "Resolved[TrainConfig]") -> bool:
+    """Shows the configuration where the published keys ask for that instead of training."""
+    if not (resolved.config.resolve_configs or resolved.config.resolve_configs_path):
+        return False
+    from vlatool.workflows.resolve_config import resolve_config
+
+    run.finish(resolve_config(resolved, reporter=run.reporter))
+    return True

@@ -42,6 +42,11 @@ def _scalar(key: str, help_text: str, *, is_switch: bool = False, is_hidden: boo
     return Sugar(expand, metavar, help_text, is_switch=is_switch, is_hidden=is_hidden)
 
 
+def _named(keys: Sequence[str], switches: Sequence[str]) -> Mapping[str, Sugar]:
+    names = (*keys, *switches)
+    return {key: _scalar(key, "", is_switch=key in switches, is_hidden=True) for key in names}
+
+
 DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
 BEGINNING = Sugar(expand_beginning, "CKPT", "Run, checkpoint or published file to begin with.")
 RUN = Sugar(expand_run, "RUN", "Folder of the run.", short="-o")
@@ -60,6 +65,28 @@ RESOLVING: Mapping[str, Sugar] = {
     "resolve_configs": _scalar("resolve_configs", "", is_switch=True, is_hidden=True),
     "resolve_configs_path": _scalar("resolve_configs_path", "", is_hidden=True),
 }
+
+# Further keys outside the sections; the published command has most of them as options.
+FURTHER = _named(
+    (
+        "name",
+        "save_path",
+        "save_every_n_steps",
+        "max_checkpoint_limit",
+        "keep_every_n_steps",
+        "log_every_n_steps",
+        "images_every_n_steps",
+        "total_val_samples",
+        "val_every_n_checkpoints",
+        "wandb_entity",
+        "wandb_project_name",
+        "wandb_tags",
+        "log_level",
+        "remote_sync",
+        "remote_sync_fixed_path",
+    ),
+    switches=("wandb", "db_logging"),
+)
 
 
 def model_types() -> Sequence[str]:
@@ -80,7 +107,7 @@ def training_spec(sugar: Mapping[str, Sugar]) -> ConfigSpec:
     return ConfigSpec(
         schema_at("vlatool.training.config:TrainConfig"),
         is_flat=False,
-        sugar={"data": DATA, **sugar},
+        sugar={"data": DATA, **sugar, **FURTHER},
         note=lambda: "Any other key: --section.key VALUE or --set key=value; --keys lists them.",
         values={"model.type": model_types, "data.type": _data_kinds},
         presets=("runs", "models", "models/denoisers", "data", "hparams"),

@@ -52,6 +52,8 @@ class ConfigModel(BaseModel):
         preset_sections: Folder of presets to the section that they fill; empty for the whole.
         translations: Recognises trees of other programs, and says them in our keys.
         location_keys: Keys that hold a path or URI; records keep only its last part.
+        unrecorded: Keys that a record leaves out. A file with all the others is one: what it says
+            was not typed.
     """
 
     model_config = ConfigDict(
@@ -68,6 +70,7 @@ class ConfigModel(BaseModel):
     registries: ClassVar[Mapping[str, Registry[Any]]] = {}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
+    unrecorded: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}
     stands_for: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
     without_effect: ClassVar[Mapping[str, str]] = {}

@@ -78,6 +78,7 @@ class LayerReader:
         translations: What recognises trees of other programs.
         reading: How.
         preset_roots: Folders with presets; ours and those of plugins by default.
+        keys: Top-level keys of a record. A file that has all of them was written by a program.
         budget: What may still be read.
     """
 
@@ -85,6 +86,7 @@ class LayerReader:
     translations: Registry[Any] | None
     reading: Reading
     preset_roots: Sequence[Path] | None = None
+    keys: frozenset[str] = frozenset()
     budget: Budget = field(default_factory=Budget)
 
     def read(
@@ -104,9 +106,13 @@ class LayerReader:
             translated = self._told(tree, below)
             below = merge(below, tree)
             trees.append(lenient(translated.tree) if translated.is_record else translated.tree)
-            own += [] if translated.is_record else [self._shown(location(file))]
+            if not (translated.is_record or self._is_whole(tree)):
+                own.append(self._shown(location(file)))
         typed = self._translated(overrides_tree(overrides, self.budget), below).tree
         return Layers([*trees, typed], frozenset(own))
+
+    def _is_whole(self, tree: Node) -> bool:
+        return bool(self.keys) and self.keys <= tree.value.keys()
 
     def _preset(self, name: str) -> Node:
         path = preset_path(name, self.preset_roots, self.reading.preset_kinds)

@@ -36,7 +36,7 @@ class Resolved(Generic[C]):
         config: The validated values.
         origins: Dotted key to origin; a key that is absent has its default.
         typed: Keys that were typed for this command, in words or in a file that it names; the
-            others are inherited.
+            others are inherited, those of a whole configuration that a program wrote too.
         ignored: Keys of files read leniently that nobody knows.
     """
 
@@ -84,7 +84,13 @@ def load_config(
 def _reader(
     schema: type[ConfigModel], reading: Reading, preset_roots: Sequence[Path] | None = None
 ) -> LayerReader:
-    return LayerReader(schema.preset_sections, schema.translations, reading, preset_roots)
+    return LayerReader(
+        schema.preset_sections,
+        schema.translations,
+        reading,
+        preset_roots,
+        frozenset(schema.model_fields) - schema.unrecorded,
+    )
 
 
 def _refuse_credentials(node: Node) -> None:

@@ -1,6 +1,6 @@
 """What evaluation does: on recorded data, or in an environment."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -54,6 +54,9 @@ class RolloutConfig(ConfigModel):
 
     checkpoint: str = needed_field("", "Run folder or checkpoint, of any scheme.")
     env: str = needed_field("", "Id of a Gymnasium environment.")
+    env_options: dict[str, Any] = Field(
+        default={}, description="What the environment is made with, such as {cameras: 4}."
+    )
     output: str | None = Field(
         default=None, description="Folder for the results; null: in the run, if that is local."
     )

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from torch import distributed
 
+from vlatool.errors import VlatoolError
 from vlatool.jobs.job import Ranks
 
 # One may have far more to do than another.
@@ -31,4 +32,11 @@ def joined_ranks() -> Generator[Ranks]:
 
 
 def _meet() -> None:
-    distributed.barrier()
+    try:
+        distributed.barrier()
+    except RuntimeError:  # the only sign of a closed connection
+        raise VlatoolError(
+            f"rank {distributed.get_rank()}: another rank ended before this one",
+            hint="what it says itself is the reason; once mended, the same command goes on",
+            code="rank.left",
+        ) from None

@@ -5,11 +5,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.run_dir import find_checkpoint
 from vlatool.errors import DataError
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.foreign import find_weights
-from vlatool.storage.uri import existing
 
 
 def read_preprocessing(location: str, size: int | None) -> ImagePreprocessing:
@@ -39,8 +37,8 @@ def _told(location: str) -> dict[str, Any]:
     """The keys that stand beside the weights."""
     found = find_weights(location)
     told: object = {}
-    if found.section is not None:
-        told = read_preprocessing_config(find_checkpoint(existing(location))[0].root)
+    if found.run is not None:
+        told = read_preprocessing_config(found.run)
     elif found.published is not None:
         dataset = found.published.get("dataset")
         told = dataset.get("preprocessing") if isinstance(dataset, dict) else None

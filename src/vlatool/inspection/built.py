@@ -14,11 +14,11 @@ from PIL import Image
 
 from vlatool.artifacts.built_folder import BuiltFolder
 from vlatool.artifacts.codes_folder import CodesFolder
-from vlatool.artifacts.episode_build import read_windows
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.picture import decode_rgb
 from vlatool.artifacts.samples_jsonl import BuiltSample
 from vlatool.artifacts.windows import DATA_NAME, Window
+from vlatool.building.episode import read_windows
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.inspection.report import Findings, Problems, branch, findings_table, pairs, table

@@ -27,7 +27,7 @@ def known_result(kind: type[Result], output: str, recorded: Mapping[str, Any] | 
 
 
 def result_or_raise(result: Result, run: Run, noun: str) -> Result:
-    """The result of a run in which nothing failed.
+    """The result of a run in which nothing failed; of several ranks the first tells what did.
 
     Args:
         result: What came of it.
@@ -38,7 +38,8 @@ def result_or_raise(result: Result, run: Run, noun: str) -> Result:
         PartialFailure: An item failed; the error has the result.
         BugError: The same, and one failed by a bug.
     """
-    if problem := failure_of(run, noun, result.episodes):
+    problem = None if run.status == "shared" else failure_of(run, noun, result.episodes)
+    if problem is not None:
         problem.result = result
         raise problem
     return result

@@ -1,17 +1,20 @@
 """Where weights are that another program or an earlier run made. Light: reads no tensor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.checkpoint import CheckpointManifest, part_weights
-from vlatool.artifacts.published_tokenizer import find_published
-from vlatool.artifacts.run_dir import find_checkpoint, is_run
+from vlatool.artifacts.checkpoint import CheckpointManifest, is_checkpoint, part_weights
+from vlatool.artifacts.published_tokenizer import PublishedTokenizer, find_published
+from vlatool.artifacts.run_dir import RunDir, find_checkpoint, is_run
 from vlatool.errors import DataError
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import existing, is_remote
 
 _MODEL = "model"
+# What a checkpoint has of it, the best first.
+_NAMES = (part_weights(_MODEL, averaged=True), part_weights(_MODEL))
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,17 @@ class ForeignWeights:
 
     Attributes:
         path: On the local disk.
+        location: Where it is; the same, or remote.
         origin: As it was given.
-        section: The `model` section of the run that made it; None for a file or published folder.
+        run: The run that made it; None for a lone file or a published folder.
+        section: The `model` section of that run.
         published: The configuration of a published folder; None elsewhere.
     """
 
     path: Path
+    location: Path
     origin: str
+    run: Path | None = None
     section: dict[str, Any] | None = None
     published: dict[str, Any] | None = None
 
@@ -34,7 +41,8 @@ class ForeignWeights:
 def find_weights(origin: str) -> ForeignWeights:
     """The weights behind a file, a run, a checkpoint of one, or a published folder, of any scheme.
 
-    Of a run those are its averaged weights where it has them.
+    Of a run those are its averaged weights where it has them. A file that is part of a published
+    folder or of a checkpoint is what they say it is.
 
     Raises:
         DataError: Nothing is there, a checkpoint is damaged, or a folder holds no weights.
@@ -42,15 +50,29 @@ def find_weights(origin: str) -> ForeignWeights:
     """
     location = existing(origin)
     if location.is_file():
-        return ForeignWeights(_local(location), origin)
+        folder = location.parent
+        published = find_published(folder)
+        if published is not None and published.weights == location:
+            return _published(published, origin)
+        if location.name in _NAMES and is_checkpoint(folder):
+            return _of_run(RunDir(folder.parent.parent), folder, (location.name,), origin)
+        return ForeignWeights(_local(location), location, origin)
     published = find_published(location)
     if published is not None and not is_run(location):
-        return ForeignWeights(_local(published.weights), origin, published=published.config_tree())
-    run, checkpoint = find_checkpoint(location)
+        return _published(published, origin)
+    return _of_run(*find_checkpoint(location), _NAMES, origin)
+
+
+def _published(found: PublishedTokenizer, origin: str) -> ForeignWeights:
+    tree = found.config_tree()
+    return ForeignWeights(_local(found.weights), found.weights, origin, published=tree)
+
+
+def _of_run(run: RunDir, checkpoint: Path, names: Sequence[str], origin: str) -> ForeignWeights:
+    """The first of some files that a checkpoint has."""
     manifest = CheckpointManifest.read(checkpoint)
-    averaged = part_weights(_MODEL, averaged=True)
-    name = averaged if averaged in manifest.files else part_weights(_MODEL)
-    if name not in manifest.files:
+    name = next((name for name in names if name in manifest.files), None)
+    if name is None:
         raise DataError(
             f"{checkpoint}: holds no weights of a model",
             hint="give another run",
@@ -59,9 +81,9 @@ def find_weights(origin: str) -> ForeignWeights:
         )
     manifest.check(checkpoint, [name])
     section = run.config_tree().get(_MODEL)
-    return ForeignWeights(
-        _local(checkpoint / name), origin, section=section if isinstance(section, dict) else {}
-    )
+    told = section if isinstance(section, dict) else {}
+    path = checkpoint / name
+    return ForeignWeights(_local(path), path, origin, run=run.root, section=told)
 
 
 def _local(path: Path) -> Path:

@@ -39,7 +39,6 @@ _ORDER_VERSION = 1
 # What nobody can compare.
 _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 _BUDGET = TrainConfig.exclusive[0]
-_NOT_WRITTEN = {"overwrite", "dry_run"}
 
 
 def claim_run(
@@ -284,7 +283,7 @@ def _told(key: str, before: object, now: object) -> str:
 
 
 def _write_config(run: RunDir, config: TrainConfig) -> None:
-    run.write_config(config.model_dump(mode="json", exclude=_NOT_WRITTEN))
+    run.write_config(config.model_dump(mode="json", exclude=set(config.unrecorded)))
 
 
 def _forget(run: RunDir, record: OutputRecord) -> None:

@@ -166,6 +166,7 @@ class TrainConfig(ConfigModel):
     refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "remote_sync": ((None,), "a run is not copied while it trains yet; copy its folder"),
     }
+    unrecorded: ClassVar[frozenset[str]] = frozenset({"overwrite", "dry_run"})
     # A run may go on with others; sections say the same of their keys.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from vlatool.errors import EnvironmentProblem, VlatoolError
 from vlatool.storage.atomic import write_json
@@ -83,7 +83,41 @@ class Membership:
             "hint": error.hint,
             "details": json.loads(json.dumps(error.details, default=str)),
         }
+        if isinstance(error.result, _Told):
+            document["result"] = {
+                "document": json.loads(json.dumps(error.result.document(), default=str)),
+                "text": error.result.text(),
+            }
         write_json(Path(self.folder) / f"{_rank()}.json", document)
+
+
+@runtime_checkable
+class _Told(Protocol):
+    """A result that came with an error: what is left of it between processes."""
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        ...
+
+    def text(self) -> str:
+        """For people."""
+        ...
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What the main rank would have printed."""
+
+    facts: Mapping[str, Any]
+    words: str
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        return dict(self.facts)
+
+    def text(self) -> str:
+        """For people."""
+        return self.words
 
 
 def _rank() -> int:
@@ -161,12 +195,15 @@ def rank_error(end: RankEnd) -> VlatoolError:
     members = {"exit_code": end.code, "kind": error["kind"]}
     # What the main rank says is what the command says; another's needs its number.
     place = f"rank {end.rank}: " if end.error and end.rank else ""
-    return type("RankError", (VlatoolError,), members)(
+    told = type("RankError", (VlatoolError,), members)(
         place + error["message"],
         hint=error["hint"],
         code=error["code"],
         details={**error.get("details", {}), "rank": end.rank, "exit_code": end.code},
     )
+    if result := error.get("result"):
+        told.result = RankResult(result["document"], result["text"])
+    return told
 
 
 def _unexplained(end: RankEnd) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from vlatool.artifacts.episode_build import BUILD
+from vlatool.building.episode import BUILD
 from vlatool.findings import SEVERITIES, Family, Kind
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.rules import PICTURES, SOURCE

@@ -7,7 +7,20 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.build_inputs import (
+from vlatool.artifacts.built_folder import (
+    MANIFEST_NAME,
+    OWNED_FILES,
+    PACKED_FILES,
+    pictures_prefix,
+    write_manifest,
+)
+from vlatool.artifacts.codes import CodesManifest
+from vlatool.artifacts.fast import ignored_code
+from vlatool.artifacts.profile import Gripper
+from vlatool.artifacts.samples_jsonl import ID_MAP, KINDS
+from vlatool.artifacts.windows import DATA_NAME, Kind
+from vlatool.building.episode import EpisodeBuild, WindowFile
+from vlatool.building.inputs import (
     check_factor,
     chosen_profile,
     collisions,
@@ -17,20 +30,7 @@ from vlatool.artifacts.build_inputs import (
     refuse_own_place,
     window_files,
 )
-from vlatool.artifacts.built_folder import (
-    MANIFEST_NAME,
-    OWNED_FILES,
-    PACKED_FILES,
-    pictures_prefix,
-    write_manifest,
-)
-from vlatool.artifacts.built_sum import BuiltSum, data_files, write_shards
-from vlatool.artifacts.codes import CodesManifest
-from vlatool.artifacts.episode_build import EpisodeBuild, WindowFile
-from vlatool.artifacts.fast import ignored_code
-from vlatool.artifacts.profile import Gripper
-from vlatool.artifacts.samples_jsonl import ID_MAP, KINDS
-from vlatool.artifacts.windows import DATA_NAME, Kind
+from vlatool.building.sum import BuiltSum, data_files, write_shards
 from vlatool.config.base import ConfigModel, check_needed, each_once, needed_field
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
@@ -200,7 +200,7 @@ def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> B
         PartialFailure: The data are written, but without the episodes that failed.
     """
     job = BuildDatasetJob(config, reporter)
-    executor = executor_of(config, ("vlatool.artifacts.episode_build",))
+    executor = executor_of(config, ("vlatool.building.episode",))
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
     return result_or_raise(job.answer(run), run, job.spec.noun)
 
@@ -232,7 +232,7 @@ class BuildDatasetJob:
             layout="packed" if config.packed or config.lines_per_file else "jsonl",
             prefix=prefix,
         )
-        made = codes.manifest.how()
+        made = codes.manifest.identity()
         versions = versions_of([tree, fast, codes.path])
         self.spec = JobSpec(
             output=output,
@@ -322,7 +322,7 @@ class BuildDatasetJob:
             "data": tree.name,
             "fast digest": work.fast_digest,
             "profile digest": self._profile.digest,
-            "codes": codes.how(),
+            "codes": codes.identity(),
             "pictures": digest_of(work.prefix),
         }
 

@@ -145,7 +145,6 @@ class DecodeJob:
             **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
             "codes": place.name,
             "pictures": list(chosen.stems or ()),
-            "tokenizer": maker.name,
             "tokenizer digest": maker.picture_digest,
         }
         self.spec = JobSpec(

@@ -254,10 +254,10 @@ def _output(config: EncodeConfig, place: Path, found: PictureSet) -> Path:
 
 
 def _recorded(config: EncodeConfig, maker: CodeMaker, rule: EncodeRule) -> dict[str, Any]:
-    """The options that shape the codes, for the record; the tokenizer by its name and digest."""
+    """The options that shape the codes, for the record; a tokenizer is its digest."""
     options = config.model_dump(mode="json", exclude={*config.no_effect_on_output})
-    options |= {"tokenizer": maker.name, "tokenizer digest": maker.digest}
-    options |= {"check_every": rule.check_every, "preprocessing": _told(maker)}
+    options |= {"tokenizer digest": maker.digest, "preprocessing": _told(maker)}
+    options["check_every"] = rule.check_every
     if config.precision != "fp32":  # fp32 codes are those of each picture alone
         options["batch_size"] = config.batch_size
     return options

@@ -152,7 +152,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     from vlatool.evaluation.memory import PictureFit
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
-    make_env = environment_maker(config.env)
+    make_env = environment_maker(config.env, **config.env_options)
     trained = load_trained(config.checkpoint, config.weights)
     config = with_world_mapping(config)
     plan = RolloutPlan(
@@ -188,7 +188,7 @@ def environment_maker(name: str, **options: Any) -> Any:
     """A function that makes the named environment with `options`, tried once.
 
     Raises:
-        UsageError: There is no such environment.
+        UsageError: There is no such environment, or it takes no such options.
         EnvironmentProblem: Gymnasium is not installed.
     """
     try:
@@ -211,6 +211,15 @@ def environment_maker(name: str, **options: Any) -> Any:
             f"the environment {name!r} cannot be made: {str(error).splitlines()[0]}",
             hint=f"install the package that has it; built in: {ENVIRONMENT}",
             code="usage.unknown_env",
+        ) from None
+    except (TypeError, LookupError, ValueError) as error:
+        if not options:
+            raise
+        raise UsageError(
+            f"the environment {name!r} cannot be made with {options}: {str(error).splitlines()[0]}",
+            hint="its documentation has the options; set env_options to others",
+            code="usage.env_options",
+            details={"env_options": options},
         ) from None
     return make
 

@@ -18,11 +18,11 @@ from vlatool.artifacts.built_folder import (
     read_packed,
     write_manifest,
 )
-from vlatool.artifacts.built_sum import data_files
 from vlatool.artifacts.codes import CodesLayout, digest_of_all, write_codes
 from vlatool.artifacts.codes_folder import CodesFolder, is_codes
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.windows import lines_name
+from vlatool.building.sum import data_files
 from vlatool.config.base import ConfigModel, check_needed, needed_field
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_trained
@@ -164,7 +164,7 @@ class _CodesExport:
 
     @property
     def made(self) -> Mapping[str, Any]:
-        return self.source.manifest.how()
+        return self.source.manifest.identity()
 
     def __call__(self, item: str) -> Receipt:
         found = self.source.read(item)

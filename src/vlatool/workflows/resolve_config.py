@@ -17,6 +17,7 @@ from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.uri import local_path
 
 FILE_NAME = "resolved_config.yaml"
+_SUFFIXES = (".yaml", ".yml")
 
 
 @runtime_checkable
@@ -86,7 +87,8 @@ def resolve_config(
         reporter: Hears about the written file, and of values that break a rule.
 
     Raises:
-        UsageError: The file exists and is no resolved configuration of the same command.
+        UsageError: The file exists and is no resolved configuration of the same command, or has
+            another suffix than YAML files have.
     """
     if derive and isinstance(resolved.config, DerivesFromData):
         config, rules = resolved.config.derive_from_data()
@@ -119,7 +121,16 @@ def _without_request(resolved: Resolved[Any]) -> tuple[Resolved[Any], str]:
 
 def _target(output: str) -> Path:
     path = local_path(output)
-    return path / FILE_NAME if output.endswith("/") or path.is_dir() else path
+    if output.endswith("/") or path.is_dir():
+        return path / FILE_NAME
+    if path.suffix not in _SUFFIXES:
+        raise UsageError(
+            f"--output {output}: here it is the YAML file to write",
+            hint=f"write --output {output}.yaml; the folder of a run is --save-path and --name",
+            code="usage.output",
+            details={"output": output},
+        )
+    return path
 
 
 def _refuse_to_replace(target: Path, resolved: Resolved[Any]) -> None:

@@ -240,7 +240,7 @@ def _write_page(
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
     pairs = {key: (one.original, one.made) for key, one in drawn.items()}
-    write_tokenizer_page(Path(result.page), report, result.extremes, pairs)
+    write_tokenizer_page(location(result.page), report, result.extremes, pairs)
 
 
 def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[str, Any]:

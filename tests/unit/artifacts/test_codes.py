@@ -170,6 +170,13 @@ def test_packed_codes_come_first_where_both_are_of_one_tokenizer(tree: Path) -> 
     assert chosen_codes(tree, tree / "TiToken").layout == "json"
 
 
+def test_a_tokenizer_that_was_renamed_is_no_other_one(tree: Path) -> None:
+    path = write_tree_codes(tree, "json") / "manifest.json"
+    write_tree_codes(tree, "packed")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": "renamed"}))
+    assert chosen_codes(tree).path == tree / "tokens"
+
+
 def test_codes_of_two_tokenizers_have_to_be_chosen_between(tree: Path) -> None:
     write_tree_codes(tree, "json")
     write_tree_codes(tree, "packed", name="another")

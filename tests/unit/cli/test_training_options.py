@@ -1,9 +1,13 @@
-"""Sugar of training commands: data folders and the run folder."""
+"""How a training configuration is typed: sugar, and keys outside the sections."""
 
 import pytest
 
+from vlatool.cli.app import run as run_command
+from vlatool.cli.train import SPEC
 from vlatool.cli.training_options import expand_data, expand_run
+from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
+from vlatool.training.config import TrainConfig
 
 
 def test_data_folders_are_a_key_that_the_kind_of_data_names() -> None:
@@ -24,3 +28,28 @@ def test_run_folder_is_parent_and_name(text: str, save_path: str, name: str) -> 
 def test_run_folder_needs_a_name() -> None:
     with pytest.raises(UsageError):
         expand_run(["/"])
+
+
+def test_every_key_outside_the_sections_is_an_option() -> None:
+    """As in the published command."""
+    fields = TrainConfig.model_fields
+    keys = {name for name, one in fields.items() if not isinstance(one.default, ConfigModel)}
+    assert keys - SPEC.sugar.keys() == set()
+
+
+@pytest.mark.parametrize("command", ["train", "finetune", "resolve-config"])
+def test_key_outside_the_sections_is_typed_as_published(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, "--preset", "diffusion-policy-tiny", "--log_every_n_steps", "7"]
+    assert run_command([*words, "--max-checkpoint-limit", "3", "--resolve_configs", "True"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"log_every_n_steps: 7", "max_checkpoint_limit: 3"} <= set(lines)
+
+
+def test_resolve_config_takes_a_command_line_of_finetune(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--from", "runs/first", "--preset", "diffusion-policy-tiny", "--nproc", "2"]
+    assert run_command(["resolve-config", *words, "--data", "data", "--num-epochs", "3"]) == 0
+    assert "  resume_from_checkpoint: runs/first" in capsys.readouterr().out.splitlines()

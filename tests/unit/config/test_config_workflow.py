@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.builders.recording import Recorder
+from vlatool.artifacts.run_dir import RunDir
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
@@ -29,6 +30,13 @@ class DerivingConfig(ConfigModel):
 def test_output_is_a_file_or_a_folder(tmp_path, load, output, file):
     result = resolve_config(load(), output=output)
     assert (tmp_path / file).read_text() == result.text()
+
+
+def test_output_that_is_no_yaml_file_is_refused(tmp_path, load):
+    """With the arguments of `train` it would be the folder of a run."""
+    with pytest.raises(UsageError) as caught:
+        resolve_config(load(), output="runs/first")
+    assert (caught.value.code, list(tmp_path.glob("runs"))) == ("usage.output", [])
 
 
 def test_text_ends_with_the_needed_keys_that_are_unset(load):
@@ -74,6 +82,26 @@ def test_published_request_to_resolve_is_obeyed_and_not_written_down(tmp_path):
     assert result.output == tmp_path / "resolved_config.yaml"
     again = load_config(TrainConfig, files=[str(result.output)]).config
     assert (again.resolve_configs, again.resolve_configs_path) == (False, None)
+
+
+def test_values_of_what_was_written_are_inherited(tmp_path):
+    """What a preset brings is a warning; so it is where the file brings it."""
+    first = load_config(TrainConfig, presets=["diffusion-policy-tiny"])
+    written = resolve_config(first, output=str(tmp_path / "own.yaml")).output
+    assert load_config(TrainConfig, files=[str(written)]).typed == frozenset()
+
+
+def test_values_of_a_record_of_a_run_are_inherited(tmp_path):
+    config = load_config(TrainConfig, presets=["diffusion-policy-tiny"]).config
+    RunDir(tmp_path).write_config(config.model_dump(mode="json", exclude=set(config.unrecorded)))
+    files = [str(tmp_path / "config.yaml")]
+    assert load_config(TrainConfig, files=files).typed == frozenset()
+
+
+def test_values_of_a_file_with_some_keys_are_typed(tmp_path):
+    (tmp_path / "own.yaml").write_text("hparams: {lr: 1e-3}\n")
+    files = [str(tmp_path / "own.yaml")]
+    assert load_config(TrainConfig, files=files).typed == {"hparams.lr"}
 
 
 def test_value_that_a_run_would_refuse_is_told():

@@ -271,12 +271,14 @@ CORRECTED = {
     "diffusion-policy-bellpepper": {
         "model.vision_language_backbone.image_words",
         "data.prefetch_factor",
+        "data.num_workers",
         "hparams.warmup",
     },
     "diffusion-policy-lbm1": {
         "model.vision_language_backbone.image_words",
         "model.noise_scheduler.clamp_range",
         "data.prefetch_factor",
+        "data.num_workers",
         "data.mask_padded_images",
         "hparams.grad_clip_norm",
     },
@@ -284,6 +286,7 @@ CORRECTED = {
         "model.vision_language_backbone.image_words",
         "model.noise_scheduler.clamp_range",
         "data.prefetch_factor",
+        "data.num_workers",
         "hparams.warmup",
         "hparams.precision",
     },
@@ -292,6 +295,7 @@ CORRECTED["vla-diffusion-tiny-test"] = {"hparams.warmup"}
 CORRECTED["vla-diffusion-bellpepper"] = {
     "data.processor",
     "data.prefetch_factor",
+    "data.num_workers",
     "hparams.warmup",
 }
 CORRECTED["lbm-hparams-6cams"] = CORRECTED["lbm-hparams-4cams"]

@@ -12,6 +12,7 @@ from vlatool.errors import ConfigError
 from vlatool.models.titok.published import published_keys, published_tree
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.training.config import TrainConfig
+from vlatool.training.schedule import learning_rate
 
 VQ_MODEL: dict[str, Any] = {
     "codebook_size": 4096,
@@ -225,3 +226,15 @@ def test_default_configuration_is_that_of_the_published_file() -> None:
     changes = {"teacher": None}
 
     assert given.model_copy(update=changes) == load_config(TitokConfig).config
+
+
+@pytest.mark.parametrize(
+    ("updates", "rate"),
+    [(5_000, 5.0e-5), (10_000, 1.0e-4), (500_000, 5.57e-5), (1_000_000, 1.0e-5)],
+)
+@pytest.mark.parametrize("size", ["s128", "b64", "l32"])
+def test_rates_of_stage_1_are_the_published_ones(size: str, updates: int, rate: float) -> None:
+    config = load_config(TrainConfig, presets=[f"titok-{size}-stage1"]).config
+    assert config.total_train_steps is not None
+    found = learning_rate(config.hparams, updates - 1, config.total_train_steps)
+    assert found == pytest.approx(rate, rel=1e-3)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.errors import DataError, EnvironmentProblem
-from vlatool.training.ranks import MEMBERSHIP, Membership, RankEnd, cause, rank_error
+from vlatool.errors import DataError, EnvironmentProblem, PartialFailure
+from vlatool.training.ranks import MEMBERSHIP, Membership, RankEnd, RankResult, cause, rank_error
 
 DATA = {"kind": "data", "code": "data.unknown_field", "message": "no x", "hint": "", "details": {}}
 BUG = {"kind": "bug", "code": "bug", "message": "closed by peer", "hint": "", "details": {}}
@@ -50,6 +50,14 @@ def test_error_of_a_rank_arrives_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert (told.exit_code, told.kind, told.code) == (3, "data", "data.x")
     assert (told.message, told.hint) == ("rank 1: no x", "write y")
     assert told.details == {"path": str(tmp_path), "rank": 1, "exit_code": 3}
+
+
+def test_result_of_what_is_done_arrives_with_the_error(tmp_path: Path) -> None:
+    error = PartialFailure("1 of 2 failed")
+    error.result = RankResult({"episodes": 1, "failures": ["b"]}, "codes of 1 episode")
+    Membership(2, 1, str(tmp_path), owns_threads=False).tell(error)
+    told = rank_error(RankEnd(0, 4, 0, json.loads((tmp_path / "0.json").read_text())))
+    assert told.result == error.result
 
 
 # endings

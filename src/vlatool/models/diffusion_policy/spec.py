@@ -132,7 +132,8 @@ class DiffusionPolicyType(ModelType):
             yield Violation(keys, told)
         base = getattr(config.vision_language_backbone, "hf_pretrained", None)
         if data.processor not in (None, base):
-            told = f"data.processor is {data.processor!r}: the backbone reads as {base} does"
+            used = "has no base model" if base is None else f"reads as {base} does"
+            told = f"data.processor is {data.processor!r}: the backbone {used}"
             yield Violation(("data.processor",), told)
 
     def check_origins(self, config: DiffusionPolicyConfig) -> None:

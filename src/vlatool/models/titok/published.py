@@ -3,22 +3,23 @@
 A configuration of training says more than that of a model: see `published_stage`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vlatool.errors import ConfigError
 from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
 
-_MODEL = "model.vq_model"
+MODEL = "model.vq_model"
 _CROP = "dataset.preprocessing.crop_size"
-# Published key to ours, where the value stays as it is.
-_SAME = {
-    f"{_MODEL}.vit_enc_patch_size": "patch_size",
-    f"{_MODEL}.num_latent_tokens": "num_latent_tokens",
-    f"{_MODEL}.pretrained_tokenizer_weight": "teacher",
-    f"{_MODEL}.vqgan": "vqgan",  # ours: of a teacher that is not the released one
+# Published key to ours of a model, where the value stays as it is.
+MODEL_KEYS: Mapping[str, str] = {
+    f"{MODEL}.vit_enc_model_size": "encoder",
+    f"{MODEL}.vit_dec_model_size": "decoder",
+    f"{MODEL}.vit_enc_patch_size": "patch_size",
+    f"{MODEL}.num_latent_tokens": "num_latent_tokens",
+    f"{MODEL}.pretrained_tokenizer_weight": "teacher",
+    f"{MODEL}.vqgan": "vqgan",  # ours: of a teacher that is not the released one
     "experiment.init_weight": "init_weight",
-    _CROP: "image_size",
     **{
         f"losses.{name}": f"losses.{name}"
         for name in (
@@ -44,26 +45,22 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: It has no tokenizer.
     """
-    flat = dict(_flat(tree))
-    section = _at(tree, _MODEL)
+    section = _at(tree, MODEL)
     if not isinstance(section, Mapping):
         raise ConfigError(
-            f"the configuration has no {_MODEL}",
+            f"the configuration has no {MODEL}",
             hint="give the config.yaml or config.json of a tokenizer",
             code="config.no_tokenizer",
         )
-    found: dict[str, Any] = {"type": "titok"}
-    given = {**flat, f"{_MODEL}.vqgan": section.get("vqgan")}
-    for key, ours in _SAME.items():
-        value = given.get(key)
-        if value is not None and value != "" and not _is_reference(value):
+    found: dict[str, Any] = {"type": "titok", "encoder": "large", "decoder": "large"}
+    for key, ours in {**MODEL_KEYS, _CROP: "image_size"}.items():
+        value = _at(tree, key)
+        if value not in (None, "") and not is_reference(value):
             _set(found, ours, value)
     is_legacy = bool(section.get("is_legacy", True))
     found["stage"] = 2 if is_legacy and bool(section.get("finetune_decoder", True)) else 1
     found["latent_layout"] = "legacy" if is_legacy else "aligned"
     found["decoder_head"] = "proxy" if is_legacy else "pixel"
-    found["encoder"] = section.get("vit_enc_model_size", "large")
-    found["decoder"] = section.get("vit_dec_model_size", "large")
     found["quantizer"] = _quantizer(section)
     return found
 
@@ -107,14 +104,6 @@ def _size(config: VitConfig) -> str | dict[str, int]:
     return config.size or config.model_dump()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _at(tree: Mapping[str, Any], key: str) -> Any:
     value: Any = tree
     for part in key.split("."):
@@ -129,6 +118,6 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _is_reference(value: Any) -> bool:
+def is_reference(value: Any) -> bool:
     """`${...}`, which some published files leave unresolved outside the tokenizer's section."""
     return isinstance(value, str) and "${" in value

@@ -20,40 +20,20 @@ from vlatool.config.tree import (
     plain,
     without,
 )
+from vlatool.models.titok.published import MODEL, MODEL_KEYS, is_reference
 
 # Of the published launch, for which its batch size per process is meant.
 PROCESSES = 8
 
-_MODEL = "model.vq_model"
 _SECTIONS = ("experiment", "losses", "dataset", "optimizer", "lr_scheduler", "training")
 _DECAY = 0.999  # published code has it, no published file
 # Published key to ours, where the value stays as it is.
 _SAME: Mapping[str, str] = {
-    "experiment.init_weight": "model.init_weight",
+    **{theirs: f"model.{ours}" for theirs, ours in MODEL_KEYS.items()},
     "experiment.save_every": "save_every_n_steps",
     "experiment.generate_every": "images_every_n_steps",
     "experiment.log_every": "log_every_n_steps",
-    f"{_MODEL}.pretrained_tokenizer_weight": "model.teacher",
-    f"{_MODEL}.vqgan": "model.vqgan",  # ours: of a teacher that is not the released one
-    f"{_MODEL}.vit_enc_model_size": "model.encoder",
-    f"{_MODEL}.vit_dec_model_size": "model.decoder",
-    f"{_MODEL}.vit_enc_patch_size": "model.patch_size",
-    f"{_MODEL}.num_latent_tokens": "model.num_latent_tokens",
-    f"{_MODEL}.token_size": "model.quantizer.token_size",
-    **{
-        f"losses.{name}": f"model.losses.{name}"
-        for name in (
-            "quantizer_weight",
-            "reconstruction_weight",
-            "perceptual_loss",
-            "perceptual_weight",
-            "discriminator_start",
-            "discriminator_factor",
-            "discriminator_weight",
-            "lecam_regularization_weight",
-            "lecam_ema_decay",
-        )
-    },
+    f"{MODEL}.token_size": "model.quantizer.token_size",
     "training.max_train_steps": "total_train_steps",
     "training.seed": "hparams.seed",
     "training.max_grad_norm": "hparams.grad_clip_norm",
@@ -71,7 +51,7 @@ _SAME: Mapping[str, str] = {
     },
 }
 # Said by the other side already.
-_TWICE = (f"{_MODEL}.vit_dec_patch_size",)
+_TWICE = (f"{MODEL}.vit_dec_patch_size",)
 _OF_VQ = ("codebook_size", "use_l2_norm", "commitment_cost")
 _SCHEDULES = {"cosine": "cosine", "constant": "const"}
 _PRECISIONS = {"no": "float32", "fp16": "amp_bfloat16", "bf16": "amp_bfloat16"}
@@ -112,8 +92,8 @@ def translate(tree: Node, below: Node) -> Translated | None:
 
     ours = tree
     for section in theirs.value:
-        ours = without(ours, [section] if section != "model" else _MODEL.split("."))
-    begins = tree.origin != TYPED_ORIGIN and find(below, _MODEL.split(".")) is None
+        ours = without(ours, [section] if section != "model" else MODEL.split("."))
+    begins = tree.origin != TYPED_ORIGIN and find(below, MODEL.split(".")) is None
     made, used = _made(theirs, look, _rules(whole_model=begins))
     rest = lenient(_without(theirs, used))
     return Translated(merge(merge(rest, made), ours))
@@ -124,7 +104,7 @@ def _theirs(tree: Node) -> Node:
     if not isinstance(tree.value, dict):
         return Node({}, tree.origin)
     found = {key: node for key, node in tree.value.items() if key in _SECTIONS}
-    section = find(tree, _MODEL.split("."))
+    section = find(tree, MODEL.split("."))
     if section is not None:
         model = tree.value["model"]
         found["model"] = Node({"vq_model": section}, model.origin)
@@ -145,16 +125,16 @@ def _made(theirs: Node, look: Look, rules: tuple[_Rule, ...]) -> tuple[Node, lis
         node = find(theirs, key.split("."))
         if node is not None:
             used.append(key)
-            if plain(node) not in (None, "") and not _is_reference(node):
+            if plain(node) not in (None, "") and not is_reference(node.value):
                 made = _put(made, name, node)
     return made, used
 
 
 def _rules(*, whole_model: bool) -> tuple[_Rule, ...]:
     """All of them; a model that a file begins has the published defaults too."""
-    switches = tuple(f"{_MODEL}.{name}" for name in ("is_legacy", "finetune_decoder"))
-    quantizer = tuple(f"{_MODEL}.{name}" for name in ("quantize_mode", *_OF_VQ))
-    first = (_MODEL,) if whole_model else ()
+    switches = tuple(f"{MODEL}.{name}" for name in ("is_legacy", "finetune_decoder"))
+    quantizer = tuple(f"{MODEL}.{name}" for name in ("quantize_mode", *_OF_VQ))
+    first = (MODEL,) if whole_model else ()
     return (
         *((_Rule(first, _kinds),) if first else ()),
         _Rule((*switches, *first), _stage),
@@ -178,8 +158,8 @@ def _kinds(look: Look) -> Mapping[str, Any]:
 
 
 def _stage(look: Look) -> Mapping[str, Any]:
-    is_legacy = look(f"{_MODEL}.is_legacy") is not False
-    tunes = look(f"{_MODEL}.finetune_decoder") is not False
+    is_legacy = look(f"{MODEL}.is_legacy") is not False
+    tunes = look(f"{MODEL}.finetune_decoder") is not False
     return {
         "model.stage": 2 if is_legacy and tunes else 1,
         "model.latent_layout": "legacy" if is_legacy else "aligned",
@@ -188,9 +168,9 @@ def _stage(look: Look) -> Mapping[str, Any]:
 
 
 def _quantizer(look: Look) -> Mapping[str, Any]:
-    if look(f"{_MODEL}.quantize_mode") == "vae":
+    if look(f"{MODEL}.quantize_mode") == "vae":
         return {"model.quantizer.type": "kl"}
-    given = {name: look(f"{_MODEL}.{name}") for name in _OF_VQ}
+    given = {name: look(f"{MODEL}.{name}") for name in _OF_VQ}
     found = {f"model.quantizer.{name}": one for name, one in given.items() if one is not None}
     return {"model.quantizer.type": "vq", **found}
 
@@ -246,13 +226,8 @@ def _without(tree: Node, used: list[str]) -> Node:
     """The tree without keys, and without the sections that are empty then."""
     left = Node({}, tree.origin)
     for key, _ in leaf_origins(tree):
-        if not any(key == one or key.startswith(f"{one}.") for one in used if one != _MODEL):
+        if not any(key == one or key.startswith(f"{one}.") for one in used if one != MODEL):
             node = find(tree, key.split("."))
             assert node is not None
             left = _put(left, key, node)
     return left
-
-
-def _is_reference(node: Node) -> bool:
-    """`${...}`, which some published files leave unresolved."""
-    return isinstance(node.value, str) and "${" in node.value

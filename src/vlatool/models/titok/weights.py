@@ -36,8 +36,8 @@ def load_titok(module: nn.Module, config: TitokConfig, origin: str) -> None:
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
         assert config.teacher is not None
         weights = {**weights, **pixel_weights(config.teacher)}
-    check_sizes(module, weights, found.path)
-    module.load_state_dict(fitted(module, weights, found.path))
+    check_sizes(module, weights, found.location)
+    module.load_state_dict(fitted(module, weights, found.location))
 
 
 def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
@@ -56,13 +56,13 @@ def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
     elif found.published is not None:
         config = TitokConfig.model_validate(published_keys(found.published))
     else:
-        config = inferred_config(weights, found.path)
+        config = inferred_config(weights, found.location)
     if config.image_size is None:  # published configurations need not say it
-        side = inferred_config(weights, found.path).image_size
+        side = inferred_config(weights, found.location).image_size
         config = config.model_copy(update={"image_size": side})
     module = Titok(config)
-    check_sizes(module, weights, found.path)
-    module.load_state_dict(fitted(module, weights, found.path))
+    check_sizes(module, weights, found.location)
+    module.load_state_dict(fitted(module, weights, found.location))
     return config, module.eval()
 
 

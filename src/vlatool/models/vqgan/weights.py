@@ -19,7 +19,7 @@ def load_vqgan(module: nn.Module, origin: str) -> None:
         DataError: There is none, or it does not fit.
     """
     found, weights = read_vqgan(origin)
-    module.load_state_dict(fitted(module, weights, found.path))
+    module.load_state_dict(fitted(module, weights, found.location))
 
 
 def load_encoder(module: nn.Module, origin: str) -> None:
@@ -30,7 +30,7 @@ def load_encoder(module: nn.Module, origin: str) -> None:
     """
     found, weights = read_vqgan(origin)
     own = {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
-    module.load_state_dict(fitted(module, own, found.path))
+    module.load_state_dict(fitted(module, own, found.location))
 
 
 def pixel_weights(origin: str) -> dict[str, Tensor]:

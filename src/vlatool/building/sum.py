@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.built_folder import read_packed, shard_of_lines
-from vlatool.artifacts.episode_build import Shape
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.shard import INDEX_SUFFIX
+from vlatool.building.episode import Shape
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Receipt

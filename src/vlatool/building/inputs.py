@@ -14,13 +14,13 @@ from vlatool.artifacts.codes import (
     PACKED_NAME,
 )
 from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes
-from vlatool.artifacts.episode_build import WindowFile
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.profile import PUBLISHED, Gripper, Profile, has_profile, read_profile
 from vlatool.artifacts.samples_jsonl import ACTION_IDS, ID_MAP, question
 from vlatool.artifacts.window_folder import read_manifest
 from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME
+from vlatool.building.episode import WindowFile
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.documents import read_document

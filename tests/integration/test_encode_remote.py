@@ -1,0 +1,53 @@
+"""Pictures, tokenizers, codes and what is drawn again, wherever they lie."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.builders.encoding import encoded, picture_tree, write_tokenizer
+from tests.builders.s3_runs import digests, upload
+from tests.builders.web_server import web_server
+from vlatool.artifacts.codes import CodesLayout
+from vlatool.evaluation.coding_config import DecodeConfig
+from vlatool.storage.remote_path import RemotePath
+from vlatool.workflows.decode import decode
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return picture_tree(tmp_path_factory.mktemp("pictures") / "A", episodes=2)
+
+
+@pytest.mark.parametrize(("layout", "name"), [("json", "TiToken"), ("packed", "tokens")])
+def test_object_storage_holds_what_local_folders_hold(
+    layout: CodesLayout, name: str, tree: Path, tokenizer: str, s3_bucket: str, tmp_path: Path
+) -> None:
+    bucket = RemotePath(f"s3://{s3_bucket}")
+    far, remote = upload(tree, bucket / "A"), upload(Path(tokenizer), bucket / "tiny")
+
+    encoded(far, str(remote), layout=layout)
+    _draw(far / name, str(remote), bucket / "drawn")
+
+    encoded(tree, tokenizer, tmp_path / "codes", layout=layout)
+    _draw(tmp_path / "codes", tokenizer, tmp_path / "drawn")
+    assert digests(far / name) == digests(tmp_path / "codes")
+    assert digests(bucket / "drawn") == digests(tmp_path / "drawn")
+
+
+def test_tokenizer_of_a_web_server_makes_the_same_codes(
+    tree: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    encoded(tree, tokenizer, tmp_path / "one")
+    with web_server(Path(tokenizer).parent) as server:
+        encoded(tree, f"{server.endpoint}/tiny", tmp_path / "two")
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+
+
+def _draw(codes: Path, tokenizer: str, output: Path) -> None:
+    decode(DecodeConfig(codes=str(codes), tokenizer=tokenizer, output=str(output)))
