@@ -109,6 +109,18 @@ def test_checkpoint_that_is_not_there_ends_it_before_anything_is_written(
     assert (caught.value.code, (tmp_path / "run").exists()) == ("data.no_source", False)
 
 
+def test_network_without_a_rate_stays_and_goes_on_so(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    keys = {"model__lr_factors": {"transformer": 0.0}, "hparams__lr": 1e-3, "ema__enabled": False}
+    weights = tuned(data, tmp_path / "run", base, **keys, total_train_steps=1)
+
+    begun = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
+    moved = {name for name in begun if not torch.equal(weights[name], begun[name])}
+    assert moved
+    assert not {name for name in moved if name.startswith("transformer.")}
+
+
 def test_no_checkpoint_is_a_usage_error(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         finetune(tiny_config(data, tmp_path / "run"))

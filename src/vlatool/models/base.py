@@ -70,6 +70,8 @@ class OptimizerSpec:
         lr: Peak rate; None: `hparams.lr`.
         betas: Momenta; None: those of `hparams`.
         starts_at: First step at which it moves.
+        rates: Start of the names of parameters to a factor on their rate; for groups of its own
+            `ParamGroup.rate` says it.
     """
 
     parts: tuple[str, ...]
@@ -77,6 +79,7 @@ class OptimizerSpec:
     lr: float | None = None
     betas: tuple[float, float] | None = None
     starts_at: int = 0
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """AdamW with decay on matrices only. Source: lbm-training 3.6, 8.1 (6)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from vlatool.training.config import HParams
 def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HParams) -> AdamW:
     """AdamW over the parts of one optimizer, which are placed already."""
     chosen = {name: parts[name] for name in spec.parts}
-    groups = matrices_decay(chosen) if spec.groups is None else spec.groups(chosen)
+    if spec.groups is None:
+        groups = split_by_rate(matrices_decay(chosen), chosen, spec.rates)
+    else:
+        groups = spec.groups(chosen)
     kept = [(group, [p for p in group.params if p.requires_grad]) for group in groups]
     return AdamW(
         [
@@ -42,6 +46,23 @@ def matrices_decay(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
     return [
         ParamGroup([p for key, p in parameters.items() if key in decayed]),
         ParamGroup([p for key, p in parameters.items() if key not in decayed], decays=False),
+    ]
+
+
+def split_by_rate(
+    groups: Sequence[ParamGroup], parts: Mapping[str, nn.Module], rates: Mapping[str, float]
+) -> Sequence[ParamGroup]:
+    """The groups, each with those of its parameters apart that have a rate of their own."""
+    named = [one for part in parts.values() for one in part.named_parameters()]
+    factors = {
+        id(p): rate for name, p in named for start, rate in rates.items() if name.startswith(start)
+    }
+    return [
+        replace(
+            group, params=[p for p in group.params if factors.get(id(p), 1.0) == rate], rate=rate
+        )
+        for group in groups
+        for rate in sorted({1.0, *rates.values()}, reverse=True)
     ]
 
 

@@ -23,6 +23,7 @@ from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.pixels import prepared
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.text import example_text, make_sentences
+from vlatool.training.optim import matrices_decay
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])
 
@@ -222,8 +223,9 @@ def test_weights_of_a_base_model_that_cannot_be_read_are_refused(
     assert caught.value.code == code
 
 
-# Source: lbm-training 2.9: bellpepper, without dead weights and CLIP's temperature
-def test_number_of_parameters_is_the_published_one() -> None:
+@pytest.fixture(scope="module")
+def bellpepper() -> DiffusionPolicy:
+    """The network of the published job, without its numbers. Source: lbm-training 2.9."""
     text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     architecture = {"model_type": "clip", "projection_dim": 512, "text_config": text}
     architecture["vision_config"] = {"hidden_size": 768, "patch_size": 32}
@@ -236,11 +238,42 @@ def test_number_of_parameters_is_the_published_one() -> None:
         proprioception_dim=20,
     )
     with torch.device("meta"):
-        network = DiffusionPolicy(config)
-    counts = [parameter.numel() for parameter in network.parameters()]
-    learning = [p.numel() for p in network.parameters() if p.requires_grad]
+        return DiffusionPolicy(config)
+
+
+# All but dead weights and CLIP's temperature.
+def test_number_of_parameters_is_the_published_one(bellpepper: DiffusionPolicy) -> None:
+    counts = [parameter.numel() for parameter in bellpepper.parameters()]
+    learning = [p.numel() for p in bellpepper.parameters() if p.requires_grad]
     assert sum(counts) == 244_647_189 - 51_643_392 - 1
     assert sum(learning) == 181_481_237 - 51_643_392 - 1
+
+
+# Source: lbm-training A.6; two word tables, a norm and the temperature are not there.
+def test_published_rule_gives_the_published_groups(bellpepper: DiffusionPolicy) -> None:
+    learning = {name: p.numel() for name, p in bellpepper.named_parameters() if p.requires_grad}
+    spared = {name for name in learning if name.endswith(".bias") or "norm" in name.lower()}
+    kept = sum(learning[name] for name in spared)
+    assert (len(spared) + 2, kept + 2 * 512) == (180, 151_060)
+    decayed = sum(learning.values()) - kept
+    tables = 2 * 50_432 * 512
+    assert (len(learning) - len(spared) + 2 + 1, decayed + tables + 1) == (133, 181_330_177)
+
+
+def test_tables_alone_decay_by_the_published_rule_and_not_by_ours(
+    bellpepper: DiffusionPolicy,
+) -> None:
+    names = {id(p): name for name, p in bellpepper.named_parameters() if p.requires_grad}
+    groups = matrices_decay({"model": bellpepper})
+    spared = {names[id(p)] for p in groups[1].params if id(p) in names}
+
+    tables = {name for name in spared if not name.endswith(".bias") and "norm" not in name.lower()}
+    start = "vision_language_backbone._model.model.vision_model.embeddings."
+    assert tables == {
+        "time_encoding.weight",
+        f"{start}class_embedding",
+        f"{start}position_embedding.weight",
+    }
 
 
 def test_remote_code_of_a_base_model_is_forgotten(tmp_path: Path) -> None:

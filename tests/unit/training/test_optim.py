@@ -53,6 +53,22 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
     assert decays(module).keys() == trainable
 
 
+def test_parameters_with_a_rate_of_their_own_keep_their_decay() -> None:
+    module = policy()
+    rates = {"vision_language_backbone.": 0.1}
+    spec = OptimizerSpec(("model",), rates=rates)
+    optimizer = build_optimizer(spec, {"model": module}, HParams(wd=0.3))
+    set_rate(optimizer, 2.0)
+
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = [(names[id(p)], one) for one in optimizer.param_groups for p in one["params"]]
+    assert len(groups) == len(names)
+    assert {name: one["weight_decay"] for name, one in groups} == decays(module)
+    slow = {name for name, one in groups if one["lr"] == pytest.approx(0.2)}
+    assert slow == {name for name in names.values() if name.startswith("vision_language_backbone.")}
+    assert {one["lr"] for name, one in groups if name not in slow} == {2.0}
+
+
 def test_only_matrices_decay() -> None:
     found = decays(policy())
     spared = {name for name, decay in found.items() if decay == 0.0}

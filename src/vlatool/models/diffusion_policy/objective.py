@@ -24,13 +24,14 @@ class DenoisingObjective(Objective):
 
     def __init__(self, config: DiffusionPolicyConfig, shares: LossShares | None = None) -> None:
         self._shares = shares or LossShares()
+        self._rates = {f"{name}.": factor for name, factor in config.lr_factors.items()}
         self._repeats = config.num_action_head_repeats or 1
         self._num_timesteps = config.noise_scheduler.num_timesteps
         self._process = process(config.noise_scheduler, flow=config.is_flow)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """One for everything."""
-        return {"main": OptimizerSpec(("model",))}
+        return {"main": OptimizerSpec(("model",), rates=self._rates)}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The masked squared error, summed over real future steps and channels.

@@ -18,7 +18,7 @@ _OWN: Mapping[tuple[str, ...], frozenset[str]] = {
         }
     ),
     ("data",): frozenset({"lanes", "max_dropped_share"}),
-    ("model",): frozenset({"solver", "resume_except"}),
+    ("model",): frozenset({"solver", "resume_except", "lr_factors"}),
     ("model", "vision_language_backbone"): frozenset(
         {
             "revision",

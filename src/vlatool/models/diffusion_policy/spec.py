@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -77,6 +77,11 @@ class DiffusionPolicyConfig(NetworkConfig):
         default=[],
         description="Networks that begin anew although resume_from_checkpoint has their weights, "
         "such as action_encode and output_layer where actions differ.",
+    )
+    lr_factors: dict[PolicyModule, Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="Network to a factor on the learning rate, such as vision_language_backbone: "
+        "0.1 for one that is trained already.",
     )
     action_dim: int | None = derived_field("data.action_dim", "Width of an action.", ge=1)
     proprioception_dim: int | None = derived_field(
