@@ -20,7 +20,7 @@ from vlatool.models.diffusion_policy.config import (
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.pixels import prepared
+from vlatool.models.diffusion_policy.pixels import PreparedPictures
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.text import example_text, make_sentences
 from vlatool.training.optim import matrices_decay
@@ -73,7 +73,7 @@ def test_picture_is_projected_then_normalised_and_sentence_the_other_way_round(b
     module, images = backbone(base), pictures()
     tokens = module(images, TEXT)
     network = module._model.model
-    pixels = prepared(images.flatten(0, 1), (32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    pixels = PreparedPictures((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(images.flatten(0, 1), (32, 32))
     states = network.vision_model(pixels).last_hidden_state
     pooled = network.vision_model.post_layernorm(states[:, 0])
     expected = normalize(network.visual_projection(pooled), dim=-1).view(2, 2, 8)
@@ -133,11 +133,33 @@ def test_published_weights_are_loaded_from_the_base_model(base: Path) -> None:
     assert not torch.equal(module(pictures(), TEXT), before)
 
 
+def test_towers_give_what_those_of_transformers_give_and_the_same_gradients(base: Path) -> None:
+    from transformers import CLIPModel
+
+    module, pixels = backbone(base), torch.randn(3, 3, 32, 32)
+    module.load_base()
+    own, other = module._model, CLIPModel.from_pretrained(base)
+    found = [own.pictures(pixels), own.sentences(TEXT)]
+    ids = (TEXT - 1).clamp(min=0)
+    expected = [
+        normalize(other.visual_projection(other.vision_model(pixels).pooler_output), dim=-1),
+        other.text_projection(normalize(other.text_model(input_ids=ids).pooler_output, dim=-1)),
+    ]
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two)
+        one.square().sum().add(one.sum()).backward()
+        two.square().sum().add(two.sum()).backward()
+    gradients = {name: p.grad for name, p in own.model.named_parameters()}
+    for name, parameter in other.named_parameters():
+        if name != "logit_scale":
+            torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
 def test_pictures_of_another_size_are_resized_as_image_libraries_do() -> None:
     from PIL import Image
 
     images = pictures(48).flatten(0, 1)
-    resized = prepared(images, (32, 32), (0, 0, 0), (1, 1, 1)) * 255
+    resized = PreparedPictures((0, 0, 0), (1, 1, 1))(images, (32, 32)) * 255
     for one, found in zip(images, resized, strict=True):
         picture = Image.fromarray(one.permute(1, 2, 0).numpy())
         small = picture.resize((32, 32), Image.Resampling.BICUBIC)
@@ -229,7 +251,8 @@ def bellpepper() -> DiffusionPolicy:
     text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     architecture = {"model_type": "clip", "projection_dim": 512, "text_config": text}
     architecture["vision_config"] = {"hidden_size": 768, "patch_size": 32}
-    clip = ClipBackboneConfig(architecture=architecture, freeze_text_encoder=True)
+    colours = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+    clip = ClipBackboneConfig(architecture=architecture, freeze_text_encoder=True, **colours)
     config = DiffusionPolicyConfig(
         vision_language_backbone=clip,
         transformer=TransformerConfig(hidden_dim=512, n_layers=12, n_heads=8, post_embed_norm=True),

@@ -163,6 +163,7 @@ def test_first_name_decides_which_wrappers_are_taken_away(
 def test_head_of_a_vision_language_model_is_left_out_and_made_again(tmp_path: Path) -> None:
     vlm = {"type": "vlm_backbone", "architecture": vlm_config("smolvlm")}
     vlm |= {"num_vlm_layers_to_use": 1, "image_size": 32}
+    vlm |= {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
     source, target = (policy(seed, vision_language_backbone=vlm) for seed in (1, 2))
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
     found = load_policy(target, tmp_path / "checkpoint_1.pt")

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.models.diffusion_policy.config import ClipBackboneConfig
-from vlatool.models.diffusion_policy.pixels import prepared
+from vlatool.models.diffusion_policy.pixels import PreparedPictures
 from vlatool.models.pretrained import load_base, transformers
+
+# Of the approximation of GELU that CLIP was trained with.
+_STEEPNESS = 1.702
 
 
 class ClipBackbone(nn.Module):
@@ -21,17 +24,17 @@ class ClipBackbone(nn.Module):
 
     def __init__(self, config: ClipBackboneConfig) -> None:
         super().__init__()
+        assert config.image_mean is not None
+        assert config.image_std is not None
         self._config = config
         self._model = ClipTowers(config)
+        self._prepared = PreparedPictures(config.image_mean, config.image_std)
         self.width: int = self._model.model.config.projection_dim
         self.img_size: int = self._model.model.config.vision_config.image_size
 
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, M, C]."""
-        assert self._config.image_mean is not None
-        assert self._config.image_std is not None
-        colours = (self._config.image_mean, self._config.image_std)
-        pixels = prepared(images.flatten(0, 1), (self.img_size, self.img_size), *colours)
+        pixels = self._prepared(images.flatten(0, 1), (self.img_size, self.img_size))
         tokens = self._model.pictures(pixels).unflatten(0, images.shape[:2])
         if image_mask is not None:
             tokens = tokens * image_mask[..., None]
@@ -63,6 +66,9 @@ class ClipTowers(nn.Module):
         del self.model.logit_scale
         # No parameter: a scalar cannot be sharded.
         self.model.register_buffer("logit_scale", temperature)
+        for tower in (self.model.text_model, self.model.vision_model):
+            _simplify(tower)
+        _pool_in_last_layer(self.model.vision_model)
         if config.disable_text or config.freeze_text_encoder:
             self.model.text_model.requires_grad_(requires_grad=False)
         if config.disable_text:
@@ -83,3 +89,41 @@ class ClipTowers(nn.Module):
         """
         pooled = self.model.text_model(input_ids=(text - 1).clamp(min=0)).pooler_output
         return self.model.text_projection(functional.normalize(pooled, dim=-1))
+
+
+class QuickGelu(nn.Module):
+    """`x sigmoid(1.702 x)` with one tensor kept for the backward pass in place of two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return functional.silu(x * _STEEPNESS) * (1 / _STEEPNESS)
+
+
+def _simplify(tower: Any) -> None:
+    """Gives the layers of a tower that activation, where theirs is the same."""
+    if tower.config.hidden_act == "quick_gelu":
+        for layer in tower.encoder.layers:
+            layer.mlp.activation_fn = QuickGelu()
+
+
+def _pool_in_last_layer(tower: Any) -> None:
+    """Lets the last layer compute its first token alone, which is all that is pooled."""
+    if tower.config.attention_dropout == 0 and len(tower.encoder.layers):
+        last = tower.encoder.layers[-1]
+        last.__class__ = type("FirstTokenLayer", (type(last),), {"forward": _first_token})
+
+
+def _first_token(layer: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    """A layer of the vision tower: [K, S, D] to its first token, [K, 1, D]."""
+    attention, normed = layer.self_attn, layer.layer_norm1(hidden_states)
+    projected = (
+        attention.q_proj(normed[:, :1]),
+        attention.k_proj(normed),
+        attention.v_proj(normed),
+    )
+    query, key, value = (
+        one.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for one in projected
+    )
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    first = hidden_states[:, :1] + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return first + layer.mlp(layer.layer_norm2(first))

@@ -35,14 +35,19 @@ class RotaryPositions(nn.Module):
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         self.register_buffer("inv_freq", _ROTARY_BASE**-exponent)
 
-    def forward(self, x_BHSd: Tensor) -> Tensor:
-        """Rotates x [B, H, S, D/H]."""
-        positions = torch.arange(x_BHSd.shape[2], device=x_BHSd.device, dtype=torch.float32)
+    def turns(self, length: int) -> Tensor:
+        """Cosines and sines of positions, [2, length, head_dim], the same in every layer."""
+        positions = torch.arange(length, device=self.inv_freq.device, dtype=torch.float32)
         angle = torch.outer(positions, self.inv_freq.float())
         angle = torch.cat([angle, angle], dim=-1)
+        return torch.stack([angle.cos(), angle.sin()])
+
+    def forward(self, x_BHSd: Tensor, turns: Tensor) -> Tensor:
+        """Rotates x [B, H, S, D/H]."""
+        cosines, sines = turns
         first, second = x_BHSd.chunk(2, dim=-1)
         rotated = torch.cat([-second, first], dim=-1)
-        return (x_BHSd * angle.cos() + rotated * angle.sin()).to(x_BHSd.dtype)
+        return (x_BHSd * cosines + rotated * sines).to(x_BHSd.dtype)
 
 
 class LowPrecisionLayerNorm(nn.LayerNorm):
@@ -84,20 +89,20 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
         rotates = config.positional_embedding_type != "none"
-        self.pos_embed = RotaryPositions(width // config.n_heads) if rotates else nn.Identity()
+        self.pos_embed = RotaryPositions(width // config.n_heads) if rotates else None
         norms = [
             make_norm(config.norm_type, width, config.norm_eps) if config.qk_norm else nn.Identity()
             for _ in range(2)
         ]
         self.q_norm, self.k_norm = norms
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, turns: Tensor | None) -> Tensor:
         """[B, S, D] to [B, S, D]."""
         query, key, value = self.in_proj(x_BSD).chunk(3, dim=-1)
         query, key, value = map(self._heads, (self.q_norm(query), self.k_norm(key), value))
-        mixed = functional.scaled_dot_product_attention(
-            self.pos_embed(query), self.pos_embed(key), value, is_causal=self.is_causal
-        )
+        if self.pos_embed is not None and turns is not None:
+            query, key = self.pos_embed(query, turns), self.pos_embed(key, turns)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(x_BSD.shape))
 
     def _heads(self, x_BSD: Tensor) -> Tensor:
@@ -153,9 +158,9 @@ class Block(nn.Module):
                 std = width**-0.5 / (math.sqrt(2 * (index + 1)) if residual else 1.0)
                 nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """[B, S, D] to [B, S, D]."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
+    def forward(self, x_BSD: Tensor, turns: Tensor | None) -> Tensor:
+        """[B, S, D] to [B, S, D]; `turns` are those of the positions, None where there are none."""
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turns)
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
 
 
@@ -180,9 +185,15 @@ class NativeTransformer(nn.Module):
         """[B, S, D] to the hidden state [B, S, D] behind the last block."""
         if self.post_embed_norm is not None:
             x_BSD = self.post_embed_norm(x_BSD)
+        turns = self._turns(x_BSD.shape[1])
         for layer in self.layers:
-            x_BSD = layer(x_BSD)
+            x_BSD = layer(x_BSD, turns)
         return x_BSD
+
+    def _turns(self, length: int) -> Tensor | None:
+        """Rotations of positions, made once for all layers."""
+        rotary = next((one for one in self.modules() if isinstance(one, RotaryPositions)), None)
+        return None if rotary is None else rotary.turns(length)
 
     def blocks(self) -> Sequence[nn.Module]:
         """Its layers."""

@@ -6,17 +6,28 @@ Legend of shapes: K pictures, H and W their size.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
-def prepared(
-    images: Tensor, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """uint8 [K, 3, H, W] to float32 [K, 3, *size]: resized, in [0, 1], less mean, over std."""
-    resized = _resized(images, size).float() / 255
-    shift, scale = (torch.tensor(one, device=images.device)[:, None, None] for one in (mean, std))
-    return (resized - shift) / scale
+class PreparedPictures(nn.Module):
+    """Resizes, and takes the mean colour off.
+
+    Its colours are on the device already: a copy in the middle of a step would wait for all of it.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        for name, levels in (("shift", mean), ("scale", std)):
+            colour = 255 * torch.tensor(levels)[:, None, None]
+            self.register_buffer(name, colour, persistent=False)
+
+    def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 [K, 3, H, W] to float32 [K, 3, *size]: levels in [0, 1], less mean, over std."""
+        return _resized(images, size).float().sub_(self.shift).div_(self.scale)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

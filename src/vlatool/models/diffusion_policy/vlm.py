@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.models.diffusion_policy.config import VlmBackboneConfig
-from vlatool.models.diffusion_policy.pixels import prepared
+from vlatool.models.diffusion_policy.pixels import PreparedPictures
 from vlatool.models.pretrained import load_base, text_width, transformers
 
 # Lists of layers go by these names in every family.
@@ -25,7 +25,10 @@ class VlmBackbone(nn.Module):
     def __init__(self, config: VlmBackboneConfig) -> None:
         super().__init__()
         assert config.architecture is not None
+        assert config.image_mean is not None
+        assert config.image_std is not None
         self._config = config
+        self._prepared = PreparedPictures(config.image_mean, config.image_std)
         self._model = nn.ModuleDict({"model": self._extended(self._built(config.architecture))})
         self.width = text_width(config.architecture) * config.num_vlm_layers_to_use
         self.img_size = config.image_size
@@ -80,11 +83,8 @@ class VlmBackbone(nn.Module):
     def _pixels(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """What the family's network takes of pictures."""
         assert self._config.image_size is not None
-        assert self._config.image_mean is not None
-        assert self._config.image_std is not None
         side = (self._config.image_size, self._config.image_size)
-        colours = (self._config.image_mean, self._config.image_std)
-        pixels = prepared(images.flatten(0, 1), side, *colours).unflatten(0, images.shape[:2])
+        pixels = self._prepared(images.flatten(0, 1), side).unflatten(0, images.shape[:2])
         assert self._config.architecture is not None
         return _PIXELS[self._config.architecture["model_type"]](pixels, ids, self._network)
 

@@ -1,0 +1,340 @@
+"""A training step of the diffusion policy against a plain one with the published formulas.
+
+    python benchmarks/policy_step.py [--size small] [--steps 20]
+    python benchmarks/policy_step.py --size bellpepper --batch 128 --device cuda [--compile]
+
+Both have the same weights and, for the same noise, the same losses, which is checked first. Then
+steps in turn, A B A B ..., in one process: CLIP with a frozen text tower, four cameras at two
+times, chunks of 16 actions of 20 numbers, AdamW, clipping, an averaged copy of the weights. The
+plain one gets pictures as floats that its loader made; ours as bytes, and makes floats of them
+within the step. On a CPU milliseconds are of processor time, which other programs disturb least;
+one thread is best.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from machine import describe
+from plain_policy import PlainPolicy, PlainStep
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.loading.base import MicroBatch
+from vlatool.models.diffusion_policy.objective import DenoisingObjective
+from vlatool.models.diffusion_policy.shares import LossShares
+from vlatool.training.config import TrainConfig
+from vlatool.training.ema import WeightAverage
+from vlatool.training.optim import build_optimizer, update
+from vlatool.training.placement import PlacedParts
+from vlatool.training.plan import TrainPlan
+from vlatool.training.runtime import Runtime
+from vlatool.training.state import TrainState
+from vlatool.training.step import Contexts, Mover
+
+WORDS, ACTION, CHUNK, PICTURES = 50432, 20, 16, 8
+RATE, DECAY, LIMIT = 1e-4, 0.01, 1.0
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+PEAK_TFLOPS = 989.0  # dense bfloat16 of an H100 or H200
+EQUAL = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+# Widths of the numbers that `action_error/FIELD` tells of.
+FIELDS = {"left_xyz": 3, "left_rot_6d": 6, "right_xyz": 3, "right_rot_6d": 6, "grippers": 2}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a policy: towers of CLIP (width, layers, heads), denoiser (the same)."""
+
+    vision: tuple[int, int, int]
+    text: tuple[int, int, int]
+    common: int
+    side: int
+    patch: int
+    denoiser: tuple[int, int, int]
+    length: int
+    batch: int
+
+    def clip(self) -> dict[str, Any]:
+        """config.json of the CLIP."""
+        text, vision = (
+            {
+                "hidden_size": width,
+                "intermediate_size": 4 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "projection_dim": self.common,
+            }
+            for width, layers, heads in (self.text, self.vision)
+        )
+        ends = {"bos_token_id": 49406, "eos_token_id": 49407}
+        return {
+            "model_type": "clip",
+            "projection_dim": self.common,
+            "text_config": {**text, **ends, "vocab_size": 49408, "max_position_embeddings": 77},
+            "vision_config": {**vision, "image_size": self.side, "patch_size": self.patch},
+        }
+
+
+TINY_CLIP = ((256, 4, 4), (256, 4, 4))
+SIZES = {
+    "small": Size(*TINY_CLIP, 256, 64, 16, (256, 4, 4), 16, 8),
+    "denoiser-100m": Size(*TINY_CLIP, 512, 64, 16, (512, 12, 8), 16, 8),
+    "bellpepper": Size((768, 12, 12), (512, 12, 8), 512, 224, 32, (512, 12, 8), 40, 128),
+}
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Checks that losses are equal, then prints milliseconds, ratios and parts."""
+    size = SIZES[arguments.size]
+    batch = arguments.batch or size.batch
+    config = configuration(size, batch, arguments)
+    ours = Ours(config, size, batch)
+    plain = PlainStep(
+        PlainPolicy(size.clip(), (*size.denoiser, WORDS), ACTION).to(ours.device),
+        RATE,
+        DECAY,
+        LIMIT,
+    )
+    plain.policy.load(ours.state.modules["model"].state_dict())
+    plain.average = {n: p.detach().clone() for n, p in plain.policy.named_parameters()}
+    theirs = Theirs(plain, ours)
+    print(describe(), f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{arguments.size}, batch {batch}, {config.hparams.precision} on {ours.device}")
+    check_equal(ours, theirs)
+    taken = in_turn([theirs.step, ours.step], arguments.steps)
+    before, after = (1000 * statistics.median(one) for one in taken)
+    print(f"step: plain {before:.1f} ms, ours {after:.1f} ms: {before / after:.2f} x")
+    for name in ("forward", "backward", "update"):
+        before, after = (1000 * statistics.median(one.parts[name]) for one in (theirs, ours))
+        print(f"   {name}: plain {before:.1f} ms, ours {after:.1f} ms: {before / after:.2f} x")
+    tell_rate(ours, batch, statistics.median(taken[1]))
+
+
+def configuration(size: Size, batch: int, arguments: argparse.Namespace) -> TrainConfig:
+    """The recommended job in another size; nothing is read from a hub."""
+    width, layers, heads = size.denoiser
+    backbone, widths = "model.vision_language_backbone", ("action_dim", "proprioception_dim")
+    keys = {
+        f"{backbone}.architecture": size.clip(),
+        f"{backbone}.image_mean": list(MEAN),
+        f"{backbone}.image_std": list(STD),
+        f"{backbone}.num_images": PICTURES,
+        "model.transformer.hidden_dim": width,
+        "model.transformer.n_layers": layers,
+        "model.transformer.n_heads": heads,
+        **{f"{section}.{name}": ACTION for name in widths for section in ("model", "data")},
+        "hparams.lr": RATE,
+        "hparams.lr_scheduler": "const",
+        "hparams.warmup": 0,
+        "hparams.wd": DECAY,
+        "hparams.grad_clip_norm": LIMIT,
+        "hparams.global_batch_size": batch,
+        "hparams.per_gpu_batch_size": batch,
+        "hparams.precision": "amp_bf16" if arguments.device == "cuda" else "float32",
+        "hparams.torchcompile": arguments.compile,
+        "ema.enabled": True,
+        "total_train_steps": 10_000,
+    }
+    typed = [Override(key, value, "benchmark") for key, value in keys.items()]
+    preset = ["diffusion-policy-bellpepper"]
+    return load_config(TrainConfig, presets=preset, overrides=typed).config
+
+
+class Ours:
+    """The trainer's own step.
+
+    Attributes:
+        parts: Seconds of each part, of every step that was taken apart.
+    """
+
+    def __init__(self, config: TrainConfig, size: Size, batch: int) -> None:
+        torch.manual_seed(0)
+        self.config, model_type = config, config.model_type
+        self.runtime = Runtime(config)
+        self.device = self.runtime.device
+        parts = model_type.build(config.model)
+        self.placed = PlacedParts(parts, self.runtime.placement(config), model_type)
+        self.objective = DenoisingObjective(config.model, LossShares(FIELDS))  # pyright: ignore[reportArgumentType]
+        spec = self.objective.optimizers()["main"]
+        modules = {name: part.module for name, part in parts.items()}
+        self.average = WeightAverage(config.ema, modules["model"])
+        self.state = TrainState(
+            parts, {"main": build_optimizer(spec, modules, config.hparams)}, {"model": self.average}
+        )
+        plan = TrainPlan(10_000, batch, batch, 1, (), 0)
+        self.contexts = Contexts(self.runtime, self.placed, config.hparams.seed, plan)
+        self.mover = Mover(config.hparams, 10_000, self.runtime, self.placed, self.contexts)
+        made = example(size, batch)
+        self.one = MicroBatch(
+            {name: value.to(self.device) for name, value in made.items()},
+            samples=("",) * batch,
+            positions=tuple(range(batch)),
+        )
+        self.parts: dict[str, list[float]] = {"forward": [], "backward": [], "update": []}
+
+    def step(self) -> Tensor:
+        """As the trainer makes it, but for the data and the report."""
+        self.contexts.begin(self.state.step)
+        moved = self.mover.move("main", self.state, self.objective, [self.one], [0.0])
+        self.average.update(moved.ok)
+        self.state.step += 1
+        return moved.totals[0] / moved.sums.count
+
+    def taken_apart(self) -> None:
+        """The same in parts, each waited for."""
+        optimizer = self.state.optimizers["main"]
+        optimizer.zero_grad(set_to_none=True)
+        timed = Parts(self.parts)
+        loss = timed("forward", self.loss)
+        timed("backward", (loss.total / loss.count).backward)
+        one, no = torch.ones((), device=self.device), torch.zeros((), device=self.device).bool()
+        timed("update", lambda: (update(optimizer, one, LIMIT, no), self.average.update(~no)))
+
+    def loss(self) -> Any:
+        """What is made smaller in this step."""
+        with self.runtime.autocast():
+            return self.objective.loss("main", self.one.batch, self.context())
+
+    def context(self) -> Any:
+        """The moment of this step."""
+        return self.contexts.of(self.state.step, self.one, 0)
+
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """Noise and time of this step."""
+        draws = self.context().draws
+        time_ = draws.integers(1000, 1).flatten()
+        return draws.normal(1, CHUNK, ACTION).flatten(0, 1), time_
+
+
+class Theirs:
+    """The plain step on the same data."""
+
+    def __init__(self, plain: PlainStep, ours: Ours) -> None:
+        self.plain, self._ours = plain, ours
+        given = ours.one.batch
+        shift, scale = (torch.tensor(one, device=ours.device)[:, None, None] for one in (MEAN, STD))
+        pixels = ((given["images"].flatten(0, 1).float() / 255 - shift) / scale).contiguous()
+        ids = (given["text"] - 1).clamp(min=0)
+        self._batch = {**given, "ids": ids, "pixels": pixels}
+        self.parts: dict[str, list[float]] = {"forward": [], "backward": [], "update": []}
+
+    def step(self, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """One step; the loss before it."""
+        loss = self.loss(drawn)
+        loss.backward()
+        self.plain.update()
+        return loss.detach()
+
+    def taken_apart(self) -> None:
+        """The same in parts, each waited for."""
+        timed = Parts(self.parts)
+        loss = timed("forward", self.loss)
+        timed("backward", loss.backward)
+        timed("update", self.plain.update)
+
+    def loss(self, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Under the same autocast as ours."""
+        with self._ours.runtime.autocast():
+            return self.plain.loss(self._batch, drawn)
+
+
+class Parts:
+    """Times what it is given, and adds to a list by name."""
+
+    def __init__(self, found: Mapping[str, list[float]]) -> None:
+        self._found = found
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        """Runs one part to its end."""
+        started = now()
+        result = work()
+        self._found[name].append(now() - started)
+        return result
+
+
+def example(size: Size, batch: int) -> dict[str, Tensor]:
+    """A made-up batch; colours last in memory, as the loader has them."""
+    rng = torch.Generator().manual_seed(1)
+    shape = (batch, PICTURES, size.side, size.side, 3)
+    images = torch.randint(256, shape, generator=rng, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    text = torch.randint(1, 40_000, (batch, size.length), generator=rng)
+    text[:, 0], text[:, -1] = 49407, 49408  # the ends, plus one
+    past = torch.arange(CHUNK) < 1
+    return {
+        "images": images,
+        "text": text,
+        "actions": torch.randn(batch, CHUNK, ACTION, generator=rng),
+        "proprioception": torch.randn(batch, 2, ACTION, generator=rng),
+        "past_mask": past.expand(batch, -1).clone(),
+        "future_mask": (~past).expand(batch, -1).clone(),
+        "dataset": torch.zeros(batch, dtype=torch.int64),
+    }
+
+
+def check_equal(ours: Ours, theirs: Theirs) -> None:
+    """Three steps of both with the same noise: losses are equal to rounding."""
+    is_low = ours.config.hparams.precision.startswith("amp")
+    limit = EQUAL[torch.bfloat16 if is_low else torch.float32]
+    for _ in range(3):
+        drawn = ours.drawn()
+        own, other = float(ours.step()), float(theirs.step(drawn))
+        assert abs(own - other) <= limit * abs(other), f"losses differ: {own} and {other}"
+        print(f"equal losses: {own:.6f} and {other:.6f}")
+
+
+def in_turn(steps: list[Callable[[], Any]], number: int) -> list[list[float]]:
+    """Seconds of each step, A B A B ..., after two that are not counted; then the parts."""
+    taken: list[list[float]] = [[] for _ in steps]
+    for round_ in range(number + 2):
+        for step, seconds in zip(steps, taken, strict=True):
+            started = now()
+            step()
+            if round_ > 1:
+                seconds.append(now() - started)
+    for _ in range(max(number // 2, 3)):
+        for step in steps:
+            step.__self__.taken_apart()  # pyright: ignore[reportFunctionMemberAccess]
+    return taken
+
+
+def tell_rate(ours: Ours, batch: int, seconds: float) -> None:
+    """Samples per second and, on a GPU, the share of its peak."""
+    with FlopCounterMode(display=False) as counter:
+        loss = ours.loss()
+        (loss.total / loss.count).backward()
+    teraflops = counter.get_total_flops() / seconds / 1e12
+    told = f"ours: {batch / seconds:.1f} samples/s, {teraflops:.3f} TFLOP/s"
+    if ours.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        told += f", {teraflops / PEAK_TFLOPS:.1%} of {PEAK_TFLOPS:.0f}; {memory:.1f} GiB of both"
+    print(told)
+
+
+def now() -> float:
+    """Seconds of the device, once it has done its work, or of this process."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true")
+    given = parser.parse_args()
+    if given.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(given.threads)
+    main(given)
