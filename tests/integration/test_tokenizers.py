@@ -1,6 +1,7 @@
 """Tokenizers as model types: their promises, where their weights come from, and what is refused."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.evaluation.stored_preprocessing import resize_rule
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, TitokType
 from vlatool.models.titok.weights import load_titok, open_titok, save_published
@@ -198,6 +200,40 @@ def test_file_of_a_published_pair_is_what_its_configuration_says(
     assert open_titok(str(tmp_path / "pytorch_model.bin"))[0] == open_titok(str(tmp_path))[0]
 
 
+def test_configuration_of_a_run_that_cannot_be_is_damage(
+    chain: dict[str, RunDir], tmp_path: Path
+) -> None:
+    shutil.copytree(chain["second"].root, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("num_latent_tokens", "num_latent_tokenz"))
+    with pytest.raises(DataError) as error:
+        open_titok(str(tmp_path / "run"))
+
+    assert (error.value.code, error.value.exit_code) == ("data.broken_config", 3)
+
+
+def test_rule_of_preprocessing_for_another_size_is_damage(
+    chain: dict[str, RunDir], tmp_path: Path
+) -> None:
+    shutil.copytree(chain["second"].root, tmp_path / "run")
+    (tmp_path / "run" / "preprocessing_config.yaml").write_text(f"crop_size: {2 * SIDE}\n")
+    with pytest.raises(DataError) as error:
+        resize_rule(str(tmp_path / "run"), SIDE)
+
+    assert error.value.code == "data.broken_config"
+
+
+def test_published_configuration_without_a_tokenizer_is_damage(
+    chain: dict[str, RunDir], tmp_path: Path
+) -> None:
+    save_published(tmp_path, *open_titok(str(chain["second"].root)))
+    (tmp_path / "config.yaml").write_text("model: {}")
+    with pytest.raises(DataError) as error:
+        open_titok(str(tmp_path))
+
+    assert error.value.code == "data.broken_config"
+
+
 def test_file_of_weights_tells_its_sizes(tmp_path: Path) -> None:
     vit = {"hidden_dim": 64, "n_layers": 1, "n_heads": 1}
     given = tiny_titok(encoder=vit, decoder={**vit, "n_layers": 2})
@@ -238,6 +274,14 @@ def is_cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def is_empty(path: Path) -> None:
+    path.touch()
+
+
+def is_text(path: Path) -> None:
+    path.write_text("hello")
+
+
 def is_nested(path: Path) -> None:
     torch.save({"state_dict": Titok(tiny_titok()).state_dict()}, path)
 
@@ -249,7 +293,9 @@ def is_nested(path: Path) -> None:
         (is_continuous, "data.checkpoint_mismatch", "bottleneck kl"),
         (lacks_a_key, "data.checkpoint_mismatch", "missing encoder.ln_post.bias"),
         (has_another_width, "data.checkpoint_mismatch", "latent tokens 4"),
-        (is_cut_off, "data.broken_checkpoint", ""),
+        (is_cut_off, "data.broken_checkpoint", "it is cut off"),
+        (is_empty, "data.broken_checkpoint", "it is empty"),
+        (is_text, "data.broken_checkpoint", "it is no file of weights"),
         (is_nested, "data.broken_checkpoint", ""),
     ],
 )
@@ -262,7 +308,8 @@ def test_weights_that_do_not_fit_are_refused(
         load_titok(Titok(tiny_titok()), tiny_titok(), str(path))
 
     assert (error.value.code, error.value.exit_code) == (code, 3)
-    assert told in "; ".join(error.value.details.get("problems", [told]))
+    problems = "; ".join(error.value.details.get("problems", []))
+    assert told in problems + error.value.message
     assert not Path("made-by-a-pickle").exists()
 
 

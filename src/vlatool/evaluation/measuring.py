@@ -121,6 +121,9 @@ def measure(
     dropped = Counter[str]()
     with torch.inference_mode():
         for batch in _batches(config, part, how) if part.num_samples else ():
+            if batch.first_drop and not dropped.total():
+                told = f"a picture is left out, further ones are counted: {batch.first_drop}"
+                reporter.warn("data.dropped_samples", told)
             dropped.update(dict(zip(ImagesKind.drop_reasons, batch.dropped, strict=True)))
             if not batch.is_fake:
                 images = batch.batch["images"].to(how.device)
@@ -172,8 +175,9 @@ def _over_ranks(
     figures = sums.figures(reduce)
     told = {reason: n for reason, n in zip(ImagesKind.drop_reasons, drops, strict=True) if n}
     if not pictures:
+        why = ", ".join(f"{count} {reason}" for reason, count in told.items()) or "there are none"
         raise DataError(
-            f"{', '.join(config.shards)}: no picture could be used: {told or 'there are none'}",
+            f"{', '.join(config.shards)}: no picture could be used: {why}",
             hint="look at the shards with `vlatool verify`",
             code="data.no_samples",
             details={"dropped": told},

@@ -30,7 +30,8 @@ def resize_rule(location: str, size: int) -> ImagePreprocessing | None:
         DataError: As `read_preprocessing`.
     """
     told = _told(location)
-    return _rule(location, told, size) if "resize_shorter_edge" in told else None
+    rule = _rule(location, told, size)
+    return rule if "resize_shorter_edge" in told else None
 
 
 def _told(location: str) -> dict[str, Any]:

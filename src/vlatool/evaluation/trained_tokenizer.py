@@ -16,7 +16,7 @@ from vlatool.evaluation.reconstruction import CodeShape, Reconstruction
 from vlatool.evaluation.stored_preprocessing import read_preprocessing
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.codebook import exact_float32
-from vlatool.models.foreign import ForeignWeights, find_weights
+from vlatool.models.foreign import ForeignWeights, find_weights, told_configuration
 from vlatool.models.pictures import pixels_of
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, VqConfig
@@ -83,7 +83,8 @@ def open_tokenizer(
 
 
 def _vqgan(found: ForeignWeights, location: str, device: torch.device) -> TrainedTokenizer:
-    config = VqganConfig.model_validate(found.section)
+    with told_configuration(found):
+        config = VqganConfig.model_validate(found.section)
     model = Vqgan(config)
     load_vqgan(model, location)
     size = _size(config.image_size, found)
@@ -120,9 +121,11 @@ def _teacher(config: TitokConfig, location: str, given: str | None) -> Vqgan:
             code="usage.no_teacher",
             details={"path": location},
         )
-    section = find_weights(origin).section or {}
+    found = find_weights(origin)
+    section = found.section or {}
     keys = {k: v for k, v in section.items() if k in VqganNetworkConfig.model_fields}
-    network = VqganNetworkConfig.model_validate(keys) if keys else config.vqgan
+    with told_configuration(found):
+        network = VqganNetworkConfig.model_validate(keys) if keys else config.vqgan
     if network.codebook_size != config.vqgan.codebook_size:
         raise DataError(
             f"{origin}: has {network.codebook_size} codes, {location} predicts those of a teacher "

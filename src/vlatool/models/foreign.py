@@ -1,14 +1,17 @@
 """Where weights are that another program or an earlier run made. Light: reads no tensor."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vlatool.artifacts.checkpoint import CheckpointManifest, is_checkpoint, part_weights
 from vlatool.artifacts.published_tokenizer import PublishedTokenizer, find_published
 from vlatool.artifacts.run_dir import RunDir, find_checkpoint, is_run
-from vlatool.errors import DataError
+from vlatool.errors import ConfigError, DataError
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import existing, is_remote
 
@@ -61,6 +64,32 @@ def find_weights(origin: str) -> ForeignWeights:
     if published is not None and not is_run(location):
         return _published(published, origin)
     return _of_run(*find_checkpoint(location), _NAMES, origin)
+
+
+@contextmanager
+def told_configuration(found: ForeignWeights) -> Generator[None]:
+    """Within it, values that no model can have are told as damage of the weights' configuration.
+
+    Raises:
+        DataError: There are some; names the first.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise _unusable(found, f"{key}: {first['msg']}" if key else first["msg"]) from None
+    except ConfigError as error:
+        raise _unusable(found, error.message) from None
+
+
+def _unusable(found: ForeignWeights, reason: str) -> DataError:
+    return DataError(
+        f"{found.origin}: its configuration cannot be used: {reason}",
+        hint="copy it again from where it was made, with its configuration",
+        code="data.broken_config",
+        details={"path": found.origin},
+    )
 
 
 def _published(found: PublishedTokenizer, origin: str) -> ForeignWeights:

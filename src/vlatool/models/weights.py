@@ -21,7 +21,7 @@ from vlatool.storage.atomic import open_atomic
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
 # The first byte of a pickle that is no archive.
-_PICKLE = b"\x80"
+_PICKLE, _ARCHIVE = b"\x80", b"PK\x03\x04"
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -67,6 +67,8 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
     Raises:
         DataError: It is missing or broken, or would run code.
     """
+    if reason := _no_pickle(path):
+        raise unusable_checkpoint(path, reason)
     try:
         # What is mapped is read as it is needed, once for all processes of a machine.
         content: Any = torch.load(
@@ -84,8 +86,6 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
 def _refused_pickle(path: Path, error: pickle.UnpicklingError) -> DataError:
     """What a pickle asks for that is no tensor would be run by loading it."""
     asked = re.search(r"GLOBAL (\S+)", str(error))
-    if asked is None and not _begins(path, _PICKLE):
-        return unusable_checkpoint(path, "it is no file of weights")
     what = "code" if asked is None else asked[1]
     return DataError(
         f"{path}: asks for {what}, which is no tensor; nothing of the file is run",
@@ -95,9 +95,17 @@ def _refused_pickle(path: Path, error: pickle.UnpicklingError) -> DataError:
     )
 
 
-def _begins(path: Path, mark: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(mark)) == mark
+def _no_pickle(path: Path) -> str:
+    """Why a file can hold no weights; empty where it may."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_ARCHIVE))
+    except OSError as error:
+        return error.strerror or str(error)
+    if start == _ARCHIVE and not is_zipfile(path):
+        return "it is cut off"
+    known = start == _ARCHIVE or start.startswith(_PICKLE)
+    return "" if known else ("it is no file of weights" if start else "it is empty")
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:

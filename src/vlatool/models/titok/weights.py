@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlatool.artifacts.published_tokenizer import write_published_config
 from vlatool.errors import DataError
-from vlatool.models.foreign import ForeignWeights, find_weights
+from vlatool.models.foreign import ForeignWeights, find_weights, told_configuration
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import published_keys, published_tree
 from vlatool.models.titok.spec import TitokConfig
@@ -51,12 +51,13 @@ def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
         DataError: There is none, or weights and configuration do not fit together.
     """
     found, weights = read_titok(origin)
-    if found.section is not None:
-        config = TitokConfig.model_validate(found.section)
-    elif found.published is not None:
-        config = TitokConfig.model_validate(published_keys(found.published))
-    else:
-        config = inferred_config(weights, found.location)
+    with told_configuration(found):
+        if found.section is not None:
+            config = TitokConfig.model_validate(found.section)
+        elif found.published is not None:
+            config = TitokConfig.model_validate(published_keys(found.published))
+        else:
+            config = inferred_config(weights, found.location)
     if config.image_size is None:  # published configurations need not say it
         side = inferred_config(weights, found.location).image_size
         config = config.model_copy(update={"image_size": side})
