@@ -6,10 +6,11 @@ DATA is a folder of `vlatool preprocess spartan`. The plain loader is what the p
 described to do: a webdataset pipeline in a torch DataLoader whose processes decode every picture
 with Pillow and every array of the npz, take the fields of action and proprioception out of them,
 normalise and collate. What it does besides is left out: logs, its tokenizer, and resizing and
-scaling of pictures, which there is the loader's work and here the model's. The loader here makes
-the batches of `vlatool train`. The two take turns, A B A B ..., each time in new processes; the
-first batches are not counted. Last comes the least that any loader can take: the processor time of
-decoding the pictures alone, all into the same piece of memory. Source: lbm-data 5.3-5.7.
+scaling of pictures, which there is the loader's work and here the model's. It also runs with the
+decoder that is used here, which it has not. The loader here makes the batches of `vlatool train`.
+They take turns, A B C A B C ..., each time in new processes; the first batches are not counted.
+Last comes the least that any loader can take: the processor time of decoding the pictures alone,
+all into the same piece of memory. Source: lbm-data 5.3-5.7.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from itertools import islice
@@ -38,6 +39,7 @@ from torch.utils.data import DataLoader
 
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
+from vlatool.episode import Array
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
@@ -46,18 +48,24 @@ PRESET = "diffusion-policy-tiny"
 SEED = 42
 PICTURES = (".jpg", ".jpeg", ".png")
 LARGEST_PICTURE = 1 << 24
+CPU = "milliseconds"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def decoded(sample: dict[str, Any]) -> dict[str, Any]:
-    """Members to values, all of them; pictures uint8 [3, H, W]."""
-    return {name: _value(name, content) for name, content in sample.items()}
+def by_pillow(content: bytes) -> Array:
+    """Pixels uint8 [H, W, 3]."""
+    with Image.open(BytesIO(content)) as picture:
+        return np.array(picture.convert("RGB"))
 
 
-def _value(name: str, content: Any) -> Any:
+def decoded(decode: Callable[[bytes], Array], sample: dict[str, Any]) -> dict[str, Any]:
+    """Members to values, all of them."""
+    return {name: _value(decode, name, content) for name, content in sample.items()}
+
+
+def _value(decode: Callable[[bytes], Array], name: str, content: Any) -> Any:
     if name.endswith(PICTURES):
-        with Image.open(BytesIO(content)) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(decode(content))
     if name.endswith(".npz"):
         with np.load(BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
@@ -108,7 +116,7 @@ class Collate:
         }
         observed = torch.cat([fields[name] for name in self.observed], -1)
         return {
-            "images": images.view(len(samples), -1, *images.shape[1:]),
+            "images": images.view(len(samples), -1, *images.shape[1:]).permute(0, 1, 4, 2, 3),
             "actions": torch.cat([fields[name] for name in self.actions], -1),
             "proprioception": observed[:, : self.steps],
             "past_mask": torch.stack([one["past_mask"] for one in samples]),
@@ -151,7 +159,9 @@ class Run:
         reader = self.kind.reader(self.data, self.facts)
         return iter(build_loader(plan, order, reader, batcher, fake))
 
-    def plain_batches(self, workers: int, epochs: int) -> Iterator[Any]:
+    def plain_batches(
+        self, workers: int, epochs: int, decode: Callable[[bytes], Array]
+    ) -> Iterator[Any]:
         """The same samples of the same data, in an order of its own."""
         fields = Fields(self.data)
         steps = fields.past + 1 + fields.future
@@ -166,7 +176,7 @@ class Run:
             wds.split_by_node,
             wds.split_by_worker,
             wds.tarfile_to_samples(handler=wds.warn_and_continue),
-            wds.map(decoded, handler=wds.warn_and_continue),
+            wds.map(partial(decoded, decode), handler=wds.warn_and_continue),
             wds.map(fields, handler=wds.warn_and_continue),
             wds.batched(self.batch, collation_fn=list, partial=False),
             wds.map(Collate(self.data, tensors), handler=wds.warn_and_continue),
@@ -212,7 +222,11 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     steps = arguments.samples // run.batch
     total = sum(one.size for one in run.facts.datasets)
     epochs = 2 + (warm * 2 + steps) * run.batch * 2 // total
-    batches = run.batches(workers) if way == "vlatool" else run.plain_batches(workers, epochs)
+    if way == "vlatool":
+        batches = run.batches(workers)
+    else:
+        decode = by_pillow if way == "plain" else simplejpeg.decode_jpeg
+        batches = run.plain_batches(workers, epochs, decode)
     list(islice(batches, warm))
     started, spent = time.perf_counter(), processor_s()
     made = sum(1 for _ in islice(batches, steps)) * run.batch
@@ -239,7 +253,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Both ways in turn, for each count of loader processes."""
     print(describe())
     for workers in arguments.workers.split(","):
-        ways = ("plain", "vlatool")
+        ways = ("plain", "plain-simplejpeg", "vlatool")
         found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         for _ in range(arguments.runs):
             for way in ways:
@@ -250,9 +264,12 @@ def main(arguments: argparse.Namespace) -> None:
                 f"  {way}: {spread(runs, 'rate')} samples/s, {spread(runs, 'milliseconds', 2)} ms "
                 f"of processors per sample, {spread(runs, 'memory')} MiB"
             )
-        pairs = zip(found["vlatool"], found["plain"], strict=True)
-        ratios = [{"times": ours["rate"] / plain["rate"]} for ours, plain in pairs]
-        print(f"  vlatool / plain: {spread(ratios, 'times', 2)}")
+        for way in ways[:-1]:
+            pairs = list(zip(found["vlatool"], found[way], strict=True))
+            rates = [{"times": ours["rate"] / other["rate"]} for ours, other in pairs]
+            spent = [{"times": other[CPU] / ours[CPU]} for ours, other in pairs]
+            print(f"  {spread(rates, 'times', 2)} times the rate of {way},", end=" ")
+            print(f"{spread(spent, 'times', 2)} times less processor time")
     least = [child("decoding", arguments, "0") for _ in range(arguments.runs)]
     print(f"decoding the pictures alone: {spread(least, 'milliseconds', 2)} ms per sample")
 
