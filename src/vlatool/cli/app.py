@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "build_dataset",
         "Build samples from windows and the codes of their pictures.",
     ),
-    "export": ("export", "Write codes or packed samples in the other layout."),
+    "export": ("export", "Write codes, packed samples or a trained policy in the other layout."),
     "train": ("train", "Train a model."),
     "finetune": ("finetune", "Train a model that begins with the weights of a checkpoint."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
