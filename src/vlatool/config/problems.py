@@ -238,6 +238,8 @@ def _invalid(
     valid = list(rejected.choices if rejected else ()) or choices(schema, place.pattern)
     if rejected is not None:
         reason = f"it needs {rejected.needs}"
+        kinds = choices(schema, f"{place.pattern}.type")
+        reason += f", whose type is {' or '.join(kinds)}" if kinds else ""
     elif detail["type"] == "union_tag_invalid":
         reason = f"it needs one of {', '.join(valid) or detail['ctx']['expected_tags']}"
     else:

@@ -172,3 +172,8 @@ def test_a_wrong_value_is_answered_with_what_to_write(problems, typed, told):
 
 def test_an_integer_of_thousands_of_digits_is_text_where_text_is_wanted(load):
     assert load(set_=("name=" + "9" * 5_000,)).config.name == "9" * 5_000
+
+
+def test_text_in_place_of_a_section_is_told_its_kinds(problems):
+    [problem] = problems(set_=("model.backbone=vit",))
+    assert problem["message"].endswith("whose type is vit_backbone or clip_backbone")
