@@ -159,6 +159,17 @@ def test_discriminator_and_its_means_stand_still_before_its_first_step_and_move_
     assert float(means["fake"]) != 0
 
 
+def test_cached_codes_of_the_teacher_change_nothing(
+    chain: dict[str, RunDir], data: dict[str, Any], tmp_path: Path
+) -> None:
+    teacher = str(chain["vqgan"].root)
+    model = {"type": "titok", **SIZES, "teacher": teacher, "cache_teacher_ids": True}
+    cached = run(tmp_path, "cached", data, model)
+
+    found, expected = (weights(one, "model.safetensors") for one in (cached, chain["first"]))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_figures_say_how_the_codebook_is_used(chain: dict[str, RunDir]) -> None:
     last = [row for row in read_metrics(chain["first"].metrics) if "loss" in row][-1]
 

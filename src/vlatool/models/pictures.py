@@ -3,6 +3,7 @@
 Legend of shapes: B samples, H height, W width.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +25,18 @@ class PictureBatcher:
 
     Attributes:
         size: H and W that the model is built for.
+        has_digests: Whether to tell pictures of other bytes apart.
     """
 
     size: int
+    has_digests: bool = False
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         """Tensors of samples with `key` and `image` uint8 [H, W, 3].
 
         Returns:
-            images uint8 [B, 3, H, W]; keys, the samples' names.
+            images uint8 [B, 3, H, W]; keys, the samples' names; digests, 16 bytes each, of their
+            pictures as prepared.
 
         Raises:
             DataError: A picture has another size, type or number of channels.
@@ -40,10 +44,15 @@ class PictureBatcher:
         for sample in samples:
             check_picture(sample.image, self.size, sample.key)
         stacked = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
-        return {
-            "keys": [sample.key for sample in samples],
-            "images": torch.from_numpy(np.ascontiguousarray(stacked)),
-        }
+        images = torch.from_numpy(np.ascontiguousarray(stacked))
+        batch = {"keys": [sample.key for sample in samples], "images": images}
+        if self.has_digests:
+            batch["digests"] = [_digest(sample.image) for sample in samples]
+        return batch
+
+
+def _digest(image: UInt8Array) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def check_picture(image: UInt8Array, size: int, name: str) -> None:

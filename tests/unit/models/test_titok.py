@@ -14,6 +14,7 @@ from torch import nn
 from tests.builders.tokenizers import PIXELS, SIDE, PlainTitok, tiny_titok
 from vlatool.errors import DataError
 from vlatool.models.titok.model import Titok, latent_columns, posterior, unpatched
+from vlatool.models.titok.objective import IdsCache
 from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.titok.weights import open_titok
 from vlatool.models.vqgan.objective import published_groups
@@ -244,3 +245,18 @@ def test_released_weights_give_the_published_ids(name: str) -> None:
         codes = model.codes(pixels[None].float() / 255)
 
     assert codes[0].tolist() == [int(one) for one in GOLDEN[name].split()]
+
+
+def test_teacher_is_asked_for_new_pictures_alone() -> None:
+    cache, pixels = IdsCache(1024), torch.arange(3.0).view(3, 1, 1, 1)
+    asked: list[float] = []
+
+    def teacher(some: torch.Tensor) -> torch.Tensor:
+        asked.extend(some.flatten().tolist())
+        return some.flatten(1).long() + 1000
+
+    cache.ids([b"0", b"1"], pixels[:2], teacher)
+    found = cache.ids([b"2", b"1", b"0"], pixels.flip(0), teacher)
+
+    assert asked == [0, 1, 2]
+    assert found.tolist() == [[1002], [1001], [1000]]

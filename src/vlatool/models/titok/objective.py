@@ -3,7 +3,7 @@
 Source: titok 4.1, 4.2. Legend of shapes: B pictures, G patches along a side, P = G G.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class CodesObjective(Objective):
         self._weight = config.losses.quantizer_weight
         self._half = config.teacher_precision == "bfloat16"
         self._watch = CodebookWatch(config.codebook_alarm)
+        self._cache = IdsCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """One for everything."""
@@ -56,8 +57,9 @@ class CodesObjective(Objective):
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
         """Bytes to pixels, and the teacher's codes int64 [B, P]."""
         pixels = pixels_of(batch["images"])
+        ids, digests = ctx.parts["teacher"].ids, batch.get("digests")
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._half):
-            targets = ctx.parts["teacher"].ids(pixels)
+            targets = self._cache.ids(digests, pixels, ids) if digests else ids(pixels)
         return {**batch, "pixels": pixels, "targets": targets}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
@@ -93,3 +95,33 @@ class CodesObjective(Objective):
         found: Predicted = ctx.parts["model"](batch["pixels"])
         made = ctx.parts["teacher"].decode_ids(found.logits.argmax(1))
         return {"reconstruction": comparison(batch["pixels"], made)}
+
+
+class IdsCache:
+    """The teacher's codes of pictures that were seen before, in memory.
+
+    Args:
+        codebook_size: Codes are below it.
+    """
+
+    def __init__(self, codebook_size: int) -> None:
+        self._dtype = torch.int16 if codebook_size <= 2**15 else torch.int32
+        self._known: dict[bytes, Tensor] = {}
+
+    def ids(
+        self, digests: Sequence[bytes], pixels: Tensor, teacher: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Codes int64 [B, P]; the teacher is asked for those of new pictures alone.
+
+        Args:
+            digests: Of the pictures as they are.
+            pixels: float [B, 3, S, S].
+            teacher: Pixels to codes int64 [B, P].
+        """
+        new = [place for place, one in enumerate(digests) if one not in self._known]
+        if new:
+            asked = pixels if len(new) == len(digests) else pixels[new]
+            found = teacher(asked).to(self._dtype).cpu()
+            self._known |= {digests[place]: ids for place, ids in zip(new, found, strict=True)}
+        rows = torch.stack([self._known[one] for one in digests])
+        return rows.to(pixels.device).long()

@@ -86,7 +86,7 @@ class TitokConfig(ConfigModel):
     """Pictures as a short row of tokens; the defaults are those of L-32, stage 1."""
 
     # Where a teacher lies; that it is the same one is told by its digest.
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher"})
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher", "cache_teacher_ids"})
 
     type: Literal["titok"] = Field(default="titok", description="Model type.")
     stage: Literal[1, 2] = Field(
@@ -123,6 +123,11 @@ class TitokConfig(ConfigModel):
     )
     teacher_precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="In which the teacher's codes are computed."
+    )
+    cache_teacher_ids: bool = Field(
+        default=False,
+        description="Keep the teacher's codes of each picture in memory, 2 bytes per patch and "
+        "process; pays where pictures come again unchanged, without random crops and flips.",
     )
     vqgan: VqganNetworkConfig = Field(
         default=VqganNetworkConfig(), description="Sizes of the teacher; of a run they are read."
@@ -262,7 +267,7 @@ class TitokType(ModelType):
         from vlatool.models.pictures import PictureBatcher
 
         assert config.image_size is not None
-        return PictureBatcher(config.image_size)
+        return PictureBatcher(config.image_size, has_digests=config.cache_teacher_ids)
 
     def example(self, config: TitokConfig, data: Any, size: int) -> dict[str, Any]:
         """Smooth pictures."""
