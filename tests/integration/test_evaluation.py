@@ -151,12 +151,28 @@ def test_error_of_the_policy_is_that_computed_by_hand(
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
 
 
+def test_error_of_a_step_is_that_computed_by_hand(
+    report: dict[str, Any], data: Path, run: Path
+) -> None:
+    samples = decoded(data, run)
+    statistics = load_trained(str(run), "auto").kept.statistics[RELATIVE]
+    recorded = np.stack([sample.fields[RELATIVE] for sample in samples])[:, 1:]
+    mask = np.stack([sample.future_mask for sample in samples])[:, 1:]
+    errors = np.abs(recorded - np.asarray(statistics["mean"])) / np.asarray(statistics["std"])
+    by_hand = [errors[:, step][mask[:, step]].mean() for step in range(mask.shape[1])]
+    found = report["fields"][RELATIVE]["mean_action"]["normalised_mae_by_step"]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
+
+
 def test_overall_is_the_mean_over_moving_dimensions(report: dict[str, Any]) -> None:
     fields = report["fields"].values()
     for name, value in report["overall"].items():
         moving = [one["moving_dimensions"] for one in fields]
         errors = [one[name]["normalised_mae"] for one in fields]
         assert value == pytest.approx(np.average(errors, weights=moving))
+        steps = [one[name]["normalised_mae_by_step"] for one in fields]
+        expected = np.average(steps, weights=moving, axis=0)
+        assert report["overall_by_step"][name] == pytest.approx(expected)
 
 
 def test_curves_are_a_picture(report: dict[str, Any]) -> None:

@@ -26,30 +26,35 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 @dataclass
 class AbsoluteErrors:
-    """Mean absolute errors per dimension, collected over batches.
+    """Mean absolute errors per step of a chunk and dimension, collected over batches.
 
     Attributes:
-        total: Sums [D].
-        count: Number of values per dimension.
+        total: Sums [T, D].
+        count: Number of values of a step, per dimension [T].
     """
 
     total: Array
-    count: int = 0
+    count: Array
 
     @classmethod
-    def of_width(cls, width: int) -> "AbsoluteErrors":
+    def of_chunks(cls, steps: int, width: int) -> "AbsoluteErrors":
         """No values yet."""
-        return cls(np.zeros(width))
+        return cls(np.zeros((steps, width)), np.zeros(steps, np.int64))
 
     def add(self, predicted: Array, recorded: Array, mask: Array) -> None:
         """Takes in chunks [B, T, D] where `mask` [B, T] is true."""
-        self.total += np.abs(predicted - recorded)[mask].sum(axis=0)
-        self.count += int(mask.sum())
+        self.total += np.where(mask[..., None], np.abs(predicted - recorded), 0).sum(axis=0)
+        self.count += mask.sum(axis=0)
 
     @property
     def mean(self) -> Array:
         """Mean absolute error per dimension [D]."""
-        return self.total / max(self.count, 1)
+        return self.total.sum(axis=0) / max(int(self.count.sum()), 1)
+
+    @property
+    def by_step(self) -> Array:
+        """Mean absolute error per step and dimension [T, D]; 0 for a step without any value."""
+        return self.total / np.maximum(self.count, 1)[:, None]
 
 
 def field_report(
@@ -68,10 +73,11 @@ def field_report(
         "constant_dimensions": np.flatnonzero(constant).tolist(),
     }
     for name, error in errors.items():
-        values = error.mean[moving]
+        values, steps = error.mean[moving], error.by_step[:, moving] / spread[moving]
         report[name] = {
             "mae": float(values.mean()) if moving.any() else 0.0,
             "normalised_mae": float((values / spread[moving]).mean()) if moving.any() else 0.0,
+            "normalised_mae_by_step": steps.mean(axis=1).tolist() if moving.any() else [],
             "mae_per_dimension": error.mean.tolist(),
         }
     if "mean_action" in errors:

@@ -38,6 +38,7 @@ class OpenLoopReport:
     Attributes:
         fields: Field name to figures of policy and baselines.
         overall: Mean over all moving dimensions, normalised by their spread.
+        overall_by_step: The same for each step of a chunk, from the current one on [T].
         samples: Chunks compared.
         curves: Dimension to (recorded [F], predicted [F]) of the first episode.
         frames: Frame of each point of a curve, ascending, int [F].
@@ -46,6 +47,7 @@ class OpenLoopReport:
 
     fields: Mapping[str, Mapping[str, Any]]
     overall: Mapping[str, float]
+    overall_by_step: Mapping[str, Sequence[float]]
     samples: int
     curves: Mapping[str, tuple[Array, Array]]
     frames: Array
@@ -112,27 +114,27 @@ class _Recorder:
                 guesses["copy_last"] = np.broadcast_to(last[:, None], recorded.shape)
             for guess, values in guesses.items():
                 errors = self._errors.setdefault(name, {})
-                width = recorded.shape[-1]
-                errors.setdefault(guess, AbsoluteErrors.of_width(width)).add(values, recorded, mask)
+                empty = AbsoluteErrors.of_chunks(*recorded.shape[1:])
+                errors.setdefault(guess, empty).add(values, recorded, mask)
         self._keep_curve(samples, predicted)
 
     def report(self) -> OpenLoopReport:
         """The figures."""
         fields: dict[str, dict[str, Any]] = {}
-        weighted: dict[str, list[tuple[float, int]]] = {}
+        moving: dict[str, int] = {}
         for name, errors in self._errors.items():
             constant = self._policy.normalizer.constant([name])
             spread = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
             names = dimension_names(name, len(constant), self._names)
             fields[name] = {"names": names, **field_report(errors, spread, constant)}
-            for guess in errors:
-                row = (fields[name][guess]["normalised_mae"], int((~constant).sum()))
-                weighted.setdefault(guess, []).append(row)
+            moving[name] = int((~constant).sum())
+        guesses = dict.fromkeys(guess for errors in self._errors.values() for guess in errors)
         return OpenLoopReport(
             fields=fields,
-            overall={
-                guess: sum(v * n for v, n in rows) / max(sum(n for _, n in rows), 1)
-                for guess, rows in weighted.items()
+            overall={one: float(_mean_over(fields, moving, one, "")) for one in guesses},
+            overall_by_step={
+                one: np.atleast_1d(_mean_over(fields, moving, one, "_by_step")).tolist()
+                for one in guesses
             },
             samples=self._samples,
             curves=self._curves(),
@@ -174,6 +176,19 @@ class _Recorder:
                 curves[label] = (recorded[:, dimension], predicted[:, dimension])
         chosen = sorted(curves, key=lambda label: -moved[label])[:_CURVES]
         return {label: curves[label] for label in sorted(chosen, key=list(curves).index)}
+
+
+def _mean_over(
+    fields: Mapping[str, Mapping[str, Any]], moving: Mapping[str, int], guess: str, which: str
+) -> Array:
+    """The normalised error of all moving dimensions, each counted once."""
+    rows = {
+        name: np.asarray(figures[guess][f"normalised_mae{which}"])
+        for name, figures in fields.items()
+        if guess in figures and moving[name]
+    }
+    total = sum((moving[name] * row for name, row in rows.items()), start=np.zeros(()))
+    return total / max(sum(moving[name] for name in rows), 1)
 
 
 def _batches(

@@ -1,6 +1,6 @@
 """Evaluation of a trained policy: open-loop on data, closed-loop in an environment."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ class OpenLoopResult:
     data: str
     samples: int
     overall: Mapping[str, float]
+    overall_by_step: Mapping[str, Sequence[float]]
     fields: Mapping[str, Any]
     picture: str
     report: str
@@ -59,6 +60,10 @@ class OpenLoopResult:
             rows += [f"   {text}" for text in _worst(figures)]
         overall = "".join(f"{self.overall[name]:>14.5f}" for name in names)
         rows.append(f"{'overall, in standard deviations':<52}{overall}")
+        steps = len(self.overall_by_step["policy"])
+        for step in sorted({0, steps // 2, steps - 1} if steps > 1 else ()):
+            errors = "".join(f"{self.overall_by_step[name][step]:>14.5f}" for name in names)
+            rows.append(f"{f'   step {step + 1} of {steps}':<52}{errors}")
         rows.append(f"{self.samples} chunks, {self.weights} weights; curves: {self.picture}")
         return "\n".join(rows)
 
@@ -129,6 +134,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         data=config.data,
         samples=report.samples,
         overall=report.overall,
+        overall_by_step=report.overall_by_step,
         fields=report.fields,
         picture=str(picture),
         report=str(output / REPORT),
