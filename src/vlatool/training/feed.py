@@ -61,8 +61,10 @@ def check_samples(config: TrainConfig, facts: Facts) -> None:
     Looks at a few of them.
 
     Raises:
-        DataError: None of them can be used: all lack a picture, or a field is another one.
+        DataError: None of them can be used: all lack a picture, or a field is another one; or
+            their numbers cannot be scaled.
     """
+    config.data_kind.prepared(config.data, facts)
     reader = config.data_kind.reader(config.data, facts)
     for number, one in enumerate(facts.datasets):
         blocks = [(block, content.size) for block, content in enumerate(one.blocks) if content.size]

@@ -140,9 +140,25 @@ def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
         if numbers.shape not in ((), mean.shape, mean.shape[-1:]):
             shapes = f"has the shape {list(numbers.shape)}, the mean {list(mean.shape)}"
             raise _broken(field, key, shapes)
-    if not np.isfinite(numbers).all():
+    finite = np.isfinite(numbers)
+    if not finite.all() and key.endswith("_per_timestep") and finite.any():
+        raise _unreached(
+            field, key, int(np.flatnonzero(~finite.reshape(len(finite), -1).all(1))[0])
+        )
+    if not finite.all():
         raise _broken(field, key, "is not finite")
     return numbers
+
+
+def _unreached(field: str, key: str, step: int) -> DataError:
+    return DataError(
+        f"statistics of field {field!r}: {key!r} has no number at step {step} of the window: no "
+        "recording is so long",
+        hint="use one scale for all steps, data.normalization.scope=global, or preprocess with "
+        "shorter windows",
+        code="data.broken_statistics",
+        details={"field": field, "key": key, "step": step},
+    )
 
 
 def _broken(field: str, key: str, problem: str) -> DataError:

@@ -154,3 +154,12 @@ def test_what_is_no_number_or_of_another_length_is_refused(
 
     assert caught.value.code == "data.broken_statistics"
     assert caught.value.details == {"field": "f", "key": key}
+
+
+def test_step_that_no_recording_reaches_is_told() -> None:
+    stats = {**STATS, "std_per_timestep": [[2.0, 1.0], [float("nan"), 1.0]]}
+    with pytest.raises(DataError) as caught:
+        scale("std", "per_timestep", stats=stats)
+
+    assert caught.value.details["step"] == 1
+    assert "scope=global" in caught.value.hint
