@@ -278,6 +278,18 @@ def test_program_ends_though_its_loader_was_left_open() -> None:
     assert done.returncode == 0
 
 
+def test_loader_that_nobody_has_any_more_lets_its_processes_end() -> None:
+    """One that is killed may hold the lock that the others are told through."""
+    plan, order = LoaderPlan(2, num_workers=2), SampleOrder([BIG], OrderOptions())
+    before = set(multiprocessing.active_children())
+    running = iter(build_loader(plan, order, PlacesReader(), named, nothing))
+    next(running)
+    started = set(multiprocessing.active_children()) - before
+    del running
+
+    assert [one.exitcode for one in started] == [0, 0]
+
+
 # broken samples
 
 

@@ -209,7 +209,8 @@ class BatchLoader:
 
     def __init__(self, loader: "DataLoader[_Item]") -> None:
         self._loader = loader
-        self._running: Iterator[_Item] | None = None
+        # The DataLoader's iterator, or nothing; `_end` has nobody else keep it.
+        self._running: list[Iterator[_Item]] = []
         self._end: weakref.finalize[..., BatchLoader] | None = None
         self._turn = 0
 
@@ -217,11 +218,13 @@ class BatchLoader:
         self.close()
         if self._loader.num_workers:
             start_server()
-        turn, self._running = self._turn, iter(self._loader)
-        workers = list(getattr(self._running, "_workers", ()))
+        turn, running = self._turn, iter(self._loader)
+        workers = list(getattr(running, "_workers", ()))
+        self._running.append(running)
+        del running
         # At the end of the program too, which otherwise waits for them: they are deaf to SIGTERM.
-        self._end = weakref.finalize(self, _kill, workers)
-        while self._turn == turn and self._running is not None:
+        self._end = weakref.finalize(self, _finish, self._running, workers)
+        while self._turn == turn and self._running:
             batch = self._next()
             if batch is None:
                 return
@@ -231,9 +234,8 @@ class BatchLoader:
             yield batch.opened() if isinstance(batch, Parcel) else batch
 
     def _next(self) -> _Item | None:
-        assert self._running is not None
         try:
-            return next(self._running, None)
+            return next(self._running[0], None)
         except (EOFError, OSError) as error:
             if not self._loader.num_workers:
                 raise
@@ -249,14 +251,18 @@ class BatchLoader:
     def close(self) -> None:
         """Ends the loader processes; another iteration starts others."""
         self._turn += 1
-        # The DataLoader's iterator ends its processes when nobody has it any more, and gives up on
-        # one that is in the middle of a read after seconds.
-        self._running = None
         if self._end is not None:
             self._end()
 
 
-def _kill(processes: Sequence[BaseProcess]) -> None:
+def _finish(running: list[Iterator[_Item]], processes: Sequence[BaseProcess]) -> None:
+    """Ends loader processes in good order, and those that do not listen after that.
+
+    The DataLoader's iterator ends them when nobody has it any more, and gives up on one that is in
+    the middle of a read after seconds. It waits for ever where one was killed before, which may
+    have held the lock of their event.
+    """
+    running.clear()
     for one in processes:
         if one.is_alive():
             one.kill()
