@@ -49,3 +49,14 @@ def test_shards_without_a_camera_are_padded_where_that_is_asked_for(
     keys = {"data__pad_missing_images": True, "total_train_steps": 1}
 
     assert train(tiny_config(lacking, tmp_path / "run", **keys)).dropped == {}
+
+
+def test_data_whose_first_shards_alone_are_spoiled_are_used(data: Path, tmp_path: Path) -> None:
+    spoiled = without_camera(data, tmp_path / "data")
+    whole = sorted((data / "shards").glob("*.tar"))
+    for shard in whole[len(whole) // 2 :]:
+        shutil.copy(shard, spoiled / "shards" / shard.name)
+    keys = {"data__max_dropped_share": 1.0, "total_train_steps": 1}
+
+    assert len(whole) > 1
+    assert train(tiny_config(spoiled, tmp_path / "run", **keys)).dropped != {}

@@ -231,11 +231,9 @@ class RunDir:
                     details={"path": str(path)},
                 )
 
-    def enter_kept(self, names: Iterable[str]) -> None:
-        """Enters files as they are now; other entries stay as they are."""
-        listed: dict[str, FileEntry] = {}
-        with suppress(DataError):  # a broken list is of no use
-            listed = {entry.path: entry for entry in self.kept_files()}
+    def enter_kept(self, names: Iterable[str], *, anew: bool = False) -> None:
+        """Enters files as they are now; other entries stay as they are, or go (`anew`)."""
+        listed = {} if anew else {entry.path: entry for entry in self.kept_files()}
         files = [self.root / name for name in names]
         now = {one.name: FileEntry(one.name, one.stat().st_size, sha256_of(one)) for one in files}
         write_file_list(self.root, [*{**listed, **now}.values()])
@@ -321,6 +319,8 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
     small = [CONFIG, stats.NAME, provenance.CONFIG_NAME]
     if can_list(run.root):
         small = sorted(file_names(run.root) - {METRICS})
+    else:
+        small = sorted({*small, *(entry.path for entry in run.kept_files())})
     weights = [MANIFEST, *(name for name in CheckpointManifest.read(checkpoint).acting())]
     folder = checkpoint.relative_to(run.root)
     try:

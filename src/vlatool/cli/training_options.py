@@ -34,9 +34,7 @@ def expand_beginning(texts: list[str]) -> Mapping[str, Any]:
 
 def _scalar(key: str, help_text: str, *, is_switch: bool = False, is_hidden: bool = False) -> Sugar:
     def expand(texts: list[str]) -> Mapping[str, Any]:
-        from vlatool.config.scalars import parse_plain
-
-        return {key: parse_plain(texts[-1])}
+        return {key: texts[-1]}
 
     metavar = "" if is_switch else "N"
     return Sugar(expand, metavar, help_text, is_switch=is_switch, is_hidden=is_hidden)

@@ -53,8 +53,9 @@ class AbsoluteErrors:
 
     @property
     def by_step(self) -> Array:
-        """Mean absolute error per step and dimension [T, D]; 0 for a step without any value."""
-        return self.total / np.maximum(self.count, 1)[:, None]
+        """Mean absolute error per step and dimension [T, D]; NaN for a step without any value."""
+        means = self.total / np.maximum(self.count, 1)[:, None]
+        return np.where(self.count[:, None] > 0, means, np.nan)
 
 
 def field_report(
@@ -77,7 +78,7 @@ def field_report(
         report[name] = {
             "mae": float(values.mean()) if moving.any() else 0.0,
             "normalised_mae": float((values / spread[moving]).mean()) if moving.any() else 0.0,
-            "normalised_mae_by_step": steps.mean(axis=1).tolist() if moving.any() else [],
+            "normalised_mae_by_step": told(steps.mean(axis=1)) if moving.any() else [],
             "mae_per_dimension": error.mean.tolist(),
         }
     if "mean_action" in errors:
@@ -85,6 +86,11 @@ def field_report(
         report["dimensions_better_than_mean"] = int(better.sum())
         report["moving_dimensions"] = int(moving.sum())
     return report
+
+
+def told(values: Array) -> list[float | None]:
+    """Numbers for a report; None for one that is not known."""
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def success_report(successes: Sequence[bool]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.memory import PictureFit
-from vlatool.evaluation.metrics import AbsoluteErrors, field_report
+from vlatool.evaluation.metrics import AbsoluteErrors, field_report, told
 from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import Progress
 from vlatool.loading.dataset import SampleDataset
@@ -38,7 +38,8 @@ class OpenLoopReport:
     Attributes:
         fields: Field name to figures of policy and baselines.
         overall: Mean over all moving dimensions, normalised by their spread.
-        overall_by_step: The same for each step of a chunk, from the current one on [T].
+        overall_by_step: The same for each step of a chunk, from the current one on [T]; None
+            where no recording reaches it.
         samples: Chunks compared.
         curves: Dimension to (recorded [F], predicted [F]) of the first episode.
         frames: Frame of each point of a curve, ascending, int [F].
@@ -47,7 +48,7 @@ class OpenLoopReport:
 
     fields: Mapping[str, Mapping[str, Any]]
     overall: Mapping[str, float]
-    overall_by_step: Mapping[str, Sequence[float]]
+    overall_by_step: Mapping[str, Sequence[float | None]]
     samples: int
     curves: Mapping[str, tuple[Array, Array]]
     frames: Array
@@ -133,7 +134,7 @@ class _Recorder:
             fields=fields,
             overall={one: float(_mean_over(fields, moving, one, "")) for one in guesses},
             overall_by_step={
-                one: np.atleast_1d(_mean_over(fields, moving, one, "_by_step")).tolist()
+                one: told(np.atleast_1d(_mean_over(fields, moving, one, "_by_step")))
                 for one in guesses
             },
             samples=self._samples,
@@ -183,7 +184,7 @@ def _mean_over(
 ) -> Array:
     """The normalised error of all moving dimensions, each counted once."""
     rows = {
-        name: np.asarray(figures[guess][f"normalised_mae{which}"])
+        name: np.asarray(figures[guess][f"normalised_mae{which}"], np.float64)
         for name, figures in fields.items()
         if guess in figures and moving[name]
     }

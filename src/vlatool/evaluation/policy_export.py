@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.checkpoint import EMA, MODEL, CheckpointManifest, is_checkpoint
+from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.published_policy import (
     AVERAGE,
     FILES,
@@ -71,7 +72,11 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
             something else.
         DataError: A file is damaged.
     """
-    run, checkpoint = local_run(*find_checkpoint(source), FileCache(default_cache_folder()))
+    origin, found = find_checkpoint(source)
+    run, checkpoint = local_run(origin, found, FileCache(default_cache_folder()))
+    run.check_kept(origin.kept_files())
+    run.statistics()
+    read_preprocessing_config(run.root)
     manifest = CheckpointManifest.read(checkpoint)
     manifest.check(checkpoint, manifest.acting())
     run.config_tree()  # an empty one would be all defaults
@@ -97,24 +102,26 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
     with whole_output(output, record, FILES):
         tree = published_tree(config.model_dump(mode="json"), model)
         write_published_config(output, tree, run)
-        size = _write_weights(output, model, state, checkpoint, manifest.step)
+        size = _write_weights(output, state, manifest.step)
+        size += _write_average(output, model, checkpoint, manifest.step) if averaged else 0
     parameters = sum(one.numel() for one in state.values())
     return PolicyExportResult(str(checkpoint), str(output), parameters, averaged, size)
 
 
-def _write_weights(
-    output: Path, model: DiffusionPolicyConfig, state: dict[str, Any], checkpoint: Path, step: int
-) -> int:
-    """Raw weights and, where there are some, averaged ones; bytes written."""
-    from vlatool.models.diffusion_policy.weights import write_published, write_published_average
+def _write_weights(output: Path, state: dict[str, Any], step: int) -> int:
+    """Raw weights; bytes written."""
+    from vlatool.models.diffusion_policy.weights import write_published
 
     write_published(output / WEIGHTS, state, NUMBER, step)
-    written = [output / WEIGHTS]
-    if (checkpoint / EMA).is_file():
-        average = _state(model, checkpoint / EMA)
-        write_published_average(output / AVERAGE, average, NUMBER, step)
-        written.append(output / AVERAGE)
-    return sum(path.stat().st_size for path in written)
+    return (output / WEIGHTS).stat().st_size
+
+
+def _write_average(output: Path, model: DiffusionPolicyConfig, checkpoint: Path, step: int) -> int:
+    """Averaged weights; bytes written."""
+    from vlatool.models.diffusion_policy.weights import write_published_average
+
+    write_published_average(output / AVERAGE, _state(model, checkpoint / EMA), NUMBER, step)
+    return (output / AVERAGE).stat().st_size
 
 
 def _state(model: DiffusionPolicyConfig, path: Path) -> dict[str, Any]:

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from vlatool.episode import Array, UInt8Array
+from vlatool.errors import EnvironmentProblem
 from vlatool.loading.base import MicroBatch
 
 # The first byte of a piece: whether it is lent. The rest keeps what follows aligned for any type.
 _HEADER = 64
-# Tensors of fewer bytes travel in the message.
+# Contiguous tensors of fewer bytes travel in the message.
 _LARGE = 1 << 16
-# Besides those that are ready: one that is being made, and two that the trainer has.
+# Besides those that are ready: one that is being made, and two that the trainer has. One that holds
+# more at once, as in accumulation on a CPU, has others made anew.
 _IN_HAND = 3
 
 
@@ -37,11 +39,15 @@ class Lender:
         self._taken: list[Tensor] = []
 
     def room(self, size: int) -> UInt8Array:
-        """Memory uint8 [size] for the micro-batch that is being made; holds anything."""
+        """Memory uint8 [size] for the micro-batch that is being made; holds anything.
+
+        Raises:
+            EnvironmentProblem: There is no shared memory left.
+        """
         fits = (one for one in self._kept if one.numel() >= _HEADER + size and not one[0])
         piece = next(fits, None)
         if piece is None:
-            piece = torch.empty(_HEADER + size, dtype=torch.uint8).share_memory_()
+            piece = _shared(_HEADER + size)
             self._kept.append(piece)
         piece[0] = 1
         self._taken.append(piece)
@@ -50,7 +56,7 @@ class Lender:
     def packed(self, made: MicroBatch) -> "Parcel":
         """A micro-batch to be sent; what has its place in a room is not copied."""
         tensors = {name: one for name, one in made.batch.items() if _is_plain(one)}
-        loans = {name: self._loan(one) for name, one in tensors.items() if one.nbytes >= _LARGE}
+        loans = {name: self._loan(one) for name, one in tensors.items() if _is_lent(one)}
         small = {name: one.numpy() for name, one in tensors.items() if name not in loans}
         self._settle([loan.piece for loan in loans.values()])
         others = {name: None if name in tensors else one for name, one in made.batch.items()}
@@ -149,21 +155,41 @@ def side_by_side(rows: Sequence[Array]) -> Array:
 
 def _content(piece: Tensor) -> Tensor:
     """What is lent in a piece; gives it back when the tensor and all its views are gone."""
-    lease = piece.numpy()[_HEADER:]
-    given_back = weakref.finalize(lease, _give_back, piece)
+    whole = piece.numpy()  # written to in any mode of torch, unlike a tensor
+    lease = whole[_HEADER:]
+    given_back = weakref.finalize(lease, _give_back, whole)
     given_back.atexit = False
     return torch.from_numpy(lease)
 
 
-def _give_back(piece: Tensor) -> None:
-    piece[0] = 0
+def _give_back(whole: Array) -> None:
+    whole[0] = 0
+
+
+def _shared(size: int) -> Tensor:
+    try:
+        return torch.empty(size, dtype=torch.uint8).share_memory_()
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            f"no shared memory for {size / 1e6:.1f} MB of a batch: {error}",
+            hint="give the container more (`docker run --shm-size 8g`), or lower "
+            "data.num_workers, data.prefetch_factor or hparams.per_gpu_batch_size",
+            code="environment.no_shared_memory",
+        ) from None
 
 
 def _is_plain(value: Any) -> bool:
+    """Whether numpy can hold it as it is."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
         and value.device.type == "cpu"
-        and not value.requires_grad
+        and not (value.requires_grad or value.is_conj() or value.is_neg())
         and value.dtype is not torch.bfloat16
+        and not (value.is_floating_point() and value.itemsize == 1)
     )
+
+
+def _is_lent(value: Tensor) -> bool:
+    """Whether it is large, or has an order of axes that a message would lose."""
+    return value.nbytes >= _LARGE or not value.is_contiguous()

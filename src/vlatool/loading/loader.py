@@ -11,12 +11,12 @@ import os
 import signal
 import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any
 
@@ -211,7 +211,7 @@ class BatchLoader:
         self._loader = loader
         # The DataLoader's iterator, or nothing; `_end` has nobody else keep it.
         self._running: list[Iterator[_Item]] = []
-        self._end: weakref.finalize[..., BatchLoader] | None = None
+        self._end: Finalize | None = None
         self._turn = 0
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -222,8 +222,9 @@ class BatchLoader:
         workers = list(getattr(running, "_workers", ()))
         self._running.append(running)
         del running
-        # At the end of the program too, which otherwise waits for them: they are deaf to SIGTERM.
-        self._end = weakref.finalize(self, _finish, self._running, workers)
+        # At the end of the program too, before multiprocessing waits for them: they are deaf to
+        # SIGTERM.
+        self._end = Finalize(self, _finish, (self._running, workers), exitpriority=100)
         while self._turn == turn and self._running:
             batch = self._next()
             if batch is None:
@@ -237,7 +238,7 @@ class BatchLoader:
         try:
             return next(self._running[0], None)
         except (EOFError, OSError) as error:
-            if not self._loader.num_workers:
+            if not self._loader.num_workers or _is_its_own(error):
                 raise
             # What it was about to hand over went with it.
             raise _ended(error) from None
@@ -319,7 +320,13 @@ def loader_ended(error: RuntimeError) -> EnvironmentProblem | None:
 
     Torch raises the former wherever the process happens to be when it learns of it.
     """
-    return _ended(error) if "DataLoader worker" in str(error) else None
+    is_told = "DataLoader worker" in str(error) and not _is_its_own(error)
+    return _ended(error) if is_told else None
+
+
+def _is_its_own(error: Exception) -> bool:
+    """Whether it was raised inside a loader process, which lives."""
+    return str(error).startswith("Caught ")
 
 
 def _ended(error: Exception) -> EnvironmentProblem:

@@ -57,7 +57,8 @@ def find_weights(origin: str) -> ForeignWeights:
         published = find_published(folder)
         if published is not None and published.weights == location:
             return _published(published, origin)
-        if location.name in _NAMES and is_checkpoint(folder):
+        is_of_run = is_checkpoint(folder) and is_run(folder.parent.parent)
+        if location.name in _NAMES and is_of_run:
             return _of_run(RunDir(folder.parent.parent), folder, (location.name,), origin)
         return ForeignWeights(_local(location), location, origin)
     published = find_published(location)

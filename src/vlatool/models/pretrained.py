@@ -131,6 +131,13 @@ def weights_file(text: str) -> Path:
     """
     path = existing(text)
     if path.suffix in (PICKLED_SUFFIX, WEIGHTS_SUFFIX):
+        if not path.is_file():
+            raise DataError(
+                f"{text}: does not exist",
+                hint="give a run, one of its checkpoints, or a published file",
+                code="data.no_checkpoint",
+                details={"path": text},
+            )
         return path
     checkpoint = find_checkpoint(path)[1]
     manifest = CheckpointManifest.read(checkpoint)

@@ -1,5 +1,7 @@
 """Whose a run folder is: the same run goes on in it, another one is refused."""
 
+import json
+import os
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -75,7 +77,8 @@ def claim_run(
         if not differences and run.latest() is not None:
             remove_leftovers(run.root)
             return before
-        budget = {} if config.overwrite else _earlier_budget(before.options, options)
+        known = _filled(before.options, config)
+        budget = {} if config.overwrite else _earlier_budget(known, options)
         if budget and run.latest() is not None and grows(budget):
             return _with_budget(run, config, replace(before, options=options, complete=False))
         if differences and not config.overwrite and _has_trained(run):
@@ -86,10 +89,22 @@ def claim_run(
     # First of all, so that a folder with anything in it says whose it is.
     record.save(run.root)
     remove_leftovers(run.root)
+    _keep(run, config, keep)
+    return record
+
+
+def _keep(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> None:
+    """Writes what inference needs, and lists it: not what somebody else put beside it."""
+    before = _stamps(run)
     keep()
     _write_config(run, config)
-    run.enter_kept(file_names(run.root) - _CHANGING)
-    return record
+    run.enter_kept(dict(_stamps(run).items() - before.items()), anew=True)
+
+
+def _stamps(run: RunDir) -> dict[str, tuple[int, int]]:
+    """What tells whether a file was written meanwhile, by name: writing replaces it."""
+    found = {name: (run.root / name).stat() for name in file_names(run.root) - _CHANGING}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def _has_trained(run: RunDir) -> bool:
@@ -99,15 +114,21 @@ def _has_trained(run: RunDir) -> bool:
 
 def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The budget of a run that was made with other options; empty where more than it differs."""
+    before, now = _plain(before), _plain(now)
     changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
     return {key: before.get(key) for key in _BUDGET} if changed <= set(_BUDGET) else {}
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they are read back."""
+    return json.loads(json.dumps(options, default=str))
 
 
 def _with_budget(run: RunDir, config: TrainConfig, record: OutputRecord) -> OutputRecord:
     record.save(run.root)
     remove_leftovers(run.root)
     _write_config(run, config)
-    if run.kept_files():
+    if _listed(run):
         run.enter_kept([CONFIG])
     return record
 
@@ -121,12 +142,14 @@ def recalled(config: TrainConfig, run: RunDir | None) -> TrainConfig:
 
     Raises:
         DataError: The run begins, and weights that it begins with are missing.
-        UsageError: They cannot be used so.
+        UsageError: They cannot be used so, or lie in the run that is replaced.
     """
+    if config.overwrite and run is not None:
+        _refuse_own_weights(run, config)
     known = None if config.overwrite else run
     if known is None or known.newest_folder() is None:
         config.model_type.check_origins(config.model)
-    record = None if known is None else read_record(known.root)
+    record = read_record(known.root) if known is not None and _has_trained(known) else None
     if record is None or record.command != _COMMAND:
         return config
     try:
@@ -134,6 +157,27 @@ def recalled(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     except ValidationError:
         return config
     return config.model_copy(update={"model": config.model_type.recall(config.model, before)})
+
+
+def _refuse_own_weights(run: RunDir, config: TrainConfig) -> None:
+    """Weights that a run begins with are not those that it replaces."""
+    place = run.root.resolve()
+    for text in _texts(config.model.model_dump(mode="json")):
+        if os.path.exists(text) and Path(text).resolve().is_relative_to(place):
+            raise UsageError(
+                f"{text}: lies in {run.root}, which --overwrite replaces",
+                hint="choose another --output",
+                code="usage.overwrites_origin",
+                details={"path": text},
+            )
+
+
+def _texts(tree: object) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for one in tree.values():
+            yield from _texts(one)
 
 
 def pinned_data(config: TrainConfig) -> TrainConfig:
@@ -170,7 +214,7 @@ def known_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     if before is None or before.command != _COMMAND:
         _refuse_strangers(run, config)
         return None
-    if not config.overwrite:
+    if not config.overwrite and (before.options or _has_trained(run)):
         _refuse_unfinished_overwrite(run, before)
         _refuse_other_orders(run, before)
     return before
@@ -184,13 +228,18 @@ def mend_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> list
     mended: list[str] = []
     if run.mend_latest():
         mended.append(run.latest_file.name)
-    changed = _changed(run)
+    listed = _listed(run)
+    if listed is None:
+        _keep(run, config, keep)
+        return [*mended, "the list of what it keeps"]
+    changed = {one.path for one in listed if not _is_as_listed(run.root / one.path, one)}
     if CONFIG in changed or not _tells(run, config):
         _write_config(run, config)
         mended.append(CONFIG)
     mended += _mend_kept(run, config, keep, changed - {CONFIG})
-    if mended and run.kept_files():
-        run.enter_kept([entry.path for entry in run.kept_files()])
+    if mended and listed:
+        names = [one.path for one in listed if (run.root / one.path).is_file()]
+        run.enter_kept(names, anew=True)
     return mended
 
 
@@ -209,13 +258,12 @@ def _mend_kept(
         yield told
 
 
-def _changed(run: RunDir) -> set[str]:
-    """Names of the files that the run keeps and that are not what was written."""
+def _listed(run: RunDir) -> list[FileEntry] | None:
+    """What the run keeps; None where the list is broken."""
     try:
-        listed = run.kept_files()
+        return run.kept_files()
     except DataError:
-        return set()
-    return {entry.path for entry in listed if not _is_as_listed(run.root / entry.path, entry)}
+        return None
 
 
 def _is_as_listed(path: Path, entry: FileEntry) -> bool:

@@ -10,7 +10,16 @@ import numpy as np
 
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import Batch, Batcher, Dropped, Facts, MicroBatch, Place, facts_of
+from vlatool.loading.base import (
+    Batch,
+    Batcher,
+    DataSet,
+    Dropped,
+    Facts,
+    MicroBatch,
+    Place,
+    facts_of,
+)
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_ended
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -19,7 +28,8 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.transfer import on_device
 
-_BLOCKS_LOOKED_AT = 2
+# Blocks and samples of each that are looked at, and at most before data count as unusable.
+_FEW, _MANY = (3, 2), (16, 8)
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def held_out(config: TrainConfig, reporter: Reporter = NULL) -> HeldOut | None:
 def check_samples(config: TrainConfig, facts: Facts) -> None:
     """Makes sure, before anything is written, that of each data set there are samples to use.
 
-    Looks at a few of them.
+    Looks at a few of them, spread over all, and at more before it says no.
 
     Raises:
         DataError: None of them can be used: all lack a picture, or a field is another one; or
@@ -67,14 +77,12 @@ def check_samples(config: TrainConfig, facts: Facts) -> None:
     config.data_kind.prepared(config.data, facts)
     reader = config.data_kind.reader(config.data, facts)
     for number, one in enumerate(facts.datasets):
-        blocks = [(block, content.size) for block, content in enumerate(one.blocks) if content.size]
-        places = [
-            Place(number, block, sample)
-            for block, size in blocks[:_BLOCKS_LOOKED_AT]
-            for sample in sorted({0, size // 2, size - 1})
-        ]
-        found = reader.read(places, [np.random.default_rng(0) for _ in places])
-        dropped = [sample for sample in found if isinstance(sample, Dropped)]
+        for amount in (_FEW, _MANY):
+            places = _spread(number, one, *amount)
+            found = reader.read(places, [np.random.default_rng(0) for _ in places])
+            dropped = [sample for sample in found if isinstance(sample, Dropped)]
+            if len(dropped) < len(found):
+                break
         if found and len(dropped) == len(found):
             raise DataError(
                 f"{one.name}: none of {len(found)} samples that were looked at can be used: "
@@ -83,6 +91,18 @@ def check_samples(config: TrainConfig, facts: Facts) -> None:
                 code="data.no_usable_sample",
                 details={"data_set": one.name, "sample": dropped[0].sample},
             )
+
+
+def _spread(number: int, dataset: DataSet, blocks: int, samples: int) -> list[Place]:
+    """Places in so many blocks of a data set, so many in each; fewer where there are fewer."""
+    full = [(block, content.size) for block, content in enumerate(dataset.blocks) if content.size]
+    chosen = [full[place] for place in _evenly(len(full), blocks)]
+    return [Place(number, block, one) for block, size in chosen for one in _evenly(size, samples)]
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """Numbers below `count`, the first and the last among them."""
+    return sorted({round(i * (count - 1) / max(most - 1, 1)) for i in range(most)} if count else ())
 
 
 @dataclass(frozen=True)

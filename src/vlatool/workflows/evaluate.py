@@ -39,7 +39,7 @@ class OpenLoopResult:
     data: str
     samples: int
     overall: Mapping[str, float]
-    overall_by_step: Mapping[str, Sequence[float]]
+    overall_by_step: Mapping[str, Sequence[float | None]]
     fields: Mapping[str, Any]
     picture: str
     report: str
@@ -62,10 +62,15 @@ class OpenLoopResult:
         rows.append(f"{'overall, in standard deviations':<52}{overall}")
         steps = len(self.overall_by_step["policy"])
         for step in sorted({0, steps // 2, steps - 1} if steps > 1 else ()):
-            errors = "".join(f"{self.overall_by_step[name][step]:>14.5f}" for name in names)
+            values = (self.overall_by_step[name][step] for name in names)
+            errors = "".join(f"{'-':>14}" if one is None else f"{one:>14.5f}" for one in values)
             rows.append(f"{f'   step {step + 1} of {steps}':<52}{errors}")
         rows.append(f"{self.samples} chunks, {self.weights} weights; curves: {self.picture}")
         return "\n".join(rows)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _worst(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -214,7 +219,7 @@ def environment_maker(name: str, **options: Any) -> Any:
         make().close()
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise UsageError(
-            f"the environment {name!r} cannot be made: {str(error).splitlines()[0]}",
+            f"the environment {name!r} cannot be made: {_first_line(error)}",
             hint=f"install the package that has it; built in: {ENVIRONMENT}",
             code="usage.unknown_env",
         ) from None
@@ -222,7 +227,7 @@ def environment_maker(name: str, **options: Any) -> Any:
         if not options:
             raise
         raise UsageError(
-            f"the environment {name!r} cannot be made with {options}: {str(error).splitlines()[0]}",
+            f"the environment {name!r} cannot be made with {options}: {_first_line(error)}",
             hint="its documentation has the options; set env_options to others",
             code="usage.env_options",
             details={"env_options": options},

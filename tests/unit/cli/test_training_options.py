@@ -53,3 +53,12 @@ def test_resolve_config_takes_a_command_line_of_finetune(
     words = ["--from", "runs/first", "--preset", "diffusion-policy-tiny", "--nproc", "2"]
     assert run_command(["resolve-config", *words, "--data", "data", "--num-epochs", "3"]) == 0
     assert "  resume_from_checkpoint: runs/first" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("typed", ["[a, b]", "2024"])
+def test_value_of_a_published_option_is_read_as_that_of_a_key(
+    typed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["resolve-config", "--preset", "diffusion-policy-tiny", "--wandb_tags", typed]
+    assert run_command(words) in (0, 2)
+    assert "bug" not in capsys.readouterr().err

@@ -1,6 +1,9 @@
 """Memory that a loader process lends, gets back and fills again."""
 
+import subprocess
+import sys
 import weakref
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -172,3 +175,47 @@ def test_small_tensors_travel_in_the_message() -> None:
 
     assert not parcel.loans
     assert torch.equal(parcel.opened().batch["actions"], torch.ones(16, 7))
+
+
+@pytest.mark.filterwarnings("error")
+def test_memory_that_arrived_in_inference_mode_is_given_back_after_it() -> None:
+    lender = Lender(AHEAD)
+    parcel = made_in_room(lender, 1)
+    message = ForkingPickler.dumps(parcel)
+    with torch.inference_mode():
+        taken = images(ForkingPickler.loads(message))
+    taken_again = lender.room(SIZE)
+    del taken
+
+    lender.packed(MicroBatch({"images": torch.from_numpy(taken_again)}, ()))
+    assert lender.room(SIZE)[0] == 1
+
+
+def test_order_of_axes_is_kept_in_small_batches_too() -> None:
+    value = torch.arange(48, dtype=torch.uint8).reshape(2, 2, 2, 6).permute(0, 3, 1, 2)
+    message = ForkingPickler.dumps(Lender(AHEAD).packed(MicroBatch({"value": value}, ())))
+
+    found = ForkingPickler.loads(message).opened().batch["value"]
+
+    assert found.stride() == value.stride()
+
+
+NO_ROOM = """
+import resource
+from vlatool.errors import EnvironmentProblem
+from vlatool.loading.lending import Lender
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    Lender(1).room(1 << 24)
+except EnvironmentProblem as error:
+    print(error.code)
+"""
+
+
+def test_lack_of_shared_memory_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.strip() == "environment.no_shared_memory", done.stderr

@@ -247,7 +247,7 @@ def test_released_weights_give_the_published_ids(name: str) -> None:
     assert codes[0].tolist() == [int(one) for one in GOLDEN[name].split()]
 
 
-def test_teacher_is_asked_for_new_pictures_alone() -> None:
+def test_teacher_is_asked_for_batches_with_a_new_picture() -> None:
     cache, pixels = IdsCache(1024), torch.arange(3.0).view(3, 1, 1, 1)
     asked: list[float] = []
 
@@ -256,7 +256,8 @@ def test_teacher_is_asked_for_new_pictures_alone() -> None:
         return some.flatten(1).long() + 1000
 
     cache.ids([b"0", b"1"], pixels[:2], teacher)
+    cache.ids([b"2", b"1"], pixels[1:].flip(0), teacher)
     found = cache.ids([b"2", b"1", b"0"], pixels.flip(0), teacher)
 
-    assert asked == [0, 1, 2]
+    assert asked == [0, 1, 2, 1]
     assert found.tolist() == [[1002], [1001], [1000]]

@@ -4,13 +4,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.errors import UsageError
-from vlatool.training.claim import claim_run, known_run
+from vlatool.jobs.record import read_record
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.training.claim import claim_run, known_run, mend_run, recalled
 from vlatool.training.config import TrainConfig
 
 KILLED = 77
@@ -118,7 +121,7 @@ def _told(run: RunDir) -> str:
     """What the new run is told without --overwrite; nothing where it may go on."""
     try:
         before = known_run(run, NEW)
-        if before is not None and before.options["total_train_steps"] == 4:
+        if before is not None and before.options.get("total_train_steps") == 4:
             return "usage.output_differs"
     except UsageError as error:
         return error.code
@@ -148,3 +151,41 @@ def test_leftovers_of_a_killed_run_go_when_it_goes_on_or_is_complete(tmp_path: P
     claim(run, OLD)
     assert not any(path.exists() for path in left)
     assert len(run.checkpoints()) == 2
+
+
+def test_what_somebody_put_into_a_run_is_not_listed_as_its_own(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    (tmp_path / "train.log").write_text("one line")
+    claim(run, NEW.model_copy(update={"overwrite": True}))
+    assert {entry.path for entry in run.kept_files()} == {"config.yaml", "stats.json"}
+
+
+def test_broken_list_of_a_run_is_written_anew(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    listed = run.kept_files()
+    (tmp_path / ".vlatool/files.jsonl").write_text("{bad")
+    assert mend_run(run, OLD, lambda: run.stats.write_text("{}") and None) != []
+    assert {entry.path for entry in run.kept_files()} >= {"config.yaml"}
+    assert {entry.path for entry in listed} >= {entry.path for entry in run.kept_files()}
+
+
+def test_run_of_a_version_with_fewer_keys_is_given_a_larger_budget(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    record = read_record(run.root)
+    assert record is not None
+    options = {key: value for key, value in record.options.items() if key != "log_level"}
+    model = {key: one for key, one in options["model"].items() if key != "lr_factors"}
+    replace(record, options={**options, "model": model}).save(run.root)
+
+    known_run(run, NEW)
+    claimed = claim_run(run, NEW, {}, lambda: None, lambda before: True)
+
+    assert claimed.options["total_train_steps"] == 5
+
+
+def test_weights_to_begin_with_are_not_overwritten(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    model = DiffusionPolicyConfig(resume_from_checkpoint=str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        recalled(NEW.model_copy(update={"overwrite": True, "model": model}), run)
+    assert caught.value.code == "usage.overwrites_origin"

@@ -27,7 +27,7 @@ class PreparedPictures(nn.Module):
 
     def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 [K, 3, H, W] to float32 [K, 3, *size]: levels in [0, 1], less mean, over std."""
-        return _resized(images, size).float().sub_(self.shift).div_(self.scale)
+        return (_resized(images, size).float() - self.shift).div_(self.scale)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

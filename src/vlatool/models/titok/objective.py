@@ -111,7 +111,9 @@ class IdsCache:
     def ids(
         self, digests: Sequence[bytes], pixels: Tensor, teacher: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Codes int64 [B, P]; the teacher is asked for those of new pictures alone.
+        """Codes int64 [B, P]; the teacher is asked where one of the pictures is new.
+
+        Asked for whole batches: what it says of a picture depends, in rounding, on the others.
 
         Args:
             digests: Of the pictures as they are.
@@ -120,8 +122,7 @@ class IdsCache:
         """
         new = [place for place, one in enumerate(digests) if one not in self._known]
         if new:
-            asked = pixels if len(new) == len(digests) else pixels[new]
-            found = teacher(asked).to(self._dtype).cpu()
-            self._known |= {digests[place]: ids for place, ids in zip(new, found, strict=True)}
+            found = teacher(pixels).to(self._dtype).cpu()
+            self._known |= {digests[place]: found[place].clone() for place in new}
         rows = torch.stack([self._known[one] for one in digests])
         return rows.to(pixels.device).long()
