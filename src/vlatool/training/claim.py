@@ -214,7 +214,7 @@ def known_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     if before is None or before.command != _COMMAND:
         _refuse_strangers(run, config)
         return None
-    if not config.overwrite and (before.options or _has_trained(run)):
+    if not config.overwrite:
         _refuse_unfinished_overwrite(run, before)
         _refuse_other_orders(run, before)
     return before
