@@ -1,5 +1,6 @@
 """What sections of the diffusion policy share: weights to begin with, base models. Light."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -122,9 +123,9 @@ class BaseBackboneConfig(BaseModelConfig):
     def _of_the_base(cls) -> Sequence[str]:
         return (*super()._of_the_base(), "image_mean", "image_std")
 
+    @abstractmethod
     def _read(self, folder: Path) -> dict[str, Any]:
         """What the files of a base model say."""
-        raise NotImplementedError
 
     def _coloured(self, folder: Path, default: Colours) -> dict[str, Any]:
         colours = read_colours(folder, default)
