@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from machine import describe  # noqa: E402 - the path above
-from measured import Measured, run  # noqa: E402
+from measured import EvalResult, run  # noqa: E402
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes  # noqa: E402
 from vlatool.artifacts.fast import read_fast  # noqa: E402
@@ -79,7 +79,7 @@ def rows(place: Path, tree: Path, count: int, arguments: argparse.Namespace) -> 
         )
 
 
-def timed(place: Path, command: Sequence[str], name: str, number: int) -> Measured:
+def timed(place: Path, command: Sequence[str], name: str, number: int) -> EvalResult:
     """One run into a fresh folder."""
     output = place / f"out-{number}"
     words = [*command, str(output)] if name == "plain" else [*command, "-o", str(output)]

@@ -16,11 +16,11 @@ import torch
 from machine import describe
 from titok import GFLOPS, PEAK_TFLOPS, network
 
-from vlatool.artifacts.picture import encode_png
-from vlatool.evaluation.code_maker import CodeMaker, PictureRule, own_device
+from vlatool.artifacts.image import encode_png
+from vlatool.evaluation.code_maker import CodeMaker, ImageRule, rank_device
 from vlatool.evaluation.encoding import EncodePipeline, EncodeRule
-from vlatool.evaluation.picture_sets import find_pictures
-from vlatool.models.pictures import example_pictures
+from vlatool.evaluation.image_sets import find_pictures
+from vlatool.models.images import example_pictures
 from vlatool.models.titok.model import Titok
 
 SIDE, EPISODE = 256, 32
@@ -32,7 +32,7 @@ def main(variant: str, pictures: int, batch: int, workers: int) -> None:
     config = network(variant, 1)
     model = Titok(config)
     torch.nn.init.normal_(model.quantize.embedding.weight)  # as spread as trained ones
-    maker = CodeMaker(variant, config, model, PictureRule(SIDE), own_device())
+    maker = CodeMaker(variant, config, model, ImageRule(SIDE), rank_device())
     print(describe(), f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

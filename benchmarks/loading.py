@@ -33,14 +33,14 @@ FAR = 1_000_000
 # Where the modules of robotics data stood before.
 OLD = "vlatool.loading"
 # Checkouts before it copy what they stack.
-LENDING = "vlatool.loading.lending"
+LENDING = "vlatool.loading.shared_memory"
 
 
 def stack(samples: Sequence[Any]) -> dict[str, Any]:
     """What every batcher does: pictures and numbers as tensors."""
     joined = np.stack
     if importlib.util.find_spec(LENDING):
-        joined = importlib.import_module(LENDING).side_by_side
+        joined = importlib.import_module(LENDING).stack_rows
     names = list(samples[0].fields)
     return {
         "images": torch.from_numpy(joined([one.images for one in samples])),

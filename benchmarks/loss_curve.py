@@ -88,11 +88,11 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
     """With parts, optimizer specs and a report a step later."""
     from vlatool.events import NULL, NullProgress
     from vlatool.loading.base import MicroBatch
-    from vlatool.training.begin import begin
     from vlatool.training.metrics import MetricsFile
     from vlatool.training.plan import TrainPlan
     from vlatool.training.report import Reports
     from vlatool.training.runtime import Runtime
+    from vlatool.training.setup import begin
     from vlatool.training.step import Contexts
     from vlatool.training.trainer import Trainer
 

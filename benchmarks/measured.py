@@ -12,7 +12,7 @@ _EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvalResult:
     """What a command took.
 
     Attributes:
@@ -30,7 +30,7 @@ class Measured:
     stdout: str
 
 
-def run(command: Sequence[str]) -> Measured:
+def run(command: Sequence[str]) -> EvalResult:
     """Runs a command to its end.
 
     Raises:
@@ -51,7 +51,7 @@ def run(command: Sequence[str]) -> Measured:
         raise RuntimeError(f"{' '.join(command)} ended with {status}: {stdout}")
     driver = peaks.pop(process.pid, 0.0)
     worker = max(peaks.values(), default=0.0)
-    return Measured(seconds, usage.ru_utime + usage.ru_stime, driver, worker, stdout)
+    return EvalResult(seconds, usage.ru_utime + usage.ru_stime, driver, worker, stdout)
 
 
 def _watch(root: int, peaks: dict[int, float]) -> None:

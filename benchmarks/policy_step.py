@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.loading.base import MicroBatch
+from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
 from vlatool.models.diffusion_policy.objective import DenoisingObjective
-from vlatool.models.diffusion_policy.shares import LossShares
 from vlatool.training.config import TrainConfig
 from vlatool.training.ema import WeightAverage
 from vlatool.training.optim import build_optimizer, update
@@ -37,7 +37,7 @@ from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts, Mover
+from vlatool.training.step import Contexts, OptimizerStepper
 
 WORDS, ACTION, CHUNK, PICTURES = 50432, 20, 16, 8
 RATE, DECAY, LIMIT = 1e-4, 0.01, 1.0
@@ -161,7 +161,7 @@ class Ours:
         self.device = self.runtime.device
         parts = model_type.build(config.model)
         self.placed = PlacedParts(parts, self.runtime.placement(config), model_type)
-        self.objective = DenoisingObjective(config.model, LossShares(FIELDS))  # pyright: ignore[reportArgumentType]
+        self.objective = DenoisingObjective(config.model, LossBreakdown(FIELDS))  # pyright: ignore[reportArgumentType]
         spec = self.objective.optimizers()["main"]
         modules = {name: part.module for name, part in parts.items()}
         self.average = WeightAverage(config.ema, modules["model"])
@@ -170,7 +170,9 @@ class Ours:
         )
         plan = TrainPlan(10_000, batch, batch, 1, (), 0)
         self.contexts = Contexts(self.runtime, self.placed, config.hparams.seed, plan)
-        self.mover = Mover(config.hparams, 10_000, self.runtime, self.placed, self.contexts)
+        self.mover = OptimizerStepper(
+            config.hparams, 10_000, self.runtime, self.placed, self.contexts
+        )
         made = example(size, batch)
         self.one = MicroBatch(
             {name: value.to(self.device) for name, value in made.items()},

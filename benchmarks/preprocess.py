@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from machine import describe
-from measured import Measured, run
+from measured import EvalResult, run
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
 CAMERAS = "scene_right_0,scene_left_0,wrist_left_plus,wrist_right_minus"
@@ -52,7 +52,7 @@ def command(arguments: argparse.Namespace, raw: Path, out: Path) -> list[str]:
     return words
 
 
-def report(one: Measured, runs: list[Measured]) -> None:
+def report(one: EvalResult, runs: list[EvalResult]) -> None:
     """Prints the figures."""
     result = json.loads(one.stdout)
     samples = result["samples"]

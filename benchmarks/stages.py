@@ -16,8 +16,8 @@ from typing import Any
 
 from machine import describe
 
+from vlatool.artifacts.image import encode_jpeg
 from vlatool.artifacts.npz_bytes import write_arrays
-from vlatool.artifacts.picture import encode_jpeg
 from vlatool.artifacts.sample import sample_members
 from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.artifacts.stats import compact, write_stats
@@ -25,7 +25,7 @@ from vlatool.jobs.journal import Journal, Receipt
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
-from vlatool.transforms.statistics import StatisticsSum, field_entries, to_arrays
+from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, to_arrays
 from vlatool.transforms.windows import WindowSpec
 
 CAMERAS = ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus")
@@ -57,7 +57,7 @@ def main(raw: Path, size: tuple[int, int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _samples(sampler, encoded, stages, Path(folder))
         part = stages.run("statistics of the episode", sampler.statistics)
-        total = StatisticsSum()
+        total = StatisticsAccumulator()
         total.add(part)
         stages.run("journal", lambda: Journal(Path(folder)).store(_receipt(part)))
         entries = stages.run(

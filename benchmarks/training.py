@@ -16,12 +16,12 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.training.begin import begin
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan
 from vlatool.training.runtime import Runtime
-from vlatool.training.step import Contexts, Mover
-from vlatool.training.transfer import on_device
+from vlatool.training.setup import begin
+from vlatool.training.step import Contexts, OptimizerStepper
+from vlatool.training.transfer import prefetch_to_device
 
 
 def main(data: str, preset: str, workers: int, steps: int) -> None:
@@ -52,8 +52,8 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
 
     begun = begin(config, facts, runtime, None)
     contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
-    mover = Mover(config.hparams, plan.total_steps, runtime, begun.placed, contexts)
-    moved = list(on_device(iter(batches), runtime.device))
+    mover = OptimizerStepper(config.hparams, plan.total_steps, runtime, begun.placed, contexts)
+    moved = list(prefetch_to_device(iter(batches), runtime.device))
     for index in range(steps + 10):
         if index == 10:
             started = time.perf_counter()

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import describe
-from measured import Measured, run
+from measured import EvalResult, run
 from PIL import Image
 
 CAMERAS = ("image", "wrist_image")
@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> None:
         pictures = 2 * arguments.episodes * arguments.frames
         print(describe())
         print(f"{pictures} pictures of {kilobytes:.0f} kB, {arguments.workers} workers")
-        found: dict[str, list[Measured]] = {"plain": [], "vlatool": []}
+        found: dict[str, list[EvalResult]] = {"plain": [], "vlatool": []}
         for _ in range(arguments.repeat):
             for name, runs in found.items():
                 runs.append(run(command(name, raw, out, arguments.workers)))
@@ -56,7 +56,7 @@ def command(name: str, raw: Path, out: Path, workers: int) -> list[str]:
     return [*words, "--workers", str(workers), "-q"]
 
 
-def report(name: str, runs: list[Measured], pictures: int) -> float:
+def report(name: str, runs: list[EvalResult], pictures: int) -> float:
     """Prints the figures of the median run; its pictures per second."""
     median = statistics.median_low([one.seconds for one in runs])
     one = next(one for one in runs if one.seconds == median)

@@ -45,7 +45,7 @@ class FrameSource(Protocol):
         ...
 
 
-def encoded_of(source: FrameSource, index: int) -> bytes | None:
+def stored_bytes(source: FrameSource, index: int) -> bytes | None:
     """A frame as it is stored, a PNG or JPEG of its own; None where it is not, as in a video.
 
     Raises:
@@ -190,7 +190,7 @@ class Episode:
         proprioception_fields: Fields that a policy observes by default, in order.
         pose_groups: Poses for which relative fields make sense.
         frame_metadata: Name to one value per frame, stored with the sample of that anchor.
-        findings: Oddities that were tolerated; none is an error.
+        findings: EpisodeLint that were tolerated; none is an error.
         extras: Facts about the recording that samples carry in their metadata.
     """
 

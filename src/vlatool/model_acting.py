@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatool.evaluation.acting import ActingPolicy
+from vlatool.evaluation.acting import PolicyRunner
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.memory import PictureFit
+from vlatool.evaluation.history import ImageFit
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NullProgress
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.reader import RoboticsReader
 from vlatool.models.policy import Observation, Policy
 
@@ -25,7 +25,7 @@ _SEEN = 2
 _STEPS = 3
 
 
-def check_acting(trained: TrainedPolicy, facts: DatasetFacts) -> None:
+def check_acting(trained: TrainedPolicy, facts: RoboticsInfo) -> None:
     """A policy of robotics data acts on samples, in a control loop and in an evaluation."""
     policy = trained.policy
     assert isinstance(policy, Policy), (
@@ -50,21 +50,21 @@ def check_acting(trained: TrainedPolicy, facts: DatasetFacts) -> None:
 
 
 def _check_uses(
-    trained: TrainedPolicy, facts: DatasetFacts, samples: Sequence[DecodedSample]
+    trained: TrainedPolicy, facts: RoboticsInfo, samples: Sequence[DecodedSample]
 ) -> None:
     """What `load_policy` and `eval open-loop` do with it."""
-    acting = ActingPolicy(trained, _STEPS, 0)
+    acting = PolicyRunner(trained, _STEPS, 0)
     for sample in samples:
         pictures = sample.images[-len(acting.cameras) :]
         moment = dict(zip(acting.cameras, pictures, strict=True))
         fields = {name: sample.fields[name][trained.policy.past] for name in acting.fields}
         acting.act({**moment, **fields, "instruction": sample.instruction})
     config = OpenLoopConfig(max_samples=_SEEN, inference_steps=_STEPS)
-    fit = PictureFit(trained.policy.pictures, lambda _: None)
+    fit = ImageFit(trained.policy.pictures, lambda _: None)
     evaluate_open_loop(trained, facts, config, fit, NullProgress())
 
 
-def _samples(policy: Policy, facts: DatasetFacts) -> list[DecodedSample]:
+def _samples(policy: Policy, facts: RoboticsInfo) -> list[DecodedSample]:
     """A few, with the measured poses that actions are relative to."""
     changes = {"proprioception_fields": list(policy.fields)}
     data = policy.data.model_copy(

@@ -57,12 +57,12 @@ def trial_config(
 
 
 def _config_class(given: ModelType) -> type[TrainConfig]:
-    class TrialConfig(TrainConfig):
+    class CheckConfig(TrainConfig):
         @property
         def model_type(self) -> ModelType:
             return given
 
-    return TrialConfig
+    return CheckConfig
 
 
 def _check_kinds(model_type: ModelType) -> None:

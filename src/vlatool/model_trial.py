@@ -19,7 +19,7 @@ from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import Batch, Dropped, Facts, MicroBatch
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.model_acting import check_acting
 from vlatool.model_promises import (
     SAMPLES,
@@ -38,19 +38,19 @@ from vlatool.model_promises import (
 )
 from vlatool.models.base import ModelType
 from vlatool.models.weights import load_weights
-from vlatool.training.begin import Begun, begin
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
-from vlatool.training.feed import Feed
+from vlatool.training.data import Feed
+from vlatool.training.images import Show
 from vlatool.training.metrics import MetricsFile
-from vlatool.training.pictures import Show
 from vlatool.training.plan import TrainPlan
-from vlatool.training.reduction import StepSums
+from vlatool.training.reduction import LossSums
 from vlatool.training.report import Reports
 from vlatool.training.runtime import Runtime
+from vlatool.training.setup import TrainSetup, begin
 from vlatool.training.step import Contexts
 from vlatool.training.trainer import Trainer
-from vlatool.training.transfer import on_device
+from vlatool.training.transfer import prefetch_to_device
 from vlatool.training.validation import Validation
 
 _FEWER = 3
@@ -80,7 +80,7 @@ class _Run:
     dir: RunDir
     plan: TrainPlan
     runtime: Runtime
-    begun: Begun
+    begun: TrainSetup
     stops_at: int = -1
 
     @property
@@ -106,7 +106,7 @@ class _Run:
             contexts=contexts,
             reports=reports,
             validate=Validation(
-                lambda: on_device(iter([one]), runtime.device),
+                lambda: prefetch_to_device(iter([one]), runtime.device),
                 begun.objective,
                 runtime,
                 contexts,
@@ -116,7 +116,7 @@ class _Run:
             save=lambda state: save_checkpoint(self.dir, state, runtime, Retention()),
             stop_asked=lambda: SIGTERM if begun.state.step == self.stops_at - 1 else None,
         )
-        trainer.fit(begun.state, on_device(batches, runtime.device), begun.objective)
+        trainer.fit(begun.state, prefetch_to_device(batches, runtime.device), begun.objective)
 
     def state(self) -> State:
         """Copies of all weights, buffers and averages."""
@@ -143,7 +143,7 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class ModelTrial:
+class ModelChecks:
     """Runs of a model type, each in a folder of its own.
 
     Attributes:
@@ -196,7 +196,7 @@ class ModelTrial:
         feed = Feed(self.config, self.facts, order, _LEARNING, run.runtime, run.dir.root)
         with feed.training(0) as batches:
             one = next(batches)
-        assert not one.is_fake, f"no sample could be used: {one.first_drop}"
+        assert not one.is_dummy, f"no sample could be used: {one.first_drop}"
         check_batch("the batcher", one.batch, len(one.samples))
         check_same_columns(example, one.batch)
         check_pickles("example", self._maker(1))
@@ -238,7 +238,7 @@ class ModelTrial:
         found: dict[str, dict[str, tuple[int, ...]]] = {}
         specs = objective.optimizers()
         for name in objective.optimizers_at(step):
-            spec, turn, sums = specs[name], [*specs].index(name), StepSums(run.runtime.device)
+            spec, turn, sums = specs[name], [*specs].index(name), LossSums(run.runtime.device)
             run.begun.state.optimizers[name].zero_grad(set_to_none=True)
             with placed.moving(spec.parts):
                 with run.runtime.autocast():
@@ -247,7 +247,7 @@ class ModelTrial:
                 loss.total.backward()
                 for part in spec.parts:
                     check_reached(f"the loss of {name!r}", part, run.begun.state.parts[part])
-            sums.add(loss, is_fake=False)
+            sums.add(loss, is_dummy=False)
             found[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
             why = f"the loss of {name!r} changes the buffer {{}}; settle alone may"
             check_unchanged(before, run.buffers(), why)
@@ -293,7 +293,7 @@ class ModelTrial:
                 load_weights(part.module, at / part_weights(name))
                 parts[name] = part.module.to(trained.runtime.device).eval()
         policy = self.model_type.policy(config.model, parts, kept, root)
-        if policy is not None and isinstance(self.facts, DatasetFacts):
+        if policy is not None and isinstance(self.facts, RoboticsInfo):
             check_acting(TrainedPolicy(policy, trained.dir, at, "raw", config, kept), self.facts)
 
     def check_resume(self) -> None:
@@ -322,7 +322,7 @@ class ModelTrial:
                     continue
                 if not before:
                     before.update(run.state())
-                yield self._example(_WHOLE.micro_batch, is_fake=True)
+                yield self._example(_WHOLE.micro_batch, is_dummy=True)
 
         run.fit(batches(), self._example(_FEWER))
         check_unchanged(before, run.state(), "a step that counts nothing changes {}")
@@ -346,17 +346,17 @@ class ModelTrial:
             self.model_type.keep(config.model, run.root)
         return _Run(config, run, plan, runtime, begin(config, self.facts, runtime, checkpoint))
 
-    def _example(self, size: int, first: int = 0, *, is_fake: bool = False) -> MicroBatch:
-        rows = () if is_fake else tuple(range(first, first + size))
+    def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> MicroBatch:
+        rows = () if is_dummy else tuple(range(first, first + size))
         names = tuple(f"example-{row}" for row in rows)
-        return MicroBatch(self._maker(size)(), names, positions=rows, is_fake=is_fake)
+        return MicroBatch(self._maker(size)(), names, positions=rows, is_dummy=is_dummy)
 
     def _maker(self, size: int) -> partial[Batch]:
         """Makes the example, as loader processes do."""
         return partial(self.model_type.example, self.config.model, self.config.data, size)
 
     def _one(self, run: _Run, size: int) -> MicroBatch:
-        return next(on_device(iter([self._example(size)]), run.runtime.device))
+        return next(prefetch_to_device(iter([self._example(size)]), run.runtime.device))
 
     def _batches(self, step: int) -> Iterator[MicroBatch]:
         """Micro-batches from a step on."""

@@ -239,15 +239,15 @@ ARTIFACTS: Registry[Artifact] = Registry(
             "vlatool.inspection.run:inspect_checkpoint",
         ),
         "samples": Artifact(
-            "vlatool.artifacts.built_folder:is_built",
-            "vlatool.verification.built:check_built",
-            "vlatool.inspection.built:inspect_built",
-            "vlatool.pages.built_page:write_built_page",
+            "vlatool.artifacts.samples_folder:is_samples",
+            "vlatool.verification.token_samples:check_built",
+            "vlatool.inspection.token_samples:inspect_built",
+            "vlatool.pages.token_samples:write_built_page",
         ),
         "codes": Artifact(
             "vlatool.artifacts.codes_folder:is_codes",
-            "vlatool.verification.picture_codes:check_codes",
-            "vlatool.inspection.built:inspect_codes",
+            "vlatool.verification.image_codes:check_codes",
+            "vlatool.inspection.token_samples:inspect_codes",
         ),
         "fast": Artifact(
             "vlatool.artifacts.fast:is_fast",

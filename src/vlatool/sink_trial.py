@@ -10,7 +10,7 @@ from typing import Any, Self
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.jobs.files import NAME as LIST
-from vlatool.jobs.files import holds_only, is_listed, own_files, remove_owned
+from vlatool.jobs.files import contains_only, is_listed, output_files, remove_owned
 from vlatool.jobs.job import JobOptions, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
@@ -24,11 +24,11 @@ from vlatool.workflows.sample import SampleConfig, sample
 _EPISODES, _FRAMES = 3, 6
 
 
-class _Killed(BaseException):
+class _SimulatedKill(BaseException):
     """The end of a run from outside."""
 
 
-class _Mortal:
+class _KillingExecutor:
     """An executor whose run is killed before it learns of one more outcome."""
 
     def __init__(self, executor: Executor, outcomes: int = -1) -> None:
@@ -45,7 +45,7 @@ class _Mortal:
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         for outcome in self._executor.map(function, items):
             if self.count == self._last:
-                raise _Killed
+                raise _SimulatedKill
             self.count += 1
             yield outcome
 
@@ -110,7 +110,7 @@ class _DamagedFields(Mapping[str, Array]):
 
 
 @dataclass(frozen=True)
-class SinkTrial:
+class SinkChecks:
     """Runs of a sink over `raw`, each with an output of its own in `folder`."""
 
     make: MakeSink
@@ -135,12 +135,12 @@ class SinkTrial:
     def contents(self, name: str) -> dict[str, bytes]:
         """What must not depend on how often a run was killed, nor on where it worked."""
         output, unlisted = self.folder / name, self.job(name).spec.unlisted
-        names = [file.name for file in own_files(output) if is_listed(file.name, unlisted)]
+        names = [file.name for file in output_files(output) if is_listed(file.name, unlisted)]
         return {one: (output / one).read_bytes() for one in (*names, LIST)}
 
     def check_quiet_run(self) -> int:
         """One run without a disturbance, and again; how many outcomes it had."""
-        job, executor = self.job("quiet"), _Mortal(SerialExecutor())
+        job, executor = self.job("quiet"), _KillingExecutor(SerialExecutor())
         try:
             pickle.dumps(job.spec.work)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -166,11 +166,11 @@ class SinkTrial:
         def finish_and_die(sink: Any) -> Callable[..., None]:
             def finish(receipts: Iterator[Receipt], run: Run) -> None:
                 sink.finish(receipts, run)
-                raise _Killed
+                raise _SimulatedKill
 
             return finish
 
-        with suppress(_Killed), _Mortal(make_executor(), outcomes) as executor:
+        with suppress(_SimulatedKill), _KillingExecutor(make_executor(), outcomes) as executor:
             run_job(self.job(name, finish=finish_and_die), executor)
         with make_executor() as executor:
             run = run_job(self.job(name), executor)
@@ -195,10 +195,10 @@ class SinkTrial:
     def check_owned(self) -> None:
         """Whether the patterns say what is the sink's."""
         spec = self.job("quiet").spec
-        files = [file.name for file in own_files(spec.output)]
-        assert holds_only(spec.output, spec.owned), f"owned does not match all of {files}"
+        files = [file.name for file in output_files(spec.output)]
+        assert contains_only(spec.output, spec.owned), f"owned does not match all of {files}"
         remove_owned(spec.output, spec.owned)
-        left = [file.name for file in own_files(spec.output)]
+        left = [file.name for file in output_files(spec.output)]
         assert not left, f"owned does not find {left}: `**` must be a part of its own"
 
     def _check_equal(self, name: str) -> None:

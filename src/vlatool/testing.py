@@ -26,7 +26,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
 from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
-from vlatool.sink_trial import SinkTrial
+from vlatool.sink_trial import SinkChecks
 from vlatool.sources.base import facts_of
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
@@ -74,7 +74,7 @@ def check_sink(
         make_executor: Where one of the runs works; None for two processes.
     """
     with tempfile.TemporaryDirectory() as folder:
-        trial = SinkTrial(sink_class, _config(sink_class, config), Path(folder))
+        trial = SinkChecks(sink_class, _config(sink_class, config), Path(folder))
         outcomes = trial.check_quiet_run()
         for count in range(outcomes + 1):
             trial.check_killed_run(f"killed after {count}", SerialExecutor, count)
@@ -105,12 +105,12 @@ def check_model_type(
         _check_light_import(module)
     # Both load torch, which formats and sinks can do without.
     from vlatool.model_promises import trial_config
-    from vlatool.model_trial import ModelTrial
+    from vlatool.model_trial import ModelChecks
 
     with tempfile.TemporaryDirectory() as folder:
         section = _config(model_type_class, config)
         derived, facts = trial_config(model_type, section, data, Path(folder))
-        ModelTrial(derived, facts, Path(folder)).check()
+        ModelChecks(derived, facts, Path(folder)).check()
 
 
 def _config(plugin_class: Any, keys: Mapping[str, Any] | None) -> Any:

@@ -19,8 +19,8 @@ from vlatool.artifacts.codes import (
     write_codes,
 )
 from vlatool.artifacts.fast import write_fast
+from vlatool.artifacts.image import encode_png
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.picture import encode_png
 from vlatool.artifacts.windows import (
     Kind,
     Window,
@@ -31,7 +31,7 @@ from vlatool.artifacts.windows import (
     render_window,
 )
 from vlatool.episode import Array
-from vlatool.transforms.action_codes import ActionTokenizer, byte_characters
+from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 
 CAMERAS = ("image", "wrist_image")
 STEPS, WIDTH = 16, 7

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.builders.pictures import CAMERAS, picture, saved, write
+from tests.builders.images import CAMERAS, picture, saved, write
 from tests.builders.tokenizers import PIXELS, SIDE, tiny_titok
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.windows import Window, episode_name, lines_name, render_window
-from vlatool.transforms.action_codes import ActionTokenizer, byte_characters
+from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 
 STEPS, WIDTH = 16, 7
 LOWEST = -354  # of the published tokenizer

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, own_files
+from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
 from vlatool.jobs.inputs import InputState, present_inputs
 from vlatool.jobs.job import JobOptions, JobSpec, Ranks, Run
 from vlatool.jobs.journal import Receipt
@@ -168,7 +168,7 @@ class Batches:
 
 def contents(output: Path) -> dict[str, bytes]:
     """Every file of an output, and its list."""
-    names = [*(file.name for file in own_files(output)), ".vlatool/files.jsonl"]
+    names = [*(file.name for file in output_files(output)), ".vlatool/files.jsonl"]
     return {name: (output / name).read_bytes() for name in names}
 
 

@@ -12,7 +12,7 @@ from vlatool.loading.loader import BatchLoader, LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.facts import DatasetFacts
+from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
@@ -52,7 +52,7 @@ def write_shards(raw: Path, output: Path, per_shard: int, **options: Any) -> Pat
     return output / "shards"
 
 
-def opened(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, DatasetFacts]:
+def opened(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, RoboticsInfo]:
     """Config and facts of data sets."""
     config = RoboticsDataConfig(
         dataset_manifest=[str(folder) for folder in folders],
@@ -63,7 +63,7 @@ def opened(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, DatasetFact
 
 
 def loader_of(
-    data: tuple[RoboticsDataConfig, DatasetFacts], plan: LoaderPlan, seed: int = 1
+    data: tuple[RoboticsDataConfig, RoboticsInfo], plan: LoaderPlan, seed: int = 1
 ) -> BatchLoader:
     """Micro-batches of the names of samples."""
     config, facts = data
@@ -73,7 +73,7 @@ def loader_of(
 
 
 def batches(
-    data: tuple[RoboticsDataConfig, DatasetFacts], plan: LoaderPlan, count: int, seed: int = 1
+    data: tuple[RoboticsDataConfig, RoboticsInfo], plan: LoaderPlan, count: int, seed: int = 1
 ) -> list[MicroBatch]:
     """The first micro-batches."""
     with loader_of(data, plan, seed) as loader:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from vlatool.storage.remote import Body, ConditionFailed, Facts, NothingThere, Page, Upload
-from vlatool.storage.retry import Trouble, network_trouble
+from vlatool.storage.remote import Body, ConditionFailed, Facts, Page, RangeNotSatisfiable, Upload
+from vlatool.storage.retry import Trouble, network_retry_advice
 
 
 class Memory:
@@ -37,7 +37,7 @@ class Memory:
         if etag not in ("", facts.etag):
             raise ConditionFailed
         if first >= len(data):
-            raise NothingThere
+            raise RangeNotSatisfiable
         file = io.BytesIO(data[first : len(data) if start < 0 else stop])
         return Body(facts, first, file.read, file.close, time.time())
 
@@ -62,7 +62,7 @@ class Memory:
         return ()
 
     def trouble(self, error: Exception) -> Trouble | None:
-        return network_trouble(error)
+        return network_retry_advice(error)
 
     def translated(self, error: Exception, where: str) -> Exception:
         del where

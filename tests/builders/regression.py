@@ -137,4 +137,4 @@ class Fixture:
 
 
 def fake_of(data: Batch, size: int) -> MicroBatch:
-    return MicroBatch({name: value[-size:] for name, value in data.items()}, (), is_fake=True)
+    return MicroBatch({name: value[-size:] for name, value in data.items()}, (), is_dummy=True)

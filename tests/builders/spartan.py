@@ -37,7 +37,7 @@ def poses(frames: int, side: int, shift: float = 0.0) -> dict[str, NDArray[np.fl
 
 
 def robot_signals(frames: int) -> dict[str, NDArray[np.float64]]:
-    """Measured and desired signals of both arms; desired is half a frame ahead."""
+    """EvalResult and desired signals of both arms; desired is half a frame ahead."""
     signals: dict[str, NDArray[np.float64]] = {}
     for kind, shift in (("actual", 0.0), ("desired", 0.5)):
         for side, name in enumerate(("left", "right")):

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.builders.toy_pictures import write_image_shards
+from tests.builders.toy_images import write_image_shards
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.vqgan.model import Vqgan

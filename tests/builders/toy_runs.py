@@ -21,13 +21,13 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import DataError
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.training.begin import Begun, begin
 from vlatool.training.config import TrainConfig
-from vlatool.training.feed import Feed
+from vlatool.training.data import Feed
 from vlatool.training.metrics import MetricsFile
 from vlatool.training.plan import make_plan
 from vlatool.training.report import Reports
 from vlatool.training.runtime import Runtime
+from vlatool.training.setup import TrainSetup, begin
 from vlatool.training.state import TrainState
 from vlatool.training.step import Contexts
 from vlatool.training.trainer import Trainer
@@ -159,7 +159,7 @@ def halted(root: Path) -> str:
     return "nothing"
 
 
-def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, Begun, Feed]:
+def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, Feed]:
     """The trainer of a run, without a run folder."""
     facts = config.data_kind.read_facts(config.data)
     runtime = Runtime(config)

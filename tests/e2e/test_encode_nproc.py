@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders.encoding import encoded, picture_name, picture_tree, write_tokenizer
+from tests.builders.images import write
 from tests.builders.jobs import contents
-from tests.builders.pictures import write
 
 VLATOOL = ("-m", "vlatool")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *VLATOOL)

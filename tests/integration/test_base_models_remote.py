@@ -12,7 +12,7 @@ from tests.builders.web_server import web_server
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.diffusion_policy.clip import ClipBackbone
 from vlatool.models.diffusion_policy.config import ClipBackboneConfig
-from vlatool.models.diffusion_policy.text import make_sentences
+from vlatool.models.diffusion_policy.text import make_text_tokenizer
 from vlatool.models.diffusion_policy.weights import load_section, write_published
 from vlatool.models.pretrained import weights_file
 from vlatool.storage.remote_path import RemotePath
@@ -55,8 +55,8 @@ def test_sizes_words_and_weights_are_those_of_the_local_folder(
     place = {"hf_pretrained": local.hf_pretrained, "revision": None}
     assert remote.model_copy(update=place) == local
     remote.keep(tmp_path)
-    sentences = make_sentences(remote, None, tmp_path)(["put the block"])
-    assert torch.equal(sentences, make_sentences(local, None, None)(["put the block"]))
+    sentences = make_text_tokenizer(remote, None, tmp_path)(["put the block"])
+    assert torch.equal(sentences, make_text_tokenizer(local, None, None)(["put the block"]))
     networks = [ClipBackbone(one) for one in (local, remote)]
     for network in networks:
         network.load_base()

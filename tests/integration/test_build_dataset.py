@@ -17,11 +17,11 @@ from tests.builders.codes import (
     write_tree_codes,
 )
 from tests.builders.s3_runs import upload
-from vlatool.artifacts.built_folder import BuiltFolder
 from vlatool.artifacts.codes import CodesManifest
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.profile import read_profile
+from vlatool.artifacts.samples_folder import SamplesFolder
 from vlatool.artifacts.samples_jsonl import parse_sample
 from vlatool.artifacts.shard import read_index
 from vlatool.artifacts.windows import parse_window
@@ -191,7 +191,7 @@ class TestForms:
     ) -> None:
         build(made, tmp_path / "lines")
         build(made, tmp_path / "out", **form)
-        folder = BuiltFolder.open(tmp_path / "out")
+        folder = SamplesFolder.open(tmp_path / "out")
         expected = lines(tmp_path / "lines")
         assert [folder.line(at) for at in range(len(folder))] == expected
         for at in (0, 7, SAMPLES - 1):
@@ -201,7 +201,7 @@ class TestForms:
         build(made, tmp_path / "lines")
         build(made, tmp_path / "shards", lines_per_file=7)
         assert lines(tmp_path / "shards") == lines(tmp_path / "lines")
-        files = BuiltFolder.open(tmp_path / "shards").files
+        files = SamplesFolder.open(tmp_path / "shards").files
         assert [count for _, count in files] == [7, 7, 7, 3]
         assert not (tmp_path / "shards/packed").exists()
 
@@ -256,7 +256,7 @@ class TestMissingCodes:
         (failure,) = error.details["failures"]
         assert (failure["episode"], failure["code"]) == ("episode_000001", "data.missing_codes")
         assert failure["details"]["pictures"] == [code_file(place).stem]
-        assert BuiltFolder.open(place / "OUT").files == (
+        assert SamplesFolder.open(place / "OUT").files == (
             ("data/episode_000000.jsonl", 8),
             ("data/episode_000002.jsonl", 8),
         )
@@ -411,7 +411,7 @@ class TestOptions:
         own = {"name": "own", "mean": [0.0] * 7, "std": [1.0] * 7}
         (place / "fast/profile.yaml").write_text(json.dumps(own))
         assert build(place).profile == "own"
-        assert BuiltFolder.open(place / "OUT").document["profile"]["name"] == "own"
+        assert SamplesFolder.open(place / "OUT").document["profile"]["name"] == "own"
 
     @pytest.mark.parametrize("is_known", [True, False])
     def test_instructions_with_ids_of_codes_are_counted(
@@ -439,5 +439,5 @@ def test_an_output_in_a_bucket_has_the_same_lines(
     assert {name: one for name, one in there.items() if name.startswith("packed/")} == {
         name: one for name, one in contents(tmp_path / "here").items() if name.startswith("packed/")
     }
-    assert BuiltFolder.open(bucket / "out").prefix == "../made/A/"
+    assert SamplesFolder.open(bucket / "out").prefix == "../made/A/"
     assert refusal(made, tmp_path / "far", data=given["data"]).code == "usage.no_relative_path"

@@ -13,7 +13,7 @@ from tests.builders.spartan import spartan_task
 from vlatool.artifacts.provenance import read_processing_metadata
 from vlatool.cli import app
 from vlatool.errors import DataError
-from vlatool.jobs.record import whole_record
+from vlatool.jobs.record import read_valid_record
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, verify
 
@@ -58,7 +58,7 @@ def unnoticed(path: Path) -> list[bytes]:
     for content in flipped(whole):
         path.write_bytes(content)
         try:
-            whole_record(path.parents[1])
+            read_valid_record(path.parents[1])
             read_processing_metadata(path.parent)
         except DataError:
             continue

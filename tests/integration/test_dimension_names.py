@@ -17,7 +17,7 @@ from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.memory import PictureFit
+from vlatool.evaluation.history import ImageFit
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullProgress
@@ -89,7 +89,7 @@ def test_a_run_keeps_the_names(trained: Path) -> None:
 def test_curves_and_tables_of_an_evaluation_have_the_names(data: Path, trained: Path) -> None:
     policy = load_trained(str(trained), "auto")
     facts = open_loop_facts(str(data), policy)
-    fit = PictureFit(policy.kept.pictures, print)
+    fit = ImageFit(policy.kept.pictures, print)
     report = evaluate_open_loop(policy, facts, OpenLoopConfig(), fit, NullProgress())
     assert list(report.curves) == ["action: shoulder", "action: elbow"]
     assert report.fields["action"]["names"] == JOINTS

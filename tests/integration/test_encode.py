@@ -21,15 +21,15 @@ from tests.builders.encoding import (
     write_continuous_tokenizer,
     write_tokenizer,
 )
+from tests.builders.images import image_shards, picture, saved, write
 from tests.builders.jobs import contents
-from tests.builders.pictures import image_shards, picture, saved, write
 from tests.builders.tokenizers import SIDE
 from vlatool.artifacts.codes_folder import CodesFolder
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.evaluation.code_maker import open_code_maker
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job
-from vlatool.models.pictures import pixels_of
+from vlatool.models.images import to_float
 from vlatool.models.titok.weights import open_titok
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.decode import DecodeConfig, DecodeResult, decode
@@ -69,7 +69,7 @@ def test_codes_are_those_that_the_tokenizer_makes(whole: Path, tree: Path, token
     for stem, codes in zip(found.stems, found.codes, strict=True):
         pixels = np.asarray(Image.open(tree / f"images/episode_000001/{stem}.png"))
         images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-        assert codes.tolist() == model.codes(pixels_of(images))[0].tolist()
+        assert codes.tolist() == model.codes(to_float(images))[0].tolist()
 
 
 def test_output_is_whole(whole: Path) -> None:

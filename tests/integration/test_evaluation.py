@@ -27,15 +27,15 @@ from vlatool.artifacts.manifest import read_manifest
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
-from vlatool.evaluation.memory import PictureFit
+from vlatool.evaluation.history import ImageFit
 from vlatool.evaluation.metrics import wilson_interval
 from vlatool.evaluation.offline import evaluate_open_loop
-from vlatool.evaluation.pictures import save_curves
+from vlatool.evaluation.plots import save_curves
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullProgress, NullReporter
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
-from vlatool.loading.robotics.kind import RoboticsKept
+from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.policy import Observation, Policy
 from vlatool.transforms.rotations import matrix_from_rot6d
@@ -211,7 +211,7 @@ def test_curves_stand_at_the_frames_of_the_recording(data: Path, run: Path, shar
     trained = load_trained(str(run), "auto")
     facts = open_loop_facts(str(data), trained)
     config = OpenLoopConfig(max_samples=facts.num_samples // share)
-    fit = PictureFit(trained.kept.pictures, print)
+    fit = ImageFit(trained.kept.pictures, print)
 
     report = evaluate_open_loop(trained, facts, config, fit, NullProgress())
 
@@ -455,9 +455,9 @@ class Still:
         return self._chunk.expand(len(batch["samples"]), -1, -1)
 
 
-def kept(data: RoboticsDataConfig, statistics: Any, groups: list[PoseGroup]) -> RoboticsKept:
+def kept(data: RoboticsDataConfig, statistics: Any, groups: list[PoseGroup]) -> RoboticsAssets:
     """What a run with these fields keeps."""
-    return RoboticsKept(data, Normalizer(data, statistics, 1), groups, 10.0, statistics)
+    return RoboticsAssets(data, Normalizer(data, statistics, 1), groups, 10.0, statistics)
 
 
 @pytest.mark.parametrize("parts", ["both", "position", "rotation"])
@@ -525,7 +525,7 @@ def test_earlier_commands_are_seen_from_the_current_pose() -> None:
         rot: np.array([[0.0, 1, 0, -1, 0, 0], [1.0, 0, 0, 0, 1, 0]]),
         "hand": np.array([[0.1], [0.0]]),
     }
-    seen = policy.seen_from_now(commands, now)
+    seen = policy.relative_past_actions(commands, now)
     np.testing.assert_allclose(seen[f"{xyz}_relative"], [[0, 0, 0], [0, 1, 0]], atol=1e-12)
     expected = [[1, 0, 0, 0, 1, 0], [0, -1, 0, 1, 0, 0]]
     np.testing.assert_allclose(seen[f"{rot}_relative"], expected, atol=1e-12)

@@ -17,7 +17,7 @@ from vlatool.artifacts.fast import (
 )
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.plugins import recognise
-from vlatool.transforms.action_codes import ActionTokenizer, byte_characters
+from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 
 

@@ -15,7 +15,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from tests.builders.pictures import HEIGHT, WIDTH, image_shards, picture, saved, window_tree, write
+from tests.builders.images import HEIGHT, WIDTH, image_shards, picture, saved, window_tree, write
 from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import digests, upload
 from vlatool.artifacts.shard import index_by_headers, index_path, read_index

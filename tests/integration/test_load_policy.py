@@ -24,17 +24,17 @@ from tests.builders.training import (
 )
 from vlatool.artifacts.provenance import read_preprocessing_config, write_preprocessing_config
 from vlatool.errors import VlatoolError
-from vlatool.evaluation.acting import ActingPolicy
+from vlatool.evaluation.acting import PolicyRunner
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.controllers import PolicyController
-from vlatool.evaluation.memory import PictureFit
+from vlatool.evaluation.history import ImageFit
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.models.policy import Observation, Policy
 from vlatool.workflows.evaluate import with_world_mapping
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT, register_environments
 
-Shown = tuple[ActingPolicy, list[Observation]]
+Shown = tuple[PolicyRunner, list[Observation]]
 DOWN = [1.0, 0.0, 0.0, 0.0, -1.0, 0.0]
 SEED = 7
 
@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def policy(run: Path) -> ActingPolicy:
+def policy(run: Path) -> PolicyRunner:
     return vlatool.load_policy(run, seed=SEED)
 
 
@@ -80,14 +80,14 @@ def assert_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
 # what it is
 
 
-def test_says_what_it_sees_and_commands(policy: ActingPolicy) -> None:
+def test_says_what_it_sees_and_commands(policy: PolicyRunner) -> None:
     assert policy.cameras == tuple(CAMERAS)
     assert policy.fields == {XYZ: 3, HAND: 1, ROT: 6}
     assert policy.actions == {XYZ_COMMAND: 3, HAND_COMMAND: 1}
     assert (policy.fps, policy.chunk, policy.weights) == (10.0, 7, "ema")
 
 
-def test_plan_has_a_row_per_step_of_each_action(policy: ActingPolicy) -> None:
+def test_plan_has_a_row_per_step_of_each_action(policy: PolicyRunner) -> None:
     plan = policy.act(made_up(0))
     assert {name: values.shape for name, values in plan.items()} == {
         XYZ_COMMAND: (7, 3),
@@ -97,7 +97,7 @@ def test_plan_has_a_row_per_step_of_each_action(policy: ActingPolicy) -> None:
     assert all(values.dtype == np.float64 for values in plan.values())
 
 
-def test_checkpoint_and_run_folder_are_both_taken(run: Path, policy: ActingPolicy) -> None:
+def test_checkpoint_and_run_folder_are_both_taken(run: Path, policy: PolicyRunner) -> None:
     of_checkpoint = vlatool.load_policy(str(policy.checkpoint), seed=SEED)
     assert policy.checkpoint.parent.parent == run
     assert_equal(of_checkpoint.act(made_up(0)), policy.act(made_up(0)))
@@ -113,7 +113,7 @@ def test_commands_are_those_of_a_rollout(run: Path, execute: int) -> None:
         RolloutConfig(env=ENVIRONMENT, seed=SEED, execute_steps=execute, checkpoint=str(run))
     )
     trained = load_trained(str(run), "auto").policy
-    controller = PolicyController(trained, config, PictureFit(trained.pictures, print))
+    controller = PolicyController(trained, config, ImageFit(trained.pictures, print))
     policy = vlatool.load_policy(run, seed=SEED)
     register_environments()
     env = gymnasium.make(ENVIRONMENT)
@@ -172,7 +172,7 @@ def windows(run: Path) -> Shown:
     """A policy, and what it was shown."""
     trained = load_trained(str(run), "auto")
     watched: Any = Watched(trained.policy)
-    return ActingPolicy(replace(trained, policy=watched), 8, SEED), watched.windows
+    return PolicyRunner(replace(trained, policy=watched), 8, SEED), watched.windows
 
 
 def numbers(window: Observation) -> list[float]:
@@ -253,7 +253,7 @@ def test_plan_that_the_caller_changes_is_remembered_as_it_was(windows: Shown) ->
     np.testing.assert_array_equal(known[HAND_COMMAND][0], wanted)
 
 
-def test_reset_forgets_and_repeats(policy: ActingPolicy) -> None:
+def test_reset_forgets_and_repeats(policy: PolicyRunner) -> None:
     first = [policy.act(moment(n)) for n in range(3)]
     policy.reset()
     again = [policy.act(moment(n)) for n in range(3)]
@@ -263,7 +263,7 @@ def test_reset_forgets_and_repeats(policy: ActingPolicy) -> None:
     assert not np.array_equal(policy.act(moment(0))[HAND_COMMAND], first[0][HAND_COMMAND])
 
 
-def test_refused_moment_leaves_no_trace(policy: ActingPolicy) -> None:
+def test_refused_moment_leaves_no_trace(policy: PolicyRunner) -> None:
     policy.act(moment(0))
     wanted = policy.act(moment(1))
     policy.reset()
@@ -292,7 +292,7 @@ def test_picture_gets_the_size_of_the_training_data(windows: Shown) -> None:
 
 
 def test_another_size_is_told_once_per_camera(
-    policy: ActingPolicy, caplog: pytest.LogCaptureFixture
+    policy: PolicyRunner, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
         policy.act({**made_up(number, (96, 80)), CAMERAS[1]: made_up(number)[CAMERAS[1]]})
@@ -409,21 +409,21 @@ def with_(name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     ],
 )
 def test_observation_that_cannot_be_one_is_refused(
-    change: Callable[[dict[str, Any]], Any], code: str, policy: ActingPolicy
+    change: Callable[[dict[str, Any]], Any], code: str, policy: PolicyRunner
 ) -> None:
     with pytest.raises(VlatoolError) as caught:
         policy.act(change(made_up(0)))
     assert (caught.value.code, caught.value.exit_code) == (code, 3)
 
 
-def test_misspelt_camera_gets_the_nearest_name(policy: ActingPolicy) -> None:
+def test_misspelt_camera_gets_the_nearest_name(policy: PolicyRunner) -> None:
     with pytest.raises(VlatoolError) as caught:
         policy.act({**made_up(0), "scene_rigth_0": 1})
     assert "scene_right_0" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("executed", [0, 8, "1", 1.5, None, True])
-def test_steps_that_the_plan_has_not_are_refused(executed: Any, policy: ActingPolicy) -> None:
+def test_steps_that_the_plan_has_not_are_refused(executed: Any, policy: PolicyRunner) -> None:
     policy.act(made_up(0))
     with pytest.raises(VlatoolError) as caught:
         policy.act(made_up(1), executed=executed)
@@ -456,7 +456,7 @@ def test_checkpoint_that_cannot_be_loaded_is_refused(
 
 
 @pytest.mark.parametrize("seed", ["x", 1.5, -1, [1]])
-def test_seed_that_is_none_leaves_the_policy_as_it_was(seed: Any, policy: ActingPolicy) -> None:
+def test_seed_that_is_none_leaves_the_policy_as_it_was(seed: Any, policy: PolicyRunner) -> None:
     policy.act(made_up(0))
     with pytest.raises(VlatoolError) as caught:
         policy.reset(seed=seed)

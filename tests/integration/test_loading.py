@@ -236,7 +236,7 @@ def test_finite_pass_has_equally_many_micro_batches_on_every_rank(
     places = [name.rpartition("/")[0] for rank in found for name in names(rank)]
     assert sorted(places) == sorted(f"0/0/{index}" for index in range(count))
     assert {len(rank) for rank in found} == {-(-count // (world * batch))}
-    assert all(one.is_fake == (not one.samples) for rank in found for one in rank)
+    assert all(one.is_dummy == (not one.samples) for rank in found for one in rank)
 
 
 def test_finite_pass_ends_with_loader_processes_too() -> None:
@@ -315,7 +315,7 @@ def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
     assert sorted(batch.samples) == [f"sample-000{number}" for number in (0, 1, 3, 4, 5)]
     assert batch.dropped == (1, 0)
     assert "sample-0002" in batch.first_drop
-    assert not batch.is_fake
+    assert not batch.is_dummy
 
 
 def resized(key: str, content: Members) -> None:
@@ -419,7 +419,7 @@ def test_micro_batch_of_broken_samples_is_a_fake_one() -> None:
 
     batch = next(iter(build_loader(plan, order, PlacesReader(broken=1), named, nothing)))
 
-    assert (batch.is_fake, batch.samples, batch.dropped) == (True, (), (0, 3))
+    assert (batch.is_dummy, batch.samples, batch.dropped) == (True, (), (0, 3))
     assert batch.batch == nothing()
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from tests.builders.memory_remote import Memory
 from tests.builders.recording import Recorder
-from tests.builders.toy_pictures import picture, write_image_shards
+from tests.builders.toy_images import picture, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
 from tests.builders.toys import install_toys
-from vlatool.artifacts.picture import decode_rgb
+from vlatool.artifacts.image import decode_rgb
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.artifacts.shard import index_by_headers, index_path
 from vlatool.errors import DataError
@@ -264,7 +264,7 @@ def test_a_run_on_pictures_goes_on_to_the_same_weights(site: Path) -> None:
 
 
 def test_a_model_type_of_pictures_keeps_the_promises(site: Path) -> None:
-    from tests.builders.toy_pictures import PictureType
+    from tests.builders.toy_images import PictureType
 
     write_image_shards(site / "shards")
     data = {"shards": [str(site / "shards")], "preprocessing": SIZE}

@@ -545,7 +545,7 @@ def test_resizing_method_is_accepted_in_both_spellings(
     assert config.sink.image_resizing_method == method
 
 
-@pytest.mark.parametrize("key", sorted(PreprocessConfig.without_effect))
+@pytest.mark.parametrize("key", sorted(PreprocessConfig.ignored))
 def test_option_without_effect_says_so(source: Path, tmp_path: Path, key: str) -> None:
     recorder = Recorder()
 
@@ -661,4 +661,4 @@ def test_published_file_includes_another_as_text(tmp_path: Path) -> None:
 def test_every_key_has_a_group_in_the_help(name: str) -> None:
     schema = PreprocessConfig.specialise({"format": name, "sink": "lbm"})
     alone = {key.name for key in declared_keys(schema).values() if key.group == "Keys"}
-    assert alone == {"format", "sources", *PreprocessConfig.without_effect}
+    assert alone == {"format", "sources", *PreprocessConfig.ignored}

@@ -19,7 +19,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import output_lock
 from vlatool.parallel.executor import ProcessExecutor
 from vlatool.storage.atomic import write_text
-from vlatool.storage.remote import remote_at
+from vlatool.storage.remote import connect
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 
@@ -293,7 +293,7 @@ class _Counted:
 
     def __call__(self, ref: EpisodeRef) -> tuple[int, int]:
         assert self.task(ref).bytes
-        return os.getpid(), id(remote_at(ref.path.address.place))
+        return os.getpid(), id(connect(ref.path.address.place))
 
 
 def settings(folder: Path) -> list[object]:

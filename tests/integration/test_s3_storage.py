@@ -32,7 +32,13 @@ from vlatool.storage.atomic import (
     write_json,
     write_text,
 )
-from vlatool.storage.parts import Part, open_from_end, open_part, read_part, read_parts
+from vlatool.storage.byte_ranges import (
+    Part,
+    open_byte_range,
+    open_tail,
+    read_byte_range,
+    read_byte_ranges,
+)
 from vlatool.storage.remote_lock import remote_lock
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import file_names, files_below, walk
@@ -160,19 +166,19 @@ class TestReading:
         spans = [(5, 10), (len(BIG) - 3, len(BIG) + 9), (MIB, 2 * MIB), (len(BIG) + 1, 2**40)]
         s3_proxy.faults.clear()
 
-        found = list(read_parts(Part(root / "file", *span) for span in spans))
+        found = list(read_byte_ranges(Part(root / "file", *span) for span in spans))
 
         assert found == [BIG[start:stop] for start, stop in spans]
         assert len(s3_proxy.faults.requests) == len(spans)
-        assert read_part(Part(root / "file", 7, len(BIG))) == BIG[7:]
+        assert read_byte_range(Part(root / "file", 7, len(BIG))) == BIG[7:]
         with pytest.raises(FileNotFoundError):
-            read_part(Part(root / "missing", 0, 1))
+            read_byte_range(Part(root / "missing", 0, 1))
 
     def test_nothing_behind_a_part_is_fetched(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         s3_proxy.faults.clear()
 
-        with open_part(Part(root / "file", MIB, 6 * MIB)) as file:
+        with open_byte_range(Part(root / "file", MIB, 6 * MIB)) as file:
             assert b"".join(iter(lambda: file.read(300_000), b"")) == BIG[MIB : 6 * MIB]
 
         assert sum(request.sent for request in s3_proxy.faults.requests) == 5 * MIB
@@ -185,7 +191,7 @@ class TestReading:
         s3_proxy.faults.clear()
         s3_proxy.faults.cut_after, s3_proxy.faults.cuts = 100_000, 1
 
-        with open_from_end(root / "file") as file:
+        with open_tail(root / "file") as file:
             file.seek(max(0, size - 10))
             assert file.read() == BIG[max(0, size - 10) : size]
             got = [one for one in s3_proxy.faults.requests if one.method == "GET"]
@@ -622,7 +628,7 @@ class TestLock:
 
 HOLDER = """
 import sys, time
-from vlatool.storage.parts import Part, open_from_end, open_part, read_part, read_parts
+from vlatool.storage.byte_ranges import Part, open_tail, open_byte_range, read_byte_range, read_byte_ranges
 from vlatool.storage.remote_lock import remote_lock
 from vlatool.storage.uri import location
 with remote_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):
@@ -633,10 +639,10 @@ with remote_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):
 
 FORKED = """
 import os, sys
-from vlatool.storage.remote import remote_at
+from vlatool.storage.remote import connect
 from vlatool.storage.uri import location
 path = location(sys.argv[1])
-client = lambda: remote_at(path.address.place)
+client = lambda: connect(path.address.place)
 ours = client()
 assert path.read_bytes() == b"x"
 child = os.fork()

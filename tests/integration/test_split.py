@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders.pictures import image_shards, window_tree
+from tests.builders.images import image_shards, window_tree
 from vlatool.artifacts.image_shards import read_list
 from vlatool.cli import app
 from vlatool.errors import VlatoolError

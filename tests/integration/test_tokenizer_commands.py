@@ -26,8 +26,8 @@ from vlatool.artifacts.run_dir import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
+from vlatool.evaluation.metric_networks import load_metric_networks
 from vlatool.evaluation.stored_preprocessing import read_preprocessing
-from vlatool.evaluation.tokenizer_judges import find_judges
 from vlatool.evaluation.trained_tokenizer import open_tokenizer
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.weights import open_titok
@@ -229,7 +229,7 @@ def test_teacher_with_another_codebook_is_refused(
 
 def test_folder_without_any_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        find_judges(str(tmp_path), torch.device("cpu"))
+        load_metric_networks(str(tmp_path), torch.device("cpu"))
 
     assert (error.value.code, error.value.exit_code) == ("data.no_network_weights", 3)
 

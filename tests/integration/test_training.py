@@ -37,7 +37,7 @@ from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, UsageError
-from vlatool.training.claim import decisive
+from vlatool.training.resume import decisive
 from vlatool.workflows.train import TrainResult, train
 
 ROOT = Path(__file__).parents[2]
@@ -522,7 +522,7 @@ def test_killed_loader_process_is_told_as_what_it_is(data: Path, tmp_path: Path)
         os.kill(loader, signal.SIGKILL)
     document, _ = started.communicate(timeout=60)
     assert started.returncode == 6, document
-    assert json.loads(document)["error"]["code"] == "environment.loader_ended"
+    assert json.loads(document)["error"]["code"] == "environment.loader_exited"
 
 
 def test_loader_processes_of_a_killed_trainer_end(data: Path, tmp_path: Path) -> None:

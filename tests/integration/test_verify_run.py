@@ -18,7 +18,7 @@ from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import OutputRecord
-from vlatool.storage.sealed import write_sealed
+from vlatool.storage.checksummed import write_checksummed
 from vlatool.storage.uri import location
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
@@ -146,7 +146,7 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
     "metrics that are a folder": (hide_metrics, {"broken_metrics"}, "error"),
     "options": (lambda run: run.options.unlink(), {"broken_options"}, "error"),
     "record": (
-        lambda run: write_sealed(run.root / ".vlatool/run.json", {"command": "train"}),
+        lambda run: write_checksummed(run.root / ".vlatool/run.json", {"command": "train"}),
         {"broken_record"},
         "error",
     ),

@@ -18,7 +18,7 @@ from vlatool.artifacts.shard import read_index
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError
-from vlatool.jobs.files import own_files
+from vlatool.jobs.files import output_files
 from vlatool.sinks.jsonl.sink import JsonlSink
 from vlatool.sources.lerobot.libero import LiberoReader
 from vlatool.storage.remote_path import RemotePath
@@ -282,7 +282,7 @@ def test_what_others_put_beside_it_is_kept(raw: Path, tmp_path: Path) -> None:
 def test_bucket_gets_the_same_bytes(raw: Path, made: Path, s3_bucket: str) -> None:
     output = RemotePath(f"s3://{s3_bucket}/A")
     convert(raw, output, name="LIBERO")
-    found = {file.name: (output / file.name).read_bytes() for file in own_files(output)}
+    found = {file.name: (output / file.name).read_bytes() for file in output_files(output)}
     assert found == contents(made)
     seen = verify(VerifyConfig(location=str(output)))
     assert isinstance(seen, VerifyResult)

@@ -8,8 +8,8 @@ from typing import Any
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from tests.builders.encoding import encoded, picture_tree, write_tokenizer
+from tests.builders.images import image_shards, window_tree
 from tests.builders.libero import convert, libero_dataset
-from tests.builders.pictures import image_shards, window_tree
 from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
 from tests.builders.tokenizers import LOSSES, NETWORK, SIDE, SIZES, write_stage_1, write_teacher

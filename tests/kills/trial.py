@@ -1,7 +1,7 @@
 """Ends a command at one step, repeats it, and compares with a run that nobody disturbed.
 
 Each run is a fork of this process, which has imported everything and started no thread: a run then
-takes a tenth of a second. The steps are those of `vlatool.storage.steps`.
+takes a tenth of a second. The steps are those of `vlatool.storage.crash_points`.
 """
 
 import os
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tests.kills.commands import Command, Place, make_inputs
 from vlatool.storage.atomic import remove_tree
+from vlatool.storage.crash_points import VARIABLE
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.steps import VARIABLE
 
 Case = tuple[int, str]
 

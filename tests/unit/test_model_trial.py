@@ -17,7 +17,7 @@ from tests.builders.toy_networks import GanObjective, LmObjective, ToyLm, token_
 from tests.builders.toys import GanType, LmType, NumbersConfig, NumbersKind, write_numbers
 from vlatool.errors import DataError
 from vlatool.model_promises import trial_config, world_data
-from vlatool.model_trial import ModelTrial
+from vlatool.model_trial import ModelChecks
 from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, StepContext
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 from vlatool.models.policy import Policy
@@ -39,7 +39,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 def check(model_type: Any, data: Path | None, folder: Path, **keys: Any) -> None:
     """As `check_model_type`, without a process that imports the module of this test."""
     config, facts = trial_config(model_type, model_type.Config.model_validate(keys), data, folder)
-    ModelTrial(config, facts, folder).check()
+    ModelChecks(config, facts, folder).check()
 
 
 def lm(objective: type[LmObjective]) -> type[LmType]:

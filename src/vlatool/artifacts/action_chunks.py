@@ -17,7 +17,7 @@ from vlatool.artifacts.window_folder import lines_files, read_manifest
 from vlatool.artifacts.windows import DATA_NAME, Window, parse_window
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
-from vlatool.jobs.record import whole_record
+from vlatool.jobs.record import read_valid_record
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> C
             hint="leave --action-fields out",
             code="usage.action_fields",
         )
-    manifest, record = read_manifest(folder), whole_record(folder)
+    manifest, record = read_manifest(folder), read_valid_record(folder)
     if manifest is None and record is not None:
         raise DataError(
             f"{folder}: `vlatool {record.command}` has not written a manifest here yet",

@@ -19,7 +19,7 @@ _MEAN, _STD = "image_mean", "image_std"
 
 
 @dataclass(frozen=True)
-class Colours:
+class ImageMeanStd:
     """What pictures in [0, 1] are moved and divided by, for red, green and blue."""
 
     image_mean: tuple[float, float, float]
@@ -41,7 +41,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_colours(folder: Path, default: Colours) -> Colours:
+def read_colours(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
     """Means and deviations of preprocessor_config.json, or the default where there is none.
 
     Raises:
@@ -54,7 +54,7 @@ def read_colours(folder: Path, default: Colours) -> Colours:
         std = _three(content.get(_STD, default.image_std))
     except (TypeError, ValueError) as error:
         raise _unusable(path, f"{_MEAN} or {_STD} are not three numbers: {error}") from None
-    return Colours(mean, std)
+    return ImageMeanStd(mean, std)
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -95,7 +95,7 @@ def read_tokenizer(folder: Path) -> str:
         raise _unusable(path, str(error)) from None
 
 
-def read_kept_tokenizer(folder: Path) -> str:
+def read_tokenizer_asset(folder: Path) -> str:
     """The tokenizer that a run keeps of its base model.
 
     Raises:

@@ -169,7 +169,7 @@ def checkpoint_step(name: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class WeightsFacts:
+class WeightsInfo:
     """What the header of a safetensors file says; dtypes as it names them (`F32`)."""
 
     parameters: int
@@ -177,7 +177,7 @@ class WeightsFacts:
     dtypes: tuple[str, ...]
 
 
-def read_weights_header(path: Path) -> WeightsFacts:
+def read_weights_header(path: Path) -> WeightsInfo:
     """Counts the parameters of a safetensors file without reading one.
 
     The file begins with the length of a JSON header, 8 bytes, little endian.
@@ -205,4 +205,4 @@ def read_weights_header(path: Path) -> WeightsFacts:
             details={"path": str(path)},
         ) from None
     dtypes = sorted({str(one.get("dtype")) for one in tensors.values()})
-    return WeightsFacts(sum(sizes), len(sizes), tuple(dtypes))
+    return WeightsInfo(sum(sizes), len(sizes), tuple(dtypes))

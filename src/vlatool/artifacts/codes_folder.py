@@ -121,14 +121,14 @@ class CodesFolder:
         names = there if stems is None else sorted(set(stems))
         if not there:
             raise self._missing(episode, "any picture")
-        self._refuse_missing(episode, sorted({*names}.difference(there)))
+        self._check_all_present(episode, sorted({*names}.difference(there)))
         read = partial(self._read_file, episode)
         far = is_remote(self.path)
         rows = in_parallel(read, names, _READ_AT_ONCE) if far else map(read, names)
         return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
 
     def _chosen(self, found: EpisodeCodes, stems: Sequence[str]) -> EpisodeCodes:
-        self._refuse_missing(found.episode, [stem for stem in stems if stem not in found.places])
+        self._check_all_present(found.episode, [stem for stem in stems if stem not in found.places])
         rows = found.codes[[found.places[stem] for stem in stems]]
         return EpisodeCodes(found.episode, tuple(stems), rows)
 
@@ -185,7 +185,7 @@ class CodesFolder:
                 details={"path": str(path)},
             )
 
-    def _refuse_missing(self, episode: str, stems: Sequence[str]) -> None:
+    def _check_all_present(self, episode: str, stems: Sequence[str]) -> None:
         if stems:
             more = f" and {len(stems) - 1} more pictures" if len(stems) > 1 else ""
             raise self._missing(episode, f"{stems[0]}{more}", stems)
@@ -254,11 +254,11 @@ def chosen_codes(tree: Path, named: Path | None = None) -> CodesFolder:
                 hint=f"choose one with --tokens {found[0].path}",
                 code="usage.two_codes",
             )
-    _refuse_stale(found[0])
+    _check_current(found[0])
     return found[0]
 
 
-def _refuse_stale(codes: CodesFolder) -> None:
+def _check_current(codes: CodesFolder) -> None:
     """Refuses codes of pictures that were made anew since."""
     record, above = read_record(codes.path), read_record(codes.path.parent)
     if record and above and record.parent and record.parent != above.fingerprint:

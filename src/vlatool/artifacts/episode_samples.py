@@ -18,8 +18,8 @@ from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.samples_jsonl import (
     ACTION_IDS,
     KINDS,
-    BuiltSample,
     Conversation,
+    TokenSample,
     answer,
     numbers_text,
     question,
@@ -120,7 +120,7 @@ class EpisodeSamples:
             if places.dtype.kind not in "iu" or (places.size and not _is_within(places, limit)):
                 raise ValueError("arrays have values that are out of range")
 
-    def sample(self, number: int, prefix: str = "") -> BuiltSample:
+    def sample(self, number: int, prefix: str = "") -> TokenSample:
         """One of them.
 
         Args:
@@ -135,7 +135,7 @@ class EpisodeSamples:
             tuple(self._ids(window)),
             self.codes[self.future[window]],
         )
-        return BuiltSample(said, tuple(prefix + self.pictures[at] for at in self.images[window]))
+        return TokenSample(said, tuple(prefix + self.pictures[at] for at in self.images[window]))
 
     def line(self, number: int, prefix: str = "") -> bytes:
         """The line of one of them, with its newline; `prefix` as in `sample`."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.errors import DataError
-from vlatool.jobs.record import whole_record
+from vlatool.jobs.record import read_valid_record
 from vlatool.storage.atomic import remove_file, write_json, write_text
 from vlatool.storage.documents import DocumentError, parse_json, read_document, read_json
 from vlatool.storage.uri import can_list
-from vlatool.transforms.action_codes import ActionTokenizer
+from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 PROCESSOR_NAME = "processor_config.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -111,7 +111,7 @@ def is_fast(folder: Path) -> bool:
 
 def _is_unfinished(folder: Path) -> bool:
     try:
-        record = whole_record(folder)
+        record = read_valid_record(folder)
     except DataError:
         return False
     return record is not None and PROCESSOR_NAME in record.owned

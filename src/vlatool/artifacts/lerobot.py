@@ -58,7 +58,7 @@ class EpisodeLine:
 
 
 @dataclass(frozen=True)
-class SetFacts:
+class SetInfo:
     """What the meta files say besides the episodes; `features` are declarations by `feature`."""
 
     version: str
@@ -94,7 +94,7 @@ def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dic
     return {"dtype": dtype, "shape": shape, "names": names}
 
 
-def write_meta(output: Path, facts: SetFacts, episodes: Sequence[EpisodeLine]) -> None:
+def write_meta(output: Path, facts: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
     """Writes episodes, tasks and, last of all, info."""
     lines = [
         {"episode_index": one.number, "tasks": one.tasks, "length": one.length} for one in episodes

@@ -19,7 +19,7 @@ _CRITICAL = {b"IHDR", b"IDAT", b"IEND", b"PLTE"}
 
 
 @dataclass(frozen=True)
-class PngFacts:
+class PngInfo:
     """What is known of a PNG whose chunks are whole.
 
     Attributes:
@@ -37,7 +37,7 @@ def is_png(data: bytes) -> bool:
     return data.startswith(_SIGNATURE)
 
 
-def png_facts(data: bytes) -> PngFacts:
+def png_info(data: bytes) -> PngInfo:
     """The header of a PNG, after checking each chunk's checksum, their order and the end.
 
     Raises:
@@ -57,7 +57,7 @@ def png_facts(data: bytes) -> PngFacts:
     is_one_run = places[-1] - places[0] + 1 == len(places)
     is_known = not any(_is_critical(kind) and kind not in _CRITICAL for kind in kinds)
     is_plain = is_one_run and is_known and _NOT_PLAIN.isdisjoint(kinds) and not any(methods)
-    return PngFacts((height, width), is_plain and (bits, colours) == (_BITS, _RGB))
+    return PngInfo((height, width), is_plain and (bits, colours) == (_BITS, _RGB))
 
 
 def _is_critical(kind: bytes) -> bool:

@@ -13,8 +13,8 @@ import yaml
 from vlatool import __version__
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
+from vlatool.storage.checksummed import read_checksummed, write_checksummed
 from vlatool.storage.documents import DocumentError, read_yaml
-from vlatool.storage.sealed import read_sealed, write_sealed
 
 CONFIG_NAME = "preprocessing_config.yaml"
 METADATA_NAME = "processing_metadata.json"
@@ -81,7 +81,7 @@ def write_processing_metadata(
             **counts,
         },
     }
-    write_sealed(folder / METADATA_NAME, document)
+    write_checksummed(folder / METADATA_NAME, document)
 
 
 def read_processing_metadata(folder: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def read_processing_metadata(folder: Path) -> dict[str, Any]:
     """
     path = folder / METADATA_NAME
     try:
-        return read_sealed(path)
+        return read_checksummed(path)
     except (DocumentError, OSError) as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}

@@ -154,7 +154,7 @@ class RunDir:
         """Writes config.yaml."""
         write_text(self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
 
-    def mend_latest(self) -> bool:
+    def repair_latest(self) -> bool:
         """Lets latest.json name the newest checkpoint; whether it did not."""
         newest = self.latest()
         told: dict[str, Any] = {}
@@ -210,7 +210,7 @@ class RunDir:
         """
         return read_file_list(self.root) or []
 
-    def check_kept(self, listed: Iterable[FileEntry]) -> None:
+    def check_assets(self, listed: Iterable[FileEntry]) -> None:
         """Makes sure that the machine's files beside the weights are as they were written.
 
         Args:
@@ -231,7 +231,7 @@ class RunDir:
                     details={"path": str(path)},
                 )
 
-    def enter_kept(self, names: Iterable[str], *, anew: bool = False) -> None:
+    def record_assets(self, names: Iterable[str], *, anew: bool = False) -> None:
         """Enters files as they are now; other entries stay as they are, or go (`anew`)."""
         listed = {} if anew else {entry.path: entry for entry in self.kept_files()}
         files = [self.root / name for name in names]

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from vlatool.artifacts.image import decoded_size, open_picture
 from vlatool.artifacts.npz_bytes import array_headers, read_arrays, write_arrays
-from vlatool.artifacts.picture import decoded_size, open_picture
 from vlatool.episode import Array, Sample
 
 ARRAYS = "lowdim.npz"

@@ -77,7 +77,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class BuiltSample:
+class TokenSample:
     """One line.
 
     Attributes:
@@ -126,12 +126,12 @@ def render_line(asked: str, answered: str, images: Sequence[str]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def render_sample(sample: BuiltSample) -> bytes:
+def render_sample(sample: TokenSample) -> bytes:
     """The line, UTF-8, with its newline; ValueError where the instruction cannot stand in it."""
     return render_line(sample.said.question(), sample.said.answer(), sample.images)
 
 
-def parse_sample(line: bytes) -> BuiltSample:
+def parse_sample(line: bytes) -> TokenSample:
     """The sample in a line.
 
     Raises:
@@ -146,7 +146,7 @@ def parse_sample(line: bytes) -> BuiltSample:
     said = parse_messages(row["messages"])
     if said.pictures != len(images):
         raise ValueError(f"the question has {said.pictures} {IMAGE}, {len(images)} are listed")
-    return BuiltSample(said, tuple(images))
+    return TokenSample(said, tuple(images))
 
 
 def parse_messages(messages: Any) -> Conversation:

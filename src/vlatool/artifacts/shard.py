@@ -22,7 +22,7 @@ from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.storage.parts import open_onwards
+from vlatool.storage.byte_ranges import open_forward
 
 _META = re.compile(r"^__.*__$")
 # What tarfile says of files that are no tar or lie about sizes.
@@ -388,7 +388,7 @@ def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
         FileNotFoundError: There is no such file.
         DataError: It cannot be walked to its end.
     """
-    with nullcontext(copy) if copy is not None else open_onwards(path) as file:
+    with nullcontext(copy) if copy is not None else open_forward(path) as file:
         scan = _scan(file)
         size = file.seek(0, 2)
     damage = [one.message for one in scan.problems if one.code == "broken_tar"]

@@ -17,7 +17,7 @@ from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.artifacts.stats import Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.files import read_file_list
-from vlatool.jobs.record import OutputRecord, whole_record
+from vlatool.jobs.record import OutputRecord, read_valid_record
 
 SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
 _COMPACT_NAME = "stats_compact.json"
@@ -157,7 +157,7 @@ class ShardFolder:
 
     def record(self) -> OutputRecord | None:
         """The record of the run that wrote it; None where there is none, DataError if damaged."""
-        return whole_record(self.output)
+        return read_valid_record(self.output)
 
 
 def is_output(location: Path) -> bool:
@@ -168,7 +168,7 @@ def is_output(location: Path) -> bool:
 def is_unfinished(location: Path) -> bool:
     """Whether a run that writes training data has begun here, or one whose record is damaged."""
     try:
-        record = whole_record(location)
+        record = read_valid_record(location)
     except DataError:
         return True
     return record is not None and record.command == "preprocess"

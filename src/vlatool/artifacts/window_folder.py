@@ -15,7 +15,7 @@ from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
 from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME, parse_window
 from vlatool.errors import DataError
-from vlatool.jobs.record import whole_record
+from vlatool.jobs.record import read_valid_record
 from vlatool.storage.atomic import write_json
 from vlatool.storage.documents import DocumentError, read_json
 
@@ -135,7 +135,7 @@ def _says_so(location: Path) -> bool:
 
 def _is_unfinished(location: Path) -> bool:
     try:
-        record = whole_record(location)
+        record = read_valid_record(location)
     except DataError:
         return False
     return record is not None and set(OWNED_FILES) <= set(record.owned)

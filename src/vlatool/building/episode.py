@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vlatool.artifacts.built_folder import packed_name
 from vlatool.artifacts.codes_folder import CodesFolder
 from vlatool.artifacts.episode_samples import EpisodeSamples, assemble, distinct_windows
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import read_lines, write_lines
 from vlatool.artifacts.profile import Profile
+from vlatool.artifacts.samples_folder import packed_name
 from vlatool.artifacts.samples_jsonl import parse_sample, question
 from vlatool.artifacts.windows import (
     EPISODE_PREFIX,
@@ -37,7 +37,7 @@ from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import write_bytes
-from vlatool.transforms.action_codes import ActionTokenizer
+from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 SamplesLayout = Literal["jsonl", "packed"]
 
@@ -77,7 +77,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EpisodeBuild:
+class EpisodeBuilder:
     """Writes the samples of an episode; picklable.
 
     Attributes:
@@ -106,13 +106,15 @@ class EpisodeBuild:
         Raises:
             DataError: A line is no window, a picture has no codes, an action cannot be encoded.
         """
-        windows = [_as_said(one) for one in read_windows(item.path) if one.kind in self.kinds]
+        windows = [
+            _strip_instruction(one) for one in read_windows(item.path) if one.kind in self.kinds
+        ]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
         kept, _ = distinct_windows(windows)
-        _refuse_repeats(item, windows)
-        _refuse_foreign(item, kept)
+        _check_no_repeats(item, windows)
+        _check_own_episode(item, kept)
         ids, findings = self._action_ids(item, kept)
         samples = assemble(windows, ids, self._codes(kept))
         kinds = Counter(one.kind for one in windows)
@@ -246,13 +248,13 @@ def common_shape(path: Path, windows: Sequence[Window]) -> Shape:
     return shape
 
 
-def _as_said(window: Window) -> Window:
+def _strip_instruction(window: Window) -> Window:
     """The window with its instruction as samples have it, without space at the end."""
     task = window.task.rstrip()
     return window if task == window.task else replace(window, task=task)
 
 
-def _refuse_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
+def _check_no_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
     """DataError where a window stands there twice."""
     seen: set[tuple[object, ...]] = set()
     for one in windows:
@@ -263,7 +265,7 @@ def _refuse_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
         seen.add(key)
 
 
-def _refuse_foreign(item: WindowFile, windows: Sequence[Window]) -> None:
+def _check_own_episode(item: WindowFile, windows: Sequence[Window]) -> None:
     """DataError where a window names a picture of elsewhere."""
     for path in {path for one in windows for path in (*one.images, *one.future)}:
         if (folder := picture_folder(path)) is None:

@@ -6,7 +6,6 @@ Source: future-vla 1.8, 2.5.
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlatool.artifacts.built_folder import is_built, lies_in
 from vlatool.artifacts.codes import (
     CODEBOOK_SIZE,
     CODES_PER_PICTURE,
@@ -17,6 +16,7 @@ from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.profile import PUBLISHED, Gripper, Profile, has_profile, read_profile
+from vlatool.artifacts.samples_folder import is_inside, is_samples
 from vlatool.artifacts.samples_jsonl import ACTION_IDS, ID_MAP, question
 from vlatool.artifacts.window_folder import read_manifest
 from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME
@@ -24,16 +24,16 @@ from vlatool.building.episode import WindowFile
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.documents import read_document
-from vlatool.transforms.action_codes import ActionTokenizer
+from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 _ROTATIONS = ("roll", "pitch", "yaw")
 _TEXT_TOKENIZER = "tokenizer.json"
 
 
-def refuse_own_place(output: Path, tree: Path) -> None:
+def check_output_outside_input(output: Path, tree: Path) -> None:
     """The output is never the input, nor inside what belongs to it."""
     own = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
-    if output.resolve() == tree.resolve() or any(lies_in(output, one) for one in own):
+    if output.resolve() == tree.resolve() or any(is_inside(output, one) for one in own):
         raise UsageError(
             f"{output}: belongs to the input, which is never changed",
             hint=f"choose another --output, such as {tree / 'built'}",
@@ -47,7 +47,7 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     Raises:
         DataError: There are none, the folder holds built samples, or a run still writes it.
     """
-    if is_built(tree):
+    if is_samples(tree):
         raise DataError(
             f"{tree}: holds built samples already",
             hint="give the folder that `vlatool preprocess` wrote, not what was built of it",

@@ -7,8 +7,8 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.built_folder import read_packed, shard_of_lines
 from vlatool.artifacts.lines import write_lines
+from vlatool.artifacts.samples_folder import read_packed, shard_of_lines
 from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.building.episode import Shape
 from vlatool.errors import DataError
@@ -17,7 +17,7 @@ from vlatool.jobs.journal import Receipt
 
 
 @dataclass
-class BuiltSum:
+class DatasetTotals:
     """The sum of what was built, episode by episode.
 
     Attributes:

@@ -120,19 +120,19 @@ def root(
 
 def main() -> None:
     """The `vlatool` command."""
-    from vlatool.cli.output import Stderr, open_streams, settle_stdout
+    from vlatool.cli.output import Stderr, flush_stdout, open_streams
 
     open_streams()
-    _outlive_warnings()
+    _ignore_warning_errors()
     code = run(sys.argv[1:])
-    settle_stdout()
+    flush_stdout()
     Stderr().flush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        _leave_at_once(code)
+        _exit_now(code)
     sys.exit(code)
 
 
-def _outlive_warnings() -> None:
+def _ignore_warning_errors() -> None:
     """`PYTHONWARNINGS=error` would end a command for what some other package warns of."""
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.simplefilter("default")
@@ -140,7 +140,7 @@ def _outlive_warnings() -> None:
         os.environ.pop("PYTHONWARNINGS", None)
 
 
-def _leave_at_once(code: int) -> None:
+def _exit_now(code: int) -> None:
     """Ends a process of a distributed run without tearing torch down.
 
     Everything is written and synced by now. Torch 2.13 may abort while it tears a gloo process
@@ -204,9 +204,9 @@ def _fail(error: BaseException, options: OutputOptions) -> int:
 
 def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
     """A reader of stdout that has gone away ends the command quietly; other pipes are bugs."""
-    from vlatool.cli.output import is_stdout_abandoned, silence
+    from vlatool.cli.output import is_stdout_closed, silence
 
-    if not is_stdout_abandoned():
+    if not is_stdout_closed():
         return _fail(error, options)
     silence(sys.stdout)
     return 0

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
+from vlatool.cli.argv import Grammar, UnknownOptionError, lift
 from vlatool.cli.completion import Vocabulary, completions, kept
-from vlatool.cli.lifting import Grammar, UnknownOptionError, lift
 from vlatool.cli.options import (
     CONTEXT,
     OUTPUT_HELP,
@@ -102,7 +102,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         super().__init__(*arguments, **{**named, "context_settings": CONTEXT})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Normalises option names; unknown ones are answered with the nearest."""
+        """Normalizes option names; unknown ones are answered with the nearest."""
         ctx.meta[_ARGS] = list(args)
         if ctx.resilient_parsing:  # a completion, which `shell_complete` answers alone
             return super().parse_args(ctx, [])
@@ -315,7 +315,7 @@ class ConfigCommand(VlatoolCommand):
             groups.setdefault("Run", []).append(row)
         shorts = {name: short for short, name in self.spec.short.items()}
         args = ctx.meta.get(_ARGS, [])
-        ignored = self.spec.schema(args).without_effect if self.spec.is_flat else {}
+        ignored = self.spec.schema(args).ignored if self.spec.is_flat else {}
         for name, key in self.keys(args).items():
             if name in ignored:
                 continue

@@ -8,8 +8,8 @@ from vlatool.cli.ranks import on_ranks, one_voice
 from vlatool.cli.session import command
 from vlatool.cli.train import is_shown
 from vlatool.cli.training_options import (
-    BEGINNING,
     BUDGET,
+    INIT_FROM,
     RESOLVING,
     RUN,
     SWITCHES,
@@ -17,7 +17,7 @@ from vlatool.cli.training_options import (
 )
 
 app = command_app()
-SPEC = training_spec({"from": BEGINNING, "output": RUN, **BUDGET, **SWITCHES, **RESOLVING})
+SPEC = training_spec({"from": INIT_FROM, "output": RUN, **BUDGET, **SWITCHES, **RESOLVING})
 
 _HOW_TO_START = (
     "start from what the checkpoint was trained with: --preset NAME, or --config RUN/config.yaml"
@@ -40,7 +40,7 @@ def finetune(
     with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 
-        run.refuse_without_model(_HOW_TO_START)
+        run.check_model_given(_HOW_TO_START)
         resolved = run.resolved(TrainConfig)
         if is_shown(run, resolved) or on_ranks(run, nproc):
             return

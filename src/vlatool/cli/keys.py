@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlatool.cli.lifting import Typed
+from vlatool.cli.argv import Typed
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
 from vlatool.config.layers import STRICT, Reading

@@ -90,7 +90,7 @@ def write_stdout(text: str) -> None:
         ) from error
 
 
-def settle_stdout() -> None:
+def flush_stdout() -> None:
     """Leaves nothing to the flush of the interpreter, whose failure is exit 120."""
     try:
         sys.stdout.flush()
@@ -104,7 +104,7 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def is_stdout_abandoned() -> bool:
+def is_stdout_closed() -> bool:
     """Whether nobody reads the pipe that stdout is."""
     try:
         poller = select.poll()

@@ -8,10 +8,10 @@ from vlatool.cli.config_command import config_command
 from vlatool.cli.options import command_app
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import command
-from vlatool.cli.training_options import BEGINNING, BUDGET, RESOLVING, training_spec
+from vlatool.cli.training_options import BUDGET, INIT_FROM, RESOLVING, training_spec
 
 app = command_app()
-SPEC = training_spec({"from": BEGINNING, **BUDGET, **RESOLVING})
+SPEC = training_spec({"from": INIT_FROM, **BUDGET, **RESOLVING})
 FileOpt = Annotated[
     str | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the YAML here, atomically."),

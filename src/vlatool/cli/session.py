@@ -67,7 +67,7 @@ class Run:
             self.reporter.warn("keys_left_out", told + ", ".join(resolved.ignored))
         return resolved
 
-    def refuse_without_model(self, hint: str) -> None:
+    def check_model_given(self, hint: str) -> None:
         """UsageError where neither a preset, a file nor a key says what is trained."""
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
         is_named = any(one.key == "model.type" for one in typed.overrides({}))

@@ -27,7 +27,7 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
     return {"save_path": parent or root, "name": name}
 
 
-def expand_beginning(texts: list[str]) -> Mapping[str, Any]:
+def expand_init_from(texts: list[str]) -> Mapping[str, Any]:
     """The weights of a checkpoint, and nothing else of it."""
     return {"model.resume_from_checkpoint": texts[-1], "model.resume_weights_only": True}
 
@@ -46,7 +46,7 @@ def _named(keys: Sequence[str], switches: Sequence[str]) -> Mapping[str, Sugar]:
 
 
 DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
-BEGINNING = Sugar(expand_beginning, "CKPT", "Run, checkpoint or published file to begin with.")
+INIT_FROM = Sugar(expand_init_from, "CKPT", "Run, checkpoint or published file to begin with.")
 RUN = Sugar(expand_run, "RUN", "Folder of the run.", short="-o")
 BUDGET: Mapping[str, Sugar] = {
     "total_train_samples": _scalar("total_train_samples", "Budget in samples."),

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from vlatool.config.fit import fit
+from vlatool.config.coerce import fit
 from vlatool.config.scalars import unwrap
-from vlatool.config.schema import flat_keys, mark, unset_needed
+from vlatool.config.schema import flat_keys, mark, unset_required
 from vlatool.errors import UsageError
 from vlatool.plugins import Registry
 
@@ -44,9 +44,9 @@ class ConfigModel(BaseModel):
         registries: Section to the table that its kind is looked up in.
         no_effect_on_output: Keys that cannot change what is produced (workers, verbosity).
         renamed: Published key to ours, for keys that have a better name here.
-        stands_for: Section to names that stand for keys of it: the first key gets the value, the
+        virtual_keys: Section to names that stand for keys of it: the first key gets the value, the
             others, which say more about an earlier value, are emptied.
-        without_effect: Published keys that are accepted and do nothing, with the reason.
+        ignored: Published keys that are accepted and do nothing, with the reason.
         refused: Published keys that are known and cannot be used yet: the values with which nothing
             is asked for, and the reason why others are refused where they would count.
         preset_sections: Folder of presets to the section that they fill; empty for the whole.
@@ -72,8 +72,8 @@ class ConfigModel(BaseModel):
     location_keys: ClassVar[frozenset[str]] = frozenset()
     unrecorded: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}
-    stands_for: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
-    without_effect: ClassVar[Mapping[str, str]] = {}
+    virtual_keys: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    ignored: ClassVar[Mapping[str, str]] = {}
     refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}
     preset_sections: ClassVar[Mapping[str, str]] = {}
     translations: ClassVar[Registry[Any] | None] = None
@@ -82,7 +82,7 @@ class ConfigModel(BaseModel):
         """The configuration with what other keys decide, and dotted key to rule."""
         return self, {}
 
-    def broken_rules(self) -> Iterable[Violation]:
+    def violations(self) -> Iterable[Violation]:
         """What is wrong with these values when a command runs, though each can be read."""
         return ()
 
@@ -169,7 +169,7 @@ def derived_field(rule: str, description: str, *, default: Any = None, **constra
     )
 
 
-def needed_field(default: Any, description: str, **constraints: Any) -> Any:
+def required_field(default: Any, description: str, **constraints: Any) -> Any:
     """A key that may stay unset while resolving, but not when the command runs."""
     return Field(
         default=default, description=description, json_schema_extra={"needed": True}, **constraints
@@ -197,7 +197,7 @@ def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = ""
     return {f"{prefix}{name}": derivation_rule(fields[name]) for name in names}
 
 
-def check_needed(config: ConfigModel, usage: str) -> None:
+def check_required(config: ConfigModel, usage: str) -> None:
     """Makes sure that the keys without which a command cannot run have a value.
 
     Args:
@@ -207,11 +207,11 @@ def check_needed(config: ConfigModel, usage: str) -> None:
     Raises:
         UsageError: One has none.
     """
-    for key in unset_needed(config):
+    for key in unset_required(config):
         raise UsageError(f"{key!r} needs a value", hint=usage, code="usage.missing_key")
 
 
-def each_once(value: Sequence[Any]) -> Sequence[Any]:
+def unique_items(value: Sequence[Any]) -> Sequence[Any]:
     """The values, if none stands there twice; a rule for field validators."""
     twice = [item for item in value if value.count(item) > 1]
     if twice:

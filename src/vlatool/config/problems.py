@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vlatool.config.fit import Rejected
+from vlatool.config.coerce import Rejected
 from vlatool.config.scalars import write_scalar
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
 from vlatool.config.tree import Node, child, find, nearest_origin, plain

@@ -23,7 +23,7 @@ from vlatool.config.tree import (
     without,
 )
 from vlatool.errors import UsageError
-from vlatool.storage.uri import refuse_credentials
+from vlatool.storage.uri import check_no_credentials
 
 C = TypeVar("C", bound=ConfigModel)
 
@@ -77,7 +77,7 @@ def load_config(
     layers = [_spelled_out(layer, specialised, problems) for layer in layers]
     layers = [_sectioned(layer, specialised, problems) for layer in layers]
     merged = _combined(layers, specialised.exclusive, problems)
-    _refuse_credentials(merged)
+    _check_no_credentials(merged)
     return _validate(specialised, merged, problems, read)
 
 
@@ -93,15 +93,15 @@ def _reader(
     )
 
 
-def _refuse_credentials(node: Node) -> None:
+def _check_no_credentials(node: Node) -> None:
     """Refuses locations with a secret in them, before anything prints or records the tree."""
     if isinstance(node.value, str):
         for text in node.value.split(","):
-            refuse_credentials(text.strip())
+            check_no_credentials(text.strip())
     elif isinstance(node.value, dict | list):
         children = node.value.values() if isinstance(node.value, dict) else node.value
         for child in children:
-            _refuse_credentials(child)
+            _check_no_credentials(child)
 
 
 def chosen_schema(
@@ -140,7 +140,7 @@ def _renamed(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> 
 def _spelled_out(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
     """`layer` with the keys that stand for keys of a section put in their places."""
     top = dict(layer.value)
-    for section, names in schema.stands_for.items():
+    for section, names in schema.virtual_keys.items():
         given = top.get(section)
         if given is None or not isinstance(given.value, dict):
             continue

@@ -15,7 +15,7 @@ from vlatool.events import Reporter
 def violations(config: ConfigModel) -> Iterator[Violation]:
     """Values that nothing can be done with yet, and those that contradict others."""
     for prefix, section in sections(config):
-        for broken in section.broken_rules():
+        for broken in section.violations():
             yield replace(broken, keys=tuple(f"{prefix}{key}" for key in broken.keys))
         for key, (allowed, reason) in section.refused.items():
             value = getattr(section, key)
@@ -24,10 +24,10 @@ def violations(config: ConfigModel) -> Iterator[Violation]:
                 yield Violation((f"{prefix}{key}",), message, "error", "config.refused")
 
 
-def without_effect(config: ConfigModel) -> Iterator[str]:
+def ignored_keys(config: ConfigModel) -> Iterator[str]:
     """A sentence for every key that was set and does nothing."""
     for prefix, section in sections(config):
-        for key, reason in section.without_effect.items():
+        for key, reason in section.ignored.items():
             if getattr(section, key) != type(section).model_fields[key].default:
                 yield f"{prefix}{key} has no effect: {reason}"
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from vlatool.config.fit import alternatives
+from vlatool.config.coerce import alternatives
 
 ANY_NAME = "*"
 """Stands in dotted keys for an index of a list or a name of a mapping."""
@@ -98,7 +98,7 @@ def flat_keys(schema: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def unset_needed(config: BaseModel) -> list[str]:
+def unset_required(config: BaseModel) -> list[str]:
     """What must still be set: needed keys without a value, groups of which one key is needed."""
     exclusive: tuple[tuple[str, ...], ...] = getattr(config, "exclusive", ())
     groups = [" or ".join(keys) for keys in exclusive if not any(getattr(config, k) for k in keys)]

@@ -12,7 +12,7 @@ import torch
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import Weights
-from vlatool.evaluation.memory import Memory, Moment, PictureFit
+from vlatool.evaluation.history import ImageFit, Memory, Moment
 from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.plugins import did_you_mean
 
@@ -20,12 +20,12 @@ _INSTRUCTION = "instruction"
 _log = logging.getLogger(__name__)
 
 
-class ActingPolicy:
+class PolicyRunner:
     """Sees the newest moment, remembers the past, plans the next steps of one robot.
 
     Attributes:
         cameras: Cameras that it sees.
-        fields: Measured fields that it needs, name to width: what it sees, and the poses that
+        fields: EvalResult fields that it needs, name to width: what it sees, and the poses that
             its actions are relative to.
         actions: Fields that it commands, name to width; all absolute, so no name ends in
             `_relative`.
@@ -47,7 +47,7 @@ class ActingPolicy:
         self._policy = policy
         self._inference_steps = inference_steps
         self._seed = seed
-        self._fit = PictureFit(policy.pictures, partial(_log.warning, "%s"))
+        self._fit = ImageFit(policy.pictures, partial(_log.warning, "%s"))
         self._names = [*self.cameras, *self.fields, _INSTRUCTION]
         self.reset()
 
@@ -204,7 +204,7 @@ def _vector(name: str, values: Any, width: int) -> Array:
 
 def load_policy(
     checkpoint: str | Path, *, weights: Weights = "auto", inference_steps: int = 8, seed: int = 0
-) -> ActingPolicy:
+) -> PolicyRunner:
     """A trained policy that acts.
 
         import vlatool
@@ -236,4 +236,4 @@ def load_policy(
             hint="give the path of a run folder or checkpoint",
             code="usage.bad_value",
         )
-    return ActingPolicy(load_trained(str(checkpoint), weights), inference_steps, _seed(seed))
+    return PolicyRunner(load_trained(str(checkpoint), weights), inference_steps, _seed(seed))

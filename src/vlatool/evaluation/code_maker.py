@@ -22,7 +22,7 @@ from vlatool.evaluation.coding_config import Precision
 from vlatool.evaluation.stored_preprocessing import resize_rule
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.preprocessing import checked_image, prepare_image
-from vlatool.models.pictures import bytes_of, pixels_of
+from vlatool.models.images import to_float, to_uint8
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.titok.weights import open_titok
@@ -38,7 +38,7 @@ _DECIDING = ("encoder.", "latent_tokens", "quantize.")
 
 
 @dataclass(frozen=True)
-class PictureRule:
+class ImageRule:
     """What pictures must be; picklable.
 
     Attributes:
@@ -95,7 +95,7 @@ class CodeMaker:
     """
 
     def __init__(
-        self, name: str, config: TitokConfig, model: Titok, rule: PictureRule, device: torch.device
+        self, name: str, config: TitokConfig, model: Titok, rule: ImageRule, device: torch.device
     ) -> None:
         self.name = name
         self.config = config
@@ -112,9 +112,9 @@ class CodeMaker:
         return self.config.quantizer.codebook_size
 
     @property
-    def can_draw(self) -> bool:
+    def has_decoder(self) -> bool:
         """Whether it makes pixels of codes; a first stage does not."""
-        return self.config.draws_pixels
+        return self.config.predicts_pixels
 
     @torch.inference_mode()
     def codes(self, images: Tensor, precision: Precision = "fp32") -> Codes:
@@ -126,7 +126,7 @@ class CodeMaker:
         """
         quantizer = self._model.quantize
         assert quantizer is not None
-        pixels = pixels_of(images)
+        pixels = to_float(images)
         if precision == "bf16":
             with torch.autocast(self.device.type, torch.bfloat16):
                 features = self._model.encoder(pixels, self._model.latent_tokens)
@@ -147,11 +147,11 @@ class CodeMaker:
             DataError: They are out of range, or not K.
         """
         with _true_float32(self.device):
-            return bytes_of(self._model.decode_codes(torch.from_numpy(codes).to(self.device)))
+            return to_uint8(self._model.decode_codes(torch.from_numpy(codes).to(self.device)))
 
     def check_draws(self) -> None:
         """DataError where it makes codes and draws no pixels."""
-        if not self.can_draw:
+        if not self.has_decoder:
             raise DataError(
                 f"{self.name}: is a first stage, which makes codes and draws no pixels",
                 hint="give the run of its second stage",
@@ -197,11 +197,11 @@ def open_code_maker(location: str, device: torch.device) -> CodeMaker:
             details={"path": location},
         )
     assert config.image_size is not None
-    rule = PictureRule(config.image_size, resize_rule(location, config.image_size))
+    rule = ImageRule(config.image_size, resize_rule(location, config.image_size))
     return CodeMaker(_name_of(location), config, model, rule, device)
 
 
-def own_device() -> torch.device:
+def rank_device() -> torch.device:
     """The device of this process among those of its machine."""
     if not torch.cuda.is_available():
         return torch.device("cpu")

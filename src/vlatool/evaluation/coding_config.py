@@ -6,8 +6,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.artifacts.codes import CodesLayout
-from vlatool.config.base import ConfigModel, needed_field
-from vlatool.jobs.conduct import CONDUCT, DryRun, MaxFailures, OnError, Overwrite
+from vlatool.config.base import ConfigModel, required_field
+from vlatool.jobs.command import JOB_KEYS, DryRun, MaxFailures, OnError, Overwrite
 
 Precision = Literal["fp32", "bf16"]
 
@@ -18,21 +18,21 @@ class EncodeConfig(ConfigModel):
     """What `vlatool encode` does."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Output": ("output", "layout", "check_every", *CONDUCT, "skip_existing"),
+        "Output": ("output", "layout", "check_every", *JOB_KEYS, "skip_existing"),
         "Device": ("precision", *_DEVICE),
     }
     renamed: ClassVar[Mapping[str, str]] = {"a_dir": "data", "ckpt_dir": "tokenizer"}
-    without_effect: ClassVar[Mapping[str, str]] = {
+    ignored: ClassVar[Mapping[str, str]] = {
         "skip_existing": "episodes whose codes are whole are always kept; --overwrite makes them "
         "anew",
         "no_amp": "the encoder computes in fp32 unless --precision bf16 is given",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"data", "tokenizer", "output", "format", *_DEVICE, *CONDUCT, *without_effect}
+        {"data", "tokenizer", "output", "format", *_DEVICE, *JOB_KEYS, *ignored}
     )
 
-    data: str = needed_field("", "Folder of windows or pictures, image shards, or recordings.")
-    tokenizer: str = needed_field("", "Run, checkpoint or published folder of a tokenizer.")
+    data: str = required_field("", "Folder of windows or pictures, image shards, or recordings.")
+    tokenizer: str = required_field("", "Run, checkpoint or published folder of a tokenizer.")
     output: str | None = Field(
         default=None,
         description="Folder for the codes; null for TiToken/ or tokens/ beside the pictures.",
@@ -73,15 +73,15 @@ class EncodeConfig(ConfigModel):
 class DecodeConfig(ConfigModel):
     """What `vlatool decode` does."""
 
-    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *CONDUCT)}
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *JOB_KEYS)}
     renamed: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"codes", "tokenizer", "output", *CONDUCT}
+        {"codes", "tokenizer", "output", *JOB_KEYS}
     )
 
-    codes: str = needed_field("", "Folder of codes, or one of its files.")
-    tokenizer: str = needed_field("", "Run, checkpoint or published folder of the tokenizer.")
-    output: str = needed_field("", "Folder for the pictures.")
+    codes: str = required_field("", "Folder of codes, or one of its files.")
+    tokenizer: str = required_field("", "Run, checkpoint or published folder of the tokenizer.")
+    output: str = required_field("", "Folder for the pictures.")
     batch_size: int = Field(default=32, ge=1, description="Most pictures on a device at once.")
     on_error: OnError = "skip"
     max_failures: MaxFailures = None

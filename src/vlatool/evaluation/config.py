@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlatool.config.base import ConfigModel, needed_field
+from vlatool.config.base import ConfigModel, required_field
 
 Weights = Literal["auto", "ema", "raw"]
 
@@ -12,8 +12,8 @@ Weights = Literal["auto", "ema", "raw"]
 class OpenLoopConfig(ConfigModel):
     """Predicted against recorded action chunks."""
 
-    checkpoint: str = needed_field("", "Run folder or checkpoint, of any scheme.")
-    data: str = needed_field("", "What `vlatool preprocess` wrote, of any scheme.")
+    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
+    data: str = required_field("", "What `vlatool preprocess` wrote, of any scheme.")
     output: str | None = Field(
         default=None, description="Folder for the results; null: in the run, if that is local."
     )
@@ -52,8 +52,8 @@ class ActionMap(ConfigModel):
 class RolloutConfig(ConfigModel):
     """A policy acting in a Gymnasium environment."""
 
-    checkpoint: str = needed_field("", "Run folder or checkpoint, of any scheme.")
-    env: str = needed_field("", "Id of a Gymnasium environment.")
+    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
+    env: str = required_field("", "Id of a Gymnasium environment.")
     env_options: dict[str, Any] = Field(
         default={}, description="What the environment is made with, such as {cameras: 4}."
     )

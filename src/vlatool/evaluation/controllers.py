@@ -15,7 +15,7 @@ import torch
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import FieldMap, RolloutConfig
-from vlatool.evaluation.memory import Memory, Moment, PictureFit
+from vlatool.evaluation.history import ImageFit, Memory, Moment
 from vlatool.models.policy import Policy
 from vlatool.plugins import did_you_mean
 
@@ -75,7 +75,7 @@ class _Step:
 class PolicyController:
     """Samples a chunk, carries out its first steps, samples again."""
 
-    def __init__(self, policy: Policy, config: RolloutConfig, fit: PictureFit) -> None:
+    def __init__(self, policy: Policy, config: RolloutConfig, fit: ImageFit) -> None:
         self._policy = policy
         self._fit = fit
         self._config = config

@@ -28,14 +28,14 @@ from vlatool.artifacts.codes import (
     write_check,
     write_codes,
 )
-from vlatool.artifacts.picture import encode_png
+from vlatool.artifacts.image import encode_png
 from vlatool.episode import Array
 from vlatool.errors import VlatoolError
-from vlatool.evaluation.code_maker import CodeMaker, Codes, PictureRule
+from vlatool.evaluation.code_maker import CodeMaker, Codes, ImageRule
 from vlatool.evaluation.coding_config import Precision
-from vlatool.evaluation.picture_sets import OpenPictures, PictureItem, PictureSet, refuse_twins
+from vlatool.evaluation.image_sets import OpenPictures, PictureItem, PictureSet, check_unique_names
 from vlatool.jobs.journal import Receipt
-from vlatool.loading.loader import loader_ended, settle_worker, start_server
+from vlatool.loading.loader import init_worker, loader_exited, start_server
 from vlatool.parallel.executor import Outcome, attempt, default_workers
 from vlatool.storage.background import in_background
 
@@ -98,7 +98,7 @@ class _Read(NamedTuple):
 class _Reading(Dataset[_Read]):
     """Reads and decodes batches; lives in the reading processes."""
 
-    def __init__(self, pictures: PictureSet, rule: PictureRule) -> None:
+    def __init__(self, pictures: PictureSet, rule: ImageRule) -> None:
         self._pictures, self._rule = pictures, rule
         self._opened: tuple[int, OpenPictures] | None = None
 
@@ -227,7 +227,7 @@ class EncodePipeline:
             prefetch_factor=_PREFETCH if workers else None,
             pin_memory=on_gpu,
             multiprocessing_context=context,
-            worker_init_fn=settle_worker if workers else None,
+            worker_init_fn=init_worker if workers else None,
         )
         if workers:
             start_server()
@@ -240,7 +240,7 @@ class EncodePipeline:
                     return
                 yield read
         except RuntimeError as error:
-            raise loader_ended(error) or error from None
+            raise loader_exited(error) or error from None
         finally:
             for process in getattr(running, "_workers", ()):
                 process.kill()
@@ -364,7 +364,7 @@ def _take(episode: _Episode, read: _Read, codes: Array | None = None) -> None:
         return
     twins = [stem for stem in read.stems if stem in episode.codes]
     if twins or len(set(read.stems)) < len(read.stems):
-        outcome = attempt(partial(refuse_twins, episode.item.path), [*read.stems, *twins])
+        outcome = attempt(partial(check_unique_names, episode.item.path), [*read.stems, *twins])
         episode.error = outcome.error
         return
     episode.codes.update(zip(read.stems, codes.astype(np.uint16), strict=True))

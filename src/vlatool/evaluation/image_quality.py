@@ -92,7 +92,7 @@ def block_means(images: Tensor, edge: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ScoredPicture:
+class ImageScore:
     """A picture by its name, with its figures."""
 
     key: str
@@ -111,13 +111,13 @@ class PictureScores:
 
     names: Sequence[str]
     device: torch.device | None = None
-    rows: list[ScoredPicture] = field(default_factory=list[ScoredPicture])
+    rows: list[ImageScore] = field(default_factory=list[ImageScore])
 
     def add(self, keys: Sequence[str], figures: Mapping[str, Tensor]) -> None:
         """Takes in the figures [B] of some pictures."""
         columns = [figures[name].tolist() for name in self.names]
         for key, *values in zip(keys, *columns, strict=True):
-            self.rows.append(ScoredPicture(key, dict(zip(self.names, values, strict=True))))
+            self.rows.append(ImageScore(key, dict(zip(self.names, values, strict=True))))
 
     def sums(self) -> Tensor:
         """Sum of each figure, then the number of pictures: float64 [names + 1]."""
@@ -134,15 +134,15 @@ class PictureScores:
 
 
 @dataclass(frozen=True)
-class Extremes:
+class BestMedianWorst:
     """Pictures to look at, by one figure; a picture stands in one of them only."""
 
-    best: Sequence[ScoredPicture]
-    median: Sequence[ScoredPicture]
-    worst: Sequence[ScoredPicture]
+    best: Sequence[ImageScore]
+    median: Sequence[ImageScore]
+    worst: Sequence[ImageScore]
 
 
-def extremes(rows: Sequence[ScoredPicture], figure: str, count: int) -> Extremes:
+def extremes(rows: Sequence[ImageScore], figure: str, count: int) -> BestMedianWorst:
     """The best, median and worst `count` pictures, fewer of each where there are not so many.
 
     Best first; equal ones by name, so that the choice does not depend on the order of ranks.
@@ -153,11 +153,11 @@ def extremes(rows: Sequence[ScoredPicture], figure: str, count: int) -> Extremes
     worst = rest[max(0, len(rest) - count) :]
     between = rest[: len(rest) - len(worst)]
     start = (len(between) - count) // 2 if len(between) > count else 0
-    return Extremes(best, between[start : start + count], worst)
+    return BestMedianWorst(best, between[start : start + count], worst)
 
 
 @dataclass
-class MeanPicture:
+class MeanImageBaseline:
     """The error that is made by always showing the mean of all pictures, from sums.
 
     Attributes:
@@ -171,7 +171,7 @@ class MeanPicture:
     count: Tensor
 
     @classmethod
-    def of_size(cls, height: int, width: int, device: torch.device) -> "MeanPicture":
+    def of_size(cls, height: int, width: int, device: torch.device) -> "MeanImageBaseline":
         """No picture yet."""
         zero = torch.zeros((), dtype=torch.float64, device=device)
         total = torch.zeros((3, height, width), dtype=torch.float64, device=device)

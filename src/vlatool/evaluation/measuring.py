@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.evaluation.image_quality import Reduce, ScoredPicture
+from vlatool.evaluation.image_quality import ImageScore, Reduce
 from vlatool.evaluation.reconstruction import (
     CodeShape,
     Judges,
@@ -23,7 +23,7 @@ from vlatool.evaluation.reconstruction import (
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import Batch, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
-from vlatool.loading.images.facts import ImageFacts, read_facts
+from vlatool.loading.images.info import ImagesInfo, read_facts
 from vlatool.loading.images.kind import ImagesKind
 from vlatool.loading.images.reader import ImageSample
 from vlatool.loading.loader import LoaderPlan, build_loader
@@ -68,7 +68,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvalResult:
     """What came of it.
 
     Attributes:
@@ -81,7 +81,7 @@ class Measured:
     figures: Mapping[str, float]
     pictures: int
     dropped: Mapping[str, int]
-    rows: Sequence[ScoredPicture]
+    rows: Sequence[ImageScore]
 
 
 def measure(
@@ -91,7 +91,7 @@ def measure(
     judges: Judges,
     reduce: Reduce = lambda one: one,
     reporter: Reporter = NULL,
-) -> Measured:
+) -> EvalResult:
     """Draws every picture again and compares; every rank calls it, each reads whole shards.
 
     Args:
@@ -113,7 +113,7 @@ def measure(
             hint="prepare them by the rule that is kept beside the tokenizer",
             code="data.picture_size",
         )
-    config = config.model_copy(update={"preprocessing": config.preprocessing.without_chance()})
+    config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
     part = part_of(read_facts(config, reporter), how.rank, how.world_size)
     sums = ReconstructionSums(
         tokenizer.size, how.device or torch.device("cpu"), tokenizer.codes, judges
@@ -125,31 +125,31 @@ def measure(
                 told = f"a picture is left out, further ones are counted: {batch.first_drop}"
                 reporter.warn("data.dropped_samples", told)
             dropped.update(dict(zip(ImagesKind.drop_reasons, batch.dropped, strict=True)))
-            if not batch.is_fake:
+            if not batch.is_dummy:
                 images = batch.batch["images"].to(how.device)
                 sums.add(batch.samples, images, tokenizer(images))
     return _over_ranks(sums, dropped, reduce, config)
 
 
 @dataclass(frozen=True)
-class DrawnPicture:
+class ReconstructedImage:
     """A picture and what a tokenizer makes of it: uint8 [S, S, 3]."""
 
     original: UInt8Array
     made: UInt8Array
 
 
-def drawn_again(
+def reconstruct(
     tokenizer: Tokenizer, config: ImageDataConfig, how: Pass, keys: Collection[str]
-) -> dict[str, DrawnPicture]:
+) -> dict[str, ReconstructedImage]:
     """Some pictures by name; by one rank alone, which reads on until it has them all."""
-    config = config.model_copy(update={"preprocessing": config.preprocessing.without_chance()})
+    config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
     facts = read_facts(config)
     alone = replace(how, rank=0, world_size=1)
-    found: dict[str, DrawnPicture] = {}
+    found: dict[str, ReconstructedImage] = {}
     with torch.inference_mode(), closing(_batches(config, facts, alone)) as batches:
         for batch in batches:
-            chosen = [] if batch.is_fake else [i for i, k in enumerate(batch.samples) if k in keys]
+            chosen = [] if batch.is_dummy else [i for i, k in enumerate(batch.samples) if k in keys]
             if chosen:
                 images = batch.batch["images"][chosen].to(how.device)
                 made = tokenizer(images).images
@@ -160,14 +160,14 @@ def drawn_again(
     return found
 
 
-def _pairs(names: Sequence[str], images: Tensor, made: Tensor) -> dict[str, DrawnPicture]:
+def _pairs(names: Sequence[str], images: Tensor, made: Tensor) -> dict[str, ReconstructedImage]:
     sides = (one.permute(0, 2, 3, 1).cpu().numpy() for one in (images, made))
-    return {name: DrawnPicture(*pair) for name, *pair in zip(names, *sides, strict=True)}
+    return {name: ReconstructedImage(*pair) for name, *pair in zip(names, *sides, strict=True)}
 
 
 def _over_ranks(
     sums: ReconstructionSums, dropped: Counter[str], reduce: Reduce, config: ImageDataConfig
-) -> Measured:
+) -> EvalResult:
     counts = [float(dropped[reason]) for reason in ImagesKind.drop_reasons]
     device = sums.scores.device
     own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
@@ -182,10 +182,10 @@ def _over_ranks(
             code="data.no_samples",
             details={"dropped": told},
         )
-    return Measured(figures, pictures, told, sums.scores.rows)
+    return EvalResult(figures, pictures, told, sums.scores.rows)
 
 
-def _batches(config: ImageDataConfig, part: ImageFacts, how: Pass) -> Generator[MicroBatch]:
+def _batches(config: ImageDataConfig, part: ImagesInfo, how: Pass) -> Generator[MicroBatch]:
     """The pictures of a rank in stored order."""
     order = SampleOrder(part.datasets, OrderOptions(shuffle=False))
     plan = LoaderPlan(

@@ -14,7 +14,7 @@ from vlatool.artifacts.dimensions import dimension_label, dimension_names
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.memory import PictureFit
+from vlatool.evaluation.history import ImageFit
 from vlatool.evaluation.metrics import AbsoluteErrors, field_report, told
 from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import Progress
@@ -23,8 +23,8 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.augmentation import AugmentationConfig
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.facts import DatasetFacts
-from vlatool.loading.robotics.kind import RoboticsKept
+from vlatool.loading.robotics.info import RoboticsInfo
+from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.reader import RoboticsReader
 from vlatool.models.policy import Observation, Policy
 
@@ -57,9 +57,9 @@ class OpenLoopReport:
 
 def evaluate_open_loop(
     trained: TrainedPolicy,
-    facts: DatasetFacts,
+    facts: RoboticsInfo,
     config: OpenLoopConfig,
-    fit: PictureFit,
+    fit: ImageFit,
     bar: Progress,
 ) -> OpenLoopReport:
     """Samples a chunk for each sample of the data and compares it with what was recorded.
@@ -82,13 +82,13 @@ def evaluate_open_loop(
     return recorder.report()
 
 
-def num_chosen(facts: DatasetFacts, config: OpenLoopConfig) -> int:
+def num_chosen(facts: RoboticsInfo, config: OpenLoopConfig) -> int:
     """How many samples are compared."""
     return min(facts.num_samples, config.max_samples)
 
 
 class _Recorder:
-    def __init__(self, policy: Policy, kept: RoboticsKept) -> None:
+    def __init__(self, policy: Policy, kept: RoboticsAssets) -> None:
         self._policy = policy
         self._statistics = kept.statistics
         self._names = kept.names
@@ -193,7 +193,7 @@ def _mean_over(
 
 
 def _batches(
-    data: RoboticsDataConfig, facts: DatasetFacts, config: OpenLoopConfig
+    data: RoboticsDataConfig, facts: RoboticsInfo, config: OpenLoopConfig
 ) -> Iterator[list[DecodedSample]]:
     """Evenly spread samples with their whole past, so that the last command is known."""
     # Pictures are cut where all of a policy's are; weights are those of other data sets.
@@ -230,7 +230,7 @@ def _extra(sample: DecodedSample, policy: Policy) -> int:
     return extra
 
 
-def _observation(policy: Policy, sample: DecodedSample, fit: PictureFit) -> Observation:
+def _observation(policy: Policy, sample: DecodedSample, fit: ImageFit) -> Observation:
     first = _extra(sample, policy)
     end = first + policy.past + 1
     names = policy.data.proprioception_fields
@@ -245,7 +245,7 @@ def _observation(policy: Policy, sample: DecodedSample, fit: PictureFit) -> Obse
     )
 
 
-def _fitted(policy: Policy, images: UInt8Array, fit: PictureFit) -> UInt8Array:
+def _fitted(policy: Policy, images: UInt8Array, fit: ImageFit) -> UInt8Array:
     """Pictures uint8 [N, H, W, 3], time outer, camera inner, as the policy sees them."""
     cameras = policy.data.camera_names
     fitted = [

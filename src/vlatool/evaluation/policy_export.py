@@ -18,7 +18,7 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import UsageError
 from vlatool.events import Reporter
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.whole import refuse_strangers, whole_output
+from vlatool.jobs.single_output import check_output_owner, single_output
 from vlatool.models.diffusion_policy.published import published_tree
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.storage.cache import FileCache, default_cache_folder
@@ -74,7 +74,7 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
     """
     origin, found = find_checkpoint(source)
     run, checkpoint = local_run(origin, found, FileCache(default_cache_folder()))
-    run.check_kept(origin.kept_files())
+    run.check_assets(origin.kept_files())
     run.statistics()
     read_preprocessing_config(run.root)
     manifest = CheckpointManifest.read(checkpoint)
@@ -89,7 +89,7 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
             code="usage.not_exportable",
         )
     record = OutputRecord("export", {"checkpoint": checkpoint.name, **versions_of([source])})
-    refuse_strangers(output, record)
+    check_output_owner(output, record)
     state = _state(model, checkpoint / MODEL)
     if getattr(model.vision_language_backbone, "image_words", True) is False:
         reporter.warn(
@@ -99,7 +99,7 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
             "there as here",
         )
     averaged = EMA in manifest.files
-    with whole_output(output, record, FILES):
+    with single_output(output, record, FILES):
         tree = published_tree(config.model_dump(mode="json"), model)
         write_published_config(output, tree, run)
         size = _write_weights(output, state, manifest.step)

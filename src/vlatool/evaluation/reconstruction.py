@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vlatool.evaluation.code_use import CodeUse, Frame
+from vlatool.evaluation.codebook_usage import CodebookUsage, Frame
 from vlatool.evaluation.frechet import FeatureMoments, frechet_distance
 from vlatool.evaluation.image_quality import (
-    MeanPicture,
+    MeanImageBaseline,
     PictureScores,
     Reduce,
     block_means,
@@ -23,7 +23,7 @@ from vlatool.evaluation.image_quality import (
     squared_error,
     ssim,
 )
-from vlatool.loading.images.facts import ImageFacts
+from vlatool.loading.images.info import ImagesInfo
 
 if TYPE_CHECKING:
     from vlatool.models.perceptual.networks import PerceptualDistance
@@ -87,8 +87,8 @@ class ReconstructionSums:
         self._judges = judges
         names = ["psnr", "ssim", "error", "block_error"]
         self.scores = PictureScores([*names, *(["lpips"] if judges.lpips else [])], device)
-        self._mean = MeanPicture.of_size(size, size, device)
-        self._codes = None if codes is None else CodeUse.of(*codes, device)
+        self._mean = MeanImageBaseline.of_size(size, size, device)
+        self._codes = None if codes is None else CodebookUsage.of(*codes, device)
         width = None if judges.inception is None else judges.inception.width
         self._features = [
             FeatureMoments.of_width(width, device) for _ in range(2) if width is not None
@@ -149,7 +149,7 @@ def frame_of(key: str) -> Frame:
     return Frame(match[1], int(match[2])) if match else Frame(key, 0)
 
 
-def part_of(facts: ImageFacts, rank: int, world_size: int) -> ImageFacts:
+def part_of(facts: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
     """The shards that one rank measures: whole ones, so that neighbouring frames stay together.
 
     A rank may be left without any.

@@ -11,7 +11,7 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.controllers import Controller, EnvObservation
 from vlatool.evaluation.metrics import success_report
-from vlatool.evaluation.pictures import SheetRow, save_contact_sheet
+from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import input_state, plan_digest, present_inputs

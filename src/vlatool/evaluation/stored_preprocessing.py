@@ -54,7 +54,7 @@ def _rule(location: str, told: dict[str, Any], size: int | None) -> ImagePreproc
         raise _broken_rule(location, str(error.errors()[0]["msg"])) from None
     if size not in (None, rule.crop_size):
         raise _broken_rule(location, f"crop_size {rule.crop_size}, the tokenizer takes {size}")
-    return rule.without_chance()
+    return rule.without_randomness()
 
 
 def _broken_rule(location: str, reason: str) -> DataError:

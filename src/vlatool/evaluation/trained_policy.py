@@ -16,7 +16,7 @@ from vlatool.training.config import TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlatool.loading.robotics.kind import RoboticsKept
+    from vlatool.loading.robotics.kind import RoboticsAssets
     from vlatool.models.policy import Policy
 
 
@@ -38,7 +38,7 @@ class TrainedPolicy:
     checkpoint: Path
     weights: str
     config: TrainConfig
-    kept: "RoboticsKept"
+    kept: "RoboticsAssets"
 
 
 def load_trained(location: str, weights: Weights) -> TrainedPolicy:
@@ -66,7 +66,7 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
     kept = config.data_kind.kept(config.data, run.root)
-    run.check_kept(origin[0].kept_files())
+    run.check_assets(origin[0].kept_files())
     model_type = config.model_type
     chosen = _weights(checkpoint, manifest, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,9 +15,9 @@ from vlatool.evaluation.image_quality import to_bytes
 from vlatool.evaluation.reconstruction import CodeShape, Reconstruction
 from vlatool.evaluation.stored_preprocessing import read_preprocessing
 from vlatool.loading.images.config import ImagePreprocessing
-from vlatool.models.codebook import exact_float32
-from vlatool.models.foreign import ForeignWeights, find_weights, told_configuration
-from vlatool.models.pictures import pixels_of
+from vlatool.models.codebook import no_tf32
+from vlatool.models.foreign import ForeignWeights, as_config_error, find_weights
+from vlatool.models.images import to_float
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.titok.weights import open_titok
@@ -48,8 +48,8 @@ class TrainedTokenizer:
 
     def __call__(self, images: Tensor, /) -> Reconstruction:
         """Of pictures uint8 [B, 3, S, S], on its device; in true float32."""
-        with exact_float32(images.device):
-            pixels, codes = self._draw(pixels_of(images))
+        with no_tf32(images.device):
+            pixels, codes = self._draw(to_float(images))
         return Reconstruction(to_bytes(pixels), None if self.codes is None else codes)
 
 
@@ -77,13 +77,13 @@ def open_tokenizer(
     if isinstance(config.quantizer, VqConfig):
         codes = CodeShape(config.quantizer.codebook_size, config.num_latent_tokens)
     run: Draw = _drawing(draw)
-    if not config.draws_pixels:
+    if not config.predicts_pixels:
         run = _predicting(draw, _teacher(config, location, teacher).to(device))
     return TrainedTokenizer(found.path, size, codes, read_preprocessing(location, size), run)
 
 
 def _vqgan(found: ForeignWeights, location: str, device: torch.device) -> TrainedTokenizer:
-    with told_configuration(found):
+    with as_config_error(found):
         config = VqganConfig.model_validate(found.section)
     model = Vqgan(config)
     load_vqgan(model, location)
@@ -124,7 +124,7 @@ def _teacher(config: TitokConfig, location: str, given: str | None) -> Vqgan:
     found = find_weights(origin)
     section = found.section or {}
     keys = {k: v for k, v in section.items() if k in VqganNetworkConfig.model_fields}
-    with told_configuration(found):
+    with as_config_error(found):
         network = VqganNetworkConfig.model_validate(keys) if keys else config.vqgan
     if network.codebook_size != config.vqgan.codebook_size:
         raise DataError(

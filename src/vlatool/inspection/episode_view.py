@@ -15,16 +15,16 @@ from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array, Episode
 from vlatool.errors import DataError
 from vlatool.inspection.fields import lowdim_columns, policy_fields
-from vlatool.inspection.report import listed
-from vlatool.inspection.sample_view import chosen_fields, rate
-from vlatool.inspection.shots import (
-    PoseTrack,
+from vlatool.inspection.projection import (
+    EndEffectorTrack,
     Shot,
     frame_shot,
     pose_tracks,
     position_fields,
     stored_shot,
 )
+from vlatool.inspection.report import listed
+from vlatool.inspection.sample_view import chosen_fields, rate
 from vlatool.transforms.relative import actual_field
 
 _STRIP_FRAMES = 8
@@ -59,7 +59,7 @@ class EpisodeView:
     cameras: Mapping[str, Sequence[Shot]]
     actions: Mapping[str, Array]
     proprioception: Mapping[str, Array]
-    tracks: tuple[PoseTrack, ...]
+    tracks: tuple[EndEffectorTrack, ...]
     language: Mapping[str, Sequence[str]]
     problems: Sequence[str] = ()
     names: Names = field(default_factory=dict[str, Sequence[str]])
@@ -150,7 +150,7 @@ def _shown_positions(count: int) -> list[int]:
 
 
 def _pose_fields(episode: Episode) -> dict[str, str]:
-    """Measured position field to measured rotation field."""
+    """EvalResult position field to measured rotation field."""
     groups = {
         actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
         or group.rotation_key

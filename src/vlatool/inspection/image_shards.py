@@ -16,7 +16,7 @@ from vlatool.artifacts.image_shards import (
     read_manifest,
 )
 from vlatool.artifacts.shard import OpenShard, open_shard
-from vlatool.artifacts.stored_picture import PictureFacts, picture_facts
+from vlatool.artifacts.stored_image import ImageInfo, image_info
 from vlatool.errors import DataError
 from vlatool.inspection.report import (
     Findings,
@@ -63,7 +63,7 @@ class ImageShardsReport:
     shards: int
     pictures: int | None
     bytes: int
-    first: PictureFacts | None
+    first: ImageInfo | None
     metadata: Mapping[str, Any]
     train: int | None
     val: int | None
@@ -174,7 +174,7 @@ def _missing(tars: list[Path]) -> Iterator[Mapping[str, str]]:
             yield {"code": "data.missing_shard", "message": f"{tar}: is missing"}
 
 
-def _first(tar: OpenShard) -> tuple[PictureFacts | None, dict[str, Any]]:
+def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
     """The first picture of a tar and what stands beside it, as far as they can be read."""
     if not tar.keys:
         return None, {}
@@ -183,7 +183,7 @@ def _first(tar: OpenShard) -> tuple[PictureFacts | None, dict[str, Any]]:
         suffix = picture_suffix(sample.members)
         if suffix is not None:
             with suppress(ValueError):
-                facts = picture_facts(sample.members[suffix])
+                facts = image_info(sample.members[suffix])
         if METADATA_SUFFIX in sample.members:
             with suppress(DocumentError):
                 read = parse_json(sample.members[METADATA_SUFFIX])

@@ -10,7 +10,7 @@ from vlatool.artifacts.checkpoint import (
     MANIFEST,
     MODEL,
     CheckpointManifest,
-    WeightsFacts,
+    WeightsInfo,
     checkpoint_step,
     read_weights_header,
 )
@@ -30,7 +30,7 @@ from vlatool.storage.uri import can_list
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
+class CheckpointSummary:
     """One checkpoint folder."""
 
     name: str
@@ -58,8 +58,8 @@ class RunReport:
     data: tuple[str, ...]
     budget: Mapping[str, Any]
     step: int | None
-    checkpoints: tuple[CheckpointFacts, ...]
-    weights: WeightsFacts | None
+    checkpoints: tuple[CheckpointSummary, ...]
+    weights: WeightsInfo | None
     first_metrics: Mapping[str, Any]
     last_metrics: Mapping[str, Any]
     findings: Findings = ()
@@ -107,8 +107,8 @@ class RunReport:
 class CheckpointReport:
     """What is in a checkpoint folder; `weights` is None where their header cannot be read."""
 
-    checkpoint: CheckpointFacts
-    weights: WeightsFacts | None
+    checkpoint: CheckpointSummary
+    weights: WeightsInfo | None
     findings: Findings = ()
     kind: str = "checkpoint"
 
@@ -167,13 +167,13 @@ def inspect_run(location: Path) -> RunReport:
     )
 
 
-def _checkpoint_facts(path: Path) -> CheckpointFacts:
+def _checkpoint_facts(path: Path) -> CheckpointSummary:
     """What is in a checkpoint folder, by names and sizes."""
     if can_list(path):
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
         files = files_named(path, [MANIFEST, *sorted(CheckpointManifest.read(path).files)])
-    return CheckpointFacts(
+    return CheckpointSummary(
         name=path.name,
         step=checkpoint_step(path.name),
         bytes=sum(file.stat().st_size for file in files),
@@ -181,7 +181,7 @@ def _checkpoint_facts(path: Path) -> CheckpointFacts:
     )
 
 
-def _parameters(weights: WeightsFacts | None) -> str:
+def _parameters(weights: WeightsInfo | None) -> str:
     if weights is None:
         return ""
     dtypes = ", ".join(weights.dtypes)

@@ -15,12 +15,18 @@ from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.inspection.fields import lowdim_columns, policy_fields
+from vlatool.inspection.projection import (
+    EndEffectorTrack,
+    Shot,
+    pose_tracks,
+    position_fields,
+    stored_shot,
+)
 from vlatool.inspection.report import Size, listed
-from vlatool.inspection.shots import PoseTrack, Shot, pose_tracks, position_fields, stored_shot
 
 
 @dataclass(frozen=True)
-class SampleFacts:
+class SampleSummary:
     """What is in a sample.
 
     Attributes:
@@ -59,7 +65,7 @@ class SampleFacts:
         return {**asdict(self), "arrays": arrays}
 
 
-def first_sample(shard: OpenShard) -> SampleFacts | None:
+def first_sample(shard: OpenShard) -> SampleSummary | None:
     """The first sample of a tar; None when it holds none or cannot be read."""
     if not shard.keys:
         return None
@@ -70,14 +76,14 @@ def first_sample(shard: OpenShard) -> SampleFacts | None:
         return None
 
 
-def _sample_facts(sample: StoredSample, places: Mapping[str, tuple[int, int]]) -> SampleFacts:
+def _sample_facts(sample: StoredSample, places: Mapping[str, tuple[int, int]]) -> SampleSummary:
     try:
         language = sample.language()
     except ValueError:
         language = {}
     sizes = {suffix: size for suffix, (_, size) in places.items()}
     arrays = sample.array_headers() if ARRAYS in sample.members else {}
-    return SampleFacts(sample.key, sizes, sample.picture_sizes(), arrays, language)
+    return SampleSummary(sample.key, sizes, sample.picture_sizes(), arrays, language)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class SampleView:
     frames: Mapping[int, int]
     actions: Mapping[str, Array]
     proprioception: Mapping[str, Array]
-    tracks: tuple[PoseTrack, ...]
+    tracks: tuple[EndEffectorTrack, ...]
     language: Mapping[str, Sequence[str]]
     metadata: Mapping[str, Any]
     names: Names

@@ -31,8 +31,8 @@ from vlatool.inspection.report import (
     pixels_text,
     table,
 )
-from vlatool.inspection.sample_view import SampleFacts, first_sample
-from vlatool.jobs.record import read_record, whole_record
+from vlatool.inspection.sample_view import SampleSummary, first_sample
+from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.storage.tree import size_text
 
 _SHOWN_OPTIONS = (
@@ -65,7 +65,7 @@ class ShardReport:
     members: int
     bytes: int
     members_per_sample: Mapping[int, int]
-    first: SampleFacts | None
+    first: SampleSummary | None
     problem: str = ""
     kind: str = "shard"
 
@@ -95,7 +95,7 @@ class ShardReport:
         return [summary, *(self._first_blocks(self.first) if self.first else ())]
 
     @staticmethod
-    def _first_blocks(first: SampleFacts) -> Iterator[str]:
+    def _first_blocks(first: SampleSummary) -> Iterator[str]:
         shown = {name: pixels_text(size, "unreadable") for name, size in first.pictures.items()}
         members = [
             (name, size_text(size), shown.get(name, "")) for name, size in first.members.items()
@@ -278,7 +278,7 @@ def inspect_shards(location: Path) -> ShardsReport:
 
 def _open(location: Path) -> ShardFolder:
     has_data = ShardFolder.find(location) is not None
-    record = read_record(location) if has_data else whole_record(location)
+    record = read_record(location) if has_data else read_valid_record(location)
     is_ours = record is None or not record.complete or lists_manifest(location)
     if not has_data and not is_ours:
         raise DataError(
@@ -297,7 +297,7 @@ def _open(location: Path) -> ShardFolder:
     return ShardFolder.open(location)
 
 
-def _first_sample(path: Path) -> SampleFacts | None:
+def _first_sample(path: Path) -> SampleSummary | None:
     try:
         with open_shard(path) as shard:
             return first_sample(shard)

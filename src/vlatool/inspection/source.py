@@ -17,8 +17,8 @@ from vlatool.inspection.fields import (
     source_field_table,
 )
 from vlatool.inspection.report import number_text, pairs, pixels_text, table
-from vlatool.jobs.files import own_files
-from vlatool.sources.detection import FoundSource
+from vlatool.jobs.files import output_files
+from vlatool.sources.detection import DetectedSource
 from vlatool.sources.order import select
 from vlatool.storage.tree import files_below, files_below_each, size_text
 
@@ -26,7 +26,7 @@ CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
 
 @dataclass(frozen=True)
-class CameraFacts:
+class CameraSummary:
     """One camera; sizes are (width, height) in pixels."""
 
     name: str
@@ -36,7 +36,7 @@ class CameraFacts:
 
 
 @dataclass(frozen=True)
-class LanguageFacts:
+class LanguageSummary:
     """One kind of annotation: how many different sentences, and one of them."""
 
     sentences: int
@@ -44,7 +44,7 @@ class LanguageFacts:
 
 
 @dataclass(frozen=True)
-class WarningFacts:
+class WarningSummary:
     """Warnings of one code: how many, and one of them."""
 
     code: str
@@ -64,12 +64,12 @@ class SourceReport:
     fps: tuple[float, ...]
     bytes: int
     tasks: Mapping[str, int]
-    cameras: tuple[CameraFacts, ...]
+    cameras: tuple[CameraSummary, ...]
     fields: tuple[FieldFacts, ...]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
-    language: Mapping[str, LanguageFacts]
-    warnings: tuple[WarningFacts, ...]
+    language: Mapping[str, LanguageSummary]
+    warnings: tuple[WarningSummary, ...]
     broken: tuple[Mapping[str, str], ...]
     kind: str = "source"
 
@@ -126,7 +126,7 @@ class SourceReport:
 
 
 def inspect_source(
-    location: Path, source: FoundSource, episodes: str | None, reporter: Reporter
+    location: Path, source: DetectedSource, episodes: str | None, reporter: Reporter
 ) -> SourceReport:
     """Reads the numbers of every selected episode; pictures are measured, not decoded.
 
@@ -151,7 +151,7 @@ def inspect_source(
             details={"failures": survey.broken},
         )
     # Without .vlatool/ and outputs that lie in the folder; a location may also be one file.
-    listed = own_files(location) or files_below(location)
+    listed = output_files(location) or files_below(location)
     size = sum(file.bytes for file in listed) if listed else _named_bytes(refs)
     return survey.report(source.format, size)
 
@@ -243,7 +243,7 @@ class _Survey:
             bytes=size,
             tasks=dict(self.tasks.most_common()),
             cameras=tuple(
-                CameraFacts(
+                CameraSummary(
                     name, tuple(sizes), sizes.total(), tuple(self.calibration.get(name, ()))
                 )
                 for name, sizes in self.sizes.items()
@@ -252,11 +252,11 @@ class _Survey:
             action_fields=tuple(self.actions),
             proprioception_fields=tuple(self.proprioception),
             language={
-                kind: LanguageFacts(len(texts), next(iter(texts), ""))
+                kind: LanguageSummary(len(texts), next(iter(texts), ""))
                 for kind, texts in self.sentences.items()
             },
             warnings=tuple(
-                WarningFacts(code, len(messages), messages[0])
+                WarningSummary(code, len(messages), messages[0])
                 for code, messages in self.warnings.items()
             ),
             broken=tuple(self.broken),

@@ -22,11 +22,11 @@ from vlatool.artifacts.window_folder import (
 from vlatool.artifacts.windows import Kind, Window, parse_window
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.inspection.projection import Shot, file_shot
 from vlatool.inspection.report import Findings, Problems, findings_table, number_text, pairs, table
-from vlatool.inspection.shots import Shot, file_shot
-from vlatool.jobs.files import own_files
-from vlatool.jobs.record import whole_record
-from vlatool.storage.parts import Part, read_part
+from vlatool.jobs.files import output_files
+from vlatool.jobs.record import read_valid_record
+from vlatool.storage.byte_ranges import Part, read_byte_range
 from vlatool.storage.tree import size_text
 
 _SHOWN_TASKS = 8
@@ -136,7 +136,7 @@ def inspect_windows(location: Path) -> WindowsReport:
     """
     findings = Problems()
     manifest = findings.read(read_manifest, location)
-    record = findings.read(whole_record, location)
+    record = findings.read(read_valid_record, location)
     files = lines_files(location)
     if not files:
         raise DataError(
@@ -157,7 +157,7 @@ def inspect_windows(location: Path) -> WindowsReport:
     return WindowsReport(
         folder=str(location),
         status="broken" if findings else status,
-        bytes=sum(file.bytes for file in own_files(location)),
+        bytes=sum(file.bytes for file in output_files(location)),
         episodes=len(files),
         samples=manifest.samples if manifest else _indexed(files),
         cameras=manifest.cameras if manifest else PUBLISHED_CAMERAS,
@@ -218,7 +218,7 @@ def _window_at(path: Path, number: int) -> Window:
     try:
         if index is not None and number < len(index.offsets):
             start, length = index.ranges()[number]
-            return parse_window(read_part(Part(path, start, start + length)))
+            return parse_window(read_byte_range(Part(path, start, start + length)))
         for at, line in enumerate(read_lines(path)):
             if at == number:
                 return parse_window(line)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from vlatool.storage.atomic import write_bytes
+from vlatool.storage.crash_points import step
 from vlatool.storage.documents import parse_json
-from vlatool.storage.steps import step
 from vlatool.storage.uri import is_remote
 
 _SYNC_S = 1.0

@@ -18,7 +18,7 @@ from typing import Any
 from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, remove_partials, write_text
 from vlatool.storage.documents import parse_json
-from vlatool.storage.tree import FileFacts, files_below, files_in, sha256_of
+from vlatool.storage.tree import FileInfo, files_below, files_in, sha256_of
 from vlatool.storage.uri import is_file_name, is_remote
 
 FOLDER = ".vlatool"
@@ -80,13 +80,13 @@ def changed_files(folder: Path) -> list[str]:
         entries = None
     if not entries:
         return [NAME]
-    found = own_files(folder)
+    found = output_files(folder)
     sizes = {file.name: file.bytes for file in found}
     sums = _sums(found, {entry.path for entry in entries if entry.count is not None})
     return [entry.path for entry in entries if _is_changed(folder, entry, sizes, sums)]
 
 
-def _sums(files: Iterable[FileFacts], folders: Container[str]) -> dict[str, tuple[int, int]]:
+def _sums(files: Iterable[FileInfo], folders: Container[str]) -> dict[str, tuple[int, int]]:
     """(files, bytes) below each of the folders."""
     sums: dict[str, tuple[int, int]] = {}
     for file in files:
@@ -118,7 +118,7 @@ def is_intact(folder: Path, entry: FileEntry) -> bool:
     path = folder / entry.path
     try:
         if entry.count is not None:
-            below = own_files(path)
+            below = output_files(path)
             return (len(below), sum(file.bytes for file in below)) == (entry.count, entry.bytes)
         if path.stat().st_size != entry.bytes:
             return False
@@ -143,10 +143,10 @@ def folder_entry(name: str, files: Mapping[str, tuple[int, str]]) -> FileEntry:
 
 def digests_below(folder: Path) -> dict[str, tuple[int, str]]:
     """(size, sha256) of each file below a folder, as `folder_entry` takes them."""
-    return {file.name: (file.bytes, sha256_of(folder / file.name)) for file in own_files(folder)}
+    return {file.name: (file.bytes, sha256_of(folder / file.name)) for file in output_files(folder)}
 
 
-def own_files(folder: Path) -> list[FileFacts]:
+def output_files(folder: Path) -> list[FileInfo]:
     """The files of an output: without `.vlatool/` and without outputs inside it."""
     if not is_remote(folder):
         return [
@@ -184,7 +184,7 @@ def remove_owned(
                 remove_file(path)
 
 
-def remove_strangers(
+def remove_stale_files(
     folder: Path, owned: Sequence[str], unlisted: Sequence[str], entries: Sequence[FileEntry]
 ) -> None:
     """Removes what an earlier, different state of the same run left among its files."""
@@ -200,7 +200,7 @@ def remove_strangers(
     remove_owned(folder, owned, is_listed_now)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Removes what killed runs of an output left under temporary names or half sent."""
     if is_remote(folder):
         remove_partials(folder)
@@ -211,16 +211,16 @@ def remove_leftovers(folder: Path) -> None:
             remove_partials(place, below=False)
 
 
-def holds_something(folder: Path) -> bool:
+def is_occupied(folder: Path) -> bool:
     """Whether there is anything in a folder but `.vlatool/` and outputs of their own."""
     if not folder.is_dir():
         return False
     return any(child.name != FOLDER and not (child / FOLDER).is_dir() for child in folder.iterdir())
 
 
-def holds_only(folder: Path, owned: Sequence[str]) -> bool:
+def contains_only(folder: Path, owned: Sequence[str]) -> bool:
     """Whether every file of a folder matches a pattern."""
-    return all(any(fnmatch(file.name, one) for one in owned) for file in own_files(folder))
+    return all(any(fnmatch(file.name, one) for one in owned) for file in output_files(folder))
 
 
 def _nested_names(folder: Path) -> tuple[str, ...]:
@@ -231,7 +231,7 @@ def _nested_names(folder: Path) -> tuple[str, ...]:
     return tuple(f"{place.relative_to(folder).as_posix()}/" for place in others)
 
 
-def _nested_in(files: Iterable[FileFacts]) -> tuple[str, ...]:
+def _nested_in(files: Iterable[FileInfo]) -> tuple[str, ...]:
     marks = (file.name.partition(f"/{FOLDER}/") for file in files)
     return tuple(sorted({f"{name}/" for name, mark, _ in marks if mark}))
 

@@ -15,15 +15,15 @@ from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.jobs.files import (
     FOLDER,
     NAME,
-    holds_only,
-    holds_something,
+    contains_only,
+    is_occupied,
     read_file_list,
     remove_owned,
 )
 from vlatool.storage.atomic import remove_tree
+from vlatool.storage.checksummed import read_checksummed, write_checksummed
 from vlatool.storage.documents import DocumentError
 from vlatool.storage.lock import Lock, held_lock
-from vlatool.storage.sealed import read_sealed, write_sealed
 from vlatool.storage.uri import location, version_of
 
 # What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
@@ -79,7 +79,7 @@ class OutputRecord:
             "made": self.made,
             "journal": self.journal,
         }
-        write_sealed(_path(folder), document)
+        write_checksummed(_path(folder), document)
 
     @property
     def fingerprint(self) -> str:
@@ -96,11 +96,11 @@ def read_record(folder: Path) -> OutputRecord | None:
         StorageError: It may not be read.
     """
     with suppress(DataError):
-        return whole_record(folder)
+        return read_valid_record(folder)
     return None
 
 
-def whole_record(folder: Path) -> OutputRecord | None:
+def read_valid_record(folder: Path) -> OutputRecord | None:
     """The record of an output; None where there is none.
 
     Raises:
@@ -109,7 +109,7 @@ def whole_record(folder: Path) -> OutputRecord | None:
     """
     path = _path(folder)
     try:
-        return _parsed(read_sealed(path))
+        return _parsed(read_checksummed(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -161,7 +161,7 @@ def output_lock(folder: Path, command: str) -> Generator[Lock]:
         yield lock
 
 
-def known_output(
+def resumable_record(
     folder: Path,
     record: OutputRecord,
     inputs: Callable[[], Mapping[str, Any]] | None = None,
@@ -188,28 +188,28 @@ def known_output(
         UsageError: The folder holds something else, or was made with other options or inputs.
         DataError: Its record is damaged, and it is not to be replaced.
     """
-    before = read_record(folder) if overwrite else whole_record(folder)
+    before = read_record(folder) if overwrite else read_valid_record(folder)
     if any(above.name == FOLDER and _path(above.parent).is_file() for above in folder.parents):
         raise _stranger(folder, record, before)
     differences = [] if before is None else _differences(before, record)
     # All that is done may be in the journal; other leftovers of an emptied folder bind nobody.
     is_under_way = before is not None and not before.complete and not differences
-    if not is_under_way and not holds_something(folder):
+    if not is_under_way and not is_occupied(folder):
         return None
     if before is not None and before.command != record.command:
         raise _stranger(folder, record, before)
     if before is None:
-        if not (overwrite and ((folder / NAME).is_file() or holds_only(folder, owned))):
+        if not (overwrite and ((folder / NAME).is_file() or contains_only(folder, owned))):
             raise _stranger(folder, record, before)
         return None
-    moved = moved_versions(before.options, record.options)
+    moved = changed_versions(before.options, record.options)
     if overwrite and (before.complete or differences or moved):
         return None
-    refuse_moved_versions(before.options, record.options)
-    refuse_differences(folder, "with other options", differences, hint)
+    check_versions(before.options, record.options)
+    check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
         changed = option_differences(before.inputs, inputs())
-        refuse_differences(folder, "from other input", changed, hint)
+        check_no_differences(folder, "from other input", changed, hint)
     return before
 
 
@@ -253,7 +253,7 @@ def journal_folder(folder: Path) -> Path:
     return folder / FOLDER / "journal"
 
 
-def refuse_differences(folder: Path, how: str, differences: Sequence[str], hint: str) -> None:
+def check_no_differences(folder: Path, how: str, differences: Sequence[str], hint: str) -> None:
     """Refuses an output that was made in another way.
 
     Raises:
@@ -308,19 +308,19 @@ def without_versions(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != _VERSIONS}
 
 
-def moved_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Places of which a run read another version before."""
     was, has = before.get(_VERSIONS) or {}, now.get(_VERSIONS) or {}
     return sorted(place for place in was.keys() & has.keys() if was[place] != has[place])
 
 
-def refuse_moved_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses to mix two versions of what is read.
 
     Raises:
         UsageError: A branch or tag names another commit than when the run began.
     """
-    for place in moved_versions(before, now):
+    for place in changed_versions(before, now):
         was = before[_VERSIONS][place]
         raise UsageError(
             f"{place}: has changed since the run began, which read {was}",

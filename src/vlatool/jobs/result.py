@@ -19,7 +19,7 @@ class JobResult(Protocol):
 Result = TypeVar("Result", bound=JobResult)
 
 
-def known_result(kind: type[Result], output: str, recorded: Mapping[str, Any] | None) -> Result:
+def load_result(kind: type[Result], output: str, recorded: Mapping[str, Any] | None) -> Result:
     """The result of a complete run from its record, which another version may have written."""
     names = {one.name for one in fields(kind)}  # pyright: ignore[reportArgumentType] - a dataclass
     kept = {name: value for name, value in (recorded or {}).items() if name in names}

@@ -18,8 +18,8 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.append_log import AppendLog
 from vlatool.jobs.files import (
     changed_files,
-    remove_leftovers,
     remove_owned,
+    remove_partial_files,
     write_file_list,
 )
 from vlatool.jobs.inputs import inputs_of
@@ -29,10 +29,10 @@ from vlatool.jobs.journal import Journal, Receipt, forget
 from vlatool.jobs.record import (
     OutputRecord,
     claim_output,
-    known_output,
     output_lock,
     parent_of,
     read_record,
+    resumable_record,
     resume_output,
 )
 from vlatool.parallel.executor import Executor
@@ -113,13 +113,13 @@ class _Loop:
                     ending.push(self._run.executor)  # workers end before the lock does
                     self._do(before, lock)
             except (DataError, BugError):
-                self._free_if_useless()
+                self._release_if_empty()
                 raise
         return self._run
 
     def _before(self) -> OutputRecord | None:
         """The record of the run that this one goes on with or repeats, if any."""
-        return known_output(
+        return resumable_record(
             self._spec.output,
             self._run.record,
             None if self._spec.grows else self._job.inputs,
@@ -163,7 +163,7 @@ class _Loop:
             claim_output(spec.output, run.record, self._removed_first)
         else:
             resume_output(spec.output, run.record)
-        remove_leftovers(spec.output)
+        remove_partial_files(spec.output)
         job.begin()
         self._ranks.meet()
         self._finish(lock)
@@ -179,7 +179,7 @@ class _Loop:
         run.seconds = round(time.monotonic() - clock, 2)
         write_file_list(spec.output, entries)
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
-        remove_leftovers(spec.output)  # of workers that died on the way
+        remove_partial_files(spec.output)  # of workers that died on the way
         has_inputs = spec.grows or any(sizes for _, sizes, _ in self._keyed)
         run.record = replace(
             run.record,
@@ -204,7 +204,7 @@ class _Loop:
         if not self._spec.grows:
             forget(self._spec.output)
 
-    def _free_if_useless(self) -> None:
+    def _release_if_empty(self) -> None:
         """Frees the output for a run with corrected options when nothing is worth keeping."""
         if self._run.is_fresh and not self._journal.holds_work():
             remove_owned(self._spec.output, self._removed_first)
@@ -215,7 +215,7 @@ class _Loop:
         """Receipts of all items in order, as long as the output is still ours."""
         receipts = self._receipts(self._job.items)
         if self._ranks.size > 1:
-            for _ in self._own_share():
+            for _ in self._rank_items():
                 lock.check()
             self._ranks.meet()
             self._run.count_anew()
@@ -234,14 +234,14 @@ class _Loop:
         if before is not None and before.complete:
             self._known(before)
             return self._run
-        for _ in self._own_share():
+        for _ in self._rank_items():
             pass
         self._ranks.meet()
         self._ranks.meet()
         self._run.status = "shared"
         return self._run
 
-    def _own_share(self) -> Iterator[Receipt]:
+    def _rank_items(self) -> Iterator[Receipt]:
         return self._receipts(self._job.items[self._ranks.rank :: self._ranks.size])
 
     def _receipts_of_all(self) -> Iterator[Receipt]:

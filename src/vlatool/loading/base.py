@@ -113,7 +113,7 @@ class SampleReader(Protocol):
 
 
 @runtime_checkable
-class ReadsAhead(Protocol):
+class Prefetching(Protocol):
     """A sample reader that can fetch what is read soon while it decodes something else."""
 
     def ahead(self, places: Sequence[Place]) -> None:
@@ -122,7 +122,7 @@ class ReadsAhead(Protocol):
 
 
 @runtime_checkable
-class FillsRoom(Protocol):
+class ReadsIntoBuffer(Protocol):
     """A sample reader that can put the large arrays of samples side by side."""
 
     def read_into(
@@ -130,13 +130,13 @@ class FillsRoom(Protocol):
     ) -> list[Any]:
         """As `SampleReader.read`; arrays may lie in a room, those of neighbours one after another.
 
-        A batcher stacks them without a copy: `loading.lending.side_by_side`.
+        A batcher stacks them without a copy: `loading.lending.stack_rows`.
         """
         ...
 
 
 @runtime_checkable
-class Normalises(Protocol):
+class Normalizes(Protocol):
     """What a kind prepares or keeps, where its samples have numbers that are scaled."""
 
     def normalised(self, sample: Any) -> Any:
@@ -217,7 +217,7 @@ class MicroBatch:
         positions: Their positions in the run.
         dropped: Counts by the kind's `drop_reasons`, in their order.
         first_drop: What is wrong with the first one that was dropped; empty where none was.
-        is_fake: Nothing of it was left: it keeps the rank in step and counts nothing.
+        is_dummy: Nothing of it was left: it keeps the rank in step and counts nothing.
     """
 
     batch: Batch
@@ -225,7 +225,7 @@ class MicroBatch:
     positions: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
     first_drop: str = ""
-    is_fake: bool = False
+    is_dummy: bool = False
 
     def pin_memory(self) -> "MicroBatch":
         """The same in page-locked memory; the DataLoader asks for it where there is a GPU."""

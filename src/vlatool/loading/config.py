@@ -11,7 +11,7 @@ from vlatool.config.base import ConfigModel, derived_field, nullable_field
 class CacheConfig(ConfigModel):
     """Blocks of remote data that are kept on this machine."""
 
-    without_effect: ClassVar[Mapping[str, str]] = {"cache_verbose": "-v shows the log"}
+    ignored: ClassVar[Mapping[str, str]] = {"cache_verbose": "-v shows the log"}
 
     enabled: bool | None = Field(
         default=None,
@@ -43,7 +43,7 @@ class LoadingConfig(ConfigModel):
         }
     )
 
-    without_effect: ClassVar[Mapping[str, str]] = {"shuffle_initial": "nothing is buffered"}
+    ignored: ClassVar[Mapping[str, str]] = {"shuffle_initial": "nothing is buffered"}
 
     type: str = Field(default="", description="Kind of data.")
     dataset_weighting: list[float] = Field(

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.base import DataKind, Dropped, Normalises, SampleReader
+from vlatool.loading.base import DataKind, Dropped, Normalizes, SampleReader
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.plugins import DATA_KINDS
@@ -39,7 +39,7 @@ class SampleDataset(Dataset[Any]):
         facts: Any,
         order: SampleOrder,
         reader: SampleReader,
-        scales: Normalises | None = None,
+        scales: Normalizes | None = None,
     ) -> None:
         self.config = config
         self.facts = facts
@@ -152,9 +152,9 @@ def _check_folders(folders: Sequence[object]) -> None:
         )
 
 
-def _scales(kind: DataKind, config: Any, facts: Any) -> Normalises:
+def _scales(kind: DataKind, config: Any, facts: Any) -> Normalizes:
     prepared = kind.prepared(config, facts)
-    if not isinstance(prepared, Normalises):
+    if not isinstance(prepared, Normalizes):
         raise UsageError(
             f"{kind.name} data have nothing that is normalised",
             hint="leave normalise out",

@@ -30,16 +30,16 @@ from vlatool.loading.base import (
     Batch,
     Batcher,
     Dropped,
-    FillsRoom,
     MicroBatch,
     Place,
-    ReadsAhead,
+    Prefetching,
+    ReadsIntoBuffer,
     Room,
     SampleReader,
 )
-from vlatool.loading.lending import Lender, Parcel
 from vlatool.loading.order import SampleOrder
 from vlatool.loading.permutations import keyed_generator
+from vlatool.loading.shared_memory import Parcel, SharedPool
 
 _SAMPLES_AHEAD = 64  # per loader process: what is being fetched while others are decoded
 
@@ -114,7 +114,7 @@ def read_samples(
         places = order.places(positions)
     if not positions:
         return []
-    if room is not None and isinstance(reader, FillsRoom):
+    if room is not None and isinstance(reader, ReadsIntoBuffer):
         return reader.read_into(places, rngs, room)
     return reader.read(places, rngs)
 
@@ -145,7 +145,7 @@ class BatchStream(IterableDataset[_Item]):
         # value it arrives whole.
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        lender = None if info is None else Lender(self._plan.prefetch_factor)
+        lender = None if info is None else SharedPool(self._plan.prefetch_factor)
         room = _own_room if lender is None else lender.room
         number, end = self._plan.first + worker, self._plan.batches
         coming: deque[tuple[list[int], list[Place]]] = deque()
@@ -168,7 +168,7 @@ class BatchStream(IterableDataset[_Item]):
         """Positions and places of a micro-batch, which the reader may begin to fetch."""
         positions = self._plan.positions(number)
         places = self._order.places(positions)
-        if places and isinstance(self._reader, ReadsAhead):
+        if places and isinstance(self._reader, Prefetching):
             self._reader.ahead(places)
         return positions, places
 
@@ -196,7 +196,7 @@ class BatchStream(IterableDataset[_Item]):
             positions=tuple(n for n, _ in kept),
             dropped=tuple(reasons.count(reason) for reason in self._plan.drop_reasons),
             first_drop=drops[0].message if drops else "",
-            is_fake=not samples,
+            is_dummy=not samples,
         )
 
 
@@ -295,7 +295,7 @@ def build_loader(
         prefetch_factor=plan.prefetch_factor if workers else None,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=settle_worker if workers else None,
+        worker_init_fn=init_worker if workers else None,
     )
     return BatchLoader(loader)
 
@@ -315,7 +315,7 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def loader_ended(error: RuntimeError) -> EnvironmentProblem | None:
+def loader_exited(error: RuntimeError) -> EnvironmentProblem | None:
     """What to say where a loader process was killed; None for another error.
 
     Torch raises the former wherever the process happens to be when it learns of it.
@@ -334,11 +334,11 @@ def _ended(error: Exception) -> EnvironmentProblem:
         f"a loader process was ended from outside: {error or type(error).__name__}",
         hint="often the memory ran out: lower data.num_workers or data.prefetch_factor; the same "
         "command goes on from the last checkpoint",
-        code="environment.loader_ended",
+        code="environment.loader_exited",
     )
 
 
-def settle_worker(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """One thread; signals go to every process of a terminal or job, but the trainer answers them.
 
     A process of the forkserver does not end with the one that asked for it, so it watches it.
@@ -347,11 +347,11 @@ def settle_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    sys.excepthook = _tell_unless_left
+    sys.excepthook = _excepthook
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _tell_unless_left(
+def _excepthook(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     """Says nothing of a process that was killed while it took a batch: this one ends as well.

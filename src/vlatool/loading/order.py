@@ -54,7 +54,7 @@ class OrderOptions:
         return cls(seed, config.lanes, group, config.shuffle, weights)
 
 
-class FirstEpoch(NamedTuple):
+class SingleEpoch(NamedTuple):
     """How far a run gets before a data set begins its second epoch.
 
     Attributes:
@@ -99,13 +99,13 @@ class SampleOrder:
             return [self._streams[0].place(n) for n in positions]
         return [self._mixed(n) for n in positions]
 
-    def first_epoch(self) -> FirstEpoch:
+    def first_epoch(self) -> SingleEpoch:
         """Positions before any data set begins again, computed; some 50 ms per data set."""
         if len(self._streams) == 1:
             stream = self._streams[0]
-            return FirstEpoch(stream.size, stream.name)
+            return SingleEpoch(stream.size, stream.name)
         found = (
-            FirstEpoch(self._position(index, lane, stream.first_again(lane)), stream.name)
+            SingleEpoch(self._position(index, lane, stream.second_epoch_start(lane)), stream.name)
             for index, stream in enumerate(self._streams)
             for lane in range(self.lanes)
         )
@@ -204,7 +204,7 @@ class _Stream:
         index = int(self._offsets[piece]) + at - int(epoch.ends[turn]) + length
         return Place(int(self._owners[piece]), int(self._numbers[piece]), index)
 
-    def first_again(self, lane: int) -> int:
+    def second_epoch_start(self, lane: int) -> int:
         """The number in a lane of its first sample of the second epoch."""
         return max(0, -((lane - self.size) // self._lanes))
 
@@ -248,7 +248,7 @@ class _Stream:
         return [-((lane - start) // self._lanes) for lane in range(self._lanes)]
 
 
-def refuse_second_epoch(order: SampleOrder, positions: int) -> None:
+def check_single_epoch(order: SampleOrder, positions: int) -> None:
     """Makes sure that no data set begins a second epoch in a run of so many positions.
 
     Raises:

@@ -234,7 +234,7 @@ class ModelType(Protocol):
     kinds: ClassVar[tuple[str, ...]]
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    def check_origins(self, config: Any) -> None:
+    def check_init_weights(self, config: Any) -> None:
         """Makes sure, before data are looked at, that weights to begin with are there.
 
         Not called for a run that goes on: its checkpoints have them. Opens no weights.
@@ -263,7 +263,7 @@ class ModelType(Protocol):
         del data, facts
         return config, {}
 
-    def broken_rules(self, config: Any, data: Any) -> "Iterable[Violation]":
+    def violations(self, config: Any, data: Any) -> "Iterable[Violation]":
         """What contradicts itself in the sections `model` and `data`, with keys from the root."""
         del config, data
         return ()

@@ -36,7 +36,7 @@ class Quantised(NamedTuple):
 
 
 @contextmanager
-def exact_float32(device: torch.device) -> Generator[None]:
+def no_tf32(device: torch.device) -> Generator[None]:
     """Within it float32 is computed in float32: no autocast, no TF32.
 
     With TF32 about one id in a thousand is another one (measured in titok 8).
@@ -85,7 +85,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, features: Tensor) -> Quantised:
         """Of features [B, K, D]; both sides are unit vectors with `l2_norm`."""
-        with exact_float32(features.device):
+        with no_tf32(features.device):
             given, table = self._scaled(features.float()), self._scaled(self.embedding.weight)
             codes = nearest(given.detach(), table.detach())
             chosen = functional.embedding(codes, table)
@@ -99,7 +99,7 @@ class VectorQuantizer(nn.Module):
 
     def codes(self, features: Tensor) -> Tensor:
         """Codes int64 [B, K] of features [B, K, D]."""
-        with exact_float32(features.device):
+        with no_tf32(features.device):
             given = self._scaled(features.float())
             return nearest(given, self._scaled(self.embedding.weight.float()))
 
@@ -110,7 +110,7 @@ class VectorQuantizer(nn.Module):
             features: [B, K, D].
             margin: Of squared distances, as a share of the mean squared length of both sides.
         """
-        with exact_float32(features.device):
+        with no_tf32(features.device):
             given = self._scaled(features.float()).flatten(0, 1)
             table = self._scaled(self.embedding.weight.float())
             found = distances(given, table).topk(2, dim=1, largest=False)

@@ -68,7 +68,7 @@ def find_weights(origin: str) -> ForeignWeights:
 
 
 @contextmanager
-def told_configuration(found: ForeignWeights) -> Generator[None]:
+def as_config_error(found: ForeignWeights) -> Generator[None]:
     """Within it, values that no model can have are told as damage of the weights' configuration.
 
     Raises:

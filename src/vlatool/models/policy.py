@@ -15,7 +15,7 @@ from vlatool.episode import Array, PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.kind import RoboticsKept
+from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.transforms.relative import SUFFIX, actual_field
 from vlatool.transforms.rotations import absolute_pose, relative_pose
 
@@ -61,7 +61,7 @@ class Policy:
         kept: Data section, scales and poses of its run.
     """
 
-    def __init__(self, sampler: Sampler, batcher: Batcher, kept: RoboticsKept) -> None:
+    def __init__(self, sampler: Sampler, batcher: Batcher, kept: RoboticsAssets) -> None:
         data = kept.data
         assert data.lowdim_past_timesteps is not None
         assert data.lowdim_future_timesteps is not None
@@ -140,7 +140,7 @@ class Policy:
                 )
         return commands
 
-    def seen_from_now(
+    def relative_past_actions(
         self, commands: Mapping[str, Array], fields: Mapping[str, Array]
     ) -> dict[str, Array]:
         """Earlier commands as the policy knows them: the inverse of what `act` does to poses.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.base_model import (
     CONFIG,
-    Colours,
+    ImageMeanStd,
     read_model_config,
     weight_files,
 )
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 CLIP = "clip"
 # Of every CLIP of its first authors. Source: the model cards' preprocessor_config.json.
-CLIP_COLOURS = Colours((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+CLIP_COLOURS = ImageMeanStd(
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+)
 # Of the vision-language models that can be backbones.
-VLM_COLOURS = Colours((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+VLM_COLOURS = ImageMeanStd((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB = "hf://models/"
 _REVISION = re.compile(r"(hf://models/[^/@]+/[^/@]+)(@[^/]+)?")

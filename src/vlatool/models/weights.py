@@ -75,7 +75,7 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
             path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
-        raise _refused_pickle(path, error) from None
+        raise _pickle_error(path, error) from None
     except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
         raise unusable_checkpoint(path, error) from None
     if not isinstance(content, Mapping):
@@ -83,7 +83,7 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
     return dict(cast("Mapping[Any, Any]", content))
 
 
-def _refused_pickle(path: Path, error: pickle.UnpicklingError) -> DataError:
+def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
     """What a pickle asks for that is no tensor would be run by loading it."""
     asked = re.search(r"GLOBAL (\S+)", str(error))
     what = "code" if asked is None else asked[1]

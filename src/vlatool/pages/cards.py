@@ -13,8 +13,16 @@ import numpy as np
 from vlatool.artifacts.dimensions import Names, dimension_names
 from vlatool.episode import Array
 from vlatool.inspection.episode_view import EpisodeView
+from vlatool.inspection.projection import Shot
 from vlatool.inspection.sample_view import SampleView
-from vlatool.inspection.shots import Shot
+from vlatool.pages.images import (
+    THUMBNAIL_WIDTH,
+    draw_poses,
+    figure,
+    image_placeholder,
+    pose_legend,
+    thumbnail,
+)
 from vlatool.pages.layout import (
     Section,
     code,
@@ -26,14 +34,6 @@ from vlatool.pages.layout import (
     sentences,
     table,
     tags,
-)
-from vlatool.pages.pictures import (
-    THUMBNAIL_WIDTH,
-    draw_poses,
-    figure,
-    lost_picture,
-    pose_legend,
-    thumbnail,
 )
 from vlatool.pages.plots import (
     Axis,
@@ -129,7 +129,7 @@ def _strip(view: EpisodeView, name: str, shots: Sequence[Shot]) -> str:
 def _shot(view: EpisodeView, name: str, position: int, shot: Shot, reach: int) -> str:
     frame = int(view.frames[position])
     if shot.picture is None:
-        content = lost_picture(shot.problem)
+        content = image_placeholder(shot.problem)
     else:
         drawing = draw_poses(view.tracks, position, shot.lens, reach) if shot.lens else ""
         content = thumbnail(shot.picture, f"{name}, frame {frame}", drawing)
@@ -167,9 +167,9 @@ def _picture(view: SampleView, camera: str, offset: int) -> str:
         caption += f", frame {view.frames[offset]}"
     shot = view.pictures.get((camera, offset))
     if shot is None:
-        return figure(lost_picture("not in the sample"), caption)
+        return figure(image_placeholder("not in the sample"), caption)
     if shot.picture is None:
-        return figure(lost_picture(shot.problem), caption)
+        return figure(image_placeholder(shot.problem), caption)
     # A picture from outside the episode is that of its first or last frame.
     real = np.flatnonzero(view.past_mask | view.future_mask)
     step = int(np.clip(view.anchor + offset, real[0], real[-1])) if len(real) else view.anchor

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlatool.artifacts.image import open_picture
 from vlatool.artifacts.image_shards import image_tars, picture_suffix
-from vlatool.artifacts.picture import open_picture
 from vlatool.artifacts.shard import OpenShard, open_shard
 from vlatool.errors import DataError
 from vlatool.inspection.image_shards import ImageShardsReport
 from vlatool.pages.html_page import PageRequest, spread
+from vlatool.pages.images import figure, image_placeholder, thumbnail
 from vlatool.pages.layout import Section, note, page, table, tiles
-from vlatool.pages.pictures import figure, lost_picture, thumbnail
 from vlatool.storage.atomic import write_text
 
 # Pictures of a shard side by side.
@@ -52,10 +52,10 @@ def _content(tar: OpenShard, key: str) -> Iterator[str]:
     with tar.reading(key) as sample:
         suffix = picture_suffix(sample.members)
         if suffix is None:
-            yield lost_picture("no picture")
+            yield image_placeholder("no picture")
             return
         try:
             with open_picture(sample.members[suffix]) as picture:
                 yield thumbnail(picture.convert("RGB"), f"{tar.path.name}, {key}")
         except ValueError:
-            yield lost_picture("cannot be decoded")
+            yield image_placeholder("cannot be decoded")

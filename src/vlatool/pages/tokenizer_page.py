@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from vlatool.episode import UInt8Array
+from vlatool.pages.images import THUMBNAIL_WIDTH, figure, thumbnail
 from vlatool.pages.layout import Section, escape, note, page, table
-from vlatool.pages.pictures import THUMBNAIL_WIDTH, figure, thumbnail
 from vlatool.storage.atomic import write_text
 
 _GENERATOR = "vlatool tokenizer eval"

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.artifacts.window_folder import lines_files
-from vlatool.inspection.shots import Shot
+from vlatool.inspection.projection import Shot
 from vlatool.inspection.windows import WindowsReport, WindowView, view_window
 from vlatool.pages.html_page import PageRequest, card, group, spread
+from vlatool.pages.images import figure, image_placeholder, thumbnail
 from vlatool.pages.layout import (
     Section,
     escape,
@@ -24,7 +25,6 @@ from vlatool.pages.layout import (
     tags,
     tiles,
 )
-from vlatool.pages.pictures import figure, lost_picture, thumbnail
 from vlatool.pages.plots import Axis, axis_chart, channels, legend, line_chart
 from vlatool.storage.atomic import write_text
 
@@ -95,7 +95,7 @@ def _strips(views: Mapping[str, Sequence[Shot]], first: int) -> str:
 
 def _picture(shot: Shot, description: str) -> str:
     if shot.picture is None:
-        return lost_picture(shot.problem)
+        return image_placeholder(shot.problem)
     return thumbnail(shot.picture, description)
 
 

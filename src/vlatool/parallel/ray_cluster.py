@@ -141,7 +141,7 @@ def _guard(mark: Mapping[str, str]) -> Generator[None, None, None]:
 def _joined_cluster(ray: Any, address: str, connect_s: float) -> Generator[None, None, None]:
     """A cluster that runs without us; told in bounded time if there is none."""
     if _own_token.cache_info().currsize:
-        # Measured: Ray goes on with the token, and tasks fail at random with OwnerDiedError.
+        # EvalResult: Ray goes on with the token, and tasks fail at random with OwnerDiedError.
         raise EnvironmentProblem(
             f"{address}: this process has run a private Ray cluster and cannot join another one",
             hint="join it in a new process",

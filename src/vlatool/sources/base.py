@@ -12,7 +12,7 @@ from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.parallel.executor import attempt
 from vlatool.plugins import did_you_mean
-from vlatool.storage.parts import Part, read_part
+from vlatool.storage.byte_ranges import Part, read_byte_range
 from vlatool.storage.uri import can_list
 
 # First line of the small text file that stands for content kept in Git LFS. Source: lerobot 11.7
@@ -25,8 +25,8 @@ class FormatReader(Protocol):
     """Reads the episodes of one dataset format.
 
     A reader may also have `noticed: list[Finding]`, what `discover` found odd about the data set
-    as a whole; `specialises: ClassVar[str]`, the name of the more general format whose data it
-    also recognises; `is_last_resort: ClassVar[bool]`, that any other format that finds episodes
+    as a whole; `base_format: ClassVar[str]`, the name of the more general format whose data it
+    also recognises; `is_fallback: ClassVar[bool]`, that any other format that finds episodes
     at a place is preferred; `sink: ClassVar[str]`, the name of the sink that its episodes go into
     where none is named, else `lbm`; and checks of its own (`vlatool.sources.rules`).
 
@@ -128,7 +128,7 @@ def _usual_fields(kinds: Counter[tuple[tuple[str, FieldFacts], ...]]) -> dict[st
     return found
 
 
-def look_at(episode: Episode) -> Survey:
+def survey_episode(episode: Episode) -> Survey:
     """The survey of one episode that was read."""
     return Survey(
         episodes=1,
@@ -143,7 +143,7 @@ def look_at(episode: Episode) -> Survey:
     )
 
 
-def each_look(
+def survey_each(
     look: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[VlatoolError]
 ) -> Iterator[Survey]:
     """The surveys of the episodes that can be looked at; refusals and bugs go to `reasons`."""
@@ -164,7 +164,7 @@ def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[Epis
         DataError: None of the episodes can be read; the first one's reason.
     """
     reasons: list[VlatoolError] = []
-    return union(each_look(lambda ref: look_at(read(ref)), refs, reasons), reasons)
+    return union(survey_each(lambda ref: survey_episode(read(ref)), refs, reasons), reasons)
 
 
 def facts_of(episode: Episode) -> dict[str, FieldFacts]:
@@ -255,14 +255,14 @@ def unknown_field(name: str, known: Sequence[str], where: Path, noun: str = "fie
     )
 
 
-def refuse_missing_or_pointer(path: Path, what: str) -> None:
+def check_is_data_file(path: Path, what: str) -> None:
     """Checks that `path` is a file with content of its own; `what` it is of, such as `episode 3`.
 
     Raises:
         DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.
     """
     try:
-        head = read_part(Part(path, 0, len(_LFS_HEADER)))
+        head = read_byte_range(Part(path, 0, len(_LFS_HEADER)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(
             f"{what}: {path} is missing",

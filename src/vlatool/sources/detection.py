@@ -13,14 +13,14 @@ from vlatool.plugins import FORMATS
 from vlatool.sources.base import FormatReader
 
 
-class LaterKeys(ConfigModel):
+class DeferredKeys(ConfigModel):
     """Keys of a format that is not known yet."""
 
     model_config = ConfigDict(extra="allow")
 
 
 @dataclass(frozen=True)
-class FoundSource:
+class DetectedSource:
     """A format that finds episodes at a location, and the episodes."""
 
     format: str
@@ -38,10 +38,10 @@ def is_source(word: str) -> bool:
         return True
 
 
-def find_source(location: Path, forced: str | None) -> FoundSource:
+def detect_source(location: Path, forced: str | None) -> DetectedSource:
     """The one format that finds episodes at `location`; with `forced`, that format.
 
-    A format that specialises another one wins over it, and any over one that is a last resort.
+    A format that base_format another one wins over it, and any over one that is a last resort.
 
     Raises:
         DataError: None does; says what each searched for.
@@ -49,16 +49,16 @@ def find_source(location: Path, forced: str | None) -> FoundSource:
     """
     if forced is not None:
         return _discover(forced, location)
-    found: list[FoundSource] = []
+    found: list[DetectedSource] = []
     refusals: dict[str, VlatoolError] = {}
     for name in FORMATS.names():
         try:
             found.append(_discover(name, location))
         except VlatoolError as error:
             refusals[name] = error
-    general = {getattr(one.reader, "specialises", "") for one in found}
+    general = {getattr(one.reader, "base_format", "") for one in found}
     found = [one for one in found if one.format not in general]
-    found = [one for one in found if not getattr(one.reader, "is_last_resort", False)] or found
+    found = [one for one in found if not getattr(one.reader, "is_fallback", False)] or found
     if len(found) > 1:
         counts = ", ".join(f"{one.format} ({len(one.refs)})" for one in found)
         raise UsageError(
@@ -72,12 +72,12 @@ def find_source(location: Path, forced: str | None) -> FoundSource:
     return found[0]
 
 
-def _discover(name: str, location: Path) -> FoundSource:
+def _discover(name: str, location: Path) -> DetectedSource:
     reader = _reader(name)
     refs = list(reader.discover([location]))
     if not refs:
         raise DataError(f"{location}: no {name} episodes", code="data.no_episodes")
-    return FoundSource(name, reader, refs)
+    return DetectedSource(name, reader, refs)
 
 
 def _reader(name: str) -> FormatReader:

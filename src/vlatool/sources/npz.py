@@ -23,7 +23,7 @@ from zlib_ng import zlib_ng
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.storage.parts import Part, open_from_end, open_part, read_parts
+from vlatool.storage.byte_ranges import Part, open_byte_range, open_tail, read_byte_ranges
 from vlatool.storage.uri import is_remote
 
 _LARGEST_HEADER = 10_000
@@ -135,7 +135,7 @@ class NpzArchive:
         self._headers: dict[str, ArrayHeader] = {}
         self._read: dict[str, int] = {}  # bytes of the arrays that were read
         try:
-            self._file = open_from_end(path)
+            self._file = open_tail(path)
             with zipfile.ZipFile(self._file) as archive:
                 infos = {info.filename: info for info in archive.infolist()}
                 self._ends = _ends(archive)
@@ -218,7 +218,7 @@ class NpzArchive:
         What cannot be read is left for when it is asked for.
         """
         wanted = [name for name in names if is_remote(self.path) and self._is_large(name)]
-        for name, data in zip(wanted, read_parts(map(self._head, wanted)), strict=True):
+        for name, data in zip(wanted, read_byte_ranges(map(self._head, wanted)), strict=True):
             with suppress(DataError):
                 self._headers[name] = self._checked_header(name, io.BytesIO(data), at=0)
 
@@ -320,7 +320,7 @@ class NpzFrames:
 
     def _rewind(self) -> None:
         self.close()
-        self._file = open_part(self._part)
+        self._file = open_byte_range(self._part)
         self._member = InflatedMember(self._file, self._info)
         _read_header(self._member)
         self._next = 0

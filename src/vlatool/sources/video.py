@@ -29,7 +29,7 @@ _TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
 
 
 @dataclass(frozen=True)
-class VideoFacts:
+class VideoInfo:
     """What a video says about itself; `size` is (height, width), `fps` null when unknown."""
 
     num_frames: int
@@ -54,7 +54,7 @@ class _PacketTable:
     num_frames: int
 
 
-def probe_video(path: Path) -> VideoFacts:
+def probe_video(path: Path) -> VideoInfo:
     """Facts about a video; counts packets only where the container does not know its length.
 
     Raises:
@@ -64,7 +64,7 @@ def probe_video(path: Path) -> VideoFacts:
     with container:
         size = (stream.codec_context.height, stream.codec_context.width)
         num_frames = stream.frames or _packet_table(path, container, stream).num_frames
-        return VideoFacts(num_frames, size, stream.average_rate)
+        return VideoInfo(num_frames, size, stream.average_rate)
 
 
 class VideoFrames:

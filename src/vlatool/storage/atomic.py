@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlatool.errors import StorageError
+from vlatool.storage.crash_points import step
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.steps import step
 from vlatool.storage.writer import abort_uploads, delete_below, upload_folder, uploading
 
 _HINTS = {

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 
-class _Crew:
+class _DaemonPool:
     """Daemon threads that wait for more work for a while before they end."""
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class _Crew:
 
 
 @cache
-def _crew(_pid: int) -> _Crew:
+def _crew(_pid: int) -> _DaemonPool:
     """Of this process; the threads of a parent are not in its children."""
-    return _Crew()
+    return _DaemonPool()
 
 
 def in_background(work: Callable[[], T]) -> "Future[T]":

@@ -18,8 +18,8 @@ from typing import Protocol
 
 from vlatool.storage.atomic import remove_file, remove_tree, sync_folder, told
 from vlatool.storage.background import in_background
+from vlatool.storage.crash_points import step
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.steps import step
 from vlatool.storage.tree import files_below
 from vlatool.storage.writer import put
 

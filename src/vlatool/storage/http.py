@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from vlatool.errors import DataError, StorageError
-from vlatool.storage.remote import Body, ConditionFailed, Facts, NothingThere, Page
-from vlatool.storage.retry import Trouble, network_trouble
+from vlatool.storage.remote import Body, ConditionFailed, Facts, Page, RangeNotSatisfiable
+from vlatool.storage.retry import Trouble, network_retry_advice
 
 _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 10
@@ -94,7 +94,7 @@ class WebServer:
             answer = self._request("GET", key, wanted)
         except Answer as refusal:
             if refusal.status == 416:
-                raise NothingThere from refusal
+                raise RangeNotSatisfiable from refusal
             if refusal.status == 412:
                 raise ConditionFailed from refusal
             raise
@@ -106,7 +106,7 @@ class WebServer:
         """What an error means for another attempt."""
         if isinstance(error, Answer) and error.status in _BUSY:
             return Trouble(f"the server says {error.status}", _requested_wait(error.headers))
-        return http_trouble(error) or network_trouble(error)
+        return http_retry_advice(error) or network_retry_advice(error)
 
     def translated(self, error: Exception, where: str) -> Exception:
         """Our error for one of the server or of urllib3."""
@@ -149,7 +149,7 @@ class WebServer:
     def _first_byte(self, key: str) -> Facts:
         try:
             body = self.get(key, 0, 1, "")
-        except NothingThere:
+        except RangeNotSatisfiable:
             return Facts()
         body.close()
         return body.facts
@@ -194,7 +194,7 @@ def connections() -> Any:
     )
 
 
-def http_trouble(error: Exception) -> Trouble | None:
+def http_retry_advice(error: Exception) -> Trouble | None:
     """What an error of urllib3 means for another attempt; None if one is pointless."""
     faults: Any = importlib.import_module("urllib3.exceptions")
     reason = getattr(error, "reason", None) or error
@@ -207,7 +207,7 @@ def http_trouble(error: Exception) -> Trouble | None:
 def _slice(facts: Facts, data: bytes, start: int) -> Body:
     first = max(0, len(data) + start) if start < 0 else start
     if first >= len(data):
-        raise NothingThere
+        raise RangeNotSatisfiable
     file = io.BytesIO(data)
     file.seek(first)
     return Body(facts, first, file.read, file.close)

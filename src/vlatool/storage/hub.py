@@ -13,7 +13,7 @@ from typing import Any
 
 from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.storage.http import WebServer
-from vlatool.storage.remote import Body, Facts, NothingThere, Page
+from vlatool.storage.remote import Body, Facts, Page, RangeNotSatisfiable
 from vlatool.storage.retry import Trouble
 
 
@@ -112,7 +112,7 @@ class Repository:
         facts = self.look(key)
         first = max(0, facts.size + start) if start < 0 else start
         if first >= facts.size:
-            raise NothingThere
+            raise RangeNotSatisfiable
         kept = self.hub.try_to_load_from_cache(
             self._name, key, revision=self.commit, repo_type=self._kind
         )

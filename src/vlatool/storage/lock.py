@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from vlatool.errors import StorageError, UsageError
+from vlatool.storage.crash_points import step
 from vlatool.storage.documents import read_json
 from vlatool.storage.remote_lock import remote_lock
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.steps import step
 
 
 class Lock(Protocol):

@@ -12,7 +12,7 @@ from vlatool.storage.remote import (
     Body,
     ConditionFailed,
     Facts,
-    NothingThere,
+    RangeNotSatisfiable,
     Remote,
     call,
 )
@@ -28,7 +28,7 @@ _KEPT = 3  # recent ranges of a file read here and there: its directory, its hea
 
 
 @dataclass
-class _Transfer:
+class _RangeDownload:
     """One range of one version of an object; after a cut it goes on at the byte reached.
 
     A negative `start` asks for so many bytes before the end; the first answer says where they are.
@@ -54,7 +54,7 @@ class _Transfer:
         etag = self.facts.etag if self.facts else ""
         try:
             body = remote.get(self.address.key, first, self.stop, etag)
-        except NothingThere:
+        except RangeNotSatisfiable:
             if self.facts is not None:
                 raise ConditionFailed from None  # it had these bytes
             self._end_before(self.start)
@@ -127,7 +127,7 @@ def read_whole(address: Address) -> bytes:
 
 
 def _read_whole(address: Address) -> bytes:
-    first = _Transfer(address, 0, LARGEST_RANGE)
+    first = _RangeDownload(address, 0, LARGEST_RANGE)
     head = first.run()
     assert first.facts is not None
     return head + _read_range(address, first.facts, len(head), first.facts.size)
@@ -136,10 +136,10 @@ def _read_whole(address: Address) -> bytes:
 def _read_range(address: Address, facts: Facts, start: int, stop: int) -> bytes:
     """Bytes `start` to `stop`, several ranges at a time."""
     transfers = (
-        _Transfer(address, first, min(stop, first + LARGEST_RANGE), facts)
+        _RangeDownload(address, first, min(stop, first + LARGEST_RANGE), facts)
         for first in range(start, stop, LARGEST_RANGE)
     )
-    return b"".join(in_parallel(_Transfer.run, transfers, _PARALLEL))
+    return b"".join(in_parallel(_RangeDownload.run, transfers, _PARALLEL))
 
 
 def read_range(address: Address, start: int, stop: int) -> bytes:
@@ -148,7 +148,7 @@ def read_range(address: Address, start: int, stop: int) -> bytes:
     Raises:
         FileNotFoundError: There is no such object.
     """
-    first = _Transfer(address, start, min(stop, start + LARGEST_RANGE))
+    first = _RangeDownload(address, start, min(stop, start + LARGEST_RANGE))
     head = first.run()
     assert first.facts is not None
     rest = _read_range(address, first.facts, first.stop, min(stop, first.facts.size))
@@ -168,7 +168,7 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
     Raises:
         FileNotFoundError: There is no such object.
     """
-    first = _Transfer(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
+    first = _RangeDownload(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
     known = first.run()
     assert first.facts is not None
     return _buffered(_RangedFile(address, first.facts, _Range(first.start, known)))
@@ -180,7 +180,7 @@ def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
     Raises:
         FileNotFoundError: There is no such object.
     """
-    first = _Transfer(address, start, min(stop, start + _FIRST_OF_STREAM))
+    first = _RangeDownload(address, start, min(stop, start + _FIRST_OF_STREAM))
     known = first.run()
     assert first.facts is not None
     file = _RangedFile(address, first.facts, _Range(start, known), stop)
@@ -203,7 +203,7 @@ class _Range:
 
 
 @dataclass(frozen=True)
-class _Ahead:
+class _Prefetch:
     """A range on its way."""
 
     start: int
@@ -224,7 +224,7 @@ class _RangedFile(io.RawIOBase):
         self._position = 0
         self._window = max(SMALLEST_RANGE, len(known.data))
         self._ranges = [known]
-        self._ahead: _Ahead | None = None
+        self._ahead: _Prefetch | None = None
 
     def readable(self) -> bool:
         """True."""
@@ -298,11 +298,11 @@ class _RangedFile(io.RawIOBase):
 
     def _fetch(self, start: int, length: int) -> _Range:
         stop = min(self._size, start + min(length, LARGEST_RANGE))
-        return _Range(start, _Transfer(self._address, start, stop, self._facts).run())
+        return _Range(start, _RangeDownload(self._address, start, stop, self._facts).run())
 
     def _read_ahead(self, start: int) -> None:
         self._window = min(2 * self._window, LARGEST_RANGE)
         stop = min(self._size, start + self._window)
         if start < stop:
-            transfer = _Transfer(self._address, start, stop, self._facts)
-            self._ahead = _Ahead(start, stop, in_background(transfer.run))
+            transfer = _RangeDownload(self._address, start, stop, self._facts)
+            self._ahead = _Prefetch(start, stop, in_background(transfer.run))

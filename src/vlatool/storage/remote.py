@@ -93,7 +93,7 @@ class ConditionFailed(Exception):
     """The object is not, or no longer, what a conditional request asked for."""
 
 
-class NothingThere(Exception):
+class RangeNotSatisfiable(Exception):
     """A range begins at or behind the end of the object."""
 
 
@@ -120,7 +120,7 @@ class Remote(Protocol):
         """Bytes `start` to `stop`, fewer where the object ends.
 
         A negative start asks for so many bytes before the end. With an `etag`, only of that
-        version: raises ConditionFailed. Raises NothingThere where there are no such bytes.
+        version: raises ConditionFailed. Raises RangeNotSatisfiable where there are no such bytes.
         """
         ...
 
@@ -172,7 +172,7 @@ class WritableRemote(Remote, Protocol):
         ...
 
 
-def remote_at(place: str) -> Any:
+def connect(place: str) -> Any:
     """The remote of a place, one per process and environment."""
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
     return _connected(place, os.getpid(), settings)
@@ -181,15 +181,15 @@ def remote_at(place: str) -> Any:
 @lru_cache(maxsize=16)
 def _connected(place: str, _pid: int, _settings: tuple[tuple[str, str], ...]) -> Any:
     """Connections must not be shared with a forked child, hence the process id."""
-    connect: Callable[[str], Any] = SCHEMES.get(place.partition("://")[0])
-    return connect(place)
+    make_remote: Callable[[str], Any] = SCHEMES.get(place.partition("://")[0])
+    return make_remote(place)
 
 
 def call(
     address: Address,
     operation: Callable[[WritableRemote], T],
     *,
-    patience_s: float | None = None,
+    retry_timeout_s: float | None = None,
 ) -> T:
     """What `operation` returns when given the remote, tried until it succeeds.
 
@@ -199,10 +199,13 @@ def call(
         StorageError: The storage does not answer or refuses, or can only be read.
         EnvironmentProblem: There are no credentials, or a package is missing.
     """
-    remote: WritableRemote = remote_at(address.place)
+    remote: WritableRemote = connect(address.place)
     try:
         return retrying(
-            lambda: operation(remote), str(address), judge=remote.trouble, patience_s=patience_s
+            lambda: operation(remote),
+            str(address),
+            judge=remote.trouble,
+            retry_timeout_s=retry_timeout_s,
         )
     except AttributeError as error:
         if error.obj is not remote:
@@ -222,7 +225,7 @@ def call(
 
 def lists(address: Address) -> bool:
     """Whether folders can be told from nothing: whether the place lists what it has."""
-    return bool(remote_at(address.place).lists)
+    return bool(connect(address.place).lists)
 
 
 def look(address: Address) -> Facts | None:

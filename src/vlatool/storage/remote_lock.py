@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, StorageError, UsageError
-from vlatool.storage.remote import ConditionFailed, NothingThere, WritableRemote, call
+from vlatool.storage.remote import ConditionFailed, RangeNotSatisfiable, WritableRemote, call
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import ProcessClock, patience
 from vlatool.storage.writer import delete, put
@@ -35,7 +35,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ProcessMark:
+class ProcessId:
     """Which process holds a lock, so that another one on its machine can tell that it has ended.
 
     Attributes:
@@ -79,13 +79,13 @@ class ProcessMark:
 
 
 @dataclass(frozen=True)
-class _Holder:
+class _LockState:
     """What a lock says, and how long ago by the server's clock it was renewed."""
 
     owner: str
     command: str
     started: str
-    process: ProcessMark
+    process: ProcessId
     etag: str
     age_s: float
 
@@ -137,7 +137,7 @@ class RemoteLock:
         self._owner = secrets.token_hex(8)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"owner": self._owner, "command": command, "started": started}
-        mark = ProcessMark.of_this_process(self._owner)
+        mark = ProcessId.of_this_process(self._owner)
         self._content = json.dumps({**content, **mark.document()}).encode()
         self._etag = ""
 
@@ -158,7 +158,7 @@ class RemoteLock:
 
     def take(self, stale_after_s: float) -> None:
         """Takes the lock where there is none, or where its owner is dead."""
-        holder: _Holder | None = None
+        holder: _LockState | None = None
         for _ in range(_ATTEMPTS):
             if self._put(holder.etag if holder is not None else ""):
                 return
@@ -193,7 +193,7 @@ class RemoteLock:
             if holder is None or holder.owner != self._owner:
                 self.is_lost = True
                 return
-            delete(self._address, patience_s=min(_RELEASE_PATIENCE_S, patience()))
+            delete(self._address, retry_timeout_s=min(_RELEASE_PATIENCE_S, patience()))
         except (StorageError, EnvironmentProblem) as error:
             _LOGGER.warning("%s: the lock could not be released: %s", self._address, error)
 
@@ -226,13 +226,13 @@ class RemoteLock:
         self._etag = put(self._address, self._content)
         return True
 
-    def _read(self) -> _Holder | None:
+    def _read(self) -> _LockState | None:
         try:
             return call(self._address, self._asked)
-        except (FileNotFoundError, NothingThere):
+        except (FileNotFoundError, RangeNotSatisfiable):
             return None
 
-    def _asked(self, remote: WritableRemote) -> _Holder:
+    def _asked(self, remote: WritableRemote) -> _LockState:
         body = remote.get(self._address.key, 0, _LARGEST, "")
         try:
             content = body.read(_LARGEST)
@@ -240,7 +240,7 @@ class RemoteLock:
             body.close()
         return _holder(content, body.facts.etag, body.date - body.facts.modified)
 
-    def _refusal(self, holder: _Holder | None, stale_after_s: float) -> UsageError:
+    def _refusal(self, holder: _LockState | None, stale_after_s: float) -> UsageError:
         other = f"`{holder.command}`, since {holder.started}" if holder else "an unnamed run"
         return UsageError(
             f"{self._path.parent.parent}: another run is writing here: {other}",
@@ -250,14 +250,14 @@ class RemoteLock:
         )
 
 
-def _holder(body: bytes, etag: str, age_s: float) -> _Holder:
+def _holder(body: bytes, etag: str, age_s: float) -> _LockState:
     try:
         content = json.loads(body)
         names = (content["owner"], content["command"], content["started"])
-        return _Holder(*names, ProcessMark.of(content), etag, age_s)
+        return _LockState(*names, ProcessId.of(content), etag, age_s)
     except (ValueError, KeyError, TypeError, AttributeError):
-        nobody = ProcessMark.of({})
-        return _Holder("", "an unnamed command", "an unknown time", nobody, etag, age_s)
+        nobody = ProcessId.of({})
+        return _LockState("", "an unnamed command", "an unknown time", nobody, etag, age_s)
 
 
 def _machine(salt: str) -> str:

@@ -119,7 +119,7 @@ def _number(variable: str, default: float) -> float:
     return number
 
 
-def network_trouble(error: BaseException) -> Trouble | None:
+def network_retry_advice(error: BaseException) -> Trouble | None:
     """What an error of the standard library means; None if trying again is pointless."""
     if isinstance(error, (ConnectionError, TimeoutError, http.client.HTTPException)):
         return Trouble(f"no connection ({type(error).__name__})")
@@ -130,27 +130,27 @@ def retrying(
     operation: Callable[[], T],
     what: str,
     *,
-    judge: Callable[[Exception], Trouble | None] = network_trouble,
-    patience_s: float | None = None,
+    judge: Callable[[Exception], Trouble | None] = network_retry_advice,
+    retry_timeout_s: float | None = None,
     pace: Pace | None = None,
 ) -> T:
     """The operation's result, after as many attempts as it takes.
 
     Waits grow exponentially to ten seconds and are drawn at random below that (full jitter), so
-    that many workers do not come back at the same instant. Attempts go on for `patience_s` after
+    that many workers do not come back at the same instant. Attempts go on for `retry_timeout_s` after
     the first failure, then once more.
 
     Args:
         operation: May run several times.
         what: The location, for warnings and the error.
         judge: What an error means; None ends the attempts and lets it through.
-        patience_s: Total seconds; by default 180, or the variable VLATOOL_STORAGE_PATIENCE_S.
+        retry_timeout_s: Total seconds; by default 180, or the variable VLATOOL_STORAGE_PATIENCE_S.
         pace: What passes for time; by default that of this process.
 
     Raises:
         StorageError: The patience is over.
     """
-    total = patience() if patience_s is None else patience_s
+    total = patience() if retry_timeout_s is None else retry_timeout_s
     pace = pace or Pace()
     deadline: float | None = None
     attempts = 0

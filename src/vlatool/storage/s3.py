@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from vlatool.errors import StorageError
-from vlatool.storage.http import connections, http_trouble, ranged_body
-from vlatool.storage.remote import Body, Facts, NothingThere, Page, Upload
+from vlatool.storage.http import connections, http_retry_advice, ranged_body
+from vlatool.storage.remote import Body, Facts, Page, RangeNotSatisfiable, Upload
 from vlatool.storage.retry import Trouble
-from vlatool.storage.s3_errors import no_credentials, s3_trouble, translated
+from vlatool.storage.s3_errors import no_credentials, s3_retry_advice, translated
 
 _CONNECTIONS = 64  # more than the threads that ever read or write at once
 _CONNECT_TIMEOUT_S = 10
@@ -59,7 +59,7 @@ class Bucket:
 
     def trouble(self, error: Exception) -> Trouble | None:
         """What an error means for another attempt."""
-        return s3_trouble(error) or http_trouble(error)
+        return s3_retry_advice(error) or http_retry_advice(error)
 
     def translated(self, error: Exception, where: str) -> Exception:
         """Our error for one of the client library."""
@@ -91,7 +91,7 @@ class Bucket:
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
         """GetObject of a range, by an address that is signed once for many of them.
 
-        Measured: 0.4 ms of processor time where the client library takes 1.1.
+        EvalResult: 0.4 ms of processor time where the client library takes 1.1.
         """
         headers = {"Range": f"bytes={start}" if start < 0 else f"bytes={start}-{stop - 1}"}
         if etag:
@@ -161,7 +161,7 @@ class Bucket:
         answer.release_conn()
         self._addresses.pop(key, None)
         if answer.status == 416 or (answer.status == 200 and not content):
-            return NothingThere()  # some servers answer so where others refuse the range
+            return RangeNotSatisfiable()  # some servers answer so where others refuse the range
         if answer.status == 200:
             return _ignores_ranges(f"s3://{self.name}/{key}")
         code = re.search(rb"<Code>([A-Za-z0-9.]+)</Code>", content)

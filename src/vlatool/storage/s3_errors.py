@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.remote import ConditionFailed
-from vlatool.storage.retry import Trouble, network_trouble
+from vlatool.storage.retry import Trouble, network_retry_advice
 
 _BUSY_STATUS = {408, 429, 500, 502, 503, 504}
 _BUSY_CODES = {
@@ -42,7 +42,7 @@ def error_code(error: BaseException) -> str:
     return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
-def s3_trouble(error: Exception) -> Trouble | None:
+def s3_retry_advice(error: Exception) -> Trouble | None:
     """What an error means for another attempt; None if one is pointless."""
     aws = _exceptions()
     status, code = _status(error), error_code(error)
@@ -60,7 +60,7 @@ def s3_trouble(error: Exception) -> Trouble | None:
     )
     if isinstance(error, passing):
         return Trouble(f"no complete answer ({type(error).__name__})")
-    return network_trouble(error)
+    return network_retry_advice(error)
 
 
 def translated(error: Exception, where: str) -> Exception:

@@ -41,7 +41,7 @@ def file_names(folder: Path) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class FileFacts:
+class FileInfo:
     """A file below a folder.
 
     Attributes:
@@ -55,7 +55,7 @@ class FileFacts:
     modified_ns: int
 
 
-def files_below(path: Path) -> list[FileFacts]:
+def files_below(path: Path) -> list[FileInfo]:
     """The files below a folder, or the file itself, sorted by name; nothing where nothing is.
 
     One request where `path` is remote and only files have a suffix.
@@ -68,7 +68,7 @@ def files_below(path: Path) -> list[FileFacts]:
         return _listed(path) or _facts(path, "")
     if path.is_file():
         return _facts(path, "")
-    found: list[FileFacts] = []
+    found: list[FileInfo] = []
     for folder, _, names in walk(path):
         for name in names:
             file = folder / name
@@ -77,7 +77,7 @@ def files_below(path: Path) -> list[FileFacts]:
     return sorted(found, key=lambda one: one.name)
 
 
-def files_in(folder: Path) -> list[FileFacts]:
+def files_in(folder: Path) -> list[FileInfo]:
     """The files directly in a local folder, sorted by name; those that vanish are left out."""
     return [one for name in sorted(file_names(folder)) for one in _facts(folder / name, name)]
 
@@ -91,7 +91,7 @@ def files_named(folder: Path, names: Sequence[str]) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def files_below_each(paths: Sequence[Path]) -> list[list[FileFacts]]:
+def files_below_each(paths: Sequence[Path]) -> list[list[FileInfo]]:
     """`files_below` of each path; remote ones are asked for together."""
     if any(isinstance(path, RemotePath) for path in paths):
         return list(in_parallel(files_below, paths, _AT_ONCE))
@@ -118,17 +118,17 @@ def size_text(count: int) -> str:
     return f"{value:.1f} GB"
 
 
-def _facts(path: Path, name: str) -> list[FileFacts]:
+def _facts(path: Path, name: str) -> list[FileInfo]:
     try:
         status = path.stat()
     except FileNotFoundError:
         return []
     if not stat.S_ISREG(status.st_mode):
         return []
-    return [FileFacts(name, status.st_size, status.st_mtime_ns)]
+    return [FileInfo(name, status.st_size, status.st_mtime_ns)]
 
 
-def _listed(path: Path) -> list[FileFacts]:
+def _listed(path: Path) -> list[FileInfo]:
     found = [
         one
         for file in path.rglob("*")

@@ -70,7 +70,7 @@ def location(text: str | Path) -> Path:
     return RemotePath(text)
 
 
-def refuse_credentials(text: str) -> None:
+def check_no_credentials(text: str) -> None:
     """Refuses a location that would put a secret into logs and records.
 
     Raises:
@@ -90,7 +90,7 @@ def refuse_credentials(text: str) -> None:
 
 def _check(text: str, scheme: str) -> None:
     """Refuses what the scheme cannot mean."""
-    refuse_credentials(text)
+    check_no_credentials(text)
     rest = text.partition("://")[2]
     shape, example = _SHAPES.get(scheme, (re.compile(""), ""))
     if not shape.match(rest):

@@ -9,9 +9,9 @@ from typing import IO, Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.background import in_background
+from vlatool.storage.crash_points import step
 from vlatool.storage.listing import pages
 from vlatool.storage.remote import Address, Upload, call, look
-from vlatool.storage.steps import step
 
 PART_SIZE = 8 * 1024 * 1024
 _LATE_PART_SIZE = 64 * 1024 * 1024
@@ -99,7 +99,7 @@ class RemoteFile(io.BufferedIOBase):
         if self._upload is not None:
             wait(self._parts, timeout=_ABORT_PATIENCE_S)  # a part that comes later would stay
             with suppress(StorageError, EnvironmentProblem):
-                _abort(self._address, self._upload, patience_s=_ABORT_PATIENCE_S)
+                _abort(self._address, self._upload, retry_timeout_s=_ABORT_PATIENCE_S)
         self._upload = None
         self._buffer.clear()
 
@@ -130,10 +130,10 @@ def put(address: Address, data: bytes, etag: str | None = None) -> str:
         return call(address, lambda remote: remote.put(address.key, data, etag))
 
 
-def delete(address: Address, *, patience_s: float | None = None) -> None:
+def delete(address: Address, *, retry_timeout_s: float | None = None) -> None:
     """Removes an object; one that is not there is fine."""
     with step("remove", address):
-        call(address, lambda remote: remote.delete([address.key]), patience_s=patience_s)
+        call(address, lambda remote: remote.delete([address.key]), retry_timeout_s=retry_timeout_s)
 
 
 def delete_below(address: Address) -> None:
@@ -159,10 +159,10 @@ def abort_uploads(address: Address) -> None:
             _abort(Address(address.place, key), upload)
 
 
-def _abort(address: Address, upload: Upload, *, patience_s: float | None = None) -> None:
+def _abort(address: Address, upload: Upload, *, retry_timeout_s: float | None = None) -> None:
     """Removes the parts of an unfinished upload; one that is gone is fine."""
     with suppress(FileNotFoundError):
-        call(address, lambda _: upload.abort(), patience_s=patience_s)
+        call(address, lambda _: upload.abort(), retry_timeout_s=retry_timeout_s)
 
 
 @contextmanager

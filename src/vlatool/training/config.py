@@ -10,8 +10,8 @@ from vlatool.config.base import (
     Violation,
     derivation_rules,
     derived_field,
-    needed_field,
     nullable_field,
+    required_field,
 )
 from vlatool.config.scalars import parse_plain
 from vlatool.errors import UsageError
@@ -118,7 +118,7 @@ class EmaConfig(ConfigModel):
 class DistributedConfig(ConfigModel):
     """Processes and devices."""
 
-    without_effect: ClassVar[Mapping[str, str]] = {
+    ignored: ClassVar[Mapping[str, str]] = {
         "ddp_static_graph": "every parameter of a model is used in every step"
     }
     refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
@@ -155,7 +155,7 @@ class TrainConfig(ConfigModel):
         "hparams": "hparams",
     }
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
-    without_effect: ClassVar[Mapping[str, str]] = {
+    ignored: ClassVar[Mapping[str, str]] = {
         "db_logging": "there is no database; .vlatool/run.json records the run",
         "log_level": "-v and --log-file show the log",
         "wandb_entity": "runs are not sent to W&B",
@@ -187,7 +187,7 @@ class TrainConfig(ConfigModel):
             "wandb",
             "remote_sync",
             "distributed",
-            *without_effect,
+            *ignored,
         }
     )
 
@@ -243,7 +243,7 @@ class TrainConfig(ConfigModel):
     data: SerializeAsAny[LoadingConfig] = Field(
         default=LoadingConfig(), description="What is learned from."
     )
-    model: SerializeAsAny[ConfigModel] = needed_field(ConfigModel(), "What learns.")
+    model: SerializeAsAny[ConfigModel] = required_field(ConfigModel(), "What learns.")
     hparams: HParams = Field(default=HParams(), description="Optimisation.")
     distributed: DistributedConfig = Field(default=DistributedConfig(), description="Processes.")
     ema: EmaConfig = Field(default=EmaConfig(), description="Average of the weights.")
@@ -271,7 +271,7 @@ class TrainConfig(ConfigModel):
             rules |= derivation_rules(hparams, ["world_size"], "hparams.")
         return self.model_copy(update={"data": data, "hparams": hparams}), rules
 
-    def broken_rules(self) -> Iterator[Violation]:
+    def violations(self) -> Iterator[Violation]:
         """Sections that contradict each other, and what the model type says of its data."""
         if self.data.seed not in (None, self.hparams.seed):
             message = f"data.seed is {self.data.seed}: hparams.seed, {self.hparams.seed}, counts"
@@ -282,7 +282,7 @@ class TrainConfig(ConfigModel):
                 "wandb is true: nothing is sent to W&B yet; metrics are in metrics.jsonl",
             )
         if getattr(self.model, "type", None):
-            yield from self.model_type.broken_rules(self.model, self.data)
+            yield from self.model_type.violations(self.model, self.data)
 
     @classmethod
     def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
@@ -296,7 +296,7 @@ class TrainConfig(ConfigModel):
         if model_type is not None:
             fields["model"] = (model_type.Config, Field(description="What learns."))
         special = create_model(cls.__name__, __base__=cls, **fields)
-        special.stands_for = {"data": {FOLDERS: kind.folders_keys}}
+        special.virtual_keys = {"data": {FOLDERS: kind.folders_keys}}
         return special
 
     @property
@@ -327,7 +327,7 @@ class TrainConfig(ConfigModel):
             UsageError: No model is configured.
         """
         self.check_model()
-        self.model_type.check_origins(self.model)
+        self.model_type.check_init_weights(self.model)
         return self.derive(self.data_kind.read_facts(self.data))
 
     def derive(self, facts: Facts) -> tuple["TrainConfig", dict[str, str]]:

@@ -94,7 +94,7 @@ class PlacedParts:
         moves = part.trained and any(p.requires_grad for p in part.module.parameters())
         if how.world_size == 1 or not moves:
             return part.module
-        return _Exchanged(part.module, methods, how.device)
+        return _DdpPart(part.module, methods, how.device)
 
     def train(self) -> None:
         """What learns is in training mode, everything else in eval mode."""
@@ -134,7 +134,7 @@ class PlacedParts:
         moving = set(names)
         with ExitStack() as stack:
             for name, call in self.calls.items():
-                if isinstance(call, _Exchanged) and not (last and name in moving):
+                if isinstance(call, _DdpPart) and not (last and name in moving):
                     stack.enter_context(call.alone())
                 if isinstance(call, FSDPModule):
                     call.set_requires_gradient_sync(last or name not in moving)
@@ -153,7 +153,7 @@ class _Methods(nn.Module):
         return call(*args, **named)
 
 
-class _Exchanged:
+class _DdpPart:
     """A module whose gradients are exchanged over processes, called like the module itself."""
 
     def __init__(self, module: nn.Module, methods: Sequence[str], device: torch.device) -> None:

@@ -17,7 +17,7 @@ from vlatool.training.runtime import Runtime
 
 
 @dataclass
-class StepSums:
+class LossSums:
     """The losses of one optimizer's micro-batches, on this rank.
 
     Attributes:
@@ -29,18 +29,18 @@ class StepSums:
     _counts: list[Tensor] = field(default_factory=list[Tensor])
     _sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
-    def add(self, loss: Loss, *, is_fake: bool) -> None:
+    def add(self, loss: Loss, *, is_dummy: bool) -> None:
         """Takes in a micro-batch; a fake one counts nothing."""
-        weight = 0.0 if is_fake else 1.0
+        weight = 0.0 if is_dummy else 1.0
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.totals.append(zero if is_fake else loss.total.detach().double())
-        self._counts.append(zero if is_fake else loss.count.detach().double())
+        self.totals.append(zero if is_dummy else loss.total.detach().double())
+        self._counts.append(zero if is_dummy else loss.count.detach().double())
         for name, value in loss.sums.items():
             value = value.detach().double()
             value = value if weight else torch.zeros_like(value)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def reduced(self, runtime: Runtime, extra: Sequence[float]) -> "Reduced":
+    def reduced(self, runtime: Runtime, extra: Sequence[float]) -> "ReducedLoss":
         """The sums over all ranks. Every rank calls it, with as many `extra` numbers."""
         names = sorted(self._sums)
         shapes = {name: tuple(self._sums[name].shape) for name in names}
@@ -50,11 +50,11 @@ class StepSums:
         more = torch.tensor(extra, dtype=torch.float64).to(self.device, non_blocking=True)
         flat = [self._sums[name].reshape(-1).to(self.device) for name in names]
         packed = runtime.sum(torch.cat([head, more, *flat]))
-        return Reduced(packed, len(extra), shapes)
+        return ReducedLoss(packed, len(extra), shapes)
 
 
 @dataclass(frozen=True)
-class Reduced:
+class ReducedLoss:
     """The sums of one optimizer and step over all ranks.
 
     Attributes:
@@ -93,7 +93,7 @@ class Reduced:
         return found
 
 
-class HostCopy:
+class AsyncHostCopy:
     """A small tensor on its way to the host."""
 
     def __init__(self, values: Tensor) -> None:

@@ -71,7 +71,7 @@ class Reports:
         self._pending: StepRecord | None = None
         self._alarms: set[str] = set()
 
-    def told_by_rank(self, micro_batches: Sequence[MicroBatch], stop: int | None) -> list[float]:
+    def rank_counters(self, micro_batches: Sequence[MicroBatch], stop: int | None) -> list[float]:
         """What this rank adds to the first reduction of a step: signals and dropped samples."""
         dropped = [0] * len(self.drop_reasons)
         for one in micro_batches:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from vlatool.errors import EnvironmentProblem
-from vlatool.models.draws import RowDraws
+from vlatool.models.rng import PerSampleRng
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
 
@@ -131,14 +131,14 @@ class Runtime:
         """
         torch.manual_seed(_number(*key, self.rank))
 
-    def draws(self, rows: Sequence[int], total: int, *key: object) -> RowDraws:
+    def draws(self, rows: Sequence[int], total: int, *key: object) -> PerSampleRng:
         """Randomness for samples of a global batch, the same on every process."""
 
         def seeded(chunk: int) -> torch.Generator:
             number = _number(*key, chunk) if chunk else _number(*key)
             return torch.Generator(self.device).manual_seed(number)
 
-        return RowDraws(seeded, rows, total)
+        return PerSampleRng(seeded, rows, total)
 
 
 def _number(*key: object) -> int:

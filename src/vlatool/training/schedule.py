@@ -42,7 +42,7 @@ def to_steps(value: float, total_steps: int) -> int:
     return int(value * total_steps) if value < 1 else int(value)
 
 
-def broken_schedule(h: HParams, total_steps: int) -> Iterator[Violation]:
+def schedule_violations(h: HParams, total_steps: int) -> Iterator[Violation]:
     """That the peak rate is never reached: warm-up is as long as the run."""
     warmup = to_steps(h.warmup, total_steps)
     if warmup >= total_steps > 1:

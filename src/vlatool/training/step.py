@@ -12,7 +12,7 @@ from vlatool.training.config import HParams
 from vlatool.training.optim import set_rate, update
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
-from vlatool.training.reduction import HostCopy, Reduced, StepSums
+from vlatool.training.reduction import AsyncHostCopy, LossSums, ReducedLoss
 from vlatool.training.runtime import Runtime
 from vlatool.training.schedule import learning_rate
 from vlatool.training.state import TrainState
@@ -34,11 +34,11 @@ class Moved:
 
     optimizer: str
     rate: float
-    sums: Reduced
+    sums: ReducedLoss
     norm: Tensor
     ok: Tensor
     totals: Sequence[Tensor]
-    on_host: HostCopy
+    on_host: AsyncHostCopy
 
 
 class Contexts:
@@ -69,7 +69,7 @@ class Contexts:
         )
 
 
-class Mover:
+class OptimizerStepper:
     """Moves one optimizer at a time.
 
     A loss or gradient that is not finite, on any rank, changes no weight on any rank, and neither
@@ -125,15 +125,15 @@ class Mover:
         norm = update(optimizer, scale, self._h.grad_clip_norm, skip)
         ok = ~skip & norm.isfinite()
         self._halted = self._halted | (~is_empty & ~ok)
-        told = HostCopy(torch.cat([torch.stack([norm.double(), ok.double()]), sums.packed]))
+        told = AsyncHostCopy(torch.cat([torch.stack([norm.double(), ok.double()]), sums.packed]))
         return Moved(name, rate, sums, norm, ok, local.totals, told)
 
     def _backward(
         self, name: str, step: int, objective: Objective, micro_batches: Sequence[MicroBatch]
-    ) -> StepSums:
+    ) -> LossSums:
         optimizers = objective.optimizers()
         parts, turn = optimizers[name].parts, list(optimizers).index(name)
-        local = StepSums(self._runtime.device)
+        local = LossSums(self._runtime.device)
         for index, one in enumerate(micro_batches):
             ctx = self._contexts.of(step, one, turn)
             last = index == len(micro_batches) - 1
@@ -141,6 +141,6 @@ class Mover:
                 with self._runtime.autocast():
                     loss = objective.loss(name, one.batch, ctx)
                 # A fake micro-batch takes part in every exchange and adds nothing.
-                (loss.total * 0.0 if one.is_fake else loss.total).backward()
-            local.add(loss, is_fake=one.is_fake)
+                (loss.total * 0.0 if one.is_dummy else loss.total).backward()
+            local.add(loss, is_dummy=one.is_dummy)
         return local

@@ -14,7 +14,7 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.report import Reports, StepRecord
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts, Moved, Mover
+from vlatool.training.step import Contexts, Moved, OptimizerStepper
 
 
 @dataclass
@@ -57,12 +57,12 @@ class Trainer:
             DataError: A loss is not finite, too many samples are broken, or an alarm says so.
         """
         total_steps = self.plan.total_steps
-        mover = Mover(self.h, total_steps, self.runtime, self.placed, self.contexts)
+        mover = OptimizerStepper(self.h, total_steps, self.runtime, self.placed, self.contexts)
         while state.step < self.plan.total_steps and self.reports.stopped_by is None:
             fetched = self._fetch(batches)
             self.contexts.begin(state.step)
             prepared = [self._prepared(objective, state.step, one) for one in fetched]
-            told = self.reports.told_by_rank(fetched, self.stop_asked())
+            told = self.reports.rank_counters(fetched, self.stop_asked())
             moved = self._moved(state, objective, mover, prepared, told)
             self._average(state, objective, moved)
             state.step += 1
@@ -86,7 +86,7 @@ class Trainer:
         self,
         state: TrainState,
         objective: Objective,
-        mover: Mover,
+        mover: OptimizerStepper,
         prepared: list[MicroBatch],
         told: list[float],
     ) -> list[Moved]:
@@ -120,7 +120,7 @@ class Trainer:
         if state.step in plan.validation_steps:
             self.validate(state)
         if state.step in plan.image_steps:
-            self.show(state, next((one for one in prepared if not one.is_fake), prepared[0]))
+            self.show(state, next((one for one in prepared if not one.is_dummy), prepared[0]))
         self.placed.train()
         if state.step in plan.checkpoint_steps:
             self.save(state)

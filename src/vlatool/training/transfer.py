@@ -19,7 +19,7 @@ def moved(value: Any, device: torch.device) -> Any:
     return [moved(one, device) for one in value] if isinstance(value, list) else value
 
 
-def on_device(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+def prefetch_to_device(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
     """The micro-batches on the device; a GPU copies the next while it computes the last."""
     if device.type != "cuda":
         for one in batches:

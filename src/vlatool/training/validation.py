@@ -8,7 +8,7 @@ import torch
 
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Objective
-from vlatool.training.reduction import StepSums
+from vlatool.training.reduction import LossSums
 from vlatool.training.report import Reports
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
@@ -51,7 +51,7 @@ class Validation:
 
     @torch.no_grad()
     def _pass(self, prefix: str, step: int) -> dict[str, float]:
-        local = StepSums(self.runtime.device)
+        local = LossSums(self.runtime.device)
         dropped, first_drop = 0, ""
         for one in self.open():
             dropped, first_drop = dropped + sum(one.dropped), first_drop or one.first_drop
@@ -60,7 +60,7 @@ class Validation:
             # The randomness of `prepare` is not that of the loss.
             ctx = self.contexts.of(step, one, f"{_TURN} loss", training=False)
             with self.runtime.autocast():
-                local.add(self.objective.validate(batch, ctx), is_fake=one.is_fake)
+                local.add(self.objective.validate(batch, ctx), is_dummy=one.is_dummy)
         sums = local.reduced(self.runtime, [float(dropped)])
         packed = sums.packed.cpu()
         total, count, bad, all_dropped = packed[:4].tolist()

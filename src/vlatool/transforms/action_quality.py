@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.transforms.action_codes import ActionTokenizer
+from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 _AT_ONCE = 4096  # chunks
 

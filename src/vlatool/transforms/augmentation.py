@@ -71,7 +71,7 @@ def _box_size(size: tuple[int, int], shape: Sequence[float]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class ColourRanges:
+class ColorJitter:
     """What is drawn from: factors from `1 - x` to `1 + x`, and shifts of the hue in turns."""
 
     brightness: float
@@ -93,7 +93,7 @@ class ColourRanges:
         return {names[place]: found[names[place]] for place in rng.permutation(len(names))}
 
 
-def recolour(pixels: UInt8Array, changes: Mapping[str, float]) -> None:
+def apply_color_jitter(pixels: UInt8Array, changes: Mapping[str, float]) -> None:
     """Changes the colours of uint8 [H, W, 3] in place.
 
     Args:

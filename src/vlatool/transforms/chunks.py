@@ -11,12 +11,12 @@ import numpy as np
 from vlatool.episode import Array
 
 
-def seen_frames(at: int, steps: int) -> list[int]:
+def past_frames(at: int, steps: int) -> list[int]:
     """The last `steps` frames up to and with frame `at`, oldest first; none before the first."""
     return [max(0, frame) for frame in range(at - steps + 1, at + 1)]
 
 
-def coming_frames(at: int, steps: int, frames: int) -> list[int]:
+def future_frames(at: int, steps: int, frames: int) -> list[int]:
     """The `steps` frames after frame `at` of `frames`; none after the last."""
     return [min(frame, frames - 1) for frame in range(at + 1, at + 1 + steps)]
 
@@ -32,6 +32,6 @@ def with_padding(actions: Array, steps: int) -> Array:
     return np.concatenate([actions, np.repeat(still, steps, axis=0)])
 
 
-def coming_actions(padded: Array, at: int, steps: int) -> Sequence[Sequence[float]]:
+def future_actions(padded: Array, at: int, steps: int) -> Sequence[Sequence[float]]:
     """The `steps` actions from frame `at` on, of what `with_padding` returns."""
     return padded[at : at + steps].tolist()

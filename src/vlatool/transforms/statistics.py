@@ -115,7 +115,7 @@ def from_arrays(arrays: Mapping[str, Array]) -> WindowStatistics:
     return WindowStatistics(**moments, digest=Digest(arrays["means"], arrays.get("weights")))
 
 
-class StatisticsSum:
+class StatisticsAccumulator:
     """Adds up parts; memory does not depend on how many there were."""
 
     def __init__(self) -> None:

@@ -15,9 +15,9 @@ from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.transforms.action_codes import ActionTokenizer
+from vlatool.transforms.action_tokenizer import ActionTokenizer
 from vlatool.verification.check import Check
-from vlatool.verification.codes import FAST
+from vlatool.verification.findings import FAST
 from vlatool.verification.output import check_written
 
 

@@ -17,14 +17,14 @@ from vlatool.artifacts.image_shards import (
     read_manifest,
 )
 from vlatool.artifacts.shard import TarSample, scan_tar
-from vlatool.artifacts.stored_picture import check_pixels, picture_facts
+from vlatool.artifacts.stored_image import check_pixels, image_info
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.sinks.image_shards.codes import IMAGE_SHARDS
+from vlatool.sinks.image_shards.findings import IMAGE_SHARDS
+from vlatool.storage.byte_ranges import Part, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json
-from vlatool.storage.parts import Part, read_part
 from vlatool.verification.check import Check
-from vlatool.verification.codes import SHARDS
+from vlatool.verification.findings import SHARDS
 from vlatool.verification.output import check_index, check_written
 
 
@@ -116,7 +116,7 @@ class _FolderCheck:
             return
         if not self._is_next_chosen(total):
             return
-        data = read_part(Part(path, sample.start, sample.end))
+        data = read_byte_range(Part(path, sample.start, sample.end))
         stored = sample.stored(data).members
         yield from self._picture(place, stored[suffix])
         if METADATA_SUFFIX in stored:
@@ -125,7 +125,7 @@ class _FolderCheck:
 
     def _picture(self, place: _Place, data: bytes) -> Iterator[Finding]:
         try:
-            facts = picture_facts(data)
+            facts = image_info(data)
             check_pixels(data)
         except ValueError as error:
             yield place.finding("broken_picture", str(error))

@@ -36,15 +36,15 @@ from vlatool.jobs.files import (
     folder_entry,
     is_intact,
     is_listed,
-    own_files,
+    output_files,
     read_file_list,
 )
-from vlatool.jobs.record import read_record, whole_record
+from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.storage.uri import can_list
 from vlatool.verification.check import Check, check_listed
-from vlatool.verification.codes import OUTPUT, SHARDS
+from vlatool.verification.findings import OUTPUT, SHARDS
 from vlatool.verification.samples import (
-    Expectation,
+    ExpectedSample,
     Place,
     SampleCheck,
     missing_members,
@@ -98,7 +98,7 @@ def check_written(
     """
     record = None
     try:
-        record = whole_record(location)
+        record = read_valid_record(location)
     except DataError as error:
         yield OUTPUT("broken_record", error.message, path=error.details["path"])
     if record is not None and record.result is None:
@@ -147,7 +147,7 @@ def check_files(location: Path, check: Check, others: Sequence[str] = ()) -> Ite
     known = {entry.path for entry in entries}
     record = read_record(location)
     unlisted = (record.unlisted if record else ()) or UNLISTED_FILES
-    for name in sorted(PurePosixPath(file.name) for file in own_files(location)):
+    for name in sorted(PurePosixPath(file.name) for file in output_files(location)):
         listed = {str(name), *(f"{parent}/" for parent in name.parents)}
         may_lack = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in others
         if known.isdisjoint(listed) and is_listed(str(name), unlisted) and not may_lack:
@@ -235,7 +235,7 @@ def _check_shards(listed: ShardList, check: Check, noun: str = SHARDS_NAME) -> I
     except DataError as error:
         if listed.has_manifest:
             yield SHARDS("no_config", error.message, path=str(listed.folder.options_file))
-    folder = _FolderCheck(listed, Expectation.of(options), check)
+    folder = _FolderCheck(listed, ExpectedSample.of(options), check)
     if listed.has_manifest:
         yield from folder.stats.open()
     with check.reporter.progress(noun, len(listed.shards), noun) as bar:
@@ -249,7 +249,7 @@ def _check_shards(listed: ShardList, check: Check, noun: str = SHARDS_NAME) -> I
 class _FolderCheck:
     """The checks of one folder, shard by shard."""
 
-    def __init__(self, listed: ShardList, expected: Expectation, check: Check) -> None:
+    def __init__(self, listed: ShardList, expected: ExpectedSample, check: Check) -> None:
         self.expected = expected
         self.contents = SampleCheck(expected)
         self.stats = StatsCheck(listed.folder, expected, recompute=check.is_full)

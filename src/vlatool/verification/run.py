@@ -19,12 +19,12 @@ from vlatool.artifacts.stats import number_array
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
-from vlatool.jobs.record import whole_record
+from vlatool.jobs.record import read_valid_record
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.storage.uri import can_list
 from vlatool.training.config import TrainConfig
 from vlatool.verification.check import Check, check_listed
-from vlatool.verification.codes import RUN
+from vlatool.verification.findings import RUN
 
 _ABSENT = {"run.missing_file", "run.unreadable_file"}
 
@@ -37,7 +37,7 @@ def check_run(location: Path, check: Check) -> Iterator[Finding]:
     paths = {one.place.get("path") for one in broken}
     yield from (one for one in _check_beside(run, check) if one.place["path"] not in paths)
     yield from _check_metrics(run)
-    yield from _told("broken_record", whole_record, run.root)
+    yield from _told("broken_record", read_valid_record, run.root)
     yield from _check_latest(run)
     if not can_list(location):
         message = f"{location}: cannot be listed; only the latest checkpoint is checked"

@@ -22,13 +22,13 @@ from vlatool.artifacts.sample import (
 )
 from vlatool.episode import Array
 from vlatool.findings import Finding
-from vlatool.verification.codes import SHARDS
+from vlatool.verification.findings import SHARDS
 
 _REQUIRED = (ARRAYS, METADATA)
 
 
 @dataclass(frozen=True)
-class Expectation:
+class ExpectedSample:
     """What preprocessing_config.yaml promises; None where it says nothing.
 
     Attributes:
@@ -52,7 +52,7 @@ class Expectation:
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "Expectation":
+    def of(cls, options: Mapping[str, Any]) -> "ExpectedSample":
         """What the options say, as far as they are what they should be."""
         cameras, offsets = options.get("camera_names"), options.get("image_indices")
         size = options.get("resize_images_size")
@@ -89,7 +89,7 @@ class Place:
         return content if isinstance(content, dict) else None
 
 
-def missing_members(suffixes: Iterable[str], expected: Expectation) -> list[str]:
+def missing_members(suffixes: Iterable[str], expected: ExpectedSample) -> list[str]:
     """What a complete sample would also have."""
     there = {name.lower() for name in suffixes}
     views = [(c, o) for o in expected.offsets or () for c in expected.cameras or ()]
@@ -106,7 +106,7 @@ class SampleCheck:
         fields: Field to (shape, kind of dtype) of the first sample; empty before.
     """
 
-    def __init__(self, expected: Expectation) -> None:
+    def __init__(self, expected: ExpectedSample) -> None:
         self.expected = expected
         self.pictures = 0
         self.fields: dict[str, tuple[tuple[int, ...], str]] = {}

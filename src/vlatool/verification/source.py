@@ -7,7 +7,7 @@ from typing import Any
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
-from vlatool.sources.detection import FoundSource
+from vlatool.sources.detection import DetectedSource
 from vlatool.sources.order import select
 from vlatool.sources.rules import check_episode, check_together, duplicate_ids
 from vlatool.verification.check import Check
@@ -15,7 +15,7 @@ from vlatool.verification.check import Check
 
 def check_source(
     location: Path,
-    source: FoundSource,
+    source: DetectedSource,
     episodes: str | None,
     check: Check,
 ) -> Iterator[Finding]:

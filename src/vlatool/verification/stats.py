@@ -16,8 +16,8 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.documents import parse_json
-from vlatool.verification.codes import STATS
-from vlatool.verification.samples import Expectation, Place, numeric_fields
+from vlatool.verification.findings import STATS
+from vlatool.verification.samples import ExpectedSample, Place, numeric_fields
 
 _NEEDED = ("mean", "std", "min", "max", "count")
 # Sums of float64 in another order; published files agree with their samples to 1e-12.
@@ -27,7 +27,7 @@ _TOLERANCE = 1e-9
 class StatsCheck:
     """Collects what samples say and compares it with the published statistics."""
 
-    def __init__(self, folder: ShardFolder, expected: Expectation, *, recompute: bool) -> None:
+    def __init__(self, folder: ShardFolder, expected: ExpectedSample, *, recompute: bool) -> None:
         self.path = folder.statistics_file
         self._expected = expected
         self._folder = folder

@@ -13,8 +13,8 @@ import numpy as np
 
 from vlatool.artifacts.codes import JSON_NAME, PACKED_NAME
 from vlatool.artifacts.codes_folder import is_codes
+from vlatool.artifacts.image import decoded_size
 from vlatool.artifacts.lines import lines_index_path, read_lines
-from vlatool.artifacts.picture import decoded_size
 from vlatool.artifacts.shard import read_index
 from vlatool.artifacts.window_folder import (
     MANIFEST_NAME,
@@ -28,10 +28,10 @@ from vlatool.artifacts.window_folder import (
 from vlatool.artifacts.windows import Kind, Window, parse_window, picture_file, pictures_name
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.storage.tree import FileFacts, files_below
-from vlatool.transforms.chunks import coming_actions, coming_frames, seen_frames, with_padding
+from vlatool.storage.tree import FileInfo, files_below
+from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
 from vlatool.verification.check import Check
-from vlatool.verification.codes import WINDOWS
+from vlatool.verification.findings import WINDOWS
 from vlatool.verification.output import check_written
 
 _FRAME = re.compile(r"_frame_(\d{6,12})\.png$")
@@ -136,7 +136,7 @@ class _EpisodeCheck:
     rules: _Rules
     check: Check
     lines: int = 0
-    pictures: Sequence[FileFacts] = ()
+    pictures: Sequence[FileInfo] = ()
     _chunks: dict[int, tuple[int, Window]] = field(default_factory=dict[int, tuple[int, Window]])
     _kinds: dict[int, list[Kind]] = field(default_factory=dict[int, list[Kind]])
     _prefix: str = ""
@@ -187,9 +187,9 @@ class _EpisodeCheck:
         self._kinds.setdefault(at, []).append(window.kind)
 
     def _problems(self, window: Window, at: int, frames: int) -> Iterator[str]:
-        if window.images != self._paths(seen_frames(at, self.rules.past)):
+        if window.images != self._paths(past_frames(at, self.rules.past)):
             yield "the pictures that are seen are others"
-        if window.future != self._paths(coming_frames(at, self.rules.future, frames)):
+        if window.future != self._paths(future_frames(at, self.rules.future, frames)):
             yield "the pictures that come are others"
         if len(window.actions) != self.rules.future:
             yield f"has {len(window.actions)} actions, expected {self.rules.future}"
@@ -226,7 +226,7 @@ class _EpisodeCheck:
             return
         padded = with_padding(np.array(firsts), self.rules.future)
         for at, (number, window) in self._chunks.items():
-            expected = coming_actions(padded, at, self.rules.future)
+            expected = future_actions(padded, at, self.rules.future)
             if [list(row) for row in window.actions] != expected:
                 message = f"frame {at}: its actions do not go on as those of the next frames"
                 yield self._finding("wrong_line", number, message)

@@ -7,36 +7,36 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.built_folder import (
+from vlatool.artifacts.codes import CodesManifest
+from vlatool.artifacts.fast import ignored_code
+from vlatool.artifacts.profile import Gripper
+from vlatool.artifacts.samples_folder import (
     MANIFEST_NAME,
     OWNED_FILES,
     PACKED_FILES,
     pictures_prefix,
     write_manifest,
 )
-from vlatool.artifacts.codes import CodesManifest
-from vlatool.artifacts.fast import ignored_code
-from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples_jsonl import ID_MAP, KINDS
 from vlatool.artifacts.windows import DATA_NAME, Kind
-from vlatool.building.episode import EpisodeBuild, WindowFile
+from vlatool.building.episode import EpisodeBuilder, WindowFile
 from vlatool.building.inputs import (
     check_factor,
+    check_output_outside_input,
     chosen_profile,
     collisions,
     differing_profile,
     fitting_codes,
     fitting_tokenizer,
-    refuse_own_place,
     window_files,
 )
-from vlatool.building.sum import BuiltSum, data_files, write_shards
-from vlatool.config.base import ConfigModel, check_needed, each_once, needed_field
+from vlatool.building.sum import DatasetTotals, data_files, write_shards
+from vlatool.config.base import ConfigModel, check_required, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.conduct import (
-    CONDUCT,
+from vlatool.jobs.command import (
     ENGINE,
+    JOB_KEYS,
     DryRun,
     EngineName,
     MaxFailures,
@@ -48,12 +48,12 @@ from vlatool.jobs.conduct import (
     executor_of,
     job_options,
 )
-from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
+from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.inputs import digest_of, plan_digest, present_inputs
 from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.result import failed_lines, known_result, result_or_raise
+from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import existing, location, pinned
@@ -66,22 +66,22 @@ class BuildDatasetConfig(ConfigModel):
     """What `vlatool build-dataset` does."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Output": ("output", "packed", "lines_per_file", "absolute", *CONDUCT),
+        "Output": ("output", "packed", "lines_per_file", "absolute", *JOB_KEYS),
         "Engine": ENGINE,
     }
     renamed: ClassVar[Mapping[str, str]] = {"A": "data", "a_dir": "data", "fast_repo": "fast"}
-    without_effect: ClassVar[Mapping[str, str]] = {
+    ignored: ClassVar[Mapping[str, str]] = {
         "batch_size": "the actions of an episode are encoded at once",
         "backup_suffix": "inputs are never changed",
         "strict": "missing codes always fail their episode",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {*_READ, "output", *ENGINE, *CONDUCT, *without_effect}
+        {*_READ, "output", *ENGINE, *JOB_KEYS, *ignored}
     )
 
-    data: str = needed_field("", "Folder of windows, as preprocess writes it.")
-    fast: str = needed_field("", "Folder of the FAST action tokenizer.")
-    output: str = needed_field("", "Location for data/ or packed/, never the folder of windows.")
+    data: str = required_field("", "Folder of windows, as preprocess writes it.")
+    fast: str = required_field("", "Folder of the FAST action tokenizer.")
+    output: str = required_field("", "Location for data/ or packed/, never the folder of windows.")
     tokens: str | None = Field(
         default=None, description="Folder of codes; null for tokens/ or TiToken/ beside data/."
     )
@@ -131,7 +131,7 @@ class BuildDatasetConfig(ConfigModel):
     @field_validator("kinds")
     @classmethod
     def _each_once(cls, value: list[Kind]) -> Any:
-        return each_once(value)
+        return unique_items(value)
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> Self:
@@ -209,11 +209,11 @@ class BuildDatasetJob:
     """The episodes of a folder of windows on their way to samples; see `jobs.job.Job`."""
 
     def __init__(self, config: BuildDatasetConfig, reporter: Reporter = NULL) -> None:
-        check_needed(config, "vlatool build-dataset A --fast DIR --output OUT")
+        check_required(config, "vlatool build-dataset A --fast DIR --output OUT")
         self._config = config
         existing(config.data)
         tree, fast, output = pinned(config.data), pinned(config.fast), location(config.output)
-        refuse_own_place(output, tree)
+        check_output_outside_input(output, tree)
         self.items: Sequence[WindowFile] = window_files(tree, config.pattern)[: config.limit]
         codes = fitting_codes(tree, pinned(config.tokens) if config.tokens else None)
         self._tokenizer, self._profile = (
@@ -222,7 +222,7 @@ class BuildDatasetJob:
         )
         check_factor(self._profile, config.rpy_std_mult)
         prefix = pictures_prefix(tree, output, is_absolute=config.absolute)
-        self._work = work = EpisodeBuild(
+        self._work = work = EpisodeBuilder(
             output=output,
             codes=codes,
             fast=fast,
@@ -250,7 +250,7 @@ class BuildDatasetJob:
             measured="samples",
         )
         self._announce(reporter, fast)
-        self._built, self._colliding = BuiltSum(), 0
+        self._built, self._colliding = DatasetTotals(), 0
 
     def name(self, item: WindowFile) -> str:
         """The episode's name."""
@@ -284,7 +284,7 @@ class BuildDatasetJob:
         write_manifest(output, self._manifest(files))
         files = [*files, *passing, file_entry(output, MANIFEST_NAME)]
         if not run.is_fresh:  # episodes may have gone since
-            remove_strangers(output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(output, self.spec.owned, self.spec.kept, files)
         return files
 
     def result(self, run: Run) -> Mapping[str, Any]:
@@ -294,7 +294,7 @@ class BuildDatasetJob:
     def answer(self, run: Run) -> BuildDatasetResult:
         """What came of a run."""
         if run.status == "already complete":
-            return known_result(BuildDatasetResult, self._config.output, run.record.result)
+            return load_result(BuildDatasetResult, self._config.output, run.record.result)
         failed, empty = len(run.failures), len(run.empty)
         return BuildDatasetResult(
             output=self._config.output,
@@ -367,7 +367,7 @@ class BuildDatasetJob:
             reporter.warn("profile_differs", f"{message}, not {self._profile.name}")
         for name in ignored_code(fast):
             reporter.note(f"{fast / name}: is not run")
-        for key, reason in config.without_effect.items():
+        for key, reason in config.ignored.items():
             if getattr(config, key) is not None:
                 reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 

@@ -9,19 +9,19 @@ import numpy as np
 
 from vlatool.artifacts.codes import JSON_SUFFIX, PACKED_SUFFIX, CodesLayout, CodesManifest
 from vlatool.artifacts.codes_folder import CodesFolder
-from vlatool.artifacts.picture import encode_png
-from vlatool.config.base import check_needed
+from vlatool.artifacts.image import encode_png
+from vlatool.config.base import check_required
 from vlatool.errors import DataError
-from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, own_device
+from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, rank_device
 from vlatool.evaluation.coding_config import DecodeConfig
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.conduct import job_options
-from vlatool.jobs.files import FileEntry, folder_entry, remove_strangers
+from vlatool.jobs.command import job_options
+from vlatool.jobs.files import FileEntry, folder_entry, remove_stale_files
 from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
 from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.result import failed_lines, known_result, result_or_raise
+from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.bulk_folder import bulk_folder
@@ -131,11 +131,11 @@ class DecodeJob:
     """The episodes of some codes on their way to pictures; see `jobs.job.Job`."""
 
     def __init__(self, config: DecodeConfig) -> None:
-        check_needed(config, "vlatool decode CODES --tokenizer CHECKPOINT --output DIR")
+        check_required(config, "vlatool decode CODES --tokenizer CHECKPOINT --output DIR")
         self._config = config
         existing(config.codes)
         place, output = pinned(config.codes), location(config.output)
-        self._maker = maker = open_code_maker(config.tokenizer, own_device())
+        self._maker = maker = open_code_maker(config.tokenizer, rank_device())
         maker.check_draws()
         self._chosen = chosen = _chosen(place, maker)
         self.items: Sequence[str] = chosen.episodes
@@ -175,7 +175,7 @@ class DecodeJob:
         """Nothing is shared by the episodes."""
         files = [entry for receipt in receipts for entry in receipt.files]
         if not run.is_fresh:  # episodes may have gone since
-            remove_strangers(self.spec.output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(self.spec.output, self.spec.owned, self.spec.kept, files)
         return files
 
     def result(self, run: Run) -> Mapping[str, Any]:
@@ -185,7 +185,7 @@ class DecodeJob:
     def answer(self, run: Run) -> DecodeResult:
         """What came of a run."""
         if run.status == "already complete":
-            return known_result(DecodeResult, self._config.output, run.record.result)
+            return load_result(DecodeResult, self._config.output, run.record.result)
         return DecodeResult(
             output=self._config.output,
             tokenizer=self._maker.name,

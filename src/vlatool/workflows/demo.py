@@ -19,7 +19,7 @@ from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import OutputRecord
-from vlatool.jobs.whole import whole_output
+from vlatool.jobs.single_output import single_output
 from vlatool.pages.demo_report import write_demo_report
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
@@ -136,7 +136,7 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
             raise missing_package(package)
     paths = _Paths(local_path(config.output))
     # Without options: what a stage made stays when those of a later one change.
-    with whole_output(paths.root, OutputRecord("demo", {}), _FILES):
+    with single_output(paths.root, OutputRecord("demo", {}), _FILES):
         return _demo(config, paths, reporter)
 
 
@@ -235,19 +235,19 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
-    from vlatool.evaluation.memory import PictureFit
-    from vlatool.evaluation.pictures import save_contact_sheet
+    from vlatool.evaluation.history import ImageFit
+    from vlatool.evaluation.plots import save_contact_sheet
     from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
 
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
     _say(reporter, *words, "--seed", _FIRST_START)
     settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
     policy = load_trained(str(paths.run), "auto").policy
-    fit = PictureFit(policy.pictures, reporter.note)
+    fit = ImageFit(policy.pictures, reporter.note)
     seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
     obey = RolloutPlan(seeds, _told, "success", pictured=_PICTURED, options=_goal)
     mislead = RolloutPlan(
-        seeds, _told_another, "success", pictured=_WRONG_PICTURED, options=_goal, ends=_obeyed
+        seeds, _wrong_instruction, "success", pictured=_WRONG_PICTURED, options=_goal, ends=_obeyed
     )
     blind = RolloutPlan(seeds, _told, "success", options=_goal)
 
@@ -284,7 +284,7 @@ def _told(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     return str(observation["instruction"])
 
 
-def _told_another(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+def _wrong_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """An instruction for the next block instead of the one that counts."""
     del observation
     return instruction_for(COLOURS[(COLOURS.index(info["target"]) + 1) % len(COLOURS)])

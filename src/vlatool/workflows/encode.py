@@ -14,21 +14,21 @@ from vlatool.artifacts.codes import (
     CodesManifest,
     digest_of_all,
 )
-from vlatool.config.base import check_needed
+from vlatool.config.base import check_required
 from vlatool.errors import UsageError
-from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, own_device
+from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, rank_device
 from vlatool.evaluation.coding_config import EncodeConfig
 from vlatool.evaluation.encoding import EncodePipeline, EncodeRule
-from vlatool.evaluation.fellows import joined_ranks
-from vlatool.evaluation.picture_sets import PictureSet, find_pictures
+from vlatool.evaluation.image_sets import PictureSet, find_pictures
+from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.conduct import job_options
-from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
+from vlatool.jobs.command import job_options
+from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.inputs import plan_digest, present_inputs
 from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.result import failed_lines, known_result, result_or_raise
+from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import existing, location, pinned
@@ -111,8 +111,8 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
         StorageError: Something cannot be read or written; what is written stays.
         PartialFailure: The codes are written, but without the episodes that failed.
     """
-    check_needed(config, "vlatool encode A --tokenizer CHECKPOINT")
-    with joined_ranks() as ranks:
+    check_required(config, "vlatool encode A --tokenizer CHECKPOINT")
+    with ranks_from_env() as ranks:
         job = EncodeJob(config, processes=ranks.size)
         job.announce(reporter)
         run = run_job(
@@ -130,14 +130,14 @@ class EncodeJob:
         place = pinned(config.data)
         self._pictures = found = find_pictures(place, config.format)
         self.items: Sequence[Any] = found.items
-        self._maker = maker = open_code_maker(config.tokenizer, own_device())
+        self._maker = maker = open_code_maker(config.tokenizer, rank_device())
         self.output = output = _output(config, place, found)
         rule = EncodeRule(
             output=output,
             layout=config.layout,
             precision=config.precision,
             batch_size=config.batch_size,
-            check_every=config.check_every if maker.can_draw else 0,
+            check_every=config.check_every if maker.has_decoder else 0,
             num_workers=config.num_workers,
         )
         self.pipeline = EncodePipeline(found, maker, rule)
@@ -192,7 +192,7 @@ class EncodeJob:
         manifest.save(self.output)
         files.append(file_entry(self.output, MANIFEST_NAME))
         if not run.is_fresh:  # episodes may have gone since
-            remove_strangers(self.output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(self.output, self.spec.owned, self.spec.kept, files)
         return files
 
     def result(self, run: Run) -> Mapping[str, Any]:
@@ -206,16 +206,16 @@ class EncodeJob:
         size, rule = maker.rule.size, maker.rule.resize
         others = "refused" if rule is None else f"brought to it ({rule.resize})"
         reporter.note(f"tokenizer: {maker.name}, {size}x{size}; other sizes are {others}")
-        if config.check_every and not maker.can_draw:
+        if config.check_every and not maker.has_decoder:
             reporter.note("a first stage draws no pixels: there are no pictures to check")
-        for key, reason in config.without_effect.items():
+        for key, reason in config.ignored.items():
             if getattr(config, key) is False:
                 reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
     def answer(self, run: Run) -> EncodeResult:
         """What came of a run."""
         if run.status == "already complete":
-            return known_result(EncodeResult, self._shown, run.record.result)
+            return load_result(EncodeResult, self._shown, run.record.result)
         pipeline, maker = self.pipeline, self._maker
         return EncodeResult(
             output=self._shown,

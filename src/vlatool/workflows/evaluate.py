@@ -15,9 +15,9 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import JobOptions
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_job
-from vlatool.jobs.whole import refuse_strangers, whole_output
+from vlatool.jobs.single_output import check_output_owner, single_output
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.facts import DatasetFacts, read_facts
+from vlatool.loading.robotics.info import RoboticsInfo, read_facts
 from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
@@ -118,17 +118,17 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         UsageError: The output holds something else.
         DataError: Checkpoint or data are missing, broken, or do not fit each other.
     """
-    from vlatool.evaluation.memory import PictureFit
+    from vlatool.evaluation.history import ImageFit
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
-    from vlatool.evaluation.pictures import save_curves
+    from vlatool.evaluation.plots import save_curves
 
     trained = load_trained(config.checkpoint, config.weights)
     data = pinned(config.data)
     output = _output(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
-    refuse_strangers(output, record)
+    check_output_owner(output, record)
     facts = open_loop_facts(str(data), trained)
-    fit = PictureFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
+    fit = ImageFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(facts, config), "samples") as bar:
         report = evaluate_open_loop(trained, facts, config, fit, bar)
     picture = output / CURVES
@@ -144,7 +144,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         picture=str(picture),
         report=str(output / REPORT),
     )
-    with whole_output(output, record, (CURVES, REPORT)):
+    with single_output(output, record, (CURVES, REPORT)):
         save_curves(picture, title, report.curves, report.frames / facts.fps)
         write_json(output / REPORT, result.document())
     return result
@@ -160,7 +160,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         DataError: The environment's observations do not give what the policy needs.
     """
     from vlatool.evaluation.controllers import PolicyController
-    from vlatool.evaluation.memory import PictureFit
+    from vlatool.evaluation.history import ImageFit
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env, **config.env_options)
@@ -179,7 +179,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         "env": config.env,
     }
     record = OutputRecord("eval rollout", _options(config, trained))
-    fit = PictureFit(trained.policy.pictures, reporter.note)
+    fit = ImageFit(trained.policy.pictures, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
         reporter.progress("rollouts", config.episodes, "episodes") as bar,
@@ -253,7 +253,7 @@ def _instruction(
     return str(known.get(key, ""))
 
 
-def open_loop_facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
+def open_loop_facts(location: str, trained: TrainedPolicy) -> RoboticsInfo:
     """Facts of the data, episodes in frame order where they are kept.
 
     Raises:
@@ -277,7 +277,7 @@ def open_loop_facts(location: str, trained: TrainedPolicy) -> DatasetFacts:
     return facts
 
 
-def _check_windows(location: str, facts: DatasetFacts, data: RoboticsDataConfig) -> None:
+def _check_windows(location: str, facts: RoboticsInfo, data: RoboticsDataConfig) -> None:
     for key, has in (
         ("lowdim_past_timesteps", facts.past),
         ("lowdim_future_timesteps", facts.future),

@@ -7,28 +7,28 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vlatool.artifacts import built_folder, codes
-from vlatool.artifacts.built_folder import (
+from vlatool.artifacts import codes, samples_folder
+from vlatool.artifacts.codes import CodesLayout, digest_of_all, write_codes
+from vlatool.artifacts.codes_folder import CodesFolder, is_codes
+from vlatool.artifacts.lines import write_lines
+from vlatool.artifacts.samples_folder import (
     EXPORTED,
-    BuiltFolder,
-    is_built,
-    lies_in,
+    SamplesFolder,
+    is_inside,
+    is_samples,
     packed_name,
     pictures_prefix,
     read_packed,
     write_manifest,
 )
-from vlatool.artifacts.codes import CodesLayout, digest_of_all, write_codes
-from vlatool.artifacts.codes_folder import CodesFolder, is_codes
-from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.windows import lines_name
 from vlatool.building.sum import data_files
-from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_trained
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.conduct import (
-    CONDUCT,
+from vlatool.jobs.command import (
+    JOB_KEYS,
     DryRun,
     MaxFailures,
     OnError,
@@ -36,12 +36,12 @@ from vlatool.jobs.conduct import (
     Workers,
     job_options,
 )
-from vlatool.jobs.files import FileEntry, file_entry, remove_strangers
+from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, present_inputs
 from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.result import failed_lines, known_result, result_or_raise
+from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import make_executor
 from vlatool.storage.atomic import remove_file
@@ -55,13 +55,13 @@ class ExportConfig(ConfigModel):
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "layout", "absolute"),
-        "Conduct": ("workers", *CONDUCT),
+        "JobConfig": ("workers", *JOB_KEYS),
     }
 
-    source: str = needed_field(
+    source: str = required_field(
         "", "Folder of codes or of packed samples, a training run or a checkpoint of it."
     )
-    output: str = needed_field("", "Folder for the other layout.")
+    output: str = required_field("", "Folder for the other layout.")
     layout: Literal["json", "packed", "jsonl"] | None = Field(
         default=None, description="What to write: codes as json or packed, samples as jsonl."
     )
@@ -126,7 +126,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
         StorageError: Something cannot be read or written; what is written stays.
         PartialFailure: The data are written, but without the episodes that failed.
     """
-    check_needed(config, _USAGE)
+    check_required(config, _USAGE)
     source = pinned(config.source)
     if is_trained(source):
         return _policy(config, source, reporter)
@@ -201,14 +201,14 @@ class _CodesExport:
 class _SamplesExport:
     """Packed samples, file by file."""
 
-    source: BuiltFolder
+    source: SamplesFolder
     output: Path
     prefix: str
     layout: str = "jsonl"
     exported: ClassVar[str] = EXPORTED
     noun: ClassVar[str] = "samples"
-    manifest: ClassVar[str] = built_folder.MANIFEST_NAME
-    owned: ClassVar[Sequence[str]] = built_folder.OWNED_FILES
+    manifest: ClassVar[str] = samples_folder.MANIFEST_NAME
+    owned: ClassVar[Sequence[str]] = samples_folder.OWNED_FILES
 
     @property
     def items(self) -> Sequence[str]:
@@ -252,7 +252,7 @@ def _chosen(config: ExportConfig) -> _Export:
     """What is exported, by what is there."""
     existing(config.source)
     source, output = pinned(config.source), location(config.output)
-    if lies_in(output, source):
+    if is_inside(output, source):
         raise UsageError(
             f"{output}: belongs to the input, which is never changed",
             hint="choose another --output",
@@ -264,8 +264,8 @@ def _chosen(config: ExportConfig) -> _Export:
         if layout not in ("json", "packed"):
             raise _wrong_layout(source, "codes", "json or packed")
         return _CodesExport(found, output, layout, found.episodes())
-    if is_built(source):
-        built = BuiltFolder.open(source)
+    if is_samples(source):
+        built = SamplesFolder.open(source)
         if not built.is_packed or config.layout not in (None, "jsonl"):
             raise _wrong_layout(source, "samples", "jsonl, from packed ones")
         tree = built.pictures_root
@@ -292,7 +292,7 @@ class ExportJob:
     """Episodes on their way into the other layout; see `jobs.job.Job`."""
 
     def __init__(self, config: ExportConfig) -> None:
-        check_needed(config, _USAGE)
+        check_required(config, _USAGE)
         self._config = config
         self._work = work = _chosen(config)
         self.items: Sequence[str] = work.items
@@ -331,7 +331,7 @@ class ExportJob:
         files = [entry for one in done for entry in one.files]
         files.append(file_entry(output, self._work.manifest))
         if not run.is_fresh:  # episodes may have gone since
-            remove_strangers(output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(output, self.spec.owned, self.spec.kept, files)
         return files
 
     def result(self, run: Run) -> Mapping[str, Any]:
@@ -341,7 +341,7 @@ class ExportJob:
     def answer(self, run: Run) -> ExportResult:
         """What came of a run."""
         if run.status == "already complete":
-            return known_result(ExportResult, self._config.output, run.record.result)
+            return load_result(ExportResult, self._config.output, run.record.result)
         return ExportResult(
             output=self._config.output,
             exported=self._work.exported,

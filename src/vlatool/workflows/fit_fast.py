@@ -22,18 +22,18 @@ from vlatool.artifacts.profile import (
     no_gripper,
     read_profile,
 )
-from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.record import OutputRecord, known_output
-from vlatool.jobs.whole import whole_output
+from vlatool.jobs.record import OutputRecord, resumable_record
+from vlatool.jobs.single_output import single_output
 from vlatool.parallel.engines import make_executor
 from vlatool.parallel.executor import default_workers
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import existing, location
-from vlatool.transforms.action_codes import ActionTokenizer, byte_characters, fit_tokenizer
 from vlatool.transforms.action_quality import code_quality, coefficient_range
+from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
 
 Alphabet = Literal["bytes", "published"]
 
@@ -47,8 +47,8 @@ class FitFastConfig(ConfigModel):
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"workers", "overwrite", "dry_run"})
 
-    sources: list[str] = needed_field([], "Folders of raw windows or of shards, of any scheme.")
-    output: str = needed_field("", "Folder for the tokenizer, its profile and the report.")
+    sources: list[str] = required_field([], "Folders of raw windows or of shards, of any scheme.")
+    output: str = required_field("", "Folder for the tokenizer, its profile and the report.")
     scale: float = Field(
         default=10.0, gt=0, description="Coefficients per unit; the rounding step is 1 / scale."
     )
@@ -156,14 +156,14 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         UsageError: The output holds something else, or options do not fit the data.
         DataError: There are no chunks, or they are broken or of several shapes.
     """
-    check_needed(config, "vlatool tokenizer fit-fast DATA --output DIR")
+    check_required(config, "vlatool tokenizer fit-fast DATA --output DIR")
     sources = [existing(source) for source in config.sources]
     found = [find_chunks(source, config.action_fields) for source in sources]
     chunks = _all_chunks(found, config.workers, reporter)
     actions = _profile(config, chunks, found)
     target = location(config.output)
     record = _record(config, sources, actions, chunks)
-    before = known_output(
+    before = resumable_record(
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
     if before is not None and before.complete:
@@ -188,7 +188,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         status="written",
         next=_next(config, found),
     )
-    with whole_output(target, record, _FILES):
+    with single_output(target, record, _FILES):
         _write(target, tokenizer, actions, result)
     return result
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import Field
 
-from vlatool.config.base import ConfigModel, needed_field
+from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.inspection.report import Report
 from vlatool.inspection.source import inspect_source
 from vlatool.pages.html_page import PageRequest, check_target, write_source_page
 from vlatool.plugins import recognise
-from vlatool.sources.detection import find_source
+from vlatool.sources.detection import detect_source
 from vlatool.sources.order import select
 from vlatool.storage.atomic import remove_partials_of
 from vlatool.storage.uri import existing, location
@@ -24,7 +24,7 @@ from vlatool.storage.uri import existing, location
 class InspectConfig(ConfigModel):
     """What to look at."""
 
-    location: str = needed_field("", "Folder or shard to look at.")
+    location: str = required_field("", "Folder or shard to look at.")
     format: str | None = Field(
         default=None, description="Format of raw episodes; null for the one that finds any."
     )
@@ -128,7 +128,7 @@ def _look(place: Path, config: InspectConfig, reporter: Reporter) -> Look:
     """The report, of what, and what writes it as a page where there is such a page."""
     known = recognise(place) if config.format is None else None
     if known is None:
-        source = find_source(place, config.format)
+        source = detect_source(place, config.format)
         report = inspect_source(place, source, config.episodes, reporter)
         refs = select(source.refs, config.episodes)
         return report, "source", partial(write_source_page, report, source.reader, refs)

@@ -7,15 +7,15 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.conduct import (
-    CONDUCT,
+from vlatool.jobs.command import (
     ENGINE,
+    JOB_KEYS,
     DryRun,
     EngineName,
     MaxFailures,
@@ -27,38 +27,38 @@ from vlatool.jobs.conduct import (
     executor_of,
     job_options,
 )
-from vlatool.jobs.files import FileEntry, remove_strangers
+from vlatool.jobs.files import FileEntry, remove_stale_files
 from vlatool.jobs.inputs import plan_digest, present_inputs
 from vlatool.jobs.job import JobSpec, Run
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, published, side_files, versions_of
-from vlatool.jobs.result import known_result, result_or_raise
+from vlatool.jobs.result import load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
 from vlatool.sinks.result import PreprocessResult
-from vlatool.sources.choice import (
-    ChoiceConfig,
+from vlatool.sources.detection import DeferredKeys, detect_source
+from vlatool.sources.selection import (
     EpisodeTask,
-    choose_episodes,
+    SelectionConfig,
     episode_state,
     reader_section,
+    select_episodes,
 )
-from vlatool.sources.detection import LaterKeys, find_source
 from vlatool.storage.uri import existing, location, pinned
 
 _SHARDS = "shards"
 
 
-class PreprocessConfig(ChoiceConfig):
+class PreprocessConfig(SelectionConfig):
     """What `vlatool preprocess` does; keys of the format and of the sink may be written flat."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **ChoiceConfig.help_groups,
-        "Output": ("output", *CONDUCT),
+        **SelectionConfig.help_groups,
+        "Output": ("output", *JOB_KEYS),
         "Engine": ENGINE,
     }
     renamed: ClassVar[Mapping[str, str]] = {
@@ -74,7 +74,7 @@ class PreprocessConfig(ChoiceConfig):
         "use_depth_data": "depth",
         "resize_to": "resize_images_size",
     }
-    without_effect: ClassVar[Mapping[str, str]] = {
+    ignored: ClassVar[Mapping[str, str]] = {
         "overwrite_images": "pictures are written anew whenever their episode is",
         "auto_tag": "git is never touched; the run record names the version",
         "skip_git_tagging": "git is never touched; the run record names the version",
@@ -82,13 +82,13 @@ class PreprocessConfig(ChoiceConfig):
         "db_logging": "there is no database; .vlatool/run.json records the run",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"output", "sources", *ENGINE, *CONDUCT, *without_effect}
+        {"output", "sources", *ENGINE, *JOB_KEYS, *ignored}
     )
 
     # Whether the sink was named; else it is the one that the format has by nature.
-    names_sink: ClassVar[bool] = False
+    is_sink_explicit: ClassVar[bool] = False
 
-    output: str = needed_field("", "Folder to write.")
+    output: str = required_field("", "Folder to write.")
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of what is written."
     )
@@ -120,17 +120,17 @@ class PreprocessConfig(ChoiceConfig):
         """The class whose `source` section is the format's and whose `sink` is the sink's."""
         sections: dict[str, Any] = {}
         name = tree.get("format")
-        sections["source"] = _section(FORMATS, str(name), "format") if name else LaterKeys
+        sections["source"] = _section(FORMATS, str(name), "format") if name else DeferredKeys
         sink = tree.get("sink")
         named = sink.get("type") if isinstance(sink, Mapping) else sink
-        if chosen := named or natural_sink(str(name or "")):
+        if chosen := named or default_sink_of(str(name or "")):
             sections["sink"] = _section(SINKS, str(chosen), "sink")
         kinds: dict[str, Any] = {
             key: (kind, Field(default_factory=kind, description=cls.model_fields[key].description))
             for key, kind in sections.items()
         }
         special = create_model(cls.__name__, __base__=cls, **kinds)
-        special.names_sink = bool(named)
+        special.is_sink_explicit = bool(named)
         return special
 
 
@@ -155,7 +155,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         PartialFailure: The data are written, but without the episodes that failed.
         BugError: The same, and one failed by a bug.
     """
-    preload = ("vlatool.sources.choice", SINKS.target(config.sink.type))
+    preload = ("vlatool.sources.selection", SINKS.target(config.sink.type))
     with ExitStack() as stack:
         executor = stack.enter_context(executor_of(config, preload))  # workers start while we look
         job = PreprocessJob(config)
@@ -169,14 +169,14 @@ class PreprocessJob:
 
     def __init__(self, config: PreprocessConfig, make_sink: MakeSink | None = None) -> None:
         """`make_sink` is the class of a sink that is not in the table."""
-        check_needed(config, "vlatool preprocess [FORMAT] SOURCE... --output DIR")
+        check_required(config, "vlatool preprocess [FORMAT] SOURCE... --output DIR")
         self._config = config = with_format(config)
         section = reader_section(config)
         self._reader = FORMATS.get(config.format)(section)
         resolved = getattr(self._reader, "config", section)
         sources = [pinned(source) for source in config.sources]
         named = getattr(config.sink, "camera_rotations", {})
-        self._chosen = chosen = choose_episodes(self._reader, sources, config, [*named])
+        self._chosen = chosen = select_episodes(self._reader, sources, config, [*named])
         self.items: Sequence[EpisodeRef] = chosen.refs
         output = location(config.output)
         versions = versions_of(sources)
@@ -217,7 +217,7 @@ class PreprocessJob:
         self._summary = self._sink.finish(receipts, run)
         files = self._summary.files
         if not run.is_fresh:  # episodes may have gone since
-            remove_strangers(self.spec.output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(self.spec.output, self.spec.owned, self.spec.kept, files)
         return files
 
     def result(self, run: Run) -> Mapping[str, Any]:
@@ -241,7 +241,7 @@ class PreprocessJob:
     def answer(self, run: Run) -> PreprocessResult:
         """What came of a run."""
         if run.status == "already complete":
-            known = known_result(PreprocessResult, self._config.output, run.record.result)
+            known = load_result(PreprocessResult, self._config.output, run.record.result)
             return replace(known, next=self._next)
         failed, empty = len(run.failures), len(run.empty)
         return PreprocessResult(
@@ -287,7 +287,7 @@ class PreprocessJob:
 
 def _without_effect(config: PreprocessConfig) -> Iterator[str]:
     """Published options that do nothing here say so."""
-    reasons = dict(config.without_effect)
+    reasons = dict(config.ignored)
     if config.engine != "ray":
         reasons |= dict.fromkeys(("ray_address", "ray_num_cpus"), "the engine is not ray")
     for key, reason in reasons.items():
@@ -301,7 +301,7 @@ def _told(amounts: Mapping[str, int]) -> dict[str, Any]:
     return {"shards": amounts.get(_SHARDS, 0), "amounts": others}
 
 
-def natural_sink(format_name: str) -> str:
+def default_sink_of(format_name: str) -> str:
     """The sink that episodes of a format go into where none is named; empty for the default."""
     return getattr(FORMATS.get(format_name), "sink", "") if format_name else ""
 
@@ -311,9 +311,9 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
 
     And with that format's sink, where none is named: as if both had been typed.
     """
-    name = config.format or find_source(existing(config.sources[0]), None).format
-    sink = natural_sink(name)
-    is_other = bool(sink) and sink != config.sink.type and not config.names_sink
+    name = config.format or detect_source(existing(config.sources[0]), None).format
+    sink = default_sink_of(name)
+    is_other = bool(sink) and sink != config.sink.type and not config.is_sink_explicit
     if type(config) is PreprocessConfig and "sink" in config.model_fields_set:
         is_other = False
     if config.format and not is_other:

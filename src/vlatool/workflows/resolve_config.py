@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from vlatool.config.explain import to_yaml, value_origins
 from vlatool.config.resolve import Resolved, with_derived
 from vlatool.config.rules import violations
-from vlatool.config.schema import unset_needed
+from vlatool.config.schema import unset_required
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.storage.atomic import remove_partials_of, write_text
@@ -96,10 +96,10 @@ def resolve_config(
     resolved, folder = _without_request(resolved)
     target = _target(output or folder) if output or folder else None
     if target is not None:
-        _refuse_to_replace(target, resolved)
+        _check_target_free(target, resolved)
     for broken in violations(resolved.config):
         reporter.warn("broken_rule", broken.message)
-    unset = unset_needed(resolved.config)
+    unset = unset_required(resolved.config)
     result = ResolveResult(resolved, unset, target, explain)
     if target is not None:
         remove_partials_of(target)
@@ -133,7 +133,7 @@ def _target(output: str) -> Path:
     return path
 
 
-def _refuse_to_replace(target: Path, resolved: Resolved[Any]) -> None:
+def _check_target_free(target: Path, resolved: Resolved[Any]) -> None:
     """What is written has every key; a file that somebody typed has some."""
     if not target.exists():
         return

@@ -139,7 +139,7 @@ class SampleJob:
             title=f"sample {config.layout} {config.output}",
             noun="episode",
             plan=plan_digest(options),
-            work=EpisodeWork(self._recorder, output, config.seed, config.frames),
+            work=EpisodeWriter(self._recorder, output, config.seed, config.frames),
             state=_state,
             owned=self._recorder.owned,
             places=(output,),
@@ -195,7 +195,7 @@ class SampleJob:
 
 
 @dataclass(frozen=True)
-class EpisodeWork:
+class EpisodeWriter:
     """Records one episode; picklable."""
 
     recorder: Recorder

@@ -17,7 +17,7 @@ from vlatool.artifacts.image_shards import (
     published_tars,
     write_lists,
 )
-from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import read_record
@@ -32,7 +32,7 @@ class SplitConfig(ConfigModel):
 
     renamed: ClassVar[Mapping[str, str]] = {"data_dir": "shards"}
 
-    shards: str = needed_field("", "Folder of image shards.")
+    shards: str = required_field("", "Folder of image shards.")
     val_ratio: float = Field(
         default=0.01, gt=0, lt=1, description="Part of the shards for validation; one at least."
     )
@@ -92,7 +92,7 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
         UsageError: A list would replace another file, or both are one file.
         DataError: There are no shards, too few, or the run that writes them has not ended.
     """
-    check_needed(config, "vlatool split SHARDS --val-ratio 0.01")
+    check_required(config, "vlatool split SHARDS --val-ratio 0.01")
     folder = existing(config.shards)
     tars = _tars(folder, config.file_pattern)
     chosen = set(validation_positions(len(tars), config.val_ratio))

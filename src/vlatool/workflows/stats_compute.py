@@ -16,7 +16,7 @@ from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.sample import MASKS
 from vlatool.artifacts.shard import OpenShard, open_shard
 from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
@@ -24,7 +24,7 @@ from vlatool.jobs.files import read_file_list
 from vlatool.parallel.engines import make_executor
 from vlatool.storage.uri import is_remote, location, pinned
 from vlatool.transforms.statistics import (
-    StatisticsSum,
+    StatisticsAccumulator,
     WindowStatistics,
     field_entries,
     from_arrays,
@@ -39,7 +39,7 @@ _SAMPLES_AT_ONCE = 128
 class StatsComputeConfig(ConfigModel):
     """What statistics are computed of, and where they go."""
 
-    data: str = needed_field("", "Folder or manifest of training shards.")
+    data: str = required_field("", "Folder or manifest of training shards.")
     output: str | None = Field(
         default=None, description="File for the statistics; null: stats.json beside the manifest."
     )
@@ -83,10 +83,10 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
         UsageError: The file is there already, or belongs to an output that lists it.
         DataError: A shard or sample is missing or broken, or has other fields than the first one.
     """
-    check_needed(config, "vlatool stats compute DIR")
+    check_required(config, "vlatool stats compute DIR")
     folder = ShardFolder.open(pinned(config.data))
     target = folder.statistics_file if config.output is None else location(config.output)
-    _refuse_to_replace(folder, target, overwrite=config.overwrite or config.dry_run)
+    _check_target_free(folder, target, overwrite=config.overwrite or config.dry_run)
     shards = [shard for shard in folder.shards() if shard.num_sequences]
     if not is_remote(folder.manifest):
         check_shards(folder.manifest, shards)
@@ -109,7 +109,7 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     return result
 
 
-def _refuse_to_replace(folder: ShardFolder, target: Path, *, overwrite: bool) -> None:
+def _check_target_free(folder: ShardFolder, target: Path, *, overwrite: bool) -> None:
     entries = read_file_list(folder.output) or ()
     if any((folder.output / entry.path).resolve() == target.resolve() for entry in entries):
         raise UsageError(
@@ -170,7 +170,7 @@ def _total(
     shards: Sequence[Shard], like: _Fields, workers: int | None, reporter: Reporter
 ) -> WindowStatistics:
     """The statistics of all shards, added in their order, whoever was first."""
-    total = StatisticsSum()
+    total = StatisticsAccumulator()
     with (
         make_executor(workers) as executor,
         reporter.progress("statistics", len(shards), "shards") as bar,
@@ -193,7 +193,7 @@ class _ShardStatistics:
     like: _Fields
 
     def __call__(self, shard: Shard) -> dict[str, Array]:
-        total = StatisticsSum()
+        total = StatisticsAccumulator()
         with open_shard(shard.path) as tar:
             if len(tar.keys) != shard.num_sequences or tar.damage:
                 found = tar.damage or f"holds {len(tar.keys)} samples"

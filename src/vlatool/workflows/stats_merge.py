@@ -26,7 +26,7 @@ from vlatool.artifacts.stats import (
     read_stats,
     write_stats,
 )
-from vlatool.config.base import ConfigModel, needed_field
+from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
@@ -37,7 +37,7 @@ from vlatool.storage.uri import location, pinned
 class StatsMergeConfig(ConfigModel):
     """What is merged."""
 
-    sources: list[str] = needed_field([], "Data folders, or stats.json files.")
+    sources: list[str] = required_field([], "Data folders, or stats.json files.")
     weights: list[float] | None = Field(
         default=None,
         description="Share of each in the mixture that is trained on; null to count every row.",
@@ -102,7 +102,7 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
     statistics = merged.statistics
     if config.output is not None:
         target = location(config.output)
-        _refuse_to_replace(target, config.sources)
+        _check_target_free(target, config.sources)
         for path in (target, digests_path(target)):
             remove_partials_of(path)
         if config.compact or config.weights is not None:
@@ -115,7 +115,7 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
     return StatsMergeResult(tuple(config.sources), config.output, merged, statistics)
 
 
-def _refuse_to_replace(target: Path, sources: Sequence[str]) -> None:
+def _check_target_free(target: Path, sources: Sequence[str]) -> None:
     """The target may only replace earlier merged statistics.
 
     Raises:

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from vlatool.artifacts.run_dir import find_checkpoint, is_run
-from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.whole import refuse_strangers, whole_output
+from vlatool.jobs.single_output import check_output_owner, single_output
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import existing, is_remote, location, pinned
 
 if TYPE_CHECKING:
-    from vlatool.evaluation.image_quality import Extremes, ScoredPicture
-    from vlatool.evaluation.measuring import Measured, Pass
-    from vlatool.evaluation.tokenizer_judges import FoundJudges
+    from vlatool.evaluation.image_quality import BestMedianWorst, ImageScore
+    from vlatool.evaluation.measuring import EvalResult, Pass
+    from vlatool.evaluation.metric_networks import LoadedMetricNetworks
     from vlatool.evaluation.trained_tokenizer import TrainedTokenizer
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.training.runtime import Runtime
@@ -46,10 +46,10 @@ _FIGURES: Mapping[str, tuple[str, str, int]] = {
 class TokenizerEvalConfig(ConfigModel):
     """What is measured."""
 
-    checkpoint: str = needed_field(
+    checkpoint: str = required_field(
         "", "Run, checkpoint, published folder or file of weights, of any scheme."
     )
-    data: str = needed_field("", "Image shards: a folder, a list, a pattern, of any scheme.")
+    data: str = required_field("", "Image shards: a folder, a list, a pattern, of any scheme.")
     split: Literal["train", "val"] = Field(
         default="val", description="Which list counts of a folder that has both."
     )
@@ -130,19 +130,19 @@ def tokenizer_eval(
         DataError: Tokenizer or data are missing or broken.
     """
     from vlatool.evaluation.measuring import measure
-    from vlatool.evaluation.tokenizer_judges import find_judges
+    from vlatool.evaluation.metric_networks import load_metric_networks
     from vlatool.evaluation.trained_tokenizer import open_tokenizer
     from vlatool.training.config import TrainConfig
     from vlatool.training.runtime import Runtime
 
-    check_needed(config, "vlatool tokenizer eval CHECKPOINT DATA")
+    check_required(config, "vlatool tokenizer eval CHECKPOINT DATA")
     checkpoint, data = pinned(config.checkpoint), pinned(config.data)
     output = _output(config)
     record = OutputRecord("tokenizer eval", _options(config, checkpoint, data))
-    refuse_strangers(output, record)
+    check_output_owner(output, record)
     runtime = Runtime(TrainConfig())
     tokenizer = open_tokenizer(str(checkpoint), runtime.device, config.teacher)
-    judges = find_judges(config.perceptual_weights, runtime.device)
+    judges = load_metric_networks(config.perceptual_weights, runtime.device)
     pictures, how = _data(config, str(data), tokenizer), _pass(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
     measured = measure(tokenizer, pictures, how, judges.judges, runtime.sum, reporter)
@@ -154,7 +154,7 @@ def tokenizer_eval(
 
     chosen = extremes(rows, "psnr", _SHOWN)
     result = replace(result, extremes=_by_name(chosen))
-    with whole_output(output, record, (REPORT, PAGE)):
+    with single_output(output, record, (REPORT, PAGE)):
         _write_page(result, chosen, tokenizer, pictures, how)
         write_json(output / REPORT, result.document())
     return result
@@ -185,19 +185,19 @@ def _pass(config: TokenizerEvalConfig, runtime: "Runtime") -> "Pass":
     )
 
 
-def _all_rows(measured: "Measured", runtime: "Runtime") -> list["ScoredPicture"]:
+def _all_rows(measured: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
     """The figures of the pictures of all ranks."""
-    from vlatool.evaluation.image_quality import ScoredPicture
+    from vlatool.evaluation.image_quality import ImageScore
 
     own = [json.dumps([row.key, dict(row.figures)]) for row in measured.rows]
-    return [ScoredPicture(*json.loads(text)) for text in runtime.gathered(own)]
+    return [ImageScore(*json.loads(text)) for text in runtime.gathered(own)]
 
 
 def _result(
     config: TokenizerEvalConfig,
     tokenizer: "TrainedTokenizer",
-    measured: "Measured",
-    judges: "FoundJudges",
+    measured: "EvalResult",
+    judges: "LoadedMetricNetworks",
     output: Path,
 ) -> TokenizerEvalResult:
     without = {} if tokenizer.codes else {"codes": "the tokenizer has no codebook"}
@@ -215,23 +215,23 @@ def _result(
     )
 
 
-def _by_name(chosen: "Extremes") -> dict[str, dict[str, float]]:
+def _by_name(chosen: "BestMedianWorst") -> dict[str, dict[str, float]]:
     groups = {"best": chosen.best, "median": chosen.median, "worst": chosen.worst}
     return {name: {row.key: row.figures["psnr"] for row in rows} for name, rows in groups.items()}
 
 
 def _write_page(
     result: TokenizerEvalResult,
-    chosen: "Extremes",
+    chosen: "BestMedianWorst",
     tokenizer: "TrainedTokenizer",
     pictures: "ImageDataConfig",
     how: "Pass",
 ) -> None:
-    from vlatool.evaluation.measuring import drawn_again
+    from vlatool.evaluation.measuring import reconstruct
     from vlatool.pages.tokenizer_page import ReconstructionReport, write_tokenizer_page
 
     keys = {row.key for rows in (chosen.best, chosen.median, chosen.worst) for row in rows}
-    drawn = drawn_again(tokenizer, pictures, how, keys)
+    drawn = reconstruct(tokenizer, pictures, how, keys)
     report = ReconstructionReport(
         title=result.data,
         pictures=result.pictures,

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlatool.artifacts.published_tokenizer import CONFIG, WEIGHTS
-from vlatool.config.base import ConfigModel, check_needed, needed_field
+from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.whole import refuse_strangers, whole_output
+from vlatool.jobs.single_output import check_output_owner, single_output
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import location, pinned
 
@@ -15,8 +15,8 @@ from vlatool.storage.uri import location, pinned
 class TokenizerExportConfig(ConfigModel):
     """What is written."""
 
-    checkpoint: str = needed_field("", "Run folder or checkpoint of a tokenizer, of any scheme.")
-    output: str = needed_field("", f"Folder for {CONFIG} and {WEIGHTS}.")
+    checkpoint: str = required_field("", "Run folder or checkpoint of a tokenizer, of any scheme.")
+    output: str = required_field("", f"Folder for {CONFIG} and {WEIGHTS}.")
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def tokenizer_export(
     from vlatool.evaluation.stored_preprocessing import read_preprocessing
     from vlatool.models.titok.weights import open_titok, save_published
 
-    check_needed(config, "vlatool tokenizer export RUN --output DIR")
+    check_required(config, "vlatool tokenizer export RUN --output DIR")
     source, output = str(pinned(config.checkpoint)), location(config.output)
     versions = versions_of([pinned(config.checkpoint)])
     record = OutputRecord("tokenizer export", {"checkpoint": pinned(source).name, **versions})
-    refuse_strangers(output, record)
+    check_output_owner(output, record)
     titok, model = open_titok(source)
     rule = read_preprocessing(source, titok.image_size)
-    with whole_output(output, record, (CONFIG, WEIGHTS)):
+    with single_output(output, record, (CONFIG, WEIGHTS)):
         save_published(output, titok, model, rule.model_dump(mode="json"))
         digest, size = sha256_of(output / WEIGHTS), (output / WEIGHTS).stat().st_size
     if titok.stage == 1 and titok.decoder_head == "proxy":

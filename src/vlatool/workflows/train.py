@@ -14,27 +14,27 @@ from vlatool.config.rules import (
     check_rules,
     derivations,
     explicit_keys,
+    ignored_keys,
     violations,
-    without_effect,
 )
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
 from vlatool.loading.base import Facts, facts_of
-from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
+from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.training.result import TrainResult
-from vlatool.training.schedule import broken_schedule
+from vlatool.training.schedule import schedule_violations
 
 if TYPE_CHECKING:
-    from vlatool.training.begin import Begun
-    from vlatool.training.feed import Feed
+    from vlatool.training.data import Feed
     from vlatool.training.plan import TrainPlan
     from vlatool.training.report import Reports
     from vlatool.training.runtime import Runtime
+    from vlatool.training.setup import TrainSetup
     from vlatool.training.state import TrainState
     from vlatool.training.trainer import Trainer
 
@@ -73,15 +73,15 @@ def train(
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    from vlatool.training import claim
-    from vlatool.training.feed import Feed, check_samples, held_out
+    from vlatool.training import resume
+    from vlatool.training.data import Feed, check_samples, held_out
     from vlatool.training.runtime import Runtime
 
     _check_needed(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
-    config = claim.recalled(config, None if config.name is None else RunDir(_output(config)))
-    config = claim.pinned_data(config)
+    config = resume.recalled(config, None if config.name is None else RunDir(_output(config)))
+    config = resume.pinned_data(config)
     facts = facts_of(config.data_kind, config.data, reporter)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
@@ -89,7 +89,7 @@ def train(
     runtime.share_processors(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, facts, order, runtime)
-    check_rules(broken_schedule(config.hparams, plan.total_steps), typed, reporter)
+    check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
     measured = held_out(config, reporter)
     check_samples(config, facts)
     if runtime.is_main:
@@ -107,16 +107,16 @@ def train(
 
 def _train_as_owner(setup: _Setup, reporter: Reporter) -> TrainResult:
     """Trains in a folder that is known, or made, to be this run's."""
-    from vlatool.training import claim
+    from vlatool.training import resume
 
     run = setup.run
-    claim.known_run(run, setup.config)  # before the lock makes a folder in a stranger's
+    resume.resumable_run(run, setup.config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
         return _train_in_own(setup, reporter)
 
 
 def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
-    from vlatool.training import claim
+    from vlatool.training import resume
     from vlatool.training.plan import growth
 
     config, facts, run = setup.config, setup.facts, setup.run
@@ -131,15 +131,15 @@ def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
             reporter.note(f"{run.root}: {told}")
         return bool(told)
 
-    fingerprint = {**facts.fingerprint, **claim.data_versions(config)}
-    record = claim.claim_run(run, config, fingerprint, keep, grows)
+    fingerprint = {**facts.fingerprint, **resume.data_versions(config)}
+    record = resume.open_run(run, config, fingerprint, keep, grows)
     _check_checkpoint(run)
     run.prune(Retention())
-    for name in claim.mend_run(run, config, keep):
+    for name in resume.repair_run(run, config, keep):
         reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
     setup.runtime.wait()
     result = _train(setup, reporter)
-    claim.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
+    resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
     return result
 
 
@@ -148,13 +148,13 @@ def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runti
 
     plan = make_plan(config, facts.datasets, runtime.world_size)
     if not config.data.allow_multiple_epochs:
-        refuse_second_epoch(order, plan.total_steps * plan.global_batch)
+        check_single_epoch(order, plan.total_steps * plan.global_batch)
     return plan
 
 
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
-    from vlatool.training.begin import begin
     from vlatool.training.checkpoints import check_space
+    from vlatool.training.setup import begin
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
@@ -166,7 +166,7 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
         if spec.starts_at >= plan.total_steps:
             reporter.note(f"{name} would start at step {spec.starts_at}: it never moves")
         else:
-            broken = broken_schedule(config.hparams, plan.total_steps - spec.starts_at)
+            broken = schedule_violations(config.hparams, plan.total_steps - spec.starts_at)
             check_rules(broken if spec.starts_at else (), setup.typed, reporter)
     if latest is not None:
         reporter.note(f"going on after step {state.step} of {plan.total_steps}")
@@ -180,7 +180,7 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     return _result(setup, state, "trained", started)
 
 
-def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
+def _fit(setup: _Setup, begun: "TrainSetup", reporter: Reporter) -> None:
     """Trains to the end of the plan; a stop that is asked for ends the process."""
     from vlatool.training.signals import StopRequest
 
@@ -204,9 +204,9 @@ def _fit(setup: _Setup, begun: "Begun", reporter: Reporter) -> None:
 
 
 def _trainer(
-    setup: _Setup, begun: "Begun", reports: "Reports", stop_asked: Callable[[], int | None]
+    setup: _Setup, begun: "TrainSetup", reports: "Reports", stop_asked: Callable[[], int | None]
 ) -> "Trainer":
-    from vlatool.training.pictures import Show
+    from vlatool.training.images import Show
     from vlatool.training.step import Contexts
     from vlatool.training.trainer import Trainer
     from vlatool.training.validation import Validation
@@ -254,7 +254,7 @@ def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
 def _tell(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for told in (*derivations(config, rules), *without_effect(config)):
+    for told in (*derivations(config, rules), *ignored_keys(config)):
         reporter.note(told)
     held_out = config.data_kind.validation(config.data)
     if held_out is not None and config.total_val_samples is None:

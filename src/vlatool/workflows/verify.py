@@ -8,16 +8,16 @@ from typing import Any
 
 from pydantic import Field
 
-from vlatool.config.base import ConfigModel, needed_field
+from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.findings import SEVERITIES, Finding, finding_of_error
 from vlatool.plugins import recognise
-from vlatool.sources.detection import find_source
+from vlatool.sources.detection import detect_source
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import existing
 from vlatool.verification.check import Check, Checked
-from vlatool.verification.codes import code_rows
+from vlatool.verification.findings import code_rows
 from vlatool.verification.source import check_source
 
 # Findings kept of one code; all of them are counted.
@@ -28,7 +28,7 @@ _SHOWN = 3
 class VerifyConfig(ConfigModel):
     """What to verify, and how thoroughly."""
 
-    location: str = needed_field("", "Output, shard, run, checkpoint or source to verify.")
+    location: str = required_field("", "Output, shard, run, checkpoint or source to verify.")
     format: str | None = Field(
         default=None, description="Format of raw episodes; null for the one that finds any."
     )
@@ -186,7 +186,7 @@ def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyRes
         root = location.parent if location.is_file() else location
         return _result(kind, config, artifact.load("verify")(location, check), root, check.checked)
     try:
-        source = find_source(location, config.format)
+        source = detect_source(location, config.format)
     except DataError as error:
         if error.code in ("data.no_episodes", "data.no_source"):
             raise

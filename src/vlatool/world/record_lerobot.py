@@ -23,7 +23,7 @@ from vlatool.artifacts.lerobot import (
     STATS_FILE,
     VIDEO_PATH,
     EpisodeLine,
-    SetFacts,
+    SetInfo,
     Stats,
     automatic_features,
     feature,
@@ -157,7 +157,7 @@ def _write_meta(
     features: Mapping[str, Any],
 ) -> None:
     tasks = [instruction_for(colour) for colour in COLOURS]
-    facts = SetFacts(version, robot_type, FPS, tasks, {**features, **automatic_features()})
+    facts = SetInfo(version, robot_type, FPS, tasks, {**features, **automatic_features()})
     lines = [EpisodeLine(one.index, (one.instruction,), one.frames) for one in episodes]
     write_meta(setup.output, facts, lines)
 

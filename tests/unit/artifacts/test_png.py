@@ -6,7 +6,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from vlatool.artifacts.png import is_png, png_facts
+from vlatool.artifacts.png import is_png, png_info
 
 
 def png(mode: str = "RGB", size: tuple[int, int] = (4, 3), **options: object) -> bytes:
@@ -32,12 +32,12 @@ def interlaced() -> bytes:
 
 
 def test_size_is_height_and_width() -> None:
-    assert png_facts(png()).size == (3, 4)
+    assert png_info(png()).size == (3, 4)
 
 
 @pytest.mark.parametrize("data", [png(), png(compress_level=1), with_chunk(b"tEXt", b"a\0b")])
 def test_rgb_of_8_bits_is_plain(data: bytes) -> None:
-    assert png_facts(data).is_plain_rgb
+    assert png_info(data).is_plain_rgb
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_rgb_of_8_bits_is_plain(data: bytes) -> None:
     ],
 )
 def test_everything_else_is_not(data: bytes) -> None:
-    assert not png_facts(data).is_plain_rgb
+    assert not png_info(data).is_plain_rgb
 
 
 @pytest.mark.parametrize("at", [0, 12, 20, 30, 45, -10, -1])
@@ -63,18 +63,18 @@ def test_a_changed_byte_is_noticed(at: int) -> None:
     data = bytearray(png())
     data[at] ^= 1
     with pytest.raises(ValueError, match="PNG"):
-        png_facts(bytes(data))
+        png_info(bytes(data))
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 20, 33, -13, -1])
 def test_a_cut_is_noticed(length: int) -> None:
     with pytest.raises(ValueError, match="PNG"):
-        png_facts(png()[:length])
+        png_info(png()[:length])
 
 
 def test_bytes_behind_the_end_are_noticed() -> None:
     with pytest.raises(ValueError, match="behind"):
-        png_facts(png() + b"\0")
+        png_info(png() + b"\0")
 
 
 def test_other_pictures_are_none() -> None:

@@ -13,8 +13,8 @@ from vlatool.artifacts.episode_samples import EpisodeSamples, assemble, distinct
 from vlatool.artifacts.samples_jsonl import (
     ID_MAP,
     KINDS,
-    BuiltSample,
     Conversation,
+    TokenSample,
     parse_messages,
     parse_sample,
     render_sample,
@@ -58,7 +58,7 @@ def test_text_is_the_published_one(kind: str) -> None:
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("task", ["fold it", 'say "no"\\', "лей чай", "", "a. Based on the images"])
 def test_a_line_comes_back_as_it_was(kind: str, task: str) -> None:
-    sample = BuiltSample(said(kind, task), ("../A/a.png", "../A/b.png"))
+    sample = TokenSample(said(kind, task), ("../A/a.png", "../A/b.png"))
     line = render_sample(sample)
     found = parse_sample(line)
     assert (found.said.kind, found.said.task, found.images) == (kind, task, sample.images)
@@ -130,7 +130,7 @@ def test_a_line_that_is_none_is_refused(line: bytes) -> None:
 @pytest.mark.parametrize("word", ["<image>", "<Act>", "</Act>", "<Rec>", "</Rec>", "<action>"])
 def test_an_instruction_with_a_tag_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        render_sample(BuiltSample(said(task=f"do {word}"), ()))
+        render_sample(TokenSample(said(task=f"do {word}"), ()))
 
 
 def windows() -> list[Window]:

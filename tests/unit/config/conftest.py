@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from vlatool.config.base import ConfigModel, derived_field, needed_field
+from vlatool.config.base import ConfigModel, derived_field, required_field
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import Resolved, load_config
 from vlatool.errors import ConfigError
@@ -75,7 +75,7 @@ class RootConfig(ConfigModel):
     fields: dict[str, FieldConfig] = Field({})
     options: dict[str, Any] = Field({})
     cameras: list[str] = Field([])
-    data: str | None = needed_field(None, "Folder with shards.")
+    data: str | None = required_field(None, "Folder with shards.")
     num_epochs: int | None = None
     total_train_samples: int | None = None
 

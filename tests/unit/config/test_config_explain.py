@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vlatool.config.explain import to_yaml
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
-from vlatool.config.schema import choices, dotted_keys, unset_needed
+from vlatool.config.schema import choices, dotted_keys, unset_required
 
 _TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 _OPTION = st.recursive(
@@ -97,5 +97,5 @@ def test_choices_of_a_union_are_its_types(root_schema):
 
 
 def test_needed_keys_without_value_are_listed(root_schema):
-    assert unset_needed(root_schema()) == ["data", "num_epochs or total_train_samples"]
-    assert unset_needed(root_schema(data="x", num_epochs=1)) == []
+    assert unset_required(root_schema()) == ["data", "num_epochs or total_train_samples"]
+    assert unset_required(root_schema(data="x", num_epochs=1)) == []

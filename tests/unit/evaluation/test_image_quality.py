@@ -9,9 +9,9 @@ import torch
 from vlatool.errors import DataError
 from vlatool.evaluation.image_quality import (
     MOST_DB,
-    MeanPicture,
+    ImageScore,
+    MeanImageBaseline,
     PictureScores,
-    ScoredPicture,
     block_means,
     extremes,
     psnr,
@@ -90,7 +90,7 @@ def test_blocks_have_their_mean_colour_at_the_border_too() -> None:
 
 def test_mean_picture_has_the_error_of_its_formula() -> None:
     x = pictures(3, 6)
-    sums = MeanPicture.of_size(14, 13, torch.device("cpu"))
+    sums = MeanImageBaseline.of_size(14, 13, torch.device("cpu"))
     sums.add(x[:2])
     sums.add(x[2:])
     error = float((x.double() - x.double().mean(0)).square().mean())
@@ -120,7 +120,7 @@ def test_nothing_has_no_mean() -> None:
     ],
 )
 def test_extremes_are_different_pictures(pictures: int, chosen: tuple[list[str], ...]) -> None:
-    rows = [ScoredPicture(str(number), {"psnr": float(number)}) for number in range(pictures)]
+    rows = [ImageScore(str(number), {"psnr": float(number)}) for number in range(pictures)]
     found = extremes(rows, "psnr", 2)
     keys = tuple([row.key for row in part] for part in (found.best, found.median, found.worst))
     assert keys == chosen

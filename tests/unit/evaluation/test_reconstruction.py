@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlatool.evaluation.code_use import Frame
+from vlatool.evaluation.codebook_usage import Frame
 from vlatool.evaluation.image_quality import block_means
 from vlatool.evaluation.reconstruction import (
     CodeShape,
@@ -17,7 +17,7 @@ from vlatool.evaluation.reconstruction import (
     part_of,
 )
 from vlatool.loading.base import Block, DataSet
-from vlatool.loading.images.facts import ImageFacts
+from vlatool.loading.images.info import ImagesInfo
 from vlatool.models.perceptual.networks import perceptual_network
 
 KEYS = [f"episode_{e}/{n:04d}" for e in range(2) for n in range(3)]
@@ -98,7 +98,7 @@ def test_name_of_a_picture_says_where_it_stands(key: str, frame: Frame) -> None:
 
 def test_ranks_share_whole_shards() -> None:
     blocks = tuple(Block(Path(f"{number}.tar"), number + 1) for number in range(5))
-    facts = ImageFacts((DataSet("a", blocks),), (tuple(range(5)),))
+    facts = ImagesInfo((DataSet("a", blocks),), (tuple(range(5)),))
     parts = [part_of(facts, rank, 3) for rank in range(3)]
     assert sorted(one.location for part in parts for one in part.datasets[0].blocks) == [
         one.location for one in blocks

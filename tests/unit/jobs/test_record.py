@@ -8,9 +8,9 @@ from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import (
     OutputRecord,
     claim_output,
-    known_output,
     read_record,
-    whole_record,
+    read_valid_record,
+    resumable_record,
 )
 
 RESULT = {"samples": 3}
@@ -23,7 +23,7 @@ def record(seed: int = 1, result: Any = None, **inputs: Any) -> OutputRecord:
 
 def claim(folder: Path, now: OutputRecord, *, overwrite: bool = False) -> OutputRecord | None:
     """What a run does first; the record of what may go on, or is complete."""
-    before = known_output(folder, now, lambda: now.inputs, overwrite=overwrite)
+    before = resumable_record(folder, now, lambda: now.inputs, overwrite=overwrite)
     if before is None:
         claim_output(folder, now, ("shards/*.tar",))
     return before
@@ -60,7 +60,7 @@ def test_broken_record_is_no_record_and_told(tmp_path: Path, content: str) -> No
 
     assert read_record(tmp_path) is None
     with pytest.raises(DataError) as caught:
-        whole_record(tmp_path)
+        read_valid_record(tmp_path)
     assert caught.value.code == "data.broken_record"
 
 

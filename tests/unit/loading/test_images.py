@@ -52,7 +52,7 @@ def test_half_of_the_pictures_are_mirrored_where_that_is_asked_for() -> None:
 def test_nothing_is_left_to_chance_after_training() -> None:
     image, rule = pixels(8, 12), ImagePreprocessing(crop_size=8, random_flip=True)
     np.testing.assert_array_equal(
-        prepare_image(image, rule.without_chance(), np.random.default_rng(3)), image[:, 2:10]
+        prepare_image(image, rule.without_randomness(), np.random.default_rng(3)), image[:, 2:10]
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from vlatool.errors import ConfigError, DataError
 from vlatool.loading.base import Block, DataSet, Place
-from vlatool.loading.order import OrderOptions, SampleOrder, refuse_second_epoch
+from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.loading.permutations import (
     PATTERN,
     Kept,
@@ -274,9 +274,9 @@ def test_run_that_repeats_a_sample_is_refused_and_one_less_is_not() -> None:
     order = order_of([900], [50], weights=(1, 1))
     possible, name = order.first_epoch()
 
-    refuse_second_epoch(order, possible)
+    check_single_epoch(order, possible)
     with pytest.raises(DataError) as caught:
-        refuse_second_epoch(order, possible + 1)
+        check_single_epoch(order, possible + 1)
 
     assert caught.value.details == {"dataset": name, "possible": possible, "wanted": possible + 1}
 

@@ -20,9 +20,9 @@ from vlatool.models.diffusion_policy.config import (
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.pixels import PreparedPictures
+from vlatool.models.diffusion_policy.pixels import ImageNormalizer
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
-from vlatool.models.diffusion_policy.text import example_text, make_sentences
+from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 from vlatool.training.optim import matrices_decay
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])
@@ -73,7 +73,7 @@ def test_picture_is_projected_then_normalised_and_sentence_the_other_way_round(b
     module, images = backbone(base), pictures()
     tokens = module(images, TEXT)
     network = module._model.model
-    pixels = PreparedPictures((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(images.flatten(0, 1), (32, 32))
+    pixels = ImageNormalizer((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(images.flatten(0, 1), (32, 32))
     states = network.vision_model(pixels).last_hidden_state
     pooled = network.vision_model.post_layernorm(states[:, 0])
     expected = normalize(network.visual_projection(pooled), dim=-1).view(2, 2, 8)
@@ -159,7 +159,7 @@ def test_pictures_of_another_size_are_resized_as_image_libraries_do() -> None:
     from PIL import Image
 
     images = pictures(48).flatten(0, 1)
-    resized = PreparedPictures((0, 0, 0), (1, 1, 1))(images, (32, 32)) * 255
+    resized = ImageNormalizer((0, 0, 0), (1, 1, 1))(images, (32, 32)) * 255
     for one, found in zip(images, resized, strict=True):
         picture = Image.fromarray(one.permute(1, 2, 0).numpy())
         small = picture.resize((32, 32), Image.Resampling.BICUBIC)
@@ -174,7 +174,7 @@ def test_sentences_are_tokens_of_what_was_kept(base: Path, tmp_path: Path) -> No
     one = section(base)
     one.keep(tmp_path)
     away = one.model_copy(update={"hf_pretrained": "gone/model"})
-    sentences = pickle.loads(pickle.dumps(make_sentences(away, None, tmp_path)))
+    sentences = pickle.loads(pickle.dumps(make_text_tokenizer(away, None, tmp_path)))
     encoded = sentences(["put the red block", ""])
     assert encoded.shape == (2, 16)
     assert encoded[:, :7].tolist() == [[9, 2, 3, 4, 5, 10, 0], [9, 10, 0, 0, 0, 0, 0]]
@@ -182,23 +182,23 @@ def test_sentences_are_tokens_of_what_was_kept(base: Path, tmp_path: Path) -> No
 
 def test_run_without_its_tokenizer_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        make_sentences(section(base), None, tmp_path)
+        make_text_tokenizer(section(base), None, tmp_path)
     assert caught.value.code == "data.broken_run"
 
 
 def test_long_sentence_keeps_its_end(base: Path) -> None:
-    encoded = make_sentences(section(base), 5, None)(["put the red block away"])
+    encoded = make_text_tokenizer(section(base), 5, None)(["put the red block away"])
     assert encoded.tolist() == [[9, 2, 3, 4, 10]]
 
 
 def test_published_image_words_stand_before_a_sentence(base: Path) -> None:
-    encoded = make_sentences(section(base, image_words=True), None, None)(["put"])
+    encoded = make_text_tokenizer(section(base, image_words=True), None, None)(["put"])
     assert encoded[0, :5].tolist() == [9, 8, 8, 2, 10]
 
 
 def test_example_is_a_sentence_without_words(base: Path) -> None:
     one = section(base)
-    assert torch.equal(example_text(one, 2), make_sentences(one, None, None)(["", ""]))
+    assert torch.equal(example_text(one, 2), make_text_tokenizer(one, None, None)(["", ""]))
 
 
 # what is wrong with a base model

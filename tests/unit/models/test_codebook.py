@@ -10,9 +10,9 @@ from vlatool.models.codebook import (
     VectorQuantizer,
     difference_sums,
     entropy_gap,
-    exact_float32,
     histogram,
     nearest,
+    no_tf32,
     usage_figures,
 )
 
@@ -69,7 +69,7 @@ def test_tf32_is_off_within_and_as_before_behind() -> None:
     products = torch.backends.cuda.matmul
     products.allow_tf32 = True
     try:
-        with exact_float32(torch.device("cpu")):
+        with no_tf32(torch.device("cpu")):
             assert not products.allow_tf32
         assert products.allow_tf32
     finally:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig
-from vlatool.models.diffusion_policy.noise import Diffusion, kept_shares
+from vlatool.models.diffusion_policy.noise import Diffusion, alphas_cumprod
 from vlatool.models.diffusion_policy.solvers import Course, solve
 
 FREE = NoiseConfig(clamp_range=None)
@@ -13,13 +13,13 @@ FREE = NoiseConfig(clamp_range=None)
 
 # Source: lbm-training A.5
 def test_kept_shares_golden() -> None:
-    found = kept_shares(FREE)[[0, 99, 499, 999]].tolist()
+    found = alphas_cumprod(FREE)[[0, 99, 499, 999]].tolist()
     expected = [0.9998999834, 0.8970179558, 0.0785872340, 4.0358304e-5]
     assert found == pytest.approx(expected, rel=2e-6)  # they were computed in float32
 
 
 def test_cosine_schedule_falls_from_almost_one_to_almost_nothing() -> None:
-    shares = kept_shares(NoiseConfig(beta_schedule="cosine", num_timesteps=100))
+    shares = alphas_cumprod(NoiseConfig(beta_schedule="cosine", num_timesteps=100))
     assert bool((shares.diff() < 0).all())
     # Half of the angle, so half of the variance, offset aside.
     assert shares[49].item() == pytest.approx(0.5, abs=0.02)
@@ -30,7 +30,7 @@ def test_cosine_schedule_falls_from_almost_one_to_almost_nothing() -> None:
 def test_noised_keeps_the_variance() -> None:
     process = Diffusion(FREE)
     actions, noise = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), -1.0)
-    kept = kept_shares(FREE)[499].item()
+    kept = alphas_cumprod(FREE)[499].item()
     mixed = process.noised(actions, noise, torch.tensor([499])).item()
     assert mixed == pytest.approx(2 * kept**0.5 - (1 - kept) ** 0.5, rel=1e-5)
     assert torch.equal(process.target(actions, noise), noise)
@@ -38,7 +38,7 @@ def test_noised_keeps_the_variance() -> None:
 
 def oracle(center: float, std: float, noise: NoiseConfig = FREE):
     """The best prediction of the noise where actions are normal."""
-    shares = kept_shares(noise)
+    shares = alphas_cumprod(noise)
 
     def network(x: Tensor, time: int) -> Tensor:
         kept = shares[time].item()

@@ -14,7 +14,7 @@ from vlatool.models.diffusion_policy.config import (
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.objective import DenoisingObjective
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
-from vlatool.models.draws import RowDraws
+from vlatool.models.rng import PerSampleRng
 
 B, T, A, P, D = 3, 5, 4, 2, 6
 
@@ -64,7 +64,7 @@ def loss_of(
     """The loss of a network, of its own config where no other is given."""
     settings = settings or model.config
     size = len(given["actions"])
-    draws = RowDraws(torch.Generator().manual_seed, range(size), size)
+    draws = PerSampleRng(torch.Generator().manual_seed, range(size), size)
     ctx = StepContext(0, draws, {"model": model})
     return DenoisingObjective(settings).loss("main", given, ctx)
 

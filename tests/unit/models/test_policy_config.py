@@ -82,14 +82,14 @@ def test_weights_to_begin_with_are_looked_for_before_data(section: str) -> None:
     changed = getattr(one, section).model_copy(update=start) if section else None
     one = one.model_copy(update={section: changed} if section else start)
     with pytest.raises(DataError) as caught:
-        DiffusionPolicyType().check_origins(one)
+        DiffusionPolicyType().check_init_weights(one)
     assert caught.value.code == "data.no_source"
 
 
 def test_whole_run_is_not_taken_up_by_its_weights() -> None:
     one = config(resume_from_checkpoint="checkpoint_3.pt")
     with pytest.raises(UsageError) as caught:
-        DiffusionPolicyType().check_origins(one)
+        DiffusionPolicyType().check_init_weights(one)
     assert caught.value.code == "usage.resume_weights_only"
 
 

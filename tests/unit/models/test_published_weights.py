@@ -23,7 +23,7 @@ from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.weights import (
     export_published,
     import_published,
-    load_beginning,
+    load_init_weights,
     load_policy,
     load_section,
     without_wrappers,
@@ -211,7 +211,7 @@ def test_configuration_says_what_begins_anew_and_what_does_not(tmp_path: Path) -
         resume_except=["transformer", "output_layer"],
     )
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    load_beginning(network.config, network)
+    load_init_weights(network.config, network)
     changed = {
         name.partition(".")[0]
         for name, value in network.state_dict().items()

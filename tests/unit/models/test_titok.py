@@ -14,7 +14,7 @@ from torch import nn
 from tests.builders.tokenizers import PIXELS, SIDE, PlainTitok, tiny_titok
 from vlatool.errors import DataError
 from vlatool.models.titok.model import Titok, latent_columns, posterior, unpatched
-from vlatool.models.titok.objective import IdsCache
+from vlatool.models.titok.objective import TeacherCodeCache
 from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.titok.weights import open_titok
 from vlatool.models.vqgan.objective import published_groups
@@ -248,7 +248,7 @@ def test_released_weights_give_the_published_ids(name: str) -> None:
 
 
 def test_teacher_is_asked_for_batches_with_a_new_picture() -> None:
-    cache, pixels = IdsCache(1024), torch.arange(3.0).view(3, 1, 1, 1)
+    cache, pixels = TeacherCodeCache(1024), torch.arange(3.0).view(3, 1, 1, 1)
     asked: list[float] = []
 
     def teacher(some: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,9 @@ from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.diffusion_policy.config import CausalLMConfig, VlmBackboneConfig
 from vlatool.models.diffusion_policy.denoisers import CausalLM
-from vlatool.models.diffusion_policy.families import FAMILIES, picture_side, picture_tokens
-from vlatool.models.diffusion_policy.text import example_text, make_sentences
+from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 from vlatool.models.diffusion_policy.vlm import VlmBackbone
+from vlatool.models.diffusion_policy.vlm_prompts import FAMILIES, picture_side, picture_tokens
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])
 TINY = ["paligemma", "smolvlm", "qwen3_vl"]
@@ -38,7 +38,7 @@ def pictures() -> Tensor:
 
 
 def told(one: VlmBackboneConfig, *sentences: str) -> Tensor:
-    return make_sentences(one, None, None)(sentences)
+    return make_text_tokenizer(one, None, None)(sentences)
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -141,7 +141,7 @@ def test_unknown_family_is_refused(bases: dict[str, Path], tmp_path: Path) -> No
 
 def test_no_room_for_a_sentence_is_refused(bases: dict[str, Path]) -> None:
     with pytest.raises(UsageError) as caught:
-        make_sentences(section(bases["smolvlm"]), 10, None)
+        make_text_tokenizer(section(bases["smolvlm"]), 10, None)
     assert caught.value.code == "usage.no_room_for_text"
 
 

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional
 
 from tests.builders.tokenizers import NETWORK, SIDE
-from vlatool.models.vqgan.discriminator import BlurDown, Discriminator, LecamMeans, hinge
+from vlatool.models.vqgan.discriminator import BlurDown, Discriminator, LecamEma, hinge
 from vlatool.models.vqgan.losses import FeatureDistance, GradientDistance
 from vlatool.models.vqgan.model import Decoder, Encoder, ResidualBlock, Vqgan
-from vlatool.models.vqgan.objective import CodebookWatch, published_groups
+from vlatool.models.vqgan.objective import CodebookMonitor, published_groups
 from vlatool.models.vqgan.spec import (
     CodebookAlarmConfig,
     PixelLossConfig,
@@ -117,7 +117,7 @@ def test_hinge_of_answers_that_are_right_is_zero() -> None:
 
 
 def test_lecam_compares_with_the_means_of_the_other_kind() -> None:
-    means = LecamMeans(0.9)
+    means = LecamEma(0.9)
     means.update(torch.tensor(10.0), torch.tensor(-20.0), YES)
 
     assert (float(means.real), float(means.fake)) == (pytest.approx(1.0), pytest.approx(-2.0))
@@ -127,7 +127,7 @@ def test_lecam_compares_with_the_means_of_the_other_kind() -> None:
 
 
 def test_lecam_means_stay_where_a_step_failed() -> None:
-    means = LecamMeans(0.9)
+    means = LecamEma(0.9)
     means.update(torch.tensor(10.0), torch.tensor(-20.0), NO)
 
     assert (float(means.real), float(means.fake)) == (0, 0)
@@ -145,7 +145,7 @@ def test_distance_is_zero_of_a_picture_to_itself_and_has_a_gradient(distance: nn
 
 
 def test_collapse_is_told_after_several_reports_in_a_row() -> None:
-    watch = CodebookWatch(CodebookAlarmConfig(below=0.5, windows=2, stops=True))
+    watch = CodebookMonitor(CodebookAlarmConfig(below=0.5, windows=2, stops=True))
     low = {"codebook_evenness": 0.1, "codebook_perplexity": 2.0, "dead_codes": 60.0}
 
     assert not watch(low)
@@ -156,7 +156,7 @@ def test_collapse_is_told_after_several_reports_in_a_row() -> None:
 
 
 def test_collapse_is_told_where_every_picture_has_the_same_codes() -> None:
-    watch = CodebookWatch(CodebookAlarmConfig(below=0.02, windows=1))
+    watch = CodebookMonitor(CodebookAlarmConfig(below=0.02, windows=1))
     even = {"codebook_evenness": 0.9, "codebook_perplexity": 16.0, "dead_codes": 0.0}
 
     assert not watch({**even, "codes_differ": 0.5})

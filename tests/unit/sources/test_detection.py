@@ -6,16 +6,16 @@ import pytest
 
 from tests.builders.lerobot import lerobot_dataset
 from vlatool.errors import UsageError
-from vlatool.sources.detection import find_source
+from vlatool.sources.detection import detect_source
 
 READERS = """\
 from vlatool.sources.lerobot.reader import LeRobotReader
 
 class Kitchen(LeRobotReader):
-    specialises = "lerobot"
+    base_format = "lerobot"
 
 class Island(Kitchen):
-    specialises = "kitchen"
+    base_format = "kitchen"
 
 class Twin(LeRobotReader):
     pass
@@ -45,8 +45,8 @@ def test_the_most_specific_format_wins(
     names: list[str], expected: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path / "site", monkeypatch, *names)
-    assert find_source(source, None).format == expected
-    assert find_source(source, "lerobot").format == "lerobot"
+    assert detect_source(source, None).format == expected
+    assert detect_source(source, "lerobot").format == "lerobot"
 
 
 def test_formats_that_do_not_know_each_other_stay_ambiguous(
@@ -54,6 +54,6 @@ def test_formats_that_do_not_know_each_other_stay_ambiguous(
 ) -> None:
     install(tmp_path / "site", monkeypatch, "twin")
     with pytest.raises(UsageError) as caught:
-        find_source(source, None)
+        detect_source(source, None)
     assert caught.value.code == "usage.ambiguous_format"
     assert caught.value.details["formats"] == ["lerobot", "twin"]

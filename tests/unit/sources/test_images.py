@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.builders.images import HEIGHT, WIDTH, picture, saved, window_tree, write
 from tests.builders.lerobot import lerobot_dataset
-from tests.builders.pictures import HEIGHT, WIDTH, picture, saved, window_tree, write
 from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode
 from vlatool.errors import DataError
-from vlatool.sources.detection import find_source
+from vlatool.sources.detection import detect_source
 from vlatool.sources.images.config import ImagesConfig
 from vlatool.sources.images.reader import CAMERA, ImagesReader
 from vlatool.testing import check_reader
@@ -161,15 +161,15 @@ class TestFindings:
 
 class TestDetection:
     def test_pictures_are_found_without_a_format(self, tree: Path) -> None:
-        assert find_source(tree, None).format == "images"
+        assert detect_source(tree, None).format == "images"
 
     def test_a_preview_beside_recordings_makes_them_no_pictures(self, tmp_path: Path) -> None:
         source = lerobot_dataset(tmp_path / "pick", [3], cameras={})
         write(source, "preview.png", saved(picture(0)))
-        assert find_source(source, None).format == "lerobot"
+        assert detect_source(source, None).format == "lerobot"
 
     def test_episode_folders_of_recordings_are_no_pictures(self, tmp_path: Path) -> None:
         source = spartan_task(tmp_path / "raw", 1, 2)
         folder = next(source.rglob("episode_*")).parent
-        assert find_source(folder, None).format == "spartan"
+        assert detect_source(folder, None).format == "spartan"
         shutil.rmtree(folder)

@@ -171,7 +171,7 @@ def test_rows_are_sorted_by_frame_index_with_their_pictures(tmp_path: Path) -> N
     assert [frame_of(image) for image in episode.cameras["image"].read([0, 5])] == [0, 5]
 
 
-# Oddities that are tolerated and told
+# EpisodeLint that are tolerated and told
 
 
 def test_v20_and_a_wrong_version_follow_the_layout(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vlatool.storage.atomic import (
     write_json,
     write_text,
 )
-from vlatool.storage.steps import VARIABLE
+from vlatool.storage.crash_points import VARIABLE
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_patience_ends_with_a_storage_error_that_names_the_place() -> None:
     clock = Clock()
 
     with pytest.raises(StorageError) as caught:
-        retrying(always_down, "s3://b/k", patience_s=30, pace=clock.pace)
+        retrying(always_down, "s3://b/k", retry_timeout_s=30, pace=clock.pace)
 
     assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
     assert caught.value.details["path"] == "s3://b/k"

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vlatool.models.base import Loss
 from vlatool.training.config import HParams, TrainConfig
-from vlatool.training.reduction import HostCopy, Reduced, StepSums
+from vlatool.training.reduction import AsyncHostCopy, LossSums, ReducedLoss
 from vlatool.training.runtime import Runtime
 
 CPU = torch.device("cpu")
@@ -15,12 +15,14 @@ def loss(total: float, count: float = 1.0, **sums: Tensor) -> Loss:
     return Loss(torch.tensor(total), torch.tensor(count), sums)
 
 
-def reduced(*losses: Loss, fakes: tuple[Loss, ...] = (), extra: tuple[float, ...] = ()) -> Reduced:
-    local = StepSums(CPU)
+def reduced(
+    *losses: Loss, fakes: tuple[Loss, ...] = (), extra: tuple[float, ...] = ()
+) -> ReducedLoss:
+    local = LossSums(CPU)
     for one in losses:
-        local.add(one, is_fake=False)
+        local.add(one, is_dummy=False)
     for one in fakes:
-        local.add(one, is_fake=True)
+        local.add(one, is_dummy=True)
     return local.reduced(Runtime(TrainConfig(hparams=HParams(precision="float32"))), extra)
 
 
@@ -65,6 +67,6 @@ def test_extra_numbers_travel_with_the_sums() -> None:
 
 def test_host_copy_is_of_the_moment() -> None:
     values = torch.ones(2)
-    copy = HostCopy(values)
+    copy = AsyncHostCopy(values)
     values.zero_()
     assert copy.read().tolist() == [1, 1]

@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from vlatool.training.config import HParams
-from vlatool.training.schedule import broken_schedule, learning_rate, to_steps
+from vlatool.training.schedule import learning_rate, schedule_violations, to_steps
 
 BELL = {"lr": 5e-4, "lr_cooldown_end": 1e-5, "warmup": 1000}
 LBM = {"lr": 5e-5, "lr_cooldown_end": 1e-6, "warmup": 1000}
@@ -106,10 +106,10 @@ def test_cosine_without_any_step_after_warmup_ends_at_the_last_rate() -> None:
 
 @pytest.mark.parametrize(("warmup", "total"), [(1000, 781), (10, 10)])
 def test_warmup_as_long_as_the_run_breaks_a_rule(warmup: int, total: int) -> None:
-    (broken,) = broken_schedule(HParams(warmup=warmup), total)
+    (broken,) = schedule_violations(HParams(warmup=warmup), total)
     assert (broken.keys[0], broken.code) == ("hparams.warmup", "usage.warmup_too_long")
 
 
 def test_default_warmup_fits_any_run() -> None:
     for total in (1, 2, 10, 781):
-        assert not [*broken_schedule(HParams(), total)]
+        assert not [*schedule_violations(HParams(), total)]

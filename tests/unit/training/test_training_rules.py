@@ -7,7 +7,7 @@ import pytest
 from tests.builders.recording import Recorder
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import Resolved, load_config
-from vlatool.config.rules import check_rules, explicit_keys, violations, without_effect
+from vlatool.config.rules import check_rules, explicit_keys, ignored_keys, violations
 from vlatool.errors import ConfigError
 from vlatool.training.config import TrainConfig
 
@@ -90,7 +90,7 @@ def test_config_built_in_python_counts_as_typed() -> None:
 
 def test_keys_without_effect_are_told_once_each_in_any_section() -> None:
     keys = ("data.seq_len=512", "distributed.ddp_static_graph=true", "log_level=DEBUG")
-    told = [one.split()[0] for one in without_effect(load(*keys).config)]
+    told = [one.split()[0] for one in ignored_keys(load(*keys).config)]
     assert told == ["log_level", "data.seq_len", "distributed.ddp_static_graph"]
 
 

@@ -9,10 +9,10 @@ import pytest
 from vlatool.errors import DataError
 from vlatool.transforms.augmentation import (
     Box,
-    ColourRanges,
+    ColorJitter,
+    apply_color_jitter,
     central_box,
     random_box,
-    recolour,
 )
 
 
@@ -70,7 +70,7 @@ def test_colours_change_as_the_formula_says(name: str, amount: float) -> None:
     pixels = picture()
     expected = slow(pixels, name, amount)
 
-    recolour(pixels, {name: amount})
+    apply_color_jitter(pixels, {name: amount})
 
     difference = np.abs(pixels.astype(int) - expected)
     assert difference.max() <= 1  # single precision may round the other way
@@ -83,13 +83,13 @@ def test_changes_are_made_in_the_order_they_are_given() -> None:
     for name, amount in changes.items():
         expected = slow(expected, name, amount)
 
-    recolour(pixels, changes)
+    apply_color_jitter(pixels, changes)
 
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
 def test_drawn_changes_lie_in_their_ranges_in_any_order() -> None:
-    ranges = ColourRanges(0.2, 0.4, 1.5, (-0.05, 0.02))
+    ranges = ColorJitter(0.2, 0.4, 1.5, (-0.05, 0.02))
     rng = np.random.default_rng(1)
 
     drawn = [ranges.draw(rng) for _ in range(300)]
@@ -107,7 +107,7 @@ def test_drawn_changes_lie_in_their_ranges_in_any_order() -> None:
 
 
 def test_ranges_of_nothing_change_nothing() -> None:
-    assert ColourRanges(0, 0, 0, (0, 0)).draw(np.random.default_rng(0)) == {}
+    assert ColorJitter(0, 0, 0, (0, 0)).draw(np.random.default_rng(0)) == {}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from vlatool.transforms.quantiles import (
 )
 from vlatool.transforms.statistics import (
     PERCENTILES,
-    StatisticsSum,
+    StatisticsAccumulator,
     WindowStatistics,
     merge,
     summary,
@@ -220,7 +220,7 @@ def test_published_vectors_come_out_of_any_grouping(
 ) -> None:
     values, valid = golden_windows()
     ends = np.cumsum(groups)[:-1]
-    total = StatisticsSum()
+    total = StatisticsAccumulator()
 
     for part in zip(np.split(values, ends), np.split(valid, ends), strict=True):
         total.add(of(*part))
@@ -231,13 +231,13 @@ def test_published_vectors_come_out_of_any_grouping(
 
 
 def test_sum_of_nothing_is_none() -> None:
-    assert StatisticsSum().total() is None
+    assert StatisticsAccumulator().total() is None
 
 
 @pytest.mark.parametrize("parts", [20, 200])
 def test_width_of_a_sum_does_not_depend_on_the_number_of_parts(parts: int) -> None:
     rng = np.random.default_rng(6)
-    total = StatisticsSum()
+    total = StatisticsAccumulator()
     for _ in range(parts):
         total.add(of(rng.normal(size=(100, 1, 1)), np.ones((100, 1), bool)))
 

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, needed_field
+from vlatool.config.base import ConfigModel, required_field
 from vlatool.loading.config import LoadingConfig
 from vlatool.transforms.resampling import ResizeFilter
 
@@ -46,7 +46,7 @@ class ImagePreprocessing(ConfigModel):
         """The shorter edge before cropping."""
         return self.resize_shorter_edge or self.crop_size
 
-    def without_chance(self) -> "ImagePreprocessing":
+    def without_randomness(self) -> "ImagePreprocessing":
         """The same without chance, for measuring and encoding."""
         return self.model_copy(update={"random_crop": False, "random_flip": False})
 
@@ -63,7 +63,7 @@ class ImageDataConfig(LoadingConfig):
     type: Literal["images"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
         default="images", description="Kind of data."
     )
-    shards: list[str] = needed_field(
+    shards: list[str] = required_field(
         [],
         "Shards of each data set: a folder, a list (.txt), a pattern such as a-{000..252}.tar or "
         "*.tar, or one .tar, of any scheme.",

@@ -14,12 +14,12 @@ from vlatool.artifacts.provenance import (
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing
-from vlatool.loading.images.facts import ImageFacts, read_facts
+from vlatool.loading.images.info import ImagesInfo, read_facts
 from vlatool.loading.images.reader import DROP_REASONS, ImageReader
 
 
 @dataclass(frozen=True)
-class ImagesKept:
+class ImagesAssets:
     """What encoding needs besides weights.
 
     Attributes:
@@ -37,11 +37,11 @@ class ImagesKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("shards",)
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
-    def read_facts(self, config: ImageDataConfig) -> ImageFacts:
+    def read_facts(self, config: ImageDataConfig) -> ImagesInfo:
         """The shards and their counts; those without an index are scanned once."""
         return read_facts(config)
 
-    def read_facts_telling(self, config: ImageDataConfig, reporter: Reporter) -> ImageFacts:
+    def read_facts_telling(self, config: ImageDataConfig, reporter: Reporter) -> ImagesInfo:
         """As `read_facts`; see `loading.base.TellsOfFacts`."""
         return read_facts(config, reporter)
 
@@ -55,40 +55,40 @@ class ImagesKind:
             "dataset_weighting": [],
             "split": "val",
             "shuffle": False,
-            "preprocessing": config.preprocessing.without_chance(),
+            "preprocessing": config.preprocessing.without_randomness(),
         }
         return config.model_copy(update=changes)
 
     def derive(
-        self, config: ImageDataConfig, facts: ImageFacts
+        self, config: ImageDataConfig, facts: ImagesInfo
     ) -> tuple[ImageDataConfig, dict[str, str]]:
         """Nothing is left open."""
         del facts
         return config, {}
 
-    def reader(self, config: ImageDataConfig, facts: ImageFacts) -> ImageReader:
+    def reader(self, config: ImageDataConfig, facts: ImagesInfo) -> ImageReader:
         """Reads, decodes and prepares pictures."""
         return ImageReader(config, facts)
 
-    def prepared(self, config: ImageDataConfig, facts: ImageFacts) -> ImagesKept:
+    def prepared(self, config: ImageDataConfig, facts: ImagesInfo) -> ImagesAssets:
         """The rule of preprocessing."""
         del facts
-        return ImagesKept(config.preprocessing)
+        return ImagesAssets(config.preprocessing)
 
-    def keep(self, config: ImageDataConfig, facts: ImageFacts, folder: Path) -> None:
+    def keep(self, config: ImageDataConfig, facts: ImagesInfo, folder: Path) -> None:
         """Writes the rule of preprocessing."""
         del facts
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
-    def kept(self, config: ImageDataConfig, folder: Path) -> ImagesKept:
+    def kept(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:
         """What `keep` wrote; DataError where it is missing, broken, or not that of the config."""
         try:
             rule = ImagePreprocessing.model_validate(read_preprocessing_config(folder))
         except ValidationError as error:
             raise _unusable(folder, str(error.errors()[0]["msg"])) from None
-        if rule.without_chance() != config.preprocessing.without_chance():
+        if rule.without_randomness() != config.preprocessing.without_randomness():
             raise _unusable(folder, "differs from data.preprocessing of the run")
-        return ImagesKept(rule)
+        return ImagesAssets(rule)
 
 
 def _unusable(folder: Path, told: str) -> DataError:

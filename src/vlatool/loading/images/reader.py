@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.fragment import Members
+from vlatool.artifacts.image import decode_rgb, picture_mode
 from vlatool.artifacts.image_shards import METADATA_SUFFIX, PICTURE_SUFFIXES
-from vlatool.artifacts.picture import decode_rgb, picture_mode
 from vlatool.episode import UInt8Array
 from vlatool.loading.base import Dropped, Place
-from vlatool.loading.blocks import BROKEN_SAMPLE, BlockCache, OpenBlocks
 from vlatool.loading.images.config import ImageDataConfig
-from vlatool.loading.images.facts import ImageFacts
+from vlatool.loading.images.info import ImagesInfo
 from vlatool.loading.images.preprocessing import prepare_image
+from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache, ShardReader
 from vlatool.storage.documents import DocumentError, parse_json
 
 NO_IMAGE, BROKEN_IMAGE, NOT_RGB = "no_image", "broken_image", "not_rgb"
@@ -43,10 +43,10 @@ class ImageReader:
         facts: Of the same data.
     """
 
-    def __init__(self, config: ImageDataConfig, facts: ImageFacts) -> None:
+    def __init__(self, config: ImageDataConfig, facts: ImagesInfo) -> None:
         self._config = config
         self._facts = facts
-        self._blocks = OpenBlocks(facts.datasets, BlockCache.of(config, facts.datasets))
+        self._blocks = ShardReader(facts.datasets, ShardCache.of(config, facts.datasets))
 
     def read(
         self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
@@ -59,7 +59,7 @@ class ImageReader:
         ]
 
     def ahead(self, places: Sequence[Place]) -> None:
-        """Begins to fetch them where they are remote; see `loading.base.ReadsAhead`."""
+        """Begins to fetch them where they are remote; see `loading.base.Prefetching`."""
         self._blocks.ahead(places)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -44,7 +44,7 @@ class CropConfig(ConfigModel):
 class ImageAugmentationConfig(ConfigModel):
     """First the crop, then the colours; equal for all pictures of a sample that have one size."""
 
-    color_jitter: JitterConfig = Field(default=JitterConfig(), description="Colours.")
+    color_jitter: JitterConfig = Field(default=JitterConfig(), description="ImageMeanStd.")
     crop: CropConfig = Field(default=CropConfig(), description="Crop.")
 
 

@@ -10,7 +10,7 @@ from vlatool.config.base import (
     Violation,
     derivation_rules,
     derived_field,
-    needed_field,
+    required_field,
 )
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.robotics.augmentation import AugmentationConfig
@@ -72,8 +72,8 @@ class NormalizeConfig(ConfigModel):
 class PublishedDataConfig(LoadingConfig):
     """Keys of published job files that decide nothing here."""
 
-    without_effect: ClassVar[Mapping[str, str]] = {
-        **LoadingConfig.without_effect,
+    ignored: ClassVar[Mapping[str, str]] = {
+        **LoadingConfig.ignored,
         "val_dataset_weighting": "held-out data are read in stored order",
         "val_dataset_statistics": "held-out data are scaled as the training data are",
         "processor_kwargs": "pictures get the size that the backbone's base model was made for",
@@ -115,7 +115,7 @@ class RoboticsDataConfig(PublishedDataConfig):
 
     no_effect_on_output: ClassVar[frozenset[str]] = (
         LoadingConfig.no_effect_on_output
-        | PublishedDataConfig.without_effect.keys()
+        | PublishedDataConfig.ignored.keys()
         # Where the data are; what they are is in the fingerprint of a run.
         | {"dataset_manifest", "dataset_statistics", "val_dataset_manifest"}
         # Cameras and pictures say which these are.
@@ -128,7 +128,7 @@ class RoboticsDataConfig(PublishedDataConfig):
     type: Literal["robotics"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
         default="robotics", description="Kind of data."
     )
-    dataset_manifest: list[str] = needed_field(
+    dataset_manifest: list[str] = required_field(
         [], "Folder or manifest.jsonl of each data set, of any scheme."
     )
     dataset_statistics: list[str] = Field(
@@ -228,7 +228,7 @@ class RoboticsDataConfig(PublishedDataConfig):
             rules |= derivation_rules(scaled, ["include_fields"], "normalization.")
         return self.model_copy(update=update), rules
 
-    def broken_rules(self) -> Iterator[Violation]:
+    def violations(self) -> Iterator[Violation]:
         """Pictures that are named otherwise than they are chosen."""
         chosen = picture_names(self.camera_names, self.image_indices)
         if chosen and self.image_names and self.image_names != chosen:

@@ -10,9 +10,9 @@ import numpy as np
 from vlatool.artifacts.sample import MASKS, METADATA, StoredSample
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.blocks import BROKEN_SAMPLE
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.pictures import PictureDecoder
+from vlatool.loading.robotics.images import PictureDecoder
+from vlatool.loading.shard_reader import BROKEN_SAMPLE
 
 # Why a sample is dropped.
 NOT_FINITE = "not_finite"

@@ -23,7 +23,7 @@ from vlatool.loading.base import Dropped, Place
 from vlatool.loading.robotics.augmentation import AugmentationConfig
 from vlatool.loading.robotics.config import HeldOutDataConfig, RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
-from vlatool.loading.robotics.facts import DatasetFacts, derive_data, read_facts
+from vlatool.loading.robotics.info import RoboticsInfo, derive_data, read_facts
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeMethod, resize
@@ -37,7 +37,7 @@ _IMAGE_SIZE = "image_size"
 
 
 @dataclass(frozen=True)
-class PictureShape:
+class ImageShape:
     """How pictures of a camera become those of the training data, as preprocessing did it.
 
     Attributes:
@@ -74,7 +74,7 @@ class PictureShape:
 
 
 @dataclass(frozen=True)
-class RoboticsKept:
+class RoboticsAssets:
     """What a policy needs besides weights.
 
     Attributes:
@@ -93,7 +93,7 @@ class RoboticsKept:
     pose_groups: Sequence[PoseGroup]
     fps: float
     statistics: Statistics
-    pictures: PictureShape = PictureShape()
+    pictures: ImageShape = ImageShape()
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
     def normalised(self, sample: DecodedSample) -> DecodedSample:
@@ -112,7 +112,7 @@ class RoboticsKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
-    def read_facts(self, config: RoboticsDataConfig) -> DatasetFacts:
+    def read_facts(self, config: RoboticsDataConfig) -> RoboticsInfo:
         """Manifests, statistics and preprocessing options; local shards are whole."""
         return read_facts(config)
 
@@ -132,7 +132,7 @@ class RoboticsKind:
         return HeldOutDataConfig.model_construct(**{**dict(config), **changes})
 
     def derive(
-        self, config: RoboticsDataConfig, facts: DatasetFacts
+        self, config: RoboticsDataConfig, facts: RoboticsInfo
     ) -> tuple[RoboticsDataConfig, dict[str, str]]:
         """Cameras, pictures, fields, window and widths from the data."""
         derived = derive_data(config, facts)
@@ -141,17 +141,17 @@ class RoboticsKind:
         scaling = derivation_rules(derived.normalization, scaled, "normalization.")
         return derived, {key: rule for key, rule in {**own, **scaling}.items() if rule}
 
-    def reader(self, config: RoboticsDataConfig, facts: DatasetFacts) -> "RoboticsReader":
+    def reader(self, config: RoboticsDataConfig, facts: RoboticsInfo) -> "RoboticsReader":
         """Reads and decodes samples."""
         from vlatool.loading.robotics.reader import RoboticsReader
 
         return RoboticsReader(config, facts)
 
-    def prepared(self, config: RoboticsDataConfig, facts: DatasetFacts) -> RoboticsKept:
+    def prepared(self, config: RoboticsDataConfig, facts: RoboticsInfo) -> RoboticsAssets:
         """Scales and poses of the training data."""
         return _kept(config, facts.statistics, facts.statistics_past, facts.options[0])
 
-    def keep(self, config: RoboticsDataConfig, facts: DatasetFacts, folder: Path) -> None:
+    def keep(self, config: RoboticsDataConfig, facts: RoboticsInfo, folder: Path) -> None:
         """Statistics of the fields that are used, and how the first data set was made.
 
         Adds the size of the pictures, which preprocessing leaves open where it did not resize.
@@ -165,7 +165,7 @@ class RoboticsKind:
         steps = {"past_lowdim_steps": facts.statistics_past, "future_lowdim_steps": facts.future}
         write_preprocessing_config(folder, {**facts.options[0], **steps, **known})
 
-    def kept(self, config: RoboticsDataConfig, folder: Path) -> RoboticsKept:
+    def kept(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
         """What `keep` wrote; DataError where it is missing or broken."""
         run = RunDir(folder)
         statistics = run.statistics()
@@ -181,7 +181,7 @@ class RoboticsKind:
         return _kept(config, statistics, past, options)
 
     def _first_size(
-        self, config: RoboticsDataConfig, facts: DatasetFacts
+        self, config: RoboticsDataConfig, facts: RoboticsInfo
     ) -> tuple[int, int] | None:
         """(height, width) of the first sample's pictures; None where it is broken or has none."""
         blocks = enumerate(facts.datasets[0].blocks)
@@ -204,7 +204,7 @@ def _changed(before: ConfigModel, now: ConfigModel) -> list[str]:
 
 def _kept(
     config: RoboticsDataConfig, statistics: Statistics, past: int, options: Mapping[str, Any]
-) -> RoboticsKept:
+) -> RoboticsAssets:
     try:
         groups = [PoseGroup(**group) for group in options.get("pose_groups") or []]
         fps = float(options.get("fps") or 10.0)
@@ -217,10 +217,10 @@ def _kept(
         ) from None
     normalizer = Normalizer(config, statistics, past)
     names = recorded_names(options)
-    return RoboticsKept(config, normalizer, groups, fps, statistics, pictures, names)
+    return RoboticsAssets(config, normalizer, groups, fps, statistics, pictures, names)
 
 
-def _picture_shape(options: Mapping[str, Any]) -> PictureShape:
+def _picture_shape(options: Mapping[str, Any]) -> ImageShape:
     """How pictures were shaped; ValueError and the like where no preprocessing writes such."""
     method = str(options.get("image_resizing_method") or "center_crop").lower()
     resample = str(options.get("image_resizing_filter") or "lanczos").lower()
@@ -232,7 +232,7 @@ def _picture_shape(options: Mapping[str, Any]) -> PictureShape:
             raise ValueError(f"{key} is {value!r}, known are {', '.join(known)}")
     turns = {str(name): int(n) for name, n in (options.get("camera_rotations") or {}).items()}
     method, resample = cast(ResizeMethod, method), cast(ResizeFilter, resample)
-    return PictureShape(_given_size(options), method, resample, turns)
+    return ImageShape(_given_size(options), method, resample, turns)
 
 
 def _given_size(options: Mapping[str, Any]) -> tuple[int, int] | None:

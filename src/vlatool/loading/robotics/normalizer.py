@@ -12,7 +12,7 @@ from vlatool.transforms.normalize import FieldScale, field_scale, field_width
 
 
 class Normalizer:
-    """Normalises and denormalises fields of a run.
+    """Normalizes and denormalises fields of a run.
 
     Args:
         config: Data section, derived.

@@ -10,10 +10,10 @@ from vlatool.artifacts.fragment import Members
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Dropped, Place, Room
-from vlatool.loading.blocks import BlockCache, OpenBlocks
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample, SampleDecoder
-from vlatool.loading.robotics.facts import DatasetFacts, picture_size
+from vlatool.loading.robotics.info import RoboticsInfo, picture_size
+from vlatool.loading.shard_reader import ShardCache, ShardReader
 
 
 class RoboticsReader:
@@ -24,9 +24,9 @@ class RoboticsReader:
         facts: Of the same data.
     """
 
-    def __init__(self, config: RoboticsDataConfig, facts: DatasetFacts) -> None:
+    def __init__(self, config: RoboticsDataConfig, facts: RoboticsInfo) -> None:
         self._arguments = (config, facts)
-        self._blocks = OpenBlocks(facts.datasets, BlockCache.of(config, facts.datasets))
+        self._blocks = ShardReader(facts.datasets, ShardCache.of(config, facts.datasets))
         names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
         widths = dict(zip(names, facts.widths(names), strict=True))
         self._decoders = [
@@ -45,7 +45,7 @@ class RoboticsReader:
     def read_into(
         self, places: Sequence[Place], rngs: Sequence[np.random.Generator], room: Room
     ) -> list[DecodedSample | Dropped]:
-        """The same, their pictures one after another; see `loading.base.FillsRoom`.
+        """The same, their pictures one after another; see `loading.base.ReadsIntoBuffer`.
 
         They get as much room as those that were read before.
         """
@@ -58,7 +58,7 @@ class RoboticsReader:
         return found
 
     def ahead(self, places: Sequence[Place]) -> None:
-        """Begins to fetch them where they are remote; see `loading.base.ReadsAhead`."""
+        """Begins to fetch them where they are remote; see `loading.base.Prefetching`."""
         self._blocks.ahead(places)
 
     def __reduce__(self) -> tuple[Any, ...]:

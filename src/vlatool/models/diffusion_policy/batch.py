@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from vlatool.errors import DataError
-from vlatool.loading.lending import side_by_side
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.loading.shared_memory import stack_rows
 from vlatool.models.base import Batch
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
-from vlatool.models.diffusion_policy.text import example_text, make_sentences
+from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 
 # Where the backbone takes pictures of any size.
 _EXAMPLE_SIDE = 64
@@ -36,7 +36,7 @@ class PolicyBatcher:
         self._data = data
         self._normalizer = normalizer
         most: int | None = getattr(data, "max_text_seq_len", None)
-        self._sentences = make_sentences(config.vision_language_backbone, most, folder)
+        self._sentences = make_text_tokenizer(config.vision_language_backbone, most, folder)
 
     def __call__(self, samples: Sequence[DecodedSample]) -> Batch:
         """Tensors of a batch.
@@ -128,5 +128,5 @@ def _images(samples: Sequence[DecodedSample]) -> Tensor:
             hint="preprocess the data sets with one --resize-images-size",
             code="data.image_sizes_differ",
         )
-    stacked = side_by_side([sample.images for sample in samples])
+    stacked = stack_rows([sample.images for sample in samples])
     return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.models.diffusion_policy.config import ClipBackboneConfig
-from vlatool.models.diffusion_policy.pixels import PreparedPictures
+from vlatool.models.diffusion_policy.pixels import ImageNormalizer
 from vlatool.models.pretrained import load_base, transformers
 
 # Of the approximation of GELU that CLIP was trained with.
@@ -28,7 +28,7 @@ class ClipBackbone(nn.Module):
         assert config.image_std is not None
         self._config = config
         self._model = ClipTowers(config)
-        self._prepared = PreparedPictures(config.image_mean, config.image_std)
+        self._prepared = ImageNormalizer(config.image_mean, config.image_std)
         self.width: int = self._model.model.config.projection_dim
         self.img_size: int = self._model.model.config.vision_config.image_size
 

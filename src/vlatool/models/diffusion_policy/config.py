@@ -12,13 +12,13 @@ from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.models.diffusion_policy.families import picture_side
 from vlatool.models.diffusion_policy.sections import (
     BaseBackboneConfig,
     BaseModelConfig,
     Derived,
     NetworkConfig,
 )
+from vlatool.models.diffusion_policy.vlm_prompts import picture_side
 from vlatool.models.pretrained import (
     CLIP,
     CLIP_COLOURS,
@@ -51,7 +51,7 @@ class ByteTextConfig(ConfigModel):
 class ViTBackboneConfig(NetworkConfig):
     """A vision transformer trained from scratch; every patch is a token."""
 
-    without_effect: ClassVar[Mapping[str, str]] = {
+    ignored: ClassVar[Mapping[str, str]] = {
         "pretrained": "it is trained from scratch",
         "interpolation_mode": "it is trained from scratch",
     }
@@ -221,7 +221,7 @@ Backbone = Annotated[
 class TransformerConfig(NetworkConfig):
     """The native transformer that denoises."""
 
-    without_effect: ClassVar[Mapping[str, str]] = {
+    ignored: ClassVar[Mapping[str, str]] = {
         "cast_output_to_float32": "a policy has no word head",
         "max_seq_len": "rotations are made for any length",
     }

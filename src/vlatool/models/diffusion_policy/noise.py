@@ -53,7 +53,7 @@ class Diffusion:
     """
 
     def __init__(self, config: NoiseConfig) -> None:
-        self._kept = kept_shares(config).float()
+        self._kept = alphas_cumprod(config).float()
 
     def noised(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """`sqrt(a_t) x_0 + sqrt(1 - a_t) noise`."""
@@ -72,7 +72,7 @@ def process(config: NoiseConfig, *, flow: bool) -> Process:
     return FlowMatching(config) if flow else Diffusion(config)
 
 
-def kept_shares(config: NoiseConfig) -> Tensor:
+def alphas_cumprod(config: NoiseConfig) -> Tensor:
     """Share `a_t` of the data's variance that is left at each step, float64 [K], descending."""
     number = config.num_timesteps
     if config.beta_schedule == "linear":

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
+from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
 from vlatool.models.diffusion_policy.noise import process
-from vlatool.models.diffusion_policy.shares import LossShares
 from vlatool.models.diffusion_policy.solvers import Course, solve
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class DenoisingObjective(Objective):
     """Squared error of what is predicted, over real steps from the anchor on."""
 
-    def __init__(self, config: DiffusionPolicyConfig, shares: LossShares | None = None) -> None:
-        self._shares = shares or LossShares()
+    def __init__(self, config: DiffusionPolicyConfig, shares: LossBreakdown | None = None) -> None:
+        self._shares = shares or LossBreakdown()
         self._rates = {f"{name}.": factor for name, factor in config.lr_factors.items()}
         self._repeats = config.num_action_head_repeats or 1
         self._num_timesteps = config.noise_scheduler.num_timesteps

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class PreparedPictures(nn.Module):
+class ImageNormalizer(nn.Module):
     """Resizes, and takes the mean colour off.
 
     Its colours are on the device already: a copy in the middle of a step would wait for all of it.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlatool.config.base import ConfigModel
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig, Solver
-from vlatool.models.diffusion_policy.noise import clamped, kept_shares
+from vlatool.models.diffusion_policy.noise import alphas_cumprod, clamped
 
 # The network at current actions [B, T, A] and an integer noise level.
 Network = Callable[[Tensor, int], Tensor]
@@ -90,7 +90,7 @@ def ddim(network: Network, start: Tensor, course: Course, section: DdimConfig) -
 
     Source: Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 and 16.
     """
-    shares = kept_shares(course.noise).tolist()
+    shares = alphas_cumprod(course.noise).tolist()
     times = course.times()
     x = course.imposed(start)
     for index, time in enumerate(times):

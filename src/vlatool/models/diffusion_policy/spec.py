@@ -29,8 +29,8 @@ from vlatool.models.pretrained import weights_file
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlatool.loading.robotics.facts import DatasetFacts
-    from vlatool.loading.robotics.kind import RoboticsKept
+    from vlatool.loading.robotics.info import RoboticsInfo
+    from vlatool.loading.robotics.kind import RoboticsAssets
     from vlatool.models.diffusion_policy.batch import PolicyBatcher
     from vlatool.models.diffusion_policy.objective import DenoisingObjective
     from vlatool.models.policy import Policy
@@ -116,7 +116,7 @@ class DiffusionPolicyType(ModelType):
     Config: ClassVar[type[ConfigModel]] = DiffusionPolicyConfig
     kinds: ClassVar[tuple[str, ...]] = ("robotics",)
 
-    def broken_rules(
+    def violations(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig
     ) -> Iterator[Violation]:
         """Limits that do not fit the scale of actions, and a processor that is not the one used."""
@@ -136,7 +136,7 @@ class DiffusionPolicyType(ModelType):
             told = f"data.processor is {data.processor!r}: the backbone {used}"
             yield Violation(("data.processor",), told)
 
-    def check_origins(self, config: DiffusionPolicyConfig) -> None:
+    def check_init_weights(self, config: DiffusionPolicyConfig) -> None:
         """Makes sure that the weights to begin with are there.
 
         Raises:
@@ -161,7 +161,7 @@ class DiffusionPolicyType(ModelType):
         return _recalled(config, before.vision_language_backbone, before.transformer)
 
     def derive(
-        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "DatasetFacts"
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "RoboticsInfo"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Dimensions and the number of cameras.
 
@@ -200,10 +200,10 @@ class DiffusionPolicyType(ModelType):
         Raises:
             DataError: They are missing, broken, or do not fit.
         """
-        from vlatool.models.diffusion_policy.weights import load_beginning
+        from vlatool.models.diffusion_policy.weights import load_init_weights
 
         if "model" in names:
-            load_beginning(config, parts["model"].module)
+            load_init_weights(config, parts["model"].module)
 
     def keep(self, config: DiffusionPolicyConfig, folder: Path) -> None:
         """The tokenizer of a base model, from the run that the weights are of where it has one."""
@@ -221,23 +221,23 @@ class DiffusionPolicyType(ModelType):
         self,
         config: DiffusionPolicyConfig,
         data: RoboticsDataConfig,
-        facts: "DatasetFacts",
+        facts: "RoboticsInfo",
         parts: Mapping[str, Part],
     ) -> "DenoisingObjective":
         """The error of what is predicted."""
         del parts
+        from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
         from vlatool.models.diffusion_policy.objective import DenoisingObjective
-        from vlatool.models.diffusion_policy.shares import LossShares
 
         widths = dict(zip(data.action_fields, facts.widths(data.action_fields), strict=True))
-        shares = LossShares(widths, data.dataset_manifest, data.val_dataset_manifest)
+        shares = LossBreakdown(widths, data.dataset_manifest, data.val_dataset_manifest)
         return DenoisingObjective(config, shares)
 
     def batcher(
         self,
         config: DiffusionPolicyConfig,
         data: RoboticsDataConfig,
-        kept: "RoboticsKept",
+        kept: "RoboticsAssets",
         folder: Path | None,
         *,
         training: bool,
@@ -260,7 +260,7 @@ class DiffusionPolicyType(ModelType):
         self,
         config: DiffusionPolicyConfig,
         parts: Mapping[str, "nn.Module"],
-        kept: "RoboticsKept",
+        kept: "RoboticsAssets",
         folder: Path,
     ) -> "Policy":
         """Samples action chunks."""

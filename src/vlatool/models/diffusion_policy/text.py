@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlatool.artifacts.base_model import read_kept_tokenizer, read_tokenizer
+from vlatool.artifacts.base_model import read_tokenizer, read_tokenizer_asset
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.models.diffusion_policy.config import (
     Backbone,
@@ -21,10 +21,10 @@ from vlatool.models.diffusion_policy.config import (
     ViTBackboneConfig,
     VlmBackboneConfig,
 )
-from vlatool.models.diffusion_policy.families import (
-    family_of,
+from vlatool.models.diffusion_policy.vlm_prompts import (
     picture_token_id,
     picture_tokens,
+    vlm_prompt_of,
 )
 from vlatool.models.pretrained import tokenizers
 
@@ -43,7 +43,7 @@ Sentences = Callable[[Sequence[str]], Tensor]
 _log = logging.getLogger(__name__)
 
 
-class ByteSentences:
+class ByteTokenizer:
     """UTF-8 bytes; picklable."""
 
     def __init__(self, length: int) -> None:
@@ -54,7 +54,7 @@ class ByteSentences:
         return encode_text(sentences, self._length)
 
 
-class TokenSentences:
+class SubwordTokenizer:
     """Ids of a tokenizer; picklable.
 
     Args:
@@ -127,21 +127,21 @@ def _bytes(
     del folder
     text = section.text_encoder
     length = _DEFAULT_TEXT_LENGTH if text is None else text.max_length
-    return ByteSentences(min(length, most or length))
+    return ByteTokenizer(min(length, most or length))
 
 
 def _clip(section: ClipBackboneConfig, most: int | None, folder: Path | None) -> Sentences:
     if section.disable_text:
-        return ByteSentences(1)
+        return ByteTokenizer(1)
     length = _clip_text(section).get("max_position_embeddings", _CLIP_LENGTH)
     words = _IMAGE_WORD * (section.num_images or 0) if section.image_words else ""
     tokenizer = _tokenizer(section, folder)
-    return TokenSentences(tokenizer, min(length, most or length), words)
+    return SubwordTokenizer(tokenizer, min(length, most or length), words)
 
 
 def _tokenizer(section: BaseBackboneConfig, folder: Path | None) -> str:
     """The tokenizer that was kept in a folder; where nothing was, the base model's."""
-    return read_tokenizer(section.base) if folder is None else read_kept_tokenizer(folder)
+    return read_tokenizer(section.base) if folder is None else read_tokenizer_asset(folder)
 
 
 def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
@@ -152,7 +152,7 @@ def _vlm(section: VlmBackboneConfig, most: int | None, folder: Path | None) -> S
     """Pictures and sentence as the family is asked; `most` counts both."""
     assert section.architecture is not None
     images, tokens = section.num_images or 0, _tokens(section)
-    before, after = family_of(section.architecture).prompt(images, tokens)
+    before, after = vlm_prompt_of(section.architecture).prompt(images, tokens)
     needed = images * tokens + _ROOM
     if most is not None and most < needed:
         raise UsageError(
@@ -161,7 +161,7 @@ def _vlm(section: VlmBackboneConfig, most: int | None, folder: Path | None) -> S
             code="usage.no_room_for_text",
         )
     tokenizer = _tokenizer(section, folder)
-    return TokenSentences(tokenizer, most or _MOST_TOKENS, before, after)
+    return SubwordTokenizer(tokenizer, most or _MOST_TOKENS, before, after)
 
 
 def _tokens(section: VlmBackboneConfig) -> int:
@@ -180,7 +180,7 @@ _MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], Sentences]] = {
 }
 
 
-def make_sentences(section: Backbone, most: int | None, folder: Path | None) -> Sentences:
+def make_text_tokenizer(section: Backbone, most: int | None, folder: Path | None) -> Sentences:
     """What makes numbers of sentences for a backbone.
 
     Args:

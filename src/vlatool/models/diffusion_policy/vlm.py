@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.models.diffusion_policy.config import VlmBackboneConfig
-from vlatool.models.diffusion_policy.pixels import PreparedPictures
+from vlatool.models.diffusion_policy.pixels import ImageNormalizer
 from vlatool.models.pretrained import load_base, text_width, transformers
 
 # Lists of layers go by these names in every family.
@@ -28,7 +28,7 @@ class VlmBackbone(nn.Module):
         assert config.image_mean is not None
         assert config.image_std is not None
         self._config = config
-        self._prepared = PreparedPictures(config.image_mean, config.image_std)
+        self._prepared = ImageNormalizer(config.image_mean, config.image_std)
         self._model = nn.ModuleDict({"model": self._extended(self._built(config.architecture))})
         self.width = text_width(config.architecture) * config.num_vlm_layers_to_use
         self.img_size = config.image_size

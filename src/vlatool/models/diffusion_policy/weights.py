@@ -153,7 +153,7 @@ def write_published_average(path: Path, state: Mapping[str, Any], number: int, s
 # what a run begins with
 
 
-def load_beginning(config: DiffusionPolicyConfig, network: nn.Module) -> None:
+def load_init_weights(config: DiffusionPolicyConfig, network: nn.Module) -> None:
     """Weights of base models, then those of the checkpoints that sections name.
 
     Raises:

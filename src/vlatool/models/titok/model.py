@@ -203,7 +203,7 @@ class Titok(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.stage == 1):
             found = self.encode(pixels, noise)
         made = self.decode(found.vectors)
-        return (Drawn if self.config.draws_pixels else Predicted)(made, *found[1:])
+        return (Drawn if self.config.predicts_pixels else Predicted)(made, *found[1:])
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Quantised:
         """Tokens of pixels [B, 3, S, S]; `noise` as in `forward`."""

@@ -12,11 +12,11 @@ from torch.nn import functional
 from vlatool.episode import UInt8Array
 from vlatool.findings import Finding
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
-from vlatool.models.pictures import comparison, pixels_of
+from vlatool.models.images import comparison, to_float
 from vlatool.models.titok.model import Predicted
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.vqgan.objective import (
-    CodebookWatch,
+    CodebookMonitor,
     PixelObjective,
     code_sums,
     mean_figures,
@@ -28,7 +28,7 @@ def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
     """The losses of a configuration."""
     quantizer = config.quantizer
     is_vq = isinstance(quantizer, VqConfig)
-    if not config.draws_pixels:
+    if not config.predicts_pixels:
         return CodesObjective(config)
     return PixelObjective(
         config.losses,
@@ -47,8 +47,8 @@ class CodesObjective(Objective):
         self._size = config.quantizer.codebook_size
         self._weight = config.losses.quantizer_weight
         self._half = config.teacher_precision == "bfloat16"
-        self._watch = CodebookWatch(config.codebook_alarm)
-        self._cache = IdsCache(config.vqgan.codebook_size)
+        self._watch = CodebookMonitor(config.codebook_alarm)
+        self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """One for everything."""
@@ -56,7 +56,7 @@ class CodesObjective(Objective):
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
         """Bytes to pixels, and the teacher's codes int64 [B, P]."""
-        pixels = pixels_of(batch["images"])
+        pixels = to_float(batch["images"])
         ids, digests = ctx.parts["teacher"].ids, batch.get("digests")
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._half):
             targets = self._cache.ids(digests, pixels, ids) if digests else ids(pixels)
@@ -97,7 +97,7 @@ class CodesObjective(Objective):
         return {"reconstruction": comparison(batch["pixels"], made)}
 
 
-class IdsCache:
+class TeacherCodeCache:
     """The teacher's codes of pictures that were seen before, in memory.
 
     Args:

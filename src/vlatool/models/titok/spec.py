@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.loading.images.config import ImageDataConfig
-    from vlatool.models.pictures import PictureBatcher
+    from vlatool.models.images import PictureBatcher
 
 # Width, blocks, heads. Source: titok 1.1.
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -149,7 +149,7 @@ class TitokConfig(ConfigModel):
         return self.image_size // self.patch_size
 
     @property
-    def draws_pixels(self) -> bool:
+    def predicts_pixels(self) -> bool:
         """Whether losses are of pixels, not of the teacher's codes."""
         return self.stage == 2 or self.decoder_head == "pixel"
 
@@ -197,7 +197,7 @@ class TitokType(ModelType):
         del facts
         check_sources(config)
         update, rules = picture_size(config, config.image_size, data)
-        if config.draws_pixels:
+        if config.predicts_pixels:
             otherwise = FEATURES if config.decoder_head == "proxy" else GRADIENTS
             update["losses"], why = with_perceptual(config.losses, otherwise)
             rules |= {"losses.perceptual_loss": why} if why else {}
@@ -217,7 +217,7 @@ class TitokType(ModelType):
 
         model = Titok(config)
         model.freeze_tokens(frozen=config.stage == 2)
-        if config.draws_pixels:
+        if config.predicts_pixels:
             return {"model": Part(model), **loss_parts(config.losses, config.vqgan)}
         teacher = Part(Vqgan(config.vqgan), trained=False, averaged=False, saved=False)
         return {"model": Part(model), "teacher": teacher}
@@ -264,7 +264,7 @@ class TitokType(ModelType):
     ) -> "PictureBatcher":
         """Samples to tensors."""
         del data, kept, folder, training
-        from vlatool.models.pictures import PictureBatcher
+        from vlatool.models.images import PictureBatcher
 
         assert config.image_size is not None
         return PictureBatcher(config.image_size, has_digests=config.cache_teacher_ids)
@@ -272,7 +272,7 @@ class TitokType(ModelType):
     def example(self, config: TitokConfig, data: Any, size: int) -> dict[str, Any]:
         """Smooth pictures."""
         del data
-        from vlatool.models.pictures import example_pictures
+        from vlatool.models.images import example_pictures
 
         assert config.image_size is not None
         return example_pictures(config.image_size, size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlatool.artifacts.published_tokenizer import write_published_config
 from vlatool.errors import DataError
-from vlatool.models.foreign import ForeignWeights, find_weights, told_configuration
+from vlatool.models.foreign import ForeignWeights, as_config_error, find_weights
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import published_keys, published_tree
 from vlatool.models.titok.spec import TitokConfig
@@ -51,7 +51,7 @@ def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
         DataError: There is none, or weights and configuration do not fit together.
     """
     found, weights = read_titok(origin)
-    with told_configuration(found):
+    with as_config_error(found):
         if found.section is not None:
             config = TitokConfig.model_validate(found.section)
         elif found.published is not None:

@@ -64,7 +64,7 @@ class Discriminator(nn.Module):
             return self.to_logits(functional.adaptive_max_pool2d(x, fields))
 
 
-class LecamMeans(nn.Module):
+class LecamEma(nn.Module):
     """Running means of what a discriminator says of real and of drawn pictures."""
 
     real: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.models.base import Part
-from vlatool.models.vqgan.discriminator import Discriminator, LecamMeans
+from vlatool.models.vqgan.discriminator import Discriminator, LecamEma
 from vlatool.models.vqgan.model import Encoder
 from vlatool.models.vqgan.spec import (
     FEATURES,
@@ -64,7 +64,7 @@ def loss_parts(losses: PixelLossConfig, network: VqganNetworkConfig) -> dict[str
     parts: dict[str, Part] = {}
     if losses.adversarial:
         discriminator = Discriminator(losses.discriminator_channels)
-        means = LecamMeans(losses.lecam_ema_decay)
+        means = LecamEma(losses.lecam_ema_decay)
         parts["discriminator"] = Part(discriminator, averaged=False)
         parts["lecam"] = Part(means, trained=False, averaged=False)
     if losses.perceptual_loss not in (None, NOTHING) and losses.perceptual_weight:
@@ -100,8 +100,8 @@ def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | N
         module.load_state_dict(loaded.state_dict())
 
 
-def discriminator_parts(parts: Mapping[str, Part]) -> LecamMeans | None:
+def discriminator_parts(parts: Mapping[str, Part]) -> LecamEma | None:
     """The running means of a discriminator, where there is one."""
     means = parts["lecam"].module if "lecam" in parts else None
-    assert means is None or isinstance(means, LecamMeans)
+    assert means is None or isinstance(means, LecamEma)
     return means

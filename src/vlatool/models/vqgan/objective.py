@@ -21,7 +21,7 @@ from vlatool.models.base import (
     StepContext,
 )
 from vlatool.models.codebook import difference_sums, histogram, usage_figures
-from vlatool.models.pictures import comparison, pixels_of, psnr
+from vlatool.models.images import comparison, psnr, to_float
 from vlatool.models.vqgan.discriminator import hinge
 from vlatool.models.vqgan.losses import discriminator_parts
 from vlatool.models.vqgan.model import Drawn
@@ -62,7 +62,7 @@ class PixelObjective(Objective):
         self._losses = losses
         self._means = discriminator_parts(parts)
         self._size = codebook_size
-        self._watch = CodebookWatch(alarm)
+        self._watch = CodebookMonitor(alarm)
         self._noise = noise
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
@@ -80,7 +80,7 @@ class PixelObjective(Objective):
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
         """Bytes to pixels."""
         del ctx
-        return {**batch, "pixels": pixels_of(batch["images"])}
+        return {**batch, "pixels": to_float(batch["images"])}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """Of the model; or of the discriminator, on what the model has just drawn."""
@@ -167,7 +167,7 @@ class PixelObjective(Objective):
         return share * losses.discriminator_weight * losses.discriminator_factor
 
 
-class CodebookWatch:
+class CodebookMonitor:
     """Notices a collapse, several reports in a row: early ones are always bad.
 
     Either few codes are used, or every picture has the same ones, each in its place.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.loading.images.config import ImageDataConfig
-    from vlatool.models.pictures import PictureBatcher
+    from vlatool.models.images import PictureBatcher
     from vlatool.models.vqgan.objective import PixelObjective
 
 # Distances that need no weights of their own; all others are networks whose weights are given.
@@ -245,7 +245,7 @@ class VqganType(ModelType):
     ) -> "PictureBatcher":
         """Samples to tensors."""
         del data, kept, folder, training
-        from vlatool.models.pictures import PictureBatcher
+        from vlatool.models.images import PictureBatcher
 
         assert config.image_size is not None
         return PictureBatcher(config.image_size)
@@ -253,7 +253,7 @@ class VqganType(ModelType):
     def example(self, config: VqganConfig, data: Any, size: int) -> dict[str, Any]:
         """Smooth pictures."""
         del data
-        from vlatool.models.pictures import example_pictures
+        from vlatool.models.images import example_pictures
 
         assert config.image_size is not None
         return example_pictures(config.image_size, size)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from vlatool.artifacts.picture import Subsampling
+from vlatool.artifacts.image import Subsampling
 from vlatool.sinks.base import SinkConfig
 from vlatool.transforms.geometry import ResizeMethod
 from vlatool.transforms.resampling import ResizeFilter

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlatool.artifacts.picture import decode_rgb, encode_jpeg, encode_png
-from vlatool.artifacts.stored_picture import JPEG, PNG, PictureFacts, check_pixels, picture_facts
-from vlatool.episode import FrameSource, UInt8Array, encoded_of
+from vlatool.artifacts.image import decode_rgb, encode_jpeg, encode_png
+from vlatool.artifacts.stored_image import JPEG, PNG, ImageInfo, check_pixels, image_info
+from vlatool.episode import FrameSource, UInt8Array, stored_bytes
 from vlatool.errors import DataError
 from vlatool.sinks.image_shards.config import ImageShardsConfig
 from vlatool.transforms.geometry import resize
 
 
 @dataclass
-class PictureWriter:
+class ImageWriter:
     """Encodes the pictures of one episode, and counts what was odd about them.
 
     Attributes:
@@ -36,7 +36,7 @@ class PictureWriter:
             DataError: It cannot be read or decoded.
         """
         try:
-            stored = encoded_of(source, frame)
+            stored = stored_bytes(source, frame)
             if stored is None:
                 return self._encoded(_only(source, frame))
             return self._from_stored(stored)
@@ -51,7 +51,7 @@ class PictureWriter:
             ) from error
 
     def _from_stored(self, stored: bytes) -> tuple[str, bytes]:
-        facts = picture_facts(stored)
+        facts = image_info(stored)
         if self._is_wanted(facts):
             if facts.format == JPEG or self.config.verify_pixels:
                 check_pixels(stored)  # a JPEG has no checksums
@@ -61,7 +61,7 @@ class PictureWriter:
         self.animations += facts.frames > 1
         return self._encoded(decode_rgb(stored))
 
-    def _is_wanted(self, facts: PictureFacts) -> bool:
+    def _is_wanted(self, facts: ImageInfo) -> bool:
         """Whether stored bytes are what is to be written."""
         wanted, size = self.config.image_format, self.config.image_size
         return (

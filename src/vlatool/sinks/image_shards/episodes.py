@@ -24,14 +24,14 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.image_shards.codes import IMAGE_SHARDS
 from vlatool.sinks.image_shards.config import ImageShardsConfig
-from vlatool.sinks.image_shards.encoding import PictureWriter
+from vlatool.sinks.image_shards.encoding import ImageWriter
+from vlatool.sinks.image_shards.findings import IMAGE_SHARDS
 from vlatool.storage.atomic import open_atomic, write_bytes
 
 
 @dataclass(frozen=True)
-class EpisodeWork:
+class EpisodeWriter:
     """Writes the tar of an episode and its index; picklable.
 
     Attributes:
@@ -48,7 +48,7 @@ class EpisodeWork:
         Raises:
             DataError: A picture cannot be read or decoded.
         """
-        writer = PictureWriter(self.config)
+        writer = ImageWriter(self.config)
         name = shard_name(self.config.split_name, ref.id)
         with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
@@ -63,7 +63,7 @@ class EpisodeWork:
             findings=tuple(_oddities(writer, ref.id)),
         )
 
-    def _samples(self, ref: EpisodeRef, episode: Episode, writer: PictureWriter) -> Iterator[bytes]:
+    def _samples(self, ref: EpisodeRef, episode: Episode, writer: ImageWriter) -> Iterator[bytes]:
         """The members of each picture."""
         dataset = str(episode.extras.get("dataset") or Path(ref.source).name)
         number = 0
@@ -102,7 +102,7 @@ def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str
     }
 
 
-def _oddities(writer: PictureWriter, episode: str) -> Iterator[Finding]:
+def _oddities(writer: ImageWriter, episode: str) -> Iterator[Finding]:
     total = writer.sizes.total()
     if writer.converted:
         message = f"{episode}: {writer.converted} of {total} pictures became plain 8-bit RGB"

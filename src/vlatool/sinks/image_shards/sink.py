@@ -21,9 +21,9 @@ from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import Run
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
-from vlatool.sinks.image_shards.codes import IMAGE_SHARDS
 from vlatool.sinks.image_shards.config import ImageShardsConfig
-from vlatool.sinks.image_shards.episodes import EpisodeWork
+from vlatool.sinks.image_shards.episodes import EpisodeWriter
+from vlatool.sinks.image_shards.findings import IMAGE_SHARDS
 from vlatool.storage.atomic import remove_file
 from vlatool.transforms.splits import validation_positions
 
@@ -45,7 +45,7 @@ class ImageShardsSink:
         # Tars of other names beside them are not ours.
         own = (*split_patterns(config.split_name), *LISTS, MANIFEST)
         self.owned = own  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
-        self.work: Work = EpisodeWork(setup.output, config)
+        self.work: Work = EpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = ()
         self.proprioception_fields: tuple[str, ...] = ()
 

@@ -27,15 +27,15 @@ from vlatool.errors import DataError
 from vlatool.jobs.files import folder_entry
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.jsonl.config import JsonlConfig, QaMode
-from vlatool.sinks.jsonl.pictures import CameraWriter
+from vlatool.sinks.jsonl.images import ImageFileWriter
 from vlatool.storage.bulk_folder import bulk_folder
-from vlatool.transforms.chunks import coming_actions, coming_frames, seen_frames, with_padding
+from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
 
 _RECORDED = "original"  # of the annotations: what was said when the episode was recorded
 
 
 @dataclass(frozen=True)
-class EpisodeWork:
+class EpisodeWriter:
     """Writes the windows of an episode; picklable.
 
     Attributes:
@@ -69,7 +69,7 @@ class EpisodeWork:
         with bulk_folder(self.output / names.folder) as folder:
             for camera in self.cameras:
                 named = partial(names.picture, camera)
-                writer = CameraWriter(camera, _pictures(episode, camera), self.config, named)
+                writer = ImageFileWriter(camera, _pictures(episode, camera), self.config, named)
                 untouched += writer.write(folder, episode.num_frames)
         lines = self._lines(names, f"{self.config.seed} {ref.id}", task, actions)
         entry, index = write_lines(self.output, lines_name(names.episode), lines)
@@ -96,9 +96,9 @@ class EpisodeWork:
         config, frames = self.config, len(actions)
         padded = with_padding(actions, config.future_steps)
         for at in range(frames):
-            images = names.paths(seen_frames(at, config.past_steps))
-            future = names.paths(coming_frames(at, config.future_steps, frames))
-            chunk = coming_actions(padded, at, config.future_steps)
+            images = names.paths(past_frames(at, config.past_steps))
+            future = names.paths(future_frames(at, config.future_steps, frames))
+            chunk = future_actions(padded, at, config.future_steps)
             for kind in kinds_at(config.qa_mode, at, seed):
                 yield render_window(Window(kind, task, images, future, chunk))
 

@@ -18,7 +18,7 @@ from vlatool.jobs.job import Run
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.jsonl.config import JsonlConfig
-from vlatool.sinks.jsonl.episodes import EpisodeWork, kinds_at
+from vlatool.sinks.jsonl.episodes import EpisodeWriter, kinds_at
 from vlatool.storage.atomic import remove_empty, remove_file
 from vlatool.storage.uri import location
 
@@ -41,7 +41,7 @@ class JsonlSink:
         self.action_fields: tuple[str, ...] = tuple(known)
         self.proprioception_fields: tuple[str, ...] = ()
         numbers = [ref.number for ref in setup.refs]
-        self._work = EpisodeWork(
+        self._work = EpisodeWriter(
             setup.output,
             config,
             tuple(survey.cameras),

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.config.base import each_once
+from vlatool.config.base import unique_items
 from vlatool.sinks.base import SinkConfig
 from vlatool.transforms.geometry import ResizeMethod
 from vlatool.transforms.pose_groups import PoseGroupConfig
@@ -121,7 +121,7 @@ class LbmConfig(SinkConfig):
     @field_validator("image_indices")
     @classmethod
     def _each_once(cls, value: list[int]) -> Any:
-        return each_once(value)
+        return unique_items(value)
 
     @field_validator("resize_images_size")
     @classmethod

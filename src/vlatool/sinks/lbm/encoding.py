@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from vlatool.artifacts.picture import encode_jpeg, encode_png
+from vlatool.artifacts.image import encode_jpeg, encode_png
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.transforms.geometry import ImageGeometry
@@ -20,7 +20,7 @@ THREADS = 2
 
 
 @dataclass(frozen=True)
-class PictureStream:
+class ImageStream:
     """What becomes of the frames of one camera.
 
     Attributes:
@@ -77,7 +77,7 @@ class EpisodeEncoder:
     """
 
     def __init__(
-        self, streams: Sequence[PictureStream], needed_frames: Iterable[int], quality: int
+        self, streams: Sequence[ImageStream], needed_frames: Iterable[int], quality: int
     ) -> None:
         needed = sorted(set(needed_frames))
         self._pool = ThreadPoolExecutor(min(THREADS, max(len(streams), 1)))
@@ -104,7 +104,7 @@ class EpisodeEncoder:
 
 class _StreamEncoder:
     def __init__(
-        self, stream: PictureStream, needed: Sequence[int], quality: int, pool: ThreadPoolExecutor
+        self, stream: ImageStream, needed: Sequence[int], quality: int, pool: ThreadPoolExecutor
     ) -> None:
         self.stream = stream
         self._quality = quality

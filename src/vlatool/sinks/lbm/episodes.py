@@ -17,7 +17,7 @@ from vlatool.findings import Family, Finding, Kind
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.lbm.config import LbmConfig
-from vlatool.sinks.lbm.encoding import EpisodeEncoder, PictureStream
+from vlatool.sinks.lbm.encoding import EpisodeEncoder, ImageStream
 from vlatool.storage.atomic import open_atomic
 from vlatool.transforms.pose_groups import with_pose_groups
 from vlatool.transforms.sampling import EpisodeSampler, SampleSpec
@@ -35,7 +35,7 @@ LBM = Family(
 
 
 @dataclass(frozen=True)
-class EpisodeWork:
+class EpisodeWriter:
     """Writes the samples of an episode into a tar of its own; picklable.
 
     Attributes:
@@ -84,10 +84,10 @@ class EpisodeWork:
                 ranges.append(tar.append(b"".join(member_bytes(*one) for one in members)))
         return np.array(ranges, np.int64).reshape(-1, 2)
 
-    def _streams(self, sampler: EpisodeSampler, spec: SampleSpec) -> Iterator[PictureStream]:
+    def _streams(self, sampler: EpisodeSampler, spec: SampleSpec) -> Iterator[ImageStream]:
         episode = sampler.episode
         for name in sampler.cameras:
-            yield PictureStream(name, episode.cameras[name], sampler.geometries[name])
+            yield ImageStream(name, episode.cameras[name], sampler.geometries[name])
         extra = {"depth": episode.depth if self.config.depth else {}}
         extra["label"] = episode.labels if self.config.labels else {}
         for kind, sources in extra.items():
@@ -95,7 +95,7 @@ class EpisodeWork:
                 if name in sources:
                     source = sources[name]
                     geometry = spec.geometry(name, source.size)
-                    yield PictureStream(f"{name}_{kind}", source, geometry, "values")
+                    yield ImageStream(f"{name}_{kind}", source, geometry, "values")
 
     def _lacking(self, episode: Episode) -> Iterator[Finding]:
         """Depth and labels that were asked for and are not there."""

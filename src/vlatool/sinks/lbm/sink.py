@@ -25,11 +25,11 @@ from vlatool.jobs.job import Run
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.lbm.config import LbmConfig
-from vlatool.sinks.lbm.episodes import LBM, EpisodeWork, stored_episode
+from vlatool.sinks.lbm.episodes import LBM, EpisodeWriter, stored_episode
 from vlatool.sinks.lbm.shards import SampleIndex, write_shards
 from vlatool.storage.atomic import remove_file
 from vlatool.transforms.sampling import EpisodeSampler
-from vlatool.transforms.statistics import StatisticsSum, field_entries, from_arrays
+from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, from_arrays
 from vlatool.transforms.windows import make_windows
 
 # Published options that do not shape the data; they are written, without a value.
@@ -81,7 +81,7 @@ class LbmSink:
         # Options that do not fit the fields are refused here, not by every episode.
         self._widths = EpisodeSampler(self._like, (), spec).widths()
         self.passing: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
-        self.work: Work = EpisodeWork(setup.output, config)
+        self.work: Work = EpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = self._like.action_fields
         self.proprioception_fields: tuple[str, ...] = self._like.proprioception_fields
 
@@ -98,7 +98,7 @@ class LbmSink:
             DataError: No sample was written.
         """
         output, config = self._setup.output, self._config
-        index, total = SampleIndex(), StatisticsSum()
+        index, total = SampleIndex(), StatisticsAccumulator()
         for receipt in receipts:
             index.add(receipt)
             if len(receipt.arrays) > 1:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from vlatool.artifacts.stored_picture import picture_facts
+from vlatool.artifacts.stored_image import image_info
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.findings import Family, Finding
 from vlatool.sources.base import id_part, no_episodes
-from vlatool.sources.images.codes import IMAGES
 from vlatool.sources.images.config import ImagesConfig
-from vlatool.sources.images.pictures import PictureFiles
+from vlatool.sources.images.files import PictureFiles
+from vlatool.sources.images.findings import IMAGES
 from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
@@ -57,7 +57,7 @@ class ImagesReader:
     findings: ClassVar[Family] = IMAGES
     sink: ClassVar[str] = "image-shards"
     # Pictures lie in folders of many formats.
-    is_last_resort: ClassVar[bool] = True
+    is_fallback: ClassVar[bool] = True
 
     def __init__(self, config: ImagesConfig) -> None:
         self.config = config
@@ -196,7 +196,7 @@ def _check_pictures(pictures: PictureFiles, episode: str) -> Iterator[Finding]:
     for frame, path in enumerate(pictures.paths):
         place = {"episode": episode, "path": str(path), "frame": frame}
         try:
-            facts = picture_facts(pictures.encoded(frame))
+            facts = image_info(pictures.encoded(frame))
         except ValueError as error:
             yield IMAGES.refusal(pictures.broken(frame, str(error)), episode=episode)
             continue

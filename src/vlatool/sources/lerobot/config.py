@@ -11,7 +11,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.base import unknown_field
-from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.meta import Info
 
 # The first part of the usual names, and the name used where none has it, as in LIBERO sets.

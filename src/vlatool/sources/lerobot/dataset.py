@@ -7,7 +7,6 @@ from pathlib import Path
 from vlatool.artifacts.lerobot import EPISODES_FILE, INFO_FILE, EpisodeLine
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes
-from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import (
     OBSERVED,
     PREDICTED,
@@ -15,6 +14,7 @@ from vlatool.sources.lerobot.config import (
     check_task_column,
     choose_fields,
 )
+from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.layout import FileFinder
 from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
 from vlatool.sources.lerobot.names import with_group_names, with_known_names

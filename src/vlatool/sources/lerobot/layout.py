@@ -10,7 +10,7 @@ from string import Formatter
 from vlatool.artifacts.lerobot import INFO_FILE
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.meta import Info
 from vlatool.storage.uri import can_list
 

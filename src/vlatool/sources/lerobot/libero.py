@@ -34,5 +34,5 @@ class LiberoReader(LeRobotReader):
     """Reads LIBERO: a view of the scene, one of the wrist, and what was listed as the task."""
 
     Config: ClassVar[type[ConfigModel]] = LiberoConfig
-    specialises: ClassVar[str] = "lerobot"
+    base_format: ClassVar[str] = "lerobot"
     sink: ClassVar[str] = "jsonl"

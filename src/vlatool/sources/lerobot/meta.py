@@ -17,7 +17,7 @@ from vlatool.artifacts.lerobot import (
     EpisodeLine,
 )
 from vlatool.errors import DataError
-from vlatool.sources.base import refuse_missing_or_pointer
+from vlatool.sources.base import check_is_data_file
 from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json, read_document
 
 _LARGEST_LIST = 2**28  # bytes; millions of episodes
@@ -120,7 +120,7 @@ def read_info(root: Path) -> Info:
         DataError: It is missing or broken, or the layout is not v2.0 or v2.1.
     """
     path = root / INFO_FILE
-    _refuse_other_layouts(root)
+    _check_layout(root)
     tree = read_object(path)
     version = str(tree.get("codebase_version") or "")
     layout = _layout(root, version)
@@ -180,7 +180,7 @@ def read_tasks(root: Path) -> dict[int, str]:
     return tasks
 
 
-def _refuse_other_layouts(root: Path) -> None:
+def _check_layout(root: Path) -> None:
     if (root / "meta/episodes").is_dir() and not (root / EPISODES_FILE).exists():
         raise _unsupported(root / "meta/episodes", "v3.0")
     if not (root / INFO_FILE).exists() and (root / "meta_data").is_dir():
@@ -280,7 +280,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
-    refuse_missing_or_pointer(path, "LeRobot data set")
+    check_is_data_file(path, "LeRobot data set")
     try:
         return read_document(path, max_bytes=max_bytes)
     except (OSError, DocumentError) as error:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from vlatool.artifacts.lerobot import MODALITY_FILE
 from vlatool.findings import Finding
-from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.meta import Feature, Info
 from vlatool.storage.documents import DocumentError, read_json
 

@@ -11,12 +11,12 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError
 from vlatool.findings import Collector, Family, Finding
-from vlatool.sources.base import each_look, facts_of, id_part, union
-from vlatool.sources.lerobot.codes import LEROBOT
+from vlatool.sources.base import facts_of, id_part, survey_each, union
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
-from vlatool.sources.lerobot.oddities import check_values
-from vlatool.sources.lerobot.rules import name_in_words, walk_episode, without_labels
+from vlatool.sources.lerobot.findings import LEROBOT
+from vlatool.sources.lerobot.lint import check_values
+from vlatool.sources.lerobot.rules import name_to_sentence, walk_episode, without_labels
 from vlatool.sources.lerobot.set_rules import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
@@ -70,7 +70,7 @@ class LeRobotReader:
             sets.setdefault(_recording(ref).dataset.root, []).append(ref)
         for members in sets.values():
             others = iter(members)
-            first = next(each_look(self._look, others, reasons), None)
+            first = next(survey_each(self._look, others, reasons), None)
             if first is not None:
                 yield first
                 for one in map(_recording, others):  # those after it
@@ -165,7 +165,7 @@ def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]
                 path=recording.data_file,
                 source=str(source),
                 number=number if len(found) == 1 else None,
-                task=sentences[0] if sentences else name_in_words(dataset.name),
+                task=sentences[0] if sentences else name_to_sentence(dataset.name),
                 files=(*recording.videos.values(), *metadata),
                 extras={"recording": recording},
             )

@@ -14,7 +14,7 @@ from vlatool.artifacts.dimensions import dimension_label
 from vlatool.artifacts.lerobot import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.sources.base import refuse_missing_or_pointer
+from vlatool.sources.base import check_is_data_file
 from vlatool.storage.uri import openable
 
 # Of one episode: hours at 100 frames per second, and what its numbers take in memory.
@@ -96,7 +96,7 @@ class Rows:
         self.require(name)
         return self._matrix(name, self.table.column(name).combine_chunks(), width)
 
-    def refuse_non_finite(self, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
+    def check_finite(self, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
         """Raises DataError unless every number of a column's values [F, C] is one.
 
         Args:
@@ -122,7 +122,7 @@ class Rows:
             return array
         if _is_list(column.type.value_type):
             raise self._refusal(name, "has 2 dimensions, expected 1", "data.not_a_vector")
-        self._refuse_nulls(name, column)
+        self._check_no_nulls(name, column)
         widths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
         width = self._check_widths(name, widths, width)
         return self._numbers(name, column.flatten(), width).reshape(len(column), width)
@@ -147,10 +147,10 @@ class Rows:
             values = values.cast(pa.uint8()).cast(pa.float32())
         elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise self._refusal(name, f"holds {kind}, expected numbers", "data.not_numeric")
-        self._refuse_nulls(name, values, width)
+        self._check_no_nulls(name, values, width)
         return values.to_numpy(zero_copy_only=False)
 
-    def _refuse_nulls(self, name: str, values: Any, width: int = 1) -> None:
+    def _check_no_nulls(self, name: str, values: Any, width: int = 1) -> None:
         if values.null_count:
             row = pc.index(values.is_null(), True).as_py() // max(width, 1)
             raise self._refusal(name, f"has no value at row {row}", "data.missing_value", row)
@@ -170,7 +170,7 @@ def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
     Raises:
         DataError: The file is missing, a pointer, damaged, or has no rows.
     """
-    refuse_missing_or_pointer(path, episode)
+    check_is_data_file(path, episode)
     try:
         texts = _text_columns(path)
         with pq.ParquetFile(openable(path), read_dictionary=texts) as file:
@@ -221,7 +221,7 @@ def column_names(path: Path) -> tuple[str, ...] | None:
         return None
 
 
-def timestamp_oddity(timestamps: Sequence[Any], fps: float) -> str:
+def timestamp_problem(timestamps: Sequence[Any], fps: float) -> str:
     """What is odd about the times of an episode's rows; empty when they are `row / fps`."""
     times = np.array([np.nan if t is None else t for t in timestamps], np.float64)
     if not np.isfinite(times).all():

@@ -14,14 +14,14 @@ from vlatool.artifacts.lerobot import AUTOMATIC, FRAME_INDEX
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Collector
-from vlatool.sources.base import id_part, refuse_missing_or_pointer
+from vlatool.sources.base import check_is_data_file, id_part
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording
 from vlatool.sources.lerobot.meta import Feature, read_tasks
-from vlatool.sources.lerobot.rows import Rows, read_rows, timestamp_oddity
+from vlatool.sources.lerobot.rows import Rows, read_rows, timestamp_problem
 from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
-from vlatool.sources.video import VideoFacts, VideoFrames, probe_video
+from vlatool.sources.video import VideoFrames, VideoInfo, probe_video
 
 _TASK_DESCRIPTION = "task_description"
 # Quality labels that GR00T-flavoured sets list among the tasks. Source: lerobot-format 8
@@ -105,7 +105,7 @@ def _check_bookkeeping(
 ) -> None:
     place = {"path": str(rows.path)}
     if "timestamp" in metadata:
-        oddity = timestamp_oddity(metadata["timestamp"], recording.dataset.info.fps)
+        oddity = timestamp_problem(metadata["timestamp"], recording.dataset.info.fps)
         if oddity:
             message = f"{rows.episode}: {oddity}; frames are matched by row number"
             report.note("timestamps", message, **place, field="timestamp")
@@ -204,7 +204,7 @@ def _video(
     path = recording.videos[camera.name]
     where = f"episode {recording.line.number}, camera {camera.name}"
     place = {"camera": camera.name, "path": str(path)}
-    refuse_missing_or_pointer(path, where)
+    check_is_data_file(path, where)
     facts = probe_video(path)
     if rows is None:
         return None
@@ -222,7 +222,7 @@ def _video(
 
 
 def _video_oddities(
-    facts: VideoFacts, camera: Feature, num_rows: int, fps: float
+    facts: VideoInfo, camera: Feature, num_rows: int, fps: float
 ) -> Iterator[tuple[str, str]]:
     """(code, problem) where a usable video differs from what the rows and info.json say."""
     if facts.num_frames > num_rows:
@@ -263,7 +263,7 @@ def _instruction(recording: Recording, rows: Rows, config: LeRobotConfig, report
             code="data.no_instruction",
             details={"episode": rows.episode, "path": str(rows.path)},
         )
-    words = name_in_words(recording.dataset.name)
+    words = name_to_sentence(recording.dataset.name)
     message = f"{rows.episode}: no instruction; using {words!r}"
     report.add(SOURCE, "language_fallback", message)
     return words
@@ -275,7 +275,7 @@ def without_labels(tasks: Sequence[str]) -> tuple[str, ...]:
     return tuple(text for text in distinct if text not in _LABELS) or distinct
 
 
-def name_in_words(name: str) -> str:
+def name_to_sentence(name: str) -> str:
     """A data set's folder name as a sentence."""
     return " ".join(id_part(name).replace("-", "_").split("_"))
 

@@ -17,9 +17,9 @@ from vlatool.artifacts.lerobot import EPISODE_STATS_FILE, INFO_FILE, STATS_FILE,
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.sources.lerobot.codes import LEROBOT
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
+from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.meta import read_lines, read_object, read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows
 
@@ -139,7 +139,7 @@ def _vectors(rows: Rows, name: str) -> list[Array]:
     """The column, unless it holds what is no number, which the check of the episode tells."""
     with suppress(DataError):
         values = rows.vectors(name, None)
-        rows.refuse_non_finite(name, values)
+        rows.check_finite(name, values)
         return [values]
     return []
 

@@ -225,7 +225,7 @@ def _broken_annotations(path: str, problem: str) -> DataError:
     return _broken(path, f"language annotations {problem}", hint, "data.broken_annotations")
 
 
-def task_in_words(task: str) -> str:
+def task_to_sentence(task: str) -> str:
     """`BimanualPutRedBellPepperInBin` becomes `bimanual put red bell pepper in bin`."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", task)
     return " ".join(word.lower() for word in words)

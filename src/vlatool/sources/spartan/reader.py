@@ -10,18 +10,18 @@ from pathlib import Path
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding
-from vlatool.sources.base import each_look, look_at, union
+from vlatool.sources.base import survey_each, survey_episode, union
 from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
-from vlatool.sources.spartan.codes import SPARTAN
 from vlatool.sources.spartan.config import (
     SpartanConfig,
     language_annotations,
-    task_in_words,
+    task_to_sentence,
     validation_episodes,
     with_action_file,
 )
-from vlatool.sources.spartan.oddities import Oddities, check_members, check_siblings
+from vlatool.sources.spartan.findings import SPARTAN
+from vlatool.sources.spartan.lint import EpisodeLint, check_members, check_siblings
 from vlatool.sources.spartan.rules import (
     METADATA,
     OBSERVATIONS,
@@ -100,7 +100,7 @@ class SpartanReader:
         )
 
     def _looks(self, refs: Iterator[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
-        first = next(each_look(lambda ref: look_at(self.read(ref)), refs, reasons), None)
+        first = next(survey_each(lambda ref: survey_episode(self.read(ref)), refs, reasons), None)
         if first is None:
             return
         yield first
@@ -112,7 +112,9 @@ class SpartanReader:
             if names is not None and names <= known:
                 yield replace(first, cameras={}, frames=None)
                 continue
-            for look in each_look(self._look, [ref], []):  # what is broken is told when it is read
+            for look in survey_each(
+                self._look, [ref], []
+            ):  # what is broken is told when it is read
                 known |= look.cameras.keys()
                 yield look
 
@@ -145,8 +147,8 @@ class SpartanReader:
             lowdim=lowdim,
             language=_language(ref, lowdim, report),
             calibration=values.calibration,
-            depth=_Companions(recording, "depth"),
-            labels=_Companions(recording, "label"),
+            depth=_DepthAndLabels(recording, "depth"),
+            labels=_DepthAndLabels(recording, "label"),
             success=values.success,
             action_fields=self._policy_actions(groups),
             proprioception_fields=self._policy_proprioception(lowdim),
@@ -160,7 +162,7 @@ class SpartanReader:
         report = Collector(SPARTAN, strict=False, episode=ref.id)
         recording = open_episode(ref.path / "processed", self.config, report)
         values = read_values(recording, self.config, report)
-        Oddities(recording, values, self.config.data_discard_keys, report).check()
+        EpisodeLint(recording, values, self.config.data_discard_keys, report).check()
         if deep:
             check_members(recording, report)
         yield from report.found
@@ -193,7 +195,7 @@ class SpartanReader:
         return tuple(name for name in measured if name is not None and name in lowdim)
 
 
-class _Companions(Mapping[str, FrameSource]):
+class _DepthAndLabels(Mapping[str, FrameSource]):
     """Depth or labels of the cameras that have them; looked for only when they are asked for."""
 
     def __init__(self, recording: Recording, kind: str) -> None:
@@ -255,7 +257,7 @@ def _language(
     if _INSTRUCTION in lowdim and len(lowdim[_INSTRUCTION]) and str(lowdim[_INSTRUCTION][0]):
         sentence, origin = str(lowdim[_INSTRUCTION][0]), "its own language_instruction"
     else:
-        sentence, origin = task_in_words(ref.task), "the task's name in words"
+        sentence, origin = task_to_sentence(ref.task), "the task's name in words"
     if not sentence:
         message = "no language: no annotation, no language_instruction, no task in the path"
         report.add(SOURCE, "no_language", message)

@@ -1,0 +1,89 @@
+"""What the bytes of a picture say of it, and whether they are whole, without its pixels.
+
+A picture that already is what is wanted goes through as it is; this says whether it is.
+"""
+
+from dataclasses import dataclass, replace
+
+import simplejpeg
+
+from vlatool.artifacts.image import MOST_PIXELS, decoded_size, open_picture
+from vlatool.artifacts.png import is_png, png_info
+
+PNG, JPEG = "png", "jpeg"
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+# Pillow's modes of grey with more than 8 bits; brought to colours they would be white.
+_NUMBERS = ("I", "F")
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a picture is.
+
+    Attributes:
+        format: `png`, `jpeg`, or another name in lower case.
+        height: In pixels.
+        width: In pixels.
+        is_plain: Whether it is stored as 8-bit red, green and blue and nothing else: every reader
+            sees the same pixels.
+        frames: More than one in an animation.
+    """
+
+    format: str
+    height: int
+    width: int
+    is_plain: bool
+    frames: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+
+def image_info(data: bytes) -> ImageInfo:
+    """What the header says; of a PNG every checksum is compared, too.
+
+    Raises:
+        ValueError: It is no picture, cut off or damaged, has more than `MOST_PIXELS`, or numbers
+            of more than 8 bits in place of colours, such as depth.
+    """
+    if is_png(data):
+        facts = _png_facts(data)
+    elif data.startswith(_JPEG_SIGNATURE):
+        facts = _jpeg_facts(data)
+    else:
+        facts = _other_facts(data)
+    if facts.height * facts.width > MOST_PIXELS:
+        raise ValueError(f"{facts.width} x {facts.height} pixels; the limit is {MOST_PIXELS}")
+    return facts
+
+
+def check_pixels(data: bytes) -> None:
+    """Decodes a picture; ValueError where that is not possible."""
+    decoded_size(data)
+
+
+def _png_facts(data: bytes) -> ImageInfo:
+    facts = png_info(data)
+    if not facts.is_plain_rgb:
+        return replace(_other_facts(data), is_plain=False)
+    return ImageInfo(PNG, *facts.size, is_plain=True)
+
+
+def _jpeg_facts(data: bytes) -> ImageInfo:
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return _other_facts(data)
+    return ImageInfo(JPEG, int(height), int(width), colours == "YCbCr")
+
+
+def _other_facts(data: bytes) -> ImageInfo:
+    with open_picture(data) as picture:
+        name = (picture.format or "").lower()
+        frames = int(getattr(picture, "n_frames", 1))
+        if picture.mode.startswith(_NUMBERS):
+            raise ValueError(f"numbers in place of colours (mode {picture.mode!r}), such as depth")
+        is_plain = picture.mode == "RGB" and frames == 1
+        return ImageInfo(name, picture.height, picture.width, is_plain, frames)

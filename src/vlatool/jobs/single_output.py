@@ -1,0 +1,41 @@
+"""Outputs that are made as a whole each time: nothing of an earlier run is gone on with."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from vlatool.jobs.files import file_entry, remove_partial_files, write_file_list
+from vlatool.jobs.record import OutputRecord, output_lock, resumable_record, resume_output
+
+
+def check_output_owner(folder: Path, record: OutputRecord) -> None:
+    """Makes sure that a folder is empty, absent, or an output of the same command.
+
+    Raises:
+        UsageError: It holds something else.
+    """
+    resumable_record(folder, record, overwrite=True, hint="choose another --output")
+
+
+@contextmanager
+def single_output(folder: Path, record: OutputRecord, files: Sequence[str]) -> Generator[None]:
+    """Holds an output while it is made; the record says that it is complete when the block ends.
+
+    Args:
+        folder: The output.
+        record: What makes it.
+        files: What the block writes, relative to the folder; it may leave some of them out.
+
+    Raises:
+        UsageError: The folder holds something else, or another run makes it now.
+    """
+    check_output_owner(folder, record)
+    with output_lock(folder, f"vlatool {record.command}"):
+        record = replace(record, owned=tuple(files))
+        resume_output(folder, record)
+        remove_partial_files(folder)
+        yield
+        written = [name for name in files if (folder / name).is_file()]
+        write_file_list(folder, [file_entry(folder, name) for name in written])
+        replace(record, result={}, complete=True).save(folder)

@@ -1,0 +1,90 @@
+"""What only `verify` looks at in a LeRobot episode: nothing is read otherwise because of it.
+
+Legend of shapes: F frames, C channels. Source: lerobot-format 8, 9, 12.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from vlatool.artifacts.lerobot import FRAME_INDEX
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.findings import Collector
+from vlatool.sources.lerobot.dataset import Recording
+from vlatool.sources.lerobot.rows import Rows, read_rows
+from vlatool.sources.lerobot.rules import Contents
+from vlatool.sources.lerobot.set_rules import contradictions, episode_statistics
+from vlatool.sources.parquet_images import ParquetImages
+
+
+def check_values(recording: Recording, contents: Contents, report: Collector) -> None:
+    """Whether rows count on, numbers are numbers, something moves, and statistics are true."""
+    rows = contents.rows
+    if rows is None:
+        return
+    _check_counting(rows, contents, report)
+    _check_undeclared(recording, rows, report)
+    for name, values in contents.fields.items():
+        names = recording.dataset.info.features[name].dimension_names
+        report.attempt(partial(rows.check_finite, name, values, names))
+    vectors = {**contents.fields, **dict(_other_fields(recording, rows, report))}
+    _check_motion(rows, contents, report)
+    for name, frames in contents.cameras.items():
+        if isinstance(frames, ParquetImages):
+            report.attempt(partial(frames.read, [0]), camera=name)
+    stated = episode_statistics(recording.dataset.root).get(recording.line.number, {})
+    for name, problem in contradictions(stated, vectors):
+        message = f"meta/episodes_stats.jsonl, {rows.episode}: {name} {problem}"
+        report.note("stats_contradict", message, field=name)
+
+
+def _check_counting(rows: Rows, contents: Contents, report: Collector) -> None:
+    """Whether rows are in order and count on."""
+    place = {"path": str(rows.path)}
+    if not np.array_equal(rows.order, np.arange(len(rows))):
+        message = f"{rows.path}: rows are not in the order of frame_index"
+        report.note("rows_unsorted", message, **place, field=FRAME_INDEX)
+    values = contents.metadata.get("index", ())
+    start = values[0] if values and isinstance(values[0], int) else 0
+    frame = next((row for row, value in enumerate(values) if value != row + start), None)
+    if frame is not None:
+        message = f"index is {values[frame]} at row {frame}, expected {frame + start}"
+        report.note("index_gap", f"{rows.path}: {message}", **place, field="index", frame=frame)
+
+
+def _check_undeclared(recording: Recording, rows: Rows, report: Collector) -> None:
+    for name in rows.columns:
+        if name not in recording.dataset.info.features:
+            message = f"{rows.path}: the column {name!r} is no feature in meta/info.json"
+            report.note("undeclared_column", message, path=str(rows.path), field=name)
+
+
+def _other_fields(
+    recording: Recording, rows: Rows, report: Collector
+) -> Iterator[tuple[str, Array]]:
+    """The numeric columns that are no field of the episode, as [F, C]; defects are no errors."""
+    used, features = recording.dataset.field_names, recording.dataset.info.features
+    others = [
+        name
+        for name, feature in features.items()
+        if feature.width is not None and feature.is_readable_number
+        if name in rows.columns and name not in used
+    ]
+    for name in others:
+        try:
+            read = read_rows(rows.path, rows.episode, [name])
+            values = read.vectors(name, features[name].width)
+            read.check_finite(name, values)
+        except DataError as error:
+            report.note("unused_column", error.message, path=str(rows.path), field=name)
+        else:
+            yield name, values
+
+
+def _check_motion(rows: Rows, contents: Contents, report: Collector) -> None:
+    used = list(contents.fields.values())
+    if used and len(used[0]) > 1 and not any(np.ptp(one, axis=0).any() for one in used):
+        message = f"{rows.path}: no observation and no action ever changes"
+        report.note("no_motion", message, path=str(rows.path))

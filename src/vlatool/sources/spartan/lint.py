@@ -1,0 +1,271 @@
+"""What only `verify` looks at in a raw Spartan episode: nothing is read otherwise because of it.
+
+Legend of shapes: F frames, C channels. Source: lbm-data 2.2, 2.3, 3.7.
+"""
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.dimensions import dimension_label
+from vlatool.episode import Array, EpisodeRef
+from vlatool.errors import DataError
+from vlatool.findings import Collector, Finding
+from vlatool.sources.npz import NpzArchive
+from vlatool.sources.spartan.findings import SPARTAN
+from vlatool.sources.spartan.rules import (
+    ACTIONS,
+    CALIBRATION,
+    OBSERVATIONS,
+    SIDES,
+    Recording,
+    Values,
+    other_length,
+)
+
+_INSTRUCTION = "language_instruction"
+_CHUNK = 2**20
+_NOTHING = 1e-6
+_PARALLEL = 1e-3
+# Rotations that went through float32 or text.
+_ROUNDING = 1e-3
+_EXTRINSICS_ROUNDING = 1e-4
+
+
+class EpisodeLint:
+    """Looks at an episode that was opened and read as far as that is possible."""
+
+    def __init__(
+        self, recording: Recording, values: Values, discarded: Collection[str], report: Collector
+    ) -> None:
+        self._recording = recording
+        self._values = values
+        self._discarded = discarded
+        self._report = report
+
+    def check(self) -> None:
+        """Tells everything odd, pictures aside."""
+        for file, archive in self._recording.archives.items():
+            self._check_unread(file, archive)
+        self._check_sides()
+        self._check_calibration()
+        for file, fields in (
+            (OBSERVATIONS, self._values.observed),
+            (ACTIONS, self._values.actions),
+        ):
+            for name, values in fields.items():
+                self._check_field(file, name, values)
+        self._check_motion()
+        self._check_alignment()
+        self._check_instruction()
+
+    def _note(self, code: str, file: str, message: str, **place: Any) -> None:
+        path = self._recording.folder / file
+        self._report.note(code, f"{path}: {message}", path=str(path), **place)
+
+    def _check_unread(self, file: str, archive: NpzArchive) -> None:
+        """Headers and lengths of the arrays that reading passes by."""
+        for name in archive.names:
+            if (file, name) in self._recording.tried:
+                continue
+            try:
+                header = archive.header(name)
+            except DataError as error:
+                self._note("unread_array", file, error.message, field=name)
+                continue
+            if header.dtype.hasobject:
+                self._note("ignored_objects", file, f"{name!r} holds Python objects", field=name)
+            elif name not in self._discarded:
+                is_static = file in CALIBRATION and len(header.shape) < 3
+                problem = self._other_length(file, name, None if is_static else header.shape[:1])
+                if problem is not None:
+                    self._note("unread_array", file, problem.message, field=name)
+
+    def _other_length(
+        self, file: str, name: str, lengths: tuple[int, ...] | None
+    ) -> DataError | None:
+        """Compares the first axis, if there is one; None is equal to anything."""
+        expected = self._recording.num_frames
+        if file == ACTIONS or expected is None or lengths in (None, (expected,)):
+            return None
+        return other_length(self._recording, file, name, lengths[0] if lengths else None)
+
+    def _check_sides(self) -> None:
+        """Depth and label pictures of cameras; complete when every camera has the same ones."""
+        archive = self._recording.archives.get(OBSERVATIONS, ())
+        there = {
+            camera_id: [side for side in SIDES if camera_id + side in archive]
+            for camera_id in self._recording.camera_ids
+            if camera_id in archive
+        }
+        for camera_id, sides in there.items() if any(there.values()) else ():
+            camera = self._recording.camera_ids[camera_id]
+            for name in (camera_id + side for side in SIDES if side not in sides):
+                message = f"camera {camera!r} has no {name}"
+                place = {"camera": camera, "field": name}
+                self._note("missing_depth_or_label", OBSERVATIONS, message, **place)
+
+    def _check_calibration(self) -> None:
+        ids = {name: camera_id for camera_id, name in self._recording.camera_ids.items()}
+        for name, matrices in self._values.calibration.items():
+            both = (matrices.intrinsics, matrices.extrinsics)
+            for file, values in zip(CALIBRATION, both, strict=True):
+                if values is None:
+                    continue
+                lengths = values.shape[:1] if values.ndim == 3 else None
+                problem = self._other_length(file, ids[name], lengths)
+                if problem is not None:
+                    self._report.refuse(problem)
+                for code, problem in _matrix_oddities(values):
+                    message = f"camera {name!r} ({ids[name]}) has {problem}"
+                    self._note(code, file, message, camera=name, field=ids[name])
+
+    def _check_field(self, file: str, name: str, values: Array) -> None:
+        if values.dtype.kind not in "fiu":
+            return
+        broken = ~np.isfinite(values)
+        bad = np.asarray(broken.any(axis=1))
+        if bad.any():
+            width, channel = values.shape[1], int(broken[bad.argmax()].argmax())
+            told = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
+            problem = f"is not finite{f' ({told})' if told else ''}"
+            self._note_frames("not_finite", file, name, bad, problem)
+        elif name.endswith("rot_6d") and values.shape[1] == 6:
+            self._check_rotation(file, name, values.astype(np.float64))
+        elif "timestamp" in name:
+            steps = np.diff(values, axis=0).min(axis=1, initial=1)
+            if (steps <= 0).any():
+                frame = int((steps <= 0).argmax()) + 1
+                message = f"{name!r} does not ascend at frame {frame}"
+                self._note("timestamps_not_ascending", file, message, field=name, frame=frame)
+
+    def _check_rotation(self, file: str, name: str, values: Array) -> None:
+        """Looks at the two rows of a rotation in values [F, 6]."""
+        first, second = values[:, :3], values[:, 3:]
+        lengths = np.linalg.norm(values.reshape(-1, 2, 3), axis=2)
+        area = np.linalg.norm(np.cross(first, second), axis=1)
+        degenerate = (lengths < _NOTHING).any(axis=1) | (area <= _PARALLEL * lengths.prod(axis=1))
+        skewed = np.abs((first * second).sum(axis=1)) > _ROUNDING
+        odd = ~degenerate & (skewed | (np.abs(lengths - 1) > _ROUNDING).any(axis=1))
+        problem = "has rows that are not unit and orthogonal"
+        self._note_frames(
+            "degenerate_rot_6d", file, name, np.asarray(degenerate), "stands for no rotation"
+        )
+        self._note_frames("rot_6d_not_unit", file, name, np.asarray(odd), problem)
+
+    def _note_frames(self, code: str, file: str, name: str, frames: Array, problem: str) -> None:
+        """Tells of the first of some frames, a mask [F], if there are any."""
+        if frames.any():
+            frame, count = int(frames.argmax()), int(frames.sum())
+            message = f"{name!r} {problem} in {count} frames, the first is {frame}"
+            self._note(code, file, message, field=name, frame=frame, count=count)
+
+    def _check_motion(self) -> None:
+        fields = self._values.observed.items()
+        poses = [values for name, values in fields if "__actual__poses__" in name]
+        long = poses and min(map(len, poses)) > 1
+        if long and not any(np.ptp(one, axis=0).any() for one in poses):
+            self._note("no_motion", OBSERVATIONS, "no measured pose ever changes")
+
+    def _check_alignment(self) -> None:
+        """Compares action[t] with desired[t + 1]."""
+        apart: list[Array] = []
+        for name, values in self._values.actions.items():
+            desired = self._values.observed.get(name.replace("__action__", "__desired__"))
+            if desired is not None and desired.shape == values.shape:
+                same = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
+                apart.append(np.asarray(np.all(same, axis=1) == 0))
+        frames = np.any(apart, axis=0) if apart else np.zeros(0, bool)
+        if frames.any():
+            share = float(frames.mean())
+            message = f"action differs from the next desired pose in {share:.0%} of the frames"
+            place = {"field": "actions", "frame": int(frames.argmax()), "share": share}
+            self._note("action_not_next_desired", ACTIONS, message, **place)
+
+    def _check_instruction(self) -> None:
+        if OBSERVATIONS not in self._recording.archives:
+            return
+        texts = self._values.observed.get(_INSTRUCTION)
+        frame = None
+        if texts is None or texts.dtype.kind != "U":
+            problem = f"has no {_INSTRUCTION}"
+        else:
+            empty = np.asarray(np.char.strip(texts) == "")
+            if not empty.any():
+                return
+            problem = f"{_INSTRUCTION} is empty in {int(empty.sum())} frames"
+            frame = int(empty.argmax())
+        self._note("no_instruction", OBSERVATIONS, problem, field=_INSTRUCTION, frame=frame)
+
+
+def _matrix_oddities(matrices: Array) -> Iterator[tuple[str, str]]:
+    """(code, problem) of intrinsics [(F,) 3, 3] or extrinsics [(F,) 4, 4]."""
+    if matrices.shape[-1] == 3:
+        if (matrices[..., [0, 1], [0, 1]] <= 0).any():
+            yield "zero_focal_length", "a focal length that is not positive"
+        return
+    rotation = matrices[..., :3, :3].astype(np.float64)
+    product = rotation @ np.swapaxes(rotation, -1, -2)
+    worst = float(np.abs(product - np.eye(3)).max(initial=0))
+    if worst > _EXTRINSICS_ROUNDING or (np.linalg.det(rotation) < 0).any():
+        yield "odd_extrinsics", f"a rotation that is off by {worst:.2g}"
+
+
+def check_members(recording: Recording, report: Collector) -> None:
+    """Inflates every member of every archive to its end, which compares the checksum."""
+    for path in (archive.path for archive in recording.archives.values()):
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                try:
+                    with archive.open(info) as member:
+                        while member.read(_CHUNK):
+                            pass
+                except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+                    array = info.filename.removesuffix(".npy")
+                    message = f"{path}: {array!r} is damaged: {error}"
+                    is_read = (path.name, array) in recording.tried
+                    code = "broken_member" if is_read else "unread_array"
+                    report.note(code, message, path=str(path), field=array)
+
+
+def check_siblings(refs: Sequence[EpisodeRef], sources: Sequence[Path]) -> Iterator[Finding]:
+    """What concerns several episodes: equal ones, and folders that are passed by."""
+    first: dict[bytes, EpisodeRef] = {}
+    for ref in refs:
+        digest = _digest(ref.path / "processed" / ACTIONS)
+        if digest is None:
+            continue
+        other = first.setdefault(digest, ref)
+        if other is not ref:
+            message = f"{ref.path}: has the same actions as {other.path}"
+            yield SPARTAN("duplicate_episode", message, episode=ref.id, path=str(ref.path))
+    read = {ref.path for ref in refs}
+    for folder in dict.fromkeys(ref.path.parent for ref in refs if ref.path not in sources):
+        yield from _check_folder(folder, read)
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return None
+
+
+def _check_folder(folder: Path, read: Collection[Path]) -> Iterator[Finding]:
+    """Folders beside episodes that look like episodes or cannot be looked into."""
+    for child in sorted(folder.iterdir()):
+        if child in read or not child.is_dir():
+            continue
+        try:
+            next(iter(child.iterdir()), None)
+        except OSError as error:
+            message = f"{child}: cannot be listed: {error.strerror}"
+            yield SPARTAN("unlistable_folder", message, path=str(child))
+            continue
+        if child.name.lower().startswith("episode"):
+            yield SPARTAN("misnamed_episode", f"{child}: is not read", path=str(child))

@@ -1,0 +1,59 @@
+"""The start of a run: build, load, place, optimizers, averages, restore, in this order."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlatool.loading.base import Facts
+from vlatool.models.base import Objective
+from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
+from vlatool.training.config import TrainConfig
+from vlatool.training.ema import WeightAverage
+from vlatool.training.optim import build_optimizer
+from vlatool.training.placement import PlacedParts
+from vlatool.training.runtime import Runtime
+from vlatool.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """What is trained, where it computes, and what is made smaller."""
+
+    state: TrainState
+    placed: PlacedParts
+    objective: Objective
+
+
+def begin(
+    config: TrainConfig, facts: Facts, runtime: Runtime, checkpoint: Path | None
+) -> TrainSetup:
+    """A run at its beginning, or at a checkpoint. Every process calls it.
+
+    Raises:
+        DataError: The checkpoint, or weights from elsewhere, are broken or do not fit.
+    """
+    model_type, h = config.model_type, config.hparams
+    torch.manual_seed(h.seed)
+    parts = model_type.build(config.model)
+    held = {name for name, part in parts.items() if part.saved and checkpoint is not None}
+    model_type.load(config.model, parts, [name for name in parts if name not in held])
+    unsaved = unsaved_digests(parts)
+    placed = PlacedParts(parts, runtime.placement(config), model_type)
+    objective = model_type.objective(config.model, config.data, facts, parts)
+    modules = {name: part.module for name, part in parts.items()}
+    state = TrainState(
+        parts=parts,
+        optimizers={
+            name: build_optimizer(spec, modules, h) for name, spec in objective.optimizers().items()
+        },
+        averages={
+            name: WeightAverage(config.ema, part.module)
+            for name, part in parts.items()
+            if config.ema.enabled and part.trained and part.averaged and part.saved
+        },
+        unsaved=unsaved,
+    )
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, state)
+    return TrainSetup(state, placed, objective)

@@ -1,0 +1,288 @@
+"""FAST action codes: chunks of actions as ids of a byte-pair vocabulary, and back.
+
+A chunk's rounded cosine coefficients are the code points of a text, which byte-level BPE shortens.
+Nothing is remembered from call to call: shapes are arguments.
+
+Legend of shapes: N chunks, H steps, D action dimensions. Source: future-vla 1.7.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+
+_LAST_CODE_POINT = 0x10FFFF
+_FIRST_SURROGATE, _LAST_SURROGATE = 0xD800, 0xDFFF  # no text holds these
+_BYTES = 256
+_LEAST_FREQUENT = 2
+_LONGEST_TOKEN = 10_000  # characters
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What encoding gives.
+
+    Attributes:
+        ids: Per chunk.
+        clamped: int64 [N], coefficients per chunk that were below the lowest one there is a code
+            for and became that; a chunk with any does not come back as it was.
+    """
+
+    ids: list[list[int]]
+    clamped: Array
+
+
+@dataclass(frozen=True)
+class ActionTokenizer:
+    """Chunks of normalised actions to ids and back; picklable.
+
+    Attributes:
+        document: Content of a `tokenizer.json`: byte-level BPE.
+        scale: Coefficients per unit: the rounding step is `1 / scale`.
+        min_token: The coefficient that has code point 0.
+    """
+
+    document: str = field(repr=False)
+    scale: float = 10.0
+    min_token: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what is derived, which a worker derives again."""
+        return type(self), (self.document, self.scale, self.min_token)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Ids are from 0 to this, exclusive."""
+        return len(self._bytes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what decides the ids; the same however the file is laid out."""
+        model = json.loads(self.document)["model"]
+        merges = [one if isinstance(one, list) else one.split(" ", 1) for one in model["merges"]]
+        vocabulary = sorted(model["vocab"].items())
+        text = json.dumps([float(self.scale), int(self.min_token), vocabulary, merges])
+        return sha256(text.encode()).hexdigest()
+
+    def load(self) -> None:
+        """Makes what encoding and decoding need; raises what `tokenizers` does, an `Exception`."""
+        assert self._tokenizer is not None
+        assert self._bytes is not None
+
+    def coefficients(self, chunks: Array) -> Array:
+        """Rounded, scaled cosine coefficients, int64 [N, H, D], of chunks [N, H, D].
+
+        Computed in float32, as published; halves are rounded to even.
+
+        Raises:
+            DataError: A value is not finite, or so large that no coefficient stands for it.
+        """
+        from scipy.fft import dct  # a fifth of a second
+
+        values = np.asarray(chunks, np.float32)
+        if values.ndim != 3 or 0 in values.shape[1:]:
+            raise ValueError(f"chunks have the shape {list(values.shape)}, not [N, H, D]")
+        if not len(values):
+            return np.zeros(values.shape, np.int64)
+        _check_finite(values, "is not finite")
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            scaled = np.rint(np.asarray(dct(values, axis=1, norm="ortho")) * self.scale)
+        _check_finite(np.where(np.abs(scaled) < 2**31, scaled, np.inf), "is far too large")
+        return scaled.astype(np.int64)
+
+    def encode(self, chunks: Array) -> list[list[int]]:
+        """The ids of each of the chunks [N, H, D]; raises as `encode_counted`."""
+        return self.encode_counted(chunks).ids
+
+    def encode_counted(self, chunks: Array) -> Encoded:
+        """The ids of chunks [N, H, D], normalised actions.
+
+        Raises:
+            DataError: A value is not finite, too large for a code point, or cannot be written with
+                this vocabulary.
+        """
+        texts, clamped = self.texts(chunks)
+        # One by one: batches start threads, which gain nothing beside other processes.
+        ids = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        if not self.writes_all:
+            self._check_lossless(texts, ids)
+        return Encoded(ids, clamped)
+
+    def texts(self, chunks: Array) -> tuple[list[str], Array]:
+        """What is shortened: a character per coefficient, and how many were clamped per chunk.
+
+        Frequency is outside, dimension inside. Raises as `encode_counted`.
+        """
+        shifted = self.coefficients(chunks) - self.min_token
+        _check_characters(shifted)
+        clamped = np.count_nonzero(shifted < 0, axis=(1, 2))
+        length = shifted.shape[1] * shifted.shape[2]
+        text = np.maximum(shifted, 0).astype("<u4").tobytes().decode("utf-32-le")
+        return [text[at * length : (at + 1) * length] for at in range(len(shifted))], clamped
+
+    def decode(
+        self, ids: Sequence[Sequence[int]], steps: int, width: int
+    ) -> tuple[Array, list[str | None]]:
+        """The chunks that ids stand for.
+
+        Args:
+            ids: Per chunk.
+            steps: H of each chunk.
+            width: D of each chunk.
+
+        Returns:
+            float32 [N, H, D] and, per chunk, why its ids are invalid; None where they are not. The
+            values of an invalid one are NaN.
+        """
+        from scipy.fft import idct
+
+        found = np.full((len(ids), steps, width), np.nan)
+        problems: list[str | None] = []
+        for at, sequence in enumerate(ids):
+            codes, problem = self._codes(sequence, steps, width)
+            problems.append(problem)
+            if codes is not None:
+                found[at] = codes.reshape(steps, width)
+        good = [at for at, problem in enumerate(problems) if problem is None]
+        coefficients = (found[good] + self.min_token) / self.scale
+        if good:
+            found[good] = np.asarray(idct(coefficients, axis=1, norm="ortho"))
+        return found.astype(np.float32), problems
+
+    def _codes(self, ids: Sequence[int], steps: int, width: int) -> tuple[Array | None, str | None]:
+        """The code points [H * D] that ids stand for, or why there are none."""
+        parts: list[bytes] = []
+        for one in ids:
+            part = self._bytes[one] if 0 <= one < len(self._bytes) else None
+            if part is None:
+                return None, f"id {one} is none of the {self.vocab_size} of this tokenizer"
+            parts.append(part)
+        try:
+            text = b"".join(parts).decode()
+        except UnicodeDecodeError as error:
+            return None, f"the ids are no whole characters (byte {error.start})"
+        if len(text) != steps * width:
+            wanted = f"{steps} x {width}"
+            return None, f"the ids stand for {len(text)} coefficients, not for {wanted}"
+        return np.array([ord(character) for character in text], np.float64), None
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        # Made from text, never trained in place: that keeps the words of an earlier vocabulary.
+        return Tokenizer.from_str(self.document)
+
+    @cached_property
+    def _bytes(self) -> list[bytes | None]:
+        """What each id stands for; None for a number that is no id."""
+        vocabulary: Mapping[str, int] = json.loads(self.document)["model"]["vocab"]
+        table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+        for token, one in vocabulary.items():
+            table[one] = _token_bytes(token)
+        return table
+
+    @cached_property
+    def writes_all(self) -> bool:
+        """Whether there is an id for every byte; a byte without one would be left out silently."""
+        vocabulary = json.loads(self.document)["model"]["vocab"]
+        return all(character in vocabulary for character in _BYTE_OF)
+
+    def _check_lossless(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+        for at, (text, sequence) in enumerate(zip(texts, ids, strict=True)):
+            if b"".join(self._bytes[one] or b"" for one in sequence) != text.encode():
+                raise DataError(
+                    f"chunk {at}: a coefficient cannot be written with this vocabulary",
+                    hint="fit one on data like these, with an id for every byte",
+                    code="data.action_not_encodable",
+                    details={"chunk": at},
+                )
+
+
+def fit_tokenizer(
+    chunks: Array, *, scale: float, vocab_size: int, lowest: int, alphabet: Sequence[str]
+) -> ActionTokenizer:
+    """A tokenizer whose vocabulary is the commonest runs of coefficients; the same every time.
+
+    Pairs that are seen once get no id, so that there may be fewer ids than asked for.
+
+    Args:
+        chunks: float [N, H, D], normalised.
+        scale: Coefficients per unit.
+        vocab_size: Ids at most, those of the alphabet included.
+        lowest: The coefficient that gets code point 0; lower ones are clamped to it.
+        alphabet: Characters that have ids whether they occur or not.
+
+    Raises:
+        DataError: As `ActionTokenizer.encode_counted`.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    rounding = ActionTokenizer("", scale, lowest)
+    fitted = Tokenizer(models.BPE())
+    fitted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    fitted.post_processor = processors.ByteLevel(trim_offsets=False)
+    fitted.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=_LEAST_FREQUENT,
+        special_tokens=[],
+        initial_alphabet=list(alphabet),
+        max_token_length=_LONGEST_TOKEN,
+        show_progress=False,
+    )
+    fitted.train_from_iterator(rounding.texts(chunks)[0], trainer)
+    return ActionTokenizer(fitted.to_str(pretty=True), scale, lowest)
+
+
+def byte_characters() -> list[str]:
+    """The character that byte-level BPE has for each byte, from 0 to 255.
+
+    Printable Latin-1 stands for itself; the other bytes have the code points from 256 on.
+    """
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, _BYTES)}
+    hidden = iter(range(_BYTES, 2 * _BYTES))
+    return [chr(byte if byte in shown else next(hidden)) for byte in range(_BYTES)]
+
+
+_BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
+
+
+def _token_bytes(token: str) -> bytes:
+    """The bytes that a token stands for; one with other characters is taken as text."""
+    if all(character in _BYTE_OF for character in token):
+        return bytes(_BYTE_OF[character] for character in token)
+    return token.encode()
+
+
+def _check_finite(values: Array, what: str) -> None:
+    if not np.isfinite(values).all():
+        chunk, step, dimension = (int(one) for one in np.argwhere(~np.isfinite(values))[0])
+        raise DataError(
+            f"chunk {chunk}: dimension {dimension} {what} (row {step})",
+            hint="check the actions and the normalisation",
+            code="data.action_not_finite",
+            details={"chunk": chunk, "row": step, "dimension": dimension},
+        )
+
+
+def _check_characters(shifted: Array) -> None:
+    bad = (shifted > _LAST_CODE_POINT) | (
+        (shifted >= _FIRST_SURROGATE) & (shifted <= _LAST_SURROGATE)
+    )
+    if bad.any():
+        chunk, row, dimension = (int(one) for one in np.argwhere(bad)[0])
+        raise DataError(
+            f"chunk {chunk}: the coefficient of dimension {dimension}, frequency {row}, is too "
+            "large to be written",
+            hint="check the actions and the normalisation",
+            code="data.action_not_encodable",
+            details={"chunk": chunk, "row": row, "dimension": dimension},
+        )

@@ -1,0 +1,205 @@
+"""`verify` and `inspect` of image shards, ours and published ones."""
+
+import io
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.builders.images import image_shards, picture, saved, window_tree
+from vlatool.artifacts.shard import TarWriter, member_bytes
+from vlatool.errors import DataError
+from vlatool.plugins import recognise
+from vlatool.verification.check import Check
+from vlatool.verification.image_shards import check_image_shards
+from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
+
+FIRST = "train-episode_000000.tar"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    image_shards(window_tree(folder / "A"), folder / "shards", val_ratio=0.3)
+    return folder / "shards"
+
+
+@pytest.fixture
+def shards(made: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(made, tmp_path / "shards"))
+
+
+@pytest.fixture
+def published(shards: Path) -> Path:
+    """The same without what vlatool alone writes."""
+    shutil.rmtree(shards / ".vlatool")
+    for path in (*shards.glob("*.npz"), *shards.glob("*.txt"), shards / "manifest.json"):
+        path.unlink()
+    return shards
+
+
+def codes(location: Path, *, full: bool = False) -> Counter[str]:
+    check = Check(None if full else 200, full)
+    return Counter(one.code for one in check_image_shards(location, check))
+
+
+def rewrite(tar: Path, members: dict[str, bytes]) -> None:
+    """Another tar in its place."""
+    with tar.open("wb") as file:
+        writer = TarWriter(file)
+        for name, data in members.items():
+            writer.append(member_bytes(name, data))
+        writer.finish()
+
+
+def looked_at(location: Path, html: Path | None = None) -> InspectResult:
+    return inspect(InspectConfig(location=str(location), html=str(html) if html else None))
+
+
+def kind(location: Path) -> str | None:
+    found = recognise(location)
+    return found and found[0]
+
+
+def test_shards_and_each_of_them_are_whole(shards: Path) -> None:
+    assert kind(shards) == kind(shards / FIRST) == "image-shards"
+    assert codes(shards, full=True) == codes(shards / FIRST, full=True) == {}
+
+
+def test_published_shards_are_whole(published: Path) -> None:
+    assert kind(published) == kind(published / FIRST) == "image-shards"
+    found = codes(published, full=True)
+    assert found == {"output.no_file_list": 1, "image_shards.no_manifest": 1}
+
+
+def test_a_run_that_was_interrupted_is_told(shards: Path) -> None:
+    (shards / "manifest.json").unlink()
+    assert kind(shards) == "image-shards"
+    assert "output.missing_file" in codes(shards)
+
+
+def test_lists_that_are_written_anew_are_no_damage(shards: Path) -> None:
+    names = [f"train-episode_{number:06d}.tar" for number in range(3)]
+    (shards / "train_files.txt").write_text("\n".join(names[:1]))
+    (shards / "val_files.txt").write_text("\n".join(names[1:]))
+    assert codes(shards) == {}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        ([0, 1], [2, 1], {"image_shards.listed_twice": 1}),
+        ([0, 1], [2, 9], {"image_shards.listed_missing": 1}),
+        ([0, 1], [], {"image_shards.empty_list": 1, "image_shards.unlisted": 1}),
+        ([0, 1, 2], None, {"image_shards.one_list": 1}),
+    ],
+)
+def test_each_defect_of_the_lists_has_a_code(
+    shards: Path, train: list[int], val: list[int] | None, expected: dict[str, int]
+) -> None:
+    for name, numbers in (("train_files.txt", train), ("val_files.txt", val)):
+        (shards / name).unlink()
+        if numbers is not None:
+            text = "".join(f"train-episode_{number:06d}.tar\n" for number in numbers)
+            (shards / name).write_text(text)
+    assert codes(shards) == expected
+
+
+PNG = saved(picture(0))
+
+
+@pytest.mark.parametrize(
+    ("members", "code"),
+    [
+        ({"00000001.png": PNG}, "image_shards.bad_key"),
+        ({"00000000.json": b"{}"}, "image_shards.no_picture"),
+        ({"00000000.png": PNG, "00000000.jpg": PNG}, "image_shards.no_picture"),
+        ({"00000000.png": PNG[:-20]}, "image_shards.broken_picture"),
+        ({"00000000.png": PNG, "00000000.json": b"{"}, "image_shards.bad_metadata"),
+        ({"00000000.png": PNG, "00000000.json": b"{}"}, "image_shards.bad_metadata"),
+        (
+            {
+                "00000000.png": PNG,
+                "00000000.json": b'{"key":"a/b/c/0"}',
+                "00000001.png": PNG,
+                "00000001.json": b'{"key":"a/b/c/0"}',
+            },
+            "image_shards.duplicate_picture",
+        ),
+    ],
+)
+def test_each_defect_of_a_shard_has_a_code(
+    published: Path, members: dict[str, bytes], code: str
+) -> None:
+    rewrite(published / FIRST, members)
+    assert codes(published)[code] == 1
+
+
+def test_pictures_of_one_episode_are_in_one_shard(published: Path) -> None:
+    shutil.copy(published / FIRST, published / "train-episode_000009.tar")
+    assert codes(published)["image_shards.duplicate_picture"] == 4
+
+
+def test_counts_and_sizes_of_the_manifest_are_compared(shards: Path) -> None:
+    text = (shards / "manifest.json").read_text()
+    text = text.replace('"resize_images_size": null', '"resize_images_size": [8, 8]')
+    (shards / "manifest.json").write_text(text.replace('"pictures": 4', '"pictures": 5', 1))
+    found = codes(shards)
+    assert found["image_shards.count_mismatch"] == 1
+    assert found["image_shards.picture_size"] == 12
+
+
+def test_a_damaged_shard_is_told_by_its_digest(shards: Path) -> None:
+    data = bytearray((shards / FIRST).read_bytes())
+    data[700] ^= 1
+    (shards / FIRST).write_bytes(data)
+    assert codes(shards)["output.digest_mismatch"] == 1
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": "vlatool.image-shards", "version": 9}'])
+def test_a_manifest_that_cannot_be_read_is_told(shards: Path, text: str) -> None:
+    (shards / "manifest.json").write_text(text)
+    assert codes(shards)["image_shards.broken_manifest"] == 1
+    with pytest.raises(DataError) as caught:
+        looked_at(shards)
+    assert caught.value.code == "data.broken_manifest"
+
+
+def test_inspect_tells_counts_lists_and_how_it_was_made(shards: Path) -> None:
+    told = looked_at(shards).document()
+    assert (told["kind"], told["shards"], told["pictures"]) == ("image-shards", 3, 12)
+    assert (told["train"], told["val"]) == (2, 1)
+    assert told["first"]["format"] == "png"
+    assert told["metadata"]["key"] == "A/episode_000000/image/000000"
+    assert told["options"]["jpeg_subsampling"] == "4:4:4"
+
+
+def test_inspect_finds_what_is_missing(shards: Path) -> None:
+    (shards / FIRST).unlink()
+    found = looked_at(shards).document()["findings"]
+    assert {one["code"] for one in found} == {"data.broken_shard", "data.missing_shard"}
+
+
+def test_inspect_reads_published_shards(published: Path) -> None:
+    told = looked_at(published).document()
+    assert (told["pictures"], told["shards"], told["status"]) == (None, 3, "whole")
+    assert looked_at(published / FIRST).document()["pictures"] == 4
+
+
+def test_the_page_has_a_row_of_pictures_for_each_shard(shards: Path, tmp_path: Path) -> None:
+    (shards / FIRST).write_bytes(b"no tar")
+    looked_at(shards, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg") == 8
+    assert page.count('class="strip"') == 2
+    assert "not a readable tar file" in page
+
+
+def test_a_tar_of_samples_of_numbers_is_something_else(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a_1.front_t0.jpg", "a_1.lowdim.npz"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    assert kind(tmp_path / "a.tar") == "shard"

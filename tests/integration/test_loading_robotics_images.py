@@ -1,0 +1,430 @@
+"""Pictures of samples as they are cut, varied and padded; data sets that differ. lbm-data 5."""
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import vlatool
+from tests.builders.loading import FIELD, OBSERVED, SAMPLES, opened, write_shards
+from tests.builders.spartan import spartan_task
+from tests.builders.toy_images import write_image_shards
+from vlatool.artifacts.digests import read_mergeable
+from vlatool.artifacts.stats import StatsPart, merge_parts
+from vlatool.errors import DataError, UsageError
+from vlatool.loading.base import Place
+from vlatool.loading.loader import LoaderPlan, build_loader, read_samples
+from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.loading.robotics.decode import DecodedSample
+from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.shared_memory import stack_rows
+from vlatool.models.diffusion_policy.batch import PolicyBatcher, example_batch
+from vlatool.models.diffusion_policy.config import ByteTextConfig, KeypointBackboneConfig
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.transforms.augmentation import central_box
+
+LEFT, RIGHT = "scene_right_0", "wrist_left_minus"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spartan_task(tmp_path_factory.mktemp("raw"), 2, SAMPLES // 2)
+
+
+@pytest.fixture(scope="module")
+def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cameras, pictures of 24 x 32."""
+    return write_shards(raw, tmp_path_factory.mktemp("both"), SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def lone(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One camera, another window, less data."""
+    options = {"camera_names": [LEFT], "past_lowdim_steps": 2, "max_padding_left": 3}
+    options |= {"max_episodes": 1}
+    return write_shards(raw, tmp_path_factory.mktemp("lone"), SAMPLES, **options)
+
+
+def read(*folders: Path, **keys: Any) -> list[DecodedSample]:
+    return list(vlatool.open_dataset(*folders, shuffle=False, action_fields=[FIELD], **keys))
+
+
+def varied(**image: Any) -> dict[str, Any]:
+    return {"image": image}
+
+
+def places(small: np.ndarray, whole: np.ndarray) -> set[tuple[int, int]]:
+    """Where a picture has been cut out of another."""
+    height, width = small.shape[:2]
+    return {
+        (top, left)
+        for top in range(whole.shape[0] - height + 1)
+        for left in range(whole.shape[1] - width + 1)
+        if np.array_equal(whole[top : top + height, left : left + width], small)
+    }
+
+
+# crops and colours
+
+RANDOM = varied(crop={"enabled": True, "shape": [12, 10]})
+JITTER = varied(color_jitter={"enabled": True})
+
+
+def test_all_pictures_of_a_sample_are_cut_at_one_place(folder: Path) -> None:
+    found: set[tuple[int, int]] = set()
+    for whole, cut in zip(read(folder), read(folder, augmentation=RANDOM), strict=True):
+        where = [places(*pair) for pair in zip(cut.images, whole.images, strict=True)]
+        shared = set.intersection(*where)
+        assert len(shared) >= 1
+        found |= shared
+
+    assert len(found) > SAMPLES // 2
+
+
+def test_central_crop_is_the_middle(folder: Path) -> None:
+    crop = varied(crop={"enabled": True, "shape": [12, 10], "mode": "center"})
+
+    for whole, cut in zip(read(folder), read(folder, augmentation=crop), strict=True):
+        np.testing.assert_array_equal(cut.images, whole.images[:, 6:18, 11:21])
+
+
+def test_colours_change_alike_in_all_pictures_of_a_sample(folder: Path) -> None:
+    section = varied(color_jitter={"enabled": True, "contrast": 0, "saturation": 0, "hue": [0, 0]})
+    factors: set[float] = set()
+
+    for plain, changed in zip(read(folder), read(folder, augmentation=section), strict=True):
+        bright = plain.images > 40
+        ratio = (changed.images + 0.5)[bright] / plain.images[bright]
+        inside = changed.images[bright] < 255
+        assert np.ptp(ratio[inside]) < 0.05
+        factors.add(round(float(np.median(ratio[inside])), 2))
+
+    assert len(factors) > SAMPLES // 3
+
+
+@pytest.mark.parametrize("section", [RANDOM, JITTER])
+def test_what_varies_depends_on_seed_and_position_alone(
+    folder: Path, section: dict[str, Any]
+) -> None:
+    first = read(folder, augmentation=section, seed=1)
+    data = vlatool.open_dataset(
+        folder, shuffle=False, action_fields=[FIELD], augmentation=section, seed=1
+    )
+
+    np.testing.assert_array_equal(data[7].images, first[7].images)
+    assert not np.array_equal(read(folder, augmentation=section, seed=2)[7].images, first[7].images)
+    assert not np.array_equal(data.epoch(1)[7].images, first[7].images)
+
+
+def test_sentences_do_not_depend_on_augmentation(folder: Path) -> None:
+    assert [one.instruction for one in read(folder)] == [
+        one.instruction for one in read(folder, augmentation=RANDOM)
+    ]
+
+
+def test_augmentation_that_is_switched_off_does_nothing(folder: Path) -> None:
+    off = {**RANDOM, "enabled": False}
+
+    for plain, same in zip(read(folder), read(folder, augmentation=off), strict=True):
+        np.testing.assert_array_equal(plain.images, same.images)
+
+
+@pytest.mark.parametrize("shape", [[12, 10], [0.5, 0.5]])
+def test_held_out_pictures_are_the_middle_and_never_vary(folder: Path, shape: list[float]) -> None:
+    section = varied(color_jitter={"enabled": True}, crop={"enabled": True, "shape": shape})
+    config, facts = opened(folder, augmentation=section, val_dataset_manifest=[str(folder)])
+    measured = RoboticsKind().validation(config)
+    assert measured is not None
+    data = vlatool.open_dataset(folder, shuffle=False, action_fields=[FIELD])
+    reader = RoboticsKind().reader(measured, facts)
+
+    first, again = (
+        reader.read(data._order.places([3]), [np.random.default_rng(n)]) for n in (1, 2)
+    )
+
+    box = central_box((24, 32), shape)
+    np.testing.assert_array_equal(first[0].images[0], box.of(data[3].images[0]))
+    np.testing.assert_array_equal(first[0].images, again[0].images)
+
+
+def test_policy_sees_the_middle_of_recorded_pictures(folder: Path, tmp_path: Path) -> None:
+    config, facts = opened(folder, augmentation=RANDOM)
+    RoboticsKind().keep(config, facts, tmp_path)
+    shape = RoboticsKind().kept(config, tmp_path).pictures
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+    assert shape.size == (24, 32)
+    np.testing.assert_array_equal(shape.apply(LEFT, picture), picture[6:18, 11:21])
+
+
+def test_crop_larger_than_the_pictures_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(folder, augmentation=varied(crop={"enabled": True, "shape": [25, 10]}))
+
+    assert (caught.value.code, caught.value.exit_code) == ("data.picture_too_small", 3)
+
+
+def test_crop_larger_than_what_preprocessing_made_is_refused_at_the_start(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    _set_options(copy, resize_images_size=[32, 24])
+
+    with pytest.raises(DataError) as caught:
+        opened(copy, augmentation=varied(crop={"enabled": True, "shape": [25, 10]}))
+
+    assert caught.value.code == "data.picture_too_small"
+
+
+# cameras
+
+
+def test_camera_that_a_data_set_lacks_is_black_and_marked(folder: Path, lone: Path) -> None:
+    samples = read(folder, lone, pad_missing_images=True)
+
+    assert len({one.images.shape for one in samples}) == 1
+    assert {one.dataset for one in samples} == {0, 1}
+    for one in samples:
+        assert one.image_mask is not None
+        assert one.image_mask.tolist() == [True, one.dataset == 0] * 2
+        assert one.images[one.image_mask].any()
+        assert not one.images[~one.image_mask].any()
+
+
+def test_camera_that_a_data_set_lacks_ends_the_run_without_padding(
+    folder: Path, lone: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(folder, lone, camera_names=[LEFT, RIGHT])
+
+    assert caught.value.code == "data.unknown_camera_names"
+    assert str(lone) in caught.value.message
+    assert "pad_missing_images" in caught.value.hint
+
+
+def test_held_out_data_are_padded_as_the_training_data_are(folder: Path, lone: Path) -> None:
+    config, _ = opened(folder, pad_missing_images=True, val_dataset_manifest=[str(lone)])
+    section = RoboticsKind().validation(config)
+    assert section is not None
+    facts = RoboticsKind().read_facts(section)
+
+    held_out, _ = RoboticsKind().derive(section, facts)
+
+    assert held_out.camera_names == [LEFT, RIGHT]
+    sample = (
+        RoboticsKind().reader(held_out, facts).read([Place(0, 0, 0)], [np.random.default_rng(0)])[0]
+    )
+    assert isinstance(sample, DecodedSample)
+    assert sample.image_mask is not None
+    assert sample.image_mask.tolist() == [True, False] * 2
+
+
+@pytest.mark.parametrize(("pads", "cameras"), [(False, [LEFT, RIGHT]), (True, [RIGHT])])
+def test_held_out_data_without_a_camera_that_is_seen_are_refused(
+    folder: Path, lone: Path, pads: bool, cameras: list[str]
+) -> None:
+    keys = {"pad_missing_images": pads, "camera_names": cameras}
+    config, _ = opened(folder, **keys, val_dataset_manifest=[str(lone)])
+    section = RoboticsKind().validation(config)
+    assert section is not None
+
+    with pytest.raises(DataError) as caught:
+        RoboticsKind().derive(section, RoboticsKind().read_facts(section))
+    assert (caught.value.code, caught.value.exit_code) == ("data.unknown_camera_names", 3)
+
+
+def test_camera_that_no_data_set_has_is_refused_with_padding_too(folder: Path, lone: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(folder, lone, camera_names=[LEFT, "wrist_left_mnius"], pad_missing_images=True)
+
+    assert caught.value.code == "data.unknown_camera_names"
+    assert RIGHT in caught.value.hint
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_batch_says_which_pictures_are_padding_where_they_are_hidden(
+    folder: Path, lone: Path, hidden: bool
+) -> None:
+    keys = {"pad_missing_images": True, "mask_padded_images": hidden}
+    config, facts = opened(folder, lone, **keys)
+    backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
+    model = DiffusionPolicyConfig(vision_language_backbone=backbone)
+    normalizer = RoboticsKind().prepared(config, facts).normalizer
+    samples = [one for one in read(folder, lone, **keys) if one.dataset][:2]
+
+    batch = PolicyBatcher(model, config, normalizer)(samples)
+
+    assert batch["dataset"].tolist() == [1, 1]
+    assert ("image_mask" in batch) == hidden
+    if hidden:
+        assert batch["image_mask"].tolist() == [[True, False] * 2] * 2
+    made_up = example_batch(model, config, 2)
+    assert {name: made_up[name].dtype for name in set(made_up) - {"keys"}} == {
+        name: batch[name].dtype for name in set(batch) - {"keys"}
+    }
+    assert isinstance(batch["images"], torch.Tensor)
+
+
+# side by side
+
+CASES: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "cut": {"augmentation": RANDOM},
+    "coloured": {"augmentation": JITTER},
+    "padded": {"pad_missing_images": True},
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_pictures_in_a_room_are_those_of_samples_by_themselves(
+    folder: Path, lone: Path, case: str
+) -> None:
+    folders = [folder, lone] if case == "padded" else [folder]
+    config, facts = opened(*folders, **CASES[case])
+    order = SampleOrder(facts.datasets, OrderOptions())
+    positions = range(order.size)
+    alone = read_samples(order, RoboticsKind().reader(config, facts), positions, 1)
+    reader = RoboticsKind().reader(config, facts)
+
+    # The first time it does not know how much room they take.
+    read_samples(order, reader, positions, 1, room=filled_room)
+    found = read_samples(order, reader, positions, 1, room=filled_room)
+
+    joined = stack_rows([one.images for one in found])
+    assert np.shares_memory(joined, found[0].images)
+    np.testing.assert_array_equal(joined, [one.images for one in alone])
+
+
+def filled_room(size: int) -> np.ndarray:
+    """Memory that was used before."""
+    return np.full(size, 7, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("held", [True, False])
+def test_batches_hold_the_pictures_of_their_samples(folder: Path, workers: int, held: bool) -> None:
+    config, facts = opened(folder, num_workers=workers)
+    backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
+    kind, model = RoboticsKind(), DiffusionPolicyConfig(vision_language_backbone=backbone)
+    order = SampleOrder(facts.datasets, OrderOptions(seed=1))
+    batcher = PolicyBatcher(model, config, kind.prepared(config, facts).normalizer)
+    plan = LoaderPlan(SAMPLES, num_workers=workers)
+    by_key = {one.key: one.images for one in read(folder)}
+
+    with build_loader(plan, order, kind.reader(config, facts), batcher, dict) as loader:
+        batches = itertools.islice(loader, 16)
+        for batch in [*batches] if held else batches:
+            pictures = batch.batch["images"].permute(0, 1, 3, 4, 2).numpy()
+            expected = np.stack([by_key[name] for name in batch.samples])
+            np.testing.assert_array_equal(pictures, expected)
+
+
+# data sets together
+
+
+@pytest.mark.parametrize("weights", [[], [3.0, 1.0]])
+def test_statistics_of_a_mixture_have_its_weights_and_the_steps_of_all(
+    folder: Path, lone: Path, weights: list[float]
+) -> None:
+    config, facts = opened(folder, lone, dataset_weighting=weights, camera_names=[LEFT])
+
+    shares: list[float | None] = [*weights] if weights else [None, None]
+    files = [read_mergeable(one / "stats.json") for one in (folder, lone)]
+    parts = [StatsPart(*one) for one in zip(files, (1, 2), shares, strict=True)]
+    expected = merge_parts(parts).statistics[FIELD]
+    assert facts.statistics[FIELD]["mean"] == expected["mean"]
+    assert (facts.statistics_past, facts.past) == (1, 1)
+    assert len(facts.statistics[FIELD]["mean_per_timestep"]) == 4
+    assert config.lowdim_past_timesteps == 1
+
+
+def test_what_is_kept_of_data_sets_with_different_windows_fits_together(
+    folder: Path, lone: Path, tmp_path: Path
+) -> None:
+    scaled = {"method": "min_max", "scope": "per_timestep"}
+    config, facts = opened(lone, folder, camera_names=[LEFT], normalization=scaled)
+    RoboticsKind().keep(config, facts, tmp_path)
+    values = np.random.default_rng(0).normal(size=(4, 3))
+
+    kept = RoboticsKind().kept(config, tmp_path).normalizer.normalize(FIELD, values)
+
+    given = RoboticsKind().prepared(config, facts).normalizer.normalize(FIELD, values)
+    np.testing.assert_array_equal(kept, given)
+
+
+def test_samples_of_different_windows_have_one_window(folder: Path, lone: Path) -> None:
+    samples = read(folder, lone, camera_names=[LEFT])
+
+    assert {one.fields[FIELD].shape for one in samples} == {(4, 3)}
+    (first,) = [one for one in samples if one.dataset == 0][:1]
+    (same,) = [
+        one
+        for one in samples
+        if one.dataset == 1
+        and one.metadata["anchor_timestep"] == first.metadata["anchor_timestep"]
+        and one.metadata["episode_id"] == first.metadata["episode_id"]
+    ]
+    np.testing.assert_array_equal(same.fields[FIELD], first.fields[FIELD])
+
+
+def test_field_that_a_data_set_lacks_is_refused_only_where_it_is_used(
+    raw: Path, folder: Path, tmp_path: Path
+) -> None:
+    less = write_shards(raw, tmp_path / "less", SAMPLES, data_discard_keys=[OBSERVED])
+    opened(folder, less, proprioception_fields=[FIELD])
+
+    with pytest.raises(DataError) as caught:
+        opened(folder, less, proprioception_fields=[OBSERVED])
+
+    assert (caught.value.code, caught.value.details["field"]) == ("data.datasets_differ", OBSERVED)
+
+
+def test_pictures_of_other_size_are_refused_at_the_start(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    other = shutil.copytree(folder, tmp_path / "other")
+    _set_options(copy, resize_images_size=[32, 24])
+    _set_options(other, resize_images_size=[64, 48])
+
+    with pytest.raises(DataError) as caught:
+        opened(copy, other)
+
+    assert caught.value.code == "data.image_sizes_differ"
+
+
+def _set_options(folder: Path, **options: Any) -> None:
+    path = folder / "preprocessing_config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **options}))
+
+
+# normalised
+
+
+def test_dataset_is_normalised_as_training_is(folder: Path) -> None:
+    section = {"method": "percentile_1_99", "centered_norm": True}
+    keys: dict[str, Any] = {"shuffle": False, "action_fields": [FIELD], "normalization": section}
+    plain = vlatool.open_dataset(folder, **keys)
+    data = vlatool.open_dataset(folder, **keys, normalise=True)
+
+    normalizer = RoboticsKind().prepared(data.config, data.facts).normalizer
+    scaled = normalizer.normalize(FIELD, plain[2].fields[FIELD])
+    np.testing.assert_array_equal(data[2].fields[FIELD], scaled)
+    np.testing.assert_array_equal(data.epoch(1)[2].fields[FIELD], scaled)
+    assert not np.array_equal(plain[2].fields[FIELD], scaled)
+
+
+def test_data_without_numbers_cannot_be_normalised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shards = write_image_shards(tmp_path / "shards")
+    size = {"crop_size": 8}
+
+    with pytest.raises(UsageError) as caught:
+        vlatool.open_dataset(shards, kind="images", preprocessing=size, normalise=True)
+
+    assert caught.value.code == "usage.nothing_to_normalise"

@@ -1,0 +1,52 @@
+"""What the bytes of a picture say, and what is wrong with them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders.images import HEIGHT, WIDTH, picture, saved
+from vlatool.artifacts.stored_image import image_info
+
+PNG = saved(picture(0))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("PNG", "png"), ("JPEG", "jpeg")])
+def test_rgb_of_eight_bits_is_plain(kind: str, name: str) -> None:
+    facts = image_info(saved(picture(0), kind))
+    assert (facts.format, facts.size, facts.is_plain) == (name, (HEIGHT, WIDTH), True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG")]
+)
+def test_grey_alpha_palette_and_print_colours_are_not_plain(mode: str, kind: str) -> None:
+    assert not image_info(saved(picture(0).convert(mode), kind)).is_plain
+
+
+def test_one_transparent_colour_is_not_plain() -> None:
+    assert not image_info(saved(picture(0), transparency=(1, 2, 3))).is_plain
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_frames_of_an_animation_are_counted(kind: str) -> None:
+    more = [picture(1), picture(2)]
+    facts = image_info(saved(picture(0), kind, save_all=True, append_images=more))
+    assert (facts.frames, facts.is_plain) == (3, False)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"no picture", id="text"),
+        pytest.param(PNG[:-1], id="cut by a byte"),
+        pytest.param(PNG[: len(PNG) // 2], id="cut in half"),
+        pytest.param(PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], id="a bit of a pixel"),
+        pytest.param(PNG[:19] + b"\xff" + PNG[20:], id="header"),
+        pytest.param(saved(Image.fromarray(np.ones((4, 4), np.uint16))), id="depth"),
+        pytest.param(b"\xff\xd8\xff" + bytes(50), id="head of a JPEG"),
+    ],
+)
+def test_what_is_no_whole_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        image_info(data)

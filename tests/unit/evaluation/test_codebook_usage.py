@@ -1,0 +1,57 @@
+"""Which codes occur, and which change from frame to frame."""
+
+import pytest
+import torch
+
+from vlatool.errors import DataError
+from vlatool.evaluation.codebook_usage import CodebookUsage, Frame
+
+CODES = torch.tensor([[0, 1, 2], [0, 3, 2], [0, 3, 1], [7, 7, 7]])
+
+
+def test_usage_and_entropy_are_of_all_codes_that_occurred() -> None:
+    use = CodebookUsage.of(8, 2)
+    use.add(torch.tensor([[0, 1], [2, 3]]))
+    figures = use.figures()
+    assert figures["codebook_usage"] == 0.5
+    assert figures["codebook_entropy"] == pytest.approx(2, abs=1e-6)
+    assert "changed_codes" not in figures
+
+
+def test_changes_are_counted_between_neighbouring_frames_only() -> None:
+    use = CodebookUsage.of(8, 3)
+    use.add(CODES, [Frame("a", 0), Frame("a", 1), Frame("a", 3), Frame("b", 4)])
+    assert int(use.pairs) == 1
+    assert use.figures()["changed_codes"] == 1
+    assert use.figures()["constant_places"] == 2
+
+
+def test_last_frame_of_a_batch_is_the_neighbour_of_the_next_batch() -> None:
+    frames = [Frame("a", number) for number in range(4)]
+    whole, parts = CodebookUsage.of(8, 3), CodebookUsage.of(8, 3)
+    whole.add(CODES, frames)
+    for number, frame in enumerate(frames):
+        parts.add(CODES[number : number + 1], [frame])
+    assert whole.changes.tolist() == parts.changes.tolist() == [1, 2, 2]
+    assert whole.figures() == parts.figures()
+
+
+def test_counts_over_ranks_are_those_of_all_pictures() -> None:
+    ranks = [CodebookUsage.of(8, 3) for _ in range(2)]
+    ranks[0].add(CODES[:2], [Frame("a", 0), Frame("a", 1)])
+    ranks[1].add(CODES[2:], [Frame("b", 0), Frame("b", 1)])
+    names = iter(("counts", "changes", "pairs"))
+
+    def reduce(own: torch.Tensor) -> torch.Tensor:
+        name = next(names)
+        return sum((getattr(one, name) for one in ranks), torch.zeros_like(own))
+
+    figures = ranks[0].over(reduce).figures()
+    assert figures["changed_codes"] == 2
+    assert figures["codebook_usage"] == 5 / 8
+
+
+def test_code_that_the_book_has_not_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        CodebookUsage.of(7, 3).add(CODES)
+    assert caught.value.code == "data.code_out_of_range"

@@ -1,0 +1,85 @@
+"""Pictures to batches and back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from vlatool.errors import DataError
+from vlatool.models.images import (
+    PictureBatcher,
+    check_pixels,
+    comparison,
+    psnr,
+    to_float,
+    to_uint8,
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    key: str
+    image: np.ndarray
+
+
+def test_batch_has_channels_first() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    batch = PictureBatcher(4)([Sample("a", image)])
+
+    assert batch["keys"] == ["a"]
+    assert np.array_equal(batch["images"][0].permute(1, 2, 0).numpy(), image)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 5, 3), np.uint8),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+    ],
+)
+def test_picture_that_does_not_fit_is_refused(image: np.ndarray) -> None:
+    with pytest.raises(DataError) as error:
+        PictureBatcher(4)([Sample("a", image)])
+
+    assert (error.value.code, error.value.details["sample"]) == ("data.picture_size", "a")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "code"),
+    [
+        (torch.zeros(1, 3, 4, 5), "data.picture_size"),
+        (torch.zeros(1, 1, 4, 4), "data.picture_size"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "data.picture_size"),
+        (torch.full((1, 3, 4, 4), 255.0), "data.pixel_range"),
+        (torch.full((1, 3, 4, 4), -1.0), "data.pixel_range"),
+        (torch.full((1, 3, 4, 4), float("nan")), "data.pixel_range"),
+    ],
+)
+def test_pixels_that_do_not_fit_are_refused(pixels: torch.Tensor, code: str) -> None:
+    with pytest.raises(DataError) as error:
+        check_pixels(pixels, 4)
+
+    assert error.value.code == code
+
+
+def test_bytes_survive_the_way_to_pixels_and_back() -> None:
+    images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
+
+    assert np.array_equal(to_uint8(to_float(images)), images.permute(0, 2, 3, 1).numpy())
+
+
+def test_pixels_are_clamped_and_rounded() -> None:
+    assert to_uint8(torch.tensor([-0.5, 0.5, 1.5]).view(1, 3, 1, 1)).tolist() == [[[[0, 128, 255]]]]
+
+
+def test_comparison_is_original_reconstruction_difference() -> None:
+    first, second = torch.full((1, 3, 2, 2), 1.0), torch.full((1, 3, 2, 2), 0.2)
+
+    assert comparison(first, second)[0, 0, :, 0].tolist() == [255, 255, 51, 51, 204, 204]
+
+
+def test_psnr_of_a_known_error() -> None:
+    assert float(psnr(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1))) == pytest.approx(20)

@@ -1,0 +1,191 @@
+"""Whose a run folder is, and that no moment at which clearing one is killed locks anybody out."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vlatool.artifacts.run_dir import RunDir
+from vlatool.errors import UsageError
+from vlatool.jobs.record import read_record
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.training.config import TrainConfig
+from vlatool.training.resume import open_run, recalled, repair_run, resumable_run
+
+KILLED = 77
+# What the interpreter tells of before it is done.
+WRITES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
+
+
+def config_of(**keys: object) -> TrainConfig:
+    return TrainConfig.model_validate({"total_train_steps": 4, **keys})
+
+
+OLD, NEW = config_of(), config_of(total_train_steps=5)
+
+
+def claim(run: RunDir, config: TrainConfig) -> None:
+    """As `train` does it."""
+    resumable_run(run, config)
+
+    def keep() -> None:
+        run.stats.write_text("{}")
+
+    open_run(run, config, {}, keep, lambda before: False)
+
+
+def finished(root: Path) -> RunDir:
+    """A run with two checkpoints, pictures and metrics."""
+    run = RunDir(root)
+    claim(run, OLD)
+    for step in (2, 4):
+        run.checkpoint(step).mkdir(parents=True)
+        for name in ("manifest.json", "model.safetensors"):
+            (run.checkpoint(step) / name).write_text("{}")
+        run.write_latest(step)
+    run.picture(4, "look").parent.mkdir()
+    run.picture(4, "look").write_bytes(b"")
+    run.metrics.write_text('{"step": 4}\n')
+    return run
+
+
+def operations(work: Callable[[], None], end: int = 0) -> int:
+    """Operations on files that `work` does in a process of its own.
+
+    Args:
+        work: What is done.
+        end: Before which operation the process ends at once, from 1; 0 for none.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _count(work, end, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as told:
+        count = len(told.read())
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == (KILLED if end else 0)
+    return count
+
+
+def _count(work: Callable[[], None], end: int, writer: int) -> None:
+    done = 0
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal done
+        is_read = event == "open" and not str(arguments[1]).startswith(("w", "a", "x"))
+        if event not in WRITES or is_read:
+            return
+        done += 1
+        if done == end:
+            os._exit(KILLED)
+        os.write(writer, b".")
+
+    try:
+        sys.addaudithook(watch)
+        work()
+    except BaseException:  # noqa: BLE001 - the parent sees the code
+        os._exit(1)
+    os._exit(0)
+
+
+def test_overwrite_that_is_killed_anywhere_can_be_given_again(tmp_path: Path) -> None:
+    finished(tmp_path / "old")
+    root = tmp_path / "run"
+    replacing = NEW.model_copy(update={"overwrite": True})
+
+    def replaced() -> None:
+        claim(RunDir(root), replacing)
+
+    shutil.copytree(tmp_path / "old", root)
+    count = operations(replaced)
+    assert count > 25, count
+    told: set[str] = set()
+    for end in range(1, count + 1):
+        shutil.rmtree(root)
+        shutil.copytree(tmp_path / "old", root)
+        operations(replaced, end)
+        told.add(_told(RunDir(root)))
+        replaced()
+        run = RunDir(root)
+        assert (run.checkpoint_folders(), run.metrics.exists(), _told(run)) == ([], False, "")
+        assert run.config_tree()["total_train_steps"] == 5
+    assert told == {"usage.output_differs", "usage.unfinished_overwrite", ""}
+
+
+def _told(run: RunDir) -> str:
+    """What the new run is told without --overwrite; nothing where it may go on."""
+    try:
+        before = resumable_run(run, NEW)
+        if before is not None and before.options.get("total_train_steps") == 4:
+            return "usage.output_differs"
+    except UsageError as error:
+        return error.code
+    return ""
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_of_a_stranger_is_left_as_it_is(overwrite: bool, tmp_path: Path) -> None:
+    for name in ("thesis.txt", ".a.12-ab.partial", "notes.partial", "sub/.b.12.partial"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError) as caught:
+        claim(RunDir(tmp_path), config_of(overwrite=overwrite))
+    assert caught.value.code == "usage.output_exists"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_leftovers_of_a_killed_run_go_when_it_goes_on_or_is_complete(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    left = [
+        run.checkpoints_folder / ".step_00000006.1.partial",
+        tmp_path / ".latest.json.1-ab.partial",
+    ]
+    left[0].mkdir()
+    left[1].write_text("")
+    claim(run, OLD)
+    assert not any(path.exists() for path in left)
+    assert len(run.checkpoints()) == 2
+
+
+def test_what_somebody_put_into_a_run_is_not_listed_as_its_own(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    (tmp_path / "train.log").write_text("one line")
+    claim(run, NEW.model_copy(update={"overwrite": True}))
+    assert {entry.path for entry in run.kept_files()} == {"config.yaml", "stats.json"}
+
+
+def test_broken_list_of_a_run_is_written_anew(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    listed = run.kept_files()
+    (tmp_path / ".vlatool/files.jsonl").write_text("{bad")
+    assert repair_run(run, OLD, lambda: run.stats.write_text("{}") and None) != []
+    assert {entry.path for entry in run.kept_files()} >= {"config.yaml"}
+    assert {entry.path for entry in listed} >= {entry.path for entry in run.kept_files()}
+
+
+def test_run_of_a_version_with_fewer_keys_is_given_a_larger_budget(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    record = read_record(run.root)
+    assert record is not None
+    options = {key: value for key, value in record.options.items() if key != "log_level"}
+    model = {key: one for key, one in options["model"].items() if key != "lr_factors"}
+    replace(record, options={**options, "model": model}).save(run.root)
+
+    resumable_run(run, NEW)
+    claimed = open_run(run, NEW, {}, lambda: None, lambda before: True)
+
+    assert claimed.options["total_train_steps"] == 5
+
+
+def test_weights_to_begin_with_are_not_overwritten(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    model = DiffusionPolicyConfig(resume_from_checkpoint=str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        recalled(NEW.model_copy(update={"overwrite": True, "model": model}), run)
+    assert caught.value.code == "usage.overwrites_origin"

@@ -1,0 +1,243 @@
+import json
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from tokenizers import pre_tokenizers
+
+from tests.builders.fast import (
+    LOWEST,
+    STEPS,
+    WIDTH,
+    byte_document,
+    byte_tokenizer,
+    guide_coefficients,
+    smooth_chunks,
+)
+from vlatool.artifacts.profile import read_profile
+from vlatool.errors import DataError
+from vlatool.transforms.action_quality import code_quality, coefficient_range
+from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
+
+
+def guide_ids() -> list[int]:
+    """The guide's sample as ids of `byte_tokenizer`."""
+    return list("".join(chr(one - LOWEST) for one in guide_coefficients().ravel()).encode())
+
+
+def fitted(chunks: np.ndarray, vocab_size: int = 400) -> ActionTokenizer:
+    lowest, _ = coefficient_range(10.0, chunks)
+    return fit_tokenizer(
+        chunks, scale=10.0, vocab_size=vocab_size, lowest=lowest, alphabet=byte_characters()
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ActionTokenizer:
+    return fitted(smooth_chunks())
+
+
+def refusal(work: Callable[[], object]) -> tuple[str, int]:
+    with pytest.raises(DataError) as caught:
+        work()
+    assert caught.value.hint
+    return caught.value.code, caught.value.exit_code
+
+
+def test_the_published_coefficients_are_the_published_actions() -> None:
+    chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
+    actions = read_profile("libero").denormalise(chunks[0])
+
+    first = [0.0191, 0.0041, -0.0006, -0.0054, -0.0055, 0.0045, -1.0]
+    last = [-0.0045, -0.7180, -0.1270, 0.0631, 0.0168, 0.0045, -1.0]
+    np.testing.assert_array_equal(actions[[0, -1]].round(4), np.array([first, last], np.float32))
+
+
+def test_the_published_actions_are_the_published_coefficients() -> None:
+    profile = read_profile("libero")
+    chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
+    actions = profile.denormalise(chunks)
+
+    found = byte_tokenizer().coefficients(profile.normalise(actions))
+
+    np.testing.assert_array_equal(found, guide_coefficients()[None])
+
+
+@pytest.mark.parametrize(
+    ("gripper", "way", "expected"),
+    [("raw", 1, 40), ("raw", -1, -40), ("normalised", 1, 42), ("normalised", -1, -38)],
+)
+def test_a_padding_chunk_has_the_published_gripper_coefficient(
+    gripper: str, way: float, expected: int
+) -> None:
+    rows = np.zeros((1, STEPS, WIDTH))
+    rows[..., -1] = way
+    profile = read_profile("libero", "raw" if gripper == "raw" else "normalised")
+
+    found = byte_tokenizer().coefficients(profile.normalise(rows))[0]
+
+    assert found[0, -1] == expected
+    assert not found[1:].any()
+
+
+def test_zeros_are_the_lowest_coefficients_distance_from_zero() -> None:
+    (ids,) = byte_tokenizer().encode(np.zeros((1, STEPS, WIDTH)))
+
+    assert ids == list((chr(-LOWEST) * STEPS * WIDTH).encode())
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.2, 0), (0.6, 2), (1.0, 2), (1.4, 4)])
+def test_halves_are_rounded_to_even(scale: float, expected: int) -> None:
+    chunks = np.full((1, STEPS, 1), 0.625)  # a coefficient of exactly 2.5
+
+    assert ActionTokenizer(byte_document(), scale, 0).coefficients(chunks)[0, 0] == [expected]
+
+
+def test_each_byte_has_the_character_of_the_published_encoder() -> None:
+    assert set(byte_characters()) == set(pre_tokenizers.ByteLevel.alphabet())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    text = "".join(map(chr, range(0x100)))
+    found = "".join(part for part, _ in level.pre_tokenize_str(text))
+    assert found == "".join(byte_characters()[byte] for byte in text.encode())
+
+
+def test_chunks_come_back_to_the_rounding_step(tokenizer: ActionTokenizer) -> None:
+    chunks = smooth_chunks()
+
+    back, problems = tokenizer.decode(tokenizer.encode(chunks), STEPS, WIDTH)
+
+    assert problems == [None] * len(chunks)
+    assert back.dtype == np.float32
+    np.testing.assert_array_equal(tokenizer.coefficients(back), tokenizer.coefficients(chunks))
+
+
+def test_chunks_like_none_before_are_written_too(tokenizer: ActionTokenizer) -> None:
+    chunks = np.random.default_rng(3).normal(100, 20, (5, 1, 6))
+
+    back, problems = tokenizer.decode(tokenizer.encode(chunks), 1, 6)
+
+    assert problems == [None] * 5
+    np.testing.assert_array_equal(tokenizer.coefficients(back), tokenizer.coefficients(chunks))
+
+
+def test_a_fitted_vocabulary_shortens(tokenizer: ActionTokenizer) -> None:
+    quality = code_quality(tokenizer, smooth_chunks())
+
+    assert quality.lengths.mean() < STEPS * WIDTH / 2
+    assert (quality.exact, quality.in_range) == (1, 1)
+
+
+def test_fitting_again_gives_the_same_vocabulary(tokenizer: ActionTokenizer) -> None:
+    assert fitted(smooth_chunks()).document == tokenizer.document
+
+
+def test_ids_of_a_chunk_do_not_depend_on_its_neighbours(tokenizer: ActionTokenizer) -> None:
+    chunks = smooth_chunks()
+
+    assert tokenizer.encode(chunks) == [tokenizer.encode(one[None])[0] for one in chunks]
+
+
+def test_nothing_is_remembered_of_another_shape(tokenizer: ActionTokenizer) -> None:
+    before = tokenizer.encode(smooth_chunks())
+    tokenizer.encode(np.ones((2, 4, 3)))
+
+    assert tokenizer.encode(smooth_chunks()) == before
+
+
+def test_no_chunks_have_no_ids(tokenizer: ActionTokenizer) -> None:
+    assert tokenizer.encode(np.zeros((0, STEPS, WIDTH))) == []
+    assert tokenizer.decode([], STEPS, WIDTH)[1] == []
+
+
+def test_coefficients_below_the_lowest_are_counted() -> None:
+    chunks = np.array([[[0.0, -3.0]], [[0.0, 1.0]]])
+
+    encoded = ActionTokenizer(byte_document(), 10.0, -20).encode_counted(chunks)
+
+    assert encoded.clamped.tolist() == [1, 0]
+    assert encoded.ids[0] == [20, 0]
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        ([256], "256"),
+        ([-1], "-1"),
+        ([0xC3], "whole"),
+        ([], "0 coefficients"),
+        ([65] * 5, "5 coefficients"),
+    ],
+)
+def test_ids_that_are_no_chunk_are_reported(ids: list[int], reason: str) -> None:
+    chunks, problems = byte_tokenizer().decode([ids, [65, 66]], 1, 2)
+
+    assert reason in str(problems[0])
+    assert problems[1] is None
+    assert np.isnan(chunks[0]).all()
+    assert np.isfinite(chunks[1]).all()
+
+
+def test_an_id_that_the_vocabulary_skips_is_reported() -> None:
+    document = json.loads(byte_document())
+    document["model"]["vocab"]["ab"] = 300
+
+    tokenizer = ActionTokenizer(json.dumps(document), 10.0, 0)
+
+    assert tokenizer.decode([[299]], 1, 1)[1] != [None]
+    assert tokenizer.decode([[300]], 1, 2)[1] == [None]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    chunks = np.zeros((2, STEPS, WIDTH))
+    chunks[1, 3, 2] = value
+
+    with pytest.raises(DataError) as caught:
+        byte_tokenizer().encode(chunks)
+
+    assert (caught.value.code, caught.value.exit_code) == ("data.action_not_finite", 3)
+    assert caught.value.details == {"chunk": 1, "row": 3, "dimension": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (5_600.0, "data.action_not_encodable"),  # a surrogate
+        (120_000.0, "data.action_not_encodable"),  # above the last character
+        (1e30, "data.action_not_finite"),
+    ],
+)
+def test_values_without_a_character_are_refused(value: float, code: str) -> None:
+    chunks = np.full((1, 1, 1), value)
+
+    assert refusal(lambda: byte_tokenizer().encode(chunks)) == (code, 3)
+
+
+def test_a_coefficient_that_the_vocabulary_cannot_write_is_refused() -> None:
+    few = ActionTokenizer(byte_document(byte_characters()[:60]), 10.0, 0)
+
+    assert few.encode(np.full((1, 1, 1), 5.0)) == [[50]]
+    code = refusal(lambda: few.encode(np.full((1, 1, 1), 6.5)))
+    assert code == ("data.action_not_encodable", 3)
+
+
+def test_it_crosses_process_borders(tokenizer: ActionTokenizer) -> None:
+    chunks = smooth_chunks()[:3]
+    tokenizer.encode(chunks)
+
+    copy = pickle.loads(pickle.dumps(tokenizer))
+
+    assert copy == tokenizer
+    assert copy.encode(chunks) == tokenizer.encode(chunks)
+
+
+def test_the_digest_is_that_of_the_ids_not_of_the_layout(tokenizer: ActionTokenizer) -> None:
+    document = json.loads(tokenizer.document)
+    document["model"]["merges"] = [" ".join(one) for one in document["model"]["merges"]]
+    document["version"] = "another"
+
+    same = ActionTokenizer(json.dumps(document, sort_keys=True), 10, tokenizer.min_token)
+
+    assert same.digest == tokenizer.digest
+    assert ActionTokenizer(tokenizer.document, 10, 0).digest != tokenizer.digest
