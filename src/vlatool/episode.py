@@ -71,6 +71,16 @@ class PoseGroup:
     reference_position: str = ""
     reference_rotation: str = ""
 
+    def digest_form(self) -> tuple[str, dict[str, str]]:
+        """Name and fields that plan digests hold; outputs on disk depend on them."""
+        return "PoseGroup", {
+            "name": self.name,
+            "position_key": self.position_key,
+            "rotation_key": self.rotation_key,
+            "reference_position": self.reference_position,
+            "reference_rotation": self.reference_rotation,
+        }
+
 
 @dataclass(frozen=True)
 class Calibration:

@@ -111,6 +111,20 @@ class Profile:
             "raw": list(self.raw),
         }
 
+    def digest_form(self) -> tuple[str, dict[str, Any]]:
+        """Name and fields that plan digests hold; outputs on disk depend on them."""
+        return "Profile", {
+            "name": self.name,
+            "mean": self.mean,
+            "std": self.std,
+            "factors": self.factors,
+            "raw": self.raw,
+            "dimensions": self.dimensions,
+            "center": str(self.center),
+            "spread": str(self.spread),
+            "digest": self.digest,
+        }
+
     def _check(self) -> None:
         _need(bool(self.name and self.mean), "a profile needs a name and a mean")
         for key in ("std", "factors", "dimensions"):

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from vlatool import __version__
 from vlatool.storage.tree import files_below_each
 
 Item = TypeVar("Item")
 
 _STAT_THREADS = 16
-# Whose other version may give other bytes.
+# Part of every plan: raise it when the same options give other bytes, not with a release.
+_BYTES_VERSION = "0.1.0"
+# Packages of which another version may write other bytes.
 _SHAPING_PACKAGES = ("pillow", "pyvips-binary", "numpy", "av", "pyarrow", "scipy")
 
 
@@ -85,12 +86,16 @@ def present_inputs(
 
 
 def plan_digest(*parts: Any) -> str:
-    """A digest of values that shape an item's bytes, and of the software that makes them."""
-    return digest_of([*parts, __version__, zlib.ZLIB_RUNTIME_VERSION, _versions()])
+    """Digest of the values that shape the bytes of an item, and of the software that writes them."""
+    return digest_of([*parts, _BYTES_VERSION, zlib.ZLIB_RUNTIME_VERSION, _versions()])
 
 
 def digest_of(value: Any) -> str:
-    """A digest of nested plain values, dataclasses and configurations."""
+    """Digest of nested plain values, dataclasses and configurations.
+
+    A dataclass with a method `digest_form() -> (name, fields)` decides itself what is digested;
+    built-in ones have it, so that the digests on disk do not depend on identifiers.
+    """
     text = json.dumps(_plain(value), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -100,7 +105,9 @@ def _plain(value: Any) -> Any:
         private = value.__pydantic_private__ or {}
         return {**value.model_dump(mode="json"), **{k: _plain(v) for k, v in private.items()}}
     if is_dataclass(value) and not isinstance(value, type):
-        return {type(value).__name__: _plain(vars(value))}
+        form = getattr(value, "digest_form", None)
+        name, fields = form() if form else (type(value).__name__, vars(value))
+        return {name: _plain(fields)}
     if isinstance(value, Mapping):
         return [[str(key), _plain(item)] for key, item in value.items()]
     if isinstance(value, list | tuple):

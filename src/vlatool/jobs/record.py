@@ -286,10 +286,9 @@ def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
         options.append("in another output, which was made anew since")
     if options or before.complete:
         return options
-    if (before.version, before.journal) != (now.version, now.journal):
+    if before.journal != now.journal:
         earlier = f"vlatool {before.version}" if before.version else "an earlier vlatool"
-        own = "whose journal had another form" if before.version == now.version else ""
-        return [f"begun by {earlier} {own or f'(now {now.version})'}"]
+        return [f"begun by {earlier}, whose journal has another format"]
     return []
 
 

@@ -155,8 +155,14 @@ def test_incomplete_output_may_go_on_with_other_inputs(tmp_path: Path) -> None:
     assert claim(folder, record(1, episodes=["b"])) is not None
 
 
-def test_incomplete_output_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_incomplete_output_of_another_release_is_resumed(tmp_path: Path) -> None:
     folder = written(tmp_path / "out", replace(record(), version="0.0.1"))
+
+    assert claim(folder, record()) is not None
+
+
+def test_incomplete_output_with_another_journal_format_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path / "out", replace(record(), journal=1))
 
     assert refusal(folder, record()).code == "usage.output_differs"
 
