@@ -72,7 +72,7 @@ def batches_now(arguments: argparse.Namespace) -> Iterator[Any]:
     if arguments.crop or arguments.jitter:
         given["augmentation"] = {"image": image}
     config = kind.Config.model_validate(given)
-    facts = kind.read_facts(config)
+    facts = kind.load_info(config)
     config, _ = kind.derive(config, facts)
     order = SampleOrder(facts.datasets, OrderOptions.of(config, 42))
     first, workers = arguments.first // arguments.batch, arguments.workers

@@ -133,10 +133,10 @@ class Run:
         overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
         config = load_config(TrainConfig, presets=[PRESET], overrides=overrides).config
         self.kind = config.data_kind
-        self.facts = self.kind.read_facts(config.data)
+        self.facts = self.kind.load_info(config.data)
         self.config, _ = config.derive(self.facts)
         self.data = self.config.data
-        self.kept = self.kind.prepared(self.data, self.facts)
+        self.kept = self.kind.make_assets(self.data, self.facts)
         self.batch = batch
 
     @property

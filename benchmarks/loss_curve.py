@@ -90,23 +90,23 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
     from vlatool.loading.base import MicroBatch
     from vlatool.training.metrics import MetricsFile
     from vlatool.training.plan import TrainPlan
-    from vlatool.training.report import Reports
+    from vlatool.training.report import MetricsLogger
     from vlatool.training.runtime import Runtime
-    from vlatool.training.setup import begin
-    from vlatool.training.step import Contexts
+    from vlatool.training.setup import set_up
+    from vlatool.training.step import StepContexts
     from vlatool.training.trainer import Trainer
 
     runtime: Any = Runtime(config)
-    begun = begin(config, None, runtime, None)  # pyright: ignore[reportArgumentType]
+    begun = set_up(config, None, runtime, None)  # pyright: ignore[reportArgumentType]
     names = tuple(map(str, range(BATCH)))
     fed = (
         MicroBatch(one, names, tuple(range(number * BATCH, (number + 1) * BATCH)))
         for number, one in enumerate(batches(steps))
     )
     plan = TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0)
-    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
+    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     file = MetricsFile(metrics, NULL)
-    reports = Reports(file, NULL, NullProgress(), runtime, 1, steps)
+    reports = MetricsLogger(file, NULL, NullProgress(), runtime, 1, steps)
 
     def nothing(*_: Any) -> None:
         """In place of validation, pictures and checkpoints."""

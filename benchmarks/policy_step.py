@@ -37,7 +37,7 @@ from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts, OptimizerStepper
+from vlatool.training.step import OptimizerStepper, StepContexts
 
 WORDS, ACTION, CHUNK, PICTURES = 50432, 20, 16, 8
 RATE, DECAY, LIMIT = 1e-4, 0.01, 1.0
@@ -169,7 +169,7 @@ class Ours:
             parts, {"main": build_optimizer(spec, modules, config.hparams)}, {"model": self.average}
         )
         plan = TrainPlan(10_000, batch, batch, 1, (), 0)
-        self.contexts = Contexts(self.runtime, self.placed, config.hparams.seed, plan)
+        self.contexts = StepContexts(self.runtime, self.placed, config.hparams.seed, plan)
         self.mover = OptimizerStepper(
             config.hparams, 10_000, self.runtime, self.placed, self.contexts
         )
@@ -184,7 +184,7 @@ class Ours:
     def step(self) -> Tensor:
         """As the trainer makes it, but for the data and the report."""
         self.contexts.begin(self.state.step)
-        moved = self.mover.move("main", self.state, self.objective, [self.one], [0.0])
+        moved = self.mover.step("main", self.state, self.objective, [self.one], [0.0])
         self.average.update(moved.ok)
         self.state.step += 1
         return moved.totals[0] / moved.sums.count

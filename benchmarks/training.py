@@ -19,8 +19,8 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan
 from vlatool.training.runtime import Runtime
-from vlatool.training.setup import begin
-from vlatool.training.step import Contexts, OptimizerStepper
+from vlatool.training.setup import set_up
+from vlatool.training.step import OptimizerStepper, StepContexts
 from vlatool.training.transfer import prefetch_to_device
 
 
@@ -30,12 +30,12 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
     config = load_config(TrainConfig, presets=[preset], overrides=overrides).config
     kind, model_type = config.data_kind, config.model_type
-    facts = kind.read_facts(config.data)
+    facts = kind.load_info(config.data)
     config, _ = config.derive(facts)
     runtime = Runtime(config)
     plan = make_plan(config, facts.datasets, runtime.world_size)
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
-    kept = kind.prepared(config.data, facts)
+    kept = kind.make_assets(config.data, facts)
     batcher = model_type.batcher(config.model, config.data, kept, None, training=True)
     fake = partial(model_type.example, config.model, config.data, plan.micro_batch)
     reads = LoaderPlan(plan.micro_batch, num_workers=workers, drop_reasons=kind.drop_reasons)
@@ -50,8 +50,8 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     print(describe())
     print(f"loader alone, {workers} processes: {rate:.0f} samples/s")
 
-    begun = begin(config, facts, runtime, None)
-    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
+    begun = set_up(config, facts, runtime, None)
+    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     mover = OptimizerStepper(config.hparams, plan.total_steps, runtime, begun.placed, contexts)
     moved = list(prefetch_to_device(iter(batches), runtime.device))
     for index in range(steps + 10):
@@ -59,7 +59,7 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
             started = time.perf_counter()
         one = moved[index % len(moved)]
         for name in begun.objective.optimizers_at(0):
-            last = mover.move(name, begun.state, begun.objective, [one], [])
+            last = mover.step(name, begun.state, begun.objective, [one], [])
         begun.state.step += 1
     last.on_host.read()
     milliseconds = 1000 * (time.perf_counter() - started) / steps

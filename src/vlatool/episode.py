@@ -114,11 +114,11 @@ class EpisodeRef:
     files: tuple[Path, ...] = ()
     language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    held_out: str = ""
+    excluded: str = ""
 
 
 @dataclass(frozen=True)
-class FieldFacts:
+class FieldSpec:
     """A field as the data declare it.
 
     Attributes:
@@ -149,7 +149,7 @@ class Survey:
 
     episodes: int
     cameras: Mapping[str, tuple[int, int] | None]
-    fields: Mapping[str, FieldFacts]
+    fields: Mapping[str, FieldSpec]
     frames: int | None = None
     fps: float | None = None
     action_fields: tuple[str, ...] = ()

@@ -49,7 +49,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Kind:
+class FindingCode:
     """What a code stands for, in one line, and what to do about it."""
 
     severity: Severity
@@ -58,7 +58,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Family:
+class FindingCodes:
     """The codes that begin with `name`.
 
     Attributes:
@@ -69,7 +69,7 @@ class Family:
     """
 
     name: str
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, FindingCode]
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, code: str, message: str, **place: Any) -> Finding:
@@ -84,7 +84,7 @@ class Family:
         known = {part: value for part, value in place.items() if value is not None}
         return Finding(f"{self.name}.{code}", kind.severity, message, known, kind.action)
 
-    def refusal(self, error: DataError, code: str = "", **place: Any) -> Finding:
+    def from_error(self, error: DataError, code: str = "", **place: Any) -> Finding:
         """The refusal of a reader as a finding of this family, where it has such a code.
 
         Args:
@@ -125,7 +125,7 @@ class Collector:
         found: Findings so far, in order.
     """
 
-    def __init__(self, family: Family, *, strict: bool, **place: Any) -> None:
+    def __init__(self, family: FindingCodes, *, strict: bool, **place: Any) -> None:
         """Begins empty; `place` is where every finding is."""
         self.strict = strict
         self.found: list[Finding] = []
@@ -136,7 +136,7 @@ class Collector:
         """Keeps a finding of the family; never raises."""
         self.add(self._family, code, message, **place)
 
-    def add(self, family: Family, code: str, message: str, /, **place: Any) -> None:
+    def add(self, family: FindingCodes, code: str, message: str, /, **place: Any) -> None:
         """Keeps a finding of another family; never raises.
 
         An error that reading tolerates is a warning there.
@@ -146,11 +146,11 @@ class Collector:
             finding = replace(finding, severity="warning")
         self.found.append(finding)
 
-    def refuse(self, error: DataError, code: str = "", **place: Any) -> None:
+    def add_error(self, error: DataError, code: str = "", **place: Any) -> None:
         """Raises the error, or keeps it; `code` as in `Family.refusal`."""
         if self.strict:
             raise error
-        self.found.append(self._family.refusal(error, code, **self._place, **place))
+        self.found.append(self._family.from_error(error, code, **self._place, **place))
 
     def attempt(self, step: Callable[[], T], code: str = "", **place: Any) -> T | None:
         """What a step returns; None where it refuses, which is kept.
@@ -161,5 +161,5 @@ class Collector:
         try:
             return step()
         except DataError as error:
-            self.refuse(error, code, **place)
+            self.add_error(error, code, **place)
             return None

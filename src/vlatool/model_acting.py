@@ -19,7 +19,7 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.reader import RoboticsReader
-from vlatool.models.policy import Observation, Policy
+from vlatool.models.policy import Observation, RoboticsPolicy
 
 _SEEN = 2
 _STEPS = 3
@@ -28,7 +28,7 @@ _STEPS = 3
 def check_acting(trained: TrainedPolicy, facts: RoboticsInfo) -> None:
     """A policy of robotics data acts on samples, in a control loop and in an evaluation."""
     policy = trained.policy
-    assert isinstance(policy, Policy), (
+    assert isinstance(policy, RoboticsPolicy), (
         f"policy gives a {type(policy).__name__}; for robotics data it is a vlatool.models.policy."
         "Policy, or None for what does not act"
     )
@@ -64,7 +64,7 @@ def _check_uses(
     evaluate_open_loop(trained, facts, config, fit, NullProgress())
 
 
-def _samples(policy: Policy, facts: RoboticsInfo) -> list[DecodedSample]:
+def _samples(policy: RoboticsPolicy, facts: RoboticsInfo) -> list[DecodedSample]:
     """A few, with the measured poses that actions are relative to."""
     changes = {"proprioception_fields": list(policy.fields)}
     data = policy.data.model_copy(
@@ -78,7 +78,7 @@ def _samples(policy: Policy, facts: RoboticsInfo) -> list[DecodedSample]:
     return samples
 
 
-def _observation(policy: Policy, sample: DecodedSample) -> Observation:
+def _observation(policy: RoboticsPolicy, sample: DecodedSample) -> Observation:
     seen = {name: sample.fields[name][: policy.past + 1] for name in policy.fields}
     return Observation(sample.images, seen, sample.instruction)
 

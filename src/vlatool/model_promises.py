@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlatool.config.base import ConfigModel
-from vlatool.loading.base import DataKind, Facts
+from vlatool.loading.base import DataKind, DatasetInfo
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
 from vlatool.models.base import Loss, ModelType, Objective, Part
@@ -29,7 +29,7 @@ Data = str | Path | Mapping[str, Any] | None
 
 def trial_config(
     model_type: ModelType, section: ConfigModel, data: Data, folder: Path
-) -> tuple[TrainConfig, Facts]:
+) -> tuple[TrainConfig, DatasetInfo]:
     """The derived configuration of short runs and the facts of their data.
 
     Args:
@@ -47,7 +47,7 @@ def trial_config(
         hparams=HParams.model_validate(_HPARAMS),
         ema=EmaConfig(enabled=True),
     )
-    facts = config.data_kind.read_facts(config.data)
+    facts = config.data_kind.load_info(config.data)
     assert sum(one.size for one in facts.datasets), "read_facts finds no sample in the data"
     for name, value in facts.fingerprint.items():
         assert isinstance(value, str), f"the fingerprint {name!r} is a {type(value).__name__}"

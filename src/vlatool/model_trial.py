@@ -17,7 +17,7 @@ from vlatool.artifacts.checkpoint import part_weights
 from vlatool.artifacts.run_dir import Retention, RunDir, read_metrics
 from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NULL, NullProgress
-from vlatool.loading.base import Batch, Dropped, Facts, MicroBatch
+from vlatool.loading.base import Batch, DatasetInfo, DroppedSample, MicroBatch
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.model_acting import check_acting
@@ -40,15 +40,15 @@ from vlatool.models.base import ModelType
 from vlatool.models.weights import load_weights
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
-from vlatool.training.data import Feed
-from vlatool.training.images import Show
+from vlatool.training.data import DataStreams
+from vlatool.training.images import ImageLogger
 from vlatool.training.metrics import MetricsFile
 from vlatool.training.plan import TrainPlan
 from vlatool.training.reduction import LossSums
-from vlatool.training.report import Reports
+from vlatool.training.report import MetricsLogger
 from vlatool.training.runtime import Runtime
-from vlatool.training.setup import TrainSetup, begin
-from vlatool.training.step import Contexts
+from vlatool.training.setup import TrainSetup, set_up
+from vlatool.training.step import StepContexts
 from vlatool.training.trainer import Trainer
 from vlatool.training.transfer import prefetch_to_device
 from vlatool.training.validation import Validation
@@ -84,9 +84,9 @@ class _Run:
     stops_at: int = -1
 
     @property
-    def contexts(self) -> Contexts:
+    def contexts(self) -> StepContexts:
         """What the objective may know of a moment."""
-        return Contexts(self.runtime, self.begun.placed, self.config.hparams.seed, self.plan)
+        return StepContexts(self.runtime, self.begun.placed, self.config.hparams.seed, self.plan)
 
     def fit(self, batches: Iterator[MicroBatch], one: MicroBatch) -> None:
         """Trains to the end of the plan, or to the stop.
@@ -97,7 +97,7 @@ class _Run:
         """
         begun, runtime, plan, contexts = self.begun, self.runtime, self.plan, self.contexts
         metrics = MetricsFile(self.dir.metrics, NULL)
-        reports = Reports(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
+        reports = MetricsLogger(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
         trainer = Trainer(
             plan=plan,
             h=self.config.hparams,
@@ -112,7 +112,7 @@ class _Run:
                 contexts,
                 reports,
             ),
-            show=Show(self.dir, begun.objective, runtime, contexts),
+            show=ImageLogger(self.dir, begun.objective, runtime, contexts),
             save=lambda state: save_checkpoint(self.dir, state, runtime, Retention()),
             stop_asked=lambda: SIGTERM if begun.state.step == self.stops_at - 1 else None,
         )
@@ -153,7 +153,7 @@ class ModelChecks:
     """
 
     config: TrainConfig
-    facts: Facts
+    facts: DatasetInfo
     folder: Path
 
     @property
@@ -193,7 +193,7 @@ class ModelChecks:
         check_batch("example", example, SAMPLES)
         run = self._begun("batches")
         order = SampleOrder(self.facts.datasets, OrderOptions.of(self.config.data, 0))
-        feed = Feed(self.config, self.facts, order, _LEARNING, run.runtime, run.dir.root)
+        feed = DataStreams(self.config, self.facts, order, _LEARNING, run.runtime, run.dir.root)
         with feed.training(0) as batches:
             one = next(batches)
         assert not one.is_dummy, f"no sample could be used: {one.first_drop}"
@@ -209,10 +209,10 @@ class ModelChecks:
         check_pickles("the reader", reader)
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
         read = reader.read(order.places(range(_FEWER)), rngs)
-        samples = [one for one in read if not isinstance(one, Dropped)]
+        samples = [one for one in read if not isinstance(one, DroppedSample)]
         assert len(read) == _FEWER, f"read gives {len(read)} samples for {_FEWER} places"
         batches: list[Batch] = []
-        for given in (kind.prepared(data, self.facts), kind.kept(data, root)):
+        for given in (kind.make_assets(data, self.facts), kind.load_assets(data, root)):
             batcher = self.model_type.batcher(self.config.model, data, given, root, training=False)
             check_pickles("the batcher", batcher)
             batches.append(batcher(samples))
@@ -240,7 +240,7 @@ class ModelChecks:
         for name in objective.optimizers_at(step):
             spec, turn, sums = specs[name], [*specs].index(name), LossSums(run.runtime.device)
             run.begun.state.optimizers[name].zero_grad(set_to_none=True)
-            with placed.moving(spec.parts):
+            with placed.only_trains(spec.parts):
                 with run.runtime.autocast():
                     loss = objective.loss(name, batch, contexts.of(step, one, turn))
                 check_loss(f"the loss of {name!r}", loss)
@@ -253,7 +253,7 @@ class ModelChecks:
             check_unchanged(before, run.buffers(), why)
             with torch.no_grad():
                 no = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
-                objective.settle(name, sums.reduced(run.runtime, []).sums, no)
+                objective.update_buffers(name, sums.reduced(run.runtime, []).sums, no)
             why = f"settle of {name!r} changes the buffer {{}} where ok is false"
             check_unchanged(before, run.buffers(), why)
         return found
@@ -286,7 +286,7 @@ class ModelChecks:
         """What acts does so from a checkpoint and what was kept beside it, as evaluation does."""
         config, root = self.config, trained.dir.root
         at = trained.dir.checkpoint(_LEARNING.total_steps)
-        kept = config.data_kind.kept(config.data, root)
+        kept = config.data_kind.load_assets(config.data, root)
         parts: dict[str, nn.Module] = {}
         for name, part in self.model_type.build(config.model).items():
             if part.saved:
@@ -342,9 +342,9 @@ class ModelChecks:
         config = self.config.model_copy(update={"hparams": h})
         runtime = Runtime(config)
         if checkpoint is None:
-            config.data_kind.keep(config.data, self.facts, run.root)
-            self.model_type.keep(config.model, run.root)
-        return _Run(config, run, plan, runtime, begin(config, self.facts, runtime, checkpoint))
+            config.data_kind.save_assets(config.data, self.facts, run.root)
+            self.model_type.save_assets(config.model, run.root)
+        return _Run(config, run, plan, runtime, set_up(config, self.facts, runtime, checkpoint))
 
     def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> MicroBatch:
         rows = () if is_dummy else tuple(range(first, first + size))

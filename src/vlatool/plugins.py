@@ -43,7 +43,7 @@ class Artifact:
         page: (report, location, path, PageRequest) -> None, in `pages`; empty where there is none.
     """
 
-    recognise: str
+    recognize: str
     verify: str
     inspect: str
     page: str = ""
@@ -91,7 +91,7 @@ class Registry(Generic[T]):
             details={"known": self.names()},
         )
 
-    def having(self, key: str) -> list[str]:
+    def names_with_key(self, key: str) -> list[str]:
         """Names whose configuration class declares a key; what cannot be imported is left out."""
         found: list[str] = []
         for name in self.names():

@@ -11,12 +11,12 @@ from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.jobs.files import NAME as LIST
 from vlatool.jobs.files import contains_only, is_listed, output_files, remove_owned
-from vlatool.jobs.job import JobOptions, Run
+from vlatool.jobs.job import JobOptions, JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import Executor, SerialExecutor
 from vlatool.sinks.base import MakeSink, SinkConfig, SinkSetup, Work
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 from vlatool.verification.output import check_files
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.sample import SampleConfig, sample
@@ -134,7 +134,7 @@ class SinkChecks:
 
     def contents(self, name: str) -> dict[str, bytes]:
         """What must not depend on how often a run was killed, nor on where it worked."""
-        output, unlisted = self.folder / name, self.job(name).spec.unlisted
+        output, unlisted = self.folder / name, self.job(name).spec.volatile
         names = [file.name for file in output_files(output) if is_listed(file.name, unlisted)]
         return {one: (output / one).read_bytes() for one in (*names, LIST)}
 
@@ -164,7 +164,7 @@ class SinkChecks:
         """One that is killed, at the end of `finish` if not before, and goes on."""
 
         def finish_and_die(sink: Any) -> Callable[..., None]:
-            def finish(receipts: Iterator[Receipt], run: Run) -> None:
+            def finish(receipts: Iterator[Receipt], run: JobRun) -> None:
                 sink.finish(receipts, run)
                 raise _SimulatedKill
 
@@ -208,5 +208,5 @@ class SinkChecks:
 
     def _check_files(self, job: PreprocessJob) -> None:
         """Whether the list is that of what was written."""
-        found = [one.message for one in check_files(job.spec.output, Check())]
+        found = [one.message for one in check_files(job.spec.output, CheckOptions())]
         assert not found, f"finish does not tell of its files as they are: {found}"

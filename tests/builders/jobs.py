@@ -12,7 +12,7 @@ import numpy as np
 
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
 from vlatool.jobs.inputs import InputState, present_inputs
-from vlatool.jobs.job import JobOptions, JobSpec, Ranks, Run
+from vlatool.jobs.job import JobOptions, JobRun, JobSpec, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
@@ -89,7 +89,7 @@ class ToyJob:
             output=output,
             record=OutputRecord("toy", {"case": "lower"}),
             title="toy",
-            noun="word",
+            item_name="word",
             plan="plain",
             work=work or Write(output),
             owned=OWNED,
@@ -106,7 +106,7 @@ class ToyJob:
     def begin(self) -> None:
         remove_file(self.spec.output / ALL)
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         done = list(receipts)
         write_text(self.spec.output / ALL, " ".join(map(self._word, done)))
         return [*(file for one in done for file in one.files), file_entry(self.spec.output, ALL)]
@@ -114,11 +114,11 @@ class ToyJob:
     def _word(self, receipt: Receipt) -> str:
         return "".join(receipt.arrays["letters"] if self.spec.has_arrays else receipt.facts["word"])
 
-    def result(self, run: Run) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> Mapping[str, Any]:
         return {"letters": run.sums.get("letters", 0), "failures": run.failures}
 
 
-def run_toy(job: ToyJob, executor: Executor | None = None, **options: Any) -> Run:
+def run_toy(job: ToyJob, executor: Executor | None = None, **options: Any) -> JobRun:
     """One run of a job, in this process unless said otherwise."""
     chosen = JobOptions(**options)
     return run_job(job, executor or SerialExecutor(), options=chosen)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.job import Run
+from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary
 from vlatool.storage.atomic import open_atomic, remove_file, write_json
@@ -49,7 +49,7 @@ class ToySink:
 
     Config: ClassVar[type[SinkConfig]] = ToyConfig
     owned: ClassVar[Sequence[str]] = ("episodes/*.jsonl", INDEX)
-    unlisted: ClassVar[Sequence[str]] = ()
+    volatile: ClassVar[Sequence[str]] = ()
     next_step: ClassVar[str] = ""
 
     def __init__(self, config: ToyConfig, setup: SinkSetup) -> None:
@@ -62,7 +62,7 @@ class ToySink:
         """Takes the index away."""
         remove_file(self._setup.output / INDEX)
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Writes the index."""
         files: list[FileEntry] = [file for receipt in receipts for file in receipt.files]
         lines = {file.path: file.samples or 0 for file in files}

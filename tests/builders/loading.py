@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.loading.base import Dropped, MicroBatch, Place
+from vlatool.loading.base import DroppedSample, MicroBatch, SampleRef
 from vlatool.loading.loader import BatchLoader, LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import RoboticsDataConfig
@@ -58,7 +58,7 @@ def opened(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, RoboticsInf
         dataset_manifest=[str(folder) for folder in folders],
         **{"action_fields": [FIELD], **keys},
     )
-    facts = RoboticsKind().read_facts(config)
+    facts = RoboticsKind().load_info(config)
     return RoboticsKind().derive(config, facts)[0], facts
 
 
@@ -104,18 +104,18 @@ class PlacesReader:
     """
 
     def __init__(self, broken: int = 0) -> None:
-        self.asked: list[Place] = []
+        self.asked: list[SampleRef] = []
         self._broken = broken
 
     def read(
-        self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
-    ) -> list[Named | Dropped]:
+        self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
+    ) -> list[Named | DroppedSample]:
         """See `loading.base.SampleReader`."""
         self.asked += places
         return [self._read(place, rng) for place, rng in zip(places, rngs, strict=True)]
 
-    def _read(self, place: Place, rng: np.random.Generator) -> Named | Dropped:
-        name = f"{place.dataset}/{place.block}/{place.sample}/{rng.integers(1 << 30)}"
+    def _read(self, place: SampleRef, rng: np.random.Generator) -> Named | DroppedSample:
+        name = f"{place.dataset}/{place.shard}/{place.sample}/{rng.integers(1 << 30)}"
         if self._broken and place.sample % self._broken == 0:
-            return Dropped("broken", name, f"{name} is broken")
+            return DroppedSample("broken", name, f"{name} is broken")
         return Named(name)

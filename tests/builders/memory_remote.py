@@ -6,30 +6,37 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from vlatool.storage.remote import Body, ConditionFailed, Facts, Page, RangeNotSatisfiable, Upload
-from vlatool.storage.retry import Trouble, network_retry_advice
+from vlatool.storage.remote import (
+    Body,
+    ConditionFailed,
+    ListPage,
+    ObjectInfo,
+    RangeNotSatisfiable,
+    Upload,
+)
+from vlatool.storage.retry import RetryAdvice, network_retry_advice
 
 
 class Memory:
     """Objects of a place, such as `memory://x`; every place has its own."""
 
-    lists = True
-    places: ClassVar[dict[str, dict[str, tuple[bytes, Facts]]]] = {}
+    can_list = True
+    places: ClassVar[dict[str, dict[str, tuple[bytes, ObjectInfo]]]] = {}
 
     def __init__(self, place: str) -> None:
         self.objects = self.places.setdefault(place, {})
 
-    def look(self, key: str) -> Facts:
+    def head(self, key: str) -> ObjectInfo:
         return self._object(key)[1]
 
-    def page(self, below: str, delimiter: str, token: str, at_most: int) -> Page:
+    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         keys = [key for key in sorted(self.objects) if key.startswith(below)]
         if not delimiter:
-            return Page([(key, self.objects[key][1]) for key in keys if key > token][:at_most])
+            return ListPage([(key, self.objects[key][1]) for key in keys if key > token][:at_most])
         folders = {below + key[len(below) :].partition("/")[0] + "/" for key in keys}
         files = [key for key in keys if "/" not in key[len(below) :]]
         found = [(key, self.objects[key][1]) for key in files]
-        return Page(found, sorted(folders - {f"{key}/" for key in files}))
+        return ListPage(found, sorted(folders - {f"{key}/" for key in files}))
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
         data, facts = self._object(key)
@@ -46,7 +53,7 @@ class Memory:
         if etag not in (None, there):
             raise ConditionFailed
         digest = hashlib.sha256(data).hexdigest()
-        self.objects[key] = (data, Facts(len(data), time.time(), digest))
+        self.objects[key] = (data, ObjectInfo(len(data), time.time(), digest))
         return digest
 
     def multipart(self, key: str) -> Upload:
@@ -61,14 +68,14 @@ class Memory:
             self.objects.pop(key, None)
         return ()
 
-    def trouble(self, error: Exception) -> Trouble | None:
+    def retry_advice(self, error: Exception) -> RetryAdvice | None:
         return network_retry_advice(error)
 
-    def translated(self, error: Exception, where: str) -> Exception:
+    def map_error(self, error: Exception, where: str) -> Exception:
         del where
         return error
 
-    def _object(self, key: str) -> tuple[bytes, Facts]:
+    def _object(self, key: str) -> tuple[bytes, ObjectInfo]:
         if key not in self.objects:
             raise FileNotFoundError(2, "no such object", key)
         return self.objects[key]

@@ -17,10 +17,10 @@ from vlatool.training.metrics import MetricsFile
 from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
-from vlatool.training.report import Reports
+from vlatool.training.report import MetricsLogger
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts
+from vlatool.training.step import StepContexts
 from vlatool.training.trainer import Trainer
 
 GLOBAL_BATCH = 16
@@ -43,10 +43,12 @@ class Regression(Objective):
         count = batch["mask"].sum()
         return Loss(error.sum(), count, {"error": error.detach().sum(), "n": count})
 
-    def settle(self, optimizer: str, sums: Mapping[str, torch.Tensor], ok: torch.Tensor) -> None:
+    def update_buffers(
+        self, optimizer: str, sums: Mapping[str, torch.Tensor], ok: torch.Tensor
+    ) -> None:
         self.settled.append((optimizer, float(sums["n"]), bool(ok)))
 
-    def figures(
+    def metrics(
         self, turn: str, sums: Mapping[str, torch.Tensor], count: float
     ) -> Mapping[str, float]:
         del turn
@@ -95,8 +97,8 @@ class Fixture:
             h=h,
             runtime=runtime,
             placed=placed,
-            contexts=Contexts(runtime, placed, h.seed, plan),
-            reports=Reports(
+            contexts=StepContexts(runtime, placed, h.seed, plan),
+            reports=MetricsLogger(
                 MetricsFile(self.metrics if runtime.is_main else None, NULL),
                 NULL,
                 NullProgress(),

@@ -57,7 +57,7 @@ class GanObjective(Objective):
         return {"generator": OptimizerSpec(("model",)), "critic": critic}
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
-        noised = batch["x"] + 0.1 * ctx.draws.normal(WIDTH)
+        noised = batch["x"] + 0.1 * ctx.rng.normal(WIDTH)
         return {**batch, "noised": noised, "target": ctx.parts["teacher"](batch["x"])}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
@@ -74,17 +74,17 @@ class GanObjective(Objective):
         rows = torch.histc(real.detach().float(), 4, -1, 1)
         return Loss(total, count, {"real": real.detach().sum(), "n": count, "rows": rows})
 
-    def settle(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
+    def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
         if optimizer == "critic":
             new = self._means.real.lerp((sums["real"] / sums["n"].clamp(min=1)).float(), 0.1)
             self._means.real.copy_(torch.where(ok, new, self._means.real))
 
-    def figures(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+    def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         if turn == "critic":
             return {"real": float(sums["real"] / sums["n"]), "rows": float(sums["rows"].sum())}
         return {"error": float(sums["error"]) / max(count, 1.0)}
 
-    def watch(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+    def check_metrics(self, figures: Mapping[str, float]) -> Sequence[Finding]:
         if figures.get("critic/real", 0.0) < -0.9:
             return [Finding("toy.critic", "warning", "the critic dislikes everything")]
         return ()

@@ -22,14 +22,14 @@ from vlatool.errors import DataError
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
-from vlatool.training.data import Feed
+from vlatool.training.data import DataStreams
 from vlatool.training.metrics import MetricsFile
 from vlatool.training.plan import make_plan
-from vlatool.training.report import Reports
+from vlatool.training.report import MetricsLogger
 from vlatool.training.runtime import Runtime
-from vlatool.training.setup import TrainSetup, begin
+from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts
+from vlatool.training.step import StepContexts
 from vlatool.training.trainer import Trainer
 from vlatool.workflows.train import TrainResult, train
 
@@ -159,16 +159,16 @@ def halted(root: Path) -> str:
     return "nothing"
 
 
-def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, Feed]:
+def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, DataStreams]:
     """The trainer of a run, without a run folder."""
-    facts = config.data_kind.read_facts(config.data)
+    facts = config.data_kind.load_info(config.data)
     runtime = Runtime(config)
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = make_plan(config, facts.datasets, runtime.world_size)
-    begun = begin(config, facts, runtime, None)
-    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
+    begun = set_up(config, facts, runtime, None)
+    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     metrics = MetricsFile(None, NULL)
-    reports = Reports(
+    reports = MetricsLogger(
         metrics, NULL, NullProgress(), runtime, 1, plan.total_steps, config.data_kind.drop_reasons
     )
     trainer = Trainer(
@@ -183,7 +183,7 @@ def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, F
         save=_nothing,
         stop_asked=lambda: None,
     )
-    return trainer, begun, Feed(config, facts, order, plan, runtime, root)
+    return trainer, begun, DataStreams(config, facts, order, plan, runtime, root)
 
 
 def _nothing(*_: Any) -> None:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
-from vlatool.loading.base import Block, DataSet, Dropped, Place
+from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
 from vlatool.loading.config import LoadingConfig
 from vlatool.models.base import ModelType, Objective, Part
 
@@ -86,16 +86,16 @@ class NumbersFacts:
 class NumbersReader:
     datasets: tuple[DataSet, ...]
 
-    def read(self, places: Sequence[Place], rngs: Sequence[np.random.Generator]) -> list[Any]:
+    def read(self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]) -> list[Any]:
         del rngs
         return [self._row(place) for place in places]
 
-    def _row(self, place: Place) -> Row | Dropped:
-        block = self.datasets[place.dataset].blocks[place.block]
+    def _row(self, place: SampleRef) -> Row | DroppedSample:
+        block = self.datasets[place.dataset].blocks[place.shard]
         values = np.load(block.location, mmap_mode="r")[place.sample]
         key = f"{block.location.stem}-{place.sample}"
         if not np.isfinite(values).all():
-            return Dropped("no_number", key, f"row {key} is not a number")
+            return DroppedSample("no_number", key, f"row {key} is not a number")
         return Row(key, np.array(values))
 
 
@@ -105,7 +105,7 @@ class NumbersKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("folders",)
     drop_reasons: ClassVar[tuple[str, ...]] = ("no_number",)
 
-    def read_facts(self, config: NumbersConfig) -> NumbersFacts:
+    def load_info(self, config: NumbersConfig) -> NumbersFacts:
         if not config.folders:
             raise DataError("no folder is given", code="data.no_dataset")
         digest, sets = hashlib.sha256(), list[DataSet]()
@@ -113,7 +113,7 @@ class NumbersKind:
             paths = sorted(Path(name).glob("*.npy"))
             for path in paths:
                 digest.update(path.read_bytes())
-            blocks = [Block(path, len(np.load(path, mmap_mode="r"))) for path in paths]
+            blocks = [ShardInfo(path, len(np.load(path, mmap_mode="r"))) for path in paths]
             sets.append(DataSet(Path(name).name, tuple(blocks)))
         return NumbersFacts(tuple(sets), digest.hexdigest())
 
@@ -129,13 +129,13 @@ class NumbersKind:
         del config
         return NumbersReader(facts.datasets)
 
-    def prepared(self, config: NumbersConfig, facts: NumbersFacts) -> None:
+    def make_assets(self, config: NumbersConfig, facts: NumbersFacts) -> None:
         del config, facts
 
-    def keep(self, config: NumbersConfig, facts: NumbersFacts, folder: Path) -> None:
+    def save_assets(self, config: NumbersConfig, facts: NumbersFacts, folder: Path) -> None:
         del config, facts, folder
 
-    def kept(self, config: NumbersConfig, folder: Path) -> None:
+    def load_assets(self, config: NumbersConfig, folder: Path) -> None:
         del config, folder
 
 

@@ -294,7 +294,7 @@ def test_decoded_pictures_are_those_that_the_tokenizer_draws(
 ) -> None:
     result = _decoded(whole, tokenizer, tmp_path / "out")
     found = CodesFolder.open(whole).read("episode_000002")
-    drawn = open_code_maker(tokenizer, CPU).draw(found.codes.astype(np.int64))
+    drawn = open_code_maker(tokenizer, CPU).decode(found.codes.astype(np.int64))
     path = tmp_path / f"out/episode_000002/{found.stems[4]}.png"
     assert result.pictures == PICTURES
     assert np.array_equal(np.asarray(Image.open(path)), drawn[4])

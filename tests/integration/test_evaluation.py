@@ -37,7 +37,7 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.models.policy import Observation, Policy
+from vlatool.models.policy import Observation, RoboticsPolicy
 from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import open_loop, open_loop_facts, rollout
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -480,7 +480,7 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
     }  # fmt: skip
     chunk = rng.normal(size=(1, 4, sum(widths.values())))
     group = PoseGroup("arm", xyz, rot)
-    policy = Policy(
+    policy = RoboticsPolicy(
         Still(chunk), lambda samples: {"samples": samples}, kept(data, statistics, [group])
     )
     assert {actual_xyz, actual_rot} <= policy.fields.keys()
@@ -514,7 +514,9 @@ def test_earlier_commands_are_seen_from_the_current_pose() -> None:
     group = PoseGroup("arm", xyz, rot)
     nothing: Any = None
     one = {"mean": [0.0], "std": [1.0], "min": [0.0], "max": [1.0]}
-    policy = Policy(nothing, nothing, kept(data, dict.fromkeys(data.action_fields, one), [group]))
+    policy = RoboticsPolicy(
+        nothing, nothing, kept(data, dict.fromkeys(data.action_fields, one), [group])
+    )
     # Source: lbm-data 8.3, relative pose
     now = {
         actual_xyz: np.array([[9.0, 9.0, 9.0], [1.0, 2.0, 3.0]]),

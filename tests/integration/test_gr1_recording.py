@@ -39,7 +39,7 @@ def episodes() -> list[Episode]:
         pytest.skip(f"no GR1 recording at {recording()}; set VLATOOL_GR1 to its folder")
     reader = LeRobotReader(LeRobotConfig())
     refs = list(reader.discover([recording()]))
-    assert [one.code for one in reader.noticed] == [
+    assert [one.code for one in reader.source_findings] == [
         "lerobot.template_mismatch",
         "lerobot.template_mismatch",
         "lerobot.camera_without_files",

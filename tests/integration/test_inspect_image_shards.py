@@ -12,7 +12,7 @@ from tests.builders.images import image_shards, picture, saved, window_tree
 from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.errors import DataError
 from vlatool.plugins import recognise
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 from vlatool.verification.image_shards import check_image_shards
 from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
 
@@ -42,7 +42,7 @@ def published(shards: Path) -> Path:
 
 
 def codes(location: Path, *, full: bool = False) -> Counter[str]:
-    check = Check(None if full else 200, full)
+    check = CheckOptions(None if full else 200, full)
     return Counter(one.code for one in check_image_shards(location, check))
 
 

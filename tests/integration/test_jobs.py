@@ -23,13 +23,13 @@ from vlatool.errors import BugError, DataError, PartialFailure, UsageError
 from vlatool.jobs.append_log import AppendLog, read_log
 from vlatool.jobs.files import FileEntry, changed_files, digests_below, read_file_list
 from vlatool.jobs.inputs import InputState
-from vlatool.jobs.job import JobOptions, Ranks, Run, failure_of
+from vlatool.jobs.job import JobOptions, JobRun, Ranks, failure_of
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import ProcessExecutor, SerialExecutor
 from vlatool.storage.remote_path import RemotePath
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 from vlatool.verification.output import check_files
 
 WORDS = "ant bird cat dog eel"
@@ -90,7 +90,7 @@ def test_item_whose_file_was_changed_after_the_kill_is_done_again(
 class Hasty(ToyJob):
     """Gives up before it has seen all."""
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         next(receipts)
         raise DataError(f"{next(receipts).item} does not fit")
 
@@ -393,7 +393,7 @@ def test_output_inside_is_not_in_the_list_of_its_parent(
 
 
 def test_output_inside_is_nothing_that_verify_finds(nested: Path) -> None:
-    assert [list(check_files(one, Check())) for one in (nested, nested / INNER)] == [[], []]
+    assert [list(check_files(one, CheckOptions())) for one in (nested, nested / INNER)] == [[], []]
 
 
 def test_output_inside_does_not_change_its_parent(nested: Path) -> None:
@@ -434,7 +434,7 @@ def test_folder_is_one_entry_of_the_list(tmp_path: Path) -> None:
 
     bird = next(one for one in read_file_list(tmp_path) or () if one.path == "words/bird/")
     assert (bird.count, bird.bytes) == (4, 4)
-    assert list(check_files(tmp_path, Check())) == []
+    assert list(check_files(tmp_path, CheckOptions())) == []
 
 
 def test_file_that_is_missing_from_a_listed_folder_is_noticed(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_output_inside_a_listed_folder_is_no_change_of_the_folder(tmp_path: Path
     run_toy(ToyJob(tmp_path / "words/bird/deep", "fox"))
 
     assert changed_files(tmp_path) == []
-    assert list(check_files(tmp_path, Check())) == []
+    assert list(check_files(tmp_path, CheckOptions())) == []
     words = ToyJob(tmp_path, f"{WORDS} fly", Write(tmp_path, is_folder=True), grows=True)
     assert run_toy(words).resumed == 5
     assert (tmp_path / "words/bird/deep" / ALL).read_text() == "fox"

@@ -29,7 +29,7 @@ from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.controllers import PolicyController
 from vlatool.evaluation.history import ImageFit
 from vlatool.evaluation.trained_policy import load_trained
-from vlatool.models.policy import Observation, Policy
+from vlatool.models.policy import Observation, RoboticsPolicy
 from vlatool.workflows.evaluate import with_world_mapping
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT, register_environments
@@ -84,7 +84,7 @@ def test_says_what_it_sees_and_commands(policy: PolicyRunner) -> None:
     assert policy.cameras == tuple(CAMERAS)
     assert policy.fields == {XYZ: 3, HAND: 1, ROT: 6}
     assert policy.actions == {XYZ_COMMAND: 3, HAND_COMMAND: 1}
-    assert (policy.fps, policy.chunk, policy.weights) == (10.0, 7, "ema")
+    assert (policy.fps, policy.horizon, policy.weights) == (10.0, 7, "ema")
 
 
 def test_plan_has_a_row_per_step_of_each_action(policy: PolicyRunner) -> None:
@@ -124,7 +124,7 @@ def test_commands_are_those_of_a_rollout(run: Path, execute: int) -> None:
         if step % execute == 0:
             plan = policy.act(seen(observation))
         else:
-            policy.see(seen(observation))
+            policy.observe(seen(observation))
         row = step % execute
         command = np.concatenate([plan[XYZ_COMMAND][row], plan[HAND_COMMAND][row]])
         np.testing.assert_array_equal(command, wanted)
@@ -155,7 +155,7 @@ def test_relative_actions_come_back_absolute(run: Path) -> None:
 class Watched:
     """A policy that keeps the window of every call."""
 
-    def __init__(self, inner: Policy) -> None:
+    def __init__(self, inner: RoboticsPolicy) -> None:
         self.windows: list[Observation] = []
         self._inner = inner
 
@@ -203,7 +203,7 @@ def test_moment_that_was_not_shown_looks_like_the_next(windows: Shown) -> None:
 def test_moment_that_was_shown_is_remembered(windows: Shown) -> None:
     policy, shown = windows
     policy.act(moment(1))
-    policy.see(moment(2), executed=1)
+    policy.observe(moment(2), executed=1)
     policy.act(moment(3))
     assert numbers(shown[1]) == [2, 3]
     np.testing.assert_array_equal(shown[1].images[0], moment(2)[CAMERAS[0]])
@@ -235,7 +235,7 @@ def test_past_action_is_the_last_that_was_carried_out(executed: int, windows: Sh
 def test_steps_of_see_and_act_add_up(windows: Shown) -> None:
     policy, shown = windows
     plan = policy.act(moment(1))
-    policy.see(moment(2), executed=2)
+    policy.observe(moment(2), executed=2)
     policy.act(moment(3), executed=3)
     known = shown[1].past_actions
     assert known is not None

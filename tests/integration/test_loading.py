@@ -49,13 +49,13 @@ from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.manifest import read_manifest
 from vlatool.artifacts.shard import index_by_headers, index_path, read_index
 from vlatool.errors import ConfigError, DataError
-from vlatool.loading.base import Block, DataSet
+from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind
 
-BIG = DataSet("big", tuple(Block(Path(str(index)), 1000) for index in range(2000)))
+BIG = DataSet("big", tuple(ShardInfo(Path(str(index)), 1000) for index in range(2000)))
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_resumed_loader_reads_nothing_that_was_consumed() -> None:
 
     # The loader makes one micro-batch before it is asked for another.
     assert len(reader.asked) <= 16
-    assert len({place.block for place in reader.asked}) <= 16
+    assert len({place.shard for place in reader.asked}) <= 16
 
 
 def test_resumed_loader_draws_the_same_sentences(raw: Path, tmp_path: Path) -> None:
@@ -632,8 +632,8 @@ def test_what_is_kept_beside_a_run_is_what_it_normalised_with(
     kind = RoboticsKind()
     config, facts = opened(folders[3])
 
-    kind.keep(config, facts, tmp_path)
-    kept = kind.kept(config, tmp_path)
+    kind.save_assets(config, facts, tmp_path)
+    kept = kind.load_assets(config, tmp_path)
 
     used = {*config.action_fields, *config.proprioception_fields}
     assert kept.statistics == {name: facts.statistics[name] for name in used}
@@ -660,7 +660,7 @@ def test_validation_is_the_same_section_in_stored_order(folders: dict[int, Path]
 def test_what_is_derived_is_told_with_its_rule(folders: dict[int, Path]) -> None:
     config = RoboticsDataConfig(dataset_manifest=[str(folders[3])])
 
-    _, rules = RoboticsKind().derive(config, RoboticsKind().read_facts(config))
+    _, rules = RoboticsKind().derive(config, RoboticsKind().load_info(config))
 
     assert "camera_names" in rules
     assert all(rules.values())

@@ -18,7 +18,7 @@ from vlatool.artifacts.image import decode_rgb
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.artifacts.shard import index_by_headers, index_path
 from vlatool.errors import DataError
-from vlatool.loading.base import Dropped, Place, facts_of
+from vlatool.loading.base import DroppedSample, SampleRef, load_info_of
 from vlatool.loading.dataset import open_dataset
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImagesKind
@@ -41,9 +41,9 @@ def config_of(*shards: Path | str, **keys: Any) -> ImageDataConfig:
 
 def samples_of(config: ImageDataConfig) -> list[Any]:
     """All samples of the first data set, in stored order."""
-    facts = ImagesKind().read_facts(config)
+    facts = ImagesKind().load_info(config)
     blocks = enumerate(facts.datasets[0].blocks)
-    places = [Place(0, number, i) for number, block in blocks for i in range(block.size)]
+    places = [SampleRef(0, number, i) for number, block in blocks for i in range(block.size)]
     rngs = [np.random.default_rng(number) for number, _ in enumerate(places)]
     return ImagesKind().reader(config, facts).read(places, rngs)
 
@@ -58,7 +58,7 @@ def test_samples_are_the_stored_pictures_prepared(tmp_path: Path) -> None:
 
 
 def test_sizes_and_order_need_no_counts_beside_the_shards(tmp_path: Path) -> None:
-    facts = ImagesKind().read_facts(config_of(write_image_shards(tmp_path / "shards")))
+    facts = ImagesKind().load_info(config_of(write_image_shards(tmp_path / "shards")))
     assert [block.size for block in facts.datasets[0].blocks] == [5, 3, 4]
     data = open_dataset(tmp_path / "shards", kind="images", preprocessing=SIZE)
     assert len({sample.key for sample in data}) == len(data) == 12
@@ -66,24 +66,24 @@ def test_sizes_and_order_need_no_counts_beside_the_shards(tmp_path: Path) -> Non
 
 def test_shard_is_scanned_once_and_its_index_kept(tmp_path: Path, cache: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "shards", (5,)))
-    before = ImagesKind().read_facts(config).fingerprint
+    before = ImagesKind().load_info(config).fingerprint
     [kept] = cache.glob("*.index.npz")
     inode = kept.stat().st_ino
-    assert ImagesKind().read_facts(config).fingerprint == before
+    assert ImagesKind().load_info(config).fingerprint == before
     assert kept.stat().st_ino == inode
 
 
 def test_first_scan_tells_how_many_shards_it_takes(tmp_path: Path) -> None:
     config, reporter = config_of(write_image_shards(tmp_path / "shards")), Recorder()
     for _ in range(2):
-        facts_of(ImagesKind(), config, reporter)
+        load_info_of(ImagesKind(), config, reporter)
     assert reporter.bars == [(f"first scan of {tmp_path / 'shards'}", 3)]
 
 
 def test_index_beside_a_shard_is_used(tmp_path: Path, cache: Path) -> None:
     [shard] = write_image_shards(tmp_path / "shards", (5,)).iterdir()
     index_path(shard).write_bytes(index_by_headers(shard).content())
-    assert ImagesKind().read_facts(config_of(shard)).num_samples == 5
+    assert ImagesKind().load_info(config_of(shard)).num_samples == 5
     assert not list(cache.glob("*.index.npz"))
 
 
@@ -95,12 +95,12 @@ def test_local_shards_are_read_where_no_cache_can_be_written(tmp_path: Path, cac
 
 def test_shard_that_changed_changes_the_fingerprint(tmp_path: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "shards", (5,)))
-    before = ImagesKind().read_facts(config).fingerprint
+    before = ImagesKind().load_info(config).fingerprint
     write_image_shards(tmp_path / "shards", (6,))
-    assert ImagesKind().read_facts(config).fingerprint != before
+    assert ImagesKind().load_info(config).fingerprint != before
     moved = shutil.copytree(tmp_path / "shards", tmp_path / "moved")
     write_image_shards(moved, (5,))
-    assert ImagesKind().read_facts(config_of(moved)).fingerprint == before
+    assert ImagesKind().load_info(config_of(moved)).fingerprint == before
 
 
 def test_remote_shards_give_the_samples_of_local_ones(tmp_path: Path, monkeypatch: Any) -> None:
@@ -130,7 +130,7 @@ def broken() -> Mapping[int, dict[str, bytes]]:
 
 def test_what_is_no_rgb_picture_is_dropped_with_its_reason(tmp_path: Path) -> None:
     samples = samples_of(config_of(write_image_shards(tmp_path / "s", change=broken())))
-    drops = {i: one.reason for i, one in enumerate(samples) if isinstance(one, Dropped)}
+    drops = {i: one.reason for i, one in enumerate(samples) if isinstance(one, DroppedSample)}
     assert drops == {
         1: "broken_image",
         2: "no_image",
@@ -165,9 +165,9 @@ def test_name_of_a_picture_is_that_of_its_metadata(
 def test_draws_of_a_sample_depend_on_its_generator_alone(tmp_path: Path) -> None:
     shards = write_image_shards(tmp_path / "s")
     config = config_of(shards, preprocessing={"crop_size": 4, "resize_shorter_edge": 8})
-    facts = ImagesKind().read_facts(config)
+    facts = ImagesKind().load_info(config)
     reader = ImagesKind().reader(config, facts)
-    places = [Place(0, 0, 0), Place(0, 1, 2)]
+    places = [SampleRef(0, 0, 0), SampleRef(0, 1, 2)]
     together = reader.read(places, [np.random.default_rng(1), np.random.default_rng(2)])
     [alone] = reader.read(places[1:], [np.random.default_rng(2)])
     np.testing.assert_array_equal(together[1].image, alone.image)
@@ -185,7 +185,7 @@ def test_draws_of_a_sample_depend_on_its_generator_alone(tmp_path: Path) -> None
 def test_shards_that_cannot_be_read_are_refused(tmp_path: Path, make: Any, code: str) -> None:
     folder = write_image_shards(tmp_path / "shards")
     with pytest.raises(DataError) as caught:
-        ImagesKind().read_facts(config_of(make(folder)))
+        ImagesKind().load_info(config_of(make(folder)))
     assert caught.value.code == code
 
 
@@ -203,7 +203,7 @@ def listed(folder: Path, text: str) -> Path:
 
 def test_no_shards_at_all_are_refused() -> None:
     with pytest.raises(DataError) as caught:
-        ImagesKind().read_facts(ImageDataConfig())
+        ImagesKind().load_info(ImageDataConfig())
     assert caught.value.code == "data.no_dataset"
 
 
@@ -214,23 +214,23 @@ def test_held_out_pictures_are_those_of_the_second_list(tmp_path: Path) -> None:
     config = config_of(folder, val_shards=[str(folder)], preprocessing={"crop_size": 8})
     held = ImagesKind().validation(config)
     assert isinstance(held, ImageDataConfig)
-    assert ImagesKind().read_facts(config).num_samples == 9
-    assert ImagesKind().read_facts(held).num_samples == 3
+    assert ImagesKind().load_info(config).num_samples == 9
+    assert ImagesKind().load_info(held).num_samples == 3
     assert not held.preprocessing.random_crop
 
 
 def test_what_is_kept_beside_a_run_comes_back(tmp_path: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "s"), preprocessing={"resize": "squash"})
-    facts = ImagesKind().read_facts(config)
-    ImagesKind().keep(config, facts, tmp_path)
-    assert ImagesKind().kept(config, tmp_path) == ImagesKind().prepared(config, facts)
+    facts = ImagesKind().load_info(config)
+    ImagesKind().save_assets(config, facts, tmp_path)
+    assert ImagesKind().load_assets(config, tmp_path) == ImagesKind().make_assets(config, facts)
 
 
 def test_kept_preprocessing_of_another_run_is_refused(tmp_path: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "s"))
-    ImagesKind().keep(config, ImagesKind().read_facts(config), tmp_path)
+    ImagesKind().save_assets(config, ImagesKind().load_info(config), tmp_path)
     with pytest.raises(DataError) as caught:
-        ImagesKind().kept(config_of(preprocessing={"crop_size": 16}), tmp_path)
+        ImagesKind().load_assets(config_of(preprocessing={"crop_size": 16}), tmp_path)
     assert caught.value.code == "data.broken_config"
 
 

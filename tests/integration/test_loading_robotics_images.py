@@ -17,7 +17,7 @@ from tests.builders.toy_images import write_image_shards
 from vlatool.artifacts.digests import read_mergeable
 from vlatool.artifacts.stats import StatsPart, merge_parts
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.base import Place
+from vlatool.loading.base import SampleRef
 from vlatool.loading.loader import LoaderPlan, build_loader, read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.decode import DecodedSample
@@ -154,8 +154,8 @@ def test_held_out_pictures_are_the_middle_and_never_vary(folder: Path, shape: li
 
 def test_policy_sees_the_middle_of_recorded_pictures(folder: Path, tmp_path: Path) -> None:
     config, facts = opened(folder, augmentation=RANDOM)
-    RoboticsKind().keep(config, facts, tmp_path)
-    shape = RoboticsKind().kept(config, tmp_path).pictures
+    RoboticsKind().save_assets(config, facts, tmp_path)
+    shape = RoboticsKind().load_assets(config, tmp_path).pictures
     picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
     assert shape.size == (24, 32)
@@ -211,13 +211,15 @@ def test_held_out_data_are_padded_as_the_training_data_are(folder: Path, lone: P
     config, _ = opened(folder, pad_missing_images=True, val_dataset_manifest=[str(lone)])
     section = RoboticsKind().validation(config)
     assert section is not None
-    facts = RoboticsKind().read_facts(section)
+    facts = RoboticsKind().load_info(section)
 
     held_out, _ = RoboticsKind().derive(section, facts)
 
     assert held_out.camera_names == [LEFT, RIGHT]
     sample = (
-        RoboticsKind().reader(held_out, facts).read([Place(0, 0, 0)], [np.random.default_rng(0)])[0]
+        RoboticsKind()
+        .reader(held_out, facts)
+        .read([SampleRef(0, 0, 0)], [np.random.default_rng(0)])[0]
     )
     assert isinstance(sample, DecodedSample)
     assert sample.image_mask is not None
@@ -234,7 +236,7 @@ def test_held_out_data_without_a_camera_that_is_seen_are_refused(
     assert section is not None
 
     with pytest.raises(DataError) as caught:
-        RoboticsKind().derive(section, RoboticsKind().read_facts(section))
+        RoboticsKind().derive(section, RoboticsKind().load_info(section))
     assert (caught.value.code, caught.value.exit_code) == ("data.unknown_camera_names", 3)
 
 
@@ -254,7 +256,7 @@ def test_batch_says_which_pictures_are_padding_where_they_are_hidden(
     config, facts = opened(folder, lone, **keys)
     backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
     model = DiffusionPolicyConfig(vision_language_backbone=backbone)
-    normalizer = RoboticsKind().prepared(config, facts).normalizer
+    normalizer = RoboticsKind().make_assets(config, facts).normalizer
     samples = [one for one in read(folder, lone, **keys) if one.dataset][:2]
 
     batch = PolicyBatcher(model, config, normalizer)(samples)
@@ -312,7 +314,7 @@ def test_batches_hold_the_pictures_of_their_samples(folder: Path, workers: int, 
     backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
     kind, model = RoboticsKind(), DiffusionPolicyConfig(vision_language_backbone=backbone)
     order = SampleOrder(facts.datasets, OrderOptions(seed=1))
-    batcher = PolicyBatcher(model, config, kind.prepared(config, facts).normalizer)
+    batcher = PolicyBatcher(model, config, kind.make_assets(config, facts).normalizer)
     plan = LoaderPlan(SAMPLES, num_workers=workers)
     by_key = {one.key: one.images for one in read(folder)}
 
@@ -348,12 +350,12 @@ def test_what_is_kept_of_data_sets_with_different_windows_fits_together(
 ) -> None:
     scaled = {"method": "min_max", "scope": "per_timestep"}
     config, facts = opened(lone, folder, camera_names=[LEFT], normalization=scaled)
-    RoboticsKind().keep(config, facts, tmp_path)
+    RoboticsKind().save_assets(config, facts, tmp_path)
     values = np.random.default_rng(0).normal(size=(4, 3))
 
-    kept = RoboticsKind().kept(config, tmp_path).normalizer.normalize(FIELD, values)
+    kept = RoboticsKind().load_assets(config, tmp_path).normalizer.normalize(FIELD, values)
 
-    given = RoboticsKind().prepared(config, facts).normalizer.normalize(FIELD, values)
+    given = RoboticsKind().make_assets(config, facts).normalizer.normalize(FIELD, values)
     np.testing.assert_array_equal(kept, given)
 
 
@@ -410,7 +412,7 @@ def test_dataset_is_normalised_as_training_is(folder: Path) -> None:
     plain = vlatool.open_dataset(folder, **keys)
     data = vlatool.open_dataset(folder, **keys, normalise=True)
 
-    normalizer = RoboticsKind().prepared(data.config, data.facts).normalizer
+    normalizer = RoboticsKind().make_assets(data.config, data.facts).normalizer
     scaled = normalizer.normalize(FIELD, plain[2].fields[FIELD])
     np.testing.assert_array_equal(data[2].fields[FIELD], scaled)
     np.testing.assert_array_equal(data.epoch(1)[2].fields[FIELD], scaled)

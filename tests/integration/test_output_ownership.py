@@ -268,7 +268,7 @@ def test_error_with_details_that_are_no_json_costs_its_item_alone(tmp_path: Path
 def test_rank_that_ends_by_an_error_leaves_the_others(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     left: list[bool] = []
-    ranks = Ranks(0, 2, leave=lambda: left.append(True))
+    ranks = Ranks(0, 2, abort=lambda: left.append(True))
 
     with pytest.raises(UsageError):
         run_job(ToyJob(tmp_path, WORDS), SerialExecutor(), ranks=ranks)

@@ -33,7 +33,7 @@ from vlatool.storage.atomic import (
     write_text,
 )
 from vlatool.storage.byte_ranges import (
-    Part,
+    ByteRange,
     open_byte_range,
     open_tail,
     read_byte_range,
@@ -166,19 +166,19 @@ class TestReading:
         spans = [(5, 10), (len(BIG) - 3, len(BIG) + 9), (MIB, 2 * MIB), (len(BIG) + 1, 2**40)]
         s3_proxy.faults.clear()
 
-        found = list(read_byte_ranges(Part(root / "file", *span) for span in spans))
+        found = list(read_byte_ranges(ByteRange(root / "file", *span) for span in spans))
 
         assert found == [BIG[start:stop] for start, stop in spans]
         assert len(s3_proxy.faults.requests) == len(spans)
-        assert read_byte_range(Part(root / "file", 7, len(BIG))) == BIG[7:]
+        assert read_byte_range(ByteRange(root / "file", 7, len(BIG))) == BIG[7:]
         with pytest.raises(FileNotFoundError):
-            read_byte_range(Part(root / "missing", 0, 1))
+            read_byte_range(ByteRange(root / "missing", 0, 1))
 
     def test_nothing_behind_a_part_is_fetched(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         s3_proxy.faults.clear()
 
-        with open_byte_range(Part(root / "file", MIB, 6 * MIB)) as file:
+        with open_byte_range(ByteRange(root / "file", MIB, 6 * MIB)) as file:
             assert b"".join(iter(lambda: file.read(300_000), b"")) == BIG[MIB : 6 * MIB]
 
         assert sum(request.sent for request in s3_proxy.faults.requests) == 5 * MIB
@@ -281,7 +281,7 @@ class TestListing:
         self, root: RemotePath, s3: S3Server, s3_proxy: Proxy
     ) -> None:
         for key in ("data//x", "data/b//y", "data/empty/"):
-            s3.client().put_object(Bucket=root.address.place[5:], Key=key, Body=b"")
+            s3.client().put_object(Bucket=root.address.root[5:], Key=key, Body=b"")
 
         found = {folder.name: (sorted(folders), files) for folder, folders, files in walk(root)}
 
@@ -319,7 +319,7 @@ class TestListing:
     def test_listing_of_several_pages_is_complete_or_an_error(
         self, root: RemotePath, s3: S3Server, s3_proxy: Proxy, impatient: None
     ) -> None:
-        client, bucket = s3.client(), root.address.place[5:]
+        client, bucket = s3.client(), root.address.root[5:]
 
         def put(number: int) -> None:
             client.put_object(Bucket=bucket, Key=f"data/many/{number:04d}", Body=b"x")
@@ -369,12 +369,12 @@ class TestWriting:
         with pytest.raises(FileNotFoundError):
             write_and_fail(root / "file", FileNotFoundError("an input"))
 
-        bucket = root.address.place[5:]
+        bucket = root.address.root[5:]
         assert not (root / "file").exists()
         assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=bucket)
 
     def test_parts_of_a_killed_run_are_removed(self, root: RemotePath, s3: S3Server) -> None:
-        client, bucket = s3.client(), root.address.place[5:]
+        client, bucket = s3.client(), root.address.root[5:]
         for key in ("data/a", "data/b/c", "data2"):
             client.create_multipart_upload(Bucket=bucket, Key=key)
 
@@ -528,7 +528,7 @@ class TestFaults:
     def test_public_bucket_is_read_without_credentials(
         self, root: RemotePath, s3: S3Server, anonymous: None
     ) -> None:
-        public = {"Bucket": root.address.place[5:], "ACL": "public-read"}
+        public = {"Bucket": root.address.root[5:], "ACL": "public-read"}
         s3.client().put_bucket_acl(**public)
         s3.client().put_object(**public, Key="data/file", Body=b"x")
 
@@ -628,7 +628,6 @@ class TestLock:
 
 HOLDER = """
 import sys, time
-from vlatool.storage.byte_ranges import Part, open_tail, open_byte_range, read_byte_range, read_byte_ranges
 from vlatool.storage.remote_lock import remote_lock
 from vlatool.storage.uri import location
 with remote_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):

@@ -16,7 +16,7 @@ import vlatool
 from tests.builders.jsonl_sink import INDEX, Lines, ToySink
 from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode, EpisodeRef
-from vlatool.jobs.job import Run
+from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import Estimate, SinkSummary
@@ -39,7 +39,7 @@ def test_toy_keeps_the_promises_of_a_sink() -> None:
 class Forgetful(ToySink):
     """Does not tell of its index."""
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         summary = super().finish(receipts, run)
         return replace(summary, files=summary.files[:-1])
 
@@ -101,7 +101,7 @@ class Leaving(Lines):
 class Changing(ToySink):
     """What it writes depends on what this run did and an earlier one had done."""
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         first = next(receipts)
         files = [file for one in (first, *receipts) for file in one.files]
         self._every += run.resumed
@@ -132,7 +132,7 @@ def built_in(registry: Any) -> list[str]:
 @pytest.mark.parametrize("sink", built_in(SINKS))
 @pytest.mark.parametrize("source", built_in(FORMATS))
 def test_no_key_is_owned_twice_by_root_format_and_sink(source: str, sink: str) -> None:
-    root = {*PreprocessConfig.model_fields, *PreprocessConfig.renamed} - {"type"}
+    root = {*PreprocessConfig.model_fields, *PreprocessConfig.aliases} - {"type"}
     sections = [FORMATS.get(source).Config.model_fields, SINKS.get(sink).Config.model_fields]
     of_format, of_sink = ({*fields} - {"type"} for fields in sections)
 

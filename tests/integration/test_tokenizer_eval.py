@@ -9,8 +9,8 @@ import torch
 from tests.builders.toy_images import picture, write_image_shards
 from vlatool.errors import DataError
 from vlatool.evaluation.image_quality import block_means
-from vlatool.evaluation.measuring import EvalResult, Pass, measure
-from vlatool.evaluation.reconstruction import CodeShape, Judges, Reconstruction
+from vlatool.evaluation.measuring import EvalOptions, EvalResult, evaluate_reconstruction
+from vlatool.evaluation.reconstruction import CodeShape, MetricNetworks, Reconstruction
 from vlatool.loading.images.config import ImageDataConfig
 
 
@@ -50,8 +50,8 @@ def of_ranks(config: ImageDataConfig, count: int) -> list[EvalResult]:
             meeting.wait()
             return total
 
-        how = Pass(batch_size=2, rank=rank, world_size=count)
-        found[rank] = measure(Blocks(), config, how, Judges(), reduce)
+        how = EvalOptions(batch_size=2, rank=rank, world_size=count)
+        found[rank] = evaluate_reconstruction(Blocks(), config, how, MetricNetworks(), reduce)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for one in threads:
@@ -62,7 +62,7 @@ def of_ranks(config: ImageDataConfig, count: int) -> list[EvalResult]:
 
 
 def test_every_picture_that_can_be_used_is_measured_once(config: ImageDataConfig) -> None:
-    found = measure(Blocks(), config, Pass(batch_size=4), Judges())
+    found = evaluate_reconstruction(Blocks(), config, EvalOptions(batch_size=4), MetricNetworks())
     assert found.pictures == len({row.key for row in found.rows}) == 11
     assert found.dropped == {"broken_image": 1}
     assert found.figures["psnr"] > 0
@@ -70,7 +70,7 @@ def test_every_picture_that_can_be_used_is_measured_once(config: ImageDataConfig
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_figures_do_not_depend_on_the_number_of_ranks(config: ImageDataConfig, count: int) -> None:
-    alone = measure(Blocks(), config, Pass(), Judges())
+    alone = evaluate_reconstruction(Blocks(), config, EvalOptions(), MetricNetworks())
     for rank in of_ranks(config, count):
         assert rank.figures == pytest.approx(alone.figures)
         assert (rank.pictures, rank.dropped) == (alone.pictures, alone.dropped)
@@ -80,12 +80,17 @@ def test_data_without_a_picture_are_refused(tmp_path: Path, config: ImageDataCon
     change = {number: {"png": picture(number, mode="L")} for number in range(2)}
     folder = write_image_shards(tmp_path / "grey", (2,), change)
     with pytest.raises(DataError) as caught:
-        measure(Blocks(), config.model_copy(update={"shards": [str(folder)]}), Pass(), Judges())
+        evaluate_reconstruction(
+            Blocks(),
+            config.model_copy(update={"shards": [str(folder)]}),
+            EvalOptions(),
+            MetricNetworks(),
+        )
     assert caught.value.code == "data.no_samples"
 
 
 def test_pictures_of_another_size_are_refused(config: ImageDataConfig) -> None:
     other = ImageDataConfig(shards=config.shards)
     with pytest.raises(DataError) as caught:
-        measure(Blocks(), other, Pass(), Judges())
+        evaluate_reconstruction(Blocks(), other, EvalOptions(), MetricNetworks())
     assert caught.value.code == "data.picture_size"

@@ -37,7 +37,7 @@ from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, UsageError
-from vlatool.training.resume import decisive
+from vlatool.training.resume import identity_keys
 from vlatool.workflows.train import TrainResult, train
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +191,7 @@ def test_run_that_goes_on_with_other_harmless_keys_ends_with_the_same_bits(
 def test_keys_that_may_differ_are_the_documented_ones(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path / "run")
     told = re.findall(r"^- `([a-z_.]+)`", _section("Going on with other options"), re.MULTILINE)
-    compared = set(_leaves(decisive(config)))
+    compared = set(_leaves(identity_keys(config)))
     free = {name for name in _leaves(config.model_dump(mode="json")) if name not in compared}
     documented = {name for name in free for one in told if f"{name}.".startswith(f"{one}.")}
     assert free == documented

@@ -11,7 +11,7 @@ from tests.builders.web_server import COMMIT, TOKEN, WebServer, web_server
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
 from vlatool.storage import http
 from vlatool.storage.atomic import remove_file, write_bytes
-from vlatool.storage.byte_ranges import Part, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import files_below
 from vlatool.storage.uri import location, pinned
@@ -43,7 +43,7 @@ class TestWeb:
 
         assert (small.read_text(), small.stat().st_size) == ('{"a": 1}', 8)
         assert big.read_bytes() == BIG
-        assert read_byte_range(Part(big, 5, 10)) == BIG[5:10]
+        assert read_byte_range(ByteRange(big, 5, 10)) == BIG[5:10]
         with big.open("rb") as file:
             file.seek(-7, 2)
             assert file.read() == BIG[-7:]
@@ -90,7 +90,7 @@ class TestWeb:
 
         assert big.stat().st_size == len(BIG)
         assert big.read_bytes() == BIG
-        assert read_byte_range(Part(big, 1000, 2000)) == BIG[1000:2000]
+        assert read_byte_range(ByteRange(big, 1000, 2000)) == BIG[1000:2000]
 
     def test_stalled_answer_is_asked_for_again(
         self, server: WebServer, big: RemotePath, monkeypatch: pytest.MonkeyPatch
@@ -109,7 +109,7 @@ class TestWeb:
         server.faults.no_ranges = True
 
         with pytest.raises(StorageError) as caught:
-            read_byte_range(Part(big, 2**20, 2**20 + 5))
+            read_byte_range(ByteRange(big, 2**20, 2**20 + 5))
 
         assert caught.value.code == "storage.unsupported"
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import DataError
-from vlatool.findings import SEVERITIES, Collector, Family, Kind, finding_of_error
+from vlatool.findings import SEVERITIES, Collector, FindingCode, FindingCodes, finding_of_error
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.spartan.findings import SPARTAN
 from vlatool.verification.findings import code_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
-FAMILY = Family(
+FAMILY = FindingCodes(
     "acme",
     {
-        "bent": Kind("warning", "A thing is bent.", "straighten it"),
-        "lost": Kind("error", "A thing is lost.", "find it"),
+        "bent": FindingCode("warning", "A thing is bent.", "straighten it"),
+        "lost": FindingCode("error", "A thing is lost.", "find it"),
     },
     refusals={"gone": "lost"},
 )

@@ -20,7 +20,7 @@ from vlatool.model_promises import trial_config, world_data
 from vlatool.model_trial import ModelChecks
 from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, StepContext
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
-from vlatool.models.policy import Policy
+from vlatool.models.policy import RoboticsPolicy
 from vlatool.testing import check_model_type
 
 
@@ -87,11 +87,11 @@ class Usurping(LmType):
 
 
 class Forgetful(NumbersKind):
-    def prepared(self, config: Any, facts: Any) -> Any:
+    def make_assets(self, config: Any, facts: Any) -> Any:
         del config, facts
         return 1
 
-    def kept(self, config: Any, folder: Path) -> Any:
+    def load_assets(self, config: Any, folder: Path) -> Any:
         del config, folder
         return 2
 
@@ -336,15 +336,15 @@ class Hasty(GanObjective):
 class Deaf(GanObjective):
     """Settles where nothing was changed."""
 
-    def settle(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        super().settle(optimizer, sums, torch.ones_like(ok))
+    def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
+        super().update_buffers(optimizer, sums, torch.ones_like(ok))
 
 
 class Decaying(GanObjective):
     """Forgets where nothing is counted."""
 
-    def settle(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        super().settle(optimizer, sums, ok)
+    def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
+        super().update_buffers(optimizer, sums, ok)
         if optimizer == "critic":
             self._means.real.mul_(torch.where(sums["n"] == 0, 0.5, 1.0).float())
 
@@ -440,7 +440,7 @@ class Acting(DiffusionPolicyType):
 
     sampler: ClassVar[Any] = None
 
-    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> Policy:
+    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> RoboticsPolicy:
         policy = super().policy(config, parts, kept, folder)
         policy._sampler = partial(type(self).sampler, policy._sampler)
         return policy
@@ -465,14 +465,14 @@ class Graded(Acting):
     sampler: ClassVar[Any] = staticmethod(graded)
 
 
-class Tensors(Policy):
+class Tensors(RoboticsPolicy):
     def act(self, *args: Any, **keys: Any) -> Any:
         commands = super().act(*args, **keys)
         return {name: torch.tensor(one, requires_grad=True) for name, one in commands.items()}
 
 
 class ActsWithTensors(DiffusionPolicyType):
-    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> Policy:
+    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> RoboticsPolicy:
         made = super().policy(config, parts, kept, folder)
         return Tensors(made._sampler, made._batcher, kept)
 
@@ -484,12 +484,12 @@ class ActsByItself(DiffusionPolicyType):
 
 
 class ForgetsAField(DiffusionPolicyType):
-    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> Policy:
+    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> RoboticsPolicy:
         made = super().policy(config, parts, kept, folder)
         return Half(made._sampler, made._batcher, kept)
 
 
-class Half(Policy):
+class Half(RoboticsPolicy):
     def act(self, *args: Any, **keys: Any) -> Any:
         return dict(list(super().act(*args, **keys).items())[1:])
 

@@ -19,7 +19,7 @@ from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_file, write_json, write_text
-from vlatool.storage.byte_ranges import Part, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, read_document, read_json
 from vlatool.storage.uri import can_list, is_file_name, is_remote, location
 
@@ -211,7 +211,7 @@ def image_tars(folder: Path) -> list[Path]:
 
 def _is_image_tar(path: Path) -> bool:
     try:
-        return _FIRST_MEMBER.match(read_byte_range(Part(path, 0, _HEADER_BYTES))) is not None
+        return _FIRST_MEMBER.match(read_byte_range(ByteRange(path, 0, _HEADER_BYTES))) is not None
     except OSError:
         return False
 

@@ -38,7 +38,7 @@ _HINT = "`vlatool tokenizer fit-fast` writes one; the form is in docs/action-tok
 
 
 @dataclass(frozen=True)
-class Profile:
+class NormalizationProfile:
     """Mean and spread of every action dimension.
 
     Attributes:
@@ -155,7 +155,7 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
-def read_profile(name_or_location: str, gripper: Gripper = "raw") -> Profile:
+def read_profile(name_or_location: str, gripper: Gripper = "raw") -> NormalizationProfile:
     """A profile by its name, or from a file or folder at any location.
 
     Args:
@@ -189,12 +189,12 @@ def no_gripper(name: str, dimensions: Sequence[str]) -> UsageError:
     )
 
 
-def write_profile(path: Path, profile: Profile) -> None:
+def write_profile(path: Path, profile: NormalizationProfile) -> None:
     """Writes the file that `read_profile` reads."""
     write_text(path, yaml.safe_dump(profile.document(), sort_keys=False))
 
 
-def parse_profile(document: object, where: str) -> Profile:
+def parse_profile(document: object, where: str) -> NormalizationProfile:
     """The profile in a manifest or file.
 
     Args:
@@ -215,7 +215,7 @@ def parse_profile(document: object, where: str) -> Profile:
         ) from None
 
 
-def same_profile(first: Profile, second: Profile) -> None:
+def same_profile(first: NormalizationProfile, second: NormalizationProfile) -> None:
     """Makes sure that two profiles calculate with the same numbers.
 
     Raises:
@@ -234,7 +234,7 @@ def same_profile(first: Profile, second: Profile) -> None:
 
 def computed_profile(
     name: str, actions: Array, dimensions: Sequence[str] = (), raw: Sequence[str] = ()
-) -> Profile:
+) -> NormalizationProfile:
     """The profile of rows of actions [N, D]: mean and population standard deviation.
 
     A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant and has the spread 1.
@@ -250,7 +250,7 @@ def computed_profile(
     mean, std = rows.mean(axis=0), rows.std(axis=0)
     width = rows.max(axis=0) - rows.min(axis=0)
     std = np.where(width <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(mean)), 1.0, std)
-    return Profile(
+    return NormalizationProfile(
         name,
         tuple(mean.tolist()),
         tuple(std.tolist()),
@@ -259,7 +259,7 @@ def computed_profile(
     )
 
 
-def _differences(first: Profile, second: Profile) -> list[str]:
+def _differences(first: NormalizationProfile, second: NormalizationProfile) -> list[str]:
     if first.width != second.width:
         return [f"{first.width} and {second.width} dimensions"]
     found: list[str] = []
@@ -291,7 +291,7 @@ def _file(name_or_location: str) -> Path:
     )
 
 
-def _read(path: Path) -> Profile:
+def _read(path: Path) -> NormalizationProfile:
     try:
         return parse_profile(read_yaml(path), str(path))
     except DocumentError as error:
@@ -303,12 +303,12 @@ def _read(path: Path) -> Profile:
         ) from None
 
 
-def _parsed(document: object) -> Profile:
+def _parsed(document: object) -> NormalizationProfile:
     content: Mapping[str, Any] = document if isinstance(document, Mapping) else {}
     _need(bool(content), "expected a mapping")
     for key in content:
         _need(key in _KEYS, f"unknown key {key!r}; {did_you_mean(str(key), list(_KEYS))}")
-    return Profile(
+    return NormalizationProfile(
         str(content.get("name", "")),
         _numbers(content, "mean"),
         _numbers(content, "std"),

@@ -24,7 +24,7 @@ from vlatool.artifacts.windows import DATA_NAME
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import write_json
-from vlatool.storage.byte_ranges import Part, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.uri import is_file_name, location
 
@@ -201,7 +201,7 @@ class SamplesFolder:
     def _line(self, name: str, at: int) -> bytes:
         path = self.path / name
         offset, length = self._remembered(name, _line_places)[at]
-        line = read_byte_range(Part(path, offset, offset + length))
+        line = read_byte_range(ByteRange(path, offset, offset + length))
         if len(line) != length or not line.endswith(b"\n"):
             raise _broken(path, f"line {at + 1} is not where its index says")
         return line[:-1]
@@ -210,7 +210,7 @@ class SamplesFolder:
 def read_packed(path: Path) -> EpisodeSamples:
     """The packed samples in a file; DataError where it cannot be read."""
     try:
-        content = read_byte_range(Part(path, 0, _LARGEST_PACKED + 1))
+        content = read_byte_range(ByteRange(path, 0, _LARGEST_PACKED + 1))
         if len(content) > _LARGEST_PACKED:
             raise ValueError(f"over {_LARGEST_PACKED} bytes long")
         return EpisodeSamples.parse(content)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from vlatool.artifacts.image_shards import TRAIN_LIST, VAL_LIST, read_list
 from vlatool.errors import DataError
-from vlatool.storage.uri import existing, is_missing, is_remote, location
+from vlatool.storage.uri import is_missing, is_remote, location, require_existing
 
 Split = Literal["train", "val"]
 
@@ -80,13 +80,13 @@ def _values(inside: str) -> Iterator[str] | None:
 def _shards(text: str, split: Split) -> Iterator[Path]:
     for one in expand_braces(text):
         if one.endswith(_LIST_SUFFIX):
-            yield from _listed(existing(one))
+            yield from _listed(require_existing(one))
         elif _WILDCARDS.search(one):
             yield from _matching(one)
         elif one.endswith(SHARD_SUFFIX):
             yield location(one)  # whoever looks at its size tells if it is missing
         else:
-            yield from _in_folder(existing(one), split)
+            yield from _in_folder(require_existing(one), split)
 
 
 def _matching(pattern: str) -> Iterator[Path]:

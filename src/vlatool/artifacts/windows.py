@@ -127,7 +127,7 @@ def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
 
 def _asked(messages: Any, pictures: int, future: int) -> tuple[Kind, str]:
     """What is asked for, and the instruction."""
-    said, answered = _said(messages)
+    said, answered = _conversation(messages)
     kind = _kind(answered, future)
     before, behind = f"{IMAGE * pictures}{_TASK}", _QUESTIONS[kind]
     if not (said.startswith(before) and said.endswith(behind)):
@@ -143,7 +143,7 @@ def _kind(answered: str, pictures: int) -> Kind:
     raise ValueError(f"the answer is none of the known ones with {pictures} pictures")
 
 
-def _said(messages: Any) -> tuple[str, str]:
+def _conversation(messages: Any) -> tuple[str, str]:
     """What the user says, and the answer."""
     turns = messages if isinstance(messages, list) else []
     said = {one.get("role"): one.get("content") for one in turns if isinstance(one, Mapping)}

@@ -17,7 +17,7 @@ from vlatool.artifacts.codes_folder import CodesFolder
 from vlatool.artifacts.episode_samples import EpisodeSamples, assemble, distinct_windows
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import read_lines, write_lines
-from vlatool.artifacts.profile import Profile
+from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples_folder import packed_name
 from vlatool.artifacts.samples_jsonl import parse_sample, question
 from vlatool.artifacts.windows import (
@@ -31,8 +31,8 @@ from vlatool.artifacts.windows import (
 )
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.findings import Family, Finding
-from vlatool.findings import Kind as FindingKind
+from vlatool.findings import Finding, FindingCodes
+from vlatool.findings import FindingCode as FindingKind
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
@@ -41,7 +41,7 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 SamplesLayout = Literal["jsonl", "packed"]
 
-BUILD = Family(
+BUILD = FindingCodes(
     "build",
     {
         "clamped_actions": FindingKind(
@@ -67,7 +67,7 @@ class WindowFile(NamedTuple):
     path: Path
 
 
-class Shape(NamedTuple):
+class WindowShape(NamedTuple):
     """What all windows have in common."""
 
     pictures: int
@@ -95,7 +95,7 @@ class EpisodeBuilder:
     codes: CodesFolder
     fast: Path
     fast_digest: str
-    profile: Profile
+    profile: NormalizationProfile
     kinds: tuple[Kind, ...]
     layout: SamplesLayout
     prefix: str
@@ -228,10 +228,10 @@ def _is_built(path: Path, number: int) -> bool:
     return False
 
 
-def common_shape(path: Path, windows: Sequence[Window]) -> Shape:
+def common_shape(path: Path, windows: Sequence[Window]) -> WindowShape:
     """What all windows have in common; DataError where they differ or cannot be rendered."""
     shapes = {
-        Shape(len(one.images), len(one.future), len(one.actions), len(one.actions[0])): one
+        WindowShape(len(one.images), len(one.future), len(one.actions), len(one.actions[0])): one
         for one in windows
     }
     if len(shapes) > 1:

@@ -15,7 +15,13 @@ from vlatool.artifacts.codes import (
 from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
-from vlatool.artifacts.profile import PUBLISHED, Gripper, Profile, has_profile, read_profile
+from vlatool.artifacts.profile import (
+    PUBLISHED,
+    Gripper,
+    NormalizationProfile,
+    has_profile,
+    read_profile,
+)
 from vlatool.artifacts.samples_folder import is_inside, is_samples
 from vlatool.artifacts.samples_jsonl import ACTION_IDS, ID_MAP, question
 from vlatool.artifacts.window_folder import read_manifest
@@ -107,18 +113,20 @@ def fitting_tokenizer(folder: Path) -> ActionTokenizer:
     return found
 
 
-def chosen_profile(name: str | None, fast: Path, gripper: Gripper) -> Profile:
+def chosen_profile(name: str | None, fast: Path, gripper: Gripper) -> NormalizationProfile:
     """The profile of a name or file; without one that of the action tokenizer, else `PUBLISHED`."""
     return read_profile(name or (str(fast) if has_profile(fast) else PUBLISHED), gripper)
 
 
-def differing_profile(profile: Profile, fast: Path, gripper: Gripper) -> Profile | None:
+def differing_profile(
+    profile: NormalizationProfile, fast: Path, gripper: Gripper
+) -> NormalizationProfile | None:
     """The profile that an action tokenizer was fitted with, if that is another one."""
     beside = read_profile(str(fast), gripper) if has_profile(fast) else profile
     return None if beside.digest == profile.digest else beside
 
 
-def check_factor(profile: Profile, factor: float | None) -> None:
+def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
     """Makes sure that a profile spreads rotations by a factor, where one is given.
 
     Raises:

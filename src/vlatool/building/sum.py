@@ -10,7 +10,7 @@ from typing import Any
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.samples_folder import read_packed, shard_of_lines
 from vlatool.artifacts.shard import INDEX_SUFFIX
-from vlatool.building.episode import Shape
+from vlatool.building.episode import WindowShape
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Receipt
@@ -34,7 +34,7 @@ class DatasetTotals:
     kinds: Counter[str] = field(default_factory=Counter[str])
     tasks: Counter[str] = field(default_factory=Counter[str])
     id_counts: Counter[int] = field(default_factory=Counter[int])
-    shape: Shape | None = None
+    shape: WindowShape | None = None
 
     @property
     def samples(self) -> int:
@@ -49,7 +49,7 @@ class DatasetTotals:
         """
         if not receipt.files:
             return
-        shape = Shape(*receipt.facts["shape"])
+        shape = WindowShape(*receipt.facts["shape"])
         if self.shape not in (None, shape):
             raise DataError(
                 f"{receipt.item}: windows of the shape {list(shape)}, those of earlier episodes "

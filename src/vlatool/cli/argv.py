@@ -17,7 +17,7 @@ _BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 
 
 @dataclass(frozen=True)
-class Typed:
+class TypedValue:
     """One configuration value as it was typed.
 
     Attributes:
@@ -34,7 +34,7 @@ class Typed:
 
 
 @dataclass(frozen=True)
-class Grammar:
+class ArgvSpec:
     """What may stand on one command line.
 
     Attributes:
@@ -58,14 +58,14 @@ class Grammar:
 
 
 @dataclass
-class Lifted:
+class SplitArgv:
     """The configuration typed on a command line, and what is left for Typer."""
 
     rest: list[str] = field(default_factory=list)
-    typed: list[Typed] = field(default_factory=list)
+    typed: list[TypedValue] = field(default_factory=list)
 
 
-def lift(argv: Sequence[str], grammar: Grammar, *, lenient: bool = False) -> Lifted:
+def split_argv(argv: Sequence[str], grammar: ArgvSpec, *, lenient: bool = False) -> SplitArgv:
     """Separates configuration values from everything else, in the order typed.
 
     Args:
@@ -82,12 +82,12 @@ def lift(argv: Sequence[str], grammar: Grammar, *, lenient: bool = False) -> Lif
 
 
 class _Walker:
-    def __init__(self, argv: list[str], grammar: Grammar, lenient: bool) -> None:
+    def __init__(self, argv: list[str], grammar: ArgvSpec, lenient: bool) -> None:
         self.argv = argv
         self.grammar = grammar
         self.lenient = lenient
         self.at = 0
-        self.lifted = Lifted()
+        self.lifted = SplitArgv()
 
     def walk(self) -> None:
         while self.at < len(self.argv):
@@ -109,7 +109,7 @@ class _Walker:
         if f"--{key}" == _CONFIG:
             self.lifted.rest += [_CONFIG, text]
         else:
-            self.lifted.typed.append(Typed(key, text, f"{key}="))
+            self.lifted.typed.append(TypedValue(key, text, f"{key}="))
 
     def _long(self, word: str) -> None:
         option, equals, value = word.partition("=")
@@ -123,7 +123,7 @@ class _Walker:
         elif name in self.grammar.keys:
             self._key(name, option, given, is_flat=True)
         elif name.startswith("no_") and self.grammar.keys.get(name[3:]) and not equals:
-            self.lifted.typed.append(Typed(name[3:], "false", option, is_flat=True))
+            self.lifted.typed.append(TypedValue(name[3:], "false", option, is_flat=True))
         else:
             self._pass_on("--" + name.replace("_", "-"), option, given)
 
@@ -148,13 +148,13 @@ class _Walker:
                 code="usage.malformed_override",
                 details={"option": "--set", "value": text},
             )
-        self.lifted.typed.append(Typed(key.strip(), value, f"--set {key}"))
+        self.lifted.typed.append(TypedValue(key.strip(), value, f"--set {key}"))
 
     def _key(self, key: str, option: str, given: str | None, *, is_flat: bool) -> None:
         is_switch = is_flat and self.grammar.keys[key]
         text = self._switch(given) if is_switch else self._value(option, given)
         if text is not None:
-            self.lifted.typed.append(Typed(key, text, option, is_flat))
+            self.lifted.typed.append(TypedValue(key, text, option, is_flat))
 
     def _switch(self, given: str | None) -> str:
         if given is not None:

@@ -29,7 +29,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class CompletionWords:
     """What may stand on the command line of one command.
 
     Attributes:
@@ -41,7 +41,7 @@ class Vocabulary:
     arguments: Sequence[Sequence[str]] = ()
 
 
-def completions(words: Vocabulary, typed: Sequence[str], incomplete: str) -> list[Completion]:
+def completions(words: CompletionWords, typed: Sequence[str], incomplete: str) -> list[Completion]:
     """What can stand where `incomplete` begins, after the words typed before it."""
     if incomplete.startswith("-"):
         known: Sequence[str] = [name for name in words.options if name.startswith("--")]
@@ -50,7 +50,7 @@ def completions(words: Vocabulary, typed: Sequence[str], incomplete: str) -> lis
     return [Completion(value) for value in known if value.startswith(incomplete)]
 
 
-def _values(words: Vocabulary, typed: Sequence[str]) -> Sequence[str]:
+def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str]:
     position = 0
     waiting: Sequence[str] | None = None  # for the value of an option
     for word in typed:
@@ -68,7 +68,7 @@ def _values(words: Vocabulary, typed: Sequence[str]) -> Sequence[str]:
     return words.arguments[position] if position < len(words.arguments) else ()
 
 
-def kept(command: str, make: Callable[[], Vocabulary]) -> Vocabulary:
+def cached(command: str, make: Callable[[], CompletionWords]) -> CompletionWords:
     """The vocabulary of a command: as it was found before, else found and kept.
 
     Args:
@@ -80,7 +80,7 @@ def kept(command: str, make: Callable[[], Vocabulary]) -> Vocabulary:
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["state"] == state and 0 <= time.time() - file.stat().st_mtime < _KEPT_S:
-            return Vocabulary(**found["words"])
+            return CompletionWords(**found["words"])
     words = make()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
-from vlatool.cli.argv import Grammar, UnknownOptionError, lift
-from vlatool.cli.completion import Vocabulary, completions, kept
+from vlatool.cli.argv import ArgvSpec, UnknownOptionError, split_argv
+from vlatool.cli.completion import CompletionWords, cached, completions
 from vlatool.cli.options import (
     CONTEXT,
     OUTPUT_HELP,
@@ -37,7 +37,7 @@ _ARGS = "vlatool.args"
 
 
 @dataclass(frozen=True)
-class Sugar:
+class OptionAlias:
     """A named option that stands for keys of the tree.
 
     Attributes:
@@ -78,7 +78,7 @@ class ConfigSpec:
     is_flat: bool = True
     short: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
-    sugar: Mapping[str, Sugar] = field(default_factory=dict)
+    option_aliases: Mapping[str, OptionAlias] = field(default_factory=dict)
     positionals: tuple[str, ...] = ()
     note: Callable[[], str] = str
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """What is left for Typer."""
-        return lift(args, Grammar(self.declared(ctx)), lenient=lenient).rest
+        return split_argv(args, ArgvSpec(self.declared(ctx)), lenient=lenient).rest
 
     def declared(self, ctx: Any) -> dict[str, bool]:
         """Options that Typer knows, and whether they take a value."""
@@ -134,7 +134,7 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def spellings(self, ctx: Any) -> list[str]:
         """Every long option of this command, for suggestions and completion."""
-        return [*Grammar(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
+        return [*ArgvSpec(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
 
     def nearest(self, ctx: Any, name: str) -> str:
         """A sentence with the options nearest to a name; empty when none is near."""
@@ -176,7 +176,7 @@ class VlatoolCommand(typer.core.TyperCommand):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Names of options, or values."""
         typed = ctx.meta.get(_ARGS, [])
-        words = kept(self.vocabulary_key(ctx, typed), lambda: self.vocabulary(ctx, typed))
+        words = cached(self.vocabulary_key(ctx, typed), lambda: self.vocabulary(ctx, typed))
         return completions(words, typed, incomplete)
 
     def vocabulary_key(self, ctx: Any, typed: Sequence[str]) -> str:
@@ -184,11 +184,11 @@ class VlatoolCommand(typer.core.TyperCommand):
         del typed
         return ctx.command_path
 
-    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> Vocabulary:
+    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
         """The words of this command line."""
         del typed
         declared = {name: [] if valued else None for name, valued in self.declared(ctx).items()}
-        return Vocabulary({**declared, **OUTPUT_WORDS})
+        return CompletionWords({**declared, **OUTPUT_WORDS})
 
 
 @cache
@@ -221,11 +221,11 @@ class ConfigCommand(VlatoolCommand):
     def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """Takes keys, `--set` and sugar; remembers them for the body."""
         keys = self.keys(args)
-        lifted = lift(args, self.grammar(ctx, keys), lenient=lenient)
+        lifted = split_argv(args, self.grammar(ctx, keys), lenient=lenient)
         if not lenient:
             from vlatool.cli.keys import TypedConfig
 
-            expand = {name: sugar.expand for name, sugar in self.spec.sugar.items()}
+            expand = {name: sugar.expand for name, sugar in self.spec.option_aliases.items()}
             ctx.meta[TYPED_CONFIG] = TypedConfig(lifted.typed, keys, expand)
         return lifted.rest
 
@@ -237,16 +237,18 @@ class ConfigCommand(VlatoolCommand):
 
         return declared_keys(self.spec.schema(args))
 
-    def grammar(self, ctx: Any, keys: "Mapping[str, Key]") -> Grammar:
+    def grammar(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
         """What may stand on this command line."""
         names = {name: key.is_switch for name, key in keys.items()}
-        names |= {name: sugar.is_switch for name, sugar in self.spec.sugar.items()}
-        short = {sugar.short: name for name, sugar in self.spec.sugar.items() if sugar.short}
+        names |= {name: sugar.is_switch for name, sugar in self.spec.option_aliases.items()}
+        short = {
+            sugar.short: name for name, sugar in self.spec.option_aliases.items() if sugar.short
+        }
         renamed = getattr(self.spec.schema(ctx.meta.get(_ARGS, [])), "renamed", {}) if keys else {}
         aliases = {"config_path": "config", **self.spec.aliases, **renamed}
         shorts = {**short, **self.spec.short}
         words = not self.spec.is_flat
-        return Grammar(self.declared(ctx), names, shorts, aliases, takes_words=words)
+        return ArgvSpec(self.declared(ctx), names, shorts, aliases, takes_words=words)
 
     def spellings(self, ctx: Any) -> list[str]:
         """Options, keys and, for a tree, its dotted keys."""
@@ -280,13 +282,13 @@ class ConfigCommand(VlatoolCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""
-        from vlatool.config.layers import Reading
+        from vlatool.config.layers import ReadOptions
 
         options = _config_options(is_flat=self.spec.is_flat)
         given = {option.name: ctx.params.pop(option.name) for option in options}
         typed: TypedConfig = ctx.meta[TYPED_CONFIG]
         typed.presets, typed.files = given["preset"] or (), given["config"] or ()
-        typed.reading = Reading(self.spec.presets, compat=given.get("compat", False))
+        typed.reading = ReadOptions(self.spec.presets, compat=given.get("compat", False))
         if not given["keys"]:
             return super().invoke(ctx)
         from vlatool.cli.keys import KeyTable
@@ -308,7 +310,7 @@ class ConfigCommand(VlatoolCommand):
 
     def _help_groups(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         groups: dict[str, list[tuple[str, str]]] = {}
-        for name, sugar in self.spec.sugar.items():
+        for name, sugar in self.spec.option_aliases.items():
             if sugar.is_hidden:
                 continue
             row = (_spelling(name, sugar.short, sugar.metavar), sugar.help)
@@ -338,7 +340,7 @@ class ConfigCommand(VlatoolCommand):
         """The command and what among the words chooses a schema."""
         return "\n".join([ctx.command_path, *self.spec.depends(typed)])
 
-    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> Vocabulary:
+    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
         """Options with presets, keys with their choices."""
         from vlatool.cli.keys import known_values
         from vlatool.config.presets import list_presets
@@ -346,14 +348,14 @@ class ConfigCommand(VlatoolCommand):
         spec, keys = self.spec, self.keys(typed)
         presets = [one.name for one in list_presets() if one.kind in spec.presets]
         values = known_values(spec.schema(typed), keys, spec.values)
-        switches = {name: None for name, sugar in spec.sugar.items() if sugar.is_switch}
-        names = {name: [] for name in spec.sugar} | values | switches
+        switches = {name: None for name, sugar in spec.option_aliases.items() if sugar.is_switch}
+        names = {name: [] for name in spec.option_aliases} | values | switches
         options = {f"--{name.replace('_', '-')}": known for name, known in names.items()}
         options |= {short: options[f"--{name}"] for short, name in spec.short.items()}
         plain = super().vocabulary(ctx, typed).options
         chosen = {"--preset": presets, "-p": presets}
         arguments = [values.get(name) or () for name in spec.positionals]
-        return Vocabulary({**options, **plain, **chosen}, arguments)
+        return CompletionWords({**options, **plain, **chosen}, arguments)
 
 
 def plain_command(*examples: str) -> type[VlatoolCommand]:

@@ -61,9 +61,9 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
         return error
     ended = error.code if isinstance(error, SystemExit) else None
     if isinstance(error, KeyboardInterrupt) or ended == 130:
-        return InterruptedByUserError("interrupted; what was done is kept", hint=_again())
+        return InterruptedByUserError("interrupted; what was done is kept", hint=_rerun_hint())
     if isinstance(error, Terminated) or ended == 143:
-        return TerminatedError("terminated; what was done is kept", hint=_again())
+        return TerminatedError("terminated; what was done is kept", hint=_rerun_hint())
     return _known(error) or BugError(
         f"this is a bug in vlatool: {type(error).__name__}: {error}",
         hint="run again with --debug for the traceback, and report it",
@@ -97,7 +97,7 @@ def _package(error: ModuleNotFoundError) -> str:
     return (error.name or "").partition(".")[0]
 
 
-def _again() -> str:
+def _rerun_hint() -> str:
     return f"to go on, run the same command again: {shlex.join(['vlatool', *sys.argv[1:]])}"
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlatool.cli.argv import Typed
+from vlatool.cli.argv import TypedValue
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
-from vlatool.config.layers import STRICT, Reading
+from vlatool.config.layers import STRICT, ReadOptions
 from vlatool.config.overrides import Override, parse_override
 from vlatool.config.resolve import chosen_schema
 from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
@@ -135,12 +135,12 @@ class TypedConfig:
         reading: How they are read.
     """
 
-    typed: Sequence[Typed]
+    typed: Sequence[TypedValue]
     keys: Mapping[str, Key] = field(default_factory=dict)
-    sugar: Mapping[str, Expand] = field(default_factory=dict)
+    option_aliases: Mapping[str, Expand] = field(default_factory=dict)
     presets: Sequence[str] = ()
     files: Sequence[str] = ()
-    reading: Reading = STRICT
+    reading: ReadOptions = STRICT
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
         """Every typed value as an override, in order; arguments and sugar come first.
@@ -156,7 +156,7 @@ class TypedConfig:
         ]
         for name, texts in self._sugared().items():
             option = "--" + name.replace("_", "-")
-            for key, value in self.sugar[name](texts).items():
+            for key, value in self.option_aliases[name](texts).items():
                 _claim(claimed, key, option)
                 result.append(Override(key, value, f"command line, {option}"))
         return result + self._plain(claimed)
@@ -191,8 +191,8 @@ class TypedConfig:
             result.append(replace(override, is_flat=is_flat))
         return result
 
-    def _is_sugar(self, typed: Typed) -> bool:
-        return typed.is_flat and typed.key in self.sugar
+    def _is_sugar(self, typed: TypedValue) -> bool:
+        return typed.is_flat and typed.key in self.option_aliases
 
 
 def _claim(claimed: dict[str, str], key: str, by: str) -> None:

@@ -12,10 +12,10 @@ import typer
 
 from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.cli.output import write_stderr, write_stdout
-from vlatool.cli.session import Run
+from vlatool.cli.session import Invocation
 
 
-def on_ranks(run: Run, processes: int | None) -> bool:
+def on_ranks(run: Invocation, processes: int | None) -> bool:
     """Runs this command line on ranks and prints what the main one says.
 
     Returns:
@@ -33,7 +33,7 @@ def on_ranks(run: Run, processes: int | None) -> bool:
 
 
 @contextmanager
-def one_voice(run: Run) -> Iterator[None]:
+def one_voice(run: Invocation) -> Iterator[None]:
     """In a rank of `--nproc`, hands errors to the first process, which tells one of them."""
     from vlatool.training.ranks import Membership
 

@@ -62,7 +62,7 @@ class RichReporter:
         if self._active == 1:
             self._bars.start()
 
-    def leave(self) -> None:
+    def close_bar(self) -> None:
         """One bar less; the last stops the display, which leaves the terminal as it was."""
         self._active -= 1
         if self._active == 0:
@@ -91,7 +91,7 @@ class RichBar:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._reporter.leave()
+        self._reporter.close_bar()
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         """Counts, and shows the fields."""

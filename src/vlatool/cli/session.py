@@ -28,7 +28,7 @@ _USER, _QUERY = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"(https?://[^\s?#]*
 Schema = TypeVar("Schema", bound="ConfigModel")
 
 
-class Run:
+class Invocation:
     """What a command body needs.
 
     Attributes:
@@ -62,9 +62,9 @@ class Run:
             own = f"{self._ctx.command_path} --keys"
             error.hint = error.hint.replace("vlatool resolve-config --keys", own)
             raise
-        if resolved.ignored:
-            told = f"{len(resolved.ignored)} keys of no meaning here are left out: "
-            self.reporter.warn("keys_left_out", told + ", ".join(resolved.ignored))
+        if resolved.unknown_keys:
+            told = f"{len(resolved.unknown_keys)} keys of no meaning here are left out: "
+            self.reporter.warn("keys_left_out", told + ", ".join(resolved.unknown_keys))
         return resolved
 
     def check_model_given(self, hint: str) -> None:
@@ -85,7 +85,7 @@ class Run:
 
 
 @contextmanager
-def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Run]:
+def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
     """Sets up logging and the reporter for one command."""
     _check_folder()
     options = ctx.ensure_object(OutputOptions)
@@ -102,7 +102,7 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Run]:
             from vlatool.cli.reporters import LoggedReporter
 
             reporter = LoggedReporter(reporter, log_file)
-        yield Run(ctx, options, reporter)
+        yield Invocation(ctx, options, reporter)
 
 
 def _check_folder() -> None:

@@ -7,7 +7,7 @@ import typer
 from vlatool.cli.config_command import config_command
 from vlatool.cli.options import NprocOpt, command_app
 from vlatool.cli.ranks import on_ranks, one_voice
-from vlatool.cli.session import Run, command
+from vlatool.cli.session import Invocation, command
 from vlatool.cli.training_options import BUDGET, RESOLVING, RUN, SWITCHES, training_spec
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run_training(ctx: typer.Context, nproc: int | None) -> None:
         run.finish(workflow.train(config, typed=typed, reporter=run.reporter))
 
 
-def is_shown(run: Run, resolved: "Resolved[TrainConfig]") -> bool:
+def is_shown(run: Invocation, resolved: "Resolved[TrainConfig]") -> bool:
     """Shows the configuration where the published keys ask for that instead of training."""
     if not (resolved.config.resolve_configs or resolved.config.resolve_configs_path):
         return False

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlatool.cli.config_command import ConfigSpec, Sugar, schema_at
+from vlatool.cli.config_command import ConfigSpec, OptionAlias, schema_at
 from vlatool.errors import UsageError
 
 
@@ -32,34 +32,38 @@ def expand_init_from(texts: list[str]) -> Mapping[str, Any]:
     return {"model.resume_from_checkpoint": texts[-1], "model.resume_weights_only": True}
 
 
-def _scalar(key: str, help_text: str, *, is_switch: bool = False, is_hidden: bool = False) -> Sugar:
+def _scalar(
+    key: str, help_text: str, *, is_switch: bool = False, is_hidden: bool = False
+) -> OptionAlias:
     def expand(texts: list[str]) -> Mapping[str, Any]:
         return {key: texts[-1]}
 
     metavar = "" if is_switch else "N"
-    return Sugar(expand, metavar, help_text, is_switch=is_switch, is_hidden=is_hidden)
+    return OptionAlias(expand, metavar, help_text, is_switch=is_switch, is_hidden=is_hidden)
 
 
-def _named(keys: Sequence[str], switches: Sequence[str]) -> Mapping[str, Sugar]:
+def _named(keys: Sequence[str], switches: Sequence[str]) -> Mapping[str, OptionAlias]:
     names = (*keys, *switches)
     return {key: _scalar(key, "", is_switch=key in switches, is_hidden=True) for key in names}
 
 
-DATA = Sugar(expand_data, "DIR", "Folder of training data; repeatable.")
-INIT_FROM = Sugar(expand_init_from, "CKPT", "Run, checkpoint or published file to begin with.")
-RUN = Sugar(expand_run, "RUN", "Folder of the run.", short="-o")
-BUDGET: Mapping[str, Sugar] = {
+DATA = OptionAlias(expand_data, "DIR", "Folder of training data; repeatable.")
+INIT_FROM = OptionAlias(
+    expand_init_from, "CKPT", "Run, checkpoint or published file to begin with."
+)
+RUN = OptionAlias(expand_run, "RUN", "Folder of the run.", short="-o")
+BUDGET: Mapping[str, OptionAlias] = {
     "total_train_samples": _scalar("total_train_samples", "Budget in samples."),
     "num_epochs": _scalar("num_epochs", "Budget in passes over the data."),
     "total_train_steps": _scalar("total_train_steps", "Budget in optimizer steps."),
     "num_checkpoints": _scalar("num_checkpoints", "Checkpoints, evenly spread over the run."),
 }
-SWITCHES: Mapping[str, Sugar] = {
+SWITCHES: Mapping[str, OptionAlias] = {
     "dry_run": _scalar("dry_run", "Say what would be done and write nothing.", is_switch=True),
     "overwrite": _scalar("overwrite", "Replace a run made with other options.", is_switch=True),
 }
 # As the published command is typed; `resolve-config` is its name here.
-RESOLVING: Mapping[str, Sugar] = {
+RESOLVING: Mapping[str, OptionAlias] = {
     "resolve_configs": _scalar("resolve_configs", "", is_switch=True, is_hidden=True),
     "resolve_configs_path": _scalar("resolve_configs_path", "", is_hidden=True),
 }
@@ -100,12 +104,12 @@ def _data_kinds() -> Sequence[str]:
     return DATA_KINDS.names()
 
 
-def training_spec(sugar: Mapping[str, Sugar]) -> ConfigSpec:
+def training_spec(sugar: Mapping[str, OptionAlias]) -> ConfigSpec:
     """How a training configuration is typed, with the named options of one command."""
     return ConfigSpec(
         schema_at("vlatool.training.config:TrainConfig"),
         is_flat=False,
-        sugar={"data": DATA, **sugar, **FURTHER},
+        option_aliases={"data": DATA, **sugar, **FURTHER},
         note=lambda: "Any other key: --section.key VALUE or --set key=value; --keys lists them.",
         values={"model.type": model_types, "data.type": _data_kinds},
         presets=("runs", "models", "models/denoisers", "data", "hparams"),

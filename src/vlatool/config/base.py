@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from vlatool.config.coerce import fit
+from vlatool.config.coerce import coerce
 from vlatool.config.scalars import unwrap
 from vlatool.config.schema import flat_keys, mark, unset_required
 from vlatool.errors import UsageError
@@ -71,14 +71,14 @@ class ConfigModel(BaseModel):
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
     unrecorded: ClassVar[frozenset[str]] = frozenset()
-    renamed: ClassVar[Mapping[str, str]] = {}
+    aliases: ClassVar[Mapping[str, str]] = {}
     virtual_keys: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
     ignored: ClassVar[Mapping[str, str]] = {}
-    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}
     preset_sections: ClassVar[Mapping[str, str]] = {}
     translations: ClassVar[Registry[Any] | None] = None
 
-    def settled(self) -> tuple[Self, Mapping[str, str]]:
+    def derive_static(self) -> tuple[Self, Mapping[str, str]]:
         """The configuration with what other keys decide, and dotted key to rule."""
         return self, {}
 
@@ -128,7 +128,7 @@ def _fitted(value: Any, field: FieldInfo | None) -> Any:
         return value
     if unwrap(value) is None and _null_is_default(field):
         return field.default
-    return fit(_over_default(value, field), field.annotation)
+    return coerce(_over_default(value, field), field.annotation)
 
 
 def _null_is_default(field: FieldInfo) -> bool:

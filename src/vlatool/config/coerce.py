@@ -28,7 +28,7 @@ class TypeMismatch(Exception):
 
 
 @dataclass(frozen=True)
-class Rejected:
+class InvalidValue:
     """Stands in place of a value that does not fit, so that pydantic reports its key.
 
     Attributes:
@@ -42,7 +42,7 @@ class Rejected:
     choices: tuple[str, ...]
 
 
-def fit(value: Any, annotation: Any) -> Any:
+def coerce(value: Any, annotation: Any) -> Any:
     """`value` as the type wants it: `yes` for a bool, `a,b` for a list, typed text for text.
 
     Returns:
@@ -51,7 +51,7 @@ def fit(value: Any, annotation: Any) -> Any:
     try:
         return _fit(value, annotation)
     except TypeMismatch as misfit:
-        return Rejected(unwrap(value), misfit.needs, misfit.choices)
+        return InvalidValue(unwrap(value), misfit.needs, misfit.choices)
 
 
 def alternatives(annotation: Any) -> list[Any]:

@@ -19,7 +19,7 @@ _INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How layers are read.
 
     Attributes:
@@ -32,11 +32,11 @@ class Reading:
     compat: bool = False
 
 
-STRICT = Reading()
+STRICT = ReadOptions()
 
 
 @dataclass(frozen=True)
-class Translated:
+class ConvertedConfig:
     """The tree of another program in our keys.
 
     Attributes:
@@ -49,7 +49,7 @@ class Translated:
 
 
 # Of a tree, and of the files under it as they were written; None where the tree is of another kind.
-Translate = Callable[[Node, Node], Translated | None]
+Translate = Callable[[Node, Node], ConvertedConfig | None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class LayerReader:
 
     sections: Mapping[str, str]
     translations: Registry[Any] | None
-    reading: Reading
+    reading: ReadOptions
     preset_roots: Sequence[Path] | None = None
     keys: frozenset[str] = frozenset()
     budget: Budget = field(default_factory=Budget)
@@ -127,7 +127,7 @@ class LayerReader:
         tree = _checked(read_file(file, show=self._shown, budget=self.budget, is_shallow=compat))
         return self._included(tree)
 
-    def _told(self, tree: Node, below: Node) -> Translated:
+    def _told(self, tree: Node, below: Node) -> ConvertedConfig:
         translated = self._translated(tree, below)
         return replace(translated, is_record=translated.is_record or self.reading.compat)
 
@@ -141,14 +141,14 @@ class LayerReader:
         }
         return replace(layer, value=top)
 
-    def _translated(self, tree: Node, below: Node) -> Translated:
+    def _translated(self, tree: Node, below: Node) -> ConvertedConfig:
         """The tree in our keys, by the first translation that recognises it."""
         table = self.translations
         for name in table.names() if table is not None else ():
             translate: Translate = table.get(name)  # pyright: ignore[reportOptionalMemberAccess]
             if (translated := translate(tree, below)) is not None:
                 return translated
-        return Translated(tree)
+        return ConvertedConfig(tree)
 
     @property
     def _shown(self) -> Callable[[Path], str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vlatool.config.coerce import Rejected
+from vlatool.config.coerce import InvalidValue
 from vlatool.config.scalars import write_scalar
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
 from vlatool.config.tree import Node, child, find, nearest_origin, plain
@@ -140,7 +140,7 @@ def others_with(key: str, schema: type[BaseModel]) -> list[str]:
     registries: Mapping[str, Registry[Any]] = getattr(schema, "registries", {})
     section, _, name = key.rpartition(".")
     asked = [table for place, table in registries.items() if section in ("", place)]
-    return [f"{table.noun} {owner}" for table in asked for owner in table.having(name)]
+    return [f"{table.noun} {owner}" for table in asked for owner in table.names_with_key(name)]
 
 
 def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ def _concrete(pattern: str, key: str) -> str:
 
 
 def _translate(detail: Mapping[str, Any], tree: Node, schema: type[BaseModel]) -> Problem:
-    kind, rejected = detail["type"], isinstance(detail["input"], Rejected)
+    kind, rejected = detail["type"], isinstance(detail["input"], InvalidValue)
     parts = _typed_parts(detail["loc"], tree, kind)
     if kind.startswith("union_tag") and not rejected:
         parts.append(detail["ctx"]["discriminator"].strip("'"))
@@ -234,7 +234,7 @@ def _invalid(
     place: _Place, value: Node | None, detail: Mapping[str, Any], schema: type[BaseModel]
 ) -> Problem:
     shown = _shown(value) if value is not None else "unset"
-    rejected = detail["input"] if isinstance(detail["input"], Rejected) else None
+    rejected = detail["input"] if isinstance(detail["input"], InvalidValue) else None
     valid = list(rejected.choices if rejected else ()) or choices(schema, place.pattern)
     if rejected is not None:
         reason = f"it needs {rejected.needs}"

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from vlatool.config.base import ConfigModel
-from vlatool.config.layers import STRICT, LayerReader, Layers, Reading
+from vlatool.config.layers import STRICT, LayerReader, Layers, ReadOptions
 from vlatool.config.overrides import Override
 from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
 from vlatool.config.schema import flat_keys, section_models
@@ -43,7 +43,7 @@ class Resolved(Generic[C]):
     config: C
     origins: Mapping[str, str]
     typed: frozenset[str] = frozenset()
-    ignored: tuple[str, ...] = ()
+    unknown_keys: tuple[str, ...] = ()
 
 
 def load_config(
@@ -53,7 +53,7 @@ def load_config(
     files: Sequence[str] = (),
     overrides: Sequence[Override] = (),
     preset_roots: Sequence[Path] | None = None,
-    reading: Reading = STRICT,
+    reading: ReadOptions = STRICT,
 ) -> Resolved[C]:
     """Merges all layers and validates the result.
 
@@ -71,7 +71,7 @@ def load_config(
     """
     read = _reader(schema, reading, preset_roots).read(presets, files, overrides)
     problems: list[Problem] = []
-    layers = [_renamed(layer, schema.renamed, problems) for layer in read.trees]
+    layers = [_renamed(layer, schema.aliases, problems) for layer in read.trees]
     layers = [_with_types(layer, schema) for layer in layers]
     specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
     layers = [_spelled_out(layer, specialised, problems) for layer in layers]
@@ -82,7 +82,7 @@ def load_config(
 
 
 def _reader(
-    schema: type[ConfigModel], reading: Reading, preset_roots: Sequence[Path] | None = None
+    schema: type[ConfigModel], reading: ReadOptions, preset_roots: Sequence[Path] | None = None
 ) -> LayerReader:
     return LayerReader(
         schema.preset_sections,
@@ -110,7 +110,7 @@ def chosen_schema(
     presets: Sequence[str] = (),
     files: Sequence[str] = (),
     overrides: Sequence[Override] = (),
-    reading: Reading = STRICT,
+    reading: ReadOptions = STRICT,
 ) -> type[C]:
     """The class that would validate the same layers, whatever their other values are.
 
@@ -119,7 +119,7 @@ def chosen_schema(
         UsageError: A preset has an unknown name, or is of another kind.
     """
     read = _reader(schema, reading).read(presets, files, overrides)
-    layers = [_renamed(layer, schema.renamed, []) for layer in read.trees]
+    layers = [_renamed(layer, schema.aliases, []) for layer in read.trees]
     layers = [_with_types(layer, schema) for layer in layers]
     return _specialise(schema, _combined(layers, schema.exclusive, []))
 
@@ -245,7 +245,7 @@ def _validate(
     ignored: list[str] = []
     while True:
         try:
-            config, rules = schema.model_validate(to_value(tree)).settled()
+            config, rules = schema.model_validate(to_value(tree)).derive_static()
             break
         except ValidationError as error:
             unknown = unknown_keys(error, tree)

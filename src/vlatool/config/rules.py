@@ -17,7 +17,7 @@ def violations(config: ConfigModel) -> Iterator[Violation]:
     for prefix, section in sections(config):
         for broken in section.violations():
             yield replace(broken, keys=tuple(f"{prefix}{key}" for key in broken.keys))
-        for key, (allowed, reason) in section.refused.items():
+        for key, (allowed, reason) in section.unsupported.items():
             value = getattr(section, key)
             if value not in allowed:
                 message = f'"{prefix}{key}" is {value!r}, which cannot be used here: {reason}'

@@ -12,7 +12,7 @@ import torch
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import Weights
-from vlatool.evaluation.history import ImageFit, Memory, Moment
+from vlatool.evaluation.history import History, ImageFit, RobotState
 from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.plugins import did_you_mean
 
@@ -41,7 +41,7 @@ class PolicyRunner:
         self.fields = policy.fields
         self.actions = policy.actions
         self.fps = trained.kept.fps
-        self.chunk = policy.length - policy.past
+        self.horizon = policy.length - policy.past
         self.checkpoint = trained.checkpoint
         self.weights = trained.weights
         self._policy = policy
@@ -63,7 +63,7 @@ class PolicyRunner:
             UsageError: It is no whole number from 0 on.
         """
         rng = torch.Generator().manual_seed(self._seed if seed is None else _seed(seed))
-        self._memory = Memory(self._policy, self._fit)
+        self._memory = History(self._policy, self._fit)
         self._rng = rng
         self._plan: dict[str, Array] = {}
         self._done = 0
@@ -90,33 +90,33 @@ class PolicyRunner:
             DataError: Something is missing, unknown, or of another type, shape or width.
             UsageError: `executed` is no whole number, or the last plan has not so many steps left.
         """
-        self.see(observation, executed=executed)
+        self.observe(observation, executed=executed)
         seen = self._memory.observation(observation[_INSTRUCTION])
         plans = self._policy.act([seen], steps=self._inference_steps, rng=self._rng)
         self._plan = {name: plans[name][0] for name in self.actions}
         self._done = 0
         return {name: plan.copy() for name, plan in self._plan.items()}
 
-    def see(self, observation: Mapping[str, Any], *, executed: int = 1) -> None:
+    def observe(self, observation: Mapping[str, Any], *, executed: int = 1) -> None:
         """Takes in a moment while the last plan is being carried out; the same as `act` else."""
         moment = self._moment(observation)
-        left = self.chunk - self._done if self._plan else None
+        left = self.horizon - self._done if self._plan else None
         is_count = _is_whole(executed) and executed >= 1
         if not is_count or (left is not None and executed > left):
             raise UsageError(
-                f"executed={executed!r}: the last plan has {self.chunk} steps, {self._done} were "
+                f"executed={executed!r}: the last plan has {self.horizon} steps, {self._done} were "
                 "carried out before",
                 hint="say how many were carried out since the last call of act or see, as a whole "
                 "number",
                 code="usage.executed_steps",
             )
-        self._memory.see(moment, executed)
+        self._memory.add_observation(moment, executed)
         if self._plan:
             for step in range(self._done, self._done + executed):
-                self._memory.do({name: plan[step] for name, plan in self._plan.items()})
+                self._memory.add_action({name: plan[step] for name, plan in self._plan.items()})
             self._done += executed
 
-    def _moment(self, observation: Mapping[str, Any]) -> Moment:
+    def _moment(self, observation: Mapping[str, Any]) -> RobotState:
         # Callers are not type-checked: what reaches a robot's loop is told, not a traceback.
         if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DataError(
@@ -149,7 +149,7 @@ class PolicyRunner:
             )
         images = {name: _array(name, observation[name]) for name in self.cameras}
         fields = {name: _vector(name, observation[name], n) for name, n in self.fields.items()}
-        return Moment(images, fields)
+        return RobotState(images, fields)
 
 
 def _array(name: str, values: Any) -> Array:

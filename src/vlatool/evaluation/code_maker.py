@@ -140,7 +140,7 @@ class CodeMaker:
         return Codes(found.cpu().numpy(), len(alone))
 
     @torch.inference_mode()
-    def draw(self, codes: Array) -> UInt8Array:
+    def decode(self, codes: Array) -> UInt8Array:
         """Pictures uint8 [B, S, S, 3] of codes int [B, K].
 
         Raises:

@@ -16,7 +16,7 @@ from vlatool.models.codebook import check_codes
 _EPSILON = 1e-8
 
 
-class Frame(NamedTuple):
+class FrameIndex(NamedTuple):
     """Where a picture stands.
 
     Attributes:
@@ -45,7 +45,7 @@ class CodebookUsage:
     pairs: Tensor
 
     def __post_init__(self) -> None:
-        self._last: tuple[Frame, Tensor] | None = None
+        self._last: tuple[FrameIndex, Tensor] | None = None
 
     @classmethod
     def of(cls, size: int, places: int, device: torch.device | None = None) -> "CodebookUsage":
@@ -53,7 +53,7 @@ class CodebookUsage:
         options: dict[str, Any] = {"dtype": torch.int64, "device": device}
         return cls(*(torch.zeros(shape, **options) for shape in ((size,), (places,), ())))
 
-    def add(self, codes: Tensor, frames: Sequence[Frame] | None = None) -> None:
+    def add(self, codes: Tensor, frames: Sequence[FrameIndex] | None = None) -> None:
         """Takes in codes int [B, K] of pictures, and where they stand, if that is known.
 
         Raises:

@@ -21,7 +21,7 @@ class EncodeConfig(ConfigModel):
         "Output": ("output", "layout", "check_every", *JOB_KEYS, "skip_existing"),
         "Device": ("precision", *_DEVICE),
     }
-    renamed: ClassVar[Mapping[str, str]] = {"a_dir": "data", "ckpt_dir": "tokenizer"}
+    aliases: ClassVar[Mapping[str, str]] = {"a_dir": "data", "ckpt_dir": "tokenizer"}
     ignored: ClassVar[Mapping[str, str]] = {
         "skip_existing": "episodes whose codes are whole are always kept; --overwrite makes them "
         "anew",
@@ -74,7 +74,7 @@ class DecodeConfig(ConfigModel):
     """What `vlatool decode` does."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *JOB_KEYS)}
-    renamed: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
+    aliases: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {"codes", "tokenizer", "output", *JOB_KEYS}
     )

@@ -15,8 +15,8 @@ import torch
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import FieldMap, RolloutConfig
-from vlatool.evaluation.history import ImageFit, Memory, Moment
-from vlatool.models.policy import Policy
+from vlatool.evaluation.history import History, ImageFit, RobotState
+from vlatool.models.policy import RoboticsPolicy
 from vlatool.plugins import did_you_mean
 
 EnvObservation = Mapping[str, Any]
@@ -75,15 +75,15 @@ class _Step:
 class PolicyController:
     """Samples a chunk, carries out its first steps, samples again."""
 
-    def __init__(self, policy: Policy, config: RolloutConfig, fit: ImageFit) -> None:
+    def __init__(self, policy: RoboticsPolicy, config: RolloutConfig, fit: ImageFit) -> None:
         self._policy = policy
         self._fit = fit
         self._config = config
         self._rng = torch.Generator().manual_seed(config.seed)
         self._fields = list(policy.fields)
-        self._memories: dict[int, Memory] = {}
+        self._memories: dict[int, History] = {}
         self._plans: dict[int, deque[_Step]] = {}
-        Memory(policy, fit)  # says at once that the policy cannot act
+        History(policy, fit)  # says at once that the policy cannot act
         self._check()
 
     def act(
@@ -92,8 +92,8 @@ class PolicyController:
         """The next action of each plan; plans that ran out are made anew, all in one batch."""
         for number, observation in observations.items():
             if number not in self._memories:
-                self._memories[number] = Memory(self._policy, self._fit)
-            self._memories[number].see(self._moment(observation))
+                self._memories[number] = History(self._policy, self._fit)
+            self._memories[number].add_observation(self._moment(observation))
         empty = [number for number in observations if not self._plans.get(number)]
         if empty:
             self._replan(empty, instructions)
@@ -101,7 +101,7 @@ class PolicyController:
 
     def _next(self, number: int) -> Array:
         step = self._plans[number].popleft()
-        self._memories[number].do(step.commands)
+        self._memories[number].add_action(step.commands)
         return step.action
 
     def _replan(self, numbers: Sequence[int], instructions: Mapping[int, str]) -> None:
@@ -115,8 +115,8 @@ class PolicyController:
                 for step, action in enumerate(chunk)
             )
 
-    def _moment(self, observation: EnvObservation) -> Moment:
-        return Moment(
+    def _moment(self, observation: EnvObservation) -> RobotState:
+        return RobotState(
             images={name: self._picture(observation, name) for name in self._policy.cameras},
             fields={name: self._field(observation, name) for name in self._fields},
         )

@@ -165,7 +165,7 @@ class EncodePipeline:
         """Nothing outlives a call of `map`."""
 
     @property
-    def bound(self) -> str:
+    def bottleneck(self) -> str:
         """The stage that the others waited for; empty where nothing was done."""
         return max(self.seconds, key=self.seconds.__getitem__) if self.pictures else ""
 
@@ -207,7 +207,7 @@ class EncodePipeline:
             episode = _Episode(item, error=opened.error)
             batches: list[tuple[int, ...]] = []
             if opened.value is not None:
-                batches = spread(len(opened.value), self._rule.batch_size)
+                batches = even_batches(len(opened.value), self._rule.batch_size)
             episode.batches = len(batches)
             started[number] = episode
             coming.append(episode)
@@ -257,7 +257,7 @@ class EncodePipeline:
         for row, index in enumerate(read.indices):
             if self._rule.check_every and index % self._rule.check_every == 0:
                 with self._waiting("computing"):
-                    drawn = self._maker.draw(codes.values[row : row + 1])[0]
+                    drawn = self._maker.decode(codes.values[row : row + 1])[0]
                 beside = np.concatenate([read.images[row].numpy(), drawn], axis=1)
                 episode.checks[read.stems[row]] = encode_png(beside)
         _take(episode, read, codes.values)
@@ -370,7 +370,7 @@ def _take(episode: _Episode, read: _Read, codes: Array | None = None) -> None:
     episode.codes.update(zip(read.stems, codes.astype(np.uint16), strict=True))
 
 
-def spread(count: int, most: int) -> list[tuple[int, ...]]:
+def even_batches(count: int, most: int) -> list[tuple[int, ...]]:
     """The numbers below `count` in the fewest parts of at most `most`, all nearly of one length."""
     parts = -(-count // most)
     bounds = [count * part // max(parts, 1) for part in range(parts + 1)]

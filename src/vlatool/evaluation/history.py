@@ -12,13 +12,13 @@ import numpy as np
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.robotics.kind import ImageShape
-from vlatool.models.policy import Observation, Policy
+from vlatool.models.policy import Observation, RoboticsPolicy
 
 _PICTURE_DIMENSIONS = 3
 
 
 @dataclass(frozen=True)
-class Moment:
+class RobotState:
     """What is measured at one step.
 
     Attributes:
@@ -58,7 +58,7 @@ class ImageFit:
         return fitted
 
 
-class Memory:
+class History:
     """The past of one robot, as far back as a policy looks.
 
     A moment that was not shown looks like the next one that was: before the first moment of an
@@ -68,7 +68,7 @@ class Memory:
         DataError: The policy wants pictures from the future.
     """
 
-    def __init__(self, policy: Policy, fit: ImageFit) -> None:
+    def __init__(self, policy: RoboticsPolicy, fit: ImageFit) -> None:
         self._policy = policy
         self._fit = fit
         self._offsets = policy.data.image_indices
@@ -79,10 +79,10 @@ class Memory:
                 code="data.future_pictures",
             )
         self._length = max(-min(self._offsets, default=0), policy.past) + 1
-        self._seen: deque[Moment] = deque(maxlen=self._length)
+        self._seen: deque[RobotState] = deque(maxlen=self._length)
         self._done: deque[Mapping[str, Array]] = deque(maxlen=policy.past)
 
-    def see(self, moment: Moment, steps: int = 1) -> None:
+    def add_observation(self, moment: RobotState, steps: int = 1) -> None:
         """Takes in the newest moment.
 
         Args:
@@ -96,11 +96,11 @@ class Memory:
         pictures = {name: self._shaped(name, image) for name, image in moment.images.items()}
         known = self._seen[-1].images if self._seen else {}
         _check_sizes([*known.values(), *pictures.values()])
-        shaped = Moment(pictures, moment.fields)
+        shaped = RobotState(pictures, moment.fields)
         count = steps if self._seen else self._length
         self._seen.extend([shaped] * min(count, self._length))
 
-    def do(self, commands: Mapping[str, Array]) -> None:
+    def add_action(self, commands: Mapping[str, Array]) -> None:
         """Takes in the commands of a step that was carried out: field to absolute values [C]."""
         self._done.append(commands)
 

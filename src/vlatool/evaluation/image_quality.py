@@ -26,7 +26,7 @@ _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
 
 
-def to_bytes(pixels: Tensor) -> Tensor:
+def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels [B, 3, H, W] in [0, 1], or beyond, as uint8."""
     return (pixels.float().clamp(0, 1) * _PEAK).round().to(torch.uint8)
 

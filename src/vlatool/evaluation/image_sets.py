@@ -29,7 +29,7 @@ from vlatool.plugins import FORMATS
 from vlatool.sources.base import FormatReader
 from vlatool.sources.detection import detect_source
 from vlatool.sources.selection import episode_state
-from vlatool.storage.byte_ranges import Part, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
 from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.storage.uri import is_file_name
@@ -131,7 +131,7 @@ class RecordedPictures:
     def __init__(self, name: str, reader: FormatReader, refs: Sequence[EpisodeRef]) -> None:
         self.format = name
         self.has_own_place = name == _IMAGES
-        self.items = [ref for ref in refs if not ref.held_out]
+        self.items = [ref for ref in refs if not ref.excluded]
         self._reader = reader
 
     def open(self, item: EpisodeRef) -> OpenPictures:
@@ -270,7 +270,9 @@ class _Tar:
     def _picture(self, index: int) -> NamedPicture:
         start = int(self._index.offsets[index])
         try:
-            data = read_byte_range(Part(self._path, start, start + int(self._index.lengths[index])))
+            data = read_byte_range(
+                ByteRange(self._path, start, start + int(self._index.lengths[index]))
+            )
             members = read_members(data)
         except ValueError as error:
             raise self._broken(f"sample {index} is damaged: {error}", "data.broken_shard") from None

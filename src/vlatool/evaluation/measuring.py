@@ -15,7 +15,7 @@ from vlatool.errors import DataError
 from vlatool.evaluation.image_quality import ImageScore, Reduce
 from vlatool.evaluation.reconstruction import (
     CodeShape,
-    Judges,
+    MetricNetworks,
     Reconstruction,
     ReconstructionSums,
     part_of,
@@ -23,14 +23,14 @@ from vlatool.evaluation.reconstruction import (
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import Batch, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
-from vlatool.loading.images.info import ImagesInfo, read_facts
+from vlatool.loading.images.info import ImagesInfo, load_info
 from vlatool.loading.images.kind import ImagesKind
 from vlatool.loading.images.reader import ImageSample
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 
 
-class Tokenizer(Protocol):
+class PixelTokenizer(Protocol):
     """What makes codes of pictures and pictures of codes."""
 
     @property
@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Pass:
+class EvalOptions:
     """How the pictures are read.
 
     Attributes:
@@ -84,11 +84,11 @@ class EvalResult:
     rows: Sequence[ImageScore]
 
 
-def measure(
-    tokenizer: Tokenizer,
+def evaluate_reconstruction(
+    tokenizer: PixelTokenizer,
     config: ImageDataConfig,
-    how: Pass,
-    judges: Judges,
+    how: EvalOptions,
+    judges: MetricNetworks,
     reduce: Reduce = lambda one: one,
     reporter: Reporter = NULL,
 ) -> EvalResult:
@@ -114,7 +114,7 @@ def measure(
             code="data.picture_size",
         )
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
-    part = part_of(read_facts(config, reporter), how.rank, how.world_size)
+    part = part_of(load_info(config, reporter), how.rank, how.world_size)
     sums = ReconstructionSums(
         tokenizer.size, how.device or torch.device("cpu"), tokenizer.codes, judges
     )
@@ -140,11 +140,11 @@ class ReconstructedImage:
 
 
 def reconstruct(
-    tokenizer: Tokenizer, config: ImageDataConfig, how: Pass, keys: Collection[str]
+    tokenizer: PixelTokenizer, config: ImageDataConfig, how: EvalOptions, keys: Collection[str]
 ) -> dict[str, ReconstructedImage]:
     """Some pictures by name; by one rank alone, which reads on until it has them all."""
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
-    facts = read_facts(config)
+    facts = load_info(config)
     alone = replace(how, rank=0, world_size=1)
     found: dict[str, ReconstructedImage] = {}
     with torch.inference_mode(), closing(_batches(config, facts, alone)) as batches:
@@ -185,7 +185,7 @@ def _over_ranks(
     return EvalResult(figures, pictures, told, sums.scores.rows)
 
 
-def _batches(config: ImageDataConfig, part: ImagesInfo, how: Pass) -> Generator[MicroBatch]:
+def _batches(config: ImageDataConfig, part: ImagesInfo, how: EvalOptions) -> Generator[MicroBatch]:
     """The pictures of a rank in stored order."""
     order = SampleOrder(part.datasets, OrderOptions(shuffle=False))
     plan = LoaderPlan(

@@ -9,9 +9,9 @@ import torch
 
 from vlatool.artifacts.published_networks import INCEPTION, find_network
 from vlatool.errors import DataError
-from vlatool.evaluation.reconstruction import Judges
+from vlatool.evaluation.reconstruction import MetricNetworks
 from vlatool.models.perceptual.networks import inception_network, perceptual_network
-from vlatool.storage.uri import existing
+from vlatool.storage.uri import require_existing
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class LoadedMetricNetworks:
         missing: What cannot be measured, and why.
     """
 
-    judges: Judges
+    judges: MetricNetworks
     digests: Mapping[str, str]
     missing: Mapping[str, str]
 
@@ -41,8 +41,8 @@ def load_metric_networks(weights: str | None, device: torch.device) -> LoadedMet
     """
     if weights is None:
         why = "no --perceptual-weights"
-        return LoadedMetricNetworks(Judges(), {}, {"lpips": why, "rfid": why})
-    folder = existing(weights)
+        return LoadedMetricNetworks(MetricNetworks(), {}, {"lpips": why, "rfid": why})
+    folder = require_existing(weights)
     digests: dict[str, str] = {}
     missing: dict[str, str] = {}
     lpips = _tried(lambda: perceptual_network("lpips", folder), "lpips", missing)
@@ -62,7 +62,7 @@ def load_metric_networks(weights: str | None, device: torch.device) -> LoadedMet
         found = find_network(folder, INCEPTION)
         digests[found.path.name] = found.sha256
         inception = inception.to(device)
-    return LoadedMetricNetworks(Judges(lpips, inception), digests, missing)
+    return LoadedMetricNetworks(MetricNetworks(lpips, inception), digests, missing)
 
 
 def _tried(load: Callable[[], T], name: str, missing: dict[str, str]) -> T | None:

@@ -26,7 +26,7 @@ from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.reader import RoboticsReader
-from vlatool.models.policy import Observation, Policy
+from vlatool.models.policy import Observation, RoboticsPolicy
 
 _CURVES = 6
 
@@ -88,7 +88,7 @@ def num_chosen(facts: RoboticsInfo, config: OpenLoopConfig) -> int:
 
 
 class _Recorder:
-    def __init__(self, policy: Policy, kept: RoboticsAssets) -> None:
+    def __init__(self, policy: RoboticsPolicy, kept: RoboticsAssets) -> None:
         self._policy = policy
         self._statistics = kept.statistics
         self._names = kept.names
@@ -211,14 +211,14 @@ def _batches(
         yield samples.__getitems__(chosen[start : start + config.batch_size])
 
 
-def _window(sample: DecodedSample, policy: Policy) -> tuple[dict[str, Array], Array]:
+def _window(sample: DecodedSample, policy: RoboticsPolicy) -> tuple[dict[str, Array], Array]:
     """Action fields cropped to the policy's window, and the mask of its future part."""
     first = _extra(sample, policy)
     fields = {name: sample.fields[name][first:] for name in policy.data.action_fields}
     return fields, sample.future_mask[first + policy.past :]
 
 
-def _extra(sample: DecodedSample, policy: Policy) -> int:
+def _extra(sample: DecodedSample, policy: RoboticsPolicy) -> int:
     """Steps that the sample has before the policy's window."""
     extra = len(sample.future_mask) - policy.length
     if extra < 0:
@@ -230,7 +230,7 @@ def _extra(sample: DecodedSample, policy: Policy) -> int:
     return extra
 
 
-def _observation(policy: Policy, sample: DecodedSample, fit: ImageFit) -> Observation:
+def _observation(policy: RoboticsPolicy, sample: DecodedSample, fit: ImageFit) -> Observation:
     first = _extra(sample, policy)
     end = first + policy.past + 1
     names = policy.data.proprioception_fields
@@ -245,7 +245,7 @@ def _observation(policy: Policy, sample: DecodedSample, fit: ImageFit) -> Observ
     )
 
 
-def _fitted(policy: Policy, images: UInt8Array, fit: ImageFit) -> UInt8Array:
+def _fitted(policy: RoboticsPolicy, images: UInt8Array, fit: ImageFit) -> UInt8Array:
     """Pictures uint8 [N, H, W, 3], time outer, camera inner, as the policy sees them."""
     cameras = policy.data.camera_names
     fitted = [

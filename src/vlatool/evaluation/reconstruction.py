@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vlatool.evaluation.codebook_usage import CodebookUsage, Frame
+from vlatool.evaluation.codebook_usage import CodebookUsage, FrameIndex
 from vlatool.evaluation.frechet import FeatureMoments, frechet_distance
 from vlatool.evaluation.image_quality import (
     MeanImageBaseline,
@@ -64,7 +64,7 @@ class FeatureNetwork(Protocol):
 
 
 @dataclass(frozen=True)
-class Judges:
+class MetricNetworks:
     """Networks whose weights were given, on the device of the pictures."""
 
     lpips: "PerceptualDistance | None" = None
@@ -82,7 +82,7 @@ class ReconstructionSums:
     """
 
     def __init__(
-        self, size: int, device: torch.device, codes: CodeShape | None, judges: Judges
+        self, size: int, device: torch.device, codes: CodeShape | None, judges: MetricNetworks
     ) -> None:
         self._judges = judges
         names = ["psnr", "ssim", "error", "block_error"]
@@ -143,10 +143,10 @@ class ReconstructionSums:
         return {**found, "rfid": frechet_distance(*features)} if features else found
 
 
-def frame_of(key: str) -> Frame:
+def frame_of(key: str) -> FrameIndex:
     """Where a picture stands, by its name: the number at the end counts frames of the rest."""
     match = _NUMBERED.match(key)
-    return Frame(match[1], int(match[2])) if match else Frame(key, 0)
+    return FrameIndex(match[1], int(match[2])) if match else FrameIndex(key, 0)
 
 
 def part_of(facts: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:

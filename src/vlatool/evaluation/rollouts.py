@@ -15,7 +15,7 @@ from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import input_state, plan_digest, present_inputs
-from vlatool.jobs.job import JobSpec, Run
+from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.atomic import remove_file, write_json
@@ -63,13 +63,13 @@ class RolloutPlan:
     """
 
     seeds: Sequence[int]
-    tell: Callable[[EnvObservation, Mapping[str, Any]], str]
+    choose_instruction: Callable[[EnvObservation, Mapping[str, Any]], str]
     success_key: str
     max_steps: int | None = None
-    pictured: int = 0
+    num_rendered: int = 0
     parallel: int = 25
     options: Callable[[int], dict[str, Any] | None] = lambda seed: None
-    ends: Callable[[Mapping[str, Any], str], bool] = lambda info, told: False
+    is_over: Callable[[Mapping[str, Any], str], bool] = lambda info, told: False
 
 
 class Rollouts:
@@ -112,7 +112,7 @@ class Rollouts:
         envs = self._envs[: len(group)]
         lockstep = _Lockstep(envs, self._make_controller(envs[0]), self._plan)
         seeds = [self._plan.seeds[place] for place in group]
-        return lockstep.run(seeds, max(0, self._plan.pictured - group.start), self._tell)
+        return lockstep.run(seeds, max(0, self._plan.num_rendered - group.start), self._tell)
 
     def catch_up(self, episodes: int) -> None:
         """Tells of the episodes that an earlier run had done, so that the bar ends at its end."""
@@ -153,7 +153,7 @@ class _Lockstep:
         for number, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
             observation, info = env.reset(seed=seed, options=self._plan.options(seed))
             observations[number] = observation
-            rollouts[number] = Rollout(seed, self._plan.tell(observation, info))
+            rollouts[number] = Rollout(seed, self._plan.choose_instruction(observation, info))
         while observations:
             told = {number: rollouts[number].told for number in observations}
             actions = self._controller.act(observations, told)
@@ -185,7 +185,7 @@ class _Lockstep:
         limit = self._plan.max_steps
         cut = limit is not None and rollout.steps >= limit
         over = terminated or truncated or rollout.success or cut
-        return observation, bool(over or self._plan.ends(info, rollout.told))
+        return observation, bool(over or self._plan.is_over(info, rollout.told))
 
     def _picture(self, number: int, rollout: Rollout, pictured: int) -> None:
         if number < pictured:
@@ -216,7 +216,7 @@ class RolloutJob:
             output=output,
             record=record,
             title="eval rollout",
-            noun="group",
+            item_name="group",
             plan=plan_digest(record.options),
             work=self._work,
             # Other weights are other rollouts, whatever else is the same.
@@ -240,12 +240,12 @@ class RolloutJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The checkpoint."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Nothing: an earlier report stays until there is a new one."""
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Puts the rollouts together and draws them."""
         del run
         for receipt in receipts:
@@ -260,7 +260,7 @@ class RolloutJob:
         names = [REPORT, SHEET] if rows else [REPORT]
         return [file_entry(self.spec.output, name) for name in names]
 
-    def result(self, run: Run) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> Mapping[str, Any]:
         """The report."""
         del run
         return self.report()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.loading.robotics.kind import RoboticsAssets
-    from vlatool.models.policy import Policy
+    from vlatool.models.policy import RoboticsPolicy
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TrainedPolicy:
         kept: What its kind of data kept: scales, frames per second.
     """
 
-    policy: "Policy"
+    policy: "RoboticsPolicy"
     run: RunDir
     checkpoint: Path
     weights: str
@@ -65,7 +65,7 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
     manifest.check(checkpoint, None if run is origin[0] else manifest.acting())
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
-    kept = config.data_kind.kept(config.data, run.root)
+    kept = config.data_kind.load_assets(config.data, run.root)
     run.check_assets(origin[0].kept_files())
     model_type = config.model_type
     chosen = _weights(checkpoint, manifest, weights)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.image_quality import to_bytes
+from vlatool.evaluation.image_quality import to_uint8
 from vlatool.evaluation.reconstruction import CodeShape, Reconstruction
 from vlatool.evaluation.stored_preprocessing import read_preprocessing
 from vlatool.loading.images.config import ImagePreprocessing
@@ -50,7 +50,7 @@ class TrainedTokenizer:
         """Of pictures uint8 [B, 3, S, S], on its device; in true float32."""
         with no_tf32(images.device):
             pixels, codes = self._draw(to_float(images))
-        return Reconstruction(to_bytes(pixels), None if self.codes is None else codes)
+        return Reconstruction(to_uint8(pixels), None if self.codes is None else codes)
 
 
 def open_tokenizer(

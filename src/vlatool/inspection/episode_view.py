@@ -17,7 +17,7 @@ from vlatool.errors import DataError
 from vlatool.inspection.fields import lowdim_columns, policy_fields
 from vlatool.inspection.projection import (
     EndEffectorTrack,
-    Shot,
+    FrameView,
     frame_shot,
     pose_tracks,
     position_fields,
@@ -56,7 +56,7 @@ class EpisodeView:
     fps: float
     frames: Array
     shown: Sequence[int]
-    cameras: Mapping[str, Sequence[Shot]]
+    cameras: Mapping[str, Sequence[FrameView]]
     actions: Mapping[str, Array]
     proprioception: Mapping[str, Array]
     tracks: tuple[EndEffectorTrack, ...]
@@ -159,14 +159,14 @@ def _pose_fields(episode: Episode) -> dict[str, str]:
     return groups or position_fields(episode.lowdim)
 
 
-def _shots(episode: Episode, camera: str, shown: Sequence[int]) -> list[Shot]:
+def _shots(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
     calibration = episode.calibration.get(camera)
     intrinsics = None if calibration is None else calibration.intrinsics
     extrinsics = None if calibration is None else calibration.extrinsics
     try:
         pictures = episode.cameras[camera].read(shown)
     except DataError as error:
-        return [Shot(None, problem=error.message)] * len(shown)
+        return [FrameView(None, problem=error.message)] * len(shown)
     return [
         frame_shot(picture, intrinsics, extrinsics, frame)
         for frame, picture in zip(shown, pictures, strict=True)
@@ -226,9 +226,9 @@ def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
     return [base if base in known else name for name, base in plain]
 
 
-def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[Shot]]:
+def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
     """Camera to its picture nearest to the anchor of each sample."""
-    strips: dict[str, list[Shot]] = {}
+    strips: dict[str, list[FrameView]] = {}
     with tar.reading(keys[0]) as first:
         views = first.views()
     for camera in dict.fromkeys(camera for camera, _ in views):
@@ -237,7 +237,7 @@ def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[Shot]]:
     return strips
 
 
-def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> Shot:
+def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> FrameView:
     with tar.reading(key) as sample:
         wanted = (f"rescaled_intrinsics.{view[0]}", f"extrinsics.{view[0]}")
         arrays = sample.arrays([name for name in sample.array_headers() if name in wanted])

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlatool.artifacts.fast import REPORT_NAME, ignored_code, read_fast, read_report
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
-from vlatool.artifacts.profile import Profile, read_profile
+from vlatool.artifacts.profile import NormalizationProfile, read_profile
 from vlatool.inspection.report import (
     Findings,
     Problems,
@@ -41,7 +41,7 @@ class FastReport:
     lowest: int
     digest: str
     code: tuple[str, ...]
-    profile: Profile | None
+    profile: NormalizationProfile | None
     fitted: Mapping[str, Any]
     findings: Findings = ()
     kind: str = "fast"
@@ -114,5 +114,5 @@ def inspect_fast(location: Path) -> FastReport:
     )
 
 
-def _raw(profile: Profile, name: str) -> str:
+def _raw(profile: NormalizationProfile, name: str) -> str:
     return "as it is" if name in profile.raw else ""

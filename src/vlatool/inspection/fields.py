@@ -28,7 +28,7 @@ _MOST_NAMES = 6
 
 
 @dataclass(frozen=True)
-class FieldFacts:
+class FieldSummary:
     """One field over all episodes or samples; tuples have one entry per dimension.
 
     Attributes:
@@ -109,14 +109,14 @@ class FieldRange:
         self._dtypes[str(values.dtype)] = None
         return self._add_numbers(values.astype(np.float64))
 
-    def facts(self) -> FieldFacts:
+    def facts(self) -> FieldSummary:
         """What was seen."""
         if self.is_text:
             example = next(iter(self._texts), "")
-            return FieldFacts(self.name, "text", 0, episodes=self.episodes, example=example)
+            return FieldSummary(self.name, "text", 0, episodes=self.episodes, example=example)
         mean = self._sum / np.maximum(self._count, 1)
         statistics = {"min": self._low, "max": self._high, "mean": mean}
-        return FieldFacts(
+        return FieldSummary(
             self.name,
             ", ".join(self._dtypes),
             self.width,
@@ -138,7 +138,9 @@ class FieldRange:
         return f"has {missing} values that are not finite" if missing else ""
 
 
-def facts_of_statistics(name: str, entry: Mapping[str, Any], recorded: Names) -> FieldFacts | None:
+def facts_of_statistics(
+    name: str, entry: Mapping[str, Any], recorded: Names
+) -> FieldSummary | None:
     """The facts in an entry of stats.json; None where it does not hold them."""
     try:
         mean = np.asarray(entry["mean"], np.float64)
@@ -148,7 +150,7 @@ def facts_of_statistics(name: str, entry: Mapping[str, Any], recorded: Names) ->
         return None
     if mean.ndim != 1 or any(value.shape != mean.shape for value in values.values()):
         return None
-    return FieldFacts(
+    return FieldSummary(
         name,
         "",
         len(mean),
@@ -206,7 +208,7 @@ def unit(field: str) -> str:
     return "m" if is_length else ""
 
 
-def source_field_table(fields: Sequence[FieldFacts]) -> str:
+def source_field_table(fields: Sequence[FieldSummary]) -> str:
     """Fields of raw episodes, one row each."""
     header = ("name", "width", "dtype", "range", "constant dimensions")
     rows = (
@@ -222,7 +224,7 @@ def source_field_table(fields: Sequence[FieldFacts]) -> str:
     return table("Fields", header, rows)
 
 
-def statistics_field_table(fields: Sequence[FieldFacts]) -> str:
+def statistics_field_table(fields: Sequence[FieldSummary]) -> str:
     """Fields of training samples, one row each."""
     header = ("name", "width", "range", "mean", "std", "constant dimensions")
     rows = (
@@ -239,7 +241,7 @@ def statistics_field_table(fields: Sequence[FieldFacts]) -> str:
     return table("Fields", header, rows)
 
 
-def dimensions_table(fields: Sequence[FieldFacts]) -> str:
+def dimensions_table(fields: Sequence[FieldSummary]) -> str:
     """What a recording calls the dimensions of its fields, one row each."""
     rows = [
         (field.name, field.dimensions_text)
@@ -271,7 +273,7 @@ def _known_names(name: str, width: int, recorded: Names) -> tuple[str, ...]:
     return () if names == tuple(map(str, range(width))) else names
 
 
-def _extremes(field: FieldFacts) -> str:
+def _extremes(field: FieldSummary) -> str:
     return range_text([*field.min, *field.max])
 
 

@@ -20,7 +20,7 @@ _ARMS = 3
 
 
 @dataclass(frozen=True)
-class Lens:
+class CameraModel:
     """What projects into one picture.
 
     Attributes:
@@ -36,7 +36,7 @@ class Lens:
     @classmethod
     def at(
         cls, intrinsics: Array | None, extrinsics: Array | None, row: int, size: tuple[int, int]
-    ) -> "Lens | None":
+    ) -> "CameraModel | None":
         """The projection at a row of static or per-row matrices; None where it is not usable."""
         matrices: list[Array] = []
         for values, width in ((intrinsics, 3), (extrinsics, 4)):
@@ -50,7 +50,7 @@ class Lens:
 
 
 @dataclass(frozen=True)
-class Shot:
+class FrameView:
     """One picture.
 
     Attributes:
@@ -60,7 +60,7 @@ class Shot:
     """
 
     picture: Image.Image | None
-    lens: Lens | None = None
+    lens: CameraModel | None = None
     problem: str = ""
 
 
@@ -112,7 +112,7 @@ def pose_tracks(
 
 def stored_shot(
     sample: StoredSample, view: tuple[str, int], arrays: Mapping[str, Array], row: int
-) -> Shot:
+) -> FrameView:
     """A stored picture with the projection at a row of the window.
 
     Args:
@@ -123,32 +123,32 @@ def stored_shot(
     """
     suffix = sample.views().get(view)
     if suffix is None:
-        return Shot(None, problem="not in the sample")
+        return FrameView(None, problem="not in the sample")
     try:
         picture = _open_picture(sample.members[suffix])
     except (OSError, ValueError):
-        return Shot(None, problem=f"{suffix} cannot be decoded")
+        return FrameView(None, problem=f"{suffix} cannot be decoded")
     intrinsics = arrays.get(f"rescaled_intrinsics.{view[0]}")
     extrinsics = arrays.get(f"extrinsics.{view[0]}")
-    return Shot(picture, Lens.at(intrinsics, extrinsics, max(row, 0), picture.size))
+    return FrameView(picture, CameraModel.at(intrinsics, extrinsics, max(row, 0), picture.size))
 
 
-def file_shot(path: Path) -> Shot:
+def file_shot(path: Path) -> FrameView:
     """A picture that is a file of its own."""
     try:
-        return Shot(_open_picture(path.read_bytes()))
+        return FrameView(_open_picture(path.read_bytes()))
     except FileNotFoundError:
-        return Shot(None, problem="is missing")
+        return FrameView(None, problem="is missing")
     except (OSError, ValueError):
-        return Shot(None, problem="cannot be decoded")
+        return FrameView(None, problem="cannot be decoded")
 
 
 def frame_shot(
     frame: UInt8Array, intrinsics: Array | None, extrinsics: Array | None, row: int
-) -> Shot:
+) -> FrameView:
     """A decoded frame uint8 [H, W, 3] with the projection at a row of the matrices."""
     picture = Image.fromarray(frame)
-    return Shot(picture, Lens.at(intrinsics, extrinsics, row, picture.size))
+    return FrameView(picture, CameraModel.at(intrinsics, extrinsics, row, picture.size))
 
 
 def _open_picture(data: bytes) -> Image.Image:

@@ -17,7 +17,7 @@ from vlatool.errors import DataError
 from vlatool.inspection.fields import lowdim_columns, policy_fields
 from vlatool.inspection.projection import (
     EndEffectorTrack,
-    Shot,
+    FrameView,
     pose_tracks,
     position_fields,
     stored_shot,
@@ -115,7 +115,7 @@ class SampleView:
     past_mask: Array
     future_mask: Array
     fps: float | None
-    pictures: Mapping[tuple[str, int], Shot]
+    pictures: Mapping[tuple[str, int], FrameView]
     frames: Mapping[int, int]
     actions: Mapping[str, Array]
     proprioception: Mapping[str, Array]

@@ -14,7 +14,7 @@ from vlatool.artifacts.shard_folder import ShardFolder, lists_manifest
 from vlatool.artifacts.stats import Statistics
 from vlatool.errors import DataError
 from vlatool.inspection.fields import (
-    FieldFacts,
+    FieldSummary,
     dimensions_table,
     facts_of_statistics,
     statistics_field_table,
@@ -128,7 +128,7 @@ def inspect_shard(path: Path) -> ShardReport:
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """Where the samples come from.
 
     Attributes:
@@ -176,11 +176,11 @@ class ShardsReport:
     image_indices: tuple[int, ...]
     padding_share: float | None
     cameras: Mapping[str, Size | None]
-    fields: tuple[FieldFacts, ...]
+    fields: tuple[FieldSummary, ...]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
     language: Mapping[str, str]
-    origin: Origin
+    origin: Provenance
     findings: Findings = ()
     kind: str = "shards"
 
@@ -318,12 +318,12 @@ def _padding_share(statistics: Statistics, samples: int) -> float | None:
     return round(1 - sum(counts) / (len(counts) * samples), 6)
 
 
-def _origin(folder: ShardFolder, options: Mapping[str, Any], findings: Problems) -> Origin:
+def _origin(folder: ShardFolder, options: Mapping[str, Any], findings: Problems) -> Provenance:
     """Takes together the options, the run record and the metadata of a shard folder."""
     record = findings.read(folder.record)
     metadata = findings.read(folder.metadata) or {}
     result = (record.result or {}) if record else {}
-    return Origin(
+    return Provenance(
         format=str(options.get("type") or ""),
         sources=tuple(map(str, listed(options, "source_episodes"))),
         version=str(branch(metadata, "environment").get("vlatool") or ""),
@@ -336,7 +336,7 @@ def _origin(folder: ShardFolder, options: Mapping[str, Any], findings: Problems)
     )
 
 
-def _origin_block(origin: Origin) -> str:
+def _origin_block(origin: Provenance) -> str:
     """The origin for people."""
     options = origin.options
     rows = pairs(

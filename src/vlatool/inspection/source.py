@@ -11,8 +11,8 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.findings import Finding
 from vlatool.inspection.fields import (
-    FieldFacts,
     FieldRange,
+    FieldSummary,
     dimensions_table,
     source_field_table,
 )
@@ -65,7 +65,7 @@ class SourceReport:
     bytes: int
     tasks: Mapping[str, int]
     cameras: tuple[CameraSummary, ...]
-    fields: tuple[FieldFacts, ...]
+    fields: tuple[FieldSummary, ...]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
     language: Mapping[str, LanguageSummary]
@@ -135,7 +135,7 @@ def inspect_source(
     """
     refs = select(source.refs, episodes)
     survey = _Survey()
-    survey.warn(getattr(source.reader, "noticed", ()))
+    survey.warn(getattr(source.reader, "source_findings", ()))
     with reporter.progress("episodes", len(refs), "episodes") as bar:
         for ref in refs:
             try:

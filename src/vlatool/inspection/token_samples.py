@@ -21,7 +21,7 @@ from vlatool.artifacts.windows import DATA_NAME, Window
 from vlatool.building.episode import read_windows
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.inspection.projection import Shot
+from vlatool.inspection.projection import FrameView
 from vlatool.inspection.report import Findings, Problems, branch, findings_table, pairs, table
 from vlatool.jobs.files import output_files
 from vlatool.storage.tree import size_text
@@ -210,8 +210,8 @@ class BuiltView:
     name: str
     facts: Mapping[str, object]
     sample: TokenSample
-    seen: Mapping[str, list[Shot]]
-    future: Mapping[str, list[Shot]]
+    seen: Mapping[str, list[FrameView]]
+    future: Mapping[str, list[FrameView]]
     actions: Array | None
 
 
@@ -241,10 +241,10 @@ def view_built(folder: SamplesFolder, number: int) -> BuiltView:
     )
 
 
-def _strips(root: Path, names: Iterable[str]) -> dict[str, list[Shot]]:
+def _strips(root: Path, names: Iterable[str]) -> dict[str, list[FrameView]]:
     """Camera to its pictures: names of one camera differ in the number of the frame."""
-    found: dict[str, list[Shot]] = {}
-    known: dict[str, Shot] = {}
+    found: dict[str, list[FrameView]] = {}
+    known: dict[str, FrameView] = {}
     for name in names:
         camera = _FRAME.sub("", PurePosixPath(name).stem)
         if name not in known:
@@ -253,11 +253,11 @@ def _strips(root: Path, names: Iterable[str]) -> dict[str, list[Shot]]:
     return found
 
 
-def _shot(path: Path) -> Shot:
+def _shot(path: Path) -> FrameView:
     try:
-        return Shot(Image.fromarray(decode_rgb(path.read_bytes())))
+        return FrameView(Image.fromarray(decode_rgb(path.read_bytes())))
     except (OSError, ValueError) as error:
-        return Shot(None, problem=f"cannot be shown: {error}")
+        return FrameView(None, problem=f"cannot be shown: {error}")
 
 
 def _window(root: Path, sample: TokenSample, names: list[str]) -> Window | None:

@@ -22,11 +22,11 @@ from vlatool.artifacts.window_folder import (
 from vlatool.artifacts.windows import Kind, Window, parse_window
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.inspection.projection import Shot, file_shot
+from vlatool.inspection.projection import FrameView, file_shot
 from vlatool.inspection.report import Findings, Problems, findings_table, number_text, pairs, table
 from vlatool.jobs.files import output_files
 from vlatool.jobs.record import read_valid_record
-from vlatool.storage.byte_ranges import Part, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.tree import size_text
 
 _SHOWN_TASKS = 8
@@ -121,8 +121,8 @@ class WindowView:
     name: str
     kind: Kind
     task: str
-    seen: Mapping[str, Sequence[Shot]]
-    coming: Mapping[str, Sequence[Shot]]
+    seen: Mapping[str, Sequence[FrameView]]
+    coming: Mapping[str, Sequence[FrameView]]
     actions: Array
     real: int
     action_names: Sequence[str]
@@ -191,7 +191,9 @@ def view_window(location: Path, report: WindowsReport, path: Path, part: float) 
     )
 
 
-def _views(location: Path, cameras: Sequence[str], names: Sequence[str]) -> dict[str, list[Shot]]:
+def _views(
+    location: Path, cameras: Sequence[str], names: Sequence[str]
+) -> dict[str, list[FrameView]]:
     """Pictures that come again are read once."""
     shots = {name: file_shot(location / name) for name in dict.fromkeys(names)}
     return {
@@ -218,7 +220,7 @@ def _window_at(path: Path, number: int) -> Window:
     try:
         if index is not None and number < len(index.offsets):
             start, length = index.ranges()[number]
-            return parse_window(read_byte_range(Part(path, start, start + length)))
+            return parse_window(read_byte_range(ByteRange(path, start, start + length)))
         for at, line in enumerate(read_lines(path)):
             if at == number:
                 return parse_window(line)

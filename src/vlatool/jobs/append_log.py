@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from vlatool.storage.atomic import write_bytes
-from vlatool.storage.crash_points import step
+from vlatool.storage.crash_points import crash_point
 from vlatool.storage.documents import parse_json
 from vlatool.storage.uri import is_remote
 
@@ -57,7 +57,7 @@ class AppendLog:
         """Makes every row so far safe."""
         self._synced = time.monotonic()
         if self._file is not None:
-            with step("sync", self.path):
+            with crash_point("sync", self.path):
                 os.fsync(self._file.fileno())
         if self._waiting:
             self._write_batch(b"".join(self._waiting))
@@ -68,7 +68,7 @@ class AppendLog:
             file.write(line[: len(line) // 2])
             file.flush()
 
-        with step("write", self.path, partly):
+        with crash_point("write", self.path, partly):
             file.write(line)
             file.flush()
 
@@ -81,7 +81,7 @@ class AppendLog:
     def _opened(self) -> IO[bytes]:
         """The file, behind a newline."""
         if self._file is None:
-            with step("create", self.path):
+            with crash_point("create", self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("ab")
             if self._file.tell() and not _ends_with_newline(self.path):

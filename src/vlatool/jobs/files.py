@@ -160,9 +160,9 @@ def output_files(folder: Path) -> list[FileInfo]:
     return [file for file in found if not file.name.startswith((f"{FOLDER}/", *nested))]
 
 
-def is_listed(path: str, unlisted: Iterable[str]) -> bool:
+def is_listed(path: str, volatile: Iterable[str]) -> bool:
     """Whether the list of an output names files such as `path`, relative to the output."""
-    return not path.startswith(f"{FOLDER}/") and not any(fnmatch(path, one) for one in unlisted)
+    return not path.startswith(f"{FOLDER}/") and not any(fnmatch(path, one) for one in volatile)
 
 
 def remove_owned(
@@ -185,7 +185,7 @@ def remove_owned(
 
 
 def remove_stale_files(
-    folder: Path, owned: Sequence[str], unlisted: Sequence[str], entries: Sequence[FileEntry]
+    folder: Path, owned: Sequence[str], volatile: Sequence[str], entries: Sequence[FileEntry]
 ) -> None:
     """Removes what an earlier, different state of the same run left among its files."""
     names = {entry.path for entry in entries if entry.count is None}
@@ -194,7 +194,7 @@ def remove_stale_files(
     def is_listed_now(name: str) -> bool:
         above = (f"{parent}/" for parent in PurePosixPath(name).parents)
         return (
-            name in names or not is_listed(name, unlisted) or any(one in folders for one in above)
+            name in names or not is_listed(name, volatile) or any(one in folders for one in above)
         )
 
     remove_owned(folder, owned, is_listed_now)

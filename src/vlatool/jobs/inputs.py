@@ -56,12 +56,12 @@ def input_state(paths: Sequence[Path], known: Any = None) -> InputState:
     )
 
 
-def inputs_of(states: Iterable[tuple[str, str, int]], noun: str) -> dict[str, Any]:
+def inputs_of(states: Iterable[tuple[str, str, int]], item_name: str) -> dict[str, Any]:
     """The inputs of a run from (name, sizes, changed_ns) of its items, in order.
 
     Args:
         states: Of every item.
-        noun: What an item is called; its plural is the name of their number.
+        item_name: What an item is called; its plural is the name of their number.
     """
     digest = hashlib.blake2b(digest_size=8)
     count, changed_ns = 0, 0
@@ -70,23 +70,23 @@ def inputs_of(states: Iterable[tuple[str, str, int]], noun: str) -> dict[str, An
         count += 1
         changed_ns = max(changed_ns, changed)
     changed_at = datetime.fromtimestamp(changed_ns / 1e9, UTC).isoformat(timespec="milliseconds")
-    return {f"{noun}s": count, "fingerprint": digest.hexdigest(), "changed_at": changed_at}
+    return {f"{item_name}s": count, "fingerprint": digest.hexdigest(), "changed_at": changed_at}
 
 
 def present_inputs(
     items: Sequence[Item],
     name: Callable[[Item], str],
     state: Callable[[Item], InputState],
-    noun: str,
+    item_name: str,
 ) -> dict[str, Any]:
     """The same, found by looking at every item as it is now."""
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         found = zip(items, pool.map(state, items), strict=True)
-        return inputs_of(((name(one), now.sizes, now.changed_ns) for one, now in found), noun)
+        return inputs_of(((name(one), now.sizes, now.changed_ns) for one, now in found), item_name)
 
 
 def plan_digest(*parts: Any) -> str:
-    """Digest of the values that shape the bytes of an item, and of the software that writes them."""
+    """Digest of the values that shape the bytes of an item, and of the software that writes it."""
     return digest_of([*parts, _BYTES_VERSION, zlib.ZLIB_RUNTIME_VERSION, _versions()])
 
 

@@ -33,7 +33,7 @@ class Items:
         begun = spec.has_arrays and self._journal.folder.is_dir()
         task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, begun)
         known = {} if spec.has_arrays else self._logged()
-        parts = (_Part(item, name(item), known.get(name(item))) for item in items)
+        parts = (_WorkItem(item, name(item), known.get(name(item))) for item in items)
         if spec.is_pipelined:
             return self._pipelined(task, parts)
         outcomes = self._executor.map(task, parts)
@@ -44,19 +44,19 @@ class Items:
         return map(self._loaded, outcomes)
 
     def _pipelined(
-        self, task: "_Task", parts: Iterator["_Part"]
+        self, task: "_Task", parts: Iterator["_WorkItem"]
     ) -> Iterator[Outcome[Any, Receipt]]:
         """Receipts of what is known, here; the rest from the executor, in the order of the items.
 
         The items that it takes ahead are looked at here as well.
         """
-        looks = deque[Outcome[_Part, _Look]]()
+        looks = deque[Outcome[_WorkItem, _Look]]()
 
         def unknown() -> Iterator[Any]:
             if looks:
                 yield looks[0].item.item
             for part in parts:
-                looks.append(attempt(task.look, part))
+                looks.append(attempt(task.check_input, part))
                 if _is_unknown(looks[-1]):
                     yield part.item
 
@@ -67,7 +67,7 @@ class Items:
                 yield Outcome(look.item.item, before and self.whole(before), look.error)
 
         for part in parts:  # most of what is known comes first
-            looks.append(attempt(task.look, part))
+            looks.append(attempt(task.check_input, part))
             if _is_unknown(looks[0]):
                 break
             yield from settled()
@@ -85,7 +85,7 @@ class Items:
         rows = (row for row in self._journal.rows_of_all() if "failed" not in row)
         return {receipt.item: receipt for receipt in map(_receipt, rows) if receipt is not None}
 
-    def _loaded(self, outcome: Outcome["_Part", Receipt]) -> Outcome[Any, Receipt]:
+    def _loaded(self, outcome: Outcome["_WorkItem", Receipt]) -> Outcome[Any, Receipt]:
         if outcome.value is None:
             return Outcome(outcome.item.item, error=outcome.error)
         try:
@@ -108,7 +108,7 @@ class Items:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _WorkItem:
     """An item on its way to a worker, with what an earlier run says of it."""
 
     item: Any
@@ -136,17 +136,17 @@ class _Task:
     is_stored: bool
     is_begun: bool
 
-    def __call__(self, part: _Part) -> Receipt:
+    def __call__(self, part: _WorkItem) -> Receipt:
         """The receipt without its bulk, which is in the journal: answers stay small."""
-        state, before = self.look(part)
+        state, before = self.check_input(part)
         return before or self.entered(part, state, self.work(part.item)).slim()
 
-    def look(self, part: _Part) -> "_Look":
+    def check_input(self, part: _WorkItem) -> "_Look":
         """The input as it is, and what an earlier run did from the same, if it is still there."""
         state = self.state(part.item)
         return state, self._known(part, state)
 
-    def _known(self, part: _Part, state: InputState) -> Receipt | None:
+    def _known(self, part: _WorkItem, state: InputState) -> Receipt | None:
         key = f"{self.plan} {state.digest}"
         known = self.journal.find(part.id, key) if self.is_begun else part.known
         if known is None or known.key != key:
@@ -154,7 +154,7 @@ class _Task:
         found = intact(self.journal.output, known)
         return found and replace(found.slim(), resumed=True)
 
-    def entered(self, part: _Part, state: InputState, receipt: Receipt) -> Receipt:
+    def entered(self, part: _WorkItem, state: InputState, receipt: Receipt) -> Receipt:
         """The receipt with what it was made from; in the journal if it has arrays."""
         key = f"{self.plan} {state.digest}"
         receipt = replace(
@@ -167,7 +167,7 @@ class _Task:
         return receipt
 
 
-def _is_unknown(look: Outcome[_Part, _Look]) -> bool:
+def _is_unknown(look: Outcome[_WorkItem, _Look]) -> bool:
     """Whether an item is to be worked on."""
     return look.value is not None and look.value[1] is None
 

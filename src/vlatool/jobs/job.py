@@ -50,12 +50,12 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    meet: Callable[[], None] = lambda: None
-    leave: Callable[[], None] = lambda: None
+    barrier: Callable[[], None] = lambda: None
+    abort: Callable[[], None] = lambda: None
 
 
 @dataclass
-class Run:
+class JobRun:
     """What a job learns of its run while it finishes.
 
     Attributes:
@@ -98,7 +98,7 @@ class Run:
     places: Sequence[str] = ()
     is_fresh: bool = False
 
-    def take(self, receipt: Receipt) -> None:
+    def add_receipt(self, receipt: Receipt) -> None:
         """Counts what was done; tells each kind of finding once and counts the rest."""
         self.resumed += receipt.resumed
         if not receipt.files:
@@ -117,13 +117,13 @@ class Run:
                 self.reporter.warn(finding.code, finding.message)
             self.warnings[finding.code] = self.warnings.get(finding.code, 0) + 1
 
-    def count_anew(self) -> None:
+    def reset_counts(self) -> None:
         """Forgets what was counted; what was told stays told."""
         self.failures, self.empty, self.resumed, self.made_bytes = [], [], 0, 0
         self.sums, self.dropped, self.made, self.reasons = {}, {}, {}, {}
         self.warnings = dict.fromkeys(self.warnings, 0)
 
-    def shown(self, measured: str, seconds: float) -> dict[str, float | int | str]:
+    def progress_fields(self, measured: str, seconds: float) -> dict[str, float | int | str]:
         """What is shown beside the bar."""
         seconds = max(seconds, 1e-6)
         return {
@@ -159,7 +159,7 @@ class JobSpec(Generic[Item]):
         output: Where it writes.
         record: The command, and the options that shape what it writes.
         title: The command as messages call it, such as `preprocess lerobot`.
-        noun: What an item is called, such as `episode`.
+        item_name: What an item is called, such as `episode`.
         plan: Digest of all that shapes the bytes of an item besides its input.
         work: Does one item; picklable. What it writes is under its final name when it returns.
         state: Looks at what one item is made from; picklable.
@@ -180,13 +180,13 @@ class JobSpec(Generic[Item]):
     output: Path
     record: OutputRecord
     title: str
-    noun: str
+    item_name: str
     plan: str
     work: Callable[[Item], Receipt]
     state: Callable[[Item], InputState]
     owned: Sequence[str]
-    unlisted: Sequence[str] = ()
-    passing: Sequence[str] = ()
+    volatile: Sequence[str] = ()
+    temporary: Sequence[str] = ()
     places: Sequence[Path] = ()
     measured: str = ""
     has_arrays: bool = False
@@ -198,7 +198,7 @@ class JobSpec(Generic[Item]):
     @property
     def kept(self) -> tuple[str, ...]:
         """Patterns of files that may be there without a line in the list."""
-        return (*self.unlisted, *self.passing)
+        return (*self.volatile, *self.temporary)
 
 
 class Job(Protocol[Item]):
@@ -229,7 +229,7 @@ class Job(Protocol[Item]):
         """Takes away what would make a half-written output look whole."""
         ...
 
-    def finish(self, receipts: Iterator[Receipt], run: "Run") -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: "JobRun") -> Sequence[FileEntry]:
         """Consumes the receipts of the good items, in order, and writes what all share.
 
         Returns:
@@ -237,25 +237,25 @@ class Job(Protocol[Item]):
         """
         ...
 
-    def result(self, run: "Run") -> Mapping[str, Any]:
+    def result(self, run: "JobRun") -> Mapping[str, Any]:
         """What came of it, for the record: JSON."""
         ...
 
 
-def failure_of(run: Run, noun: str, done: int) -> VlatoolError | None:
+def failure_of(run: JobRun, item_name: str, done: int) -> VlatoolError | None:
     """The error of a finished run that lacks items; None when nothing failed.
 
     Args:
         run: The run.
-        noun: What an item is called.
+        item_name: What an item is called.
         done: Items that are in the output.
     """
     if not run.failures:
         return None
     count = len(run.failures)
     bugs = [one for one in run.failures if one["code"] == BugError.unexpected]
-    named = ", ".join(str(one[noun]) for one in run.failures[:_NAMED])
-    message = f"{count} of {count + done} {noun}s failed: {named}"
+    named = ", ".join(str(one[item_name]) for one in run.failures[:_NAMED])
+    message = f"{count} of {count + done} {item_name}s failed: {named}"
     message += ", ..." if count > _NAMED else ""
     details = {"failures": list(run.failures)}
     if bugs:
@@ -269,6 +269,6 @@ def failure_of(run: Run, noun: str, done: int) -> VlatoolError | None:
         message,
         hint="the others are written; reasons are listed in .vlatool/run.json; "
         "once repaired, run the same command again",
-        code=f"partial.{noun}s_failed",
+        code=f"partial.{item_name}s_failed",
         details=details,
     )

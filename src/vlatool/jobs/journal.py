@@ -169,7 +169,7 @@ def intact(output: Path, receipt: Receipt | None) -> Receipt | None:
     return receipt
 
 
-def forget(output: Path) -> None:
+def remove_journal(output: Path) -> None:
     """Removes the whole journal of an output: it is complete."""
     remove_tree(journal_folder(output))
 

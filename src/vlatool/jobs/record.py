@@ -59,9 +59,9 @@ class OutputRecord:
     complete: bool = False
     version: str = __version__
     owned: tuple[str, ...] = ()
-    unlisted: tuple[str, ...] = ()
+    volatile: tuple[str, ...] = ()
     parent: str = ""
-    made: str = ""
+    run_id: str = ""
     journal: int = _JOURNAL
 
     def save(self, folder: Path) -> None:
@@ -74,9 +74,9 @@ class OutputRecord:
             "complete": self.complete,
             "result": None if self.result is None else dict(self.result),
             "owned": list(self.owned),
-            "unlisted": list(self.unlisted),
+            "unlisted": list(self.volatile),
             "parent": self.parent,
-            "made": self.made,
+            "made": self.run_id,
             "journal": self.journal,
         }
         write_checksummed(_path(folder), document)
@@ -84,7 +84,7 @@ class OutputRecord:
     @property
     def fingerprint(self) -> str:
         """Changes with how the output is made; the same while it grows and when it is complete."""
-        made = [self.command, dict(self.options), self.made]
+        made = [self.command, dict(self.options), self.run_id]
         text = json.dumps(made, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -190,17 +190,17 @@ def resumable_record(
     """
     before = read_record(folder) if overwrite else read_valid_record(folder)
     if any(above.name == FOLDER and _path(above.parent).is_file() for above in folder.parents):
-        raise _stranger(folder, record, before)
+        raise _foreign_output_error(folder, record, before)
     differences = [] if before is None else _differences(before, record)
     # All that is done may be in the journal; other leftovers of an emptied folder bind nobody.
     is_under_way = before is not None and not before.complete and not differences
     if not is_under_way and not is_occupied(folder):
         return None
     if before is not None and before.command != record.command:
-        raise _stranger(folder, record, before)
+        raise _foreign_output_error(folder, record, before)
     if before is None:
         if not (overwrite and ((folder / NAME).is_file() or contains_only(folder, owned))):
-            raise _stranger(folder, record, before)
+            raise _foreign_output_error(folder, record, before)
         return None
     moved = changed_versions(before.options, record.options)
     if overwrite and (before.complete or differences or moved):
@@ -269,7 +269,9 @@ def check_no_differences(folder: Path, how: str, differences: Sequence[str], hin
         )
 
 
-def _stranger(folder: Path, record: OutputRecord, before: OutputRecord | None) -> UsageError:
+def _foreign_output_error(
+    folder: Path, record: OutputRecord, before: OutputRecord | None
+) -> UsageError:
     is_lost = before is None and (folder / NAME).is_file()
     hint = "its record .vlatool/run.json is lost: replace it with --overwrite" if is_lost else ""
     maker = "" if before is None else f", but by vlatool {before.command}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol, TypeVar
 
-from vlatool.jobs.job import Run, failure_of
+from vlatool.jobs.job import JobRun, failure_of
 
 
 class JobResult(Protocol):
@@ -26,19 +26,19 @@ def load_result(kind: type[Result], output: str, recorded: Mapping[str, Any] | N
     return kind(**{**kept, "output": output, "status": "already complete"})
 
 
-def result_or_raise(result: Result, run: Run, noun: str) -> Result:
+def result_or_raise(result: Result, run: JobRun, item_name: str) -> Result:
     """The result of a run in which nothing failed; of several ranks the first tells what did.
 
     Args:
         result: What came of it.
         run: The run.
-        noun: What an item is called.
+        item_name: What an item is called.
 
     Raises:
         PartialFailure: An item failed; the error has the result.
         BugError: The same, and one failed by a bug.
     """
-    problem = None if run.status == "shared" else failure_of(run, noun, result.episodes)
+    problem = None if run.status == "shared" else failure_of(run, item_name, result.episodes)
     if problem is not None:
         problem.result = result
         raise problem

@@ -24,8 +24,8 @@ from vlatool.jobs.files import (
 )
 from vlatool.jobs.inputs import inputs_of
 from vlatool.jobs.items import Items
-from vlatool.jobs.job import Job, JobOptions, Ranks, Run
-from vlatool.jobs.journal import Journal, Receipt, forget
+from vlatool.jobs.job import Job, JobOptions, JobRun, Ranks
+from vlatool.jobs.journal import Journal, Receipt, remove_journal
 from vlatool.jobs.record import (
     OutputRecord,
     claim_output,
@@ -47,7 +47,7 @@ def run_job(
     options: JobOptions | None = None,
     reporter: Reporter = NULL,
     ranks: Ranks | None = None,
-) -> Run:
+) -> JobRun:
     """Does what is not done yet of a job.
 
     A run that was ended, however it was, goes on where it was; the bytes are those of a run that
@@ -69,7 +69,7 @@ def run_job(
     try:
         return _Loop(job, options or JobOptions(), executor, reporter, ranks).run()
     except BaseException:
-        ranks.leave()
+        ranks.abort()
         raise
 
 
@@ -90,24 +90,24 @@ class _Loop:
         record = replace(
             spec.record,
             owned=tuple(spec.owned),
-            unlisted=tuple(spec.unlisted),
+            unlisted=tuple(spec.volatile),
             parent=parent_of(spec.output),
         )
-        self._run = Run("written", record, executor, reporter, places=_above(spec.places))
+        self._run = JobRun("written", record, executor, reporter, places=_above(spec.places))
         self._todo = Items(job, self._journal, executor)
         self._keyed: list[tuple[str, str, int]] = []
 
-    def run(self) -> Run:
+    def run(self) -> JobRun:
         output = self._spec.output
         if self._ranks.rank and not self._options.dry_run:
-            return self._share()
+            return self._run_rank()
         seen = read_record(output)
-        before = self._before()  # refused before the lock leaves a trace
+        before = self._previous_record()  # refused before the lock leaves a trace
         if self._options.dry_run:
             return self._planned(before)
         with output_lock(output, f"vlatool {self._spec.title}") as lock:
             if read_record(output) != seen:  # another run was here in the meantime
-                before = self._before()
+                before = self._previous_record()
             try:
                 with ExitStack() as ending:
                     ending.push(self._run.executor)  # workers end before the lock does
@@ -117,7 +117,7 @@ class _Loop:
                 raise
         return self._run
 
-    def _before(self) -> OutputRecord | None:
+    def _previous_record(self) -> OutputRecord | None:
         """The record of the run that this one goes on with or repeats, if any."""
         return resumable_record(
             self._spec.output,
@@ -129,7 +129,7 @@ class _Loop:
             **({} if self._spec.can_overwrite else {"hint": "choose another --output"}),
         )
 
-    def _planned(self, before: OutputRecord | None) -> Run:
+    def _planned(self, before: OutputRecord | None) -> JobRun:
         self._run.status = "planned"
         if before is not None:
             if before.complete and self._has_all(before):
@@ -152,12 +152,12 @@ class _Loop:
             if not damaged:
                 self._forget()
                 self._known(before)
-                self._ranks.meet()
+                self._ranks.barrier()
                 return
             message = f"{spec.output}: {damaged[0]} is missing or was changed; it is made anew"
             run.reporter.warn("output_damaged", message)
         run.is_fresh = before is None
-        made = secrets.token_hex(4) if before is None else before.made
+        made = secrets.token_hex(4) if before is None else before.run_id
         run.record = replace(run.record, made=made)
         if before is None:
             claim_output(spec.output, run.record, self._removed_first)
@@ -165,15 +165,17 @@ class _Loop:
             resume_output(spec.output, run.record)
         remove_partial_files(spec.output)
         job.begin()
-        self._ranks.meet()
+        self._ranks.barrier()
         self._finish(lock)
-        self._ranks.meet()
+        self._ranks.barrier()
 
     def _finish(self, lock: Lock) -> None:
         """Items, what they share, the list of files and, last, the record."""
         job, spec, run = self._job, self._spec, self._run
         clock = time.monotonic()
-        with closing(self._held(lock)) as receipts:  # the log is left even where finish fails
+        with closing(
+            self._locked_receipts(lock)
+        ) as receipts:  # the log is left even where finish fails
             entries = job.finish(receipts, run)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
@@ -183,7 +185,7 @@ class _Loop:
         has_inputs = spec.grows or any(sizes for _, sizes, _ in self._keyed)
         run.record = replace(
             run.record,
-            inputs=inputs_of(self._keyed, spec.noun) if has_inputs else {},
+            inputs=inputs_of(self._keyed, spec.item_name) if has_inputs else {},
             result=run.told(job.result(run)),
             complete=not run.failures,
         )
@@ -198,46 +200,48 @@ class _Loop:
 
     def _forget(self) -> None:
         """Removes what only an incomplete output needs; a killed run leaves it to the next one."""
-        remove_owned(self._spec.output, self._spec.passing)
-        for folder in {PurePosixPath(pattern).parent.as_posix() for pattern in self._spec.passing}:
+        remove_owned(self._spec.output, self._spec.temporary)
+        for folder in {
+            PurePosixPath(pattern).parent.as_posix() for pattern in self._spec.temporary
+        }:
             remove_empty(self._spec.output / folder)
         if not self._spec.grows:
-            forget(self._spec.output)
+            remove_journal(self._spec.output)
 
     def _release_if_empty(self) -> None:
         """Frees the output for a run with corrected options when nothing is worth keeping."""
         if self._run.is_fresh and not self._journal.holds_work():
             remove_owned(self._spec.output, self._removed_first)
-            forget(self._spec.output)
+            remove_journal(self._spec.output)
             remove_empty(self._spec.output)
 
-    def _held(self, lock: Lock) -> Generator[Receipt]:
+    def _locked_receipts(self, lock: Lock) -> Generator[Receipt]:
         """Receipts of all items in order, as long as the output is still ours."""
         receipts = self._receipts(self._job.items)
         if self._ranks.size > 1:
             for _ in self._rank_items():
                 lock.check()
-            self._ranks.meet()
-            self._run.count_anew()
+            self._ranks.barrier()
+            self._run.reset_counts()
             receipts = self._receipts_of_all()
         for receipt in receipts:
             lock.check()
             self._keyed.append((receipt.item, receipt.sizes, receipt.changed_ns))
             yield receipt
         if self._run.failures and len(self._run.failures) == len(self._job.items):
-            raise _all_failed(self._run.failures, self._spec.noun)
+            raise _all_failed(self._run.failures, self._spec.item_name)
 
-    def _share(self) -> Run:
+    def _run_rank(self) -> JobRun:
         """The work of a rank that is not the first, which has claimed the output meanwhile."""
-        self._ranks.meet()
+        self._ranks.barrier()
         before = read_record(self._spec.output)
         if before is not None and before.complete:
             self._known(before)
             return self._run
         for _ in self._rank_items():
             pass
-        self._ranks.meet()
-        self._ranks.meet()
+        self._ranks.barrier()
+        self._ranks.barrier()
         self._run.status = "shared"
         return self._run
 
@@ -254,14 +258,14 @@ class _Loop:
                 self._run.fail(row["failed"])
                 continue
             receipt = self._todo.whole(Receipt.of(row))
-            self._run.take(receipt)
+            self._run.add_receipt(receipt)
             yield receipt
 
     def _receipts(self, items: Sequence[Any]) -> Iterator[Receipt]:
         """Receipts of the good items in order; failures and findings are collected."""
         spec, run, clock = self._spec, self._run, time.monotonic()
         with (
-            run.reporter.progress(f"{spec.noun}s", len(items), f"{spec.noun}s") as bar,
+            run.reporter.progress(f"{spec.item_name}s", len(items), f"{spec.item_name}s") as bar,
             AppendLog(self._journal.log(self._ranks.rank)) as log,
         ):
             for outcome in self._todo.outcomes(items):
@@ -270,17 +274,17 @@ class _Loop:
                 elif outcome.value is not None:
                     self._take(outcome.value, log)
                     yield outcome.value
-                bar.advance(1, **run.shown(spec.measured, time.monotonic() - clock))
+                bar.advance(1, **run.progress_fields(spec.measured, time.monotonic() - clock))
 
     def _take(self, receipt: Receipt, log: AppendLog) -> None:
-        self._run.take(receipt)
+        self._run.add_receipt(receipt)
         if self._ranks.size > 1 or not (self._spec.has_arrays or receipt.resumed):
             log.append(receipt.row())
 
     def _fail(self, item: Any, error: VlatoolError, log: AppendLog) -> None:
         if self._options.on_error == "stop" or not isinstance(error, DataError | BugError):
             raise error
-        failures, noun, name = self._run.failures, self._spec.noun, self._job.name(item)
+        failures, noun, name = self._run.failures, self._spec.item_name, self._job.name(item)
         path = getattr(item, "path", None)
         place = {noun: name} if path is None else {noun: name, "path": str(path)}
         told = {"code": error.code, "message": error.message, "hint": error.hint}

@@ -21,11 +21,11 @@ Batch = dict[str, Any]
 # Samples to tensors, in loader processes; picklable.
 Batcher = Callable[[Sequence[Any]], Batch]
 # Memory uint8 [size] that holds anything; for the micro-batch that is being made.
-Room = Callable[[int], "UInt8Array"]
+Allocate = Callable[[int], "UInt8Array"]
 
 
 @dataclass(frozen=True)
-class Block:
+class ShardInfo:
     """A shard or a file whose samples can be read by ranges.
 
     Attributes:
@@ -47,7 +47,7 @@ class DataSet:
     """
 
     name: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[ShardInfo, ...]
 
     @property
     def size(self) -> int:
@@ -55,7 +55,7 @@ class DataSet:
         return sum(block.size for block in self.blocks)
 
 
-class Facts(Protocol):
+class DatasetInfo(Protocol):
     """What a kind read about its data before the first sample; a kind's own type says more."""
 
     @property
@@ -72,16 +72,16 @@ class Facts(Protocol):
         ...
 
 
-class Place(NamedTuple):
+class SampleRef(NamedTuple):
     """Where a sample stands: data set, block of it, sample of that; all from 0."""
 
     dataset: int
-    block: int
+    shard: int
     sample: int
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedSample:
     """A sample that cannot be used because of what it holds.
 
     Attributes:
@@ -98,7 +98,7 @@ class Dropped:
 class SampleReader(Protocol):
     """Reads samples; picklable, each loader process has a copy. Opens nothing before `read`."""
 
-    def read(self, places: Sequence[Place], rngs: Sequence["np.random.Generator"]) -> list[Any]:
+    def read(self, places: Sequence[SampleRef], rngs: Sequence["np.random.Generator"]) -> list[Any]:
         """The samples at some places, in order; a `Dropped` in place of a broken one.
 
         Args:
@@ -116,7 +116,7 @@ class SampleReader(Protocol):
 class Prefetching(Protocol):
     """A sample reader that can fetch what is read soon while it decodes something else."""
 
-    def ahead(self, places: Sequence[Place]) -> None:
+    def prefetch(self, places: Sequence[SampleRef]) -> None:
         """Tells of places that `read` is going to be given together."""
         ...
 
@@ -126,7 +126,7 @@ class ReadsIntoBuffer(Protocol):
     """A sample reader that can put the large arrays of samples side by side."""
 
     def read_into(
-        self, places: Sequence[Place], rngs: Sequence["np.random.Generator"], room: Room
+        self, places: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], room: Allocate
     ) -> list[Any]:
         """As `SampleReader.read`; arrays may lie in a room, those of neighbours one after another.
 
@@ -154,7 +154,7 @@ class DataKind(Protocol):
     folders_keys: ClassVar[tuple[str, ...]]
     drop_reasons: ClassVar[tuple[str, ...]]
 
-    def read_facts(self, config: Any) -> Facts:
+    def load_info(self, config: Any) -> DatasetInfo:
         """Opens manifests and the like; no sample.
 
         Raises:
@@ -174,37 +174,37 @@ class DataKind(Protocol):
         """Reads the samples of `facts.datasets`."""
         ...
 
-    def prepared(self, config: Any, facts: Any) -> Any:
+    def make_assets(self, config: Any, facts: Any) -> Any:
         """What batches, losses and inference need of the training data: scales and the like."""
         ...
 
-    def keep(self, config: Any, facts: Any, folder: Path) -> None:
+    def save_assets(self, config: Any, facts: Any, folder: Path) -> None:
         """Writes it beside a run, once, when the run starts."""
         ...
 
-    def kept(self, config: Any, folder: Path) -> Any:
+    def load_assets(self, config: Any, folder: Path) -> Any:
         """What `keep` wrote: the same as `prepared` gave."""
         ...
 
 
 @runtime_checkable
-class TellsOfFacts(Protocol):
+class LoadsInfoReporting(Protocol):
     """A data kind whose facts may take long to read, and that tells how far it is."""
 
-    def read_facts_telling(self, config: Any, reporter: Reporter) -> Facts:
+    def load_info_reporting(self, config: Any, reporter: Reporter) -> DatasetInfo:
         """As `DataKind.read_facts`."""
         ...
 
 
-def facts_of(kind: DataKind, config: Any, reporter: Reporter = NULL) -> Facts:
+def load_info_of(kind: DataKind, config: Any, reporter: Reporter = NULL) -> DatasetInfo:
     """The facts of a section, with progress where the kind tells of any.
 
     Raises:
         DataError: As `DataKind.read_facts`.
     """
-    if isinstance(kind, TellsOfFacts):
-        return kind.read_facts_telling(config, reporter)
-    return kind.read_facts(config)
+    if isinstance(kind, LoadsInfoReporting):
+        return kind.load_info_reporting(config, reporter)
+    return kind.load_info(config)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
-from vlatool.loading.base import DataKind, Dropped, Normalizes, SampleReader
+from vlatool.loading.base import DataKind, DroppedSample, Normalizes, SampleReader
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.plugins import DATA_KINDS
@@ -69,7 +69,7 @@ class SampleDataset(Dataset[Any]):
             raise IndexError(f"sample {outside[0]} of {count}")
         positions = [self._first + int(index) % count for index in indices]
         samples = read_samples(self._order, self._reader, positions, self._order.options.seed)
-        broken = next((one for one in samples if isinstance(one, Dropped)), None)
+        broken = next((one for one in samples if isinstance(one, DroppedSample)), None)
         if broken is not None:
             raise DataError(
                 broken.message,
@@ -153,7 +153,7 @@ def _check_folders(folders: Sequence[object]) -> None:
 
 
 def _scales(kind: DataKind, config: Any, facts: Any) -> Normalizes:
-    prepared = kind.prepared(config, facts)
+    prepared = kind.make_assets(config, facts)
     if not isinstance(prepared, Normalizes):
         raise UsageError(
             f"{kind.name} data have nothing that is normalised",

@@ -27,19 +27,19 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.loading.base import (
+    Allocate,
     Batch,
     Batcher,
-    Dropped,
+    DroppedSample,
     MicroBatch,
-    Place,
     Prefetching,
     ReadsIntoBuffer,
-    Room,
     SampleReader,
+    SampleRef,
 )
 from vlatool.loading.order import SampleOrder
 from vlatool.loading.permutations import keyed_generator
-from vlatool.loading.shared_memory import Parcel, SharedPool
+from vlatool.loading.shared_memory import BatchMessage, SharedPool
 
 _SAMPLES_AHEAD = 64  # per loader process: what is being fetched while others are decoded
 
@@ -90,8 +90,8 @@ def read_samples(
     reader: SampleReader,
     positions: Sequence[int],
     seed: int,
-    places: Sequence[Place] | None = None,
-    room: Room | None = None,
+    places: Sequence[SampleRef] | None = None,
+    room: Allocate | None = None,
 ) -> list[Any]:
     """The samples at some positions, a `Dropped` in place of a broken one.
 
@@ -120,7 +120,7 @@ def read_samples(
 
 
 # What a loader process, or this one, gives at a time.
-_Item = MicroBatch | Parcel | VlatoolError
+_Item = MicroBatch | BatchMessage | VlatoolError
 
 
 class BatchStream(IterableDataset[_Item]):
@@ -146,9 +146,9 @@ class BatchStream(IterableDataset[_Item]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         lender = None if info is None else SharedPool(self._plan.prefetch_factor)
-        room = _own_room if lender is None else lender.room
+        room = _own_room if lender is None else lender.allocate
         number, end = self._plan.first + worker, self._plan.batches
-        coming: deque[tuple[list[int], list[Place]]] = deque()
+        coming: deque[tuple[list[int], list[SampleRef]]] = deque()
         try:
             while end is None or number < end:
                 while len(coming) <= self._ahead:
@@ -164,24 +164,26 @@ class BatchStream(IterableDataset[_Item]):
         """Micro-batches that the reader knows of before they are read."""
         return -(-_SAMPLES_AHEAD // self._plan.batch_size)
 
-    def _told(self, number: int) -> tuple[list[int], list[Place]]:
+    def _told(self, number: int) -> tuple[list[int], list[SampleRef]]:
         """Positions and places of a micro-batch, which the reader may begin to fetch."""
         positions = self._plan.positions(number)
         places = self._order.places(positions)
         if places and isinstance(self._reader, Prefetching):
-            self._reader.ahead(places)
+            self._reader.prefetch(places)
         return positions, places
 
-    def _made(self, positions: Sequence[int], places: Sequence[Place], room: Room) -> MicroBatch:
+    def _made(
+        self, positions: Sequence[int], places: Sequence[SampleRef], room: Allocate
+    ) -> MicroBatch:
         seed = self._plan.seed
         found = read_samples(self._order, self._reader, positions, seed, places, room)
         kept = [
             (n, one)
             for n, one in zip(positions, found, strict=True)
-            if not isinstance(one, Dropped)
+            if not isinstance(one, DroppedSample)
         ]
         samples = [one for _, one in kept]
-        drops = [one for one in found if isinstance(one, Dropped)]
+        drops = [one for one in found if isinstance(one, DroppedSample)]
         reasons = [one.reason for one in drops]
         unknown = set(reasons) - set(self._plan.drop_reasons)
         if unknown:
@@ -232,7 +234,7 @@ class BatchLoader:
             if isinstance(batch, VlatoolError):
                 self.close()
                 raise batch
-            yield batch.opened() if isinstance(batch, Parcel) else batch
+            yield batch.opened() if isinstance(batch, BatchMessage) else batch
 
     def _next(self) -> _Item | None:
         try:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatool.errors import ConfigError, DataError
-from vlatool.loading.base import DataSet, Place
+from vlatool.loading.base import DataSet, SampleRef
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.permutations import (
     PATTERN,
-    Kept,
+    TableCache,
     bit_reversed,
     even_pattern,
     largest_remainder,
@@ -82,7 +82,7 @@ class SampleOrder:
         self.options = options
         self.lanes = options.lanes if options.shuffle else 1
         self.size = sum(one.size for one in datasets)
-        self._kept = Kept()
+        self._kept = TableCache()
         if not options.weights:
             numbered = list(enumerate(datasets))
             self._streams = [_Stream(numbered, options, self._kept)]
@@ -93,7 +93,7 @@ class SampleOrder:
         self._streams = [_Stream([(i, datasets[i])], options, self._kept) for i in chosen]
         self._counts = [counts[index] for index in chosen]
 
-    def places(self, positions: Iterable[int]) -> list[Place]:
+    def places(self, positions: Iterable[int]) -> list[SampleRef]:
         """Where the samples at some positions stand; about 10 microseconds each."""
         if len(self._streams) == 1:
             return [self._streams[0].place(n) for n in positions]
@@ -115,7 +115,7 @@ class SampleOrder:
         """About how many blocks are read at the same time by all processes together."""
         return sum(stream.blocks_in_use() for stream in self._streams)
 
-    def _mixed(self, n: int) -> Place:
+    def _mixed(self, n: int) -> SampleRef:
         k, lane = divmod(n, self.lanes)
         pattern, at = divmod(k, PATTERN)
         column, rank = self._pattern(lane, pattern)
@@ -155,7 +155,7 @@ class _Epoch(NamedTuple):
         lengths: Samples of its run.
     """
 
-    pieces: NDArray[np.int64]
+    spans: NDArray[np.int64]
     ends: NDArray[np.int64]
     starts: Sequence[int]
     firsts: Sequence[int]
@@ -166,7 +166,7 @@ class _Stream:
     """Data sets whose blocks stand together: the g-th sample of their endless order."""
 
     def __init__(
-        self, datasets: Sequence[tuple[int, DataSet]], options: OrderOptions, kept: Kept
+        self, datasets: Sequence[tuple[int, DataSet]], options: OrderOptions, kept: TableCache
     ) -> None:
         self.name = ", ".join(one.name for _, one in datasets)
         self._id = datasets[0][0]
@@ -190,7 +190,7 @@ class _Stream:
             owners, blocks, lengths, options.group if options.shuffle else self.size
         )
 
-    def place(self, g: int) -> Place:
+    def place(self, g: int) -> SampleRef:
         """Where a sample of the endless order stands."""
         number, lane = g // self.size, g % self._lanes
         epoch = self._epoch(number)
@@ -199,10 +199,10 @@ class _Stream:
             at = self._shuffled(at, epoch.lengths[lane], number, lane)
         at += epoch.starts[lane]
         turn = int(epoch.ends.searchsorted(at, "right"))
-        piece = int(epoch.pieces[turn])
+        piece = int(epoch.spans[turn])
         length = int(self._lengths[piece])
         index = int(self._offsets[piece]) + at - int(epoch.ends[turn]) + length
-        return Place(int(self._owners[piece]), int(self._numbers[piece]), index)
+        return SampleRef(int(self._owners[piece]), int(self._numbers[piece]), index)
 
     def second_epoch_start(self, lane: int) -> int:
         """The number in a lane of its first sample of the second epoch."""

@@ -73,7 +73,7 @@ def largest_remainder(weights: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-class Kept:
+class TableCache:
     """The tables that were used last, up to a number of bytes; pickled empty."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Kept:
         self._bytes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Kept, ())
+        return (TableCache, ())
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The table of a key: arrays, made where it is not kept."""

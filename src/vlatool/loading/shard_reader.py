@@ -20,11 +20,11 @@ from vlatool.artifacts.shard import (
     read_index,
 )
 from vlatool.errors import DataError, StorageError
-from vlatool.loading.base import Block, DataSet, Dropped, Place
+from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
 from vlatool.loading.config import CacheConfig, LoadingConfig
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.storage.background import in_background, in_parallel
-from vlatool.storage.byte_ranges import Part, read_byte_ranges
+from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
 from vlatool.storage.uri import is_remote, local_path
 
@@ -95,7 +95,7 @@ def cached_index(cache: FileCache, version: FileVersion) -> ShardIndex | None:
     """
     index = read_index(index_path(version.path))
     if index is None or index.shard_bytes != version.size:
-        kept = cache.known(version, INDEX_SUFFIX)
+        kept = cache.get(version, INDEX_SUFFIX)
         index = None if kept is None else parse_index(kept)
     return None if index is None or index.shard_bytes != version.size else index
 
@@ -119,7 +119,7 @@ def shard_index(
     if index is not None and index.shard_bytes == version.size:
         return index
     try:
-        content = cache.content(
+        content = cache.get_or_create(
             version, INDEX_SUFFIX, lambda: index_by_headers(version.path, copy).content()
         )
     except StorageError:
@@ -145,9 +145,9 @@ class _OpenBlock:
     index: ShardIndex
     file: IO[bytes] | None
 
-    def part(self, number: int) -> Part:
+    def part(self, number: int) -> ByteRange:
         start = int(self.index.offsets[number])
-        return Part(self.path, start, start + int(self.index.lengths[number]))
+        return ByteRange(self.path, start, start + int(self.index.lengths[number]))
 
 
 class ShardReader:
@@ -165,12 +165,12 @@ class ShardReader:
         # Of files that were closed.
         self._known: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
-        self._coming: dict[tuple[Place, ...], Future[list[bytes]]] = {}
+        self._coming: dict[tuple[SampleRef, ...], Future[list[bytes]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ShardReader, (self._datasets, self._cache))
 
-    def members(self, places: Sequence[Place]) -> list[Members | Dropped]:
+    def members(self, places: Sequence[SampleRef]) -> list[Members | DroppedSample]:
         """The members of each sample, a `Dropped` in place of one whose bytes are damaged.
 
         Raises:
@@ -181,25 +181,25 @@ class ShardReader:
         fragments = self._fragments(places) if coming is None else coming.result()
         return [self._parsed(*one) for one in zip(places, fragments, strict=True)]
 
-    def ahead(self, places: Sequence[Place]) -> None:
+    def prefetch(self, places: Sequence[SampleRef]) -> None:
         """Begins to fetch remote ones, which `members` is going to be asked for together."""
         if self._have_latency:
             if len(self._coming) > _MOST_COMING:  # nobody came for them
                 self._coming.clear()
             self._coming[tuple(places)] = in_background(partial(self._fragments, places))
 
-    def _parsed(self, place: Place, data: bytes) -> Members | Dropped:
+    def _parsed(self, place: SampleRef, data: bytes) -> Members | DroppedSample:
         try:
             return read_members(data)
         except ValueError as error:
-            path = self._datasets[place.dataset].blocks[place.block].location
+            path = self._datasets[place.dataset].blocks[place.shard].location
             told = f"{path}: sample {place.sample} of it is damaged: {error}"
-            return Dropped(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
+            return DroppedSample(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
 
-    def _fragments(self, places: Sequence[Place]) -> list[bytes]:
+    def _fragments(self, places: Sequence[SampleRef]) -> list[bytes]:
         """The bytes of each sample; remote ones come together."""
         found: dict[int, bytes] = {}
-        parts: dict[int, Part] = {}
+        parts: dict[int, ByteRange] = {}
         with self._lock:
             blocks = self._opened(places)
             for number, place in enumerate(places):
@@ -226,9 +226,9 @@ class ShardReader:
         blocks = (block for one in self._datasets for block in one.blocks[:1])
         return any(is_remote(block.location) for block in blocks)
 
-    def _opened(self, places: Sequence[Place]) -> Mapping[tuple[int, int], _OpenBlock]:
+    def _opened(self, places: Sequence[SampleRef]) -> Mapping[tuple[int, int], _OpenBlock]:
         """The shards of some places; remote ones are looked at together."""
-        wanted = {place[:2]: self._datasets[place.dataset].blocks[place.block] for place in places}
+        wanted = {place[:2]: self._datasets[place.dataset].blocks[place.shard] for place in places}
         fresh = {key: block for key, block in wanted.items() if key not in self._open}
         known = [self._known.pop(key, None) for key in fresh]
         opened = self._open_all(list(zip(fresh.values(), known, strict=True)))
@@ -237,7 +237,9 @@ class ShardReader:
             self._open.move_to_end(key)
         return {key: self._open[key] for key in wanted}
 
-    def _open_all(self, blocks: Sequence[tuple[Block, ShardIndex | None]]) -> Iterator[_OpenBlock]:
+    def _open_all(
+        self, blocks: Sequence[tuple[ShardInfo, ShardIndex | None]]
+    ) -> Iterator[_OpenBlock]:
         work = partial(_open_block, self._cache)
         if any(is_remote(block.location) for block, _ in blocks):
             return in_parallel(work, blocks, _REQUESTS_AT_ONCE)
@@ -268,7 +270,7 @@ def _forget(known: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> N
         left -= size
 
 
-def _open_block(cache: ShardCache, given: tuple[Block, ShardIndex | None]) -> _OpenBlock:
+def _open_block(cache: ShardCache, given: tuple[ShardInfo, ShardIndex | None]) -> _OpenBlock:
     """A shard with its index, whose count is that of the manifest."""
     block, known = given
     try:
@@ -306,14 +308,14 @@ def _remote(cache: ShardCache, path: Path) -> _OpenBlock:
     return _OpenBlock(path, shard_index(cache.files, version, file), file)
 
 
-def _read(file: IO[bytes], part: Part) -> bytes:
+def _read(file: IO[bytes], part: ByteRange) -> bytes:
     try:
         return os.pread(file.fileno(), part.stop - part.start, part.start)
     except OSError as error:
         raise _unreadable(part.path, error) from error
 
 
-def _whole(data: bytes, block: _OpenBlock, place: Place) -> bytes:
+def _whole(data: bytes, block: _OpenBlock, place: SampleRef) -> bytes:
     length = int(block.index.lengths[place.sample])
     if len(data) != length:
         raise DataError(

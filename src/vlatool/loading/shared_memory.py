@@ -38,7 +38,7 @@ class SharedPool:
         self._kept: list[Tensor] = []
         self._taken: list[Tensor] = []
 
-    def room(self, size: int) -> UInt8Array:
+    def allocate(self, size: int) -> UInt8Array:
         """Memory uint8 [size] for the micro-batch that is being made; holds anything.
 
         Raises:
@@ -53,24 +53,24 @@ class SharedPool:
         self._taken.append(piece)
         return piece.numpy()[_HEADER : _HEADER + size]
 
-    def packed(self, made: MicroBatch) -> "Parcel":
+    def packed(self, made: MicroBatch) -> "BatchMessage":
         """A micro-batch to be sent; what has its place in a room is not copied."""
         tensors = {name: one for name, one in made.batch.items() if _is_plain(one)}
         loans = {name: self._loan(one) for name, one in tensors.items() if _is_lent(one)}
         small = {name: one.numpy() for name, one in tensors.items() if name not in loans}
         self._settle([loan.piece for loan in loans.values()])
         others = {name: None if name in tensors else one for name, one in made.batch.items()}
-        return Parcel(replace(made, batch=others), loans, small)
+        return BatchMessage(replace(made, batch=others), loans, small)
 
-    def _loan(self, value: Tensor) -> "Loan":
+    def _loan(self, value: Tensor) -> "SharedTensor":
         place = value.data_ptr()
         for piece in self._taken:
             offset = place - piece.data_ptr() - _HEADER
             if 0 <= offset < piece.numel() - _HEADER and offset % value.itemsize == 0:
-                return Loan(piece, offset, value.dtype, value.shape, value.stride())
-        self.room(value.nbytes)
+                return SharedTensor(piece, offset, value.dtype, value.shape, value.stride())
+        self.allocate(value.nbytes)
         strides = torch.empty_like(value, device="meta").stride()
-        loan = Loan(self._taken[-1], 0, value.dtype, value.shape, strides)
+        loan = SharedTensor(self._taken[-1], 0, value.dtype, value.shape, strides)
         loan.of(loan.piece[_HEADER:]).copy_(value)
         return loan
 
@@ -83,7 +83,7 @@ class SharedPool:
 
 
 @dataclass(frozen=True)
-class Loan:
+class SharedTensor:
     """A tensor in a piece of shared memory.
 
     Attributes:
@@ -109,7 +109,7 @@ class Loan:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class BatchMessage:
     """A micro-batch on its way from a loader process.
 
     Attributes:
@@ -119,7 +119,7 @@ class Parcel:
     """
 
     made: MicroBatch
-    loans: Mapping[str, Loan]
+    loans: Mapping[str, SharedTensor]
     small: Mapping[str, Array]
 
     def opened(self) -> MicroBatch:

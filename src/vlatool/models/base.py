@@ -101,7 +101,7 @@ class Loss:
     sums: Mapping[str, "Tensor"] = field(default_factory=dict)
 
 
-class Draws(Protocol):
+class Rng(Protocol):
     """Randomness with a row per sample of the micro-batch, on the device.
 
     A row depends on seed, step, place of the sample within the step's global batch and number of
@@ -134,7 +134,7 @@ class StepContext:
     """
 
     step: int
-    draws: Draws
+    rng: Rng
     parts: Mapping[str, Any]
     training: bool = True
     samples: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ class Objective(Protocol):
         """
         ...
 
-    def settle(self, optimizer: str, sums: Mapping[str, "Tensor"], ok: "Tensor") -> None:
+    def update_buffers(self, optimizer: str, sums: Mapping[str, "Tensor"], ok: "Tensor") -> None:
         """Once per optimizer and step, after it moved: the only place where buffers change.
 
         Args:
@@ -190,7 +190,7 @@ class Objective(Protocol):
         """The loss of a micro-batch of held-out data: parts in eval mode, no gradient."""
         return self.loss(next(iter(self.optimizers())), batch, ctx)
 
-    def figures(self, turn: str, sums: Mapping[str, "Tensor"], count: float) -> Mapping[str, float]:
+    def metrics(self, turn: str, sums: Mapping[str, "Tensor"], count: float) -> Mapping[str, float]:
         """Numbers to report beside the loss of an optimizer.
 
         Args:
@@ -201,7 +201,7 @@ class Objective(Protocol):
         del turn, sums, count
         return {}
 
-    def watch(self, figures: Mapping[str, float]) -> Sequence["Finding"]:
+    def check_metrics(self, figures: Mapping[str, float]) -> Sequence["Finding"]:
         """What is alarming about reported figures: warnings are told, an error ends the run.
 
         Names are those of the metrics file: `critic/real`, `val/error`.
@@ -245,7 +245,7 @@ class ModelType(Protocol):
         """
         del config
 
-    def recall(self, config: Any, before: Any) -> Any:
+    def restore_base_config(self, config: Any, before: Any) -> Any:
         """The config of a run that goes on, with what it found out of base models when it began.
 
         Args:
@@ -283,7 +283,7 @@ class ModelType(Protocol):
         """
         del config, parts, names
 
-    def keep(self, config: Any, folder: Path) -> None:
+    def save_assets(self, config: Any, folder: Path) -> None:
         """Writes tokenizer, processor and the like beside a run, once, when it starts."""
         del config, folder
 

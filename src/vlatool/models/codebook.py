@@ -19,7 +19,7 @@ _NORM_EPS = 1e-12
 _TEMPERATURE = 0.1
 
 
-class Quantised(NamedTuple):
+class QuantizerOutput(NamedTuple):
     """What stands between encoder and decoder.
 
     Attributes:
@@ -83,7 +83,7 @@ class VectorQuantizer(nn.Module):
         """N."""
         return self.embedding.num_embeddings
 
-    def forward(self, features: Tensor) -> Quantised:
+    def forward(self, features: Tensor) -> QuantizerOutput:
         """Of features [B, K, D]; both sides are unit vectors with `l2_norm`."""
         with no_tf32(features.device):
             given, table = self._scaled(features.float()), self._scaled(self.embedding.weight)
@@ -95,7 +95,7 @@ class VectorQuantizer(nn.Module):
             penalty = commitment + moved
             if self.entropy_weight and self.training:
                 penalty = penalty + self.entropy_weight * entropy_gap(given, table)
-        return Quantised(straight, codes, penalty, commitment.detach())
+        return QuantizerOutput(straight, codes, penalty, commitment.detach())
 
     def codes(self, features: Tensor) -> Tensor:
         """Codes int64 [B, K] of features [B, K, D]."""

@@ -13,7 +13,7 @@ from vlatool.artifacts.published_tokenizer import PublishedTokenizer, find_publi
 from vlatool.artifacts.run_dir import RunDir, find_checkpoint, is_run
 from vlatool.errors import ConfigError, DataError
 from vlatool.storage.cache import FileCache, default_cache_folder
-from vlatool.storage.uri import existing, is_remote
+from vlatool.storage.uri import is_remote, require_existing
 
 _MODEL = "model"
 # What a checkpoint has of it, the best first.
@@ -51,7 +51,7 @@ def find_weights(origin: str) -> ForeignWeights:
         DataError: Nothing is there, a checkpoint is damaged, or a folder holds no weights.
         UsageError: The scheme is unknown.
     """
-    location = existing(origin)
+    location = require_existing(origin)
     if location.is_file():
         folder = location.parent
         published = find_published(folder)

@@ -52,7 +52,7 @@ class Sampler(Protocol):
         ...
 
 
-class Policy:
+class RoboticsPolicy:
     """A trained model with its normalisation.
 
     Args:

@@ -22,7 +22,7 @@ from vlatool.artifacts.checkpoint import (
 from vlatool.artifacts.run_dir import find_checkpoint
 from vlatool.errors import DataError, missing_package
 from vlatool.storage.cache import FileCache, default_cache_folder
-from vlatool.storage.uri import existing, is_remote, location
+from vlatool.storage.uri import is_remote, location, require_existing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +64,7 @@ def base_model(name: str, revision: str | None = None) -> Path:
     text = f"{_HUB}{name}" if is_hub_name else name
     if revision is not None and text.startswith(_HUB):
         text = _REVISION.sub(rf"\g<1>@{revision}", text, count=1)
-    return existing(text)
+    return require_existing(text)
 
 
 def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def weights_file(text: str) -> Path:
     Raises:
         DataError: Nothing is there, or no checkpoint is.
     """
-    path = existing(text)
+    path = require_existing(text)
     if path.suffix in (PICKLED_SUFFIX, WEIGHTS_SUFFIX):
         if not path.is_file():
             raise DataError(

@@ -13,7 +13,7 @@ import numpy as np
 from vlatool.artifacts.dimensions import Names, dimension_names
 from vlatool.episode import Array
 from vlatool.inspection.episode_view import EpisodeView
-from vlatool.inspection.projection import Shot
+from vlatool.inspection.projection import FrameView
 from vlatool.inspection.sample_view import SampleView
 from vlatool.pages.images import (
     THUMBNAIL_WIDTH,
@@ -113,7 +113,7 @@ def _time_axis(view: EpisodeView) -> Axis:
     return Axis(first - half, last + half, marks=tuple(times.tolist()))
 
 
-def _strip(view: EpisodeView, name: str, shots: Sequence[Shot]) -> str:
+def _strip(view: EpisodeView, name: str, shots: Sequence[FrameView]) -> str:
     step = (view.shown[-1] - view.shown[0]) / max(len(view.shown) - 1, 1)
     reach = max(1, round(_TRAIL_COLUMNS * step))
     pictures = "".join(
@@ -126,7 +126,7 @@ def _strip(view: EpisodeView, name: str, shots: Sequence[Shot]) -> str:
     return f'<div class="label">{label}</div><div class="strip">{pictures}</div>'
 
 
-def _shot(view: EpisodeView, name: str, position: int, shot: Shot, reach: int) -> str:
+def _shot(view: EpisodeView, name: str, position: int, shot: FrameView, reach: int) -> str:
     frame = int(view.frames[position])
     if shot.picture is None:
         content = image_placeholder(shot.problem)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vlatool.episode import Array
-from vlatool.inspection.projection import EndEffectorTrack, Lens
+from vlatool.inspection.projection import CameraModel, EndEffectorTrack
 from vlatool.pages.layout import escape
 from vlatool.transforms.geometry import project
 from vlatool.transforms.rotations import matrix_from_rot6d
@@ -76,7 +76,7 @@ def pose_legend(tracks: Sequence[EndEffectorTrack]) -> str:
     )
 
 
-def draw_poses(tracks: Sequence[EndEffectorTrack], now: int, lens: Lens, reach: int) -> str:
+def draw_poses(tracks: Sequence[EndEffectorTrack], now: int, lens: CameraModel, reach: int) -> str:
     """SVG over a picture, in its pixels.
 
     Args:
@@ -89,7 +89,7 @@ def draw_poses(tracks: Sequence[EndEffectorTrack], now: int, lens: Lens, reach: 
     return "".join(_draw(track, now, lens, reach, unit) for track in tracks)
 
 
-def _draw(track: EndEffectorTrack, now: int, lens: Lens, reach: int, unit: float) -> str:
+def _draw(track: EndEffectorTrack, now: int, lens: CameraModel, reach: int, unit: float) -> str:
     first, last = max(now - reach, 0), min(now + reach, len(track.xyz) - 1)
     pixels = _pixels(track.xyz[first : last + 1], lens)
     colour = f"var(--arm{track.colour})"
@@ -98,7 +98,7 @@ def _draw(track: EndEffectorTrack, now: int, lens: Lens, reach: int, unit: float
     return before + after + _now(track, now, lens, colour, unit)
 
 
-def _pixels(points: Array, lens: Lens) -> Array:
+def _pixels(points: Array, lens: CameraModel) -> Array:
     """Places [N, 2] in the drawing, whose pixels are one wide; NaN where nothing can be drawn."""
     pixels, _ = project(points, lens.intrinsics, lens.extrinsics)
     places = pixels + 0.5
@@ -141,7 +141,7 @@ def _points(places: Array) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in finite)
 
 
-def _now(track: EndEffectorTrack, now: int, lens: Lens, colour: str, unit: float) -> str:
+def _now(track: EndEffectorTrack, now: int, lens: CameraModel, colour: str, unit: float) -> str:
     origin = track.xyz[now]
     points = [origin]
     if track.rot6d is not None and np.isfinite(track.rot6d[now]).all():

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlatool.artifacts.stats import Statistics, number_array
 from vlatool.episode import Array
-from vlatool.inspection.fields import FieldFacts, unit
+from vlatool.inspection.fields import FieldSummary, unit
 from vlatool.inspection.report import number_text, range_text
 from vlatool.inspection.shards import ShardReport, ShardsReport
 from vlatool.inspection.source import CAMERA_HEADER, SourceReport
@@ -134,7 +134,7 @@ def _source_fields(report: SourceReport) -> str:
     return _field_table(first) + more
 
 
-def _field_table(fields: Sequence[FieldFacts]) -> str:
+def _field_table(fields: Sequence[FieldSummary]) -> str:
     rows = [
         (
             field_label(facts.name),
@@ -196,7 +196,7 @@ def _statistics(report: ShardsReport, statistics: Statistics) -> str:
     return drawn + details(f"{len(others)} more fields", rest) if drawn else rest
 
 
-def _statistics_table(statistics: Statistics, known: Mapping[str, FieldFacts]) -> str:
+def _statistics_table(statistics: Statistics, known: Mapping[str, FieldSummary]) -> str:
     constant = {name: values for name in statistics if (values := _constant(known.get(name)))}
     moving = [name for name in statistics if name not in constant]
     rows = [
@@ -209,7 +209,7 @@ def _statistics_table(statistics: Statistics, known: Mapping[str, FieldFacts]) -
     return table(_HEADER, rows, numbers=range(1, 8)) + fixed
 
 
-def _constant(facts: FieldFacts | None) -> str:
+def _constant(facts: FieldSummary | None) -> str:
     """The values of a field that never changes; empty for one that does."""
     if facts is None or len(facts.constant) < facts.width:
         return ""
@@ -217,7 +217,7 @@ def _constant(facts: FieldFacts | None) -> str:
 
 
 def _channel_rows(
-    name: str, entry: Mapping[str, Any], facts: FieldFacts | None
+    name: str, entry: Mapping[str, Any], facts: FieldSummary | None
 ) -> list[tuple[object, ...]]:
     mean = number_array(entry.get("mean"))
     if mean is None or mean.ndim != 1:

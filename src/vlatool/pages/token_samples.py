@@ -9,7 +9,7 @@ from PIL import Image
 from vlatool.artifacts.samples_folder import SamplesFolder
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.inspection.projection import Shot
+from vlatool.inspection.projection import FrameView
 from vlatool.inspection.report import branch, listed
 from vlatool.inspection.token_samples import BuiltReport, BuiltView, view_built
 from vlatool.pages.html_page import PageRequest, spread
@@ -78,7 +78,7 @@ def _drawing(folder: SamplesFolder, tokenizer: str) -> Draw | None:
     maker = open_code_maker(tokenizer, rank_device())
     maker.check_draws()
     maker.check_made(folder.path, branch(folder.document, "codes"))
-    return maker.draw
+    return maker.decode
 
 
 def _sample(folder: SamplesFolder, number: int, names: Sequence[str], draw: Draw | None) -> Section:
@@ -107,17 +107,17 @@ def _drawn(view: BuiltView, draw: Draw) -> str:
     pictures = draw(codes.astype(np.int64))
     cameras = list(view.future or view.seen)
     rows = {
-        camera: [Shot(Image.fromarray(one)) for one in pictures[place :: len(cameras)]]
+        camera: [FrameView(Image.fromarray(one)) for one in pictures[place :: len(cameras)]]
         for place, camera in enumerate(cameras)
     }
     return _strips(rows, 1)
 
 
-def _steps(cameras: Mapping[str, Sequence[Shot]]) -> int:
+def _steps(cameras: Mapping[str, Sequence[FrameView]]) -> int:
     return max(map(len, cameras.values()), default=0)
 
 
-def _strips(cameras: Mapping[str, Sequence[Shot]], first: int) -> str:
+def _strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> str:
     """A row of pictures per camera, under which stands the step; the first has the number given."""
     rows: list[str] = []
     for camera, shots in cameras.items():
@@ -126,7 +126,7 @@ def _strips(cameras: Mapping[str, Sequence[Shot]], first: int) -> str:
     return "".join(rows)
 
 
-def _figure(camera: str, step: int, shot: Shot) -> str:
+def _figure(camera: str, step: int, shot: FrameView) -> str:
     caption = f"{step:+d}" if step else "now"
     if shot.picture is None:
         return figure(image_placeholder(shot.problem), caption)

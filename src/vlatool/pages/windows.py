@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.artifacts.window_folder import lines_files
-from vlatool.inspection.projection import Shot
+from vlatool.inspection.projection import FrameView
 from vlatool.inspection.windows import WindowsReport, WindowView, view_window
 from vlatool.pages.html_page import PageRequest, card, group, spread
 from vlatool.pages.images import figure, image_placeholder, thumbnail
@@ -80,7 +80,7 @@ def _section(view: WindowView) -> Section:
     return Section(view.name, body, is_under=True)
 
 
-def _strips(views: Mapping[str, Sequence[Shot]], first: int) -> str:
+def _strips(views: Mapping[str, Sequence[FrameView]], first: int) -> str:
     """A row of pictures per camera, under the step of each."""
     rows: list[str] = []
     for camera, shots in views.items():
@@ -93,7 +93,7 @@ def _strips(views: Mapping[str, Sequence[Shot]], first: int) -> str:
     return "".join(rows)
 
 
-def _picture(shot: Shot, description: str) -> str:
+def _picture(shot: FrameView, description: str) -> str:
     if shot.picture is None:
         return image_placeholder(shot.problem)
     return thumbnail(shot.picture, description)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.job import Run
+from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 
 Work = Callable[[EpisodeRef, Episode], Receipt]
@@ -64,7 +64,7 @@ class SinkSummary:
     samples: int
     bytes: int
     files: tuple[FileEntry, ...]
-    amounts: Mapping[str, int] = field(default_factory=dict[str, int])
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Estimate:
     """What would be written, as far as the survey tells; None where it does not."""
 
     samples: int | None
-    amounts: Mapping[str, int] = field(default_factory=dict[str, int])
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Sink(Protocol):
@@ -95,7 +95,7 @@ class Sink(Protocol):
 
     Config: ClassVar[type[SinkConfig]]
     owned: ClassVar[Sequence[str]]
-    unlisted: ClassVar[Sequence[str]]
+    volatile: ClassVar[Sequence[str]]
     next_step: ClassVar[str]
     work: Work
     action_fields: tuple[str, ...]
@@ -107,7 +107,7 @@ class Sink(Protocol):
         """Takes away what would make a half-written output look whole."""
         ...
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Joins the episodes of `receipts`, in their order, into the final artifact.
 
         Raises:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, FieldFacts, Survey
+from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.parallel.executor import attempt
 from vlatool.plugins import did_you_mean
-from vlatool.storage.byte_ranges import Part, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.uri import can_list
 
 # First line of the small text file that stands for content kept in Git LFS. Source: lerobot 11.7
@@ -24,10 +24,10 @@ _POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 class FormatReader(Protocol):
     """Reads the episodes of one dataset format.
 
-    A reader may also have `noticed: list[Finding]`, what `discover` found odd about the data set
+    A reader may also have `source_findings: list[Finding]`, what `discover` found odd in the data set
     as a whole; `base_format: ClassVar[str]`, the name of the more general format whose data it
     also recognises; `is_fallback: ClassVar[bool]`, that any other format that finds episodes
-    at a place is preferred; `sink: ClassVar[str]`, the name of the sink that its episodes go into
+    at a place is preferred; `default_sink: ClassVar[str]`, the name of the sink that its episodes go into
     where none is named, else `lbm`; and checks of its own (`vlatool.sources.rules`).
 
     Attributes:
@@ -66,7 +66,7 @@ class FormatReader(Protocol):
         ...
 
 
-def union(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
+def merge_surveys(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
     """What episodes have between them, in the order they come; each is told by a survey of one.
 
     A field is there where most episodes have it, as wide as most have it; where they are equal, the
@@ -79,7 +79,7 @@ def union(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
     Raises:
         DataError: There are none; the first one's reason.
     """
-    kinds: Counter[tuple[tuple[str, FieldFacts], ...]] = Counter()  # few, however many episodes
+    kinds: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few, however many episodes
     cameras: dict[str, tuple[int, int] | None] = {}
     frames: list[int | None] = []
     policy = {name: dict[Any, None]() for name in _POLICY}
@@ -110,7 +110,7 @@ def union(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
     )
 
 
-def _usual_fields(kinds: Counter[tuple[tuple[str, FieldFacts], ...]]) -> dict[str, FieldFacts]:
+def _usual_fields(kinds: Counter[tuple[tuple[str, FieldSpec], ...]]) -> dict[str, FieldSpec]:
     """The fields of a union, from how many episodes have which ones."""
     first, episodes = dict(next(iter(kinds))), kinds.total()
     widths: dict[str, Counter[int]] = {}
@@ -119,12 +119,12 @@ def _usual_fields(kinds: Counter[tuple[tuple[str, FieldFacts], ...]]) -> dict[st
         for name, facts in kind:
             widths.setdefault(name, Counter())[facts.width] += count
             names.setdefault((name, facts.width), facts.names)
-    found: dict[str, FieldFacts] = {}
+    found: dict[str, FieldSpec] = {}
     for name, counts in widths.items():
         missing = episodes - counts.total()
         if counts.total() > missing or (counts.total() == missing and name in first):
             width = counts.most_common(1)[0][0]
-            found[name] = FieldFacts(width, names[name, width])
+            found[name] = FieldSpec(width, names[name, width])
     return found
 
 
@@ -164,26 +164,26 @@ def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[Epis
         DataError: None of the episodes can be read; the first one's reason.
     """
     reasons: list[VlatoolError] = []
-    return union(survey_each(lambda ref: survey_episode(read(ref)), refs, reasons), reasons)
+    return merge_surveys(survey_each(lambda ref: survey_episode(read(ref)), refs, reasons), reasons)
 
 
-def facts_of(episode: Episode) -> dict[str, FieldFacts]:
+def facts_of(episode: Episode) -> dict[str, FieldSpec]:
     """The fields of an episode; names of channels count where they are as many."""
-    facts: dict[str, FieldFacts] = {}
+    facts: dict[str, FieldSpec] = {}
     for name, values in episode.lowdim.items():
         width = 0 if values.dtype.kind == "U" else math.prod(values.shape[1:])
         names = tuple(episode.dimension_names.get(name, ()))
-        facts[name] = FieldFacts(width, names if len(names) == width else ())
+        facts[name] = FieldSpec(width, names if len(names) == width else ())
     return facts
 
 
 def field_mismatch(
-    episode: str, own: Mapping[str, FieldFacts], common: Mapping[str, FieldFacts | int]
+    episode: str, own: Mapping[str, FieldSpec], common: Mapping[str, FieldSpec | int]
 ) -> DataError | None:
     """Why the fields of an episode do not fit those of the others; None where they do."""
     widths = {name: facts.width for name, facts in own.items()}
     wanted = {
-        name: facts.width if isinstance(facts, FieldFacts) else facts
+        name: facts.width if isinstance(facts, FieldSpec) else facts
         for name, facts in common.items()
     }
     for name in [*wanted, *widths]:
@@ -262,7 +262,7 @@ def check_is_data_file(path: Path, what: str) -> None:
         DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.
     """
     try:
-        head = read_byte_range(Part(path, 0, len(_LFS_HEADER)))
+        head = read_byte_range(ByteRange(path, 0, len(_LFS_HEADER)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(
             f"{what}: {path} is missing",

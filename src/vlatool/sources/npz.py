@@ -23,7 +23,7 @@ from zlib_ng import zlib_ng
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.storage.byte_ranges import Part, open_byte_range, open_tail, read_byte_ranges
+from vlatool.storage.byte_ranges import ByteRange, open_byte_range, open_tail, read_byte_ranges
 from vlatool.storage.uri import is_remote
 
 _LARGEST_HEADER = 10_000
@@ -209,7 +209,7 @@ class NpzArchive:
         """
         header = self.header(name)
         info = self._infos[name]
-        part = Part(self.path, info.header_offset, self._ends[info.header_offset])
+        part = ByteRange(self.path, info.header_offset, self._ends[info.header_offset])
         return NpzFrames(part, info, header, channels)
 
     def load_headers(self, names: Iterable[str]) -> None:
@@ -225,9 +225,9 @@ class NpzArchive:
     def _is_large(self, name: str) -> bool:
         return name in self._infos and self._infos[name].compress_size > _LARGEST_HEAD
 
-    def _head(self, name: str) -> Part:
+    def _head(self, name: str) -> ByteRange:
         start = self._infos[name].header_offset
-        return Part(self.path, start, start + _LARGEST_HEAD)
+        return ByteRange(self.path, start, start + _LARGEST_HEAD)
 
     def close(self) -> None:
         """Lets go of the file; frames keep their own."""
@@ -254,7 +254,7 @@ class NpzFrames:
     """
 
     def __init__(
-        self, part: Part, info: zipfile.ZipInfo, header: ArrayHeader, channels: int | None
+        self, part: ByteRange, info: zipfile.ZipInfo, header: ArrayHeader, channels: int | None
     ) -> None:
         self._part = part
         self._name = info.filename.removesuffix(".npy")

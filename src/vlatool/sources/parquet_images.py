@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from vlatool.artifacts.image import decode_rgb
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.storage.uri import openable
+from vlatool.storage.uri import as_native_file
 
 _LARGEST_FILE = 2**28
 _LARGEST_GROUP = 2**31
@@ -125,7 +125,7 @@ class ParquetImages:
         return cells[row - self._first_row].as_py()
 
     def _load_row_group(self, row: int) -> pa.ChunkedArray:
-        file = self._file = self._file or pq.ParquetFile(openable(self.path))
+        file = self._file = self._file or pq.ParquetFile(as_native_file(self.path))
         first = 0
         for group in range(file.num_row_groups):
             group_facts = file.metadata.row_group(group)

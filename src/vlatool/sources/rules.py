@@ -16,31 +16,33 @@ import numpy as np
 
 from vlatool.episode import EpisodeRef, FrameSource, UInt8Array
 from vlatool.errors import DataError
-from vlatool.findings import Family, Finding, Kind, finding_of_error
+from vlatool.findings import Finding, FindingCode, FindingCodes, finding_of_error
 from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch
 
 _RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
 # Half a second at the usual 10 frames per second: noise of a real sensor never repeats so long.
 _LONG_REPETITION = 5
 
-SOURCE = Family(
+SOURCE = FindingCodes(
     "source",
     {
-        "language_fallback": Kind(
+        "language_fallback": FindingCode(
             "warning", "An episode has no instruction; its task's name in words is used."
         ),
-        "no_language": Kind(
+        "no_language": FindingCode(
             "warning", "An episode has no instruction, and its task has no name.", "name the task"
         ),
-        "given_twice": Kind("warning", "A source was given twice; it is read once."),
-        "episode_missing_camera": Kind("warning", "An episode was dropped: it lacks a camera."),
-        "upper_case_camera": Kind("warning", "The name of a camera has capitals."),
-        "duplicate_id": Kind(
+        "given_twice": FindingCode("warning", "A source was given twice; it is read once."),
+        "episode_missing_camera": FindingCode(
+            "warning", "An episode was dropped: it lacks a camera."
+        ),
+        "upper_case_camera": FindingCode("warning", "The name of a camera has capitals."),
+        "duplicate_id": FindingCode(
             "warning",
             "Two episodes have one name; the second is called NAME-2.",
             "rename one of them, or leave one source out",
         ),
-        "no_fields": Kind(
+        "no_fields": FindingCode(
             "error",
             "The reader finds no field that a policy could predict.",
             "name the fields with the keys of the format",
@@ -48,21 +50,21 @@ SOURCE = Family(
     },
 )
 
-PICTURES = Family(
+PICTURES = FindingCodes(
     "pictures",
     {
-        "unreadable": Kind(
+        "unreadable": FindingCode(
             "error", "A frame cannot be decoded.", "download or record the episode again"
         ),
-        "black": Kind(
+        "black": FindingCode(
             "warning", "Frames are black all over.", "check the camera; leave the episode out"
         ),
-        "constant": Kind(
+        "constant": FindingCode(
             "warning",
             "Frames have one colour all over, other than black.",
             "check the camera; leave the episode out",
         ),
-        "repeated": Kind(
+        "repeated": FindingCode(
             "warning",
             f"A picture is repeated over {_LONG_REPETITION} frames or more.",
             "check whether the camera froze; leave the episode out",

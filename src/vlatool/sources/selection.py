@@ -104,7 +104,7 @@ class EpisodeSelection:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedEpisode:
     """An episode that is left out on purpose.
 
     Attributes:
@@ -139,8 +139,8 @@ class EpisodeTask:
             DataError: The episode is broken or does not fit the others.
         """
         reader: FormatReader = FORMATS.get(self.format)(self.config)
-        found = choose(reader.read(ref), self.choice)
-        if isinstance(found, Dropped):
+        found = apply_selection(reader.read(ref), self.choice)
+        if isinstance(found, DroppedEpisode):
             return Receipt(ref.id, dropped={found.reason: 1}, findings=found.findings)
         receipt = self.work(ref, found)
         return replace(receipt, findings=(*found.findings, *receipt.findings))
@@ -159,7 +159,7 @@ class SelectedEpisodes:
     """
 
     refs: tuple[EpisodeRef, ...]
-    held_out: Mapping[str, int]
+    excluded: Mapping[str, int]
     survey: Survey
     choice: EpisodeSelection
     findings: tuple[Finding, ...]
@@ -180,8 +180,8 @@ def select_episodes(
             that is asked for, or one has a name that no file can have.
     """
     taken = _taken(reader, sources, config)
-    held_out = dict(Counter(ref.held_out for ref in taken if ref.held_out))
-    refs = tuple(ref for ref in taken if not ref.held_out)
+    held_out = dict(Counter(ref.excluded for ref in taken if ref.excluded))
+    refs = tuple(ref for ref in taken if not ref.excluded)
     if not refs:
         raise DataError(
             f"all {len(taken)} episodes are held out: {', '.join(held_out)}",
@@ -200,7 +200,7 @@ def select_episodes(
         for name in survey.cameras
         if name != name.lower()
     )
-    findings = (*getattr(reader, "noticed", ()), *capitals)
+    findings = (*getattr(reader, "source_findings", ()), *capitals)
     return SelectedEpisodes(refs, held_out, survey, choice, findings)
 
 
@@ -249,7 +249,7 @@ def _survey(
     return replace(survey, cameras={name: survey.cameras[name] for name in cameras})
 
 
-def choose(episode: Episode, choice: EpisodeSelection) -> Episode | Dropped:
+def apply_selection(episode: Episode, choice: EpisodeSelection) -> Episode | DroppedEpisode:
     """The episode with the chosen cameras and its fields in the common order, or why not.
 
     Raises:
@@ -261,14 +261,14 @@ def choose(episode: Episode, choice: EpisodeSelection) -> Episode | Dropped:
         raise mismatch
     if choice.only_successful and not episode.success:
         reason = "unsuccessful_episode" if episode.success is False else "success_unknown"
-        return Dropped(reason, episode.findings)
+        return DroppedEpisode(reason, episode.findings)
     cameras = {name: episode.cameras[name] for name in choice.cameras if name in episode.cameras}
     missing = [name for name in choice.cameras if name not in cameras]
     is_declared = any(name in episode.missing_cameras for name in missing)
     if missing and (choice.skip_missing_cameras or not (cameras or is_declared)):
         message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
         finding = SOURCE("episode_missing_camera", message, episode=episode.id)
-        return Dropped("episode_missing_camera", (*episode.findings, finding))
+        return DroppedEpisode("episode_missing_camera", (*episode.findings, finding))
     for name in missing:
         if name in episode.missing_cameras:
             raise episode.missing_cameras[name]

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.storage.uri import is_remote, openable
+from vlatool.storage.uri import as_native_file, is_remote
 
 # Decoding onwards is cheaper than a seek over fewer frames than this: a seek flushes the decoder.
 _SEEK_DISTANCE = 32
@@ -220,7 +220,7 @@ def _content(path: Path) -> bytes | None:
 
 def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, VideoStream]:
     try:
-        source = openable(path) if content is None else io.BytesIO(content)
+        source = as_native_file(path) if content is None else io.BytesIO(content)
         container = av.open(source)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _broken(path, None, str(error)) from error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlatool.errors import StorageError
-from vlatool.storage.crash_points import step
+from vlatool.storage.crash_points import crash_point
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.writer import abort_uploads, delete_below, upload_folder, uploading
 
@@ -57,7 +57,7 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with told(path), step("create", path):
+        with told(path), crash_point("create", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = io.BufferedWriter(GuardedFile(partial, path))
         with file:
@@ -65,10 +65,10 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
             with told(path):
                 file.flush()
                 if synced:
-                    with step("sync", path):
+                    with crash_point("sync", path):
                         os.fsync(file.fileno())
         with told(path):
-            with step("rename", path):
+            with crash_point("rename", path):
                 partial.replace(path)
             if synced:
                 sync_folder(path.parent)
@@ -108,16 +108,16 @@ def atomic_folder(path: Path) -> Generator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with told(path), step("create", path):
+        with told(path), crash_point("create", path):
             partial.mkdir(parents=True)
         with told(path, below=partial):
             yield partial
         with told(path):
-            with step("sync", path):
+            with crash_point("sync", path):
                 _sync_all(partial)
             if path.exists():
                 remove_tree(path)
-            with step("rename", path):
+            with crash_point("rename", path):
                 partial.rename(path)
             sync_folder(path.parent)
     finally:
@@ -136,7 +136,7 @@ def remove_partials(folder: Path, *, below: bool = True) -> None:
         return
     for partial in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
         if _PARTIAL.fullmatch(partial.name):
-            with step("remove", partial):
+            with crash_point("remove", partial):
                 _remove(partial)
 
 
@@ -172,7 +172,7 @@ def remove_tree(path: Path) -> None:
     if isinstance(path, RemotePath):
         delete_below(path.address)
         return
-    removing = step("remove", path, lambda: _remove_half(path))
+    removing = crash_point("remove", path, lambda: _remove_half(path))
     with told(path, "removed"), suppress(FileNotFoundError), removing:
         shutil.rmtree(path)
 
@@ -184,7 +184,7 @@ def remove_whole(folder: Path) -> None:
         StorageError: It cannot be removed.
     """
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    with told(folder, "removed"), step("rename", folder):
+    with told(folder, "removed"), crash_point("rename", folder):
         folder.rename(hidden)
     remove_tree(hidden)
 
@@ -194,7 +194,7 @@ def remove_empty(folder: Path) -> None:
     if isinstance(folder, RemotePath):
         return
     for path, _, _ in sorted(os.walk(folder), reverse=True):
-        with suppress(OSError), step("remove", path):  # not empty
+        with suppress(OSError), crash_point("remove", path):  # not empty
             Path(path).rmdir()
 
 
@@ -204,7 +204,7 @@ def remove_file(path: Path) -> None:
     Raises:
         StorageError: It cannot be removed.
     """
-    with told(path, "removed"), step("remove", path):
+    with told(path, "removed"), crash_point("remove", path):
         path.unlink(missing_ok=True)
 
 
@@ -225,7 +225,7 @@ class GuardedFile(io.FileIO):
         Raises:
             StorageError: The disk is full, for example.
         """
-        with told(self._path), step("write", self._path, lambda: self._write_half(data)):
+        with told(self._path), crash_point("write", self._path, lambda: self._write_half(data)):
             return super().write(data)
 
     def _write_half(self, data: Any) -> None:
@@ -285,7 +285,7 @@ def _sync_all(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Brings the names in a folder to the disk."""
-    with step("sync", folder):
+    with crash_point("sync", folder):
         try:
             _sync(folder)
         except OSError as error:

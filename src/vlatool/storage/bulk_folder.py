@@ -18,7 +18,7 @@ from typing import Protocol
 
 from vlatool.storage.atomic import remove_file, remove_tree, sync_folder, told
 from vlatool.storage.background import in_background
-from vlatool.storage.crash_points import step
+from vlatool.storage.crash_points import crash_point
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import files_below
 from vlatool.storage.writer import put
@@ -59,15 +59,15 @@ def bulk_folder(path: Path) -> Generator[FolderWriter]:
         return
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with told(path), step("create", path):
+        with told(path), crash_point("create", path):
             part.mkdir(parents=True)
         yield _LocalFolder(part, path)
         with told(path):
-            with step("sync", path):
+            with crash_point("sync", path):
                 _sync_below(part)
             if path.exists():
                 remove_tree(path)
-            with step("rename", path):
+            with crash_point("rename", path):
                 part.rename(path)
             sync_folder(path.parent)
     finally:
@@ -81,7 +81,10 @@ class _LocalFolder:
 
     def write(self, name: str, data: bytes) -> None:
         file = self._part / name
-        with told(self._path / name), step("write", file, lambda: file.write_bytes(data[:9])):
+        with (
+            told(self._path / name),
+            crash_point("write", file, lambda: file.write_bytes(data[:9])),
+        ):
             file.write_bytes(data)
         self.files[name] = _facts(data)
 

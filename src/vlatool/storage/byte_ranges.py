@@ -16,7 +16,7 @@ _AT_ONCE = 8
 _PASSED_OVER = 1 << 20
 
 
-class Part(NamedTuple):
+class ByteRange(NamedTuple):
     """Bytes `start` to `stop` of a file."""
 
     path: Path
@@ -24,7 +24,7 @@ class Part(NamedTuple):
     stop: int
 
 
-def read_byte_range(part: Part) -> bytes:
+def read_byte_range(part: ByteRange) -> bytes:
     """The bytes of a part, fewer where the file ends; one request where it is remote.
 
     Raises:
@@ -41,7 +41,7 @@ def read_byte_range(part: Part) -> bytes:
         return file.read(stop - start)
 
 
-def read_byte_ranges(parts: Iterable[Part], at_once: int = _AT_ONCE) -> Iterator[bytes]:
+def read_byte_ranges(parts: Iterable[ByteRange], at_once: int = _AT_ONCE) -> Iterator[bytes]:
     """The bytes of each part in order; `at_once` remote ones are on their way at a time."""
     wanted = iter(parts)
     first = next(wanted, None)
@@ -54,7 +54,7 @@ def read_byte_ranges(parts: Iterable[Part], at_once: int = _AT_ONCE) -> Iterator
         yield from map(read_byte_range, every)
 
 
-def open_byte_range(part: Part) -> IO[bytes]:
+def open_byte_range(part: ByteRange) -> IO[bytes]:
     """A file positioned at the start of a part; what is behind the part is not read ahead."""
     path, start, stop = part
     if isinstance(path, RemotePath):

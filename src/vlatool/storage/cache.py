@@ -15,7 +15,7 @@ from typing import IO
 from vlatool.errors import StorageError
 from vlatool.storage.atomic import atomic_folder, open_atomic, write_bytes
 from vlatool.storage.background import in_parallel
-from vlatool.storage.remote import look
+from vlatool.storage.remote import find_object
 from vlatool.storage.remote_path import RemotePath
 
 _COPY_SUFFIX = ".copy"
@@ -57,7 +57,7 @@ class FileVersion:
         if not isinstance(path, RemotePath):
             status = path.stat()
             return cls(path, status.st_size, str(status.st_mtime_ns))
-        facts = look(path.address)
+        facts = find_object(path.address)
         if facts is None or facts.is_dir:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return cls(path, facts.size, facts.etag)
@@ -81,11 +81,11 @@ class FileCache:
     folder: Path
     limit: int | None = None
 
-    def known(self, file: FileVersion, suffix: str) -> bytes | None:
+    def get(self, file: FileVersion, suffix: str) -> bytes | None:
         """What is known of a file, where somebody found it out before."""
         return _read(self.folder / f"{file.name}{suffix}")
 
-    def content(self, file: FileVersion, suffix: str, make: Callable[[], bytes]) -> bytes:
+    def get_or_create(self, file: FileVersion, suffix: str, make: Callable[[], bytes]) -> bytes:
         """What is known of a file; made by one process where nobody did so before."""
         path = self.folder / f"{file.name}{suffix}"
         known = _read(path)

@@ -20,7 +20,9 @@ _VARIES = re.compile(r"[0-9a-f]{8}|\d+")
 
 
 @contextmanager
-def step(kind: Kind, place: object, partly: Callable[[], object] | None = None) -> Generator[None]:
+def crash_point(
+    kind: Kind, place: object, partly: Callable[[], object] | None = None
+) -> Generator[None]:
     """An operation: the steps before, inside and after it.
 
     Args:

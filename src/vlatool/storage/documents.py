@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import yaml
 
-from vlatool.storage.byte_ranges import Part, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 
 MAX_BYTES = 64 * 2**20  # of one document
 MAX_DEPTH = 100  # of lists and mappings in each other
@@ -43,7 +43,7 @@ def read_document(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
         OSError: It cannot be read.
         StorageError: The same in a bucket.
     """
-    data = read_byte_range(Part(path, 0, max_bytes + 1))  # one request where it is remote
+    data = read_byte_range(ByteRange(path, 0, max_bytes + 1))  # one request where it is remote
     if len(data) > max_bytes:
         size = path.stat().st_size
         raise DocumentError(

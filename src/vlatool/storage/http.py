@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from vlatool.errors import DataError, StorageError
-from vlatool.storage.remote import Body, ConditionFailed, Facts, Page, RangeNotSatisfiable
-from vlatool.storage.retry import Trouble, network_retry_advice
+from vlatool.storage.remote import Body, ConditionFailed, ListPage, ObjectInfo, RangeNotSatisfiable
+from vlatool.storage.retry import RetryAdvice, network_retry_advice
 
 _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 10
@@ -39,11 +39,11 @@ class Answer(Exception):
 class WebServer:
     """The files of one host, which it cannot list."""
 
-    lists = False
+    can_list = False
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self._whole: tuple[str, Facts, bytes] | None = None
+        self._whole: tuple[str, ObjectInfo, bytes] | None = None
 
     def url(self, key: str) -> str:
         """Where a file is."""
@@ -58,7 +58,7 @@ class WebServer:
         """The urllib3 pool."""
         return connections()
 
-    def look(self, key: str) -> Facts:
+    def head(self, key: str) -> ObjectInfo:
         """HEAD; a GET of one byte where the server knows no HEAD or tells no size."""
         try:
             answer = self._request("HEAD", key, {})
@@ -71,7 +71,7 @@ class WebServer:
             return self._first_byte(key)
         return _facts(answer.headers, int(answer.headers["Content-Length"]))
 
-    def page(self, below: str, delimiter: str, token: str, at_most: int) -> Page:
+    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """Refuses."""
         del delimiter, token, at_most
         raise StorageError(
@@ -102,13 +102,13 @@ class WebServer:
             return ranged_body(answer)
         return self._without_ranges(key, answer, start)
 
-    def trouble(self, error: Exception) -> Trouble | None:
+    def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """What an error means for another attempt."""
         if isinstance(error, Answer) and error.status in _BUSY:
-            return Trouble(f"the server says {error.status}", _requested_wait(error.headers))
+            return RetryAdvice(f"the server says {error.status}", _requested_wait(error.headers))
         return http_retry_advice(error) or network_retry_advice(error)
 
-    def translated(self, error: Exception, where: str) -> Exception:
+    def map_error(self, error: Exception, where: str) -> Exception:
         """Our error for one of the server or of urllib3."""
         if isinstance(error, Answer):
             return _told(error.status, where)
@@ -146,11 +146,11 @@ class WebServer:
             details={"path": f"{self._place}/{key}"},
         )
 
-    def _first_byte(self, key: str) -> Facts:
+    def _first_byte(self, key: str) -> ObjectInfo:
         try:
             body = self.get(key, 0, 1, "")
         except RangeNotSatisfiable:
-            return Facts()
+            return ObjectInfo()
         body.close()
         return body.facts
 
@@ -194,17 +194,17 @@ def connections() -> Any:
     )
 
 
-def http_retry_advice(error: Exception) -> Trouble | None:
+def http_retry_advice(error: Exception) -> RetryAdvice | None:
     """What an error of urllib3 means for another attempt; None if one is pointless."""
     faults: Any = importlib.import_module("urllib3.exceptions")
     reason = getattr(error, "reason", None) or error
     hopeless = (faults.SSLError, faults.LocationParseError, faults.LocationValueError)
     if isinstance(reason, hopeless) or not isinstance(error, faults.HTTPError):
         return None
-    return Trouble(f"no complete answer ({type(reason).__name__})")
+    return RetryAdvice(f"no complete answer ({type(reason).__name__})")
 
 
-def _slice(facts: Facts, data: bytes, start: int) -> Body:
+def _slice(facts: ObjectInfo, data: bytes, start: int) -> Body:
     first = max(0, len(data) + start) if start < 0 else start
     if first >= len(data):
         raise RangeNotSatisfiable
@@ -224,9 +224,9 @@ def ranged_body(answer: Any) -> Body:
     return Body(_facts(answer.headers, int(total)), int(first), answer.read, answer.close, date)
 
 
-def _facts(headers: Mapping[str, str], size: int) -> Facts:
+def _facts(headers: Mapping[str, str], size: int) -> ObjectInfo:
     modified = headers.get("Last-Modified", "")
-    return Facts(size, _seconds(modified), headers.get("ETag") or modified)
+    return ObjectInfo(size, _seconds(modified), headers.get("ETag") or modified)
 
 
 def _seconds(date: str) -> float:

@@ -13,8 +13,8 @@ from typing import Any
 
 from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.storage.http import WebServer
-from vlatool.storage.remote import Body, Facts, Page, RangeNotSatisfiable
-from vlatool.storage.retry import Trouble
+from vlatool.storage.remote import Body, ListPage, ObjectInfo, RangeNotSatisfiable
+from vlatool.storage.retry import RetryAdvice
 
 
 class Repository:
@@ -24,7 +24,7 @@ class Repository:
     the cache are read from there.
     """
 
-    lists = True
+    can_list = True
 
     def __init__(self, place: str) -> None:
         self._place = place
@@ -63,18 +63,18 @@ class Repository:
         return f"{self._place.partition('@')[0]}@{self.commit}"
 
     @property
-    def files(self) -> Mapping[str, Facts]:
+    def files(self) -> Mapping[str, ObjectInfo]:
         """Every file, sorted by name; listed once for all threads."""
         with self._lock:
             return self._listed
 
     @cached_property
-    def _listed(self) -> Mapping[str, Facts]:
+    def _listed(self) -> Mapping[str, ObjectInfo]:
         listed = self._api.list_repo_tree(
             self._name, repo_type=self._kind, revision=self.commit, recursive=True
         )
         found = {
-            str(one.path): Facts(
+            str(one.path): ObjectInfo(
                 int(one.size), etag=str(one.lfs.sha256 if one.lfs else one.blob_id)
             )
             for one in listed
@@ -82,22 +82,22 @@ class Repository:
         }
         return dict(sorted(found.items()))
 
-    def look(self, key: str) -> Facts:
+    def head(self, key: str) -> ObjectInfo:
         """Facts of the listing."""
         if key not in self.files:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._place}/{key}")
         return self.files[key]
 
-    def page(self, below: str, delimiter: str, token: str, at_most: int) -> Page:
+    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """A part of the listing."""
         names = self._names
         position = bisect_left(names, max(below, token))
-        objects: list[tuple[str, Facts]] = []
+        objects: list[tuple[str, ObjectInfo]] = []
         prefixes: list[str] = []
         while position < len(names) and names[position].startswith(below):
             name = names[position]
             if len(objects) + len(prefixes) >= at_most:
-                return Page(objects, prefixes, name)
+                return ListPage(objects, prefixes, name)
             head, cut, _ = name[len(below) :].partition(delimiter) if delimiter else (name, "", "")
             if cut:
                 prefixes.append(f"{below}{head}{cut}")
@@ -105,11 +105,11 @@ class Repository:
             else:
                 objects.append((name, self.files[name]))
                 position += 1
-        return Page(objects, prefixes)
+        return ListPage(objects, prefixes)
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
         """From the cache where the file is there, else a GET of a range."""
-        facts = self.look(key)
+        facts = self.head(key)
         first = max(0, facts.size + start) if start < 0 else start
         if first >= facts.size:
             raise RangeNotSatisfiable
@@ -123,16 +123,16 @@ class Repository:
         body = self._files.get(key, first, min(stop, facts.size), "")
         return Body(facts, body.start, body.read, body.close)
 
-    def trouble(self, error: Exception) -> Trouble | None:
+    def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """What an error means for another attempt."""
         status = _status(error)
         if status:
-            return Trouble(f"the hub says {status}") if status == 429 or status >= 500 else None
+            return RetryAdvice(f"the hub says {status}") if status == 429 or status >= 500 else None
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore"):
-            return Trouble(f"no complete answer ({type(error).__name__})")
-        return self._files.trouble(error)
+            return RetryAdvice(f"no complete answer ({type(error).__name__})")
+        return self._files.retry_advice(error)
 
-    def translated(self, error: Exception, where: str) -> Exception:
+    def map_error(self, error: Exception, where: str) -> Exception:
         """Our error for one of the library or the server."""
         names = {one.__name__ for one in type(error).__mro__}
         if names & {"RevisionNotFoundError"}:
@@ -158,7 +158,7 @@ class Repository:
                 hint="write hf://datasets/owner/name or hf://models/owner/name",
                 code="data.bad_repository",
             )
-        return self._files.translated(error, where)
+        return self._files.map_error(error, where)
 
     @cached_property
     def _names(self) -> Sequence[str]:

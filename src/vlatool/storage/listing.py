@@ -6,15 +6,15 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from vlatool.storage.background import in_parallel
-from vlatool.storage.remote import Address, Facts, Page, call, look
+from vlatool.storage.remote import Address, ListPage, ObjectInfo, call, find_object
 
 _AT_ONCE = 16
 _PAGE = 1000
 _WILDCARDS = frozenset("*?[")
 
-Found = tuple[str, Facts]
+Found = tuple[str, ObjectInfo]
 
-_FOLDER = Facts(is_dir=True)
+_FOLDER = ObjectInfo(is_dir=True)
 
 
 class Level(NamedTuple):
@@ -24,7 +24,7 @@ class Level(NamedTuple):
     files: list[str]
 
 
-def pages(address: Address, delimiter: str = "") -> Iterator[Page]:
+def pages(address: Address, delimiter: str = "") -> Iterator[ListPage]:
     """The listing of what is below, in order.
 
     Every page is retried on its own; an error ends the iteration, so a listing is never short.
@@ -38,14 +38,14 @@ def pages(address: Address, delimiter: str = "") -> Iterator[Page]:
             return
 
 
-def _page(address: Address, delimiter: str, token: str) -> Page:
-    return call(address, lambda remote: remote.page(address.prefix, delimiter, token, _PAGE))
+def _page(address: Address, delimiter: str, token: str) -> ListPage:
+    return call(address, lambda remote: remote.list_page(address.prefix, delimiter, token, _PAGE))
 
 
 def level(address: Address) -> list[Found]:
     """Name and facts of what is directly below a prefix."""
     below = address.prefix
-    found: dict[str, Facts] = {}
+    found: dict[str, ObjectInfo] = {}
     for page in pages(address, "/"):
         for prefix in page.prefixes:
             found[prefix[len(below) : -1]] = _FOLDER
@@ -129,7 +129,7 @@ def _expanded(address: Address, places: list[Found], pattern: str) -> list[Found
 
 def _existing(address: Address, places: list[Found], name: str) -> list[Found]:
     paths = [f"{path}/{name}".lstrip("/") for path, facts in places if facts.is_dir]
-    looked = in_parallel(look, [address.joined(path) for path in paths], _AT_ONCE)
+    looked = in_parallel(find_object, [address.joined(path) for path in paths], _AT_ONCE)
     return [(path, facts) for path, facts in zip(paths, looked, strict=True) if facts is not None]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from vlatool.errors import StorageError, UsageError
-from vlatool.storage.crash_points import step
+from vlatool.storage.crash_points import crash_point
 from vlatool.storage.documents import read_json
 from vlatool.storage.remote_lock import remote_lock
 from vlatool.storage.remote_path import RemotePath
@@ -60,7 +60,7 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
                 hint="wait for it, stop it, or choose another --output",
                 code="usage.output_locked",
             ) from None
-        with step("write", path):
+        with crash_point("write", path):
             file.truncate(0)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             file.write(json.dumps({"pid": os.getpid(), "command": command, "started": started}))
@@ -71,7 +71,7 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
 
 def _open(path: Path) -> IO[str]:
     try:
-        with step("create", path):
+        with crash_point("create", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("a+")
     except OSError as error:

@@ -11,7 +11,7 @@ from vlatool.storage.remote import (
     Address,
     Body,
     ConditionFailed,
-    Facts,
+    ObjectInfo,
     RangeNotSatisfiable,
     Remote,
     call,
@@ -37,7 +37,7 @@ class _RangeDownload:
     address: Address
     start: int
     stop: int
-    facts: Facts | None = None
+    facts: ObjectInfo | None = None
     received: bytearray = field(default_factory=bytearray)
 
     def run(self) -> bytes:
@@ -67,7 +67,7 @@ class _RangeDownload:
 
     def _end_before(self, position: int) -> None:
         """Nothing is there."""
-        self.facts, self.start = Facts(), max(0, position)
+        self.facts, self.start = ObjectInfo(), max(0, position)
         self.stop = self.start
 
     def _adopt(self, body: Body) -> None:
@@ -101,7 +101,7 @@ class _RangeDownload:
             raise ConnectionResetError(f"{self.address}: an answer without the bytes it promised")
 
 
-def _version(facts: Facts) -> tuple[str, int]:
+def _version(facts: ObjectInfo) -> tuple[str, int]:
     return facts.etag, facts.size
 
 
@@ -133,7 +133,7 @@ def _read_whole(address: Address) -> bytes:
     return head + _read_range(address, first.facts, len(head), first.facts.size)
 
 
-def _read_range(address: Address, facts: Facts, start: int, stop: int) -> bytes:
+def _read_range(address: Address, facts: ObjectInfo, start: int, stop: int) -> bytes:
     """Bytes `start` to `stop`, several ranges at a time."""
     transfers = (
         _RangeDownload(address, first, min(stop, first + LARGEST_RANGE), facts)
@@ -215,7 +215,7 @@ class _RangedFile(io.RawIOBase):
     """The bytes of one version of an object; wants a buffer around it."""
 
     def __init__(
-        self, address: Address, facts: Facts, known: _Range, stop: int | None = None
+        self, address: Address, facts: ObjectInfo, known: _Range, stop: int | None = None
     ) -> None:
         self.name = str(address)
         self._address = address

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vlatool.errors import StorageError
 from vlatool.plugins import SCHEMES
-from vlatool.storage.retry import Trouble, retrying
+from vlatool.storage.retry import RetryAdvice, retrying
 
 _SETTINGS = ("AWS_", "HF_", "VLATOOL_")
 
@@ -23,11 +23,11 @@ class Address(NamedTuple):
         key: Name below it; empty for the root.
     """
 
-    place: str
+    root: str
     key: str
 
     def __str__(self) -> str:
-        return f"{self.place}/{self.key}"
+        return f"{self.root}/{self.key}"
 
     @property
     def prefix(self) -> str:
@@ -36,11 +36,11 @@ class Address(NamedTuple):
 
     def joined(self, path: str) -> "Address":
         """The address of what is below."""
-        return Address(self.place, "/".join(part for part in (self.key, path) if part))
+        return Address(self.root, "/".join(part for part in (self.key, path) if part))
 
 
 @dataclass(frozen=True)
-class Facts:
+class ObjectInfo:
     """What a listing or an answer says of an object; only `is_dir` counts for a prefix.
 
     Attributes:
@@ -56,7 +56,7 @@ class Facts:
     is_dir: bool = False
 
 
-class Page(NamedTuple):
+class ListPage(NamedTuple):
     """Part of a listing.
 
     Attributes:
@@ -65,7 +65,7 @@ class Page(NamedTuple):
         token: Leads to the next page; empty on the last.
     """
 
-    objects: Sequence[tuple[str, Facts]]
+    objects: Sequence[tuple[str, ObjectInfo]]
     prefixes: Sequence[str] = ()
     token: str = ""
 
@@ -82,7 +82,7 @@ class Body:
         date: When the server answered, seconds since 1970 by its own clock; 0 where it is silent.
     """
 
-    facts: Facts
+    facts: ObjectInfo
     start: int
     read: Callable[[int], bytes]
     close: Callable[[], None]
@@ -106,13 +106,13 @@ class Remote(Protocol):
         lists: Whether `page` works; otherwise anything without an object may be a folder.
     """
 
-    lists: bool
+    can_list: bool
 
-    def look(self, key: str) -> Facts:
+    def head(self, key: str) -> ObjectInfo:
         """The facts of an object; translated to FileNotFoundError where there is none."""
         ...
 
-    def page(self, below: str, delimiter: str, token: str, at_most: int) -> Page:
+    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """Keys that start with `below`; what follows it up to the delimiter is one entry."""
         ...
 
@@ -124,11 +124,11 @@ class Remote(Protocol):
         """
         ...
 
-    def trouble(self, error: Exception) -> Trouble | None:
+    def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """What an error means for another attempt; None if one is pointless."""
         ...
 
-    def translated(self, error: Exception, where: str) -> Exception:
+    def map_error(self, error: Exception, where: str) -> Exception:
         """Our error for one that attempts cannot mend; others as they are."""
         ...
 
@@ -199,12 +199,12 @@ def call(
         StorageError: The storage does not answer or refuses, or can only be read.
         EnvironmentProblem: There are no credentials, or a package is missing.
     """
-    remote: WritableRemote = connect(address.place)
+    remote: WritableRemote = connect(address.root)
     try:
         return retrying(
             lambda: operation(remote),
             str(address),
-            judge=remote.trouble,
+            classify=remote.retry_advice,
             retry_timeout_s=retry_timeout_s,
         )
     except AttributeError as error:
@@ -217,7 +217,7 @@ def call(
             details={"path": str(address)},
         ) from None
     except Exception as error:
-        ours = remote.translated(error, str(address))
+        ours = remote.map_error(error, str(address))
         if ours is error:
             raise
         raise ours from error
@@ -225,18 +225,18 @@ def call(
 
 def lists(address: Address) -> bool:
     """Whether folders can be told from nothing: whether the place lists what it has."""
-    return bool(connect(address.place).lists)
+    return bool(connect(address.root).lists)
 
 
-def look(address: Address) -> Facts | None:
+def find_object(address: Address) -> ObjectInfo | None:
     """The facts of an object or a prefix with keys below it; None if neither is known of."""
     if address.key:
         try:
-            return call(address, lambda remote: remote.look(address.key))
+            return call(address, lambda remote: remote.head(address.key))
         except FileNotFoundError:
             pass
     if not lists(address):
         return None
-    first = call(address, lambda remote: remote.page(address.prefix, "", "", 1))
+    first = call(address, lambda remote: remote.list_page(address.prefix, "", "", 1))
     is_there = bool(first.objects or first.prefixes) or not address.key
-    return Facts(is_dir=True) if is_there else None
+    return ObjectInfo(is_dir=True) if is_there else None

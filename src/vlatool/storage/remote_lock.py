@@ -16,7 +16,7 @@ from typing import Any, Self
 from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage.remote import ConditionFailed, RangeNotSatisfiable, WritableRemote, call
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.retry import ProcessClock, patience
+from vlatool.storage.retry import ProcessClock, retry_timeout
 from vlatool.storage.writer import delete, put
 
 RENEWED_EVERY_S = 20.0
@@ -193,7 +193,7 @@ class RemoteLock:
             if holder is None or holder.owner != self._owner:
                 self.is_lost = True
                 return
-            delete(self._address, retry_timeout_s=min(_RELEASE_PATIENCE_S, patience()))
+            delete(self._address, retry_timeout_s=min(_RELEASE_PATIENCE_S, retry_timeout()))
         except (StorageError, EnvironmentProblem) as error:
             _LOGGER.warning("%s: the lock could not be released: %s", self._address, error)
 

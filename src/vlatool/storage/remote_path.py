@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vlatool.errors import StorageError
 from vlatool.storage import listing, reader
-from vlatool.storage.remote import Address, Facts, call, look
+from vlatool.storage.remote import Address, ObjectInfo, call, find_object
 from vlatool.storage.writer import delete, put
 
 _FILE_MODE = modes.S_IFREG | 0o644
@@ -43,7 +43,7 @@ class RemotePath(_Path):
 
     _place: str
     _key: PurePosixPath
-    _facts: Facts | None
+    _facts: ObjectInfo | None
 
     def __init__(  # pyright: ignore[reportInconsistentConstructor] - of the type checker's Path
         self, location: "str | Path", *below: "str | os.PathLike[str]"
@@ -56,7 +56,7 @@ class RemotePath(_Path):
         self._facts = None
 
     @classmethod
-    def _made(cls, place: str, key: PurePosixPath, facts: Facts | None = None) -> "RemotePath":
+    def _made(cls, place: str, key: PurePosixPath, facts: ObjectInfo | None = None) -> "RemotePath":
         path = object.__new__(cls)
         path._place, path._key, path._facts = place, key, facts
         return path
@@ -353,16 +353,16 @@ class RemotePath(_Path):
     def mkdir(self, *_arguments: Any, **_options: Any) -> None:
         """Does nothing: a prefix needs no making."""
 
-    def _look(self) -> Facts | None:
-        return self._facts if self._facts is not None else look(self.address)
+    def _look(self) -> ObjectInfo | None:
+        return self._facts if self._facts is not None else find_object(self.address)
 
     def _walked(
         self, below: str, levels: Mapping[str, listing.Level]
     ) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
         level = levels[below]
-        yield self._below(below, Facts(is_dir=True)), level.folders, level.files
+        yield self._below(below, ObjectInfo(is_dir=True)), level.folders, level.files
         for name in level.folders:
             yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
-    def _below(self, name: str, facts: Facts) -> "RemotePath":
+    def _below(self, name: str, facts: ObjectInfo) -> "RemotePath":
         return self._made(self._place, self._key / name, facts)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Trouble:
+class RetryAdvice:
     """A failure that may pass.
 
     Attributes:
@@ -70,7 +70,7 @@ class ProcessClock:
 
 
 @dataclass
-class Notices:
+class WarningThrottle:
     """When a warning was last written: many threads meet one outage, one sentence is enough."""
 
     last: float = field(default=-_WARNING_INTERVAL_S)
@@ -82,19 +82,19 @@ class Notices:
             _LOGGER.warning("%s: %s; trying again", where, reason)
 
 
-_NOTICES = Notices()
+_NOTICES = WarningThrottle()
 
 
 @dataclass(frozen=True)
-class Pace:
+class RetryPolicy:
     """Clock, chance and warnings of `retrying`, so that tests need not wait."""
 
     clock: Clock = field(default_factory=ProcessClock)
     uniform: Callable[[float, float], float] = random.uniform
-    notices: Notices = field(default_factory=lambda: _NOTICES)
+    notices: WarningThrottle = field(default_factory=lambda: _NOTICES)
 
 
-def patience() -> float:
+def retry_timeout() -> float:
     """Seconds to keep trying: 180, or what the variable VLATOOL_STORAGE_PATIENCE_S says.
 
     Raises:
@@ -119,10 +119,10 @@ def _number(variable: str, default: float) -> float:
     return number
 
 
-def network_retry_advice(error: BaseException) -> Trouble | None:
+def network_retry_advice(error: BaseException) -> RetryAdvice | None:
     """What an error of the standard library means; None if trying again is pointless."""
     if isinstance(error, (ConnectionError, TimeoutError, http.client.HTTPException)):
-        return Trouble(f"no connection ({type(error).__name__})")
+        return RetryAdvice(f"no connection ({type(error).__name__})")
     return None
 
 
@@ -130,35 +130,35 @@ def retrying(
     operation: Callable[[], T],
     what: str,
     *,
-    judge: Callable[[Exception], Trouble | None] = network_retry_advice,
+    classify: Callable[[Exception], RetryAdvice | None] = network_retry_advice,
     retry_timeout_s: float | None = None,
-    pace: Pace | None = None,
+    pace: RetryPolicy | None = None,
 ) -> T:
     """The operation's result, after as many attempts as it takes.
 
     Waits grow exponentially to ten seconds and are drawn at random below that (full jitter), so
-    that many workers do not come back at the same instant. Attempts go on for `retry_timeout_s` after
+    that many workers do not come back at the same instant. Attempts last `retry_timeout_s` after
     the first failure, then once more.
 
     Args:
         operation: May run several times.
         what: The location, for warnings and the error.
-        judge: What an error means; None ends the attempts and lets it through.
+        classify: What an error means; None ends the attempts and lets it through.
         retry_timeout_s: Total seconds; by default 180, or the variable VLATOOL_STORAGE_PATIENCE_S.
         pace: What passes for time; by default that of this process.
 
     Raises:
         StorageError: The patience is over.
     """
-    total = patience() if retry_timeout_s is None else retry_timeout_s
-    pace = pace or Pace()
+    total = retry_timeout() if retry_timeout_s is None else retry_timeout_s
+    pace = pace or RetryPolicy()
     deadline: float | None = None
     attempts = 0
     while True:
         try:
             return operation()
         except Exception as error:
-            trouble = judge(error)
+            trouble = classify(error)
             if trouble is None:
                 raise
             attempts += 1
@@ -172,7 +172,7 @@ def retrying(
         pace.clock.sleep(min(wait, deadline - now))
 
 
-def _wait(attempts: int, trouble: Trouble, pace: Pace) -> float:
+def _wait(attempts: int, trouble: RetryAdvice, pace: RetryPolicy) -> float:
     """Seconds until the next attempt."""
     ceiling = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(attempts - 1, 16))
     return max(pace.uniform(0.0, ceiling), min(trouble.wait_s, _LONGEST_REQUESTED_WAIT_S))

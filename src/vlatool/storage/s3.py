@@ -9,9 +9,9 @@ from typing import Any
 
 from vlatool.errors import StorageError
 from vlatool.storage.http import connections, http_retry_advice, ranged_body
-from vlatool.storage.remote import Body, Facts, Page, RangeNotSatisfiable, Upload
-from vlatool.storage.retry import Trouble
-from vlatool.storage.s3_errors import no_credentials, s3_retry_advice, translated
+from vlatool.storage.remote import Body, ListPage, ObjectInfo, RangeNotSatisfiable, Upload
+from vlatool.storage.retry import RetryAdvice
+from vlatool.storage.s3_errors import map_s3_error, no_credentials, s3_retry_advice
 
 _CONNECTIONS = 64  # more than the threads that ever read or write at once
 _CONNECT_TIMEOUT_S = 10
@@ -24,7 +24,7 @@ _LARGEST_REFUSAL = 64 * 1024
 class Bucket:
     """The objects of a bucket; endpoint, region and credentials as AWS tools find them."""
 
-    lists = True
+    can_list = True
 
     def __init__(self, place: str) -> None:
         self.name = place.partition("://")[2]
@@ -57,29 +57,29 @@ class Bucket:
             ),
         )
 
-    def trouble(self, error: Exception) -> Trouble | None:
+    def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """What an error means for another attempt."""
         return s3_retry_advice(error) or http_retry_advice(error)
 
-    def translated(self, error: Exception, where: str) -> Exception:
+    def map_error(self, error: Exception, where: str) -> Exception:
         """Our error for one of the client library."""
-        ours = translated(error, where)
+        ours = map_s3_error(error, where)
         if getattr(ours, "code", "") == "storage.forbidden" and self.is_anonymous:
             return no_credentials(where, "no AWS credentials, and the bucket is not public")
         return ours
 
-    def look(self, key: str) -> Facts:
+    def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
         answer = self.client.head_object(Bucket=self.name, Key=key)
         return _facts(answer, int(answer["ContentLength"]))
 
-    def page(self, below: str, delimiter: str, token: str, at_most: int) -> Page:
+    def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """ListObjectsV2."""
         request = {"Bucket": self.name, "Prefix": below, "Delimiter": delimiter}
         if token:
             request["ContinuationToken"] = token
         answer = self.client.list_objects_v2(**request, MaxKeys=at_most)
-        return Page(
+        return ListPage(
             [
                 (str(one["Key"]), _facts(one, int(one["Size"])))
                 for one in answer.get("Contents", ())
@@ -202,8 +202,8 @@ class _Multipart:
         self._client.abort_multipart_upload(**self._request)
 
 
-def _facts(answer: Mapping[str, Any], size: int) -> Facts:
-    return Facts(size, answer["LastModified"].timestamp(), str(answer["ETag"]))
+def _facts(answer: Mapping[str, Any], size: int) -> ObjectInfo:
+    return ObjectInfo(size, answer["LastModified"].timestamp(), str(answer["ETag"]))
 
 
 def _ignores_ranges(where: str) -> StorageError:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.remote import ConditionFailed
-from vlatool.storage.retry import Trouble, network_retry_advice
+from vlatool.storage.retry import RetryAdvice, network_retry_advice
 
 _BUSY_STATUS = {408, 429, 500, 502, 503, 504}
 _BUSY_CODES = {
@@ -42,12 +42,12 @@ def error_code(error: BaseException) -> str:
     return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
-def s3_retry_advice(error: Exception) -> Trouble | None:
+def s3_retry_advice(error: Exception) -> RetryAdvice | None:
     """What an error means for another attempt; None if one is pointless."""
     aws = _exceptions()
     status, code = _status(error), error_code(error)
     if status in _BUSY_STATUS or code in _BUSY_CODES:
-        return Trouble(f"the server says {status} {code}".rstrip(), _requested_wait(error))
+        return RetryAdvice(f"the server says {status} {code}".rstrip(), _requested_wait(error))
     if isinstance(error, aws.SSLError) and "certificate" in str(error).lower():
         return None
     passing = (
@@ -59,11 +59,11 @@ def s3_retry_advice(error: Exception) -> Trouble | None:
         importlib.import_module("botocore.parsers").ResponseParserError,
     )
     if isinstance(error, passing):
-        return Trouble(f"no complete answer ({type(error).__name__})")
+        return RetryAdvice(f"no complete answer ({type(error).__name__})")
     return network_retry_advice(error)
 
 
-def translated(error: Exception, where: str) -> Exception:
+def map_s3_error(error: Exception, where: str) -> Exception:
     """Our error for one that further attempts cannot mend; others are handed back as they are."""
     aws = _exceptions()
     absent = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)

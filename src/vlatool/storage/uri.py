@@ -108,7 +108,7 @@ def _scheme(text: str) -> str:
     return match.group(1).lower() if match else "file"
 
 
-def existing(text: str) -> Path:
+def require_existing(text: str) -> Path:
     """The path behind a location where something is, at the version it has now.
 
     Raises:
@@ -159,7 +159,7 @@ def version_of(path: Path) -> str:
     return path.version if isinstance(path, RemotePath) else ""
 
 
-def openable(path: Path) -> str | IO[bytes]:
+def as_native_file(path: Path) -> str | IO[bytes]:
     """What libraries of other languages can open: a local name, or an open remote file."""
     return path.open("rb") if isinstance(path, RemotePath) else str(path)
 

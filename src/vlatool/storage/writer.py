@@ -9,9 +9,9 @@ from typing import IO, Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.background import in_background
-from vlatool.storage.crash_points import step
+from vlatool.storage.crash_points import crash_point
 from vlatool.storage.listing import pages
-from vlatool.storage.remote import Address, Upload, call, look
+from vlatool.storage.remote import Address, Upload, call, find_object
 
 PART_SIZE = 8 * 1024 * 1024
 _LATE_PART_SIZE = 64 * 1024 * 1024
@@ -80,11 +80,11 @@ class RemoteFile(io.BufferedIOBase):
         self.prepare()
         parts = [part.result() for part in self._parts]
         try:
-            with step("rename", self._address):
+            with crash_point("rename", self._address):
                 call(self._address, lambda _: upload.complete(parts))
         except FileNotFoundError:
             # The upload is unknown: an attempt before this one was done and its answer got lost.
-            found = look(self._address)
+            found = find_object(self._address)
             if found is None or found.size != self._size:
                 raise StorageError(
                     f"{self._address}: the upload disappeared before it was complete",
@@ -108,7 +108,7 @@ class RemoteFile(io.BufferedIOBase):
 
     def _send(self, data: bytes) -> None:
         if self._upload is None:
-            with step("create", self._address):
+            with crash_point("create", self._address):
                 self._upload = call(
                     self._address, lambda remote: remote.multipart(self._address.key)
                 )
@@ -126,13 +126,13 @@ def put(address: Address, data: bytes, etag: str | None = None) -> str:
     Raises:
         ConditionFailed: There is another version than `etag`, or any where that is empty.
     """
-    with step("write", address):
+    with crash_point("write", address):
         return call(address, lambda remote: remote.put(address.key, data, etag))
 
 
 def delete(address: Address, *, retry_timeout_s: float | None = None) -> None:
     """Removes an object; one that is not there is fine."""
-    with step("remove", address):
+    with crash_point("remove", address):
         call(address, lambda remote: remote.delete([address.key]), retry_timeout_s=retry_timeout_s)
 
 
@@ -144,19 +144,19 @@ def delete_below(address: Address) -> None:
 
 
 def _delete_batch(address: Address, keys: Sequence[str]) -> None:
-    with step("remove", address):
+    with crash_point("remove", address):
         failed = call(address, lambda remote: remote.delete(keys))
     for key in failed:
         if not key:
             raise StorageError(f"{address}: objects cannot be removed", code="storage.refused")
-        delete(Address(address.place, key))
+        delete(Address(address.root, key))
 
 
 def abort_uploads(address: Address) -> None:
     """Removes the parts of unfinished uploads at and below a key."""
     for key, upload in call(address, lambda remote: remote.unfinished(address.key)):
         if key == address.key or key.startswith(address.prefix):
-            _abort(Address(address.place, key), upload)
+            _abort(Address(address.root, key), upload)
 
 
 def _abort(address: Address, upload: Upload, *, retry_timeout_s: float | None = None) -> None:

@@ -15,7 +15,7 @@ from vlatool.config.base import (
 )
 from vlatool.config.scalars import parse_plain
 from vlatool.errors import UsageError
-from vlatool.loading.base import DataKind, Facts
+from vlatool.loading.base import DataKind, DatasetInfo
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
@@ -31,7 +31,7 @@ class HParams(ConfigModel):
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {"per_gpu_batch_size", "grad_checkpointing", "torchcompile", "world_size", "loss_function"}
     )
-    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "precision": (
             ("amp_bfloat16", "amp_bf16", "float32", "fp32"),
             "float16 would need a loss scaler, weights in bfloat16 lose small updates",
@@ -121,7 +121,7 @@ class DistributedConfig(ConfigModel):
     ignored: ClassVar[Mapping[str, str]] = {
         "ddp_static_graph": "every parameter of a model is used in every step"
     }
-    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "dist_url": (
             ("env://",),
             "torchrun, accelerate launch and --nproc say where processes meet",
@@ -163,7 +163,7 @@ class TrainConfig(ConfigModel):
         "wandb_tags": "runs are not sent to W&B",
         "remote_sync_fixed_path": "there is no second copy of a run",
     }
-    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "remote_sync": ((None,), "a run is not copied while it trains yet; copy its folder"),
     }
     unrecorded: ClassVar[frozenset[str]] = frozenset({"overwrite", "dry_run"})
@@ -258,9 +258,9 @@ class TrainConfig(ConfigModel):
             )
         return self
 
-    def settled(self) -> tuple[Self, Mapping[str, str]]:
+    def derive_static(self) -> tuple[Self, Mapping[str, str]]:
         """Seed, processes, and what the data section's own keys decide."""
-        data, told = self.data.settled()
+        data, told = self.data.derive_static()
         rules = {f"data.{key}": rule for key, rule in told.items()}
         hparams = self.hparams
         if self.data.seed is None:
@@ -328,9 +328,9 @@ class TrainConfig(ConfigModel):
         """
         self.check_model()
         self.model_type.check_init_weights(self.model)
-        return self.derive(self.data_kind.read_facts(self.data))
+        return self.derive(self.data_kind.load_info(self.data))
 
-    def derive(self, facts: Facts) -> tuple["TrainConfig", dict[str, str]]:
+    def derive(self, facts: DatasetInfo) -> tuple["TrainConfig", dict[str, str]]:
         """As `derive_from_data`, from facts that were read already."""
         data, data_rules = self.data_kind.derive(self.data, facts)
         model, model_rules = self.model_type.derive(self.model, data, facts)

@@ -14,11 +14,11 @@ from vlatool.loading.base import (
     Batch,
     Batcher,
     DataSet,
-    Dropped,
-    Facts,
+    DatasetInfo,
+    DroppedSample,
     MicroBatch,
-    Place,
-    facts_of,
+    SampleRef,
+    load_info_of,
 )
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_exited
@@ -37,12 +37,12 @@ class ValidationData:
     """Held-out data: their section, facts and order, and how many positions are measured."""
 
     section: LoadingConfig
-    facts: Facts
+    facts: DatasetInfo
     order: SampleOrder
     count: int
 
 
-def held_out(config: TrainConfig, reporter: Reporter = NULL) -> ValidationData | None:
+def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> ValidationData | None:
     """The held-out data of a run; None where none are asked for.
 
     Raises:
@@ -59,13 +59,13 @@ def held_out(config: TrainConfig, reporter: Reporter = NULL) -> ValidationData |
             hint=f"give data.val_{kind.folders_keys[0]}, or leave total_val_samples out",
             code="usage.no_validation_data",
         )
-    facts = facts_of(kind, section, reporter)
+    facts = load_info_of(kind, section, reporter)
     section, _ = kind.derive(section, facts)
     order = SampleOrder(facts.datasets, OrderOptions(config.hparams.seed, shuffle=False))
     return ValidationData(section, facts, order, min(config.total_val_samples, order.size))
 
 
-def check_samples(config: TrainConfig, facts: Facts) -> None:
+def check_samples(config: TrainConfig, facts: DatasetInfo) -> None:
     """Makes sure, before anything is written, that of each data set there are samples to use.
 
     Looks at a few of them, spread over all, and at more before it says no.
@@ -74,13 +74,13 @@ def check_samples(config: TrainConfig, facts: Facts) -> None:
         DataError: None of them can be used: all lack a picture, or a field is another one; or
             their numbers cannot be scaled.
     """
-    config.data_kind.prepared(config.data, facts)
+    config.data_kind.make_assets(config.data, facts)
     reader = config.data_kind.reader(config.data, facts)
     for number, one in enumerate(facts.datasets):
         for amount in (_FEW, _MANY):
             places = _spread(number, one, *amount)
             found = reader.read(places, [np.random.default_rng(0) for _ in places])
-            dropped = [sample for sample in found if isinstance(sample, Dropped)]
+            dropped = [sample for sample in found if isinstance(sample, DroppedSample)]
             if len(dropped) < len(found):
                 break
         if found and len(dropped) == len(found):
@@ -93,11 +93,13 @@ def check_samples(config: TrainConfig, facts: Facts) -> None:
             )
 
 
-def _spread(number: int, dataset: DataSet, blocks: int, samples: int) -> list[Place]:
+def _spread(number: int, dataset: DataSet, blocks: int, samples: int) -> list[SampleRef]:
     """Places in so many blocks of a data set, so many in each; fewer where there are fewer."""
     full = [(block, content.size) for block, content in enumerate(dataset.blocks) if content.size]
     chosen = [full[place] for place in _evenly(len(full), blocks)]
-    return [Place(number, block, one) for block, size in chosen for one in _evenly(size, samples)]
+    return [
+        SampleRef(number, block, one) for block, size in chosen for one in _evenly(size, samples)
+    ]
 
 
 def _evenly(count: int, most: int) -> list[int]:
@@ -106,7 +108,7 @@ def _evenly(count: int, most: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Feed:
+class DataStreams:
     """Opens the data of a run on this process.
 
     Attributes:
@@ -120,7 +122,7 @@ class Feed:
     """
 
     config: TrainConfig
-    facts: Facts
+    facts: DatasetInfo
     order: SampleOrder
     plan: TrainPlan
     runtime: Runtime
@@ -139,7 +141,7 @@ class Feed:
             except RuntimeError as error:
                 raise loader_exited(error) or error from None
 
-    def held_out(self) -> Iterator[MicroBatch]:
+    def validation_batches(self) -> Iterator[MicroBatch]:
         """One pass over the held-out data; every process makes the same number of micro-batches."""
         if self.measured is None:
             return
@@ -166,7 +168,7 @@ class Feed:
     def _batcher(self, section: LoadingConfig, *, training: bool) -> Batcher:
         """Held-out data are scaled as the training data are."""
         config = self.config
-        kept = config.data_kind.prepared(config.data, self.facts)
+        kept = config.data_kind.make_assets(config.data, self.facts)
         model_type, folder = config.model_type, self.folder
         return model_type.batcher(config.model, section, kept, folder, training=training)
 

@@ -15,13 +15,13 @@ from vlatool.models.base import Objective
 from vlatool.storage.atomic import open_atomic
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts
+from vlatool.training.step import StepContexts
 
 _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Show:
+class ImageLogger:
     """Writes an objective's pictures of a micro-batch; every process calls it.
 
     They are those of the averaged weights, where there are any: these are what is used later.
@@ -36,7 +36,7 @@ class Show:
     run: RunDir
     objective: Objective
     runtime: Runtime
-    contexts: Contexts
+    contexts: StepContexts
 
     @torch.no_grad()
     def __call__(self, state: TrainState, one: MicroBatch) -> None:

@@ -35,16 +35,16 @@ class Meter:
         """An optimizer's sums and count since the last report, float64, on the CPU."""
         return self._sums.get(optimizer, {}), self._counts.get(optimizer, 0.0)
 
-    def waited(self, seconds: float) -> None:
+    def add_wait(self, seconds: float) -> None:
         """Time that the model stood still for lack of a batch."""
         self._waited += seconds
 
-    def consumed(self, samples: int) -> None:
+    def add_samples(self, samples: int) -> None:
         """Samples of one step over all ranks."""
         self._samples += samples
         self._steps += 1
 
-    def moved(self, prefix: str, loss: float | None, norm: float, rate: float) -> None:
+    def add_update(self, prefix: str, loss: float | None, norm: float, rate: float) -> None:
         """One update of an optimizer: mean loss, gradient norm before clipping, learning rate."""
         if loss is not None:
             self._values.setdefault(f"{prefix}loss", []).append(loss)

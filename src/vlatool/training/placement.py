@@ -107,7 +107,7 @@ class PlacedParts:
             part.module.eval()
 
     @contextmanager
-    def moving(self, names: Iterable[str]) -> "Generator[None]":
+    def only_trains(self, names: Iterable[str]) -> "Generator[None]":
         """Within it only the named parts collect gradients.
 
         Sharded parameters keep theirs until the end: what they gather remembers whether it needs
@@ -125,7 +125,7 @@ class PlacedParts:
                 parameter.requires_grad = True
 
     @contextmanager
-    def exchanging(self, names: Iterable[str], *, last: bool) -> "Generator[None]":
+    def gradient_sync(self, names: Iterable[str], *, last: bool) -> "Generator[None]":
         """Gradients of the named parts are exchanged, those of the last micro-batch only.
 
         Sharded parts that do not move exchange theirs too, because what is not exchanged would be
@@ -135,7 +135,7 @@ class PlacedParts:
         with ExitStack() as stack:
             for name, call in self.calls.items():
                 if isinstance(call, _DdpPart) and not (last and name in moving):
-                    stack.enter_context(call.alone())
+                    stack.enter_context(call.no_sync())
                 if isinstance(call, FSDPModule):
                     call.set_requires_gradient_sync(last or name not in moving)
             yield
@@ -174,7 +174,7 @@ class _DdpPart:
             return partial(self._wrapped, name)
         return getattr(self._bare, name)
 
-    def alone(self) -> AbstractContextManager[None]:
+    def no_sync(self) -> AbstractContextManager[None]:
         """Within it gradients stay in this process."""
         return self._wrapped.no_sync()
 

@@ -39,7 +39,7 @@ class TrainPlan:
     image_steps: tuple[int, ...] = ()
 
     @cached_property
-    def pauses(self) -> frozenset[int]:
+    def event_steps(self) -> frozenset[int]:
         """Steps after which something else than the next step is done."""
         return frozenset((*self.checkpoint_steps, *self.validation_steps, *self.image_steps))
 
@@ -77,7 +77,7 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
     )
 
 
-def growth(
+def budget_extension(
     config: TrainConfig, datasets: Sequence[DataSet], world_size: int, before: Mapping[str, Any]
 ) -> str:
     """What a larger budget means; empty where it is not larger.

@@ -6,7 +6,7 @@ Most keys are the same; what differs is said here. Source: lbm-training 1.5, 1.6
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from vlatool.config.layers import Translated
+from vlatool.config.layers import ConvertedConfig
 from vlatool.config.tree import Node, child, find, from_value, plain
 
 # Each process of the published program finds them itself, and writes them down: a record has them.
@@ -21,7 +21,7 @@ _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def translate(tree: Node, below: Node) -> Translated | None:
+def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     """The tree in our keys; None where nothing in it is published alone."""
     del below
     is_record = any(find(tree, ["distributed", key]) is not None for key in _OF_A_PROCESS)
@@ -30,7 +30,7 @@ def translate(tree: Node, below: Node) -> Translated | None:
         told = _changed(told, place, change)
     if is_record:
         told = _changed(told, _BACKBONE, _as_it_read)
-    return Translated(told, is_record) if is_record or told is not tree else None
+    return ConvertedConfig(told, is_record) if is_record or told is not tree else None
 
 
 def _changed(tree: Node, place: tuple[str, ...], change: Callable[[Node], Node]) -> Node:

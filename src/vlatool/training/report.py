@@ -11,7 +11,7 @@ from vlatool.models.base import Objective
 from vlatool.training.metrics import Meter, MetricsFile
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
-from vlatool.training.step import Moved
+from vlatool.training.step import OptimizerStep
 
 # The one that decides how the run ends comes first.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -35,13 +35,13 @@ class StepRecord:
 
     step: int
     samples: int
-    moved: Sequence[Moved]
+    moved: Sequence[OptimizerStep]
     names: Sequence[Sequence[str]]
     first_drop: str
 
 
 @dataclass
-class Reports:
+class MetricsLogger:
     """Numbers of a run, on their way to the metrics file and the bar.
 
     Attributes:
@@ -78,7 +78,7 @@ class Reports:
             dropped = [a + b for a, b in zip(dropped, one.dropped, strict=True)]
         return [*(float(stop == number) for number in _SIGNALS), *map(float, dropped)]
 
-    def take(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
+    def log_step(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
         """Takes in a step and reads the one before.
 
         Raises:
@@ -106,13 +106,13 @@ class Reports:
                 raise self._not_finite(record)
             mean = total / count if count > 0 else None
             prefix = "" if moved.optimizer == first else f"{moved.optimizer}/"
-            self.meter.moved(prefix, mean, norm, moved.rate)
+            self.meter.add_update(prefix, mean, norm, moved.rate)
             self.meter.add(moved.optimizer, moved.sums.read(host[2:]), count)
             if moved.optimizer == first:
                 loss = mean
             if place == 0:
                 self._take_extras(rest, record, state)
-        self.meter.consumed(record.samples // record.step)
+        self.meter.add_samples(record.samples // record.step)
         self._tell(record, state, objective, loss)
 
     def _take_extras(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
@@ -160,7 +160,7 @@ class Reports:
         self.bar.advance(1, **fields, **{"samples/s": rate})
         dropped = {"dropped": float(sum(state.dropped.values()))} if state.dropped else {}
         self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
-        self.watch(objective, figures)
+        self.check_metrics(objective, figures)
 
     def held_out_drops(self, count: int, first_drop: str) -> None:
         """Tells, once, that held-out samples cannot be used; every process calls it."""
@@ -175,14 +175,14 @@ class Reports:
         found: dict[str, float] = {}
         for place, optimizer in enumerate(objective.optimizers()):
             sums, count = self.meter.sums(optimizer)
-            told = objective.figures(optimizer, sums, count) if count > 0 else {}
+            told = objective.metrics(optimizer, sums, count) if count > 0 else {}
             prefix = "" if place == 0 else f"{optimizer}/"
             found |= {f"{prefix}{name}": float(value) for name, value in told.items()}
         return found
 
-    def watch(self, objective: Objective, figures: Mapping[str, float]) -> None:
+    def check_metrics(self, objective: Objective, figures: Mapping[str, float]) -> None:
         """Tells each kind of alarm once; an error ends the run."""
-        for finding in objective.watch(figures):
+        for finding in objective.check_metrics(figures):
             if finding.severity == "error":
                 raise DataError(finding.message, hint=finding.action, code=finding.code)
             if finding.code not in self._alarms:

@@ -66,8 +66,8 @@ def open_run(
         UsageError: The folder holds a run with other options or data, or something else.
         DataError: Its newest checkpoint is damaged.
     """
-    options = {**decisive(config), **fingerprint, _ORDER: _ORDER_VERSION}
-    record = OutputRecord(_COMMAND, options, made=secrets.token_hex(4))
+    options = {**identity_keys(config), **fingerprint, _ORDER: _ORDER_VERSION}
+    record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
     before = resumable_run(run, config)
     if before is None:
         if is_run(run.root):
@@ -133,7 +133,7 @@ def _with_budget(run: RunDir, config: TrainConfig, record: OutputRecord) -> Outp
     return record
 
 
-def recalled(config: TrainConfig, run: RunDir | None) -> TrainConfig:
+def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     """The config with what its run found out of base models, so that it asks for none again.
 
     Args:
@@ -156,7 +156,9 @@ def recalled(config: TrainConfig, run: RunDir | None) -> TrainConfig:
         before = type(config.model).model_validate(record.options.get("model"))
     except ValidationError:
         return config
-    return config.model_copy(update={"model": config.model_type.recall(config.model, before)})
+    return config.model_copy(
+        update={"model": config.model_type.restore_base_config(config.model, before)}
+    )
 
 
 def _check_weights_outside(run: RunDir, config: TrainConfig) -> None:
@@ -250,7 +252,7 @@ def _mend_kept(
     told = ", ".join(sorted(changed))
     if not told:
         try:
-            config.data_kind.kept(config.data, run.root)
+            config.data_kind.load_assets(config.data, run.root)
         except DataError as error:
             told = f"what was kept of the data ({error.message})"
     if told:
@@ -277,7 +279,7 @@ def _tells(run: RunDir, config: TrainConfig) -> bool:
         told = load_config(TrainConfig, files=[str(run.config)]).config
     except VlatoolError:
         return False
-    return decisive(told) == decisive(config)
+    return identity_keys(told) == identity_keys(config)
 
 
 def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
@@ -286,13 +288,13 @@ def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -
         replace(record, complete=True, result=result).save(run.root)
 
 
-def decisive(config: ConfigModel) -> dict[str, Any]:
+def identity_keys(config: ConfigModel) -> dict[str, Any]:
     """The keys of a configuration that decide the weights, sections in sections."""
     chosen = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
     for name in chosen:
         section = getattr(config, name)
         if isinstance(section, ConfigModel):
-            chosen[name] = decisive(section)
+            chosen[name] = identity_keys(section)
     return chosen
 
 
@@ -305,7 +307,7 @@ def _filled(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
             filled[name] = _filled(known, section)
         elif name not in before and name not in config.no_effect_on_output:
             default = default_of(field)
-            filled[name] = decisive(default) if isinstance(default, ConfigModel) else default
+            filled[name] = identity_keys(default) if isinstance(default, ConfigModel) else default
     return filled
 
 

@@ -131,7 +131,7 @@ class Runtime:
         """
         torch.manual_seed(_number(*key, self.rank))
 
-    def draws(self, rows: Sequence[int], total: int, *key: object) -> PerSampleRng:
+    def rng(self, rows: Sequence[int], total: int, *key: object) -> PerSampleRng:
         """Randomness for samples of a global batch, the same on every process."""
 
         def seeded(chunk: int) -> torch.Generator:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from vlatool.loading.base import Facts
+from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
@@ -25,8 +25,8 @@ class TrainSetup:
     objective: Objective
 
 
-def begin(
-    config: TrainConfig, facts: Facts, runtime: Runtime, checkpoint: Path | None
+def set_up(
+    config: TrainConfig, facts: DatasetInfo, runtime: Runtime, checkpoint: Path | None
 ) -> TrainSetup:
     """A run at its beginning, or at a checkpoint. Every process calls it.
 

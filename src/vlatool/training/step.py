@@ -19,7 +19,7 @@ from vlatool.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class Moved:
+class OptimizerStep:
     """What one optimizer did in a step.
 
     Attributes:
@@ -41,7 +41,7 @@ class Moved:
     on_host: AsyncHostCopy
 
 
-class Contexts:
+class StepContexts:
     """Makes what an objective may know of a moment."""
 
     def __init__(self, runtime: Runtime, placed: PlacedParts, seed: int, plan: TrainPlan) -> None:
@@ -62,7 +62,7 @@ class Contexts:
         key = (step, turn) if training else (rows[0] // total, turn)
         return StepContext(
             step=step,
-            draws=self._runtime.draws(rows, total, self._seed, *key),
+            rng=self._runtime.rng(rows, total, self._seed, *key),
             parts=self._placed.calls,
             training=training,
             samples=one.samples,
@@ -83,7 +83,7 @@ class OptimizerStepper:
         total_steps: int,
         runtime: Runtime,
         placed: PlacedParts,
-        contexts: Contexts,
+        contexts: StepContexts,
     ) -> None:
         self._contexts = contexts
         self._h = h
@@ -92,14 +92,14 @@ class OptimizerStepper:
         self._placed = placed
         self._halted = torch.zeros((), dtype=torch.bool, device=runtime.device)
 
-    def move(
+    def step(
         self,
         name: str,
         state: TrainState,
         objective: Objective,
         micro_batches: Sequence[MicroBatch],
         extra: Sequence[float],
-    ) -> Moved:
+    ) -> OptimizerStep:
         """Loss, backward, reduction, clip and update.
 
         Args:
@@ -114,7 +114,7 @@ class OptimizerStepper:
         rate = learning_rate(self._h, state.step - spec.starts_at, steps_left, spec.lr)
         set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
-        with self._placed.moving(spec.parts):
+        with self._placed.only_trains(spec.parts):
             local = self._backward(name, state.step, objective, micro_batches)
         sums = local.reduced(self._runtime, extra)
         is_empty = sums.count <= 0
@@ -126,7 +126,7 @@ class OptimizerStepper:
         ok = ~skip & norm.isfinite()
         self._halted = self._halted | (~is_empty & ~ok)
         told = AsyncHostCopy(torch.cat([torch.stack([norm.double(), ok.double()]), sums.packed]))
-        return Moved(name, rate, sums, norm, ok, local.totals, told)
+        return OptimizerStep(name, rate, sums, norm, ok, local.totals, told)
 
     def _backward(
         self, name: str, step: int, objective: Objective, micro_batches: Sequence[MicroBatch]
@@ -137,7 +137,7 @@ class OptimizerStepper:
         for index, one in enumerate(micro_batches):
             ctx = self._contexts.of(step, one, turn)
             last = index == len(micro_batches) - 1
-            with self._placed.exchanging(parts, last=last):
+            with self._placed.gradient_sync(parts, last=last):
                 with self._runtime.autocast():
                     loss = objective.loss(name, one.batch, ctx)
                 # A fake micro-batch takes part in every exchange and adds nothing.

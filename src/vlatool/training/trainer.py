@@ -11,10 +11,10 @@ from vlatool.models.base import Objective
 from vlatool.training.config import HParams
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
-from vlatool.training.report import Reports, StepRecord
+from vlatool.training.report import MetricsLogger, StepRecord
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts, Moved, OptimizerStepper
+from vlatool.training.step import OptimizerStep, OptimizerStepper, StepContexts
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Trainer:
     h: HParams
     runtime: Runtime
     placed: PlacedParts
-    contexts: Contexts
-    reports: Reports
+    contexts: StepContexts
+    reports: MetricsLogger
     validate: Callable[[TrainState], None]
     show: Callable[[TrainState, MicroBatch], None]
     save: Callable[[TrainState], None]
@@ -67,14 +67,14 @@ class Trainer:
             self._average(state, objective, moved)
             state.step += 1
             state.samples += self.plan.global_batch
-            self.reports.take(_record(state, moved, fetched), state, objective)
+            self.reports.log_step(_record(state, moved, fetched), state, objective)
             self._pause(state, objective, prepared)
         self.reports.flush(state, objective)
 
     def _fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
         started = time.perf_counter()
         fetched = [next(batches) for _ in range(self.plan.accumulation)]
-        self.reports.meter.waited(time.perf_counter() - started)
+        self.reports.meter.add_wait(time.perf_counter() - started)
         return fetched
 
     def _prepared(self, objective: Objective, step: int, one: MicroBatch) -> MicroBatch:
@@ -89,19 +89,19 @@ class Trainer:
         mover: OptimizerStepper,
         prepared: list[MicroBatch],
         told: list[float],
-    ) -> list[Moved]:
+    ) -> list[OptimizerStep]:
         """Moves and settles each optimizer whose turn it is; the first tells what ranks say."""
         names = objective.optimizers_at(state.step)
         assert names, f"no optimizer moves at step {state.step}"
-        moved: list[Moved] = []
+        moved: list[OptimizerStep] = []
         for name in names:
-            one = mover.move(name, state, objective, prepared, [] if moved else told)
+            one = mover.step(name, state, objective, prepared, [] if moved else told)
             with torch.no_grad():
-                objective.settle(name, one.sums.sums, one.ok)
+                objective.update_buffers(name, one.sums.sums, one.ok)
             moved.append(one)
         return moved
 
-    def _average(self, state: TrainState, objective: Objective, moved: list[Moved]) -> None:
+    def _average(self, state: TrainState, objective: Objective, moved: list[OptimizerStep]) -> None:
         """An average takes in the steps of the optimizers that move its part."""
         specs = objective.optimizers()
         for name, average in state.averages.items():
@@ -112,7 +112,7 @@ class Trainer:
     def _pause(self, state: TrainState, objective: Objective, prepared: list[MicroBatch]) -> None:
         """Validation, pictures and a checkpoint, where the plan has them."""
         plan = self.plan
-        if state.step not in plan.pauses:
+        if state.step not in plan.event_steps:
             return
         # What is saved or measured must not rest on a step that failed.
         self.reports.flush(state, objective)
@@ -126,7 +126,7 @@ class Trainer:
             self.save(state)
 
 
-def _record(state: TrainState, moved: list[Moved], fetched: list[MicroBatch]) -> StepRecord:
+def _record(state: TrainState, moved: list[OptimizerStep], fetched: list[MicroBatch]) -> StepRecord:
     drops = [one.first_drop for one in fetched if one.first_drop]
     return StepRecord(
         step=state.step,

@@ -10,26 +10,26 @@ from torch import Tensor
 from vlatool.loading.base import MicroBatch
 
 
-def moved(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
     """A value with every tensor in it on the device; dicts and lists are gone through."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
-        return {name: moved(one, device) for name, one in value.items()}
-    return [moved(one, device) for one in value] if isinstance(value, list) else value
+        return {name: to_device(one, device) for name, one in value.items()}
+    return [to_device(one, device) for one in value] if isinstance(value, list) else value
 
 
 def prefetch_to_device(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
     """The micro-batches on the device; a GPU copies the next while it computes the last."""
     if device.type != "cuda":
         for one in batches:
-            yield replace(one, batch=moved(one.batch, device))
+            yield replace(one, batch=to_device(one.batch, device))
         return
     stream = torch.cuda.Stream(device)
     for one in batches:
         # The model still computes what it was given last: only what comes now waits for the copy.
         with torch.cuda.stream(stream):
-            copied = replace(one, batch=moved(one.batch, device))
+            copied = replace(one, batch=to_device(one.batch, device))
         torch.cuda.current_stream(device).wait_stream(stream)
         _keep(copied.batch, torch.cuda.current_stream(device))
         yield copied

@@ -9,10 +9,10 @@ import torch
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Objective
 from vlatool.training.reduction import LossSums
-from vlatool.training.report import Reports
+from vlatool.training.report import MetricsLogger
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
-from vlatool.training.step import Contexts
+from vlatool.training.step import StepContexts
 
 _TURN = "validation"
 _PREFIX = "val/"
@@ -35,8 +35,8 @@ class Validation:
     open: Callable[[], Iterator[MicroBatch]]
     objective: Objective
     runtime: Runtime
-    contexts: Contexts
-    reports: Reports
+    contexts: StepContexts
+    reports: MetricsLogger
 
     def __call__(self, state: TrainState) -> None:
         """Writes the losses of all parts as they are, and of the averages where there are any."""
@@ -47,7 +47,7 @@ class Validation:
                     stack.enter_context(average.in_place_of_weights())
                 figures |= self._pass(_AVERAGED_PREFIX, state.step)
         self.reports.metrics.write(state.step, {"samples": float(state.samples), **figures})
-        self.reports.watch(self.objective, figures)
+        self.reports.check_metrics(self.objective, figures)
 
     @torch.no_grad()
     def _pass(self, prefix: str, step: int) -> dict[str, float]:
@@ -72,6 +72,6 @@ class Validation:
             self.reports.held_out_drops(int(all_dropped), first_drop)
         if count <= 0:
             return {}
-        told = self.objective.figures(_TURN, sums.read(packed), count)
+        told = self.objective.metrics(_TURN, sums.read(packed), count)
         figures = {f"{prefix}{name}": float(value) for name, value in told.items()}
         return {f"{prefix}loss": total / count, **figures}

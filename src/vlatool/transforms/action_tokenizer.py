@@ -26,7 +26,7 @@ _LONGEST_TOKEN = 10_000  # characters
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedActions:
     """What encoding gives.
 
     Attributes:
@@ -101,7 +101,7 @@ class ActionTokenizer:
         """The ids of each of the chunks [N, H, D]; raises as `encode_counted`."""
         return self.encode_counted(chunks).ids
 
-    def encode_counted(self, chunks: Array) -> Encoded:
+    def encode_counted(self, chunks: Array) -> EncodedActions:
         """The ids of chunks [N, H, D], normalised actions.
 
         Raises:
@@ -113,7 +113,7 @@ class ActionTokenizer:
         ids = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         if not self.writes_all:
             self._check_lossless(texts, ids)
-        return Encoded(ids, clamped)
+        return EncodedActions(ids, clamped)
 
     def texts(self, chunks: Array) -> tuple[list[str], Array]:
         """What is shortened: a character per coefficient, and how many were clamped per chunk.

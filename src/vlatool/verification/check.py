@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlatool.events import NULL, Reporter
-from vlatool.findings import Family, Finding
+from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.tree import sha256_of
 
 
 @dataclass
-class Checked:
+class CheckCounts:
     """How much was looked at."""
 
     files: int = 0
@@ -28,7 +28,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckOptions:
     """One verification.
 
     Attributes:
@@ -42,11 +42,13 @@ class Check:
     samples: int | None = 200
     is_full: bool = False
     is_quick: bool = False
-    checked: Checked = field(default_factory=Checked)
+    checked: CheckCounts = field(default_factory=CheckCounts)
     reporter: Reporter = NULL
 
 
-def check_listed(family: Family, path: Path, listed: FileEntry, check: Check) -> Iterator[Finding]:
+def check_listed(
+    family: FindingCodes, path: Path, listed: FileEntry, check: CheckOptions
+) -> Iterator[Finding]:
     """Whether a file is what a list says of it; the codes are those that each list has."""
     try:
         if not path.is_file():

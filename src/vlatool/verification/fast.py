@@ -16,12 +16,12 @@ from vlatool.artifacts.profile import read_profile
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.transforms.action_tokenizer import ActionTokenizer
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import FAST
 from vlatool.verification.output import check_written
 
 
-def check_fast(location: Path, check: Check) -> Iterator[Finding]:
+def check_fast(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with an action tokenizer, ours or a published one."""
     is_ended = yield from check_written(location, location, check)
     if not is_ended:

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from functools import partial
 
 from vlatool.building.episode import BUILD
-from vlatool.findings import SEVERITIES, Family, Kind
+from vlatool.findings import SEVERITIES, FindingCode, FindingCodes
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.rules import PICTURES, SOURCE
 
-error, warning, info = (partial(Kind, severity) for severity in SEVERITIES)
+error, warning, info = (partial(FindingCode, severity) for severity in SEVERITIES)
 _AGAIN = "copy the output again, or write it again with --overwrite"
 _WRITER = "write the data with vlatool preprocess, or repair the program that wrote them"
 
-OUTPUT = Family(
+OUTPUT = FindingCodes(
     "output",
     {
         "incomplete": error(
@@ -41,7 +41,7 @@ OUTPUT = Family(
     },
 )
 
-SHARDS = Family(
+SHARDS = FindingCodes(
     "shards",
     {
         "no_manifest": error("There is no manifest.jsonl.", _AGAIN),
@@ -88,7 +88,7 @@ SHARDS = Family(
     },
 )
 
-STATS = Family(
+STATS = FindingCodes(
     "stats",
     {
         "missing": error("stats.json is missing.", _AGAIN),
@@ -106,7 +106,7 @@ STATS = Family(
     },
 )
 
-FAST = Family(
+FAST = FindingCodes(
     "fast",
     {
         "broken": error(
@@ -130,7 +130,7 @@ FAST = Family(
 
 _OTHER = "use another checkpoint, or train the run again"
 
-RUN = Family(
+RUN = FindingCodes(
     "run",
     {
         "broken_config": error(
@@ -183,7 +183,7 @@ RUN = Family(
     },
 )
 
-CODES = Family(
+CODES = FindingCodes(
     "codes",
     {
         "no_manifest": info("There is no manifest.json, as in published folders."),
@@ -205,7 +205,7 @@ CODES = Family(
 
 _BUILD_AGAIN = "copy the samples again, or build them again with --overwrite"
 
-SAMPLES = Family(
+SAMPLES = FindingCodes(
     "samples",
     {
         "broken_manifest": error("manifest.json cannot be read.", _BUILD_AGAIN),
@@ -233,7 +233,7 @@ SAMPLES = Family(
 )
 
 
-WINDOWS = Family(
+WINDOWS = FindingCodes(
     "windows",
     {
         "no_manifest": info(
@@ -264,6 +264,6 @@ def code_rows() -> Iterator[dict[str, str]]:
     own = (OUTPUT, SHARDS, WINDOWS, CODES, SAMPLES, BUILD, STATS, FAST, RUN, SOURCE, PICTURES)
     owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
     families = (getattr(owner, "findings", None) for owner in owners)
-    named = {one.name: one for one in (*own, *families) if isinstance(one, Family)}
+    named = {one.name: one for one in (*own, *families) if isinstance(one, FindingCodes)}
     for family in named.values():  # formats of one kind share theirs
         yield from family.rows()

@@ -10,14 +10,14 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import CODES
 from vlatool.verification.output import check_written
 
 _PICTURE_SUFFIX = ".png"
 
 
-def check_codes(location: Path, check: Check) -> Iterator[Finding]:
+def check_codes(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with the codes in a folder."""
     is_ended = yield from check_written(location, location, check)
     if not is_ended:
@@ -38,7 +38,7 @@ def check_codes(location: Path, check: Check) -> Iterator[Finding]:
 class _FolderCheck:
     """The checks of one folder, episode by episode."""
 
-    def __init__(self, folder: CodesFolder, check: Check) -> None:
+    def __init__(self, folder: CodesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
         self._digests: dict[str, str] = {}
         self._pictures = 0

@@ -21,14 +21,14 @@ from vlatool.artifacts.stored_image import check_pixels, image_info
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sinks.image_shards.findings import IMAGE_SHARDS
-from vlatool.storage.byte_ranges import Part, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import SHARDS
 from vlatool.verification.output import check_index, check_written
 
 
-def check_image_shards(location: Path, check: Check) -> Iterator[Finding]:
+def check_image_shards(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with a folder of image shards, or with one of them."""
     if location.is_file():
         alone = ImageManifest((ImageShard(location.name, 0, 0),), {})
@@ -67,7 +67,7 @@ class _Place(NamedTuple):
 class _FolderCheck:
     """The checks of one folder, shard by shard."""
 
-    def __init__(self, folder: Path, manifest: ImageManifest, check: Check) -> None:
+    def __init__(self, folder: Path, manifest: ImageManifest, check: CheckOptions) -> None:
         self._folder = folder
         self._manifest = manifest
         self._check = check
@@ -116,7 +116,7 @@ class _FolderCheck:
             return
         if not self._is_next_chosen(total):
             return
-        data = read_byte_range(Part(path, sample.start, sample.end))
+        data = read_byte_range(ByteRange(path, sample.start, sample.end))
         stored = sample.stored(data).members
         yield from self._picture(place, stored[suffix])
         if METADATA_SUFFIX in stored:

@@ -41,12 +41,12 @@ from vlatool.jobs.files import (
 )
 from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.storage.uri import can_list
-from vlatool.verification.check import Check, check_listed
+from vlatool.verification.check import CheckOptions, check_listed
 from vlatool.verification.findings import OUTPUT, SHARDS
 from vlatool.verification.samples import (
     ExpectedSample,
-    Place,
     SampleCheck,
+    SampleContext,
     missing_members,
 )
 from vlatool.verification.stats import StatsCheck
@@ -77,7 +77,7 @@ class ShardList:
         return sum(shard.num_sequences for shard in self.shards)
 
 
-def check_output(location: Path, check: Check) -> Iterator[Finding]:
+def check_output(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with training data, or a copy of them."""
     root = location.parent if location.is_file() else location
     is_ended = yield from check_written(location, root, check)
@@ -86,7 +86,7 @@ def check_output(location: Path, check: Check) -> Iterator[Finding]:
 
 
 def check_written(
-    location: Path, root: Path, check: Check, others: Sequence[str] = ()
+    location: Path, root: Path, check: CheckOptions, others: Sequence[str] = ()
 ) -> Generator[Finding, None, bool]:
     """What is wrong with the record of a run and the files it listed; whether the run has ended.
 
@@ -112,14 +112,16 @@ def check_written(
     return True
 
 
-def check_shard(location: Path, check: Check) -> Iterator[Finding]:
+def check_shard(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with one tar of samples."""
     folder = ShardFolder(location.parent / manifest.NAME)
     alone = ShardList(folder, [Shard(location, 0)], has_manifest=False)
     yield from _check_shards(alone, check)
 
 
-def check_files(location: Path, check: Check, others: Sequence[str] = ()) -> Iterator[Finding]:
+def check_files(
+    location: Path, check: CheckOptions, others: Sequence[str] = ()
+) -> Iterator[Finding]:
     """Compares every file with the list that its run wrote; outputs inside are left alone.
 
     Indexes of shards may be missing from it: they are also written later. `others` are names of
@@ -146,7 +148,7 @@ def check_files(location: Path, check: Check, others: Sequence[str] = ()) -> Ite
         return
     known = {entry.path for entry in entries}
     record = read_record(location)
-    unlisted = (record.unlisted if record else ()) or UNLISTED_FILES
+    unlisted = (record.volatile if record else ()) or UNLISTED_FILES
     for name in sorted(PurePosixPath(file.name) for file in output_files(location)):
         listed = {str(name), *(f"{parent}/" for parent in name.parents)}
         may_lack = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in others
@@ -155,7 +157,9 @@ def check_files(location: Path, check: Check, others: Sequence[str] = ()) -> Ite
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
 
 
-def _check_listed_folder(location: Path, entry: FileEntry, check: Check) -> Iterator[Finding]:
+def _check_listed_folder(
+    location: Path, entry: FileEntry, check: CheckOptions
+) -> Iterator[Finding]:
     """A folder of many files has one entry."""
     path = location / entry.path
     if not is_intact(location, entry):
@@ -166,7 +170,7 @@ def _check_listed_folder(location: Path, entry: FileEntry, check: Check) -> Iter
         yield OUTPUT("digest_mismatch", message, path=str(path))
 
 
-def _check_folders(location: Path, check: Check) -> Iterator[Finding]:
+def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """`shards` and `episodes` of an output, each and against each other; else the folder itself."""
     found: dict[str, ShardList] = {}
     for folder in ShardFolder.parts(location):
@@ -222,7 +226,9 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
     yield ShardList(folder, shards)
 
 
-def _check_shards(listed: ShardList, check: Check, noun: str = SHARDS_NAME) -> Iterator[Finding]:
+def _check_shards(
+    listed: ShardList, check: CheckOptions, noun: str = SHARDS_NAME
+) -> Iterator[Finding]:
     """Everything that is wrong with tars, their samples and statistics; fills `listed.digests`."""
     before = check.checked.samples
     options: dict[str, Any] = {}
@@ -249,7 +255,7 @@ def _check_shards(listed: ShardList, check: Check, noun: str = SHARDS_NAME) -> I
 class _FolderCheck:
     """The checks of one folder, shard by shard."""
 
-    def __init__(self, listed: ShardList, expected: ExpectedSample, check: Check) -> None:
+    def __init__(self, listed: ShardList, expected: ExpectedSample, check: CheckOptions) -> None:
         self.expected = expected
         self.contents = SampleCheck(expected)
         self.stats = StatsCheck(listed.folder, expected, recompute=check.is_full)
@@ -292,14 +298,14 @@ class _FolderCheck:
         if sample.end - sample.start > _LARGEST_SAMPLE:
             self._listed.digests[sample.key] = b""
             message = f"has {sample.end - sample.start} bytes; the limit is {_LARGEST_SAMPLE}"
-            yield Place(str(path), sample.stored(b"")).finding("huge_sample", message)
+            yield SampleContext(str(path), sample.stored(b"")).finding("huge_sample", message)
             return
         absent = missing_members(sample.members, self.expected)
         data = b""
         if is_chosen or absent or not self._check.is_quick:
             file.seek(sample.start)
             data = file.read(sample.end - sample.start)
-        place = Place(str(path), sample.stored(data))
+        place = SampleContext(str(path), sample.stored(data))
         digest = b"" if self._check.is_quick else hashlib.blake2b(data, digest_size=16).digest()
         self._listed.digests[sample.key] = digest
         if absent:

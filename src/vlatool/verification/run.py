@@ -23,13 +23,13 @@ from vlatool.jobs.record import read_valid_record
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.storage.uri import can_list
 from vlatool.training.config import TrainConfig
-from vlatool.verification.check import Check, check_listed
+from vlatool.verification.check import CheckOptions, check_listed
 from vlatool.verification.findings import RUN
 
 _ABSENT = {"run.missing_file", "run.unreadable_file"}
 
 
-def check_run(location: Path, check: Check) -> Iterator[Finding]:
+def check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with a run folder and its checkpoints."""
     run = RunDir(location)
     broken = list(_check_readable(run))
@@ -65,7 +65,7 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
         yield from _check_kept(run, config)
 
 
-def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
+def check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with one checkpoint folder."""
     try:
         manifest = CheckpointManifest.read(location)
@@ -91,7 +91,9 @@ def check_checkpoint(location: Path, check: Check) -> Iterator[Finding]:
 def _check_kept(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
     """What its kind of data keeps beside it, without which the weights are of no use."""
     if config.data_kind.name != RoboticsKind.name:
-        yield from _told("broken_kept", partial(config.data_kind.kept, config.data), run.root)
+        yield from _told(
+            "broken_kept", partial(config.data_kind.load_assets, config.data), run.root
+        )
         return
     yield from _told("broken_statistics", lambda _: _check_statistics(run), run.stats)
     yield from _told(
@@ -99,7 +101,7 @@ def _check_kept(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
     )
 
 
-def _check_beside(run: RunDir, check: Check) -> Iterator[Finding]:
+def _check_beside(run: RunDir, check: CheckOptions) -> Iterator[Finding]:
     """What lies beside the checkpoints is as it was written: configuration, scales, tokenizer."""
     try:
         listed = run.kept_files()

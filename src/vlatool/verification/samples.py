@@ -69,7 +69,7 @@ class ExpectedSample:
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleContext:
     """The sample in hand, and where it is."""
 
     shard: str
@@ -112,7 +112,7 @@ class SampleCheck:
         self.fields: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def check(
-        self, place: Place, take: Callable[[Place, Mapping[str, Array]], None]
+        self, place: SampleContext, take: Callable[[SampleContext, Mapping[str, Array]], None]
     ) -> Iterator[Finding]:
         """Everything that is wrong with a sample.
 
@@ -133,7 +133,9 @@ class SampleCheck:
         if arrays and not found:
             take(place, arrays)
 
-    def _check_metadata(self, place: Place, metadata: dict[str, Any] | None) -> Iterator[Finding]:
+    def _check_metadata(
+        self, place: SampleContext, metadata: dict[str, Any] | None
+    ) -> Iterator[Finding]:
         if METADATA not in place.sample.members:
             return
         if metadata is None:
@@ -150,7 +152,9 @@ class SampleCheck:
             message = f"camera_names is {cameras!r}, there are pictures of {sorted(stored)}"
             yield place.finding("bad_metadata", message, field="camera_names")
 
-    def _check_pictures(self, place: Place, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    def _check_pictures(
+        self, place: SampleContext, metadata: Mapping[str, Any]
+    ) -> Iterator[Finding]:
         sizes = metadata.get("original_image_sizes")
         for suffix, name in place.sample.pictures().items():
             self.pictures += 1
@@ -165,7 +169,7 @@ class SampleCheck:
                 message = f"{suffix} is {found[0]} x {found[1]}, expected {wanted[0]} x {wanted[1]}"
                 yield place.finding("picture_size", message, camera=camera)
 
-    def _check_arrays(self, place: Place, arrays: dict[str, Array]) -> Iterator[Finding]:
+    def _check_arrays(self, place: SampleContext, arrays: dict[str, Array]) -> Iterator[Finding]:
         """Reads lowdim.npz into `arrays` and compares it with the first sample's."""
         try:
             arrays.update(place.sample.arrays())
@@ -189,7 +193,7 @@ class SampleCheck:
                 message = f"{label!r} is not finite at step {step}"
                 yield place.finding(code, message, field=name, step=step)
 
-    def _check_fields(self, place: Place, arrays: Mapping[str, Array]) -> Iterator[Finding]:
+    def _check_fields(self, place: SampleContext, arrays: Mapping[str, Array]) -> Iterator[Finding]:
         past, future = self.expected.past, self.expected.future
         length = None if past is None or future is None else past + 1 + future
         found = {name: (values.shape, _kind(values)) for name, values in arrays.items()}

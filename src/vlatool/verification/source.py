@@ -10,14 +10,14 @@ from vlatool.findings import Finding, finding_of_error
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.order import select
 from vlatool.sources.rules import check_episode, check_together, duplicate_ids
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 
 
 def check_source(
     location: Path,
     source: DetectedSource,
     episodes: str | None,
-    check: Check,
+    check: CheckOptions,
 ) -> Iterator[Finding]:
     """Everything that is wrong with a source and the selected episodes.
 
@@ -28,7 +28,7 @@ def check_source(
         check: How thoroughly; the whole of it decodes every frame.
     """
     reader: Any = source.reader
-    yield from getattr(reader, "noticed", ())
+    yield from getattr(reader, "source_findings", ())
     yield from duplicate_ids(source.refs)
     refs = select(source.refs, episodes)
     if hasattr(reader, "check_source"):

@@ -17,7 +17,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.documents import parse_json
 from vlatool.verification.findings import STATS
-from vlatool.verification.samples import ExpectedSample, Place, numeric_fields
+from vlatool.verification.samples import ExpectedSample, SampleContext, numeric_fields
 
 _NEEDED = ("mean", "std", "min", "max", "count")
 # Sums of float64 in another order; published files agree with their samples to 1e-12.
@@ -56,7 +56,7 @@ class StatsCheck:
             name: bounds for name, entry in self._entries.items() if (bounds := _bounds(entry))
         }
 
-    def take(self, place: Place, arrays: Mapping[str, Array]) -> None:
+    def take(self, place: SampleContext, arrays: Mapping[str, Array]) -> None:
         """Takes in the fields [T, C] of a sample; padded rows do not count."""
         self._taken += 1
         valid = arrays["past_mask"] | arrays["future_mask"]
@@ -95,7 +95,12 @@ class StatsCheck:
             yield from self._check_values(name, total)
 
     def _compare(
-        self, place: Place, name: str, values: Array, valid: Array, bounds: tuple[Array, Array]
+        self,
+        place: SampleContext,
+        name: str,
+        values: Array,
+        valid: Array,
+        bounds: tuple[Array, Array],
     ) -> None:
         """Keeps the first value of a field that lies outside `bounds`, each [T, C]."""
         low, high = bounds

@@ -14,12 +14,12 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import SAMPLES
 from vlatool.verification.output import check_written
 
 
-def check_built(location: Path, check: Check) -> Iterator[Finding]:
+def check_built(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with built samples."""
     is_ended = yield from check_written(location, location, check)
     if not is_ended:
@@ -35,7 +35,7 @@ def check_built(location: Path, check: Check) -> Iterator[Finding]:
 class _FolderCheck:
     """The checks of one folder, file by file."""
 
-    def __init__(self, folder: SamplesFolder, check: Check) -> None:
+    def __init__(self, folder: SamplesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
         self._kinds: Counter[str] = Counter()
         self._tasks: Counter[str] = Counter()

@@ -30,7 +30,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.tree import FileInfo, files_below
 from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import WINDOWS
 from vlatool.verification.output import check_written
 
@@ -38,7 +38,7 @@ _FRAME = re.compile(r"_frame_(\d{6,12})\.png$")
 _FIXED: Mapping[str, tuple[Kind, ...]] = {"both": ("vla", "wm"), "vla": ("vla",), "wm": ("wm",)}
 
 
-def check_windows(location: Path, check: Check) -> Iterator[Finding]:
+def check_windows(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with a folder of windows, or a copy of one."""
     codes = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
     is_ended = yield from check_written(location, location, check, codes)
@@ -56,7 +56,7 @@ def check_windows(location: Path, check: Check) -> Iterator[Finding]:
 
 
 def _check_episodes(
-    location: Path, manifest: WindowManifest | None, check: Check
+    location: Path, manifest: WindowManifest | None, check: CheckOptions
 ) -> Iterator[Finding]:
     found = lines_files(location)
     lines, pictures = 0, 0
@@ -134,7 +134,7 @@ class _EpisodeCheck:
     location: Path
     path: Path
     rules: _Rules
-    check: Check
+    check: CheckOptions
     lines: int = 0
     pictures: Sequence[FileInfo] = ()
     _chunks: dict[int, tuple[int, Window]] = field(default_factory=dict[int, tuple[int, Window]])

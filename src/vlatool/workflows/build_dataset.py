@@ -50,13 +50,13 @@ from vlatool.jobs.command import (
 )
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.inputs import digest_of, plan_digest, present_inputs
-from vlatool.jobs.job import JobSpec, Run
+from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.storage.atomic import remove_file
-from vlatool.storage.uri import existing, location, pinned
+from vlatool.storage.uri import location, pinned, require_existing
 
 # What is read stands in a record by its name and digest; what only repeats another key, not at all.
 _READ = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
@@ -69,7 +69,7 @@ class BuildDatasetConfig(ConfigModel):
         "Output": ("output", "packed", "lines_per_file", "absolute", *JOB_KEYS),
         "Engine": ENGINE,
     }
-    renamed: ClassVar[Mapping[str, str]] = {"A": "data", "a_dir": "data", "fast_repo": "fast"}
+    aliases: ClassVar[Mapping[str, str]] = {"A": "data", "a_dir": "data", "fast_repo": "fast"}
     ignored: ClassVar[Mapping[str, str]] = {
         "batch_size": "the actions of an episode are encoded at once",
         "backup_suffix": "inputs are never changed",
@@ -202,7 +202,7 @@ def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> B
     job = BuildDatasetJob(config, reporter)
     executor = executor_of(config, ("vlatool.building.episode",))
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.noun)
+    return result_or_raise(job.answer(run), run, job.spec.item_name)
 
 
 class BuildDatasetJob:
@@ -211,7 +211,7 @@ class BuildDatasetJob:
     def __init__(self, config: BuildDatasetConfig, reporter: Reporter = NULL) -> None:
         check_required(config, "vlatool build-dataset A --fast DIR --output OUT")
         self._config = config
-        existing(config.data)
+        require_existing(config.data)
         tree, fast, output = pinned(config.data), pinned(config.fast), location(config.output)
         check_output_outside_input(output, tree)
         self.items: Sequence[WindowFile] = window_files(tree, config.pattern)[: config.limit]
@@ -238,14 +238,14 @@ class BuildDatasetJob:
             output=output,
             record=OutputRecord("build-dataset", self._recorded(tree, codes.manifest) | versions),
             title=f"build-dataset {config.data}",
-            noun="episode",
+            item_name="episode",
             plan=plan_digest(
                 work.fast_digest, self._profile, work.kinds, work.layout, prefix, made
             ),
             work=work,
             state=work.state,
             owned=OWNED_FILES,
-            passing=PACKED_FILES if config.lines_per_file else (),
+            temporary=PACKED_FILES if config.lines_per_file else (),
             places=(tree, fast, codes.path, output),
             measured="samples",
         )
@@ -258,13 +258,13 @@ class BuildDatasetJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The windows and codes of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Takes the manifest away."""
         remove_file(self.spec.output / MANIFEST_NAME)
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the manifest, and before it, where asked for, files of so many lines.
 
         Raises:
@@ -287,11 +287,11 @@ class BuildDatasetJob:
             remove_stale_files(output, self.spec.owned, self.spec.kept, files)
         return files
 
-    def result(self, run: Run) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
         return self.answer(run).document()
 
-    def answer(self, run: Run) -> BuildDatasetResult:
+    def answer(self, run: JobRun) -> BuildDatasetResult:
         """What came of a run."""
         if run.status == "already complete":
             return load_result(BuildDatasetResult, self._config.output, run.record.result)

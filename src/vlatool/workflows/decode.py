@@ -18,14 +18,14 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, folder_entry, remove_stale_files
 from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
-from vlatool.jobs.job import JobSpec, Run
+from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.bulk_folder import bulk_folder
-from vlatool.storage.uri import existing, location, pinned
+from vlatool.storage.uri import location, pinned, require_existing
 
 __all__ = ["DecodeConfig", "DecodeJob", "DecodeResult", "decode"]
 
@@ -75,7 +75,7 @@ def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:
     """
     job = DecodeJob(config)
     run = run_job(job, SerialExecutor(), options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.noun)
+    return result_or_raise(job.answer(run), run, job.spec.item_name)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class DecodeJob:
     def __init__(self, config: DecodeConfig) -> None:
         check_required(config, "vlatool decode CODES --tokenizer CHECKPOINT --output DIR")
         self._config = config
-        existing(config.codes)
+        require_existing(config.codes)
         place, output = pinned(config.codes), location(config.output)
         self._maker = maker = open_code_maker(config.tokenizer, rank_device())
         maker.check_draws()
@@ -151,7 +151,7 @@ class DecodeJob:
             output=output,
             record=OutputRecord("decode", {**options, **versions_of([place])}),
             title=f"decode {config.codes}",
-            noun="episode",
+            item_name="episode",
             plan=plan_digest(options),
             work=self._work,
             state=self._state,
@@ -166,23 +166,23 @@ class DecodeJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The codes of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Nothing: no file says that the folder is whole."""
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Nothing is shared by the episodes."""
         files = [entry for receipt in receipts for entry in receipt.files]
         if not run.is_fresh:  # episodes may have gone since
             remove_stale_files(self.spec.output, self.spec.owned, self.spec.kept, files)
         return files
 
-    def result(self, run: Run) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
         return self.answer(run).document()
 
-    def answer(self, run: Run) -> DecodeResult:
+    def answer(self, run: JobRun) -> DecodeResult:
         """What came of a run."""
         if run.status == "already complete":
             return load_result(DecodeResult, self._config.output, run.record.result)
@@ -207,7 +207,7 @@ class DecodeJob:
         with bulk_folder(self.spec.output / episode) as place:
             for start in range(0, len(found.stems), most):
                 rows = found.codes[start : start + most].astype(np.int64)
-                drawn = self._maker.draw(rows)
+                drawn = self._maker.decode(rows)
                 for stem, pixels in zip(found.stems[start : start + most], drawn, strict=True):
                     place.write(f"{stem}.png", encode_png(pixels))
         entry = folder_entry(episode, place.files)

@@ -245,9 +245,14 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     policy = load_trained(str(paths.run), "auto").policy
     fit = ImageFit(policy.pictures, reporter.note)
     seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
-    obey = RolloutPlan(seeds, _told, "success", pictured=_PICTURED, options=_goal)
+    obey = RolloutPlan(seeds, _told, "success", num_rendered=_PICTURED, options=_goal)
     mislead = RolloutPlan(
-        seeds, _wrong_instruction, "success", pictured=_WRONG_PICTURED, options=_goal, ends=_obeyed
+        seeds,
+        _wrong_instruction,
+        "success",
+        num_rendered=_WRONG_PICTURED,
+        options=_goal,
+        is_over=_obeyed,
     )
     blind = RolloutPlan(seeds, _told, "success", options=_goal)
 

@@ -21,7 +21,7 @@ Status = Literal["ok", "note", "warning", "error"]
 
 
 @dataclass(frozen=True)
-class Check:
+class DoctorCheck:
     """One thing that was looked at.
 
     Attributes:
@@ -41,7 +41,7 @@ class Check:
 class DoctorResult:
     """All checks, in the order made."""
 
-    checks: Sequence[Check]
+    checks: Sequence[DoctorCheck]
 
     @property
     def is_healthy(self) -> bool:
@@ -88,7 +88,7 @@ def doctor(*, reporter: Reporter = NULL) -> DoctorResult:
         EnvironmentProblem: The core does not work; `error.result` holds the checks.
     """
     del reporter
-    makers: tuple[Callable[[], Iterator[Check]], ...] = (
+    makers: tuple[Callable[[], Iterator[DoctorCheck]], ...] = (
         _python, _packages, _devices, _presets, _registries, _machine,
     )  # fmt: skip
     result = DoctorResult(tuple(check for maker in makers for check in maker()))
@@ -97,10 +97,10 @@ def doctor(*, reporter: Reporter = NULL) -> DoctorResult:
     return result
 
 
-def _python() -> Iterator[Check]:
+def _python() -> Iterator[DoctorCheck]:
     version = platform.python_version()
     is_new = sys.version_info >= (3, 11)
-    yield Check(
+    yield DoctorCheck(
         "python",
         "ok" if is_new else "error",
         f"{version} on {platform.system()} {platform.machine()}",
@@ -108,24 +108,26 @@ def _python() -> Iterator[Check]:
     )
 
 
-def _packages() -> Iterator[Check]:
+def _packages() -> Iterator[DoctorCheck]:
     found = requirements()
     if not found:
         hint = "install it, so that its packages are known: pip install vlatool"
-        yield Check("core packages", "warning", "vlatool is on the path, but not installed", hint)
+        yield DoctorCheck(
+            "core packages", "warning", "vlatool is on the path, but not installed", hint
+        )
     for extra, packages in found.items():
         versions = {name: _version(name) for name in packages}
         missing = [name for name, version in versions.items() if not version]
         name = f"extra {extra}" if extra else "core packages"
         if missing:
             status = "note" if extra else "error"
-            yield Check(name, status, f"missing: {', '.join(missing)}", install_line(extra))
+            yield DoctorCheck(name, status, f"missing: {', '.join(missing)}", install_line(extra))
         else:
             told = ", ".join(f"{name} {version}" for name, version in versions.items())
-            yield Check(name, "ok", told)
+            yield DoctorCheck(name, "ok", told)
 
 
-def _devices() -> Iterator[Check]:
+def _devices() -> Iterator[DoctorCheck]:
     if not _version("torch"):
         return
     try:
@@ -133,50 +135,50 @@ def _devices() -> Iterator[Check]:
 
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except (ImportError, OSError, RuntimeError) as error:
-        yield Check("devices", "warning", f"torch does not load: {error}", "reinstall torch")
+        yield DoctorCheck("devices", "warning", f"torch does not load: {error}", "reinstall torch")
         return
     if names:
-        yield Check("devices", "ok", ", ".join(names))
+        yield DoctorCheck("devices", "ok", ", ".join(names))
     else:
-        yield Check("devices", "note", "no GPU: training runs on the CPU")
+        yield DoctorCheck("devices", "note", "no GPU: training runs on the CPU")
 
 
-def _presets() -> Iterator[Check]:
+def _presets() -> Iterator[DoctorCheck]:
     from vlatool.config.presets import list_presets
 
     count = len(list_presets())
     if count:
-        yield Check("presets", "ok", f"{count} found")
+        yield DoctorCheck("presets", "ok", f"{count} found")
     else:
-        yield Check("presets", "warning", "none found", "reinstall vlatool")
+        yield DoctorCheck("presets", "warning", "none found", "reinstall vlatool")
 
 
-def _registries() -> Iterator[Check]:
+def _registries() -> Iterator[DoctorCheck]:
     from vlatool.workflows.catalog import plugins
 
     rows = [row for _, row in plugins().plugins]
     for row in rows:
         if row.error:
             hint = f"reinstall or remove the distribution {row.origin!r}"
-            yield Check(f"plugin {row.name}", "warning", row.error, hint)
-    yield Check("registries", "ok", ", ".join(row.name for row in rows if not row.error))
+            yield DoctorCheck(f"plugin {row.name}", "warning", row.error, hint)
+    yield DoctorCheck("registries", "ok", ", ".join(row.name for row in rows if not row.error))
 
 
-def _machine() -> Iterator[Check]:
+def _machine() -> Iterator[DoctorCheck]:
     try:
         with tempfile.TemporaryFile() as file:
             file.write(b"x")
-        yield Check("temporary folder", "ok", f"{tempfile.gettempdir()} is writable")
+        yield DoctorCheck("temporary folder", "ok", f"{tempfile.gettempdir()} is writable")
     except OSError as error:
         hint = "set TMPDIR to a folder that can be written"
-        yield Check("temporary folder", "error", f"not writable: {error}", hint)
+        yield DoctorCheck("temporary folder", "error", f"not writable: {error}", hint)
     free = shutil.disk_usage(Path.cwd()).free
     is_low = free < FREE_DISK_LOW_BYTES
     hint = "data sets and checkpoints need room" if is_low else ""
-    yield Check("free disk", "warning" if is_low else "ok", f"{_gib(free)} here", hint)
-    yield Check("processors", "ok", f"{default_workers()} usable of {os.cpu_count() or 1}")
+    yield DoctorCheck("free disk", "warning" if is_low else "ok", f"{_gib(free)} here", hint)
+    yield DoctorCheck("processors", "ok", f"{default_workers()} usable of {os.cpu_count() or 1}")
     if memory := _memory_bytes():
-        yield Check("memory", "ok", _gib(memory))
+        yield DoctorCheck("memory", "ok", _gib(memory))
 
 
 def _memory_bytes() -> int:

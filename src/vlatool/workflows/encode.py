@@ -25,13 +25,13 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.inputs import plan_digest, present_inputs
-from vlatool.jobs.job import JobSpec, Run
+from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.storage.atomic import remove_file
-from vlatool.storage.uri import existing, location, pinned
+from vlatool.storage.uri import location, pinned, require_existing
 
 __all__ = ["EncodeConfig", "EncodeJob", "EncodeResult", "encode"]
 
@@ -118,7 +118,7 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
         run = run_job(
             job, job.pipeline, options=job_options(config), reporter=reporter, ranks=ranks
         )
-    return result_or_raise(job.answer(run), run, job.spec.noun)
+    return result_or_raise(job.answer(run), run, job.spec.item_name)
 
 
 class EncodeJob:
@@ -126,7 +126,7 @@ class EncodeJob:
 
     def __init__(self, config: EncodeConfig, processes: int = 1) -> None:
         self._config, self._processes = config, processes
-        existing(config.data)
+        require_existing(config.data)
         place = pinned(config.data)
         self._pictures = found = find_pictures(place, config.format)
         self.items: Sequence[Any] = found.items
@@ -147,7 +147,7 @@ class EncodeJob:
             output=output,
             record=OutputRecord("encode", {"data": place.name, **options, **versions_of([place])}),
             title=f"encode {config.data}",
-            noun="episode",
+            item_name="episode",
             plan=plan_digest(options),
             work=self.pipeline.one,
             state=found.state,
@@ -163,13 +163,13 @@ class EncodeJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The pictures of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Takes the manifest away."""
         remove_file(self.output / MANIFEST_NAME)
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the manifest."""
         digests: dict[str, str] = {}
         files: list[FileEntry] = []
@@ -195,7 +195,7 @@ class EncodeJob:
             remove_stale_files(self.output, self.spec.owned, self.spec.kept, files)
         return files
 
-    def result(self, run: Run) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
         return self.answer(run).document()
 
@@ -212,7 +212,7 @@ class EncodeJob:
             if getattr(config, key) is False:
                 reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
-    def answer(self, run: Run) -> EncodeResult:
+    def answer(self, run: JobRun) -> EncodeResult:
         """What came of a run."""
         if run.status == "already complete":
             return load_result(EncodeResult, self._shown, run.record.result)
@@ -228,7 +228,7 @@ class EncodeJob:
             agreement=_agreement(run),
             resized=run.sums.get("resized", 0),
             rate=round(run.made.get("pictures", 0) / max(run.seconds, 1e-6), 1),
-            bound=pipeline.bound,
+            bound=pipeline.bottleneck,
             stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
             device=maker.device.type,
             processes=self._processes,
@@ -268,7 +268,7 @@ def _told(maker: CodeMaker) -> Mapping[str, Any]:
     return {"size": rule.size, **(rule.resize.model_dump(mode="json") if rule.resize else {})}
 
 
-def _agreement(run: Run) -> float:
+def _agreement(run: JobRun) -> float:
     """Share of codes that are those of fp32; 1 where nothing was compared."""
     compared = run.sums.get("compared", 0)
     return run.sums.get("agreeing", 0) / compared if compared else 1.0

@@ -17,7 +17,7 @@ from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_job
 from vlatool.jobs.single_output import check_output_owner, single_output
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.info import RoboticsInfo, read_facts
+from vlatool.loading.robotics.info import RoboticsInfo, load_info
 from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
@@ -168,10 +168,10 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     config = with_world_mapping(config)
     plan = RolloutPlan(
         seeds=range(config.seed, config.seed + config.episodes),
-        tell=lambda observation, info: _instruction(config, observation, info),
+        choose_instruction=lambda observation, info: _instruction(config, observation, info),
         success_key=config.success_key,
         max_steps=config.max_steps,
-        pictured=config.contact_sheet_episodes,
+        num_rendered=config.contact_sheet_episodes,
     )
     told = {
         "checkpoint": str(trained.checkpoint),
@@ -260,7 +260,7 @@ def open_loop_facts(location: str, trained: TrainedPolicy) -> RoboticsInfo:
         DataError: No data there, or they lack a field or camera of the policy.
     """
     folder = ShardFolder.open(pinned(location))
-    facts = read_facts(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
+    facts = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
     if folder.episodes is not None:
         facts = replace(facts, shards=(tuple(folder.episodes.shards()),))
     facts.widths([*trained.kept.data.action_fields, *trained.kept.data.proprioception_fields])

@@ -38,14 +38,14 @@ from vlatool.jobs.command import (
 )
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, present_inputs
-from vlatool.jobs.job import JobSpec, Run
+from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import make_executor
 from vlatool.storage.atomic import remove_file
-from vlatool.storage.uri import existing, location, pinned
+from vlatool.storage.uri import location, pinned, require_existing
 
 _USAGE = "vlatool export SOURCE --output DIR"
 
@@ -133,7 +133,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     job = ExportJob(config)
     executor = make_executor(1 if config.dry_run else config.workers)
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.noun)
+    return result_or_raise(job.answer(run), run, job.spec.item_name)
 
 
 def _policy(config: ExportConfig, source: Path, reporter: Reporter) -> PolicyExportResult:
@@ -250,7 +250,7 @@ _Export = _CodesExport | _SamplesExport
 
 def _chosen(config: ExportConfig) -> _Export:
     """What is exported, by what is there."""
-    existing(config.source)
+    require_existing(config.source)
     source, output = pinned(config.source), location(config.output)
     if is_inside(output, source):
         raise UsageError(
@@ -302,7 +302,7 @@ class ExportJob:
             output=output,
             record=OutputRecord("export", {**options, **work.made, **versions_of([source])}),
             title=f"export {config.source}",
-            noun="episode",
+            item_name="episode",
             plan=plan_digest(options, work.made),
             work=work,
             state=work.state,
@@ -317,13 +317,13 @@ class ExportJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The files of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.noun)
+        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Takes the manifest away."""
         remove_file(self.spec.output / self._work.manifest)
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the manifest."""
         done = list(receipts)
         output = self.spec.output
@@ -334,11 +334,11 @@ class ExportJob:
             remove_stale_files(output, self.spec.owned, self.spec.kept, files)
         return files
 
-    def result(self, run: Run) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
         return self.answer(run).document()
 
-    def answer(self, run: Run) -> ExportResult:
+    def answer(self, run: JobRun) -> ExportResult:
         """What came of a run."""
         if run.status == "already complete":
             return load_result(ExportResult, self._config.output, run.record.result)

@@ -17,7 +17,7 @@ from vlatool.artifacts.action_chunks import ChunkFile, ChunkSource, find_chunks
 from vlatool.artifacts.profile import (
     GRIPPER,
     Gripper,
-    Profile,
+    NormalizationProfile,
     computed_profile,
     no_gripper,
     read_profile,
@@ -31,7 +31,7 @@ from vlatool.jobs.single_output import single_output
 from vlatool.parallel.engines import make_executor
 from vlatool.parallel.executor import default_workers
 from vlatool.storage.atomic import write_json
-from vlatool.storage.uri import existing, location
+from vlatool.storage.uri import location, require_existing
 from vlatool.transforms.action_quality import code_quality, coefficient_range
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
 
@@ -157,7 +157,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         DataError: There are no chunks, or they are broken or of several shapes.
     """
     check_required(config, "vlatool tokenizer fit-fast DATA --output DIR")
-    sources = [existing(source) for source in config.sources]
+    sources = [require_existing(source) for source in config.sources]
     found = [find_chunks(source, config.action_fields) for source in sources]
     chunks = _all_chunks(found, config.workers, reporter)
     actions = _profile(config, chunks, found)
@@ -193,7 +193,9 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     return result
 
 
-def _quality(tokenizer: ActionTokenizer, normalised: Array, actions: Profile) -> dict[str, Any]:
+def _quality(
+    tokenizer: ActionTokenizer, normalised: Array, actions: NormalizationProfile
+) -> dict[str, Any]:
     """What was measured; errors in the unit of each dimension."""
     found = code_quality(tokenizer, normalised)
     return {
@@ -261,7 +263,9 @@ def _check_shape(path: Path, parts: Sequence[Array]) -> None:
         )
 
 
-def _profile(config: FitFastConfig, chunks: Array, sources: Sequence[ChunkSource]) -> Profile:
+def _profile(
+    config: FitFastConfig, chunks: Array, sources: Sequence[ChunkSource]
+) -> NormalizationProfile:
     width = chunks.shape[2]
     if config.profile != COMPUTE:
         if config.raw:
@@ -310,7 +314,7 @@ def _chosen(config: FitFastConfig, count: int) -> Array:
 
 
 def _plan(
-    config: FitFastConfig, normalised: Array, fitted_on: int, actions: Profile
+    config: FitFastConfig, normalised: Array, fitted_on: int, actions: NormalizationProfile
 ) -> FitFastResult:
     lowest, highest = coefficient_range(config.scale, normalised)
     return FitFastResult(
@@ -349,7 +353,7 @@ def _alphabet(config: FitFastConfig, planned: FitFastResult, reporter: Reporter)
 
 
 def _record(
-    config: FitFastConfig, sources: Sequence[Path], actions: Profile, chunks: Array
+    config: FitFastConfig, sources: Sequence[Path], actions: NormalizationProfile, chunks: Array
 ) -> OutputRecord:
     left_out = {"output", "sources", "profile", *config.no_effect_on_output}
     options = {
@@ -360,16 +364,16 @@ def _record(
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
     inputs = {"chunks": len(chunks), "digest": digest}
     # The original reader may be copied beside them.
-    return OutputRecord("tokenizer fit-fast", options, inputs, unlisted=(fast.CODE_NAME,))
+    return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(fast.CODE_NAME,))
 
 
-def _told(config: FitFastConfig, actions: Profile) -> str:
+def _told(config: FitFastConfig, actions: NormalizationProfile) -> str:
     """The profile in the record; a computed one follows from the input."""
     return COMPUTE if config.profile == COMPUTE else f"{actions.name} {actions.digest[:16]}"
 
 
 def _write(
-    target: Path, tokenizer: ActionTokenizer, actions: Profile, result: FitFastResult
+    target: Path, tokenizer: ActionTokenizer, actions: NormalizationProfile, result: FitFastResult
 ) -> None:
     told = {
         key: value

@@ -18,7 +18,7 @@ from vlatool.plugins import recognise
 from vlatool.sources.detection import detect_source
 from vlatool.sources.order import select
 from vlatool.storage.atomic import remove_partials_of
-from vlatool.storage.uri import existing, location
+from vlatool.storage.uri import location, require_existing
 
 
 class InspectConfig(ConfigModel):
@@ -93,7 +93,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="vlatool inspect LOCATION",
             code="usage.missing_key",
         )
-    place = existing(config.location)
+    place = require_existing(config.location)
     if config.html is None:
         _check_tokenizer(place, "", config)
         return InspectResult(config.location, _look(place, config, reporter)[0])

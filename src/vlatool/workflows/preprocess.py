@@ -29,7 +29,7 @@ from vlatool.jobs.command import (
 )
 from vlatool.jobs.files import FileEntry, remove_stale_files
 from vlatool.jobs.inputs import plan_digest, present_inputs
-from vlatool.jobs.job import JobSpec, Run
+from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, published, side_files, versions_of
 from vlatool.jobs.result import load_result, result_or_raise
@@ -46,7 +46,7 @@ from vlatool.sources.selection import (
     reader_section,
     select_episodes,
 )
-from vlatool.storage.uri import existing, location, pinned
+from vlatool.storage.uri import location, pinned, require_existing
 
 _SHARDS = "shards"
 
@@ -61,7 +61,7 @@ class PreprocessConfig(SelectionConfig):
         "Output": ("output", *JOB_KEYS),
         "Engine": ENGINE,
     }
-    renamed: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "type": "format",
         "source_episodes": "sources",
         "dataset_root": "sources",
@@ -161,7 +161,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         job = PreprocessJob(config)
         job.announce(reporter)
         run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.noun)
+    return result_or_raise(job.answer(run), run, job.spec.item_name)
 
 
 class PreprocessJob:
@@ -187,13 +187,13 @@ class PreprocessJob:
             output=output,
             record=OutputRecord("preprocess", recorded(config, section) | versions),
             title=f"preprocess {config.format}",
-            noun="episode",
+            item_name="episode",
             plan=plan_digest(config.format, resolved, config.sink, chosen.choice),
             work=EpisodeTask(config.format, resolved, chosen.choice, self._sink.work),
             state=episode_state,
             owned=self._sink.owned,
-            unlisted=self._sink.unlisted,
-            passing=getattr(self._sink, "passing", ()),
+            volatile=self._sink.volatile,
+            temporary=getattr(self._sink, "passing", ()),
             places=(*sources, output),
             measured="samples",
             has_arrays=getattr(self._sink, "has_arrays", True),
@@ -206,13 +206,13 @@ class PreprocessJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The files of all episodes."""
-        return present_inputs(self.items, self.name, episode_state, self.spec.noun)
+        return present_inputs(self.items, self.name, episode_state, self.spec.item_name)
 
     def begin(self) -> None:
         """The sink's."""
         self._sink.begin()
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """The sink's."""
         self._summary = self._sink.finish(receipts, run)
         files = self._summary.files
@@ -220,7 +220,7 @@ class PreprocessJob:
             remove_stale_files(self.spec.output, self.spec.owned, self.spec.kept, files)
         return files
 
-    def result(self, run: Run) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
         return self.answer(run).document()
 
@@ -235,10 +235,10 @@ class PreprocessJob:
         reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
         reporter.note(f"action fields: {', '.join(actions) or 'none'}")
         reporter.note(f"proprioception fields: {', '.join(observed) or 'none'}")
-        for reason, count in self._chosen.held_out.items():
+        for reason, count in self._chosen.excluded.items():
             reporter.note(f"{count} episodes are left out: {reason}")
 
-    def answer(self, run: Run) -> PreprocessResult:
+    def answer(self, run: JobRun) -> PreprocessResult:
         """What came of a run."""
         if run.status == "already complete":
             known = load_result(PreprocessResult, self._config.output, run.record.result)
@@ -264,24 +264,24 @@ class PreprocessJob:
     def _next(self) -> str:
         return self._sink.next_step.format(output=self._config.output)
 
-    def _amounts(self, run: Run) -> dict[str, Any]:
+    def _amounts(self, run: JobRun) -> dict[str, Any]:
         if self._summary is None:
             estimate = self._sink.estimate()
             return {
                 "frames": self._chosen.survey.frames or 0,
                 "samples": estimate.samples or 0,
-                **_told(estimate.amounts),
+                **_told(estimate.counts),
                 "bytes": 0,
-                "dropped": dict(self._chosen.held_out),
+                "dropped": dict(self._chosen.excluded),
                 "status": "planned",
                 "plan": {"estimated_from": f"{self._chosen.survey.episodes} episodes"},
             }
         return {
             "frames": run.sums.get("frames", 0),
             "samples": self._summary.samples,
-            **_told(self._summary.amounts),
+            **_told(self._summary.counts),
             "bytes": self._summary.bytes,
-            "dropped": {**run.dropped, **self._chosen.held_out},
+            "dropped": {**run.dropped, **self._chosen.excluded},
         }
 
 
@@ -303,7 +303,7 @@ def _told(amounts: Mapping[str, int]) -> dict[str, Any]:
 
 def default_sink_of(format_name: str) -> str:
     """The sink that episodes of a format go into where none is named; empty for the default."""
-    return getattr(FORMATS.get(format_name), "sink", "") if format_name else ""
+    return getattr(FORMATS.get(format_name), "default_sink", "") if format_name else ""
 
 
 def with_format(config: PreprocessConfig) -> PreprocessConfig:
@@ -311,7 +311,7 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
 
     And with that format's sink, where none is named: as if both had been typed.
     """
-    name = config.format or detect_source(existing(config.sources[0]), None).format
+    name = config.format or detect_source(require_existing(config.sources[0]), None).format
     sink = default_sink_of(name)
     is_other = bool(sink) and sink != config.sink.type and not config.is_sink_explicit
     if type(config) is PreprocessConfig and "sink" in config.model_fields_set:

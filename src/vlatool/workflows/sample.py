@@ -14,7 +14,7 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
 from vlatool.jobs.inputs import InputState, plan_digest
-from vlatool.jobs.job import JobOptions, JobSpec, Run
+from vlatool.jobs.job import JobOptions, JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
@@ -137,7 +137,7 @@ class SampleJob:
             output=output,
             record=OutputRecord("sample", options),
             title=f"sample {config.layout} {config.output}",
-            noun="episode",
+            item_name="episode",
             plan=plan_digest(options),
             work=EpisodeWriter(self._recorder, output, config.seed, config.frames),
             state=_state,
@@ -175,7 +175,7 @@ class SampleJob:
         for name in self._recorder.closing:
             remove_file(self.spec.output / name)
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> Sequence[FileEntry]:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes what describes the whole set."""
         del run
         files: list[FileEntry] = []
@@ -186,7 +186,7 @@ class SampleJob:
         closing = (name for name in self._recorder.closing if (self.spec.output / name).is_file())
         return [*files, *(file_entry(self.spec.output, name) for name in closing)]
 
-    def result(self, run: Run) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> Mapping[str, Any]:
         """Sums over the episodes."""
         del run
         summary = asdict(_summary(self._config, self._recorded))

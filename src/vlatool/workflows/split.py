@@ -23,14 +23,14 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_partials_of
 from vlatool.storage.tree import file_names
-from vlatool.storage.uri import can_list, existing, location
+from vlatool.storage.uri import can_list, location, require_existing
 from vlatool.transforms.splits import validation_positions
 
 
 class SplitConfig(ConfigModel):
     """Which shards are kept for validation, and where that is written."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"data_dir": "shards"}
+    aliases: ClassVar[Mapping[str, str]] = {"data_dir": "shards"}
 
     shards: str = required_field("", "Folder of image shards.")
     val_ratio: float = Field(
@@ -93,7 +93,7 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
         DataError: There are no shards, too few, or the run that writes them has not ended.
     """
     check_required(config, "vlatool split SHARDS --val-ratio 0.01")
-    folder = existing(config.shards)
+    folder = require_existing(config.shards)
     tars = _tars(folder, config.file_pattern)
     chosen = set(validation_positions(len(tars), config.val_ratio))
     train = [tar for at, tar in enumerate(tars) if at not in chosen]

@@ -15,11 +15,11 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.single_output import check_output_owner, single_output
 from vlatool.storage.atomic import write_json
-from vlatool.storage.uri import existing, is_remote, location, pinned
+from vlatool.storage.uri import is_remote, location, pinned, require_existing
 
 if TYPE_CHECKING:
     from vlatool.evaluation.image_quality import BestMedianWorst, ImageScore
-    from vlatool.evaluation.measuring import EvalResult, Pass
+    from vlatool.evaluation.measuring import EvalOptions, EvalResult
     from vlatool.evaluation.metric_networks import LoadedMetricNetworks
     from vlatool.evaluation.trained_tokenizer import TrainedTokenizer
     from vlatool.loading.images.config import ImageDataConfig
@@ -129,7 +129,7 @@ def tokenizer_eval(
             that draws its codes.
         DataError: Tokenizer or data are missing or broken.
     """
-    from vlatool.evaluation.measuring import measure
+    from vlatool.evaluation.measuring import evaluate_reconstruction
     from vlatool.evaluation.metric_networks import load_metric_networks
     from vlatool.evaluation.trained_tokenizer import open_tokenizer
     from vlatool.training.config import TrainConfig
@@ -145,7 +145,9 @@ def tokenizer_eval(
     judges = load_metric_networks(config.perceptual_weights, runtime.device)
     pictures, how = _data(config, str(data), tokenizer), _pass(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
-    measured = measure(tokenizer, pictures, how, judges.judges, runtime.sum, reporter)
+    measured = evaluate_reconstruction(
+        tokenizer, pictures, how, judges.judges, runtime.sum, reporter
+    )
     rows = _all_rows(measured, runtime)
     result = _result(config, tokenizer, measured, judges, output)
     if not runtime.is_main:
@@ -173,10 +175,10 @@ def _data(
     )
 
 
-def _pass(config: TokenizerEvalConfig, runtime: "Runtime") -> "Pass":
-    from vlatool.evaluation.measuring import Pass
+def _pass(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
+    from vlatool.evaluation.measuring import EvalOptions
 
-    return Pass(
+    return EvalOptions(
         batch_size=config.batch_size,
         device=runtime.device,
         rank=runtime.rank,
@@ -225,7 +227,7 @@ def _write_page(
     chosen: "BestMedianWorst",
     tokenizer: "TrainedTokenizer",
     pictures: "ImageDataConfig",
-    how: "Pass",
+    how: "EvalOptions",
 ) -> None:
     from vlatool.evaluation.measuring import reconstruct
     from vlatool.pages.tokenizer_page import ReconstructionReport, write_tokenizer_page
@@ -255,7 +257,7 @@ def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[
 def _output(config: TokenizerEvalConfig) -> Path:
     if config.output:
         return location(config.output)
-    place = existing(config.checkpoint)
+    place = require_existing(config.checkpoint)
     root = None
     if place.is_dir():
         root = place if is_run(place) else None

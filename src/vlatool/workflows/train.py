@@ -20,7 +20,7 @@ from vlatool.config.rules import (
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
-from vlatool.loading.base import Facts, facts_of
+from vlatool.loading.base import DatasetInfo, load_info_of
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
@@ -30,9 +30,9 @@ from vlatool.training.result import TrainResult
 from vlatool.training.schedule import schedule_violations
 
 if TYPE_CHECKING:
-    from vlatool.training.data import Feed
+    from vlatool.training.data import DataStreams
     from vlatool.training.plan import TrainPlan
-    from vlatool.training.report import Reports
+    from vlatool.training.report import MetricsLogger
     from vlatool.training.runtime import Runtime
     from vlatool.training.setup import TrainSetup
     from vlatool.training.state import TrainState
@@ -46,11 +46,11 @@ class _Setup:
     """What a run is made of, once it is known whose the folder is."""
 
     config: TrainConfig
-    facts: Facts
+    facts: DatasetInfo
     plan: "TrainPlan"
     runtime: "Runtime"
     run: RunDir
-    feed: "Feed"
+    feed: "DataStreams"
     typed: Collection[str]
 
 
@@ -74,15 +74,17 @@ def train(
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
     from vlatool.training import resume
-    from vlatool.training.data import Feed, check_samples, held_out
+    from vlatool.training.data import DataStreams, check_samples, validation_data
     from vlatool.training.runtime import Runtime
 
     _check_needed(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
-    config = resume.recalled(config, None if config.name is None else RunDir(_output(config)))
+    config = resume.with_base_config(
+        config, None if config.name is None else RunDir(_output(config))
+    )
     config = resume.pinned_data(config)
-    facts = facts_of(config.data_kind, config.data, reporter)
+    facts = load_info_of(config.data_kind, config.data, reporter)
     config, rules = config.derive(facts)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
@@ -90,14 +92,14 @@ def train(
     order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, facts, order, runtime)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
-    measured = held_out(config, reporter)
+    measured = validation_data(config, reporter)
     check_samples(config, facts)
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)
     if config.dry_run:
         return _planned(config, order, plan)
     run = RunDir(_output(config))
-    feed = Feed(config, facts, order, plan, runtime, run.root, measured)
+    feed = DataStreams(config, facts, order, plan, runtime, run.root, measured)
     setup = _Setup(config, facts, plan, runtime, run, feed, typed)
     if runtime.is_main:
         return _train_as_owner(setup, reporter)
@@ -117,16 +119,16 @@ def _train_as_owner(setup: _Setup, reporter: Reporter) -> TrainResult:
 
 def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
-    from vlatool.training.plan import growth
+    from vlatool.training.plan import budget_extension
 
     config, facts, run = setup.config, setup.facts, setup.run
 
     def keep() -> None:
-        config.data_kind.keep(config.data, facts, run.root)
-        config.model_type.keep(config.model, run.root)
+        config.data_kind.save_assets(config.data, facts, run.root)
+        config.model_type.save_assets(config.model, run.root)
 
     def grows(before: Mapping[str, Any]) -> bool:
-        told = growth(config, facts.datasets, setup.runtime.world_size, before)
+        told = budget_extension(config, facts.datasets, setup.runtime.world_size, before)
         if told:
             reporter.note(f"{run.root}: {told}")
         return bool(told)
@@ -143,7 +145,9 @@ def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
     return result
 
 
-def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runtime") -> "TrainPlan":
+def _plan(
+    config: TrainConfig, facts: DatasetInfo, order: SampleOrder, runtime: "Runtime"
+) -> "TrainPlan":
     from vlatool.training.plan import make_plan
 
     plan = make_plan(config, facts.datasets, runtime.world_size)
@@ -154,13 +158,13 @@ def _plan(config: TrainConfig, facts: Facts, order: SampleOrder, runtime: "Runti
 
 def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training.checkpoints import check_space
-    from vlatool.training.setup import begin
+    from vlatool.training.setup import set_up
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
     # Folders of other machines may be seen late: all ranks begin where the first one does.
     latest = runtime.agree(run.latest())
-    begun = begin(config, setup.facts, runtime, None if latest is None else latest[1])
+    begun = set_up(config, setup.facts, runtime, None if latest is None else latest[1])
     state = begun.state
     for name, spec in begun.objective.optimizers().items():
         if spec.starts_at >= plan.total_steps:
@@ -204,15 +208,18 @@ def _fit(setup: _Setup, begun: "TrainSetup", reporter: Reporter) -> None:
 
 
 def _trainer(
-    setup: _Setup, begun: "TrainSetup", reports: "Reports", stop_asked: Callable[[], int | None]
+    setup: _Setup,
+    begun: "TrainSetup",
+    reports: "MetricsLogger",
+    stop_asked: Callable[[], int | None],
 ) -> "Trainer":
-    from vlatool.training.images import Show
-    from vlatool.training.step import Contexts
+    from vlatool.training.images import ImageLogger
+    from vlatool.training.step import StepContexts
     from vlatool.training.trainer import Trainer
     from vlatool.training.validation import Validation
 
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    contexts = Contexts(runtime, begun.placed, config.hparams.seed, plan)
+    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     return Trainer(
         plan=plan,
         h=config.hparams,
@@ -220,8 +227,10 @@ def _trainer(
         placed=begun.placed,
         contexts=contexts,
         reports=reports,
-        validate=Validation(setup.feed.held_out, begun.objective, runtime, contexts, reports),
-        show=Show(run, begun.objective, runtime, contexts),
+        validate=Validation(
+            setup.feed.validation_batches, begun.objective, runtime, contexts, reports
+        ),
+        show=ImageLogger(run, begun.objective, runtime, contexts),
         save=lambda state: _save(setup, state),
         stop_asked=stop_asked,
     )
@@ -234,12 +243,12 @@ def _save(setup: _Setup, state: "TrainState", *, stopped: bool = False) -> None:
     save_checkpoint(setup.run, state, setup.runtime, kept, stopped=stopped)
 
 
-def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "Reports":
+def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
     from vlatool.training.metrics import MetricsFile
-    from vlatool.training.report import Reports
+    from vlatool.training.report import MetricsLogger
 
     config, runtime = setup.config, setup.runtime
-    return Reports(
+    return MetricsLogger(
         metrics=MetricsFile(setup.run.metrics if runtime.is_main else None, reporter),
         reporter=reporter,
         bar=bar,

@@ -15,8 +15,8 @@ from vlatool.findings import SEVERITIES, Finding, finding_of_error
 from vlatool.plugins import recognise
 from vlatool.sources.detection import detect_source
 from vlatool.storage.tree import size_text
-from vlatool.storage.uri import existing
-from vlatool.verification.check import Check, Checked
+from vlatool.storage.uri import require_existing
+from vlatool.verification.check import CheckCounts, CheckOptions
 from vlatool.verification.findings import code_rows
 from vlatool.verification.source import check_source
 
@@ -164,7 +164,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         raise UsageError(
             "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
         )
-    result = _look(existing(config.location), config, reporter)
+    result = _look(require_existing(config.location), config, reporter)
     if result.is_whole:
         return result
     problem = DataError(
@@ -179,7 +179,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
 
 def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
     samples = None if config.full else config.samples
-    check = Check(samples, config.full, config.quick, reporter=reporter)
+    check = CheckOptions(samples, config.full, config.quick, reporter=reporter)
     known = recognise(location) if config.format is None else None
     if known is not None:
         kind, artifact = known
@@ -198,7 +198,7 @@ def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyRes
 
 
 def _result(
-    kind: str, config: VerifyConfig, found: Iterable[Finding], root: Path, checked: Checked
+    kind: str, config: VerifyConfig, found: Iterable[Finding], root: Path, checked: CheckCounts
 ) -> VerifyResult:
     """Counts findings and keeps the first of each code."""
     counts, severities = Counter[str](), Counter[str]()

@@ -7,7 +7,7 @@ import pytest
 
 from vlatool.artifacts.profile import (
     NAME,
-    Profile,
+    NormalizationProfile,
     computed_profile,
     parse_profile,
     profile_names,
@@ -28,7 +28,7 @@ MEAN = [
     -0.04964079707860947,
 ]
 SPREAD = [0.3355240226, 0.3784470558, 0.4447283745, 0.1962175779, 0.3169656545, 0.3898516297]
-PLAIN = Profile("plain", (1.0, 2.0), (2.0, 4.0))
+PLAIN = NormalizationProfile("plain", (1.0, 2.0), (2.0, 4.0))
 
 
 def refusal(work: Callable[[], object]) -> tuple[str, int]:
@@ -81,12 +81,12 @@ def test_the_document_of_a_manifest_reads_back_equal() -> None:
 
 
 def test_the_digest_is_that_of_the_numbers() -> None:
-    assert Profile("other", (1.0, 2.0), (1.0, 2.0), (2.0, 2.0)).digest == PLAIN.digest
+    assert NormalizationProfile("other", (1.0, 2.0), (1.0, 2.0), (2.0, 2.0)).digest == PLAIN.digest
     assert read_profile("libero").digest != read_profile("libero", "normalised").digest
 
 
 def test_equal_profiles_go_together_whatever_they_are_called() -> None:
-    same_profile(PLAIN, Profile("other", PLAIN.mean, PLAIN.std))
+    same_profile(PLAIN, NormalizationProfile("other", PLAIN.mean, PLAIN.std))
 
 
 def test_profiles_that_differ_are_refused_with_the_dimension() -> None:

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.findings import Family, Finding, Kind
+from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.plugins import ARTIFACTS, Artifact, Registry, recognise
-from vlatool.verification.check import Check
+from vlatool.verification.check import CheckOptions
 
-NOTE = Family("note", {"empty": Kind("error", "A note says nothing.", "write something")})
+NOTE = FindingCodes(
+    "note", {"empty": FindingCode("error", "A note says nothing.", "write something")}
+)
 
 
 def is_note(location: Path) -> bool:
     return location.suffix == ".note"
 
 
-def check_note(location: Path, check: Check) -> Iterator[Finding]:
+def check_note(location: Path, check: CheckOptions) -> Iterator[Finding]:
     check.checked.add(files=1)
     if not location.read_text():
         yield NOTE("empty", f"{location}: is empty", path=str(location))
@@ -47,7 +49,7 @@ def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
     (tmp_path / "x.note").touch()
     found = recognise(tmp_path / "x.note", table)
     assert found == ("note", note)
-    check = Check()
+    check = CheckOptions()
     findings = list(note.load("verify")(tmp_path / "x.note", check))
     assert [one.code for one in findings] == ["note.empty"]
     assert check.checked.files == 1

@@ -8,7 +8,7 @@ import pytest
 import typer
 from pydantic import Field
 
-from vlatool.cli.config_command import ConfigSpec, Sugar, config_command
+from vlatool.cli.config_command import ConfigSpec, OptionAlias, config_command
 from vlatool.cli.options import OutputOptions, TextArg, command_app
 from vlatool.cli.session import command
 from vlatool.config.base import ConfigModel
@@ -61,7 +61,7 @@ FLAT = ConfigSpec(
 TREE = ConfigSpec(
     lambda args: Tree,
     is_flat=False,
-    sugar={"output": Sugar(_run_folder, "RUN", "Folder of the run.", short="-o")},
+    option_aliases={"output": OptionAlias(_run_folder, "RUN", "Folder of the run.", short="-o")},
 )
 
 

@@ -34,7 +34,7 @@ def test_every_key_outside_the_sections_is_an_option() -> None:
     """As in the published command."""
     fields = TrainConfig.model_fields
     keys = {name for name, one in fields.items() if not isinstance(one.default, ConfigModel)}
-    assert keys - SPEC.sugar.keys() == set()
+    assert keys - SPEC.option_aliases.keys() == set()
 
 
 @pytest.mark.parametrize("command", ["train", "finetune", "resolve-config"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlatool.errors import DataError
-from vlatool.evaluation.codebook_usage import CodebookUsage, Frame
+from vlatool.evaluation.codebook_usage import CodebookUsage, FrameIndex
 
 CODES = torch.tensor([[0, 1, 2], [0, 3, 2], [0, 3, 1], [7, 7, 7]])
 
@@ -20,14 +20,14 @@ def test_usage_and_entropy_are_of_all_codes_that_occurred() -> None:
 
 def test_changes_are_counted_between_neighbouring_frames_only() -> None:
     use = CodebookUsage.of(8, 3)
-    use.add(CODES, [Frame("a", 0), Frame("a", 1), Frame("a", 3), Frame("b", 4)])
+    use.add(CODES, [FrameIndex("a", 0), FrameIndex("a", 1), FrameIndex("a", 3), FrameIndex("b", 4)])
     assert int(use.pairs) == 1
     assert use.figures()["changed_codes"] == 1
     assert use.figures()["constant_places"] == 2
 
 
 def test_last_frame_of_a_batch_is_the_neighbour_of_the_next_batch() -> None:
-    frames = [Frame("a", number) for number in range(4)]
+    frames = [FrameIndex("a", number) for number in range(4)]
     whole, parts = CodebookUsage.of(8, 3), CodebookUsage.of(8, 3)
     whole.add(CODES, frames)
     for number, frame in enumerate(frames):
@@ -38,8 +38,8 @@ def test_last_frame_of_a_batch_is_the_neighbour_of_the_next_batch() -> None:
 
 def test_counts_over_ranks_are_those_of_all_pictures() -> None:
     ranks = [CodebookUsage.of(8, 3) for _ in range(2)]
-    ranks[0].add(CODES[:2], [Frame("a", 0), Frame("a", 1)])
-    ranks[1].add(CODES[2:], [Frame("b", 0), Frame("b", 1)])
+    ranks[0].add(CODES[:2], [FrameIndex("a", 0), FrameIndex("a", 1)])
+    ranks[1].add(CODES[2:], [FrameIndex("b", 0), FrameIndex("b", 1)])
     names = iter(("counts", "changes", "pairs"))
 
     def reduce(own: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlatool.evaluation.encoding import spread
+from vlatool.evaluation.encoding import even_batches
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,6 @@ from vlatool.evaluation.encoding import spread
     [(0, 4, []), (4, 4, [4]), (5, 4, [2, 3]), (260, 64, [52] * 5), (3, 1, [1, 1, 1])],
 )
 def test_batches_of_an_episode_are_few_and_alike(count: int, most: int, sizes: list[int]) -> None:
-    batches = spread(count, most)
+    batches = even_batches(count, most)
     assert [len(batch) for batch in batches] == sizes
     assert [index for batch in batches for index in batch] == list(range(count))

@@ -16,7 +16,7 @@ from vlatool.evaluation.image_quality import (
     extremes,
     psnr,
     ssim,
-    to_bytes,
+    to_uint8,
 )
 
 
@@ -80,7 +80,7 @@ def test_ssim_of_pictures_smaller_than_a_window_is_refused() -> None:
 
 def test_what_a_network_makes_is_clamped_and_rounded() -> None:
     pixels = torch.tensor([-0.2, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 1.3])
-    assert to_bytes(pixels).tolist() == [0, 0, 0, 1, 255, 255]
+    assert to_uint8(pixels).tolist() == [0, 0, 0, 1, 255, 255]
 
 
 def test_blocks_have_their_mean_colour_at_the_border_too() -> None:

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from vlatool.evaluation.codebook_usage import Frame
+from vlatool.evaluation.codebook_usage import FrameIndex
 from vlatool.evaluation.image_quality import block_means
 from vlatool.evaluation.reconstruction import (
     CodeShape,
-    Judges,
+    MetricNetworks,
     Reconstruction,
     ReconstructionSums,
     frame_of,
     part_of,
 )
-from vlatool.loading.base import Block, DataSet
+from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.images.info import ImagesInfo
 from vlatool.models.perceptual.networks import perceptual_network
 
@@ -42,8 +42,10 @@ class MeanColours:
         return images.float().mean((2, 3))
 
 
-def sums_of(rows: range, judges: Judges | None = None) -> ReconstructionSums:
-    sums = ReconstructionSums(16, CPU, CodeShape(8, 4), judges or Judges(None, MeanColours()))
+def sums_of(rows: range, judges: MetricNetworks | None = None) -> ReconstructionSums:
+    sums = ReconstructionSums(
+        16, CPU, CodeShape(8, 4), judges or MetricNetworks(None, MeanColours())
+    )
     images = pictures()[rows.start : rows.stop]
     if len(rows):
         sums.add([KEYS[row] for row in rows], images, blocks_of_8(images))
@@ -70,7 +72,9 @@ def test_finer_blocks_are_better_than_the_baselines() -> None:
 def test_networks_that_are_given_are_asked() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
-        figures = sums_of(range(2), Judges(perceptual_network("lpips", None))).figures(_same)
+        figures = sums_of(range(2), MetricNetworks(perceptual_network("lpips", None))).figures(
+            _same
+        )
     assert figures["lpips"] != 0
     assert "rfid" not in figures
     assert sums_of(range(6)).figures(_same)["rfid"] == pytest.approx(0, abs=0.5)
@@ -87,17 +91,17 @@ def test_nothing_has_no_figures() -> None:
 @pytest.mark.parametrize(
     ("key", "frame"),
     [
-        ("train-episode_000003/00000012", Frame("train-episode_000003/", 12)),
-        ("a/episode_7_frame_9", Frame("a/episode_7_frame_", 9)),
-        ("a/plain", Frame("a/plain", 0)),
+        ("train-episode_000003/00000012", FrameIndex("train-episode_000003/", 12)),
+        ("a/episode_7_frame_9", FrameIndex("a/episode_7_frame_", 9)),
+        ("a/plain", FrameIndex("a/plain", 0)),
     ],
 )
-def test_name_of_a_picture_says_where_it_stands(key: str, frame: Frame) -> None:
+def test_name_of_a_picture_says_where_it_stands(key: str, frame: FrameIndex) -> None:
     assert frame_of(key) == frame
 
 
 def test_ranks_share_whole_shards() -> None:
-    blocks = tuple(Block(Path(f"{number}.tar"), number + 1) for number in range(5))
+    blocks = tuple(ShardInfo(Path(f"{number}.tar"), number + 1) for number in range(5))
     facts = ImagesInfo((DataSet("a", blocks),), (tuple(range(5)),))
     parts = [part_of(facts, rank, 3) for rank in range(3)]
     assert sorted(one.location for part in parts for one in part.datasets[0].blocks) == [

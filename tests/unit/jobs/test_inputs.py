@@ -2,14 +2,14 @@
 
 import pytest
 
-from vlatool.artifacts.profile import Profile
+from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.episode import PoseGroup
 from vlatool.jobs.inputs import digest_of
 from vlatool.sources.selection import EpisodeSelection
 from vlatool.sources.spartan.config import SpartanConfig
 
 SELECTION = EpisodeSelection(("a",), {"f": 3}, True, False, True)
-PROFILE = Profile("n", (0.5, 0.5), (1.0, 1.0))
+PROFILE = NormalizationProfile("n", (0.5, 0.5), (1.0, 1.0))
 
 
 def spartan() -> SpartanConfig:

@@ -10,7 +10,7 @@ from tests.builders.shards import npz_with_header
 from vlatool.findings import Finding
 from vlatool.jobs.append_log import AppendLog
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.journal import Journal, Receipt, forget
+from vlatool.jobs.journal import Journal, Receipt, remove_journal
 
 RECEIPT = Receipt(
     "episode_1",
@@ -97,6 +97,6 @@ def test_items_are_counted_once(tmp_path: Path) -> None:
 def test_forgotten_journal_is_empty(tmp_path: Path) -> None:
     Journal(tmp_path).store(RECEIPT)
 
-    forget(tmp_path)
+    remove_journal(tmp_path)
 
     assert (Journal(tmp_path).count(), Journal(tmp_path).holds_work()) == (0, False)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from vlatool.errors import ConfigError, DataError
-from vlatool.loading.base import Block, DataSet, Place
+from vlatool.loading.base import DataSet, SampleRef, ShardInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.loading.permutations import (
     PATTERN,
-    Kept,
+    TableCache,
     bit_reversed,
     largest_remainder,
     permutation,
@@ -36,7 +36,7 @@ def uneven(total: int, blocks: int) -> list[int]:
 
 
 def dataset(sizes: Sequence[int], name: str = "data") -> DataSet:
-    return DataSet(name, tuple(Block(Path(str(i)), size) for i, size in enumerate(sizes)))
+    return DataSet(name, tuple(ShardInfo(Path(str(i)), size) for i, size in enumerate(sizes)))
 
 
 def order_of(*sizes: Sequence[int], **options: Any) -> SampleOrder:
@@ -44,10 +44,10 @@ def order_of(*sizes: Sequence[int], **options: Any) -> SampleOrder:
     return SampleOrder(datasets, OrderOptions(**options))
 
 
-def every(*sizes: Sequence[int]) -> set[Place]:
+def every(*sizes: Sequence[int]) -> set[SampleRef]:
     """All samples of some data sets."""
     return {
-        Place(number, block, sample)
+        SampleRef(number, block, sample)
         for number, one in enumerate(sizes)
         for block, size in enumerate(one)
         for sample in range(size)
@@ -113,14 +113,14 @@ def test_without_shuffle_position_n_is_sample_n() -> None:
 def test_batch_comes_from_as_many_places_as_there_are_lanes() -> None:
     places = order_of([100] * 640, group=50).places(range(64))
 
-    assert len({place.block for place in places}) > 55
+    assert len({place.shard for place in places}) > 55
 
 
 def test_lane_stays_within_a_group_of_neighbours() -> None:
     """The key says how far a sample may travel: 64 lanes are in few blocks at a time."""
     order = order_of([100] * 1000, group=100)
 
-    blocks = {place.block for place in order.places(range(64 * 100))}
+    blocks = {place.shard for place in order.places(range(64 * 100))}
 
     assert len(blocks) <= order.blocks_in_use() == 128
 
@@ -162,7 +162,7 @@ def test_few_blocks_are_opened_by_two_processes() -> None:
     sizes = [2 * index + 2 for index in range(100)] + [266]
     ranks: dict[int, set[int]] = {}
     for position, place in enumerate(order_of(sizes).places(range(10366))):
-        ranks.setdefault(place.block, set()).add(position % 8)
+        ranks.setdefault(place.shard, set()).add(position % 8)
 
     shared = Counter(map(len, ranks.values()))
     assert sum(sizes) == 10366
@@ -192,7 +192,7 @@ def test_each_data_set_of_a_mixture_has_epochs_of_its_own() -> None:
         drawn = [place for place in places if place.dataset == number]
         size = sum(sizes)
         for start in range(0, len(drawn) - size, size):
-            epoch = {Place(0, *place[1:]) for place in drawn[start : start + size]}
+            epoch = {SampleRef(0, *place[1:]) for place in drawn[start : start + size]}
             assert epoch == every(sizes)
 
 
@@ -295,7 +295,7 @@ def test_far_position_is_found_without_a_walk() -> None:
 
 
 def test_tables_that_are_kept_are_bounded() -> None:
-    kept = Kept()
+    kept = TableCache()
     for number in range(100):
         kept.get(number, lambda: (np.zeros(1 << 20),))
 

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from vlatool.loading.base import MicroBatch
-from vlatool.loading.shared_memory import Parcel, SharedPool, stack_rows
+from vlatool.loading.shared_memory import BatchMessage, SharedPool, stack_rows
 
 SIZE = 100_001
 AHEAD = 2
 
 
-def made_in_room(lender: SharedPool, level: int) -> Parcel:
+def made_in_room(lender: SharedPool, level: int) -> BatchMessage:
     """A micro-batch whose pictures lie in a room."""
-    room = lender.room(SIZE)
+    room = lender.allocate(SIZE)
     room[:] = level
     return lender.packed(MicroBatch({"images": torch.from_numpy(room)}, ("one",)))
 
 
-def images(parcel: Parcel) -> Tensor:
+def images(parcel: BatchMessage) -> Tensor:
     return parcel.opened().batch["images"]
 
 
@@ -75,7 +75,7 @@ def test_other_rows_are_copied(where: str) -> None:
 
 def test_room_of_a_micro_batch_is_sent_without_a_copy() -> None:
     lender = SharedPool(AHEAD)
-    room = lender.room(SIZE)
+    room = lender.allocate(SIZE)
     parcel = lender.packed(MicroBatch({"images": torch.from_numpy(room)}, ()))
 
     room[5] = 77
@@ -121,11 +121,11 @@ def test_no_more_memory_is_kept_than_is_in_use_at_once() -> None:
 
 def test_room_that_was_not_used_is_not_kept() -> None:
     lender = SharedPool(AHEAD)
-    room = weakref.ref(lender.room(SIZE))
+    room = weakref.ref(lender.allocate(SIZE))
     assert room() is None
 
     lender.packed(MicroBatch({}, ()))
-    first, second = lender.room(SIZE), lender.room(SIZE)
+    first, second = lender.allocate(SIZE), lender.allocate(SIZE)
 
     assert not np.shares_memory(first, second)
 
@@ -184,11 +184,11 @@ def test_memory_that_arrived_in_inference_mode_is_given_back_after_it() -> None:
     message = ForkingPickler.dumps(parcel)
     with torch.inference_mode():
         taken = images(ForkingPickler.loads(message))
-    taken_again = lender.room(SIZE)
+    taken_again = lender.allocate(SIZE)
     del taken
 
     lender.packed(MicroBatch({"images": torch.from_numpy(taken_again)}, ()))
-    assert lender.room(SIZE)[0] == 1
+    assert lender.allocate(SIZE)[0] == 1
 
 
 def test_order_of_axes_is_kept_in_small_batches_too() -> None:

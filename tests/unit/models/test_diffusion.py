@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig
 from vlatool.models.diffusion_policy.noise import Diffusion, alphas_cumprod
-from vlatool.models.diffusion_policy.solvers import Course, solve
+from vlatool.models.diffusion_policy.solvers import SamplingSchedule, solve
 
 FREE = NoiseConfig(clamp_range=None)
 
@@ -64,7 +64,7 @@ def test_samples_have_mean_and_spread_of_the_data(
     noise = NoiseConfig.model_validate({"clamp_range": None, "beta_schedule": schedule})
     rng = torch.Generator().manual_seed(0)
     start = torch.randn(4000, 1, 1, generator=rng)
-    end = solve(oracle(0.5, 0.3, noise), start, Course(noise, steps, rng=rng), solver)
+    end = solve(oracle(0.5, 0.3, noise), start, SamplingSchedule(noise, steps, rng=rng), solver)
     assert end.mean().item() == pytest.approx(0.5, abs=0.03)
     assert end.std().item() == pytest.approx(0.3, abs=0.04)
 
@@ -72,14 +72,14 @@ def test_samples_have_mean_and_spread_of_the_data(
 @pytest.mark.parametrize("steps", [1, 3, 1000, 1500])
 def test_one_certain_action_is_found_in_any_number_of_steps(steps: int) -> None:
     start = torch.randn(3, 2, 1, generator=torch.Generator().manual_seed(1))
-    end = solve(oracle(0.5, 0.0), start, Course(FREE, steps), DdimConfig())
+    end = solve(oracle(0.5, 0.0), start, SamplingSchedule(FREE, steps), DdimConfig())
     torch.testing.assert_close(end, torch.full_like(end, 0.5), rtol=0, atol=1e-3)
 
 
 def test_denoised_actions_stay_within_the_limits() -> None:
     noise = NoiseConfig(clamp_range=(-1.0, 1.0))
     start = torch.randn(100, 1, 1, generator=torch.Generator().manual_seed(1))
-    end = solve(oracle(3.0, 0.1), start, Course(noise, 10), DdimConfig())
+    end = solve(oracle(3.0, 0.1), start, SamplingSchedule(noise, 10), DdimConfig())
     torch.testing.assert_close(end, torch.ones_like(end))
 
 
@@ -89,7 +89,7 @@ def test_fresh_noise_comes_from_the_generator_alone() -> None:
         solve(
             oracle(0.0, 1.0),
             start,
-            Course(FREE, 5, rng=torch.Generator().manual_seed(seed)),
+            SamplingSchedule(FREE, 5, rng=torch.Generator().manual_seed(seed)),
             DdpmConfig(),
         )
         for seed in (1, 1, 2)
@@ -107,6 +107,6 @@ def test_known_actions_are_seen_at_every_step() -> None:
         seen.append(x[0, 0, 0].item())
         return x
 
-    end = solve(network, torch.zeros(1, 2, 1), Course(FREE, 4, known=known), DdimConfig())
+    end = solve(network, torch.zeros(1, 2, 1), SamplingSchedule(FREE, 4, known=known), DdimConfig())
     assert seen == [7.0] * 4
     assert end[0, 0, 0].item() == 7.0

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import EulerConfig, HeunConfig, NoiseConfig
 from vlatool.models.diffusion_policy.noise import FlowMatching
-from vlatool.models.diffusion_policy.solvers import Course, solve
+from vlatool.models.diffusion_policy.solvers import SamplingSchedule, solve
 
 EULER, HEUN = EulerConfig(), HeunConfig()
 
@@ -21,10 +21,10 @@ def constant(value: float) -> Callable[[Tensor, int], Tensor]:
 
 def course(
     steps: int, num_timesteps: int = 1000, limit: float | None = None, **keys: Tensor
-) -> Course:
+) -> SamplingSchedule:
     clamp = None if limit is None else (-limit, limit)
     noise = NoiseConfig(num_timesteps=num_timesteps, clamp_range=clamp)
-    return Course(noise, steps, **keys)
+    return SamplingSchedule(noise, steps, **keys)
 
 
 # Source: lbm-training A.5

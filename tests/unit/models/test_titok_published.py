@@ -175,7 +175,7 @@ def run_of(folder: Path, *typed: str) -> tuple[TrainConfig, tuple[str, ...]]:
     path.write_text(yaml.safe_dump(STAGE_2))
     overrides = [parse_override(text) for text in typed]
     resolved = load_config(TrainConfig, files=[str(path)], overrides=overrides)
-    return resolved.config, resolved.ignored
+    return resolved.config, resolved.unknown_keys
 
 
 def test_published_overrides_win_over_the_file(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def codes(source: Path, *, deep: bool = False) -> Counter[str]:
     """Findings of a source by their codes."""
     reader = ImagesReader(ImagesConfig())
     refs = list(reader.discover([source]))
-    found = [*reader.noticed, *(one for ref in refs for one in reader.check(ref, deep=deep))]
+    found = [
+        *reader.source_findings,
+        *(one for ref in refs for one in reader.check(ref, deep=deep)),
+    ]
     return Counter(one.code for one in found)
 
 

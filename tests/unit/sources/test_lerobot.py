@@ -119,7 +119,7 @@ def test_a_data_set_given_twice_is_read_once(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     reader, refs = discover(root, tmp_path)
     assert len(refs) == 2
-    assert codes(reader.noticed) == ["source.given_twice"]
+    assert codes(reader.source_findings) == ["source.given_twice"]
 
 
 def test_image_columns_are_cameras(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_rows_are_sorted_by_frame_index_with_their_pictures(tmp_path: Path) -> N
 def test_v20_and_a_wrong_version_follow_the_layout(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", version="v2.0", info={"codebase_version": "v2.3.0"})
     reader, refs = discover(root)
-    assert codes(reader.noticed) == ["lerobot.version_mismatch"]
+    assert codes(reader.source_findings) == ["lerobot.version_mismatch"]
     assert reader.read(refs[0]).extras["source_version"] == "v2.0"
 
 
@@ -185,7 +185,7 @@ def test_a_wrong_template_falls_back_to_the_file_name_with_one_warning(tmp_path:
     wrong = "data/chunk-{episode_index:03d}/episode_{episode_index:06d}.parquet"
     root = lerobot_dataset(tmp_path / "set", [3, 3, 3], cameras={}, info={"data_path": wrong})
     reader, refs = discover(root)
-    assert codes(reader.noticed) == ["lerobot.template_mismatch"]
+    assert codes(reader.source_findings) == ["lerobot.template_mismatch"]
     assert [reader.read(ref).num_frames for ref in refs] == [3, 3, 3]
 
 
@@ -193,7 +193,7 @@ def test_chunk_index_and_missing_templates_are_understood(tmp_path: Path) -> Non
     template = "data/chunk-{chunk_index:03d}/episode_{episode_index:06d}.parquet"
     changes = {"data_path": template, "video_path": None, "chunks_size": None}
     reader, refs = discover(lerobot_dataset(tmp_path / "set", info=changes))
-    assert reader.noticed == []
+    assert reader.source_findings == []
     assert list(reader.read(refs[1]).cameras) == [FRONT]
 
 
@@ -201,7 +201,7 @@ def test_a_camera_without_any_file_is_left_out(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set")
     add_feature(root, "observation.images.ghost", "video", [32, 48, 3])
     reader, refs = discover(root)
-    assert codes(reader.noticed) == ["lerobot.camera_without_files"]
+    assert codes(reader.source_findings) == ["lerobot.camera_without_files"]
     assert list(reader.read(refs[0]).cameras) == [FRONT]
 
 
@@ -238,7 +238,7 @@ def test_a_depth_camera_is_left_out(tmp_path: Path) -> None:
     features[FRONT]["video_info"] = {"video.is_depth_map": True}
     edit_info(root, features=features)
     reader, refs = discover(root)
-    assert codes(reader.noticed) == ["lerobot.depth_camera"]
+    assert codes(reader.source_findings) == ["lerobot.depth_camera"]
     assert dict(reader.read(refs[0]).cameras) == {}
 
 

@@ -75,4 +75,4 @@ def test_groups_that_cannot_be_used_name_nothing(modality: str, tmp_path: Path) 
 def test_groups_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     reader = LeRobotReader(LeRobotConfig())
     list(reader.discover([dataset(tmp_path, None, "no json")]))
-    assert "lerobot.bad_modality" in [one.code for one in reader.noticed]
+    assert "lerobot.bad_modality" in [one.code for one in reader.source_findings]

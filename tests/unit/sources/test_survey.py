@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders.lerobot import Columns, lerobot_dataset, write_lines
 from tests.builders.spartan import CAMERAS, Change, Documents, session_folder, spartan_task
-from vlatool.episode import EpisodeRef, FieldFacts, Survey
+from vlatool.episode import EpisodeRef, FieldSpec, Survey
 from vlatool.errors import DataError
 from vlatool.sources.base import FormatReader, facts_of, survey_by_reading
 from vlatool.sources.lerobot.config import LeRobotConfig
@@ -105,9 +105,9 @@ def test_cameras_are_those_that_are_declared_whichever_episode_lacks_its_video(
 def test_one_odd_episode_does_not_decide_a_width(tmp_path: Path) -> None:
     odd = put(XYZ, np.zeros((6, 4)))
     survey = surveyed(spartan(spartan_task(tmp_path / "three", 3, 6, changes={0: odd})))
-    assert survey.fields[XYZ] == FieldFacts(3)
+    assert survey.fields[XYZ] == FieldSpec(3)
     even = surveyed(spartan(spartan_task(tmp_path / "two", 2, 6, changes={0: odd})))
-    assert even.fields[XYZ] == FieldFacts(4)
+    assert even.fields[XYZ] == FieldSpec(4)
 
 
 @pytest.mark.parametrize("odd", range(3))
@@ -163,8 +163,8 @@ def test_names_of_channels_are_those_that_are_declared(tmp_path: Path) -> None:
     tree["features"]["action"]["names"] = ["one too many", "a", "b"]
     (root / "meta/info.json").write_text(json.dumps(tree))
     fields = surveyed(lerobot(root)).fields
-    assert fields["observation.state"] == FieldFacts(3, ("x", "y", "z"))
-    assert fields["action"] == FieldFacts(2)
+    assert fields["observation.state"] == FieldSpec(3, ("x", "y", "z"))
+    assert fields["action"] == FieldSpec(2)
 
 
 def test_frames_are_unknown_where_the_list_does_not_say(tmp_path: Path) -> None:

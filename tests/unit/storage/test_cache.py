@@ -67,7 +67,8 @@ def test_what_is_known_of_a_file_is_made_once(tmp_path: Path) -> None:
     file, made = version(tmp_path / "a"), list[str]()
 
     found = {
-        FileCache(tmp_path / "cache").content(file, ".index", counting(made)) for _ in range(3)
+        FileCache(tmp_path / "cache").get_or_create(file, ".index", counting(made))
+        for _ in range(3)
     }
 
     assert (found, made) == ({b"content"}, ["made"])

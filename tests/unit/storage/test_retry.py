@@ -9,11 +9,11 @@ import pytest
 from vlatool.errors import StorageError, UsageError
 from vlatool.storage.retry import (
     SPEED_VARIABLE,
-    Notices,
-    Pace,
     ProcessClock,
-    Trouble,
-    patience,
+    RetryAdvice,
+    RetryPolicy,
+    WarningThrottle,
+    retry_timeout,
     retrying,
 )
 
@@ -24,7 +24,7 @@ class Clock:
     def __init__(self) -> None:
         self.passed = 0.0
         self.sleeps: list[float] = []
-        self.pace = Pace(self, lambda _, longest: longest, Notices())
+        self.pace = RetryPolicy(self, lambda _, longest: longest, WarningThrottle())
 
     def now(self) -> float:
         return self.passed
@@ -106,7 +106,7 @@ def test_patience_that_is_no_number_is_a_usage_error(
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", text)
 
     with pytest.raises(UsageError) as caught:
-        patience()
+        retry_timeout()
 
     assert caught.value.code == "usage.bad_environment"
 
@@ -115,7 +115,10 @@ def test_requested_wait_is_kept() -> None:
     clock = Clock()
 
     retrying(
-        Flaky([ValueError()]), "s3://b/k", judge=lambda _: Trouble("busy", 25.0), pace=clock.pace
+        Flaky([ValueError()]),
+        "s3://b/k",
+        classify=lambda _: RetryAdvice("busy", 25.0),
+        pace=clock.pace,
     )
 
     assert clock.sleeps == [25.0]

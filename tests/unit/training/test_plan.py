@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from vlatool.errors import UsageError
-from vlatool.loading.base import Block, DataSet
+from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.plan import TrainPlan, make_plan
 
@@ -17,7 +17,7 @@ def plan(
     per_device: int | None = 8,
     **keys: Any,
 ) -> TrainPlan:
-    sets = [DataSet(f"set {n}", (Block(Path("block"), size),)) for n, size in enumerate(sizes)]
+    sets = [DataSet(f"set {n}", (ShardInfo(Path("block"), size),)) for n, size in enumerate(sizes)]
     h = HParams(global_batch_size=batch, per_gpu_batch_size=per_device)
     return make_plan(TrainConfig.model_validate({"hparams": h, **keys}), sets, world_size)
 

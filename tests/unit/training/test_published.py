@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vlatool.config.layers import Reading
+from vlatool.config.layers import ReadOptions
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import Resolved, load_config
 from vlatool.errors import ConfigError
@@ -112,7 +112,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 def load(*files: str, compat: bool = False, **set_: Any) -> Resolved[TrainConfig]:
     """Files, and keys over them with `__` for dots."""
     overrides = [parse_override(f"{key.replace('__', '.')}={one}") for key, one in set_.items()]
-    reading = Reading(compat=compat)
+    reading = ReadOptions(compat=compat)
     return load_config(TrainConfig, files=files, overrides=overrides, reading=reading)
 
 
@@ -139,7 +139,7 @@ def test_job_file_means_the_same_with_deep_and_with_shallow_merging(
 def test_record_is_read_leniently_and_says_what_it_leaves_out(write: Write) -> None:
     write("config.yaml", RECORD)
     found = load("config.yaml")
-    assert set(found.ignored) == {
+    assert set(found.unknown_keys) == {
         "data.an_older_key",
         "distributed.device",
         "distributed.local_rank",
@@ -170,7 +170,7 @@ def test_own_file_is_typed_and_what_it_includes_is_not(write: Write) -> None:
 
 def test_unknown_key_of_a_job_is_left_out_with_compat_alone(write: Write) -> None:
     write("job.yaml", "hparams: {lr: 1, momentum: 2}\n")
-    assert load("job.yaml", compat=True).ignored == ("hparams.momentum",)
+    assert load("job.yaml", compat=True).unknown_keys == ("hparams.momentum",)
     with pytest.raises(ConfigError) as caught:
         load("job.yaml")
     assert caught.value.code == "config.unknown_key"

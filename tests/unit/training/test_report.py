@@ -29,7 +29,7 @@ class Alarmed(Regression):
         super().__init__()
         self._severity = severity
 
-    def watch(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+    def check_metrics(self, figures: Mapping[str, float]) -> Sequence[Finding]:
         assert "again" in figures
         return [Finding("toy.loud", self._severity, "it is loud")]  # pyright: ignore[reportArgumentType]
 

@@ -14,7 +14,7 @@ from vlatool.errors import UsageError
 from vlatool.jobs.record import read_record
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.training.config import TrainConfig
-from vlatool.training.resume import open_run, recalled, repair_run, resumable_run
+from vlatool.training.resume import open_run, repair_run, resumable_run, with_base_config
 
 KILLED = 77
 # What the interpreter tells of before it is done.
@@ -187,5 +187,5 @@ def test_weights_to_begin_with_are_not_overwritten(tmp_path: Path) -> None:
     run = finished(tmp_path)
     model = DiffusionPolicyConfig(resume_from_checkpoint=str(tmp_path))
     with pytest.raises(UsageError) as caught:
-        recalled(NEW.model_copy(update={"overwrite": True, "model": model}), run)
+        with_base_config(NEW.model_copy(update={"overwrite": True, "model": model}), run)
     assert caught.value.code == "usage.overwrites_origin"

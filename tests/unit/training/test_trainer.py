@@ -142,7 +142,7 @@ def test_randomness_of_a_step_is_the_same_after_a_resume(tmp_path: Path) -> None
 
     def drawn(*key: int) -> tuple[torch.Tensor, torch.Tensor]:
         runtime.seed(*key)
-        return runtime.draws(range(4), 4, *key).uniform(3), torch.rand(3)
+        return runtime.rng(range(4), 4, *key).uniform(3), torch.rand(3)
 
     first = drawn(42, 5)
     drawn(42, 6)

@@ -11,7 +11,7 @@ from vlatool.artifacts.shard_lists import find_shards
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.inputs import digest_of
-from vlatool.loading.base import Block, DataSet
+from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.shard_reader import cached_index, file_cache, shard_index
 from vlatool.storage.background import in_parallel
@@ -49,7 +49,7 @@ class ImagesInfo:
         return sum(one.size for one in self.datasets)
 
 
-def read_facts(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
+def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
     """Finds the shards and counts their samples.
 
     Shards carry no counts: one without an index beside it is scanned once, and the index kept in
@@ -85,7 +85,7 @@ def _dataset(
             for version, index in zip(fresh, each(partial(_scanned, cache), fresh), strict=True):
                 counts[version.path] = len(index.offsets)
                 bar.advance()
-    blocks = tuple(Block(path, counts[path]) for path in paths)
+    blocks = tuple(ShardInfo(path, counts[path]) for path in paths)
     return DataSet(text, blocks), tuple(version.size for version, _ in looked)
 
 

@@ -14,7 +14,7 @@ from vlatool.artifacts.provenance import (
 from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing
-from vlatool.loading.images.info import ImagesInfo, read_facts
+from vlatool.loading.images.info import ImagesInfo, load_info
 from vlatool.loading.images.reader import DROP_REASONS, ImageReader
 
 
@@ -37,13 +37,13 @@ class ImagesKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("shards",)
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
-    def read_facts(self, config: ImageDataConfig) -> ImagesInfo:
+    def load_info(self, config: ImageDataConfig) -> ImagesInfo:
         """The shards and their counts; those without an index are scanned once."""
-        return read_facts(config)
+        return load_info(config)
 
-    def read_facts_telling(self, config: ImageDataConfig, reporter: Reporter) -> ImagesInfo:
+    def load_info_reporting(self, config: ImageDataConfig, reporter: Reporter) -> ImagesInfo:
         """As `read_facts`; see `loading.base.TellsOfFacts`."""
-        return read_facts(config, reporter)
+        return load_info(config, reporter)
 
     def validation(self, config: ImageDataConfig) -> ImageDataConfig | None:
         """The same section for `val_shards`, in stored order, cropped in the middle."""
@@ -70,17 +70,17 @@ class ImagesKind:
         """Reads, decodes and prepares pictures."""
         return ImageReader(config, facts)
 
-    def prepared(self, config: ImageDataConfig, facts: ImagesInfo) -> ImagesAssets:
+    def make_assets(self, config: ImageDataConfig, facts: ImagesInfo) -> ImagesAssets:
         """The rule of preprocessing."""
         del facts
         return ImagesAssets(config.preprocessing)
 
-    def keep(self, config: ImageDataConfig, facts: ImagesInfo, folder: Path) -> None:
+    def save_assets(self, config: ImageDataConfig, facts: ImagesInfo, folder: Path) -> None:
         """Writes the rule of preprocessing."""
         del facts
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
-    def kept(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:
+    def load_assets(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:
         """What `keep` wrote; DataError where it is missing, broken, or not that of the config."""
         try:
             rule = ImagePreprocessing.model_validate(read_preprocessing_config(folder))

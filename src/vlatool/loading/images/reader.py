@@ -10,7 +10,7 @@ from vlatool.artifacts.fragment import Members
 from vlatool.artifacts.image import decode_rgb, picture_mode
 from vlatool.artifacts.image_shards import METADATA_SUFFIX, PICTURE_SUFFIXES
 from vlatool.episode import UInt8Array
-from vlatool.loading.base import Dropped, Place
+from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.info import ImagesInfo
 from vlatool.loading.images.preprocessing import prepare_image
@@ -49,40 +49,40 @@ class ImageReader:
         self._blocks = ShardReader(facts.datasets, ShardCache.of(config, facts.datasets))
 
     def read(
-        self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
-    ) -> list[ImageSample | Dropped]:
+        self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
+    ) -> list[ImageSample | DroppedSample]:
         """The samples at some places, in order; see `loading.base.SampleReader`."""
         found = zip(places, self._blocks.members(places), rngs, strict=True)
         return [
-            one if isinstance(one, Dropped) else self._sample(place, one, rng)
+            one if isinstance(one, DroppedSample) else self._sample(place, one, rng)
             for place, one, rng in found
         ]
 
-    def ahead(self, places: Sequence[Place]) -> None:
+    def prefetch(self, places: Sequence[SampleRef]) -> None:
         """Begins to fetch them where they are remote; see `loading.base.Prefetching`."""
-        self._blocks.ahead(places)
+        self._blocks.prefetch(places)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ImageReader, (self._config, self._facts))
 
     def _sample(
-        self, place: Place, members: Members, rng: np.random.Generator
-    ) -> ImageSample | Dropped:
-        shard = self._facts.datasets[place.dataset].blocks[place.block].location
+        self, place: SampleRef, members: Members, rng: np.random.Generator
+    ) -> ImageSample | DroppedSample:
+        shard = self._facts.datasets[place.dataset].blocks[place.shard].location
         key = _global_key(members.contents) or f"{shard.stem}/{members.key}"
         data = _picture(members.contents)
         if data is None:
             told = f"{shard}: sample {members.key} has none of {', '.join(PICTURE_SUFFIXES)}"
-            return Dropped(NO_IMAGE, key, told)
+            return DroppedSample(NO_IMAGE, key, told)
         try:
             mode = picture_mode(data)
             if mode != "RGB" and not self._config.convert_colors:
                 told = f"{shard}: sample {members.key} is {mode}, not RGB; data.convert_colors"
-                return Dropped(NOT_RGB, key, f"{told} makes it so")
+                return DroppedSample(NOT_RGB, key, f"{told} makes it so")
             pixels = decode_rgb(data)
         except ValueError as error:
             told = f"{shard}: the picture of sample {members.key} cannot be decoded: {error}"
-            return Dropped(BROKEN_IMAGE, key, told)
+            return DroppedSample(BROKEN_IMAGE, key, told)
         return ImageSample(key, prepare_image(pixels, self._config.preprocessing, rng))
 
 

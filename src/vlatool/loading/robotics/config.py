@@ -214,7 +214,7 @@ class RoboticsDataConfig(PublishedDataConfig):
                 raise ValueError(f"{key} has {given} entries, dataset_manifest has {count}")
         return self
 
-    def settled(self) -> tuple[Self, Mapping[str, str]]:
+    def derive_static(self) -> tuple[Self, Mapping[str, str]]:
         """Names of pictures, and fields of the normalisation, as far as they are known."""
         update: dict[str, Any] = {}
         rules: dict[str, str] = {}

@@ -18,7 +18,7 @@ from vlatool.artifacts.stats import (
 )
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of
-from vlatool.loading.base import Block, DataSet
+from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.robotics.config import RoboticsDataConfig, picture_names
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
@@ -60,7 +60,7 @@ class RoboticsInfo:
         """The shards as blocks."""
         names = self.names or tuple(f"data set {number}" for number, _ in enumerate(self.shards, 1))
         return tuple(
-            DataSet(name, tuple(Block(shard.path, shard.num_sequences) for shard in shards))
+            DataSet(name, tuple(ShardInfo(shard.path, shard.num_sequences) for shard in shards))
             for name, shards in zip(names, self.shards, strict=True)
         )
 
@@ -112,7 +112,7 @@ class RoboticsInfo:
         return [field_width(name, self.statistics[name]) for name in fields]
 
 
-def read_facts(config: RoboticsDataConfig) -> RoboticsInfo:
+def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     """Opens manifests, statistics and preprocessing options, and checks that shards are whole.
 
     Raises:

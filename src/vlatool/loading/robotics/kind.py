@@ -19,11 +19,11 @@ from vlatool.artifacts.stats import Statistics, write_stats
 from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.base import Dropped, Place
+from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.robotics.augmentation import AugmentationConfig
 from vlatool.loading.robotics.config import HeldOutDataConfig, RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
-from vlatool.loading.robotics.info import RoboticsInfo, derive_data, read_facts
+from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeMethod, resize
@@ -112,9 +112,9 @@ class RoboticsKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
-    def read_facts(self, config: RoboticsDataConfig) -> RoboticsInfo:
+    def load_info(self, config: RoboticsDataConfig) -> RoboticsInfo:
         """Manifests, statistics and preprocessing options; local shards are whole."""
-        return read_facts(config)
+        return load_info(config)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
         """The same section for `val_dataset_manifest`, in stored order; nothing varies."""
@@ -147,11 +147,11 @@ class RoboticsKind:
 
         return RoboticsReader(config, facts)
 
-    def prepared(self, config: RoboticsDataConfig, facts: RoboticsInfo) -> RoboticsAssets:
+    def make_assets(self, config: RoboticsDataConfig, facts: RoboticsInfo) -> RoboticsAssets:
         """Scales and poses of the training data."""
         return _kept(config, facts.statistics, facts.statistics_past, facts.options[0])
 
-    def keep(self, config: RoboticsDataConfig, facts: RoboticsInfo, folder: Path) -> None:
+    def save_assets(self, config: RoboticsDataConfig, facts: RoboticsInfo, folder: Path) -> None:
         """Statistics of the fields that are used, and how the first data set was made.
 
         Adds the size of the pictures, which preprocessing leaves open where it did not resize.
@@ -165,7 +165,7 @@ class RoboticsKind:
         steps = {"past_lowdim_steps": facts.statistics_past, "future_lowdim_steps": facts.future}
         write_preprocessing_config(folder, {**facts.options[0], **steps, **known})
 
-    def kept(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
+    def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
         """What `keep` wrote; DataError where it is missing or broken."""
         run = RunDir(folder)
         statistics = run.statistics()
@@ -191,8 +191,8 @@ class RoboticsKind:
         with suppress(DataError):  # whoever reads that sample for its content says what is wrong
             whole = config.model_copy(update={"augmentation": AugmentationConfig()})
             reader = self.reader(whole, facts)
-            sample = reader.read([Place(0, first, 0)], [np.random.default_rng(0)])[0]
-            if not isinstance(sample, Dropped):
+            sample = reader.read([SampleRef(0, first, 0)], [np.random.default_rng(0)])[0]
+            if not isinstance(sample, DroppedSample):
                 return sample.images.shape[1], sample.images.shape[2]
         return None
 

@@ -9,7 +9,7 @@ import numpy as np
 from vlatool.artifacts.fragment import Members
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.base import Dropped, Place, Room
+from vlatool.loading.base import Allocate, DroppedSample, SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample, SampleDecoder
 from vlatool.loading.robotics.info import RoboticsInfo, picture_size
@@ -37,14 +37,14 @@ class RoboticsReader:
         self._shape: tuple[int, ...] = ()
 
     def read(
-        self, places: Sequence[Place], rngs: Sequence[np.random.Generator]
-    ) -> list[DecodedSample | Dropped]:
+        self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
+    ) -> list[DecodedSample | DroppedSample]:
         """The samples at some places, in order; see `loading.base.SampleReader`."""
         return self._read(places, rngs, [None] * len(places))
 
     def read_into(
-        self, places: Sequence[Place], rngs: Sequence[np.random.Generator], room: Room
-    ) -> list[DecodedSample | Dropped]:
+        self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator], room: Allocate
+    ) -> list[DecodedSample | DroppedSample]:
         """The same, their pictures one after another; see `loading.base.ReadsIntoBuffer`.
 
         They get as much room as those that were read before.
@@ -53,45 +53,45 @@ class RoboticsReader:
         if self._shape:
             rows = [*room(len(places) * math.prod(self._shape)).reshape(-1, *self._shape)]
         found = self._read(places, rngs, rows)
-        shapes = [one.images.shape for one in found if not isinstance(one, Dropped)]
+        shapes = [one.images.shape for one in found if not isinstance(one, DroppedSample)]
         self._shape = shapes[-1] if shapes else self._shape
         return found
 
-    def ahead(self, places: Sequence[Place]) -> None:
+    def prefetch(self, places: Sequence[SampleRef]) -> None:
         """Begins to fetch them where they are remote; see `loading.base.Prefetching`."""
-        self._blocks.ahead(places)
+        self._blocks.prefetch(places)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (RoboticsReader, self._arguments)
 
     def _read(
         self,
-        places: Sequence[Place],
+        places: Sequence[SampleRef],
         rngs: Sequence[np.random.Generator],
         rows: Sequence[UInt8Array | None],
-    ) -> list[DecodedSample | Dropped]:
+    ) -> list[DecodedSample | DroppedSample]:
         """Samples, the pictures of those that are not dropped in the first of the rows."""
-        found: list[DecodedSample | Dropped] = []
+        found: list[DecodedSample | DroppedSample] = []
         kept = 0
         for place, members, rng in zip(places, self._blocks.members(places), rngs, strict=True):
             one = members
-            if not isinstance(one, Dropped):
+            if not isinstance(one, DroppedSample):
                 one = self._sample(place, one, rng, rows[kept])
-            kept += not isinstance(one, Dropped)
+            kept += not isinstance(one, DroppedSample)
             found.append(one)
         return found
 
     def _sample(
         self,
-        place: Place,
+        place: SampleRef,
         members: Members,
         rng: np.random.Generator,
         room: UInt8Array | None,
-    ) -> DecodedSample | Dropped:
+    ) -> DecodedSample | DroppedSample:
         try:
             return self._decoders[place.dataset](members.key, members.contents, rng, room)
         except DataError as error:
             reason = error.code.removeprefix("data.")
             if reason not in DROP_REASONS:
                 raise
-            return Dropped(reason, members.key, f"{error.message} ({error.hint})")
+            return DroppedSample(reason, members.key, f"{error.message} ({error.hint})")

@@ -55,7 +55,7 @@ class ViTBackboneConfig(NetworkConfig):
         "pretrained": "it is trained from scratch",
         "interpolation_mode": "it is trained from scratch",
     }
-    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "cls_flag": ((False,), "every token is a patch"),
         "projector_pixel_shuffle_factor": ((1,), "patches are not joined; take larger ones"),
     }
@@ -177,7 +177,7 @@ class VlmBackboneConfig(BaseBackboneConfig):
 class FoundryBackboneConfig(NetworkConfig):
     """A vision-language model that the published program trained; read, not built."""
 
-    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "type": ((), "such models are not built; take a base model of the hub, type vlm_backbone"),
     }
 
@@ -193,7 +193,7 @@ class FoundryBackboneConfig(NetworkConfig):
 class OpenClipConfig(NetworkConfig):
     """CLIP of another library; read, not built."""
 
-    refused: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
+    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "type": ((), "its names are another library's; take a CLIP of the hub, type clip_backbone"),
     }
 

@@ -30,7 +30,7 @@ class LossBreakdown:
 
     fields: Mapping[str, int] = field(default_factory=dict[str, int])
     training: Sequence[str] = ()
-    held_out: Sequence[str] = ()
+    validation: Sequence[str] = ()
 
     def sums(
         self, error: Tensor, mask: Tensor, dataset: Tensor | None, *, training: bool
@@ -47,7 +47,7 @@ class LossBreakdown:
             return {}
         error = error.detach()
         found = {_BY_DIMENSION: error.sum(dim=(0, 1))}
-        size = len(self.training if training else self.held_out)
+        size = len(self.training if training else self.validation)
         if size > 1 and dataset is not None:
             rows = dataset.repeat_interleave(len(error) // len(dataset))
             zeros = torch.zeros(size, dtype=error.dtype, device=error.device)
@@ -73,7 +73,7 @@ class LossBreakdown:
             for (name, width), part in zip(self.fields.items(), parts, strict=True):
                 found[f"action_error/{name}"] = float(part.sum()) / (steps * width)
         if _BY_DATASET in sums:
-            labels = dataset_labels(self.training if training else self.held_out)
+            labels = dataset_labels(self.training if training else self.validation)
             seen = zip(labels, sums[_BY_DATASET].tolist(), sums[_COUNTS].tolist(), strict=True)
             found |= {f"loss/{label}": total / number for label, total, number in seen if number}
         return found

@@ -17,7 +17,7 @@ _COSINE_OFFSET, _LARGEST_BETA = 0.008, 0.999
 Clamp = tuple[float, float] | None
 
 
-class Process(Protocol):
+class ForwardProcess(Protocol):
     """A forward process."""
 
     def noised(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Diffusion:
         return noise
 
 
-def process(config: NoiseConfig, *, flow: bool) -> Process:
+def process(config: NoiseConfig, *, flow: bool) -> ForwardProcess:
     """Flow matching, or diffusion."""
     return FlowMatching(config) if flow else Diffusion(config)
 

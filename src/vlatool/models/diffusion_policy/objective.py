@@ -12,7 +12,7 @@ from torch import Tensor
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
 from vlatool.models.diffusion_policy.noise import process
-from vlatool.models.diffusion_policy.solvers import Course, solve
+from vlatool.models.diffusion_policy.solvers import SamplingSchedule, solve
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class DenoisingObjective(Objective):
         actions = given.repeat_interleave(self._repeats, dim=0)
         mask: Tensor = batch["future_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
         known: Tensor = batch["past_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
-        time = ctx.draws.integers(self._num_timesteps, self._repeats).flatten()
-        noise = ctx.draws.normal(self._repeats, *given.shape[1:]).flatten(0, 1)
+        time = ctx.rng.integers(self._num_timesteps, self._repeats).flatten()
+        noise = ctx.rng.normal(self._repeats, *given.shape[1:]).flatten(0, 1)
         inputs = torch.where(known, actions, self._process.noised(actions, noise, time))
         predicted = ctx.parts["model"](
             batch["images"], batch["text"], batch["proprioception"], inputs, time, **shown(batch)
@@ -59,7 +59,7 @@ class DenoisingObjective(Objective):
             sums=self._shares.sums(counted, mask, batch.get("dataset"), training=ctx.training),
         )
 
-    def figures(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+    def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Errors of each action field, losses of each data set."""
         return self._shares.figures(sums, count, training=turn in self.optimizers())
 
@@ -82,7 +82,7 @@ def sample_actions(
         return model.denoise(context, batch["proprioception"], x, times)
 
     noise = torch.randn(actions.shape, generator=rng, dtype=actions.dtype).to(actions.device)
-    course = Course(
+    course = SamplingSchedule(
         model.config.noise_scheduler, steps, known=(actions, batch["past_mask"]), rng=rng
     )
     return solve(network, noise, course, model.config.chosen_solver)

@@ -36,7 +36,7 @@ class NetworkConfig(ConfigModel):
         del data
         return self, {}
 
-    def recall(self, before: ConfigModel) -> Self:
+    def restore_base_config(self, before: ConfigModel) -> Self:
         """The section with what an earlier one knows of the same base model."""
         del before
         return self
@@ -73,7 +73,7 @@ class BaseModelConfig(NetworkConfig):
         """The folder of the base model; see `pretrained.base_model`."""
         return base_model(self.hf_pretrained, self.revision)
 
-    def recall(self, before: ConfigModel) -> Self:
+    def restore_base_config(self, before: ConfigModel) -> Self:
         """With the version, sizes and colours that it had."""
         if self.architecture is not None or not isinstance(before, type(self)):
             return self

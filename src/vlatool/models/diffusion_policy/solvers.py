@@ -19,7 +19,7 @@ Network = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Course:
+class SamplingSchedule:
     """What a solver goes by.
 
     Attributes:
@@ -38,7 +38,7 @@ class Course:
         """Within the limits of the section."""
         return clamped(x, self.noise.clamp_range)
 
-    def imposed(self, x: Tensor) -> Tensor:
+    def with_known_actions(self, x: Tensor) -> Tensor:
         """With the known actions in place."""
         if self.known is None:
             return x
@@ -57,42 +57,42 @@ class Course:
         return [self.time_at(1 - index / self.steps) for index in range(self.steps)]
 
 
-def euler(network: Network, start: Tensor, course: Course, _: ConfigModel) -> Tensor:
+def euler(network: Network, start: Tensor, course: SamplingSchedule, _: ConfigModel) -> Tensor:
     """Flow matching, first order.
 
     The network sees clamped actions as it did in training, the noise at the start included; the
     published sampler shows it that unclamped.
     """
-    x = course.imposed(start)
+    x = course.with_known_actions(start)
     for time in course.times():
-        velocity = network(course.imposed(course.clamped(x)), time)
-        x = course.imposed(course.clamped(x - velocity / course.steps))
+        velocity = network(course.with_known_actions(course.clamped(x)), time)
+        x = course.with_known_actions(course.clamped(x - velocity / course.steps))
     return x
 
 
-def heun(network: Network, start: Tensor, course: Course, _: ConfigModel) -> Tensor:
+def heun(network: Network, start: Tensor, course: SamplingSchedule, _: ConfigModel) -> Tensor:
     """Flow matching, second order: two evaluations an interval, the last of an odd number alone."""
     intervals = -(-course.steps // 2)
-    x = course.imposed(start)
+    x = course.with_known_actions(start)
     for index in range(intervals):
         before, after = 1 - index / intervals, 1 - (index + 1) / intervals
-        first = network(course.imposed(course.clamped(x)), course.time_at(before))
-        ahead = course.imposed(course.clamped(x - first / intervals))
+        first = network(course.with_known_actions(course.clamped(x)), course.time_at(before))
+        ahead = course.with_known_actions(course.clamped(x - first / intervals))
         if 2 * (index + 1) > course.steps:
             return ahead
         second = network(ahead, course.time_at(after))
-        x = course.imposed(course.clamped(x - (first + second) / (2 * intervals)))
+        x = course.with_known_actions(course.clamped(x - (first + second) / (2 * intervals)))
     return x
 
 
-def ddim(network: Network, start: Tensor, course: Course, section: DdimConfig) -> Tensor:
+def ddim(network: Network, start: Tensor, course: SamplingSchedule, section: DdimConfig) -> Tensor:
     """Diffusion; with eta 1 and all steps it is DDPM. What is denoised is kept within limits.
 
     Source: Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 and 16.
     """
     shares = alphas_cumprod(course.noise).tolist()
     times = course.times()
-    x = course.imposed(start)
+    x = course.with_known_actions(start)
     for index, time in enumerate(times):
         now = shares[time]
         then = shares[times[index + 1]] if index + 1 < len(times) else 1.0
@@ -104,11 +104,11 @@ def ddim(network: Network, start: Tensor, course: Course, section: DdimConfig) -
         if fresh > 0:
             drawn = torch.randn(x.shape, generator=course.rng, dtype=x.dtype)
             x = x + fresh * drawn.to(x.device)
-        x = course.imposed(x)
+        x = course.with_known_actions(x)
     return x
 
 
-def ddpm(network: Network, start: Tensor, course: Course, _: DdpmConfig) -> Tensor:
+def ddpm(network: Network, start: Tensor, course: SamplingSchedule, _: DdpmConfig) -> Tensor:
     """Diffusion with the noise of the exact posterior at every step."""
     return ddim(network, start, course, DdimConfig(eta=1.0))
 
@@ -116,6 +116,6 @@ def ddpm(network: Network, start: Tensor, course: Course, _: DdpmConfig) -> Tens
 SOLVERS: Mapping[str, Any] = {"euler": euler, "heun": heun, "ddim": ddim, "ddpm": ddpm}
 
 
-def solve(network: Network, start: Tensor, course: Course, section: Solver) -> Tensor:
+def solve(network: Network, start: Tensor, course: SamplingSchedule, section: Solver) -> Tensor:
     """Actions [B, T, A] from noise `start`, by the solver that a section's `type` names."""
     return SOLVERS[section.type](network, start, course, section)

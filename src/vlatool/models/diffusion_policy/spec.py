@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vlatool.loading.robotics.kind import RoboticsAssets
     from vlatool.models.diffusion_policy.batch import PolicyBatcher
     from vlatool.models.diffusion_policy.objective import DenoisingObjective
-    from vlatool.models.policy import Policy
+    from vlatool.models.policy import RoboticsPolicy
 
 
 PolicyModule = Literal[
@@ -154,7 +154,9 @@ class DiffusionPolicyType(ModelType):
             if section.resume_from_checkpoint is not None:
                 weights_file(section.resume_from_checkpoint)
 
-    def recall(self, config: DiffusionPolicyConfig, before: ConfigModel) -> DiffusionPolicyConfig:
+    def restore_base_config(
+        self, config: DiffusionPolicyConfig, before: ConfigModel
+    ) -> DiffusionPolicyConfig:
         """Versions, sizes and colours of base models."""
         if not isinstance(before, DiffusionPolicyConfig):
             return config
@@ -205,7 +207,7 @@ class DiffusionPolicyType(ModelType):
         if "model" in names:
             load_init_weights(config, parts["model"].module)
 
-    def keep(self, config: DiffusionPolicyConfig, folder: Path) -> None:
+    def save_assets(self, config: DiffusionPolicyConfig, folder: Path) -> None:
         """The tokenizer of a base model, from the run that the weights are of where it has one."""
         section = config.vision_language_backbone
         origin = find_origin(config.resume_from_checkpoint, type(config))
@@ -262,15 +264,15 @@ class DiffusionPolicyType(ModelType):
         parts: Mapping[str, "nn.Module"],
         kept: "RoboticsAssets",
         folder: Path,
-    ) -> "Policy":
+    ) -> "RoboticsPolicy":
         """Samples action chunks."""
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
         from vlatool.models.diffusion_policy.objective import sample_actions
-        from vlatool.models.policy import Policy
+        from vlatool.models.policy import RoboticsPolicy
 
         network: Any = parts["model"]
         batcher = PolicyBatcher(config, kept.data, kept.normalizer, folder)
-        return Policy(partial(sample_actions, network), batcher, kept)
+        return RoboticsPolicy(partial(sample_actions, network), batcher, kept)
 
 
 def _recalled(
@@ -278,8 +280,8 @@ def _recalled(
 ) -> DiffusionPolicyConfig:
     """The config with what earlier sections know of its base models."""
     changes = {
-        "vision_language_backbone": config.vision_language_backbone.recall(backbone),
-        "transformer": config.transformer.recall(denoiser),
+        "vision_language_backbone": config.vision_language_backbone.restore_base_config(backbone),
+        "transformer": config.transformer.restore_base_config(denoiser),
     }
     return config.model_copy(update=changes)
 

@@ -11,7 +11,7 @@ from vlatool.errors import DataError
 
 
 @dataclass(frozen=True)
-class Family:
+class VlmPrompt:
     """A family of models.
 
     Attributes:
@@ -40,7 +40,7 @@ class Family:
 
 
 _FRAMED = "<fake_token_around_image><global-img>{}<fake_token_around_image>"
-_IDEFICS = Family(
+_IDEFICS = VlmPrompt(
     "<|im_start|>User:",
     _FRAMED,
     "<image>",
@@ -48,11 +48,11 @@ _IDEFICS = Family(
     "<end_of_utterance>\nAssistant:",
     merge="scale_factor",
 )
-FAMILIES: Mapping[str, Family] = {
-    "paligemma": Family("", "{}", "<image>", "<bos>", "\n"),
+FAMILIES: Mapping[str, VlmPrompt] = {
+    "paligemma": VlmPrompt("", "{}", "<image>", "<bos>", "\n"),
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
-    "qwen3_vl": Family(
+    "qwen3_vl": VlmPrompt(
         "<|im_start|>user\n",
         "<|vision_start|>{}<|vision_end|>",
         "<|image_pad|>",
@@ -64,7 +64,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def vlm_prompt_of(architecture: Mapping[str, Any]) -> Family:
+def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
     """The family of a base model.
 
     Raises:

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.errors import DataError
-from vlatool.models.codebook import Quantised, VectorQuantizer
+from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
 from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.models.vqgan.model import Decoder as PixelDecoder
-from vlatool.models.vqgan.model import Drawn
+from vlatool.models.vqgan.model import VqganOutput
 
 # Of layers. Narrow networks need more: with the published one they send the same for every picture.
 _STD, _STD_NARROW = 0.02, 0.45
 _LOG_VARIANCES = (-30.0, 20.0)
 
 
-class Predicted(NamedTuple):
+class TitokOutput(NamedTuple):
     """What stage 1 gives: logits of the teacher's codes [B, N, G, G], and as `Drawn`."""
 
     logits: Tensor
@@ -190,7 +190,7 @@ class Titok(nn.Module):
             if module is not None:
                 module.requires_grad_(requires_grad=not frozen)
 
-    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Predicted | Drawn:
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> TitokOutput | VqganOutput:
         """Pixels [B, 3, S, S] in [0, 1] through their tokens.
 
         Args:
@@ -203,9 +203,9 @@ class Titok(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.stage == 1):
             found = self.encode(pixels, noise)
         made = self.decode(found.vectors)
-        return (Drawn if self.config.predicts_pixels else Predicted)(made, *found[1:])
+        return (VqganOutput if self.config.predicts_pixels else TitokOutput)(made, *found[1:])
 
-    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Quantised:
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> QuantizerOutput:
         """Tokens of pixels [B, 3, S, S]; `noise` as in `forward`."""
         features = self.encoder(pixels, self.latent_tokens)
         if self.quantize is None:
@@ -264,7 +264,7 @@ def unpatched(values: Tensor, side: int) -> Tensor:
     return pixels.reshape(batch, 3, rows * side, columns * side)
 
 
-def posterior(features: Tensor, noise: Tensor | None) -> Quantised:
+def posterior(features: Tensor, noise: Tensor | None) -> QuantizerOutput:
     """Continuous tokens of means and log variances [B, K, 2 D]; the penalty is their divergence.
 
     Args:
@@ -277,7 +277,7 @@ def posterior(features: Tensor, noise: Tensor | None) -> Quantised:
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     codes = torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
     zero = mean.new_zeros(())
-    return Quantised(drawn, codes, divergence.sum() / max(len(features), 1), zero)
+    return QuantizerOutput(drawn, codes, divergence.sum() / max(len(features), 1), zero)
 
 
 def _quantizer(config: VqConfig) -> VectorQuantizer:

@@ -13,7 +13,7 @@ from vlatool.episode import UInt8Array
 from vlatool.findings import Finding
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
 from vlatool.models.images import comparison, to_float
-from vlatool.models.titok.model import Predicted
+from vlatool.models.titok.model import TitokOutput
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.vqgan.objective import (
     CodebookMonitor,
@@ -65,7 +65,7 @@ class CodesObjective(Objective):
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """Cross-entropy over all patches, and the penalty of the quantizer."""
         del optimizer
-        found: Predicted = ctx.parts["model"](batch["pixels"])
+        found: TitokOutput = ctx.parts["model"](batch["pixels"])
         targets: Tensor = batch["targets"]
         logits = found.logits.float().flatten(2)
         error = functional.cross_entropy(logits, targets)
@@ -81,18 +81,18 @@ class CodesObjective(Objective):
         total = (error + self._weight * found.penalty) * count
         return Loss(total, count, {**sums, **code_sums(found.codes, self._size)})
 
-    def figures(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+    def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the terms, and how the codebook is used."""
         del turn
         return mean_figures(sums, count)
 
-    def watch(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+    def check_metrics(self, figures: Mapping[str, float]) -> Sequence[Finding]:
         """Whether the codebook has collapsed."""
         return self._watch(figures)
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
         """Original, what the teacher draws of the likeliest codes, difference."""
-        found: Predicted = ctx.parts["model"](batch["pixels"])
+        found: TitokOutput = ctx.parts["model"](batch["pixels"])
         made = ctx.parts["teacher"].decode_ids(found.logits.argmax(1))
         return {"reconstruction": comparison(batch["pixels"], made)}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from vlatool.config.layers import Translated
+from vlatool.config.layers import ConvertedConfig
 from vlatool.config.tree import (
     TYPED_ORIGIN,
     Node,
@@ -72,7 +72,7 @@ class _Rule:
     make: Callable[[Look], Mapping[str, Any]]
 
 
-def translate(tree: Node, below: Node) -> Translated | None:
+def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     """The tree in our keys; None where nothing in it is of a published stage file.
 
     What has no meaning here stays, and may be left out.
@@ -96,7 +96,7 @@ def translate(tree: Node, below: Node) -> Translated | None:
     begins = tree.origin != TYPED_ORIGIN and find(below, MODEL.split(".")) is None
     made, used = _made(theirs, look, _rules(whole_model=begins))
     rest = lenient(_without(theirs, used))
-    return Translated(merge(merge(rest, made), ours))
+    return ConvertedConfig(merge(merge(rest, made), ours))
 
 
 def _theirs(tree: Node) -> Node:

@@ -20,7 +20,7 @@ from vlatool.models.vqgan.spec import (
     VqganNetworkConfig,
 )
 from vlatool.models.vqgan.weights import load_encoder
-from vlatool.storage.uri import existing
+from vlatool.storage.uri import require_existing
 
 _SCALES = 4
 
@@ -96,7 +96,9 @@ def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | N
         from vlatool.models.perceptual.networks import perceptual_network
 
         assert losses.perceptual_loss is not None
-        loaded = perceptual_network(losses.perceptual_loss, existing(losses.perceptual_weights))
+        loaded = perceptual_network(
+            losses.perceptual_loss, require_existing(losses.perceptual_weights)
+        )
         module.load_state_dict(loaded.state_dict())
 
 

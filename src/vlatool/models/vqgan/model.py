@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.models.codebook import Quantised, VectorQuantizer
+from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
 from vlatool.models.vqgan.spec import VqganNetworkConfig
 
 _NORM_EPS = 1e-6
 
 
-class Drawn(NamedTuple):
+class VqganOutput(NamedTuple):
     """Pictures that went through codes.
 
     Attributes:
@@ -143,13 +143,13 @@ class Vqgan(nn.Module):
             config.codebook_size, config.z_channels, commitment_cost=commitment_cost
         )
 
-    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Drawn:
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> VqganOutput:
         """Pixels [B, 3, H, W] in [0, 1] through their codes; `noise` is not used."""
         del noise
         features = self.encoder(pixels)
-        found: Quantised = self.quantize(features.flatten(2).transpose(1, 2))
+        found: QuantizerOutput = self.quantize(features.flatten(2).transpose(1, 2))
         grid = found.vectors.transpose(1, 2).reshape(features.shape)
-        return Drawn(self.decoder(grid), *found[1:])
+        return VqganOutput(self.decoder(grid), *found[1:])
 
     def ids(self, pixels: Tensor) -> Tensor:
         """Ids int64 [B, P] of pixels [B, 3, H, W]."""

@@ -24,7 +24,7 @@ from vlatool.models.codebook import difference_sums, histogram, usage_figures
 from vlatool.models.images import comparison, psnr, to_float
 from vlatool.models.vqgan.discriminator import hinge
 from vlatool.models.vqgan.losses import discriminator_parts
-from vlatool.models.vqgan.model import Drawn
+from vlatool.models.vqgan.model import VqganOutput
 from vlatool.models.vqgan.spec import CodebookAlarmConfig, PixelLossConfig
 
 # Parameters with these in their names do not decay, nor does what has fewer than two axes.
@@ -101,17 +101,17 @@ class PixelObjective(Objective):
         total, sums = self._reconstruction(batch["pixels"], drawn, ctx)
         return _of_pictures(batch["pixels"], total, sums)
 
-    def settle(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
+    def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
         """Running means of the discriminator's answers."""
         if optimizer == "discriminator" and self._means is not None:
             count = sums["pictures"].clamp(min=1)
             self._means.update(sums["logits_real"] / count, sums["logits_fake"] / count, ok)
 
-    def figures(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+    def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the terms, and how the codebook is used."""
         return mean_figures(sums, count)
 
-    def watch(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+    def check_metrics(self, figures: Mapping[str, float]) -> Sequence[Finding]:
         """Whether the codebook has collapsed."""
         return self._watch(figures)
 
@@ -120,12 +120,12 @@ class PixelObjective(Objective):
         drawn = self._draw(batch["pixels"], ctx)
         return {"reconstruction": comparison(batch["pixels"], drawn.pixels)}
 
-    def _draw(self, pixels: Tensor, ctx: StepContext) -> Drawn:
-        noise = ctx.draws.normal(*self._noise) if self._noise and ctx.training else None
+    def _draw(self, pixels: Tensor, ctx: StepContext) -> VqganOutput:
+        noise = ctx.rng.normal(*self._noise) if self._noise and ctx.training else None
         return ctx.parts["model"](pixels, noise)
 
     def _reconstruction(
-        self, pixels: Tensor, drawn: Drawn, ctx: StepContext
+        self, pixels: Tensor, drawn: VqganOutput, ctx: StepContext
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Everything but the discriminator: the mean over pictures, and its terms."""
         losses, made = self._losses, drawn.pixels.float()

@@ -1,49 +1,53 @@
 """The codes of findings in image shards: of what is written, and of what is there."""
 
-from vlatool.findings import Family, Kind
+from vlatool.findings import FindingCode, FindingCodes
 
 _AGAIN = "copy the shards again, or write them again with --overwrite"
 _SPLIT = "write the lists again with `vlatool split`"
 
-IMAGE_SHARDS = Family(
+IMAGE_SHARDS = FindingCodes(
     "image_shards",
     {
-        "converted": Kind(
+        "converted": FindingCode(
             "warning",
             "Pictures were not plain 8-bit RGB and were converted.",
             "nothing, if their colours are right",
         ),
-        "several_frames": Kind(
+        "several_frames": FindingCode(
             "warning", "Pictures were animations.", "nothing, if their first frames are meant"
         ),
-        "mixed_sizes": Kind(
+        "mixed_sizes": FindingCode(
             "warning",
             "Pictures of an episode differ in size.",
             "give all one size with --resize-images-size",
         ),
-        "not_split": Kind(
+        "not_split": FindingCode(
             "warning",
             "Too few shards to keep some for validation: there are no lists.",
             "make shards of more episodes, then `vlatool split`",
         ),
-        "broken_manifest": Kind("error", "manifest.json cannot be read.", _AGAIN),
-        "no_manifest": Kind("info", "There is no manifest.json: counts cannot be compared."),
-        "no_shards": Kind("error", "There is no shard.", _AGAIN),
-        "missing_shard": Kind("error", "A shard of the manifest is not there.", _AGAIN),
-        "count_mismatch": Kind(
+        "broken_manifest": FindingCode("error", "manifest.json cannot be read.", _AGAIN),
+        "no_manifest": FindingCode("info", "There is no manifest.json: counts cannot be compared."),
+        "no_shards": FindingCode("error", "There is no shard.", _AGAIN),
+        "missing_shard": FindingCode("error", "A shard of the manifest is not there.", _AGAIN),
+        "count_mismatch": FindingCode(
             "error", "A shard does not hold as many pictures as the manifest says.", _AGAIN
         ),
-        "bad_key": Kind("error", "Keys do not count from 00000000 in their shard.", _AGAIN),
-        "no_picture": Kind("error", "A sample has no picture, or several.", _AGAIN),
-        "bad_metadata": Kind("error", "The JSON beside a picture is broken.", _AGAIN),
-        "duplicate_picture": Kind("error", "Two pictures have one global key.", _AGAIN),
-        "broken_picture": Kind("error", "A picture cannot be decoded.", _AGAIN),
-        "picture_size": Kind("error", "A picture has another size than the manifest says.", _AGAIN),
-        "one_list": Kind("error", "Of the two lists only one is there.", _SPLIT),
-        "broken_list": Kind("error", "A list cannot be read.", _SPLIT),
-        "empty_list": Kind("warning", "A list names no shard.", _SPLIT),
-        "listed_missing": Kind("error", "A list names a shard that is not there.", _SPLIT),
-        "listed_twice": Kind("error", "A shard stands on both lists, or twice on one.", _SPLIT),
-        "unlisted": Kind("warning", "A shard stands on no list.", _SPLIT),
+        "bad_key": FindingCode("error", "Keys do not count from 00000000 in their shard.", _AGAIN),
+        "no_picture": FindingCode("error", "A sample has no picture, or several.", _AGAIN),
+        "bad_metadata": FindingCode("error", "The JSON beside a picture is broken.", _AGAIN),
+        "duplicate_picture": FindingCode("error", "Two pictures have one global key.", _AGAIN),
+        "broken_picture": FindingCode("error", "A picture cannot be decoded.", _AGAIN),
+        "picture_size": FindingCode(
+            "error", "A picture has another size than the manifest says.", _AGAIN
+        ),
+        "one_list": FindingCode("error", "Of the two lists only one is there.", _SPLIT),
+        "broken_list": FindingCode("error", "A list cannot be read.", _SPLIT),
+        "empty_list": FindingCode("warning", "A list names no shard.", _SPLIT),
+        "listed_missing": FindingCode("error", "A list names a shard that is not there.", _SPLIT),
+        "listed_twice": FindingCode(
+            "error", "A shard stands on both lists, or twice on one.", _SPLIT
+        ),
+        "unlisted": FindingCode("warning", "A shard stands on no list.", _SPLIT),
     },
 )

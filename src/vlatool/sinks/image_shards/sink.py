@@ -16,9 +16,9 @@ from vlatool.artifacts.image_shards import (
     write_manifest,
 )
 from vlatool.errors import DataError
-from vlatool.findings import Family
+from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.job import Run
+from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.image_shards.config import ImageShardsConfig
@@ -34,8 +34,8 @@ class ImageShardsSink:
     Config: ClassVar[type[SinkConfig]] = ImageShardsConfig
     owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS, MANIFEST)
     # `vlatool split` may write them anew.
-    unlisted: ClassVar[Sequence[str]] = LISTS
-    findings: ClassVar[Family] = IMAGE_SHARDS
+    volatile: ClassVar[Sequence[str]] = LISTS
+    findings: ClassVar[FindingCodes] = IMAGE_SHARDS
     has_arrays: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool verify {output}"
 
@@ -54,7 +54,7 @@ class ImageShardsSink:
         for name in (*LISTS, MANIFEST):
             remove_file(self._setup.output / name)
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Writes the lists, if a split is wanted, and the manifest.
 
         Raises:
@@ -84,7 +84,7 @@ class ImageShardsSink:
         frames = None if survey.frames is None else survey.frames * len(survey.cameras)
         return Estimate(frames, {"shards": survey.episodes})
 
-    def _split(self, ratio: float, tars: Sequence[Path], run: Run) -> None:
+    def _split(self, ratio: float, tars: Sequence[Path], run: JobRun) -> None:
         chosen = set(validation_positions(len(tars), ratio))
         train = [tar for at, tar in enumerate(tars) if at not in chosen]
         val = [tar for at, tar in enumerate(tars) if at in chosen]

@@ -14,7 +14,7 @@ from vlatool.artifacts.windows import IMAGES_NAME
 from vlatool.episode import Survey
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.job import Run
+from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.jsonl.config import JsonlConfig
@@ -30,7 +30,7 @@ class JsonlSink:
 
     Config: ClassVar[type[SinkConfig]] = JsonlConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
-    unlisted: ClassVar[Sequence[str]] = ()
+    volatile: ClassVar[Sequence[str]] = ()
     next_step: ClassVar[str] = "vlatool inspect {output} --html page.html"
     has_arrays: ClassVar[bool] = False
 
@@ -59,7 +59,7 @@ class JsonlSink:
         remove_file(output / MANIFEST_NAME)
         remove_empty(output / IMAGES_NAME)
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Says what there is, last of all.
 
         Raises:
@@ -92,7 +92,7 @@ class JsonlSink:
         lines = len(kinds_at(self._config.qa_mode, 0, ""))
         return Estimate(frames * lines, {"pictures": frames * len(self._work.cameras)})
 
-    def _manifest(self, episodes: int, run: Run) -> WindowManifest:
+    def _manifest(self, episodes: int, run: JobRun) -> WindowManifest:
         survey, config = self._setup.survey, self._config
         fields = [survey.fields[name] for name in self.action_fields]
         names = [name for one in fields for name in one.names]

@@ -13,7 +13,7 @@ from vlatool.artifacts.sample import sample_members
 from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.artifacts.shard_folder import episode_tar_name
 from vlatool.episode import Array, Episode, EpisodeRef
-from vlatool.findings import Family, Finding, Kind
+from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.lbm.config import LbmConfig
@@ -25,11 +25,11 @@ from vlatool.transforms.statistics import to_arrays
 
 RANGES = "ranges"
 
-LBM = Family(
+LBM = FindingCodes(
     "lbm",
     {
-        "missing_depth": Kind("warning", "A camera has no depth, which was asked for."),
-        "missing_labels": Kind("warning", "A camera has no labels, which were asked for."),
+        "missing_depth": FindingCode("warning", "A camera has no depth, which was asked for."),
+        "missing_labels": FindingCode("warning", "A camera has no labels, which were asked for."),
     },
 )
 

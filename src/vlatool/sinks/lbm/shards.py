@@ -24,7 +24,7 @@ from vlatool.jobs.journal import Journal, Receipt, intact
 from vlatool.parallel.executor import Executor
 from vlatool.sinks.lbm.episodes import RANGES
 from vlatool.storage.atomic import open_atomic, write_bytes
-from vlatool.storage.byte_ranges import Part, read_byte_ranges
+from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,9 @@ def write_shards(
 
 def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
     """The bytes of each sample of a shard, in order."""
-    parts = [Part(output / name, start, start + length) for name, start, length in plan.samples]
+    parts = [
+        ByteRange(output / name, start, start + length) for name, start, length in plan.samples
+    ]
     read = read_byte_ranges(parts)
     for part in parts:
         try:

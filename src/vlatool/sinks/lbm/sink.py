@@ -19,9 +19,9 @@ from vlatool.artifacts.shard_folder import (
     ShardFolder,
 )
 from vlatool.errors import DataError
-from vlatool.findings import Family
+from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.job import Run
+from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.lbm.config import LbmConfig
@@ -60,8 +60,8 @@ class LbmSink:
 
     Config: ClassVar[type[SinkConfig]] = LbmConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
-    unlisted: ClassVar[Sequence[str]] = UNLISTED_FILES
-    findings: ClassVar[Family] = LBM
+    volatile: ClassVar[Sequence[str]] = UNLISTED_FILES
+    findings: ClassVar[FindingCodes] = LBM
     next_step: ClassVar[str] = (
         "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
     )
@@ -80,7 +80,7 @@ class LbmSink:
         self._like = stored_episode(setup.survey.example(steps), config)
         # Options that do not fit the fields are refused here, not by every episode.
         self._widths = EpisodeSampler(self._like, (), spec).widths()
-        self.passing: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
+        self.temporary: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
         self.work: Work = EpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = self._like.action_fields
         self.proprioception_fields: tuple[str, ...] = self._like.proprioception_fields
@@ -91,7 +91,7 @@ class LbmSink:
             remove_file(self._setup.output / name)
         write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
 
-    def finish(self, receipts: Iterator[Receipt], run: Run) -> SinkSummary:
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Shuffles, assembles shards, writes statistics and, last, the manifests.
 
         Raises:
@@ -113,7 +113,7 @@ class LbmSink:
         )
         shards = [shard for shard, _ in made]
         files = [entry for pair in made for entry in pair]
-        if not self.passing or run.failures:
+        if not self.temporary or run.failures:
             files += index.files
             write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
         write_manifest(ShardFolder.of(output, SHARDS_NAME).manifest, _rows(shards))
@@ -135,7 +135,7 @@ class LbmSink:
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
         write_with_digests(self._setup.output / SHARDS_NAME / stats.NAME, entries)
 
-    def _write_metadata(self, run: Run, samples: int) -> None:
+    def _write_metadata(self, run: JobRun, samples: int) -> None:
         write_processing_metadata(
             self._setup.output / SHARDS_NAME,
             started=run.started,

@@ -10,7 +10,7 @@ from vlatool.artifacts.image import decode_rgb
 from vlatool.artifacts.stored_image import image_info
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.storage.byte_ranges import Part, read_byte_ranges
+from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 
 LARGEST_FILE = 2**28
 # Fetched together where each is a request; small beside what a worker holds anyway.
@@ -84,7 +84,7 @@ class PictureFiles:
         """Reads some files from `index` on; those before are forgotten."""
         wanted = range(index, min(index + _AT_ONCE, len(self)))
         found = read_byte_ranges(
-            (Part(self.paths[one], 0, LARGEST_FILE + 1) for one in wanted), _AT_ONCE
+            (ByteRange(self.paths[one], 0, LARGEST_FILE + 1) for one in wanted), _AT_ONCE
         )
         self._ahead = {}
         for one in wanted:

@@ -18,7 +18,7 @@ from vlatool.artifacts.stored_image import image_info
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
-from vlatool.findings import Family, Finding
+from vlatool.findings import Finding, FindingCodes
 from vlatool.sources.base import id_part, no_episodes
 from vlatool.sources.images.config import ImagesConfig
 from vlatool.sources.images.files import PictureFiles
@@ -54,14 +54,14 @@ class ImagesReader:
     """Reads folders `episode_*` of pictures, or pictures side by side as one episode."""
 
     Config: ClassVar[type[ConfigModel]] = ImagesConfig
-    findings: ClassVar[Family] = IMAGES
-    sink: ClassVar[str] = "image-shards"
+    findings: ClassVar[FindingCodes] = IMAGES
+    default_sink: ClassVar[str] = "image-shards"
     # Pictures lie in folders of many formats.
     is_fallback: ClassVar[bool] = True
 
     def __init__(self, config: ImagesConfig) -> None:
         self.config = config
-        self.noticed: list[Finding] = []
+        self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every folder of pictures, one level below a source or below its `images/`.
@@ -69,15 +69,15 @@ class ImagesReader:
         Raises:
             DataError: `data.no_episodes`.
         """
-        noticed: list[Finding] = []
+        findings: list[Finding] = []
         found: dict[Path, list[EpisodeRef]] = {}
         for source in sources:
             if source.resolve() in found:
                 message = f"{source} was given twice; read once"
-                noticed.append(SOURCE("given_twice", message, path=str(source)))
+                findings.append(SOURCE("given_twice", message, path=str(source)))
                 continue
-            found[source.resolve()] = self._refs(source, noticed)
-        self.noticed = noticed
+            found[source.resolve()] = self._refs(source, findings)
+        self.source_findings = findings
         return unique_refs([ref for refs in found.values() for ref in refs])
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
@@ -115,7 +115,7 @@ class ImagesReader:
         try:
             pictures = self.read(ref).cameras[CAMERA]
         except DataError as error:
-            yield IMAGES.refusal(error, episode=ref.id)
+            yield IMAGES.from_error(error, episode=ref.id)
             return
         assert isinstance(pictures, PictureFiles)
         broken = False
@@ -125,7 +125,7 @@ class ImagesReader:
         if deep and not broken:
             yield from check_cameras(ref.id, {CAMERA: pictures})
 
-    def _refs(self, source: Path, noticed: list[Finding]) -> list[EpisodeRef]:
+    def _refs(self, source: Path, findings: list[Finding]) -> list[EpisodeRef]:
         """The episodes of one source."""
         if not can_list(source) or not source.is_dir():
             raise no_episodes(source, _SEARCHED)
@@ -134,7 +134,7 @@ class ImagesReader:
             if not any(folder.pictures for folder in folders):
                 folders = [one for one in [self._look(root)] if one.pictures]
             if folders:
-                noticed += _passed_over(source, folders)
+                findings += _passed_over(source, folders)
                 return [_ref(folder, root, source) for folder in folders]
         raise no_episodes(source, _SEARCHED)
 
@@ -198,10 +198,10 @@ def _check_pictures(pictures: PictureFiles, episode: str) -> Iterator[Finding]:
         try:
             facts = image_info(pictures.encoded(frame))
         except ValueError as error:
-            yield IMAGES.refusal(pictures.broken(frame, str(error)), episode=episode)
+            yield IMAGES.from_error(pictures.broken(frame, str(error)), episode=episode)
             continue
         except DataError as error:
-            yield IMAGES.refusal(error, episode=episode)
+            yield IMAGES.from_error(error, episode=episode)
             continue
         sizes[facts.size] += 1
         if facts.frames > 1:

@@ -60,13 +60,13 @@ def choose_fields(
     requested: Sequence[str] | None,
     convention: tuple[str, str],
     columns: Sequence[str] | None,
-    noticed: list[Finding],
+    findings: list[Finding],
 ) -> tuple[str, ...]:
     """The columns asked for, else those the naming convention points to.
 
     `convention` is `OBSERVED` or `PREDICTED`. Features that it points to but that are no vectors,
     or not among the `columns` of a file (null where none can be read), are left out, which
-    `noticed` is told.
+    `findings` is told.
 
     Raises:
         DataError: A requested field does not exist or is not numeric; the shape of another is no
@@ -95,7 +95,7 @@ def choose_fields(
             chosen.append(name)
             continue
         message = f"{root}: {name} {reason}; left out"
-        noticed.append(LEROBOT("field_left_out", message, field=name))
+        findings.append(LEROBOT("field_left_out", message, field=name))
     if names and not chosen and convention is PREDICTED:
         raise _unusable(root, names[0], reason, convention)
     return tuple(chosen)

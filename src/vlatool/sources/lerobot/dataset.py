@@ -61,7 +61,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Recording:
+class EpisodeFiles:
     """One episode's files, which may be missing.
 
     Attributes:
@@ -76,7 +76,7 @@ class Recording:
     line: EpisodeLine
     data_file: Path
     videos: Mapping[str, Path]
-    there: frozenset[Path] = frozenset()
+    present: frozenset[Path] = frozenset()
 
 
 def dataset_roots(source: Path) -> list[Path]:
@@ -103,18 +103,18 @@ def dataset_roots(source: Path) -> list[Path]:
     raise no_episodes(source, f"{INFO_FILE} in it and in folders up to two levels below")
 
 
-def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> list[Recording]:
+def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
     """The episodes of a data set, ascending by number.
 
     Raises:
         DataError: The metadata is broken, the layout unsupported, a requested field unknown, or
             there are no episodes.
     """
-    info = with_group_names(root, read_info(root), noticed)
+    info = with_group_names(root, read_info(root), findings)
     info = with_known_names(info, config.known_names)
-    noticed += _version_oddities(root, info)
-    finder = FileFinder(root, info, noticed)
-    lines = _episode_lines(root, info, finder, noticed)
+    findings += _version_oddities(root, info)
+    finder = FileFinder(root, info, findings)
+    lines = _episode_lines(root, info, finder, findings)
     data_files = {line.number: finder.data_file(line.number) for line in lines}
     columns = next(filter(None, map(column_names, data_files.values())), None)
     # Where columns are needed, episodes without actions are broken, not the set.
@@ -128,29 +128,29 @@ def open_dataset(root: Path, config: LeRobotConfig, noticed: list[Finding]) -> l
         root,
         info,
         _named_cameras(root, info, config.camera_columns)
-        or tuple(_usable_cameras(root, info, videos, finder.there, columns, noticed)),
-        choose_fields(root, info, config.observation_keys, OBSERVED, columns, noticed),
-        choose_fields(root, info, config.action_keys, PREDICTED, acted, noticed),
+        or tuple(_usable_cameras(root, info, videos, finder.there, columns, findings)),
+        choose_fields(root, info, config.observation_keys, OBSERVED, columns, findings),
+        choose_fields(root, info, config.action_keys, PREDICTED, acted, findings),
     )
     check_task_column(root, info, config.task_column, columns)
     video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
-    recordings: list[Recording] = []
+    recordings: list[EpisodeFiles] = []
     for line in lines:
         paths = {name: videos[name][line.number] for name in video_names}
         data_file = data_files[line.number]
         there = finder.there.intersection([data_file, *paths.values()])
-        recordings.append(Recording(dataset, line, data_file, paths, frozenset(there)))
+        recordings.append(EpisodeFiles(dataset, line, data_file, paths, frozenset(there)))
     return recordings
 
 
 def _episode_lines(
-    root: Path, info: Info, finder: FileFinder, noticed: list[Finding]
+    root: Path, info: Info, finder: FileFinder, findings: list[Finding]
 ) -> list[EpisodeLine]:
     """The listed episodes; those with a file where the list is missing."""
     path = root / EPISODES_FILE
     on_disk = finder.numbered_data_files()
     if not path.exists():
-        noticed.append(LEROBOT("no_episode_list", f"{path} is missing", path=str(path)))
+        findings.append(LEROBOT("no_episode_list", f"{path} is missing", path=str(path)))
         lines = [EpisodeLine(number, (), None) for number in sorted(on_disk)]
     else:
         lines = read_episodes(root)
@@ -158,10 +158,10 @@ def _episode_lines(
         if unlisted:
             message = f"{root}: episodes {_first_few(unlisted)} have a file but are not in "
             message += f"{EPISODES_FILE}; they are left out"
-            noticed.append(LEROBOT("unlisted_episodes", message, path=str(path)))
+            findings.append(LEROBOT("unlisted_episodes", message, path=str(path)))
     if not lines:
         raise no_episodes(root, f"episodes in {EPISODES_FILE} and data/*/episode_*.parquet")
-    noticed += _frame_total_oddities(root, info, lines)
+    findings += _frame_total_oddities(root, info, lines)
     return lines
 
 
@@ -179,7 +179,7 @@ def _usable_cameras(
     videos: Mapping[str, Mapping[int, Path]],
     there: set[Path],
     columns: Sequence[str] | None,
-    noticed: list[Finding],
+    findings: list[Finding],
 ) -> Iterator[Feature]:
     declared = [one for one in info.features.values() if one.is_camera]
     absent = {
@@ -200,7 +200,7 @@ def _usable_cameras(
         else:
             yield feature
             continue
-        noticed.append(LEROBOT(code, f"{root}: {problem}; left out", camera=feature.name))
+        findings.append(LEROBOT(code, f"{root}: {problem}; left out", camera=feature.name))
 
 
 def _version_oddities(root: Path, info: Info) -> Iterator[Finding]:

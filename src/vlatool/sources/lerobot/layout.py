@@ -78,11 +78,11 @@ class FileFinder:
         there: The files asked for so far that exist, as far as is known.
     """
 
-    def __init__(self, root: Path, info: Info, noticed: list[Finding]) -> None:
+    def __init__(self, root: Path, info: Info, findings: list[Finding]) -> None:
         self.root = root
         self.there: set[Path] = set()
         self._info = info
-        self._noticed = noticed
+        self._findings = findings
         self._told: set[str] = set()
         self._can_list = can_list(root)
 
@@ -120,7 +120,7 @@ class FileFinder:
             if key not in self._told:
                 self._told.add(key)
                 message = f"{self.root}: {key} gives {relative}, found {others[0]}"
-                self._noticed.append(
+                self._findings.append(
                     LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
                 )
         self.there.add(path)

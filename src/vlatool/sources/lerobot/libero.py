@@ -35,4 +35,4 @@ class LiberoReader(LeRobotReader):
 
     Config: ClassVar[type[ConfigModel]] = LiberoConfig
     base_format: ClassVar[str] = "lerobot"
-    sink: ClassVar[str] = "jsonl"
+    default_sink: ClassVar[str] = "jsonl"

@@ -12,14 +12,14 @@ from vlatool.artifacts.lerobot import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Collector
-from vlatool.sources.lerobot.dataset import Recording
+from vlatool.sources.lerobot.dataset import EpisodeFiles
 from vlatool.sources.lerobot.rows import Rows, read_rows
-from vlatool.sources.lerobot.rules import Contents
-from vlatool.sources.lerobot.set_rules import contradictions, episode_statistics
+from vlatool.sources.lerobot.rules import EpisodeContents
+from vlatool.sources.lerobot.set_rules import episode_statistics, statistics_mismatches
 from vlatool.sources.parquet_images import ParquetImages
 
 
-def check_values(recording: Recording, contents: Contents, report: Collector) -> None:
+def check_values(recording: EpisodeFiles, contents: EpisodeContents, report: Collector) -> None:
     """Whether rows count on, numbers are numbers, something moves, and statistics are true."""
     rows = contents.rows
     if rows is None:
@@ -35,12 +35,12 @@ def check_values(recording: Recording, contents: Contents, report: Collector) ->
         if isinstance(frames, ParquetImages):
             report.attempt(partial(frames.read, [0]), camera=name)
     stated = episode_statistics(recording.dataset.root).get(recording.line.number, {})
-    for name, problem in contradictions(stated, vectors):
+    for name, problem in statistics_mismatches(stated, vectors):
         message = f"meta/episodes_stats.jsonl, {rows.episode}: {name} {problem}"
         report.note("stats_contradict", message, field=name)
 
 
-def _check_counting(rows: Rows, contents: Contents, report: Collector) -> None:
+def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
     """Whether rows are in order and count on."""
     place = {"path": str(rows.path)}
     if not np.array_equal(rows.order, np.arange(len(rows))):
@@ -54,7 +54,7 @@ def _check_counting(rows: Rows, contents: Contents, report: Collector) -> None:
         report.note("index_gap", f"{rows.path}: {message}", **place, field="index", frame=frame)
 
 
-def _check_undeclared(recording: Recording, rows: Rows, report: Collector) -> None:
+def _check_undeclared(recording: EpisodeFiles, rows: Rows, report: Collector) -> None:
     for name in rows.columns:
         if name not in recording.dataset.info.features:
             message = f"{rows.path}: the column {name!r} is no feature in meta/info.json"
@@ -62,7 +62,7 @@ def _check_undeclared(recording: Recording, rows: Rows, report: Collector) -> No
 
 
 def _other_fields(
-    recording: Recording, rows: Rows, report: Collector
+    recording: EpisodeFiles, rows: Rows, report: Collector
 ) -> Iterator[tuple[str, Array]]:
     """The numeric columns that are no field of the episode, as [F, C]; defects are no errors."""
     used, features = recording.dataset.field_names, recording.dataset.info.features
@@ -83,7 +83,7 @@ def _other_fields(
             yield name, values
 
 
-def _check_motion(rows: Rows, contents: Contents, report: Collector) -> None:
+def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
     used = list(contents.fields.values())
     if used and len(used[0]) > 1 and not any(np.ptp(one, axis=0).any() for one in used):
         message = f"{rows.path}: no observation and no action ever changes"

@@ -20,10 +20,10 @@ _SECTIONS = {"state": "observation.state", "action": "action"}
 _NUMBERED = re.compile(r"^(.*?)\d+$")
 
 
-def with_group_names(root: Path, info: Info, noticed: list[Finding]) -> Info:
+def with_group_names(root: Path, info: Info, findings: list[Finding]) -> Info:
     """The info with names of groups where those of a feature only count."""
     groups: dict[str, dict[int, str]] = {}
-    for column, place, name in _grouped(root, noticed):
+    for column, place, name in _grouped(root, findings):
         groups.setdefault(column, {})[place] = name
     named = {
         column: _renamed(info.features[column], names)
@@ -40,33 +40,33 @@ def with_known_names(info: Info, known: Mapping[str, tuple[str, ...]]) -> Info:
         for column, feature in info.features.items()
         if column in known
         and feature.width == len(known[column])
-        and not _tells(feature.dimension_names)
+        and not _are_informative(feature.dimension_names)
     }
     return replace(info, features={**info.features, **named})
 
 
 def _renamed(feature: Feature, names: Mapping[int, str]) -> Feature:
     own, width = feature.dimension_names, feature.width
-    if width is None or _tells(own):
+    if width is None or _are_informative(own):
         return feature
     plain = own or [str(place) for place in range(width)]
     return replace(feature, names=tuple(names.get(at, plain[at]) for at in range(width)))
 
 
-def _tells(names: tuple[str, ...]) -> bool:
+def _are_informative(names: tuple[str, ...]) -> bool:
     """Whether names say more than `motor_0`, `motor_1` and so on."""
     stems = {match[1] if (match := _NUMBERED.match(name)) else name for name in names}
     return len(stems) > 1 or (len(names) == 1 and stems == set(names))
 
 
-def _grouped(root: Path, noticed: list[Finding]) -> Iterator[tuple[str, int, str]]:
+def _grouped(root: Path, findings: list[Finding]) -> Iterator[tuple[str, int, str]]:
     """(column, place in it, name) of everything that modality.json groups."""
     path = root / MODALITY_FILE
     try:
         tree = read_json(path) if path.exists() else {}
     except (DocumentError, OSError) as error:
         message = f"{path} cannot be read ({error}); its names are not used"
-        noticed.append(LEROBOT("bad_modality", message, path=str(path)))
+        findings.append(LEROBOT("bad_modality", message, path=str(path)))
         return
     for section, column in _SECTIONS.items():
         for name, group in _mapping(_mapping(tree).get(section)).items():

@@ -10,10 +10,10 @@ from vlatool.artifacts.lerobot import META_FILES
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError
-from vlatool.findings import Collector, Family, Finding
-from vlatool.sources.base import facts_of, id_part, survey_each, union
+from vlatool.findings import Collector, Finding, FindingCodes
+from vlatool.sources.base import facts_of, id_part, merge_surveys, survey_each
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
+from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.lint import check_values
 from vlatool.sources.lerobot.rules import name_to_sentence, walk_episode, without_labels
@@ -27,11 +27,11 @@ class LeRobotReader:
     """Reads LeRobot v2.0 and v2.1; rows pair with frames by number, never by time."""
 
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
-    findings: ClassVar[Family] = LEROBOT
+    findings: ClassVar[FindingCodes] = LEROBOT
 
     def __init__(self, config: LeRobotConfig) -> None:
         self.config = config
-        self.noticed: list[Finding] = []
+        self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every listed episode; all metadata is read and checked before the first one is given.
@@ -40,16 +40,16 @@ class LeRobotReader:
             DataError: `data.no_episodes`, `data.unknown_field`, `data.unsupported_version`, or
                 broken metadata.
         """
-        noticed: list[Finding] = []
-        found: dict[Path, tuple[Path, list[Recording]]] = {}
+        findings: list[Finding] = []
+        found: dict[Path, tuple[Path, list[EpisodeFiles]]] = {}
         for source in sources:
             for root in dataset_roots(source):
                 if root.resolve() in found:
                     message = f"{root} was given twice; read once"
-                    noticed.append(SOURCE("given_twice", message, path=str(root)))
+                    findings.append(SOURCE("given_twice", message, path=str(root)))
                 else:
-                    found[root.resolve()] = (source, open_dataset(root, self.config, noticed))
-        self.noticed = noticed
+                    found[root.resolve()] = (source, open_dataset(root, self.config, findings))
+        self.source_findings = findings
         return _refs(list(found.values()))
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
@@ -62,7 +62,7 @@ class LeRobotReader:
             DataError: No episode can be read; the first one's reason.
         """
         reasons: list[VlatoolError] = []
-        return union(self._looks(refs, reasons), reasons)
+        return merge_surveys(self._looks(refs, reasons), reasons)
 
     def _looks(self, refs: Sequence[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
         sets: dict[Path, list[EpisodeRef]] = {}
@@ -74,7 +74,7 @@ class LeRobotReader:
             if first is not None:
                 yield first
                 for one in map(_recording, others):  # those after it
-                    if one.data_file in one.there:
+                    if one.data_file in one.present:
                         yield replace(first, frames=one.line.length)
 
     def _look(self, ref: EpisodeRef) -> Survey:
@@ -138,7 +138,7 @@ class LeRobotReader:
         yield from check_sets(sources, self.config)
 
 
-def _recording(ref: EpisodeRef) -> Recording:
+def _recording(ref: EpisodeRef) -> EpisodeFiles:
     return ref.extras["recording"]
 
 
@@ -148,7 +148,7 @@ def _metadata(root: Path) -> list[Path]:
     return files_named(root, META_FILES)
 
 
-def _refs(found: Sequence[tuple[Path, list[Recording]]]) -> Iterator[EpisodeRef]:
+def _refs(found: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[EpisodeRef]:
     """Refs of data sets; the second of two with one name has `-2` after it."""
     seen: Counter[str] = Counter()
     for source, recordings in found:

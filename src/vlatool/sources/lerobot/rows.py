@@ -15,7 +15,7 @@ from vlatool.artifacts.lerobot import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.sources.base import check_is_data_file
-from vlatool.storage.uri import openable
+from vlatool.storage.uri import as_native_file
 
 # Of one episode: hours at 100 frames per second, and what its numbers take in memory.
 _MOST_ROWS = 2**21
@@ -173,7 +173,7 @@ def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
     check_is_data_file(path, episode)
     try:
         texts = _text_columns(path)
-        with pq.ParquetFile(openable(path), read_dictionary=texts) as file:
+        with pq.ParquetFile(as_native_file(path), read_dictionary=texts) as file:
             columns = tuple(file.schema_arrow.names)
             needed = [name for name in columns if name in {*wanted, FRAME_INDEX}]
             num_rows = file.metadata.num_rows
@@ -192,7 +192,7 @@ def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
 
 
 def _text_columns(path: Path) -> list[str]:
-    schema = pq.read_schema(openable(path))
+    schema = pq.read_schema(as_native_file(path))
     types = pa.types
     return [
         one.name for one in schema if types.is_string(one.type) or types.is_large_string(one.type)
@@ -216,7 +216,7 @@ def _too_large(metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
 def column_names(path: Path) -> tuple[str, ...] | None:
     """The columns of a parquet file; null when it cannot be read, which `read_rows` will say."""
     try:
-        return tuple(pq.read_schema(openable(path)).names)
+        return tuple(pq.read_schema(as_native_file(path)).names)
     except (pa.ArrowException, OSError):
         return None
 

@@ -16,7 +16,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Collector
 from vlatool.sources.base import check_is_data_file, id_part
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import Recording
+from vlatool.sources.lerobot.dataset import EpisodeFiles
 from vlatool.sources.lerobot.meta import Feature, read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows, timestamp_problem
 from vlatool.sources.parquet_images import ParquetImages
@@ -29,7 +29,7 @@ _LABELS = frozenset({"valid", "invalid"})
 
 
 @dataclass(frozen=True)
-class Contents:
+class EpisodeContents:
     """What of an episode can be read.
 
     Attributes:
@@ -49,14 +49,16 @@ class Contents:
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
 
-def walk_episode(recording: Recording, config: LeRobotConfig, report: Collector) -> Contents:
+def walk_episode(
+    recording: EpisodeFiles, config: LeRobotConfig, report: Collector
+) -> EpisodeContents:
     """Reads an episode as far as it can be read; pictures stay on disk."""
     name = f"episode {recording.line.number}"
     columns = _columns(recording, config)
     rows = report.attempt(partial(read_rows, recording.data_file, name, columns))
     missing = dict(_missing_cameras(recording, rows))
     if rows is None:
-        return Contents(None, _cameras(recording, None, missing, report), missing)
+        return EpisodeContents(None, _cameras(recording, None, missing, report), missing)
     for column in config.needed_columns:
         report.attempt(partial(rows.require, column))
     _check_length(recording, rows, report)
@@ -64,10 +66,10 @@ def walk_episode(recording: Recording, config: LeRobotConfig, report: Collector)
     task = report.attempt(partial(_instruction, recording, rows, config, report)) or ""
     _check_bookkeeping(recording, rows, metadata, report)
     cameras = _cameras(recording, rows, missing, report)
-    return Contents(rows, cameras, missing, task, metadata, _fields(recording, rows, report))
+    return EpisodeContents(rows, cameras, missing, task, metadata, _fields(recording, rows, report))
 
 
-def _columns(recording: Recording, config: LeRobotConfig) -> list[str]:
+def _columns(recording: EpisodeFiles, config: LeRobotConfig) -> list[str]:
     """Columns of the parquet file that are wanted."""
     dataset = recording.dataset
     more = [name for name in dataset.info.features if name.startswith("annotation.")]
@@ -75,10 +77,10 @@ def _columns(recording: Recording, config: LeRobotConfig) -> list[str]:
     return [*dataset.field_names, *AUTOMATIC, *more, *task_column]
 
 
-def _check_length(recording: Recording, rows: Rows, report: Collector) -> None:
+def _check_length(recording: EpisodeFiles, rows: Rows, report: Collector) -> None:
     length = recording.line.length
     if length is not None and length != len(rows):
-        report.refuse(
+        report.add_error(
             DataError(
                 f"{rows.episode}: {rows.path} has {len(rows)} rows, meta/episodes.jsonl says "
                 f"{length}",
@@ -101,7 +103,7 @@ def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
 
 
 def _check_bookkeeping(
-    recording: Recording, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
+    recording: EpisodeFiles, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
 ) -> None:
     place = {"path": str(rows.path)}
     if "timestamp" in metadata:
@@ -120,7 +122,7 @@ def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None
     """Rows pair with pictures by number, so frames must be all there, once each."""
     frame = next((row for row, number in enumerate(numbers) if number != row), None)
     if frame is not None:
-        report.refuse(
+        report.add_error(
             DataError(
                 f"{rows.episode}: {rows.path}: frame_index is {numbers[frame]} at row {frame}, "
                 f"expected {frame}",
@@ -132,7 +134,7 @@ def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None
         )
 
 
-def _fields(recording: Recording, rows: Rows, report: Collector) -> dict[str, Array]:
+def _fields(recording: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Array]:
     """The fields that the policy observes or predicts, as far as they can be read."""
     fields: dict[str, Array] = {}
     for name in recording.dataset.field_names:
@@ -146,7 +148,7 @@ def _fields(recording: Recording, rows: Rows, report: Collector) -> dict[str, Ar
 # Pictures
 
 
-def _missing_cameras(recording: Recording, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
+def _missing_cameras(recording: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
     """Cameras that the data set declares and has, but of which the episode has no file or column.
 
     Whether the episode is used nevertheless is for those to say who choose cameras.
@@ -171,7 +173,7 @@ def _missing_cameras(recording: Recording, rows: Rows | None) -> Iterator[tuple[
 
 
 def _cameras(
-    recording: Recording,
+    recording: EpisodeFiles,
     rows: Rows | None,
     missing: Mapping[str, DataError],
     report: Collector,
@@ -180,7 +182,7 @@ def _cameras(
     for camera in recording.dataset.cameras:
         if camera.name in missing:
             if not report.strict:
-                report.refuse(missing[camera.name])
+                report.add_error(missing[camera.name])
             continue
         read = _video if camera.dtype == "video" else _images
         frames = report.attempt(partial(read, recording, camera, rows, report), camera=camera.name)
@@ -190,7 +192,7 @@ def _cameras(
 
 
 def _images(
-    recording: Recording, camera: Feature, rows: Rows | None, report: Collector
+    recording: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> ParquetImages | None:
     del report
     if rows is None:
@@ -199,7 +201,7 @@ def _images(
 
 
 def _video(
-    recording: Recording, camera: Feature, rows: Rows | None, report: Collector
+    recording: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> VideoFrames | None:
     path = recording.videos[camera.name]
     where = f"episode {recording.line.number}, camera {camera.name}"
@@ -239,7 +241,9 @@ def _video_oddities(
 # The sentence
 
 
-def _instruction(recording: Recording, rows: Rows, config: LeRobotConfig, report: Collector) -> str:
+def _instruction(
+    recording: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector
+) -> str:
     """The sentence of the episode: the rows decide, then the list, then the folder's name.
 
     Raises:
@@ -280,7 +284,7 @@ def name_to_sentence(name: str) -> str:
     return " ".join(id_part(name).replace("-", "_").split("_"))
 
 
-def _task_table(recording: Recording, report: Collector) -> dict[int, str]:
+def _task_table(recording: EpisodeFiles, report: Collector) -> dict[int, str]:
     """Task number to sentence; empty, with a warning, when the table is unreadable."""
     try:
         return read_tasks(recording.dataset.root)

@@ -18,7 +18,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import Recording, dataset_roots, open_dataset
+from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.meta import read_lines, read_object, read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows
@@ -37,7 +37,7 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
             yield from _check_root(root, open_dataset(root, config, []))
 
 
-def _check_root(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding]:
+def _check_root(root: Path, recordings: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     path = root / INFO_FILE
     tasks: Mapping[int, str] = {}
     with suppress(DataError):  # each episode tells it
@@ -55,7 +55,7 @@ def _check_root(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding
 
 
 def _totals(
-    tree: Mapping[str, Any], tasks: int, recordings: Sequence[Recording]
+    tree: Mapping[str, Any], tasks: int, recordings: Sequence[EpisodeFiles]
 ) -> Iterator[tuple[str, str, str]]:
     """(code, key, problem) of numbers that contradict the files."""
     info = recordings[0].dataset.info
@@ -99,7 +99,7 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "names_mismatch", name, f"has {len(names)} names for {shape[0]} values"
 
 
-def _check_rows(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding]:
+def _check_rows(root: Path, recordings: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     """One pass over all rows: columns, continuation of `index`, statistics of the set.
 
     It ends where rows cannot be read, which the check of that episode tells.
@@ -131,7 +131,7 @@ def _check_rows(root: Path, recordings: Sequence[Recording]) -> Iterator[Finding
         yield LEROBOT("feature_without_column", message, path=path, field=name)
     whole = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
     path = str(root / STATS_FILE)
-    for name, problem in contradictions(stated, whole):
+    for name, problem in statistics_mismatches(stated, whole):
         yield LEROBOT("stats_contradict", f"{path}: {name} {problem}", path=path, field=name)
 
 
@@ -184,7 +184,9 @@ def _parsed(path: Path, changed: int) -> Mapping[int, Statistics]:
         return {}
 
 
-def contradictions(stated: Statistics, rows: Mapping[str, Array]) -> Iterator[tuple[str, str]]:
+def statistics_mismatches(
+    stated: Statistics, rows: Mapping[str, Array]
+) -> Iterator[tuple[str, str]]:
     """(feature, problem) wherever a stated number is not that of the rows, values [F, C]."""
     for name, values in rows.items():
         entry = stated.get(name)

@@ -23,8 +23,8 @@ from vlatool.sources.spartan.rules import (
     CALIBRATION,
     OBSERVATIONS,
     SIDES,
-    Recording,
-    Values,
+    EpisodeValues,
+    OpenedEpisode,
     other_length,
 )
 
@@ -41,7 +41,11 @@ class EpisodeLint:
     """Looks at an episode that was opened and read as far as that is possible."""
 
     def __init__(
-        self, recording: Recording, values: Values, discarded: Collection[str], report: Collector
+        self,
+        recording: OpenedEpisode,
+        values: EpisodeValues,
+        discarded: Collection[str],
+        report: Collector,
     ) -> None:
         self._recording = recording
         self._values = values
@@ -120,7 +124,7 @@ class EpisodeLint:
                 lengths = values.shape[:1] if values.ndim == 3 else None
                 problem = self._other_length(file, ids[name], lengths)
                 if problem is not None:
-                    self._report.refuse(problem)
+                    self._report.add_error(problem)
                 for code, problem in _matrix_oddities(values):
                     message = f"camera {name!r} ({ids[name]}) has {problem}"
                     self._note(code, file, message, camera=name, field=ids[name])
@@ -216,7 +220,7 @@ def _matrix_oddities(matrices: Array) -> Iterator[tuple[str, str]]:
         yield "odd_extrinsics", f"a rotation that is off by {worst:.2g}"
 
 
-def check_members(recording: Recording, report: Collector) -> None:
+def check_members(recording: OpenedEpisode, report: Collector) -> None:
     """Inflates every member of every archive to its end, which compares the checksum."""
     for path in (archive.path for archive in recording.archives.values()):
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:

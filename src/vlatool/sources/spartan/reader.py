@@ -10,7 +10,7 @@ from pathlib import Path
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding
-from vlatool.sources.base import survey_each, survey_episode, union
+from vlatool.sources.base import merge_surveys, survey_each, survey_episode
 from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.sources.spartan.config import (
@@ -25,7 +25,7 @@ from vlatool.sources.spartan.lint import EpisodeLint, check_members, check_sibli
 from vlatool.sources.spartan.rules import (
     METADATA,
     OBSERVATIONS,
-    Recording,
+    OpenedEpisode,
     camera_names,
     open_episode,
     read_values,
@@ -50,7 +50,7 @@ class SpartanReader:
     def __init__(self, config: SpartanConfig) -> None:
         self.config, self._groups = with_action_file(config)
         self._ordered = sorted(self.config.action_key_fields, key=_published_order)
-        self.noticed: list[Finding] = []
+        self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Episodes below the sources in natural order.
@@ -76,7 +76,7 @@ class SpartanReader:
                 reason = "validation_episode" if held else ""
                 language = annotations.get(ref.task, {})
                 found.append(replace(ref, language=language, held_out=reason))
-        self.noticed = list(_unmatched(held_out, found))
+        self.source_findings = list(_unmatched(held_out, found))
         yield from unique_refs(found)
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
@@ -90,7 +90,7 @@ class SpartanReader:
             DataError: No episode can be read; the first one's reason.
         """
         reasons: list[VlatoolError] = []
-        survey = union(self._looks(iter(refs), reasons), reasons)
+        survey = merge_surveys(self._looks(iter(refs), reasons), reasons)
         groups = self._complete_groups(survey.fields)
         return replace(
             survey,
@@ -198,7 +198,7 @@ class SpartanReader:
 class _DepthAndLabels(Mapping[str, FrameSource]):
     """Depth or labels of the cameras that have them; looked for only when they are asked for."""
 
-    def __init__(self, recording: Recording, kind: str) -> None:
+    def __init__(self, recording: OpenedEpisode, kind: str) -> None:
         self._recording = recording
         self._kind = kind
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vlatool.episode import Array, Calibration, FieldFacts
+from vlatool.episode import Array, Calibration, FieldSpec
 from vlatool.errors import DataError
 from vlatool.findings import Collector
 from vlatool.sources.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array
@@ -40,7 +40,7 @@ _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one is ten
 
 
 @dataclass
-class Recording:
+class OpenedEpisode:
     """What of an episode can be opened.
 
     Attributes:
@@ -74,14 +74,14 @@ class Recording:
             self.archives[name] = opened
         return opened
 
-    def field_facts(self, config: SpartanConfig) -> dict[str, FieldFacts]:
+    def field_facts(self, config: SpartanConfig) -> dict[str, FieldSpec]:
         """The fields as `read_values` gives them, told from headers."""
-        facts = {name: FieldFacts(_width(header)) for name, header in self.fields.items()}
-        return facts | {name: FieldFacts(end - start) for name, start, end in _parts(config)}
+        facts = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
+        return facts | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
 
 
 @dataclass
-class Values:
+class EpisodeValues:
     """What of an episode is read at once.
 
     Attributes:
@@ -97,12 +97,12 @@ class Values:
     success: bool | None
 
 
-def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Recording:
+def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> OpenedEpisode:
     """Looks at files, cameras and headers of a `processed` folder, without reading values."""
-    recording = Recording(folder, file_names(folder))
+    recording = OpenedEpisode(folder, file_names(folder))
     for path in (folder / name for name in (METADATA, *ARCHIVES)):
         if path.name not in recording.present:
-            report.refuse(
+            report.add_error(
                 DataError(
                     f"{path}: missing",
                     hint="the episode is incomplete; download or record it again",
@@ -146,14 +146,14 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
         if not _CAMERA_NAME.match(names[camera_id]):
             problem = f"the camera name {name[:40]!r} cannot be a file name in a shard"
             hint = "use letters, digits, dots, dashes and underscores"
-            report.refuse(_bad_camera_name(problem, hint, place))
+            report.add_error(_bad_camera_name(problem, hint, place))
         elif name != names[camera_id]:
             message = f"{path}: the camera name {name!r} has capitals"
             report.note("camera_name_case", message, **place)
     if len(set(names.values())) < len(names):
         problem = f"two cameras have the same name: {', '.join(names.values())}"
         hint = "names are compared in lower case; give each camera its own"
-        report.refuse(_bad_camera_name(problem, hint, {"path": str(path)}))
+        report.add_error(_bad_camera_name(problem, hint, {"path": str(path)}))
     return names
 
 
@@ -178,7 +178,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {}
 
 
-def _open_cameras(recording: Recording, archive: NpzArchive, report: Collector) -> None:
+def _open_cameras(recording: OpenedEpisode, archive: NpzArchive, report: Collector) -> None:
     ids = recording.camera_ids
     archive.load_headers(ids)
     for camera_id, name in ids.items():
@@ -192,7 +192,7 @@ def _open_cameras(recording: Recording, archive: NpzArchive, report: Collector) 
         if frames is not None:
             recording.cameras[name] = frames
     if ids and not any(camera_id in archive for camera_id in ids):
-        report.refuse(
+        report.add_error(
             DataError(
                 f"{archive.path}: no camera of {_CAMERA_IDS} has pictures",
                 hint="the ids in metadata.yaml must be names of arrays in this file",
@@ -203,7 +203,7 @@ def _open_cameras(recording: Recording, archive: NpzArchive, report: Collector) 
 
 
 def _open_fields(
-    recording: Recording, archive: NpzArchive, config: SpartanConfig, report: Collector
+    recording: OpenedEpisode, archive: NpzArchive, config: SpartanConfig, report: Collector
 ) -> None:
     """Headers of the observations that are fields; arrays nobody needs are not looked into."""
     pictures = {f"{camera}{kind}" for camera in recording.camera_ids for kind in ("", *SIDES)}
@@ -266,7 +266,7 @@ def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector
     return header
 
 
-def _check_lengths(recording: Recording, report: Collector) -> None:
+def _check_lengths(recording: OpenedEpisode, report: Collector) -> None:
     """The number of frames that most arrays agree on; the others are refused."""
     arrays = {(OBSERVATIONS, name): header.shape[0] for name, header in recording.fields.items()}
     if recording.actions is not None:
@@ -279,9 +279,9 @@ def _check_lengths(recording: Recording, report: Collector) -> None:
     expected = recording.num_frames = Counter(arrays.values()).most_common(1)[0][0]
     for (file, name), length in arrays.items():
         if length != expected:
-            report.refuse(other_length(recording, file, name, length))
+            report.add_error(other_length(recording, file, name, length))
     if expected == 0:
-        report.refuse(
+        report.add_error(
             DataError(
                 f"{recording.folder}: the episode has no frames",
                 hint="leave it out with --episodes, or record it again",
@@ -291,7 +291,7 @@ def _check_lengths(recording: Recording, report: Collector) -> None:
         )
 
 
-def other_length(recording: Recording, file: str, name: str, length: int | None) -> DataError:
+def other_length(recording: OpenedEpisode, file: str, name: str, length: int | None) -> DataError:
     """The error for an array that does not have one entry per frame; None for a single value."""
     path = recording.folder / file
     camera = recording.camera_ids.get(name)
@@ -305,7 +305,9 @@ def other_length(recording: Recording, file: str, name: str, length: int | None)
     )
 
 
-def read_values(recording: Recording, config: SpartanConfig, report: Collector) -> Values:
+def read_values(
+    recording: OpenedEpisode, config: SpartanConfig, report: Collector
+) -> EpisodeValues:
     """Inflates fields, actions and calibration; pictures stay on disk."""
     observed: dict[str, Array] = {}
     for name in recording.fields:
@@ -319,7 +321,7 @@ def read_values(recording: Recording, config: SpartanConfig, report: Collector) 
         if vector is not None:
             actions = {name: vector[:, start:end] for name, start, end in _parts(config)}
     success = _read_success(recording, report)
-    return Values(observed, actions, _read_calibration(recording, report), success)
+    return EpisodeValues(observed, actions, _read_calibration(recording, report), success)
 
 
 def _by_frame(array: Array) -> Array:
@@ -330,7 +332,7 @@ def _by_frame(array: Array) -> Array:
     return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
-def _read_success(recording: Recording, report: Collector) -> bool | None:
+def _read_success(recording: OpenedEpisode, report: Collector) -> bool | None:
     """Whether the episode succeeded; None where its summary does not say."""
     if SUMMARY not in recording.present:
         return None
@@ -350,7 +352,7 @@ def _read_success(recording: Recording, report: Collector) -> bool | None:
     return bool(value[0])
 
 
-def _read_calibration(recording: Recording, report: Collector) -> dict[str, Calibration]:
+def _read_calibration(recording: OpenedEpisode, report: Collector) -> dict[str, Calibration]:
     found: list[dict[str, Array]] = []
     for file, size in CALIBRATION.items():
         archive = recording.open_archive(file, report)
