@@ -87,7 +87,7 @@ def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
     )
     manifest = str(Path(arguments.data, "shards", "manifest.jsonl"))
     config = config_module.DataConfig(dataset_manifest=[manifest], num_workers=arguments.workers)
-    facts = facts_module.read_facts(config)
+    facts = facts_module.load_info(config)
     config = facts_module.derive_data(config, facts)
     batch = arguments.batch
     plan = loader_module.LoaderPlan(batch, skip_batches=arguments.first // batch)

@@ -210,7 +210,7 @@ class Ours:
 
     def drawn(self) -> tuple[Tensor, Tensor]:
         """Noise and time of this step."""
-        draws = self.context().draws
+        draws = self.context().rng
         time_ = draws.integers(1000, 1).flatten()
         return draws.normal(1, CHUNK, ACTION).flatten(0, 1), time_
 

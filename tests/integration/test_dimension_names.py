@@ -83,13 +83,13 @@ def test_names_are_on_pages(part: str, raw: Path, data: Path, tmp_path: Path) ->
 
 
 def test_a_run_keeps_the_names(trained: Path) -> None:
-    assert load_trained(str(trained), "auto").kept.names == {"action": JOINTS}
+    assert load_trained(str(trained), "auto").assets.names == {"action": JOINTS}
 
 
 def test_curves_and_tables_of_an_evaluation_have_the_names(data: Path, trained: Path) -> None:
     policy = load_trained(str(trained), "auto")
     facts = open_loop_facts(str(data), policy)
-    fit = ImageFit(policy.kept.pictures, print)
+    fit = ImageFit(policy.assets.pictures, print)
     report = evaluate_open_loop(policy, facts, OpenLoopConfig(), fit, NullProgress())
     assert list(report.curves) == ["action: shoulder", "action: elbow"]
     assert report.fields["action"]["names"] == JOINTS

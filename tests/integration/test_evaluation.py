@@ -155,7 +155,7 @@ def test_error_of_a_step_is_that_computed_by_hand(
     report: dict[str, Any], data: Path, run: Path
 ) -> None:
     samples = decoded(data, run)
-    statistics = load_trained(str(run), "auto").kept.statistics[RELATIVE]
+    statistics = load_trained(str(run), "auto").assets.statistics[RELATIVE]
     recorded = np.stack([sample.fields[RELATIVE] for sample in samples])[:, 1:]
     mask = np.stack([sample.future_mask for sample in samples])[:, 1:]
     errors = np.abs(recorded - np.asarray(statistics["mean"])) / np.asarray(statistics["std"])
@@ -211,7 +211,7 @@ def test_curves_stand_at_the_frames_of_the_recording(data: Path, run: Path, shar
     trained = load_trained(str(run), "auto")
     facts = open_loop_facts(str(data), trained)
     config = OpenLoopConfig(max_samples=facts.num_samples // share)
-    fit = ImageFit(trained.kept.pictures, print)
+    fit = ImageFit(trained.assets.pictures, print)
 
     report = evaluate_open_loop(trained, facts, config, fit, NullProgress())
 

@@ -115,7 +115,7 @@ def test_grown_job_does_only_the_new_items(tmp_path: Path) -> None:
 
     run = run_toy(ToyJob(tmp_path, "ant bird cat", work, grows=True))
 
-    assert (run.resumed, run.made, run.failures) == (2, {"letters": 3}, [])
+    assert (run.resumed, run.new_counts, run.failures) == (2, {"letters": 3}, [])
 
 
 def test_growing_job_is_complete_between_its_runs(tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_size_of_pictures_comes_from_what_the_run_kept(
     options: dict[str, Any], size: tuple[int, int] | None, run: Path, tmp_path: Path
 ) -> None:
     changed = changed_options(run, tmp_path / "run", **options)
-    assert load_trained(str(changed), "auto").kept.pictures.size == size
+    assert load_trained(str(changed), "auto").assets.pictures.size == size
 
 
 @pytest.mark.parametrize(

@@ -641,7 +641,7 @@ import os, sys
 from vlatool.storage.remote import connect
 from vlatool.storage.uri import location
 path = location(sys.argv[1])
-client = lambda: connect(path.address.place)
+client = lambda: connect(path.address.root)
 ours = client()
 assert path.read_bytes() == b"x"
 child = os.fork()

@@ -65,14 +65,14 @@ def test_every_picture_that_can_be_used_is_measured_once(config: ImageDataConfig
     found = evaluate_reconstruction(Blocks(), config, EvalOptions(batch_size=4), MetricNetworks())
     assert found.pictures == len({row.key for row in found.rows}) == 11
     assert found.dropped == {"broken_image": 1}
-    assert found.figures["psnr"] > 0
+    assert found.metrics["psnr"] > 0
 
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_figures_do_not_depend_on_the_number_of_ranks(config: ImageDataConfig, count: int) -> None:
     alone = evaluate_reconstruction(Blocks(), config, EvalOptions(), MetricNetworks())
     for rank in of_ranks(config, count):
-        assert rank.figures == pytest.approx(alone.figures)
+        assert rank.metrics == pytest.approx(alone.metrics)
         assert (rank.pictures, rank.dropped) == (alone.pictures, alone.dropped)
 
 

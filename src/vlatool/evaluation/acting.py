@@ -40,7 +40,7 @@ class PolicyRunner:
         self.cameras = policy.cameras
         self.fields = policy.fields
         self.actions = policy.actions
-        self.fps = trained.kept.fps
+        self.fps = trained.assets.fps
         self.horizon = policy.length - policy.past
         self.checkpoint = trained.checkpoint
         self.weights = trained.weights

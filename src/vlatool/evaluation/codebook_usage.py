@@ -79,7 +79,7 @@ class CodebookUsage:
         """The counts over all ranks; `reduce` sums a tensor over them."""
         return CodebookUsage(*map(reduce, (self.counts, self.changes, self.pairs)))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Figures of the codes; those of neighbours only where there were some.
 
         Returns:

@@ -96,7 +96,7 @@ class ImageScore:
     """A picture by its name, with its figures."""
 
     key: str
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 @dataclass
@@ -121,7 +121,7 @@ class PictureScores:
 
     def sums(self) -> Tensor:
         """Sum of each figure, then the number of pictures: float64 [names + 1]."""
-        values = [[row.figures[name] for name in self.names] for row in self.rows]
+        values = [[row.metrics[name] for name in self.names] for row in self.rows]
         table = torch.tensor(values, dtype=torch.float64).view(len(self.rows), len(self.names))
         return torch.cat([table.sum(0), torch.tensor([float(len(self.rows))])]).to(
             device=self.device
@@ -147,7 +147,7 @@ def extremes(rows: Sequence[ImageScore], figure: str, count: int) -> BestMedianW
 
     Best first; equal ones by name, so that the choice does not depend on the order of ranks.
     """
-    ranked = sorted(rows, key=lambda row: (-row.figures[figure], row.key))
+    ranked = sorted(rows, key=lambda row: (-row.metrics[figure], row.key))
     count = min(count, max(1, len(ranked) // 3)) if ranked else 0
     best, rest = ranked[:count], ranked[count:]
     worst = rest[max(0, len(rest) - count) :]

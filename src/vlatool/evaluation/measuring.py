@@ -78,7 +78,7 @@ class EvalResult:
         rows: The figures of each picture of this rank.
     """
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     pictures: int
     dropped: Mapping[str, int]
     rows: Sequence[ImageScore]
@@ -172,7 +172,7 @@ def _over_ranks(
     device = sums.scores.device
     own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
     pictures, *drops = map(int, reduce(own).tolist())
-    figures = sums.figures(reduce)
+    figures = sums.metrics(reduce)
     told = {reason: n for reason, n in zip(ImagesKind.drop_reasons, drops, strict=True) if n}
     if not pictures:
         why = ", ".join(f"{count} {reason}" for reason, count in told.items()) or "there are none"

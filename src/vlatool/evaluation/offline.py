@@ -72,7 +72,7 @@ def evaluate_open_loop(
         bar: Told of each sample; there are `num_chosen`.
     """
     policy = trained.policy
-    recorder = _Recorder(policy, trained.kept)
+    recorder = _Recorder(policy, trained.assets)
     rng = torch.Generator().manual_seed(config.seed)
     for samples in _batches(policy.data, facts, config):
         observations = [_observation(policy, sample, fit) for sample in samples]

@@ -118,7 +118,7 @@ class ReconstructionSums:
             assert self._judges.inception is not None
             moments.add(self._judges.inception(one))
 
-    def figures(self, reduce: Reduce) -> dict[str, float]:
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
         """Over all pictures of all ranks; every rank calls it. Empty without a picture.
 
         Returns:
@@ -138,7 +138,7 @@ class ReconstructionSums:
             "psnr_of_mean_error": float(psnr_of_error(error)),
             "mean_picture_psnr": mean_picture,
             "block_psnr": float(psnr_of_error(block_error)),
-            **({} if codes is None else codes.figures()),
+            **({} if codes is None else codes.metrics()),
         }
         return {**found, "rfid": frechet_distance(*features)} if features else found
 

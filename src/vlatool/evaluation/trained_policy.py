@@ -38,7 +38,7 @@ class TrainedPolicy:
     checkpoint: Path
     weights: str
     config: TrainConfig
-    kept: "RoboticsAssets"
+    assets: "RoboticsAssets"
 
 
 def load_trained(location: str, weights: Weights) -> TrainedPolicy:

@@ -93,7 +93,7 @@ class JobRun:
     resumed: int = 0
     bytes_on_disk: int = 0
     empty: list[str] = field(default_factory=list[str])
-    made: dict[str, int] = field(default_factory=dict[str, int])
+    new_counts: dict[str, int] = field(default_factory=dict[str, int])
     made_bytes: int = 0
     places: Sequence[str] = ()
     is_fresh: bool = False
@@ -106,7 +106,7 @@ class JobRun:
         for name, count in receipt.counts.items():
             self.sums[name] = self.sums.get(name, 0) + count
             if not receipt.resumed:
-                self.made[name] = self.made.get(name, 0) + count
+                self.new_counts[name] = self.new_counts.get(name, 0) + count
         self.made_bytes += 0 if receipt.resumed else receipt.bytes
         for reason, count in receipt.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
@@ -120,7 +120,7 @@ class JobRun:
     def reset_counts(self) -> None:
         """Forgets what was counted; what was told stays told."""
         self.failures, self.empty, self.resumed, self.made_bytes = [], [], 0, 0
-        self.sums, self.dropped, self.made, self.reasons = {}, {}, {}, {}
+        self.sums, self.dropped, self.new_counts, self.reasons = {}, {}, {}, {}
         self.warnings = dict.fromkeys(self.warnings, 0)
 
     def progress_fields(self, measured: str, seconds: float) -> dict[str, float | int | str]:
@@ -128,7 +128,7 @@ class JobRun:
         seconds = max(seconds, 1e-6)
         return {
             measured: self.sums.get(measured, 0),
-            f"{measured}/s": float(round(self.made.get(measured, 0) / seconds, 1)),
+            f"{measured}/s": float(round(self.new_counts.get(measured, 0) / seconds, 1)),
             "MB/s": float(round(self.made_bytes / 1e6 / seconds, 1)),
             "failed": len(self.failures),
             **self.reasons,
@@ -196,7 +196,7 @@ class JobSpec(Generic[Item]):
     is_pipelined: bool = False
 
     @property
-    def kept(self) -> tuple[str, ...]:
+    def unlisted(self) -> tuple[str, ...]:
         """Patterns of files that may be there without a line in the list."""
         return (*self.volatile, *self.temporary)
 

@@ -90,7 +90,7 @@ class _Loop:
         record = replace(
             spec.record,
             owned=tuple(spec.owned),
-            unlisted=tuple(spec.volatile),
+            volatile=tuple(spec.volatile),
             parent=parent_of(spec.output),
         )
         self._run = JobRun("written", record, executor, reporter, places=_above(spec.places))
@@ -158,7 +158,7 @@ class _Loop:
             run.reporter.warn("output_damaged", message)
         run.is_fresh = before is None
         made = secrets.token_hex(4) if before is None else before.run_id
-        run.record = replace(run.record, made=made)
+        run.record = replace(run.record, run_id=made)
         if before is None:
             claim_output(spec.output, run.record, self._removed_first)
         else:

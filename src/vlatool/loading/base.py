@@ -192,7 +192,7 @@ class LoadsInfoReporting(Protocol):
     """A data kind whose facts may take long to read, and that tells how far it is."""
 
     def load_info_reporting(self, config: Any, reporter: Reporter) -> DatasetInfo:
-        """As `DataKind.read_facts`."""
+        """As `DataKind.load_info`."""
         ...
 
 
@@ -200,7 +200,7 @@ def load_info_of(kind: DataKind, config: Any, reporter: Reporter = NULL) -> Data
     """The facts of a section, with progress where the kind tells of any.
 
     Raises:
-        DataError: As `DataKind.read_facts`.
+        DataError: As `DataKind.load_info`.
     """
     if isinstance(kind, LoadsInfoReporting):
         return kind.load_info_reporting(config, reporter)

@@ -136,7 +136,7 @@ def open_dataset(
     }
     overrides = [Override(key, value, _ORIGIN) for key, value in given.items()]
     config = load_config(chosen.Config, overrides=overrides).config
-    facts = chosen.read_facts(config)
+    facts = chosen.load_info(config)
     config, _ = chosen.derive(config, facts)
     order = SampleOrder(facts.datasets, OrderOptions.of(config, seed))
     scales = _scales(chosen, config, facts) if normalise else None

@@ -79,7 +79,7 @@ class RayExecutor:
         running: set[Any] = set()
         try:
             while True:
-                for item in islice(waiting, window.room(len(running), len(in_order))):
+                for item in islice(waiting, window.free_slots(len(running), len(in_order))):
                     in_order.append((item, submit(item)))
                     running.add(in_order[-1][1])
                 if not in_order:
@@ -101,7 +101,7 @@ class _Window:
         self._cpus = 1
         self._asked = -_POLL_S
 
-    def room(self, running: int, held: int) -> int:
+    def free_slots(self, running: int, held: int) -> int:
         """Tasks to submit now, with `running` unfinished and `held` not yet handed on."""
         if time.monotonic() - self._asked >= _POLL_S:
             self._cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)))

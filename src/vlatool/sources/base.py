@@ -24,11 +24,11 @@ _POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 class FormatReader(Protocol):
     """Reads the episodes of one dataset format.
 
-    A reader may also have `source_findings: list[Finding]`, what `discover` found odd in the data set
-    as a whole; `base_format: ClassVar[str]`, the name of the more general format whose data it
-    also recognises; `is_fallback: ClassVar[bool]`, that any other format that finds episodes
-    at a place is preferred; `default_sink: ClassVar[str]`, the name of the sink that its episodes go into
-    where none is named, else `lbm`; and checks of its own (`vlatool.sources.rules`).
+    Optional attributes of a reader: `source_findings: list[Finding]`, findings of `discover` on the
+    data set as a whole; `base_format: ClassVar[str]`, name of a more general format that also
+    recognizes the same data; `is_fallback: ClassVar[bool]`, True if any other format that finds
+    episodes at a location takes precedence; `default_sink: ClassVar[str]`, name of the sink that is
+    used if none is given (default `lbm`); checks of its own (`vlatool.sources.rules`).
 
     Attributes:
         Config: The keys of this format; an instance is the only argument of the constructor.

@@ -284,7 +284,7 @@ class BuildDatasetJob:
         write_manifest(output, self._manifest(files))
         files = [*files, *passing, file_entry(output, MANIFEST_NAME)]
         if not run.is_fresh:  # episodes may have gone since
-            remove_stale_files(output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:

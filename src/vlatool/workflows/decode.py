@@ -175,7 +175,7 @@ class DecodeJob:
         """Nothing is shared by the episodes."""
         files = [entry for receipt in receipts for entry in receipt.files]
         if not run.is_fresh:  # episodes may have gone since
-            remove_stale_files(self.spec.output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(self.spec.output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:

@@ -192,7 +192,7 @@ class EncodeJob:
         manifest.save(self.output)
         files.append(file_entry(self.output, MANIFEST_NAME))
         if not run.is_fresh:  # episodes may have gone since
-            remove_stale_files(self.output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(self.output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
@@ -227,7 +227,7 @@ class EncodeJob:
             bytes=run.bytes_on_disk,
             agreement=_agreement(run),
             resized=run.sums.get("resized", 0),
-            rate=round(run.made.get("pictures", 0) / max(run.seconds, 1e-6), 1),
+            rate=round(run.new_counts.get("pictures", 0) / max(run.seconds, 1e-6), 1),
             bound=pipeline.bottleneck,
             stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
             device=maker.device.type,

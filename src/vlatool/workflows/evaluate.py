@@ -128,7 +128,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     record = OutputRecord("eval open-loop", _options(config, trained, data))
     check_output_owner(output, record)
     facts = open_loop_facts(str(data), trained)
-    fit = ImageFit(trained.kept.pictures, partial(reporter.warn, "pictures_resized"))
+    fit = ImageFit(trained.assets.pictures, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(facts, config), "samples") as bar:
         report = evaluate_open_loop(trained, facts, config, fit, bar)
     picture = output / CURVES
@@ -263,11 +263,11 @@ def open_loop_facts(location: str, trained: TrainedPolicy) -> RoboticsInfo:
     facts = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
     if folder.episodes is not None:
         facts = replace(facts, shards=(tuple(folder.episodes.shards()),))
-    facts.widths([*trained.kept.data.action_fields, *trained.kept.data.proprioception_fields])
-    _check_windows(location, facts, trained.kept.data)
+    facts.widths([*trained.assets.data.action_fields, *trained.assets.data.proprioception_fields])
+    _check_windows(location, facts, trained.assets.data)
     known = facts.options[0].get("camera_names") or []
-    for camera in trained.kept.data.camera_names:
-        if known and camera not in known and not trained.kept.data.pad_missing_images:
+    for camera in trained.assets.data.camera_names:
+        if known and camera not in known and not trained.assets.data.pad_missing_images:
             raise DataError(
                 f"{location}: the policy's camera {camera!r} is not in the data, which have "
                 f"{', '.join(known)}",

@@ -155,7 +155,7 @@ class _CodesExport:
     layout: CodesLayout
     items: Sequence[str]
     exported: ClassVar[str] = "codes"
-    noun: ClassVar[str] = "pictures"
+    counted: ClassVar[str] = "pictures"
     manifest: ClassVar[str] = codes.MANIFEST_NAME
 
     @property
@@ -206,7 +206,7 @@ class _SamplesExport:
     prefix: str
     layout: str = "jsonl"
     exported: ClassVar[str] = EXPORTED
-    noun: ClassVar[str] = "samples"
+    counted: ClassVar[str] = "samples"
     manifest: ClassVar[str] = samples_folder.MANIFEST_NAME
     owned: ClassVar[Sequence[str]] = samples_folder.OWNED_FILES
 
@@ -308,7 +308,7 @@ class ExportJob:
             state=work.state,
             owned=work.owned,
             places=(source, output),
-            measured=work.noun,
+            measured=work.counted,
         )
 
     def name(self, item: str) -> str:
@@ -331,7 +331,7 @@ class ExportJob:
         files = [entry for one in done for entry in one.files]
         files.append(file_entry(output, self._work.manifest))
         if not run.is_fresh:  # episodes may have gone since
-            remove_stale_files(output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
@@ -347,7 +347,7 @@ class ExportJob:
             exported=self._work.exported,
             layout=self._work.layout,
             episodes=len(self.items) - len(run.failures),
-            amount=run.sums.get(self._work.noun, 0),
+            amount=run.sums.get(self._work.counted, 0),
             bytes=run.bytes_on_disk,
             failures=tuple(run.failures),
             resumed=run.resumed,

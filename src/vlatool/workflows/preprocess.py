@@ -217,7 +217,7 @@ class PreprocessJob:
         self._summary = self._sink.finish(receipts, run)
         files = self._summary.files
         if not run.is_fresh:  # episodes may have gone since
-            remove_stale_files(self.spec.output, self.spec.owned, self.spec.kept, files)
+            remove_stale_files(self.spec.output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:

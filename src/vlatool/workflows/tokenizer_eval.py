@@ -191,7 +191,7 @@ def _all_rows(measured: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
     """The figures of the pictures of all ranks."""
     from vlatool.evaluation.image_quality import ImageScore
 
-    own = [json.dumps([row.key, dict(row.figures)]) for row in measured.rows]
+    own = [json.dumps([row.key, dict(row.metrics)]) for row in measured.rows]
     return [ImageScore(*json.loads(text)) for text in runtime.gathered(own)]
 
 
@@ -208,7 +208,7 @@ def _result(
         data=config.data,
         pictures=measured.pictures,
         dropped=measured.dropped,
-        figures=measured.figures,
+        figures=measured.metrics,
         not_measured={**judges.missing, **without},
         networks=judges.digests,
         extremes={},
@@ -219,7 +219,7 @@ def _result(
 
 def _by_name(chosen: "BestMedianWorst") -> dict[str, dict[str, float]]:
     groups = {"best": chosen.best, "median": chosen.median, "worst": chosen.worst}
-    return {name: {row.key: row.figures["psnr"] for row in rows} for name, rows in groups.items()}
+    return {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
 
 
 def _write_page(

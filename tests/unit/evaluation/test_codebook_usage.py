@@ -12,7 +12,7 @@ CODES = torch.tensor([[0, 1, 2], [0, 3, 2], [0, 3, 1], [7, 7, 7]])
 def test_usage_and_entropy_are_of_all_codes_that_occurred() -> None:
     use = CodebookUsage.of(8, 2)
     use.add(torch.tensor([[0, 1], [2, 3]]))
-    figures = use.figures()
+    figures = use.metrics()
     assert figures["codebook_usage"] == 0.5
     assert figures["codebook_entropy"] == pytest.approx(2, abs=1e-6)
     assert "changed_codes" not in figures
@@ -22,8 +22,8 @@ def test_changes_are_counted_between_neighbouring_frames_only() -> None:
     use = CodebookUsage.of(8, 3)
     use.add(CODES, [FrameIndex("a", 0), FrameIndex("a", 1), FrameIndex("a", 3), FrameIndex("b", 4)])
     assert int(use.pairs) == 1
-    assert use.figures()["changed_codes"] == 1
-    assert use.figures()["constant_places"] == 2
+    assert use.metrics()["changed_codes"] == 1
+    assert use.metrics()["constant_places"] == 2
 
 
 def test_last_frame_of_a_batch_is_the_neighbour_of_the_next_batch() -> None:
@@ -33,7 +33,7 @@ def test_last_frame_of_a_batch_is_the_neighbour_of_the_next_batch() -> None:
     for number, frame in enumerate(frames):
         parts.add(CODES[number : number + 1], [frame])
     assert whole.changes.tolist() == parts.changes.tolist() == [1, 2, 2]
-    assert whole.figures() == parts.figures()
+    assert whole.metrics() == parts.metrics()
 
 
 def test_counts_over_ranks_are_those_of_all_pictures() -> None:
@@ -46,7 +46,7 @@ def test_counts_over_ranks_are_those_of_all_pictures() -> None:
         name = next(names)
         return sum((getattr(one, name) for one in ranks), torch.zeros_like(own))
 
-    figures = ranks[0].over(reduce).figures()
+    figures = ranks[0].over(reduce).metrics()
     assert figures["changed_codes"] == 2
     assert figures["codebook_usage"] == 5 / 8
 

@@ -53,17 +53,17 @@ def sums_of(rows: range, judges: MetricNetworks | None = None) -> Reconstruction
 
 
 def test_figures_over_ranks_are_those_of_one() -> None:
-    whole = sums_of(range(6)).figures(_same)
+    whole = sums_of(range(6)).metrics(_same)
     others: list[list[torch.Tensor]] = [[], []]
     for rank, rows in enumerate((range(3, 6), range(0))):
-        sums_of(rows).figures(lambda one, rank=rank: others[rank].append(one) or one)
+        sums_of(rows).metrics(lambda one, rank=rank: others[rank].append(one) or one)
     first, second = map(iter, others)
-    found = sums_of(range(3)).figures(lambda one: one + next(first) + next(second))
+    found = sums_of(range(3)).metrics(lambda one: one + next(first) + next(second))
     assert found == pytest.approx(whole)
 
 
 def test_finer_blocks_are_better_than_the_baselines() -> None:
-    figures = sums_of(range(6)).figures(_same)
+    figures = sums_of(range(6)).metrics(_same)
     assert figures["psnr_of_mean_error"] > figures["block_psnr"] > 0
     assert figures["psnr"] >= figures["psnr_of_mean_error"]
     assert 0 < figures["codebook_usage"] <= 1
@@ -72,12 +72,12 @@ def test_finer_blocks_are_better_than_the_baselines() -> None:
 def test_networks_that_are_given_are_asked() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
-        figures = sums_of(range(2), MetricNetworks(perceptual_network("lpips", None))).figures(
+        figures = sums_of(range(2), MetricNetworks(perceptual_network("lpips", None))).metrics(
             _same
         )
     assert figures["lpips"] != 0
     assert "rfid" not in figures
-    assert sums_of(range(6)).figures(_same)["rfid"] == pytest.approx(0, abs=0.5)
+    assert sums_of(range(6)).metrics(_same)["rfid"] == pytest.approx(0, abs=0.5)
 
 
 def _same(one: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def _same(one: torch.Tensor) -> torch.Tensor:
 
 
 def test_nothing_has_no_figures() -> None:
-    assert sums_of(range(0)).figures(_same) == {}
+    assert sums_of(range(0)).metrics(_same) == {}
 
 
 @pytest.mark.parametrize(

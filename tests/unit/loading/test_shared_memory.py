@@ -207,7 +207,7 @@ from vlatool.loading.shared_memory import SharedPool
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:
-    SharedPool(1).room(1 << 24)
+    SharedPool(1).allocate(1 << 24)
 except EnvironmentProblem as error:
     print(error.code)
 """

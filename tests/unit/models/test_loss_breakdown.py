@@ -15,7 +15,7 @@ def shares(*, training: bool = True) -> tuple[dict[str, float], torch.Tensor, to
     error = torch.rand(6, 4, 3, generator=generator) * mask
     own = LossBreakdown(FIELDS, ["a/x/shards", "b/x"], ["v"])
     sums = own.sums(error, mask, torch.tensor([1, 0, 1]), training=training)
-    return own.figures(sums, float(mask.sum() * 3), training=training), error, mask
+    return own.metrics(sums, float(mask.sum() * 3), training=training), error, mask
 
 
 def test_fields_weighted_by_their_widths_are_the_loss() -> None:
@@ -46,7 +46,7 @@ def test_data_set_that_was_not_seen_is_not_told() -> None:
     mask = torch.ones(2, 1, 1, dtype=torch.bool)
     sums = own.sums(torch.ones(2, 1, 3), mask, torch.tensor([0, 0]), training=True)
 
-    figures = own.figures(sums, 6.0, training=True)
+    figures = own.metrics(sums, 6.0, training=True)
 
     assert (figures["loss/a"], "loss/b" in figures) == (1.0, False)
 

@@ -56,7 +56,7 @@ class LossBreakdown:
             found[_COUNTS] = zeros.index_add(0, rows, counts)
         return found
 
-    def figures(
+    def metrics(
         self, sums: Mapping[str, Tensor], count: float, *, training: bool
     ) -> dict[str, float]:
         """Mean squared errors: `action_error/FIELD`, and `loss/DATA SET` of those that were seen.

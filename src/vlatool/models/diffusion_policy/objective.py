@@ -61,7 +61,7 @@ class DenoisingObjective(Objective):
 
     def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Errors of each action field, losses of each data set."""
-        return self._shares.figures(sums, count, training=turn in self.optimizers())
+        return self._shares.metrics(sums, count, training=turn in self.optimizers())
 
 
 def shown(batch: Mapping[str, Any]) -> dict[str, Tensor]:

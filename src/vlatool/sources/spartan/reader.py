@@ -75,7 +75,7 @@ class SpartanReader:
                 held = episode_number(folder) in held_out.get(ref.task, ())
                 reason = "validation_episode" if held else ""
                 language = annotations.get(ref.task, {})
-                found.append(replace(ref, language=language, held_out=reason))
+                found.append(replace(ref, language=language, excluded=reason))
         self.source_findings = list(_unmatched(held_out, found))
         yield from unique_refs(found)
 
