@@ -97,7 +97,7 @@ def plain(tree: Path, fast: Path, output: Path) -> None:
         with path.open(encoding="utf-8") as file, (output / "data" / path.name).open("w") as out:
             parsed = map(json.loads, file)
             while batch := list(islice(parsed, BATCH)):
-                chunks = profile.normalise([row["actions"] for row in batch])
+                chunks = profile.normalize([row["actions"] for row in batch])
                 for row, ids in zip(batch, tokenizer.encode(chunks), strict=True):
                     out.write(json.dumps(built(tree, row, ids), ensure_ascii=False) + "\n")
     print(time.perf_counter() - started)

@@ -19,14 +19,14 @@ from titok import GFLOPS, PEAK_TFLOPS, network
 from vlatool.artifacts.image import encode_png
 from vlatool.evaluation.code_maker import CodeMaker, ImageRule, rank_device
 from vlatool.evaluation.encoding import EncodePipeline, EncodeRule
-from vlatool.evaluation.image_sets import find_pictures
-from vlatool.models.images import example_pictures
+from vlatool.evaluation.image_sets import find_images
+from vlatool.models.images import example_images
 from vlatool.models.titok.model import Titok
 
 SIDE, EPISODE = 256, 32
 
 
-def main(variant: str, pictures: int, batch: int, workers: int) -> None:
+def main(variant: str, images: int, batch: int, workers: int) -> None:
     """Prints three rates, and what the run was bound by."""
     torch.manual_seed(0)
     config = network(variant, 1)
@@ -36,10 +36,10 @@ def main(variant: str, pictures: int, batch: int, workers: int) -> None:
     print(describe(), f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        frames = write_frames(folder / "A", pictures)
-        print(f"{variant}, {pictures} pictures, batches of {batch}, {maker.device.type}")
+        frames = write_frames(folder / "A", images)
+        print(f"{variant}, {images} pictures, batches of {batch}, {maker.device.type}")
         for precision in ("fp32", "bf16") if maker.device.type == "cuda" else ("fp32",):
-            rate = device_rate(maker, frames[:batch], precision, pictures)
+            rate = device_rate(maker, frames[:batch], precision, images)
             share = rate * GFLOPS[variant][0] / 1000 / PEAK_TFLOPS
             told = f", {share:.0%} of the peak" if maker.device.type == "cuda" else ""
             print(f"device alone, {precision}: {rate:.2f} pictures/s{told}")
@@ -49,7 +49,7 @@ def main(variant: str, pictures: int, batch: int, workers: int) -> None:
 def write_frames(tree: Path, count: int) -> np.ndarray:
     """PNG files in episodes of 32; returns the pixels uint8 [N, S, S, 3]."""
     rng = np.random.default_rng(0)
-    smooth = example_pictures(SIDE, count)["images"].permute(0, 2, 3, 1).numpy()
+    smooth = example_images(SIDE, count)["images"].permute(0, 2, 3, 1).numpy()
     noise = rng.integers(-8, 9, smooth.shape)
     frames = np.clip(smooth + noise, 0, 255).astype(np.uint8)
     for number, frame in enumerate(frames):
@@ -72,7 +72,7 @@ def device_rate(maker: CodeMaker, frames: np.ndarray, precision: str, count: int
 
 def show_run(maker: CodeMaker, folder: Path, precision: str, batch: int, workers: int) -> None:
     """Runs reading alone, then all stages together."""
-    found = find_pictures(folder / "A")
+    found = find_images(folder / "A")
     rule = EncodeRule(folder / precision, "packed", precision, batch, 0, workers)
     pipeline = EncodePipeline(found, maker, rule)
     begun, count = time.perf_counter(), 0
@@ -86,7 +86,7 @@ def show_run(maker: CodeMaker, folder: Path, precision: str, batch: int, workers
     alone = sum(one.counts["encoded_alone"] for one in receipts if one is not None)
     seconds = time.perf_counter() - begun
     waits = ", ".join(f"{stage} {value:.1f} s" for stage, value in pipeline.seconds.items())
-    rate = pipeline.pictures / seconds
+    rate = pipeline.images / seconds
     print(f"all stages: {rate:.2f} pictures/s, {alone} encoded alone; {waits}")
 
 

@@ -72,12 +72,12 @@ def batches_now(arguments: argparse.Namespace) -> Iterator[Any]:
     if arguments.crop or arguments.jitter:
         given["augmentation"] = {"image": image}
     config = kind.Config.model_validate(given)
-    facts = kind.load_info(config)
-    config, _ = kind.derive(config, facts)
-    order = SampleOrder(facts.datasets, OrderOptions.of(config, 42))
+    info = kind.load_info(config)
+    config, _ = kind.derive(config, info)
+    order = SampleOrder(info.datasets, OrderOptions.of(config, 42))
     first, workers = arguments.first // arguments.batch, arguments.workers
     plan = LoaderPlan(arguments.batch, first=first, num_workers=workers, prefetch_factor=4)
-    return iter(build_loader(plan, order, kind.reader(config, facts), stack, nothing))
+    return iter(build_loader(plan, order, kind.reader(config, info), stack, nothing))
 
 
 def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
@@ -87,11 +87,11 @@ def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
     )
     manifest = str(Path(arguments.data, "shards", "manifest.jsonl"))
     config = config_module.DataConfig(dataset_manifest=[manifest], num_workers=arguments.workers)
-    facts = facts_module.load_info(config)
-    config = facts_module.derive_data(config, facts)
+    info = facts_module.load_info(config)
+    config = facts_module.derive_data(config, info)
     batch = arguments.batch
     plan = loader_module.LoaderPlan(batch, skip_batches=arguments.first // batch)
-    return iter(loader_module.build_loader(config, facts, stack, plan))
+    return iter(loader_module.build_loader(config, info, stack, plan))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:

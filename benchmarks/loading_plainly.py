@@ -46,16 +46,16 @@ from vlatool.training.config import TrainConfig
 
 PRESET = "diffusion-policy-tiny"
 SEED = 42
-PICTURES = (".jpg", ".jpeg", ".png")
-LARGEST_PICTURE = 1 << 24
+IMAGES = (".jpg", ".jpeg", ".png")
+LARGEST_IMAGE = 1 << 24
 CPU = "milliseconds"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def by_pillow(content: bytes) -> Array:
     """Pixels uint8 [H, W, 3]."""
-    with Image.open(BytesIO(content)) as picture:
-        return np.array(picture.convert("RGB"))
+    with Image.open(BytesIO(content)) as image:
+        return np.array(image.convert("RGB"))
 
 
 def decoded(decode: Callable[[bytes], Array], sample: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def decoded(decode: Callable[[bytes], Array], sample: dict[str, Any]) -> dict[st
 
 
 def _value(decode: Callable[[bytes], Array], name: str, content: Any) -> Any:
-    if name.endswith(PICTURES):
+    if name.endswith(IMAGES):
         return torch.from_numpy(decode(content))
     if name.endswith(".npz"):
         with np.load(BytesIO(content), allow_pickle=False) as arrays:
@@ -76,7 +76,7 @@ class Fields:
     """What a batch needs of a decoded sample; picklable."""
 
     def __init__(self, data: Any) -> None:
-        self.pictures = [
+        self.images = [
             f"{camera}_t{index}.jpg" for index in data.image_indices for camera in data.camera_names
         ]
         self.names = list(dict.fromkeys([*data.action_fields, *data.proprioception_fields]))
@@ -88,7 +88,7 @@ class Fields:
         window = slice(anchor - self.past, anchor + self.future + 1)
         sentences = sample.get("language_instructions.json", {}).get("original") or [""]
         return {
-            "images": [sample[name] for name in self.pictures],
+            "images": [sample[name] for name in self.images],
             "fields": {name: torch.from_numpy(arrays[name][window]) for name in self.names},
             "past_mask": torch.from_numpy(arrays["past_mask"][window]),
             "future_mask": torch.from_numpy(arrays["future_mask"][window]),
@@ -109,7 +109,7 @@ class Collate:
         self.steps, self.scales = data.lowdim_past_timesteps + 1, scales
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        images = torch.stack([picture for one in samples for picture in one["images"]])
+        images = torch.stack([image for one in samples for image in one["images"]])
         fields = {
             name: (torch.stack([one["fields"][name] for one in samples]).float() - center) / scale
             for name, (center, scale) in self.scales.items()
@@ -133,16 +133,16 @@ class Run:
         overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
         config = load_config(TrainConfig, presets=[PRESET], overrides=overrides).config
         self.kind = config.data_kind
-        self.facts = self.kind.load_info(config.data)
-        self.config, _ = config.derive(self.facts)
+        self.info = self.kind.load_info(config.data)
+        self.config, _ = config.derive(self.info)
         self.data = self.config.data
-        self.kept = self.kind.make_assets(self.data, self.facts)
+        self.kept = self.kind.make_assets(self.data, self.info)
         self.batch = batch
 
     @property
     def shards(self) -> list[str]:
         """The tars."""
-        return [str(block.location) for one in self.facts.datasets for block in one.blocks]
+        return [str(block.location) for one in self.info.datasets for block in one.blocks]
 
     def batches(self, workers: int) -> Iterator[Any]:
         """Batches of `vlatool train`."""
@@ -153,10 +153,10 @@ class Run:
             prefetch_factor=self.data.prefetch_factor,
             drop_reasons=self.kind.drop_reasons,
         )
-        order = SampleOrder(self.facts.datasets, OrderOptions.of(self.data, SEED))
+        order = SampleOrder(self.info.datasets, OrderOptions.of(self.data, SEED))
         batcher = model_type.batcher(model, self.data, self.kept, None, training=True)
         fake = partial(model_type.example, model, self.data, self.batch)
-        reader = self.kind.reader(self.data, self.facts)
+        reader = self.kind.reader(self.data, self.info)
         return iter(build_loader(plan, order, reader, batcher, fake))
 
     def plain_batches(
@@ -195,12 +195,12 @@ class Run:
 
     def decoding_ms(self) -> float:
         """Milliseconds of a processor that the pictures of a sample take."""
-        room = np.empty(LARGEST_PICTURE, np.uint8)
+        room = np.empty(LARGEST_IMAGE, np.uint8)
         spent = count = 0
         for sample in islice(wds.WebDataset(self.shards, shardshuffle=False), 100):
-            pictures = [data for name, data in sample.items() if name.endswith(PICTURES)]
+            images = [data for name, data in sample.items() if name.endswith(IMAGES)]
             started = time.process_time()
-            for data in pictures:
+            for data in images:
                 simplejpeg.decode_jpeg(data, buffer=room)
             spent += time.process_time() - started
             count += 1
@@ -220,7 +220,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
         return {"rate": 0, "milliseconds": run.decoding_ms()}
     warm = 5 * workers  # more than are made ahead, so that what is counted is made meanwhile
     steps = arguments.samples // run.batch
-    total = sum(one.size for one in run.facts.datasets)
+    total = sum(one.size for one in run.info.datasets)
     epochs = 2 + (warm * 2 + steps) * run.batch * 2 // total
     if way == "vlatool":
         batches = run.batches(workers)

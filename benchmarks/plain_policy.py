@@ -144,8 +144,8 @@ class PlainPolicy(nn.Module):
         text = self.clip.text_projection(pooled / pooled.norm(dim=-1, keepdim=True))
         seen = self.clip.vision_model(pixel_values=batch["pixels"]).pooler_output
         seen = self.clip.visual_projection(seen)
-        pictures = (seen / seen.norm(dim=-1, keepdim=True)).reshape(len(text), -1, text.shape[-1])
-        conditions = [self.time_encoding(time)[:, None], text[:, None], pictures]
+        images = (seen / seen.norm(dim=-1, keepdim=True)).reshape(len(text), -1, text.shape[-1])
+        conditions = [self.time_encoding(time)[:, None], text[:, None], images]
         encoded = [self.condition_encode(one) for one in conditions]
         encoded.append(self.proprioception_encode(batch["proprioception"]))
         encoded.append(self.action_encode(noised))

@@ -39,7 +39,7 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 from vlatool.training.step import OptimizerStepper, StepContexts
 
-WORDS, ACTION, CHUNK, PICTURES = 50432, 20, 16, 8
+WORDS, ACTION, CHUNK, IMAGES = 50432, 20, 16, 8
 RATE, DECAY, LIMIT = 1e-4, 0.01, 1.0
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PEAK_TFLOPS = 989.0  # dense bfloat16 of an H100 or H200
@@ -125,7 +125,7 @@ def configuration(size: Size, batch: int, arguments: argparse.Namespace) -> Trai
         f"{backbone}.architecture": size.clip(),
         f"{backbone}.image_mean": list(MEAN),
         f"{backbone}.image_std": list(STD),
-        f"{backbone}.num_images": PICTURES,
+        f"{backbone}.num_images": IMAGES,
         "model.transformer.hidden_dim": width,
         "model.transformer.n_layers": layers,
         "model.transformer.n_heads": heads,
@@ -264,7 +264,7 @@ class Parts:
 def example(size: Size, batch: int) -> dict[str, Tensor]:
     """A made-up batch; colours last in memory, as the loader has them."""
     rng = torch.Generator().manual_seed(1)
-    shape = (batch, PICTURES, size.side, size.side, 3)
+    shape = (batch, IMAGES, size.side, size.side, 3)
     images = torch.randint(256, shape, generator=rng, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
     text = torch.randint(1, 40_000, (batch, size.length), generator=rng)
     text[:, 0], text[:, -1] = 49407, 49408  # the ends, plus one

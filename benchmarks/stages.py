@@ -53,7 +53,7 @@ def main(raw: Path, size: tuple[int, int]) -> None:
     episode = stages.run("read numbers", lambda: reader.read(ref))
     spec = SampleSpec(WindowSpec(1, 14, 1, 3, 15), (-1, 0), (size[1], size[0]), "center_crop")
     sampler = stages.run("cut windows", lambda: EpisodeSampler(episode, CAMERAS, spec))
-    encoded = _pictures(sampler, stages)
+    encoded = _images(sampler, stages)
     with tempfile.TemporaryDirectory() as folder:
         _samples(sampler, encoded, stages, Path(folder))
         part = stages.run("statistics of the episode", sampler.statistics)
@@ -74,14 +74,14 @@ def main(raw: Path, size: tuple[int, int]) -> None:
         print(f"{name:28} {seconds:6.3f} s {100 * seconds / whole:5.1f} %")
 
 
-def _pictures(sampler: EpisodeSampler, stages: Stages) -> dict[tuple[str, int], bytes]:
+def _images(sampler: EpisodeSampler, stages: Stages) -> dict[tuple[str, int], bytes]:
     encoded: dict[tuple[str, int], bytes] = {}
     for name in sampler.cameras:
         source, geometry = sampler.episode.cameras[name], sampler.geometries[name]
         for frame in sorted(sampler.needed_frames()):
             pixels = stages.run("inflate pictures", lambda s=source, f=frame: s.read([f])[0])
-            picture = stages.run("resize pictures", lambda g=geometry, p=pixels: g.apply(p))
-            encoded[name, frame] = stages.run("encode JPEG", lambda p=picture: encode_jpeg(p, 95))
+            image = stages.run("resize pictures", lambda g=geometry, p=pixels: g.apply(p))
+            encoded[name, frame] = stages.run("encode JPEG", lambda p=image: encode_jpeg(p, 95))
     return encoded
 
 

@@ -30,16 +30,16 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
     config = load_config(TrainConfig, presets=[preset], overrides=overrides).config
     kind, model_type = config.data_kind, config.model_type
-    facts = kind.load_info(config.data)
-    config, _ = config.derive(facts)
+    info = kind.load_info(config.data)
+    config, _ = config.derive(info)
     runtime = Runtime(config)
-    plan = make_plan(config, facts.datasets, runtime.world_size)
-    order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
-    kept = kind.make_assets(config.data, facts)
+    plan = make_plan(config, info.datasets, runtime.world_size)
+    order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
+    kept = kind.make_assets(config.data, info)
     batcher = model_type.batcher(config.model, config.data, kept, None, training=True)
     fake = partial(model_type.example, config.model, config.data, plan.micro_batch)
     reads = LoaderPlan(plan.micro_batch, num_workers=workers, drop_reasons=kind.drop_reasons)
-    reader = kind.reader(config.data, facts)
+    reader = kind.reader(config.data, info)
     with build_loader(reads, order, reader, batcher, fake) as loader:
         fed = iter(loader)
         batches = list(islice(fed, 20))
@@ -50,7 +50,7 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     print(describe())
     print(f"loader alone, {workers} processes: {rate:.0f} samples/s")
 
-    begun = set_up(config, facts, runtime, None)
+    begun = set_up(config, info, runtime, None)
     contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     mover = OptimizerStepper(config.hparams, plan.total_steps, runtime, begun.placed, contexts)
     moved = list(prefetch_to_device(iter(batches), runtime.device))

@@ -36,15 +36,15 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw, out = Path(folder, "raw"), Path(folder, "out")
         kilobytes = make_input(raw, arguments.episodes, arguments.frames)
-        pictures = 2 * arguments.episodes * arguments.frames
+        images = 2 * arguments.episodes * arguments.frames
         print(describe())
-        print(f"{pictures} pictures of {kilobytes:.0f} kB, {arguments.workers} workers")
+        print(f"{images} pictures of {kilobytes:.0f} kB, {arguments.workers} workers")
         found: dict[str, list[EvalResult]] = {"plain": [], "vlatool": []}
         for _ in range(arguments.repeat):
             for name, runs in found.items():
                 runs.append(run(command(name, raw, out, arguments.workers)))
                 shutil.rmtree(out)
-        rates = {name: report(name, runs, pictures) for name, runs in found.items()}
+        rates = {name: report(name, runs, images) for name, runs in found.items()}
         print(f"ratio: {rates['vlatool'] / rates['plain']:.1f}")
 
 
@@ -56,20 +56,20 @@ def command(name: str, raw: Path, out: Path, workers: int) -> list[str]:
     return [*words, "--workers", str(workers), "-q"]
 
 
-def report(name: str, runs: list[EvalResult], pictures: int) -> float:
+def report(name: str, runs: list[EvalResult], images: int) -> float:
     """Prints the figures of the median run; its pictures per second."""
     median = statistics.median_low([one.seconds for one in runs])
     one = next(one for one in runs if one.seconds == median)
     took = f"{median:.1f} s, {one.cpu_s:.1f} s CPU"
     memory = f"driver {one.driver_mib:.0f} MiB, worker {one.worker_mib:.0f} MiB"
-    print(f"{name}: {pictures / median:.0f} pictures/s, {took}, {memory}")
-    return pictures / median
+    print(f"{name}: {images / median:.0f} pictures/s, {took}, {memory}")
+    return images / median
 
 
 def make_input(raw: Path, episodes: int, frames: int) -> float:
     """Tables whose pictures pack as badly as photographs; the mean size of a picture in kB."""
     rng = np.random.default_rng(0)
-    cells = [{"bytes": picture(rng), "path": None} for _ in range(DISTINCT)]
+    cells = [{"bytes": image(rng), "path": None} for _ in range(DISTINCT)]
     features: dict[str, Any] = {
         name: {"dtype": "image", "shape": [SIZE, SIZE, 3], "names": ["height", "width", "channel"]}
         for name in CAMERAS
@@ -108,7 +108,7 @@ def table(cells: list[Any], number: int, frames: int, rng: np.random.Generator) 
     return pa.table(columns)
 
 
-def picture(rng: np.random.Generator) -> bytes:
+def image(rng: np.random.Generator) -> bytes:
     """Soft shapes with the noise of a camera, as PNG."""
     rough = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     soft = np.asarray(rough.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.int16)

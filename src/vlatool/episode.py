@@ -166,10 +166,10 @@ class Survey:
             cameras={},
             lowdim={
                 # Rotations of any form need numbers that are neither zero nor alike.
-                name: np.tile(np.linspace(1, 2, facts.width), (frames, 1))
-                if facts.width
+                name: np.tile(np.linspace(1, 2, info.width), (frames, 1))
+                if info.width
                 else np.full(frames, "x")
-                for name, facts in self.fields.items()
+                for name, info in self.fields.items()
             },
             action_fields=self.action_fields,
             proprioception_fields=self.proprioception_fields,

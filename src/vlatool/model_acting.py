@@ -25,14 +25,14 @@ _SEEN = 2
 _STEPS = 3
 
 
-def check_acting(trained: TrainedPolicy, facts: RoboticsInfo) -> None:
+def check_acting(trained: TrainedPolicy, info: RoboticsInfo) -> None:
     """A policy of robotics data acts on samples, in a control loop and in an evaluation."""
     policy = trained.policy
     assert isinstance(policy, RoboticsPolicy), (
         f"policy gives a {type(policy).__name__}; for robotics data it is a vlatool.models.policy."
         "Policy, or None for what does not act"
     )
-    samples = _samples(policy, facts)
+    samples = _samples(policy, info)
     seen = [_observation(policy, sample) for sample in samples]
     predicted = [
         policy.predict(seen, steps=_STEPS, rng=torch.Generator().manual_seed(1)) for _ in range(2)
@@ -46,33 +46,33 @@ def check_acting(trained: TrainedPolicy, facts: RoboticsInfo) -> None:
     left = policy.length - policy.past
     commands = policy.act(seen, steps=_STEPS, rng=torch.Generator().manual_seed(1))
     _check_chunks("act", commands, {name: (left, n) for name, n in policy.actions.items()})
-    _check_uses(trained, facts, samples)
+    _check_uses(trained, info, samples)
 
 
 def _check_uses(
-    trained: TrainedPolicy, facts: RoboticsInfo, samples: Sequence[DecodedSample]
+    trained: TrainedPolicy, info: RoboticsInfo, samples: Sequence[DecodedSample]
 ) -> None:
     """What `load_policy` and `eval open-loop` do with it."""
     acting = PolicyRunner(trained, _STEPS, 0)
     for sample in samples:
-        pictures = sample.images[-len(acting.cameras) :]
-        moment = dict(zip(acting.cameras, pictures, strict=True))
+        images = sample.images[-len(acting.cameras) :]
+        moment = dict(zip(acting.cameras, images, strict=True))
         fields = {name: sample.fields[name][trained.policy.past] for name in acting.fields}
         acting.act({**moment, **fields, "instruction": sample.instruction})
     config = OpenLoopConfig(max_samples=_SEEN, inference_steps=_STEPS)
-    fit = ImageFit(trained.policy.pictures, lambda _: None)
-    evaluate_open_loop(trained, facts, config, fit, NullProgress())
+    fit = ImageFit(trained.policy.images, lambda _: None)
+    evaluate_open_loop(trained, info, config, fit, NullProgress())
 
 
-def _samples(policy: RoboticsPolicy, facts: RoboticsInfo) -> list[DecodedSample]:
+def _samples(policy: RoboticsPolicy, info: RoboticsInfo) -> list[DecodedSample]:
     """A few, with the measured poses that actions are relative to."""
     changes = {"proprioception_fields": list(policy.fields)}
     data = policy.data.model_copy(
         update={**changes, "augmentation": policy.data.augmentation.still}
     )
-    order = SampleOrder(facts.datasets, OrderOptions(shuffle=False))
+    order = SampleOrder(info.datasets, OrderOptions(shuffle=False))
     rngs = [np.random.default_rng(0) for _ in range(_SEEN)]
-    read = RoboticsReader(data, facts).read(order.places(range(_SEEN)), rngs)
+    read = RoboticsReader(data, info).read(order.places(range(_SEEN)), rngs)
     samples = [one for one in read if isinstance(one, DecodedSample)]
     assert samples, "no sample of the data can be read"
     return samples

@@ -47,13 +47,13 @@ def trial_config(
         hparams=HParams.model_validate(_HPARAMS),
         ema=EmaConfig(enabled=True),
     )
-    facts = config.data_kind.load_info(config.data)
-    assert sum(one.size for one in facts.datasets), "read_facts finds no sample in the data"
-    for name, value in facts.fingerprint.items():
+    info = config.data_kind.load_info(config.data)
+    assert sum(one.size for one in info.datasets), "read_facts finds no sample in the data"
+    for name, value in info.fingerprint.items():
         assert isinstance(value, str), f"the fingerprint {name!r} is a {type(value).__name__}"
-    derived, _ = config.derive(facts)
-    assert derived.derive(facts)[0] == derived, "derive changes what it derived"
-    return derived, facts
+    derived, _ = config.derive(info)
+    assert derived.derive(info)[0] == derived, "derive changes what it derived"
+    return derived, info
 
 
 def _config_class(given: ModelType) -> type[TrainConfig]:
@@ -223,9 +223,9 @@ def check_reached(what: str, name: str, part: Part) -> None:
         )
 
 
-def check_pictures(pictures: Mapping[str, Any]) -> None:
+def check_images(images: Mapping[str, Any]) -> None:
     """Pictures are uint8 [N, H, W, 3]."""
-    for name, value in pictures.items():
+    for name, value in images.items():
         shape, kind = getattr(value, "shape", ()), str(getattr(value, "dtype", type(value)))
         fits = kind == "uint8" and len(shape) == 4 and shape[-1] == 3
         assert fits, f"images gives {name!r} as {kind} {tuple(shape)}, not uint8 [N, H, W, 3]"

@@ -26,9 +26,9 @@ from vlatool.model_promises import (
     check_batch,
     check_build,
     check_equal_batches,
+    check_images,
     check_loss,
     check_pickles,
-    check_pictures,
     check_reached,
     check_same_columns,
     check_specs,
@@ -153,7 +153,7 @@ class ModelChecks:
     """
 
     config: TrainConfig
-    facts: DatasetInfo
+    info: DatasetInfo
     folder: Path
 
     @property
@@ -174,9 +174,7 @@ class ModelChecks:
         """Parts and optimizers fit together; checkpoints and `load` are all that is needed."""
         check_build(self.model_type, self.config.model)
         parts = self.model_type.build(self.config.model)
-        objective = self.model_type.objective(
-            self.config.model, self.config.data, self.facts, parts
-        )
+        objective = self.model_type.objective(self.config.model, self.config.data, self.info, parts)
         check_specs(objective, parts)
         begun = self._begun("built").begun
         specs = begun.objective.optimizers()
@@ -192,8 +190,8 @@ class ModelChecks:
         example = self._maker(SAMPLES)()
         check_batch("example", example, SAMPLES)
         run = self._begun("batches")
-        order = SampleOrder(self.facts.datasets, OrderOptions.of(self.config.data, 0))
-        feed = DataStreams(self.config, self.facts, order, _LEARNING, run.runtime, run.dir.root)
+        order = SampleOrder(self.info.datasets, OrderOptions.of(self.config.data, 0))
+        feed = DataStreams(self.config, self.info, order, _LEARNING, run.runtime, run.dir.root)
         with feed.training(0) as batches:
             one = next(batches)
         assert not one.is_dummy, f"no sample could be used: {one.first_drop}"
@@ -205,14 +203,14 @@ class ModelChecks:
     def _check_kind(self, root: Path, order: SampleOrder) -> None:
         """Reader and batcher travel; what was kept makes the same batches."""
         kind, data = self.config.data_kind, self.config.data
-        reader = kind.reader(data, self.facts)
+        reader = kind.reader(data, self.info)
         check_pickles("the reader", reader)
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
         read = reader.read(order.places(range(_FEWER)), rngs)
         samples = [one for one in read if not isinstance(one, DroppedSample)]
         assert len(read) == _FEWER, f"read gives {len(read)} samples for {_FEWER} places"
         batches: list[Batch] = []
-        for given in (kind.make_assets(data, self.facts), kind.load_assets(data, root)):
+        for given in (kind.make_assets(data, self.info), kind.load_assets(data, root)):
             batcher = self.model_type.batcher(self.config.model, data, given, root, training=False)
             check_pickles("the batcher", batcher)
             batches.append(batcher(samples))
@@ -267,7 +265,7 @@ class ModelChecks:
             batch = objective.prepare(one.batch, ctx)
         with torch.no_grad(), run.runtime.autocast():
             check_loss("validate", objective.validate(batch, ctx))
-            check_pictures(objective.images(batch, ctx))
+            check_images(objective.images(batch, ctx))
         run.begun.placed.train()
 
     def check_learning(self) -> _Run:
@@ -293,8 +291,8 @@ class ModelChecks:
                 load_weights(part.module, at / part_weights(name))
                 parts[name] = part.module.to(trained.runtime.device).eval()
         policy = self.model_type.policy(config.model, parts, kept, root)
-        if policy is not None and isinstance(self.facts, RoboticsInfo):
-            check_acting(TrainedPolicy(policy, trained.dir, at, "raw", config, kept), self.facts)
+        if policy is not None and isinstance(self.info, RoboticsInfo):
+            check_acting(TrainedPolicy(policy, trained.dir, at, "raw", config, kept), self.info)
 
     def check_resume(self) -> None:
         """A run that was killed and goes on ends as one that was not, bit for bit."""
@@ -342,9 +340,9 @@ class ModelChecks:
         config = self.config.model_copy(update={"hparams": h})
         runtime = Runtime(config)
         if checkpoint is None:
-            config.data_kind.save_assets(config.data, self.facts, run.root)
+            config.data_kind.save_assets(config.data, self.info, run.root)
             self.model_type.save_assets(config.model, run.root)
-        return _Run(config, run, plan, runtime, set_up(config, self.facts, runtime, checkpoint))
+        return _Run(config, run, plan, runtime, set_up(config, self.info, runtime, checkpoint))
 
     def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> MicroBatch:
         rows = () if is_dummy else tuple(range(first, first + size))

@@ -270,7 +270,7 @@ ARTIFACTS: Registry[Artifact] = Registry(
 )
 
 
-def recognise(location: Path, table: Registry[Artifact] = ARTIFACTS) -> tuple[str, Artifact] | None:
+def recognize(location: Path, table: Registry[Artifact] = ARTIFACTS) -> tuple[str, Artifact] | None:
     """Name and entry of the artifact at a location; None where there is none."""
     entries = ((name, table.get(name)) for name in table.names())
     return next((one for one in entries if one[1].load("recognise")(location)), None)

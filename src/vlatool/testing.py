@@ -109,8 +109,8 @@ def check_model_type(
 
     with tempfile.TemporaryDirectory() as folder:
         section = _config(model_type_class, config)
-        derived, facts = trial_config(model_type, section, data, Path(folder))
-        ModelChecks(derived, facts, Path(folder)).check()
+        derived, info = trial_config(model_type, section, data, Path(folder))
+        ModelChecks(derived, info, Path(folder)).check()
 
 
 def _config(plugin_class: Any, keys: Mapping[str, Any] | None) -> Any:
@@ -185,10 +185,10 @@ def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
     assert common <= set(survey.fields), (
         f"survey has the fields {sorted(survey.fields)}, all episodes have {sorted(common)}"
     )
-    for name, facts in survey.fields.items():
+    for name, info in survey.fields.items():
         widths = {schema[name].width for schema in schemas if name in schema}
-        assert facts.width in widths, (
-            f"survey: field {name!r} is {facts.width} wide, in the episodes {sorted(widths)}"
+        assert info.width in widths, (
+            f"survey: field {name!r} is {info.width} wide, in the episodes {sorted(widths)}"
         )
     frames = sum(episode.num_frames for episode in episodes)
     assert survey.frames in (None, frames), (
@@ -207,10 +207,10 @@ def _check_field(where: str, values: Any, frames: int) -> None:
 def _check_camera(where: str, camera: FrameSource, frames: int) -> None:
     assert len(camera) == frames, f"{where} has {len(camera)} pictures, the episode {frames} frames"
     last, first = camera.read([frames - 1]), camera.read([0])
-    for pictures in (first, last):
-        assert pictures.dtype == np.uint8, f"{where} gives {pictures.dtype}, not uint8"
+    for images in (first, last):
+        assert images.dtype == np.uint8, f"{where} gives {images.dtype}, not uint8"
         expected = (1, *camera.size, 3)
-        assert pictures.shape == expected, f"{where} gives {pictures.shape}, not {expected}"
+        assert images.shape == expected, f"{where} gives {images.shape}, not {expected}"
     same = np.array_equal(camera.read([0, frames - 1]), np.concatenate([first, last]))
     assert same, f"{where} gives other pictures when frames are read in another order"
 

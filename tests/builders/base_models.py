@@ -39,8 +39,8 @@ def clip_base(folder: Path, **keys: Any) -> Path:
     torch.manual_seed(7)
     CLIPModel(AutoConfig.for_model(**clip_config(**keys))).save_pretrained(folder)
     write_tokenizer(folder)
-    colours = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    colors = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colors))
     return folder
 
 

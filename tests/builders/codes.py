@@ -9,7 +9,7 @@ import numpy as np
 
 from vlatool.artifacts.codes import (
     CODEBOOK_SIZE,
-    CODES_PER_PICTURE,
+    CODES_PER_IMAGE,
     JSON_NAME,
     PACKED_NAME,
     CodesLayout,
@@ -25,9 +25,9 @@ from vlatool.artifacts.windows import (
     Kind,
     Window,
     episode_name,
+    image_file,
+    images_name,
     lines_name,
-    picture_file,
-    pictures_name,
     render_window,
 )
 from vlatool.episode import Array
@@ -41,9 +41,7 @@ TOKENIZER = "builder"
 def codes_of(stem: str) -> Array:
     """Codes [32] that follow from the name of a picture."""
     seed = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8])
-    draws = np.random.Generator(np.random.Philox(seed)).integers(
-        0, CODEBOOK_SIZE, CODES_PER_PICTURE
-    )
+    draws = np.random.Generator(np.random.Philox(seed)).integers(0, CODEBOOK_SIZE, CODES_PER_IMAGE)
     return draws.astype(np.uint16)
 
 
@@ -53,20 +51,20 @@ def write_tree_codes(
     """Codes for every picture of a folder of windows; returns their folder."""
     target = folder or tree / (PACKED_NAME if layout == "packed" else JSON_NAME)
     digests: dict[str, str] = {}
-    pictures = 0
+    images = 0
     for place in sorted((tree / "images").iterdir()):
         stems = [path.stem for path in place.glob("*.png")]
         codes = EpisodeCodes.of(place.name, {stem: codes_of(stem) for stem in stems})
         write_codes(target, layout, codes, tokenizer_digest(name))
         digests[place.name] = codes.digest
-        pictures += len(stems)
+        images += len(stems)
     manifest = CodesManifest(
         tokenizer=name,
         tokenizer_digest=tokenizer_digest(name),
         precision="fp32",
         layout=layout,
         episodes=len(digests),
-        pictures=pictures,
+        pictures=images,
         digest=digest_of_all(digests),
     )
     manifest.save(target)
@@ -90,9 +88,9 @@ def published_windows(
     png = encode_png(np.zeros((8, 8, 3), np.uint8))
     for number in range(episodes):
         episode = episode_name(number)
-        place = folder / pictures_name(episode)
+        place = folder / images_name(episode)
         place.mkdir(parents=True)
-        names = [[picture_file("X", one, episode, n) for one in CAMERAS] for n in range(frames)]
+        names = [[image_file("X", one, episode, n) for one in CAMERAS] for n in range(frames)]
         for name in (name for pair in names for name in pair):
             (place / name).write_bytes(png)
         lines = [
@@ -124,7 +122,7 @@ def _window(
 ) -> Window:
     def paths(offsets: range) -> tuple[str, ...]:
         frames = (min(max(step + at, 0), len(names) - 1) for at in offsets)
-        return tuple(f"{pictures_name(episode)}/{name}" for one in frames for name in names[one])
+        return tuple(f"{images_name(episode)}/{name}" for one in frames for name in names[one])
 
     chunk = [_action(step + at, len(names)) for at in range(STEPS)]
     return Window(kind, task, paths(range(1 - STEPS, 1)), paths(range(1, STEPS + 1)), chunk)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.builders.images import CAMERAS, picture, saved, write
+from tests.builders.images import CAMERAS, image, saved, write
 from tests.builders.tokenizers import PIXELS, SIDE, tiny_titok
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig
@@ -34,19 +34,17 @@ def _published(folder: Path, config: TitokConfig) -> str:
     return str(folder)
 
 
-def picture_tree(root: Path, episodes: int = EPISODES, side: int = SIDE) -> Path:
+def image_tree(root: Path, episodes: int = EPISODES, side: int = SIDE) -> Path:
     """Pictures of two cameras as the windows of LIBERO have them, in the size of the tokenizer."""
     for episode in range(episodes):
         for place, camera in enumerate(CAMERAS):
             for frame in range(FRAMES):
                 number = (episode * 2 + place) * FRAMES + frame
-                write(
-                    root, picture_name(episode, camera, frame), saved(picture(number, side, side))
-                )
+                write(root, image_name(episode, camera, frame), saved(image(number, side, side)))
     return root
 
 
-def picture_name(episode: int, camera: str = "image", frame: int = 2) -> str:
+def image_name(episode: int, camera: str = "image", frame: int = 2) -> str:
     """Where one of them is."""
     name = f"X_{camera}_episode_{episode:06d}_frame_{frame:06d}.png"
     return f"images/episode_{episode:06d}/{name}"

@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 24, 16
 CAMERAS = ("image", "wrist_image")
 
 
-def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+def image(number: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
     """RGB noise of its own."""
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
@@ -33,7 +33,7 @@ def window_tree(root: Path, episodes: int = 3, frames: int = 2) -> Path:
             for frame in range(frames):
                 name = f"LIBERO_{camera}_episode_{episode:06d}_frame_{frame:06d}.png"
                 number = (episode * 2 + place) * frames + frame
-                write(root, f"images/episode_{episode:06d}/{name}", saved(picture(number)))
+                write(root, f"images/episode_{episode:06d}/{name}", saved(image(number)))
     return root
 
 

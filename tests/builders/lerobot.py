@@ -21,7 +21,7 @@ TASKS = ("put the ball in the box", "put the ring on the peg")
 Columns = dict[str, Any]
 
 
-def picture(frame: int, height: int = 32, width: int = 48) -> NDArray[np.uint8]:
+def image(frame: int, height: int = 32, width: int = 48) -> NDArray[np.uint8]:
     """A picture uint8 [H, W, 3] whose grey level tells its frame (mod 50), even after encoding."""
     image = np.full((height, width, 3), 5 * (frame % 50), np.uint8)
     image[: height // 4, : width // 4] = (200, 30, 30)
@@ -39,18 +39,18 @@ def write_video(path: Path, frames: int, *, fps: int = 10, **codec_options: str)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps), options=codec_options)
-        height, width, _ = picture(0).shape
+        height, width, _ = image(0).shape
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(number), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
-def encoded_picture(frame: int, kind: str = "PNG") -> bytes:
+def encoded_image(frame: int, kind: str = "PNG") -> bytes:
     """`picture(frame)` as the content of an image file."""
     buffer = io.BytesIO()
-    Image.fromarray(picture(frame)).save(buffer, kind)
+    Image.fromarray(image(frame)).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -79,7 +79,7 @@ def lerobot_dataset(
     for number, length in enumerate(lengths):
         columns = _columns(number, first, length)
         for name in (name for name, kind in cameras.items() if kind == "image"):
-            columns[name] = [{"bytes": encoded_picture(j), "path": None} for j in range(length)]
+            columns[name] = [{"bytes": encoded_image(j), "path": None} for j in range(length)]
         change(number, columns)
         path = root / DATA_PATH.format(episode_chunk=0, episode_index=number)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _write_meta(
 ) -> None:
     names = ["height", "width", "channel"]
     features: dict[str, Any] = {
-        name: {"dtype": kind, "shape": [*picture(0).shape], "names": names}
+        name: {"dtype": kind, "shape": [*image(0).shape], "names": names}
         for name, kind in cameras.items()
     }
     widths = {"observation.state": 3, "observation.gripper": 1, "action": 2, "timestamp": 1}

@@ -26,9 +26,9 @@ DATA = "data/chunk-000/episode_{:06d}.parquet"
 
 def png(frame: int, camera: int = 0, size: int = SIZE, mode: str = "RGB", **options: Any) -> bytes:
     """A picture that no other frame or camera has."""
-    picture = Image.new("RGB", (size, size), (frame, 100 * camera, 7)).convert(mode)
+    image = Image.new("RGB", (size, size), (frame, 100 * camera, 7)).convert(mode)
     buffer = io.BytesIO()
-    picture.save(buffer, options.pop("format", "PNG"), **options)
+    image.save(buffer, options.pop("format", "PNG"), **options)
     return buffer.getvalue()
 
 

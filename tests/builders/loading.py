@@ -58,17 +58,17 @@ def opened(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, RoboticsInf
         dataset_manifest=[str(folder) for folder in folders],
         **{"action_fields": [FIELD], **keys},
     )
-    facts = RoboticsKind().load_info(config)
-    return RoboticsKind().derive(config, facts)[0], facts
+    info = RoboticsKind().load_info(config)
+    return RoboticsKind().derive(config, info)[0], info
 
 
 def loader_of(
     data: tuple[RoboticsDataConfig, RoboticsInfo], plan: LoaderPlan, seed: int = 1
 ) -> BatchLoader:
     """Micro-batches of the names of samples."""
-    config, facts = data
-    order = SampleOrder(facts.datasets, OrderOptions.of(config, seed))
-    reader = RoboticsKind().reader(config, facts)
+    config, info = data
+    order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
+    reader = RoboticsKind().reader(config, info)
     return build_loader(plan, order, reader, names_and_sentences, nothing)
 
 

@@ -39,14 +39,14 @@ class Memory:
         return ListPage(found, sorted(folders - {f"{key}/" for key in files}))
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
-        data, facts = self._object(key)
+        data, info = self._object(key)
         first = max(0, len(data) + start) if start < 0 else start
-        if etag not in ("", facts.etag):
+        if etag not in ("", info.etag):
             raise ConditionFailed
         if first >= len(data):
             raise RangeNotSatisfiable
         file = io.BytesIO(data[first : len(data) if start < 0 else stop])
-        return Body(facts, first, file.read, file.close, time.time())
+        return Body(info, first, file.read, file.close, time.time())
 
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
         there = self.objects[key][1].etag if key in self.objects else ""

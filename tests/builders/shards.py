@@ -63,14 +63,14 @@ def jpeg(number: int, size: tuple[int, int] = SIZE) -> bytes:
 
 def members(number: int) -> Members:
     """Suffix to content of a sample."""
-    pictures = {f"{camera}_t{offset}.jpg": jpeg(number) for offset in OFFSETS for camera in CAMERAS}
+    images = {f"{camera}_t{offset}.jpg": jpeg(number) for offset in OFFSETS for camera in CAMERAS}
     metadata = {
         "anchor_relative_idx": PAST,
         "camera_names": list(CAMERAS),
         "original_image_sizes": {camera: list(SIZE) for camera in CAMERAS},
     }
     return {
-        **pictures,
+        **images,
         "lowdim.npz": npz(arrays(number)),
         "metadata.json": json.dumps(metadata).encode(),
         "language_instructions.json": b'{"original": ["put it there"]}',

@@ -16,7 +16,7 @@ Documents = dict[str, dict[str, Any]]
 Change = Callable[[Documents], None]
 
 
-def picture(frame: int, camera: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+def image(frame: int, camera: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A smooth picture uint8 [H, W, 3] that differs by frame and camera."""
     height, width = size
     rows, columns = np.mgrid[0:height, 0:width]
@@ -79,8 +79,8 @@ def spartan_episode(
     """
     observations: dict[str, Any] = {}
     for number, camera in enumerate(cameras):
-        pictures = [picture(frame, number, size) for frame in range(frames)]
-        observations[camera] = np.array(pictures, np.uint8).reshape(frames, *size, 3)
+        images = [image(frame, number, size) for frame in range(frames)]
+        observations[camera] = np.array(images, np.uint8).reshape(frames, *size, 3)
         observations[f"{camera}_depth"] = np.full((frames, *size), 700, np.uint16)
         observations[f"{camera}_label"] = np.zeros((frames, *size), np.int16)
     if instruction is not None:

@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = {
 PIXELS: dict[str, Any] = {**SIZES, "decoder_head": "pixel", "latent_layout": "aligned"}
 
 
-def picture_data(folder: Path) -> dict[str, Any]:
+def image_data(folder: Path) -> dict[str, Any]:
     """Shards of twelve pictures, as a data section."""
     shards = write_image_shards(folder / "shards")
     return {"type": "images", "shards": [str(shards)], "preprocessing": {"crop_size": SIDE}}

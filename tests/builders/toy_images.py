@@ -15,7 +15,7 @@ from vlatool.loading.images.reader import ImageSample
 from vlatool.models.base import Loss, ModelType, Objective, OptimizerSpec, Part
 
 
-def picture(number: int, size: tuple[int, int] = (12, 8), mode: str = "RGB") -> bytes:
+def image(number: int, size: tuple[int, int] = (12, 8), mode: str = "RGB") -> bytes:
     """A PNG of (width, height) `size`, another one for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
     buffer = io.BytesIO()
@@ -38,7 +38,7 @@ def write_image_shards(
     first = 0
     for number, size in enumerate(sizes):
         contents = {
-            f"{i:08d}": (change or {}).get(first + i, {"png": picture(first + i)})
+            f"{i:08d}": (change or {}).get(first + i, {"png": image(first + i)})
             for i in range(size)
         }
         write_tar(folder / f"train-episode_{number:06d}.tar", list(contents), contents)
@@ -46,50 +46,50 @@ def write_image_shards(
     return folder
 
 
-class PictureConfig(ConfigModel):
+class ImageConfig(ConfigModel):
     type: Literal["toy_pictures"] = Field(default="toy_pictures", description="Model type.")
 
 
-class PictureType(ModelType):
+class ImageType(ModelType):
     name: ClassVar[str] = "toy_pictures"
-    Config: ClassVar[type[ConfigModel]] = PictureConfig
+    Config: ClassVar[type[ConfigModel]] = ImageConfig
     kinds: ClassVar[tuple[str, ...]] = ("images",)
 
-    def build(self, config: PictureConfig) -> Mapping[str, Part]:
+    def build(self, config: ImageConfig) -> Mapping[str, Part]:
         from torch import nn
 
         del config
         return {"model": Part(nn.Linear(3, 3))}
 
-    def objective(self, config: Any, data: Any, facts: Any, parts: Any) -> Objective:
-        del config, data, facts, parts
-        return PictureObjective()
+    def objective(self, config: Any, data: Any, info: Any, parts: Any) -> Objective:
+        del config, data, info, parts
+        return ImageObjective()
 
     def batcher(
         self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
     ) -> Any:
         del config, data, kept, folder, training
-        return picture_batch
+        return image_batch
 
     def example(self, config: Any, data: Any, size: int) -> dict[str, Any]:
         del config
         edge = data.preprocessing.crop_size
         values = np.random.default_rng(0).integers(0, 256, (size, edge, edge, 3), np.uint8)
-        return picture_batch([ImageSample(f"example-{i}", one) for i, one in enumerate(values)])
+        return image_batch([ImageSample(f"example-{i}", one) for i, one in enumerate(values)])
 
 
-class PictureObjective(Objective):
+class ImageObjective(Objective):
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         return {"main": OptimizerSpec(("model",))}
 
     def loss(self, optimizer: str, batch: dict[str, Any], ctx: Any) -> Loss:
         del optimizer
-        colours = batch["images"].float().mean((1, 2)) / 255
-        error = (ctx.parts["model"](colours) - colours).square().sum()
-        return Loss(error, colours.new_tensor(float(len(colours))))
+        colors = batch["images"].float().mean((1, 2)) / 255
+        error = (ctx.parts["model"](colors) - colors).square().sum()
+        return Loss(error, colors.new_tensor(float(len(colors))))
 
 
-def picture_batch(samples: Sequence[ImageSample]) -> dict[str, Any]:
+def image_batch(samples: Sequence[ImageSample]) -> dict[str, Any]:
     import torch
 
     return {"images": torch.from_numpy(np.stack([one.image for one in samples]))}

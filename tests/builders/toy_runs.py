@@ -161,11 +161,11 @@ def halted(root: Path) -> str:
 
 def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, DataStreams]:
     """The trainer of a run, without a run folder."""
-    facts = config.data_kind.load_info(config.data)
+    info = config.data_kind.load_info(config.data)
     runtime = Runtime(config)
-    order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
-    plan = make_plan(config, facts.datasets, runtime.world_size)
-    begun = set_up(config, facts, runtime, None)
+    order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
+    plan = make_plan(config, info.datasets, runtime.world_size)
+    begun = set_up(config, info, runtime, None)
     contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     metrics = MetricsFile(None, NULL)
     reports = MetricsLogger(
@@ -183,7 +183,7 @@ def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, D
         save=_nothing,
         stop_asked=lambda: None,
     )
-    return trainer, begun, DataStreams(config, facts, order, plan, runtime, root)
+    return trainer, begun, DataStreams(config, info, order, plan, runtime, root)
 
 
 def _nothing(*_: Any) -> None:

@@ -121,19 +121,19 @@ class NumbersKind:
         changes = {"folders": config.val_folders, "val_folders": []}
         return config.model_copy(update=changes) if config.val_folders else None
 
-    def derive(self, config: Any, facts: Any) -> tuple[Any, dict[str, str]]:
-        del facts
+    def derive(self, config: Any, info: Any) -> tuple[Any, dict[str, str]]:
+        del info
         return config, {}
 
-    def reader(self, config: NumbersConfig, facts: NumbersFacts) -> NumbersReader:
+    def reader(self, config: NumbersConfig, info: NumbersFacts) -> NumbersReader:
         del config
-        return NumbersReader(facts.datasets)
+        return NumbersReader(info.datasets)
 
-    def make_assets(self, config: NumbersConfig, facts: NumbersFacts) -> None:
-        del config, facts
+    def make_assets(self, config: NumbersConfig, info: NumbersFacts) -> None:
+        del config, info
 
-    def save_assets(self, config: NumbersConfig, facts: NumbersFacts, folder: Path) -> None:
-        del config, facts, folder
+    def save_assets(self, config: NumbersConfig, info: NumbersFacts, folder: Path) -> None:
+        del config, info, folder
 
     def load_assets(self, config: NumbersConfig, folder: Path) -> None:
         del config, folder
@@ -167,11 +167,11 @@ class GanType(ModelType):
         return [parts["model"].module[0], parts["critic"].module.first]
 
     def objective(
-        self, config: GanConfig, data: Any, facts: Any, parts: Mapping[str, Part]
+        self, config: GanConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
         from tests.builders.toy_networks import GanObjective
 
-        del data, facts
+        del data, info
         return GanObjective(config, parts["means"].module)
 
     def batcher(
@@ -209,11 +209,11 @@ class LmType(ModelType):
         return [parts["model"].module.block]
 
     def objective(
-        self, config: LmConfig, data: Any, facts: Any, parts: Mapping[str, Part]
+        self, config: LmConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
         from tests.builders.toy_networks import LmObjective
 
-        del config, data, facts, parts
+        del config, data, info, parts
         return LmObjective()
 
     def batcher(

@@ -61,7 +61,7 @@ def world_shards(
     return root / "data"
 
 
-def damage_picture(shard: Path) -> None:
+def damage_image(shard: Path) -> None:
     """Overwrites the first JPEG of a shard with zeros; every member keeps its place."""
     with tarfile.open(shard) as tar:
         place = next(one for one in tar if one.name.endswith(".jpg"))

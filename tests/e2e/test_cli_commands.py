@@ -107,7 +107,7 @@ def test_published_spelling_of_preprocess_does_the_same(raw: Path, tmp_path: Pat
     assert names(tmp_path / "ours") == names(tmp_path / "theirs")
 
 
-def test_progress_is_plain_lines_without_colour_when_stderr_is_no_terminal(
+def test_progress_is_plain_lines_without_color_when_stderr_is_no_terminal(
     raw: Path, tmp_path: Path
 ) -> None:
     done = vlatool("preprocess", "spartan", str(raw), "-o", "out", "--workers", "1", cwd=tmp_path)

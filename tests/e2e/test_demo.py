@@ -27,7 +27,7 @@ def test_result_has_the_promised_keys(finished: tuple[Path, dict, str]) -> None:
     assert result["steps"] == 4
 
 
-def test_report_is_one_page_with_its_pictures_inside(finished: tuple[Path, dict, str]) -> None:
+def test_report_is_one_page_with_its_images_inside(finished: tuple[Path, dict, str]) -> None:
     page = Path(finished[1]["report"]).read_text()
     assert page.count("data:image/png;base64,") == 4  # two sheets, two camera strips
     assert "http" not in page.replace("http-equiv", "")

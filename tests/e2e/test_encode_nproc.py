@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders.encoding import encoded, picture_name, picture_tree, write_tokenizer
+from tests.builders.encoding import encoded, image_name, image_tree, write_tokenizer
 from tests.builders.images import write
 from tests.builders.jobs import contents
 
@@ -31,9 +31,9 @@ def encode(
 def test_two_processes_write_what_one_writes_but_a_broken_episode(
     tokenizer: str, tmp_path: Path
 ) -> None:
-    tree = picture_tree(tmp_path / "A")
+    tree = image_tree(tmp_path / "A")
     encoded(tree, tokenizer, tmp_path / "one")
-    write(tree, picture_name(1), b"broken")
+    write(tree, image_name(1), b"broken")
 
     done = encode(VLATOOL, tree, tokenizer, tmp_path / "two", "--json", "--nproc", "2")
 
@@ -50,7 +50,7 @@ def test_two_processes_write_what_one_writes_but_a_broken_episode(
 
 
 def test_rank_of_torchrun_without_episodes_changes_nothing(tokenizer: str, tmp_path: Path) -> None:
-    tree = picture_tree(tmp_path / "A", episodes=1)
+    tree = image_tree(tmp_path / "A", episodes=1)
     encoded(tree, tokenizer, tmp_path / "one")
 
     done = encode(TORCHRUN, tree, tokenizer, tmp_path / "two")
@@ -62,9 +62,9 @@ def test_rank_of_torchrun_without_episodes_changes_nothing(tokenizer: str, tmp_p
 def test_rank_of_torchrun_that_is_left_alone_does_not_call_it_a_bug(
     tokenizer: str, tmp_path: Path
 ) -> None:
-    tree = picture_tree(tmp_path / "A", episodes=2)
+    tree = image_tree(tmp_path / "A", episodes=2)
     for episode in range(2):
-        write(tree, picture_name(episode), b"broken")
+        write(tree, image_name(episode), b"broken")
 
     done = encode(TORCHRUN, tree, tokenizer, tmp_path / "two")
 

@@ -86,9 +86,9 @@ def test_run_goes_on_acts_and_is_finetuned_without_its_base_model(
 
     assert trained(data, run, base, total_train_steps=3).steps == 3
     policy = load_policy(run, inference_steps=2)
-    picture = np.zeros((48, 64, 3), np.uint8)
+    image = np.zeros((48, 64, 3), np.uint8)
     seen = {name: np.zeros(width) for name, width in policy.fields.items()}
-    actions = policy.act({**dict.fromkeys(CAMERAS, picture), **seen, "instruction": "put"})
+    actions = policy.act({**dict.fromkeys(CAMERAS, image), **seen, "instruction": "put"})
     assert all(np.isfinite(one).all() for one in actions.values())
     begun = {"model__resume_from_checkpoint": str(run), "model__resume_weights_only": True}
     frozen = {"model__transformer__freeze": True}

@@ -99,13 +99,13 @@ def test_each_line_holds_the_ids_and_codes_of_its_window(made: Path, tmp_path: P
         for window, one in zip(map(parse_window, raw), map(parse_sample, built), strict=True):
             said = one.said
             assert (said.kind, said.task) == (window.kind, window.task)
-            ids = fast.encode(profile.normalise([window.actions]))[0]
+            ids = fast.encode(profile.normalize([window.actions]))[0]
             assert said.action_ids == tuple(ids)
             expected = [codes_of(Path(path).stem).tolist() for path in window.future]
             assert said.codes.tolist() == expected
 
 
-def test_pictures_are_found_from_the_output(made: Path, tmp_path: Path) -> None:
+def test_images_are_found_from_the_output(made: Path, tmp_path: Path) -> None:
     output = tmp_path / "far/out"
     build(made, output)
     sample = parse_sample(lines(output)[0])
@@ -122,7 +122,7 @@ def test_absolute_locations_are_those_of_the_windows(made: Path, tmp_path: Path)
     )
 
 
-def test_an_output_inside_the_folder_of_windows_is_beside_its_pictures(place: Path) -> None:
+def test_an_output_inside_the_folder_of_windows_is_beside_its_images(place: Path) -> None:
     build(place, place / "A/built")
     sample = parse_sample(lines(place / "A/built")[0])
     assert sample.images[0].startswith("../images/")
@@ -249,7 +249,7 @@ class TestForms:
 
 
 class TestMissingCodes:
-    def test_a_removed_file_fails_its_episode_and_names_the_picture(self, place: Path) -> None:
+    def test_a_removed_file_fails_its_episode_and_names_the_image(self, place: Path) -> None:
         code_file(place).unlink()
         error = refusal(place, tokens=str(place / "A/TiToken"))
         assert isinstance(error, PartialFailure)
@@ -301,7 +301,7 @@ class TestMissingCodes:
         OutputRecord("encode", {}).save(place / "A/tokens")
         assert refusal(place, tokens=str(place / "A/tokens")).code == "data.incomplete_codes"
 
-    def test_codes_of_pictures_that_were_made_anew_are_refused(self, tmp_path: Path) -> None:
+    def test_codes_of_images_that_were_made_anew_are_refused(self, tmp_path: Path) -> None:
         sample(SampleConfig(layout="libero", output=str(tmp_path / "raw"), episodes=1, frames=2))
         tree = {"format": "libero", "sources": [str(tmp_path / "raw")], "workers": 1}
         tree["output"] = str(tmp_path / "A")
@@ -390,7 +390,7 @@ class TestOptions:
     def test_episodes_are_limited(self, made: Path, tmp_path: Path) -> None:
         assert build(made, tmp_path / "out", limit=2).episodes == 2
 
-    def test_a_gripper_that_is_normalised_has_other_ids(self, made: Path, tmp_path: Path) -> None:
+    def test_a_gripper_that_is_normalized_has_other_ids(self, made: Path, tmp_path: Path) -> None:
         build(made, tmp_path / "raw")
         build(made, tmp_path / "normalised", gripper="normalised")
         assert lines(tmp_path / "raw") != lines(tmp_path / "normalised")

@@ -97,7 +97,7 @@ def test_codes_called_like_the_folder_above_leave_it_alone(place: Path) -> None:
     assert (place / "fast").is_dir()
 
 
-def test_codes_of_a_picture_with_a_path_are_refused(place: Path) -> None:
+def test_codes_of_a_image_with_a_path_are_refused(place: Path) -> None:
     path = place / "A/tokens" / f"{FIRST}.npz"
     with np.load(path) as there:
         change_arrays(path, stems=np.array([f"../../{stem}" for stem in there["stems"]]))

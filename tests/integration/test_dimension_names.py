@@ -88,9 +88,9 @@ def test_a_run_keeps_the_names(trained: Path) -> None:
 
 def test_curves_and_tables_of_an_evaluation_have_the_names(data: Path, trained: Path) -> None:
     policy = load_trained(str(trained), "auto")
-    facts = open_loop_facts(str(data), policy)
-    fit = ImageFit(policy.assets.pictures, print)
-    report = evaluate_open_loop(policy, facts, OpenLoopConfig(), fit, NullProgress())
+    info = open_loop_facts(str(data), policy)
+    fit = ImageFit(policy.assets.images, print)
+    report = evaluate_open_loop(policy, info, OpenLoopConfig(), fit, NullProgress())
     assert list(report.curves) == ["action: shoulder", "action: elbow"]
     assert report.fields["action"]["names"] == JOINTS
 

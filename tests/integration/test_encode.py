@@ -16,12 +16,12 @@ from tests.builders.encoding import (
     EPISODES,
     FRAMES,
     encoded,
-    picture_name,
-    picture_tree,
+    image_name,
+    image_tree,
     write_continuous_tokenizer,
     write_tokenizer,
 )
-from tests.builders.images import image_shards, picture, saved, write
+from tests.builders.images import image, image_shards, saved, write
 from tests.builders.jobs import contents
 from tests.builders.tokenizers import SIDE
 from vlatool.artifacts.codes_folder import CodesFolder
@@ -37,7 +37,7 @@ from vlatool.workflows.encode import EncodeConfig, EncodeJob
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, verify
 
-PICTURES = EPISODES * FRAMES * 2
+IMAGES = EPISODES * FRAMES * 2
 CPU = torch.device("cpu")
 
 
@@ -48,7 +48,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return picture_tree(tmp_path_factory.mktemp("pictures") / "A")
+    return image_tree(tmp_path_factory.mktemp("pictures") / "A")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_packed_codes_are_those_of_separate_files(
 ) -> None:
     result = encoded(tree, tokenizer, tmp_path / "out", layout="packed")
     found, known = CodesFolder.open(tmp_path / "out"), CodesFolder.open(whole)
-    assert result.pictures == PICTURES
+    assert result.pictures == IMAGES
     assert found.manifest.digest == known.manifest.digest
     assert (tmp_path / "out/episode_000000.npz").is_file()
 
@@ -172,7 +172,7 @@ def test_bfloat16_tells_how_many_codes_stay_the_same(
     assert result.agreement == manifest.agreement
 
 
-def test_image_shards_have_the_codes_of_their_pictures(
+def test_image_shards_have_the_codes_of_their_images(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     image_shards(tree, tmp_path / "shards")
@@ -189,36 +189,36 @@ def test_recordings_need_an_output(tree: Path, tokenizer: str, tmp_path: Path) -
 
 
 def _small() -> bytes:
-    return saved(picture(1, SIDE + 4, SIDE))
+    return saved(image(1, SIDE + 4, SIDE))
 
 
-def _grey() -> bytes:
-    return saved(picture(1, SIDE, SIDE).convert("L"))
+def _gray() -> bytes:
+    return saved(image(1, SIDE, SIDE).convert("L"))
 
 
 def _alpha() -> bytes:
-    return saved(picture(1, SIDE, SIDE).convert("RGBA"))
+    return saved(image(1, SIDE, SIDE).convert("RGBA"))
 
 
 def _cut() -> bytes:
-    return saved(picture(1, SIDE, SIDE))[:-30]
+    return saved(image(1, SIDE, SIDE))[:-30]
 
 
 @pytest.mark.parametrize(
     ("content", "code"),
     [
         (_small(), "data.picture_size"),
-        (_grey(), "data.not_rgb"),
+        (_gray(), "data.not_rgb"),
         (_alpha(), "data.not_rgb"),
         (_cut(), "data.picture_unreadable"),
         (b"", "data.picture_unreadable"),
     ],
     ids=["other-size", "grey", "alpha", "cut-off", "empty"],
 )
-def test_bad_picture_fails_its_episode_alone(
+def test_bad_image_fails_its_episode_alone(
     damaged: Path, tokenizer: str, content: bytes, code: str
 ) -> None:
-    write(damaged, picture_name(1), content)
+    write(damaged, image_name(1), content)
     with pytest.raises(PartialFailure) as caught:
         encoded(damaged, tokenizer, batch_size=3)
     failures = caught.value.details["failures"]
@@ -228,10 +228,10 @@ def test_bad_picture_fails_its_episode_alone(
 
 
 def test_repaired_episode_is_added(damaged: Path, tree: Path, tokenizer: str, whole: Path) -> None:
-    write(damaged, picture_name(1), _grey())
+    write(damaged, image_name(1), _gray())
     with pytest.raises(PartialFailure):
         encoded(damaged, tokenizer)
-    shutil.copy(tree / picture_name(1), damaged / picture_name(1))
+    shutil.copy(tree / image_name(1), damaged / image_name(1))
 
     result = encoded(damaged, tokenizer)
 
@@ -239,7 +239,7 @@ def test_repaired_episode_is_added(damaged: Path, tree: Path, tokenizer: str, wh
     assert contents(damaged / "TiToken") == contents(whole)
 
 
-def test_picture_of_another_size_is_resized_where_the_tokenizer_says_how(
+def test_image_of_another_size_is_resized_where_the_tokenizer_says_how(
     damaged: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     shutil.copytree(tokenizer, tmp_path / "resizes")
@@ -247,7 +247,7 @@ def test_picture_of_another_size_is_resized_where_the_tokenizer_says_how(
     document = yaml.safe_load(path.read_text())
     document["dataset"]["preprocessing"]["resize_shorter_edge"] = SIDE
     path.write_text(yaml.safe_dump(document))
-    write(damaged, picture_name(1), _small())
+    write(damaged, image_name(1), _small())
 
     assert encoded(damaged, str(tmp_path / "resizes")).resized == 1
 
@@ -289,14 +289,14 @@ def _decoded(codes: Path, tokenizer: str, output: Path) -> DecodeResult:
     return decode(DecodeConfig(codes=str(codes), tokenizer=tokenizer, output=str(output)))
 
 
-def test_decoded_pictures_are_those_that_the_tokenizer_draws(
+def test_decoded_images_are_those_that_the_tokenizer_draws(
     whole: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     result = _decoded(whole, tokenizer, tmp_path / "out")
     found = CodesFolder.open(whole).read("episode_000002")
     drawn = open_code_maker(tokenizer, CPU).decode(found.codes.astype(np.int64))
     path = tmp_path / f"out/episode_000002/{found.stems[4]}.png"
-    assert result.pictures == PICTURES
+    assert result.pictures == IMAGES
     assert np.array_equal(np.asarray(Image.open(path)), drawn[4])
 
 
@@ -334,7 +334,7 @@ def test_page_of_built_samples_shows_what_is_drawn_of_the_codes(tmp_path: Path) 
     tokenizer = write_tokenizer(tmp_path / "t", num_latent_tokens=32, quantizer=codes)
     tree = published_windows(tmp_path / "A", 1, 3)
     for path in tree.glob("images/*/*.png"):
-        path.write_bytes(saved(picture(1, SIDE, SIDE)))
+        path.write_bytes(saved(image(1, SIDE, SIDE)))
     encoded(tree, tokenizer)
     built = {"data": str(tree), "fast": str(plain_fast(tmp_path / "fast")), "workers": 1}
     build_dataset(BuildDatasetConfig.model_validate({**built, "output": str(tmp_path / "out")}))

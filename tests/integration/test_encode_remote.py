@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders.encoding import encoded, picture_tree, write_tokenizer
+from tests.builders.encoding import encoded, image_tree, write_tokenizer
 from tests.builders.s3_runs import digests, upload
 from tests.builders.web_server import web_server
 from vlatool.artifacts.codes import CodesLayout
@@ -20,7 +20,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return picture_tree(tmp_path_factory.mktemp("pictures") / "A", episodes=2)
+    return image_tree(tmp_path_factory.mktemp("pictures") / "A", episodes=2)
 
 
 @pytest.mark.parametrize(("layout", "name"), [("json", "TiToken"), ("packed", "tokens")])

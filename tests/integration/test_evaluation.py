@@ -175,10 +175,10 @@ def test_overall_is_the_mean_over_moving_dimensions(report: dict[str, Any]) -> N
         assert report["overall_by_step"][name] == pytest.approx(expected)
 
 
-def test_curves_are_a_picture(report: dict[str, Any]) -> None:
-    with Image.open(report["picture"]) as picture:
-        assert picture.format == "PNG"
-        assert picture.width > 500
+def test_curves_are_a_image(report: dict[str, Any]) -> None:
+    with Image.open(report["picture"]) as image:
+        assert image.format == "PNG"
+        assert image.width > 500
 
 
 def test_same_seed_gives_the_same_figures(
@@ -209,17 +209,17 @@ def test_progress_ends_at_the_number_of_samples(data: Path, run: Path, tmp_path:
 @pytest.mark.parametrize("share", [1, 3])
 def test_curves_stand_at_the_frames_of_the_recording(data: Path, run: Path, share: int) -> None:
     trained = load_trained(str(run), "auto")
-    facts = open_loop_facts(str(data), trained)
-    config = OpenLoopConfig(max_samples=facts.num_samples // share)
-    fit = ImageFit(trained.assets.pictures, print)
+    info = open_loop_facts(str(data), trained)
+    config = OpenLoopConfig(max_samples=info.num_samples // share)
+    fit = ImageFit(trained.assets.images, print)
 
-    report = evaluate_open_loop(trained, facts, config, fit, NullProgress())
+    report = evaluate_open_loop(trained, info, config, fit, NullProgress())
 
     assert report.frames.tolist() == list(range(0, 12, share))
     assert all(len(part) == len(report.frames) for pair in report.curves.values() for part in pair)
 
 
-def test_time_of_a_picture_is_that_of_its_points(tmp_path: Path) -> None:
+def test_time_of_a_image_is_that_of_its_points(tmp_path: Path) -> None:
     curve = {"wave": (np.zeros(4), np.ones(4))}
     for name, seconds in (("thin", [0.0, 1.0, 2.0, 3.0]), ("whole", [0.0, 1.0, 2.0, 30.0])):
         save_curves(tmp_path / f"{name}.png", "title", curve, np.array(seconds))
@@ -322,8 +322,8 @@ def test_rollout_report(run: Path, tmp_path: Path) -> None:
     assert sum(one["episodes"] for one in document["per_instruction"].values()) == 2
     assert [one["seed"] for one in document["rollouts"]] == [100_000, 100_001]
     assert result.picture is not None
-    with Image.open(result.picture) as picture:
-        assert picture.height < 200
+    with Image.open(result.picture) as image:
+        assert image.height < 200
 
 
 def test_rollouts_repeat_with_their_seed(run: Path, tmp_path: Path) -> None:

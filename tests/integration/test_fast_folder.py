@@ -16,7 +16,7 @@ from vlatool.artifacts.fast import (
     write_fast,
 )
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
-from vlatool.plugins import recognise
+from vlatool.plugins import recognize
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 
@@ -89,7 +89,7 @@ def test_a_vocabulary_without_every_byte_is_told(tmp_path: Path) -> None:
 def test_the_processor_of_a_model_is_none(tmp_path: Path) -> None:
     (tmp_path / PROCESSOR_NAME).write_text('{"processor_class": "Other", "image_size": 3}')
 
-    assert recognise(tmp_path) is None
+    assert recognize(tmp_path) is None
 
 
 def test_inspection_shows_tokenizer_and_profile(fitted: Path) -> None:

@@ -99,9 +99,9 @@ def test_chunks_come_back_within_the_reported_error(windows: Path, tmp_path: Pat
     tokenizer, profile = read_fast(tmp_path / "fast"), read_profile("libero")
     chunk = smooth_actions(0, 40)[None, :STEPS]
 
-    back, _ = tokenizer.decode(tokenizer.encode(profile.normalise(chunk)), *chunk.shape[1:])
+    back, _ = tokenizer.decode(tokenizer.encode(profile.normalize(chunk)), *chunk.shape[1:])
 
-    change = np.abs(profile.denormalise(back) - chunk).max(axis=(0, 1))
+    change = np.abs(profile.denormalize(back) - chunk).max(axis=(0, 1))
     largest = [row["largest"] for row in result.quality["error"].values()]
     assert (change <= np.array(largest) + 1e-6).all()
     assert list(result.quality["error"])[-1] == "gripper"

@@ -88,8 +88,8 @@ def test_the_only_oddity_of_an_episode_is_its_late_timestamps(episodes: list[Epi
     assert {one.code for e in episodes for one in e.findings} == {"lerobot.timestamps"}
 
 
-def test_pictures_are_those_of_the_recording(episodes: list[Episode]) -> None:
-    for episode, golden, colours in zip(episodes, GOLDEN, FIRST_AND_LAST_RGB, strict=True):
+def test_images_are_those_of_the_recording(episodes: list[Episode]) -> None:
+    for episode, golden, colors in zip(episodes, GOLDEN, FIRST_AND_LAST_RGB, strict=True):
         assert list(episode.cameras) == [CAMERA]
         camera = episode.cameras[CAMERA]
         starts = range(0, episode.num_frames, 64)
@@ -99,14 +99,14 @@ def test_pictures_are_those_of_the_recording(episodes: list[Episode]) -> None:
                 for first in starts
             ]
         )
-        assert means[0] == pytest.approx(colours[0], abs=1.0)
-        assert means[-1] == pytest.approx(colours[1], abs=1.0)
+        assert means[0] == pytest.approx(colors[0], abs=1.0)
+        assert means[-1] == pytest.approx(colors[1], abs=1.0)
         assert means.mean() == pytest.approx(golden[4], abs=0.1)
 
 
-def test_the_picture_has_black_bars_above_and_below(episodes: list[Episode]) -> None:
-    picture = episodes[2].cameras[CAMERA].read([251])[0]
-    assert picture.shape == (256, 256, 3)
-    assert picture[:47].max() <= 8  # black, give or take the codec
-    assert picture[209:].max() <= 8  # black, give or take the codec
-    assert picture[48:208].max() > 100
+def test_the_image_has_black_bars_above_and_below(episodes: list[Episode]) -> None:
+    image = episodes[2].cameras[CAMERA].read([251])[0]
+    assert image.shape == (256, 256, 3)
+    assert image[:47].max() <= 8  # black, give or take the codec
+    assert image[209:].max() <= 8  # black, give or take the codec
+    assert image[48:208].max() > 100

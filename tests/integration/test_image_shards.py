@@ -15,7 +15,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from tests.builders.images import HEIGHT, WIDTH, image_shards, picture, saved, window_tree, write
+from tests.builders.images import HEIGHT, WIDTH, image, image_shards, saved, window_tree, write
 from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import digests, upload
 from vlatool.artifacts.shard import index_by_headers, index_path, read_index
@@ -68,7 +68,7 @@ def refusal(source: Path, output: Path, **options: Any) -> VlatoolError:
     return caught.value
 
 
-def test_a_tar_per_episode_holds_pictures_in_the_published_order(tree: Path) -> None:
+def test_a_tar_per_episode_holds_images_in_the_published_order(tree: Path) -> None:
     output = tree.parent / "shards"
 
     with_preset(PUBLISHED, tree, output, resize_images_size="24,16")
@@ -78,12 +78,12 @@ def test_a_tar_per_episode_holds_pictures_in_the_published_order(tree: Path) -> 
     found = members(output / tars[1])
     assert [*found] == [f"{key:08d}.jpg" for key in range(4)]
     for data, number in zip(found.values(), (4, 5, 6, 7), strict=True):  # main, then wrist
-        difference = pixels(data).astype(int) - np.asarray(picture(number))
+        difference = pixels(data).astype(int) - np.asarray(image(number))
         # 4:2:0 blurs noise; another picture is twice as far away.
         assert np.abs(difference).mean() < 50
 
 
-def test_stored_pictures_go_through_as_they_are_with_a_key_of_their_own(tree: Path) -> None:
+def test_stored_images_go_through_as_they_are_with_a_key_of_their_own(tree: Path) -> None:
     image_shards(tree / "images", tree.parent / "shards")
 
     found = samples(tree.parent / "shards/train-episode_000001.tar")
@@ -114,7 +114,7 @@ def test_frames_of_any_reader_stand_camera_after_camera(tmp_path: Path) -> None:
     assert len({one["key"] for one in told}) == len(told)
 
 
-def test_the_index_says_where_each_picture_is(tree: Path) -> None:
+def test_the_index_says_where_each_image_is(tree: Path) -> None:
     image_shards(tree, tree.parent / "shards")
     for tar in (tree.parent / "shards").glob("*.tar"):
         index = read_index(index_path(tar))
@@ -141,20 +141,20 @@ class TestPixels:
         with Image.open(io.BytesIO(data)) as written:
             found: Any = written
             assert [(across, down) for _, across, down, _ in found.layer] == blocks
-            with Image.open(io.BytesIO(saved(picture(0), "JPEG", quality=90))) as alike:
+            with Image.open(io.BytesIO(saved(image(0), "JPEG", quality=90))) as alike:
                 expected: Any = alike
                 assert found.quantization == expected.quantization
 
     def test_the_published_job_gives_the_pixels_of_pillow(self, tree: Path) -> None:
         with_preset(PUBLISHED, tree, tree.parent / "shards")
         (data, *_) = members(tree.parent / "shards/train-episode_000000.tar").values()
-        squashed = picture(0).resize((256, 256), Image.Resampling.LANCZOS)
+        squashed = image(0).resize((256, 256), Image.Resampling.LANCZOS)
         expected = saved(squashed, "JPEG", quality=100, subsampling="4:2:0")
         assert np.array_equal(pixels(data), pixels(expected))
 
     def test_png_loses_nothing(self, tree: Path) -> None:
-        write(tree, "images/episode_000000/A.bmp", saved(picture(9), "BMP"))
-        assert np.array_equal(pixels(self.only(tree)), np.asarray(picture(9)))
+        write(tree, "images/episode_000000/A.bmp", saved(image(9), "BMP"))
+        assert np.array_equal(pixels(self.only(tree)), np.asarray(image(9)))
 
     @pytest.mark.parametrize(
         ("kind", "image_format", "is_same"),
@@ -170,7 +170,7 @@ class TestPixels:
     def test_bytes_are_kept_where_nothing_changes(
         self, tree: Path, kind: str, image_format: str | None, is_same: bool
     ) -> None:
-        stored = saved(picture(9), kind)
+        stored = saved(image(9), kind)
         write(tree, f"images/episode_000000/A.{kind.lower()}", stored)
         data = self.only(tree, image_format=image_format, resize_images_size=[WIDTH, HEIGHT])
         assert (data == stored) == is_same
@@ -192,20 +192,20 @@ class TestBytes:
         image_shards(tree, tree.parent / "two", workers=2, **options)
         assert contents(tree.parent / "one") == contents(tree.parent / "two")
 
-    def test_pictures_in_s3_become_the_same_shards_there(self, tree: Path, s3_bucket: str) -> None:
+    def test_images_in_s3_become_the_same_shards_there(self, tree: Path, s3_bucket: str) -> None:
         place = RemotePath(f"s3://{s3_bucket}")
         image_shards(tree, tree.parent / "here", val_ratio=0.5)
         image_shards(upload(tree, place / "A"), place / "there", val_ratio=0.5)
         assert digests(place / "there") == digests(tree.parent / "here")
 
 
-class TestBadPictures:
+class TestBadImages:
     @pytest.mark.parametrize(
         ("name", "content", "code"),
         [
             ("z.png", b"", "data.picture_unreadable"),
-            ("z.png", saved(picture(0))[:-30], "data.picture_unreadable"),
-            ("z.jpg", saved(picture(0), "JPEG")[:-30], "data.picture_unreadable"),
+            ("z.png", saved(image(0))[:-30], "data.picture_unreadable"),
+            ("z.jpg", saved(image(0), "JPEG")[:-30], "data.picture_unreadable"),
             (
                 "z.png",
                 saved(Image.fromarray(np.full((4, 4), 500, np.uint16))),
@@ -230,7 +230,7 @@ class TestBadPictures:
             "train-episode_000000.tar\n",
         ]
 
-    def test_a_folder_without_pictures_and_a_dead_link_are_listed(self, tree: Path) -> None:
+    def test_a_folder_without_images_and_a_dead_link_are_listed(self, tree: Path) -> None:
         write(tree, "images/episode_000005/notes.txt")
         os.symlink("nowhere.png", tree / "images/episode_000000/z.png")
 
@@ -240,7 +240,7 @@ class TestBadPictures:
         assert codes == ["data.missing_file", "data.no_pictures"]
 
     def test_pixels_of_a_png_are_looked_at_where_that_is_asked_for(self, tree: Path) -> None:
-        whole = saved(picture(0))
+        whole = saved(image(0))
         # Pixels that cannot be inflated, under a checksum that is right.
         part = b"IDAT" + b"no pixels"
         broken = struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
@@ -251,10 +251,10 @@ class TestBadPictures:
     @pytest.mark.parametrize(
         ("content", "warning"),
         [
-            (saved(picture(0).convert("RGBA")), "image_shards.converted"),
-            (saved(picture(0, 8, 8)), "image_shards.mixed_sizes"),
+            (saved(image(0).convert("RGBA")), "image_shards.converted"),
+            (saved(image(0, 8, 8)), "image_shards.mixed_sizes"),
             (
-                saved(picture(0), "GIF", save_all=True, append_images=[picture(1)]),
+                saved(image(0), "GIF", save_all=True, append_images=[image(1)]),
                 "image_shards.several_frames",
             ),
         ],

@@ -95,12 +95,12 @@ def run_folder(tmp_path: Path) -> Path:
 # Raw sources
 
 
-def test_a_lerobot_source_is_recognised(lerobot: Path) -> None:
+def test_a_lerobot_source_is_recognized(lerobot: Path) -> None:
     found = document(lerobot)
     assert (found["kind"], found["format"]) == ("source", "lerobot")
 
 
-def test_a_spartan_source_is_recognised(spartan: Path) -> None:
+def test_a_spartan_source_is_recognized(spartan: Path) -> None:
     found = document(spartan)
     assert (found["kind"], found["format"]) == ("source", "spartan")
 
@@ -220,14 +220,14 @@ def test_a_forced_format_settles_the_choice(tmp_path: Path, spartan: Path) -> No
 
 
 @pytest.mark.parametrize("part", ["", "shards", "episodes"])
-def test_a_shard_folder_is_recognised_from_each_of_its_folders(
+def test_a_shard_folder_is_recognized_from_each_of_its_folders(
     preprocessed: Path, part: str
 ) -> None:
     found = document(preprocessed / part)
     assert (found["kind"], found["samples"], found["status"]) == ("shards", 10, "whole")
 
 
-def test_shards_tell_window_pictures_and_policy_fields(preprocessed: Path) -> None:
+def test_shards_tell_window_images_and_policy_fields(preprocessed: Path) -> None:
     found = document(preprocessed)
     assert (found["window"], found["image_indices"], found["fps"]) == ([1, 2], [-1, 0], 10.0)
     assert found["action_fields"] == ["action"]

@@ -72,7 +72,7 @@ class Page(HTMLParser):
             self.links.append(values["href"])
         self.addresses += [values[name] for name in ("src", "href", "xlink:href") if name in values]
 
-    def pictures_of(self, camera: str) -> int:
+    def images_of(self, camera: str) -> int:
         return sum(image["alt"].startswith(f"{camera}, ") for image in self.images)
 
 
@@ -211,12 +211,12 @@ def test_without_a_page_the_result_has_no_such_key(lerobot: Path) -> None:
 
 def test_each_episode_has_a_strip_per_camera(spartan: Path, tmp_path: Path) -> None:
     page = page_of(spartan, tmp_path, html_episodes=2)
-    assert page.pictures_of("scene_right_0") == page.pictures_of("wrist_left_minus") == 2 * 8
+    assert page.images_of("scene_right_0") == page.images_of("wrist_left_minus") == 2 * 8
 
 
 def test_a_short_episode_shows_each_frame_once(lerobot: Path, tmp_path: Path) -> None:
     page = page_of(lerobot, tmp_path, episodes="1")
-    assert page.pictures_of("observation.images.front") == 4
+    assert page.images_of("observation.images.front") == 4
 
 
 def test_an_episode_has_a_chart_per_policy_field(lerobot: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_no_poses_are_drawn_without_calibration(lerobot: Path, tmp_path: Path) -
     assert page_of(lerobot, tmp_path).count["circle"] == 0
 
 
-def test_pictures_are_small(spartan: Path, tmp_path: Path) -> None:
+def test_images_are_small(spartan: Path, tmp_path: Path) -> None:
     wide = spartan_task(tmp_path / "wide", 1, 2, size=(300, 500))
     for image in page_of(wide, tmp_path).images:
         content = base64.b64decode(image["src"].partition(",")[2])
@@ -251,7 +251,7 @@ def test_pictures_are_small(spartan: Path, tmp_path: Path) -> None:
 
 def test_a_single_episode_folder_is_a_source(spartan: Path, tmp_path: Path) -> None:
     folder = next(spartan.rglob("episode_1"))
-    assert page_of(folder, tmp_path).pictures_of("scene_right_0") == 8
+    assert page_of(folder, tmp_path).images_of("scene_right_0") == 8
 
 
 def test_a_broken_episode_is_told_with_its_reason(tmp_path: Path) -> None:
@@ -259,10 +259,10 @@ def test_a_broken_episode_is_told_with_its_reason(tmp_path: Path) -> None:
     next(source.glob("data/*/episode_000001.parquet")).write_bytes(b"no parquet")
     page = page_of(source, tmp_path)
     assert "data_episode_000001" in page.text
-    assert page.pictures_of("observation.images.front") == 6
+    assert page.images_of("observation.images.front") == 6
 
 
-def test_pictures_that_cannot_be_decoded_are_told(tmp_path: Path) -> None:
+def test_images_that_cannot_be_decoded_are_told(tmp_path: Path) -> None:
     cameras = {"observation.images.front": "image"}
 
     def spoil(number: int, columns: dict[str, Any]) -> None:
@@ -271,7 +271,7 @@ def test_pictures_that_cannot_be_decoded_are_told(tmp_path: Path) -> None:
 
     source = lerobot_dataset(tmp_path / "data", cameras=cameras, change=spoil)
     page = page_of(source, tmp_path, html_episodes=2)
-    assert page.pictures_of("observation.images.front") == 4
+    assert page.images_of("observation.images.front") == 4
     assert "frame 2" in page.text
 
 
@@ -281,7 +281,7 @@ def test_pictures_that_cannot_be_decoded_are_told(tmp_path: Path) -> None:
 def test_a_data_folder_shows_samples_of_several_shards(data: Path, tmp_path: Path) -> None:
     page = page_of(data, tmp_path, html_samples=4)
     # Pictures one frame before the anchor and at it.
-    assert page.pictures_of("scene_right_0") == 4 * 2
+    assert page.images_of("scene_right_0") == 4 * 2
     shown = {line for line in page.text.split("\n") if line.startswith("shard_")}
     assert len(shown) >= 3
 
@@ -300,13 +300,13 @@ def test_poses_are_drawn_on_samples(data: Path, tmp_path: Path) -> None:
 
 def test_one_shard_shows_its_samples(data: Path, tmp_path: Path) -> None:
     page = page_of(data / "shards/shard_000001.tar", tmp_path, html_samples=3)
-    assert page.pictures_of("wrist_left_minus") == 3 * 2
+    assert page.images_of("wrist_left_minus") == 3 * 2
 
 
 def test_an_episode_tar_is_put_together_in_order(data: Path, tmp_path: Path) -> None:
     tar = sorted(data.glob("episodes/*.tar"))[0]
     page = page_of(tar, tmp_path, html_samples=0)
-    assert page.pictures_of("scene_right_0") == 8
+    assert page.images_of("scene_right_0") == 8
     frames = [image["alt"].partition("frame ")[2] for image in page.images[:8]]
     assert [int(frame) for frame in frames] == sorted(map(int, frames))
 
@@ -370,10 +370,10 @@ def test_a_broken_sample_is_a_note_among_the_others(
     samples = {"a": {**sample_members(), **changes}, "b": sample_members(4, "other")}
     page = page_of(write_tar(tmp_path / "shard.tar", samples), tmp_path)
     assert (tmp_path / "page.html").read_text().count('class="note"') == 1
-    assert page.pictures_of("front") == 1
+    assert page.images_of("front") == 1
 
 
-def test_a_picture_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_image_that_is_none_is_told(tmp_path: Path) -> None:
     samples = {"a": {**sample_members(), "front_t0.jpg": b"no picture"}}
     page = page_of(write_tar(tmp_path / "shard.tar", samples), tmp_path)
     assert "front_t0.jpg cannot be decoded" in page.text
@@ -383,7 +383,7 @@ def test_a_cut_shard_shows_what_is_left(data: Path, tmp_path: Path) -> None:
     whole = (data / "shards/shard_000000.tar").read_bytes()
     cut = tmp_path / "shard.tar"
     cut.write_bytes(whole[: len(whole) // 2])
-    assert page_of(cut, tmp_path, html_samples=1).pictures_of("scene_right_0") >= 1
+    assert page_of(cut, tmp_path, html_samples=1).images_of("scene_right_0") >= 1
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_a_cut_shard_shows_what_is_left(data: Path, tmp_path: Path) -> None:
 def test_odd_metadata_breaks_nothing(metadata: object, tmp_path: Path) -> None:
     members = {**sample_members(), "metadata.json": json.dumps(metadata).encode()}
     page = page_of(write_tar(tmp_path / "shard.tar", {"a": members, "b": members}), tmp_path)
-    assert page.pictures_of("front") == 2
+    assert page.images_of("front") == 2
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_odd_arrays_break_nothing(arrays: dict[str, np.ndarray], tmp_path: Path)
     }
     members = {**sample_members(), "lowdim.npz": write_arrays({**arrays, **camera})}
     page = page_of(write_tar(tmp_path / "shard.tar", {"a": members}), tmp_path)
-    assert page.pictures_of("front") == 1
+    assert page.images_of("front") == 1
 
 
 def test_broken_statistics_break_nothing(data: Path, tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def test_the_command_writes_the_page_and_keeps_stdout_pure(lerobot: Path, tmp_pa
     done = run(str(lerobot), "--html", str(target), "--html-episodes", "1", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["html"] == str(target)
-    assert Page(target.read_text()).pictures_of("observation.images.front") > 0
+    assert Page(target.read_text()).images_of("observation.images.front") > 0
 
 
 @pytest.mark.parametrize(("target", "code"), [("file/page.html", 5), (".", 2)])
@@ -504,4 +504,4 @@ def test_tar_headers_that_point_elsewhere_are_not_followed(tmp_path: Path) -> No
                 tar.addfile(info, io.BytesIO(content))
     page = page_of(tmp_path / "shard.tar", tmp_path)
     assert "do not show" not in page.text
-    assert page.pictures_of("front") == 1
+    assert page.images_of("front") == 1

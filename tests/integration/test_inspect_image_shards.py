@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders.images import image_shards, picture, saved, window_tree
+from tests.builders.images import image, image_shards, saved, window_tree
 from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.errors import DataError
-from vlatool.plugins import recognise
+from vlatool.plugins import recognize
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.image_shards import check_image_shards
 from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
@@ -60,7 +60,7 @@ def looked_at(location: Path, html: Path | None = None) -> InspectResult:
 
 
 def kind(location: Path) -> str | None:
-    found = recognise(location)
+    found = recognize(location)
     return found and found[0]
 
 
@@ -108,7 +108,7 @@ def test_each_defect_of_the_lists_has_a_code(
     assert codes(shards) == expected
 
 
-PNG = saved(picture(0))
+PNG = saved(image(0))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_each_defect_of_a_shard_has_a_code(
     assert codes(published)[code] == 1
 
 
-def test_pictures_of_one_episode_are_in_one_shard(published: Path) -> None:
+def test_images_of_one_episode_are_in_one_shard(published: Path) -> None:
     shutil.copy(published / FIRST, published / "train-episode_000009.tar")
     assert codes(published)["image_shards.duplicate_picture"] == 4
 
@@ -189,7 +189,7 @@ def test_inspect_reads_published_shards(published: Path) -> None:
     assert looked_at(published / FIRST).document()["pictures"] == 4
 
 
-def test_the_page_has_a_row_of_pictures_for_each_shard(shards: Path, tmp_path: Path) -> None:
+def test_the_page_has_a_row_of_images_for_each_shard(shards: Path, tmp_path: Path) -> None:
     (shards / FIRST).write_bytes(b"no tar")
     looked_at(shards, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()

@@ -67,8 +67,8 @@ def seen(observation: Mapping[str, Any]) -> dict[str, Any]:
 def made_up(number: int, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
     """A moment unlike any other."""
     rng = np.random.default_rng(number)
-    pictures = {camera: rng.integers(0, 256, (*size, 3), np.uint8) for camera in CAMERAS}
-    return {**pictures, XYZ: rng.random(3), HAND: [0.04], ROT: DOWN, "instruction": "sing"}
+    images = {camera: rng.integers(0, 256, (*size, 3), np.uint8) for camera in CAMERAS}
+    return {**images, XYZ: rng.random(3), HAND: [0.04], ROT: DOWN, "instruction": "sing"}
 
 
 def assert_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
@@ -113,7 +113,7 @@ def test_commands_are_those_of_a_rollout(run: Path, execute: int) -> None:
         RolloutConfig(env=ENVIRONMENT, seed=SEED, execute_steps=execute, checkpoint=str(run))
     )
     trained = load_trained(str(run), "auto").policy
-    controller = PolicyController(trained, config, ImageFit(trained.pictures, print))
+    controller = PolicyController(trained, config, ImageFit(trained.images, print))
     policy = vlatool.load_policy(run, seed=SEED)
     register_environments()
     env = gymnasium.make(ENVIRONMENT)
@@ -276,7 +276,7 @@ def test_refused_moment_leaves_no_trace(policy: PolicyRunner) -> None:
 # pictures
 
 
-def test_picture_gets_the_size_of_the_training_data(windows: Shown) -> None:
+def test_image_gets_the_size_of_the_training_data(windows: Shown) -> None:
     """A smooth picture twice as large and cut wider gives nearly the same."""
     policy, shown = windows
     rows, columns = np.mgrid[0:64, 0:64]
@@ -311,7 +311,7 @@ def changed_options(run: Path, target: Path, **options: Any) -> Path:
     return target
 
 
-def test_picture_is_turned_as_its_recordings_were(run: Path, tmp_path: Path) -> None:
+def test_image_is_turned_as_its_recordings_were(run: Path, tmp_path: Path) -> None:
     turned = changed_options(run, tmp_path / "run", camera_rotations={CAMERAS[0]: 2})
     policy = vlatool.load_policy(turned, seed=SEED)
     upright = vlatool.load_policy(run, seed=SEED)
@@ -328,11 +328,11 @@ def test_picture_is_turned_as_its_recordings_were(run: Path, tmp_path: Path) -> 
         ({"image_size": None}, None),  # a run of an earlier version
     ],
 )
-def test_size_of_pictures_comes_from_what_the_run_kept(
+def test_size_of_images_comes_from_what_the_run_kept(
     options: dict[str, Any], size: tuple[int, int] | None, run: Path, tmp_path: Path
 ) -> None:
     changed = changed_options(run, tmp_path / "run", **options)
-    assert load_trained(str(changed), "auto").assets.pictures.size == size
+    assert load_trained(str(changed), "auto").assets.images.size == size
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_options_that_no_preprocessing_writes_are_refused(
     assert (caught.value.code, caught.value.exit_code) == ("data.broken_config", 3)
 
 
-def test_pictures_of_two_sizes_are_refused_where_none_is_known(run: Path, tmp_path: Path) -> None:
+def test_images_of_two_sizes_are_refused_where_none_is_known(run: Path, tmp_path: Path) -> None:
     policy = vlatool.load_policy(changed_options(run, tmp_path / "run", image_size=None))
     policy.act(made_up(0, (32, 48)))
     for wrong in (made_up(1), {**made_up(1, (32, 48)), CAMERAS[1]: made_up(1)[CAMERAS[1]]}):

@@ -344,7 +344,7 @@ def inflated(side: int, key: str, content: Members) -> None:
         (partial(inflated, 9_000), None),  # of which Pillow alone says nothing
     ],
 )
-def test_picture_whose_header_cannot_be_right_is_a_broken_sample(
+def test_image_whose_header_cannot_be_right_is_a_broken_sample(
     change: Callable[[str, Members], None], size: list[int] | None, tmp_path: Path
 ) -> None:
     folder = shard_output(tmp_path / "out", change=change)
@@ -402,7 +402,7 @@ def _set_size(folder: Path, size: list[int] | None) -> None:
     )
 
 
-def test_pictures_of_different_sizes_are_no_broken_sample(tmp_path: Path) -> None:
+def test_images_of_different_sizes_are_no_broken_sample(tmp_path: Path) -> None:
     def change(_key: str, content: Members) -> None:
         content["front_t0.jpg"] = jpeg(1, (20, 10))
 
@@ -626,19 +626,19 @@ def test_statistics_may_be_named_by_file_or_folder(folders: dict[int, Path]) -> 
     assert found[0] == found[1]
 
 
-def test_what_is_kept_beside_a_run_is_what_it_normalised_with(
+def test_what_is_kept_beside_a_run_is_what_it_normalized_with(
     folders: dict[int, Path], tmp_path: Path
 ) -> None:
     kind = RoboticsKind()
-    config, facts = opened(folders[3])
+    config, info = opened(folders[3])
 
-    kind.save_assets(config, facts, tmp_path)
+    kind.save_assets(config, info, tmp_path)
     kept = kind.load_assets(config, tmp_path)
 
     used = {*config.action_fields, *config.proprioception_fields}
-    assert kept.statistics == {name: facts.statistics[name] for name in used}
+    assert kept.statistics == {name: info.statistics[name] for name in used}
     assert set(kept.statistics) == used
-    assert kept.fps == facts.fps
+    assert kept.fps == info.fps
     field = config.action_fields[0]
     values = np.ones((PAST + 1 + FUTURE, 3))
     assert kept.normalizer.normalize(field, values).shape == values.shape

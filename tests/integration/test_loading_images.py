@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders.memory_remote import Memory
 from tests.builders.recording import Recorder
-from tests.builders.toy_images import picture, write_image_shards
+from tests.builders.toy_images import image, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
 from tests.builders.toys import install_toys
 from vlatool.artifacts.image import decode_rgb
@@ -41,25 +41,25 @@ def config_of(*shards: Path | str, **keys: Any) -> ImageDataConfig:
 
 def samples_of(config: ImageDataConfig) -> list[Any]:
     """All samples of the first data set, in stored order."""
-    facts = ImagesKind().load_info(config)
-    blocks = enumerate(facts.datasets[0].blocks)
+    info = ImagesKind().load_info(config)
+    blocks = enumerate(info.datasets[0].blocks)
     places = [SampleRef(0, number, i) for number, block in blocks for i in range(block.size)]
     rngs = [np.random.default_rng(number) for number, _ in enumerate(places)]
-    return ImagesKind().reader(config, facts).read(places, rngs)
+    return ImagesKind().reader(config, info).read(places, rngs)
 
 
-def test_samples_are_the_stored_pictures_prepared(tmp_path: Path) -> None:
+def test_samples_are_the_stored_images_prepared(tmp_path: Path) -> None:
     samples = samples_of(config_of(write_image_shards(tmp_path / "shards")))
     assert len(samples) == 12
     assert samples[0].key == "train-episode_000000/00000000"
     assert samples[5].key == "train-episode_000001/00000000"
-    whole = decode_rgb(picture(5))
+    whole = decode_rgb(image(5))
     np.testing.assert_array_equal(samples[5].image, whole[:, 2:10])
 
 
 def test_sizes_and_order_need_no_counts_beside_the_shards(tmp_path: Path) -> None:
-    facts = ImagesKind().load_info(config_of(write_image_shards(tmp_path / "shards")))
-    assert [block.size for block in facts.datasets[0].blocks] == [5, 3, 4]
+    info = ImagesKind().load_info(config_of(write_image_shards(tmp_path / "shards")))
+    assert [block.size for block in info.datasets[0].blocks] == [5, 3, 4]
     data = open_dataset(tmp_path / "shards", kind="images", preprocessing=SIZE)
     assert len({sample.key for sample in data}) == len(data) == 12
 
@@ -122,13 +122,13 @@ def broken() -> Mapping[int, dict[str, bytes]]:
     return {
         1: {"png": b"no picture at all"},
         2: {"json": b"{}"},
-        6: {"png": picture(6, mode="L")},
-        7: {"png": picture(7, mode="RGBA")},
-        8: {"png": picture(8)[:-40]},
+        6: {"png": image(6, mode="L")},
+        7: {"png": image(7, mode="RGBA")},
+        8: {"png": image(8)[:-40]},
     }
 
 
-def test_what_is_no_rgb_picture_is_dropped_with_its_reason(tmp_path: Path) -> None:
+def test_what_is_no_rgb_image_is_dropped_with_its_reason(tmp_path: Path) -> None:
     samples = samples_of(config_of(write_image_shards(tmp_path / "s", change=broken())))
     drops = {i: one.reason for i, one in enumerate(samples) if isinstance(one, DroppedSample)}
     assert drops == {
@@ -141,8 +141,8 @@ def test_what_is_no_rgb_picture_is_dropped_with_its_reason(tmp_path: Path) -> No
     assert set(drops.values()) <= set(ImagesKind.drop_reasons)
 
 
-def test_grey_pictures_are_repeated_where_that_is_asked_for(tmp_path: Path) -> None:
-    shards = write_image_shards(tmp_path / "s", change={6: {"png": picture(6, mode="L")}})
+def test_gray_images_are_repeated_where_that_is_asked_for(tmp_path: Path) -> None:
+    shards = write_image_shards(tmp_path / "s", change={6: {"png": image(6, mode="L")}})
     image = samples_of(config_of(shards, convert_colors=True))[6].image
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
 
@@ -155,18 +155,16 @@ def test_grey_pictures_are_repeated_where_that_is_asked_for(tmp_path: Path) -> N
         (b"[", "train-episode_000000/00000000"),
     ],
 )
-def test_name_of_a_picture_is_that_of_its_metadata(
-    tmp_path: Path, metadata: bytes, key: str
-) -> None:
-    change = {0: {"png": picture(0), "json": metadata}}
+def test_name_of_a_image_is_that_of_its_metadata(tmp_path: Path, metadata: bytes, key: str) -> None:
+    change = {0: {"png": image(0), "json": metadata}}
     assert samples_of(config_of(write_image_shards(tmp_path / "s", change=change)))[0].key == key
 
 
 def test_draws_of_a_sample_depend_on_its_generator_alone(tmp_path: Path) -> None:
     shards = write_image_shards(tmp_path / "s")
     config = config_of(shards, preprocessing={"crop_size": 4, "resize_shorter_edge": 8})
-    facts = ImagesKind().load_info(config)
-    reader = ImagesKind().reader(config, facts)
+    info = ImagesKind().load_info(config)
+    reader = ImagesKind().reader(config, info)
     places = [SampleRef(0, 0, 0), SampleRef(0, 1, 2)]
     together = reader.read(places, [np.random.default_rng(1), np.random.default_rng(2)])
     [alone] = reader.read(places[1:], [np.random.default_rng(2)])
@@ -207,7 +205,7 @@ def test_no_shards_at_all_are_refused() -> None:
     assert caught.value.code == "data.no_dataset"
 
 
-def test_held_out_pictures_are_those_of_the_second_list(tmp_path: Path) -> None:
+def test_held_out_images_are_those_of_the_second_list(tmp_path: Path) -> None:
     folder = write_image_shards(tmp_path / "shards")
     (folder / "train_files.txt").write_text("train-episode_000000.tar\ntrain-episode_000002.tar\n")
     (folder / "val_files.txt").write_text("train-episode_000001.tar\n")
@@ -221,9 +219,9 @@ def test_held_out_pictures_are_those_of_the_second_list(tmp_path: Path) -> None:
 
 def test_what_is_kept_beside_a_run_comes_back(tmp_path: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "s"), preprocessing={"resize": "squash"})
-    facts = ImagesKind().load_info(config)
-    ImagesKind().save_assets(config, facts, tmp_path)
-    assert ImagesKind().load_assets(config, tmp_path) == ImagesKind().make_assets(config, facts)
+    info = ImagesKind().load_info(config)
+    ImagesKind().save_assets(config, info, tmp_path)
+    assert ImagesKind().load_assets(config, tmp_path) == ImagesKind().make_assets(config, info)
 
 
 def test_kept_preprocessing_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -241,7 +239,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def picture_run(root: Path, run: str, **changes: Any) -> Any:
+def image_run(root: Path, run: str, **changes: Any) -> Any:
     keys = {
         "data__folders": [str(root / "shards")],
         "data__val_shards": [str(root / "shards")],
@@ -253,27 +251,27 @@ def picture_run(root: Path, run: str, **changes: Any) -> Any:
     return toy_config(root, "toy_pictures", run, **keys)
 
 
-def test_a_run_on_pictures_goes_on_to_the_same_weights(site: Path) -> None:
+def test_a_run_on_images_goes_on_to_the_same_weights(site: Path) -> None:
     write_image_shards(site / "shards", change={4: {"png": b"broken"}})
-    result = train(picture_run(site, "whole"))
+    result = train(image_run(site, "whole"))
     assert result.dropped == {"broken_image": 5}
     half_of(site, "whole", "half")
-    train(picture_run(site, "half", data__num_workers=1))
+    train(image_run(site, "half", data__num_workers=1))
     weights = [RunDir(site / run).checkpoint(8) / "model.safetensors" for run in ("whole", "half")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_model_type_of_pictures_keeps_the_promises(site: Path) -> None:
-    from tests.builders.toy_images import PictureType
+def test_a_model_type_of_images_keeps_the_promises(site: Path) -> None:
+    from tests.builders.toy_images import ImageType
 
     write_image_shards(site / "shards")
     data = {"shards": [str(site / "shards")], "preprocessing": SIZE}
-    check_model_type(PictureType, data=data)
+    check_model_type(ImageType, data=data)
 
 
-def test_a_run_on_pictures_is_verified_with_what_it_keeps(site: Path) -> None:
+def test_a_run_on_images_is_verified_with_what_it_keeps(site: Path) -> None:
     write_image_shards(site / "shards")
-    train(picture_run(site, "whole", total_train_steps=2, num_checkpoints=1))
+    train(image_run(site, "whole", total_train_steps=2, num_checkpoints=1))
     config = VerifyConfig(location=str(site / "whole"))
     assert not verify(config).counts
     RunDir(site / "whole").options.unlink()

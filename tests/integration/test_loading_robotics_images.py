@@ -75,7 +75,7 @@ RANDOM = varied(crop={"enabled": True, "shape": [12, 10]})
 JITTER = varied(color_jitter={"enabled": True})
 
 
-def test_all_pictures_of_a_sample_are_cut_at_one_place(folder: Path) -> None:
+def test_all_images_of_a_sample_are_cut_at_one_place(folder: Path) -> None:
     found: set[tuple[int, int]] = set()
     for whole, cut in zip(read(folder), read(folder, augmentation=RANDOM), strict=True):
         where = [places(*pair) for pair in zip(cut.images, whole.images, strict=True)]
@@ -93,7 +93,7 @@ def test_central_crop_is_the_middle(folder: Path) -> None:
         np.testing.assert_array_equal(cut.images, whole.images[:, 6:18, 11:21])
 
 
-def test_colours_change_alike_in_all_pictures_of_a_sample(folder: Path) -> None:
+def test_colors_change_alike_in_all_images_of_a_sample(folder: Path) -> None:
     section = varied(color_jitter={"enabled": True, "contrast": 0, "saturation": 0, "hue": [0, 0]})
     factors: set[float] = set()
 
@@ -135,13 +135,13 @@ def test_augmentation_that_is_switched_off_does_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [[12, 10], [0.5, 0.5]])
-def test_held_out_pictures_are_the_middle_and_never_vary(folder: Path, shape: list[float]) -> None:
+def test_held_out_images_are_the_middle_and_never_vary(folder: Path, shape: list[float]) -> None:
     section = varied(color_jitter={"enabled": True}, crop={"enabled": True, "shape": shape})
-    config, facts = opened(folder, augmentation=section, val_dataset_manifest=[str(folder)])
+    config, info = opened(folder, augmentation=section, val_dataset_manifest=[str(folder)])
     measured = RoboticsKind().validation(config)
     assert measured is not None
     data = vlatool.open_dataset(folder, shuffle=False, action_fields=[FIELD])
-    reader = RoboticsKind().reader(measured, facts)
+    reader = RoboticsKind().reader(measured, info)
 
     first, again = (
         reader.read(data._order.places([3]), [np.random.default_rng(n)]) for n in (1, 2)
@@ -152,17 +152,17 @@ def test_held_out_pictures_are_the_middle_and_never_vary(folder: Path, shape: li
     np.testing.assert_array_equal(first[0].images, again[0].images)
 
 
-def test_policy_sees_the_middle_of_recorded_pictures(folder: Path, tmp_path: Path) -> None:
-    config, facts = opened(folder, augmentation=RANDOM)
-    RoboticsKind().save_assets(config, facts, tmp_path)
-    shape = RoboticsKind().load_assets(config, tmp_path).pictures
-    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+def test_policy_sees_the_middle_of_recorded_images(folder: Path, tmp_path: Path) -> None:
+    config, info = opened(folder, augmentation=RANDOM)
+    RoboticsKind().save_assets(config, info, tmp_path)
+    shape = RoboticsKind().load_assets(config, tmp_path).images
+    image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
     assert shape.size == (24, 32)
-    np.testing.assert_array_equal(shape.apply(LEFT, picture), picture[6:18, 11:21])
+    np.testing.assert_array_equal(shape.apply(LEFT, image), image[6:18, 11:21])
 
 
-def test_crop_larger_than_the_pictures_is_refused(folder: Path) -> None:
+def test_crop_larger_than_the_images_is_refused(folder: Path) -> None:
     with pytest.raises(DataError) as caught:
         read(folder, augmentation=varied(crop={"enabled": True, "shape": [25, 10]}))
 
@@ -211,14 +211,14 @@ def test_held_out_data_are_padded_as_the_training_data_are(folder: Path, lone: P
     config, _ = opened(folder, pad_missing_images=True, val_dataset_manifest=[str(lone)])
     section = RoboticsKind().validation(config)
     assert section is not None
-    facts = RoboticsKind().load_info(section)
+    info = RoboticsKind().load_info(section)
 
-    held_out, _ = RoboticsKind().derive(section, facts)
+    held_out, _ = RoboticsKind().derive(section, info)
 
     assert held_out.camera_names == [LEFT, RIGHT]
     sample = (
         RoboticsKind()
-        .reader(held_out, facts)
+        .reader(held_out, info)
         .read([SampleRef(0, 0, 0)], [np.random.default_rng(0)])[0]
     )
     assert isinstance(sample, DecodedSample)
@@ -249,14 +249,14 @@ def test_camera_that_no_data_set_has_is_refused_with_padding_too(folder: Path, l
 
 
 @pytest.mark.parametrize("hidden", [True, False])
-def test_batch_says_which_pictures_are_padding_where_they_are_hidden(
+def test_batch_says_which_images_are_padding_where_they_are_hidden(
     folder: Path, lone: Path, hidden: bool
 ) -> None:
     keys = {"pad_missing_images": True, "mask_padded_images": hidden}
-    config, facts = opened(folder, lone, **keys)
+    config, info = opened(folder, lone, **keys)
     backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
     model = DiffusionPolicyConfig(vision_language_backbone=backbone)
-    normalizer = RoboticsKind().make_assets(config, facts).normalizer
+    normalizer = RoboticsKind().make_assets(config, info).normalizer
     samples = [one for one in read(folder, lone, **keys) if one.dataset][:2]
 
     batch = PolicyBatcher(model, config, normalizer)(samples)
@@ -283,15 +283,15 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_pictures_in_a_room_are_those_of_samples_by_themselves(
+def test_images_in_a_room_are_those_of_samples_by_themselves(
     folder: Path, lone: Path, case: str
 ) -> None:
     folders = [folder, lone] if case == "padded" else [folder]
-    config, facts = opened(*folders, **CASES[case])
-    order = SampleOrder(facts.datasets, OrderOptions())
+    config, info = opened(*folders, **CASES[case])
+    order = SampleOrder(info.datasets, OrderOptions())
     positions = range(order.size)
-    alone = read_samples(order, RoboticsKind().reader(config, facts), positions, 1)
-    reader = RoboticsKind().reader(config, facts)
+    alone = read_samples(order, RoboticsKind().reader(config, info), positions, 1)
+    reader = RoboticsKind().reader(config, info)
 
     # The first time it does not know how much room they take.
     read_samples(order, reader, positions, 1, room=filled_room)
@@ -309,21 +309,21 @@ def filled_room(size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("held", [True, False])
-def test_batches_hold_the_pictures_of_their_samples(folder: Path, workers: int, held: bool) -> None:
-    config, facts = opened(folder, num_workers=workers)
+def test_batches_hold_the_images_of_their_samples(folder: Path, workers: int, held: bool) -> None:
+    config, info = opened(folder, num_workers=workers)
     backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
     kind, model = RoboticsKind(), DiffusionPolicyConfig(vision_language_backbone=backbone)
-    order = SampleOrder(facts.datasets, OrderOptions(seed=1))
-    batcher = PolicyBatcher(model, config, kind.make_assets(config, facts).normalizer)
+    order = SampleOrder(info.datasets, OrderOptions(seed=1))
+    batcher = PolicyBatcher(model, config, kind.make_assets(config, info).normalizer)
     plan = LoaderPlan(SAMPLES, num_workers=workers)
     by_key = {one.key: one.images for one in read(folder)}
 
-    with build_loader(plan, order, kind.reader(config, facts), batcher, dict) as loader:
+    with build_loader(plan, order, kind.reader(config, info), batcher, dict) as loader:
         batches = itertools.islice(loader, 16)
         for batch in [*batches] if held else batches:
-            pictures = batch.batch["images"].permute(0, 1, 3, 4, 2).numpy()
+            images = batch.batch["images"].permute(0, 1, 3, 4, 2).numpy()
             expected = np.stack([by_key[name] for name in batch.samples])
-            np.testing.assert_array_equal(pictures, expected)
+            np.testing.assert_array_equal(images, expected)
 
 
 # data sets together
@@ -333,15 +333,15 @@ def test_batches_hold_the_pictures_of_their_samples(folder: Path, workers: int, 
 def test_statistics_of_a_mixture_have_its_weights_and_the_steps_of_all(
     folder: Path, lone: Path, weights: list[float]
 ) -> None:
-    config, facts = opened(folder, lone, dataset_weighting=weights, camera_names=[LEFT])
+    config, info = opened(folder, lone, dataset_weighting=weights, camera_names=[LEFT])
 
     shares: list[float | None] = [*weights] if weights else [None, None]
     files = [read_mergeable(one / "stats.json") for one in (folder, lone)]
     parts = [StatsPart(*one) for one in zip(files, (1, 2), shares, strict=True)]
     expected = merge_parts(parts).statistics[FIELD]
-    assert facts.statistics[FIELD]["mean"] == expected["mean"]
-    assert (facts.statistics_past, facts.past) == (1, 1)
-    assert len(facts.statistics[FIELD]["mean_per_timestep"]) == 4
+    assert info.statistics[FIELD]["mean"] == expected["mean"]
+    assert (info.statistics_past, info.past) == (1, 1)
+    assert len(info.statistics[FIELD]["mean_per_timestep"]) == 4
     assert config.lowdim_past_timesteps == 1
 
 
@@ -349,13 +349,13 @@ def test_what_is_kept_of_data_sets_with_different_windows_fits_together(
     folder: Path, lone: Path, tmp_path: Path
 ) -> None:
     scaled = {"method": "min_max", "scope": "per_timestep"}
-    config, facts = opened(lone, folder, camera_names=[LEFT], normalization=scaled)
-    RoboticsKind().save_assets(config, facts, tmp_path)
+    config, info = opened(lone, folder, camera_names=[LEFT], normalization=scaled)
+    RoboticsKind().save_assets(config, info, tmp_path)
     values = np.random.default_rng(0).normal(size=(4, 3))
 
     kept = RoboticsKind().load_assets(config, tmp_path).normalizer.normalize(FIELD, values)
 
-    given = RoboticsKind().make_assets(config, facts).normalizer.normalize(FIELD, values)
+    given = RoboticsKind().make_assets(config, info).normalizer.normalize(FIELD, values)
     np.testing.assert_array_equal(kept, given)
 
 
@@ -386,7 +386,7 @@ def test_field_that_a_data_set_lacks_is_refused_only_where_it_is_used(
     assert (caught.value.code, caught.value.details["field"]) == ("data.datasets_differ", OBSERVED)
 
 
-def test_pictures_of_other_size_are_refused_at_the_start(folder: Path, tmp_path: Path) -> None:
+def test_images_of_other_size_are_refused_at_the_start(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     other = shutil.copytree(folder, tmp_path / "other")
     _set_options(copy, resize_images_size=[32, 24])
@@ -406,20 +406,20 @@ def _set_options(folder: Path, **options: Any) -> None:
 # normalised
 
 
-def test_dataset_is_normalised_as_training_is(folder: Path) -> None:
+def test_dataset_is_normalized_as_training_is(folder: Path) -> None:
     section = {"method": "percentile_1_99", "centered_norm": True}
     keys: dict[str, Any] = {"shuffle": False, "action_fields": [FIELD], "normalization": section}
     plain = vlatool.open_dataset(folder, **keys)
-    data = vlatool.open_dataset(folder, **keys, normalise=True)
+    data = vlatool.open_dataset(folder, **keys, normalize=True)
 
-    normalizer = RoboticsKind().make_assets(data.config, data.facts).normalizer
+    normalizer = RoboticsKind().make_assets(data.config, data.info).normalizer
     scaled = normalizer.normalize(FIELD, plain[2].fields[FIELD])
     np.testing.assert_array_equal(data[2].fields[FIELD], scaled)
     np.testing.assert_array_equal(data.epoch(1)[2].fields[FIELD], scaled)
     assert not np.array_equal(plain[2].fields[FIELD], scaled)
 
 
-def test_data_without_numbers_cannot_be_normalised(
+def test_data_without_numbers_cannot_be_normalized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -427,6 +427,6 @@ def test_data_without_numbers_cannot_be_normalised(
     size = {"crop_size": 8}
 
     with pytest.raises(UsageError) as caught:
-        vlatool.open_dataset(shards, kind="images", preprocessing=size, normalise=True)
+        vlatool.open_dataset(shards, kind="images", preprocessing=size, normalize=True)
 
     assert caught.value.code == "usage.nothing_to_normalise"

@@ -107,18 +107,18 @@ def test_decoded_sample_holds_what_is_stored(
     assert sample.instruction == "put the cup on the saucer"
 
 
-def test_pictures_come_time_outer_camera_inner(
+def test_images_come_time_outer_camera_inner(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     sample = decode(folders[1], raw_sample)
 
     cameras = ("scene_right_0", "wrist_left_minus")
     for index, (time, camera) in enumerate(itertools.product((-1, 0), cameras)):
-        with Image.open(io.BytesIO(raw_sample[f"{camera}_t{time}.jpg"])) as picture:
-            assert (sample.images[index] == np.asarray(picture)).all()
+        with Image.open(io.BytesIO(raw_sample[f"{camera}_t{time}.jpg"])) as image:
+            assert (sample.images[index] == np.asarray(image)).all()
 
 
-def test_only_the_pictures_that_are_asked_for_are_decoded(
+def test_only_the_images_that_are_asked_for_are_decoded(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     raw_sample["wrist_left_minus_t0.jpg"] = b"broken"
@@ -361,18 +361,18 @@ def test_downloaded_layout_is_read(copy: Path, folders: dict[int, Path]) -> None
 # normalisation
 
 
-def test_normalised_values_of_a_cropped_window_use_the_statistics_of_their_steps(
+def test_normalized_values_of_a_cropped_window_use_the_statistics_of_their_steps(
     folders: dict[int, Path],
 ) -> None:
     section = {"scope": "per_timestep", "method": "min_max"}
-    whole, facts = opened(folders[1], normalization=section)
+    whole, info = opened(folders[1], normalization=section)
     cropped, _ = opened(
         folders[1], normalization=section, lowdim_past_timesteps=0, lowdim_future_timesteps=1
     )
     values = np.random.default_rng(0).normal(size=(PAST + 1 + FUTURE, 3))
 
     all_steps, some_steps = (
-        Normalizer(config, facts.statistics, facts.statistics_past) for config in (whole, cropped)
+        Normalizer(config, info.statistics, info.statistics_past) for config in (whole, cropped)
     )
 
     np.testing.assert_array_equal(
@@ -381,9 +381,9 @@ def test_normalised_values_of_a_cropped_window_use_the_statistics_of_their_steps
     )
 
 
-def test_denormalised_values_are_the_values(folders: dict[int, Path]) -> None:
-    config, facts = opened(folders[1])
-    normalizer = Normalizer(config, facts.statistics, facts.statistics_past)
+def test_denormalized_values_are_the_values(folders: dict[int, Path]) -> None:
+    config, info = opened(folders[1])
+    normalizer = Normalizer(config, info.statistics, info.statistics_past)
     values = np.random.default_rng(0).normal(size=(2, PAST + 1 + FUTURE, 3))
 
     restored = normalizer.denormalize(FIELD, normalizer.normalize(FIELD, values))
@@ -391,10 +391,10 @@ def test_denormalised_values_are_the_values(folders: dict[int, Path]) -> None:
     np.testing.assert_allclose(restored, values, atol=1e-6)
 
 
-def test_field_can_be_normalised_its_own_way(folders: dict[int, Path]) -> None:
+def test_field_can_be_normalized_its_own_way(folders: dict[int, Path]) -> None:
     own = {"field_configs": {OBSERVED: {"enabled": False}}}
-    config, facts = opened(folders[1], normalization=own, proprioception_fields=[OBSERVED])
-    normalizer = Normalizer(config, facts.statistics, facts.statistics_past)
+    config, info = opened(folders[1], normalization=own, proprioception_fields=[OBSERVED])
+    normalizer = Normalizer(config, info.statistics, info.statistics_past)
     values = np.full((PAST + 1, 3), 7.0)
 
     assert (normalizer.normalize(OBSERVED, values) == 7).all()

@@ -191,7 +191,7 @@ def test_relative_pose_of_the_measured_arm_is_zero_at_the_anchor(
 
 def test_metadata_says_what_the_window_is(read_samples: list[dict[str, Any]]) -> None:
     first = next(one for one in read_samples if metadata(one)["anchor_timestep"] == 0)
-    facts = metadata(first)
+    info = metadata(first)
 
     expected = {
         "anchor_relative_idx": PAST,
@@ -206,8 +206,8 @@ def test_metadata_says_what_the_window_is(read_samples: list[dict[str, Any]]) ->
         "is_padded": True,
         "task": "PutCupOnSaucer",
     }
-    assert {key: facts[key] for key in expected} == expected
-    assert facts["sample_id"].startswith(first["__key__"])
+    assert {key: info[key] for key in expected} == expected
+    assert info["sample_id"].startswith(first["__key__"])
 
 
 def test_preprocessing_config_has_what_readers_need(shards: Path) -> None:
@@ -247,30 +247,30 @@ def test_statistics_name_every_numeric_field_and_nothing_else(
 def test_each_frame_is_encoded_once(read_samples: list[dict[str, Any]]) -> None:
     encoded = defaultdict(set)
     for sample in read_samples:
-        facts = metadata(sample)
-        for offset, frame in zip((-1, 0), facts["image_timesteps"], strict=True):
+        info = metadata(sample)
+        for offset, frame in zip((-1, 0), info["image_timesteps"], strict=True):
             for camera in CAMERAS.values():
-                place = (facts["episode_id"], camera, frame)
+                place = (info["episode_id"], camera, frame)
                 encoded[place].add(sample[f"{camera}_t{offset}.jpg"])
 
     assert len(encoded) == EPISODES * FRAMES * len(CAMERAS)
     assert {len(versions) for versions in encoded.values()} == {1}
 
 
-def test_pictures_are_baseline_jpegs_of_the_source_size(
+def test_images_are_baseline_jpegs_of_the_source_size(
     read_samples: list[dict[str, Any]],
 ) -> None:
-    with Image.open(io.BytesIO(read_samples[0]["scene_right_0_t0.jpg"])) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (32, 24))
+    with Image.open(io.BytesIO(read_samples[0]["scene_right_0_t0.jpg"])) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (32, 24))
 
 
-def test_resize_changes_pictures_and_calibration_together(source: Path, tmp_path: Path) -> None:
+def test_resize_changes_images_and_calibration_together(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "out", resize_images_size=[16, 8], episodes="0")
 
     sample = next(samples(tmp_path / "out/shards"))
 
-    with Image.open(io.BytesIO(sample["scene_right_0_t0.jpg"])) as picture:
-        assert picture.size == (16, 8)
+    with Image.open(io.BytesIO(sample["scene_right_0_t0.jpg"])) as image:
+        assert image.size == (16, 8)
     # 32x24 becomes 16x12, of which rows 2 to 10 stay.
     np.testing.assert_allclose(
         arrays(sample)["rescaled_intrinsics.scene_right_0"][0],
@@ -283,7 +283,7 @@ def test_resize_changes_pictures_and_calibration_together(source: Path, tmp_path
 
 
 @pytest.mark.parametrize("offsets", [[2], [3, -2, 0]])
-def test_any_image_offsets_give_every_sample_its_pictures(
+def test_any_image_offsets_give_every_sample_its_images(
     source: Path, tmp_path: Path, offsets: list[int]
 ) -> None:
     run(source, tmp_path / "out", image_indices=offsets, episodes="0")
@@ -452,8 +452,8 @@ def test_chosen_cameras_come_in_the_order_given(source: Path, tmp_path: Path) ->
     run(source, tmp_path / "out", camera_names=wanted, image_indices=[0])
 
     sample = next(samples(tmp_path / "out/shards"))
-    pictures = [name for name in sample if name.endswith(".jpg")]
-    assert pictures == [f"{name}_t0.jpg" for name in wanted]
+    images = [name for name in sample if name.endswith(".jpg")]
+    assert images == [f"{name}_t0.jpg" for name in wanted]
     assert metadata(sample)["camera_names"] == wanted
 
 

@@ -501,7 +501,7 @@ def test_missing_video_of_a_camera_that_is_not_chosen_does_no_harm(tmp_path: Pat
     assert (result.samples, result.failures) == (2 * FRAMES, ())
 
 
-def test_only_episode_without_its_declared_video_is_not_stored_without_pictures(
+def test_only_episode_without_its_declared_video_is_not_stored_without_images(
     tmp_path: Path,
 ) -> None:
     root = without_right_video(tmp_path / "raw", 0)

@@ -23,7 +23,7 @@ from tests.builders.preprocessing import (
     samples,
 )
 from tests.builders.recording import Recorder
-from tests.builders.spartan import CAMERAS, TASK, Documents, picture, session_folder, spartan_task
+from tests.builders.spartan import CAMERAS, TASK, Documents, image, session_folder, spartan_task
 from vlatool.cli.keys import declared_keys
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError
@@ -142,12 +142,12 @@ def test_rotation_turns_pixels_clockwise(source: Path, tmp_path: Path, turns: in
 
     found = decoded(at_anchor(tmp_path / "out/shards", 2)[f"{NAME}_t0.jpg"])
 
-    expected = np.rot90(picture(2, 0, (24, 32)), -turns)
+    expected = np.rot90(image(2, 0, (24, 32)), -turns)
     assert found.shape == expected.shape
     # What wraps around in the picture rings in the JPEG: compare where it does not.
     difference = np.abs(found.astype(int) - expected)
     assert np.median(difference) <= 4
-    others = [np.rot90(picture(2, 0, (24, 32)), -k) for k in range(4) if k != turns]
+    others = [np.rot90(image(2, 0, (24, 32)), -k) for k in range(4) if k != turns]
     for other in others:
         if other.shape == found.shape:
             assert np.median(np.abs(found.astype(int) - other)) > np.median(difference)
@@ -159,9 +159,9 @@ def test_original_sizes_are_those_after_rotation(
 ) -> None:
     run(source, tmp_path / "out", episodes="0", camera_rotations={NAME: turns})
 
-    facts = metadata(next(samples(tmp_path / "out/shards")))
+    info = metadata(next(samples(tmp_path / "out/shards")))
 
-    assert facts["original_image_sizes"][NAME] == size
+    assert info["original_image_sizes"][NAME] == size
 
 
 def test_rotation_leaves_points_on_the_pixels_that_show_them(source: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_values_are_kept_exactly_in_16_bit_png(
         assert set(np.unique(np.asarray(image))) <= {0, *np.unique(content[3]).tolist()}
 
 
-def test_depth_has_the_geometry_of_the_picture(tmp_path: Path) -> None:
+def test_depth_has_the_geometry_of_the_image(tmp_path: Path) -> None:
     bright = np.zeros((FRAMES, 24, 32, 3), np.uint8)
     bright[:, 4:12, 8:16] = 255
 
@@ -229,14 +229,14 @@ def test_depth_and_labels_are_absent_by_default(source: Path, tmp_path: Path) ->
 def test_resize_filter_is_recorded_and_changes_pixels(
     source: Path, tmp_path: Path, compat: bool
 ) -> None:
-    pictures = set()
+    images = set()
     for name in ("lanczos_vips", "lanczos", "nearest"):
         options = {"resize_images_size": [16, 12], "image_resizing_filter": name}
         run(source, tmp_path / name, **options, compat=compat)
         assert written_config(tmp_path / name)["image_resizing_filter"] == name
-        pictures.add(at_anchor(tmp_path / name / "shards", 0)[f"{NAME}_t0.jpg"])
+        images.add(at_anchor(tmp_path / name / "shards", 0)[f"{NAME}_t0.jpg"])
 
-    assert len(pictures) == 3
+    assert len(images) == 3
 
 
 @pytest.mark.parametrize(("compat", "used"), [(False, "lanczos_vips"), (True, "lanczos")])

@@ -68,9 +68,9 @@ def samples(output: Path) -> dict[tuple[str, int], dict[str, bytes]]:
                 by_key[key][suffix] = file.read()
     found: dict[tuple[str, int], dict[str, bytes]] = {}
     for members in by_key.values():
-        facts = json.loads(members["metadata.json"])
-        episode = facts["source_episode"].rpartition("/")[2]
-        found[episode, facts["anchor_timestep"]] = members
+        info = json.loads(members["metadata.json"])
+        episode = info["source_episode"].rpartition("/")[2]
+        found[episode, info["anchor_timestep"]] = members
     return found
 
 
@@ -132,7 +132,7 @@ class Oracle:
                 result[f"{here}rot_6d_relative"] = np.array(rot)
         return result
 
-    def picture(self, camera: str, frame: int) -> np.ndarray:
+    def image(self, camera: str, frame: int) -> np.ndarray:
         image = Image.fromarray(self.arrays[self.ids[camera]][frame])
         width, height = image.size
         scale = max(SIZE[0] / width, SIZE[1] / height)
@@ -204,14 +204,14 @@ def test_calibration_follows_the_published_rule(output: Path, oracles: dict[str,
         np.testing.assert_array_equal(stored[f"original_intrinsics.{camera}"][0], matrix)
 
 
-def test_every_picture_is_within_38_db(output: Path, oracles: dict[str, Oracle]) -> None:
+def test_every_image_is_within_38_db(output: Path, oracles: dict[str, Oracle]) -> None:
     worst = np.inf
     for (episode, anchor), members in samples(output).items():
         for camera in CAMERAS:
             for offset in OFFSETS:
                 stored = Image.open(io.BytesIO(members[f"{camera}_t{offset}.jpg"]))
                 frame = min(max(anchor + offset, 0), oracles[episode].length - 1)
-                expected = oracles[episode].picture(camera, frame)
+                expected = oracles[episode].image(camera, frame)
                 error = np.mean((np.asarray(stored, np.float64) - expected) ** 2)
                 worst = min(worst, 10 * np.log10(255**2 / max(error, 1e-12)))
 

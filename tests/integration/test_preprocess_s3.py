@@ -245,9 +245,9 @@ class TestEconomy:
 
         assert preprocess(wide, bucket / "out", "--camera-names", "camera_0,camera_3") == 0
 
-        pictures = 2 * 20 * 96 * 128 * 3
+        images = 2 * 20 * 96 * 128 * 3
         read = about(s3_proxy, "episode_1/processed")
-        assert pictures < sent(read) < 1.5 * pictures < 0.3 * observations.stat().st_size
+        assert images < sent(read) < 1.5 * images < 0.3 * observations.stat().st_size
         assert len(about(s3_proxy, "episode_1", without="/out/episodes/")) <= 26  # 19 measured
 
     def test_shards_take_one_request_for_each_sample_and_no_spare_bytes(

@@ -311,7 +311,7 @@ def tell_of_private_clusters(home: str, address: str) -> None:
         wait_until(lambda: len(agents(mark)) == 2)
         processes = descendants(mark)
         logs = [path for path in _session_folder().rglob("*") if path.is_file()]
-        facts: dict[str, Any] = {
+        info: dict[str, Any] = {
             "environment": {name: worker.value.get(name) for name in PRIVATE_VARIABLES},
             "address": ray.get_runtime_context().gcs_address,
             "processes": len(processes),
@@ -320,17 +320,17 @@ def tell_of_private_clusters(home: str, address: str) -> None:
             "strangers": strangers(ray.get_runtime_context().gcs_address, token),
         }
         told = [*logs, *Path("/proc").glob("[0-9]*/cmdline")]
-        facts["told"] = [str(path) for path in told if token in _text(path)]
-    facts["left"] = [str(folder) for folder in descendants(mark)]
-    facts["variables_left"] = sorted(os.environ.keys() & set(PRIVATE_VARIABLES))
+        info["told"] = [str(path) for path in told if token in _text(path)]
+    info["left"] = [str(folder) for folder in descendants(mark)]
+    info["variables_left"] = sorted(os.environ.keys() & set(PRIVATE_VARIABLES))
     with RayExecutor(workers=1) as executor:
-        facts["second"] = [one.value for one in executor.map(slow_first, range(3))]
+        info["second"] = [one.value for one in executor.map(slow_first, range(3))]
     try:
         RayExecutor(address=address).__enter__()
     except EnvironmentProblem as error:
-        facts["joining"] = error.code
-    facts["home"] = [path.name for path in Path(home).iterdir()]
-    sys.stdout.write(json.dumps(facts))
+        info["joining"] = error.code
+    info["home"] = [path.name for path in Path(home).iterdir()]
+    sys.stdout.write(json.dumps(info))
 
 
 PRIVATE_STORY = """

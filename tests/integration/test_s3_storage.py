@@ -337,7 +337,7 @@ class TestListing:
         remove_tree(root / "many")
         assert not (root / "many").exists()
 
-    def test_removing_a_tree_spares_neighbours(self, root: RemotePath) -> None:
+    def test_removing_a_tree_spares_neighbors(self, root: RemotePath) -> None:
         remove_tree(root)
         remove_tree(root)
 

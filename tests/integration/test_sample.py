@@ -187,7 +187,7 @@ def test_lerobot_statistics_cover_every_feature(tmp_path: Path) -> None:
     assert set(json.loads(lines[0])["stats"]) == set(info["features"])
 
 
-def test_libero_row_has_pictures_state_and_actions(tmp_path: Path) -> None:
+def test_libero_row_has_images_state_and_actions(tmp_path: Path) -> None:
     run(tmp_path, "libero", frames=40, size="published")
     row = pq.read_table(tmp_path / "data/chunk-000/episode_000000.parquet").to_pylist()[0]
     assert Image.open(io.BytesIO(row["wrist_image"]["bytes"])).size == (256, 256)

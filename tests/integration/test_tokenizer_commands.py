@@ -16,7 +16,7 @@ from tests.builders.tokenizers import (
     NETWORK,
     PIXELS,
     SIZES,
-    picture_data,
+    image_data,
     tiny_titok,
     write_stage_1,
     write_teacher,
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> dict[str, Any]:
-    return picture_data(folder)
+    return image_data(folder)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_second_stage_is_measured_beside_its_baselines(second: str, shards: str)
     assert json.loads(Path(found.report).read_text()) == json.loads(json.dumps(found.document()))
 
 
-def test_page_shows_every_chosen_picture_three_times(second: str, shards: str) -> None:
+def test_page_shows_every_chosen_image_three_times(second: str, shards: str) -> None:
     found = evaluated(second, shards)
     page = Path(found.page).read_text()
 

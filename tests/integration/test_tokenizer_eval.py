@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.builders.toy_images import picture, write_image_shards
+from tests.builders.toy_images import image, write_image_shards
 from vlatool.errors import DataError
 from vlatool.evaluation.image_quality import block_means
 from vlatool.evaluation.measuring import EvalOptions, EvalResult, evaluate_reconstruction
@@ -61,7 +61,7 @@ def of_ranks(config: ImageDataConfig, count: int) -> list[EvalResult]:
     return [found[rank] for rank in range(count)]
 
 
-def test_every_picture_that_can_be_used_is_measured_once(config: ImageDataConfig) -> None:
+def test_every_image_that_can_be_used_is_measured_once(config: ImageDataConfig) -> None:
     found = evaluate_reconstruction(Blocks(), config, EvalOptions(batch_size=4), MetricNetworks())
     assert found.pictures == len({row.key for row in found.rows}) == 11
     assert found.dropped == {"broken_image": 1}
@@ -76,8 +76,8 @@ def test_figures_do_not_depend_on_the_number_of_ranks(config: ImageDataConfig, c
         assert (rank.pictures, rank.dropped) == (alone.pictures, alone.dropped)
 
 
-def test_data_without_a_picture_are_refused(tmp_path: Path, config: ImageDataConfig) -> None:
-    change = {number: {"png": picture(number, mode="L")} for number in range(2)}
+def test_data_without_a_image_are_refused(tmp_path: Path, config: ImageDataConfig) -> None:
+    change = {number: {"png": image(number, mode="L")} for number in range(2)}
     folder = write_image_shards(tmp_path / "grey", (2,), change)
     with pytest.raises(DataError) as caught:
         evaluate_reconstruction(
@@ -89,7 +89,7 @@ def test_data_without_a_picture_are_refused(tmp_path: Path, config: ImageDataCon
     assert caught.value.code == "data.no_samples"
 
 
-def test_pictures_of_another_size_are_refused(config: ImageDataConfig) -> None:
+def test_images_of_another_size_are_refused(config: ImageDataConfig) -> None:
     other = ImageDataConfig(shards=config.shards)
     with pytest.raises(DataError) as caught:
         evaluate_reconstruction(Blocks(), other, EvalOptions(), MetricNetworks())

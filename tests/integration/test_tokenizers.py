@@ -16,7 +16,7 @@ from tests.builders.tokenizers import (
     PIXELS,
     SIDE,
     SIZES,
-    picture_data,
+    image_data,
     tiny_titok,
     write_stage_1,
     write_teacher,
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> dict[str, Any]:
-    return picture_data(folder)
+    return image_data(folder)
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +177,9 @@ def test_figures_say_how_the_codebook_is_used(chain: dict[str, RunDir]) -> None:
     assert all(name in last for name in names)
 
 
-def test_pictures_are_made_while_it_trains(chain: dict[str, RunDir]) -> None:
+def test_images_are_made_while_it_trains(chain: dict[str, RunDir]) -> None:
     for one in chain.values():
-        assert one.picture(STEPS, "reconstruction").is_file()
+        assert one.image(STEPS, "reconstruction").is_file()
 
 
 def test_published_pair_opens_as_the_run_does(chain: dict[str, RunDir], tmp_path: Path) -> None:

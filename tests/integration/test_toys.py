@@ -192,18 +192,18 @@ def test_compiled_blocks_give_the_same_weights_to_rounding(root: Path) -> None:
     assert_close_runs(root, "toy_gan-one", "toy_gan-compiled")
 
 
-def test_pictures_are_written_at_checkpoints(root: Path) -> None:
+def test_images_are_written_at_checkpoints(root: Path) -> None:
     names = [path.name for path in sorted((root / "toy_gan-one" / "images").iterdir())]
     assert names == ["step_00000004_made.png", "step_00000008_made.png"]
 
 
-def test_pictures_are_those_of_the_averaged_weights(root: Path) -> None:
+def test_images_are_those_of_the_averaged_weights(root: Path) -> None:
     train(toy_config(root, "toy_gan", "toy_gan-plain", ema__enabled=False))
     averaged, plain = RunDir(root / "toy_gan-one"), RunDir(root / "toy_gan-plain")
     of_model = [one.checkpoint(STEPS) / "model.safetensors" for one in (averaged, plain)]
-    pictures = [one.picture(STEPS, "made") for one in (averaged, plain)]
+    images = [one.image(STEPS, "made") for one in (averaged, plain)]
     assert of_model[0].read_bytes() == of_model[1].read_bytes()
-    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+    assert images[0].read_bytes() != images[1].read_bytes()
 
 
 def test_held_out_data_of_which_nothing_can_be_used_have_no_loss_and_are_told(

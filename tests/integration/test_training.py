@@ -28,7 +28,7 @@ from tests.builders.training import (
     CAMERAS,
     HAND,
     XYZ,
-    damage_picture,
+    damage_image,
     tiny_arguments,
     tiny_config,
     world_shards,
@@ -344,7 +344,7 @@ def test_what_the_data_lack_is_refused_before_the_first_step(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_policy_of_pictures_refuses_data_without_a_camera(tmp_path: Path) -> None:
+def test_policy_of_images_refuses_data_without_a_camera(tmp_path: Path) -> None:
     blind = lerobot_dataset(tmp_path / "blind", [6], cameras={})
     preprocessed(blind, tmp_path / "data", format="lerobot")
     with pytest.raises(DataError) as caught:
@@ -400,7 +400,7 @@ def _spoil(shard: Path) -> None:
 
 def test_broken_sample_is_dropped_counted_and_told(data: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(data, tmp_path / "data")
-    damage_picture(sorted((broken / "shards").glob("*.tar"))[0])
+    damage_image(sorted((broken / "shards").glob("*.tar"))[0])
     result = go(broken, tmp_path / "run")
     assert result.dropped == {"broken_sample": 1}
     assert "1 samples were dropped: broken sample" in result.text()
@@ -409,7 +409,7 @@ def test_broken_sample_is_dropped_counted_and_told(data: Path, tmp_path: Path) -
 def test_too_many_broken_samples_end_the_run(data: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(data, tmp_path / "data")
     for shard in (broken / "shards").glob("*.tar"):
-        damage_picture(shard)
+        damage_image(shard)
     with pytest.raises(DataError) as caught:
         go(broken, tmp_path / "run", data__max_dropped_share=0.0)
     assert caught.value.code == "data.too_many_dropped"

@@ -67,7 +67,7 @@ def shard(output: Path) -> Path:
     return output / "shards/shard_000001.tar"
 
 
-def flip_picture_byte(output: Path) -> None:
+def flip_image_byte(output: Path) -> None:
     data = bytearray(shard(output).read_bytes())
     data[700] ^= 0xFF  # behind the first header
     shard(output).write_bytes(data)
@@ -104,7 +104,7 @@ def double_first(keys: list[str], contents: dict[str, Members]) -> None:
     keys.append(keys[0])
 
 
-def lose_picture(keys: list[str], contents: dict[str, Members]) -> None:
+def lose_image(keys: list[str], contents: dict[str, Members]) -> None:
     del contents[keys[0]]["front_t0.jpg"]
 
 
@@ -249,7 +249,7 @@ def test_one_shard_is_verified_alone(whole: Path) -> None:
 
 BREAKS: dict[str, tuple[Break, set[str]]] = {
     "flipped byte": (
-        flip_picture_byte,
+        flip_image_byte,
         {"output.digest_mismatch", "shards.digest_mismatch"},
     ),
     "flipped byte of a header": (
@@ -302,7 +302,7 @@ BREAKS: dict[str, tuple[Break, set[str]]] = {
         {"shards.duplicate_sample", "shards.only_in_episodes"},
     ),
     "lost picture": (
-        lambda out: rewrite(out, lose_picture),
+        lambda out: rewrite(out, lose_image),
         {"shards.incomplete_sample", "shards.digest_mismatch"},
     ),
     "renamed sample": (
@@ -410,7 +410,7 @@ def test_an_episode_with_fewer_cameras_is_complete(tmp_path: Path) -> None:
     assert verified(shard_output(tmp_path / "out", change=change)).findings == ()
 
 
-def test_depth_and_label_pictures_are_no_cameras(tmp_path: Path) -> None:
+def test_depth_and_label_images_are_no_cameras(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("I;16", built.SIZE).save(buffer, "PNG")
 
@@ -465,7 +465,7 @@ def test_statistics_are_recomputed_only_with_full(tmp_path: Path) -> None:
 
 
 def test_quick_compares_sizes_but_no_digests(output: Path) -> None:
-    flip_picture_byte(output)
+    flip_image_byte(output)
     assert not any("digest" in code for code in verified(output, quick=True).counts)
 
 

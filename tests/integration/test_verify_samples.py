@@ -135,7 +135,7 @@ def test_packed_samples_that_are_torn_are_found(place: Path) -> None:
     assert found(place / "packed") == {"samples.broken_file"}
 
 
-def test_missing_pictures_of_packed_samples_are_told_once_each(place: Path) -> None:
+def test_missing_images_of_packed_samples_are_told_once_each(place: Path) -> None:
     next((place / f"A/images/{FIRST}").iterdir()).unlink()
     result = verified(place / "packed")
     assert result.counts == {"samples.missing_picture": 1}
@@ -224,10 +224,10 @@ def test_codes_are_inspected(made: Path, name: str) -> None:
     assert (report.episodes, report.pictures, report.tokenizer) == (2, 12, "builder")
 
 
-def test_a_sample_is_seen_with_its_pictures_and_actions(made: Path) -> None:
+def test_a_sample_is_seen_with_its_images_and_actions(made: Path) -> None:
     view = view_built(SamplesFolder.open(made / "packed"), 3)
     assert [len(shots) for shots in (*view.seen.values(), *view.future.values())] == [16] * 4
-    assert all(shot.picture for shots in view.seen.values() for shot in shots)
+    assert all(shot.image for shots in view.seen.values() for shot in shots)
     assert view.actions is not None
     assert view.actions.shape == (16, 7)
 
@@ -236,11 +236,11 @@ def test_a_sample_is_seen_without_its_windows(place: Path) -> None:
     shutil.rmtree(place / "A")
     view = view_built(SamplesFolder.open(place / "packed"), 3)
     assert (view.actions, view.future) == (None, {})
-    assert not any(shot.picture for shots in view.seen.values() for shot in shots)
+    assert not any(shot.image for shots in view.seen.values() for shot in shots)
 
 
 @pytest.mark.parametrize("name", ["lines", "packed"])
-def test_a_page_shows_pictures_actions_and_ids(made: Path, tmp_path: Path, name: str) -> None:
+def test_a_page_shows_images_actions_and_ids(made: Path, tmp_path: Path, name: str) -> None:
     page = tmp_path / "page.html"
     inspect(InspectConfig(location=str(made / name), html=str(page), html_samples=2))
     text = page.read_text()

@@ -97,14 +97,14 @@ def test_several_listed_instructions_are_joined(tmp_path: Path) -> None:
     assert windows(tmp_path / "A")[0].task == "open it / close it"
 
 
-def test_every_picture_of_every_line_is_there(made: Path) -> None:
+def test_every_image_of_every_line_is_there(made: Path) -> None:
     named = {name for number in (0, 1) for one in windows(made, number) for name in one.images}
     there = {one.relative_to(made).as_posix() for one in (made / "images").rglob("*.png")}
     assert named == there
     assert len(there) == 2 * (FRAMES + 3)
 
 
-def test_stored_pictures_of_the_right_kind_keep_their_bytes(made: Path) -> None:
+def test_stored_images_of_the_right_kind_keep_their_bytes(made: Path) -> None:
     assert (made / path("wrist_image", 2)).read_bytes() == png(2, 1)
 
 
@@ -184,38 +184,38 @@ def test_cameras_stand_in_the_order_that_is_asked_for(raw: Path, tmp_path: Path)
     assert images[:2] == (path("wrist_image", 0, 1), path("image", 0, 1))
 
 
-def test_pictures_of_another_size_are_resized(tmp_path: Path) -> None:
+def test_images_of_another_size_are_resized(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", (2,), size=64)
     result = convert(raw, tmp_path / "A")
-    pictures = list((tmp_path / "A/images").rglob("*.png"))
-    assert {Image.open(one).size for one in pictures} == {(256, 256)}
+    images = list((tmp_path / "A/images").rglob("*.png"))
+    assert {Image.open(one).size for one in images} == {(256, 256)}
     assert result.amounts == {"pictures": 4, "untouched": 0}
 
 
-def test_unset_size_keeps_stored_pictures(tmp_path: Path) -> None:
+def test_unset_size_keeps_stored_images(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", (2,), size=64)
     assert convert(raw, tmp_path / "A", resize_images_size=None).amounts["untouched"] == 4
 
 
 @pytest.mark.parametrize("options", [{"mode": "L"}, {"mode": "RGBA"}, {"format": "JPEG"}])
-def test_pictures_of_another_kind_become_rgb(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_images_of_another_kind_become_rgb(tmp_path: Path, options: dict[str, Any]) -> None:
     def other(number: int, columns: dict[str, object]) -> None:
         columns["image"] = [{"bytes": png(number, **options), "path": None}]
 
     convert(libero_dataset(tmp_path / "raw", (1,), change=other), tmp_path / "A")
-    (picture,) = (tmp_path / "A/images").rglob("*raw_image*")
-    assert (Image.open(picture).mode, Image.open(picture).format) == ("RGB", "PNG")
+    (image,) = (tmp_path / "A/images").rglob("*raw_image*")
+    assert (Image.open(image).mode, Image.open(image).format) == ("RGB", "PNG")
 
 
-def test_pictures_beside_the_table_are_copied(tmp_path: Path) -> None:
+def test_images_beside_the_table_are_copied(tmp_path: Path) -> None:
     def beside(number: int, columns: dict[str, object]) -> None:
         columns["image"] = [{"bytes": None, "path": f"frame_{number}.png"}]
 
     raw = libero_dataset(tmp_path / "raw", (1,), change=beside)
     (raw / "frame_0.png").write_bytes(png(200))
     convert(raw, tmp_path / "A")
-    (picture,) = (tmp_path / "A/images").rglob("*raw_image*")
-    assert picture.read_bytes() == png(200)
+    (image,) = (tmp_path / "A/images").rglob("*raw_image*")
+    assert image.read_bytes() == png(200)
 
 
 # other recordings
@@ -245,8 +245,8 @@ def test_two_sets_have_names_of_their_own(tmp_path: Path) -> None:
         "episode_goal_episode_000000.jsonl",
         "episode_spatial_episode_000000.jsonl",
     ]
-    pictures = [one.name for one in (tmp_path / "A/images").rglob("*.png")]
-    assert {name.partition("_")[0] for name in pictures} == {"spatial", "goal"}
+    images = [one.name for one in (tmp_path / "A/images").rglob("*.png")]
+    assert {name.partition("_")[0] for name in images} == {"spatial", "goal"}
 
 
 # promises

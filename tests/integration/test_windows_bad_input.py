@@ -34,7 +34,7 @@ def no_column(name: str) -> Make:
     return second(lambda columns: columns.pop(name))
 
 
-def picture(data: bytes | None, camera: str = "image") -> Make:
+def image(data: bytes | None, camera: str = "image") -> Make:
     """A set with another second picture of the second episode."""
     return second(lambda columns: columns[camera][1].update(bytes=data))
 
@@ -62,7 +62,7 @@ def damaged() -> bytes:
     return bytes(data)
 
 
-def empty_picture() -> bytes:
+def empty_image() -> bytes:
     """A picture whose chunks are whole, but which has no pixels."""
     data = png(1)
     start = data.index(b"IDAT") - 4
@@ -84,14 +84,14 @@ CASES: dict[str, tuple[Make, str]] = {
     "no wrist view": (no_column("wrist_image"), "data.missing_column"),
     "no frame numbers": (no_column("frame_index"), "data.missing_column"),
     "no episode numbers": (no_column("episode_index"), "data.missing_column"),
-    "no picture in a cell": (picture(None), UNREADABLE),
-    "no wrist picture in a cell": (picture(None, "wrist_image"), UNREADABLE),
-    "no picture but text": (picture(b"hello"), UNREADABLE),
-    "damaged picture": (picture(damaged()), UNREADABLE),
-    "picture cut off": (picture(png(1)[:-20]), UNREADABLE),
-    "bytes behind a picture": (picture(png(1) + b"more"), UNREADABLE),
-    "picture of another size": (picture(png(1, size=128)), UNREADABLE),
-    "grey picture of another size": (picture(png(1, size=128, mode="L")), UNREADABLE),
+    "no picture in a cell": (image(None), UNREADABLE),
+    "no wrist picture in a cell": (image(None, "wrist_image"), UNREADABLE),
+    "no picture but text": (image(b"hello"), UNREADABLE),
+    "damaged picture": (image(damaged()), UNREADABLE),
+    "picture cut off": (image(png(1)[:-20]), UNREADABLE),
+    "bytes behind a picture": (image(png(1) + b"more"), UNREADABLE),
+    "picture of another size": (image(png(1, size=128)), UNREADABLE),
+    "grey picture of another size": (image(png(1, size=128, mode="L")), UNREADABLE),
     "six actions": (column("actions", actions(4)[:, :6].tolist()), "data.ragged_rows"),
     "NaN": (column("actions", with_value(float("nan"))), "data.not_finite"),
     "infinity": (column("actions", with_value(float("inf"))), "data.not_finite"),
@@ -113,7 +113,7 @@ def test_bad_episode_is_told_and_the_other_is_kept(tmp_path: Path, case: str) ->
 
 
 def test_repaired_episode_joins_the_others(tmp_path: Path) -> None:
-    broken = picture(damaged())(tmp_path / "raw")
+    broken = image(damaged())(tmp_path / "raw")
     assert refused(broken, tmp_path / "A").exit_code == 4
     convert(libero_dataset(tmp_path / "raw"), tmp_path / "A")
     manifest = json.loads((tmp_path / "A/manifest.json").read_text())
@@ -121,7 +121,7 @@ def test_repaired_episode_joins_the_others(tmp_path: Path) -> None:
 
 
 def test_pixels_are_looked_at_where_that_is_asked_for(tmp_path: Path) -> None:
-    raw = picture(empty_picture())(tmp_path / "raw")
+    raw = image(empty_image())(tmp_path / "raw")
     error = refused(raw, tmp_path / "A", verify_pixels=True)
     assert failure_of(error)["code"] == UNREADABLE
 

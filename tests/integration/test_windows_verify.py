@@ -17,7 +17,7 @@ from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 LINES = "data/episode_000000.jsonl"
-PICTURE = "images/episode_000000/raw_image_episode_000000_frame_000001.png"
+IMAGE = "images/episode_000000/raw_image_episode_000000_frame_000001.png"
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +86,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda at: (at / LINES).write_bytes((at / LINES).read_bytes()[:-1]),
         "windows.broken_lines",
     ),
-    "picture lost": (lambda at: (at / PICTURE).unlink(), "windows.missing_picture"),
+    "picture lost": (lambda at: (at / IMAGE).unlink(), "windows.missing_picture"),
     "picture too many": (
-        lambda at: (at / PICTURE).with_name("other.png").write_bytes(png(1)),
+        lambda at: (at / IMAGE).with_name("other.png").write_bytes(png(1)),
         "windows.unused_picture",
     ),
     "episode without lines": (
-        lambda at: shutil.copytree((at / PICTURE).parent, at / "images/episode_000009"),
+        lambda at: shutil.copytree((at / IMAGE).parent, at / "images/episode_000009"),
         "windows.unused_picture",
     ),
     "picture of other bytes": (
-        lambda at: (at / PICTURE).write_bytes((at / PICTURE).read_bytes()[::-1]),
+        lambda at: (at / IMAGE).write_bytes((at / IMAGE).read_bytes()[::-1]),
         "output.digest_mismatch",
     ),
     "index of another file": (
@@ -143,7 +143,7 @@ def test_damage_of_a_published_folder_is_found(folder: Path) -> None:
 
 
 def test_pixels_are_looked_at_with_full(folder: Path) -> None:
-    (folder / PICTURE).write_bytes(png(1, size=64))
+    (folder / IMAGE).write_bytes(png(1, size=64))
     assert "windows.broken_picture" in verified(folder, full=True).counts
 
 
@@ -168,14 +168,14 @@ def test_report_of_a_folder(made: Path) -> None:
     assert told == ("whole", 6, 1, (TASK,))
 
 
-def test_page_shows_all_pictures_of_a_window(made: Path, tmp_path: Path) -> None:
+def test_page_shows_all_images_of_a_window(made: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     inspect(InspectConfig(location=str(made), html=str(page), html_samples=1))
     assert page.read_text().count("<img ") == 2 * (16 + 16)
 
 
-def test_page_tells_of_a_picture_that_is_lost(folder: Path, tmp_path: Path) -> None:
-    (folder / PICTURE).unlink()
+def test_page_tells_of_a_image_that_is_lost(folder: Path, tmp_path: Path) -> None:
+    (folder / IMAGE).unlink()
     page = tmp_path / "page.html"
     inspect(InspectConfig(location=str(folder), html=str(page), html_samples=1))
     assert "is missing" in page.read_text()

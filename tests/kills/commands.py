@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
-from tests.builders.encoding import encoded, picture_tree, write_tokenizer
+from tests.builders.encoding import encoded, image_tree, write_tokenizer
 from tests.builders.images import image_shards, window_tree
 from tests.builders.libero import convert, libero_dataset
 from tests.builders.preprocessing import contents, run
@@ -66,7 +66,7 @@ class Place:
         return self.inputs / "windows"
 
     @property
-    def pictures(self) -> Path:
+    def images(self) -> Path:
         """Pictures of two episodes."""
         return self.inputs / "pictures"
 
@@ -102,7 +102,7 @@ def make_inputs(folder: Path) -> None:
     write_tree_codes(published_windows(folder / "windows", 2, 2), "packed")
     plain_fast(folder / "fast")
     tokenizer = write_tokenizer(folder / "tokenizer")
-    frames = picture_tree(folder / "frames", 2)
+    frames = image_tree(folder / "frames", 2)
     encoded(frames, tokenizer, folder / "codes", layout="packed")
     image_shards(frames, folder / "shards")
     write_teacher(folder)
@@ -130,8 +130,8 @@ def of_demo(out: Path) -> Result:
     parts = ("raw", "data")
     found = {part: contents(out / part) for part in parts}
     report = _timeless(json.loads((out / "report.json").read_text()))
-    pictures = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    return {**found, **pictures, "run": of_run(out / "run"), "report": report}
+    images = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    return {**found, **images, "run": of_run(out / "run"), "report": report}
 
 
 def _timeless(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,8 +200,8 @@ def _windows(place: Place, **options: Any) -> None:
     convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
 
 
-def _pictures(place: Place, **options: Any) -> None:
-    image_shards(place.pictures, place.out, val_ratio=0.5, **options)
+def _images(place: Place, **options: Any) -> None:
+    image_shards(place.images, place.out, val_ratio=0.5, **options)
 
 
 def _split(place: Place, val_ratio: float = 0.5) -> None:
@@ -279,13 +279,13 @@ COMMANDS = (
         lambda place: _windows(place, name="other"),
     ),
     Command("preprocess libero to S3", _windows, result=of_bucket, is_remote=True),
-    Command("preprocess images", _pictures),
+    Command("preprocess images", _images),
     Command(
         "preprocess images --overwrite",
-        lambda place: _pictures(place, overwrite=True),
-        lambda place: _pictures(place, image_format="jpeg"),
+        lambda place: _images(place, overwrite=True),
+        lambda place: _images(place, image_format="jpeg"),
     ),
-    Command("split", _split, _pictures),
+    Command("split", _split, _images),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
     Command("tokenizer fit-fast", _fit_fast),

@@ -15,7 +15,7 @@ from tests.surface.invoke import inside, said
 
 WINDOWS = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "3", "--max-padding-right", "3")
 MAKE = ("preprocess", "spartan", "raw", *WINDOWS, "--workers", "1")
-PICTURES = ("preprocess", "spartan", "raw", "--sink", "image-shards", "--workers", "1")
+IMAGES = ("preprocess", "spartan", "raw", "--sink", "image-shards", "--workers", "1")
 # Name to arguments; later ones look at what earlier ones made.
 CALLS: dict[str, tuple[str, ...]] = {
     "version": ("version",),
@@ -36,7 +36,7 @@ CALLS: dict[str, tuple[str, ...]] = {
         "--workers",
         "1",
     ),
-    "preprocess-image-shards": (*PICTURES, "-o", "pictures"),
+    "preprocess-image-shards": (*IMAGES, "-o", "pictures"),
     "split": ("split", "pictures", "--val-ratio", "0.5"),
     "inspect-image-shards": ("inspect", "pictures"),
     "inspect-source": ("inspect", "raw"),

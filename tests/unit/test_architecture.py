@@ -141,7 +141,7 @@ def _folder(name: str) -> str:
     return PurePosixPath(name).parent.as_posix()
 
 
-def _is_neighbour(module: str, name: str) -> bool:
+def _is_neighbor(module: str, name: str) -> bool:
     return _folder(MODULES[module]) == _folder(name)
 
 
@@ -203,7 +203,7 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     graph = {module: set(_own_imports(name)) for module, name in MODULES.items()}
     for module, name in MODULES.items():
         if Path(name).name == "spec.py":  # its type builds, in its methods, what its folder holds
-            graph[module] -= {other for other in graph[module] if _is_neighbour(other, name)}
+            graph[module] -= {other for other in graph[module] if _is_neighbor(other, name)}
     assert _cycle(graph) == []
 
 

@@ -38,8 +38,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def check(model_type: Any, data: Path | None, folder: Path, **keys: Any) -> None:
     """As `check_model_type`, without a process that imports the module of this test."""
-    config, facts = trial_config(model_type, model_type.Config.model_validate(keys), data, folder)
-    ModelChecks(config, facts, folder).check()
+    config, info = trial_config(model_type, model_type.Config.model_validate(keys), data, folder)
+    ModelChecks(config, info, folder).check()
 
 
 def lm(objective: type[LmObjective]) -> type[LmType]:
@@ -64,8 +64,8 @@ class OtherName(LmType):
 
 
 class Growing(LmType):
-    def derive(self, config: Any, data: Any, facts: Any) -> tuple[Any, dict[str, str]]:
-        del data, facts
+    def derive(self, config: Any, data: Any, info: Any) -> tuple[Any, dict[str, str]]:
+        del data, info
         return config.model_copy(update={"chunks": config.chunks + 1}), {}
 
 
@@ -87,8 +87,8 @@ class Usurping(LmType):
 
 
 class Forgetful(NumbersKind):
-    def make_assets(self, config: Any, facts: Any) -> Any:
-        del config, facts
+    def make_assets(self, config: Any, info: Any) -> Any:
+        del config, info
         return 1
 
     def load_assets(self, config: Any, folder: Path) -> Any:
@@ -289,7 +289,7 @@ class BlindToHeldOut(LmObjective):
         return replace(loss, count=loss.count * 0)
 
 
-class FloatPictures(LmObjective):
+class FloatImages(LmObjective):
     def images(self, batch: Batch, ctx: StepContext) -> Any:
         del batch, ctx
         return {"made": np.zeros((2, 4, 4, 3))}
@@ -310,7 +310,7 @@ class FloatPictures(LmObjective):
         (Ragged, "differ from micro-batch to micro-batch"),
         (Short, r"does not reach model\.block\.mix"),
         (BlindToHeldOut, "validate: no element"),
-        (FloatPictures, "images gives 'made' as float64"),
+        (FloatImages, "images gives 'made' as float64"),
         (Still, "take the loss from"),
         (Counting, "is another after a resume"),
     ],
@@ -352,8 +352,8 @@ class Decaying(GanObjective):
 class HastyGan(GanType):
     Objective: ClassVar[type[GanObjective]] = Hasty
 
-    def objective(self, config: Any, data: Any, facts: Any, parts: Any) -> GanObjective:
-        del data, facts
+    def objective(self, config: Any, data: Any, info: Any, parts: Any) -> GanObjective:
+        del data, info
         return self.Objective(config, parts["means"].module)
 
 

@@ -66,9 +66,9 @@ class CheckpointManifest:
         files = {
             name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in self.files.items()
         }
-        facts = {"step": self.step, "samples": self.samples}
+        info = {"step": self.step, "samples": self.samples}
         stopped = {_STOPPED: True} if self.stopped else {}
-        write_json(folder / MANIFEST, {**facts, **stopped, "files": files})
+        write_json(folder / MANIFEST, {**info, **stopped, "files": files})
 
     @classmethod
     def read(cls, folder: Path) -> "CheckpointManifest":

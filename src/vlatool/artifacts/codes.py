@@ -30,7 +30,7 @@ LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
 
 JSON_NAME, PACKED_NAME, MANIFEST_NAME = "TiToken", "tokens", "manifest.json"
 CHECKS_NAME = "checks"  # pictures beside what is drawn again from their codes
-CODES_PER_PICTURE, CODEBOOK_SIZE = 32, 4096
+CODES_PER_IMAGE, CODEBOOK_SIZE = 32, 4096
 # Patterns of what is written in either layout.
 OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
     "json": ("*/*.json", MANIFEST_NAME),
@@ -59,7 +59,7 @@ class CodesManifest:
         agreement: Share of codes that are those of fp32, measured on a sample; 1 for fp32 itself.
     """
 
-    codes_per_picture: int = CODES_PER_PICTURE
+    codes_per_picture: int = CODES_PER_IMAGE
     codebook_size: int = CODEBOOK_SIZE
     tokenizer: str = ""
     tokenizer_digest: str = ""
@@ -171,7 +171,7 @@ def write_check(folder: Path, name: str, png: bytes) -> FileEntry:
     return FileEntry(name, len(png), hashlib.sha256(png).hexdigest())
 
 
-def parse_codes(value: Any, count: int = CODES_PER_PICTURE, size: int = CODEBOOK_SIZE) -> Array:
+def parse_codes(value: Any, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_SIZE) -> Array:
     """The codes of a picture, uint16 [K], from a flat list or one of lists of one.
 
     Raises:

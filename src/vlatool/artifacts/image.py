@@ -34,8 +34,8 @@ Subsampling = Literal["4:4:4", "4:2:0"]
 def encode_jpeg(pixels: UInt8Array, quality: int, subsampling: Subsampling = "4:2:0") -> bytes:
     """A JPEG of uint8 [H, W, 3]."""
     buffer = io.BytesIO()
-    picture = Image.fromarray(pixels)
-    picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
+    image = Image.fromarray(pixels)
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
     return buffer.getvalue()
 
 
@@ -59,18 +59,18 @@ def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
     pixels = _sound_jpeg(data, buffer)
     if pixels is not None:
         return pixels
-    with open_picture(data) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with open_image(data) as image:
+        return np.asarray(image.convert("RGB"))
 
 
-def picture_mode(data: bytes) -> str:
+def image_mode(data: bytes) -> str:
     """How a picture stores colours, in Pillow's words (`RGB`, `L`, `RGBA`); its header is read.
 
     Raises:
         ValueError: It is no picture, or has more than `MOST_PIXELS`.
     """
-    with open_picture(data) as picture:
-        return picture.mode
+    with open_image(data) as image:
+        return image.mode
 
 
 def decoded_size(data: bytes) -> tuple[int, int]:
@@ -78,22 +78,22 @@ def decoded_size(data: bytes) -> tuple[int, int]:
     pixels = _sound_jpeg(data)
     if pixels is not None:
         return pixels.shape[1], pixels.shape[0]
-    with open_picture(data) as picture:
-        picture.load()
-        return picture.size
+    with open_image(data) as image:
+        image.load()
+        return image.size
 
 
 @contextmanager
-def open_picture(data: bytes) -> Iterator[Image.Image]:
+def open_image(data: bytes) -> Iterator[Image.Image]:
     """The picture, whose pixels are decoded when they are asked for.
 
     Raises:
         ValueError: As `decode_rgb`.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            _check_size(picture.width, picture.height)
-            yield picture
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image.width, image.height)
+            yield image
     except Image.UnidentifiedImageError:
         raise ValueError(f"not a picture: {data[:8].hex(' ') or 'empty'}") from None
     except _BROKEN as error:
@@ -108,10 +108,10 @@ def _sound_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | N
     if not data.startswith(_JPEG):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         height, width = int(height), int(width)
         _check_size(width, height)
-        if colours not in ("YCbCr", "Gray"):
+        if colors not in ("YCbCr", "Gray"):
             return None
         if buffer is None or buffer.size < height * width * 3:
             return simplejpeg.decode_jpeg(data)

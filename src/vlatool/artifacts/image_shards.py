@@ -31,7 +31,7 @@ LISTS = (TRAIN_LIST, VAL_LIST)
 METADATA_SUFFIX = "json"
 SUFFIXES = {"png": "png", "jpeg": "jpg"}
 # What published readers take for the picture of a sample, the first that is there.
-PICTURE_SUFFIXES = ("jpg", "png", "jpeg", "webp")
+IMAGE_SUFFIXES = ("jpg", "png", "jpeg", "webp")
 # Of a published folder: the group is the number of the episode.
 PUBLISHED_NAME = r"^train-episode_(\d+)\.tar$"
 
@@ -40,9 +40,9 @@ _HEADER_BYTES = 512
 _SHOWN = 100
 
 
-def picture_suffix(members: Iterable[str]) -> str | None:
+def image_suffix(members: Iterable[str]) -> str | None:
     """The suffix of the only picture among the members of a sample; None where there is not one."""
-    found = [suffix for suffix in members if suffix.lower() in PICTURE_SUFFIXES]
+    found = [suffix for suffix in members if suffix.lower() in IMAGE_SUFFIXES]
     return found[0] if len(found) == 1 else None
 
 
@@ -56,7 +56,7 @@ def shard_name(split: str, episode: str) -> str:
     return f"{split}-{episode}.tar"
 
 
-def picture_key(number: int) -> str:
+def image_key(number: int) -> str:
     """The key of a picture in its tar, counted from 0."""
     return f"{number:08d}"
 
@@ -89,7 +89,7 @@ class ImageManifest:
     options: Mapping[str, Any]
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many there are."""
         return sum(shard.pictures for shard in self.shards)
 
@@ -100,7 +100,7 @@ def write_manifest(folder: Path, manifest: ImageManifest) -> None:
         "format": FORMAT,
         "version": VERSION,
         **manifest.options,
-        "pictures": manifest.pictures,
+        "pictures": manifest.images,
         "shards": [asdict(shard) for shard in manifest.shards],
     }
     write_json(folder / MANIFEST, document)
@@ -290,9 +290,9 @@ def is_list(path: Path) -> bool:
     return all(line.endswith(".tar") for line in lines)
 
 
-def metadata_bytes(facts: Mapping[str, Any]) -> bytes:
+def metadata_bytes(info: Mapping[str, Any]) -> bytes:
     """What is stored beside a picture."""
-    return json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(info, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def global_key(parts: Iterable[object]) -> str:

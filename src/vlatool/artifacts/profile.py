@@ -86,7 +86,7 @@ class NormalizationProfile:
         numbers = [self.center.tolist(), self.spread.tolist()]
         return sha256(json.dumps(numbers).encode()).hexdigest()
 
-    def normalise(self, actions: Any) -> Array:
+    def normalize(self, actions: Any) -> Array:
         """float32 [..., D] of actions [..., D].
 
         Raises:
@@ -96,7 +96,7 @@ class NormalizationProfile:
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is for the caller to refuse
             return (fitting - self.center) / self.spread
 
-    def denormalise(self, values: Any) -> Array:
+    def denormalize(self, values: Any) -> Array:
         """The inverse of `normalise`; raises as it does."""
         return self._fitting(values) * self.spread + self.center
 

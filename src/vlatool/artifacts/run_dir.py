@@ -32,7 +32,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
-PICTURES = "images"
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class RunDir:
         """The folder of a checkpoint."""
         return self.checkpoints_folder / checkpoint_name(step)
 
-    def picture(self, step: int, name: str) -> Path:
+    def image(self, step: int, name: str) -> Path:
         """A sheet of pictures that was made at a step."""
-        return self.root / PICTURES / f"{checkpoint_name(step)}_{name}.png"
+        return self.root / IMAGES / f"{checkpoint_name(step)}_{name}.png"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
@@ -173,7 +173,7 @@ class RunDir:
         """
         for path in (self.config, self.latest_file, self.metrics):
             remove_file(path)
-        for folder in (self.checkpoints_folder, self.root / PICTURES):
+        for folder in (self.checkpoints_folder, self.root / IMAGES):
             remove_tree(folder)
 
     def read_config(self) -> dict[str, Any] | None:

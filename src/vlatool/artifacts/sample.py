@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vlatool.artifacts.image import decoded_size, open_picture
+from vlatool.artifacts.image import decoded_size, open_image
 from vlatool.artifacts.npz_bytes import array_headers, read_arrays, write_arrays
 from vlatool.episode import Array, Sample
 
@@ -20,13 +20,13 @@ LANGUAGE = "language_instructions.json"
 MASKS = ("past_mask", "future_mask")
 CALIBRATION = ("original_intrinsics.", "rescaled_intrinsics.", "extrinsics.")
 
-_PICTURE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(?P<kind>jpe?g|png)$")
+_IMAGE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(?P<kind>jpe?g|png)$")
 _SIDE = re.compile(r"_(depth|label)$")
-_PICTURE_ENDS = (".jpg", ".jpeg", ".png")
+_IMAGE_ENDS = (".jpg", ".jpeg", ".png")
 _TOLERANT = json.JSONDecoder(parse_constant=lambda _: None)
 
 
-class PictureName(NamedTuple):
+class ImageName(NamedTuple):
     """What the suffix of a picture says.
 
     Attributes:
@@ -45,18 +45,18 @@ class PictureName(NamedTuple):
         return _SIDE.sub("", self.camera) if self.is_side else self.camera
 
 
-def picture_suffix(camera: str, offset: int) -> str:
+def image_suffix(camera: str, offset: int) -> str:
     """The suffix of a camera's JPEG at `offset` frames from the anchor."""
     return f"{camera}_t{offset}.jpg"
 
 
-def parse_picture(suffix: str) -> PictureName | None:
+def parse_image(suffix: str) -> ImageName | None:
     """Camera and offset of a picture; None for another member."""
-    match = _PICTURE.match(suffix)
+    match = _IMAGE.match(suffix)
     if match is None:
         return None
     is_side = match["kind"] == "png" and _SIDE.search(match["camera"]) is not None
-    return PictureName(match["camera"], int(match["offset"]), is_side)
+    return ImageName(match["camera"], int(match["offset"]), is_side)
 
 
 def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -88,14 +88,14 @@ class StoredSample:
     key: str
     members: Mapping[str, bytes]
 
-    def pictures(self) -> dict[str, PictureName]:
+    def images(self) -> dict[str, ImageName]:
         """Suffix of each picture to what it says, in the order of the tar."""
-        names = ((suffix, parse_picture(suffix)) for suffix in self.members)
+        names = ((suffix, parse_image(suffix)) for suffix in self.members)
         return {suffix: name for suffix, name in names if name is not None}
 
     def views(self) -> dict[tuple[str, int], str]:
         """(camera, offset) of each picture to its suffix."""
-        return {(name.camera, name.offset): suffix for suffix, name in self.pictures().items()}
+        return {(name.camera, name.offset): suffix for suffix, name in self.images().items()}
 
     def json(self, suffix: str) -> object:
         """The value of a JSON member; NaN and infinity are None."""
@@ -129,20 +129,20 @@ class StoredSample:
         """Array to shape and type, from the headers; those before the first that is broken."""
         return dict(array_headers(self.members[ARRAYS]))
 
-    def picture_size(self, suffix: str, *, decode: bool) -> tuple[int, int] | None:
+    def image_size(self, suffix: str, *, decode: bool) -> tuple[int, int] | None:
         """(width, height) of a picture; None where it cannot be opened (or, `decode`, decoded)."""
         try:
             if decode:
                 return decoded_size(self.members[suffix])
-            with open_picture(self.members[suffix]) as picture:
-                return picture.size
+            with open_image(self.members[suffix]) as image:
+                return image.size
         except (OSError, ValueError):
             return None
 
-    def picture_sizes(self) -> dict[str, tuple[int, int] | None]:
+    def image_sizes(self) -> dict[str, tuple[int, int] | None]:
         """Suffix of each picture, whatever its name, to its (width, height)."""
-        names = [name for name in self.members if name.endswith(_PICTURE_ENDS)]
-        return {name: self.picture_size(name, decode=False) for name in names}
+        names = [name for name in self.members if name.endswith(_IMAGE_ENDS)]
+        return {name: self.image_size(name, decode=False) for name in names}
 
 
 def _json(value: Mapping[str, Any] | Sequence[Any], indent: int | None = None) -> bytes:

@@ -62,7 +62,7 @@ def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **document})
 
 
-def pictures_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
+def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
     """What stands before the path of a picture in the lines of a folder.
 
     Args:
@@ -145,7 +145,7 @@ class SamplesFolder:
         return self.document.get("layout") == "packed"
 
     @property
-    def pictures_root(self) -> Path:
+    def images_root(self) -> Path:
         """The folder that pictures lie in, from wherever the samples are now."""
         if self._has_whole_locations:
             return location(self.prefix)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.codes import CODEBOOK_SIZE, CODES_PER_PICTURE
+from vlatool.artifacts.codes import CODEBOOK_SIZE, CODES_PER_IMAGE
 from vlatool.artifacts.windows import IMAGE, RESERVED, Kind
 from vlatool.episode import Array
 from vlatool.storage.documents import parse_json
@@ -62,13 +62,13 @@ class Conversation:
 
     kind: Kind
     task: str
-    pictures: int
+    images: int
     action_ids: tuple[int, ...]
     codes: Array
 
     def question(self) -> str:
         """What the user says."""
-        return question(self.kind, self.task, self.pictures, numbers_text(self.action_ids))
+        return question(self.kind, self.task, self.images, numbers_text(self.action_ids))
 
     def answer(self) -> str:
         """What is to be answered."""
@@ -89,7 +89,7 @@ class TokenSample:
     images: tuple[str, ...]
 
 
-def question(kind: Kind, task: str, pictures: int, ids: str) -> str:
+def question(kind: Kind, task: str, images: int, ids: str) -> str:
     """What the user says; `ids` are numbers with a space between them.
 
     Raises:
@@ -98,7 +98,7 @@ def question(kind: Kind, task: str, pictures: int, ids: str) -> str:
     found = [word for word in RESERVED if word in task]
     if found:
         raise ValueError(f"the instruction has {found[0]}, which stands for something else")
-    return f"{IMAGE * pictures}{f'{_TASK}{task}'.rstrip()}{_QUESTIONS[kind].format(ids=ids)}"
+    return f"{IMAGE * images}{f'{_TASK}{task}'.rstrip()}{_QUESTIONS[kind].format(ids=ids)}"
 
 
 def answer(kind: Kind, ids: str, segments: str) -> str:
@@ -144,8 +144,8 @@ def parse_sample(line: bytes) -> TokenSample:
     if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         raise ValueError("images is no list of paths")
     said = parse_messages(row["messages"])
-    if said.pictures != len(images):
-        raise ValueError(f"the question has {said.pictures} {IMAGE}, {len(images)} are listed")
+    if said.images != len(images):
+        raise ValueError(f"the question has {said.images} {IMAGE}, {len(images)} are listed")
     return TokenSample(said, tuple(images))
 
 
@@ -195,8 +195,8 @@ def _codes(segments: str) -> Array:
     parts = segments[len(_OPEN) : -len(_CLOSE)].split(_CLOSE + _OPEN)
     rows = [_numbers(part, f"codes of picture {n}", CODEBOOK_SIZE) for n, part in enumerate(parts)]
     for number, row in enumerate(rows):
-        if len(row) != CODES_PER_PICTURE:
-            raise ValueError(f"picture {number} has {len(row)} codes, not {CODES_PER_PICTURE}")
+        if len(row) != CODES_PER_IMAGE:
+            raise ValueError(f"picture {number} has {len(row)} codes, not {CODES_PER_IMAGE}")
     return np.array(rows, np.uint16)
 
 

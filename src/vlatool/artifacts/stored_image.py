@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import simplejpeg
 
-from vlatool.artifacts.image import MOST_PIXELS, decoded_size, open_picture
+from vlatool.artifacts.image import MOST_PIXELS, decoded_size, open_image
 from vlatool.artifacts.png import is_png, png_info
 
 PNG, JPEG = "png", "jpeg"
@@ -49,14 +49,14 @@ def image_info(data: bytes) -> ImageInfo:
             of more than 8 bits in place of colours, such as depth.
     """
     if is_png(data):
-        facts = _png_facts(data)
+        info = _png_facts(data)
     elif data.startswith(_JPEG_SIGNATURE):
-        facts = _jpeg_facts(data)
+        info = _jpeg_facts(data)
     else:
-        facts = _other_facts(data)
-    if facts.height * facts.width > MOST_PIXELS:
-        raise ValueError(f"{facts.width} x {facts.height} pixels; the limit is {MOST_PIXELS}")
-    return facts
+        info = _other_facts(data)
+    if info.height * info.width > MOST_PIXELS:
+        raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MOST_PIXELS}")
+    return info
 
 
 def check_pixels(data: bytes) -> None:
@@ -65,25 +65,25 @@ def check_pixels(data: bytes) -> None:
 
 
 def _png_facts(data: bytes) -> ImageInfo:
-    facts = png_info(data)
-    if not facts.is_plain_rgb:
+    info = png_info(data)
+    if not info.is_plain_rgb:
         return replace(_other_facts(data), is_plain=False)
-    return ImageInfo(PNG, *facts.size, is_plain=True)
+    return ImageInfo(PNG, *info.size, is_plain=True)
 
 
 def _jpeg_facts(data: bytes) -> ImageInfo:
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return _other_facts(data)
-    return ImageInfo(JPEG, int(height), int(width), colours == "YCbCr")
+    return ImageInfo(JPEG, int(height), int(width), colors == "YCbCr")
 
 
 def _other_facts(data: bytes) -> ImageInfo:
-    with open_picture(data) as picture:
-        name = (picture.format or "").lower()
-        frames = int(getattr(picture, "n_frames", 1))
-        if picture.mode.startswith(_NUMBERS):
-            raise ValueError(f"numbers in place of colours (mode {picture.mode!r}), such as depth")
-        is_plain = picture.mode == "RGB" and frames == 1
-        return ImageInfo(name, picture.height, picture.width, is_plain, frames)
+    with open_image(data) as image:
+        name = (image.format or "").lower()
+        frames = int(getattr(image, "n_frames", 1))
+        if image.mode.startswith(_NUMBERS):
+            raise ValueError(f"numbers in place of colours (mode {image.mode!r}), such as depth")
+        is_plain = image.mode == "RGB" and frames == 1
+        return ImageInfo(name, image.height, image.width, is_plain, frames)

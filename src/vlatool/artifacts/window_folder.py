@@ -158,7 +158,7 @@ def lines_files(folder: Path) -> Sequence[Path]:
     return sorted(data.glob(f"episode_*{LINES_SUFFIX}")) if data.is_dir() else []
 
 
-def picture_folders(folder: Path) -> Iterator[Path]:
+def image_folders(folder: Path) -> Iterator[Path]:
     """The folders of pictures, by name."""
     images = folder / IMAGES_NAME
     yield from sorted(one for one in images.glob("episode_*") if one.is_dir())

@@ -82,13 +82,13 @@ def reserved_word(task: str) -> str:
     return next((word for word in RESERVED if word in task), "")
 
 
-def _question(kind: Kind, task: str, pictures: int) -> str:
+def _question(kind: Kind, task: str, images: int) -> str:
     """What the user says."""
-    return f"{IMAGE * pictures}{_TASK}{task}{_QUESTIONS[kind]}"
+    return f"{IMAGE * images}{_TASK}{task}{_QUESTIONS[kind]}"
 
 
-def _answer(kind: Kind, pictures: int) -> str:
-    return f"{_ANSWERS[kind]}{FUTURE_IMAGE * pictures}{_END}"
+def _answer(kind: Kind, images: int) -> str:
+    return f"{_ANSWERS[kind]}{FUTURE_IMAGE * images}{_END}"
 
 
 def parse_window(line: bytes) -> Window:
@@ -125,22 +125,22 @@ def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
             yield before
 
 
-def _asked(messages: Any, pictures: int, future: int) -> tuple[Kind, str]:
+def _asked(messages: Any, images: int, future: int) -> tuple[Kind, str]:
     """What is asked for, and the instruction."""
     said, answered = _conversation(messages)
     kind = _kind(answered, future)
-    before, behind = f"{IMAGE * pictures}{_TASK}", _QUESTIONS[kind]
+    before, behind = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
     if not (said.startswith(before) and said.endswith(behind)):
-        raise ValueError(f"the question does not go with its answer and {pictures} pictures")
+        raise ValueError(f"the question does not go with its answer and {images} pictures")
     return kind, said[len(before) : -len(behind)]
 
 
-def _kind(answered: str, pictures: int) -> Kind:
+def _kind(answered: str, images: int) -> Kind:
     kinds: tuple[Kind, ...] = ("vla", "wm")
     for kind in kinds:
-        if answered == _answer(kind, pictures):
+        if answered == _answer(kind, images):
             return kind
-    raise ValueError(f"the answer is none of the known ones with {pictures} pictures")
+    raise ValueError(f"the answer is none of the known ones with {images} pictures")
 
 
 def _conversation(messages: Any) -> tuple[str, str]:
@@ -188,17 +188,17 @@ def lines_name(episode: str) -> str:
     return f"{DATA_NAME}/{episode}{LINES_SUFFIX}"
 
 
-def pictures_name(episode: str) -> str:
+def images_name(episode: str) -> str:
     """Where its pictures are, relative to the folder."""
     return f"{IMAGES_NAME}/{episode}"
 
 
-def picture_file(name: str, camera: str, episode: str, frame: int) -> str:
+def image_file(name: str, camera: str, episode: str, frame: int) -> str:
     """What a picture is called in the folder of its episode."""
     return f"{name}_{camera}_{episode}_frame_{frame:06d}.png"
 
 
-def picture_folder(path: str) -> str | None:
+def image_folder(path: str) -> str | None:
     """The folder in `IMAGES_NAME` that a path in a line leads to; None where it leads elsewhere."""
     above, *rest = path.split("/")
     if above != IMAGES_NAME or len(rest) != 2 or {*rest} & {"", ".", ".."}:

@@ -25,9 +25,9 @@ from vlatool.artifacts.windows import (
     IMAGES_NAME,
     Kind,
     Window,
+    image_folder,
     lines_name,
     parse_windows,
-    picture_folder,
 )
 from vlatool.episode import Array
 from vlatool.errors import DataError
@@ -145,7 +145,7 @@ class EpisodeBuilder:
         """The ids of each window's actions, and what there is to say about them."""
         try:
             with np.errstate(over="ignore"):  # infinity is refused
-                chunks = self.profile.normalise(np.array([one.actions for one in windows]))
+                chunks = self.profile.normalize(np.array([one.actions for one in windows]))
             found = action_tokenizer(self.fast, self.fast_digest).encode_counted(chunks)
         except ValueError as error:
             raise _refused(item.path, str(error), "data.action_width") from None
@@ -268,7 +268,7 @@ def _check_no_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
 def _check_own_episode(item: WindowFile, windows: Sequence[Window]) -> None:
     """DataError where a window names a picture of elsewhere."""
     for path in {path for one in windows for path in (*one.images, *one.future)}:
-        if (folder := picture_folder(path)) is None:
+        if (folder := image_folder(path)) is None:
             reason = f"{path[:200]!r} is no path such as {IMAGES_NAME}/EPISODE/NAME.png"
             raise _refused(item.path, reason, "data.foreign_picture")
         if item.episode.startswith(EPISODE_PREFIX) and folder != item.episode:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlatool.artifacts.codes import (
     CODEBOOK_SIZE,
-    CODES_PER_PICTURE,
+    CODES_PER_IMAGE,
     JSON_NAME,
     PACKED_NAME,
 )
@@ -89,10 +89,10 @@ def fitting_codes(tree: Path, named: Path | None) -> CodesFolder:
     """
     found = chosen_codes(tree, named)
     codes = found.manifest
-    if codes.codes_per_picture != CODES_PER_PICTURE or codes.codebook_size > CODEBOOK_SIZE:
+    if codes.codes_per_picture != CODES_PER_IMAGE or codes.codebook_size > CODEBOOK_SIZE:
         raise DataError(
             f"{found.path}: {codes.codes_per_picture} codes of {codes.codebook_size} per picture; "
-            f"samples have {CODES_PER_PICTURE} of at most {CODEBOOK_SIZE}",
+            f"samples have {CODES_PER_IMAGE} of at most {CODEBOOK_SIZE}",
             hint="encode the pictures with a tokenizer of that size",
             code="data.other_codes",
             details={"path": str(found.path)},

@@ -139,8 +139,8 @@ class JsonReporter:
         """Writes the message with its code."""
         self._event("warning", code=code, message=message)
 
-    def _event(self, kind: str, **facts: Any) -> None:
-        write_stderr(to_json({"event": kind, **facts}, indent=None))
+    def _event(self, kind: str, **info: Any) -> None:
+        write_stderr(to_json({"event": kind, **info}, indent=None))
 
 
 class SilentReporter(NullReporter):

@@ -47,7 +47,7 @@ class PolicyRunner:
         self._policy = policy
         self._inference_steps = inference_steps
         self._seed = seed
-        self._fit = ImageFit(policy.pictures, partial(_log.warning, "%s"))
+        self._fit = ImageFit(policy.images, partial(_log.warning, "%s"))
         self._names = [*self.cameras, *self.fields, _INSTRUCTION]
         self.reset()
 

@@ -102,7 +102,7 @@ class CodeMaker:
         self.rule = rule
         self.device = device
         self.digest = codes_digest(config, model)
-        self.picture_digest = weights_digest(model, self.digest, ("",))
+        self.image_digest = weights_digest(model, self.digest, ("",))
         self._model = model.to(device).eval()
 
     @property

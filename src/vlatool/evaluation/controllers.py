@@ -117,13 +117,13 @@ class PolicyController:
 
     def _moment(self, observation: EnvObservation) -> RobotState:
         return RobotState(
-            images={name: self._picture(observation, name) for name in self._policy.cameras},
+            images={name: self._image(observation, name) for name in self._policy.cameras},
             fields={name: self._field(observation, name) for name in self._fields},
         )
 
-    def _picture(self, observation: EnvObservation, camera: str) -> Array:
-        picture = _lookup(observation, self._config.cameras.get(camera, camera))
-        return picture[::-1] if camera in self._config.flipped_cameras else picture
+    def _image(self, observation: EnvObservation, camera: str) -> Array:
+        image = _lookup(observation, self._config.cameras.get(camera, camera))
+        return image[::-1] if camera in self._config.flipped_cameras else image
 
     def _field(self, observation: EnvObservation, name: str) -> Array:
         source = self._config.fields[name]

@@ -33,7 +33,7 @@ from vlatool.episode import Array
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.code_maker import CodeMaker, Codes, ImageRule
 from vlatool.evaluation.coding_config import Precision
-from vlatool.evaluation.image_sets import OpenPictures, PictureItem, PictureSet, check_unique_names
+from vlatool.evaluation.image_sets import ImageItem, ImageSet, OpenImages, check_unique_names
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import init_worker, loader_exited, start_server
 from vlatool.parallel.executor import Outcome, attempt, default_workers
@@ -71,7 +71,7 @@ class _Task(NamedTuple):
     """Pictures of one batch: `number` of its episode in the run, the episode, places in it."""
 
     number: int
-    item: PictureItem
+    item: ImageItem
     indices: tuple[int, ...]
 
 
@@ -98,9 +98,9 @@ class _Read(NamedTuple):
 class _Reading(Dataset[_Read]):
     """Reads and decodes batches; lives in the reading processes."""
 
-    def __init__(self, pictures: PictureSet, rule: ImageRule) -> None:
-        self._pictures, self._rule = pictures, rule
-        self._opened: tuple[int, OpenPictures] | None = None
+    def __init__(self, images: ImageSet, rule: ImageRule) -> None:
+        self._images, self._rule = images, rule
+        self._opened: tuple[int, OpenImages] | None = None
 
     def __getitem__(self, index: Any) -> _Read:
         task: _Task = index
@@ -112,7 +112,7 @@ class _Reading(Dataset[_Read]):
 
     def _read(self, task: _Task) -> _Read:
         if self._opened is None or self._opened[0] != task.number:
-            self._opened = task.number, self._pictures.open(task.item)
+            self._opened = task.number, self._images.open(task.item)
         found = list(self._opened[1].read(task.indices))
         size = self._rule.size
         place, fitted = task.item.path, self._rule.fitted
@@ -153,10 +153,10 @@ class EncodePipeline:
         pictures: How many went through the device.
     """
 
-    def __init__(self, pictures: PictureSet, maker: CodeMaker, rule: EncodeRule) -> None:
-        self._set, self._maker, self._rule = pictures, maker, rule
+    def __init__(self, images: ImageSet, maker: CodeMaker, rule: EncodeRule) -> None:
+        self._set, self._maker, self._rule = images, maker, rule
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-        self.pictures = 0
+        self.images = 0
 
     def __enter__(self) -> Self:
         return self
@@ -167,9 +167,9 @@ class EncodePipeline:
     @property
     def bottleneck(self) -> str:
         """The stage that the others waited for; empty where nothing was done."""
-        return max(self.seconds, key=self.seconds.__getitem__) if self.pictures else ""
+        return max(self.seconds, key=self.seconds.__getitem__) if self.images else ""
 
-    def one(self, item: PictureItem) -> Receipt:
+    def one(self, item: ImageItem) -> Receipt:
         """What `map` yields of a single episode."""
         outcome = next(iter(self.map(self.one, [item])))
         if outcome.error is not None:
@@ -248,7 +248,7 @@ class EncodePipeline:
     def _computed(self, started: Mapping[int, _Episode], read: _Read, codes: Codes) -> None:
         """Takes in the codes of a batch; draws those that are to be looked at."""
         episode = started[read.number]
-        self.pictures += len(read.stems)
+        self.images += len(read.stems)
         counts = {"resized": read.resized, "encoded_alone": codes.alone}
         if self._rule.precision != "fp32":
             counts |= self._compared(read, codes)
@@ -301,8 +301,8 @@ class EncodePipeline:
         ]
         entry = write_codes(rule.output, rule.layout, found, self._maker.digest)
         counts = {"pictures": len(found.stems), **episode.counts}
-        facts = {"digest": found.digest}
-        return Receipt(name, counts=counts, files=(entry, *checks), facts=facts)
+        info = {"digest": found.digest}
+        return Receipt(name, counts=counts, files=(entry, *checks), facts=info)
 
     @contextmanager
     def _waiting(self, stage: str) -> Iterator[None]:

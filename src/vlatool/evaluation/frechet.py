@@ -62,8 +62,8 @@ class FeatureMoments:
                 code="data.too_few_pictures",
             )
         mean = self.total / self.count
-        centred = self.products - self.count * torch.outer(mean, mean)
-        return mean, centred / (self.count - 1)
+        centerd = self.products - self.count * torch.outer(mean, mean)
+        return mean, centerd / (self.count - 1)
 
 
 def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:

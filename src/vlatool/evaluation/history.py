@@ -14,7 +14,7 @@ from vlatool.errors import DataError
 from vlatool.loading.robotics.kind import ImageShape
 from vlatool.models.policy import Observation, RoboticsPolicy
 
-_PICTURE_DIMENSIONS = 3
+_IMAGE_DIMENSIONS = 3
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class ImageFit:
         self._tell = tell
         self._told: set[tuple[str, tuple[int, ...]]] = set()
 
-    def fit(self, camera: str, picture: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
+    def fit(self, camera: str, image: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
         """A picture uint8 [H, W, 3] as the policy sees it; see `ImageShape.apply`."""
-        fitted = self._shape.apply(camera, picture, is_turned=is_turned)
-        size = picture.shape[:2]
+        fitted = self._shape.apply(camera, image, is_turned=is_turned)
+        size = image.shape[:2]
         if self._shape.size not in (None, size) and (camera, size) not in self._told:
             self._told.add((camera, size))
             (height, width), (target_height, target_width) = size, fitted.shape[:2]
@@ -93,10 +93,10 @@ class History:
             DataError: A picture is none, or of another size than the others where the run does
                 not say which size is right. Nothing is taken in then.
         """
-        pictures = {name: self._shaped(name, image) for name, image in moment.images.items()}
+        images = {name: self._shaped(name, image) for name, image in moment.images.items()}
         known = self._seen[-1].images if self._seen else {}
-        _check_sizes([*known.values(), *pictures.values()])
-        shaped = RobotState(pictures, moment.fields)
+        _check_sizes([*known.values(), *images.values()])
+        shaped = RobotState(images, moment.fields)
         count = steps if self._seen else self._length
         self._seen.extend([shaped] * min(count, self._length))
 
@@ -107,7 +107,7 @@ class History:
     def observation(self, instruction: str) -> Observation:
         """What the policy sees now."""
         seen = list(self._seen)
-        pictures = [
+        images = [
             seen[offset - 1].images[camera]
             for offset in self._offsets
             for camera in self._policy.data.camera_names
@@ -115,7 +115,7 @@ class History:
         recent = seen[-(self._policy.past + 1) :]
         fields = {name: np.stack([one.fields[name] for one in recent]) for name in seen[-1].fields}
         known, mask = self._past_actions(fields)
-        return Observation(np.stack(pictures), fields, instruction, known, mask)
+        return Observation(np.stack(images), fields, instruction, known, mask)
 
     def _past_actions(
         self, fields: Mapping[str, Array]
@@ -131,7 +131,7 @@ class History:
 
     def _shaped(self, camera: str, image: Array) -> UInt8Array:
         shape = image.shape
-        if image.dtype != np.uint8 or len(shape) != _PICTURE_DIMENSIONS or shape[-1] != 3:
+        if image.dtype != np.uint8 or len(shape) != _IMAGE_DIMENSIONS or shape[-1] != 3:
             raise DataError(
                 f"the picture of {camera!r} is {image.dtype} {list(shape)}, not uint8 [H, W, 3]",
                 hint=_remedy(image),
@@ -149,13 +149,13 @@ class History:
 def _remedy(image: Array) -> str:
     if image.dtype != np.uint8:
         return "give whole numbers 0 to 255: for 0 to 1, (255 * picture).astype(np.uint8)"
-    if image.ndim == _PICTURE_DIMENSIONS and image.shape[0] == 3:
+    if image.ndim == _IMAGE_DIMENSIONS and image.shape[0] == 3:
         return "colours come last: picture.transpose(1, 2, 0)"
     return "give one RGB picture per camera, without batch, alpha or depth"
 
 
-def _check_sizes(pictures: Sequence[UInt8Array]) -> None:
-    sizes = {picture.shape[:2] for picture in pictures}
+def _check_sizes(images: Sequence[UInt8Array]) -> None:
+    sizes = {image.shape[:2] for image in images}
     if len(sizes) > 1:
         raise DataError(
             f"pictures of different sizes: {sorted(sizes)}, and the run does not say which it is",

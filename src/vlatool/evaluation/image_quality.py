@@ -100,7 +100,7 @@ class ImageScore:
 
 
 @dataclass
-class PictureScores:
+class ImageScores:
     """Figures of pictures, and their sums, which add up over ranks.
 
     Attributes:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.image import decode_rgb
 from vlatool.artifacts.image_shards import (
+    IMAGE_SUFFIXES,
     METADATA_SUFFIX,
-    PICTURE_SUFFIXES,
     image_tars,
     is_image_shards,
 )
@@ -39,7 +39,7 @@ _IMAGES = "images"
 _SPLIT = re.compile(r"^[a-z]+-(?=episode_)")
 
 
-class NamedPicture(NamedTuple):
+class NamedImage(NamedTuple):
     """A picture and how it is called in its episode.
 
     Attributes:
@@ -51,14 +51,14 @@ class NamedPicture(NamedTuple):
     pixels: UInt8Array
 
 
-class OpenPictures(Protocol):
+class OpenImages(Protocol):
     """The pictures of one episode."""
 
     def __len__(self) -> int:
         """How many there are."""
         ...
 
-    def read(self, indices: Sequence[int]) -> Iterator[NamedPicture]:
+    def read(self, indices: Sequence[int]) -> Iterator[NamedImage]:
         """Some of them, decoded.
 
         Raises:
@@ -67,7 +67,7 @@ class OpenPictures(Protocol):
         ...
 
 
-class PictureItem(Protocol):
+class ImageItem(Protocol):
     """One episode of a set; picklable."""
 
     @property
@@ -81,7 +81,7 @@ class PictureItem(Protocol):
         ...
 
 
-class PictureSet(Protocol):
+class ImageSet(Protocol):
     """Where pictures come from; picklable.
 
     Attributes:
@@ -97,7 +97,7 @@ class PictureSet(Protocol):
         """Its episodes, in order."""
         ...
 
-    def open(self, item: Any) -> OpenPictures:
+    def open(self, item: Any) -> OpenImages:
         """The pictures of an episode, none of them read yet; DataError where there are none."""
         ...
 
@@ -106,7 +106,7 @@ class PictureSet(Protocol):
         ...
 
 
-def find_pictures(place: Path, forced: str | None = None) -> PictureSet:
+def find_images(place: Path, forced: str | None = None) -> ImageSet:
     """The pictures at a location.
 
     Args:
@@ -118,14 +118,14 @@ def find_pictures(place: Path, forced: str | None = None) -> PictureSet:
         UsageError: Several formats find episodes.
     """
     if forced is None and is_image_shards(place):
-        return ShardPictures(place)
+        return ShardImages(place)
     if forced is None and is_windows(place):
         forced = _IMAGES
     found = detect_source(place, forced)
-    return RecordedPictures(found.format, found.reader, found.refs)
+    return RecordedImages(found.format, found.reader, found.refs)
 
 
-class RecordedPictures:
+class RecordedImages:
     """The pictures of all cameras of the episodes of a registered format."""
 
     def __init__(self, name: str, reader: FormatReader, refs: Sequence[EpisodeRef]) -> None:
@@ -134,7 +134,7 @@ class RecordedPictures:
         self.items = [ref for ref in refs if not ref.excluded]
         self._reader = reader
 
-    def open(self, item: EpisodeRef) -> OpenPictures:
+    def open(self, item: EpisodeRef) -> OpenImages:
         """The episode's own pictures, or the frames of its cameras one after the other."""
         return _Recorded(item, self._reader.read(item))
 
@@ -147,9 +147,9 @@ class RecordedPictures:
         return (_reader_only, (self.format, getattr(self._reader, "config", None)))
 
 
-def _reader_only(name: str, config: Any) -> RecordedPictures:
+def _reader_only(name: str, config: Any) -> RecordedImages:
     kind = FORMATS.get(name)
-    return RecordedPictures(name, kind(kind.Config() if config is None else config), [])
+    return RecordedImages(name, kind(kind.Config() if config is None else config), [])
 
 
 class _Recorded:
@@ -184,7 +184,7 @@ class _Recorded:
     def __len__(self) -> int:
         return len(self._places)
 
-    def read(self, indices: Sequence[int]) -> Iterator[NamedPicture]:
+    def read(self, indices: Sequence[int]) -> Iterator[NamedImage]:
         wanted: dict[str, list[tuple[int, str]]] = {}
         for index in indices:
             camera, frame = self._places[index]
@@ -192,17 +192,17 @@ class _Recorded:
         for camera, frames in wanted.items():
             yield from self._of_camera(camera, frames)
 
-    def _of_camera(self, camera: str, frames: Sequence[tuple[int, str]]) -> Iterator[NamedPicture]:
+    def _of_camera(self, camera: str, frames: Sequence[tuple[int, str]]) -> Iterator[NamedImage]:
         source = self._cameras[camera]
         if stored_bytes(source, frames[0][0]) is None:
             read = source.read([frame for frame, _ in frames])
             for (_, stem), pixels in zip(frames, read, strict=True):
-                yield NamedPicture(stem, pixels)
+                yield NamedImage(stem, pixels)
             return
         for frame, stem in frames:
             data = stored_bytes(source, frame)
             assert data is not None, "frames of one camera are stored alike"
-            yield NamedPicture(stem, decoded(data, f"{self._path}: {stem}"))
+            yield NamedImage(stem, decoded(data, f"{self._path}: {stem}"))
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class TarItem:
     path: Path
 
 
-class ShardPictures:
+class ShardImages:
     """The pictures of image shards; each tar is an episode."""
 
     format, has_own_place = "image-shards", False
@@ -231,7 +231,7 @@ class ShardPictures:
         self.items = [TarItem(name, tar) for name, tar in zip(names, tars, strict=True)]
         self._place = place
 
-    def open(self, item: TarItem) -> OpenPictures:
+    def open(self, item: TarItem) -> OpenImages:
         """The samples of a tar, by its index."""
         return _Tar(item)
 
@@ -243,9 +243,9 @@ class ShardPictures:
         return (_no_shards, ())
 
 
-def _no_shards() -> ShardPictures:
+def _no_shards() -> ShardImages:
     """For a process that is told which tar it opens."""
-    return object.__new__(ShardPictures)
+    return object.__new__(ShardImages)
 
 
 class _Tar:
@@ -264,10 +264,10 @@ class _Tar:
     def __len__(self) -> int:
         return len(self._index.offsets)
 
-    def read(self, indices: Sequence[int]) -> Iterator[NamedPicture]:
-        yield from map(self._picture, indices)
+    def read(self, indices: Sequence[int]) -> Iterator[NamedImage]:
+        yield from map(self._image, indices)
 
-    def _picture(self, index: int) -> NamedPicture:
+    def _image(self, index: int) -> NamedImage:
         start = int(self._index.offsets[index])
         try:
             data = read_byte_range(
@@ -276,12 +276,12 @@ class _Tar:
             members = read_members(data)
         except ValueError as error:
             raise self._broken(f"sample {index} is damaged: {error}", "data.broken_shard") from None
-        stored = [members.contents[one] for one in PICTURE_SUFFIXES if one in members.contents]
+        stored = [members.contents[one] for one in IMAGE_SUFFIXES if one in members.contents]
         if not stored:
-            reason = f"sample {members.key} has none of {', '.join(PICTURE_SUFFIXES)}"
+            reason = f"sample {members.key} has none of {', '.join(IMAGE_SUFFIXES)}"
             raise self._broken(reason, "data.no_image")
         stem = _file_stem(members.contents) or members.key.replace("/", "_")
-        return NamedPicture(stem, decoded(stored[0], f"{self._path}: {members.key}"))
+        return NamedImage(stem, decoded(stored[0], f"{self._path}: {members.key}"))
 
     def _broken(self, problem: str, code: str) -> DataError:
         return DataError(
@@ -310,10 +310,10 @@ def decoded(data: bytes, name: str) -> UInt8Array:
     """
     broken = partial(_refused, name)
     try:
-        facts = image_info(data)
-        if facts.frames > 1:
+        info = image_info(data)
+        if info.frames > 1:
             raise broken("has several frames", "data.not_rgb")
-        if not facts.is_plain:
+        if not info.is_plain:
             raise broken("is not stored as 8-bit RGB (grey, palette or alpha)", "data.not_rgb")
         return decode_rgb(data)
     except ValueError as error:

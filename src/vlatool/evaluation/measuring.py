@@ -144,10 +144,10 @@ def reconstruct(
 ) -> dict[str, ReconstructedImage]:
     """Some pictures by name; by one rank alone, which reads on until it has them all."""
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
-    facts = load_info(config)
+    info = load_info(config)
     alone = replace(how, rank=0, world_size=1)
     found: dict[str, ReconstructedImage] = {}
-    with torch.inference_mode(), closing(_batches(config, facts, alone)) as batches:
+    with torch.inference_mode(), closing(_batches(config, info, alone)) as batches:
         for batch in batches:
             chosen = [] if batch.is_dummy else [i for i, k in enumerate(batch.samples) if k in keys]
             if chosen:
@@ -171,10 +171,10 @@ def _over_ranks(
     counts = [float(dropped[reason]) for reason in ImagesKind.drop_reasons]
     device = sums.scores.device
     own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
-    pictures, *drops = map(int, reduce(own).tolist())
+    images, *drops = map(int, reduce(own).tolist())
     figures = sums.metrics(reduce)
     told = {reason: n for reason, n in zip(ImagesKind.drop_reasons, drops, strict=True) if n}
-    if not pictures:
+    if not images:
         why = ", ".join(f"{count} {reason}" for reason, count in told.items()) or "there are none"
         raise DataError(
             f"{', '.join(config.shards)}: no picture could be used: {why}",
@@ -182,7 +182,7 @@ def _over_ranks(
             code="data.no_samples",
             details={"dropped": told},
         )
-    return EvalResult(figures, pictures, told, sums.scores.rows)
+    return EvalResult(figures, images, told, sums.scores.rows)
 
 
 def _batches(config: ImageDataConfig, part: ImagesInfo, how: EvalOptions) -> Generator[MicroBatch]:

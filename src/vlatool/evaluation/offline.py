@@ -57,7 +57,7 @@ class OpenLoopReport:
 
 def evaluate_open_loop(
     trained: TrainedPolicy,
-    facts: RoboticsInfo,
+    info: RoboticsInfo,
     config: OpenLoopConfig,
     fit: ImageFit,
     bar: Progress,
@@ -74,7 +74,7 @@ def evaluate_open_loop(
     policy = trained.policy
     recorder = _Recorder(policy, trained.assets)
     rng = torch.Generator().manual_seed(config.seed)
-    for samples in _batches(policy.data, facts, config):
+    for samples in _batches(policy.data, info, config):
         observations = [_observation(policy, sample, fit) for sample in samples]
         predicted = policy.predict(observations, steps=config.inference_steps, rng=rng)
         recorder.add(samples, predicted)
@@ -82,9 +82,9 @@ def evaluate_open_loop(
     return recorder.report()
 
 
-def num_chosen(facts: RoboticsInfo, config: OpenLoopConfig) -> int:
+def num_chosen(info: RoboticsInfo, config: OpenLoopConfig) -> int:
     """How many samples are compared."""
-    return min(facts.num_samples, config.max_samples)
+    return min(info.num_samples, config.max_samples)
 
 
 class _Recorder:
@@ -193,19 +193,19 @@ def _mean_over(
 
 
 def _batches(
-    data: RoboticsDataConfig, facts: RoboticsInfo, config: OpenLoopConfig
+    data: RoboticsDataConfig, info: RoboticsInfo, config: OpenLoopConfig
 ) -> Iterator[list[DecodedSample]]:
     """Evenly spread samples with their whole past, so that the last command is known."""
     # Pictures are cut where all of a policy's are; weights are those of other data sets.
     changes = {
-        "lowdim_past_timesteps": facts.past,
+        "lowdim_past_timesteps": info.past,
         "augmentation": AugmentationConfig(),
         "dataset_weighting": [],
     }
     whole = data.model_copy(update=changes)
-    order = SampleOrder(facts.datasets, OrderOptions(config.seed, shuffle=False))
-    samples = SampleDataset(whole, facts, order, RoboticsReader(whole, facts))
-    count = num_chosen(facts, config)
+    order = SampleOrder(info.datasets, OrderOptions(config.seed, shuffle=False))
+    samples = SampleDataset(whole, info, order, RoboticsReader(whole, info))
+    count = num_chosen(info, config)
     chosen = [number * order.size // count for number in range(count)]
     for start in range(0, len(chosen), config.batch_size):
         yield samples.__getitems__(chosen[start : start + config.batch_size])
@@ -249,7 +249,7 @@ def _fitted(policy: RoboticsPolicy, images: UInt8Array, fit: ImageFit) -> UInt8A
     """Pictures uint8 [N, H, W, 3], time outer, camera inner, as the policy sees them."""
     cameras = policy.data.camera_names
     fitted = [
-        fit.fit(cameras[place % len(cameras)], picture, is_turned=True)
-        for place, picture in enumerate(images)
+        fit.fit(cameras[place % len(cameras)], image, is_turned=True)
+        for place, image in enumerate(images)
     ]
     return np.stack(fitted) if fitted else images

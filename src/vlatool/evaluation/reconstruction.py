@@ -14,8 +14,8 @@ from torch import Tensor
 from vlatool.evaluation.codebook_usage import CodebookUsage, FrameIndex
 from vlatool.evaluation.frechet import FeatureMoments, frechet_distance
 from vlatool.evaluation.image_quality import (
+    ImageScores,
     MeanImageBaseline,
-    PictureScores,
     Reduce,
     block_means,
     psnr,
@@ -86,7 +86,7 @@ class ReconstructionSums:
     ) -> None:
         self._judges = judges
         names = ["psnr", "ssim", "error", "block_error"]
-        self.scores = PictureScores([*names, *(["lpips"] if judges.lpips else [])], device)
+        self.scores = ImageScores([*names, *(["lpips"] if judges.lpips else [])], device)
         self._mean = MeanImageBaseline.of_size(size, size, device)
         self._codes = None if codes is None else CodebookUsage.of(*codes, device)
         width = None if judges.inception is None else judges.inception.width
@@ -127,7 +127,7 @@ class ReconstructionSums:
             pixels with their mean colour); figures of the codes; rfid.
         """
         means = self.scores.means(reduce)
-        mean_picture = self._mean.psnr(reduce)
+        mean_image = self._mean.psnr(reduce)
         codes = None if self._codes is None else self._codes.over(reduce)
         features = [moments.over(reduce) for moments in self._features]
         if not means:
@@ -136,7 +136,7 @@ class ReconstructionSums:
         found = {
             **means,
             "psnr_of_mean_error": float(psnr_of_error(error)),
-            "mean_picture_psnr": mean_picture,
+            "mean_picture_psnr": mean_image,
             "block_psnr": float(psnr_of_error(block_error)),
             **({} if codes is None else codes.metrics()),
         }
@@ -149,13 +149,13 @@ def frame_of(key: str) -> FrameIndex:
     return FrameIndex(match[1], int(match[2])) if match else FrameIndex(key, 0)
 
 
-def part_of(facts: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
+def part_of(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
     """The shards that one rank measures: whole ones, so that neighbouring frames stay together.
 
     A rank may be left without any.
     """
     return replace(
-        facts,
-        datasets=tuple(replace(one, blocks=one.blocks[rank::world_size]) for one in facts.datasets),
-        shard_bytes=tuple(sizes[rank::world_size] for sizes in facts.shard_bytes),
+        info,
+        datasets=tuple(replace(one, blocks=one.blocks[rank::world_size]) for one in info.datasets),
+        shard_bytes=tuple(sizes[rank::world_size] for sizes in info.shard_bytes),
     )

@@ -144,9 +144,7 @@ class _Lockstep:
         self._controller = controller
         self._plan = plan
 
-    def run(
-        self, seeds: Sequence[int], pictured: int, tell: Callable[[bool], None]
-    ) -> list[Rollout]:
+    def run(self, seeds: Sequence[int], imaged: int, tell: Callable[[bool], None]) -> list[Rollout]:
         """One episode in each environment; `tell` hears whether it succeeded."""
         observations: dict[int, EnvObservation] = {}
         rollouts: dict[int, Rollout] = {}
@@ -159,11 +157,11 @@ class _Lockstep:
             actions = self._controller.act(observations, told)
             for number, action in actions.items():
                 rollout = rollouts[number]
-                self._picture(number, rollout, pictured)
+                self._image(number, rollout, imaged)
                 observation, done = self._step(number, action, rollout)
                 observations[number] = observation
                 if done:
-                    self._picture(number, rollout, pictured)
+                    self._image(number, rollout, imaged)
                     del observations[number]
                     tell(rollout.success)
         return list(rollouts.values())
@@ -187,8 +185,8 @@ class _Lockstep:
         over = terminated or truncated or rollout.success or cut
         return observation, bool(over or self._plan.is_over(info, rollout.told))
 
-    def _picture(self, number: int, rollout: Rollout, pictured: int) -> None:
-        if number < pictured:
+    def _image(self, number: int, rollout: Rollout, imaged: int) -> None:
+        if number < imaged:
             frame = self._envs[number].render()
             if frame is not None:
                 rollout.frames.append(np.asarray(frame, np.uint8))
@@ -282,15 +280,15 @@ class RolloutJob:
             for place, one in enumerate(done)
             for number, frame in enumerate(one.frames)
         }
-        facts = [{**vars(one), "frames": len(one.frames)} for one in done]
+        info = [{**vars(one), "frames": len(one.frames)} for one in done]
         counts = {"successes": sum(one.success for one in done), "rollouts": len(done)}
-        return Receipt("", counts=counts, facts={"rollouts": facts}, arrays=frames)
+        return Receipt("", counts=counts, facts={"rollouts": info}, arrays=frames)
 
 
 def _rollouts_of(receipt: Receipt) -> Iterator[Rollout]:
-    for place, facts in enumerate(receipt.facts["rollouts"]):
-        frames = [receipt.arrays[f"{place}.{number}"] for number in range(facts["frames"])]
-        yield Rollout(**{**facts, "frames": frames})
+    for place, info in enumerate(receipt.facts["rollouts"]):
+        frames = [receipt.arrays[f"{place}.{number}"] for number in range(info["frames"])]
+        yield Rollout(**{**info, "frames": frames})
 
 
 def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:

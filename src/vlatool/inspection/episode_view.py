@@ -52,7 +52,7 @@ class EpisodeView:
     """
 
     name: str
-    facts: Mapping[str, object]
+    info: Mapping[str, object]
     fps: float
     frames: Array
     shown: Sequence[int]
@@ -79,7 +79,7 @@ def view_episode(episode: Episode) -> EpisodeView:
     )
     return EpisodeView(
         name=episode.id,
-        facts={
+        info={
             "task": episode.task,
             "frames": episode.num_frames,
             "seconds": f"{episode.num_frames / episode.fps:.1f}",
@@ -125,7 +125,7 @@ def view_episode_tar(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView 
         problems.append(f"the rate is not recorded; times are those of {_USUAL_RATE:g} fps")
     return EpisodeView(
         name=str(metadata.get("episode_id")),
-        facts={
+        info={
             "task": metadata.get("task"),
             "samples": len(anchors),
             "episode length": metadata.get("original_episode_length"),
@@ -164,12 +164,12 @@ def _shots(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameVie
     intrinsics = None if calibration is None else calibration.intrinsics
     extrinsics = None if calibration is None else calibration.extrinsics
     try:
-        pictures = episode.cameras[camera].read(shown)
+        images = episode.cameras[camera].read(shown)
     except DataError as error:
         return [FrameView(None, problem=error.message)] * len(shown)
     return [
-        frame_shot(picture, intrinsics, extrinsics, frame)
-        for frame, picture in zip(shown, pictures, strict=True)
+        frame_shot(image, intrinsics, extrinsics, frame)
+        for frame, image in zip(shown, images, strict=True)
     ]
 
 

@@ -57,13 +57,13 @@ class FastReport:
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
-        facts: dict[str, object] = {
+        info: dict[str, object] = {
             "rounding step": f"1 / {self.scale:g}",
             "lowest coefficient": self.lowest,
             "digest": self.digest[:16],
             "code that is not run": self.code,
         }
-        return [pairs(facts | self._quality()), findings_table(self.findings), self._dimensions()]
+        return [pairs(info | self._quality()), findings_table(self.findings), self._dimensions()]
 
     def _quality(self) -> dict[str, object]:
         quality = branch(self.fitted, "quality")

@@ -109,7 +109,7 @@ class FieldRange:
         self._dtypes[str(values.dtype)] = None
         return self._add_numbers(values.astype(np.float64))
 
-    def facts(self) -> FieldSummary:
+    def info(self) -> FieldSummary:
         """What was seen."""
         if self.is_text:
             example = next(iter(self._texts), "")

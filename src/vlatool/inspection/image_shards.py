@@ -10,8 +10,8 @@ from vlatool.artifacts.image_shards import (
     METADATA_SUFFIX,
     TRAIN_LIST,
     VAL_LIST,
+    image_suffix,
     image_tars,
-    picture_suffix,
     read_list,
     read_manifest,
 )
@@ -82,8 +82,8 @@ class ImageShardsReport:
 
     def headline(self) -> str:
         """What it is, in a few words."""
-        pictures = "pictures" if self.pictures is None else f"{self.pictures} pictures"
-        return f"{pictures} in {self.shards} image shard{'s' * (self.shards != 1)}"
+        images = "pictures" if self.pictures is None else f"{self.pictures} pictures"
+        return f"{images} in {self.shards} image shard{'s' * (self.shards != 1)}"
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
@@ -145,7 +145,7 @@ def inspect_image_shards(location: Path) -> ImageShardsReport:
     return ImageShardsReport(
         folder=str(location),
         shards=len(tars),
-        pictures=None if manifest is None else manifest.pictures,
+        pictures=None if manifest is None else manifest.images,
         bytes=sum(tar.stat().st_size for tar in tars if tar.is_file())
         if manifest is None
         else sum(shard.bytes for shard in manifest.shards),
@@ -178,17 +178,17 @@ def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
     """The first picture of a tar and what stands beside it, as far as they can be read."""
     if not tar.keys:
         return None, {}
-    facts, told = None, dict[str, Any]()
+    info, told = None, dict[str, Any]()
     with tar.reading(tar.keys[0]) as sample:
-        suffix = picture_suffix(sample.members)
+        suffix = image_suffix(sample.members)
         if suffix is not None:
             with suppress(ValueError):
-                facts = image_info(sample.members[suffix])
+                info = image_info(sample.members[suffix])
         if METADATA_SUFFIX in sample.members:
             with suppress(DocumentError):
                 read = parse_json(sample.members[METADATA_SUFFIX])
                 told = read if isinstance(read, dict) else {}
-    return facts, told
+    return info, told
 
 
 def _listed(path: Path, findings: Problems) -> int | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlatool.artifacts.image import decode_rgb, open_picture
+from vlatool.artifacts.image import decode_rgb, open_image
 from vlatool.artifacts.sample import StoredSample
 from vlatool.episode import Array, UInt8Array
 
@@ -59,7 +59,7 @@ class FrameView:
         problem: Why there is no picture.
     """
 
-    picture: Image.Image | None
+    image: Image.Image | None
     lens: CameraModel | None = None
     problem: str = ""
 
@@ -76,7 +76,7 @@ class EndEffectorTrack:
     """
 
     arm: str
-    colour: int
+    color: int
     xyz: Array
     rot6d: Array | None
 
@@ -125,18 +125,18 @@ def stored_shot(
     if suffix is None:
         return FrameView(None, problem="not in the sample")
     try:
-        picture = _open_picture(sample.members[suffix])
+        image = _open_image(sample.members[suffix])
     except (OSError, ValueError):
         return FrameView(None, problem=f"{suffix} cannot be decoded")
     intrinsics = arrays.get(f"rescaled_intrinsics.{view[0]}")
     extrinsics = arrays.get(f"extrinsics.{view[0]}")
-    return FrameView(picture, CameraModel.at(intrinsics, extrinsics, max(row, 0), picture.size))
+    return FrameView(image, CameraModel.at(intrinsics, extrinsics, max(row, 0), image.size))
 
 
 def file_shot(path: Path) -> FrameView:
     """A picture that is a file of its own."""
     try:
-        return FrameView(_open_picture(path.read_bytes()))
+        return FrameView(_open_image(path.read_bytes()))
     except FileNotFoundError:
         return FrameView(None, problem="is missing")
     except (OSError, ValueError):
@@ -147,24 +147,24 @@ def frame_shot(
     frame: UInt8Array, intrinsics: Array | None, extrinsics: Array | None, row: int
 ) -> FrameView:
     """A decoded frame uint8 [H, W, 3] with the projection at a row of the matrices."""
-    picture = Image.fromarray(frame)
-    return FrameView(picture, CameraModel.at(intrinsics, extrinsics, row, picture.size))
+    image = Image.fromarray(frame)
+    return FrameView(image, CameraModel.at(intrinsics, extrinsics, row, image.size))
 
 
-def _open_picture(data: bytes) -> Image.Image:
+def _open_image(data: bytes) -> Image.Image:
     """A JPEG or PNG, decoded as RGB."""
-    with open_picture(data) as picture:
-        if picture.mode.startswith("I"):
-            return _values_as_grey(picture)
+    with open_image(data) as image:
+        if image.mode.startswith("I"):
+            return _values_as_gray(image)
     return Image.fromarray(decode_rgb(data))
 
 
-def _values_as_grey(picture: Image.Image) -> Image.Image:
+def _values_as_gray(image: Image.Image) -> Image.Image:
     """Depth or labels of 16 bits, stretched over the greys that a screen has; 0 stays black."""
-    values = np.asarray(picture, np.float64)
+    values = np.asarray(image, np.float64)
     there = values[values > 0]
     if not there.size:
-        return Image.new("RGB", picture.size)
+        return Image.new("RGB", image.size)
     low, high = there.min(), there.max()
-    grey = 60 + 195 * (values - low) / max(high - low, 1)
-    return Image.fromarray(np.where(values > 0, grey, 0).astype(np.uint8)).convert("RGB")
+    gray = 60 + 195 * (values - low) / max(high - low, 1)
+    return Image.fromarray(np.where(values > 0, gray, 0).astype(np.uint8)).convert("RGB")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.dimensions import Names, recorded_names
-from vlatool.artifacts.sample import ARRAYS, StoredSample, parse_picture
+from vlatool.artifacts.sample import ARRAYS, StoredSample, parse_image
 from vlatool.artifacts.shard import OpenShard
 from vlatool.episode import Array
 from vlatool.errors import DataError
@@ -47,7 +47,7 @@ class SampleSummary:
         """Camera to the (width, height) of its first picture."""
         sizes: dict[str, Size | None] = {}
         for suffix, size in self.pictures.items():
-            name = parse_picture(suffix)
+            name = parse_image(suffix)
             if name is not None:
                 sizes.setdefault(name.camera, size)
         return sizes
@@ -83,7 +83,7 @@ def _sample_facts(sample: StoredSample, places: Mapping[str, tuple[int, int]]) -
         language = {}
     sizes = {suffix: size for suffix, (_, size) in places.items()}
     arrays = sample.array_headers() if ARRAYS in sample.members else {}
-    return SampleSummary(sample.key, sizes, sample.picture_sizes(), arrays, language)
+    return SampleSummary(sample.key, sizes, sample.image_sizes(), arrays, language)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
         arrays, metadata, language = sample.arrays(), sample.metadata(), sample.language()
         past, future, anchor = _masks(arrays, metadata)
         views = sample.views()
-        pictures = {view: stored_shot(sample, view, arrays, anchor + view[1]) for view in views}
+        images = {view: stored_shot(sample, view, arrays, anchor + view[1]) for view in views}
     numbers = lowdim_columns(arrays, len(past))
     actions, proprioception = chosen_fields(numbers, options)
     padding = ~(past | future)
@@ -168,7 +168,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
         past_mask=past,
         future_mask=future,
         fps=rate(metadata, options),
-        pictures=pictures,
+        pictures=images,
         frames=_image_frames(metadata, [offset for _, offset in views]),
         actions=actions,
         proprioception=proprioception,

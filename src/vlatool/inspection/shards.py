@@ -193,7 +193,7 @@ class ShardsReport:
 
     def document(self) -> dict[str, Any]:
         """The report for programs."""
-        fields = {facts.name: facts.document() for facts in self.fields}
+        fields = {info.name: info.document() for info in self.fields}
         return {**asdict(self), "status": self.status, "fields": fields}
 
     def headline(self) -> str:

@@ -75,7 +75,7 @@ class SourceReport:
 
     def document(self) -> dict[str, Any]:
         """The report for programs."""
-        fields = {facts.name: facts.document() for facts in self.fields}
+        fields = {info.name: info.document() for info in self.fields}
         return {**asdict(self), "fields": fields}
 
     def headline(self) -> str:
@@ -248,7 +248,7 @@ class _Survey:
                 )
                 for name, sizes in self.sizes.items()
             ),
-            fields=tuple(one.facts() for one in self.ranges.values()),
+            fields=tuple(one.info() for one in self.ranges.values()),
             action_fields=tuple(self.actions),
             proprioception_fields=tuple(self.proprioception),
             language={

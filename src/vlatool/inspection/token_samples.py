@@ -56,14 +56,14 @@ class CodesReport:
 
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
-        facts = {
+        info = {
             "codes": f"{self.codes_per_picture} per picture, of {self.codebook_size}",
             "used": f"{self.used_codes} of them, in the first episode",
             "tokenizer": self.tokenizer or "unknown",
             "digest": self.tokenizer_digest[:_DIGEST],
             "precision": self.precision,
         }
-        return [pairs(facts), findings_table(self.findings)]
+        return [pairs(info), findings_table(self.findings)]
 
 
 def inspect_codes(location: Path) -> CodesReport:
@@ -74,13 +74,13 @@ def inspect_codes(location: Path) -> CodesReport:
     if episodes:
         read = findings.read(folder.read, episodes[0])
         used, first = (0, 0) if read is None else (len(np.unique(read.codes)), len(read.stems))
-    pictures = manifest.pictures
+    images = manifest.pictures
     if not folder.has_manifest:
-        pictures = sum(len(folder.stems(one)) for one in episodes[1:]) + first
+        images = sum(len(folder.stems(one)) for one in episodes[1:]) + first
     return CodesReport(
         layout=folder.layout,
         episodes=len(episodes),
-        pictures=pictures,
+        pictures=images,
         codes_per_picture=manifest.codes_per_picture,
         codebook_size=manifest.codebook_size,
         tokenizer=manifest.tokenizer,
@@ -131,7 +131,7 @@ class BuiltReport:
     def blocks(self) -> list[str]:
         """The report for people, block by block."""
         ids = self.action_ids
-        facts = {
+        info = {
             "samples": ", ".join(f"{count} {kind}" for kind, count in self.kinds.items()),
             "window": ", ".join(f"{count} {name}" for name, count in self.shape.items()),
             "action ids": f"{ids['min']:g} to {ids['max']:g}, {ids['mean']:g} on average"
@@ -142,7 +142,7 @@ class BuiltReport:
             **self.origin,
         }
         return [
-            pairs(facts),
+            pairs(info),
             findings_table(self.findings),
             table("Tasks", ("task", "samples"), self.tasks.items()),
         ]
@@ -154,8 +154,8 @@ def inspect_built(location: Path) -> BuiltReport:
     document = folder.document
     ids = dict(branch(document, "action_ids"))
     counts: Any = ids.pop("counts", {})
-    if not folder.pictures_root.is_dir():
-        message = f"its pictures are not in {folder.pictures_root}"
+    if not folder.images_root.is_dir():
+        message = f"its pictures are not in {folder.images_root}"
         findings.append({"code": "data.no_pictures", "message": message})
     return BuiltReport(
         layout=str(document.get("layout")),
@@ -208,7 +208,7 @@ class BuiltView:
     """
 
     name: str
-    facts: Mapping[str, object]
+    info: Mapping[str, object]
     sample: TokenSample
     seen: Mapping[str, list[FrameView]]
     future: Mapping[str, list[FrameView]]
@@ -222,10 +222,10 @@ def view_built(folder: SamplesFolder, number: int) -> BuiltView:
         DataError: The sample cannot be read.
     """
     sample = folder.sample(number)
-    root = folder.pictures_root
+    root = folder.images_root
     names = [image.removeprefix(folder.prefix) for image in sample.images]
     window = _window(root, sample, names)
-    facts = {
+    info = {
         "kind": sample.said.kind,
         "task": sample.said.task,
         "action ids": len(sample.said.action_ids),
@@ -233,7 +233,7 @@ def view_built(folder: SamplesFolder, number: int) -> BuiltView:
     }
     return BuiltView(
         name=f"Sample {number}, {PurePosixPath(names[-1]).parent.name if names else ''}",
-        facts=facts,
+        info=info,
         sample=sample,
         seen=_strips(root, names),
         future=_strips(root, window.future if window else ()),

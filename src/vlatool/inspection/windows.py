@@ -83,7 +83,7 @@ class WindowsReport:
     def summary(self) -> dict[str, object]:
         """Facts by name."""
         seen, coming = self.window
-        facts: dict[str, object] = {
+        info: dict[str, object] = {
             "status": self.status,
             "on disk": size_text(self.bytes),
             "window": f"{seen} steps up to the present, {coming} from it on",
@@ -91,7 +91,7 @@ class WindowsReport:
         }
         if (told := self.manifest) is not None:
             size = told.image_size
-            facts |= {
+            info |= {
                 "pictures": f"{told.pictures}, {told.untouched} of them as they were recorded",
                 "size": "their own" if size is None else f"{size[0]} x {size[1]}",
                 "rate": "unknown" if told.fps is None else f"{number_text(told.fps)} fps",
@@ -100,7 +100,7 @@ class WindowsReport:
                 "lines of a frame": told.qa_mode,
                 "names begin with": told.names,
             }
-        return facts
+        return info
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from vlatool.jobs.files import FileEntry, entry_of, is_intact, row_of
 from vlatool.jobs.record import journal_folder
 from vlatool.storage.atomic import remove_tree, write_bytes
 
-_FACTS = "__receipt__"
+_INFO = "__receipt__"
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,14 @@ def _read(path: Path) -> Receipt | None:
 
 
 def _pack(receipt: Receipt) -> bytes:
-    facts = np.frombuffer(json.dumps(receipt.row()).encode(), np.uint8)
+    info = np.frombuffer(json.dumps(receipt.row()).encode(), np.uint8)
     buffer = io.BytesIO()
-    np.savez(buffer, **{_FACTS: facts, **receipt.arrays})
+    np.savez(buffer, **{_INFO: info, **receipt.arrays})
     return buffer.getvalue()
 
 
 def _unpack(data: bytes) -> Receipt:
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        row = json.loads(archive[_FACTS].tobytes())
-        arrays = {name: archive[name] for name in archive.files if name != _FACTS}
+        row = json.loads(archive[_INFO].tobytes())
+        arrays = {name: archive[name] for name in archive.files if name != _INFO}
     return Receipt.of(row, arrays)

@@ -139,7 +139,7 @@ class ReadsIntoBuffer(Protocol):
 class Normalizes(Protocol):
     """What a kind prepares or keeps, where its samples have numbers that are scaled."""
 
-    def normalised(self, sample: Any) -> Any:
+    def normalized(self, sample: Any) -> Any:
         """A sample with its numbers scaled as a policy sees them."""
         ...
 
@@ -166,19 +166,19 @@ class DataKind(Protocol):
         """The derived section for held-out data, not augmented; None where none is configured."""
         ...
 
-    def derive(self, config: Any, facts: Any) -> tuple[Any, dict[str, str]]:
+    def derive(self, config: Any, info: Any) -> tuple[Any, dict[str, str]]:
         """The section with what the data decide, and key to rule for what was filled in."""
         ...
 
-    def reader(self, config: Any, facts: Any) -> SampleReader:
+    def reader(self, config: Any, info: Any) -> SampleReader:
         """Reads the samples of `facts.datasets`."""
         ...
 
-    def make_assets(self, config: Any, facts: Any) -> Any:
+    def make_assets(self, config: Any, info: Any) -> Any:
         """What batches, losses and inference need of the training data: scales and the like."""
         ...
 
-    def save_assets(self, config: Any, facts: Any, folder: Path) -> None:
+    def save_assets(self, config: Any, info: Any, folder: Path) -> None:
         """Writes it beside a run, once, when the run starts."""
         ...
 

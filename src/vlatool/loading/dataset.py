@@ -36,13 +36,13 @@ class SampleDataset(Dataset[Any]):
     def __init__(
         self,
         config: Any,
-        facts: Any,
+        info: Any,
         order: SampleOrder,
         reader: SampleReader,
         scales: Normalizes | None = None,
     ) -> None:
         self.config = config
-        self.facts = facts
+        self.info = info
         self.scales = scales
         self._order = order
         self._reader = reader
@@ -77,7 +77,7 @@ class SampleDataset(Dataset[Any]):
                 code=f"data.{broken.reason}",
                 details={"sample": broken.sample},
             )
-        return samples if self.scales is None else [self.scales.normalised(s) for s in samples]
+        return samples if self.scales is None else [self.scales.normalized(s) for s in samples]
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -96,7 +96,7 @@ def open_dataset(
     kind: str = "",
     seed: int = 42,
     shuffle: bool = True,
-    normalise: bool = False,
+    normalize: bool = False,
     **keys: Any,
 ) -> SampleDataset:
     """The samples of data sets as a torch dataset, decoded.
@@ -136,11 +136,11 @@ def open_dataset(
     }
     overrides = [Override(key, value, _ORIGIN) for key, value in given.items()]
     config = load_config(chosen.Config, overrides=overrides).config
-    facts = chosen.load_info(config)
-    config, _ = chosen.derive(config, facts)
-    order = SampleOrder(facts.datasets, OrderOptions.of(config, seed))
-    scales = _scales(chosen, config, facts) if normalise else None
-    return SampleDataset(config, facts, order, chosen.reader(config, facts), scales)
+    info = chosen.load_info(config)
+    config, _ = chosen.derive(config, info)
+    order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
+    scales = _scales(chosen, config, info) if normalize else None
+    return SampleDataset(config, info, order, chosen.reader(config, info), scales)
 
 
 def _check_folders(folders: Sequence[object]) -> None:
@@ -152,8 +152,8 @@ def _check_folders(folders: Sequence[object]) -> None:
         )
 
 
-def _scales(kind: DataKind, config: Any, facts: Any) -> Normalizes:
-    prepared = kind.make_assets(config, facts)
+def _scales(kind: DataKind, config: Any, info: Any) -> Normalizes:
+    prepared = kind.make_assets(config, info)
     if not isinstance(prepared, Normalizes):
         raise UsageError(
             f"{kind.name} data have nothing that is normalised",

@@ -255,12 +255,12 @@ class ModelType(Protocol):
         del before
         return config
 
-    def derive(self, config: Any, data: Any, facts: Any) -> tuple[Any, dict[str, str]]:
+    def derive(self, config: Any, data: Any, info: Any) -> tuple[Any, dict[str, str]]:
         """The config with what the data decide, and dotted key to rule for what was filled in.
 
         May read the configuration and tokenizer of a base model; opens no weights.
         """
-        del data, facts
+        del data, info
         return config, {}
 
     def violations(self, config: Any, data: Any) -> "Iterable[Violation]":
@@ -295,7 +295,7 @@ class ModelType(Protocol):
         del parts
         return ()
 
-    def objective(self, config: Any, data: Any, facts: Any, parts: Mapping[str, Part]) -> Objective:
+    def objective(self, config: Any, data: Any, info: Any, parts: Mapping[str, Part]) -> Objective:
         """Its losses; `parts` are placed already, so their buffers may be held."""
         ...
 

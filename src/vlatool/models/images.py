@@ -20,7 +20,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class PictureBatcher:
+class ImageBatcher:
     """Stacks pictures of one size; picklable.
 
     Attributes:
@@ -42,7 +42,7 @@ class PictureBatcher:
             DataError: A picture has another size, type or number of channels.
         """
         for sample in samples:
-            check_picture(sample.image, self.size, sample.key)
+            check_image(sample.image, self.size, sample.key)
         stacked = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
         images = torch.from_numpy(np.ascontiguousarray(stacked))
         batch = {"keys": [sample.key for sample in samples], "images": images}
@@ -55,7 +55,7 @@ def _digest(image: UInt8Array) -> bytes:
     return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
-def check_picture(image: UInt8Array, size: int, name: str) -> None:
+def check_image(image: UInt8Array, size: int, name: str) -> None:
     """DataError unless a picture is uint8 [size, size, 3]."""
     shape = tuple(image.shape)
     if image.dtype != np.uint8 or shape != (size, size, 3):
@@ -117,7 +117,7 @@ def psnr(original: Tensor, made: Tensor) -> Tensor:
     return -10 * error.clamp(min=1e-10).log10()
 
 
-def example_pictures(size: int, number: int) -> Batch:
+def example_images(size: int, number: int) -> Batch:
     """A made-up batch: smooth colours with a bright bar, each another one."""
     axis = torch.linspace(0, 1, size)
     rows, columns = axis[None, :, None], axis[None, None, :]

@@ -67,7 +67,7 @@ class RoboticsPolicy:
         assert data.lowdim_future_timesteps is not None
         self.data = data
         self.normalizer = kept.normalizer
-        self.pictures = kept.pictures
+        self.images = kept.images
         self.past = data.lowdim_past_timesteps
         self.length = self.past + 1 + data.lowdim_future_timesteps
         self._sampler = sampler

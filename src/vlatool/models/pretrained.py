@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 CLIP = "clip"
 # Of every CLIP of its first authors. Source: the model cards' preprocessor_config.json.
-CLIP_COLOURS = ImageMeanStd(
+CLIP_COLORS = ImageMeanStd(
     (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 )
 # Of the vision-language models that can be backbones.
-VLM_COLOURS = ImageMeanStd((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+VLM_COLORS = ImageMeanStd((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB = "hf://models/"
 _REVISION = re.compile(r"(hf://models/[^/@]+/[^/@]+)(@[^/]+)?")

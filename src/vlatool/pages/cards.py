@@ -67,7 +67,7 @@ def episode_section(view: EpisodeView, *, is_under: bool = True) -> Section:
     times = ((at, float(view.seconds[at])) for at in view.shown)
     ticks = [(time, f"{time:.2f}{'' if at else ' s'}") for at, time in times]
     body = (
-        tags(view.facts)
+        tags(view.info)
         + "".join(map(note, view.problems))
         + heading("Language", sentences(view.language))
         + heading("Recording", pose_legend(view.tracks if has_lens else ()) or " ")
@@ -86,7 +86,7 @@ def sample_section(view: SampleView) -> Section:
         tags(view.facts)
         + f'<div class="small quiet">{code(view.key)}</div>'
         + heading("Language", sentences(view.language))
-        + heading("Pictures", _pictures(view))
+        + heading("Pictures", _images(view))
         + (pose_legend(view.tracks) if has_lens else "")
         + _window(view)
         + details("Metadata", _metadata(view.metadata))
@@ -116,23 +116,23 @@ def _time_axis(view: EpisodeView) -> Axis:
 def _strip(view: EpisodeView, name: str, shots: Sequence[FrameView]) -> str:
     step = (view.shown[-1] - view.shown[0]) / max(len(view.shown) - 1, 1)
     reach = max(1, round(_TRAIL_COLUMNS * step))
-    pictures = "".join(
+    images = "".join(
         _shot(view, name, position, shot, reach)
         for position, shot in zip(view.shown, shots, strict=True)
     )
-    sizes = {shot.picture.size for shot in shots if shot.picture}
+    sizes = {shot.image.size for shot in shots if shot.image}
     size = ", ".join(f"{width} x {height} px" for width, height in sorted(sizes))
     label = f'{escape(name)} <span class="quiet">{size}</span>'
-    return f'<div class="label">{label}</div><div class="strip">{pictures}</div>'
+    return f'<div class="label">{label}</div><div class="strip">{images}</div>'
 
 
 def _shot(view: EpisodeView, name: str, position: int, shot: FrameView, reach: int) -> str:
     frame = int(view.frames[position])
-    if shot.picture is None:
+    if shot.image is None:
         content = image_placeholder(shot.problem)
     else:
         drawing = draw_poses(view.tracks, position, shot.lens, reach) if shot.lens else ""
-        content = thumbnail(shot.picture, f"{name}, frame {frame}", drawing)
+        content = thumbnail(shot.image, f"{name}, frame {frame}", drawing)
     return figure(content, f"frame {frame}")
 
 
@@ -144,7 +144,7 @@ def _charts(title: str, axis: Axis, view: EpisodeView, fields: Mapping[str, Arra
     return heading(title, "".join(charts))
 
 
-def _pictures(view: SampleView) -> str:
+def _images(view: SampleView) -> str:
     """Cameras in rows of equal length, the offsets of each side by side."""
     cameras = list(dict.fromkeys(camera for camera, _ in view.pictures))
     offsets = sorted({offset for _, offset in view.pictures})
@@ -153,7 +153,7 @@ def _pictures(view: SampleView) -> str:
     rows = -(-len(cameras) // max(1, _ROW // len(offsets)))
     blocks = "".join(
         f'<div><div class="label">{escape(camera)}</div>'
-        f'<div class="strip">{"".join(_picture(view, camera, at) for at in offsets)}</div></div>'
+        f'<div class="strip">{"".join(_image(view, camera, at) for at in offsets)}</div></div>'
         for camera in cameras
     )
     widest = THUMBNAIL_WIDTH * len(offsets)
@@ -161,20 +161,20 @@ def _pictures(view: SampleView) -> str:
     return f'<div class="grid" style="grid-template-columns: {columns}">{blocks}</div>'
 
 
-def _picture(view: SampleView, camera: str, offset: int) -> str:
+def _image(view: SampleView, camera: str, offset: int) -> str:
     caption = f"{offset:+d}" if offset else "anchor"
     if offset in view.frames:
         caption += f", frame {view.frames[offset]}"
     shot = view.pictures.get((camera, offset))
     if shot is None:
         return figure(image_placeholder("not in the sample"), caption)
-    if shot.picture is None:
+    if shot.image is None:
         return figure(image_placeholder(shot.problem), caption)
     # A picture from outside the episode is that of its first or last frame.
     real = np.flatnonzero(view.past_mask | view.future_mask)
     step = int(np.clip(view.anchor + offset, real[0], real[-1])) if len(real) else view.anchor
     drawing = draw_poses(view.tracks, step, shot.lens, view.length) if shot.lens else ""
-    return figure(thumbnail(shot.picture, f"{camera}, {caption}", drawing), caption)
+    return figure(thumbnail(shot.image, f"{camera}, {caption}", drawing), caption)
 
 
 def _window(view: SampleView) -> str:

@@ -39,13 +39,13 @@ def write_demo_report(
     """
     sections = [
         Section("How often it works", _success_table(result)),
-        Section("What it does", _picture(sheets["policy"], "rollouts of the trained policy")),
+        Section("What it does", _image(sheets["policy"], "rollouts of the trained policy")),
         Section(
             "Does it listen?",
-            _listening(result) + _picture(sheets["wrong"], "rollouts with another instruction"),
+            _listening(result) + _image(sheets["wrong"], "rollouts with another instruction"),
         ),
         Section("What it learned from", _recording(raw)),
-        Section("How it learned", _loss_chart(read_metrics(RunDir(run).metrics)) + _facts(result)),
+        Section("How it learned", _loss_chart(read_metrics(RunDir(run).metrics)) + _info(result)),
     ]
     write_text(path, page("vlatool demo", _headline(result), sections, generator="vlatool demo"))
 
@@ -111,8 +111,8 @@ def _strip(episode: Episode, camera: str) -> str:
     last = episode.num_frames - 1
     frames = [round(i * last / (_STRIP_FRAMES - 1)) for i in range(_STRIP_FRAMES)]
     strip = Image.new("RGB", (_STRIP_FRAMES * (_STRIP_PX + 4) - 4, _STRIP_PX), "white")
-    for position, picture in enumerate(episode.cameras[camera].read(frames)):
-        tile = Image.fromarray(picture).resize((_STRIP_PX, _STRIP_PX), Image.Resampling.BICUBIC)
+    for position, image in enumerate(episode.cameras[camera].read(frames)):
+        tile = Image.fromarray(image).resize((_STRIP_PX, _STRIP_PX), Image.Resampling.BICUBIC)
         strip.paste(tile, (position * (_STRIP_PX + 4), 0))
     buffer = io.BytesIO()
     strip.save(buffer, "PNG", optimize=True)
@@ -142,7 +142,7 @@ def _loss_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _facts(result: Mapping[str, Any]) -> str:
+def _info(result: Mapping[str, Any]) -> str:
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["stages"].items())
     return (
         f"<p>{result['parameters'] / 1e6:.2f} million parameters, {result['steps']} steps over "
@@ -151,7 +151,7 @@ def _facts(result: Mapping[str, Any]) -> str:
     )
 
 
-def _picture(path: Path, description: str) -> str:
+def _image(path: Path, description: str) -> str:
     return _image(path.read_bytes(), description)
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlatool.artifacts.image import open_picture
-from vlatool.artifacts.image_shards import image_tars, picture_suffix
+from vlatool.artifacts.image import open_image
+from vlatool.artifacts.image_shards import image_suffix, image_tars
 from vlatool.artifacts.shard import OpenShard, open_shard
 from vlatool.errors import DataError
 from vlatool.inspection.image_shards import ImageShardsReport
@@ -24,9 +24,9 @@ def write_image_page(
     tars = [location] if location.is_file() else image_tars(location)
     rows = [_row(tars[at]) for at in spread(len(tars), request.samples)]
     problems = "".join(note(one["message"]) for one in report.findings)
-    facts = {name: value for name, value in report.summary().items() if value != ""}
+    info = {name: value for name, value in report.summary().items() if value != ""}
     sections = [
-        Section("Overview", tiles({"shards": report.shards, **facts}) + problems),
+        Section("Overview", tiles({"shards": report.shards, **info}) + problems),
         Section("Beside the first picture", table((), report.metadata.items())),
         Section("How it was made", table((), report.made_by())),
         Section(f"Pictures ({len(rows)} of {len(tars)} shards)", "".join(rows)),
@@ -38,24 +38,24 @@ def _row(path: Path) -> str:
     """Pictures of one shard, evenly chosen, under its name; or why there are none."""
     try:
         with open_shard(path) as tar:
-            shown = "".join(_picture(tar, tar.keys[at]) for at in spread(len(tar.keys), _ROW))
+            shown = "".join(_image(tar, tar.keys[at]) for at in spread(len(tar.keys), _ROW))
     except DataError as error:
         return note(error.message)
     return f'<div class="label">{path.name}</div><div class="strip">{shown}</div>'
 
 
-def _picture(tar: OpenShard, key: str) -> str:
+def _image(tar: OpenShard, key: str) -> str:
     return figure("".join(_content(tar, key)), key)
 
 
 def _content(tar: OpenShard, key: str) -> Iterator[str]:
     with tar.reading(key) as sample:
-        suffix = picture_suffix(sample.members)
+        suffix = image_suffix(sample.members)
         if suffix is None:
             yield image_placeholder("no picture")
             return
         try:
-            with open_picture(sample.members[suffix]) as picture:
-                yield thumbnail(picture.convert("RGB"), f"{tar.path.name}, {key}")
+            with open_image(sample.members[suffix]) as image:
+                yield thumbnail(image.convert("RGB"), f"{tar.path.name}, {key}")
         except ValueError:
             yield image_placeholder("cannot be decoded")

@@ -20,13 +20,13 @@ THUMBNAIL_WIDTH = 200
 _QUALITY = 80
 # Drawn length of the gripper's axes, in metres: about a hand.
 _AXIS_LENGTH = 0.08
-_AXIS_COLOURS = ("#ff4d3d", "#19c37d", "#2f7bff")
+_AXIS_COLORS = ("#ff4d3d", "#19c37d", "#2f7bff")
 _FADES = 5
 # Trails end this many picture sizes outside, so that no coordinate is absurd.
 _MARGIN = 1.0
 
 
-def thumbnail(picture: Image.Image, description: str, drawing: str = "") -> str:
+def thumbnail(image: Image.Image, description: str, drawing: str = "") -> str:
     """A picture of at most 200 pixels' width.
 
     Args:
@@ -34,11 +34,11 @@ def thumbnail(picture: Image.Image, description: str, drawing: str = "") -> str:
         description: Text for those who do not see it.
         drawing: SVG elements over it, in pixels of `picture`, whose corner is (0, 0).
     """
-    width, height = picture.size
-    small = picture
+    width, height = image.size
+    small = image
     if width > THUMBNAIL_WIDTH:
         size = (THUMBNAIL_WIDTH, max(1, round(height * THUMBNAIL_WIDTH / width)))
-        small = picture.resize(size, Image.Resampling.LANCZOS)
+        small = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -62,13 +62,13 @@ def figure(content: str, caption: str) -> str:
 def pose_legend(tracks: Sequence[EndEffectorTrack]) -> str:
     """What the drawings mean."""
     arms = "".join(
-        f'<span class="key"><i style="border-color:var(--arm{track.colour})"></i>'
+        f'<span class="key"><i style="border-color:var(--arm{track.color})"></i>'
         f"{escape(track.arm)}</span>"
         for track in tracks
     )
     axes = "".join(
-        f'<span class="key"><i style="border-color:{colour}"></i>{name}</span>'
-        for name, colour in zip("xyz", _AXIS_COLOURS, strict=True)
+        f'<span class="key"><i style="border-color:{color}"></i>{name}</span>'
+        for name, color in zip("xyz", _AXIS_COLORS, strict=True)
     )
     return (
         f'<p class="legend quiet">End effector, projected: {arms} ring: now; line: before; '
@@ -92,10 +92,10 @@ def draw_poses(tracks: Sequence[EndEffectorTrack], now: int, lens: CameraModel, 
 def _draw(track: EndEffectorTrack, now: int, lens: CameraModel, reach: int, unit: float) -> str:
     first, last = max(now - reach, 0), min(now + reach, len(track.xyz) - 1)
     pixels = _pixels(track.xyz[first : last + 1], lens)
-    colour = f"var(--arm{track.colour})"
-    before = _trail(pixels[: now - first + 1][::-1], colour, unit, dotted=False)
-    after = _trail(pixels[now - first :], colour, unit, dotted=True)
-    return before + after + _now(track, now, lens, colour, unit)
+    color = f"var(--arm{track.color})"
+    before = _trail(pixels[: now - first + 1][::-1], color, unit, dotted=False)
+    after = _trail(pixels[now - first :], color, unit, dotted=True)
+    return before + after + _now(track, now, lens, color, unit)
 
 
 def _pixels(points: Array, lens: CameraModel) -> Array:
@@ -109,7 +109,7 @@ def _pixels(points: Array, lens: CameraModel) -> Array:
     return places
 
 
-def _trail(places: Array, colour: str, unit: float, *, dotted: bool) -> str:
+def _trail(places: Array, color: str, unit: float, *, dotted: bool) -> str:
     """A line from now on outwards that fades; [N, 2]."""
     steps = len(places) - 1
     pieces: list[str] = []
@@ -128,7 +128,7 @@ def _trail(places: Array, colour: str, unit: float, *, dotted: bool) -> str:
     return (
         f'<g fill="none" stroke="#000" stroke-opacity=".35" {line} '
         f'style="stroke-width:{3.8 * unit:.2f}px" class="trail">{body}</g>'
-        f'<g fill="none" stroke="{colour}" {line} '
+        f'<g fill="none" stroke="{color}" {line} '
         f'style="stroke-width:{2.6 * unit:.2f}px" class="trail">{body}</g>'
     )
 
@@ -141,7 +141,7 @@ def _points(places: Array) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in finite)
 
 
-def _now(track: EndEffectorTrack, now: int, lens: CameraModel, colour: str, unit: float) -> str:
+def _now(track: EndEffectorTrack, now: int, lens: CameraModel, color: str, unit: float) -> str:
     origin = track.xyz[now]
     points = [origin]
     if track.rot6d is not None and np.isfinite(track.rot6d[now]).all():
@@ -154,11 +154,11 @@ def _now(track: EndEffectorTrack, now: int, lens: CameraModel, colour: str, unit
     axes = "".join(
         f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{tip_x:.1f}" y2="{tip_y:.1f}" stroke="{axis}" '
         f'stroke-width="{2.2 * unit:.2f}" stroke-linecap="round"/>'
-        for (tip_x, tip_y), axis in zip(places[1:], _AXIS_COLOURS, strict=False)
+        for (tip_x, tip_y), axis in zip(places[1:], _AXIS_COLORS, strict=False)
         if np.isfinite([tip_x, tip_y]).all()
     )
     ring = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{4.2 * unit:.2f}" fill="none" '
         f'stroke="{{}}" stroke-width="{{:.2f}}"/>'
     )
-    return axes + ring.format("#000", 3.2 * unit) + ring.format(colour, 1.9 * unit)
+    return axes + ring.format("#000", 3.2 * unit) + ring.format(color, 1.9 * unit)

@@ -78,21 +78,21 @@ def page(
     )
 
 
-def tiles(facts: Mapping[str, object]) -> str:
+def tiles(info: Mapping[str, object]) -> str:
     """Large values over their names; empty values are left out."""
     shown = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
-        for name, value in facts.items()
+        for name, value in info.items()
         if value not in ("", None)
     )
     return f'<div class="tiles">{shown}</div>'
 
 
-def tags(facts: Mapping[str, object]) -> str:
+def tags(info: Mapping[str, object]) -> str:
     """Small `name value` labels; empty values are left out."""
     return "".join(
         f'<span class="tag">{escape(name)} <b>{escape(value)}</b></span>'
-        for name, value in facts.items()
+        for name, value in info.items()
         if value not in ("", None)
     )
 

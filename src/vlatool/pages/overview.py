@@ -35,7 +35,7 @@ _HEADER = ("field", "channel", "mean", "std", "min", "1 %", "99 %", "max", _PER_
 def source_sections(report: SourceReport) -> list[Section]:
     """A raw source."""
     shortest, longest = report.frames_per_episode
-    facts = {
+    info = {
         "format": report.format,
         "episodes": f"{report.episodes:,}",
         "frames": f"{report.frames:,}",
@@ -51,7 +51,7 @@ def source_sections(report: SourceReport) -> list[Section]:
         numbers=(1,),
     )
     return [
-        Section("Overview", tiles(facts)),
+        Section("Overview", tiles(info)),
         Section("Problems", _source_problems(report)),
         Section("Tasks", tasks + heading("Language", language)),
         Section("Cameras", table(CAMERA_HEADER, report.views("none"), numbers=(1, 2))),
@@ -71,7 +71,7 @@ def shards_sections(
     """
     share = report.padding_share
     window = report.window
-    facts = {
+    info = {
         "samples": f"{report.samples:,}",
         "shards": f"{report.shards:,}",
         "status": report.status,
@@ -83,7 +83,7 @@ def shards_sections(
     }
     findings = "".join(note(one["message"]) for one in report.findings)
     return [
-        Section("Overview", tiles(facts) + findings + _origin(report)),
+        Section("Overview", tiles(info) + findings + _origin(report)),
         Section("Cameras", table(("camera", "width x height"), report.views(), numbers=(1,))),
         Section("Language", table(("kind", "example"), report.language.items())),
         Section("Samples per episode", histogram(per_episode, "samples per episode")),
@@ -93,7 +93,7 @@ def shards_sections(
 
 def shard_sections(report: ShardReport) -> list[Section]:
     """One tar."""
-    facts = {
+    info = {
         "samples": f"{report.samples:,}",
         "members": f"{report.members:,}",
         "status": "broken" if report.problem else "whole",
@@ -108,7 +108,7 @@ def shard_sections(report: ShardReport) -> list[Section]:
             "Members of the first sample", table(("member", "bytes"), sizes, numbers=(1,))
         ) + details("Arrays of the first sample", table(("array", "shape", "type"), arrays))
     problem = note(report.problem) if report.problem else ""
-    return [Section("Overview", tiles(facts) + problem + members)]
+    return [Section("Overview", tiles(info) + problem + members)]
 
 
 def _source_problems(report: SourceReport) -> str:
@@ -126,7 +126,7 @@ def _source_problems(report: SourceReport) -> str:
 def _source_fields(report: SourceReport) -> str:
     policy = {*report.action_fields, *report.proprioception_fields}
     names = {name.removesuffix("_relative") for name in policy}
-    first = [facts for facts in report.fields if facts.name in names]
+    first = [info for info in report.fields if info.name in names]
     others = [facts for facts in report.fields if facts.name not in names]
     if not first:
         return _field_table(others)
@@ -137,15 +137,15 @@ def _source_fields(report: SourceReport) -> str:
 def _field_table(fields: Sequence[FieldSummary]) -> str:
     rows = [
         (
-            field_label(facts.name),
-            facts.width or "",
-            facts.dtype,
-            facts.example if facts.dtype == "text" else range_text([*facts.min, *facts.max]),
-            unit(facts.name),
-            facts.dimensions_text,
-            facts.constant_text,
+            field_label(info.name),
+            info.width or "",
+            info.dtype,
+            info.example if info.dtype == "text" else range_text([*info.min, *info.max]),
+            unit(info.name),
+            info.dimensions_text,
+            info.constant_text,
         )
-        for facts in fields
+        for info in fields
     ]
     header = ("field", "width", "type", "range", "unit", "channels", "constant channels")
     return table(header, rows, numbers=(1,))
@@ -154,7 +154,7 @@ def _field_table(fields: Sequence[FieldSummary]) -> str:
 def _origin(report: ShardsReport) -> str:
     origin = report.origin
     dropped = ", ".join(f"{count} samples: {why}" for why, count in origin.dropped.items())
-    facts = {
+    info = {
         "from": ", ".join(origin.sources),
         "format": origin.format,
         "episodes": origin.episodes,
@@ -166,7 +166,7 @@ def _origin(report: ShardsReport) -> str:
     options = {name: value for name, value in origin.options.items() if _is_short(value)}
     rows = [(code(name), code("null" if v is None else v)) for name, v in options.items()]
     return heading(
-        "How it was made", tags(facts) + details("Options", table(("key", "value"), rows))
+        "How it was made", tags(info) + details("Options", table(("key", "value"), rows))
     )
 
 
@@ -181,7 +181,7 @@ def _statistics(report: ShardsReport, statistics: Statistics) -> str:
         ("Actions", report.action_fields),
         ("Proprioception", report.proprioception_fields),
     )
-    known = {facts.name: facts for facts in report.fields}
+    known = {info.name: info for info in report.fields}
 
     def tabled(names: Sequence[str]) -> str:
         return _statistics_table({name: statistics[name] for name in names}, known)
@@ -209,15 +209,15 @@ def _statistics_table(statistics: Statistics, known: Mapping[str, FieldSummary])
     return table(_HEADER, rows, numbers=range(1, 8)) + fixed
 
 
-def _constant(facts: FieldSummary | None) -> str:
+def _constant(info: FieldSummary | None) -> str:
     """The values of a field that never changes; empty for one that does."""
-    if facts is None or len(facts.constant) < facts.width:
+    if info is None or len(info.constant) < info.width:
         return ""
-    return ", ".join(map(number_text, facts.mean))
+    return ", ".join(map(number_text, info.mean))
 
 
 def _channel_rows(
-    name: str, entry: Mapping[str, Any], facts: FieldSummary | None
+    name: str, entry: Mapping[str, Any], info: FieldSummary | None
 ) -> list[tuple[object, ...]]:
     mean = number_array(entry.get("mean"))
     if mean is None or mean.ndim != 1:
@@ -225,7 +225,7 @@ def _channel_rows(
     width = len(mean)
     columns = [_column(entry.get(key), width) for key in _COLUMNS]
     steps = _steps(entry, width)
-    names = facts.names if facts and facts.names else [str(number) for number in range(width)]
+    names = info.names if info and info.names else [str(number) for number in range(width)]
     return [
         (
             measured(name) if channel == 0 else "",

@@ -11,7 +11,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.pages.layout import escape
 
-COLOURS = 8
+COLORS = 8
 _WIDTH = 1000.0
 _HEIGHT = 84.0
 _MOST_POINTS = 600
@@ -79,13 +79,13 @@ def legend(lines: Channels) -> str:
     if lines.values.shape[1] == 1:
         return ""
     keys = "".join(
-        f'<span class="key"><i class="f{order % COLOURS} d{order // COLOURS % len(_DASHES)}"></i>'
+        f'<span class="key"><i class="f{order % COLORS} d{order // COLORS % len(_DASHES)}"></i>'
         f"{escape(lines.names[channel])}</span>"
         for order, channel in enumerate(lines.drawn)
     )
     hidden = [name for i, name in enumerate(lines.names) if i not in set(lines.drawn)]
     told = f"{len(hidden)} constant channels"
-    if len(hidden) <= COLOURS:
+    if len(hidden) <= COLORS:
         told = f"constant: {', '.join(hidden)}"
     return keys + (f'<span class="quiet">{escape(told)}</span>' if hidden else "")
 
@@ -97,7 +97,7 @@ def line_chart(axis: Axis, lines: Channels, *, dots: bool = False) -> str:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     is_flat = high - low <= _STILL * max(1.0, abs(high))
     height = _HEIGHT if _moves(lines.values).any() else _HEIGHT / 2
-    height = 2 * height if len(lines.drawn) > COLOURS else height
+    height = 2 * height if len(lines.drawn) > COLORS else height
     middle, half = (low + high) / 2, 1.0 if is_flat else (high - low) / 2
     top, bottom = 9.0, height - 9.0
     places = (top + bottom) / 2 - (shown - middle) / half * (bottom - top) / 2
@@ -236,8 +236,8 @@ def _line(across: Array, down: Array, order: int, *, dots: bool) -> str:
         pieces.append(f"M{points}")
     if not pieces:
         return ""
-    style = f"line s{order % COLOURS}"
-    dash = _DASHES[order // COLOURS % len(_DASHES)]
+    style = f"line s{order % COLORS}"
+    dash = _DASHES[order // COLORS % len(_DASHES)]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     path = f'<path class="{style}" d="{"".join(pieces)}"{dashed}/>'
     if dots:

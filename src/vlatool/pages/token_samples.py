@@ -48,7 +48,7 @@ def write_built_page(report: BuiltReport, location: Path, path: Path, request: P
 
 def _overview(report: BuiltReport) -> list[Section]:
     ids = report.action_ids
-    facts = {
+    info = {
         "samples": f"{report.samples:,}",
         **{f"of kind {kind}": f"{count:,}" for kind, count in report.kinds.items()},
         "episodes": f"{report.episodes:,}",
@@ -59,7 +59,7 @@ def _overview(report: BuiltReport) -> list[Section]:
     findings = "".join(note(one["message"]) for one in report.findings)
     lengths = [int(n) for n, count in report.id_counts.items() for _ in range(count)]
     return [
-        Section("Overview", tiles(facts) + findings + tags({**report.origin, **report.shape})),
+        Section("Overview", tiles(info) + findings + tags({**report.origin, **report.shape})),
         Section("Action ids", histogram(lengths, "action ids of a window", counted="windows")),
         Section("Tasks", table(("task", "samples"), report.tasks.items(), numbers=(1,))),
     ]
@@ -88,7 +88,7 @@ def _sample(folder: SamplesFolder, number: int, names: Sequence[str], draw: Draw
         return Section(f"Sample {number}", note(error.message), is_under=True)
     ids = " ".join(map(str, view.sample.said.action_ids))
     body = (
-        tags(view.facts)
+        tags(view.info)
         + heading("Pictures that are seen", _strips(view.seen, 1 - _steps(view.seen)))
         + heading("Actions", _actions(view, names))
         + heading("Action ids", f'<p class="small">{code(ids)}</p>')
@@ -104,10 +104,10 @@ def _drawn(view: BuiltView, draw: Draw) -> str:
     codes = view.sample.said.codes
     if not len(codes):
         return note("This kind of sample has no codes.")
-    pictures = draw(codes.astype(np.int64))
+    images = draw(codes.astype(np.int64))
     cameras = list(view.future or view.seen)
     rows = {
-        camera: [FrameView(Image.fromarray(one)) for one in pictures[place :: len(cameras)]]
+        camera: [FrameView(Image.fromarray(one)) for one in images[place :: len(cameras)]]
         for place, camera in enumerate(cameras)
     }
     return _strips(rows, 1)
@@ -121,16 +121,16 @@ def _strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> str:
     """A row of pictures per camera, under which stands the step; the first has the number given."""
     rows: list[str] = []
     for camera, shots in cameras.items():
-        pictures = "".join(_figure(camera, at, shot) for at, shot in enumerate(shots, first))
-        rows.append(f'<div class="label">{escape(camera)}</div><div class="strip">{pictures}</div>')
+        images = "".join(_figure(camera, at, shot) for at, shot in enumerate(shots, first))
+        rows.append(f'<div class="label">{escape(camera)}</div><div class="strip">{images}</div>')
     return "".join(rows)
 
 
 def _figure(camera: str, step: int, shot: FrameView) -> str:
     caption = f"{step:+d}" if step else "now"
-    if shot.picture is None:
+    if shot.image is None:
         return figure(image_placeholder(shot.problem), caption)
-    return figure(thumbnail(shot.picture, f"{camera}, {caption}"), caption)
+    return figure(thumbnail(shot.image, f"{camera}, {caption}"), caption)
 
 
 def _actions(view: BuiltView, names: Sequence[str]) -> str:

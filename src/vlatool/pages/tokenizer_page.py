@@ -82,8 +82,6 @@ def _column(key: str, psnr: float, original: UInt8Array, made: UInt8Array) -> st
 
 def _enlarged(pixels: UInt8Array) -> Image.Image:
     """A small picture with larger pixels, which the page's compression leaves as they are."""
-    picture = Image.fromarray(pixels)
-    factor = max(1, THUMBNAIL_WIDTH // picture.width)
-    return picture.resize(
-        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
-    )
+    image = Image.fromarray(pixels)
+    factor = max(1, THUMBNAIL_WIDTH // image.width)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -59,9 +59,9 @@ def _places(episodes: int, windows: int) -> list[int]:
 
 
 def _overview(report: WindowsReport) -> Section:
-    facts = report.summary()
+    info = report.summary()
     shown = {"windows": report.samples, "episodes": report.episodes}
-    rows = [(name, ", ".join(v) if isinstance(v, tuple) else v) for name, v in facts.items()]
+    rows = [(name, ", ".join(v) if isinstance(v, tuple) else v) for name, v in info.items()]
     problems = "".join(note(one["message"]) for one in report.findings)
     body = tiles(shown) + problems + table((), rows)
     return Section("Overview", body + heading("Tasks", sentences({"task": report.tasks})))
@@ -84,19 +84,19 @@ def _strips(views: Mapping[str, Sequence[FrameView]], first: int) -> str:
     """A row of pictures per camera, under the step of each."""
     rows: list[str] = []
     for camera, shots in views.items():
-        pictures = "".join(
-            figure(_picture(shot, f"{camera}, step {step:+d}"), _step(step))
+        images = "".join(
+            figure(_image(shot, f"{camera}, step {step:+d}"), _step(step))
             for step, shot in enumerate(shots, first)
         )
         label = f'<div class="label">{escape(camera)}</div>'
-        rows.append(f'{label}<div class="strip">{pictures}</div>')
+        rows.append(f'{label}<div class="strip">{images}</div>')
     return "".join(rows)
 
 
-def _picture(shot: FrameView, description: str) -> str:
-    if shot.picture is None:
+def _image(shot: FrameView, description: str) -> str:
+    if shot.image is None:
         return image_placeholder(shot.problem)
-    return thumbnail(shot.picture, description)
+    return thumbnail(shot.image, description)
 
 
 def _chart(view: WindowView) -> str:

@@ -116,9 +116,9 @@ def _usual_fields(kinds: Counter[tuple[tuple[str, FieldSpec], ...]]) -> dict[str
     widths: dict[str, Counter[int]] = {}
     names: dict[tuple[str, int], tuple[str, ...]] = {}
     for kind, count in kinds.items():
-        for name, facts in kind:
-            widths.setdefault(name, Counter())[facts.width] += count
-            names.setdefault((name, facts.width), facts.names)
+        for name, info in kind:
+            widths.setdefault(name, Counter())[info.width] += count
+            names.setdefault((name, info.width), info.names)
     found: dict[str, FieldSpec] = {}
     for name, counts in widths.items():
         missing = episodes - counts.total()
@@ -169,19 +169,19 @@ def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[Epis
 
 def facts_of(episode: Episode) -> dict[str, FieldSpec]:
     """The fields of an episode; names of channels count where they are as many."""
-    facts: dict[str, FieldSpec] = {}
+    info: dict[str, FieldSpec] = {}
     for name, values in episode.lowdim.items():
         width = 0 if values.dtype.kind == "U" else math.prod(values.shape[1:])
         names = tuple(episode.dimension_names.get(name, ()))
-        facts[name] = FieldSpec(width, names if len(names) == width else ())
-    return facts
+        info[name] = FieldSpec(width, names if len(names) == width else ())
+    return info
 
 
 def field_mismatch(
     episode: str, own: Mapping[str, FieldSpec], common: Mapping[str, FieldSpec | int]
 ) -> DataError | None:
     """Why the fields of an episode do not fit those of the others; None where they do."""
-    widths = {name: facts.width for name, facts in own.items()}
+    widths = {name: info.width for name, info in own.items()}
     wanted = {
         name: facts.width if isinstance(facts, FieldSpec) else facts
         for name, facts in common.items()

@@ -263,7 +263,7 @@ class NpzFrames:
         self._file: IO[bytes] | None = None
         self._member: InflatedMember | None = None
         self._next = 0
-        if not _is_pictures(header, channels):
+        if not _is_images(header, channels):
             wanted = "uint8 [frames, height, width, 3]"
             if channels is None:
                 wanted = "whole numbers [frames, height, width]"
@@ -338,7 +338,7 @@ def _ends(archive: zipfile.ZipFile) -> dict[int, int]:
     return dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
 
 
-def _is_pictures(header: ArrayHeader, channels: int | None) -> bool:
+def _is_images(header: ArrayHeader, channels: int | None) -> bool:
     if channels is None:
         return len(header.shape) == 3 and header.dtype.kind in "iu"
     return len(header.shape) == 4 and header.shape[3] == channels and header.dtype == np.uint8

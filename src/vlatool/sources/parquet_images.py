@@ -45,7 +45,7 @@ class ParquetImages:
     def size(self) -> tuple[int, int]:
         """(height, width) of the first picture, in pixels."""
         if self._size is None:
-            height, width, _ = self._picture(0).shape
+            height, width, _ = self._image(0).shape
             self._size = (height, width)
         return self._size
 
@@ -55,14 +55,14 @@ class ParquetImages:
         Raises:
             DataError: A picture cannot be decoded or has another size than the first.
         """
-        pictures = np.empty((len(indices), *self.size, 3), np.uint8)
+        images = np.empty((len(indices), *self.size, 3), np.uint8)
         for position, frame in enumerate(indices):
-            picture = self._picture(frame)
-            if picture.shape[:2] != self.size:
-                found = f"{picture.shape[1]}x{picture.shape[0]} pixels"
+            image = self._image(frame)
+            if image.shape[:2] != self.size:
+                found = f"{image.shape[1]}x{image.shape[0]} pixels"
                 raise self._broken(frame, f"{found}, the first has {self.size[1]}x{self.size[0]}")
-            pictures[position] = picture
-        return pictures
+            images[position] = image
+        return images
 
     def encoded(self, frame: int) -> bytes:
         """A picture as it is stored.
@@ -85,7 +85,7 @@ class ParquetImages:
             self._file.close()
         self._file, self._cells = None, None
 
-    def _picture(self, frame: int) -> UInt8Array:
+    def _image(self, frame: int) -> UInt8Array:
         data = self.encoded(frame)
         try:
             return decode_rgb(data)

@@ -50,7 +50,7 @@ SOURCE = FindingCodes(
     },
 )
 
-PICTURES = FindingCodes(
+IMAGES = FindingCodes(
     "pictures",
     {
         "unreadable": FindingCode(
@@ -97,9 +97,9 @@ def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[
     """Decodes every frame of every camera of an episode."""
     for name, frames in cameras.items():
         where = f"{episode}, camera {name}"
-        for code, message, place in _picture_oddities(frames):
+        for code, message, place in _image_oddities(frames):
             told = message if code == "unreadable" else f"{where}: {message}"
-            yield PICTURES(code, told, episode=episode, camera=name, **place)
+            yield IMAGES(code, told, episode=episode, camera=name, **place)
 
 
 def check_together(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
@@ -127,23 +127,23 @@ def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
             yield SOURCE("duplicate_id", message, episode=ref.id, path=str(ref.path))
 
 
-def _picture_oddities(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, int]]]:
+def _image_oddities(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, int]]]:
     """(code, problem, place) of the pictures of a camera; decodes every frame once, in order."""
     plain: dict[str, list[int]] = {"black": [], "constant": []}
     before: UInt8Array | None = None
     longest = run = (0, 0)  # the first of equal frames, and how many there are
     for number in range(len(frames)):
         try:
-            picture = frames.read([number])[0]
+            image = frames.read([number])[0]
         except DataError as error:
             yield "unreadable", error.message, {"frame": number}
             break
-        if picture.size and np.ptp(picture.reshape(-1, picture.shape[-1]), axis=0).max() == 0:
-            plain["constant" if picture.any() else "black"].append(number)
-        same = before is not None and np.array_equal(before, picture)
+        if image.size and np.ptp(image.reshape(-1, image.shape[-1]), axis=0).max() == 0:
+            plain["constant" if image.any() else "black"].append(number)
+        same = before is not None and np.array_equal(before, image)
         run = (run[0], run[1] + 1) if same else (number, 1)
         longest = max(longest, run, key=lambda one: one[1])
-        before = picture
+        before = image
     for code, numbers in plain.items():
         if numbers:
             problem = f"{len(numbers)} frames are {code}, the first is {numbers[0]}"

@@ -192,7 +192,7 @@ def select_episodes(
     survey = _survey(reader, refs, config.camera_names, named)
     for problem in filter(None, map(camera_name_problem, survey.cameras)):
         raise problem
-    fields = {name: facts.width for name, facts in survey.fields.items()}
+    fields = {name: info.width for name, info in survey.fields.items()}
     wanted = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
     choice = EpisodeSelection(tuple(survey.cameras), fields, *wanted)
     capitals = (

@@ -98,18 +98,18 @@ class VideoFrames:
             DataError: A frame cannot be decoded; names file and frame.
         """
         decoder = self._opened()
-        pictures: dict[int, UInt8Array] = {}
+        images: dict[int, UInt8Array] = {}
         for number in sorted(set(indices)):
             if not 0 <= number < self._num_frames:
                 raise IndexError(f"{self.path}: frame {number} of {self._num_frames}")
             try:
-                pictures[number] = decoder.picture(number)
+                images[number] = decoder.image(number)
             except DataError:
                 self.close()  # the decoder's position is unknown after a failure
                 raise
-        if not pictures:
+        if not images:
             return np.empty((0, *self.size, 3), np.uint8)
-        return np.stack([pictures[number] for number in indices])
+        return np.stack([images[number] for number in indices])
 
     def close(self) -> None:
         """Releases the file; a later read opens it again."""
@@ -140,7 +140,7 @@ class _Decoder:
     def close(self) -> None:
         self._container.close()
 
-    def picture(self, number: int) -> UInt8Array:
+    def image(self, number: int) -> UInt8Array:
         """Frame `number` as uint8 [H, W, 3]."""
         if self._last is not None and self._last[0] == number:
             return self._last[1]
@@ -148,13 +148,13 @@ class _Decoder:
             frame = self._frame(number)
             if frame is None or frame.is_corrupt:
                 raise _broken(self._path, number, "no intact picture in the file")
-            picture = np.asarray(
+            image = np.asarray(
                 self._reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8
             )
         except (av.error.FFmpegError, ValueError) as error:
             raise _broken(self._path, number, str(error)) from error
-        self._last = (number, picture)
-        return picture
+        self._last = (number, image)
+        return image
 
     def _frame(self, number: int) -> VideoFrame | None:
         self._approach(number)

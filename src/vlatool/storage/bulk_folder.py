@@ -86,7 +86,7 @@ class _LocalFolder:
             crash_point("write", file, lambda: file.write_bytes(data[:9])),
         ):
             file.write_bytes(data)
-        self.files[name] = _facts(data)
+        self.files[name] = _info(data)
 
 
 class _RemoteFolder:
@@ -97,7 +97,7 @@ class _RemoteFolder:
 
     def write(self, name: str, data: bytes) -> None:
         self._sent.append(in_background(partial(put, (self._path / name).address, data)))
-        self.files[name] = _facts(data)
+        self.files[name] = _info(data)
         if len(self._sent) >= _AT_ONCE:
             self._sent.popleft().result()
 
@@ -110,7 +110,7 @@ class _RemoteFolder:
                 remove_file(self._path / file.name)
 
 
-def _facts(data: bytes) -> tuple[int, str]:
+def _info(data: bytes) -> tuple[int, str]:
     return len(data), hashlib.sha256(data).hexdigest()
 
 

@@ -57,10 +57,10 @@ class FileVersion:
         if not isinstance(path, RemotePath):
             status = path.stat()
             return cls(path, status.st_size, str(status.st_mtime_ns))
-        facts = find_object(path.address)
-        if facts is None or facts.is_dir:
+        info = find_object(path.address)
+        if info is None or info.is_dir:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return cls(path, facts.size, facts.etag)
+        return cls(path, info.size, info.etag)
 
     @property
     def name(self) -> str:

@@ -69,7 +69,7 @@ class WebServer:
         answer.release_conn()
         if not answer.headers.get("Content-Length"):
             return self._first_byte(key)
-        return _facts(answer.headers, int(answer.headers["Content-Length"]))
+        return _info(answer.headers, int(answer.headers["Content-Length"]))
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """Refuses."""
@@ -152,7 +152,7 @@ class WebServer:
         except RangeNotSatisfiable:
             return ObjectInfo()
         body.close()
-        return body.facts
+        return body.info
 
     def _without_ranges(self, key: str, answer: Any, start: int) -> Body:
         """The whole file, which is kept for the next range of it; a large one from its start."""
@@ -167,7 +167,7 @@ class WebServer:
                     "unsupported",
                     "copy the file to a local folder and give its path",
                 )
-            return Body(_facts(answer.headers, size), 0, answer.read, answer.close)
+            return Body(_info(answer.headers, size), 0, answer.read, answer.close)
         data: bytes = answer.read(LARGEST_WHOLE + 1)
         answer.close()
         if len(data) > LARGEST_WHOLE:
@@ -177,9 +177,9 @@ class WebServer:
                 "unsupported",
                 "copy the file to a local folder and give its path",
             )
-        facts = _facts(answer.headers, len(data))
-        self._whole = (key, facts, data)
-        return _slice(facts, data, start)
+        info = _info(answer.headers, len(data))
+        self._whole = (key, info, data)
+        return _slice(info, data, start)
 
 
 def connections() -> Any:
@@ -204,13 +204,13 @@ def http_retry_advice(error: Exception) -> RetryAdvice | None:
     return RetryAdvice(f"no complete answer ({type(reason).__name__})")
 
 
-def _slice(facts: ObjectInfo, data: bytes, start: int) -> Body:
+def _slice(info: ObjectInfo, data: bytes, start: int) -> Body:
     first = max(0, len(data) + start) if start < 0 else start
     if first >= len(data):
         raise RangeNotSatisfiable
     file = io.BytesIO(data)
     file.seek(first)
-    return Body(facts, first, file.read, file.close)
+    return Body(info, first, file.read, file.close)
 
 
 def ranged_body(answer: Any) -> Body:
@@ -221,10 +221,10 @@ def ranged_body(answer: Any) -> Body:
         answer.close()
         raise ConnectionError("an answer in parts that does not say which")
     date = _seconds(answer.headers.get("Date", ""))
-    return Body(_facts(answer.headers, int(total)), int(first), answer.read, answer.close, date)
+    return Body(_info(answer.headers, int(total)), int(first), answer.read, answer.close, date)
 
 
-def _facts(headers: Mapping[str, str], size: int) -> ObjectInfo:
+def _info(headers: Mapping[str, str], size: int) -> ObjectInfo:
     modified = headers.get("Last-Modified", "")
     return ObjectInfo(size, _seconds(modified), headers.get("ETag") or modified)
 

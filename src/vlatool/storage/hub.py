@@ -109,19 +109,19 @@ class Repository:
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
         """From the cache where the file is there, else a GET of a range."""
-        facts = self.head(key)
-        first = max(0, facts.size + start) if start < 0 else start
-        if first >= facts.size:
+        info = self.head(key)
+        first = max(0, info.size + start) if start < 0 else start
+        if first >= info.size:
             raise RangeNotSatisfiable
         kept = self.hub.try_to_load_from_cache(
             self._name, key, revision=self.commit, repo_type=self._kind
         )
         if isinstance(kept, str):
-            stop = facts.size if start < 0 else stop
+            stop = info.size if start < 0 else stop
             file = io.BytesIO(_bytes(Path(kept), first, stop))
-            return Body(facts, first, file.read, file.close)
-        body = self._files.get(key, first, min(stop, facts.size), "")
-        return Body(facts, body.start, body.read, body.close)
+            return Body(info, first, file.read, file.close)
+        body = self._files.get(key, first, min(stop, info.size), "")
+        return Body(info, body.start, body.read, body.close)
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """What an error means for another attempt."""

@@ -49,8 +49,8 @@ def level(address: Address) -> list[Found]:
     for page in pages(address, "/"):
         for prefix in page.prefixes:
             found[prefix[len(below) : -1]] = _FOLDER
-        for key, facts in page.objects:
-            found.setdefault(key[len(below) :], facts)
+        for key, info in page.objects:
+            found.setdefault(key[len(below) :], info)
     found.pop("", None)  # some tools mark a folder by an empty object named like its prefix
     return list(found.items())
 
@@ -60,7 +60,7 @@ def tree(address: Address) -> Iterator[Found]:
     below = address.prefix
     seen: set[str] = set()
     for page in pages(address):
-        for key, facts in page.objects:
+        for key, info in page.objects:
             path = key[len(below) :]
             parts = path.split("/")
             if "" in parts[:-1]:
@@ -71,7 +71,7 @@ def tree(address: Address) -> Iterator[Found]:
                     seen.add(folder)
                     yield folder, _FOLDER
             if parts[-1]:
-                yield path, facts
+                yield path, info
 
 
 def levels(address: Address) -> dict[str, Level]:
@@ -80,9 +80,9 @@ def levels(address: Address) -> dict[str, Level]:
     One listing: a request per 1000 objects, where a listing per folder would take one for each.
     """
     found = {"": Level([], [])}
-    for path, facts in tree(address):
+    for path, info in tree(address):
         parent, _, name = path.rpartition("/")
-        if facts.is_dir:
+        if info.is_dir:
             found[path] = Level([], [])
             found[parent].folders.append(name)
         else:
@@ -117,7 +117,7 @@ def matching(address: Address, pattern: str) -> Iterator[Found]:
 
 
 def _expanded(address: Address, places: list[Found], pattern: str) -> list[Found]:
-    paths = [path for path, facts in places if facts.is_dir]
+    paths = [path for path, info in places if info.is_dir]
     below = in_parallel(level, [address.joined(path) for path in paths], _AT_ONCE)
     return [
         (f"{path}/{name}".lstrip("/"), facts)
@@ -128,18 +128,18 @@ def _expanded(address: Address, places: list[Found], pattern: str) -> list[Found
 
 
 def _existing(address: Address, places: list[Found], name: str) -> list[Found]:
-    paths = [f"{path}/{name}".lstrip("/") for path, facts in places if facts.is_dir]
+    paths = [f"{path}/{name}".lstrip("/") for path, info in places if info.is_dir]
     looked = in_parallel(find_object, [address.joined(path) for path in paths], _AT_ONCE)
     return [(path, facts) for path, facts in zip(paths, looked, strict=True) if facts is not None]
 
 
 def _anywhere_below(address: Address, places: list[Found], tail: list[str]) -> Iterator[Found]:
     """What ends in `tail` below the places; folders only if there is no tail, as in `Path.glob`."""
-    for place, facts in places:
-        if not facts.is_dir:
+    for place, info in places:
+        if not info.is_dir:
             continue
         if not tail:
-            yield place, facts
+            yield place, info
         for path, below in tree(address.joined(place)):
             parts = path.split("/")[-len(tail) :] if tail else []
             fits = len(parts) == len(tail) and all(map(fnmatchcase, parts, tail))

@@ -37,12 +37,12 @@ class _RangeDownload:
     address: Address
     start: int
     stop: int
-    facts: ObjectInfo | None = None
+    info: ObjectInfo | None = None
     received: bytearray = field(default_factory=bytearray)
 
     def run(self) -> bytes:
         """The bytes of the range, fewer where the object ends."""
-        while self.facts is None or len(self.received) < self.stop - self.start:
+        while self.info is None or len(self.received) < self.stop - self.start:
             try:
                 call(self.address, self._receive)
             except ConditionFailed:
@@ -51,11 +51,11 @@ class _RangeDownload:
 
     def _receive(self, remote: Remote) -> None:
         first = self.start + len(self.received)
-        etag = self.facts.etag if self.facts else ""
+        etag = self.info.etag if self.info else ""
         try:
             body = remote.get(self.address.key, first, self.stop, etag)
         except RangeNotSatisfiable:
-            if self.facts is not None:
+            if self.info is not None:
                 raise ConditionFailed from None  # it had these bytes
             self._end_before(self.start)
             return
@@ -67,15 +67,15 @@ class _RangeDownload:
 
     def _end_before(self, position: int) -> None:
         """Nothing is there."""
-        self.facts, self.start = ObjectInfo(), max(0, position)
+        self.info, self.start = ObjectInfo(), max(0, position)
         self.stop = self.start
 
     def _adopt(self, body: Body) -> None:
         """Pins the version that the first answer is about."""
-        if self.facts is not None and _version(self.facts) != _version(body.facts):
+        if self.info is not None and _version(self.info) != _version(body.info):
             raise ConditionFailed
         if self.start < 0:
-            self.stop, self.start = body.facts.size, max(0, body.facts.size + self.start)
+            self.stop, self.start = body.info.size, max(0, body.info.size + self.start)
         if body.start != self.start + len(self.received):
             raise StorageError(
                 f"{self.address}: the server ignores ranges, so its files cannot be read in parts",
@@ -83,8 +83,8 @@ class _RangeDownload:
                 code="storage.unsupported",
                 details={"path": str(self.address)},
             )
-        self.facts = body.facts
-        self.stop = min(self.stop, body.facts.size)
+        self.info = body.info
+        self.stop = min(self.stop, body.info.size)
 
     def _copy(self, body: Body) -> None:
         before = len(self.received)
@@ -101,8 +101,8 @@ class _RangeDownload:
             raise ConnectionResetError(f"{self.address}: an answer without the bytes it promised")
 
 
-def _version(facts: ObjectInfo) -> tuple[str, int]:
-    return facts.etag, facts.size
+def _version(info: ObjectInfo) -> tuple[str, int]:
+    return info.etag, info.size
 
 
 def changed(where: object) -> StorageError:
@@ -129,14 +129,14 @@ def read_whole(address: Address) -> bytes:
 def _read_whole(address: Address) -> bytes:
     first = _RangeDownload(address, 0, LARGEST_RANGE)
     head = first.run()
-    assert first.facts is not None
-    return head + _read_range(address, first.facts, len(head), first.facts.size)
+    assert first.info is not None
+    return head + _read_range(address, first.info, len(head), first.info.size)
 
 
-def _read_range(address: Address, facts: ObjectInfo, start: int, stop: int) -> bytes:
+def _read_range(address: Address, info: ObjectInfo, start: int, stop: int) -> bytes:
     """Bytes `start` to `stop`, several ranges at a time."""
     transfers = (
-        _RangeDownload(address, first, min(stop, first + LARGEST_RANGE), facts)
+        _RangeDownload(address, first, min(stop, first + LARGEST_RANGE), info)
         for first in range(start, stop, LARGEST_RANGE)
     )
     return b"".join(in_parallel(_RangeDownload.run, transfers, _PARALLEL))
@@ -150,8 +150,8 @@ def read_range(address: Address, start: int, stop: int) -> bytes:
     """
     first = _RangeDownload(address, start, min(stop, start + LARGEST_RANGE))
     head = first.run()
-    assert first.facts is not None
-    rest = _read_range(address, first.facts, first.stop, min(stop, first.facts.size))
+    assert first.info is not None
+    rest = _read_range(address, first.info, first.stop, min(stop, first.info.size))
     return head + rest
 
 
@@ -170,8 +170,8 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
     """
     first = _RangeDownload(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
     known = first.run()
-    assert first.facts is not None
-    return _buffered(_RangedFile(address, first.facts, _Range(first.start, known)))
+    assert first.info is not None
+    return _buffered(_RangedFile(address, first.info, _Range(first.start, known)))
 
 
 def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
@@ -182,8 +182,8 @@ def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
     """
     first = _RangeDownload(address, start, min(stop, start + _FIRST_OF_STREAM))
     known = first.run()
-    assert first.facts is not None
-    file = _RangedFile(address, first.facts, _Range(start, known), stop)
+    assert first.info is not None
+    file = _RangedFile(address, first.info, _Range(start, known), stop)
     file.seek(start)
     return _buffered(file)
 
@@ -215,12 +215,12 @@ class _RangedFile(io.RawIOBase):
     """The bytes of one version of an object; wants a buffer around it."""
 
     def __init__(
-        self, address: Address, facts: ObjectInfo, known: _Range, stop: int | None = None
+        self, address: Address, info: ObjectInfo, known: _Range, stop: int | None = None
     ) -> None:
         self.name = str(address)
         self._address = address
-        self._facts = facts
-        self._size = facts.size if stop is None else min(stop, facts.size)
+        self._info = info
+        self._size = info.size if stop is None else min(stop, info.size)
         self._position = 0
         self._window = max(SMALLEST_RANGE, len(known.data))
         self._ranges = [known]
@@ -264,9 +264,9 @@ class _RangedFile(io.RawIOBase):
         """The rest of the object, in parallel ranges."""
         start, self._position = self._position, max(self._position, self._size)
         if start < (kept := self._ranges[-1]).stop and start >= kept.start:
-            rest = _read_range(self._address, self._facts, kept.stop, self._size)
+            rest = _read_range(self._address, self._info, kept.stop, self._size)
             return kept.data[start - kept.start :] + rest
-        return _read_range(self._address, self._facts, start, self._size)
+        return _read_range(self._address, self._info, start, self._size)
 
     def close(self) -> None:
         """Forgets what was read."""
@@ -298,11 +298,11 @@ class _RangedFile(io.RawIOBase):
 
     def _fetch(self, start: int, length: int) -> _Range:
         stop = min(self._size, start + min(length, LARGEST_RANGE))
-        return _Range(start, _RangeDownload(self._address, start, stop, self._facts).run())
+        return _Range(start, _RangeDownload(self._address, start, stop, self._info).run())
 
     def _read_ahead(self, start: int) -> None:
         self._window = min(2 * self._window, LARGEST_RANGE)
         stop = min(self._size, start + self._window)
         if start < stop:
-            transfer = _RangeDownload(self._address, start, stop, self._facts)
+            transfer = _RangeDownload(self._address, start, stop, self._info)
             self._ahead = _Prefetch(start, stop, in_background(transfer.run))

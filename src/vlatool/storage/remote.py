@@ -82,7 +82,7 @@ class Body:
         date: When the server answered, seconds since 1970 by its own clock; 0 where it is silent.
     """
 
-    facts: ObjectInfo
+    info: ObjectInfo
     start: int
     read: Callable[[int], bytes]
     close: Callable[[], None]

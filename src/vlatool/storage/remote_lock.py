@@ -238,7 +238,7 @@ class RemoteLock:
             content = body.read(_LARGEST)
         finally:
             body.close()
-        return _holder(content, body.facts.etag, body.date - body.facts.modified)
+        return _holder(content, body.info.etag, body.date - body.info.modified)
 
     def _refusal(self, holder: _LockState | None, stale_after_s: float) -> UsageError:
         other = f"`{holder.command}`, since {holder.started}" if holder else "an unnamed run"
@@ -271,8 +271,8 @@ def _machine(salt: str) -> str:
     except OSError:
         return ""
     # Copies of one virtual machine may share the number of the boot, but hardly the name.
-    facts = f"{salt} {boot} {table} {os.getuid()} {os.uname().nodename}"
-    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+    info = f"{salt} {boot} {table} {os.getuid()} {os.uname().nodename}"
+    return hashlib.blake2b(info.encode(), digest_size=16).hexdigest()
 
 
 def _stat(pid: int) -> tuple[str, str]:

@@ -43,7 +43,7 @@ class RemotePath(_Path):
 
     _place: str
     _key: PurePosixPath
-    _facts: ObjectInfo | None
+    _info: ObjectInfo | None
 
     def __init__(  # pyright: ignore[reportInconsistentConstructor] - of the type checker's Path
         self, location: "str | Path", *below: "str | os.PathLike[str]"
@@ -53,12 +53,12 @@ class RemotePath(_Path):
         roots = _ROOT_SEGMENTS.get(scheme, 1)
         self._place = f"{scheme}://{'/'.join(segments[:roots])}"
         self._key = PurePosixPath("/".join(segments[roots:]).strip("/"), *map(str, below))
-        self._facts = None
+        self._info = None
 
     @classmethod
-    def _made(cls, place: str, key: PurePosixPath, facts: ObjectInfo | None = None) -> "RemotePath":
+    def _made(cls, place: str, key: PurePosixPath, info: ObjectInfo | None = None) -> "RemotePath":
         path = object.__new__(cls)
-        path._place, path._key, path._facts = place, key, facts
+        path._place, path._key, path._info = place, key, info
         return path
 
     def __getattr__(self, name: str) -> Any:
@@ -111,8 +111,8 @@ class RemotePath(_Path):
 
     def known(self) -> "RemotePath | None":
         """The path with what one request tells of it; None where nothing is."""
-        facts = self._look()
-        return None if facts is None else self._made(self._place, self._key, facts)
+        info = self._look()
+        return None if info is None else self._made(self._place, self._key, info)
 
     @property
     def address(self) -> Address:
@@ -220,12 +220,12 @@ class RemotePath(_Path):
             FileNotFoundError: There is neither an object nor anything below.
         """
         del follow_symlinks
-        facts = self._look()
-        if facts is None:
+        info = self._look()
+        if info is None:
             raise FileNotFoundError(2, os.strerror(2), str(self))
-        mode = _FOLDER_MODE if facts.is_dir else _FILE_MODE
-        time = int(facts.modified)
-        whole = (mode, 0, 0, 1, 0, 0, facts.size, time, time, time)
+        mode = _FOLDER_MODE if info.is_dir else _FILE_MODE
+        time = int(info.modified)
+        whole = (mode, 0, 0, 1, 0, 0, info.size, time, time, time)
         return os.stat_result(whole, {"st_mtime_ns": time * 10**9, "st_mtime": float(time)})
 
     def lstat(self) -> os.stat_result:
@@ -240,14 +240,14 @@ class RemotePath(_Path):
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
         """Whether there is an object."""
         del follow_symlinks
-        facts = self._look()
-        return facts is not None and not facts.is_dir
+        info = self._look()
+        return info is not None and not info.is_dir
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
         """Whether anything is known to be below."""
         del follow_symlinks
-        facts = self._look()
-        return facts is not None and facts.is_dir
+        info = self._look()
+        return info is not None and info.is_dir
 
     def is_symlink(self) -> bool:
         """False."""
@@ -262,14 +262,14 @@ class RemotePath(_Path):
         found = listing.level(self.address)
         if not found:
             raise FileNotFoundError(2, os.strerror(2), str(self))
-        yield from (self._below(name, facts) for name, facts in found)
+        yield from (self._below(name, info) for name, info in found)
 
     def glob(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pattern: str, **_options: Any
     ) -> Generator["RemotePath"]:
         """What matches, as `pathlib` does; at most one `**`."""
-        for name, facts in listing.matching(self.address, pattern):
-            yield self._below(name, facts)
+        for name, info in listing.matching(self.address, pattern):
+            yield self._below(name, info)
 
     def rglob(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pattern: str, **_options: Any
@@ -325,7 +325,7 @@ class RemotePath(_Path):
         """Writes a whole object; returns its size."""
         content = bytes(data)
         put(self.address, content)
-        self._facts = None
+        self._info = None
         return len(content)
 
     def write_text(
@@ -345,7 +345,7 @@ class RemotePath(_Path):
         Raises:
             FileNotFoundError: There is none, and that is not `missing_ok`.
         """
-        self._facts = None
+        self._info = None
         if not missing_ok and not self.is_file():
             raise FileNotFoundError(2, os.strerror(2), str(self))
         delete(self.address)
@@ -354,7 +354,7 @@ class RemotePath(_Path):
         """Does nothing: a prefix needs no making."""
 
     def _look(self) -> ObjectInfo | None:
-        return self._facts if self._facts is not None else find_object(self.address)
+        return self._info if self._info is not None else find_object(self.address)
 
     def _walked(
         self, below: str, levels: Mapping[str, listing.Level]
@@ -364,5 +364,5 @@ class RemotePath(_Path):
         for name in level.folders:
             yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
-    def _below(self, name: str, facts: ObjectInfo) -> "RemotePath":
-        return self._made(self._place, self._key / name, facts)
+    def _below(self, name: str, info: ObjectInfo) -> "RemotePath":
+        return self._made(self._place, self._key / name, info)

@@ -71,7 +71,7 @@ class Bucket:
     def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
         answer = self.client.head_object(Bucket=self.name, Key=key)
-        return _facts(answer, int(answer["ContentLength"]))
+        return _info(answer, int(answer["ContentLength"]))
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """ListObjectsV2."""
@@ -80,10 +80,7 @@ class Bucket:
             request["ContinuationToken"] = token
         answer = self.client.list_objects_v2(**request, MaxKeys=at_most)
         return ListPage(
-            [
-                (str(one["Key"]), _facts(one, int(one["Size"])))
-                for one in answer.get("Contents", ())
-            ],
+            [(str(one["Key"]), _info(one, int(one["Size"]))) for one in answer.get("Contents", ())],
             [str(one["Prefix"]) for one in answer.get("CommonPrefixes", ())],
             str(answer["NextContinuationToken"]) if answer.get("IsTruncated") else "",
         )
@@ -202,7 +199,7 @@ class _Multipart:
         self._client.abort_multipart_upload(**self._request)
 
 
-def _facts(answer: Mapping[str, Any], size: int) -> ObjectInfo:
+def _info(answer: Mapping[str, Any], size: int) -> ObjectInfo:
     return ObjectInfo(size, answer["LastModified"].timestamp(), str(answer["ETag"]))
 
 

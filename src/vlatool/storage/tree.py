@@ -62,24 +62,24 @@ def files_below(path: Path) -> list[FileInfo]:
     """
     if isinstance(path, RemotePath):
         if not lists(path.address):
-            return _facts(path, "")
+            return _info(path, "")
         if path.suffix:
-            return _facts(path, "") or _listed(path)
-        return _listed(path) or _facts(path, "")
+            return _info(path, "") or _listed(path)
+        return _listed(path) or _info(path, "")
     if path.is_file():
-        return _facts(path, "")
+        return _info(path, "")
     found: list[FileInfo] = []
     for folder, _, names in walk(path):
         for name in names:
             file = folder / name
             # A link to nowhere, or a file that was taken away meanwhile, is no file.
-            found += _facts(file, file.relative_to(path).as_posix())
+            found += _info(file, file.relative_to(path).as_posix())
     return sorted(found, key=lambda one: one.name)
 
 
 def files_in(folder: Path) -> list[FileInfo]:
     """The files directly in a local folder, sorted by name; those that vanish are left out."""
-    return [one for name in sorted(file_names(folder)) for one in _facts(folder / name, name)]
+    return [one for name in sorted(file_names(folder)) for one in _info(folder / name, name)]
 
 
 def files_named(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -118,7 +118,7 @@ def size_text(count: int) -> str:
     return f"{value:.1f} GB"
 
 
-def _facts(path: Path, name: str) -> list[FileInfo]:
+def _info(path: Path, name: str) -> list[FileInfo]:
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -133,6 +133,6 @@ def _listed(path: Path) -> list[FileInfo]:
         one
         for file in path.rglob("*")
         if file.is_file()
-        for one in _facts(file, file.relative_to(path).as_posix())
+        for one in _info(file, file.relative_to(path).as_posix())
     ]
     return sorted(found, key=lambda one: one.name)

@@ -330,10 +330,10 @@ class TrainConfig(ConfigModel):
         self.model_type.check_init_weights(self.model)
         return self.derive(self.data_kind.load_info(self.data))
 
-    def derive(self, facts: DatasetInfo) -> tuple["TrainConfig", dict[str, str]]:
+    def derive(self, info: DatasetInfo) -> tuple["TrainConfig", dict[str, str]]:
         """As `derive_from_data`, from facts that were read already."""
-        data, data_rules = self.data_kind.derive(self.data, facts)
-        model, model_rules = self.model_type.derive(self.model, data, facts)
+        data, data_rules = self.data_kind.derive(self.data, info)
+        model, model_rules = self.model_type.derive(self.model, data, info)
         rules = {f"data.{key}": rule for key, rule in data_rules.items()}
         rules |= {f"model.{key}": rule for key, rule in model_rules.items()}
         return self.model_copy(update={"data": data, "model": model}), rules

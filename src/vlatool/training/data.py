@@ -37,7 +37,7 @@ class ValidationData:
     """Held-out data: their section, facts and order, and how many positions are measured."""
 
     section: LoadingConfig
-    facts: DatasetInfo
+    info: DatasetInfo
     order: SampleOrder
     count: int
 
@@ -59,13 +59,13 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
             hint=f"give data.val_{kind.folders_keys[0]}, or leave total_val_samples out",
             code="usage.no_validation_data",
         )
-    facts = load_info_of(kind, section, reporter)
-    section, _ = kind.derive(section, facts)
-    order = SampleOrder(facts.datasets, OrderOptions(config.hparams.seed, shuffle=False))
-    return ValidationData(section, facts, order, min(config.total_val_samples, order.size))
+    info = load_info_of(kind, section, reporter)
+    section, _ = kind.derive(section, info)
+    order = SampleOrder(info.datasets, OrderOptions(config.hparams.seed, shuffle=False))
+    return ValidationData(section, info, order, min(config.total_val_samples, order.size))
 
 
-def check_samples(config: TrainConfig, facts: DatasetInfo) -> None:
+def check_samples(config: TrainConfig, info: DatasetInfo) -> None:
     """Makes sure, before anything is written, that of each data set there are samples to use.
 
     Looks at a few of them, spread over all, and at more before it says no.
@@ -74,9 +74,9 @@ def check_samples(config: TrainConfig, facts: DatasetInfo) -> None:
         DataError: None of them can be used: all lack a picture, or a field is another one; or
             their numbers cannot be scaled.
     """
-    config.data_kind.make_assets(config.data, facts)
-    reader = config.data_kind.reader(config.data, facts)
-    for number, one in enumerate(facts.datasets):
+    config.data_kind.make_assets(config.data, info)
+    reader = config.data_kind.reader(config.data, info)
+    for number, one in enumerate(info.datasets):
         for amount in (_FEW, _MANY):
             places = _spread(number, one, *amount)
             found = reader.read(places, [np.random.default_rng(0) for _ in places])
@@ -122,7 +122,7 @@ class DataStreams:
     """
 
     config: TrainConfig
-    facts: DatasetInfo
+    info: DatasetInfo
     order: SampleOrder
     plan: TrainPlan
     runtime: Runtime
@@ -133,7 +133,7 @@ class DataStreams:
     def training(self, step: int) -> Iterator[Iterator[MicroBatch]]:
         """This process's endless micro-batches from a step on, on the device."""
         plan = replace(self._plan(), first=step * self.plan.accumulation)
-        reader = self.config.data_kind.reader(self.config.data, self.facts)
+        reader = self.config.data_kind.reader(self.config.data, self.info)
         batcher = self._batcher(self.config.data, training=True)
         with build_loader(plan, self.order, reader, batcher, self._fake()) as loader:
             try:
@@ -148,7 +148,7 @@ class DataStreams:
         one = self.measured
         plan = replace(self._plan(), count=one.count)
         plan = replace(plan, num_workers=min(plan.num_workers, plan.batches or 0))
-        reader = self.config.data_kind.reader(one.section, one.facts)
+        reader = self.config.data_kind.reader(one.section, one.info)
         batcher = self._batcher(one.section, training=False)
         with build_loader(plan, one.order, reader, batcher, self._fake()) as loader:
             yield from prefetch_to_device(iter(loader), self.runtime.device)
@@ -168,7 +168,7 @@ class DataStreams:
     def _batcher(self, section: LoadingConfig, *, training: bool) -> Batcher:
         """Held-out data are scaled as the training data are."""
         config = self.config
-        kept = config.data_kind.make_assets(config.data, self.facts)
+        kept = config.data_kind.make_assets(config.data, self.info)
         model_type, folder = config.model_type, self.folder
         return model_type.batcher(config.model, section, kept, folder, training=training)
 

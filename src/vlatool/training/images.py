@@ -46,9 +46,9 @@ class ImageLogger:
             for average in state.averages.values():
                 stack.enter_context(average.in_place_of_weights())
             stack.enter_context(self.runtime.autocast())
-            pictures = self.objective.images(one.batch, ctx)
+            images = self.objective.images(one.batch, ctx)
         if self.runtime.is_main:
-            save_image_grid(self.run, state.step, pictures)
+            save_image_grid(self.run, state.step, images)
 
 
 def save_image_grid(run: RunDir, step: int, pictures: Mapping[str, UInt8Array]) -> None:
@@ -59,7 +59,7 @@ def save_image_grid(run: RunDir, step: int, pictures: Mapping[str, UInt8Array]) 
         rows = [images[at : at + _COLUMNS] for at in range(0, len(images), _COLUMNS)]
         width = max(len(row) for row in rows)
         sheet = np.concatenate([_row(row, width) for row in rows])
-        path = run.picture(step, name.replace("/", "_"))
+        path = run.image(step, name.replace("/", "_"))
         path.parent.mkdir(parents=True, exist_ok=True)
         with open_atomic(path) as file:
             Image.fromarray(sheet).save(file, format="PNG")

@@ -108,12 +108,12 @@ class _Told(Protocol):
 class RankResult:
     """What the main rank would have printed."""
 
-    facts: Mapping[str, Any]
+    info: Mapping[str, Any]
     words: str
 
     def document(self) -> dict[str, Any]:
         """For programs."""
-        return dict(self.facts)
+        return dict(self.info)
 
     def text(self) -> str:
         """For people."""

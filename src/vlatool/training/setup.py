@@ -26,7 +26,7 @@ class TrainSetup:
 
 
 def set_up(
-    config: TrainConfig, facts: DatasetInfo, runtime: Runtime, checkpoint: Path | None
+    config: TrainConfig, info: DatasetInfo, runtime: Runtime, checkpoint: Path | None
 ) -> TrainSetup:
     """A run at its beginning, or at a checkpoint. Every process calls it.
 
@@ -40,7 +40,7 @@ def set_up(
     model_type.load(config.model, parts, [name for name in parts if name not in held])
     unsaved = unsaved_digests(parts)
     placed = PlacedParts(parts, runtime.placement(config), model_type)
-    objective = model_type.objective(config.model, config.data, facts, parts)
+    objective = model_type.objective(config.model, config.data, info, parts)
     modules = {name: part.module for name, part in parts.items()}
     state = TrainState(
         parts=parts,

@@ -112,17 +112,17 @@ def _brighten(planes: Array, factor: float) -> None:
 
 
 def _contrast(planes: Array, factor: float) -> None:
-    mean = float(_grey(planes).mean(dtype=np.float64))
+    mean = float(_gray(planes).mean(dtype=np.float64))
     planes *= np.float32(factor)
     planes += np.float32((1 - factor) * mean)
     _to_levels(planes)
 
 
 def _saturate(planes: Array, factor: float) -> None:
-    grey = _grey(planes)
-    grey *= np.float32(1 - factor)
+    gray = _gray(planes)
+    gray *= np.float32(1 - factor)
     planes *= np.float32(factor)
-    planes += grey
+    planes += gray
     _to_levels(planes)
 
 
@@ -167,7 +167,7 @@ def _hue(planes: Array) -> tuple[Array, Array, Array]:
     return np.abs(middle, out=middle), low, top
 
 
-def _grey(planes: Array) -> Array:
+def _gray(planes: Array) -> Array:
     """Whole levels float32 [P]."""
     return np.floor(np.asarray(_GREY, np.float32) @ planes)
 

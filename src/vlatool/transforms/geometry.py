@@ -160,9 +160,9 @@ def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Arr
         intrinsics: Pinhole matrix [3, 3] in pixels; skew is kept.
         base_T_camera: Pose of the camera [4, 4], a rotation and a translation.
     """
-    rotation, centre = base_T_camera[:3, :3], base_T_camera[:3, 3]
+    rotation, center = base_T_camera[:3, :3], base_T_camera[:3, 3]
     finite = np.all(np.abs(points) < _FAR, axis=1)
-    offsets = np.where(finite[:, None], points.astype(np.float64), 0.0) - centre
+    offsets = np.where(finite[:, None], points.astype(np.float64), 0.0) - center
     # The inverse of a rotation is its transpose, and rows times R are columns times R transposed.
     seen = offsets @ rotation
     visible = finite & (seen[:, 2] > _NEAR)

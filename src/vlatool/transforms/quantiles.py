@@ -105,7 +105,7 @@ def compress(digest: Digest) -> Digest:
     )
     if counts.max(initial=0) <= MAX_BUFFER or (trimmed.weights is not None and used <= _PILE):
         return trimmed
-    return _join_neighbours(trimmed, counts)
+    return _join_neighbors(trimmed, counts)
 
 
 def quantile(digest: Digest, q: float) -> Array:
@@ -241,7 +241,7 @@ def _sorted(means: Array, weights: Array) -> Digest:
     return Digest(*ordered)
 
 
-def _join_neighbours(digest: Digest, counts: Array) -> Digest:
+def _join_neighbors(digest: Digest, counts: Array) -> Digest:
     total = np.maximum(counts, 1)[:, None]
     weights = _weights(digest)
     middle = (np.cumsum(weights, axis=1) - weights / 2) / total
@@ -278,5 +278,5 @@ def _cell_quantile(means: Array, weights: Array, q: float) -> float:
     if len(means) == 0:
         return float("nan")
     # With weights of one this is the centre of each order statistic, so the rule is numpy's.
-    centres = np.cumsum(weights) - (weights + 1) / 2
-    return float(np.interp(q * (weights.sum() - 1), centres, means))
+    centers = np.cumsum(weights) - (weights + 1) / 2
+    return float(np.interp(q * (weights.sum() - 1), centers, means))

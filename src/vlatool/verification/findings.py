@@ -6,7 +6,7 @@ from functools import partial
 from vlatool.building.episode import BUILD
 from vlatool.findings import SEVERITIES, FindingCode, FindingCodes
 from vlatool.plugins import FORMATS, SINKS
-from vlatool.sources.rules import PICTURES, SOURCE
+from vlatool.sources.rules import IMAGES, SOURCE
 
 error, warning, info = (partial(FindingCode, severity) for severity in SEVERITIES)
 _AGAIN = "copy the output again, or write it again with --overwrite"
@@ -261,7 +261,7 @@ WINDOWS = FindingCodes(
 
 def code_rows() -> Iterator[dict[str, str]]:
     """Every known code, those of plugins included."""
-    own = (OUTPUT, SHARDS, WINDOWS, CODES, SAMPLES, BUILD, STATS, FAST, RUN, SOURCE, PICTURES)
+    own = (OUTPUT, SHARDS, WINDOWS, CODES, SAMPLES, BUILD, STATS, FAST, RUN, SOURCE, IMAGES)
     owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
     families = (getattr(owner, "findings", None) for owner in owners)
     named = {one.name: one for one in (*own, *families) if isinstance(one, FindingCodes)}

@@ -14,7 +14,7 @@ from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import CODES
 from vlatool.verification.output import check_written
 
-_PICTURE_SUFFIX = ".png"
+_IMAGE_SUFFIX = ".png"
 
 
 def check_codes(location: Path, check: CheckOptions) -> Iterator[Finding]:
@@ -41,7 +41,7 @@ class _FolderCheck:
     def __init__(self, folder: CodesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
         self._digests: dict[str, str] = {}
-        self._pictures = 0
+        self._images = 0
 
     def findings(self) -> Iterator[Finding]:
         """Of every episode, then of their sums."""
@@ -52,15 +52,15 @@ class _FolderCheck:
                 for finding in self._episode(episode):
                     is_whole = is_whole and finding.severity != "error"
                     yield finding
-                bar.advance(pictures=self._pictures)
-        self._check.checked.add(episodes=len(episodes), pictures=self._pictures)
+                bar.advance(pictures=self._images)
+        self._check.checked.add(episodes=len(episodes), pictures=self._images)
         if self._folder.has_manifest and is_whole:
             yield from self._sums(len(episodes))
 
     def _episode(self, episode: str) -> Iterator[Finding]:
         if self._check.is_quick and self._folder.layout == "json":
             stems = self._folder.stems(episode)
-            self._pictures += len(stems)
+            self._images += len(stems)
         else:
             found: list[EpisodeCodes] = []
             for one in self._read(episode):
@@ -69,12 +69,12 @@ class _FolderCheck:
                 else:
                     found.append(one)
             stems = [stem for one in found for stem in one.stems]
-            self._pictures += len(stems)
+            self._images += len(stems)
             if len(found) == 1:
                 self._digests[episode] = found[0].digest
             if not (found or self._files(episode)):
                 return  # nothing is known of its pictures
-        yield from self._against_pictures(episode, stems)
+        yield from self._against_images(episode, stems)
 
     def _read(self, episode: str) -> Iterator[Finding | EpisodeCodes]:
         """The codes; where some are broken, what is wrong with each, and those of the others."""
@@ -90,13 +90,13 @@ class _FolderCheck:
                 except DataError as broken:
                     yield _finding(broken, episode)
 
-    def _against_pictures(self, episode: str, stems: list[str]) -> Iterator[Finding]:
+    def _against_images(self, episode: str, stems: list[str]) -> Iterator[Finding]:
         """Each picture has codes, where the folder lies beside the pictures."""
         images = self._folder.path.parent / IMAGES_NAME
         if not images.is_dir():
             return
         names = file_names(images / episode)
-        there = {name.removesuffix(_PICTURE_SUFFIX) for name in names}
+        there = {name.removesuffix(_IMAGE_SUFFIX) for name in names}
         coded = {*stems, *self._files(episode)}
         for stem in sorted(there - coded):
             message = f"{self._folder.place(episode)}: no codes of {stem}"
@@ -112,7 +112,7 @@ class _FolderCheck:
     def _sums(self, episodes: int) -> Iterator[Finding]:
         manifest = self._folder.manifest
         place = {"path": str(self._folder.path / MANIFEST_NAME)}
-        counted = (episodes, self._pictures)
+        counted = (episodes, self._images)
         if counted != (manifest.episodes, manifest.pictures):
             message = f"{manifest.episodes} episodes, {manifest.pictures} pictures; there are "
             message = f"{place['path']}: says {message}{counted[0]} and {counted[1]}"

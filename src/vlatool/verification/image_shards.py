@@ -10,8 +10,8 @@ from vlatool.artifacts.image_shards import (
     METADATA_SUFFIX,
     ImageManifest,
     ImageShard,
-    picture_key,
-    picture_suffix,
+    image_key,
+    image_suffix,
     published_tars,
     read_list,
     read_manifest,
@@ -104,13 +104,13 @@ class _FolderCheck:
         yield from _check_keys(name, scan.samples)
         self._keys.clear()
         # Published folders do not say how many there are.
-        total = self._manifest.pictures or len(scan.samples) * len(self._manifest.shards)
+        total = self._manifest.images or len(scan.samples) * len(self._manifest.shards)
         for sample in scan.samples:
             yield from self._sample(path, sample, total)
 
     def _sample(self, path: Path, sample: TarSample, total: int) -> Iterator[Finding]:
         place = _Place(str(path), sample.key)
-        suffix = picture_suffix(sample.members)
+        suffix = image_suffix(sample.members)
         if suffix is None:
             yield place.finding("no_picture", f"holds {', '.join(sample.members)}")
             return
@@ -118,30 +118,30 @@ class _FolderCheck:
             return
         data = read_byte_range(ByteRange(path, sample.start, sample.end))
         stored = sample.stored(data).members
-        yield from self._picture(place, stored[suffix])
+        yield from self._image(place, stored[suffix])
         if METADATA_SUFFIX in stored:
             yield from self._metadata(place, stored[METADATA_SUFFIX])
         self._check.checked.add(samples_read=1, pictures=1)
 
-    def _picture(self, place: _Place, data: bytes) -> Iterator[Finding]:
+    def _image(self, place: _Place, data: bytes) -> Iterator[Finding]:
         try:
-            facts = image_info(data)
+            info = image_info(data)
             check_pixels(data)
         except ValueError as error:
             yield place.finding("broken_picture", str(error))
             return
-        size = (facts.width, facts.height)
+        size = (info.width, info.height)
         if self._size is not None and size != self._size:
             told = f"has {size[0]}x{size[1]} pixels, not {self._size[0]}x{self._size[1]}"
             yield place.finding("picture_size", told)
 
     def _metadata(self, place: _Place, data: bytes) -> Iterator[Finding]:
         try:
-            facts: Any = parse_json(data)
+            info: Any = parse_json(data)
         except DocumentError as error:
             yield place.finding("bad_metadata", error.reason)
             return
-        key = facts.get("key") if isinstance(facts, Mapping) else None
+        key = info.get("key") if isinstance(info, Mapping) else None
         if not isinstance(key, str):
             yield place.finding("bad_metadata", "has no `key`")
             return
@@ -163,7 +163,7 @@ class _FolderCheck:
 
 def _check_keys(shard: str, samples: Sequence[TarSample]) -> Iterator[Finding]:
     for number, sample in enumerate(samples):
-        if sample.key != picture_key(number):
+        if sample.key != image_key(number):
             told = f"{shard}: sample {number} is called {sample.key}"
             yield IMAGE_SHARDS("bad_key", told, shard=shard, sample=sample.key)
             return

@@ -282,7 +282,7 @@ class _FolderCheck:
 
     def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
         own: set[str] = set()
-        pictures = self.contents.pictures
+        images = self.contents.images
         with path.open("rb") as file:
             for sample in samples:
                 if sample.key in self._listed.digests and sample.key not in own:
@@ -290,7 +290,7 @@ class _FolderCheck:
                     yield SHARDS("duplicate_sample", message, shard=str(path), sample=sample.key)
                 own.add(sample.key)
                 yield from self._sample(file, path, sample)
-        self._check.checked.add(samples=len(samples), pictures=self.contents.pictures - pictures)
+        self._check.checked.add(samples=len(samples), pictures=self.contents.images - images)
 
     def _sample(self, file: IO[bytes], path: Path, sample: TarSample) -> Iterator[Finding]:
         """Digest and completeness of each sample, contents of those chosen."""

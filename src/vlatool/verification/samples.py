@@ -17,8 +17,8 @@ from vlatool.artifacts.sample import (
     MASKS,
     METADATA,
     StoredSample,
-    parse_picture,
-    picture_suffix,
+    image_suffix,
+    parse_image,
 )
 from vlatool.episode import Array
 from vlatool.findings import Finding
@@ -93,9 +93,9 @@ def missing_members(suffixes: Iterable[str], expected: ExpectedSample) -> list[s
     """What a complete sample would also have."""
     there = {name.lower() for name in suffixes}
     views = [(c, o) for o in expected.offsets or () for c in expected.cameras or ()]
-    pictures = {name[:2] for name in map(parse_picture, there) if name is not None}
+    images = {name[:2] for name in map(parse_image, there) if name is not None}
     absent = [name for name in _REQUIRED if name not in there]
-    return absent + [picture_suffix(c, o) for c, o in views if (c.lower(), o) not in pictures]
+    return absent + [image_suffix(c, o) for c, o in views if (c.lower(), o) not in images]
 
 
 class SampleCheck:
@@ -108,7 +108,7 @@ class SampleCheck:
 
     def __init__(self, expected: ExpectedSample) -> None:
         self.expected = expected
-        self.pictures = 0
+        self.images = 0
         self.fields: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def check(
@@ -124,7 +124,7 @@ class SampleCheck:
         yield from self._check_metadata(place, metadata)
         if LANGUAGE in place.sample.members and place.json(LANGUAGE) is None:
             yield place.finding("bad_language", f"{LANGUAGE} is no JSON object")
-        yield from self._check_pictures(place, metadata or {})
+        yield from self._check_images(place, metadata or {})
         if ARRAYS not in place.sample.members:
             return
         arrays: dict[str, Array] = {}
@@ -147,18 +147,16 @@ class SampleCheck:
             message = f"anchor_relative_idx is {anchor!r}, expected {wanted}"
             yield place.finding("bad_metadata", message, field="anchor_relative_idx")
         cameras = metadata.get("camera_names")
-        stored = {one.camera for one in place.sample.pictures().values() if not one.is_side}
+        stored = {one.camera for one in place.sample.images().values() if not one.is_side}
         if not isinstance(cameras, list) or {str(name) for name in cameras} != stored:
             message = f"camera_names is {cameras!r}, there are pictures of {sorted(stored)}"
             yield place.finding("bad_metadata", message, field="camera_names")
 
-    def _check_pictures(
-        self, place: SampleContext, metadata: Mapping[str, Any]
-    ) -> Iterator[Finding]:
+    def _check_images(self, place: SampleContext, metadata: Mapping[str, Any]) -> Iterator[Finding]:
         sizes = metadata.get("original_image_sizes")
-        for suffix, name in place.sample.pictures().items():
-            self.pictures += 1
-            found = place.sample.picture_size(suffix, decode=True)
+        for suffix, name in place.sample.images().items():
+            self.images += 1
+            found = place.sample.image_size(suffix, decode=True)
             camera = name.recorded_by
             original = sizes.get(camera) if isinstance(sizes, dict) else None
             wanted = self.expected.size or (tuple(original) if original else None)

@@ -41,7 +41,7 @@ class _FolderCheck:
         self._tasks: Counter[str] = Counter()
         self._known: dict[PurePosixPath, frozenset[str]] = {}
         self._told: set[str] = set()
-        self._root = folder.pictures_root
+        self._root = folder.images_root
         shape: Any = folder.document.get("shape") or {}
         self._shape = (shape.get("pictures"), shape.get("future"))
         fast: Any = folder.document.get("fast") or {}
@@ -114,9 +114,9 @@ class _FolderCheck:
         path, _, line = where.rpartition(":")
         place = {"path": path, "line": int(line)}
         said = sample.said
-        if self._shape != (said.pictures, len(said.codes)):
+        if self._shape != (said.images, len(said.codes)):
             wanted = " and ".join(map(str, self._shape))
-            message = f"{where}: has {said.pictures} and {len(said.codes)} pictures, not {wanted}"
+            message = f"{where}: has {said.images} and {len(said.codes)} pictures, not {wanted}"
             yield SAMPLES("other_shape", message, **place)
         if isinstance(self._ids, int) and max(said.action_ids) >= self._ids:
             message = f"{where}: action id {max(said.action_ids)}; there are {self._ids}"

@@ -21,11 +21,11 @@ from vlatool.artifacts.window_folder import (
     PUBLISHED_CAMERAS,
     PUBLISHED_STEPS,
     WindowManifest,
+    image_folders,
     lines_files,
-    picture_folders,
     read_manifest,
 )
-from vlatool.artifacts.windows import Kind, Window, parse_window, picture_file, pictures_name
+from vlatool.artifacts.windows import Kind, Window, image_file, images_name, parse_window
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.tree import FileInfo, files_below
@@ -59,22 +59,22 @@ def _check_episodes(
     location: Path, manifest: WindowManifest | None, check: CheckOptions
 ) -> Iterator[Finding]:
     found = lines_files(location)
-    lines, pictures = 0, 0
-    folders = {folder.name for folder in picture_folders(location)}
+    lines, images = 0, 0
+    folders = {folder.name for folder in image_folders(location)}
     with check.reporter.progress("episodes", len(found), "episodes") as bar:
         for path in found:
             episode = _EpisodeCheck(location, path, _Rules.of(manifest), check)
             yield from episode.findings()
             folders.discard(path.stem)
-            lines, pictures = lines + episode.lines, pictures + len(episode.pictures)
+            lines, images = lines + episode.lines, images + len(episode.images)
             bar.advance(samples=lines)
-    check.checked.add(episodes=len(found), files=len(found), samples=lines, pictures=pictures)
+    check.checked.add(episodes=len(found), files=len(found), samples=lines, pictures=images)
     for name in sorted(folders):
-        message = f"{location / pictures_name(name)}: no line names its pictures"
-        yield WINDOWS("unused_picture", message, path=str(location / pictures_name(name)))
+        message = f"{location / images_name(name)}: no line names its pictures"
+        yield WINDOWS("unused_picture", message, path=str(location / images_name(name)))
     if manifest is None:
         return
-    told = {"episodes": len(found), "pictures": pictures}
+    told = {"episodes": len(found), "pictures": images}
     told |= {} if check.is_quick else {"samples": lines}
     for noun, count in told.items():
         if count != getattr(manifest, noun):
@@ -136,7 +136,7 @@ class _EpisodeCheck:
     rules: _Rules
     check: CheckOptions
     lines: int = 0
-    pictures: Sequence[FileInfo] = ()
+    images: Sequence[FileInfo] = ()
     _chunks: dict[int, tuple[int, Window]] = field(default_factory=dict[int, tuple[int, Window]])
     _kinds: dict[int, list[Kind]] = field(default_factory=dict[int, list[Kind]])
     _prefix: str = ""
@@ -144,21 +144,21 @@ class _EpisodeCheck:
     @property
     def folder(self) -> str:
         """Of the pictures, relative to the location."""
-        return pictures_name(self.path.stem)
+        return images_name(self.path.stem)
 
     def findings(self) -> Iterator[Finding]:
         """Everything that is wrong with it."""
-        self.pictures = files_below(self.location / self.folder)
+        self.images = files_below(self.location / self.folder)
         if self.check.is_quick:
             return
         yield from self._check_lines()
-        yield from self._check_pictures()
+        yield from self._check_images()
         if self.check.is_full:
             yield from self._check_pixels()
 
     def _check_lines(self) -> Iterator[Finding]:
         lengths: list[int] = []
-        matches = (_FRAME.search(one.name) for one in self.pictures)
+        matches = (_FRAME.search(one.name) for one in self.images)
         frames = max((int(match[1]) for match in matches if match), default=-1) + 1
         try:
             for number, line in enumerate(read_lines(self.path), 1):
@@ -207,7 +207,7 @@ class _EpisodeCheck:
 
     def _paths(self, frames: Sequence[int]) -> tuple[str, ...]:
         return tuple(
-            f"{self.folder}/{picture_file(self._prefix, camera, self.path.stem, frame)}"
+            f"{self.folder}/{image_file(self._prefix, camera, self.path.stem, frame)}"
             for frame in frames
             for camera in self.rules.cameras
         )
@@ -244,8 +244,8 @@ class _EpisodeCheck:
             message = f"{place}: does not say where the lines are"
             yield WINDOWS("index_mismatch", message, path=str(place))
 
-    def _check_pictures(self) -> Iterator[Finding]:
-        there = {f"{self.folder}/{one.name}" for one in self.pictures}
+    def _check_images(self) -> Iterator[Finding]:
+        there = {f"{self.folder}/{one.name}" for one in self.images}
         used = set(self._paths(list(self._kinds)))
         for name in sorted(used - there):
             message = f"{self.location / name}: is missing"
@@ -255,7 +255,7 @@ class _EpisodeCheck:
             yield WINDOWS("unused_picture", message, path=str(self.location / name))
 
     def _check_pixels(self) -> Iterator[Finding]:
-        for one in self.pictures:
+        for one in self.images:
             place = self.location / self.folder / one.name
             try:
                 size = decoded_size(place.read_bytes())

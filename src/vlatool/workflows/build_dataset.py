@@ -14,7 +14,7 @@ from vlatool.artifacts.samples_folder import (
     MANIFEST_NAME,
     OWNED_FILES,
     PACKED_FILES,
-    pictures_prefix,
+    images_prefix,
     write_manifest,
 )
 from vlatool.artifacts.samples_jsonl import ID_MAP, KINDS
@@ -221,7 +221,7 @@ class BuildDatasetJob:
             chosen_profile(config.profile, fast, config.gripper),
         )
         check_factor(self._profile, config.rpy_std_mult)
-        prefix = pictures_prefix(tree, output, is_absolute=config.absolute)
+        prefix = images_prefix(tree, output, is_absolute=config.absolute)
         self._work = work = EpisodeBuilder(
             output=output,
             codes=codes,

@@ -145,7 +145,7 @@ class DecodeJob:
             **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
             "codes": place.name,
             "pictures": list(chosen.stems or ()),
-            "tokenizer digest": maker.picture_digest,
+            "tokenizer digest": maker.image_digest,
         }
         self.spec = JobSpec(
             output=output,

@@ -29,15 +29,15 @@ from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import TrainResult, train
 from vlatool.world.registration import ENVIRONMENT
-from vlatool.world.scene import COLOURS, instruction_for
+from vlatool.world.scene import COLORS, instruction_for
 
 if TYPE_CHECKING:
     from vlatool.evaluation.controllers import Controller
     from vlatool.evaluation.rollouts import Rollout
 
 _FIRST_START = 500_000
-_PICTURED = 6
-_WRONG_PICTURED = 4
+_IMAGED = 6
+_WRONG_IMAGED = 4
 _ROLLOUTS, _WRONG, _REPORT, _FIGURES = _FILES = (
     "rollouts.png",
     "wrong-instruction.png",
@@ -243,14 +243,14 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     _say(reporter, *words, "--seed", _FIRST_START)
     settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
     policy = load_trained(str(paths.run), "auto").policy
-    fit = ImageFit(policy.pictures, reporter.note)
+    fit = ImageFit(policy.images, reporter.note)
     seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
-    obey = RolloutPlan(seeds, _told, "success", num_rendered=_PICTURED, options=_goal)
+    obey = RolloutPlan(seeds, _told, "success", num_rendered=_IMAGED, options=_goal)
     mislead = RolloutPlan(
         seeds,
         _wrong_instruction,
         "success",
-        num_rendered=_WRONG_PICTURED,
+        num_rendered=_WRONG_IMAGED,
         options=_goal,
         is_over=_obeyed,
     )
@@ -281,7 +281,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
 
 def _goal(seed: int) -> dict[str, Any]:
     """Goals in turn, so that each is asked for equally often."""
-    return {"target": COLOURS[seed % len(COLOURS)]}
+    return {"target": COLORS[seed % len(COLORS)]}
 
 
 def _told(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
@@ -292,7 +292,7 @@ def _told(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
 def _wrong_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """An instruction for the next block instead of the one that counts."""
     del observation
-    return instruction_for(COLOURS[(COLOURS.index(info["target"]) + 1) % len(COLOURS)])
+    return instruction_for(COLORS[(COLORS.index(info["target"]) + 1) % len(COLORS)])
 
 
 def _obeyed(info: Mapping[str, Any], told: str) -> bool:

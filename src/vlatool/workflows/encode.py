@@ -19,7 +19,7 @@ from vlatool.errors import UsageError
 from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, rank_device
 from vlatool.evaluation.coding_config import EncodeConfig
 from vlatool.evaluation.encoding import EncodePipeline, EncodeRule
-from vlatool.evaluation.image_sets import PictureSet, find_pictures
+from vlatool.evaluation.image_sets import ImageSet, find_images
 from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
@@ -128,7 +128,7 @@ class EncodeJob:
         self._config, self._processes = config, processes
         require_existing(config.data)
         place = pinned(config.data)
-        self._pictures = found = find_pictures(place, config.format)
+        self._images = found = find_images(place, config.format)
         self.items: Sequence[Any] = found.items
         self._maker = maker = open_code_maker(config.tokenizer, rank_device())
         self.output = output = _output(config, place, found)
@@ -202,7 +202,7 @@ class EncodeJob:
     def announce(self, reporter: Reporter) -> None:
         """Tells what was chosen before anything is done."""
         config, maker = self._config, self._maker
-        reporter.note(f"pictures: {self._pictures.format}, {len(self.items)} episodes")
+        reporter.note(f"pictures: {self._images.format}, {len(self.items)} episodes")
         size, rule = maker.rule.size, maker.rule.resize
         others = "refused" if rule is None else f"brought to it ({rule.resize})"
         reporter.note(f"tokenizer: {maker.name}, {size}x{size}; other sizes are {others}")
@@ -239,7 +239,7 @@ class EncodeJob:
         )
 
 
-def _output(config: EncodeConfig, place: Path, found: PictureSet) -> Path:
+def _output(config: EncodeConfig, place: Path, found: ImageSet) -> Path:
     """Where the codes go."""
     if config.output is not None:
         return location(config.output)

@@ -95,8 +95,8 @@ class RolloutResult:
 
     def document(self) -> dict[str, Any]:
         """The result for programs."""
-        facts = {key: value for key, value in asdict(self).items() if key != "figures"}
-        return {**facts, **self.figures}
+        info = {key: value for key, value in asdict(self).items() if key != "figures"}
+        return {**info, **self.figures}
 
     def text(self) -> str:
         """The result for people."""
@@ -127,11 +127,11 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     output = _output(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
     check_output_owner(output, record)
-    facts = open_loop_facts(str(data), trained)
-    fit = ImageFit(trained.assets.pictures, partial(reporter.warn, "pictures_resized"))
-    with reporter.progress("open-loop", num_chosen(facts, config), "samples") as bar:
-        report = evaluate_open_loop(trained, facts, config, fit, bar)
-    picture = output / CURVES
+    info = open_loop_facts(str(data), trained)
+    fit = ImageFit(trained.assets.images, partial(reporter.warn, "pictures_resized"))
+    with reporter.progress("open-loop", num_chosen(info, config), "samples") as bar:
+        report = evaluate_open_loop(trained, info, config, fit, bar)
+    image = output / CURVES
     title = f"{report.episode}: next command, recorded and predicted"
     result = OpenLoopResult(
         checkpoint=str(trained.checkpoint),
@@ -141,11 +141,11 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         overall=report.overall,
         overall_by_step=report.overall_by_step,
         fields=report.fields,
-        picture=str(picture),
+        picture=str(image),
         report=str(output / REPORT),
     )
     with single_output(output, record, (CURVES, REPORT)):
-        save_curves(picture, title, report.curves, report.frames / facts.fps)
+        save_curves(image, title, report.curves, report.frames / info.fps)
         write_json(output / REPORT, result.document())
     return result
 
@@ -179,7 +179,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         "env": config.env,
     }
     record = OutputRecord("eval rollout", _options(config, trained))
-    fit = ImageFit(trained.policy.pictures, reporter.note)
+    fit = ImageFit(trained.policy.images, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
         reporter.progress("rollouts", config.episodes, "episodes") as bar,
@@ -260,12 +260,12 @@ def open_loop_facts(location: str, trained: TrainedPolicy) -> RoboticsInfo:
         DataError: No data there, or they lack a field or camera of the policy.
     """
     folder = ShardFolder.open(pinned(location))
-    facts = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
+    info = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
     if folder.episodes is not None:
-        facts = replace(facts, shards=(tuple(folder.episodes.shards()),))
-    facts.widths([*trained.assets.data.action_fields, *trained.assets.data.proprioception_fields])
-    _check_windows(location, facts, trained.assets.data)
-    known = facts.options[0].get("camera_names") or []
+        info = replace(info, shards=(tuple(folder.episodes.shards()),))
+    info.widths([*trained.assets.data.action_fields, *trained.assets.data.proprioception_fields])
+    _check_windows(location, info, trained.assets.data)
+    known = info.options[0].get("camera_names") or []
     for camera in trained.assets.data.camera_names:
         if known and camera not in known and not trained.assets.data.pad_missing_images:
             raise DataError(
@@ -274,13 +274,13 @@ def open_loop_facts(location: str, trained: TrainedPolicy) -> RoboticsInfo:
                 hint="preprocess the data with the cameras that the policy was trained on",
                 code="data.unknown_camera_names",
             )
-    return facts
+    return info
 
 
-def _check_windows(location: str, facts: RoboticsInfo, data: RoboticsDataConfig) -> None:
+def _check_windows(location: str, info: RoboticsInfo, data: RoboticsDataConfig) -> None:
     for key, has in (
-        ("lowdim_past_timesteps", facts.past),
-        ("lowdim_future_timesteps", facts.future),
+        ("lowdim_past_timesteps", info.past),
+        ("lowdim_future_timesteps", info.future),
     ):
         if getattr(data, key) > has:
             raise DataError(

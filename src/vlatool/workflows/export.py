@@ -14,10 +14,10 @@ from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.samples_folder import (
     EXPORTED,
     SamplesFolder,
+    images_prefix,
     is_inside,
     is_samples,
     packed_name,
-    pictures_prefix,
     read_packed,
     write_manifest,
 )
@@ -268,9 +268,9 @@ def _chosen(config: ExportConfig) -> _Export:
         built = SamplesFolder.open(source)
         if not built.is_packed or config.layout not in (None, "jsonl"):
             raise _wrong_layout(source, "samples", "jsonl, from packed ones")
-        tree = built.pictures_root
+        tree = built.images_root
         return _SamplesExport(
-            built, output, pictures_prefix(tree, output, is_absolute=config.absolute)
+            built, output, images_prefix(tree, output, is_absolute=config.absolute)
         )
     raise DataError(
         f"{source}: neither codes nor built samples are here",

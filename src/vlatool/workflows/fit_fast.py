@@ -168,14 +168,14 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     )
     if before is not None and before.complete:
         return _known(config, target, found)
-    normalised = actions.normalise(chunks)
+    normalized = actions.normalize(chunks)
     chosen = _chosen(config, len(chunks))
-    planned = _plan(config, normalised, len(chosen), actions)
+    planned = _plan(config, normalized, len(chosen), actions)
     alphabet = _alphabet(config, planned, reporter)
     if config.dry_run:
         return planned
     tokenizer = fit_tokenizer(
-        normalised[chosen],
+        normalized[chosen],
         scale=config.scale,
         vocab_size=config.vocab_size,
         lowest=planned.lowest,
@@ -183,7 +183,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     )
     result = replace(
         planned,
-        quality=_quality(tokenizer, normalised, actions),
+        quality=_quality(tokenizer, normalized, actions),
         digest=tokenizer.digest,
         status="written",
         next=_next(config, found),
@@ -194,16 +194,16 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
 
 
 def _quality(
-    tokenizer: ActionTokenizer, normalised: Array, actions: NormalizationProfile
+    tokenizer: ActionTokenizer, normalized: Array, actions: NormalizationProfile
 ) -> dict[str, Any]:
     """What was measured; errors in the unit of each dimension."""
-    found = code_quality(tokenizer, normalised)
+    found = code_quality(tokenizer, normalized)
     return {
         "ids": tokenizer.vocab_size,
         "ids_per_chunk": float(found.lengths.mean()),
         "fewest_ids": int(found.lengths.min()),
         "most_ids": int(found.lengths.max()),
-        "values_per_id": normalised.size / int(found.lengths.sum()),
+        "values_per_id": normalized.size / int(found.lengths.sum()),
         "exact": found.exact,
         "in_range": found.in_range,
         "error": {
@@ -314,15 +314,15 @@ def _chosen(config: FitFastConfig, count: int) -> Array:
 
 
 def _plan(
-    config: FitFastConfig, normalised: Array, fitted_on: int, actions: NormalizationProfile
+    config: FitFastConfig, normalized: Array, fitted_on: int, actions: NormalizationProfile
 ) -> FitFastResult:
-    lowest, highest = coefficient_range(config.scale, normalised)
+    lowest, highest = coefficient_range(config.scale, normalized)
     return FitFastResult(
         output=config.output,
-        chunks=len(normalised),
+        chunks=len(normalized),
         fitted_on=fitted_on,
-        steps=normalised.shape[1],
-        width=normalised.shape[2],
+        steps=normalized.shape[1],
+        width=normalized.shape[2],
         lowest=lowest,
         highest=highest,
         profile=actions.name,

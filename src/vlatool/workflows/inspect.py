@@ -14,7 +14,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.inspection.report import Report
 from vlatool.inspection.source import inspect_source
 from vlatool.pages.html_page import PageRequest, check_target, write_source_page
-from vlatool.plugins import recognise
+from vlatool.plugins import recognize
 from vlatool.sources.detection import detect_source
 from vlatool.sources.order import select
 from vlatool.storage.atomic import remove_partials_of
@@ -126,7 +126,7 @@ def _check_tokenizer(place: Path, kind: str, config: InspectConfig) -> None:
 
 def _look(place: Path, config: InspectConfig, reporter: Reporter) -> Look:
     """The report, of what, and what writes it as a page where there is such a page."""
-    known = recognise(place) if config.format is None else None
+    known = recognize(place) if config.format is None else None
     if known is None:
         source = detect_source(place, config.format)
         report = inspect_source(place, source, config.episodes, reporter)

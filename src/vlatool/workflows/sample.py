@@ -207,11 +207,9 @@ class EpisodeWriter:
         """What was recorded, with the files."""
         index, first_row = place
         recorded = self.recorder.write(expert_episode(self.seed, index, self.frames), first_row)
-        facts = asdict(recorded)
+        info = asdict(recorded)
         counts = {"frames": recorded.frames}
-        return Receipt(
-            "", counts=counts, files=tuple(map(self._entry, recorded.files)), facts=facts
-        )
+        return Receipt("", counts=counts, files=tuple(map(self._entry, recorded.files)), facts=info)
 
     def _entry(self, name: str) -> FileEntry:
         path = self.output / name

@@ -61,14 +61,14 @@ class StatsMergeResult:
 
     def document(self) -> dict[str, Any]:
         """The result for programs; holds the statistics unless they were written."""
-        facts: dict[str, Any] = {
+        info: dict[str, Any] = {
             "sources": list(self.sources),
             "output": self.output,
             "fields": len(self.statistics),
             "steps": self.merged.steps,
             "left_out": dict(self.merged.left_out),
         }
-        return facts if self.output else {**facts, "statistics": self.statistics}
+        return info if self.output else {**info, "statistics": self.statistics}
 
     def text(self) -> str:
         """The result for people: the statistics themselves unless they were written."""

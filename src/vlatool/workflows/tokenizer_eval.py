@@ -143,11 +143,9 @@ def tokenizer_eval(
     runtime = Runtime(TrainConfig())
     tokenizer = open_tokenizer(str(checkpoint), runtime.device, config.teacher)
     judges = load_metric_networks(config.perceptual_weights, runtime.device)
-    pictures, how = _data(config, str(data), tokenizer), _pass(config, runtime)
+    images, how = _data(config, str(data), tokenizer), _pass(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
-    measured = evaluate_reconstruction(
-        tokenizer, pictures, how, judges.judges, runtime.sum, reporter
-    )
+    measured = evaluate_reconstruction(tokenizer, images, how, judges.judges, runtime.sum, reporter)
     rows = _all_rows(measured, runtime)
     result = _result(config, tokenizer, measured, judges, output)
     if not runtime.is_main:
@@ -157,7 +155,7 @@ def tokenizer_eval(
     chosen = extremes(rows, "psnr", _SHOWN)
     result = replace(result, extremes=_by_name(chosen))
     with single_output(output, record, (REPORT, PAGE)):
-        _write_page(result, chosen, tokenizer, pictures, how)
+        _write_page(result, chosen, tokenizer, images, how)
         write_json(output / REPORT, result.document())
     return result
 
@@ -226,14 +224,14 @@ def _write_page(
     result: TokenizerEvalResult,
     chosen: "BestMedianWorst",
     tokenizer: "TrainedTokenizer",
-    pictures: "ImageDataConfig",
+    images: "ImageDataConfig",
     how: "EvalOptions",
 ) -> None:
     from vlatool.evaluation.measuring import reconstruct
     from vlatool.pages.tokenizer_page import ReconstructionReport, write_tokenizer_page
 
     keys = {row.key for rows in (chosen.best, chosen.median, chosen.worst) for row in rows}
-    drawn = reconstruct(tokenizer, pictures, how, keys)
+    drawn = reconstruct(tokenizer, images, how, keys)
     report = ReconstructionReport(
         title=result.data,
         pictures=result.pictures,

@@ -46,7 +46,7 @@ class _Setup:
     """What a run is made of, once it is known whose the folder is."""
 
     config: TrainConfig
-    facts: DatasetInfo
+    info: DatasetInfo
     plan: "TrainPlan"
     runtime: "Runtime"
     run: RunDir
@@ -84,23 +84,23 @@ def train(
         config, None if config.name is None else RunDir(_output(config))
     )
     config = resume.pinned_data(config)
-    facts = load_info_of(config.data_kind, config.data, reporter)
-    config, rules = config.derive(facts)
+    info = load_info_of(config.data_kind, config.data, reporter)
+    config, rules = config.derive(info)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
     runtime.share_processors(default_workers(), config.data.num_workers or 0)
-    order = SampleOrder(facts.datasets, OrderOptions.of(config.data, config.hparams.seed))
-    plan = _plan(config, facts, order, runtime)
+    order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
+    plan = _plan(config, info, order, runtime)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
     measured = validation_data(config, reporter)
-    check_samples(config, facts)
+    check_samples(config, info)
     if runtime.is_main:
         _tell(config, rules, runtime, reporter)
     if config.dry_run:
         return _planned(config, order, plan)
     run = RunDir(_output(config))
-    feed = DataStreams(config, facts, order, plan, runtime, run.root, measured)
-    setup = _Setup(config, facts, plan, runtime, run, feed, typed)
+    feed = DataStreams(config, info, order, plan, runtime, run.root, measured)
+    setup = _Setup(config, info, plan, runtime, run, feed, typed)
     if runtime.is_main:
         return _train_as_owner(setup, reporter)
     runtime.wait()
@@ -121,19 +121,19 @@ def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
     from vlatool.training.plan import budget_extension
 
-    config, facts, run = setup.config, setup.facts, setup.run
+    config, info, run = setup.config, setup.info, setup.run
 
     def keep() -> None:
-        config.data_kind.save_assets(config.data, facts, run.root)
+        config.data_kind.save_assets(config.data, info, run.root)
         config.model_type.save_assets(config.model, run.root)
 
     def grows(before: Mapping[str, Any]) -> bool:
-        told = budget_extension(config, facts.datasets, setup.runtime.world_size, before)
+        told = budget_extension(config, info.datasets, setup.runtime.world_size, before)
         if told:
             reporter.note(f"{run.root}: {told}")
         return bool(told)
 
-    fingerprint = {**facts.fingerprint, **resume.data_versions(config)}
+    fingerprint = {**info.fingerprint, **resume.data_versions(config)}
     record = resume.open_run(run, config, fingerprint, keep, grows)
     _check_checkpoint(run)
     run.prune(Retention())
@@ -146,11 +146,11 @@ def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
 
 
 def _plan(
-    config: TrainConfig, facts: DatasetInfo, order: SampleOrder, runtime: "Runtime"
+    config: TrainConfig, info: DatasetInfo, order: SampleOrder, runtime: "Runtime"
 ) -> "TrainPlan":
     from vlatool.training.plan import make_plan
 
-    plan = make_plan(config, facts.datasets, runtime.world_size)
+    plan = make_plan(config, info.datasets, runtime.world_size)
     if not config.data.allow_multiple_epochs:
         check_single_epoch(order, plan.total_steps * plan.global_batch)
     return plan
@@ -164,7 +164,7 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
     # Folders of other machines may be seen late: all ranks begin where the first one does.
     latest = runtime.agree(run.latest())
-    begun = set_up(config, setup.facts, runtime, None if latest is None else latest[1])
+    begun = set_up(config, setup.info, runtime, None if latest is None else latest[1])
     state = begun.state
     for name, spec in begun.objective.optimizers().items():
         if spec.starts_at >= plan.total_steps:

@@ -12,7 +12,7 @@ from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.findings import SEVERITIES, Finding, finding_of_error
-from vlatool.plugins import recognise
+from vlatool.plugins import recognize
 from vlatool.sources.detection import detect_source
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import require_existing
@@ -180,7 +180,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
 def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
     samples = None if config.full else config.samples
     check = CheckOptions(samples, config.full, config.quick, reporter=reporter)
-    known = recognise(location) if config.format is None else None
+    known = recognize(location) if config.format is None else None
     if known is not None:
         kind, artifact = known
         root = location.parent if location.is_file() else location

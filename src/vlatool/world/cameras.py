@@ -57,7 +57,7 @@ class Camera:
         right /= np.linalg.norm(right)
         return np.column_stack([right, np.cross(forward, right), forward])
 
-    def centre(self, scene: Scene) -> FloatArray:
+    def center(self, scene: Scene) -> FloatArray:
         """Position in the base frame [3]."""
         offset = scene.gripper[:3] if self.on_hand else np.zeros(3)
         return offset + np.asarray(self.position)
@@ -66,7 +66,7 @@ class Camera:
         """base_T_camera [4, 4]."""
         transform = np.eye(4)
         transform[:3, :3] = self.rotation()
-        transform[:3, 3] = self.centre(scene)
+        transform[:3, 3] = self.center(scene)
         return transform
 
     def intrinsics(self, size: Size) -> FloatArray:

@@ -12,7 +12,7 @@ from vlatool.errors import UsageError
 from vlatool.world.cameras import CameraCount, SizeName, cameras_for
 from vlatool.world.render import View
 from vlatool.world.scene import (
-    COLOURS,
+    COLORS,
     FPS,
     MAX_STEPS,
     OPEN,
@@ -54,11 +54,11 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         overview = cameras_for(2)[0]
         self._overview = View(overview, overview.size(size))
         text = spaces.Text(_LONGEST_INSTRUCTION, min_length=0, charset=string.printable)
-        pictures = {
+        images = {
             view.camera.name: spaces.Box(0, 255, (*view.size, 3), np.uint8) for view in self._views
         }
         self.observation_space = spaces.Dict(
-            {**pictures, "proprio": _pose_space(), "instruction": text}
+            {**images, "proprio": _pose_space(), "instruction": text}
         )
         self.action_space = _pose_space()
         self._begin(random_scene(np.random.default_rng(0)), 0, None)
@@ -70,7 +70,7 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         super().reset(seed=seed)
         wishes = options or {}
         scene = random_scene(self.np_random)
-        drawn = int(self.np_random.integers(len(COLOURS)))
+        drawn = int(self.np_random.integers(len(COLORS)))
         target = _block_of(wishes["target"]) if "target" in wishes else drawn
         self._begin(scene, target, wishes.get("instruction"))
         return self._observe(), self._info()
@@ -92,20 +92,20 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
     def _begin(self, scene: Scene, target: int, instruction: str | None) -> None:
         self._scene = scene
         self._target = target
-        self._instruction = instruction or instruction_for(COLOURS[target])
+        self._instruction = instruction or instruction_for(COLORS[target])
         self._steps = 0
 
     def _observe(self) -> Observation:
-        pictures = {view.camera.name: view.draw(self._scene) for view in self._views}
+        images = {view.camera.name: view.draw(self._scene) for view in self._views}
         proprio = self._scene.gripper.copy()
-        return {**pictures, "proprio": proprio, "instruction": self._instruction}
+        return {**images, "proprio": proprio, "instruction": self._instruction}
 
     def _info(self) -> dict[str, Any]:
         placed = self._scene.placed(self._target)
         return {
             "instruction": self._instruction,
-            "target": COLOURS[self._target],
-            "placed": None if placed is None else COLOURS[placed],
+            "target": COLORS[self._target],
+            "placed": None if placed is None else COLORS[placed],
             "success": self._scene.is_in_bin(self._target),
         }
 
@@ -115,11 +115,11 @@ def _pose_space() -> spaces.Space[NDArray[np.float64]]:
     return cast(spaces.Space[NDArray[np.float64]], box)
 
 
-def _block_of(colour: str) -> int:
-    if colour not in COLOURS:
+def _block_of(color: str) -> int:
+    if color not in COLORS:
         raise UsageError(
-            f"unknown target {colour!r}",
-            hint=f"known: {', '.join(COLOURS)}",
+            f"unknown target {color!r}",
+            hint=f"known: {', '.join(COLORS)}",
             code="usage.unknown_target",
         )
-    return COLOURS.index(colour)
+    return COLORS.index(color)

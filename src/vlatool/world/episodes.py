@@ -10,7 +10,7 @@ from vlatool.world.render import Measurement, View
 from vlatool.world.scene import (
     BLOCK_HALF,
     CLOSED,
-    COLOURS,
+    COLORS,
     MAX_STEPS,
     OPEN,
     FloatArray,
@@ -57,7 +57,7 @@ class WorldEpisode:
     @property
     def instruction(self) -> str:
         """What the robot is told."""
-        return instruction_for(COLOURS[self.target])
+        return instruction_for(COLORS[self.target])
 
     @property
     def states(self) -> FloatArray:
@@ -67,7 +67,7 @@ class WorldEpisode:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def pictures(self, view: View) -> Iterator[UInt8Array]:
+    def images(self, view: View) -> Iterator[UInt8Array]:
         """One picture uint8 [H, W, 3] per frame."""
         return (view.draw(scene) for scene in self.scenes)
 
@@ -83,7 +83,7 @@ def expert_episode(seed: int, index: int, frames: int | None = None) -> WorldEpi
     and the frame that shows it.
     """
     rng = np.random.default_rng([seed, index])
-    target = index % len(COLOURS)
+    target = index % len(COLORS)
     start = random_scene(rng)
     disturbance = Disturbance(rng)
     scenes, actions = [start], [expert_action(start, target)]

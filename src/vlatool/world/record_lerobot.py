@@ -41,10 +41,10 @@ from vlatool.storage.atomic import write_bytes, write_json
 from vlatool.world.episodes import WorldEpisode
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded
 from vlatool.world.render import View
-from vlatool.world.scene import COLOURS, FPS, OPEN, instruction_for
+from vlatool.world.scene import COLORS, FPS, OPEN, instruction_for
 
 PUBLISHED_SIZE = (256, 256)
-PICTURE_COLUMNS = ("image", "wrist_image")
+IMAGE_COLUMNS = ("image", "wrist_image")
 _STATE_NAMES = ["x", "y", "z", "opening"]
 # One thread, no clock and no B-frames (with them x264's bytes vary from run to run, measured):
 # the same pictures give the same bytes.
@@ -71,10 +71,10 @@ class LeRobotRecorder:
         files: list[str] = []
         for view in self.setup.views:
             key = video_key(view)
-            frames = list(episode.pictures(view))
+            frames = list(episode.images(view))
             files.append(VIDEO_PATH.format(video_key=key, **place))
             write_bytes(self.setup.output / files[-1], encode_video(frames))
-            stats[key] = _picture_stats(np.stack(frames))
+            stats[key] = _image_stats(np.stack(frames))
         columns = {
             "observation.state": vector_column(episode.states.astype(np.float32)),
             "action": vector_column(episode.actions.astype(np.float32)),
@@ -106,12 +106,12 @@ class LiberoRecorder:
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
         """Writes one episode's table."""
-        pictures = {
-            name: _picture_column(episode, view)
-            for name, view in zip(PICTURE_COLUMNS, self.setup.views, strict=True)
+        images = {
+            name: _image_column(episode, view)
+            for name, view in zip(IMAGE_COLUMNS, self.setup.views, strict=True)
         }
         columns = {
-            **pictures,
+            **images,
             "state": vector_column(_states(episode)),
             "actions": vector_column(_actions(episode)),
             **_columns(episode, first_row),
@@ -128,7 +128,7 @@ class LiberoRecorder:
         write_json(self.setup.output / STATS_FILE, merged, indent=4)
         features: dict[str, Any] = {
             name: feature("image", [*view.size, 3], ["height", "width", "channel"])
-            for name, view in zip(PICTURE_COLUMNS, self.setup.views, strict=True)
+            for name, view in zip(IMAGE_COLUMNS, self.setup.views, strict=True)
         }
         features["state"] = feature("float32", [8], ["state"])
         features["actions"] = feature("float32", [7], ["actions"])
@@ -156,10 +156,10 @@ def _write_meta(
     robot_type: str,
     features: Mapping[str, Any],
 ) -> None:
-    tasks = [instruction_for(colour) for colour in COLOURS]
-    facts = SetInfo(version, robot_type, FPS, tasks, {**features, **automatic_features()})
+    tasks = [instruction_for(color) for color in COLORS]
+    info = SetInfo(version, robot_type, FPS, tasks, {**features, **automatic_features()})
     lines = [EpisodeLine(one.index, (one.instruction,), one.frames) for one in episodes]
-    write_meta(setup.output, facts, lines)
+    write_meta(setup.output, info, lines)
 
 
 def video_key(view: View) -> str:
@@ -174,17 +174,17 @@ def encode_video(frames: Sequence[UInt8Array]) -> bytes:
         stream = container.add_stream("libx264", rate=FPS, options=_ENCODER)
         stream.pix_fmt = "yuv420p"
         stream.height, stream.width = frames[0].shape[:2]
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
-def _picture_stats(pictures: NDArray[np.uint8]) -> Stats:
+def _image_stats(images: NDArray[np.uint8]) -> Stats:
     """Statistics of [L, H, W, 3] per channel in 0..1, shaped (3, 1, 1) as the format has them."""
-    chosen = pictures[:, ::4, ::4].reshape(-1, 3) / 255.0
+    chosen = images[:, ::4, ::4].reshape(-1, 3) / 255.0
     stats = {name: value.reshape(3, 1, 1).tolist() for name, value in moments(chosen).items()}
-    return {**stats, "count": [len(pictures)]}
+    return {**stats, "count": [len(images)]}
 
 
 def _video_feature(view: View) -> dict[str, Any]:
@@ -203,17 +203,17 @@ def _video_feature(view: View) -> dict[str, Any]:
     return declared | {"info": info}
 
 
-def _picture_column(episode: WorldEpisode, view: View) -> pa.Array:
+def _image_column(episode: WorldEpisode, view: View) -> pa.Array:
     cells = [
-        {"bytes": _png(picture), "path": f"frame_{number:06d}.png"}
-        for number, picture in enumerate(episode.pictures(view))
+        {"bytes": _png(image), "path": f"frame_{number:06d}.png"}
+        for number, image in enumerate(episode.images(view))
     ]
     return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 
 
-def _png(picture: UInt8Array) -> bytes:
+def _png(image: UInt8Array) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -20,7 +20,7 @@ from vlatool.world.cameras import LEFT_ARM_POSITION
 from vlatool.world.episodes import WorldEpisode
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded
 from vlatool.world.render import View
-from vlatool.world.scene import COLOURS, FPS, OPEN, FloatArray
+from vlatool.world.scene import COLORS, FPS, OPEN, FloatArray
 
 TASK = "WorldPutBlockInBin"
 _STATION = "cabot"
@@ -84,7 +84,7 @@ class SpartanRecorder:
     def _observations(self, episode: WorldEpisode) -> Iterable[Member]:
         """Members one after the other, so that one camera is in memory at a time."""
         for view in self.setup.views:
-            yield view.camera.id, np.stack(list(episode.pictures(view)))
+            yield view.camera.id, np.stack(list(episode.images(view)))
             if self.setup.depth:
                 measured = list(episode.measurements(view))
                 yield f"{view.camera.id}_depth", np.stack([frame.depth for frame in measured])
@@ -123,11 +123,11 @@ def _extrinsics(episode: WorldEpisode, view: View) -> NDArray[np.float64]:
 def _write_camera_files(folder: Path, episode: WorldEpisode, view: View) -> None:
     folder.mkdir()
     height, width = view.size
-    focal, centre = view.intrinsics[0, 0], view.intrinsics[:2, 2]
+    focal, center = view.intrinsics[0, 0], view.intrinsics[:2, 2]
     info = {
         "camera_matrix": {"rows": 3, "cols": 3, "data": view.intrinsics.ravel().tolist()},
         "focal_length": float(focal),
-        "principal_point": centre.tolist(),
+        "principal_point": center.tolist(),
         "image_height": height,
         "image_width": width,
     }
@@ -137,7 +137,7 @@ def _write_camera_files(folder: Path, episode: WorldEpisode, view: View) -> None
         number: {
             "camera_to_world": {
                 "quaternion": {"w": w, "x": x, "y": y, "z": z},
-                "translation": dict(zip("xyz", view.camera.centre(scene).tolist(), strict=True)),
+                "translation": dict(zip("xyz", view.camera.center(scene).tolist(), strict=True)),
             },
             "rgb_image_filename": f"{number:06d}_rgb.png",
             "timestamp": _START_US + number * 1_000_000 // FPS,
@@ -173,7 +173,7 @@ def _write_documents(folder: Path, episode: WorldEpisode, views: tuple[View, ...
     }
     _write_yaml(folder / "metadata.yaml", metadata)
     start = episode.scenes[0]
-    blocks = dict(zip(COLOURS, start.blocks.tolist(), strict=True))
+    blocks = dict(zip(COLORS, start.blocks.tolist(), strict=True))
     scenario = {"blocks": blocks, "bin": start.bin.tolist(), "gripper": start.gripper.tolist()}
     scenario["language_instruction"] = episode.instruction
     _write_yaml(folder / "resolved_scenario.yaml", scenario)

@@ -48,22 +48,22 @@ class View:
 
     def draw(self, scene: Scene) -> UInt8Array:
         """The picture, uint8 [H, W, 3]; 64 x 64 takes about 1 ms."""
-        picture = self._table(scene)
+        image = self._table(scene)
         for patch in self._patches(scene):
-            patch.paint(picture)
-        return picture
+            patch.paint(image)
+        return image
 
     def measure(self, scene: Scene) -> Measurement:
         """Depth and labels of the same picture."""
-        centre = self.camera.centre(scene)
+        center = self.camera.center(scene)
         rays = self._rays
-        depth = np.where(rays[..., 2] < 0, centre[2] / np.maximum(-rays[..., 2], 1e-6), _FAR)
+        depth = np.where(rays[..., 2] < 0, center[2] / np.maximum(-rays[..., 2], 1e-6), _FAR)
         labels = np.zeros(self.size, np.int16)
         for patch in self._patches(scene):
             face, window = patch.face, patch.window
             if face.opacity == 1.0:
                 covered = patch.coverage() > 0.5
-                depth[window][covered] = _plane_depth(face, centre, rays[window][covered])
+                depth[window][covered] = _plane_depth(face, center, rays[window][covered])
                 labels[window][covered] = face.label
         return Measurement(np.minimum(depth * 1000, 65535).astype(np.uint16), labels)
 
@@ -108,30 +108,30 @@ class View:
 
     def _table(self, scene: Scene) -> UInt8Array:
         if self.camera.on_hand:
-            return self._look_down(self.camera.centre(scene))
+            return self._look_down(self.camera.center(scene))
         return self._fixed_table.copy()
 
-    def _look_down(self, centre: FloatArray) -> UInt8Array:
+    def _look_down(self, center: FloatArray) -> UInt8Array:
         """The empty table as seen from `centre` [3]."""
         texture = _texture(self._shrink)
         edge = texture.shape[0] - 1
-        start = (centre[:2] + _TEXTURE_MARGIN) * self._texels_per_metre
-        texels = self._slopes * np.float32(centre[2]) + start[:, None, None].astype("f4")
+        start = (center[:2] + _TEXTURE_MARGIN) * self._texels_per_metre
+        texels = self._slopes * np.float32(center[2]) + start[:, None, None].astype("f4")
         x, y = np.clip(texels, 0, edge, out=texels).astype(np.int32)
         return texture.reshape(-1, 3).take(y * texture.shape[0] + x, axis=0)
 
     def _patches(self, scene: Scene) -> "list[_Patch]":
         """Faces in the picture, farthest first."""
-        centre = self.camera.centre(scene)
-        faces = visible_faces(scene, centre, with_palm=not self.camera.on_hand)
-        corners = np.array([face.corners for face in faces]) - centre
+        center = self.camera.center(scene)
+        faces = visible_faces(scene, center, with_palm=not self.camera.on_hand)
+        corners = np.array([face.corners for face in faces]) - center
         projected = corners @ (self.intrinsics @ self.camera.rotation().T).T
         depth = projected[..., 2:]
         pixels = projected[..., :2] / np.maximum(depth, _NEAR)
         in_front = (depth[..., 0] > _NEAR).all(axis=1)
         limits = np.array([self.size[1], self.size[0]])
-        in_picture = (pixels.max(axis=1) > -0.5) & (pixels.min(axis=1) < limits - 0.5)
-        kept = np.flatnonzero(in_front & in_picture.all(axis=1))
+        in_image = (pixels.max(axis=1) > -0.5) & (pixels.min(axis=1) < limits - 0.5)
+        kept = np.flatnonzero(in_front & in_image.all(axis=1))
         return _cut_patches([faces[index] for index in kept], pixels[kept], limits)
 
 
@@ -157,12 +157,12 @@ class _Patch(NamedTuple):
         inside = (along + self.edges[:, 2:])[:, :, None] + across[:, None, :]
         return inside.min(axis=0).clip(0.0, 1.0)
 
-    def paint(self, picture: UInt8Array) -> None:
+    def paint(self, image: UInt8Array) -> None:
         """Lays the face over the picture, in place."""
-        under = picture[self.window].astype(np.float32)
+        under = image[self.window].astype(np.float32)
         weight = (self.coverage() * np.float32(self.face.opacity))[..., None]
-        colour = np.array(self.face.colour, np.float32)
-        picture[self.window] = under + weight * (colour - under) + np.float32(0.5)
+        color = np.array(self.face.color, np.float32)
+        image[self.window] = under + weight * (color - under) + np.float32(0.5)
 
 
 def _cut_patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int_]) -> list[_Patch]:
@@ -183,9 +183,9 @@ def _cut_patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int
     return [_Patch(*parts) for parts in zip(faces, windows, edges, strict=True)]
 
 
-def _plane_depth(face: Face, centre: FloatArray, rays: FloatArray) -> FloatArray:
+def _plane_depth(face: Face, center: FloatArray, rays: FloatArray) -> FloatArray:
     """Depth [N] at which rays [N, 3] from `centre` meet the plane of a face."""
-    first, second, third = face.corners[:3] - centre
+    first, second, third = face.corners[:3] - center
     normal = np.cross(second - first, third - first)
     return (normal @ first) / (rays @ normal)
 
@@ -211,8 +211,8 @@ def _full_texture() -> UInt8Array:
     # Tiles fade towards the end of the texture, which stands for all floor beyond it.
     fade = np.clip((to_edge + _TEXTURE_MARGIN) / _TEXTURE_MARGIN, 0, 1)
     checks = 1 + 0.05 * fade * np.sign(np.sin(16 * x) * np.sin(16 * y))
-    colours = on_table * _WOOD * tone[..., None] + (1 - on_table) * _FLOOR * checks[..., None]
-    return np.clip(colours, 0, 255).astype(np.uint8)
+    colors = on_table * _WOOD * tone[..., None] + (1 - on_table) * _FLOOR * checks[..., None]
+    return np.clip(colors, 0, 255).astype(np.uint8)
 
 
 def _seam(planks: FloatArray) -> FloatArray:

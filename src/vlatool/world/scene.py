@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 FPS = 10
-COLOURS = ("red", "green", "blue")
+COLORS = ("red", "green", "blue")
 BLOCK_HALF = 0.045
 BIN_HALF = 0.085
 BIN_WALL = 0.012
@@ -55,29 +55,29 @@ class Scene:
 
     def placed(self, target: int) -> int | None:
         """The block in the bin: `target` if it is there, else another one, else None."""
-        candidates = [target, *range(len(COLOURS))]
+        candidates = [target, *range(len(COLORS))]
         return next((block for block in candidates if self.is_in_bin(block)), None)
 
 
-def instruction_for(colour: str) -> str:
+def instruction_for(color: str) -> str:
     """What the robot is told."""
-    return f"put the {colour} block in the bin"
+    return f"put the {color} block in the bin"
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """A start: blocks and bin apart from each other, the open hand above the table."""
     while True:
         places = rng.uniform(0.12, 0.88, size=(4, 2))
-        blocks, bin_centre = places[:3], places[3]
+        blocks, bin_center = places[:3], places[3]
         gaps = np.linalg.norm(blocks - np.roll(blocks, 1, axis=0), axis=1)
-        bin_gaps = np.linalg.norm(blocks - bin_centre, axis=1)
+        bin_gaps = np.linalg.norm(blocks - bin_center, axis=1)
         if gaps.min() >= _BLOCK_DISTANCE and bin_gaps.min() >= _BIN_DISTANCE:
             break
     hand = rng.uniform([0.2, 0.2, 0.15], [0.8, 0.8, 0.3])
     return Scene(
         gripper=np.array([*hand, OPEN]),
         blocks=np.column_stack([blocks, np.full(3, BLOCK_HALF)]),
-        bin=bin_centre,
+        bin=bin_center,
     )
 
 

@@ -10,11 +10,11 @@ BLOCK_LABELS = (1, 2, 3)
 BIN_LABEL = 4
 HAND_LABEL = 5
 
-_BLOCK_COLOURS = ((214, 48, 44), (46, 164, 72), (48, 96, 216))
-_BIN_COLOUR = (122, 112, 138)
+_BLOCK_COLORS = ((214, 48, 44), (46, 164, 72), (48, 96, 216))
+_BIN_COLOR = (122, 112, 138)
 _BIN_FLOOR = (58, 52, 70)
-_FINGER_COLOUR = (245, 196, 60)
-_PALM_COLOUR = (232, 234, 238)
+_FINGER_COLOR = (245, 196, 60)
+_PALM_COLOR = (232, 234, 238)
 _SHADOW = (30, 22, 14)
 _BIN_HEIGHT = 0.05
 _FINGER_HALF = (0.008, 0.016, 0.035)
@@ -31,7 +31,7 @@ class Face:
     """A flat quadrilateral [4, 3] with its colour (RGB), how opaque it is, and its label."""
 
     corners: FloatArray
-    colour: tuple[float, float, float]
+    color: tuple[float, float, float]
     label: int
     opacity: float = 1.0
 
@@ -54,7 +54,7 @@ _UNIT_FACES = _unit_faces()
 def visible_faces(scene: Scene, eye: FloatArray, *, with_palm: bool) -> list[Face]:
     """Faces seen from `eye` [3], the farthest first, as a painter needs them."""
     boxes = [*_bin_walls(scene), *_blocks(scene), *_hand(scene, with_palm=with_palm)]
-    boxes.sort(key=lambda box: -float(np.linalg.norm(box.centre - eye)))
+    boxes.sort(key=lambda box: -float(np.linalg.norm(box.center - eye)))
     faces = [*_shadows(scene), _bin_floor(scene)]
     for box in boxes:
         faces.extend(box.faces(eye))
@@ -63,32 +63,32 @@ def visible_faces(scene: Scene, eye: FloatArray, *, with_palm: bool) -> list[Fac
 
 @dataclass(frozen=True)
 class _Box:
-    centre: FloatArray
+    center: FloatArray
     half: FloatArray
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     label: int
 
     def faces(self, eye: FloatArray) -> list[Face]:
         """The faces turned towards `eye`, at most three."""
-        beyond = (eye - self.centre) / self.half
+        beyond = (eye - self.center) / self.half
         seen = np.flatnonzero(_FACE_NORMALS @ beyond > 1.0)
-        corners = self.centre + _UNIT_FACES[seen] * self.half
+        corners = self.center + _UNIT_FACES[seen] * self.half
         return [
-            Face(corner, _lit(self.colour, _FACE_LIGHT[face]), self.label)
+            Face(corner, _lit(self.color, _FACE_LIGHT[face]), self.label)
             for corner, face in zip(corners, seen, strict=True)
         ]
 
 
-def _lit(colour: tuple[int, int, int], light: float) -> tuple[float, float, float]:
-    red, green, blue = colour
+def _lit(color: tuple[int, int, int], light: float) -> tuple[float, float, float]:
+    red, green, blue = color
     return (red * light, green * light, blue * light)
 
 
 def _blocks(scene: Scene) -> list[_Box]:
     half = np.full(3, BLOCK_HALF)
     return [
-        _Box(centre, half, colour, label)
-        for centre, colour, label in zip(scene.blocks, _BLOCK_COLOURS, BLOCK_LABELS, strict=True)
+        _Box(center, half, color, label)
+        for center, color, label in zip(scene.blocks, _BLOCK_COLORS, BLOCK_LABELS, strict=True)
     ]
 
 
@@ -102,7 +102,7 @@ def _bin_walls(scene: Scene) -> list[_Box]:
         (x, y - reach, before),
         (x, y + reach, before),
     ]
-    return [_Box(np.array([u, v, tall]), half, _BIN_COLOUR, BIN_LABEL) for u, v, half in places]
+    return [_Box(np.array([u, v, tall]), half, _BIN_COLOR, BIN_LABEL) for u, v, half in places]
 
 
 def _bin_floor(scene: Scene) -> Face:
@@ -114,13 +114,13 @@ def _hand(scene: Scene, *, with_palm: bool) -> list[_Box]:
     reach = opening / 2 + _FINGER_HALF[0]
     half = np.array(_FINGER_HALF)
     fingers = [
-        _Box(np.array([x + side * reach, y, z + half[2]]), half, _FINGER_COLOUR, HAND_LABEL)
+        _Box(np.array([x + side * reach, y, z + half[2]]), half, _FINGER_COLOR, HAND_LABEL)
         for side in (-1, 1)
     ]
     if not with_palm:
         return fingers
     palm = np.array([x, y, z + _PALM_HEIGHT])
-    return [*fingers, _Box(palm, np.array(_PALM_HALF), _PALM_COLOUR, HAND_LABEL)]
+    return [*fingers, _Box(palm, np.array(_PALM_HALF), _PALM_COLOR, HAND_LABEL)]
 
 
 def _shadows(scene: Scene) -> list[Face]:
@@ -132,7 +132,7 @@ def _shadows(scene: Scene) -> list[Face]:
     ]
 
 
-def _flat(centre: FloatArray, half: tuple[float, float]) -> FloatArray:
+def _flat(center: FloatArray, half: tuple[float, float]) -> FloatArray:
     """Corners of a rectangle on the table [4, 3]."""
     signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]])
-    return np.column_stack([centre + signs * half, np.zeros(4)])
+    return np.column_stack([center + signs * half, np.zeros(4)])

@@ -108,7 +108,7 @@ def test_a_published_folder_without_manifest_is_read(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["json", "packed"])
-def test_a_picture_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
+def test_a_image_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
     error = refusal(write_tree_codes(tree, layout), stems=[STEMS[0], "other"])
     assert (error.code, error.details["pictures"]) == ("data.missing_codes", ["other"])
     assert "other" in error.message
@@ -128,7 +128,7 @@ def test_a_broken_file_is_named(tree: Path, text: str) -> None:
     assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[0])
 
 
-def test_a_packed_code_out_of_range_names_its_picture(tree: Path) -> None:
+def test_a_packed_code_out_of_range_names_its_image(tree: Path) -> None:
     folder = write_tree_codes(tree, "packed")
     codes = EpisodeCodes("episode_000000", STEMS, np.array([GOOD, [*GOOD[:-1], 4096]], np.uint16))
     write_codes(folder, "packed", codes, tokenizer_digest("builder"))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlatool.artifacts.image import decode_rgb, decoded_size, encode_jpeg, open_picture
+from vlatool.artifacts.image import decode_rgb, decoded_size, encode_jpeg, open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 56, 3)).astype(np.uint8)
 
@@ -17,8 +17,8 @@ def stored(mode: str, kind: str, **options: Any) -> bytes:
 
 
 def by_pillow(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def with_size(data: bytes, side: int) -> bytes:
@@ -32,7 +32,7 @@ def with_size(data: bytes, side: int) -> bytes:
     return data[:at] + side.to_bytes(2, "big") * 2 + data[at + 4 :]
 
 
-PICTURES = {
+IMAGES = {
     "4:2:0": stored("RGB", "JPEG", quality=95, optimize=True),
     "4:2:2": stored("RGB", "JPEG", subsampling=1),
     "4:4:4": stored("RGB", "JPEG", subsampling=0),
@@ -45,14 +45,14 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_pixels_are_pillows(name: str) -> None:
-    assert (decode_rgb(PICTURES[name]) == by_pillow(PICTURES[name])).all()
+    assert (decode_rgb(IMAGES[name]) == by_pillow(IMAGES[name])).all()
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_decoded_size_is_wide_first(name: str) -> None:
-    assert decoded_size(PICTURES[name]) == (56, 40)
+    assert decoded_size(IMAGES[name]) == (56, 40)
 
 
 @pytest.mark.parametrize(
@@ -61,37 +61,37 @@ def test_decoded_size_is_wide_first(name: str) -> None:
     ids=["overwritten", "trailing bytes"],
 )
 def test_flawed_jpeg_that_pillow_reads_has_pillows_pixels(flaw: Any) -> None:
-    data = flaw(PICTURES["4:2:0"])
+    data = flaw(IMAGES["4:2:0"])
 
     assert (decode_rgb(data) == by_pillow(data)).all()
 
 
 BROKEN = {
-    "truncated": PICTURES["4:2:0"][:-200],
-    "truncated progressive": PICTURES["progressive"][:-200],
-    "truncated png": PICTURES["png"][:-200],
-    "header alone": PICTURES["4:2:0"][:300],
+    "truncated": IMAGES["4:2:0"][:-200],
+    "truncated progressive": IMAGES["progressive"][:-200],
+    "truncated png": IMAGES["png"][:-200],
+    "header alone": IMAGES["4:2:0"][:300],
     "start alone": b"\xff\xd8\xff",
     "empty": b"",
     "text": b"no picture",
     "vector graphics": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
-    "huge jpeg": with_size(PICTURES["4:2:0"], 40_000),
-    "huge png": with_size(PICTURES["png"], 40_000),
-    "large jpeg": with_size(PICTURES["4:2:0"], 9_000),
-    "large png": with_size(PICTURES["png"], 9_000),
+    "huge jpeg": with_size(IMAGES["4:2:0"], 40_000),
+    "huge png": with_size(IMAGES["png"], 40_000),
+    "large jpeg": with_size(IMAGES["4:2:0"], 9_000),
+    "large png": with_size(IMAGES["png"], 9_000),
 }
 
 
 @pytest.mark.parametrize("read", [decode_rgb, decoded_size])
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_picture_is_refused(name: str, read: Any) -> None:
+def test_broken_image_is_refused(name: str, read: Any) -> None:
     with pytest.raises(ValueError, match=r"\S"):
         read(BROKEN[name])
 
 
 @pytest.mark.parametrize("name", ["large jpeg", "large png"])
 def test_limit_is_told_before_anything_is_decoded(name: str) -> None:
-    with pytest.raises(ValueError, match="9000 x 9000"), open_picture(BROKEN[name]):
+    with pytest.raises(ValueError, match="9000 x 9000"), open_image(BROKEN[name]):
         pass
 
 
@@ -107,4 +107,4 @@ def test_message_is_the_same_every_time() -> None:
 
 
 def test_jpeg_has_optimised_tables() -> None:
-    assert encode_jpeg(PIXELS, 95) == PICTURES["4:2:0"]
+    assert encode_jpeg(PIXELS, 95) == IMAGES["4:2:0"]

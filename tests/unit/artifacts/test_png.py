@@ -77,5 +77,5 @@ def test_bytes_behind_the_end_are_noticed() -> None:
         png_info(png() + b"\0")
 
 
-def test_other_pictures_are_none() -> None:
+def test_other_images_are_none() -> None:
     assert not is_png(b"\xff\xd8\xff")

@@ -46,22 +46,22 @@ def test_libero_has_the_published_numbers_and_a_raw_gripper() -> None:
     assert libero.center.dtype == libero.spread.dtype == np.float32
 
 
-def test_libero_with_a_normalised_gripper_is_the_guides_command() -> None:
+def test_libero_with_a_normalized_gripper_is_the_guides_command() -> None:
     libero = read_profile("libero", "normalised")
 
     assert libero.center[-1] == np.float32(MEAN[-1])
     assert libero.spread[-1] == np.float32(0.9987710118293762)
 
 
-def test_normalising_is_exact_in_float32() -> None:
+def test_normalizing_is_exact_in_float32() -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
     libero = read_profile("libero")
 
-    found = libero.normalise(rows)
+    found = libero.normalize(rows)
 
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, (rows - libero.center) / libero.spread)
-    np.testing.assert_array_equal(libero.denormalise(found), found * libero.spread + libero.center)
+    np.testing.assert_array_equal(libero.denormalize(found), found * libero.spread + libero.center)
 
 
 def test_every_shipped_profile_reads() -> None:
@@ -110,7 +110,7 @@ def test_a_name_that_nothing_has_is_a_usage_error() -> None:
     assert "libero" in caught.value.hint
 
 
-def test_a_gripper_that_is_not_there_cannot_be_normalised(tmp_path: Path) -> None:
+def test_a_gripper_that_is_not_there_cannot_be_normalized(tmp_path: Path) -> None:
     write_profile(tmp_path / NAME, PLAIN)
 
     code = refusal(lambda: read_profile(str(tmp_path), "normalised"))
@@ -167,6 +167,6 @@ def test_a_dimension_that_never_changes_is_scaled_by_one() -> None:
     assert computed_profile("mine", rows).std == (1.0, 0.5)
 
 
-def test_actions_of_another_width_are_not_normalised() -> None:
+def test_actions_of_another_width_are_not_normalized() -> None:
     with pytest.raises(ValueError, match="7"):
-        read_profile("libero").normalise(np.zeros((16, 6)))
+        read_profile("libero").normalize(np.zeros((16, 6)))

@@ -13,7 +13,7 @@ from vlatool.artifacts.shard import TarWriter, member_bytes
 from vlatool.episode import Sample
 
 KEY = "00000000-0000-0000-0000-000000000000"
-PICTURES = {
+IMAGES = {
     "left_t-1.jpg": b"a" * 700,
     "right_t-1.jpg": b"b",
     "left_t0.jpg": b"c",
@@ -37,13 +37,13 @@ def shard(tmp_path: Path) -> Path:
     path = tmp_path / "shard_000000.tar"
     with path.open("wb") as file:
         tar = TarWriter(file)
-        tar.append(b"".join(member_bytes(*one) for one in sample_members(sample(), PICTURES)))
+        tar.append(b"".join(member_bytes(*one) for one in sample_members(sample(), IMAGES)))
         tar.finish()
     return path
 
 
 def test_members_have_the_published_names_and_order() -> None:
-    names = [name.removeprefix(f"{KEY}.") for name, _ in sample_members(sample(), PICTURES)]
+    names = [name.removeprefix(f"{KEY}.") for name, _ in sample_members(sample(), IMAGES)]
 
     assert names == [
         "left_t-1.jpg",
@@ -70,7 +70,7 @@ def test_tar_is_made_of_whole_records(shard: Path) -> None:
 
 def test_tar_equals_the_one_the_standard_library_writes(shard: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "expected.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-        for name, data in sample_members(sample(), PICTURES):
+        for name, data in sample_members(sample(), IMAGES):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -82,7 +82,7 @@ def test_webdataset_reads_one_sample_with_every_member(shard: Path) -> None:
     (read,) = list(wds.WebDataset(str(shard), shardshuffle=False))
 
     assert read["__key__"] == KEY
-    assert read["left_t-1.jpg"] == PICTURES["left_t-1.jpg"]
+    assert read["left_t-1.jpg"] == IMAGES["left_t-1.jpg"]
     assert json.loads(read["metadata.json"])["anchor_relative_idx"] == 1
     assert json.loads(read["language_instructions.json"]) == {"original": ["tu das, für mich"]}
 
@@ -119,4 +119,4 @@ def test_append_returns_the_byte_range_of_a_sample(tmp_path: Path) -> None:
 
 
 def test_same_sample_gives_the_same_bytes() -> None:
-    assert list(sample_members(sample(), PICTURES)) == list(sample_members(sample(), PICTURES))
+    assert list(sample_members(sample(), IMAGES)) == list(sample_members(sample(), IMAGES))

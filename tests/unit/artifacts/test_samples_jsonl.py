@@ -83,7 +83,7 @@ def test_published_lines_come_back_as_they_were() -> None:
         messages = json.loads(line)["messages"]
         found = parse_messages(messages)
         assert [found.question(), found.answer()] == [one["content"] for one in messages]
-        assert (found.pictures, found.codes.shape) == (32, (32, 32))
+        assert (found.images, found.codes.shape) == (32, (32, 32))
         assert found.action_ids[:4] == (300, 496, 1179, 273)
         kinds.append(found.kind)
     assert kinds == ["vla", "wm"]

@@ -4,34 +4,34 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.builders.images import HEIGHT, WIDTH, picture, saved
+from tests.builders.images import HEIGHT, WIDTH, image, saved
 from vlatool.artifacts.stored_image import image_info
 
-PNG = saved(picture(0))
+PNG = saved(image(0))
 
 
 @pytest.mark.parametrize(("kind", "name"), [("PNG", "png"), ("JPEG", "jpeg")])
 def test_rgb_of_eight_bits_is_plain(kind: str, name: str) -> None:
-    facts = image_info(saved(picture(0), kind))
-    assert (facts.format, facts.size, facts.is_plain) == (name, (HEIGHT, WIDTH), True)
+    info = image_info(saved(image(0), kind))
+    assert (info.format, info.size, info.is_plain) == (name, (HEIGHT, WIDTH), True)
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG")]
 )
-def test_grey_alpha_palette_and_print_colours_are_not_plain(mode: str, kind: str) -> None:
-    assert not image_info(saved(picture(0).convert(mode), kind)).is_plain
+def test_gray_alpha_palette_and_print_colors_are_not_plain(mode: str, kind: str) -> None:
+    assert not image_info(saved(image(0).convert(mode), kind)).is_plain
 
 
-def test_one_transparent_colour_is_not_plain() -> None:
-    assert not image_info(saved(picture(0), transparency=(1, 2, 3))).is_plain
+def test_one_transparent_color_is_not_plain() -> None:
+    assert not image_info(saved(image(0), transparency=(1, 2, 3))).is_plain
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_frames_of_an_animation_are_counted(kind: str) -> None:
-    more = [picture(1), picture(2)]
-    facts = image_info(saved(picture(0), kind, save_all=True, append_images=more))
-    assert (facts.frames, facts.is_plain) == (3, False)
+    more = [image(1), image(2)]
+    info = image_info(saved(image(0), kind, save_all=True, append_images=more))
+    assert (info.frames, info.is_plain) == (3, False)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,6 @@ def test_frames_of_an_animation_are_counted(kind: str) -> None:
         pytest.param(b"\xff\xd8\xff" + bytes(50), id="head of a JPEG"),
     ],
 )
-def test_what_is_no_whole_picture_is_refused(data: bytes) -> None:
+def test_what_is_no_whole_image_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         image_info(data)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.builders import shards as built
 from vlatool.artifacts.npz_bytes import array_headers, read_arrays
-from vlatool.artifacts.sample import PictureName, StoredSample, parse_picture, picture_suffix
+from vlatool.artifacts.sample import ImageName, StoredSample, image_suffix, parse_image
 from vlatool.artifacts.shard import open_shard, scan_tar
 from vlatool.errors import DataError
 
@@ -21,31 +21,29 @@ def sample() -> StoredSample:
 @pytest.mark.parametrize(
     ("suffix", "name", "camera"),
     [
-        ("front_t-1.jpg", PictureName("front", -1, is_side=False), "front"),
-        ("front_t0.png", PictureName("front", 0, is_side=False), "front"),
-        ("front_depth_t0.png", PictureName("front_depth", 0, is_side=True), "front"),
-        ("front_depth_t0.jpg", PictureName("front_depth", 0, is_side=False), "front_depth"),
+        ("front_t-1.jpg", ImageName("front", -1, is_side=False), "front"),
+        ("front_t0.png", ImageName("front", 0, is_side=False), "front"),
+        ("front_depth_t0.png", ImageName("front_depth", 0, is_side=True), "front"),
+        ("front_depth_t0.jpg", ImageName("front_depth", 0, is_side=False), "front_depth"),
     ],
 )
-def test_the_suffix_of_a_picture_says_what_it_is(
-    suffix: str, name: PictureName, camera: str
-) -> None:
-    found = parse_picture(suffix)
+def test_the_suffix_of_a_image_says_what_it_is(suffix: str, name: ImageName, camera: str) -> None:
+    found = parse_image(suffix)
     assert (found, found and found.recorded_by) == (name, camera)
 
 
 @pytest.mark.parametrize("suffix", ["lowdim.npz", "front.jpg", "_t0.jpg", "front_t1.jpg.txt"])
-def test_other_members_are_no_pictures(suffix: str) -> None:
-    assert parse_picture(suffix) is None
+def test_other_members_are_no_images(suffix: str) -> None:
+    assert parse_image(suffix) is None
 
 
 def test_a_written_suffix_is_parsed_back() -> None:
-    assert parse_picture(picture_suffix("a_t1", -3)) == PictureName("a_t1", -3, is_side=False)
+    assert parse_image(image_suffix("a_t1", -3)) == ImageName("a_t1", -3, is_side=False)
 
 
-def test_a_sample_tells_its_pictures_numbers_and_sentences(sample: StoredSample) -> None:
+def test_a_sample_tells_its_images_numbers_and_sentences(sample: StoredSample) -> None:
     assert list(sample.views()) == [("front", -1), ("wrist", -1), ("front", 0), ("wrist", 0)]
-    assert sample.picture_sizes()["front_t0.jpg"] == built.SIZE
+    assert sample.image_sizes()["front_t0.jpg"] == built.SIZE
     assert sample.metadata()["camera_names"] == list(built.CAMERAS)
     assert sample.language() == {"original": ["put it there"]}
     np.testing.assert_array_equal(sample.arrays(["action"])["action"], built.arrays(2)["action"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlatool.findings import Finding, FindingCode, FindingCodes
-from vlatool.plugins import ARTIFACTS, Artifact, Registry, recognise
+from vlatool.plugins import ARTIFACTS, Artifact, Registry, recognize
 from vlatool.verification.check import CheckOptions
 
 NOTE = FindingCodes(
@@ -40,14 +40,14 @@ def test_every_function_is_in_its_room(name: str) -> None:
 
 
 def test_an_empty_folder_is_nothing(tmp_path: Path) -> None:
-    assert recognise(tmp_path) is None
+    assert recognize(tmp_path) is None
 
 
 def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
     note = Artifact(f"{__name__}:is_note", f"{__name__}:check_note", "")
     table: Registry[Artifact] = Registry("", "artifact", {"note": note})
     (tmp_path / "x.note").touch()
-    found = recognise(tmp_path / "x.note", table)
+    found = recognize(tmp_path / "x.note", table)
     assert found == ("note", note)
     check = CheckOptions()
     findings = list(note.load("verify")(tmp_path / "x.note", check))
@@ -57,4 +57,4 @@ def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
 
 def test_a_folder_of_recordings_with_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"files": {}}')
-    assert recognise(tmp_path) is None
+    assert recognize(tmp_path) is None

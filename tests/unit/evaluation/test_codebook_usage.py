@@ -18,7 +18,7 @@ def test_usage_and_entropy_are_of_all_codes_that_occurred() -> None:
     assert "changed_codes" not in figures
 
 
-def test_changes_are_counted_between_neighbouring_frames_only() -> None:
+def test_changes_are_counted_between_neighboring_frames_only() -> None:
     use = CodebookUsage.of(8, 3)
     use.add(CODES, [FrameIndex("a", 0), FrameIndex("a", 1), FrameIndex("a", 3), FrameIndex("b", 4)])
     assert int(use.pairs) == 1
@@ -26,7 +26,7 @@ def test_changes_are_counted_between_neighbouring_frames_only() -> None:
     assert use.metrics()["constant_places"] == 2
 
 
-def test_last_frame_of_a_batch_is_the_neighbour_of_the_next_batch() -> None:
+def test_last_frame_of_a_batch_is_the_neighbor_of_the_next_batch() -> None:
     frames = [FrameIndex("a", number) for number in range(4)]
     whole, parts = CodebookUsage.of(8, 3), CodebookUsage.of(8, 3)
     whole.add(CODES, frames)
@@ -36,7 +36,7 @@ def test_last_frame_of_a_batch_is_the_neighbour_of_the_next_batch() -> None:
     assert whole.metrics() == parts.metrics()
 
 
-def test_counts_over_ranks_are_those_of_all_pictures() -> None:
+def test_counts_over_ranks_are_those_of_all_images() -> None:
     ranks = [CodebookUsage.of(8, 3) for _ in range(2)]
     ranks[0].add(CODES[:2], [FrameIndex("a", 0), FrameIndex("a", 1)])
     ranks[1].add(CODES[2:], [FrameIndex("b", 0), FrameIndex("b", 1)])

@@ -37,12 +37,12 @@ def test_distance_of_shifted_features_is_the_square_of_the_shift() -> None:
     assert frechet_distance(moments(rows), shifted) == pytest.approx(12 * 0.25, rel=1e-6)
 
 
-def test_distance_with_fewer_pictures_than_features_is_a_number() -> None:
+def test_distance_with_fewer_images_than_features_is_a_number() -> None:
     few = moments(features(4, count=5))
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
 
 
-def test_moments_over_ranks_are_those_of_all_pictures() -> None:
+def test_moments_over_ranks_are_those_of_all_images() -> None:
     rows = features(5)
     ranks = [moments(part) for part in rows.split([20, 1, 39])]
     names = iter(("count", "total", "products"))
@@ -56,7 +56,7 @@ def test_moments_over_ranks_are_those_of_all_pictures() -> None:
     np.testing.assert_allclose(covariance, np.cov(rows.numpy(), rowvar=False), rtol=1e-9)
 
 
-def test_one_picture_has_no_distance() -> None:
+def test_one_image_has_no_distance() -> None:
     one = moments(features(6, count=1))
     with pytest.raises(DataError) as caught:
         frechet_distance(one, one)

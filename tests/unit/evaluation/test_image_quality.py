@@ -10,8 +10,8 @@ from vlatool.errors import DataError
 from vlatool.evaluation.image_quality import (
     MOST_DB,
     ImageScore,
+    ImageScores,
     MeanImageBaseline,
-    PictureScores,
     block_means,
     extremes,
     psnr,
@@ -20,26 +20,26 @@ from vlatool.evaluation.image_quality import (
 )
 
 
-def pictures(seed: int, count: int = 3, height: int = 14, width: int = 13) -> torch.Tensor:
+def images(seed: int, count: int = 3, height: int = 14, width: int = 13) -> torch.Tensor:
     draws = np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), np.uint8)
     return torch.from_numpy(draws)
 
 
 def noisy(images: torch.Tensor) -> torch.Tensor:
-    noise = pictures(99, *images.shape[:1], *images.shape[2:]).int() // 8 - 16
+    noise = images(99, *images.shape[:1], *images.shape[2:]).int() // 8 - 16
     return (images.int() + noise).clamp(0, 255).to(torch.uint8)
 
 
 def test_psnr_is_that_of_its_formula() -> None:
-    x = pictures(0)
+    x = images(0)
     y = noisy(x)
     for a, b, found in zip(x.double(), y.double(), psnr(x, y), strict=True):
         error = float(((a - b) ** 2).mean())
         assert float(found) == pytest.approx(10 * math.log10(255**2 / error), abs=1e-4)
 
 
-def test_equal_pictures_have_the_highest_ratio() -> None:
-    assert psnr(pictures(0), pictures(0)).tolist() == [MOST_DB] * 3
+def test_equal_images_have_the_highest_ratio() -> None:
+    assert psnr(images(0), images(0)).tolist() == [MOST_DB] * 3
 
 
 def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
@@ -61,20 +61,20 @@ def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_ssim_is_that_of_its_formula() -> None:
-    x = pictures(1, 2)
+    x = images(1, 2)
     y = noisy(x)
     for a, b, found in zip(x.double().numpy(), y.double().numpy(), ssim(x, y), strict=True):
         expected = np.mean([slow_ssim(a[c], b[c]) for c in range(3)])
         assert float(found) == pytest.approx(expected, abs=1e-5)
 
 
-def test_picture_is_most_similar_to_itself() -> None:
-    torch.testing.assert_close(ssim(pictures(2), pictures(2)), torch.ones(3))
+def test_image_is_most_similar_to_itself() -> None:
+    torch.testing.assert_close(ssim(images(2), images(2)), torch.ones(3))
 
 
-def test_ssim_of_pictures_smaller_than_a_window_is_refused() -> None:
+def test_ssim_of_images_smaller_than_a_window_is_refused() -> None:
     with pytest.raises(DataError) as caught:
-        ssim(pictures(0, 1, 10, 40), pictures(0, 1, 10, 40))
+        ssim(images(0, 1, 10, 40), images(0, 1, 10, 40))
     assert caught.value.code == "data.picture_too_small"
 
 
@@ -83,13 +83,13 @@ def test_what_a_network_makes_is_clamped_and_rounded() -> None:
     assert to_uint8(pixels).tolist() == [0, 0, 0, 1, 255, 255]
 
 
-def test_blocks_have_their_mean_colour_at_the_border_too() -> None:
+def test_blocks_have_their_mean_color_at_the_border_too() -> None:
     image = torch.arange(3, dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 3, 3) * 10
     assert block_means(image, 2)[0, 0].tolist() == [[5, 5, 20]] * 3
 
 
-def test_mean_picture_has_the_error_of_its_formula() -> None:
-    x = pictures(3, 6)
+def test_mean_image_has_the_error_of_its_formula() -> None:
+    x = images(3, 6)
     sums = MeanImageBaseline.of_size(14, 13, torch.device("cpu"))
     sums.add(x[:2])
     sums.add(x[2:])
@@ -97,8 +97,8 @@ def test_mean_picture_has_the_error_of_its_formula() -> None:
     assert sums.psnr() == pytest.approx(10 * math.log10(255**2 / error), abs=1e-6)
 
 
-def test_means_over_ranks_are_those_of_all_pictures() -> None:
-    ranks = [PictureScores(["psnr", "ssim"]) for _ in range(3)]
+def test_means_over_ranks_are_those_of_all_images() -> None:
+    ranks = [ImageScores(["psnr", "ssim"]) for _ in range(3)]
     ranks[0].add(["a", "b"], {"psnr": torch.tensor([1.0, 2.0]), "ssim": torch.tensor([0.1, 0.2])})
     ranks[2].add(["c"], {"psnr": torch.tensor([6.0]), "ssim": torch.tensor([0.6])})
     means = ranks[1].means(lambda _: sum(one.sums() for one in ranks))  # pyright: ignore[reportArgumentType]
@@ -106,7 +106,7 @@ def test_means_over_ranks_are_those_of_all_pictures() -> None:
 
 
 def test_nothing_has_no_mean() -> None:
-    assert PictureScores(["psnr"]).means() == {}
+    assert ImageScores(["psnr"]).means() == {}
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_nothing_has_no_mean() -> None:
         (0, ([], [], [])),
     ],
 )
-def test_extremes_are_different_pictures(pictures: int, chosen: tuple[list[str], ...]) -> None:
-    rows = [ImageScore(str(number), {"psnr": float(number)}) for number in range(pictures)]
+def test_extremes_are_different_images(images: int, chosen: tuple[list[str], ...]) -> None:
+    rows = [ImageScore(str(number), {"psnr": float(number)}) for number in range(images)]
     found = extremes(rows, "psnr", 2)
     keys = tuple([row.key for row in part] for part in (found.best, found.median, found.worst))
     assert keys == chosen

@@ -24,7 +24,7 @@ KEYS = [f"episode_{e}/{n:04d}" for e in range(2) for n in range(3)]
 CPU = torch.device("cpu")
 
 
-def pictures(count: int = 6) -> torch.Tensor:
+def images(count: int = 6) -> torch.Tensor:
     draws = np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), np.uint8)
     return torch.from_numpy(draws)
 
@@ -35,7 +35,7 @@ def blocks_of_8(images: torch.Tensor) -> Reconstruction:
     return Reconstruction(made, made[:, 0, ::8, ::8].flatten(1).long() // 32)
 
 
-class MeanColours:
+class MeanColors:
     width = 3
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -44,9 +44,9 @@ class MeanColours:
 
 def sums_of(rows: range, judges: MetricNetworks | None = None) -> ReconstructionSums:
     sums = ReconstructionSums(
-        16, CPU, CodeShape(8, 4), judges or MetricNetworks(None, MeanColours())
+        16, CPU, CodeShape(8, 4), judges or MetricNetworks(None, MeanColors())
     )
-    images = pictures()[rows.start : rows.stop]
+    images = images()[rows.start : rows.stop]
     if len(rows):
         sums.add([KEYS[row] for row in rows], images, blocks_of_8(images))
     return sums
@@ -96,16 +96,16 @@ def test_nothing_has_no_figures() -> None:
         ("a/plain", FrameIndex("a/plain", 0)),
     ],
 )
-def test_name_of_a_picture_says_where_it_stands(key: str, frame: FrameIndex) -> None:
+def test_name_of_a_image_says_where_it_stands(key: str, frame: FrameIndex) -> None:
     assert frame_of(key) == frame
 
 
 def test_ranks_share_whole_shards() -> None:
     blocks = tuple(ShardInfo(Path(f"{number}.tar"), number + 1) for number in range(5))
-    facts = ImagesInfo((DataSet("a", blocks),), (tuple(range(5)),))
-    parts = [part_of(facts, rank, 3) for rank in range(3)]
+    info = ImagesInfo((DataSet("a", blocks),), (tuple(range(5)),))
+    parts = [part_of(info, rank, 3) for rank in range(3)]
     assert sorted(one.location for part in parts for one in part.datasets[0].blocks) == [
         one.location for one in blocks
     ]
     assert parts[1].shard_bytes == ((1, 4),)
-    assert sum(part.num_samples for part in parts) == facts.num_samples
+    assert sum(part.num_samples for part in parts) == info.num_samples

@@ -28,7 +28,7 @@ def test_middle_is_that_of_the_published_resize_and_crop(height: int, width: int
     assert np.abs(found - expected).max() <= 1
 
 
-def test_picture_of_the_right_size_stays_as_it_is() -> None:
+def test_image_of_the_right_size_stays_as_it_is() -> None:
     image = pixels(16, 16)
     rule = ImagePreprocessing(crop_size=16)
     np.testing.assert_array_equal(prepare_image(image, rule, np.random.default_rng(0)), image)
@@ -41,7 +41,7 @@ def test_random_crops_reach_both_ends_and_nothing_else() -> None:
     assert starts == {0, 1, 2, 3}
 
 
-def test_half_of_the_pictures_are_mirrored_where_that_is_asked_for() -> None:
+def test_half_of_the_images_are_mirrored_where_that_is_asked_for() -> None:
     image = pixels(8, 8)
     rule = ImagePreprocessing(crop_size=8, random_flip=True)
     made = [prepare_image(image, rule, np.random.default_rng(i)) for i in range(200)]
@@ -62,7 +62,7 @@ def test_squashing_keeps_every_edge() -> None:
     np.testing.assert_array_equal(prepare_image(pixels(48, 20), rule), np.asarray(expected))
 
 
-def test_crop_larger_than_the_picture_is_refused() -> None:
+def test_crop_larger_than_the_image_is_refused() -> None:
     with pytest.raises(ValidationError):
         ImagePreprocessing(crop_size=256, resize_shorter_edge=224)
 
@@ -81,7 +81,7 @@ def test_flips_are_off_unless_asked_for() -> None:
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
-def test_what_is_no_picture_is_refused_before_a_model_sees_it(image: np.ndarray) -> None:
+def test_what_is_no_image_is_refused_before_a_model_sees_it(image: np.ndarray) -> None:
     with pytest.raises(DataError) as caught:
         checked_image(image, "frame 3")
     assert caught.value.code == "data.not_an_image"

@@ -116,7 +116,7 @@ def test_batch_comes_from_as_many_places_as_there_are_lanes() -> None:
     assert len({place.shard for place in places}) > 55
 
 
-def test_lane_stays_within_a_group_of_neighbours() -> None:
+def test_lane_stays_within_a_group_of_neighbors() -> None:
     """The key says how far a sample may travel: 64 lanes are in few blocks at a time."""
     order = order_of([100] * 1000, group=100)
 
@@ -312,7 +312,7 @@ def test_largest_remainder_gives_whole_counts(
     assert largest_remainder(weights, 10) == counts
 
 
-def test_lanes_of_one_process_are_neighbours() -> None:
+def test_lanes_of_one_process_are_neighbors() -> None:
     assert bit_reversed(8).tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
 
 

@@ -154,7 +154,7 @@ def test_tensor_arrives_as_it_was(value: Tensor) -> None:
     torch.testing.assert_close(found, value, rtol=0, atol=0)
 
 
-def test_colours_stay_last_in_memory() -> None:
+def test_colors_stay_last_in_memory() -> None:
     value = torch.zeros(2, 100, 200, 3).permute(0, 3, 1, 2)
 
     assert sent(value).stride() == value.stride()

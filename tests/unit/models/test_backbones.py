@@ -39,7 +39,7 @@ def vit(text: ByteTextConfig | None = None) -> ViTBackbone:
     return ViTBackbone(ViTBackboneConfig(**sizes, n_heads=2, n_layers=1, text_encoder=text))
 
 
-def pictures(batch: int = 2, count: int = 4, size: int = 32) -> Tensor:
+def images(batch: int = 2, count: int = 4, size: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     shape = (batch, count, 3, size, size)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -96,7 +96,7 @@ def test_spatial_softmax_is_where_the_map_peaks(row: int, column: int, x: float,
     torch.testing.assert_close(found, torch.tensor([[x, y]]).float(), atol=1e-5, rtol=0)
 
 
-def test_keypoint_follows_a_bright_blob_in_the_picture() -> None:
+def test_keypoint_follows_a_bright_blob_in_the_image() -> None:
     encoder = keypoints(text=None, cameras=1).cameras[0]
     with torch.no_grad():
         for part in (encoder.conv1, encoder.conv2, encoder.conv3):
@@ -117,21 +117,21 @@ def test_keypoint_follows_a_bright_blob_in_the_picture() -> None:
     assert low[0] == pytest.approx(top_left[0], abs=0.05)
 
 
-def test_keypoint_tokens_are_one_per_picture_and_one_for_the_sentence() -> None:
-    assert keypoints()(pictures(), says("a", "b")).shape == (2, 5, 16)
-    assert keypoints(text=None)(pictures(), says("a", "b")).shape == (2, 4, 16)
+def test_keypoint_tokens_are_one_per_image_and_one_for_the_sentence() -> None:
+    assert keypoints()(images(), says("a", "b")).shape == (2, 5, 16)
+    assert keypoints(text=None)(images(), says("a", "b")).shape == (2, 4, 16)
 
 
 def test_sentence_changes_every_token() -> None:
     backbone = keypoints()
-    images = pictures(batch=1).expand(2, -1, -1, -1, -1)
+    images = images(batch=1).expand(2, -1, -1, -1, -1)
     first, second = backbone(images, says("put the red block away", "put the green block away"))
     assert bool(((first - second).abs().amax(dim=1) > 0).all())
 
 
 def test_each_camera_has_weights_of_its_own_and_time_is_outer() -> None:
     backbone = keypoints(text=None)
-    images = pictures(batch=1)
+    images = images(batch=1)
     tokens = backbone(images, says(""))
     changed = images.clone()
     changed[:, 3] = 255 - changed[:, 3]
@@ -147,13 +147,13 @@ def test_each_camera_has_weights_of_its_own_and_time_is_outer() -> None:
 # vision transformer
 
 
-def test_every_patch_of_every_picture_is_a_token() -> None:
-    assert vit()(pictures(), says("a", "b")).shape == (2, 4 * 4, 16)
-    assert vit(TEXT)(pictures(), says("a", "b")).shape == (2, 1 + 4 * 4, 16)
+def test_every_patch_of_every_image_is_a_token() -> None:
+    assert vit()(images(), says("a", "b")).shape == (2, 4 * 4, 16)
+    assert vit(TEXT)(images(), says("a", "b")).shape == (2, 1 + 4 * 4, 16)
 
 
 def test_language_changes_the_output_only_with_a_text_encoder() -> None:
-    images = pictures(batch=1).expand(2, -1, -1, -1, -1)
+    images = images(batch=1).expand(2, -1, -1, -1, -1)
     without, with_text = vit()(images, says("a", "b")), vit(TEXT)(images, says("a", "b"))
     assert torch.equal(without[0], without[1])
     assert not torch.equal(with_text[0], with_text[1])
@@ -170,7 +170,7 @@ def test_vision_transformer_without_text_has_the_published_names() -> None:
     assert any(name.startswith("text.") for name in vit(TEXT).state_dict())
 
 
-def test_pictures_of_another_size_are_resized() -> None:
+def test_images_of_another_size_are_resized() -> None:
     flat = torch.full((1, 1, 3, 48, 40), 90, dtype=torch.uint8)
     small = torch.full((1, 1, 3, 16, 16), 90, dtype=torch.uint8)
     torch.testing.assert_close(vit()(flat, says("")), vit()(small, says("")))

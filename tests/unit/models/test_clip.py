@@ -42,7 +42,7 @@ def backbone(base: Path, **keys: Any) -> ClipBackbone:
     return ClipBackbone(section(base, **keys))
 
 
-def pictures(size: int = 32) -> Tensor:
+def images(size: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (2, 2, 3, size, size), generator=generator, dtype=torch.uint8)
 
@@ -50,7 +50,7 @@ def pictures(size: int = 32) -> Tensor:
 TEXT = torch.tensor([[9, 2, 3, 10, 0], [9, 2, 3, 4, 10]])
 
 
-def test_sizes_and_colours_come_from_the_base_model(base: Path) -> None:
+def test_sizes_and_colors_come_from_the_base_model(base: Path) -> None:
     derived, rules = ClipBackboneConfig(hf_pretrained=str(base)).derive(DATA)
     assert derived.architecture is not None
     assert derived.architecture["vision_config"]["hidden_size"] == 16
@@ -69,8 +69,8 @@ def test_derived_section_needs_its_base_model_no_more(base: Path) -> None:
 
 
 # Source: lbm-training 2.4
-def test_picture_is_projected_then_normalised_and_sentence_the_other_way_round(base: Path) -> None:
-    module, images = backbone(base), pictures()
+def test_image_is_projected_then_normalized_and_sentence_the_other_way_round(base: Path) -> None:
+    module, images = backbone(base), images()
     tokens = module(images, TEXT)
     network = module._model.model
     pixels = ImageNormalizer((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(images.flatten(0, 1), (32, 32))
@@ -84,22 +84,22 @@ def test_picture_is_projected_then_normalised_and_sentence_the_other_way_round(b
 
 
 def test_filling_behind_a_sentence_changes_nothing(base: Path) -> None:
-    module, images = backbone(base), pictures()
+    module, images = backbone(base), images()
     longer = torch.cat([TEXT, torch.zeros(2, 7, dtype=torch.int64)], dim=1)
     torch.testing.assert_close(module(images, longer), module(images, TEXT))
 
 
-def test_without_text_there_is_a_token_per_picture_alone(base: Path) -> None:
+def test_without_text_there_is_a_token_per_image_alone(base: Path) -> None:
     module = backbone(base, disable_text=True)
-    assert module(pictures(), TEXT).shape == (2, 2, 8)
+    assert module(images(), TEXT).shape == (2, 2, 8)
     text = [p for n, p in module.named_parameters() if ".text_" in n]
     assert text
     assert not any(parameter.requires_grad for parameter in text)
 
 
-def test_padded_pictures_are_zeros(base: Path) -> None:
+def test_padded_images_are_zeros(base: Path) -> None:
     mask = torch.tensor([[True, False], [True, True]])
-    tokens = backbone(base)(pictures(), TEXT, mask)
+    tokens = backbone(base)(images(), TEXT, mask)
     assert not tokens[0, 2].any()
     assert bool(tokens[:, :2].any(dim=2).all())
 
@@ -117,20 +117,20 @@ def test_freezing_a_tower_leaves_its_projection_free(base: Path, tower: str) -> 
 
 def test_every_weight_that_learns_gets_a_gradient(base: Path) -> None:
     module = backbone(base)
-    module(pictures(), TEXT).sum().backward()
+    module(images(), TEXT).sum().backward()
     assert not [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_published_weights_are_loaded_from_the_base_model(base: Path) -> None:
     module = backbone(base)
-    before = module(pictures(), TEXT)
+    before = module(images(), TEXT)
     module.load_base()
     from transformers import CLIPModel
 
     published = CLIPModel.from_pretrained(base).state_dict()
     loaded = module._model.model.state_dict()
     assert all(torch.equal(value, published[name]) for name, value in loaded.items())
-    assert not torch.equal(module(pictures(), TEXT), before)
+    assert not torch.equal(module(images(), TEXT), before)
 
 
 def test_towers_give_what_those_of_transformers_give_and_the_same_gradients(base: Path) -> None:
@@ -139,7 +139,7 @@ def test_towers_give_what_those_of_transformers_give_and_the_same_gradients(base
     module, pixels = backbone(base), torch.randn(3, 3, 32, 32)
     module.load_base()
     own, other = module._model, CLIPModel.from_pretrained(base)
-    found = [own.pictures(pixels), own.sentences(TEXT)]
+    found = [own.images(pixels), own.sentences(TEXT)]
     ids = (TEXT - 1).clamp(min=0)
     expected = [
         normalize(other.visual_projection(other.vision_model(pixels).pooler_output), dim=-1),
@@ -155,14 +155,14 @@ def test_towers_give_what_those_of_transformers_give_and_the_same_gradients(base
             torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_pictures_of_another_size_are_resized_as_image_libraries_do() -> None:
+def test_images_of_another_size_are_resized_as_image_libraries_do() -> None:
     from PIL import Image
 
-    images = pictures(48).flatten(0, 1)
+    images = images(48).flatten(0, 1)
     resized = ImageNormalizer((0, 0, 0), (1, 1, 1))(images, (32, 32)) * 255
     for one, found in zip(images, resized, strict=True):
-        picture = Image.fromarray(one.permute(1, 2, 0).numpy())
-        small = picture.resize((32, 32), Image.Resampling.BICUBIC)
+        image = Image.fromarray(one.permute(1, 2, 0).numpy())
+        small = image.resize((32, 32), Image.Resampling.BICUBIC)
         expected = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(32, 32, 3)
         assert (found.permute(1, 2, 0) - expected).abs().max() <= 1.01
 
@@ -251,8 +251,8 @@ def bellpepper() -> DiffusionPolicy:
     text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     architecture = {"model_type": "clip", "projection_dim": 512, "text_config": text}
     architecture["vision_config"] = {"hidden_size": 768, "patch_size": 32}
-    colours = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
-    clip = ClipBackboneConfig(architecture=architecture, freeze_text_encoder=True, **colours)
+    colors = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+    clip = ClipBackboneConfig(architecture=architecture, freeze_text_encoder=True, **colors)
     config = DiffusionPolicyConfig(
         vision_language_backbone=clip,
         transformer=TransformerConfig(hidden_dim=512, n_layers=12, n_heads=8, post_embed_norm=True),

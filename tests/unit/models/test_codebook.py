@@ -111,7 +111,7 @@ def test_histogram_counts_every_code() -> None:
     assert histogram(torch.tensor([[0, 2], [2, 3]]), 5).tolist() == [1, 0, 2, 1, 0]
 
 
-def test_codes_are_compared_with_those_of_the_picture_before() -> None:
+def test_codes_are_compared_with_those_of_the_image_before() -> None:
     found = difference_sums(torch.tensor([[1, 2], [1, 3], [0, 4]]))
 
     assert {name: int(one) for name, one in found.items()} == {

@@ -8,7 +8,7 @@ import torch
 
 from vlatool.errors import DataError
 from vlatool.models.images import (
-    PictureBatcher,
+    ImageBatcher,
     check_pixels,
     comparison,
     psnr,
@@ -25,7 +25,7 @@ class Sample:
 
 def test_batch_has_channels_first() -> None:
     image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
-    batch = PictureBatcher(4)([Sample("a", image)])
+    batch = ImageBatcher(4)([Sample("a", image)])
 
     assert batch["keys"] == ["a"]
     assert np.array_equal(batch["images"][0].permute(1, 2, 0).numpy(), image)
@@ -40,9 +40,9 @@ def test_batch_has_channels_first() -> None:
         np.zeros((4, 4, 3), np.float32),
     ],
 )
-def test_picture_that_does_not_fit_is_refused(image: np.ndarray) -> None:
+def test_image_that_does_not_fit_is_refused(image: np.ndarray) -> None:
     with pytest.raises(DataError) as error:
-        PictureBatcher(4)([Sample("a", image)])
+        ImageBatcher(4)([Sample("a", image)])
 
     assert (error.value.code, error.value.details["sample"]) == ("data.picture_size", "a")
 

@@ -158,8 +158,8 @@ def test_block_of_convnext_is_that_of_its_formula() -> None:
     x = torch.randn(2, 4, 5, 6)
     w = dict(block.named_parameters())
     h = functional.conv2d(x, w["block.0.weight"], w["block.0.bias"], padding=3, groups=4)
-    centred = h - h.mean(1, keepdim=True)
-    h = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    centerd = h - h.mean(1, keepdim=True)
+    h = centerd / (centerd.square().mean(1, keepdim=True) + 1e-6).sqrt()
     h = torch.einsum("bdhw,ed->behw", h, w["block.3.weight"]) + w["block.3.bias"][:, None, None]
     h = h * 0.5 * (1 + torch.erf(h / 2**0.5))
     h = torch.einsum("bdhw,ed->behw", h, w["block.5.weight"]) + w["block.5.bias"][:, None, None]
@@ -204,7 +204,7 @@ def test_gradient_goes_to_what_was_made_and_to_no_weight() -> None:
     assert not distance.train().training
 
 
-def test_pictures_are_enlarged_as_tensorflow_1_did() -> None:
+def test_images_are_enlarged_as_tensorflow_1_did() -> None:
     image = torch.rand(1, 1, 3, 2)
     found = enlarged(image, 5)
     for row in range(5):
@@ -219,7 +219,7 @@ def test_pictures_are_enlarged_as_tensorflow_1_did() -> None:
             )
 
 
-def test_features_of_pictures_are_pooled() -> None:
+def test_features_of_images_are_pooled() -> None:
     torch.manual_seed(0)
     network = InceptionFeatures().eval()
     images = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)

@@ -67,8 +67,8 @@ def linear(state: State, name: str, x: Tensor) -> Tensor:
 
 def norm(state: State, name: str, x: Tensor) -> Tensor:
     spread = x.var(dim=-1, unbiased=False, keepdim=True)
-    centred = (x - x.mean(dim=-1, keepdim=True)) / (spread + 1e-5).sqrt()
-    return centred * state[f"{name}.weight"] + state[f"{name}.bias"]
+    centerd = (x - x.mean(dim=-1, keepdim=True)) / (spread + 1e-5).sqrt()
+    return centerd * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
 def rotated(x: Tensor) -> Tensor:

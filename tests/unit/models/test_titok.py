@@ -43,7 +43,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def pictures(number: int = 3) -> torch.Tensor:
+def images(number: int = 3) -> torch.Tensor:
     return torch.rand(number, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
 
 
@@ -112,7 +112,7 @@ def test_aligned_layout_takes_one_latent_token() -> None:
     assert torch.equal(latent_columns(found, legacy=False)[:, :, 0], found.transpose(1, 2))
 
 
-def test_pixel_head_has_colours_innermost() -> None:
+def test_pixel_head_has_colors_innermost() -> None:
     side, grid = 4, 3
     values = torch.randn(2, side * side * 3, grid, grid)
     made = unpatched(values, side)
@@ -126,7 +126,7 @@ def test_pixel_head_has_colours_innermost() -> None:
 def test_model_computes_what_the_plain_formulas_say(layout: str) -> None:
     torch.manual_seed(0)
     model = Titok(tiny_titok(latent_layout=layout))
-    plain, images = PlainTitok(model), pictures()
+    plain, images = PlainTitok(model), images()
 
     assert torch.equal(model.codes(images), plain.codes(images))
     torch.testing.assert_close(model(images).logits, plain.logits(images), atol=2e-6, rtol=1e-5)
@@ -135,7 +135,7 @@ def test_model_computes_what_the_plain_formulas_say(layout: str) -> None:
 def test_gradients_are_those_of_the_plain_formulas() -> None:
     """The last blocks compute only what is read behind them, and nothing is lost by that."""
     torch.manual_seed(0)
-    model, images = Titok(tiny_titok()), pictures()
+    model, images = Titok(tiny_titok()), images()
     plain = PlainTitok(model)
     watched = model.encoder.patch_embed.weight, model.decoder.mask_token
 
@@ -148,7 +148,7 @@ def test_gradients_are_those_of_the_plain_formulas() -> None:
 
 def test_pixels_are_drawn_from_the_expected_code_of_the_teacher() -> None:
     torch.manual_seed(0)
-    model, images = Titok(tiny_titok(stage=2)), pictures()
+    model, images = Titok(tiny_titok(stage=2)), images()
     vectors = model.encode(images).vectors
     shares = model.decoder(vectors).softmax(1)
     table = model.pixel_quantize.embedding.weight
@@ -157,9 +157,9 @@ def test_pixels_are_drawn_from_the_expected_code_of_the_teacher() -> None:
     torch.testing.assert_close(model.decode(vectors), model.pixel_decoder(features))
 
 
-def test_codes_draw_what_their_pictures_draw() -> None:
+def test_codes_draw_what_their_images_draw() -> None:
     torch.manual_seed(0)
-    model, images = Titok(tiny_titok(stage=2)), pictures()
+    model, images = Titok(tiny_titok(stage=2)), images()
 
     drawn = model.decode_codes(model.codes(images)[:, None])
     torch.testing.assert_close(drawn, model(images).pixels, atol=1e-4, rtol=0)
@@ -167,7 +167,7 @@ def test_codes_draw_what_their_pictures_draw() -> None:
 
 def test_continuous_tokens_are_their_means_without_noise() -> None:
     torch.manual_seed(0)
-    model, images = Titok(tiny_titok(**(PIXELS | CONTINUOUS))), pictures()
+    model, images = Titok(tiny_titok(**(PIXELS | CONTINUOUS))), images()
     mean = model.encoder(images, model.latent_tokens)[..., :4]
 
     assert torch.equal(model.encode(images).vectors, mean)
@@ -181,7 +181,7 @@ def test_noise_of_continuous_tokens_has_their_variance() -> None:
     )
 
 
-def test_divergence_is_summed_over_tokens_and_averaged_over_pictures() -> None:
+def test_divergence_is_summed_over_tokens_and_averaged_over_images() -> None:
     features = torch.tensor([[[1.0, 0.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
 
     assert float(posterior(features, None).penalty) == pytest.approx((0.5 + 2.0) / 2)
@@ -247,7 +247,7 @@ def test_released_weights_give_the_published_ids(name: str) -> None:
     assert codes[0].tolist() == [int(one) for one in GOLDEN[name].split()]
 
 
-def test_teacher_is_asked_for_batches_with_a_new_picture() -> None:
+def test_teacher_is_asked_for_batches_with_a_new_image() -> None:
     cache, pixels = TeacherCodeCache(1024), torch.arange(3.0).view(3, 1, 1, 1)
     asked: list[float] = []
 

@@ -14,7 +14,7 @@ from vlatool.models.diffusion_policy.config import CausalLMConfig, VlmBackboneCo
 from vlatool.models.diffusion_policy.denoisers import CausalLM
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 from vlatool.models.diffusion_policy.vlm import VlmBackbone
-from vlatool.models.diffusion_policy.vlm_prompts import FAMILIES, picture_side, picture_tokens
+from vlatool.models.diffusion_policy.vlm_prompts import FAMILIES, image_side, image_tokens
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])
 TINY = ["paligemma", "smolvlm", "qwen3_vl"]
@@ -32,7 +32,7 @@ def section(base: Path, **keys: Any) -> VlmBackboneConfig:
     return VlmBackboneConfig.model_validate(given).derive(DATA)[0]
 
 
-def pictures() -> Tensor:
+def images() -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (2, 2, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
@@ -48,29 +48,27 @@ def test_token_is_the_last_states_of_a_word_behind_the_sentence(
     one = section(bases[family])
     module = VlmBackbone(one).eval()
     text = told(one, "put the red block", "put")
-    tokens = module(pictures(), text)
+    tokens = module(images(), text)
     assert tokens.shape == (2, 1, 16 * LAYERS)
     # Alone and without filling, as transformers itself would be asked.
     length = int((text[1] > 0).sum())
     ids = torch.cat([text[1:, :length] - 1, torch.tensor([[VLM_VOCABULARY]])], dim=1)
     states = module._network.model(
-        input_ids=ids, output_hidden_states=True, **module._pixels(pictures()[1:], ids)
+        input_ids=ids, output_hidden_states=True, **module._pixels(images()[1:], ids)
     ).hidden_states
     expected = torch.cat([state[:, -1] for state in states[-LAYERS:]], dim=1)
     torch.testing.assert_close(tokens[1], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_pictures_sentence_and_training_reach_the_token(
-    bases: dict[str, Path], family: str
-) -> None:
+def test_images_sentence_and_training_reach_the_token(bases: dict[str, Path], family: str) -> None:
     one = section(bases[family])
     module = VlmBackbone(one)
     text = told(one, "put the red block", "put the green block")
-    tokens = module(pictures(), text)
-    assert (module(255 - pictures(), text) - tokens).abs().max() > 1e-6
-    assert (module(pictures(), text.flip(0)) - tokens).abs().max() > 1e-6
-    torch.testing.assert_close(module.eval()(pictures(), text), tokens)
+    tokens = module(images(), text)
+    assert (module(255 - images(), text) - tokens).abs().max() > 1e-6
+    assert (module(images(), text.flip(0)) - tokens).abs().max() > 1e-6
+    torch.testing.assert_close(module.eval()(images(), text), tokens)
     tokens.sum().backward()
     assert not [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -91,11 +89,11 @@ def test_published_weights_are_loaded_and_the_new_word_is_their_mean(
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_example_has_as_many_tokens_of_pictures_as_a_sentence(
+def test_example_has_as_many_tokens_of_images_as_a_sentence(
     bases: dict[str, Path], family: str
 ) -> None:
     one = section(bases[family])
-    assert VlmBackbone(one)(pictures(), example_text(one, 2)).isfinite().all()
+    assert VlmBackbone(one)(images(), example_text(one, 2)).isfinite().all()
 
 
 def test_patches_are_those_of_the_model_s_own_processor(bases: dict[str, Path]) -> None:
@@ -104,10 +102,10 @@ def test_patches_are_those_of_the_model_s_own_processor(bases: dict[str, Path]) 
     processor = Qwen2VLImageProcessorPil(
         do_resize=False, patch_size=8, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    flat = pictures().flatten(0, 1)
+    flat = images().flatten(0, 1)
     expected = processor([one.permute(1, 2, 0).numpy() for one in flat], return_tensors="pt")
     module = VlmBackbone(section(bases["qwen3_vl"]))
-    found = module._pixels(pictures(), torch.zeros(2, 1, dtype=torch.int64))
+    found = module._pixels(images(), torch.zeros(2, 1, dtype=torch.int64))
     torch.testing.assert_close(found["pixel_values"], expected["pixel_values"])
     assert torch.equal(found["image_grid_thw"], expected["image_grid_thw"])
 
@@ -121,12 +119,12 @@ def test_patches_are_those_of_the_model_s_own_processor(bases: dict[str, Path]) 
         ("qwen3_vl", {"patch_size": 16, "spatial_merge_size": 2}, {}, 256, 64),
     ],
 )
-def test_picture_has_the_published_number_of_tokens(
+def test_image_has_the_published_number_of_tokens(
     family: str, vision: dict[str, int], more: dict[str, int], side: int, tokens: int
 ) -> None:
     architecture = {"model_type": family, "vision_config": vision, **more}
-    assert picture_side(architecture) == side
-    assert picture_tokens(architecture, side) == tokens
+    assert image_side(architecture) == side
+    assert image_tokens(architecture, side) == tokens
     before, _ = FAMILIES[family].prompt(2, tokens)
     assert before.count(FAMILIES[family].token) == 2 * tokens
 

@@ -26,7 +26,7 @@ def sizes(module: nn.Module) -> tuple[int, int]:
     return len(module.state_dict()), sum(p.numel() for p in module.parameters())
 
 
-def pictures(number: int = 2) -> torch.Tensor:
+def images(number: int = 2) -> torch.Tensor:
     return torch.rand(number, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
 
 
@@ -84,9 +84,9 @@ def test_block_of_one_width_adds_its_input() -> None:
     assert torch.equal(block(x), x)
 
 
-def test_ids_are_row_major_and_draw_what_their_pictures_draw() -> None:
+def test_ids_are_row_major_and_draw_what_their_images_draw() -> None:
     torch.manual_seed(0)
-    model, images = Vqgan(TINY), pictures()
+    model, images = Vqgan(TINY), images()
     ids = model.ids(images)
     nearest = torch.cdist(
         model.encoder(images).permute(0, 2, 3, 1).flatten(1, 2), model.quantize.embedding.weight
@@ -134,9 +134,9 @@ def test_lecam_means_stay_where_a_step_failed() -> None:
 
 
 @pytest.mark.parametrize("distance", [GradientDistance(), FeatureDistance(TINY)])
-def test_distance_is_zero_of_a_picture_to_itself_and_has_a_gradient(distance: nn.Module) -> None:
-    images = pictures()
-    made = (images + 0.1 * pictures().flip(0)).requires_grad_()
+def test_distance_is_zero_of_a_image_to_itself_and_has_a_gradient(distance: nn.Module) -> None:
+    images = images()
+    made = (images + 0.1 * images().flip(0)).requires_grad_()
 
     assert float(distance(images, images).detach()) == 0
     distance(images, made).backward()
@@ -155,7 +155,7 @@ def test_collapse_is_told_after_several_reports_in_a_row() -> None:
     assert (finding.code, finding.severity) == ("model.codebook_collapsed", "error")
 
 
-def test_collapse_is_told_where_every_picture_has_the_same_codes() -> None:
+def test_collapse_is_told_where_every_image_has_the_same_codes() -> None:
     watch = CodebookMonitor(CodebookAlarmConfig(below=0.02, windows=1))
     even = {"codebook_evenness": 0.9, "codebook_perplexity": 16.0, "dead_codes": 0.0}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.builders.images import HEIGHT, WIDTH, picture, saved, window_tree, write
+from tests.builders.images import HEIGHT, WIDTH, image, saved, window_tree, write
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode
@@ -56,41 +56,41 @@ def test_episodes_lie_in_the_folder_or_in_its_images(tree: Path, place: str) -> 
 def test_frames_stand_in_the_order_of_names_whatever_their_case_and_number(tmp_path: Path) -> None:
     names = ["a_10.png", "B_1.PNG", "a_2.png"]
     for number, name in enumerate(names):
-        write(tmp_path, f"episode_3/{name}", saved(picture(number)))
+        write(tmp_path, f"episode_3/{name}", saved(image(number)))
 
     (episode,) = read(tmp_path)
 
     assert episode.frame_metadata["file"] == ("B_1.PNG", "a_10.png", "a_2.png")
-    expected = np.stack([np.asarray(picture(number)) for number in (1, 0, 2)])
+    expected = np.stack([np.asarray(image(number)) for number in (1, 0, 2)])
     assert np.array_equal(episode.cameras[CAMERA].read([0, 1, 2]), expected)
 
 
-def test_a_folder_of_pictures_is_one_episode(tree: Path) -> None:
+def test_a_folder_of_images_is_one_episode(tree: Path) -> None:
     (episode,) = read(tree / "images/episode_000001")
     assert (episode.id, episode.num_frames) == ("episode_000001", 4)
 
 
 def test_episodes_are_numbered_by_their_folders(tmp_path: Path) -> None:
     for number in (10, 9):
-        write(tmp_path, f"episode_{number}/a.png", saved(picture(number)))
+        write(tmp_path, f"episode_{number}/a.png", saved(image(number)))
     refs = list(ImagesReader(ImagesConfig()).discover([tmp_path]))
     assert [ref.number for ref in refs] == [9, 10]
 
 
 def test_other_extensions_can_be_named(tree: Path) -> None:
-    write(tree, "images/episode_000000/x.tiff", saved(picture(0), "TIFF"))
+    write(tree, "images/episode_000000/x.tiff", saved(image(0), "TIFF"))
     assert [one.num_frames for one in read(tree, extensions=["TIFF", ".png"])] == [5, 4]
 
 
-def test_a_folder_without_pictures_has_no_episodes(tmp_path: Path) -> None:
+def test_a_folder_without_images_has_no_episodes(tmp_path: Path) -> None:
     write(tmp_path, "episode_000000/notes.txt")
     with pytest.raises(DataError) as caught:
         read(tmp_path)
     assert caught.value.code == "data.no_episodes"
 
 
-def test_pictures_of_other_sizes_are_read_one_at_a_time(tree: Path) -> None:
-    write(tree, "images/episode_000000/z.png", saved(picture(0, 8, 8)))
+def test_images_of_other_sizes_are_read_one_at_a_time(tree: Path) -> None:
+    write(tree, "images/episode_000000/z.png", saved(image(0, 8, 8)))
     camera = read(tree)[0].cameras[CAMERA]
     assert camera.read([4]).shape == (1, 8, 8, 3)
     assert camera.size == (HEIGHT, WIDTH)
@@ -114,7 +114,7 @@ class TestFindings:
             ("notes.txt", "images.other_files"),
         ],
     )
-    def test_what_is_no_picture_is_counted(self, tree: Path, name: str, code: str) -> None:
+    def test_what_is_no_image_is_counted(self, tree: Path, name: str, code: str) -> None:
         self.place(tree, name)
         assert codes(tree) == {code: 1}
 
@@ -122,19 +122,17 @@ class TestFindings:
         ("content", "code"),
         [
             (b"", "images.picture_unreadable"),
-            (saved(picture(0))[:99], "images.picture_unreadable"),
-            (saved(picture(0).convert("L")), "images.not_rgb"),
-            (saved(picture(0).convert("RGBA")), "images.not_rgb"),
-            (saved(picture(0, 9, 9)), "images.mixed_sizes"),
+            (saved(image(0))[:99], "images.picture_unreadable"),
+            (saved(image(0).convert("L")), "images.not_rgb"),
+            (saved(image(0).convert("RGBA")), "images.not_rgb"),
+            (saved(image(0, 9, 9)), "images.mixed_sizes"),
             (
-                saved(picture(0), save_all=True, append_images=[picture(1)]),
+                saved(image(0), save_all=True, append_images=[image(1)]),
                 "images.several_frames",
             ),
         ],
     )
-    def test_each_defect_of_a_picture_has_a_code(
-        self, tree: Path, content: bytes, code: str
-    ) -> None:
+    def test_each_defect_of_a_image_has_a_code(self, tree: Path, content: bytes, code: str) -> None:
         self.place(tree, "z.png", content)
         assert codes(tree) == {code: 1}
 
@@ -142,8 +140,8 @@ class TestFindings:
         os.symlink(tree / "nothing.png", tree / "images/episode_000000/z.png")
         assert codes(tree) == {"images.missing_file": 1}
 
-    def test_a_link_to_a_picture_is_that_picture(self, tree: Path) -> None:
-        target = self.place(tree, "y.png", saved(picture(0)))
+    def test_a_link_to_a_image_is_that_image(self, tree: Path) -> None:
+        target = self.place(tree, "y.png", saved(image(0)))
         os.symlink(target, tree / "images/episode_000000/z.png")
         assert read(tree)[0].num_frames == 6
         assert codes(tree) == {}
@@ -152,26 +150,26 @@ class TestFindings:
         os.truncate(self.place(tree, "z.png"), 2**28 + 1)  # a hole, no bytes on the disk
         assert codes(tree) == {"images.picture_too_large": 1}
 
-    def test_an_episode_without_pictures_is_told(self, tree: Path) -> None:
+    def test_an_episode_without_images_is_told(self, tree: Path) -> None:
         write(tree, "images/episode_000007/notes.txt")
         assert codes(tree) == {"images.other_files": 1, "images.no_pictures": 1}
 
     def test_pixels_of_a_jpeg_are_looked_at_in_full(self, tree: Path) -> None:
-        self.place(tree, "z.jpg", saved(picture(0), "JPEG")[:-40])
+        self.place(tree, "z.jpg", saved(image(0), "JPEG")[:-40])
         assert codes(tree) == {}
         assert codes(tree, deep=True) == {"pictures.unreadable": 1}
 
 
 class TestDetection:
-    def test_pictures_are_found_without_a_format(self, tree: Path) -> None:
+    def test_images_are_found_without_a_format(self, tree: Path) -> None:
         assert detect_source(tree, None).format == "images"
 
-    def test_a_preview_beside_recordings_makes_them_no_pictures(self, tmp_path: Path) -> None:
+    def test_a_preview_beside_recordings_makes_them_no_images(self, tmp_path: Path) -> None:
         source = lerobot_dataset(tmp_path / "pick", [3], cameras={})
-        write(source, "preview.png", saved(picture(0)))
+        write(source, "preview.png", saved(image(0)))
         assert detect_source(source, None).format == "lerobot"
 
-    def test_episode_folders_of_recordings_are_no_pictures(self, tmp_path: Path) -> None:
+    def test_episode_folders_of_recordings_are_no_images(self, tmp_path: Path) -> None:
         source = spartan_task(tmp_path / "raw", 1, 2)
         folder = next(source.rglob("episode_*")).parent
         assert detect_source(folder, None).format == "spartan"

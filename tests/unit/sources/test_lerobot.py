@@ -14,7 +14,7 @@ from PIL import Image
 from tests.builders.lerobot import (
     TASKS,
     Columns,
-    encoded_picture,
+    encoded_image,
     frame_of,
     lerobot_dataset,
     write_lines,
@@ -86,8 +86,8 @@ def test_an_episode_has_fields_camera_and_instruction(tmp_path: Path) -> None:
     assert episode.frame_metadata["index"] == [6, 7, 8, 9]
     assert episode.extras["source_version"] == "v2.1"
     assert episode.findings == ()
-    pictures = episode.cameras[FRONT].read([3, 0])
-    assert [frame_of(image) for image in pictures] == [3, 0]
+    images = episode.cameras[FRONT].read([3, 0])
+    assert [frame_of(image) for image in images] == [3, 0]
 
 
 def test_refs_are_numbered_named_and_picklable(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_requested_keys_replace_the_conventional_ones(tmp_path: Path) -> None:
     assert list(episode.lowdim) == ["timestamp", "action"]
 
 
-def test_rows_are_sorted_by_frame_index_with_their_pictures(tmp_path: Path) -> None:
+def test_rows_are_sorted_by_frame_index_with_their_images(tmp_path: Path) -> None:
     def reverse(_number: int, columns: Columns) -> None:
         for name, values in columns.items():
             columns[name] = values[::-1] if not isinstance(values, pa.Array) else values
@@ -243,9 +243,7 @@ def test_a_depth_camera_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shift", [0.1, -0.2])
-def test_shifted_timestamps_are_told_and_do_not_shift_pictures(
-    tmp_path: Path, shift: float
-) -> None:
+def test_shifted_timestamps_are_told_and_do_not_shift_images(tmp_path: Path, shift: float) -> None:
     def move(_number: int, columns: Columns) -> None:
         columns["timestamp"] = np.arange(len(columns["index"])) / 10 + shift
 
@@ -473,14 +471,14 @@ def with_images(root: Path, cells: Any) -> Any:
     return read(root).cameras["image"]
 
 
-def test_raw_bytes_and_paths_are_pictures(tmp_path: Path) -> None:
+def test_raw_bytes_and_paths_are_images(tmp_path: Path) -> None:
     root = tmp_path / "set"
     (root / "images").mkdir(parents=True)
-    (root / "images/two.png").write_bytes(encoded_picture(2))
-    (root / "four.jpg").write_bytes(encoded_picture(4, "JPEG"))
+    (root / "images/two.png").write_bytes(encoded_image(2))
+    (root / "four.jpg").write_bytes(encoded_image(4, "JPEG"))
     camera = with_images(root, ["two.png", "four.jpg"])
     assert [frame_of(image) for image in camera.read([0, 1])] == [2, 4]
-    camera = with_images(tmp_path / "raw", [encoded_picture(7), encoded_picture(8)])
+    camera = with_images(tmp_path / "raw", [encoded_image(7), encoded_image(8)])
     assert [frame_of(image) for image in camera.read([1, 0])] == [8, 7]
 
 
@@ -494,10 +492,10 @@ def test_raw_bytes_and_paths_are_pictures(tmp_path: Path) -> None:
         ({"bytes": b"no picture", "path": None}, "data.picture_unreadable"),
     ],
 )
-def test_unusable_pictures_name_column_and_row(
+def test_unusable_images_name_column_and_row(
     tmp_path: Path, cell: dict[str, Any], code: str
 ) -> None:
-    good = {"bytes": encoded_picture(0), "path": "0.png"}
+    good = {"bytes": encoded_image(0), "path": "0.png"}
     camera = with_images(tmp_path / "set", [good, cell])
     with pytest.raises(DataError) as caught:
         camera.read([0, 1])
@@ -505,7 +503,7 @@ def test_unusable_pictures_name_column_and_row(
     assert caught.value.details["field"] == "image"
 
 
-def test_grey_and_transparent_pictures_become_rgb(tmp_path: Path) -> None:
+def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     cells: list[bytes] = []
     for mode in ("L", "RGBA", "P"):
         buffer = io.BytesIO()

@@ -150,7 +150,7 @@ def test_another_length_than_listed_is_told(tmp_path: Path) -> None:
     assert [one.code for one in of_episode(root)] == ["lerobot.length_mismatch"]
 
 
-def test_pictures_of_another_size_than_declared_are_told(tmp_path: Path) -> None:
+def test_images_of_another_size_than_declared_are_told(tmp_path: Path) -> None:
     shape = {"dtype": "video", "shape": [64, 64, 3], "names": None}
     root = lerobot_dataset(tmp_path / "pick")
     tree = json.loads((root / "meta/info.json").read_text())
@@ -159,7 +159,7 @@ def test_pictures_of_another_size_than_declared_are_told(tmp_path: Path) -> None
     assert [one.code for one in of_episode(root)] == ["lerobot.picture_size"]
 
 
-def test_a_broken_picture_in_a_parquet_file_is_found_by_decoding(tmp_path: Path) -> None:
+def test_a_broken_image_in_a_parquet_file_is_found_by_decoding(tmp_path: Path) -> None:
     def change(number: int, columns: Columns) -> None:
         if number == 1:
             columns[CAMERA][2] = {"bytes": b"no picture", "path": None}

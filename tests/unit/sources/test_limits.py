@@ -51,7 +51,7 @@ def test_a_text_is_held_once_however_many_rows_have_it(tmp_path: Path) -> None:
     assert len(set(map(id, texts))) == 1
 
 
-def test_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+def test_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={FRONT: "image"})
     Image.new("1", (12_000, 12_000)).save(root / "large.png")
     table = pq.read_table(root / DATA)

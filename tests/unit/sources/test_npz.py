@@ -82,7 +82,7 @@ def test_structured_array_with_objects_is_refused(tmp_path: Path) -> None:
     assert refusal(npz(tmp_path, a=array), "a").code == "data.object_array"
 
 
-def test_object_array_does_not_hinder_its_neighbours(tmp_path: Path) -> None:
+def test_object_array_does_not_hinder_its_neighbors(tmp_path: Path) -> None:
     path = npz(tmp_path, trap=np.array([Trap(tmp_path / "sprung")], dtype=object), a=np.ones(2))
 
     assert NpzArchive(path).read("a").tolist() == [1, 1]
@@ -153,7 +153,7 @@ def test_zip_directory_that_lies_about_the_size_is_refused(tmp_path: Path) -> No
     assert refusal(path, "a").code == "data.broken_npz"
 
 
-def pictures(frames: int = 7) -> np.ndarray:
+def images(frames: int = 7) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (frames, 4, 5, 3)).astype(np.uint8)
 
 
@@ -168,7 +168,7 @@ def frame_source(folder: Path, array: np.ndarray, name: str = "cam") -> NpzFrame
     ids=["forward", "backward", "gaps", "repeats", "none"],
 )
 def test_streamed_frames_equal_the_whole_array(tmp_path: Path, indices: Any) -> None:
-    array = pictures()
+    array = images()
     frames = frame_source(tmp_path, array)
 
     one_by_one = [frames.read([index])[0] for index in indices]
@@ -178,13 +178,13 @@ def test_streamed_frames_equal_the_whole_array(tmp_path: Path, indices: Any) -> 
 
 
 def test_size_is_height_then_width(tmp_path: Path) -> None:
-    assert frame_source(tmp_path, pictures()).size == (4, 5)
+    assert frame_source(tmp_path, images()).size == (4, 5)
 
 
 @pytest.mark.parametrize("index", [-1, 7])
 def test_frame_outside_the_episode_is_refused(tmp_path: Path, index: int) -> None:
     with pytest.raises(DataError) as caught:
-        frame_source(tmp_path, pictures()).read([index])
+        frame_source(tmp_path, images()).read([index])
 
     assert caught.value.code == "data.broken_npz"
 
@@ -193,7 +193,7 @@ def test_frame_outside_the_episode_is_refused(tmp_path: Path, index: int) -> Non
     "array",
     [np.zeros((2, 4, 5), np.uint8), np.zeros((2, 4, 5, 4), np.uint8), np.zeros((2, 4, 5, 3))],
 )
-def test_array_that_holds_no_pictures_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+def test_array_that_holds_no_images_is_refused(tmp_path: Path, array: np.ndarray) -> None:
     with pytest.raises(DataError) as caught:
         frame_source(tmp_path, array)
 

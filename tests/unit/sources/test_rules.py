@@ -16,7 +16,7 @@ from vlatool.sources.rules import SOURCE, check_episode, duplicate_ids
 REF = EpisodeRef("one", Path("one"), "source")
 
 
-class Pictures:
+class Images:
     size = (2, 3)
 
     def __len__(self) -> int:
@@ -79,8 +79,8 @@ def test_an_episode_without_fields_is_an_error() -> None:
     assert codes(Reader(lowdim={})) == ["source.no_fields"]
 
 
-def test_pictures_are_decoded_only_when_asked_for() -> None:
-    reader = Reader(cameras={"front": Pictures()})
+def test_images_are_decoded_only_when_asked_for() -> None:
+    reader = Reader(cameras={"front": Images()})
     assert codes(reader) == []
     assert codes(reader, deep=True) == ["pictures.unreadable", "pictures.black"]
 

@@ -13,7 +13,7 @@ from tests.builders.spartan import (
     Change,
     Documents,
     action_vectors,
-    picture,
+    image,
     robot_signals,
     session_folder,
     spartan_episode,
@@ -239,12 +239,12 @@ def test_cameras_have_semantic_names_in_the_order_of_the_metadata(tmp_path: Path
     assert list(episode.cameras) == ["wrist_left_minus", "scene_right_0"]
 
 
-def test_pictures_are_those_of_their_camera_and_frame(tmp_path: Path) -> None:
+def test_images_are_those_of_their_camera_and_frame(tmp_path: Path) -> None:
     episode = read(spartan_task(tmp_path, 1))
 
-    (read_picture,) = episode.cameras["wrist_left_minus"].read([4])
+    (read_image,) = episode.cameras["wrist_left_minus"].read([4])
 
-    assert (read_picture == picture(4, 1, (24, 32))).all()
+    assert (read_image == image(4, 1, (24, 32))).all()
 
 
 def test_lowdim_fields_are_the_observations_and_the_parts_of_the_action_vector(
@@ -395,13 +395,13 @@ def test_metadata_without_camera_mapping_is_refused(tmp_path: Path, mapping: Any
     )
 
 
-def test_mapping_that_leads_to_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_mapping_that_leads_to_no_images_is_refused(tmp_path: Path) -> None:
     error = refusal(tmp_path, setting("metadata", "camera_id_to_semantic_name", {"XX": "front"}))
 
     assert error.code == "data.no_cameras"
 
 
-def test_mapped_camera_without_pictures_is_a_warning(tmp_path: Path) -> None:
+def test_mapped_camera_without_images_is_a_warning(tmp_path: Path) -> None:
     episode = read_changed(tmp_path, dropping("observations", "BFS_23595718"))
 
     assert list(episode.cameras) == ["scene_right_0"]

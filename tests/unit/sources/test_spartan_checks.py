@@ -257,9 +257,9 @@ def test_an_unreadable_file_is_named(name: str, tmp_path: Path) -> None:
     assert [one.place["path"] for one in found] == [str(path)]
 
 
-def pictures(value: int | None) -> Break:
-    def change(pictures: np.ndarray) -> np.ndarray:
-        return np.full_like(pictures, value) if value is not None else pictures[[0] * 6]
+def images(value: int | None) -> Break:
+    def change(images: np.ndarray) -> np.ndarray:
+        return np.full_like(images, value) if value is not None else images[[0] * 6]
 
     return put("observations", CAMERA, change)
 
@@ -267,12 +267,12 @@ def pictures(value: int | None) -> Break:
 @pytest.mark.parametrize(
     ("change", "code", "count"),
     [
-        (pictures(0), "pictures.black", 6),
-        (pictures(9), "pictures.constant", 6),
-        (pictures(None), "pictures.repeated", 6),
+        (images(0), "pictures.black", 6),
+        (images(9), "pictures.constant", 6),
+        (images(None), "pictures.repeated", 6),
     ],
 )
-def test_odd_pictures_are_found_when_they_are_decoded(
+def test_odd_images_are_found_when_they_are_decoded(
     change: Break, code: str, count: int, tmp_path: Path
 ) -> None:
     found = [one for one in broken(tmp_path, change, deep=True) if one.code == code]

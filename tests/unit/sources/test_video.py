@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.builders.lerobot import encoded_picture, frame_of, picture, write_video
+from tests.builders.lerobot import encoded_image, frame_of, image, write_video
 from vlatool.errors import DataError
 from vlatool.sources.video import VideoFrames, probe_video
 
@@ -24,8 +24,8 @@ def long_gop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def decode_all(path: Path) -> NDArray[np.uint8]:
     with av.open(str(path)) as container:
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.asarray(pictures, np.uint8)
+        images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.asarray(images, np.uint8)
 
 
 def test_the_test_video_has_b_frames_and_a_long_gop(long_gop: Path) -> None:
@@ -76,7 +76,7 @@ def test_other_codecs_are_exact(tmp_path: Path, codec: str, suffix: str) -> None
         stream.height, stream.width = 64, 64
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for number in range(12):
-            frame = av.VideoFrame.from_ndarray(picture(number, 64, 64), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(number, 64, 64), format="rgb24")
             container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
         container.mux(stream.encode())
     assert probe_video(path).num_frames == 12
@@ -101,7 +101,7 @@ def test_uneven_frame_times_do_not_shift_frames(tmp_path: Path) -> None:
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(30):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(number), format="rgb24")
             frame.pts, frame.time_base = 300 + 20 * number**2, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -137,11 +137,11 @@ def test_reading_after_close_opens_again(long_gop: Path) -> None:
     assert np.array_equal(frames.read([3]), first)
 
 
-def test_no_indices_give_no_pictures(long_gop: Path) -> None:
+def test_no_indices_give_no_images(long_gop: Path) -> None:
     assert VideoFrames(long_gop, FRAMES).read([]).shape == (0, 32, 48, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video", encoded_picture(1)[:40]])
+@pytest.mark.parametrize("content", [b"", b"not a video", encoded_image(1)[:40]])
 def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "video.mp4"
     path.write_bytes(content)

@@ -130,9 +130,9 @@ def test_manifest_lists_size_and_digest_of_every_file(tmp_path: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     assert (manifest["step"], manifest["samples"]) == (1, 4)
     assert manifest["files"].keys() == {MODEL, EMA, "means.safetensors", TRAINER}
-    for name, facts in manifest["files"].items():
-        assert facts["bytes"] == (folder / name).stat().st_size
-        assert len(facts["sha256"]) == 64
+    for name, info in manifest["files"].items():
+        assert info["bytes"] == (folder / name).stat().st_size
+        assert len(info["sha256"]) == 64
 
 
 def test_newest_complete_checkpoint_is_found_by_number(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_held_out_data_are_measured_at_checkpoints() -> None:
     assert every.validation_steps == (4, 8)
 
 
-def test_pictures_are_made_at_checkpoints_or_every_so_many_steps() -> None:
+def test_images_are_made_at_checkpoints_or_every_so_many_steps() -> None:
     keys = {"total_train_steps": 8, "num_checkpoints": 2}
     assert plan(**keys).image_steps == (4, 8)
     assert plan(**keys, images_every_n_steps=3).image_steps == (3, 6)

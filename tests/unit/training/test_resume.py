@@ -47,8 +47,8 @@ def finished(root: Path) -> RunDir:
         for name in ("manifest.json", "model.safetensors"):
             (run.checkpoint(step) / name).write_text("{}")
         run.write_latest(step)
-    run.picture(4, "look").parent.mkdir()
-    run.picture(4, "look").write_bytes(b"")
+    run.image(4, "look").parent.mkdir()
+    run.image(4, "look").write_bytes(b"")
     run.metrics.write_text('{"step": 4}\n')
     return run
 

@@ -71,14 +71,14 @@ def test_contradiction_is_an_error_for_who_typed_it_and_a_warning_for_others(
     assert [code for code, _ in heard.warnings] == ["inherited_value"]
 
 
-def test_limits_of_noise_without_normalisation_are_only_warned_of() -> None:
+def test_limits_of_noise_without_normalization_are_only_warned_of() -> None:
     resolved, heard = load("data.normalization.enabled=false"), Recorder()
     check_rules(violations(resolved.config), resolved.typed, heard)
     assert len(heard.warnings) == 1
 
 
 @pytest.mark.parametrize("method", ["std", "min_max"])
-def test_field_of_its_own_scale_decides_whether_actions_are_centred(method: str) -> None:
+def test_field_of_its_own_scale_decides_whether_actions_are_centerd(method: str) -> None:
     keys = ["data.action_fields=a", f"data.normalization.field_configs.a.method={method}"]
     assert bool(broken(*keys)) == (method != "std")
 

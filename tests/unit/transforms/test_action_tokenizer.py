@@ -47,7 +47,7 @@ def refusal(work: Callable[[], object]) -> tuple[str, int]:
 
 def test_the_published_coefficients_are_the_published_actions() -> None:
     chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
-    actions = read_profile("libero").denormalise(chunks[0])
+    actions = read_profile("libero").denormalize(chunks[0])
 
     first = [0.0191, 0.0041, -0.0006, -0.0054, -0.0055, 0.0045, -1.0]
     last = [-0.0045, -0.7180, -0.1270, 0.0631, 0.0168, 0.0045, -1.0]
@@ -57,9 +57,9 @@ def test_the_published_coefficients_are_the_published_actions() -> None:
 def test_the_published_actions_are_the_published_coefficients() -> None:
     profile = read_profile("libero")
     chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
-    actions = profile.denormalise(chunks)
+    actions = profile.denormalize(chunks)
 
-    found = byte_tokenizer().coefficients(profile.normalise(actions))
+    found = byte_tokenizer().coefficients(profile.normalize(actions))
 
     np.testing.assert_array_equal(found, guide_coefficients()[None])
 
@@ -75,7 +75,7 @@ def test_a_padding_chunk_has_the_published_gripper_coefficient(
     rows[..., -1] = way
     profile = read_profile("libero", "raw" if gripper == "raw" else "normalised")
 
-    found = byte_tokenizer().coefficients(profile.normalise(rows))[0]
+    found = byte_tokenizer().coefficients(profile.normalize(rows))[0]
 
     assert found[0, -1] == expected
     assert not found[1:].any()
@@ -132,7 +132,7 @@ def test_fitting_again_gives_the_same_vocabulary(tokenizer: ActionTokenizer) -> 
     assert fitted(smooth_chunks()).document == tokenizer.document
 
 
-def test_ids_of_a_chunk_do_not_depend_on_its_neighbours(tokenizer: ActionTokenizer) -> None:
+def test_ids_of_a_chunk_do_not_depend_on_its_neighbors(tokenizer: ActionTokenizer) -> None:
     chunks = smooth_chunks()
 
     assert tokenizer.encode(chunks) == [tokenizer.encode(one[None])[0] for one in chunks]

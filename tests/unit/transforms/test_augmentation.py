@@ -16,7 +16,7 @@ from vlatool.transforms.augmentation import (
 )
 
 
-def picture(seed: int = 0) -> np.ndarray:
+def image(seed: int = 0) -> np.ndarray:
     """Random levels, with greys, black, white and pure colours among them."""
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     pixels[0] = pixels[0, :, :1]
@@ -25,7 +25,7 @@ def picture(seed: int = 0) -> np.ndarray:
     return pixels
 
 
-def grey(pixel: np.ndarray) -> int:
+def gray(pixel: np.ndarray) -> int:
     red, green, blue = map(float, pixel)
     return math.floor(0.2989 * red + 0.587 * green + 0.114 * blue)
 
@@ -36,7 +36,7 @@ def levels(values: list[float]) -> list[int]:
 
 def slow(pixels: np.ndarray, name: str, amount: float) -> np.ndarray:
     """One change, pixel by pixel."""
-    mean = np.mean([grey(pixel) for row in pixels for pixel in row])
+    mean = np.mean([gray(pixel) for row in pixels for pixel in row])
     result = np.empty_like(pixels)
     for y, row in enumerate(pixels):
         for x, pixel in enumerate(row):
@@ -45,7 +45,7 @@ def slow(pixels: np.ndarray, name: str, amount: float) -> np.ndarray:
                 rgb = colorsys.hsv_to_rgb((hue + amount) % 1, saturation, value)
                 result[y, x] = levels([255.999 * one for one in rgb])
             else:
-                other = {"brightness": 0.0, "contrast": mean, "saturation": grey(pixel)}[name]
+                other = {"brightness": 0.0, "contrast": mean, "saturation": gray(pixel)}[name]
                 mixed = [amount * float(one) + (1 - amount) * other for one in pixel]
                 result[y, x] = levels(mixed)
     return result
@@ -66,8 +66,8 @@ def slow(pixels: np.ndarray, name: str, amount: float) -> np.ndarray:
         ("hue", -0.31),
     ],
 )
-def test_colours_change_as_the_formula_says(name: str, amount: float) -> None:
-    pixels = picture()
+def test_colors_change_as_the_formula_says(name: str, amount: float) -> None:
+    pixels = image()
     expected = slow(pixels, name, amount)
 
     apply_color_jitter(pixels, {name: amount})
@@ -79,7 +79,7 @@ def test_colours_change_as_the_formula_says(name: str, amount: float) -> None:
 
 def test_changes_are_made_in_the_order_they_are_given() -> None:
     changes = {"contrast": 1.4, "hue": 0.05, "brightness": 0.8}
-    expected, pixels = picture(), picture()
+    expected, pixels = image(), image()
     for name, amount in changes.items():
         expected = slow(expected, name, amount)
 
@@ -131,13 +131,13 @@ def test_random_box_reaches_every_place_and_no_other() -> None:
     assert boxes == {Box(top, left, 3, 5) for top in range(3) for left in range(2)}
 
 
-def test_share_of_a_picture_is_rounded_down() -> None:
+def test_share_of_a_image_is_rounded_down() -> None:
     box = random_box((9, 7), (0.5, 0.99), np.random.default_rng(0))
 
     assert (box.height, box.width) == (4, 6)
 
 
-def test_picture_that_is_too_small_is_refused() -> None:
+def test_image_that_is_too_small_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         central_box((224, 200), (224, 224))
 

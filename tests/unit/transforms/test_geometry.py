@@ -114,20 +114,20 @@ def test_exact_intrinsics_keep_skew() -> None:
 def test_cover_leaves_no_black_line(size: tuple[int, int]) -> None:
     geometry = make_geometry(size, (224, 224), "center_crop")
 
-    picture = geometry.apply(np.full((*size, 3), 200, np.uint8))
+    image = geometry.apply(np.full((*size, 3), 200, np.uint8))
 
-    assert picture.shape == (224, 224, 3)
-    assert picture.min() > 190
+    assert image.shape == (224, 224, 3)
+    assert image.min() > 190
 
 
 def test_fit_puts_black_bars_on_both_sides() -> None:
     geometry = make_geometry((48, 64), (64, 64), "resize_fit")
 
-    picture = geometry.apply(np.full((48, 64, 3), 200, np.uint8))
+    image = geometry.apply(np.full((48, 64, 3), 200, np.uint8))
 
-    assert picture[:8].max() == 0
-    assert picture[-8:].max() == 0
-    assert picture[8:-8].min() > 190
+    assert image[:8].max() == 0
+    assert image[-8:].max() == 0
+    assert image[8:-8].min() > 190
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_resize_of_the_surviving_box_looks_like_resize_then_crop(
     assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-12)) >= 38
 
 
-def test_picture_of_the_target_size_is_untouched() -> None:
+def test_image_of_the_target_size_is_untouched() -> None:
     image = smooth_photo(60, 80)
 
     picture = make_geometry((60, 80), (60, 80), "center_crop").apply(image)
@@ -177,7 +177,7 @@ def test_fit_that_misses_the_target_by_one_pixel_is_padded() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_pictures_turn_clockwise(turns: int) -> None:
+def test_images_turn_clockwise(turns: int) -> None:
     image = smooth_photo(40, 60)
 
     picture = make_geometry((40, 60), None, "center_crop", turns).apply(image)

@@ -58,13 +58,13 @@ def scale(
 def test_method_maps_its_statistics_to_the_range(
     method: Method, centered: bool, value: float, expected: float
 ) -> None:
-    normalised = scale(method, centered=centered).normalize(np.array([value, 5.0]))
+    normalized = scale(method, centered=centered).normalize(np.array([value, 5.0]))
 
-    np.testing.assert_allclose(normalised, [expected, 0.0], atol=1e-6)
+    np.testing.assert_allclose(normalized, [expected, 0.0], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["std", "min_max", "percentile_5_95", "percentile_1_99"])
-def test_constant_dimension_is_centred_and_scaled_by_one(method: Method) -> None:
+def test_constant_dimension_is_centerd_and_scaled_by_one(method: Method) -> None:
     result = scale(method)
 
     assert result.constant.tolist() == [False, True]

@@ -10,10 +10,10 @@ from vlatool.world.solids import HAND_LABEL
 K = np.array([[100.0, 0.0, 32.0], [0.0, 50.0, 24.0], [0.0, 0.0, 1.0]])
 
 
-def pose(rotation: list[list[float]], centre: list[float]) -> np.ndarray:
+def pose(rotation: list[list[float]], center: list[float]) -> np.ndarray:
     transform = np.eye(4)
     transform[:3, :3] = rotation
-    transform[:3, 3] = centre
+    transform[:3, 3] = center
     return transform
 
 
@@ -48,7 +48,7 @@ def test_skew_moves_points_sideways() -> None:
 @pytest.mark.parametrize(
     "point", [[0.0, 0.0, -1.0], [0.1, 0.1, 0.0], [np.nan, 0.0, 1.0], [np.inf, 0.0, 1.0]]
 )
-def test_point_without_a_place_in_the_picture_is_not_visible(point: list[float]) -> None:
+def test_point_without_a_place_in_the_image_is_not_visible(point: list[float]) -> None:
     pixels, visible = project(np.array([point, [0.0, 0.0, 1.0]]), K, np.eye(4))
     assert visible.tolist() == [False, True]
     assert np.isnan(pixels[0]).all()
@@ -63,7 +63,7 @@ def test_no_points_give_no_pixels() -> None:
 
 @pytest.mark.parametrize("name", list(CAMERAS))
 @pytest.mark.parametrize("tips", [(0.3, 0.4, 0.1), (0.6, 0.55, 0.05)])
-def test_projected_fingers_lie_on_the_pictured_hand(
+def test_projected_fingers_lie_on_the_imaged_hand(
     name: str, tips: tuple[float, float, float]
 ) -> None:
     camera = CAMERAS[name]

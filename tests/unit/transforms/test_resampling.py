@@ -104,7 +104,7 @@ def test_published_filter_is_pillows() -> None:
 
 
 @pytest.mark.parametrize("target", [(96, 96), (30, 200)])
-def test_picture_that_grows_is_pillows_with_the_default_filter(target: tuple[int, int]) -> None:
+def test_image_that_grows_is_pillows_with_the_default_filter(target: tuple[int, int]) -> None:
     image = photo(64, 64)
 
     fast = resize(image, target, "resize_no_crop", "lanczos_vips")
@@ -112,7 +112,7 @@ def test_picture_that_grows_is_pillows_with_the_default_filter(target: tuple[int
     assert (fast == resize(image, target, "resize_no_crop", "lanczos")).all()
 
 
-def test_part_that_survives_the_crop_is_that_of_the_whole_picture() -> None:
+def test_part_that_survives_the_crop_is_that_of_the_whole_image() -> None:
     image = photo(97, 131)
     geometry = make_geometry((97, 131), (64, 61), "center_crop")
     whole = resize(image, geometry.scaled, "resize_no_crop", "lanczos_vips")
@@ -123,7 +123,7 @@ def test_part_that_survives_the_crop_is_that_of_the_whole_picture() -> None:
     assert (part == whole[top : top + 64, left : left + 61]).all()
 
 
-def test_strided_picture_is_resized_like_its_copy() -> None:
+def test_strided_image_is_resized_like_its_copy() -> None:
     image = photo(96, 128)[::2, ::-1]
 
     part = resize(image, (24, 24), "center_crop", "lanczos_vips")
@@ -161,7 +161,7 @@ def test_resizing_starts_no_threads_and_keeps_nothing() -> None:
     assert (now - before, pyvips.cache_get_size()) == (set(), 0)
 
 
-def test_libvips_is_not_loaded_where_pictures_keep_their_size() -> None:
+def test_libvips_is_not_loaded_where_images_keep_their_size() -> None:
     program = """
 import sys, numpy as np
 import vlatool.sinks.lbm.sink

@@ -38,7 +38,7 @@ def test_relative_pose_equals_the_published_vectors(
     np.testing.assert_allclose(rot6d, expected_rot6d, atol=1e-15)
 
 
-def test_rot6d_that_is_not_orthonormal_is_orthonormalised() -> None:
+def test_rot6d_that_is_not_orthonormal_is_orthonormalized() -> None:
     np.testing.assert_allclose(matrix_from_rot6d(array(2, 0, 0, 1, 3, 0)), np.eye(3), atol=1e-15)
 
 

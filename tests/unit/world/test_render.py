@@ -3,7 +3,7 @@ import pytest
 
 from vlatool.world.cameras import CAMERAS
 from vlatool.world.render import View
-from vlatool.world.scene import COLOURS, Scene
+from vlatool.world.scene import COLORS, Scene
 
 SCENE = Scene(
     np.array([0.5, 0.5, 0.25, 0.1]),
@@ -16,8 +16,8 @@ def block_pixel(view: View, block: int) -> tuple[int, int]:
     """Row and column of the middle of a block's upper side, by the published pinhole rule."""
     top = np.append(SCENE.blocks[block] + [0, 0, 0.045], 1.0)
     x, y, z = (np.linalg.inv(view.camera.extrinsics(SCENE)) @ top)[:3]
-    focal, centre = view.intrinsics[0, 0], view.intrinsics[:2, 2]
-    return round(focal * y / z + centre[1]), round(focal * x / z + centre[0])
+    focal, center = view.intrinsics[0, 0], view.intrinsics[:2, 2]
+    return round(focal * y / z + center[1]), round(focal * x / z + center[0])
 
 
 @pytest.mark.parametrize("camera", ["scene_right_0", "scene_left_0", "wrist_left_plus"])
@@ -28,7 +28,7 @@ def test_calibration_points_at_the_pixels_of_a_block(
 ) -> None:
     view = View(CAMERAS[camera], size)
     pixel = view.draw(SCENE)[block_pixel(view, block)].astype(int)
-    assert COLOURS[int(pixel.argmax())] == COLOURS[block]
+    assert COLORS[int(pixel.argmax())] == COLORS[block]
     assert pixel.max() - np.median(pixel) > 40
     assert view.measure(SCENE).labels[block_pixel(view, block)] == block + 1
 
@@ -54,6 +54,6 @@ def test_hand_camera_follows_the_hand() -> None:
     assert not np.array_equal(view.draw(SCENE), view.draw(moved))
 
 
-def test_drawing_leaves_no_trace_in_the_next_picture() -> None:
+def test_drawing_leaves_no_trace_in_the_next_image() -> None:
     view = View(CAMERAS["scene_right_0"], (64, 64))
     np.testing.assert_array_equal(view.draw(SCENE), view.draw(SCENE))

@@ -60,24 +60,24 @@ class ImagesKind:
         return config.model_copy(update=changes)
 
     def derive(
-        self, config: ImageDataConfig, facts: ImagesInfo
+        self, config: ImageDataConfig, info: ImagesInfo
     ) -> tuple[ImageDataConfig, dict[str, str]]:
         """Nothing is left open."""
-        del facts
+        del info
         return config, {}
 
-    def reader(self, config: ImageDataConfig, facts: ImagesInfo) -> ImageReader:
+    def reader(self, config: ImageDataConfig, info: ImagesInfo) -> ImageReader:
         """Reads, decodes and prepares pictures."""
-        return ImageReader(config, facts)
+        return ImageReader(config, info)
 
-    def make_assets(self, config: ImageDataConfig, facts: ImagesInfo) -> ImagesAssets:
+    def make_assets(self, config: ImageDataConfig, info: ImagesInfo) -> ImagesAssets:
         """The rule of preprocessing."""
-        del facts
+        del info
         return ImagesAssets(config.preprocessing)
 
-    def save_assets(self, config: ImageDataConfig, facts: ImagesInfo, folder: Path) -> None:
+    def save_assets(self, config: ImageDataConfig, info: ImagesInfo, folder: Path) -> None:
         """Writes the rule of preprocessing."""
-        del facts
+        del info
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
     def load_assets(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:

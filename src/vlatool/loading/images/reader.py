@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.fragment import Members
-from vlatool.artifacts.image import decode_rgb, picture_mode
-from vlatool.artifacts.image_shards import METADATA_SUFFIX, PICTURE_SUFFIXES
+from vlatool.artifacts.image import decode_rgb, image_mode
+from vlatool.artifacts.image_shards import IMAGE_SUFFIXES, METADATA_SUFFIX
 from vlatool.episode import UInt8Array
 from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.images.config import ImageDataConfig
@@ -43,10 +43,10 @@ class ImageReader:
         facts: Of the same data.
     """
 
-    def __init__(self, config: ImageDataConfig, facts: ImagesInfo) -> None:
+    def __init__(self, config: ImageDataConfig, info: ImagesInfo) -> None:
         self._config = config
-        self._facts = facts
-        self._blocks = ShardReader(facts.datasets, ShardCache.of(config, facts.datasets))
+        self._info = info
+        self._blocks = ShardReader(info.datasets, ShardCache.of(config, info.datasets))
 
     def read(
         self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
@@ -63,19 +63,19 @@ class ImageReader:
         self._blocks.prefetch(places)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (ImageReader, (self._config, self._facts))
+        return (ImageReader, (self._config, self._info))
 
     def _sample(
         self, place: SampleRef, members: Members, rng: np.random.Generator
     ) -> ImageSample | DroppedSample:
-        shard = self._facts.datasets[place.dataset].blocks[place.shard].location
+        shard = self._info.datasets[place.dataset].blocks[place.shard].location
         key = _global_key(members.contents) or f"{shard.stem}/{members.key}"
-        data = _picture(members.contents)
+        data = _image(members.contents)
         if data is None:
-            told = f"{shard}: sample {members.key} has none of {', '.join(PICTURE_SUFFIXES)}"
+            told = f"{shard}: sample {members.key} has none of {', '.join(IMAGE_SUFFIXES)}"
             return DroppedSample(NO_IMAGE, key, told)
         try:
-            mode = picture_mode(data)
+            mode = image_mode(data)
             if mode != "RGB" and not self._config.convert_colors:
                 told = f"{shard}: sample {members.key} is {mode}, not RGB; data.convert_colors"
                 return DroppedSample(NOT_RGB, key, f"{told} makes it so")
@@ -96,5 +96,5 @@ def _global_key(contents: Mapping[str, bytes]) -> str:
     return key if isinstance(key, str) else ""
 
 
-def _picture(contents: Mapping[str, bytes]) -> bytes | None:
-    return next((contents[suffix] for suffix in PICTURE_SUFFIXES if suffix in contents), None)
+def _image(contents: Mapping[str, bytes]) -> bytes | None:
+    return next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None)

@@ -200,7 +200,7 @@ class RoboticsDataConfig(PublishedDataConfig):
         return self
 
     @model_validator(mode="after")
-    def _room_for_pictures(self) -> Self:
+    def _room_for_images(self) -> Self:
         if self.seq_len < self.img_num_tokens:
             raise ValueError(f"seq_len {self.seq_len} is below img_num_tokens")
         return self
@@ -219,7 +219,7 @@ class RoboticsDataConfig(PublishedDataConfig):
         update: dict[str, Any] = {}
         rules: dict[str, str] = {}
         if self.camera_names and self.image_indices and not self.image_names:
-            update["image_names"] = picture_names(self.camera_names, self.image_indices)
+            update["image_names"] = image_names(self.camera_names, self.image_indices)
         rules |= derivation_rules(self, update)
         if self.proprioception_fields and self.action_fields:
             fields = [*self.proprioception_fields, *self.action_fields]
@@ -230,7 +230,7 @@ class RoboticsDataConfig(PublishedDataConfig):
 
     def violations(self) -> Iterator[Violation]:
         """Pictures that are named otherwise than they are chosen."""
-        chosen = picture_names(self.camera_names, self.image_indices)
+        chosen = image_names(self.camera_names, self.image_indices)
         if chosen and self.image_names and self.image_names != chosen:
             told = "data.image_names are not those of camera_names at image_indices, which count"
             yield Violation(("image_names",), told)
@@ -242,6 +242,6 @@ class HeldOutDataConfig(RoboticsDataConfig):
     cameras_are_known: ClassVar[bool] = True
 
 
-def picture_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:
+def image_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:
     """Names of the pictures of a sample, all cameras at the first index first."""
     return [f"{camera}_t{index}" for index in indices for camera in cameras]

@@ -11,7 +11,7 @@ from vlatool.artifacts.sample import MASKS, METADATA, StoredSample
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.images import PictureDecoder
+from vlatool.loading.robotics.images import ImageDecoder
 from vlatool.loading.shard_reader import BROKEN_SAMPLE
 
 # Why a sample is dropped.
@@ -78,7 +78,7 @@ class SampleDecoder:
     ) -> None:
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
-        self._pictures = PictureDecoder(config, size)
+        self._images = ImageDecoder(config, size)
         self._number = number
         self._widths = widths or {}
         self._fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
@@ -115,7 +115,7 @@ class SampleDecoder:
             fields = {name: self._columns(key, name, arrays[name])[span] for name in self._fields}
             _check_finite(key, fields)
             instruction = self._sentence(sample.language(), rng)
-            images, image_mask = self._pictures(key, members, rng, room)
+            images, image_mask = self._images(key, members, rng, room)
             return DecodedSample(
                 key=key,
                 images=images,

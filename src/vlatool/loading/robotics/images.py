@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlatool.artifacts.image import decode_rgb
-from vlatool.artifacts.sample import picture_suffix
+from vlatool.artifacts.sample import image_suffix
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.robotics.augmentation import ImageAugmentationConfig
@@ -27,10 +27,10 @@ class _Variation:
     """What happens to all pictures of a sample that have one size; None: nothing."""
 
     box: Box | None = None
-    colours: Mapping[str, float] | None = None
+    colors: Mapping[str, float] | None = None
 
 
-class PictureDecoder:
+class ImageDecoder:
     """Decodes the pictures that a data section asks for; one picture at a time is held twice.
 
     Args:
@@ -42,7 +42,7 @@ class PictureDecoder:
     def __init__(self, config: RoboticsDataConfig, size: _Size | None = None) -> None:
         # Time outer, camera inner; loaders see the names of members in lower case.
         self._names = [
-            picture_suffix(camera, index).lower()
+            image_suffix(camera, index).lower()
             for index in config.image_indices
             for camera in config.camera_names
         ]
@@ -92,8 +92,8 @@ class PictureDecoder:
                 raise _sizes_differ(key, list(drawn))
             if not np.may_share_memory(images, kept):
                 images[place] = kept
-            if variation.colours:
-                apply_color_jitter(images[place], variation.colours)
+            if variation.colors:
+                apply_color_jitter(images[place], variation.colors)
         if images is None or not real.any():
             raise KeyError(next(iter(self._names), "picture"))
         images[~real] = 0

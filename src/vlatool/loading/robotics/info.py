@@ -19,7 +19,7 @@ from vlatool.artifacts.stats import (
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
-from vlatool.loading.robotics.config import RoboticsDataConfig, picture_names
+from vlatool.loading.robotics.config import RoboticsDataConfig, image_names
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.augmentation import central_box
@@ -193,47 +193,47 @@ def _listed(shards: Sequence[Shard]) -> str:
     return f"{sum(count for _, count in rows)} samples, {digest_of(rows)}"
 
 
-def derive_data(config: RoboticsDataConfig, facts: RoboticsInfo) -> RoboticsDataConfig:
+def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataConfig:
     """The config with what it left open taken from the data.
 
     Raises:
         DataError: A configured camera, picture, field or window is not in the data.
     """
-    cameras = config.camera_names or _cameras(config, facts)
-    indices = config.image_indices or _agreed(facts, "image_indices")
-    actions = config.action_fields or _agreed(facts, "action_fields")
-    observed = config.proprioception_fields or _agreed(facts, "proprioception_fields")
+    cameras = config.camera_names or _cameras(config, info)
+    indices = config.image_indices or _agreed(info, "image_indices")
+    actions = config.action_fields or _agreed(info, "action_fields")
+    observed = config.proprioception_fields or _agreed(info, "proprioception_fields")
     past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
     scaled = {
         "include_fields": [*observed, *actions],
-        "lowdim_past_timesteps": facts.statistics_past,
-        "lowdim_future_timesteps": facts.future,
+        "lowdim_past_timesteps": info.statistics_past,
+        "lowdim_future_timesteps": info.future,
     }
     derived = config.model_copy(
         update={
             "camera_names": list(cameras),
             "image_indices": list(indices),
-            "image_names": picture_names(cameras, indices),
+            "image_names": image_names(cameras, indices),
             "action_fields": list(actions),
             "proprioception_fields": list(observed),
             "normalization": config.normalization.model_copy(update=scaled),
-            "lowdim_past_timesteps": facts.past if past is None else past,
-            "lowdim_future_timesteps": facts.future if future is None else future,
-            "action_dim": sum(facts.widths(actions)),
-            "proprioception_dim": sum(facts.widths(observed)),
+            "lowdim_past_timesteps": info.past if past is None else past,
+            "lowdim_future_timesteps": info.future if future is None else future,
+            "action_dim": sum(info.widths(actions)),
+            "proprioception_dim": sum(info.widths(observed)),
         }
     )
-    _check(derived, config, facts)
+    _check(derived, config, info)
     return derived
 
 
-def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: RoboticsInfo) -> None:
+def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, info: RoboticsInfo) -> None:
     if not derived.action_fields:
-        raise _no_action_fields(facts)
-    _check_pictures(derived, facts)
+        raise _no_action_fields(info)
+    _check_images(derived, info)
     for key, has in (
-        ("lowdim_past_timesteps", facts.past),
-        ("lowdim_future_timesteps", facts.future),
+        ("lowdim_past_timesteps", info.past),
+        ("lowdim_future_timesteps", info.future),
     ):
         if getattr(derived, key) > has:
             raise DataError(
@@ -251,21 +251,21 @@ def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, facts: Roboti
             )
 
 
-def _check_pictures(config: RoboticsDataConfig, facts: RoboticsInfo) -> None:
+def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     """Every data set has the pictures, or, where they are padded, some data set has the camera.
 
     Padded held-out data may have any of the cameras.
     """
-    cameras = [list(options.get("camera_names") or []) for options in facts.options]
+    cameras = [list(options.get("camera_names") or []) for options in info.options]
     if config.pad_missing_images:
         known = list(dict.fromkeys(name for part in cameras for name in part))
         if config.cameras_are_known and not set(config.camera_names).isdisjoint(known):
             known = config.camera_names
         cameras = [known if all(cameras) else []]
-    indices = [list(options.get("image_indices") or []) for options in facts.options]
-    _check_names("camera_names", config.camera_names, cameras, facts.names)
-    _check_names("image_indices", config.image_indices, indices, facts.names)
-    _check_sizes(config, facts)
+    indices = [list(options.get("image_indices") or []) for options in info.options]
+    _check_names("camera_names", config.camera_names, cameras, info.names)
+    _check_names("image_indices", config.image_indices, indices, info.names)
+    _check_sizes(config, info)
 
 
 def _check_names(
@@ -289,10 +289,10 @@ def _check_names(
         )
 
 
-def _check_sizes(config: RoboticsDataConfig, facts: RoboticsInfo) -> None:
+def _check_sizes(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     """Pictures of all data sets end up with one size."""
     shape = config.augmentation.crop_shape
-    sizes = {picture_size(options) for options in facts.options} - {None}
+    sizes = {image_size(options) for options in info.options} - {None}
     for width, height in filter(None, sizes):
         if shape is not None:
             central_box((height, width), shape)
@@ -305,7 +305,7 @@ def _check_sizes(config: RoboticsDataConfig, facts: RoboticsInfo) -> None:
         )
 
 
-def picture_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
+def image_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
     """(width, height) that preprocessing gave all pictures, if it did."""
     match options.get("resize_images_size"):
         case [int(width), int(height)]:
@@ -314,17 +314,17 @@ def picture_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
             return None
 
 
-def _cameras(config: RoboticsDataConfig, facts: RoboticsInfo) -> list[str]:
+def _cameras(config: RoboticsDataConfig, info: RoboticsInfo) -> list[str]:
     """Those that all data sets have; where pictures are padded, those that any of them has."""
     if not config.pad_missing_images:
-        return _agreed(facts, "camera_names")
-    parts = [options.get("camera_names") or [] for options in facts.options]
+        return _agreed(info, "camera_names")
+    parts = [options.get("camera_names") or [] for options in info.options]
     return list(dict.fromkeys(str(name) for part in parts for name in part))
 
 
-def _no_action_fields(facts: RoboticsInfo) -> DataError:
+def _no_action_fields(info: RoboticsInfo) -> DataError:
     """The refusal of data that do not say what is predicted, with the keys that do."""
-    known = {name: field_width(name, entry) for name, entry in facts.statistics.items()}
+    known = {name: field_width(name, entry) for name, entry in info.statistics.items()}
     listed = [f"{name} ({width})" for name, width in known.items()]
     more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
     actions = [name for name in known if "action" in name] or list(known)
@@ -340,13 +340,13 @@ def _no_action_fields(facts: RoboticsInfo) -> DataError:
     )
 
 
-def _agreed(facts: RoboticsInfo, key: str) -> list[Any]:
+def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
     """The value that all data sets give for a key.
 
     Raises:
         DataError: They differ.
     """
-    values = [list(options.get(key) or []) for options in facts.options]
+    values = [list(options.get(key) or []) for options in info.options]
     if any(value != values[0] for value in values):
         raise DataError(
             f"the data sets differ in {key}: {values[0]} and "

@@ -55,7 +55,7 @@ class ImageShape:
     rotations: Mapping[str, int] = field(default_factory=dict)
     crop: tuple[float, float] | None = None
 
-    def apply(self, camera: str, picture: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
+    def apply(self, camera: str, image: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
         """A picture uint8 [H, W, 3] of the camera as a policy sees it.
 
         Of a policy that was trained on parts of pictures, that is the middle.
@@ -66,11 +66,11 @@ class ImageShape:
             is_turned: Whether it has been turned already, as those of training data are.
         """
         turns = 0 if is_turned else self.rotations.get(camera, 0)
-        if turns or self.size not in (None, picture.shape[:2]):
-            picture = resize(picture, self.size, self.method, self.resample, turns)
+        if turns or self.size not in (None, image.shape[:2]):
+            image = resize(image, self.size, self.method, self.resample, turns)
         if self.crop is None:
-            return picture
-        return central_box((picture.shape[0], picture.shape[1]), self.crop).of(picture)
+            return image
+        return central_box((image.shape[0], image.shape[1]), self.crop).of(image)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class RoboticsAssets:
     pose_groups: Sequence[PoseGroup]
     fps: float
     statistics: Statistics
-    pictures: ImageShape = ImageShape()
+    images: ImageShape = ImageShape()
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
-    def normalised(self, sample: DecodedSample) -> DecodedSample:
+    def normalized(self, sample: DecodedSample) -> DecodedSample:
         """The sample with its fields scaled, float32 [T, C]."""
         scaled = {
             name: self.normalizer.normalize(name, values) for name, values in sample.fields.items()
@@ -132,38 +132,38 @@ class RoboticsKind:
         return HeldOutDataConfig.model_construct(**{**dict(config), **changes})
 
     def derive(
-        self, config: RoboticsDataConfig, facts: RoboticsInfo
+        self, config: RoboticsDataConfig, info: RoboticsInfo
     ) -> tuple[RoboticsDataConfig, dict[str, str]]:
         """Cameras, pictures, fields, window and widths from the data."""
-        derived = derive_data(config, facts)
+        derived = derive_data(config, info)
         own = derivation_rules(derived, _changed(config, derived))
         scaled = _changed(config.normalization, derived.normalization)
         scaling = derivation_rules(derived.normalization, scaled, "normalization.")
         return derived, {key: rule for key, rule in {**own, **scaling}.items() if rule}
 
-    def reader(self, config: RoboticsDataConfig, facts: RoboticsInfo) -> "RoboticsReader":
+    def reader(self, config: RoboticsDataConfig, info: RoboticsInfo) -> "RoboticsReader":
         """Reads and decodes samples."""
         from vlatool.loading.robotics.reader import RoboticsReader
 
-        return RoboticsReader(config, facts)
+        return RoboticsReader(config, info)
 
-    def make_assets(self, config: RoboticsDataConfig, facts: RoboticsInfo) -> RoboticsAssets:
+    def make_assets(self, config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsAssets:
         """Scales and poses of the training data."""
-        return _kept(config, facts.statistics, facts.statistics_past, facts.options[0])
+        return _kept(config, info.statistics, info.statistics_past, info.options[0])
 
-    def save_assets(self, config: RoboticsDataConfig, facts: RoboticsInfo, folder: Path) -> None:
+    def save_assets(self, config: RoboticsDataConfig, info: RoboticsInfo, folder: Path) -> None:
         """Statistics of the fields that are used, and how the first data set was made.
 
         Adds the size of the pictures, which preprocessing leaves open where it did not resize.
         """
         run = RunDir(folder)
         names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
-        write_stats(run.stats, {name: facts.statistics[name] for name in names})
-        size = _given_size(facts.options[0]) or self._first_size(config, facts)
+        write_stats(run.stats, {name: info.statistics[name] for name in names})
+        size = _given_size(info.options[0]) or self._first_size(config, info)
         known = {} if size is None else {_IMAGE_SIZE: list(size)}
         # Statistics of several data sets are of the steps that all of them have.
-        steps = {"past_lowdim_steps": facts.statistics_past, "future_lowdim_steps": facts.future}
-        write_preprocessing_config(folder, {**facts.options[0], **steps, **known})
+        steps = {"past_lowdim_steps": info.statistics_past, "future_lowdim_steps": info.future}
+        write_preprocessing_config(folder, {**info.options[0], **steps, **known})
 
     def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
         """What `keep` wrote; DataError where it is missing or broken."""
@@ -180,17 +180,15 @@ class RoboticsKind:
             )
         return _kept(config, statistics, past, options)
 
-    def _first_size(
-        self, config: RoboticsDataConfig, facts: RoboticsInfo
-    ) -> tuple[int, int] | None:
+    def _first_size(self, config: RoboticsDataConfig, info: RoboticsInfo) -> tuple[int, int] | None:
         """(height, width) of the first sample's pictures; None where it is broken or has none."""
-        blocks = enumerate(facts.datasets[0].blocks)
+        blocks = enumerate(info.datasets[0].blocks)
         first = next((number for number, block in blocks if block.size), None)
         if first is None or not config.camera_names:
             return None
         with suppress(DataError):  # whoever reads that sample for its content says what is wrong
             whole = config.model_copy(update={"augmentation": AugmentationConfig()})
-            reader = self.reader(whole, facts)
+            reader = self.reader(whole, info)
             sample = reader.read([SampleRef(0, first, 0)], [np.random.default_rng(0)])[0]
             if not isinstance(sample, DroppedSample):
                 return sample.images.shape[1], sample.images.shape[2]
@@ -208,7 +206,7 @@ def _kept(
     try:
         groups = [PoseGroup(**group) for group in options.get("pose_groups") or []]
         fps = float(options.get("fps") or 10.0)
-        pictures = replace(_picture_shape(options), crop=config.augmentation.crop_shape)
+        images = replace(_image_shape(options), crop=config.augmentation.crop_shape)
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{CONFIG_NAME} is not as preprocessing wrote it: {error}",
@@ -217,10 +215,10 @@ def _kept(
         ) from None
     normalizer = Normalizer(config, statistics, past)
     names = recorded_names(options)
-    return RoboticsAssets(config, normalizer, groups, fps, statistics, pictures, names)
+    return RoboticsAssets(config, normalizer, groups, fps, statistics, images, names)
 
 
-def _picture_shape(options: Mapping[str, Any]) -> ImageShape:
+def _image_shape(options: Mapping[str, Any]) -> ImageShape:
     """How pictures were shaped; ValueError and the like where no preprocessing writes such."""
     method = str(options.get("image_resizing_method") or "center_crop").lower()
     resample = str(options.get("image_resizing_filter") or "lanczos").lower()

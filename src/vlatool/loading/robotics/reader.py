@@ -12,7 +12,7 @@ from vlatool.errors import DataError
 from vlatool.loading.base import Allocate, DroppedSample, SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample, SampleDecoder
-from vlatool.loading.robotics.info import RoboticsInfo, picture_size
+from vlatool.loading.robotics.info import RoboticsInfo, image_size
 from vlatool.loading.shard_reader import ShardCache, ShardReader
 
 
@@ -24,14 +24,14 @@ class RoboticsReader:
         facts: Of the same data.
     """
 
-    def __init__(self, config: RoboticsDataConfig, facts: RoboticsInfo) -> None:
-        self._arguments = (config, facts)
-        self._blocks = ShardReader(facts.datasets, ShardCache.of(config, facts.datasets))
+    def __init__(self, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
+        self._arguments = (config, info)
+        self._blocks = ShardReader(info.datasets, ShardCache.of(config, info.datasets))
         names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
-        widths = dict(zip(names, facts.widths(names), strict=True))
+        widths = dict(zip(names, info.widths(names), strict=True))
         self._decoders = [
-            SampleDecoder(config, picture_size(options), widths, number)
-            for number, options in enumerate(facts.options)
+            SampleDecoder(config, image_size(options), widths, number)
+            for number, options in enumerate(info.options)
         ]
         # Of the pictures of a sample.
         self._shape: tuple[int, ...] = ()

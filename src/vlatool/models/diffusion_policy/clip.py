@@ -35,7 +35,7 @@ class ClipBackbone(nn.Module):
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, M, C]."""
         pixels = self._prepared(images.flatten(0, 1), (self.img_size, self.img_size))
-        tokens = self._model.pictures(pixels).unflatten(0, images.shape[:2])
+        tokens = self._model.images(pixels).unflatten(0, images.shape[:2])
         if image_mask is not None:
             tokens = tokens * image_mask[..., None]
         if self._config.disable_text:
@@ -76,7 +76,7 @@ class ClipTowers(nn.Module):
         if config.freeze_image_encoder:
             self.model.vision_model.requires_grad_(requires_grad=False)
 
-    def pictures(self, pixels: Tensor) -> Tensor:
+    def images(self, pixels: Tensor) -> Tensor:
         """[K, 3, S, S] to [K, C]: projected, then of length one."""
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return functional.normalize(self.model.visual_projection(pooled), dim=-1)

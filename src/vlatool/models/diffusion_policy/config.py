@@ -18,11 +18,11 @@ from vlatool.models.diffusion_policy.sections import (
     Derived,
     NetworkConfig,
 )
-from vlatool.models.diffusion_policy.vlm_prompts import picture_side
+from vlatool.models.diffusion_policy.vlm_prompts import image_side
 from vlatool.models.pretrained import (
     CLIP,
-    CLIP_COLOURS,
-    VLM_COLOURS,
+    CLIP_COLORS,
+    VLM_COLORS,
     read_architecture,
     text_width,
 )
@@ -148,8 +148,8 @@ class ClipBackboneConfig(BaseBackboneConfig):
             super().keep(folder, origin)
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        colours = self._coloured(folder, CLIP_COLOURS)
-        return {"architecture": read_architecture(folder, CLIP), **colours}
+        colors = self._colored(folder, CLIP_COLORS)
+        return {"architecture": read_architecture(folder, CLIP), **colors}
 
 
 class VlmBackboneConfig(BaseBackboneConfig):
@@ -169,9 +169,9 @@ class VlmBackboneConfig(BaseBackboneConfig):
 
     def _read(self, folder: Path) -> dict[str, Any]:
         architecture = read_architecture(folder)
-        side = picture_side(architecture) if self.image_size is None else self.image_size
-        colours = self._coloured(folder, VLM_COLOURS)
-        return {"architecture": architecture, "image_size": side, **colours}
+        side = image_side(architecture) if self.image_size is None else self.image_size
+        colors = self._colored(folder, VLM_COLORS)
+        return {"architecture": architecture, "image_size": side, **colors}
 
 
 class FoundryBackboneConfig(NetworkConfig):

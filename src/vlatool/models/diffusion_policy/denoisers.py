@@ -148,9 +148,9 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(width) if config.ffn_type == "swiglu" else GeluMLP(width)
         self.attention_norm = make_norm(config.norm_type, width, config.norm_eps)
         self.ffn_norm = make_norm(config.norm_type, width, config.norm_eps)
-        self._initialise(width, index)
+        self._initialize(width, index)
 
-    def _initialise(self, width: int, index: int) -> None:
+    def _initialize(self, width: int, index: int) -> None:
         """Truncated normal; matrices that write to the residual are smaller in deep blocks."""
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -32,9 +32,9 @@ class DiffusionPolicy(nn.Module):
         self.proprioception_encode = nn.Linear(observed, width) if observed else None
         self.transformer = build_denoiser(config.transformer)
         self.output_layer = nn.Linear(width, config.action_dim)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         with torch.no_grad():
             steps = torch.arange(self.time_encoding.num_embeddings)
             self.time_encoding.weight.copy_(self.sinusoidal_position_embeddings(steps))

@@ -22,8 +22,8 @@ class ImageNormalizer(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         for name, levels in (("shift", mean), ("scale", std)):
-            colour = 255 * torch.tensor(levels)[:, None, None]
-            self.register_buffer(name, colour, persistent=False)
+            color = 255 * torch.tensor(levels)[:, None, None]
+            self.register_buffer(name, color, persistent=False)
 
     def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 [K, 3, H, W] to float32 [K, 3, *size]: levels in [0, 1], less mean, over std."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_colours
+from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_colors
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.pretrained import base_model
@@ -127,6 +127,6 @@ class BaseBackboneConfig(BaseModelConfig):
     def _read(self, folder: Path) -> dict[str, Any]:
         """What the files of a base model say."""
 
-    def _coloured(self, folder: Path, default: ImageMeanStd) -> dict[str, Any]:
-        colours = read_colours(folder, default)
-        return {"image_mean": colours.image_mean, "image_std": colours.image_std}
+    def _colored(self, folder: Path, default: ImageMeanStd) -> dict[str, Any]:
+        colors = read_colors(folder, default)
+        return {"image_mean": colors.image_mean, "image_std": colors.image_std}

@@ -126,7 +126,7 @@ class DiffusionPolicyType(ModelType):
         if limits is not None and not scaling.enabled:
             told = f"{key} is {list(limits)}, and actions are not normalised"
             yield Violation((key, "data.normalization.enabled"), told, "warning")
-        elif limits is not None and limits[0] == -limits[1] and not _is_centred(data):
+        elif limits is not None and limits[0] == -limits[1] and not _is_centerd(data):
             told = f"{key} is {list(limits)}, and actions are normalised to 0 to 1, not -1 to 1"
             keys = (key, "data.normalization.centered_norm", "data.normalization.method")
             yield Violation(keys, told)
@@ -163,14 +163,14 @@ class DiffusionPolicyType(ModelType):
         return _recalled(config, before.vision_language_backbone, before.transformer)
 
     def derive(
-        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, facts: "RoboticsInfo"
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Dimensions and the number of cameras.
 
         Raises:
             DataError: There are no cameras, or a base model is missing.
         """
-        del facts
+        del info
         if not data.camera_names:
             raise DataError(
                 "the data have no camera, which a diffusion policy needs",
@@ -223,7 +223,7 @@ class DiffusionPolicyType(ModelType):
         self,
         config: DiffusionPolicyConfig,
         data: RoboticsDataConfig,
-        facts: "RoboticsInfo",
+        info: "RoboticsInfo",
         parts: Mapping[str, Part],
     ) -> "DenoisingObjective":
         """The error of what is predicted."""
@@ -231,7 +231,7 @@ class DiffusionPolicyType(ModelType):
         from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
         from vlatool.models.diffusion_policy.objective import DenoisingObjective
 
-        widths = dict(zip(data.action_fields, facts.widths(data.action_fields), strict=True))
+        widths = dict(zip(data.action_fields, info.widths(data.action_fields), strict=True))
         shares = LossBreakdown(widths, data.dataset_manifest, data.val_dataset_manifest)
         return DenoisingObjective(config, shares)
 
@@ -295,7 +295,7 @@ def _recalled_from_origin(config: DiffusionPolicyConfig) -> DiffusionPolicyConfi
     return config if origin is None else _recalled(config, origin.backbone, origin.denoiser)
 
 
-def _is_centred(data: RoboticsDataConfig) -> bool:
+def _is_centerd(data: RoboticsDataConfig) -> bool:
     """Whether every field of the actions is scaled to lie about zero."""
     fields = [data.normalization.for_field(name) for name in data.action_fields]
     scalings = [one for one in fields if one.enabled] or [data.normalization]

@@ -22,8 +22,8 @@ from vlatool.models.diffusion_policy.config import (
     VlmBackboneConfig,
 )
 from vlatool.models.diffusion_policy.vlm_prompts import (
-    picture_token_id,
-    picture_tokens,
+    image_token_id,
+    image_tokens,
     vlm_prompt_of,
 )
 from vlatool.models.pretrained import tokenizers
@@ -168,7 +168,7 @@ def _tokens(section: VlmBackboneConfig) -> int:
     """Of a picture."""
     assert section.architecture is not None
     assert section.image_size is not None
-    return picture_tokens(section.architecture, section.image_size)
+    return image_tokens(section.architecture, section.image_size)
 
 
 _MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], Sentences]] = {
@@ -205,8 +205,8 @@ def _clip_example(section: ClipBackboneConfig) -> list[int]:
 def _vlm_example(section: VlmBackboneConfig) -> list[int]:
     assert section.architecture is not None
     # Something between pictures: some families see by it where one ends.
-    picture = [picture_token_id(section.architecture)] * _tokens(section) + [0]
-    return picture * (section.num_images or 0)
+    image = [image_token_id(section.architecture)] * _tokens(section) + [0]
+    return image * (section.num_images or 0)
 
 
 # Ids of a sentence without a word; other backbones are given none.

@@ -26,7 +26,7 @@ class VlmPrompt:
     """
 
     before: str
-    picture: str
+    image: str
     token: str
     between: str
     after: str
@@ -35,7 +35,7 @@ class VlmPrompt:
 
     def prompt(self, images: int, tokens: int) -> tuple[str, str]:
         """What stands before and behind a sentence about pictures of so many tokens."""
-        told = self.picture.format(self.token * tokens) * images
+        told = self.image.format(self.token * tokens) * images
         return self.before + told + self.between, self.after
 
 
@@ -81,19 +81,19 @@ def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
     return FAMILIES[kind]
 
 
-def picture_side(architecture: Mapping[str, Any]) -> int:
+def image_side(architecture: Mapping[str, Any]) -> int:
     """The side of the pictures that a model is shown."""
     return vlm_prompt_of(architecture).side or int(architecture["vision_config"]["image_size"])
 
 
-def picture_tokens(architecture: Mapping[str, Any], side: int) -> int:
+def image_tokens(architecture: Mapping[str, Any], side: int) -> int:
     """How many tokens a square picture is."""
     family, vision = vlm_prompt_of(architecture), architecture["vision_config"]
     merged = {**vision, **architecture}.get(family.merge, 1) if family.merge else 1
     return (side // (int(vision["patch_size"]) * int(merged))) ** 2
 
 
-def picture_token_id(architecture: Mapping[str, Any]) -> int:
+def image_token_id(architecture: Mapping[str, Any]) -> int:
     """The id of a token that stands for a part of a picture."""
     old = architecture.get("image_token_index")
     return int(architecture["image_token_id"] if old is None else old)

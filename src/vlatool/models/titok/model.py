@@ -176,7 +176,7 @@ class Titok(nn.Module):
         self.decoder = Decoder(config)
         self.latent_tokens = _table(config.num_latent_tokens, config.encoder.hidden_dim)
         for side, vit in ((self.encoder, config.encoder), (self.decoder, config.decoder)):
-            _initialise(side, max(_STD, _STD_NARROW * vit.hidden_dim**-0.5))
+            _initialize(side, max(_STD, _STD_NARROW * vit.hidden_dim**-0.5))
         self.quantize = _quantizer(quantizer) if isinstance(quantizer, VqConfig) else None
         if config.stage == 2:
             network = config.vqgan
@@ -295,7 +295,7 @@ def _table(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * shape[-1] ** -0.5)
 
 
-def _initialise(side: nn.Module, std: float) -> None:
+def _initialize(side: nn.Module, std: float) -> None:
     """Linear and convolutional layers; `std` is the published one for published widths.
 
     Source: titok 1.9.

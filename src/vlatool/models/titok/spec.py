@@ -16,7 +16,7 @@ from vlatool.models.vqgan.spec import (
     CodebookAlarmConfig,
     PixelLossConfig,
     VqganNetworkConfig,
-    picture_size,
+    image_size,
     with_perceptual,
 )
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.loading.images.config import ImageDataConfig
-    from vlatool.models.images import PictureBatcher
+    from vlatool.models.images import ImageBatcher
 
 # Width, blocks, heads. Source: titok 1.1.
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -186,7 +186,7 @@ class TitokType(ModelType):
     kinds: ClassVar[tuple[str, ...]] = ("images",)
 
     def derive(
-        self, config: TitokConfig, data: "ImageDataConfig", facts: Any
+        self, config: TitokConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[TitokConfig, dict[str, str]]:
         """The teacher's sizes where it is a run, and the perceptual loss.
 
@@ -194,9 +194,9 @@ class TitokType(ModelType):
             UsageError: A teacher is needed and none is given, or a stage 1.
             DataError: The teacher is no vqgan.
         """
-        del facts
+        del info
         check_sources(config)
-        update, rules = picture_size(config, config.image_size, data)
+        update, rules = image_size(config, config.image_size, data)
         if config.predicts_pixels:
             otherwise = FEATURES if config.decoder_head == "proxy" else GRADIENTS
             update["losses"], why = with_perceptual(config.losses, otherwise)
@@ -251,31 +251,31 @@ class TitokType(ModelType):
         return [module for module in modules if isinstance(module, Block | ResidualBlock)]
 
     def objective(
-        self, config: TitokConfig, data: Any, facts: Any, parts: Mapping[str, Part]
+        self, config: TitokConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> Objective:
         """Of codes in stage 1, of pixels elsewhere."""
-        del data, facts
+        del data, info
         from vlatool.models.titok.objective import make_objective
 
         return make_objective(config, parts)
 
     def batcher(
         self, config: TitokConfig, data: Any, kept: Any, folder: Path | None, *, training: bool
-    ) -> "PictureBatcher":
+    ) -> "ImageBatcher":
         """Samples to tensors."""
         del data, kept, folder, training
-        from vlatool.models.images import PictureBatcher
+        from vlatool.models.images import ImageBatcher
 
         assert config.image_size is not None
-        return PictureBatcher(config.image_size, has_digests=config.cache_teacher_ids)
+        return ImageBatcher(config.image_size, has_digests=config.cache_teacher_ids)
 
     def example(self, config: TitokConfig, data: Any, size: int) -> dict[str, Any]:
         """Smooth pictures."""
         del data
-        from vlatool.models.images import example_pictures
+        from vlatool.models.images import example_images
 
         assert config.image_size is not None
-        return example_pictures(config.image_size, size)
+        return example_images(config.image_size, size)
 
 
 def check_sources(config: TitokConfig) -> None:

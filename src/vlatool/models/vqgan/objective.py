@@ -93,13 +93,13 @@ class PixelObjective(Objective):
         if weight:
             fooled = ctx.parts["discriminator"](drawn.pixels).mean()
             total = total - weight * fooled
-        return _of_pictures(batch["pixels"], total, sums)
+        return _of_images(batch["pixels"], total, sums)
 
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
         """Without the discriminator, whose opinion changes."""
         drawn = self._draw(batch["pixels"], ctx)
         total, sums = self._reconstruction(batch["pixels"], drawn, ctx)
-        return _of_pictures(batch["pixels"], total, sums)
+        return _of_images(batch["pixels"], total, sums)
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
         """Running means of the discriminator's answers."""
@@ -233,7 +233,7 @@ def published_groups(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
     ]
 
 
-def _of_pictures(pixels: Tensor, total: Tensor, sums: Mapping[str, Tensor]) -> Loss:
+def _of_images(pixels: Tensor, total: Tensor, sums: Mapping[str, Tensor]) -> Loss:
     """The loss of a micro-batch from its mean over pictures."""
     count = total.new_tensor(float(len(pixels)))
     return Loss(total * count, count, sums)

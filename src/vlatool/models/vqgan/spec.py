@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.loading.images.config import ImageDataConfig
-    from vlatool.models.images import PictureBatcher
+    from vlatool.models.images import ImageBatcher
     from vlatool.models.vqgan.objective import PixelObjective
 
 # Distances that need no weights of their own; all others are networks whose weights are given.
@@ -135,7 +135,7 @@ def with_perceptual(losses: PixelLossConfig, otherwise: str) -> tuple[PixelLossC
     return losses, ""
 
 
-def picture_size(
+def image_size(
     config: ConfigModel, size: int | None, data: "ImageDataConfig"
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """`image_size` of a model from its data: the changed keys and the rule.
@@ -171,7 +171,7 @@ class VqganConfig(VqganNetworkConfig):
     )
 
     @model_validator(mode="after")
-    def _check_pictures(self) -> Self:
+    def _check_images(self) -> Self:
         if (self.image_size or 0) % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of {self.patch_size}, "
@@ -190,7 +190,7 @@ class VqganType(ModelType):
     kinds: ClassVar[tuple[str, ...]] = ("images",)
 
     def derive(
-        self, config: VqganConfig, data: "ImageDataConfig", facts: Any
+        self, config: VqganConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[VqganConfig, dict[str, str]]:
         """The size of the pictures, and the perceptual loss.
 
@@ -198,8 +198,8 @@ class VqganType(ModelType):
             UsageError: A perceptual network is named without its weights, or the pictures of the
                 data have another size.
         """
-        del facts
-        update, rules = picture_size(config, config.image_size, data)
+        del info
+        update, rules = image_size(config, config.image_size, data)
         update["losses"], why = with_perceptual(config.losses, GRADIENTS)
         rules |= {"losses.perceptual_loss": why} if why else {}
         return config.model_copy(update=update), rules
@@ -230,10 +230,10 @@ class VqganType(ModelType):
         return [module for module in modules if isinstance(module, ResidualBlock)]
 
     def objective(
-        self, config: VqganConfig, data: Any, facts: Any, parts: Mapping[str, Part]
+        self, config: VqganConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> "PixelObjective":
         """Draws pictures again."""
-        del data, facts
+        del data, info
         from vlatool.models.vqgan.objective import PixelObjective
 
         return PixelObjective(
@@ -242,18 +242,18 @@ class VqganType(ModelType):
 
     def batcher(
         self, config: VqganConfig, data: Any, kept: Any, folder: Path | None, *, training: bool
-    ) -> "PictureBatcher":
+    ) -> "ImageBatcher":
         """Samples to tensors."""
         del data, kept, folder, training
-        from vlatool.models.images import PictureBatcher
+        from vlatool.models.images import ImageBatcher
 
         assert config.image_size is not None
-        return PictureBatcher(config.image_size)
+        return ImageBatcher(config.image_size)
 
     def example(self, config: VqganConfig, data: Any, size: int) -> dict[str, Any]:
         """Smooth pictures."""
         del data
-        from vlatool.models.images import example_pictures
+        from vlatool.models.images import example_images
 
         assert config.image_size is not None
-        return example_pictures(config.image_size, size)
+        return example_images(config.image_size, size)

@@ -29,7 +29,7 @@ class ImageWriter:
     animations: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
 
-    def picture(self, camera: str, source: FrameSource, frame: int) -> tuple[str, bytes]:
+    def image(self, camera: str, source: FrameSource, frame: int) -> tuple[str, bytes]:
         """Format and bytes of a frame.
 
         Raises:
@@ -51,23 +51,23 @@ class ImageWriter:
             ) from error
 
     def _from_stored(self, stored: bytes) -> tuple[str, bytes]:
-        facts = image_info(stored)
-        if self._is_wanted(facts):
-            if facts.format == JPEG or self.config.verify_pixels:
+        info = image_info(stored)
+        if self._is_wanted(info):
+            if info.format == JPEG or self.config.verify_pixels:
                 check_pixels(stored)  # a JPEG has no checksums
-            self.sizes[facts.size] += 1
-            return facts.format, stored
-        self.converted += not facts.is_plain and facts.frames == 1
-        self.animations += facts.frames > 1
+            self.sizes[info.size] += 1
+            return info.format, stored
+        self.converted += not info.is_plain and info.frames == 1
+        self.animations += info.frames > 1
         return self._encoded(decode_rgb(stored))
 
-    def _is_wanted(self, facts: ImageInfo) -> bool:
+    def _is_wanted(self, info: ImageInfo) -> bool:
         """Whether stored bytes are what is to be written."""
         wanted, size = self.config.image_format, self.config.image_size
         return (
-            facts.is_plain
-            and facts.format in ((wanted,) if wanted else (PNG, JPEG))
-            and (size is None or size == facts.size)
+            info.is_plain
+            and info.format in ((wanted,) if wanted else (PNG, JPEG))
+            and (size is None or size == info.size)
         )
 
     def _encoded(self, pixels: UInt8Array) -> tuple[str, bytes]:

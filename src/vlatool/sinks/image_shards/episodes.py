@@ -15,8 +15,8 @@ from vlatool.artifacts.image_shards import (
     METADATA_SUFFIX,
     SUFFIXES,
     global_key,
+    image_key,
     metadata_bytes,
-    picture_key,
     shard_name,
 )
 from vlatool.artifacts.shard import ShardIndex, TarWriter, index_path, member_bytes
@@ -69,8 +69,8 @@ class EpisodeWriter:
         number = 0
         for camera, source in episode.cameras.items():
             for frame in range(episode.num_frames):
-                key = picture_key(number)
-                kind, data = writer.picture(camera, source, frame)
+                key = image_key(number)
+                kind, data = writer.image(camera, source, frame)
                 members = [(f"{key}.{SUFFIXES[kind]}", data)]
                 if self.config.image_metadata:
                     told = _metadata((dataset, ref.id, camera, frame), episode)

@@ -63,7 +63,7 @@ class ImageShardsSink:
         files = [entry for receipt in receipts for entry in receipt.files]
         shards = tuple(_shard(entry) for entry in files if entry.path.endswith(".tar"))
         manifest = ImageManifest(shards, self._options())
-        if not manifest.pictures:
+        if not manifest.images:
             raise DataError(
                 "no picture is left to write",
                 hint="choose episodes that have pictures",
@@ -76,7 +76,7 @@ class ImageShardsSink:
         write_manifest(output, manifest)
         files.append(file_entry(output, MANIFEST))
         size = sum(shard.bytes for shard in shards)
-        return SinkSummary(manifest.pictures, size, tuple(files), {"shards": len(shards)})
+        return SinkSummary(manifest.images, size, tuple(files), {"shards": len(shards)})
 
     def estimate(self) -> Estimate:
         """Every frame of every camera."""

@@ -16,9 +16,9 @@ from vlatool.artifacts.windows import (
     Kind,
     Window,
     episode_name,
+    image_file,
+    images_name,
     lines_name,
-    picture_file,
-    pictures_name,
     render_window,
     reserved_word,
 )
@@ -68,8 +68,8 @@ class EpisodeWriter:
         untouched = 0
         with bulk_folder(self.output / names.folder) as folder:
             for camera in self.cameras:
-                named = partial(names.picture, camera)
-                writer = ImageFileWriter(camera, _pictures(episode, camera), self.config, named)
+                named = partial(names.image, camera)
+                writer = ImageFileWriter(camera, _images(episode, camera), self.config, named)
                 untouched += writer.write(folder, episode.num_frames)
         lines = self._lines(names, f"{self.config.seed} {ref.id}", task, actions)
         entry, index = write_lines(self.output, lines_name(names.episode), lines)
@@ -133,15 +133,15 @@ class EpisodeNames:
     @property
     def folder(self) -> str:
         """Of its pictures, relative to the output."""
-        return pictures_name(self.episode)
+        return images_name(self.episode)
 
-    def picture(self, camera: str, frame: int) -> str:
+    def image(self, camera: str, frame: int) -> str:
         """A picture in that folder."""
-        return picture_file(self.prefix, camera, self.episode, frame)
+        return image_file(self.prefix, camera, self.episode, frame)
 
     def paths(self, frames: Sequence[int]) -> tuple[str, ...]:
         """The pictures of some frames, cameras side by side, relative to the output."""
-        files = (self.picture(camera, frame) for frame in frames for camera in self.cameras)
+        files = (self.image(camera, frame) for frame in frames for camera in self.cameras)
         return tuple(f"{self.folder}/{file}" for file in files)
 
 
@@ -157,7 +157,7 @@ def kinds_at(mode: QaMode, at: int, seed: str) -> tuple[Kind, ...]:
     return (mode,)
 
 
-def _pictures(episode: Episode, camera: str) -> FrameSource:
+def _images(episode: Episode, camera: str) -> FrameSource:
     if camera not in episode.cameras:
         raise _broken(episode, f"has no camera {camera!r}", "missing_camera")
     return episode.cameras[camera]

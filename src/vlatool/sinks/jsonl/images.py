@@ -65,22 +65,22 @@ class ImageFileWriter:
         if not is_png(data):
             return False
         try:
-            facts = png_info(data)
+            info = png_info(data)
             if self.config.verify_pixels:
                 decode_rgb(data)
         except ValueError as error:
             raise self._broken(frame, str(error)) from error
-        self._check_size(frame, facts.size)
-        return facts.is_plain_rgb and self._target in (None, facts.size)
+        self._check_size(frame, info.size)
+        return info.is_plain_rgb and self._target in (None, info.size)
 
     def _made(self, frames: Sequence[int]) -> Iterator[tuple[str, bytes]]:
         if not frames:
             return
         config, pixels = self.config, self._read(frames)
         method, filter_ = config.image_resizing_method, config.image_resizing_filter
-        for frame, picture in zip(frames, pixels, strict=True):
-            self._check_size(frame, (picture.shape[0], picture.shape[1]))
-            yield self.name_of(frame), encode_png(resize(picture, self._target, method, filter_))
+        for frame, image in zip(frames, pixels, strict=True):
+            self._check_size(frame, (image.shape[0], image.shape[1]))
+            yield self.name_of(frame), encode_png(resize(image, self._target, method, filter_))
 
     def _read(self, frames: Sequence[int]) -> Array:
         try:

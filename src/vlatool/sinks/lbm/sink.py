@@ -171,9 +171,9 @@ class LbmSink:
             "proprioception_fields": list(self.proprioception_fields),
             "fps": self._setup.survey.fps,
             dimensions.KEY: {
-                name: list(facts.names)
-                for name, facts in self._setup.survey.fields.items()
-                if facts.names
+                name: list(info.names)
+                for name, info in self._setup.survey.fields.items()
+                if info.names
             },
         }
 

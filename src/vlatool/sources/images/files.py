@@ -17,7 +17,7 @@ LARGEST_FILE = 2**28
 _AT_ONCE = 8
 
 
-class PictureFiles:
+class ImageFiles:
     """Files as a `FrameSource`; they may differ in size, and are then read one at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -63,18 +63,18 @@ class PictureFiles:
         Raises:
             DataError: A picture cannot be decoded, or those that are asked for differ in size.
         """
-        pictures = [self._picture(index) for index in indices]
-        for index, picture in zip(indices, pictures, strict=True):
-            if picture.shape != pictures[0].shape:
-                sizes = (f"{one.shape[1]}x{one.shape[0]}" for one in (picture, pictures[0]))
+        images = [self._image(index) for index in indices]
+        for index, image in zip(indices, images, strict=True):
+            if image.shape != images[0].shape:
+                sizes = (f"{one.shape[1]}x{one.shape[0]}" for one in (image, images[0]))
                 raise self.broken(index, f"{' and '.join(sizes)} pixels side by side")
-        return np.stack(pictures) if pictures else np.empty((0, *self.size, 3), np.uint8)
+        return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
 
     def broken(self, index: int, reason: str) -> DataError:
         """The refusal of a picture."""
         return self._refusal(index, f"no readable picture: {reason}", "data.picture_unreadable")
 
-    def _picture(self, index: int) -> UInt8Array:
+    def _image(self, index: int) -> UInt8Array:
         try:
             return decode_rgb(self.encoded(index))
         except ValueError as error:

@@ -21,7 +21,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.sources.base import id_part, no_episodes
 from vlatool.sources.images.config import ImagesConfig
-from vlatool.sources.images.files import PictureFiles
+from vlatool.sources.images.files import ImageFiles
 from vlatool.sources.images.findings import IMAGES
 from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
@@ -45,7 +45,7 @@ class _Folder:
     """The files of one episode by what they are."""
 
     path: Path
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     hidden: int
     others: Counter[str]
 
@@ -91,7 +91,7 @@ class ImagesReader:
         Raises:
             DataError: `data.no_pictures`.
         """
-        names = self._look(ref.path).pictures
+        names = self._look(ref.path).images
         if not names:
             raise DataError(
                 f"{ref.path}: holds no picture ({', '.join(self.config.extensions)})",
@@ -104,7 +104,7 @@ class ImagesReader:
             task=ref.task,
             fps=_FPS,
             num_frames=len(names),
-            cameras={CAMERA: PictureFiles([ref.path / name for name in names])},
+            cameras={CAMERA: ImageFiles([ref.path / name for name in names])},
             lowdim={},
             frame_metadata={"file": names},
             extras={"dataset": ref.task},
@@ -113,17 +113,17 @@ class ImagesReader:
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
         """Every picture that cannot be used, and oddities; with `deep` every one is decoded."""
         try:
-            pictures = self.read(ref).cameras[CAMERA]
+            images = self.read(ref).cameras[CAMERA]
         except DataError as error:
             yield IMAGES.from_error(error, episode=ref.id)
             return
-        assert isinstance(pictures, PictureFiles)
+        assert isinstance(images, ImageFiles)
         broken = False
-        for finding in _check_pictures(pictures, ref.id):
+        for finding in _check_images(images, ref.id):
             broken = broken or finding.severity == "error"
             yield finding
         if deep and not broken:
-            yield from check_cameras(ref.id, {CAMERA: pictures})
+            yield from check_cameras(ref.id, {CAMERA: images})
 
     def _refs(self, source: Path, findings: list[Finding]) -> list[EpisodeRef]:
         """The episodes of one source."""
@@ -131,8 +131,8 @@ class ImagesReader:
             raise no_episodes(source, _SEARCHED)
         for root in (source, source / _IMAGES):
             folders = self._episodes(root)
-            if not any(folder.pictures for folder in folders):
-                folders = [one for one in [self._look(root)] if one.pictures]
+            if not any(folder.images for folder in folders):
+                folders = [one for one in [self._look(root)] if one.images]
             if folders:
                 findings += _passed_over(source, folders)
                 return [_ref(folder, root, source) for folder in folders]
@@ -156,9 +156,9 @@ class ImagesReader:
         hidden = [name for name in names if name.startswith(".") or name.endswith(_TEMPORARY)]
         shown = [name for name in names if name not in set(hidden)]
         ends = tuple(self.config.extensions)
-        pictures = tuple(name for name in shown if name.lower().endswith(ends))
+        images = tuple(name for name in shown if name.lower().endswith(ends))
         others = Counter(Path(name).suffix for name in shown if not name.lower().endswith(ends))
-        return _Folder(path, pictures, len(hidden), others)
+        return _Folder(path, images, len(hidden), others)
 
 
 def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
@@ -173,7 +173,7 @@ def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
         source=str(source),
         number=int(match[1]) if match else None,
         task=dataset,
-        extras={"pictures": len(folder.pictures)},
+        extras={"pictures": len(folder.images)},
     )
 
 
@@ -190,23 +190,23 @@ def _passed_over(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
         yield IMAGES("other_files", message, path=str(source))
 
 
-def _check_pictures(pictures: PictureFiles, episode: str) -> Iterator[Finding]:
+def _check_images(images: ImageFiles, episode: str) -> Iterator[Finding]:
     """Each picture by its bytes, and the sizes of all of them."""
     sizes: Counter[tuple[int, int]] = Counter()
-    for frame, path in enumerate(pictures.paths):
+    for frame, path in enumerate(images.paths):
         place = {"episode": episode, "path": str(path), "frame": frame}
         try:
-            facts = image_info(pictures.encoded(frame))
+            info = image_info(images.encoded(frame))
         except ValueError as error:
-            yield IMAGES.from_error(pictures.broken(frame, str(error)), episode=episode)
+            yield IMAGES.from_error(images.broken(frame, str(error)), episode=episode)
             continue
         except DataError as error:
             yield IMAGES.from_error(error, episode=episode)
             continue
-        sizes[facts.size] += 1
-        if facts.frames > 1:
-            yield IMAGES("several_frames", f"{path}: has {facts.frames} frames", **place)
-        elif not facts.is_plain:
+        sizes[info.size] += 1
+        if info.frames > 1:
+            yield IMAGES("several_frames", f"{path}: has {info.frames} frames", **place)
+        elif not info.is_plain:
             yield IMAGES("not_rgb", f"{path}: is not plain 8-bit RGB", **place)
     if len(sizes) > 1:
         told = ", ".join(f"{count} of {size[1]}x{size[0]}" for size, count in sizes.items())

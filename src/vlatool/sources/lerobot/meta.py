@@ -74,7 +74,7 @@ class Feature:
         return self.names if len(self.names) == self.width else ()
 
     @property
-    def picture_size(self) -> tuple[int, int] | None:
+    def image_size(self) -> tuple[int, int] | None:
         """(height, width) as declared, where the order of the shape is told or can be seen."""
         shape = self.shape
         if shape is None or len(shape) != 3:

@@ -80,7 +80,7 @@ class LeRobotReader:
     def _look(self, ref: EpisodeRef) -> Survey:
         """The survey of an episode that is read; sizes and names are those that are declared."""
         episode, dataset = self.read(ref), _recording(ref).dataset
-        sizes = {one.name: one.picture_size for one in dataset.cameras}
+        sizes = {one.name: one.image_size for one in dataset.cameras}
         return Survey(
             1,
             sizes,

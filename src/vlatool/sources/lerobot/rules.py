@@ -207,33 +207,33 @@ def _video(
     where = f"episode {recording.line.number}, camera {camera.name}"
     place = {"camera": camera.name, "path": str(path)}
     check_is_data_file(path, where)
-    facts = probe_video(path)
+    info = probe_video(path)
     if rows is None:
         return None
-    if facts.num_frames < len(rows):
+    if info.num_frames < len(rows):
         raise DataError(
-            f"{where}: {path} has {facts.num_frames} frames, the data has {len(rows)} rows",
+            f"{where}: {path} has {info.num_frames} frames, the data has {len(rows)} rows",
             hint="the video is incomplete; get it again, or leave the episode out with --episodes",
             code="data.video_too_short",
-            details={"path": str(path), "camera": camera.name, "frames": facts.num_frames},
+            details={"path": str(path), "camera": camera.name, "frames": info.num_frames},
         )
     fps = recording.dataset.info.fps
-    for code, oddity in _video_oddities(facts, camera, len(rows), fps):
+    for code, oddity in _video_oddities(info, camera, len(rows), fps):
         report.note(code, f"{where}: {path} {oddity}", **place)
     return VideoFrames(path, len(rows))
 
 
 def _video_oddities(
-    facts: VideoInfo, camera: Feature, num_rows: int, fps: float
+    info: VideoInfo, camera: Feature, num_rows: int, fps: float
 ) -> Iterator[tuple[str, str]]:
     """(code, problem) where a usable video differs from what the rows and info.json say."""
-    if facts.num_frames > num_rows:
-        more = f"has {facts.num_frames} frames for {num_rows} rows"
+    if info.num_frames > num_rows:
+        more = f"has {info.num_frames} frames for {num_rows} rows"
         yield "extra_frames", f"{more}; those after the last are unused"
-    if facts.fps is not None and abs(float(facts.fps) - fps) > 0.01:
-        yield "video_fps", f"runs at {float(facts.fps):g} fps, the data at {fps:g}"
-    if camera.shape and not set(facts.size) <= set(camera.shape):
-        height, width = facts.size
+    if info.fps is not None and abs(float(info.fps) - fps) > 0.01:
+        yield "video_fps", f"runs at {float(info.fps):g} fps, the data at {fps:g}"
+    if camera.shape and not set(info.size) <= set(camera.shape):
+        height, width = info.size
         declared = f"meta/info.json says {list(camera.shape)}"
         yield "picture_size", f"is {width}x{height} (w x h), {declared}"
 

@@ -76,8 +76,8 @@ class OpenedEpisode:
 
     def field_facts(self, config: SpartanConfig) -> dict[str, FieldSpec]:
         """The fields as `read_values` gives them, told from headers."""
-        facts = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
-        return facts | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
+        info = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
+        return info | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
 
 
 @dataclass
@@ -206,9 +206,9 @@ def _open_fields(
     recording: OpenedEpisode, archive: NpzArchive, config: SpartanConfig, report: Collector
 ) -> None:
     """Headers of the observations that are fields; arrays nobody needs are not looked into."""
-    pictures = {f"{camera}{kind}" for camera in recording.camera_ids for kind in ("", *SIDES)}
+    images = {f"{camera}{kind}" for camera in recording.camera_ids for kind in ("", *SIDES)}
     for name in archive.names:
-        if name in pictures or name in config.data_discard_keys:
+        if name in images or name in config.data_discard_keys:
             continue
         header = report.attempt(partial(archive.header, name))
         is_named = name.startswith(("robot__", "language_"))
