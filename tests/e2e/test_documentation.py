@@ -1,16 +1,18 @@
-"""What the documentation tells people to type and to open."""
+"""Commands and links of the documentation."""
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from vlatool.cli import app
+
 ROOT = Path(__file__).parents[2]
-# Code has brackets of its own.
+# Brackets inside code are no links.
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 LINKS = [
     (page, link)
@@ -21,30 +23,31 @@ LINKS = [
 
 
 def commands() -> list[str]:
-    """Lines of README code blocks that start with vlatool, comments left out."""
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Lines of code blocks of the README and the guides that start with vlatool, each once."""
+    blocks = [
+        block
+        for page in GUIDES
+        for language, block in FENCED.findall(page.read_text())
+        if not language
+    ]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("vlatool ") and "COMMAND" not in line]
+    return list(dict.fromkeys(line for line in lines if line.startswith("vlatool ")))
 
 
 @pytest.mark.parametrize("line", commands())
-def test_readme_command_is_understood(line: str) -> None:
-    words = shlex.split(line)[1:]
-    # --keys stops behind the parsing: unknown commands and options fail, nothing runs.
-    done = subprocess.run(
-        [sys.executable, "-m", "vlatool", *words, "--keys"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_documented_command_is_understood(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # --keys stops after parsing: unknown commands and options fail, nothing runs.
+    assert app.run([*shlex.split(line)[1:], "--keys"]) == 0, capsys.readouterr().err
 
 
-def test_readme_has_commands() -> None:
+def test_documentation_has_commands() -> None:
     assert len(commands()) >= 10
 
 
 @pytest.mark.parametrize(
     ("page", "link"), LINKS, ids=[f"{page.name}:{link}" for page, link in LINKS]
 )
-def test_links_lead_somewhere(page: Path, link: str) -> None:
+def test_link_resolves(page: Path, link: str) -> None:
     assert (page.parent / link).exists()
 
 

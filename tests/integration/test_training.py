@@ -190,7 +190,7 @@ def test_run_that_goes_on_with_other_harmless_keys_ends_with_the_same_bits(
 
 def test_keys_that_may_differ_are_the_documented_ones(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path / "run")
-    told = re.findall(r"^- `([a-z_.]+)`", _section("Going on with other options"), re.MULTILINE)
+    told = re.findall(r"^- `([a-z_.]+)`", _section("Resuming with other options"), re.MULTILINE)
     compared = set(_leaves(identity_keys(config)))
     free = {name for name in _leaves(config.model_dump(mode="json")) if name not in compared}
     documented = {name for name in free for one in told if f"{name}.".startswith(f"{one}.")}
