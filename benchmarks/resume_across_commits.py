@@ -1,0 +1,356 @@
+"""Trials of the outputs of an earlier commit: the present one must resume them and redo nothing.
+
+    git worktree add ../vlatool-before HEAD~1
+    python benchmarks/resume_across_commits.py --before ../vlatool-before/src
+    PYTHONPATH=/path/of/another/checkout/src python benchmarks/resume_across_commits.py --before ...
+
+The earlier code makes every output twice: finished, and half-finished. It is killed at the storage
+operation (`vlatool.storage.steps`) that enters half of the items as done, or that writes the first
+checkpoint of a training run. The present code (PYTHONPATH, else this checkout) then runs the same
+command on a copy of each. The bytes must equal those of the finished output, without `.vlatool/`
+and times. No item, shard or training step that was done may be done again, except where the earlier
+code does so as well. `verify` and `inspect` must report the same codes with both.
+`--only 'shards*'` runs some of the commands; `--keep DIR` keeps the outputs.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from forked_commands import Commands, Done
+from resume_across_commits_runs import CASES, FILES
+
+STEPS = "VLATOOL_STEPS"
+# Operations that enter something as done, by what it is. A log of items or a file for each.
+ENTERED = {
+    "items": re.compile(r"rename after items/.*|write after journal/items\.#\.jsonl"),
+    "shards": re.compile(r"rename after shards/shard_#\.npz"),
+    "steps": re.compile(r"write after [^/]+/metrics\.jsonl"),
+}
+CHECKPOINT = re.compile(r"rename after checkpoints/step_#")
+WRITING = re.compile(r"write inside (?!\.vlatool/).*")
+# A log that is shortened is written too, but enters nothing.
+SHORTENED = re.compile(r"rename after [^/]+/metrics\.jsonl")
+METADATA, METRICS = "processing_metadata.json", "metrics.jsonl"
+# Left behind by a command that makes its output as a whole and was killed.
+PARTIAL = ".*.partial"
+TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
+Counts = Mapping[str, int]
+OWN_SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+
+@dataclass
+class Outcome:
+    """The outcome of a trial.
+
+    Attributes:
+        name: Case and state of its output.
+        note: Short description.
+        redone: Number of things that were done again.
+        problems: Other faults.
+        unequal: Names of files with other bytes.
+    """
+
+    name: str
+    note: str = ""
+    redone: int = 0
+    problems: list[str] = field(default_factory=list[str])
+    unequal: list[str] = field(default_factory=list[str])
+
+    def line(self) -> str:
+        """The outcome in a line."""
+        files = f"UNEQUAL: {', '.join(self.unequal[:3])}" if self.unequal else "equal"
+        parts = [self.note, f"{self.redone} redone", files, *self.problems]
+        return f"{self.name}: {'; '.join(part for part in parts if part)}"
+
+
+class Trials:
+    """Trials of cases in a folder.
+
+    Args:
+        folder: Where everything is written.
+        earlier: Commands of the earlier code.
+        present: Commands of the code under test.
+    """
+
+    def __init__(self, folder: Path, earlier: Commands, present: Commands) -> None:
+        self._folder = folder
+        self._earlier, self._present = earlier, present
+        self._traces: dict[str, list[str]] = {}
+        for name in ("made", "out", "half"):
+            (folder / name).mkdir()
+        for name, text in FILES.items():
+            (folder / name).write_text(text)
+
+    def outcomes(self, name: str) -> Iterator[Outcome]:
+        """Outcomes of the trials of a case."""
+        self.make(name)
+        for kind, number in self._stops(name):
+            yield self._half(name, kind, number)
+        yield self._finished(name)
+        yield self._inspected(name)
+
+    def make(self, name: str) -> None:
+        """Makes the finished output of a case and those that it needs, by the earlier code."""
+        case = CASES[name]
+        if name in self._traces:
+            return
+        for needed in re.findall(r"made/([\w-]+)", case.line) + [case.before] * bool(case.before):
+            self.make(needed)
+        done, self._traces[name] = self._run(self._earlier, name, self._begun(name))
+        if done.code:
+            raise RuntimeError(f"{name}: the earlier code cannot make it: {done.stderr}")
+        shutil.move(self._out(name), self._made(name))
+
+    def _stops(self, name: str) -> Iterator[tuple[str, int]]:
+        """Kind of progress and number of the operation at which the command is killed."""
+        trace = self._traces[name]
+        places = {kind: _places(trace, pattern) for kind, pattern in ENTERED.items()}
+        if places["steps"]:
+            yield "steps", _places(trace, CHECKPOINT)[0]
+            return
+        for kind, found in places.items():
+            if found:
+                yield kind, found[len(found) // 2 - 1]
+        if not any(places.values()):
+            yield "", _places(trace, WRITING)[0]
+
+    def _half(self, name: str, kind: str, number: int) -> Outcome:
+        """The present code on the output that the earlier code left when it was killed."""
+        half = self._folder / "half" / name
+        shutil.rmtree(half, ignore_errors=True)
+        ended = self._earlier.run(self._begun(name), **{STEPS: str(number)})
+        shutil.move(self._out(name), half)
+        total, kept = _entered(self._traces[name]), _kept(half)
+        outcome = Outcome(f"{name}, half-finished{f' ({kind})' if kind else ''}")
+        if ended.code != -9:
+            outcome.problems.append(f"the earlier code was not killed: {ended.code}")
+        if kind and not kept[kind]:
+            outcome.problems.append(f"the earlier code kept no {kind}")
+        shutil.copytree(half, self._out(name))
+        done, trace = self._run(self._present, name, self._words(name))
+        self._check_exit(outcome, done, 0)
+        now = _entered(trace)
+        left = {one: max(0, total[one] - kept[one]) for one in total}
+        outcome.redone = sum(max(0, now[one] - left[one]) for one in total)
+        outcome.note = _described(kept, total)
+        short = [one for one in total if not done.code and now[one] < left[one]]
+        outcome.problems += [f"{one}: {now[one]} entered, {left[one]} were left" for one in short]
+        self._check_resumed(outcome, done, kept["items"])
+        self._compare(outcome, name)
+        return outcome
+
+    def _finished(self, name: str) -> Outcome:
+        """The present code on a finished output; the earlier code decides what may be written."""
+        outcome = Outcome(f"{name}, finished")
+        changed: list[set[str]] = []
+        entered: list[Counts] = []
+        for commands in (self._earlier, self._present):
+            shutil.copytree(self._made(name), self._out(name))
+            stamps = _stamps(self._out(name))
+            done, trace = self._run(commands, name, self._words(name))
+            changed.append(_changed(stamps, _stamps(self._out(name))))
+            entered.append(_entered(trace))
+            if commands is self._earlier:
+                shutil.rmtree(self._out(name))
+            else:
+                self._check_exit(outcome, done, CASES[name].again)
+        outcome.redone = sum(max(0, entered[1][one] - entered[0][one]) for one in ENTERED)
+        outcome.note = (
+            f"{len(changed[0])} files written again by both" if changed[0] else "left alone"
+        )
+        more = sorted(changed[1] - changed[0])
+        if more:
+            outcome.redone = outcome.redone or len(more)
+            outcome.problems.append(f"written again: {', '.join(more[:3])}")
+        self._compare(outcome, name)
+        return outcome
+
+    def _inspected(self, name: str) -> Outcome:
+        """Codes that `verify` and `inspect` report."""
+        outcome = Outcome(f"{name}, verify and inspect")
+        codes: list[str] = []
+        for command in ("verify", "inspect"):
+            words = [command, f"made/{name}", "--json", "-q"]
+            before, now = (_reported(one.run(words)) for one in (self._earlier, self._present))
+            codes += before[1]
+            if before != now:
+                outcome.problems.append(f"{command}: {now}, before {before}")
+        outcome.note = f"codes {', '.join(sorted(set(codes)))}" if codes else "no codes"
+        return outcome
+
+    def _check_exit(self, outcome: Outcome, done: Done, wanted: int) -> None:
+        if done.code != wanted:
+            note = (done.stderr.strip() or "no message").splitlines()[0]
+            outcome.problems.append(f"ended with {done.code}: {note}")
+
+    def _check_resumed(self, outcome: Outcome, done: Done, kept: int) -> None:
+        """Compares the number of resumed items in the result, where it has one."""
+        resumed = _document(done.stdout).get("resumed", kept)
+        if not done.code and resumed != kept:
+            outcome.problems.append(f"the result says that {resumed} items were resumed")
+
+    def _compare(self, outcome: Outcome, name: str) -> None:
+        """Compares the output with the finished one of the earlier code, and removes it."""
+        wanted, found = _contents(self._made(name)), _contents(self._out(name))
+        both = wanted.keys() | found.keys()
+        outcome.unequal = sorted(one for one in both if wanted.get(one) != found.get(one))
+        shutil.rmtree(self._out(name))
+
+    def _begun(self, name: str) -> list[str]:
+        """The words of a command whose output is as it is before the first run."""
+        shutil.rmtree(self._out(name), ignore_errors=True)
+        if CASES[name].before:
+            shutil.copytree(self._made(CASES[name].before), self._out(name))
+        return self._words(name)
+
+    def _words(self, name: str) -> list[str]:
+        line = CASES[name].line
+        line = line if "OUT" in line else f"{line} -o OUT"
+        return [*shlex.split(line.replace("OUT", f"out/{name}")), "--json", "-q"]
+
+    def _run(self, commands: Commands, name: str, words: Sequence[str]) -> tuple[Done, list[str]]:
+        """Runs a command and returns the operations on storage too."""
+        trace = self._folder / f"{name}.steps"
+        trace.unlink(missing_ok=True)
+        done = commands.run(words, **{STEPS: str(trace)})
+        return done, trace.read_text().splitlines() if trace.exists() else []
+
+    def _out(self, name: str) -> Path:
+        return self._folder / "out" / name
+
+    def _made(self, name: str) -> Path:
+        return self._folder / "made" / name
+
+
+def _places(trace: Sequence[str], pattern: re.Pattern[str]) -> list[int]:
+    """Numbers of the operations of a kind, from 1."""
+    return [number for number, line in enumerate(trace, 1) if pattern.fullmatch(line)]
+
+
+def _entered(trace: Sequence[str]) -> Counts:
+    found = {kind: len(_places(trace, pattern)) for kind, pattern in ENTERED.items()}
+    return {**found, "steps": found["steps"] - len(_places(trace, SHORTENED))}
+
+
+def _kept(output: Path) -> Counts:
+    """Number of things that an output which is not finished has entered as done."""
+    journal, steps = output / ".vlatool/journal", output / "checkpoints"
+    items = {path.stem for path in journal.glob("items/*.npz")}
+    for log in journal.glob("items.*.jsonl"):
+        items |= {json.loads(line)["item"] for line in log.read_text().splitlines()}
+    return {
+        "items": len(items),
+        "shards": sum(1 for _ in journal.glob("shards/*.npz")),
+        "steps": max((int(path.name[5:]) for path in steps.glob("step_*")), default=0),
+    }
+
+
+def _described(kept: Counts, total: Counts) -> str:
+    found = [f"{kept[kind]} of {total[kind]} {kind} kept" for kind in total if total[kind]]
+    return ", ".join(found) or "made as a whole"
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, without what depends on the time."""
+    found: dict[str, str] = {}
+    for path in _files(folder):
+        content = path.read_bytes()
+        if path.name == METRICS:
+            content = json.dumps([*map(_timeless, content.splitlines())]).encode()
+        if path.name != METADATA:
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _timeless(row: bytes) -> dict[str, Any]:
+    return {key: one for key, one in json.loads(row).items() if not key.endswith(TIMES)}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        is_own = ".vlatool" in path.relative_to(folder).parts or fnmatch(path.name, PARTIAL)
+        if path.is_file() and not is_own:
+            yield path
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every file: writing replaces them."""
+    stats = {path.relative_to(folder).as_posix(): path.stat() for path in _files(folder)}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _changed(before: Mapping[str, object], now: Mapping[str, object]) -> set[str]:
+    return {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+
+
+def _reported(done: Done) -> tuple[int, list[str]]:
+    """Exit code, and every value of a key `code` in the result, sorted."""
+    return done.code, sorted(_codes(_document(done.stdout)))
+
+
+def _codes(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from [one] if key == "code" and isinstance(one, str) else _codes(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _codes(one)
+
+
+def _document(stdout: str) -> dict[str, Any]:
+    try:
+        found = json.loads(stdout)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Prints a line per trial; 1 if anything was done again, is not equal, or went wrong."""
+    started = time.monotonic()
+    before = arguments.before.resolve()
+    now = Path(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or OWN_SOURCE).resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.keep or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        start: Callable[..., Commands] = partial(Commands, folder=folder)
+        with (
+            start(before, scratch=folder / "earlier") as earlier,
+            start(now, scratch=folder / "present") as present,
+        ):
+            trials = Trials(folder, earlier, present)
+            outcomes: list[Outcome] = []
+            for name in (one for one in CASES if fnmatch(one, arguments.only)):
+                for outcome in trials.outcomes(name):
+                    print(outcome.line(), flush=True)
+                    outcomes.append(outcome)
+    redone = sum(outcome.redone for outcome in outcomes)
+    unequal = sum(bool(outcome.unequal) for outcome in outcomes)
+    problems = sum(len(outcome.problems) for outcome in outcomes)
+    print(
+        f"{len(outcomes)} cases, {redone} items redone, {unequal} unequal, {problems} problems, "
+        f"{time.monotonic() - started:.0f} s"
+    )
+    return 1 if redone or unequal or problems or not outcomes else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=Path, required=True, help="folder src of a checkout")
+    parser.add_argument("--only", default="*", help="pattern of names of cases")
+    parser.add_argument("--keep", type=Path, help="an empty folder to keep")
+    sys.exit(main(parser.parse_args()))
