@@ -10,7 +10,7 @@ scaling of pictures, which there is the loader's work and here the model's. It a
 decoder that is used here, which it has not. The loader here makes the batches of `vlatool train`.
 They take turns, A B C A B C ..., each time in new processes; the first batches are not counted.
 Last comes the least that any loader can take: the processor time of decoding the pictures alone,
-all into the same piece of memory. Source: lbm-data 5.3-5.7.
+all into the same piece of memory. Source: formats/lbm 5.
 """
 
 import argparse
@@ -142,7 +142,7 @@ class Run:
     @property
     def shards(self) -> list[str]:
         """The tars."""
-        return [str(block.location) for one in self.info.datasets for block in one.blocks]
+        return [str(block.location) for one in self.info.datasets for block in one.shards]
 
     def batches(self, workers: int) -> Iterator[Any]:
         """Batches of `vlatool train`."""

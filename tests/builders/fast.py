@@ -14,7 +14,7 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 STEPS, WIDTH = 16, 7
 LOWEST = -354  # of the published tokenizer
 
-# Coefficients of the guide's sample, times 10; later rows are zero. Source: future-vla 1.7.
+# Coefficients of the guide's sample, times 10; later rows are zero. Source: reference/future-vla 4.3.
 GUIDE_ROWS = (
     (-8, -44, 1, 3, 0, 1, -40),
     (1, 28, 5, -4, -1, 0, 0),

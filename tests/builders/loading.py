@@ -108,11 +108,11 @@ class PlacesReader:
         self._broken = broken
 
     def read(
-        self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
+        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[Named | DroppedSample]:
         """See `loading.base.SampleReader`."""
-        self.asked += places
-        return [self._read(place, rng) for place, rng in zip(places, rngs, strict=True)]
+        self.asked += refs
+        return [self._read(place, rng) for place, rng in zip(refs, rngs, strict=True)]
 
     def _read(self, place: SampleRef, rng: np.random.Generator) -> Named | DroppedSample:
         name = f"{place.dataset}/{place.shard}/{place.sample}/{rng.integers(1 << 30)}"

@@ -131,22 +131,22 @@ class AcmeMlpType(ModelType):
 
         return AcmeObjective()
 
-    def batcher(self, config, data, kept, folder, *, training):
+    def batcher(self, config, data, assets, folder, *, training):
         from acme_vla.model import AcmeBatcher
 
-        return AcmeBatcher(data, kept.normalizer)
+        return AcmeBatcher(data, assets.normalizer)
 
     def example(self, config, data, size):
         from acme_vla.model import example
 
         return example(config, size)
 
-    def policy(self, config, parts, kept, folder):
+    def policy(self, config, parts, assets, folder):
         from acme_vla.model import AcmeBatcher, predict
-        from vlatool.models.policy import Policy
+        from vlatool.models.policy import RoboticsPolicy
 
-        batcher = AcmeBatcher(kept.data, kept.normalizer)
-        return Policy(partial(predict, parts["model"]), batcher, kept)
+        batcher = AcmeBatcher(assets.data, assets.normalizer)
+        return RoboticsPolicy(partial(predict, parts["model"]), batcher, assets)
 '''
 MODEL = """\
 import numpy as np
@@ -221,7 +221,7 @@ import numpy as np
 from pydantic import Field
 
 from vlatool.errors import DataError
-from vlatool.loading.base import Block, DataSet, Dropped
+from vlatool.loading.base import ShardInfo, DataSet, DroppedSample
 from vlatool.loading.config import LoadingConfig
 from vlatool.sources.order import natural_key
 
@@ -259,16 +259,16 @@ class AcmeFacts:
 class AcmeStepsReader:
     datasets: tuple
 
-    def read(self, places, rngs):
-        return [self.step(place) for place in places]
+    def read(self, refs, rngs):
+        return [self.step(ref) for ref in refs]
 
-    def step(self, place):
-        folder = self.datasets[place.dataset].blocks[place.block].location
-        key = f"{folder.name}-{place.sample}"
-        state = np.load(folder / "state.npy", mmap_mode="r")[place.sample]
-        action = np.load(folder / "action.npy", mmap_mode="r")[place.sample]
+    def step(self, ref):
+        folder = self.datasets[ref.dataset].shards[ref.shard].location
+        key = f"{folder.name}-{ref.sample}"
+        state = np.load(folder / "state.npy", mmap_mode="r")[ref.sample]
+        action = np.load(folder / "action.npy", mmap_mode="r")[ref.sample]
         if not np.isfinite(state).all():
-            return Dropped("no_number", key, f"{key}: the state is not a number")
+            return DroppedSample("no_number", key, f"{key}: the state is not a number")
         return Step(key, np.array(state), np.array(action))
 
 
@@ -278,7 +278,7 @@ class AcmeKind:
     folders_keys: ClassVar = ("folders",)
     drop_reasons: ClassVar = ("no_number",)
 
-    def read_facts(self, config):
+    def load_info(self, config, reporter):
         digest, states = hashlib.sha256(), []
         datasets = tuple(self.dataset(Path(one), digest, states) for one in config.folders)
         if not states:
@@ -287,32 +287,32 @@ class AcmeKind:
         return AcmeFacts(datasets, digest.hexdigest(), scale)
 
     def dataset(self, folder, digest, states):
-        blocks = []
+        shards = []
         for meta in sorted(folder.glob("*/meta.json"), key=natural_key):
             state = np.load(meta.parent / "state.npy")
             digest.update(state.tobytes())
             digest.update((meta.parent / "action.npy").read_bytes())
             states.append(state)
-            blocks.append(Block(meta.parent, len(state)))
-        return DataSet(folder.name, tuple(blocks))
+            shards.append(ShardInfo(meta.parent, len(state)))
+        return DataSet(folder.name, tuple(shards))
 
     def validation(self, config):
         changes = {"folders": config.val_folders, "val_folders": []}
         return config.model_copy(update=changes) if config.val_folders else None
 
-    def derive(self, config, facts):
+    def derive(self, config, info):
         return config, {}
 
-    def reader(self, config, facts):
-        return AcmeStepsReader(facts.datasets)
+    def reader(self, config, info):
+        return AcmeStepsReader(info.datasets)
 
-    def prepared(self, config, facts):
+    def make_assets(self, config, info):
         return facts.scale
 
-    def keep(self, config, facts, folder):
+    def save_assets(self, config, info, folder):
         (folder / SCALE).write_text(json.dumps(facts.scale))
 
-    def kept(self, config, folder):
+    def load_assets(self, config, folder):
         return json.loads((folder / SCALE).read_text())
 '''
 LINE = '''\
@@ -346,10 +346,10 @@ class AcmeLineType(ModelType):
 
         return LineObjective()
 
-    def batcher(self, config, data, kept, folder, *, training):
+    def batcher(self, config, data, assets, folder, *, training):
         from acme_vla.line_objective import batch
 
-        return partial(batch, kept)
+        return partial(batch, assets)
 
     def example(self, config, data, size):
         from acme_vla.line_objective import example
@@ -371,7 +371,7 @@ class LineObjective(Objective):
         error = (ctx.parts["model"](batch["state"]).float() - batch["action"]).abs()
         return Loss(error.sum(), torch.tensor(error.numel()))
 
-    def figures(self, turn, sums, count):
+    def metrics(self, phase, sums, count):
         return {"numbers": count}
 
 

@@ -49,9 +49,9 @@ class Regression(Objective):
         self.settled.append((optimizer, float(sums["n"]), bool(ok)))
 
     def metrics(
-        self, turn: str, sums: Mapping[str, torch.Tensor], count: float
+        self, phase: str, sums: Mapping[str, torch.Tensor], count: float
     ) -> Mapping[str, float]:
-        del turn
+        del phase
         return {"again": float(sums["error"]) / max(count, 1.0)}
 
 

@@ -1,4 +1,4 @@
-"""A tiny output of `vlatool preprocess`, written with nothing of ours. Source: lbm-data 8.1."""
+"""A tiny output of `vlatool preprocess`, written with nothing of ours. Source: formats/lbm 2.5, 3.1, 6.1."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Tiny raw Spartan episodes, written by code. Source: lbm-data 2."""
+"""Tiny raw Spartan episodes, written by code. Source: formats/spartan 1, 2, 3, 4, 5."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,7 +50,7 @@ def robot_signals(frames: int) -> dict[str, NDArray[np.float64]]:
 
 
 def action_vectors(frames: int) -> NDArray[np.float64]:
-    """Actions [F, 20]: the desired poses of the next frame. Source: lbm-data 2.3."""
+    """Actions [F, 20]: the desired poses of the next frame. Source: formats/spartan 3."""
     ahead = [poses(frames, side, 1.5) for side in (1, 0)]
     gripper = 0.1 - 0.01 * (np.arange(frames) + 1.5)[:, None]
     parts = [values for arm in ahead for values in (arm["xyz"], arm["rot_6d"])]

@@ -66,9 +66,9 @@ class ImageType(ModelType):
         return ImageObjective()
 
     def batcher(
-        self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
+        self, config: Any, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> Any:
-        del config, data, kept, folder, training
+        del config, data, assets, folder, training
         return image_batch
 
     def example(self, config: Any, data: Any, size: int) -> dict[str, Any]:

@@ -79,13 +79,13 @@ class GanObjective(Objective):
             new = self._means.real.lerp((sums["real"] / sums["n"].clamp(min=1)).float(), 0.1)
             self._means.real.copy_(torch.where(ok, new, self._means.real))
 
-    def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        if turn == "critic":
+    def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+        if phase == "critic":
             return {"real": float(sums["real"] / sums["n"]), "rows": float(sums["rows"].sum())}
         return {"error": float(sums["error"]) / max(count, 1.0)}
 
-    def check_metrics(self, figures: Mapping[str, float]) -> Sequence[Finding]:
-        if figures.get("critic/real", 0.0) < -0.9:
+    def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
+        if metrics.get("critic/real", 0.0) < -0.9:
             return [Finding("toy.critic", "warning", "the critic dislikes everything")]
         return ()
 

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
 from vlatool.loading.config import LoadingConfig
 from vlatool.models.base import ModelType, Objective, Part
@@ -86,12 +87,12 @@ class NumbersFacts:
 class NumbersReader:
     datasets: tuple[DataSet, ...]
 
-    def read(self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]) -> list[Any]:
+    def read(self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]) -> list[Any]:
         del rngs
-        return [self._row(place) for place in places]
+        return [self._row(place) for place in refs]
 
     def _row(self, place: SampleRef) -> Row | DroppedSample:
-        block = self.datasets[place.dataset].blocks[place.shard]
+        block = self.datasets[place.dataset].shards[place.shard]
         values = np.load(block.location, mmap_mode="r")[place.sample]
         key = f"{block.location.stem}-{place.sample}"
         if not np.isfinite(values).all():
@@ -105,7 +106,7 @@ class NumbersKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("folders",)
     drop_reasons: ClassVar[tuple[str, ...]] = ("no_number",)
 
-    def load_info(self, config: NumbersConfig) -> NumbersFacts:
+    def load_info(self, config: NumbersConfig, reporter: Reporter = NULL) -> NumbersFacts:
         if not config.folders:
             raise DataError("no folder is given", code="data.no_dataset")
         digest, sets = hashlib.sha256(), list[DataSet]()
@@ -175,11 +176,11 @@ class GanType(ModelType):
         return GanObjective(config, parts["means"].module)
 
     def batcher(
-        self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
+        self, config: Any, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> Any:
         from tests.builders.toy_networks import row_batch
 
-        del config, data, kept, folder, training
+        del config, data, assets, folder, training
         return row_batch
 
     def example(self, config: GanConfig, data: Any, size: int) -> dict[str, Any]:
@@ -217,11 +218,11 @@ class LmType(ModelType):
         return LmObjective()
 
     def batcher(
-        self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
+        self, config: Any, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> Any:
         from tests.builders.toy_networks import token_batch
 
-        del config, data, kept, folder, training
+        del config, data, assets, folder, training
         return partial(token_batch)
 
     def example(self, config: LmConfig, data: Any, size: int) -> dict[str, Any]:

@@ -484,7 +484,7 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
         Still(chunk), lambda samples: {"samples": samples}, kept(data, statistics, [group])
     )
     assert {actual_xyz, actual_rot} <= policy.fields.keys()
-    # Source: lbm-training A.8, the reference pose of the first two rows
+    # Source: reference/policy 3.2, the reference pose of the first two rows
     position, rotation = np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0, -1.0, 0.0, 0.0])
     seen = Observation(
         images=np.zeros((0, 8, 8, 3), np.uint8),
@@ -517,7 +517,7 @@ def test_earlier_commands_are_seen_from_the_current_pose() -> None:
     policy = RoboticsPolicy(
         nothing, nothing, kept(data, dict.fromkeys(data.action_fields, one), [group])
     )
-    # Source: lbm-data 8.3, relative pose
+    # Source: formats/lbm-preprocessing 4
     now = {
         actual_xyz: np.array([[9.0, 9.0, 9.0], [1.0, 2.0, 3.0]]),
         actual_rot: np.array([[1.0, 0, 0, 0, 1, 0], [0.0, 1, 0, -1, 0, 0]]),

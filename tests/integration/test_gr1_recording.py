@@ -1,4 +1,4 @@
-"""The real recording of lerobot-format section 14, where it is at hand."""
+"""The real GR1 data set, where it is available. Source: formats/lerobot 13."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from vlatool.episode import Episode
 from vlatool.sources.lerobot.reader import LeRobotConfig, LeRobotReader
 
 CAMERA = "observation.images.ego_view"
-# Rows, first index, sum of state, sum of action, mean over all pictures. Source: lerobot-format 14
+# Rows, first index, sum of state, sum of action, mean over all pictures. Source: formats/lerobot 13
 GOLDEN = [
     (416, 0, 1283.599643, -2976.026960, 99.37),
     (470, 416, 1012.407335, -4660.333908, 70.60),

@@ -1,4 +1,4 @@
-"""Shards to micro-batches. Source: data-order; lbm-data 8.2."""
+"""Shards to micro-batches. Source: reference/order 1-10; formats/lbm 6.2."""
 
 import io
 import json

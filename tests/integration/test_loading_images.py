@@ -18,7 +18,7 @@ from vlatool.artifacts.image import decode_rgb
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.artifacts.shard import index_by_headers, index_path
 from vlatool.errors import DataError
-from vlatool.loading.base import DroppedSample, SampleRef, load_info_of
+from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.dataset import open_dataset
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImagesKind
@@ -42,7 +42,7 @@ def config_of(*shards: Path | str, **keys: Any) -> ImageDataConfig:
 def samples_of(config: ImageDataConfig) -> list[Any]:
     """All samples of the first data set, in stored order."""
     info = ImagesKind().load_info(config)
-    blocks = enumerate(info.datasets[0].blocks)
+    blocks = enumerate(info.datasets[0].shards)
     places = [SampleRef(0, number, i) for number, block in blocks for i in range(block.size)]
     rngs = [np.random.default_rng(number) for number, _ in enumerate(places)]
     return ImagesKind().reader(config, info).read(places, rngs)
@@ -59,7 +59,7 @@ def test_samples_are_the_stored_images_prepared(tmp_path: Path) -> None:
 
 def test_sizes_and_order_need_no_counts_beside_the_shards(tmp_path: Path) -> None:
     info = ImagesKind().load_info(config_of(write_image_shards(tmp_path / "shards")))
-    assert [block.size for block in info.datasets[0].blocks] == [5, 3, 4]
+    assert [block.size for block in info.datasets[0].shards] == [5, 3, 4]
     data = open_dataset(tmp_path / "shards", kind="images", preprocessing=SIZE)
     assert len({sample.key for sample in data}) == len(data) == 12
 
@@ -76,7 +76,7 @@ def test_shard_is_scanned_once_and_its_index_kept(tmp_path: Path, cache: Path) -
 def test_first_scan_tells_how_many_shards_it_takes(tmp_path: Path) -> None:
     config, reporter = config_of(write_image_shards(tmp_path / "shards")), Recorder()
     for _ in range(2):
-        load_info_of(ImagesKind(), config, reporter)
+        ImagesKind().load_info(config, reporter)
     assert reporter.bars == [(f"first scan of {tmp_path / 'shards'}", 3)]
 
 
@@ -143,8 +143,8 @@ def test_what_is_no_rgb_image_is_dropped_with_its_reason(tmp_path: Path) -> None
 
 def test_gray_images_are_repeated_where_that_is_asked_for(tmp_path: Path) -> None:
     shards = write_image_shards(tmp_path / "s", change={6: {"png": image(6, mode="L")}})
-    image = samples_of(config_of(shards, convert_colors=True))[6].image
-    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+    pixels = samples_of(config_of(shards, convert_colors=True))[6].image
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
 @pytest.mark.parametrize(

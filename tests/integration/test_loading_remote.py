@@ -1,4 +1,4 @@
-"""Training data in S3: the same micro-batches, few requests. Source: data-order, Reading."""
+"""Training data in S3: the same micro-batches, few requests. Source: reference/order 11."""
 
 import subprocess
 import sys

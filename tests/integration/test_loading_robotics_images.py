@@ -1,4 +1,4 @@
-"""Pictures of samples as they are cut, varied and padded; data sets that differ. lbm-data 5."""
+"""Pictures of samples as they are cut, varied and padded; data sets that differ. Source: formats/lbm 5.1."""
 
 import itertools
 import shutil

@@ -1,4 +1,4 @@
-"""Stored samples to arrays, and what is checked before the first batch. lbm-data 5, 8.2."""
+"""Stored samples to arrays, and what is checked before the first batch. Source: formats/lbm 5, 6.2."""
 
 import io
 import itertools

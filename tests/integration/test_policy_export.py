@@ -19,7 +19,7 @@ from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.finetune import finetune
 from vlatool.workflows.train import train
 
-# Of the section of a CLIP backbone. Source: lbm-training 1.11.
+# Of the section of a CLIP backbone. Source: formats/published-runs 2.1.
 CLIP_KEYS = {
     "type", "resume_from_checkpoint", "resume_weights_only", "freeze", "hf_pretrained",
     "freeze_text_encoder", "freeze_image_encoder", "disable_text",

@@ -1,4 +1,4 @@
-"""Raw Spartan episodes to shards. Expectations: lbm-data 3, 7.2-7.4, 8.1."""
+"""Raw Spartan episodes to shards. Source: formats/lbm 1, 2, 3, 4, 6.1; formats/lbm-preprocessing 2, 5; formats/spartan 10."""
 
 import io
 from collections import defaultdict
@@ -66,7 +66,7 @@ def read_samples(shards: Path) -> list[dict[str, Any]]:
     return list(samples(shards))
 
 
-# the writer's contract, lbm-data 8.1
+# what a writer must do. Source: formats/lbm 6.1
 
 
 def test_every_anchor_within_the_padding_limits_is_a_sample(

@@ -1,4 +1,4 @@
-"""Damaged and hostile npz files: what a user sees. Source: lbm-data 7.2."""
+"""Damaged and hostile npz files: what a user sees. Source: formats/spartan 10, 11."""
 
 import zipfile
 import zlib

@@ -1,4 +1,4 @@
-"""What a user sees when raw data or files are bad. Source: lbm-data 7.2-7.5."""
+"""What a user sees when raw data or files are bad. Source: formats/spartan 10, 11; formats/lbm-preprocessing 5; formats/lerobot 12."""
 
 import json
 import os

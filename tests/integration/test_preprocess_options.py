@@ -1,4 +1,4 @@
-"""Every option of `preprocess` does what it says. Source: lbm-data 3.1, 3.5, 3.6, 6, 8.3."""
+"""Every option of `preprocess` does what it says. Source: formats/lbm-preprocessing 1, 2.4, 2.5, 2.6, 3, 4."""
 
 import io
 import json
@@ -290,7 +290,7 @@ def test_several_sources_make_one_output(tmp_path: Path) -> None:
     assert written_config(tmp_path / "out")["source_episodes"] == ["a", "b"]
 
 
-# pose groups. Source: lbm-data 8.3
+# pose groups. Source: formats/lbm-preprocessing 4
 
 REFERENCE = ([1, 2, 3], [0, 1, 0, -1, 0, 0])
 CURRENT = ([2, 2, 3], [1, 0, 0, 0, 1, 0])
@@ -362,7 +362,7 @@ def test_without_statistics_no_statistics_are_written(source: Path, tmp_path: Pa
     assert not list((tmp_path / "out").rglob("stats*.json"))
 
 
-# Source: lbm-data 8.3; fx fy cx cy
+# Source: formats/lbm-preprocessing 4; fx fy cx cy
 @pytest.mark.parametrize(
     ("size", "given", "expected"),
     [
@@ -401,7 +401,7 @@ def test_compat_gives_the_published_intrinsics(
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-# presets. Source: lbm-data 6
+# presets. Source: formats/lbm-preprocessing 3
 
 CAMERAS_4 = ["scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus"]
 CAMERAS_6 = [
@@ -474,7 +474,7 @@ def test_preset_holds_the_published_fields(preset: str) -> None:
     assert ends == ENDS
 
 
-# published names. Source: lbm-data 3.1
+# published names. Source: formats/lbm-preprocessing 1
 
 PUBLISHED: dict[str, Any] = {
     "source_episodes": ["raw"],

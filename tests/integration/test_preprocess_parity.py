@@ -1,6 +1,6 @@
 """Shards against a second, plain implementation of the published rules, sample by sample.
 
-The oracle below is written from lbm-data 3.3-3.12 with loops and 4x4 matrices: slow, and sharing
+The oracle below is written from formats/lbm-preprocessing 2; formats/lbm 2, 4 with loops and 4x4 matrices: slow, and sharing
 nothing with the product but Pillow and numpy.
 """
 

@@ -1,4 +1,4 @@
-"""`sample` writes the raw layouts key for key. Expectations: lbm-data 2, lerobot-format."""
+"""`sample` writes the raw layouts key for key. Source: formats/spartan 1, 2, 3, 4, 5; formats/lerobot 2, 3, 4, 5, 10."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""LIBERO and other recordings to windows. Source: future-vla 1.1, 5.b."""
+"""LIBERO and other recordings to windows. Source: reference/future-vla 1, 6."""
 
 import json
 from collections import Counter

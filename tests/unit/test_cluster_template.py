@@ -17,7 +17,7 @@ def cluster() -> dict[str, Any]:
 
 
 def test_size_and_machines_are_those_of_the_published_template(cluster: dict[str, Any]) -> None:
-    # Source: lbm-data 8, Ray cluster template.
+    # Source: formats/lbm-preprocessing 3.5.
     head, worker = (cluster["available_node_types"][name] for name in ("head", "worker"))
 
     assert (worker["min_workers"], worker["max_workers"]) == (10, 120)

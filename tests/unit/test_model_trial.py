@@ -99,9 +99,9 @@ class Forgetful(NumbersKind):
 class UsesKept(LmType):
     kinds: ClassVar[tuple[str, ...]] = (f"{__name__}:Forgetful",)
 
-    def batcher(self, config: Any, data: Any, kept: Any, folder: Any, *, training: bool) -> Any:
+    def batcher(self, config: Any, data: Any, assets: Any, folder: Any, *, training: bool) -> Any:
         del config, data, folder, training
-        return partial(times_mask, kept)
+        return partial(times_mask, assets)
 
 
 def times_mask(factor: int, samples: Any) -> Batch:
@@ -404,8 +404,8 @@ def example_of(change: Callable[[Batch], Batch], name: str) -> type[LmType]:
 
 
 class NoPickle(LmType):
-    def batcher(self, config: Any, data: Any, kept: Any, folder: Any, *, training: bool) -> Any:
-        del config, data, kept, folder, training
+    def batcher(self, config: Any, data: Any, assets: Any, folder: Any, *, training: bool) -> Any:
+        del config, data, assets, folder, training
         return lambda samples: token_batch(samples)
 
 
@@ -440,8 +440,8 @@ class Acting(DiffusionPolicyType):
 
     sampler: ClassVar[Any] = None
 
-    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> RoboticsPolicy:
-        policy = super().policy(config, parts, kept, folder)
+    def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
+        policy = super().policy(config, parts, assets, folder)
         policy._sampler = partial(type(self).sampler, policy._sampler)
         return policy
 
@@ -472,21 +472,21 @@ class Tensors(RoboticsPolicy):
 
 
 class ActsWithTensors(DiffusionPolicyType):
-    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> RoboticsPolicy:
-        made = super().policy(config, parts, kept, folder)
-        return Tensors(made._sampler, made._batcher, kept)
+    def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
+        made = super().policy(config, parts, assets, folder)
+        return Tensors(made._sampler, made._batcher, assets)
 
 
 class ActsByItself(DiffusionPolicyType):
-    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> Any:
-        del config, kept, folder
+    def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> Any:
+        del config, assets, folder
         return parts["model"]
 
 
 class ForgetsAField(DiffusionPolicyType):
-    def policy(self, config: Any, parts: Any, kept: Any, folder: Path) -> RoboticsPolicy:
-        made = super().policy(config, parts, kept, folder)
-        return Half(made._sampler, made._batcher, kept)
+    def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
+        made = super().policy(config, parts, assets, folder)
+        return Half(made._sampler, made._batcher, assets)
 
 
 class Half(RoboticsPolicy):

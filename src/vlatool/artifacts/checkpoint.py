@@ -181,7 +181,7 @@ def read_weights_header(path: Path) -> WeightsInfo:
     """Counts the parameters of a safetensors file without reading one.
 
     The file begins with the length of a JSON header, 8 bytes, little endian.
-    Source: huggingface.co/docs/safetensors, format.
+    Source: formats/runs 6.
 
     Raises:
         DataError: It is missing, no safetensors file, or cut off.

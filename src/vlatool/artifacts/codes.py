@@ -4,7 +4,7 @@ Both layouts stand inside the folder whose pictures they are of, each an output 
 published `TiToken/EPISODE/STEM.json`, one nested list per picture, and `tokens/EPISODE.npz`, one
 array per episode. STEM is the name of the picture without its suffix.
 
-Legend: N pictures of an episode, K codes of a picture. Source: future-vla 1.6, formats/codes.
+Legend: N pictures of an episode, K codes of a picture. Source: reference/future-vla 3; formats/codes 1, 3, 4.
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 Per field `FIELD.means`, float64 [T, C, K], the K centroids of each step and channel, +inf where
 unused, and `FIELD.weights`, int64 [T, C, K], the values that each stands for; without the latter
 each is a value itself. In the published layout the digests are in stats.json, as `tdigest_state`;
-they are a hundred times as large as the rest of it. Source: lbm-data 3.12.
+they are a hundred times as large as the rest of it. Source: formats/lbm 4.2, 4.5.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """What the dimensions of a field are called: as recorded, else as its own name fixes it.
 
 The options beside training data have `dimension_names: {field: [name, ...]}` for the fields whose
-recording names them. Source of the fixed names: lbm-data 2.2, 3.9.
+recording names them. Source: formats/lbm 2.2; formats/spartan 2.
 """
 
 import re

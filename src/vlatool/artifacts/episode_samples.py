@@ -3,7 +3,7 @@
 A line of them is rendered when it is asked for; a file of lines is a hundred times as large.
 
 Legend: N pictures, the first F of them with codes, W windows, S samples, P pictures that a window
-sees, Q pictures to come, K codes of a picture. Source: future-vla 5.7, formats/samples.
+sees, Q pictures to come, K codes of a picture. Source: reference/future-vla 5.3; formats/samples 4.
 """
 
 import json

@@ -6,7 +6,7 @@
     processing_action_tokenizer.py     the original reader; may be there, is never run nor written
 
 Beside them, of those that we fit, the profile that the actions were normalised with, and a report.
-Source: future-vla 1.7.
+Source: reference/future-vla 4.2.
 """
 
 from collections.abc import Mapping

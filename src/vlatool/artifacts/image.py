@@ -1,6 +1,6 @@
 """A JPEG or PNG: how it is written, and the one way it is read.
 
-Source: lbm-data 3.5.
+Source: formats/lbm-preprocessing 2.4.
 """
 
 import io

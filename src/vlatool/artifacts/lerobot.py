@@ -1,6 +1,6 @@
 """LeRobot v2.0 and v2.1 data sets: the names in them, and how tables and meta files are written.
 
-Legend of shapes: L rows, C channels. Source: lerobot-format 2 to 6 and 9.
+Legend of shapes: L rows, C channels. Source: formats/lerobot 2, 3, 4, 5, 6, 9.
 """
 
 import json

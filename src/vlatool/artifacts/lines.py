@@ -1,6 +1,6 @@
 """A file of JSON lines with an index beside it, which says where each line is.
 
-The index is that of a tar of samples, a line in place of a sample. Source: data-order, Reading.
+The index is that of a tar of samples, a line in place of a sample. Source: reference/order 11.
 """
 
 import hashlib

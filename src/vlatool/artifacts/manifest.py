@@ -1,6 +1,6 @@
 """manifest.jsonl: the shards of a folder and how many samples each holds.
 
-Source: lbm-data 3.11, 8.2.
+Source: formats/lbm 3.1.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What the bytes of a PNG say of it, checked without inflating a pixel.
 
-Source: PNG specification (W3C), 5 and 11.
+Source: formats/image-shards 4.1.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """How actions are normalised: a named set of numbers that data and checkpoints carry with them.
 
 `z = (a - mean) / std`, in float32, without epsilon or clipping. Profiles that come with vlatool lie
-in `profiles/`; others are files of the same form. Source: future-vla 1.7, 5.4.
+in `profiles/`; others are files of the same form. Source: reference/future-vla 4.1.
 
 Legend of shapes: D action dimensions.
 """

@@ -1,6 +1,6 @@
 """How a shard folder was made: preprocessing_config.yaml and processing_metadata.json.
 
-Nothing here tells about the machine or the user. Source: lbm-data 3.13, 3.14.
+Nothing here tells about the machine or the user. Source: formats/lbm 3.2, 3.3.
 """
 
 from collections.abc import Mapping

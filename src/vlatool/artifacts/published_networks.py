@@ -1,7 +1,7 @@
 """Weight files of published picture networks: their names, and how they are known to be whole.
 
 The first digits of the SHA-256 stand in most names; of the LPIPS heads an MD5 is known.
-Source: titok 4.4, 5.7.
+Source: reference/titok 4.4, 5.4.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """A policy as it is published: four files of configuration, scales, and weights below them.
 
-Source: lbm-training 1.10, 3.11, 6.1.
+Source: formats/published-runs 1, 3, 5.
 """
 
 from collections.abc import Mapping

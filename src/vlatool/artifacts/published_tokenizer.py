@@ -1,7 +1,7 @@
 """A tokenizer as it is published: a configuration and a flat file of weights beside it.
 
 Two layouts: config.yaml with pytorch_model.bin, as training writes it, and config.json with
-model.safetensors, as the hub has it. Source: titok 5.6, 7.1.
+model.safetensors, as the hub has it. Source: reference/titok 7.1.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """A training sample as members of a tar: how it is written, and the one way it is read.
 
-Source: lbm-data 3.8-3.10, 8.1.
+Source: formats/lbm 2.1, 2.2, 2.3, 2.4.
 """
 
 import json

@@ -1,7 +1,7 @@
 """A line of built samples: a question and an answer in which actions and pictures are numbers.
 
 Legend: P pictures that are seen, Q pictures to come, K codes of a picture.
-Source: future-vla 1.8, 2.5, formats/samples.
+Source: reference/future-vla 5.1, 5.2; formats/samples 2, 3.
 """
 
 import json
@@ -19,7 +19,7 @@ from vlatool.storage.documents import parse_json
 
 KINDS: tuple[Kind, ...] = ("vla", "wm")
 ACTION_IDS = 2048
-# What the numbers become where a language model reads them. Source: future-vla 2.5
+# What the numbers become where a language model reads them. Source: reference/future-vla 5.2
 ID_MAP: Mapping[str, int] = {
     "action_base": 149_595,
     "action_ids": ACTION_IDS,

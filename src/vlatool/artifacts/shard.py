@@ -1,9 +1,9 @@
 """A tar of samples: how it is written, scanned by its headers, and opened sample by sample.
 
 Members of a sample are contiguous and blocks are 512 bytes, so a sample is a byte range that can be
-copied from one tar to another. Source: lbm-data 8.1; the rules are those of webdataset: the first
+copied from one tar to another. Source: formats/lbm 2.5; the rules are those of webdataset: the first
 dot of a member's name parts key and suffix, suffixes compare in lower case. The index beside a tar
-says where each sample is; readers of the published layout need none. Source: data-order, Reading.
+says where each sample is; readers of the published layout need none. Source: reference/order 11.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 An output of the `lbm` sink has `shards/` (shuffled tars, their manifest, statistics and options)
 and `episodes/` (the same samples, one tar per episode). A published folder may hold the first of
-them alone, under any name. Source: lbm-data 8.1.
+them alone, under any name. Source: formats/lbm 1.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Which shards somebody means: a list of them, a pattern, a folder, or one tar, of any location.
 
 A list is a text file with a path per line. Patterns are those of shells: `{0000..0252}`, `{a,b}`,
-and, where folders can be listed, `*`, `?` and `[...]`. Source: future-vla 1.3, 1.5.
+and, where folders can be listed, `*`, `?` and `[...]`. Source: reference/future-vla 2.3.
 """
 
 import re

@@ -1,6 +1,6 @@
 """stats.json: statistics of every field, read tolerantly, written strictly, merged.
 
-Source: lbm-data 3.12, 7.4, 8.2.
+Source: formats/lbm 4.1, 4.4, 6.2.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A folder of windows: a file of lines and a folder of pictures per episode, and what they are.
 
-Published folders have no manifest. Source: future-vla 1.0.
+Published folders have no manifest. Source: reference/future-vla 1.1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,7 +77,7 @@ class WindowManifest:
         return {"format": FORMAT, "version": VERSION, **asdict(self), "normalisation": None}
 
 
-# As the published converter makes them. Source: future-vla 1.1
+# As the published converter makes them. Source: reference/future-vla 1.3
 PUBLISHED_CAMERAS, PUBLISHED_STEPS = ("image", "wrist_image"), 16
 
 

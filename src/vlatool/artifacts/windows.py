@@ -1,7 +1,7 @@
 """A line of raw windows: what was seen, what is done, what is seen then, and the words around it.
 
 Legend: P pictures before and at the present, Q pictures after it, T actions, A values of an action.
-Source: future-vla 1.0, 1.1.
+Source: reference/future-vla 1.1, 1.4.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The windows of one episode become samples: codes are looked up, actions encoded.
 
-Legend: W windows, H actions of a window, D values of an action. Source: future-vla 1.8.
+Legend: W windows, H actions of a window, D values of an action. Source: reference/future-vla 5.1.
 """
 
 import hashlib

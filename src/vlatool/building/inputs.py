@@ -1,6 +1,6 @@
 """What samples are built from, chosen and checked before anything is written.
 
-Source: future-vla 1.8, 2.5.
+Source: reference/future-vla 5.1, 5.2.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """How the codes of a tokenizer are used, and how much they change from frame to frame.
 
-Source: titok 5.7, 7.3. Legend of shapes: B pictures, K codes of a picture, N codes of the book.
+Source: reference/titok 5.4. Legend of shapes: B pictures, K codes of a picture, N codes of the book.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """The Frechet distance of two sets of pictures, from sums of features that add up over ranks.
 
-Source: titok 5.7; Heusel et al. 2017 (arXiv 1706.08500), equation 6.
+Source: reference/titok 5.4; Heusel et al. 2017 (arXiv 1706.08500), equation 6.
 
 Legend of shapes: B pictures, F features.
 """

@@ -1,7 +1,7 @@
 """How like their originals pictures are: one figure per picture, means over all of them.
 
 Pictures are compared as bytes, the way they are stored: what a network makes is clamped and rounded
-first. Source: titok 5.7, 8.7.
+first. Source: reference/titok 5.4.
 
 Legend of shapes: B pictures, H and W their size.
 """

@@ -66,7 +66,7 @@ def evaluate_open_loop(
 
     Args:
         trained: Predicts.
-        facts: Of the data.
+        info: Of the data.
         config: How many samples, and how they are drawn.
         fit: Makes their pictures those of the policy.
         bar: Told of each sample; there are `num_chosen`.
@@ -88,10 +88,10 @@ def num_chosen(info: RoboticsInfo, config: OpenLoopConfig) -> int:
 
 
 class _Recorder:
-    def __init__(self, policy: RoboticsPolicy, kept: RoboticsAssets) -> None:
+    def __init__(self, policy: RoboticsPolicy, assets: RoboticsAssets) -> None:
         self._policy = policy
-        self._statistics = kept.statistics
-        self._names = kept.names
+        self._statistics = assets.statistics
+        self._names = assets.names
         self._errors: dict[str, dict[str, AbsoluteErrors]] = {}
         self._samples = 0
         self._episode = ""

@@ -1,7 +1,7 @@
 """What is known of a low-dimensional field: width, range, which dimensions never change, its use.
 
-Legend of shapes: F frames, S rows of any kind, C channels of a field. Source of the names: lbm-data
-2.2, 3.9.
+Legend of shapes: F frames, S rows of any kind, C channels of a field. Source: formats/spartan 2;
+formats/lbm 2.2.
 """
 
 import re

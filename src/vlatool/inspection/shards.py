@@ -311,7 +311,7 @@ def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _padding_share(statistics: Statistics, samples: int) -> float | None:
-    """Rows that no statistics counted. Source: lbm-data 3.12, `count` leaves padding out."""
+    """Rows that no statistics counted. Source: formats/lbm 4.1, `count` leaves padding out."""
     counts = next((entry.get("count") for entry in statistics.values()), None)
     if not isinstance(counts, list) or not counts or not samples:
         return None

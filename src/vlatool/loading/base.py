@@ -47,12 +47,12 @@ class DataSet:
     """
 
     name: str
-    blocks: tuple[ShardInfo, ...]
+    shards: tuple[ShardInfo, ...]
 
     @property
     def size(self) -> int:
         """Samples in all blocks."""
-        return sum(block.size for block in self.blocks)
+        return sum(block.size for block in self.shards)
 
 
 class DatasetInfo(Protocol):
@@ -98,11 +98,11 @@ class DroppedSample:
 class SampleReader(Protocol):
     """Reads samples; picklable, each loader process has a copy. Opens nothing before `read`."""
 
-    def read(self, places: Sequence[SampleRef], rngs: Sequence["np.random.Generator"]) -> list[Any]:
+    def read(self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"]) -> list[Any]:
         """The samples at some places, in order; a `Dropped` in place of a broken one.
 
         Args:
-            places: Fetched together.
+            refs: Fetched together.
             rngs: The randomness of each sample: sentence, augmentation.
 
         Raises:
@@ -116,7 +116,7 @@ class SampleReader(Protocol):
 class Prefetching(Protocol):
     """A sample reader that can fetch what is read soon while it decodes something else."""
 
-    def prefetch(self, places: Sequence[SampleRef]) -> None:
+    def prefetch(self, refs: Sequence[SampleRef]) -> None:
         """Tells of places that `read` is going to be given together."""
         ...
 
@@ -126,7 +126,7 @@ class ReadsIntoBuffer(Protocol):
     """A sample reader that can put the large arrays of samples side by side."""
 
     def read_into(
-        self, places: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], room: Allocate
+        self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], room: Allocate
     ) -> list[Any]:
         """As `SampleReader.read`; arrays may lie in a room, those of neighbours one after another.
 
@@ -154,8 +154,8 @@ class DataKind(Protocol):
     folders_keys: ClassVar[tuple[str, ...]]
     drop_reasons: ClassVar[tuple[str, ...]]
 
-    def load_info(self, config: Any) -> DatasetInfo:
-        """Opens manifests and the like; no sample.
+    def load_info(self, config: Any, reporter: Reporter = NULL) -> DatasetInfo:
+        """Reads manifests and the like, but no sample; reports progress if that takes long.
 
         Raises:
             DataError: The data are missing or broken, or do not fit together.
@@ -185,26 +185,6 @@ class DataKind(Protocol):
     def load_assets(self, config: Any, folder: Path) -> Any:
         """What `keep` wrote: the same as `prepared` gave."""
         ...
-
-
-@runtime_checkable
-class LoadsInfoReporting(Protocol):
-    """A data kind whose facts may take long to read, and that tells how far it is."""
-
-    def load_info_reporting(self, config: Any, reporter: Reporter) -> DatasetInfo:
-        """As `DataKind.load_info`."""
-        ...
-
-
-def load_info_of(kind: DataKind, config: Any, reporter: Reporter = NULL) -> DatasetInfo:
-    """The facts of a section, with progress where the kind tells of any.
-
-    Raises:
-        DataError: As `DataKind.load_info`.
-    """
-    if isinstance(kind, LoadsInfoReporting):
-        return kind.load_info_reporting(config, reporter)
-    return kind.load_info(config)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class SampleDataset(Dataset[Any]):
 
     Attributes:
         config: The data section with what the data decide.
-        facts: What the kind of data read about them: statistics for normalisation, for example.
+        info: What the kind of data read about them: statistics for normalisation, for example.
         scales: What samples are normalised with; None: they are as stored. For robotics data
             `scales.normalizer.denormalize(field, values)` is the way back.
     """
@@ -119,7 +119,7 @@ def open_dataset(
         kind: Kind of data; the first of `vlatool plugins` where empty.
         seed: Of the order, and of what is drawn per sample.
         shuffle: Else the samples come as they are stored.
-        normalise: Fields scaled as `vlatool train` scales them, by `normalization` of the keys.
+        normalize: Fields scaled as `vlatool train` scales them, by `normalization` of the keys.
         keys: Keys of the data section of that kind, such as `camera_names`.
 
     Raises:

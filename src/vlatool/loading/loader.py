@@ -1,6 +1,6 @@
 """Micro-batches of one rank, made by loader processes, from any position of the order.
 
-Source: data-order, rules 5-10.
+Source: reference/order 5-10.
 
 Legend of numbers: n position of the run, W processes, r rank, b samples in a micro-batch, m number
 of a micro-batch of this rank, K loader processes.
@@ -95,7 +95,7 @@ def read_samples(
 ) -> list[Any]:
     """The samples at some positions, a `Dropped` in place of a broken one.
 
-    Their randomness is keyed by (seed, position) alone. Source: data-order, rule 8.
+    Their randomness is keyed by (seed, position) alone. Source: reference/order 8.
 
     Args:
         order: Which sample stands where.
@@ -124,7 +124,7 @@ _Item = MicroBatch | BatchMessage | VlatoolError
 
 
 class BatchStream(IterableDataset[_Item]):
-    """Micro-batches of one rank; each loader process makes every K-th. Source: rules 5, 6."""
+    """Micro-batches of one rank; each loader process makes every K-th. Source: reference/order 5, 6."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Which sample comes when: a pure function of sizes, weights, seed and a position.
 
 The state of a run is one integer, the positions consumed; nothing is opened and nothing replayed to
-go on from any of them. Source: data-order, rules 1-5.
+go on from any of them. Source: reference/order 1-5.
 
 Legend of numbers: n position of the run, L lanes, k number within a lane, N samples of a data set,
 g number of a sample in the data set's own endless order.
@@ -166,15 +166,15 @@ class _Stream:
     """Data sets whose blocks stand together: the g-th sample of their endless order."""
 
     def __init__(
-        self, datasets: Sequence[tuple[int, DataSet]], options: OrderOptions, kept: TableCache
+        self, datasets: Sequence[tuple[int, DataSet]], options: OrderOptions, assets: TableCache
     ) -> None:
         self.name = ", ".join(one.name for _, one in datasets)
         self._id = datasets[0][0]
         self._options = options
-        self._kept = kept
+        self._kept = assets
         self._lanes = options.lanes if options.shuffle else 1
         self._turns = bit_reversed(self._lanes)
-        sizes = [[block.size for block in one.blocks] for _, one in datasets]
+        sizes = [[block.size for block in one.shards] for _, one in datasets]
         owners = np.repeat([index for index, _ in datasets], [len(one) for one in sizes])
         blocks = np.concatenate([np.arange(len(one)) for one in sizes])
         lengths = np.concatenate([np.asarray(one, np.int64) for one in sizes])
@@ -216,7 +216,7 @@ class _Stream:
         return min(self._blocks, round(self._lanes * (self._options.group / mean + 1)))
 
     def _shuffled(self, at: int, length: int, epoch: int, lane: int) -> int:
-        """Where the `at`-th sample of a run comes from, within its group. Source: rule 4."""
+        """Where the `at`-th sample of a run comes from, within its group. Source: reference/order 4."""
         group, within = divmod(at, self._options.group)
         start = group * self._options.group
         count = min(self._options.group, length - start)
@@ -230,7 +230,7 @@ class _Stream:
         return self._kept.get(("epoch", self._id, number), lambda: self._made(number))
 
     def _made(self, number: int) -> _Epoch:
-        """Pieces in their order, cut into the runs of the lanes. Source: rule 3."""
+        """Pieces in their order, cut into the runs of the lanes. Source: reference/order 3."""
         pieces = np.arange(len(self._lengths))
         if self._options.shuffle and len(pieces) > 1:
             pieces = permutation(len(pieces), self._options.seed, "blocks", self._id, number)
@@ -266,7 +266,7 @@ def check_single_epoch(order: SampleOrder, positions: int) -> None:
 
 
 def _shares(datasets: Sequence[DataSet], weights: Sequence[float]) -> list[int]:
-    """Samples of each data set in a pattern; 0 only where the weight is. Source: rule 2."""
+    """Samples of each data set in a pattern; 0 only where the weight is. Source: reference/order 2."""
     if len(weights) != len(datasets) or min(weights) < 0 or sum(weights) <= 0:
         raise ConfigError(
             f"data.dataset_weighting is {list(weights)} for {len(datasets)} data sets",

@@ -1,6 +1,6 @@
 """Permutations that are the same on every machine and with every numpy, and found without a walk.
 
-Source: data-order, Rules.
+Source: reference/order 2-4, 12.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Shards that are open for reading, and the byte ranges of samples in them. Source: data-order."""
+"""Shards that are open for reading, and the byte ranges of samples in them. Source: reference/order 11."""
 
 import os
 import threading
@@ -66,7 +66,7 @@ class ShardCache:
     def of(cls, config: LoadingConfig, datasets: Sequence[DataSet]) -> "ShardCache":
         """As a data section says."""
         order = SampleOrder(datasets, OrderOptions.of(config, seed=0))
-        blocks = sum(len(dataset.blocks) for dataset in datasets)
+        blocks = sum(len(dataset.shards) for dataset in datasets)
         section, files = config.dataset_cache, file_cache(config.dataset_cache)
         is_free = section.enabled is None and section.cache_size_gb is None
         unasked = _LARGEST_UNASKED if is_free else files.limit
@@ -181,18 +181,18 @@ class ShardReader:
         fragments = self._fragments(places) if coming is None else coming.result()
         return [self._parsed(*one) for one in zip(places, fragments, strict=True)]
 
-    def prefetch(self, places: Sequence[SampleRef]) -> None:
+    def prefetch(self, refs: Sequence[SampleRef]) -> None:
         """Begins to fetch remote ones, which `members` is going to be asked for together."""
         if self._have_latency:
             if len(self._coming) > _MOST_COMING:  # nobody came for them
                 self._coming.clear()
-            self._coming[tuple(places)] = in_background(partial(self._fragments, places))
+            self._coming[tuple(refs)] = in_background(partial(self._fragments, refs))
 
     def _parsed(self, place: SampleRef, data: bytes) -> Members | DroppedSample:
         try:
             return read_members(data)
         except ValueError as error:
-            path = self._datasets[place.dataset].blocks[place.shard].location
+            path = self._datasets[place.dataset].shards[place.shard].location
             told = f"{path}: sample {place.sample} of it is damaged: {error}"
             return DroppedSample(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
 
@@ -223,12 +223,12 @@ class ShardReader:
     @property
     def _have_latency(self) -> bool:
         """Whether some are remote, so that it pays to ask for samples before they are needed."""
-        blocks = (block for one in self._datasets for block in one.blocks[:1])
+        blocks = (block for one in self._datasets for block in one.shards[:1])
         return any(is_remote(block.location) for block in blocks)
 
     def _opened(self, places: Sequence[SampleRef]) -> Mapping[tuple[int, int], _OpenBlock]:
         """The shards of some places; remote ones are looked at together."""
-        wanted = {place[:2]: self._datasets[place.dataset].blocks[place.shard] for place in places}
+        wanted = {place[:2]: self._datasets[place.dataset].shards[place.shard] for place in places}
         fresh = {key: block for key, block in wanted.items() if key not in self._open}
         known = [self._known.pop(key, None) for key in fresh]
         opened = self._open_all(list(zip(fresh.values(), known, strict=True)))

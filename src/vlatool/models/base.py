@@ -190,23 +190,25 @@ class Objective(Protocol):
         """The loss of a micro-batch of held-out data: parts in eval mode, no gradient."""
         return self.loss(next(iter(self.optimizers())), batch, ctx)
 
-    def metrics(self, turn: str, sums: Mapping[str, "Tensor"], count: float) -> Mapping[str, float]:
+    def metrics(
+        self, phase: str, sums: Mapping[str, "Tensor"], count: float
+    ) -> Mapping[str, float]:
         """Numbers to report beside the loss of an optimizer.
 
         Args:
-            turn: The optimizer's name; `validation` for what `validate` gave.
+            phase: The optimizer's name; `validation` for what `validate` gave.
             sums: `Loss.sums` over all steps since the last report, float64, on the CPU.
             count: The counted elements of those steps.
         """
-        del turn, sums, count
+        del phase, sums, count
         return {}
 
-    def check_metrics(self, figures: Mapping[str, float]) -> Sequence["Finding"]:
+    def check_metrics(self, metrics: Mapping[str, float]) -> Sequence["Finding"]:
         """What is alarming about reported figures: warnings are told, an error ends the run.
 
         Names are those of the metrics file: `critic/real`, `val/error`.
         """
-        del figures
+        del metrics
         return ()
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, "UInt8Array"]:
@@ -300,14 +302,14 @@ class ModelType(Protocol):
         ...
 
     def batcher(
-        self, config: Any, data: Any, kept: Any, folder: Path | None, *, training: bool
+        self, config: Any, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "Batcher":
         """Samples to a batch of tensors; picklable, runs in loader processes.
 
         Args:
             config: Derived.
             data: Derived section of the data.
-            kept: What the kind of data keeps for inference, of the training data.
+            assets: What the kind of data keeps for inference, of the training data.
             folder: Where `keep` wrote; None where nothing was kept, as for a dry run.
             training: Augment or not.
         """
@@ -322,15 +324,15 @@ class ModelType(Protocol):
         ...
 
     def policy(
-        self, config: Any, parts: Mapping[str, "nn.Module"], kept: Any, folder: Path
+        self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path
     ) -> Any | None:
         """What sees and acts (`models.policy.Policy`); None for what does not act.
 
         Args:
             config: Derived.
             parts: Those that checkpoints hold, on their device, in eval mode.
-            kept: What the kind of data kept beside the run.
+            assets: What the kind of data kept beside the run.
             folder: The run, where `keep` wrote.
         """
-        del config, parts, kept, folder
+        del config, parts, assets, folder
         return None

@@ -1,6 +1,6 @@
 """Vectors to the nearest of a table of codes, and whether the table is used.
 
-Source: titok 1.4. Legend of shapes: B pictures, K vectors of a picture, N codes, D width of a code.
+Source: reference/titok 1.4. Legend of shapes: B pictures, K vectors of a picture, N codes, D width of a code.
 """
 
 import math
@@ -39,7 +39,7 @@ class QuantizerOutput(NamedTuple):
 def no_tf32(device: torch.device) -> Generator[None]:
     """Within it float32 is computed in float32: no autocast, no TF32.
 
-    With TF32 about one id in a thousand is another one (measured in titok 8).
+    With TF32 about one id in a thousand is another one (reference/titok 1.4).
     """
     products = torch.backends.cuda.matmul
     before = products.allow_tf32

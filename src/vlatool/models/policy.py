@@ -61,19 +61,19 @@ class RoboticsPolicy:
         kept: Data section, scales and poses of its run.
     """
 
-    def __init__(self, sampler: Sampler, batcher: Batcher, kept: RoboticsAssets) -> None:
-        data = kept.data
+    def __init__(self, sampler: Sampler, batcher: Batcher, assets: RoboticsAssets) -> None:
+        data = assets.data
         assert data.lowdim_past_timesteps is not None
         assert data.lowdim_future_timesteps is not None
         self.data = data
-        self.normalizer = kept.normalizer
-        self.images = kept.images
+        self.normalizer = assets.normalizer
+        self.images = assets.images
         self.past = data.lowdim_past_timesteps
         self.length = self.past + 1 + data.lowdim_future_timesteps
         self._sampler = sampler
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._batcher = batcher
-        groups = kept.pose_groups
+        groups = assets.pose_groups
         self._groups = [group for group in groups if _is_relative(group, data.action_fields)]
 
     @property

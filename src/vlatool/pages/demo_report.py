@@ -39,10 +39,10 @@ def write_demo_report(
     """
     sections = [
         Section("How often it works", _success_table(result)),
-        Section("What it does", _image(sheets["policy"], "rollouts of the trained policy")),
+        Section("What it does", _image_file(sheets["policy"], "rollouts of the trained policy")),
         Section(
             "Does it listen?",
-            _listening(result) + _image(sheets["wrong"], "rollouts with another instruction"),
+            _listening(result) + _image_file(sheets["wrong"], "rollouts with another instruction"),
         ),
         Section("What it learned from", _recording(raw)),
         Section("How it learned", _loss_chart(read_metrics(RunDir(run).metrics)) + _info(result)),
@@ -151,7 +151,7 @@ def _info(result: Mapping[str, Any]) -> str:
     )
 
 
-def _image(path: Path, description: str) -> str:
+def _image_file(path: Path, description: str) -> str:
     return _image(path.read_bytes(), description)
 
 

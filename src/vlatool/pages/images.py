@@ -30,9 +30,9 @@ def thumbnail(image: Image.Image, description: str, drawing: str = "") -> str:
     """A picture of at most 200 pixels' width.
 
     Args:
-        picture: RGB.
+        image: RGB.
         description: Text for those who do not see it.
-        drawing: SVG elements over it, in pixels of `picture`, whose corner is (0, 0).
+        drawing: SVG elements over it, in pixels of `image`, whose corner is (0, 0).
     """
     width, height = image.size
     small = image

@@ -15,7 +15,7 @@ from vlatool.plugins import did_you_mean
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.uri import can_list
 
-# First line of the small text file that stands for content kept in Git LFS. Source: lerobot 11.7
+# First line of the small text file that stands for content kept in Git LFS. Source: formats/lerobot 5
 _LFS_HEADER = b"version https://git-lfs"
 _LONGEST_CAMERA_NAME = 200  # bytes; a file that is named after it gets a few more
 _POLICY = ("action_fields", "proprioception_fields", "pose_groups")

@@ -1,4 +1,4 @@
-"""The configuration of a training run; key names are the published ones (lbm-training 1.11)."""
+"""The configuration of a training run; key names are the published ones (reference/training 1.7)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self

@@ -18,7 +18,6 @@ from vlatool.loading.base import (
     DroppedSample,
     MicroBatch,
     SampleRef,
-    load_info_of,
 )
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_exited
@@ -59,7 +58,7 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
             hint=f"give data.val_{kind.folders_keys[0]}, or leave total_val_samples out",
             code="usage.no_validation_data",
         )
-    info = load_info_of(kind, section, reporter)
+    info = kind.load_info(section, reporter)
     section, _ = kind.derive(section, info)
     order = SampleOrder(info.datasets, OrderOptions(config.hparams.seed, shuffle=False))
     return ValidationData(section, info, order, min(config.total_val_samples, order.size))
@@ -95,7 +94,7 @@ def check_samples(config: TrainConfig, info: DatasetInfo) -> None:
 
 def _spread(number: int, dataset: DataSet, blocks: int, samples: int) -> list[SampleRef]:
     """Places in so many blocks of a data set, so many in each; fewer where there are fewer."""
-    full = [(block, content.size) for block, content in enumerate(dataset.blocks) if content.size]
+    full = [(block, content.size) for block, content in enumerate(dataset.shards) if content.size]
     chosen = [full[place] for place in _evenly(len(full), blocks)]
     return [
         SampleRef(number, block, one) for block, size in chosen for one in _evenly(size, samples)

@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, resumable. Source: lbm-training 3.8, A.3, A.4."""
+"""Exponential moving average of weights, resumable. Source: reference/training 4.1."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager

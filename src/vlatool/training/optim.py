@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only. Source: lbm-training 3.6, 8.1 (6)."""
+"""AdamW with decay on matrices only. Source: reference/training 3.1."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Arithmetic of a run: steps, micro-batches, the steps at which checkpoints are written.
 
-Source: lbm-training 3.2, A.2, with checkpoints at exact steps.
+Source: reference/training 2.1, 2.2.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Published job files and recorded configurations of policy training, in our keys.
 
-Most keys are the same; what differs is said here. Source: lbm-training 1.5, 1.6, 1.10.
+Most keys are the same; what differs is said here. Source: formats/published-runs 2.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from vlatool.config.tree import Node, child, find, from_value, plain
 _OF_A_PROCESS = ("use_distributed", "rank", "local_rank", "device")
 _LISTS = ("dataset_", "val_dataset_")
 _BACKBONE = ("model", "vision_language_backbone")
-# Keys that one kind of backbone alone has. Source: lbm-training 1.6.
+# Keys that one kind of backbone alone has. Source: formats/published-runs 2.
 _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
     "clip_backbone": ("freeze_text_encoder", "freeze_image_encoder", "disable_text"),
     "vlm_backbone": ("num_vlm_layers_to_use",),

@@ -180,9 +180,9 @@ class MetricsLogger:
             found |= {f"{prefix}{name}": float(value) for name, value in told.items()}
         return found
 
-    def check_metrics(self, objective: Objective, figures: Mapping[str, float]) -> None:
+    def check_metrics(self, objective: Objective, metrics: Mapping[str, float]) -> None:
         """Tells each kind of alarm once; an error ends the run."""
-        for finding in objective.check_metrics(figures):
+        for finding in objective.check_metrics(metrics):
             if finding.severity == "error":
                 raise DataError(finding.message, hint=finding.action, code=finding.code)
             if finding.code not in self._alarms:

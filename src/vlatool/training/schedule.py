@@ -1,4 +1,4 @@
-"""Learning rate by completed steps. Source: lbm-training 3.7, A.1."""
+"""Learning rate by completed steps. Source: reference/training 3.2."""
 
 import math
 from collections.abc import Iterator

@@ -54,12 +54,14 @@ class StepContexts:
         """Seeds what draws from torch's global generators in this step."""
         self._runtime.seed(self._seed, step)
 
-    def of(self, step: int, one: MicroBatch, turn: object, *, training: bool = True) -> StepContext:
+    def of(
+        self, step: int, one: MicroBatch, rng_key: object, *, training: bool = True
+    ) -> StepContext:
         """The moment of a micro-batch; randomness depends on its positions and the turn."""
         total = self._plan.global_batch
         # A fake micro-batch is made in the size of a whole one.
         rows = one.positions or range(self._plan.micro_batch)
-        key = (step, turn) if training else (rows[0] // total, turn)
+        key = (step, rng_key) if training else (rows[0] // total, rng_key)
         return StepContext(
             step=step,
             rng=self._runtime.rng(rows, total, self._seed, *key),

@@ -3,7 +3,7 @@
 A chunk's rounded cosine coefficients are the code points of a text, which byte-level BPE shortens.
 Nothing is remembered from call to call: shapes are arguments.
 
-Legend of shapes: N chunks, H steps, D action dimensions. Source: future-vla 1.7.
+Legend of shapes: N chunks, H steps, D action dimensions. Source: reference/future-vla 4.2.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Variations of pictures: where a crop lies, how colours change.
 
-Legend of shapes: H, W size of a picture, P = H * W pixels. Source: lbm-data 5.4; the arithmetic of
+Legend of shapes: H, W size of a picture, P = H * W pixels. Source: formats/lbm 5.1; the arithmetic of
 colours is that of torchvision's second transforms, rounding down to whole levels after each change.
 """
 

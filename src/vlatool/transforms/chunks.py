@@ -1,7 +1,7 @@
 """Windows of one length around every frame: what was seen, what is done, what is seen then.
 
 The k-th picture of the future is what the k-th action leads to. Legend of shapes: F frames, P and Q
-steps, A values of an action. Source: future-vla 1.1.
+steps, A values of an action. Source: reference/future-vla 1.3.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Turning, resizing and cropping of a picture together with its calibration; the pinhole camera.
 
 Sizes are (height, width); a pixel covers [i, i + 1], so the picture's left edge is at 0. Source:
-lbm-data 3.5; calibration from the transform that the pixels really undergo.
+formats/lbm-preprocessing 2.4, 2.5; calibration from the transform that the pixels really undergo.
 """
 
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     """Intrinsics float64 [..., 3, 3] by the published rule, for `--compat`.
 
     It uses the untruncated size and a fractional crop and drops skew: up to half a pixel beside
-    the pixels. Source: lbm-data 3.5.
+    the pixels. Source: formats/lbm-preprocessing 2.5.
     """
     (height0, width0), (height, width) = geometry.original, geometry.target
     ratio_x, ratio_y = width / width0, height / height0

@@ -1,6 +1,6 @@
 """Normalisation of fields, both directions, one rule.
 
-Legend of shapes: B batch, T steps, C channels. Source: lbm-data 5.6, with constant dimensions
+Legend of shapes: B batch, T steps, C channels. Source: formats/lbm 5.3, with constant dimensions
 scaled by one. The same functions serve numpy arrays and torch tensors.
 """
 

@@ -1,6 +1,6 @@
 """Relative poses of a window: every pose seen from the actual pose at the anchor.
 
-Source: lbm-data 3.7.
+Source: formats/lbm-preprocessing 2.7.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Rotations and poses as the LBM data stores them: positions [..., 3] and 6D rotations [..., 6].
 
-A 6D rotation is the first two ROWS of the rotation matrix, flattened. Source: lbm-data 3.7.
+A 6D rotation is the first two ROWS of the rotation matrix, flattened. Source: formats/lbm-preprocessing 2.7.
 """
 
 from typing import Literal

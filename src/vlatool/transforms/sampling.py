@@ -1,6 +1,6 @@
 """Samples of an episode: windows of its fields, calibration, masks, metadata.
 
-Legend of shapes: N samples, T steps, C channels. Source: lbm-data 3.3, 3.7-3.10.
+Legend of shapes: N samples, T steps, C channels. Source: formats/lbm-preprocessing 2.1, 2.7; formats/lbm 2.1, 2.2, 2.3.
 """
 
 import uuid

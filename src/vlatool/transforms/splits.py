@@ -5,7 +5,7 @@ def validation_positions(count: int, ratio: float) -> list[int]:
     """Positions among `count` sorted shards that are for validation, evenly spread; one at least.
 
     The others are for training; of one shard none is left. No seed: the same every time.
-    Source: future-vla 1.3, the numbers included.
+    Source: reference/future-vla 2.2, the numbers included.
     """
     wanted = max(1, int(count * ratio + 0.999999))
     step = max(1, count // wanted)

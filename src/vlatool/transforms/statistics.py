@@ -3,7 +3,7 @@
 All fields of an episode are one block of channels. Only valid (unpadded, finite) rows count.
 Adding parts in a fixed order gives the same bits whatever process computed them.
 
-Legend of shapes: N windows, T steps, C channels of all fields. Source: lbm-data 3.12.
+Legend of shapes: N windows, T steps, C channels of all fields. Source: formats/lbm 4.1, 4.4.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Windows around anchor frames: rows, padding, masks, and those in which nothing moves.
 
 Legend of shapes: N windows, T = past + 1 + future steps, F frames, C channels.
-Source: lbm-data 3.4, 3.6.
+Source: formats/lbm-preprocessing 2.2, 2.3, 2.6.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Checks of the content of samples: facts, numbers, pictures.
 
-Legend of shapes: T steps, C channels. Source: lbm-data 3.8-3.10, 8.1.
+Legend of shapes: T steps, C channels. Source: formats/lbm 2.1, 2.2, 2.3, 2.5.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Checks of stats.json against the samples that it summarises.
 
-Legend of shapes: N samples, T steps, C channels. Source: lbm-data 3.12, 8.1.
+Legend of shapes: N samples, T steps, C channels. Source: formats/lbm 4.1, 6.1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -20,7 +20,7 @@ from vlatool.config.rules import (
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
 from vlatool.jobs.record import output_lock
-from vlatool.loading.base import DatasetInfo, load_info_of
+from vlatool.loading.base import DatasetInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.parallel.executor import default_workers
@@ -84,7 +84,7 @@ def train(
         config, None if config.name is None else RunDir(_output(config))
     )
     config = resume.pinned_data(config)
-    info = load_info_of(config.data_kind, config.data, reporter)
+    info = config.data_kind.load_info(config.data, reporter)
     config, rules = config.derive(info)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)

@@ -94,7 +94,7 @@ _CAMERAS = (
 )
 CAMERAS = {camera.name: camera for camera in _CAMERAS}
 
-# Four: the cameras that both published stations have. Source: lbm-data 6.2.
+# Four: the cameras that both published stations have. Source: formats/lbm-preprocessing 3.2.
 _STATIONS: dict[CameraCount, tuple[str, ...]] = {
     2: ("scene_right_0", "wrist_right_minus"),
     4: ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus"),

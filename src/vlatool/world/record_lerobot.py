@@ -1,6 +1,6 @@
 """Writes LeRobot data sets: v2.1 with h264 video, and LIBERO's layout with PNG in the table.
 
-Source: lerobot-format 2 to 7 and 13.
+Source: formats/lerobot 2, 3, 4, 5, 6, 7, 10.
 """
 
 import io

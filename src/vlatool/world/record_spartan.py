@@ -1,7 +1,7 @@
 """Writes raw Spartan episodes, file for file like real ones; only the right arm moves.
 
 Joints, torques and wrenches are smooth made-up functions of the hand's pose: their names, shapes
-and ranges are those of real recordings, their values have no physics. Source: lbm-data 2.
+and ranges are those of real recordings, their values have no physics. Source: formats/spartan 1, 2, 3, 4, 5.
 """
 
 import json
@@ -32,7 +32,7 @@ _DEFLATE_LEVEL = 4
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the C one is 5 times faster
 
 ROBOT_VERSION = 20241212.0
-# First two rows of the rotation of a hand that points down: diag(1, -1, -1). Source: lbm-data 3.7.
+# First two rows of the rotation of a hand that points down: diag(1, -1, -1). Source: formats/lbm-preprocessing 2.7.
 DOWNWARD_ROT_6D = np.array([1.0, 0.0, 0.0, 0.0, -1.0, 0.0])
 LEFT_HAND = np.array([*LEFT_ARM_POSITION, OPEN])
 
@@ -205,7 +205,7 @@ def robot_signals(states: FloatArray, desired: FloatArray) -> dict[str, FloatArr
 
 
 def action_vectors(actions: FloatArray) -> FloatArray:
-    """Commands x, y, z, opening [L, 4] in the published order [L, 20]. Source: lbm-data 2.3."""
+    """Commands x, y, z, opening [L, 4] in the published order [L, 20]. Source: formats/spartan 3."""
     rotation = np.tile(DOWNWARD_ROT_6D, (len(actions), 1))
     left = np.tile(LEFT_HAND, (len(actions), 1))
     right_pose = [actions[:, :3], rotation]

@@ -17,7 +17,7 @@ from vlatool.artifacts.profile import (
 )
 from vlatool.errors import DataError, UsageError, VlatoolError
 
-# Source: future-vla 1.7.
+# Source: reference/future-vla 4.1.
 MEAN = [
     0.06278137117624283,
     0.0868409126996994,

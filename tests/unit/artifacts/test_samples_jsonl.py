@@ -1,4 +1,4 @@
-"""The published text of built samples, both ways, and their packed form. Source: future-vla 1.8."""
+"""The published text of built samples, both ways, and their packed form. Source: reference/future-vla 5.1."""
 
 import json
 import os

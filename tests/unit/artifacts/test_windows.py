@@ -1,4 +1,4 @@
-"""A line of raw windows. Source: future-vla 1.1."""
+"""A line of raw windows. Source: reference/future-vla 1.3, 1.4."""
 
 import json
 from dataclasses import replace

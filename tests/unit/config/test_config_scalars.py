@@ -1,4 +1,4 @@
-"""Scalar rules: YAML 1.2, then the field's type (lbm-training 1.4)."""
+"""Scalar rules: YAML 1.2, then the field's type (reference/training 1.3)."""
 
 import math
 

@@ -1,6 +1,6 @@
 """The published policy jobs: their values, and what the recommended ones change.
 
-The table is the facts of lbm-training 4.1, 4.2 and lbm-data 6.5.
+The table is the facts of reference/policy 5 and formats/lbm-preprocessing 3.4.
 """
 
 from functools import cache

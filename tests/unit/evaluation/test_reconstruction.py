@@ -24,7 +24,7 @@ KEYS = [f"episode_{e}/{n:04d}" for e in range(2) for n in range(3)]
 CPU = torch.device("cpu")
 
 
-def images(count: int = 6) -> torch.Tensor:
+def make_images(count: int = 6) -> torch.Tensor:
     draws = np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), np.uint8)
     return torch.from_numpy(draws)
 
@@ -46,7 +46,7 @@ def sums_of(rows: range, judges: MetricNetworks | None = None) -> Reconstruction
     sums = ReconstructionSums(
         16, CPU, CodeShape(8, 4), judges or MetricNetworks(None, MeanColors())
     )
-    images = images()[rows.start : rows.stop]
+    images = make_images()[rows.start : rows.stop]
     if len(rows):
         sums.add([KEYS[row] for row in rows], images, blocks_of_8(images))
     return sums
@@ -104,7 +104,7 @@ def test_ranks_share_whole_shards() -> None:
     blocks = tuple(ShardInfo(Path(f"{number}.tar"), number + 1) for number in range(5))
     info = ImagesInfo((DataSet("a", blocks),), (tuple(range(5)),))
     parts = [part_of(info, rank, 3) for rank in range(3)]
-    assert sorted(one.location for part in parts for one in part.datasets[0].blocks) == [
+    assert sorted(one.location for part in parts for one in part.datasets[0].shards) == [
         one.location for one in blocks
     ]
     assert parts[1].shard_bytes == ((1, 4),)

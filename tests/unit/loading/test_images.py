@@ -16,7 +16,7 @@ def pixels(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (65, 50), (20, 31)])
 def test_middle_is_that_of_the_published_resize_and_crop(height: int, width: int) -> None:
-    """Pillow's bicubic resize of the whole picture, then the middle. Source: titok 6.3."""
+    """Pillow's bicubic resize of the whole picture, then the middle. Source: reference/titok 6.1."""
     image = pixels(height, width)
     edges = (32, int(32 * width / height)) if height < width else (int(32 * height / width), 32)
     whole = np.asarray(

@@ -1,4 +1,4 @@
-"""The order of samples. Source: data-order, rules 1-5 and "Tests that prove it"."""
+"""The order of samples. Source: reference/order 1-5, 12, 13."""
 
 import pickle
 import time

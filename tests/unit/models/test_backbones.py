@@ -39,7 +39,7 @@ def vit(text: ByteTextConfig | None = None) -> ViTBackbone:
     return ViTBackbone(ViTBackboneConfig(**sizes, n_heads=2, n_layers=1, text_encoder=text))
 
 
-def images(batch: int = 2, count: int = 4, size: int = 32) -> Tensor:
+def make_images(batch: int = 2, count: int = 4, size: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     shape = (batch, count, 3, size, size)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -118,20 +118,20 @@ def test_keypoint_follows_a_bright_blob_in_the_image() -> None:
 
 
 def test_keypoint_tokens_are_one_per_image_and_one_for_the_sentence() -> None:
-    assert keypoints()(images(), says("a", "b")).shape == (2, 5, 16)
-    assert keypoints(text=None)(images(), says("a", "b")).shape == (2, 4, 16)
+    assert keypoints()(make_images(), says("a", "b")).shape == (2, 5, 16)
+    assert keypoints(text=None)(make_images(), says("a", "b")).shape == (2, 4, 16)
 
 
 def test_sentence_changes_every_token() -> None:
     backbone = keypoints()
-    images = images(batch=1).expand(2, -1, -1, -1, -1)
+    images = make_images(batch=1).expand(2, -1, -1, -1, -1)
     first, second = backbone(images, says("put the red block away", "put the green block away"))
     assert bool(((first - second).abs().amax(dim=1) > 0).all())
 
 
 def test_each_camera_has_weights_of_its_own_and_time_is_outer() -> None:
     backbone = keypoints(text=None)
-    images = images(batch=1)
+    images = make_images(batch=1)
     tokens = backbone(images, says(""))
     changed = images.clone()
     changed[:, 3] = 255 - changed[:, 3]
@@ -148,18 +148,18 @@ def test_each_camera_has_weights_of_its_own_and_time_is_outer() -> None:
 
 
 def test_every_patch_of_every_image_is_a_token() -> None:
-    assert vit()(images(), says("a", "b")).shape == (2, 4 * 4, 16)
-    assert vit(TEXT)(images(), says("a", "b")).shape == (2, 1 + 4 * 4, 16)
+    assert vit()(make_images(), says("a", "b")).shape == (2, 4 * 4, 16)
+    assert vit(TEXT)(make_images(), says("a", "b")).shape == (2, 1 + 4 * 4, 16)
 
 
 def test_language_changes_the_output_only_with_a_text_encoder() -> None:
-    images = images(batch=1).expand(2, -1, -1, -1, -1)
+    images = make_images(batch=1).expand(2, -1, -1, -1, -1)
     without, with_text = vit()(images, says("a", "b")), vit(TEXT)(images, says("a", "b"))
     assert torch.equal(without[0], without[1])
     assert not torch.equal(with_text[0], with_text[1])
 
 
-# Source: lbm-training 2.10
+# Source: formats/published-runs 4.1
 def test_vision_transformer_without_text_has_the_published_names() -> None:
     block = "_model.blocks.0."
     parts = ["ln1", "attn.qkv_proj", "attn.out_proj", "ln2", "mlp.fc1", "mlp.fc2"]

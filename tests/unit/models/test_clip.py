@@ -42,7 +42,7 @@ def backbone(base: Path, **keys: Any) -> ClipBackbone:
     return ClipBackbone(section(base, **keys))
 
 
-def images(size: int = 32) -> Tensor:
+def make_images(size: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (2, 2, 3, size, size), generator=generator, dtype=torch.uint8)
 
@@ -68,9 +68,9 @@ def test_derived_section_needs_its_base_model_no_more(base: Path) -> None:
     ClipBackbone(ClipBackboneConfig.model_validate(stored).derive(DATA)[0])
 
 
-# Source: lbm-training 2.4
+# Source: reference/policy 1.4
 def test_image_is_projected_then_normalized_and_sentence_the_other_way_round(base: Path) -> None:
-    module, images = backbone(base), images()
+    module, images = backbone(base), make_images()
     tokens = module(images, TEXT)
     network = module._model.model
     pixels = ImageNormalizer((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(images.flatten(0, 1), (32, 32))
@@ -84,14 +84,14 @@ def test_image_is_projected_then_normalized_and_sentence_the_other_way_round(bas
 
 
 def test_filling_behind_a_sentence_changes_nothing(base: Path) -> None:
-    module, images = backbone(base), images()
+    module, images = backbone(base), make_images()
     longer = torch.cat([TEXT, torch.zeros(2, 7, dtype=torch.int64)], dim=1)
     torch.testing.assert_close(module(images, longer), module(images, TEXT))
 
 
 def test_without_text_there_is_a_token_per_image_alone(base: Path) -> None:
     module = backbone(base, disable_text=True)
-    assert module(images(), TEXT).shape == (2, 2, 8)
+    assert module(make_images(), TEXT).shape == (2, 2, 8)
     text = [p for n, p in module.named_parameters() if ".text_" in n]
     assert text
     assert not any(parameter.requires_grad for parameter in text)
@@ -99,7 +99,7 @@ def test_without_text_there_is_a_token_per_image_alone(base: Path) -> None:
 
 def test_padded_images_are_zeros(base: Path) -> None:
     mask = torch.tensor([[True, False], [True, True]])
-    tokens = backbone(base)(images(), TEXT, mask)
+    tokens = backbone(base)(make_images(), TEXT, mask)
     assert not tokens[0, 2].any()
     assert bool(tokens[:, :2].any(dim=2).all())
 
@@ -117,20 +117,20 @@ def test_freezing_a_tower_leaves_its_projection_free(base: Path, tower: str) -> 
 
 def test_every_weight_that_learns_gets_a_gradient(base: Path) -> None:
     module = backbone(base)
-    module(images(), TEXT).sum().backward()
+    module(make_images(), TEXT).sum().backward()
     assert not [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_published_weights_are_loaded_from_the_base_model(base: Path) -> None:
     module = backbone(base)
-    before = module(images(), TEXT)
+    before = module(make_images(), TEXT)
     module.load_base()
     from transformers import CLIPModel
 
     published = CLIPModel.from_pretrained(base).state_dict()
     loaded = module._model.model.state_dict()
     assert all(torch.equal(value, published[name]) for name, value in loaded.items())
-    assert not torch.equal(module(images(), TEXT), before)
+    assert not torch.equal(module(make_images(), TEXT), before)
 
 
 def test_towers_give_what_those_of_transformers_give_and_the_same_gradients(base: Path) -> None:
@@ -158,7 +158,7 @@ def test_towers_give_what_those_of_transformers_give_and_the_same_gradients(base
 def test_images_of_another_size_are_resized_as_image_libraries_do() -> None:
     from PIL import Image
 
-    images = images(48).flatten(0, 1)
+    images = make_images(48).flatten(0, 1)
     resized = ImageNormalizer((0, 0, 0), (1, 1, 1))(images, (32, 32)) * 255
     for one, found in zip(images, resized, strict=True):
         image = Image.fromarray(one.permute(1, 2, 0).numpy())
@@ -247,7 +247,7 @@ def test_weights_of_a_base_model_that_cannot_be_read_are_refused(
 
 @pytest.fixture(scope="module")
 def bellpepper() -> DiffusionPolicy:
-    """The network of the published job, without its numbers. Source: lbm-training 2.9."""
+    """The network of the published job, without its numbers. Source: reference/policy 1.7."""
     text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     architecture = {"model_type": "clip", "projection_dim": 512, "text_config": text}
     architecture["vision_config"] = {"hidden_size": 768, "patch_size": 32}
@@ -272,7 +272,7 @@ def test_number_of_parameters_is_the_published_one(bellpepper: DiffusionPolicy) 
     assert sum(learning) == 181_481_237 - 51_643_392 - 1
 
 
-# Source: lbm-training A.6; two word tables, a norm and the temperature are not there.
+# Source: reference/policy 1.7; two word tables, a norm and the temperature are not there.
 def test_published_rule_gives_the_published_groups(bellpepper: DiffusionPolicy) -> None:
     learning = {name: p.numel() for name, p in bellpepper.named_parameters() if p.requires_grad}
     spared = {name for name in learning if name.endswith(".bias") or "norm" in name.lower()}

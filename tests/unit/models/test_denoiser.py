@@ -67,7 +67,7 @@ def test_rotary_rotates_half_split_channels_with_base_10000() -> None:
     torch.testing.assert_close(rotated[1], expected)
 
 
-# Source: lbm-training 2.6
+# Source: reference/policy 1.5
 @pytest.mark.parametrize(
     ("width", "inner"), [(64, 256), (96, 256), (512, 1536), (1024, 2816), (2048, 5632)]
 )
@@ -90,7 +90,7 @@ def test_swiglu_gates_with_the_first_half() -> None:
     torch.testing.assert_close(out, expected.expand(1, 1, 2))
 
 
-# Source: lbm-training 2.6, column "blocks only"
+# Source: reference/policy 1.5, parameters of the blocks
 @pytest.mark.parametrize(
     ("width", "layers", "heads", "expected"),
     [

@@ -11,7 +11,7 @@ from vlatool.models.diffusion_policy.solvers import SamplingSchedule, solve
 FREE = NoiseConfig(clamp_range=None)
 
 
-# Source: lbm-training A.5
+# Source: reference/policy 2.2
 def test_kept_shares_golden() -> None:
     found = alphas_cumprod(FREE)[[0, 99, 499, 999]].tolist()
     expected = [0.9998999834, 0.8970179558, 0.0785872340, 4.0358304e-5]

@@ -80,7 +80,7 @@ def test_time_table_starts_as_sines_then_cosines() -> None:
     torch.testing.assert_close(table.detach(), expected, rtol=0, atol=1e-5)
 
 
-# Source: lbm-training 2.10; the dead vocabulary weights are not built.
+# Source: formats/published-runs 4.1; the dead vocabulary weights are not built.
 def test_state_dict_names_and_shapes_are_the_published_ones() -> None:
     state = policy(
         transformer=TransformerConfig(
@@ -173,7 +173,7 @@ class Oracle(nn.Module):
         return x * self.num_timesteps / time.clamp(min=1)[:, None, None] + self.error
 
 
-# Source: lbm-training A.5, last line
+# Source: reference/policy 2.3
 @pytest.mark.parametrize(("real", "mean", "count"), [(True, 7.5, 4), (False, 2.5, 2)])
 def test_masked_loss_golden(real: bool, mean: float, count: int) -> None:
     error = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])

@@ -27,7 +27,7 @@ def course(
     return SamplingSchedule(noise, steps, **keys)
 
 
-# Source: lbm-training A.5
+# Source: reference/policy 2.1
 @pytest.mark.parametrize(
     ("time", "limit", "expected"),
     [(0, 3, 0.5), (250, 3, 0.875), (500, 3, 1.25), (999, 3, 1.9985), (999, 1.5, 1.5)],
@@ -46,7 +46,7 @@ def test_constant_velocity_goes_the_whole_way(steps: int, solver: EulerConfig | 
     torch.testing.assert_close(end, full(0.5), rtol=0, atol=1e-4)
 
 
-# Source: lbm-training A.5; with n that divide K the published times were right.
+# Source: reference/policy 2.4; with n that divide K the published times were right.
 @pytest.mark.parametrize(
     ("num_timesteps", "steps", "times"),
     [

@@ -21,7 +21,7 @@ def on_meta(network: type[nn.Module]) -> nn.Module:
         return network()
 
 
-# Source: titok 4.4; the others by counting the published descriptions.
+# Source: reference/titok 4.4; the others by counting the published descriptions.
 @pytest.mark.parametrize(
     ("network", "parameters", "tensors"),
     [
@@ -183,7 +183,7 @@ def test_lpips_weighs_what_layers_see() -> None:
 
 
 def shifted(pixels: Tensor) -> Tensor:
-    """Source: titok 4.4."""
+    """Source: reference/titok 4.4."""
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     return (2 * pixels - 1 - shift[:, None, None]) / scale[:, None, None]
 

@@ -1,6 +1,6 @@
 """The published formulas, written down once more on bare weights, give what the policy gives.
 
-Source: lbm-training 2.3, 2.5-2.8, A.9 (1).
+Source: reference/policy 1.2, 1.5, 1.6, 2.1, 2.3, 2.4.
 """
 
 from collections.abc import Mapping

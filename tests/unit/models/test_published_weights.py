@@ -1,4 +1,4 @@
-"""Published checkpoints in and out. Source: lbm-training 2.10, 3.11, A.7."""
+"""Published checkpoints in and out. Source: formats/published-runs 4, 4.1."""
 
 import os
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def velocity(network: DiffusionPolicy) -> Tensor:
         return network(images, text, state, actions, torch.tensor([3, 19]))
 
 
-# Source: lbm-training 2.9
+# Source: formats/published-runs 4.2
 def test_export_of_the_published_layers_has_as_many_tensors_as_published() -> None:
     network = policy(layers=12)
     assert len(export_published(network.config, network.state_dict())) == 522
@@ -144,7 +144,7 @@ def test_buffers_that_follow_from_the_configuration_are_made_again() -> None:
     assert all(torch.equal(value, own[name]) for name, value in found.weights.items())
 
 
-# Source: lbm-training A.7
+# Source: formats/published-runs 4.1
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

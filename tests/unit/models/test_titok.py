@@ -43,7 +43,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def images(number: int = 3) -> torch.Tensor:
+def make_images(number: int = 3) -> torch.Tensor:
     return torch.rand(number, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
 
 
@@ -126,7 +126,7 @@ def test_pixel_head_has_colors_innermost() -> None:
 def test_model_computes_what_the_plain_formulas_say(layout: str) -> None:
     torch.manual_seed(0)
     model = Titok(tiny_titok(latent_layout=layout))
-    plain, images = PlainTitok(model), images()
+    plain, images = PlainTitok(model), make_images()
 
     assert torch.equal(model.codes(images), plain.codes(images))
     torch.testing.assert_close(model(images).logits, plain.logits(images), atol=2e-6, rtol=1e-5)
@@ -135,7 +135,7 @@ def test_model_computes_what_the_plain_formulas_say(layout: str) -> None:
 def test_gradients_are_those_of_the_plain_formulas() -> None:
     """The last blocks compute only what is read behind them, and nothing is lost by that."""
     torch.manual_seed(0)
-    model, images = Titok(tiny_titok()), images()
+    model, images = Titok(tiny_titok()), make_images()
     plain = PlainTitok(model)
     watched = model.encoder.patch_embed.weight, model.decoder.mask_token
 
@@ -148,7 +148,7 @@ def test_gradients_are_those_of_the_plain_formulas() -> None:
 
 def test_pixels_are_drawn_from_the_expected_code_of_the_teacher() -> None:
     torch.manual_seed(0)
-    model, images = Titok(tiny_titok(stage=2)), images()
+    model, images = Titok(tiny_titok(stage=2)), make_images()
     vectors = model.encode(images).vectors
     shares = model.decoder(vectors).softmax(1)
     table = model.pixel_quantize.embedding.weight
@@ -159,7 +159,7 @@ def test_pixels_are_drawn_from_the_expected_code_of_the_teacher() -> None:
 
 def test_codes_draw_what_their_images_draw() -> None:
     torch.manual_seed(0)
-    model, images = Titok(tiny_titok(stage=2)), images()
+    model, images = Titok(tiny_titok(stage=2)), make_images()
 
     drawn = model.decode_codes(model.codes(images)[:, None])
     torch.testing.assert_close(drawn, model(images).pixels, atol=1e-4, rtol=0)
@@ -167,7 +167,7 @@ def test_codes_draw_what_their_images_draw() -> None:
 
 def test_continuous_tokens_are_their_means_without_noise() -> None:
     torch.manual_seed(0)
-    model, images = Titok(tiny_titok(**(PIXELS | CONTINUOUS))), images()
+    model, images = Titok(tiny_titok(**(PIXELS | CONTINUOUS))), make_images()
     mean = model.encoder(images, model.latent_tokens)[..., :4]
 
     assert torch.equal(model.encode(images).vectors, mean)

@@ -26,7 +26,7 @@ def sizes(module: nn.Module) -> tuple[int, int]:
     return len(module.state_dict()), sum(p.numel() for p in module.parameters())
 
 
-def images(number: int = 2) -> torch.Tensor:
+def make_images(number: int = 2) -> torch.Tensor:
     return torch.rand(number, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
 
 
@@ -86,7 +86,7 @@ def test_block_of_one_width_adds_its_input() -> None:
 
 def test_ids_are_row_major_and_draw_what_their_images_draw() -> None:
     torch.manual_seed(0)
-    model, images = Vqgan(TINY), images()
+    model, images = Vqgan(TINY), make_images()
     ids = model.ids(images)
     nearest = torch.cdist(
         model.encoder(images).permute(0, 2, 3, 1).flatten(1, 2), model.quantize.embedding.weight
@@ -135,8 +135,8 @@ def test_lecam_means_stay_where_a_step_failed() -> None:
 
 @pytest.mark.parametrize("distance", [GradientDistance(), FeatureDistance(TINY)])
 def test_distance_is_zero_of_a_image_to_itself_and_has_a_gradient(distance: nn.Module) -> None:
-    images = images()
-    made = (images + 0.1 * images().flip(0)).requires_grad_()
+    images = make_images()
+    made = (images + 0.1 * make_images().flip(0)).requires_grad_()
 
     assert float(distance(images, images).detach()) == 0
     distance(images, made).backward()

@@ -41,7 +41,7 @@ def decay_after(updates: int, **keys: Any) -> float:
     return average.decay()
 
 
-# Source: lbm-training A.3
+# Source: reference/training 4.1
 @pytest.mark.parametrize(
     ("updates", "decay"),
     [
@@ -86,7 +86,7 @@ def test_sequences_golden() -> None:
     assert vanilla == pytest.approx([1, 1.1, 1.29, 1.561, 1.9049], abs=1e-6)
 
 
-# Source: lbm-training A.3: the published average leaves the buffer at 0.
+# Source: reference/training 4.1: the published average leaves the buffer at 0.
 @pytest.mark.parametrize("kind", ["ema", "vanilla"])
 def test_buffers_are_the_newest(kind: str) -> None:
     module = Scalar()
@@ -100,7 +100,7 @@ def test_buffers_are_the_newest(kind: str) -> None:
     assert average.weights["count"].dtype == torch.int64
 
 
-# Source: lbm-training A.4: the published average gives 5.0 after a resume.
+# Source: reference/training 4.1: the published average gives 5.0 after a resume.
 def test_vanilla_average_goes_on_after_a_resume_golden() -> None:
     config = EmaConfig(type="vanilla", alpha=0.99)
     module = Scalar()

@@ -22,7 +22,7 @@ def plan(
     return make_plan(TrainConfig.model_validate({"hparams": h, **keys}), sets, world_size)
 
 
-# Source: lbm-training A.2
+# Source: reference/training 2.1
 @pytest.mark.parametrize(
     ("samples", "batch", "steps", "unused"),
     [
@@ -37,7 +37,7 @@ def test_golden_steps_and_what_is_left(samples: int, batch: int, steps: int, unu
     assert (found.total_steps, found.unused_samples) == (steps, unused)
 
 
-# Source: lbm-training A.2
+# Source: reference/training 2.2
 @pytest.mark.parametrize(("batch", "per_device", "micro"), [(512, 8, 8), (4096, 128, 4)])
 def test_golden_accumulation(batch: int, per_device: int, micro: int) -> None:
     found = plan(batch=batch, per_device=per_device, world_size=8, total_train_steps=1)

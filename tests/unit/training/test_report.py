@@ -29,8 +29,8 @@ class Alarmed(Regression):
         super().__init__()
         self._severity = severity
 
-    def check_metrics(self, figures: Mapping[str, float]) -> Sequence[Finding]:
-        assert "again" in figures
+    def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
+        assert "again" in metrics
         return [Finding("toy.loud", self._severity, "it is loud")]  # pyright: ignore[reportArgumentType]
 
 

@@ -9,7 +9,7 @@ LBM = {"lr": 5e-5, "lr_cooldown_end": 1e-6, "warmup": 1000}
 WCD = {"lr": 1e-3, "lr_scheduler": "warmup_constant_decay"}
 FLOOR = {"lr": 1e-3, "lr_cooldown_end": 0, "force_min_lr": 1e-4, "warmup": 10}
 
-# Source: lbm-training A.1; the warm-up values are the reference's, not our defaults.
+# Source: reference/training 3.2; the warm-up values are the reference's, not our defaults.
 GOLDEN = [
     (BELL, 781, {0: 5e-7, 1: 1e-6, 499: 2.5e-4, 780: 3.905e-4}),
     (
@@ -73,7 +73,7 @@ def test_golden_rates(keys: dict[str, object], total: int, expected: dict[int, f
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-# Source: lbm-training A.1, parser with S = 781
+# Source: reference/training 3.2, parser with S = 781
 @pytest.mark.parametrize(
     ("text", "steps"),
     [

@@ -1,4 +1,4 @@
-"""Crops and colours against slow formulas. lbm-data 5.4."""
+"""Crops and colours against slow formulas. Source: formats/lbm 5.1."""
 
 import colorsys
 import math

@@ -22,7 +22,7 @@ def smooth_photo(height: int, width: int) -> np.ndarray:
     return np.clip(np.asarray(blurred) * 0.7 + 40 + waves, 0, 255).astype(np.uint8)
 
 
-# Source: lbm-data 8.3; sizes are (height, width)
+# Source: formats/lbm-preprocessing 4; sizes are (height, width)
 @pytest.mark.parametrize(
     ("original", "target", "given_matrix", "expected"),
     [
@@ -62,7 +62,7 @@ def test_published_intrinsics_drop_skew() -> None:
     assert result[0, 1] == 0
 
 
-# Source: lbm-data 8.3 and 3.5; sizes are (height, width)
+# Source: formats/lbm-preprocessing 2.5, 4; sizes are (height, width)
 @pytest.mark.parametrize(
     ("original", "target", "scaled", "offset"),
     [

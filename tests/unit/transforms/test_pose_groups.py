@@ -1,4 +1,4 @@
-"""Poses in parts of a vector. Golden vector: lbm-data 8.3."""
+"""Poses in parts of a vector. Source: formats/lbm-preprocessing 4."""
 
 from typing import Any
 

@@ -21,7 +21,7 @@ def array(*values: float) -> np.ndarray:
     return np.array(values, float)
 
 
-# Source: lbm-data 8.3
+# Source: formats/lbm-preprocessing 4
 @pytest.mark.parametrize(
     ("current", "expected_xyz", "expected_rot6d"),
     [

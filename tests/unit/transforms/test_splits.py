@@ -1,4 +1,4 @@
-"""Which shards are kept for validation. Source: future-vla 1.3."""
+"""Which shards are kept for validation. Source: reference/future-vla 2.2."""
 
 import pytest
 

@@ -30,7 +30,7 @@ def of(values: np.ndarray, valid: np.ndarray) -> WindowStatistics:
 
 
 def golden_windows() -> tuple[np.ndarray, np.ndarray]:
-    """Values [N, T, C] and valid rows [N, T]. Source: lbm-data 8.3."""
+    """Values [N, T, C] and valid rows [N, T]. Source: formats/lbm-preprocessing 4."""
     b, t, c = np.mgrid[0:3, 0:4, 0:2]
     valid = np.ones((3, 4), bool)
     valid[0, 0] = valid[2, 3] = False
@@ -166,7 +166,7 @@ def test_digest_of_many_values_is_small() -> None:
 
 @pytest.mark.parametrize("count", [10, 20_000])
 def test_quantiles_never_leave_the_range_of_the_values(count: int) -> None:
-    # The published estimator gives -0.4 for the 1 % quantile of 0..9 (lbm-data 3.12).
+    # The published estimator gives -0.4 for the 1 % quantile of 0..9 (Source: formats/lbm 4.3).
     values = np.arange(count, dtype=float)
     restored = from_state(to_state(cell(values), (1,)))
 
@@ -248,7 +248,7 @@ def test_width_of_a_sum_does_not_depend_on_the_number_of_parts(parts: int) -> No
     assert merged.digest.width <= 5 * COMPRESSION
 
 
-# older forms of the digest state. Source: lbm-data 3.12
+# older forms of the digest state. Source: formats/lbm 4.2
 
 BUFFERED = {"shape": [2], "counts": [2, 1], "max_buffer": 1000, "compression": 100}
 OLD_STATES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ def bits(*runs: tuple[int, int]) -> list[bool]:
     return [bool(value) for value, length in runs for _ in range(length)]
 
 
-# Source: lbm-data 8.3, P = 1, F = 14, L = 124
+# Source: formats/lbm-preprocessing 4, P = 1, F = 14, L = 124
 GOLDEN_MASKS = [
     (0, bits((0, 16)), bits((0, 1), (1, 15))),
     (1, bits((1, 1), (0, 15)), bits((0, 1), (1, 15))),

@@ -12,7 +12,7 @@ from vlatool.transforms.resampling import ResizeFilter
 class ImagePreprocessing(ConfigModel):
     """How a picture becomes the square that a model sees; it is kept beside the weights.
 
-    The defaults are those of the published pipeline but for the flip. Source: titok 6.3, 8.1.
+    The defaults are those of the published pipeline but for the flip. Source: reference/titok 6.1.
     """
 
     resize: Literal["shorter_edge", "squash"] = Field(

@@ -38,7 +38,7 @@ class ImagesInfo:
         """Names, counts and lengths of the shards, wherever they lie."""
         found: dict[str, str] = {}
         for number, (one, sizes) in enumerate(zip(self.datasets, self.shard_bytes, strict=True), 1):
-            shards = zip(one.blocks, sizes, strict=True)
+            shards = zip(one.shards, sizes, strict=True)
             rows = [(block.location.name, block.size, size) for block, size in shards]
             found[f"data set {number}"] = f"{one.size} samples, {digest_of(rows)}"
         return found

@@ -12,7 +12,7 @@ from vlatool.artifacts.provenance import (
     write_preprocessing_config,
 )
 from vlatool.errors import DataError
-from vlatool.events import Reporter
+from vlatool.events import NULL, Reporter
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing
 from vlatool.loading.images.info import ImagesInfo, load_info
 from vlatool.loading.images.reader import DROP_REASONS, ImageReader
@@ -37,12 +37,8 @@ class ImagesKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("shards",)
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
-    def load_info(self, config: ImageDataConfig) -> ImagesInfo:
-        """The shards and their counts; those without an index are scanned once."""
-        return load_info(config)
-
-    def load_info_reporting(self, config: ImageDataConfig, reporter: Reporter) -> ImagesInfo:
-        """As `read_facts`; see `loading.base.TellsOfFacts`."""
+    def load_info(self, config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
+        """Reads the lists of shards and their indexes."""
         return load_info(config, reporter)
 
     def validation(self, config: ImageDataConfig) -> ImageDataConfig | None:

@@ -1,4 +1,4 @@
-"""Samples of image shards by their places. Source: data-order, Reading."""
+"""Samples of image shards by their places. Source: reference/order 11."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,18 +49,18 @@ class ImageReader:
         self._blocks = ShardReader(info.datasets, ShardCache.of(config, info.datasets))
 
     def read(
-        self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
+        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[ImageSample | DroppedSample]:
         """The samples at some places, in order; see `loading.base.SampleReader`."""
-        found = zip(places, self._blocks.members(places), rngs, strict=True)
+        found = zip(refs, self._blocks.members(refs), rngs, strict=True)
         return [
             one if isinstance(one, DroppedSample) else self._sample(place, one, rng)
             for place, one, rng in found
         ]
 
-    def prefetch(self, places: Sequence[SampleRef]) -> None:
+    def prefetch(self, refs: Sequence[SampleRef]) -> None:
         """Begins to fetch them where they are remote; see `loading.base.Prefetching`."""
-        self._blocks.prefetch(places)
+        self._blocks.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ImageReader, (self._config, self._info))
@@ -68,7 +68,7 @@ class ImageReader:
     def _sample(
         self, place: SampleRef, members: Members, rng: np.random.Generator
     ) -> ImageSample | DroppedSample:
-        shard = self._info.datasets[place.dataset].blocks[place.shard].location
+        shard = self._info.datasets[place.dataset].shards[place.shard].location
         key = _global_key(members.contents) or f"{shard.stem}/{members.key}"
         data = _image(members.contents)
         if data is None:

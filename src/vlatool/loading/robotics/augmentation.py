@@ -1,4 +1,4 @@
-"""How pictures of training samples are varied. Source: lbm-training 1.11, lbm-data 5.4."""
+"""How pictures of training samples are varied. Source: formats/lbm 5.1."""
 
 from typing import Annotated, Literal, Self
 

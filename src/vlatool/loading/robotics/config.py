@@ -1,4 +1,4 @@
-"""What the training loader reads and how; key names are the published ones (lbm-training 1.11)."""
+"""What the training loader reads and how; key names are the published ones (reference/training 1.7)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self

@@ -1,4 +1,4 @@
-"""The pictures of a sample: decoded, cut, varied. Source: lbm-data 5.4, 5.6."""
+"""The pictures of a sample: decoded, cut, varied. Source: formats/lbm 5.1."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

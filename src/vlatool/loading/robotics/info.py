@@ -66,7 +66,7 @@ class RoboticsInfo:
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """Digests of manifests and statistics, wherever the data lie. Source: data-order."""
+        """Digests of manifests and statistics, wherever the data lie. Source: reference/order 7."""
         found = {
             f"data set {number}": _listed(shards) for number, shards in enumerate(self.shards, 1)
         }

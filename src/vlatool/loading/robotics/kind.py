@@ -19,6 +19,7 @@ from vlatool.artifacts.stats import Statistics, write_stats
 from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.robotics.augmentation import AugmentationConfig
 from vlatool.loading.robotics.config import HeldOutDataConfig, RoboticsDataConfig
@@ -62,7 +63,7 @@ class ImageShape:
 
         Args:
             camera: Its name.
-            picture: As recorded.
+            image: As recorded.
             is_turned: Whether it has been turned already, as those of training data are.
         """
         turns = 0 if is_turned else self.rotations.get(camera, 0)
@@ -112,8 +113,9 @@ class RoboticsKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("dataset_manifest", "dataset_statistics")
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
-    def load_info(self, config: RoboticsDataConfig) -> RoboticsInfo:
-        """Manifests, statistics and preprocessing options; local shards are whole."""
+    def load_info(self, config: RoboticsDataConfig, reporter: Reporter = NULL) -> RoboticsInfo:
+        """Reads manifests, statistics and preprocessing options; checks sizes of local shards."""
+        del reporter
         return load_info(config)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
@@ -182,7 +184,7 @@ class RoboticsKind:
 
     def _first_size(self, config: RoboticsDataConfig, info: RoboticsInfo) -> tuple[int, int] | None:
         """(height, width) of the first sample's pictures; None where it is broken or has none."""
-        blocks = enumerate(info.datasets[0].blocks)
+        blocks = enumerate(info.datasets[0].shards)
         first = next((number for number, block in blocks if block.size), None)
         if first is None or not config.camera_names:
             return None

@@ -1,4 +1,4 @@
-"""Samples of `lbm` shards by their places. Source: data-order, Reading."""
+"""Samples of `lbm` shards by their places. Source: reference/order 11."""
 
 import math
 from collections.abc import Sequence
@@ -37,29 +37,29 @@ class RoboticsReader:
         self._shape: tuple[int, ...] = ()
 
     def read(
-        self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
+        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[DecodedSample | DroppedSample]:
         """The samples at some places, in order; see `loading.base.SampleReader`."""
-        return self._read(places, rngs, [None] * len(places))
+        return self._read(refs, rngs, [None] * len(refs))
 
     def read_into(
-        self, places: Sequence[SampleRef], rngs: Sequence[np.random.Generator], room: Allocate
+        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], room: Allocate
     ) -> list[DecodedSample | DroppedSample]:
         """The same, their pictures one after another; see `loading.base.ReadsIntoBuffer`.
 
         They get as much room as those that were read before.
         """
-        rows: Sequence[UInt8Array | None] = [None] * len(places)
+        rows: Sequence[UInt8Array | None] = [None] * len(refs)
         if self._shape:
-            rows = [*room(len(places) * math.prod(self._shape)).reshape(-1, *self._shape)]
-        found = self._read(places, rngs, rows)
+            rows = [*room(len(refs) * math.prod(self._shape)).reshape(-1, *self._shape)]
+        found = self._read(refs, rngs, rows)
         shapes = [one.images.shape for one in found if not isinstance(one, DroppedSample)]
         self._shape = shapes[-1] if shapes else self._shape
         return found
 
-    def prefetch(self, places: Sequence[SampleRef]) -> None:
+    def prefetch(self, refs: Sequence[SampleRef]) -> None:
         """Begins to fetch them where they are remote; see `loading.base.Prefetching`."""
-        self._blocks.prefetch(places)
+        self._blocks.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (RoboticsReader, self._arguments)

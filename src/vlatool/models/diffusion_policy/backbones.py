@@ -1,4 +1,4 @@
-"""Pictures and language to conditioning tokens. Source: lbm-training 2.4.
+"""Pictures and language to conditioning tokens. Source: reference/policy 1.4.
 
 Legend of shapes: B batch, N pictures (time outer, camera inner), M tokens, C width of a token,
 L bytes of a sentence. A further backbone is a class with `width`, which is C, `blocks()`, its units

@@ -1,4 +1,4 @@
-"""Samples to tensors for the policy. Source: lbm-data 5.6, 5.7; lbm-training 2.2.
+"""Samples to tensors for the policy. Source: formats/lbm 5.3, 5.4; reference/policy 1.1.
 
 Legend of shapes: B batch, N pictures, T action steps, P proprioception steps, L ids of text.
 """

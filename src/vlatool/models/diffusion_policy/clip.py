@@ -1,4 +1,4 @@
-"""CLIP as a backbone: a token for the sentence, one for each picture. Source: lbm-training 2.4.
+"""CLIP as a backbone: a token for the sentence, one for each picture. Source: reference/policy 1.4.
 
 Legend of shapes: B batch, N pictures (time outer, camera inner), L tokens of a sentence, C width of
 the common space, M = (1 +) N.

@@ -1,4 +1,4 @@
-"""Sections of the diffusion policy; light, no torch. Source: lbm-training 1.11, 2.3-2.8.
+"""Sections of the diffusion policy; light, no torch. Source: reference/policy 1, 2; reference/training 1.7.
 
 What a section's `type` names is built by the table of its module: `backbones`, `denoisers`,
 `solvers`. A section derives what data or a base model decide.

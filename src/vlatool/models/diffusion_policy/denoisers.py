@@ -1,4 +1,4 @@
-"""Tokens to tokens: the networks that denoise. Source: lbm-training 2.3, 2.6.
+"""Tokens to tokens: the networks that denoise. Source: reference/policy 1.5.
 
 Legend of shapes: B batch, S tokens, D width, H heads, F width inside the feed-forward layers. A
 further denoiser is a class with `width`, which is D, `forward(x [B, S, D])` and `blocks()`, its

@@ -1,6 +1,6 @@
 """The diffusion policy: conditioning and noised actions in, velocity or noise out.
 
-Source: lbm-training 2.3. Legend of shapes: B batch, R noise draws per observation, N pictures,
+Source: reference/policy 1.2, 1.3. Legend of shapes: B batch, R noise draws per observation, N pictures,
 M conditioning tokens, C their width, P proprioception steps, T action steps, A width of an action.
 """
 

@@ -1,4 +1,4 @@
-"""How actions are mixed with noise, and what the network is to predict. Source: lbm-training 2.5.
+"""How actions are mixed with noise, and what the network is to predict. Source: reference/policy 2.1, 2.2.
 
 Legend of shapes: B batch, T action steps, A width of an action, K resolution of the noise level.
 """

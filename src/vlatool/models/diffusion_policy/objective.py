@@ -1,4 +1,4 @@
-"""The loss of the policy, and sampling from it. Source: lbm-training 2.3-2.8.
+"""The loss of the policy, and sampling from it. Source: reference/policy 1.2, 1.3, 2.
 
 Legend of shapes: B batch, R noise draws per observation, T action steps, A width of an action.
 """
@@ -59,9 +59,9 @@ class DenoisingObjective(Objective):
             sums=self._shares.sums(counted, mask, batch.get("dataset"), training=ctx.training),
         )
 
-    def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+    def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Errors of each action field, losses of each data set."""
-        return self._shares.metrics(sums, count, training=turn in self.optimizers())
+        return self._shares.metrics(sums, count, training=phase in self.optimizers())
 
 
 def shown(batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The configuration of a trained policy in published keys. Light. Source: lbm-training 1.11."""
+"""The configuration of a trained policy in published keys. Light. Source: reference/training 1.7."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""From noise to actions in a given number of evaluations. Source: lbm-training 2.5, 2.8.
+"""From noise to actions in a given number of evaluations. Source: reference/policy 2.4.
 
 Legend of shapes: B batch, T action steps, A width of an action.
 """

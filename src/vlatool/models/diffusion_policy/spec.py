@@ -1,4 +1,4 @@
-"""The model type `diffusion_policy`; light, no torch. Source: lbm-training 1.11, 2.3-2.8."""
+"""The model type `diffusion_policy`; light, no torch. Source: reference/policy 1, 2; reference/training 1.7."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -239,7 +239,7 @@ class DiffusionPolicyType(ModelType):
         self,
         config: DiffusionPolicyConfig,
         data: RoboticsDataConfig,
-        kept: "RoboticsAssets",
+        assets: "RoboticsAssets",
         folder: Path | None,
         *,
         training: bool,
@@ -248,7 +248,7 @@ class DiffusionPolicyType(ModelType):
         del training
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
 
-        return PolicyBatcher(config, data, kept.normalizer, folder)
+        return PolicyBatcher(config, data, assets.normalizer, folder)
 
     def example(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int
@@ -262,7 +262,7 @@ class DiffusionPolicyType(ModelType):
         self,
         config: DiffusionPolicyConfig,
         parts: Mapping[str, "nn.Module"],
-        kept: "RoboticsAssets",
+        assets: "RoboticsAssets",
         folder: Path,
     ) -> "RoboticsPolicy":
         """Samples action chunks."""
@@ -271,8 +271,8 @@ class DiffusionPolicyType(ModelType):
         from vlatool.models.policy import RoboticsPolicy
 
         network: Any = parts["model"]
-        batcher = PolicyBatcher(config, kept.data, kept.normalizer, folder)
-        return RoboticsPolicy(partial(sample_actions, network), batcher, kept)
+        batcher = PolicyBatcher(config, assets.data, assets.normalizer, folder)
+        return RoboticsPolicy(partial(sample_actions, network), batcher, assets)
 
 
 def _recalled(

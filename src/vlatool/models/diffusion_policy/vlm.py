@@ -1,4 +1,4 @@
-"""Vision-language models of the hub as a backbone: one token per sample. Source: lbm-training 2.4.
+"""Vision-language models of the hub as a backbone: one token per sample. Source: reference/policy 1.4.
 
 A word of its own stands behind the sentence; the states there of the last layers, side by side, are
 the token. Legend of shapes: B batch, N pictures, L ids of pictures and sentence, S side of a

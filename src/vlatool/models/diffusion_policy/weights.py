@@ -1,4 +1,4 @@
-"""Published checkpoints in and out, and what a run begins with. Source: lbm-training 2.10, 3.11.
+"""Published checkpoints in and out, and what a run begins with. Source: formats/published-runs 4, 4.1.
 
 Names of weights are those of the published module. What it holds and a policy does not use is left
 out with a report, and made again on the way out.

@@ -1,6 +1,6 @@
 """ConvNeXt-S, under the names of the released ImageNet weights.
 
-Source: titok 4.4; ConvNeXt paper (arXiv 2201.03545), section 2 and table 9.
+Source: reference/titok 4.4; ConvNeXt paper (arXiv 2201.03545), section 2 and table 9.
 
 Legend of shapes: B pictures, D channels, H and W their size.
 """

@@ -1,7 +1,7 @@
 """Inception-v3 as the Frechet distance of pictures takes it, under the names of its file.
 
 It differs from the usual network: average pools do not count the border, the last pool is a
-maximum, and pictures are enlarged as TensorFlow 1 did. Source: titok 5.7; Inception paper (arXiv
+maximum, and pictures are enlarged as TensorFlow 1 did. Source: reference/titok 5.4; Inception paper (arXiv
 1512.00567), section 6.
 
 Legend of shapes: B pictures, D channels, H and W their size.

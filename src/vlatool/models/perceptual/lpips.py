@@ -1,6 +1,6 @@
 """LPIPS: how far apart two pictures are for the layers of a VGG-16, weighed by learned heads.
 
-Source: titok 4.4; LPIPS paper (arXiv 1801.03924), equation 1.
+Source: reference/titok 4.4; LPIPS paper (arXiv 1801.03924), equation 1.
 
 Legend of shapes: B pictures, D channels, H and W their size.
 """

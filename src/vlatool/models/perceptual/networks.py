@@ -1,6 +1,6 @@
 """Perceptual distances by name, and the network that compares sets of pictures.
 
-Their weights are files that the user has: nothing is fetched. Source: titok 4.4, 5.7.
+Their weights are files that the user has: nothing is fetched. Source: reference/titok 4.4, 5.4.
 
 Legend of shapes: B pictures, H and W their size.
 """

@@ -1,4 +1,4 @@
-"""TiTok: pictures to a row of tokens and back. Source: titok 1, 2, 10.4.
+"""TiTok: pictures to a row of tokens and back. Source: reference/titok 1, 2.
 
 Module names as published. Legend of shapes: B pictures, S side of a picture, G patches along a
 side, P = G G, K latent tokens, W width of a transformer, L its tokens, D width of a token, N codes
@@ -249,7 +249,7 @@ def latent_columns(found: Tensor, *, legacy: bool) -> Tensor:
 
     The legacy layout reads the same numbers row by row into [W, K] instead of turning them: each
     code takes a slice of every latent token. Released two-stage weights need it.
-    Source: titok 1.3.
+    Source: reference/titok 1.3.
     """
     batch, number, width = found.shape
     if legacy:
@@ -291,14 +291,14 @@ def _quantizer(config: VqConfig) -> VectorQuantizer:
 
 
 def _table(*shape: int) -> nn.Parameter:
-    """Learned vectors. Source: titok 1.9."""
+    """Learned vectors. Source: reference/titok 1.9."""
     return nn.Parameter(torch.randn(*shape) * shape[-1] ** -0.5)
 
 
 def _initialize(side: nn.Module, std: float) -> None:
     """Linear and convolutional layers; `std` is the published one for published widths.
 
-    Source: titok 1.9.
+    Source: reference/titok 1.9.
     """
     for module in side.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

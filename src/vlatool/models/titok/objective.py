@@ -1,6 +1,6 @@
 """What a tokenizer learns from: the teacher's codes in stage 1, pixels elsewhere.
 
-Source: titok 4.1, 4.2. Legend of shapes: B pictures, G patches along a side, P = G G.
+Source: reference/titok 4.1, 4.2. Legend of shapes: B pictures, G patches along a side, P = G G.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -81,14 +81,14 @@ class CodesObjective(Objective):
         total = (error + self._weight * found.penalty) * count
         return Loss(total, count, {**sums, **code_sums(found.codes, self._size)})
 
-    def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+    def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the terms, and how the codebook is used."""
-        del turn
+        del phase
         return mean_figures(sums, count)
 
-    def check_metrics(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+    def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
         """Whether the codebook has collapsed."""
-        return self._watch(figures)
+        return self._watch(metrics)
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
         """Original, what the teacher draws of the likeliest codes, difference."""

@@ -1,4 +1,4 @@
-"""The published configuration of TiTok, read and written; light. Source: titok 9.2, 11.
+"""The published configuration of TiTok, read and written; light. Source: reference/titok 7.2.
 
 A configuration of training says more than that of a model: see `published_stage`.
 """

@@ -1,6 +1,6 @@
 """Published stage files of TiTok, and what is typed for them, in our keys; light.
 
-Source: future-vla 1.4, titok 11.
+Source: reference/titok 5.1, 7.3.
 """
 
 from collections.abc import Callable, Mapping

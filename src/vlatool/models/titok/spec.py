@@ -1,4 +1,4 @@
-"""Configuration of TiTok; light, no torch. Source: titok 1, 3, 4, 9.2."""
+"""Configuration of TiTok; light, no torch. Source: reference/titok 1, 3, 4, 7.2."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.images import ImageBatcher
 
-# Width, blocks, heads. Source: titok 1.1.
+# Width, blocks, heads. Source: reference/titok 1.1.
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
@@ -260,10 +260,10 @@ class TitokType(ModelType):
         return make_objective(config, parts)
 
     def batcher(
-        self, config: TitokConfig, data: Any, kept: Any, folder: Path | None, *, training: bool
+        self, config: TitokConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
         """Samples to tensors."""
-        del data, kept, folder, training
+        del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
         assert config.image_size is not None

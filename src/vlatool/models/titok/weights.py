@@ -1,4 +1,4 @@
-"""Weights of TiTok: released files, published folders, runs of this program. Source: titok 2, 7.1.
+"""Weights of TiTok: released files, published folders, runs of this program. Source: reference/titok 2, 7.1.
 
 Names are those of the released files, so a state dict is one as it is.
 """

@@ -1,4 +1,4 @@
-"""What tells pictures that were drawn from real ones. Source: titok 4.2, 4.3.
+"""What tells pictures that were drawn from real ones. Source: reference/titok 4.2, 4.3.
 
 Legend of shapes: B pictures, H and W their size.
 """

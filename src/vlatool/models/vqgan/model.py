@@ -1,4 +1,4 @@
-"""The MaskGIT-VQGAN: pictures to a grid of codes and back. Source: titok 1.8, 2.2.
+"""The MaskGIT-VQGAN: pictures to a grid of codes and back. Source: reference/titok 1.8, 2.2.
 
 Module names as released. Legend of shapes: B pictures, H and W their size, h and w that of the grid
 of codes, P = h w, C channels, Z width of a code.

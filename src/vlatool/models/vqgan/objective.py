@@ -1,4 +1,4 @@
-"""Drawing pictures again: squared error, perceptual distance, a discriminator. Source: titok 4.2.
+"""Drawing pictures again: squared error, perceptual distance, a discriminator. Source: reference/titok 4.2.
 
 Legend of shapes: B pictures, K codes of a picture, N codes of the codebook.
 """
@@ -28,7 +28,7 @@ from vlatool.models.vqgan.model import VqganOutput
 from vlatool.models.vqgan.spec import CodebookAlarmConfig, PixelLossConfig
 
 # Parameters with these in their names do not decay, nor does what has fewer than two axes.
-# Source: titok 5.2.
+# Source: reference/titok 5.2.
 _UNDECAYED = (
     "ln", "bias", "latent_tokens", "mask_token", "embedding", "norm", "gamma", "embed",
 )  # fmt: skip
@@ -107,13 +107,13 @@ class PixelObjective(Objective):
             count = sums["pictures"].clamp(min=1)
             self._means.update(sums["logits_real"] / count, sums["logits_fake"] / count, ok)
 
-    def metrics(self, turn: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
+    def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the terms, and how the codebook is used."""
         return mean_figures(sums, count)
 
-    def check_metrics(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+    def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
         """Whether the codebook has collapsed."""
-        return self._watch(figures)
+        return self._watch(metrics)
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
         """Original, reconstruction, difference."""

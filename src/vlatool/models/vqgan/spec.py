@@ -1,4 +1,4 @@
-"""Configuration of the MaskGIT-VQGAN; light, no torch. Source: titok 1.8, 4.2-4.5."""
+"""Configuration of the MaskGIT-VQGAN; light, no torch. Source: reference/titok 1.8, 4.2-4.4."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -241,10 +241,10 @@ class VqganType(ModelType):
         )
 
     def batcher(
-        self, config: VqganConfig, data: Any, kept: Any, folder: Path | None, *, training: bool
+        self, config: VqganConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
         """Samples to tensors."""
-        del data, kept, folder, training
+        del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
         assert config.image_size is not None

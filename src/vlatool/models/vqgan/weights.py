@@ -1,4 +1,4 @@
-"""Weights of a MaskGIT-VQGAN: the released file, or a run of this program. Source: titok 1.8."""
+"""Weights of a MaskGIT-VQGAN: the released file, or a run of this program. Source: reference/titok 1.8, 2.2."""
 
 from collections.abc import Mapping
 from typing import Any

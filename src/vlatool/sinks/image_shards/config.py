@@ -1,4 +1,4 @@
-"""What the `image-shards` sink is asked to write. Source: future-vla 1.2."""
+"""What the `image-shards` sink is asked to write. Source: reference/future-vla 2.1."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal

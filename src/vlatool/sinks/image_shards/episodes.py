@@ -1,6 +1,6 @@
 """The pictures of one episode as a tar: camera after camera, each in the order of its frames.
 
-Source: future-vla 1.2.
+Source: reference/future-vla 2.1.
 """
 
 import hashlib

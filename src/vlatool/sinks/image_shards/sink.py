@@ -29,7 +29,7 @@ from vlatool.transforms.splits import validation_positions
 
 
 class ImageShardsSink:
-    """Writes what tokenizers of pictures are trained on. Source: future-vla 1.2, 1.3."""
+    """Writes what tokenizers of pictures are trained on. Source: reference/future-vla 2.1, 2.2."""
 
     Config: ClassVar[type[SinkConfig]] = ImageShardsConfig
     owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS, MANIFEST)

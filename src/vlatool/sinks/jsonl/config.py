@@ -1,6 +1,6 @@
 """What the `jsonl` sink is asked to write: windows as lines of text, pictures as files.
 
-Source: future-vla 1.1.
+Source: reference/future-vla 1.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """One episode as a folder of pictures and a file of windows, a line or two for every frame.
 
-Source: future-vla 1.1.
+Source: reference/future-vla 1.
 """
 
 import hashlib

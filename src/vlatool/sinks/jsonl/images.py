@@ -1,6 +1,6 @@
 """Pictures of an episode as PNG files: copied where they are right, else decoded and written anew.
 
-Source: future-vla 1.1, with its data losses left out: there is no picture in place of another.
+Source: reference/future-vla 1.2, with its data losses left out: there is no picture in place of another.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -26,7 +26,7 @@ _NO_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class JsonlSink:
-    """Writes raw windows and their pictures. Source: future-vla 1.1."""
+    """Writes raw windows and their pictures. Source: reference/future-vla 1."""
 
     Config: ClassVar[type[SinkConfig]] = JsonlConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES

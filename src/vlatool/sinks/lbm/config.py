@@ -1,6 +1,6 @@
 """What the `lbm` sink is asked to write: windows, pictures, statistics, shards.
 
-Source: lbm-data 3.1.
+Source: formats/lbm-preprocessing 1.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """One episode as a tar of samples: cut into windows, pictures encoded, statistics taken.
 
-Source: lbm-data 3.3-3.10.
+Source: formats/lbm-preprocessing 2; formats/lbm 2.
 """
 
 from collections.abc import Iterator

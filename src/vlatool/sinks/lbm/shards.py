@@ -1,7 +1,7 @@
 """Seeded shuffle of the samples of all episodes into tar shards.
 
 Each sample is encoded once, into its episode's tar; shards are made of byte ranges copied from
-those. Source: lbm-data 3.8, 3.11, 8.1.
+those. Source: formats/lbm 2.1, 2.5, 3.1.
 """
 
 import hashlib

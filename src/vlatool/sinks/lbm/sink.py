@@ -56,7 +56,7 @@ _HOW_TO_KEEP = {
 
 
 class LbmSink:
-    """Writes the training data of the LBM pipeline. Source: lbm-data 3."""
+    """Writes the training data of the LBM pipeline. Source: formats/lbm 1; formats/lbm-preprocessing 1, 2."""
 
     Config: ClassVar[type[SinkConfig]] = LbmConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
@@ -151,7 +151,7 @@ class LbmSink:
     def _options(self) -> dict[str, Any]:
         """preprocessing_config.yaml: what shaped the data and what training needs to know of them.
 
-        Source: lbm-data 3.13.
+        Source: formats/lbm 3.2.
         """
         own = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
         groups = self._like.pose_groups

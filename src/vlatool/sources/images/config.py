@@ -4,7 +4,7 @@ from pydantic import Field, field_validator
 
 from vlatool.config.base import ConfigModel
 
-# Source: future-vla 1.2
+# Source: reference/future-vla 2.1
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 

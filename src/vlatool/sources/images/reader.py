@@ -4,7 +4,7 @@ All pictures of a folder are the frames of one camera, in the order of their nam
 windows of a LIBERO data set lie in has two cameras in a folder, told apart by names that begin
 alike; in the order of names one stands behind the other, which is the order that published shards
 have. What a name says beyond that nobody needs; it travels with its frame.
-Source: future-vla 1.2.
+Source: reference/future-vla 2.1.
 """
 
 import re

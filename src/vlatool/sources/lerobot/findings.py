@@ -1,4 +1,4 @@
-"""The codes of findings in LeRobot data sets. Source: lerobot-format 11, 12."""
+"""The codes of findings in LeRobot data sets. Source: formats/lerobot 11, 12."""
 
 from vlatool.findings import FindingCode, FindingCodes
 

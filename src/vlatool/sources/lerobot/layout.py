@@ -70,7 +70,7 @@ class FileFinder:
     """Finds the parquet file and the videos of an episode.
 
     A template that leads nowhere is answered by the only file of that name, with one finding per
-    template. Source: lerobot-format 4, rule 3. Where nothing can be listed the templates are
+    template. Source: formats/lerobot 3.1. Where nothing can be listed the templates are
     believed: who reads an episode asks for its files.
 
     Attributes:
@@ -128,7 +128,7 @@ class FileFinder:
 
     def _values(self, number: int) -> dict[str, int | str]:
         chunk = number // self._info.chunks_size
-        # A published v2.1 set writes chunk_index for episode_chunk. Source: lerobot-format 4
+        # A published v2.1 set writes chunk_index for episode_chunk. Source: formats/lerobot 3.1
         return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": number}
 
     @cached_property

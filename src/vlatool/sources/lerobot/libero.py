@@ -1,6 +1,6 @@
 """LIBERO as LeRobot data sets: two cameras in the table, one sentence per episode.
 
-Source: future-vla 1.1.
+Source: reference/future-vla 1.2.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """What only `verify` looks at in a LeRobot episode: nothing is read otherwise because of it.
 
-Legend of shapes: F frames, C channels. Source: lerobot-format 8, 9, 12.
+Legend of shapes: F frames, C channels. Source: formats/lerobot 6, 8, 9, 12.
 """
 
 from collections.abc import Iterator

@@ -216,7 +216,7 @@ def _feature(path: Path, name: str, value: object) -> Feature:
     shape: Any = tree.get("shape")
     if not isinstance(shape, list) or not all(_is_count(size) for size in cast(list[Any], shape)):
         shape = None
-    # The flag has stood in three places. Source: lerobot-format 5
+    # The flag has stood in three places. Source: formats/lerobot 4.1
     places = [tree, tree.get("info"), tree.get("video_info")]
     is_depth = any(
         bool(place.get("is_depth_map") or place.get("video.is_depth_map"))
@@ -235,7 +235,7 @@ def _feature(path: Path, name: str, value: object) -> Feature:
 def _names(value: object) -> tuple[str, ...]:
     """The texts of `names`; those of groups have the group before them where they are not unique.
 
-    Source: lerobot-format 5
+    Source: formats/lerobot 4.2
     """
     found = list(_nested_texts(value))
     plain = tuple(path[-1] for path in found)

@@ -1,6 +1,6 @@
 """What the values of a LeRobot vector are called: by its feature, or by the groups of GR00T sets.
 
-Source: lerobot-format 5, 11.11.
+Source: formats/lerobot 4.2, 4.3.
 """
 
 import re

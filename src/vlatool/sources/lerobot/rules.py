@@ -2,7 +2,7 @@
 
 What only `verify` looks at is in `oddities.py`.
 
-Legend of shapes: F frames, C channels. Source: lerobot-format 8, 11, 12.
+Legend of shapes: F frames, C channels. Source: formats/lerobot 6, 7, 8, 11, 12.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from vlatool.sources.rules import SOURCE
 from vlatool.sources.video import VideoFrames, VideoInfo, probe_video
 
 _TASK_DESCRIPTION = "task_description"
-# Quality labels that GR00T-flavoured sets list among the tasks. Source: lerobot-format 8
+# Quality labels that GR00T-flavoured sets list among the tasks. Source: formats/lerobot 8
 _LABELS = frozenset({"valid", "invalid"})
 
 

@@ -1,7 +1,7 @@
 """The rules of a LeRobot data set as a whole: totals, splits, features, statistics, counting.
 
 Published statistics are checked against the rows, never believed. Legend of shapes: F frames, C
-channels. Source: lerobot-format 9.
+channels. Source: formats/lerobot 9.
 """
 
 import re
@@ -25,7 +25,7 @@ from vlatool.sources.lerobot.rows import Rows, read_rows
 
 Statistics = Mapping[str, Mapping[str, Any]]
 
-# float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: lerobot-format 9
+# float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: formats/lerobot 9
 _TOLERANCE = 1e-3
 _NUMBER = re.compile(r"^[0-9]{1,18}\Z")
 

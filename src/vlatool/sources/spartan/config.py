@@ -1,6 +1,6 @@
 """What of a Spartan episode is used, and the files that say so.
 
-Source: lbm-data 2.3, 2.6, 2.7, 3.1, 6.4.
+Source: formats/spartan 3, 6, 7, 8; formats/lbm-preprocessing 1.
 """
 
 import re
@@ -27,7 +27,7 @@ _ACTION_WIDTHS = {
     "robot__action__grippers__left::panda_hand": 1,
 }
 
-# Poses that also get fields relative to the actual pose at the anchor. Source: lbm-data 6.4.
+# Poses that also get fields relative to the actual pose at the anchor. Source: formats/spartan 7.
 PUBLISHED_POSE_GROUPS = tuple(
     PoseGroup(
         f"{side}_panda_{kind}",

@@ -1,6 +1,6 @@
 """What only `verify` looks at in a raw Spartan episode: nothing is read otherwise because of it.
 
-Legend of shapes: F frames, C channels. Source: lbm-data 2.2, 2.3, 3.7.
+Legend of shapes: F frames, C channels. Source: formats/spartan 2, 3, 10; formats/lbm-preprocessing 2.7.
 """
 
 import hashlib

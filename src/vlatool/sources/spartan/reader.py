@@ -1,4 +1,4 @@
-"""Raw Diffusion-Spartan episodes. Source: lbm-data 2, 3.3."""
+"""Raw Diffusion-Spartan episodes. Source: formats/spartan 1, 2, 9."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -185,7 +185,7 @@ class SpartanReader:
         )
 
     def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
-        """Left arm first, poses relative where they can be. Source: lbm-data 6.5."""
+        """Left arm first, poses relative where they can be. Source: formats/lbm-preprocessing 3.4."""
         relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
         return tuple(name + SUFFIX if name in relative else name for name in self._ordered)
 

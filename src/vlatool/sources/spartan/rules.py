@@ -3,7 +3,7 @@
 `open_episode` looks at files and headers, which a survey needs; `read_values` inflates what an
 episode is made of. What only `verify` looks at is in `oddities.py`.
 
-Legend of shapes: F frames, C channels. Source: lbm-data 2.
+Legend of shapes: F frames, C channels. Source: formats/spartan 1, 2, 3, 4, 5, 10.
 """
 
 import math
