@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlatool.config.base import ConfigModel
+from vlatool.events import NULL
 from vlatool.loading.base import DataKind, DatasetInfo
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
@@ -47,7 +48,7 @@ def trial_config(
         hparams=HParams.model_validate(_HPARAMS),
         ema=EmaConfig(enabled=True),
     )
-    info = config.data_kind.load_info(config.data)
+    info = config.data_kind.load_info(config.data, NULL)
     assert sum(one.size for one in info.datasets), "read_facts finds no sample in the data"
     for name, value in info.fingerprint.items():
         assert isinstance(value, str), f"the fingerprint {name!r} is a {type(value).__name__}"

@@ -36,7 +36,7 @@ class Artifact:
     """A kind of thing on disk: four functions, each `module:function` in its own room.
 
     Attributes:
-        recognise: (location) -> bool, in `artifacts`; reads little and raises nothing that a
+        recognize: (location) -> bool, in `artifacts`; reads little and raises nothing that a
             location of another kind could cause. The first entry that says yes has the location.
         verify: (location, Check) -> Iterator[Finding], in `verification`.
         inspect: (location) -> Report, in `inspection`.
@@ -273,4 +273,4 @@ ARTIFACTS: Registry[Artifact] = Registry(
 def recognize(location: Path, table: Registry[Artifact] = ARTIFACTS) -> tuple[str, Artifact] | None:
     """Name and entry of the artifact at a location; None where there is none."""
     entries = ((name, table.get(name)) for name in table.names())
-    return next((one for one in entries if one[1].load("recognise")(location)), None)
+    return next((one for one in entries if one[1].load("recognize")(location)), None)

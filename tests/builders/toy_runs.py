@@ -161,7 +161,7 @@ def halted(root: Path) -> str:
 
 def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, DataStreams]:
     """The trainer of a run, without a run folder."""
-    info = config.data_kind.load_info(config.data)
+    info = config.data_kind.load_info(config.data, NULL)
     runtime = Runtime(config)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = make_plan(config, info.datasets, runtime.world_size)

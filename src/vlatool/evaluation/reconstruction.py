@@ -156,6 +156,6 @@ def part_of(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
     """
     return replace(
         info,
-        datasets=tuple(replace(one, blocks=one.shards[rank::world_size]) for one in info.datasets),
+        datasets=tuple(replace(one, shards=one.shards[rank::world_size]) for one in info.datasets),
         shard_bytes=tuple(sizes[rank::world_size] for sizes in info.shard_bytes),
     )

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
+from vlatool.events import NULL
 from vlatool.loading.base import DataKind, DroppedSample, Normalizes, SampleReader
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -136,7 +137,7 @@ def open_dataset(
     }
     overrides = [Override(key, value, _ORIGIN) for key, value in given.items()]
     config = load_config(chosen.Config, overrides=overrides).config
-    info = chosen.load_info(config)
+    info = chosen.load_info(config, NULL)
     config, _ = chosen.derive(config, info)
     order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
     scales = _scales(chosen, config, info) if normalize else None

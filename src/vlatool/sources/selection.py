@@ -94,7 +94,7 @@ class EpisodeSelection:
 
     def digest_form(self) -> tuple[str, Mapping[str, Any]]:
         """Name and fields that plan digests hold; outputs on disk depend on them."""
-        return "EpisodeSelection", {
+        return "EpisodeChoice", {
             "cameras": self.cameras,
             "fields": self.fields,
             "skip_missing_cameras": self.skip_missing_cameras,

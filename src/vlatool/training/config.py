@@ -15,6 +15,7 @@ from vlatool.config.base import (
 )
 from vlatool.config.scalars import parse_plain
 from vlatool.errors import UsageError
+from vlatool.events import NULL
 from vlatool.loading.base import DataKind, DatasetInfo
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
@@ -328,7 +329,7 @@ class TrainConfig(ConfigModel):
         """
         self.check_model()
         self.model_type.check_init_weights(self.model)
-        return self.derive(self.data_kind.load_info(self.data))
+        return self.derive(self.data_kind.load_info(self.data, NULL))
 
     def derive(self, info: DatasetInfo) -> tuple["TrainConfig", dict[str, str]]:
         """As `derive_from_data`, from facts that were read already."""

@@ -194,9 +194,9 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
 
 
 def _quality(
-    tokenizer: ActionTokenizer, normalized: Array, actions: NormalizationProfile
+    tokenizer: ActionTokenizer, normalized: Array, profile: NormalizationProfile
 ) -> dict[str, Any]:
-    """What was measured; errors in the unit of each dimension."""
+    """Measured quality of the ids; errors in the unit of each dimension."""
     found = code_quality(tokenizer, normalized)
     return {
         "ids": tokenizer.vocab_size,
@@ -209,9 +209,9 @@ def _quality(
         "error": {
             name: {"rms": float(rms), "largest": float(largest)}
             for name, rms, largest in zip(
-                actions.dimensions,
-                found.rms * actions.spread,
-                found.largest * actions.spread,
+                profile.dimensions,
+                found.rms * profile.spread,
+                found.largest * profile.spread,
                 strict=True,
             )
         },

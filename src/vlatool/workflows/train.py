@@ -80,9 +80,8 @@ def train(
     _check_needed(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
-    config = resume.with_base_config(
-        config, None if config.name is None else RunDir(_output(config))
-    )
+    before = None if config.name is None else RunDir(_output(config))
+    config = resume.with_base_config(config, before)
     config = resume.pinned_data(config)
     info = config.data_kind.load_info(config.data, reporter)
     config, rules = config.derive(info)

@@ -28,7 +28,7 @@ def check_note(location: Path, check: CheckOptions) -> Iterator[Finding]:
 def test_every_function_is_in_its_room(name: str) -> None:
     artifact = ARTIFACTS.get(name)
     for part, room in (
-        ("recognise", "artifacts"),
+        ("recognize", "artifacts"),
         ("verify", "verification"),
         ("inspect", "inspection"),
         ("page", "pages"),

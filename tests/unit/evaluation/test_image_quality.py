@@ -110,7 +110,7 @@ def test_nothing_has_no_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "chosen"),
+    ("images", "chosen"),
     [
         (9, (["8", "7"], ["5", "4"], ["1", "0"])),
         (3, (["2"], ["1"], ["0"])),
