@@ -112,7 +112,7 @@ class AcmeMlpType(ModelType):
     Config: ClassVar[type[AcmeMlpConfig]] = AcmeMlpConfig
     kinds = ("robotics",)
 
-    def derive(self, config, data, facts):
+    def derive(self, config, data, info):
         past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
         update = {
             "inputs": (past + 1) * data.proprioception_dim,
@@ -126,7 +126,7 @@ class AcmeMlpType(ModelType):
 
         return {"model": Part(AcmeMlp(config))}
 
-    def objective(self, config, data, facts, parts):
+    def objective(self, config, data, info, parts):
         from acme_vla.model import AcmeObjective
 
         return AcmeObjective()
@@ -307,10 +307,10 @@ class AcmeKind:
         return AcmeStepsReader(info.datasets)
 
     def make_assets(self, config, info):
-        return facts.scale
+        return info.scale
 
     def save_assets(self, config, info, folder):
-        (folder / SCALE).write_text(json.dumps(facts.scale))
+        (folder / SCALE).write_text(json.dumps(info.scale))
 
     def load_assets(self, config, folder):
         return json.loads((folder / SCALE).read_text())
@@ -341,7 +341,7 @@ class AcmeLineType(ModelType):
 
         return {"model": Part(nn.Linear(3, 2))}
 
-    def objective(self, config, data, facts, parts):
+    def objective(self, config, data, info, parts):
         from acme_vla.line_objective import LineObjective
 
         return LineObjective()

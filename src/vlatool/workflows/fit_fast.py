@@ -194,16 +194,16 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
 
 
 def _quality(
-    tokenizer: ActionTokenizer, normalized: Array, profile: NormalizationProfile
+    tokenizer: ActionTokenizer, values: Array, profile: NormalizationProfile
 ) -> dict[str, Any]:
     """Measured quality of the ids; errors in the unit of each dimension."""
-    found = code_quality(tokenizer, normalized)
+    found = code_quality(tokenizer, values)
     return {
         "ids": tokenizer.vocab_size,
         "ids_per_chunk": float(found.lengths.mean()),
         "fewest_ids": int(found.lengths.min()),
         "most_ids": int(found.lengths.max()),
-        "values_per_id": normalized.size / int(found.lengths.sum()),
+        "values_per_id": values.size / int(found.lengths.sum()),
         "exact": found.exact,
         "in_range": found.in_range,
         "error": {

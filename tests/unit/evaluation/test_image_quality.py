@@ -20,18 +20,18 @@ from vlatool.evaluation.image_quality import (
 )
 
 
-def images(seed: int, count: int = 3, height: int = 14, width: int = 13) -> torch.Tensor:
+def make_images(seed: int, count: int = 3, height: int = 14, width: int = 13) -> torch.Tensor:
     draws = np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), np.uint8)
     return torch.from_numpy(draws)
 
 
 def noisy(images: torch.Tensor) -> torch.Tensor:
-    noise = images(99, *images.shape[:1], *images.shape[2:]).int() // 8 - 16
+    noise = make_images(99, *images.shape[:1], *images.shape[2:]).int() // 8 - 16
     return (images.int() + noise).clamp(0, 255).to(torch.uint8)
 
 
 def test_psnr_is_that_of_its_formula() -> None:
-    x = images(0)
+    x = make_images(0)
     y = noisy(x)
     for a, b, found in zip(x.double(), y.double(), psnr(x, y), strict=True):
         error = float(((a - b) ** 2).mean())
@@ -39,7 +39,7 @@ def test_psnr_is_that_of_its_formula() -> None:
 
 
 def test_equal_images_have_the_highest_ratio() -> None:
-    assert psnr(images(0), images(0)).tolist() == [MOST_DB] * 3
+    assert psnr(make_images(0), make_images(0)).tolist() == [MOST_DB] * 3
 
 
 def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
@@ -61,7 +61,7 @@ def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_ssim_is_that_of_its_formula() -> None:
-    x = images(1, 2)
+    x = make_images(1, 2)
     y = noisy(x)
     for a, b, found in zip(x.double().numpy(), y.double().numpy(), ssim(x, y), strict=True):
         expected = np.mean([slow_ssim(a[c], b[c]) for c in range(3)])
@@ -69,12 +69,12 @@ def test_ssim_is_that_of_its_formula() -> None:
 
 
 def test_image_is_most_similar_to_itself() -> None:
-    torch.testing.assert_close(ssim(images(2), images(2)), torch.ones(3))
+    torch.testing.assert_close(ssim(make_images(2), make_images(2)), torch.ones(3))
 
 
 def test_ssim_of_images_smaller_than_a_window_is_refused() -> None:
     with pytest.raises(DataError) as caught:
-        ssim(images(0, 1, 10, 40), images(0, 1, 10, 40))
+        ssim(make_images(0, 1, 10, 40), make_images(0, 1, 10, 40))
     assert caught.value.code == "data.picture_too_small"
 
 
@@ -89,7 +89,7 @@ def test_blocks_have_their_mean_color_at_the_border_too() -> None:
 
 
 def test_mean_image_has_the_error_of_its_formula() -> None:
-    x = images(3, 6)
+    x = make_images(3, 6)
     sums = MeanImageBaseline.of_size(14, 13, torch.device("cpu"))
     sums.add(x[:2])
     sums.add(x[2:])
