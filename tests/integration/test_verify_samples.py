@@ -15,7 +15,7 @@ from vlatool.artifacts.codes import EpisodeCodes, write_codes
 from vlatool.artifacts.codes_folder import CodesFolder
 from vlatool.artifacts.samples_folder import SamplesFolder
 from vlatool.errors import DataError
-from vlatool.inspection.token_samples import BuiltReport, CodesReport, view_built
+from vlatool.inspection.token_samples import CodesReport, SamplesReport, view_token_sample
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
@@ -210,7 +210,7 @@ def test_published_codes_without_manifest_are_whole(place: Path) -> None:
 
 def test_samples_are_inspected_by_their_manifest(made: Path) -> None:
     report = inspect(InspectConfig(location=str(made / "packed"))).report
-    assert isinstance(report, BuiltReport)
+    assert isinstance(report, SamplesReport)
     assert (report.samples, report.kinds, report.layout) == (12, {"vla": 6, "wm": 6}, "packed")
     assert report.action_ids["min"] <= report.action_ids["mean"] <= report.action_ids["max"]
     assert sum(report.id_counts.values()) == 6
@@ -225,18 +225,18 @@ def test_codes_are_inspected(made: Path, name: str) -> None:
 
 
 def test_a_sample_is_seen_with_its_images_and_actions(made: Path) -> None:
-    view = view_built(SamplesFolder.open(made / "packed"), 3)
-    assert [len(shots) for shots in (*view.seen.values(), *view.future.values())] == [16] * 4
-    assert all(shot.image for shots in view.seen.values() for shot in shots)
+    view = view_token_sample(SamplesFolder.open(made / "packed"), 3)
+    assert [len(shots) for shots in (*view.past.values(), *view.future.values())] == [16] * 4
+    assert all(shot.image for shots in view.past.values() for shot in shots)
     assert view.actions is not None
     assert view.actions.shape == (16, 7)
 
 
 def test_a_sample_is_seen_without_its_windows(place: Path) -> None:
     shutil.rmtree(place / "A")
-    view = view_built(SamplesFolder.open(place / "packed"), 3)
+    view = view_token_sample(SamplesFolder.open(place / "packed"), 3)
     assert (view.actions, view.future) == (None, {})
-    assert not any(shot.image for shots in view.seen.values() for shot in shots)
+    assert not any(shot.image for shots in view.past.values() for shot in shots)
 
 
 @pytest.mark.parametrize("name", ["lines", "packed"])

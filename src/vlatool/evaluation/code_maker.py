@@ -49,7 +49,7 @@ class ImageRule:
     size: int
     resize: ImagePreprocessing | None = None
 
-    def fitted(self, pixels: UInt8Array, name: str) -> UInt8Array:
+    def apply(self, pixels: UInt8Array, name: str) -> UInt8Array:
         """The picture uint8 [S, S, 3].
 
         Raises:
@@ -79,7 +79,7 @@ class Codes(NamedTuple):
     """
 
     values: Array
-    alone: int
+    num_encoded_alone: int
 
 
 class CodeMaker:
@@ -149,7 +149,7 @@ class CodeMaker:
         with _true_float32(self.device):
             return to_uint8(self._model.decode_codes(torch.from_numpy(codes).to(self.device)))
 
-    def check_draws(self) -> None:
+    def check_decoder(self) -> None:
         """DataError where it makes codes and draws no pixels."""
         if not self.has_decoder:
             raise DataError(
@@ -158,7 +158,7 @@ class CodeMaker:
                 code="data.no_pixels",
             )
 
-    def check_made(self, where: Path, how: Mapping[str, Any]) -> None:
+    def check_tokenizer_of(self, where: Path, how: Mapping[str, Any]) -> None:
         """DataError where codes are those of another tokenizer.
 
         Args:

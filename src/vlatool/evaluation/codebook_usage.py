@@ -75,7 +75,7 @@ class CodebookUsage:
         self.changes = self.changes + (rows[1:] != rows[:-1])[chosen].sum(0)
         self.pairs = self.pairs + chosen.sum()
 
-    def over(self, reduce: Callable[[Tensor], Tensor]) -> "CodebookUsage":
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "CodebookUsage":
         """The counts over all ranks; `reduce` sums a tensor over them."""
         return CodebookUsage(*map(reduce, (self.counts, self.changes, self.pairs)))
 

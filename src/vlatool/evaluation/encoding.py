@@ -115,7 +115,7 @@ class _Reading(Dataset[_Read]):
             self._opened = task.number, self._images.open(task.item)
         found = list(self._opened[1].read(task.indices))
         size = self._rule.size
-        place, fitted = task.item.path, self._rule.fitted
+        place, fitted = task.item.path, self._rule.apply
         images = np.stack([fitted(one.pixels, f"{place}: {one.stem}") for one in found])
         resized = sum(one.pixels.shape[:2] != (size, size) for one in found)
         stems = tuple(one.stem for one in found)
@@ -249,7 +249,7 @@ class EncodePipeline:
         """Takes in the codes of a batch; draws those that are to be looked at."""
         episode = started[read.number]
         self.images += len(read.stems)
-        counts = {"resized": read.resized, "encoded_alone": codes.alone}
+        counts = {"resized": read.resized, "encoded_alone": codes.num_encoded_alone}
         if self._rule.precision != "fp32":
             counts |= self._compared(read, codes)
         for name, count in counts.items():

@@ -45,7 +45,7 @@ class FeatureMoments:
         self.total = self.total + rows.sum(0)
         self.products = torch.addmm(self.products, rows.T, rows)
 
-    def over(self, reduce: Callable[[Tensor], Tensor]) -> "FeatureMoments":
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "FeatureMoments":
         """The moments over all ranks; `reduce` sums a tensor over them."""
         return FeatureMoments(*map(reduce, (self.count, self.total, self.products)))
 

@@ -20,7 +20,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 _PEAK = 255.0
 # Of pictures without any difference, whose ratio is infinite.
-MOST_DB = 100.0
+MAX_PSNR_DB = 100.0
 # Source: Wang et al. 2004, section III.C.
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
@@ -46,7 +46,7 @@ def psnr(original: Tensor, made: Tensor) -> Tensor:
 
 def psnr_of_error(error: Tensor) -> Tensor:
     """The same from mean squared errors of bytes; at most `MOST_DB`."""
-    return (10 * (_PEAK**2 / error).log10()).clamp(max=MOST_DB)
+    return (10 * (_PEAK**2 / error).log10()).clamp(max=MAX_PSNR_DB)
 
 
 def ssim(original: Tensor, made: Tensor) -> Tensor:

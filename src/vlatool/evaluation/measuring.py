@@ -18,7 +18,7 @@ from vlatool.evaluation.reconstruction import (
     MetricNetworks,
     Reconstruction,
     ReconstructionSums,
-    part_of,
+    shards_of_rank,
 )
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import Batch, MicroBatch
@@ -87,8 +87,8 @@ class EvalResult:
 def evaluate_reconstruction(
     tokenizer: PixelTokenizer,
     config: ImageDataConfig,
-    how: EvalOptions,
-    judges: MetricNetworks,
+    options: EvalOptions,
+    networks: MetricNetworks,
     reduce: Reduce = lambda one: one,
     reporter: Reporter = NULL,
 ) -> EvalResult:
@@ -114,19 +114,19 @@ def evaluate_reconstruction(
             code="data.picture_size",
         )
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
-    part = part_of(load_info(config, reporter), how.rank, how.world_size)
+    part = shards_of_rank(load_info(config, reporter), options.rank, options.world_size)
     sums = ReconstructionSums(
-        tokenizer.size, how.device or torch.device("cpu"), tokenizer.codes, judges
+        tokenizer.size, options.device or torch.device("cpu"), tokenizer.codes, networks
     )
     dropped = Counter[str]()
     with torch.inference_mode():
-        for batch in _batches(config, part, how) if part.num_samples else ():
+        for batch in _batches(config, part, options) if part.num_samples else ():
             if batch.first_drop and not dropped.total():
                 told = f"a picture is left out, further ones are counted: {batch.first_drop}"
                 reporter.warn("data.dropped_samples", told)
             dropped.update(dict(zip(ImagesKind.drop_reasons, batch.dropped, strict=True)))
             if not batch.is_dummy:
-                images = batch.batch["images"].to(how.device)
+                images = batch.batch["images"].to(options.device)
                 sums.add(batch.samples, images, tokenizer(images))
     return _over_ranks(sums, dropped, reduce, config)
 
@@ -136,22 +136,22 @@ class ReconstructedImage:
     """A picture and what a tokenizer makes of it: uint8 [S, S, 3]."""
 
     original: UInt8Array
-    made: UInt8Array
+    reconstruction: UInt8Array
 
 
 def reconstruct(
-    tokenizer: PixelTokenizer, config: ImageDataConfig, how: EvalOptions, keys: Collection[str]
+    tokenizer: PixelTokenizer, config: ImageDataConfig, options: EvalOptions, keys: Collection[str]
 ) -> dict[str, ReconstructedImage]:
     """Some pictures by name; by one rank alone, which reads on until it has them all."""
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
     info = load_info(config)
-    alone = replace(how, rank=0, world_size=1)
+    alone = replace(options, rank=0, world_size=1)
     found: dict[str, ReconstructedImage] = {}
     with torch.inference_mode(), closing(_batches(config, info, alone)) as batches:
         for batch in batches:
             chosen = [] if batch.is_dummy else [i for i, k in enumerate(batch.samples) if k in keys]
             if chosen:
-                images = batch.batch["images"][chosen].to(how.device)
+                images = batch.batch["images"][chosen].to(options.device)
                 made = tokenizer(images).images
                 names = [batch.samples[index] for index in chosen]
                 found |= _pairs(names, images, made)

@@ -28,7 +28,7 @@ class LoadedMetricNetworks:
         missing: What cannot be measured, and why.
     """
 
-    judges: MetricNetworks
+    networks: MetricNetworks
     digests: Mapping[str, str]
     missing: Mapping[str, str]
 

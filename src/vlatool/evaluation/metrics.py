@@ -78,7 +78,7 @@ def field_report(
         report[name] = {
             "mae": float(values.mean()) if moving.any() else 0.0,
             "normalised_mae": float((values / spread[moving]).mean()) if moving.any() else 0.0,
-            "normalised_mae_by_step": told(steps.mean(axis=1)) if moving.any() else [],
+            "normalised_mae_by_step": nan_to_none(steps.mean(axis=1)) if moving.any() else [],
             "mae_per_dimension": error.mean.tolist(),
         }
     if "mean_action" in errors:
@@ -88,7 +88,7 @@ def field_report(
     return report
 
 
-def told(values: Array) -> list[float | None]:
+def nan_to_none(values: Array) -> list[float | None]:
     """Numbers for a report; None for one that is not known."""
     return [None if np.isnan(value) else float(value) for value in values]
 

@@ -15,7 +15,7 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.history import ImageFit
-from vlatool.evaluation.metrics import AbsoluteErrors, field_report, told
+from vlatool.evaluation.metrics import AbsoluteErrors, field_report, nan_to_none
 from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import Progress
 from vlatool.loading.dataset import SampleDataset
@@ -134,7 +134,7 @@ class _Recorder:
             fields=fields,
             overall={one: float(_mean_over(fields, moving, one, "")) for one in guesses},
             overall_by_step={
-                one: told(np.atleast_1d(_mean_over(fields, moving, one, "_by_step")))
+                one: nan_to_none(np.atleast_1d(_mean_over(fields, moving, one, "_by_step")))
                 for one in guesses
             },
             samples=self._samples,

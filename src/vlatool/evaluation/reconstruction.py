@@ -49,8 +49,8 @@ class Reconstruction(NamedTuple):
 class CodeShape(NamedTuple):
     """Codes of the book, and codes of a picture."""
 
-    size: int
-    places: int
+    codebook_size: int
+    codes_per_image: int
 
 
 class FeatureNetwork(Protocol):
@@ -113,7 +113,7 @@ class ReconstructionSums:
         self.scores.add(keys, figures)
         self._mean.add(original)
         if self._codes is not None and made.codes is not None:
-            self._codes.add(made.codes, [frame_of(key) for key in keys])
+            self._codes.add(made.codes, [frame_index_of(key) for key in keys])
         for moments, one in zip(self._features, (original, images), strict=False):
             assert self._judges.inception is not None
             moments.add(self._judges.inception(one))
@@ -128,8 +128,8 @@ class ReconstructionSums:
         """
         means = self.scores.means(reduce)
         mean_image = self._mean.psnr(reduce)
-        codes = None if self._codes is None else self._codes.over(reduce)
-        features = [moments.over(reduce) for moments in self._features]
+        codes = None if self._codes is None else self._codes.reduced(reduce)
+        features = [moments.reduced(reduce) for moments in self._features]
         if not means:
             return {}
         error, block_error = (torch.tensor(means.pop(name)) for name in ("error", "block_error"))
@@ -143,13 +143,13 @@ class ReconstructionSums:
         return {**found, "rfid": frechet_distance(*features)} if features else found
 
 
-def frame_of(key: str) -> FrameIndex:
+def frame_index_of(key: str) -> FrameIndex:
     """Where a picture stands, by its name: the number at the end counts frames of the rest."""
     match = _NUMBERED.match(key)
     return FrameIndex(match[1], int(match[2])) if match else FrameIndex(key, 0)
 
 
-def part_of(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
+def shards_of_rank(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
     """The shards that one rank measures: whole ones, so that neighbouring frames stay together.
 
     A rank may be left without any.

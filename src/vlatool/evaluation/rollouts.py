@@ -39,7 +39,7 @@ class Rollout:
     """
 
     seed: int
-    told: str
+    instruction: str
     success: bool = False
     steps: int = 0
     info: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -114,7 +114,7 @@ class Rollouts:
         seeds = [self._plan.seeds[place] for place in group]
         return lockstep.run(seeds, max(0, self._plan.num_rendered - group.start), self._tell)
 
-    def catch_up(self, episodes: int) -> None:
+    def advance_resumed(self, episodes: int) -> None:
         """Tells of the episodes that an earlier run had done, so that the bar ends at its end."""
         if episodes > self._told:
             self._bar.advance(episodes - self._told)
@@ -153,7 +153,7 @@ class _Lockstep:
             observations[number] = observation
             rollouts[number] = Rollout(seed, self._plan.choose_instruction(observation, info))
         while observations:
-            told = {number: rollouts[number].told for number in observations}
+            told = {number: rollouts[number].instruction for number in observations}
             actions = self._controller.act(observations, told)
             for number, action in actions.items():
                 rollout = rollouts[number]
@@ -183,7 +183,7 @@ class _Lockstep:
         limit = self._plan.max_steps
         cut = limit is not None and rollout.steps >= limit
         over = terminated or truncated or rollout.success or cut
-        return observation, bool(over or self._plan.is_over(info, rollout.told))
+        return observation, bool(over or self._plan.is_over(info, rollout.instruction))
 
     def _image(self, number: int, rollout: Rollout, imaged: int) -> None:
         if number < imaged:
@@ -248,7 +248,7 @@ class RolloutJob:
         del run
         for receipt in receipts:
             self._done += _rollouts_of(receipt)
-        self._rollouts.catch_up(len(self._done))
+        self._rollouts.advance_resumed(len(self._done))
         rows = sheet_rows(self._done)
         if rows:
             save_contact_sheet(self.spec.output / SHEET, rows)
@@ -295,7 +295,7 @@ def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """Success with its confidence interval, overall and per instruction."""
     by_instruction: dict[str, list[bool]] = {}
     for one in rollouts:
-        by_instruction.setdefault(one.told, []).append(one.success)
+        by_instruction.setdefault(one.instruction, []).append(one.success)
     return {
         **success_report([one.success for one in rollouts]),
         "mean_steps": float(np.mean([one.steps for one in rollouts])),
@@ -303,7 +303,7 @@ def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
             told: success_report(results) for told, results in sorted(by_instruction.items())
         },
         "rollouts": [
-            {"seed": one.seed, "told": one.told, "success": one.success, "steps": one.steps}
+            {"seed": one.seed, "told": one.instruction, "success": one.success, "steps": one.steps}
             | {"info": one.info}
             for one in rollouts
         ],
@@ -326,7 +326,7 @@ def sheet_rows(
             chosen = [round(i * last / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)]
             word, good = verdict(one) if verdict else _success(one)
             frames = [one.frames[i] for i in chosen]
-            rows.append(SheetRow(f"{one.told}  ({one.steps} steps)", word, good, frames))
+            rows.append(SheetRow(f"{one.instruction}  ({one.steps} steps)", word, good, frames))
     return rows
 
 

@@ -18,10 +18,10 @@ from vlatool.inspection.fields import lowdim_columns, policy_fields
 from vlatool.inspection.projection import (
     EndEffectorTrack,
     FrameView,
-    frame_shot,
+    frame_view,
     pose_tracks,
     position_fields,
-    stored_shot,
+    stored_view,
 )
 from vlatool.inspection.report import listed
 from vlatool.inspection.sample_view import chosen_fields, rate
@@ -168,7 +168,7 @@ def _shots(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameVie
     except DataError as error:
         return [FrameView(None, problem=error.message)] * len(shown)
     return [
-        frame_shot(image, intrinsics, extrinsics, frame)
+        frame_view(image, intrinsics, extrinsics, frame)
         for frame, image in zip(shown, images, strict=True)
     ]
 
@@ -242,4 +242,4 @@ def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> FrameView:
         wanted = (f"rescaled_intrinsics.{view[0]}", f"extrinsics.{view[0]}")
         arrays = sample.arrays([name for name in sample.array_headers() if name in wanted])
         step = sample.metadata().get("anchor_relative_idx", 0)
-        return stored_shot(sample, view, arrays, step + view[1])
+        return stored_view(sample, view, arrays, step + view[1])

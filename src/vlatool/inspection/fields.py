@@ -138,7 +138,7 @@ class FieldRange:
         return f"has {missing} values that are not finite" if missing else ""
 
 
-def facts_of_statistics(
+def summary_of_statistics(
     name: str, entry: Mapping[str, Any], recorded: Names
 ) -> FieldSummary | None:
     """The facts in an entry of stats.json; None where it does not hold them."""

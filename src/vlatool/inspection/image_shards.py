@@ -140,7 +140,7 @@ def inspect_image_shards(location: Path) -> ImageShardsReport:
     findings = Problems()
     first, metadata = None, dict[str, Any]()
     if tars:
-        with findings.noting(), open_shard(tars[0]) as tar:
+        with findings.collecting(), open_shard(tars[0]) as tar:
             first, metadata = _first(tar)
     return ImageShardsReport(
         folder=str(location),

@@ -60,7 +60,7 @@ class FrameView:
     """
 
     image: Image.Image | None
-    lens: CameraModel | None = None
+    camera: CameraModel | None = None
     problem: str = ""
 
 
@@ -110,7 +110,7 @@ def pose_tracks(
     return tuple(tracks)
 
 
-def stored_shot(
+def stored_view(
     sample: StoredSample, view: tuple[str, int], arrays: Mapping[str, Array], row: int
 ) -> FrameView:
     """A stored picture with the projection at a row of the window.
@@ -133,7 +133,7 @@ def stored_shot(
     return FrameView(image, CameraModel.at(intrinsics, extrinsics, max(row, 0), image.size))
 
 
-def file_shot(path: Path) -> FrameView:
+def file_view(path: Path) -> FrameView:
     """A picture that is a file of its own."""
     try:
         return FrameView(_open_image(path.read_bytes()))
@@ -143,7 +143,7 @@ def file_shot(path: Path) -> FrameView:
         return FrameView(None, problem="cannot be decoded")
 
 
-def frame_shot(
+def frame_view(
     frame: UInt8Array, intrinsics: Array | None, extrinsics: Array | None, row: int
 ) -> FrameView:
     """A decoded frame uint8 [H, W, 3] with the projection at a row of the matrices."""

@@ -43,12 +43,12 @@ class Problems(list[dict[str, str]]):
 
     def read(self, read: Callable[..., T], *arguments: object) -> T | None:
         """What a file says; None, and a problem, where it is missing or broken."""
-        with self.noting():
+        with self.collecting():
             return read(*arguments)
         return None
 
     @contextmanager
-    def noting(self) -> Generator[None]:
+    def collecting(self) -> Generator[None]:
         """Makes a refusal in the block a problem."""
         try:
             yield

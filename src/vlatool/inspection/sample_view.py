@@ -20,7 +20,7 @@ from vlatool.inspection.projection import (
     FrameView,
     pose_tracks,
     position_fields,
-    stored_shot,
+    stored_view,
 )
 from vlatool.inspection.report import Size, listed
 
@@ -110,12 +110,12 @@ class SampleView:
 
     name: str
     key: str
-    facts: Mapping[str, object]
+    info: Mapping[str, object]
     anchor: int
     past_mask: Array
     future_mask: Array
     fps: float | None
-    pictures: Mapping[tuple[str, int], FrameView]
+    images: Mapping[tuple[str, int], FrameView]
     frames: Mapping[int, int]
     actions: Mapping[str, Array]
     proprioception: Mapping[str, Array]
@@ -145,7 +145,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
         arrays, metadata, language = sample.arrays(), sample.metadata(), sample.language()
         past, future, anchor = _masks(arrays, metadata)
         views = sample.views()
-        images = {view: stored_shot(sample, view, arrays, anchor + view[1]) for view in views}
+        images = {view: stored_view(sample, view, arrays, anchor + view[1]) for view in views}
     numbers = lowdim_columns(arrays, len(past))
     actions, proprioception = chosen_fields(numbers, options)
     padding = ~(past | future)
@@ -157,7 +157,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
     return SampleView(
         name=_name(metadata, key),
         key=key,
-        facts={
+        info={
             "in": shard.path.name,
             "task": metadata.get("task"),
             "episode length": metadata.get("original_episode_length"),
@@ -168,7 +168,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
         past_mask=past,
         future_mask=future,
         fps=rate(metadata, options),
-        pictures=images,
+        images=images,
         frames=_image_frames(metadata, [offset for _, offset in views]),
         actions=actions,
         proprioception=proprioception,

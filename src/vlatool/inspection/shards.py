@@ -16,8 +16,8 @@ from vlatool.errors import DataError
 from vlatool.inspection.fields import (
     FieldSummary,
     dimensions_table,
-    facts_of_statistics,
     statistics_field_table,
+    summary_of_statistics,
 )
 from vlatool.inspection.report import (
     Findings,
@@ -246,7 +246,7 @@ def inspect_shards(location: Path) -> ShardsReport:
     findings = Problems()
     whole: list[Shard] = []
     for shard in shards:
-        with findings.noting():
+        with findings.collecting():
             check_shards(folder.manifest, [shard])
             whole.append(shard)
     options = findings.read(folder.options) or {}
@@ -254,7 +254,7 @@ def inspect_shards(location: Path) -> ShardsReport:
     sample = _first_sample(whole[0].path) if whole else None
     views = sample.cameras() if sample else {}
     names = recorded_names(options)
-    known = (facts_of_statistics(name, entry, names) for name, entry in statistics.items())
+    known = (summary_of_statistics(name, entry, names) for name, entry in statistics.items())
     fps = options.get("fps")
     samples = sum(shard.num_sequences for shard in shards)
     return ShardsReport(

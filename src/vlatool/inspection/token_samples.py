@@ -92,7 +92,7 @@ def inspect_codes(location: Path) -> CodesReport:
 
 
 @dataclass(frozen=True)
-class BuiltReport:
+class SamplesReport:
     """What is in built samples, as their manifest says.
 
     Attributes:
@@ -148,7 +148,7 @@ class BuiltReport:
         ]
 
 
-def inspect_built(location: Path) -> BuiltReport:
+def inspect_samples(location: Path) -> SamplesReport:
     """Reads the manifest; of the files only sizes."""
     folder, findings = SamplesFolder.open(location), Problems()
     document = folder.document
@@ -157,7 +157,7 @@ def inspect_built(location: Path) -> BuiltReport:
     if not folder.images_root.is_dir():
         message = f"its pictures are not in {folder.images_root}"
         findings.append({"code": "data.no_pictures", "message": message})
-    return BuiltReport(
+    return SamplesReport(
         layout=str(document.get("layout")),
         samples=len(folder),
         episodes=int(document.get("episodes") or 0),
@@ -195,7 +195,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class BuiltView:
+class TokenSampleView:
     """A sample to look at.
 
     Attributes:
@@ -210,12 +210,12 @@ class BuiltView:
     name: str
     info: Mapping[str, object]
     sample: TokenSample
-    seen: Mapping[str, list[FrameView]]
+    past: Mapping[str, list[FrameView]]
     future: Mapping[str, list[FrameView]]
     actions: Array | None
 
 
-def view_built(folder: SamplesFolder, number: int) -> BuiltView:
+def view_token_sample(folder: SamplesFolder, number: int) -> TokenSampleView:
     """A sample with its pictures, and its window where the folder of windows is at hand.
 
     Raises:
@@ -231,11 +231,11 @@ def view_built(folder: SamplesFolder, number: int) -> BuiltView:
         "action ids": len(sample.said.action_ids),
         "pictures to come": len(sample.said.codes),
     }
-    return BuiltView(
+    return TokenSampleView(
         name=f"Sample {number}, {PurePosixPath(names[-1]).parent.name if names else ''}",
         info=info,
         sample=sample,
-        seen=_strips(root, names),
+        past=_strips(root, names),
         future=_strips(root, window.future if window else ()),
         actions=None if window is None else np.array(window.actions),
     )

@@ -22,7 +22,7 @@ from vlatool.artifacts.window_folder import (
 from vlatool.artifacts.windows import Kind, Window, parse_window
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.inspection.projection import FrameView, file_shot
+from vlatool.inspection.projection import FrameView, file_view
 from vlatool.inspection.report import Findings, Problems, findings_table, number_text, pairs, table
 from vlatool.jobs.files import output_files
 from vlatool.jobs.record import read_valid_record
@@ -121,10 +121,10 @@ class WindowView:
     name: str
     kind: Kind
     task: str
-    seen: Mapping[str, Sequence[FrameView]]
-    coming: Mapping[str, Sequence[FrameView]]
+    past: Mapping[str, Sequence[FrameView]]
+    future: Mapping[str, Sequence[FrameView]]
     actions: Array
-    real: int
+    num_recorded: int
     action_names: Sequence[str]
 
 
@@ -183,10 +183,10 @@ def view_window(location: Path, report: WindowsReport, path: Path, part: float) 
         name=f"{path.stem}, line {number + 1}",
         kind=window.kind,
         task=window.task,
-        seen=_views(location, report.cameras, window.images),
-        coming=_views(location, report.cameras, window.future),
+        past=_views(location, report.cameras, window.images),
+        future=_views(location, report.cameras, window.future),
         actions=np.array(window.actions),
-        real=_real_actions(window, len(report.cameras)),
+        num_recorded=_real_actions(window, len(report.cameras)),
         action_names=names if len(names) == width else [str(one) for one in range(width)],
     )
 
@@ -195,7 +195,7 @@ def _views(
     location: Path, cameras: Sequence[str], names: Sequence[str]
 ) -> dict[str, list[FrameView]]:
     """Pictures that come again are read once."""
-    shots = {name: file_shot(location / name) for name in dict.fromkeys(names)}
+    shots = {name: file_view(location / name) for name in dict.fromkeys(names)}
     return {
         camera: [shots[name] for name in names[at :: len(cameras)]]
         for at, camera in enumerate(cameras)

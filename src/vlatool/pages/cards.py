@@ -29,7 +29,7 @@ from vlatool.pages.layout import (
     details,
     escape,
     heading,
-    measured,
+    label_with_unit,
     note,
     sentences,
     table,
@@ -37,10 +37,10 @@ from vlatool.pages.layout import (
 )
 from vlatool.pages.plots import (
     Axis,
-    Channels,
+    Lines,
     axis_chart,
     cells,
-    channels,
+    field_lines,
     legend,
     line_chart,
 )
@@ -63,7 +63,7 @@ def episode_section(view: EpisodeView, *, is_under: bool = True) -> Section:
         _charts("Actions", axis, view, view.actions),
         _charts("Proprioception", axis, view, view.proprioception),
     ]
-    has_lens = any(shot.lens for shots in view.cameras.values() for shot in shots)
+    has_lens = any(shot.camera for shots in view.cameras.values() for shot in shots)
     times = ((at, float(view.seconds[at])) for at in view.shown)
     ticks = [(time, f"{time:.2f}{'' if at else ' s'}") for at, time in times]
     body = (
@@ -81,9 +81,9 @@ def episode_section(view: EpisodeView, *, is_under: bool = True) -> Section:
 
 def sample_section(view: SampleView) -> Section:
     """The card of a sample: its pictures, its window with the padding, its masks."""
-    has_lens = any(shot.lens for shot in view.pictures.values())
+    has_lens = any(shot.camera for shot in view.images.values())
     body = (
-        tags(view.facts)
+        tags(view.info)
         + f'<div class="small quiet">{code(view.key)}</div>'
         + heading("Language", sentences(view.language))
         + heading("Pictures", _images(view))
@@ -94,15 +94,15 @@ def sample_section(view: SampleView) -> Section:
     return Section(view.name, body, is_under=True)
 
 
-def _chart(axis: Axis, field: str, lines: Channels, *, dots: bool = False) -> str:
+def _chart(axis: Axis, field: str, lines: Lines, *, dots: bool = False) -> str:
     """A field under its name, its unit and the names of its lines."""
-    label = f'<div class="label">{measured(field)} &ensp;{legend(lines)}</div>'
+    label = f'<div class="label">{label_with_unit(field)} &ensp;{legend(lines)}</div>'
     return label + line_chart(axis, lines, dots=dots)
 
 
-def _lines(field: str, positions: Array, values: Array, names: Names) -> Channels:
+def _lines(field: str, positions: Array, values: Array, names: Names) -> Lines:
     """The lines of a field [S, C]."""
-    return channels(positions, values, dimension_names(field, values.shape[1], names))
+    return field_lines(positions, values, dimension_names(field, values.shape[1], names))
 
 
 def _time_axis(view: EpisodeView) -> Axis:
@@ -131,7 +131,7 @@ def _shot(view: EpisodeView, name: str, position: int, shot: FrameView, reach: i
     if shot.image is None:
         content = image_placeholder(shot.problem)
     else:
-        drawing = draw_poses(view.tracks, position, shot.lens, reach) if shot.lens else ""
+        drawing = draw_poses(view.tracks, position, shot.camera, reach) if shot.camera else ""
         content = thumbnail(shot.image, f"{name}, frame {frame}", drawing)
     return figure(content, f"frame {frame}")
 
@@ -146,8 +146,8 @@ def _charts(title: str, axis: Axis, view: EpisodeView, fields: Mapping[str, Arra
 
 def _images(view: SampleView) -> str:
     """Cameras in rows of equal length, the offsets of each side by side."""
-    cameras = list(dict.fromkeys(camera for camera, _ in view.pictures))
-    offsets = sorted({offset for _, offset in view.pictures})
+    cameras = list(dict.fromkeys(camera for camera, _ in view.images))
+    offsets = sorted({offset for _, offset in view.images})
     if not cameras:
         return ""
     rows = -(-len(cameras) // max(1, _ROW // len(offsets)))
@@ -165,7 +165,7 @@ def _image(view: SampleView, camera: str, offset: int) -> str:
     caption = f"{offset:+d}" if offset else "anchor"
     if offset in view.frames:
         caption += f", frame {view.frames[offset]}"
-    shot = view.pictures.get((camera, offset))
+    shot = view.images.get((camera, offset))
     if shot is None:
         return figure(image_placeholder("not in the sample"), caption)
     if shot.image is None:
@@ -173,7 +173,7 @@ def _image(view: SampleView, camera: str, offset: int) -> str:
     # A picture from outside the episode is that of its first or last frame.
     real = np.flatnonzero(view.past_mask | view.future_mask)
     step = int(np.clip(view.anchor + offset, real[0], real[-1])) if len(real) else view.anchor
-    drawing = draw_poses(view.tracks, step, shot.lens, view.length) if shot.lens else ""
+    drawing = draw_poses(view.tracks, step, shot.camera, view.length) if shot.camera else ""
     return figure(thumbnail(shot.image, f"{camera}, {caption}", drawing), caption)
 
 
@@ -192,7 +192,7 @@ def _step_axis(view: SampleView) -> Axis:
     return Axis(
         float(steps[0]) - 0.5 - gutter,
         float(steps[-1]) + 0.5,
-        now=0.0,
+        anchor=0.0,
         shaded=tuple((step - 0.5, step + 0.5) for step in padded),
         width=_CHART_WIDTH,
     )

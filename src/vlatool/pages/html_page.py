@@ -81,7 +81,7 @@ def write_source_page(
     whole = [ref for ref in refs if ref.id not in broken]
     episodes = [
         card(ref.id, lambda ref=ref: episode_section(view_episode(reader.read(ref))))
-        for ref in (whole[i] for i in spread(len(whole), request.episodes))
+        for ref in (whole[i] for i in evenly_spaced(len(whole), request.episodes))
     ]
     title = f"Episodes ({len(episodes)} of {len(whole)})"
     sections = [*source_sections(report), *group(title, episodes)]
@@ -114,7 +114,7 @@ def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: P
         if episode is not None:
             sections.append(episode_section(episode, is_under=False))
         total = len(tar.keys)
-        samples = [_sample(tar, i, options) for i in spread(total, request.samples)]
+        samples = [_sample(tar, i, options) for i in evenly_spaced(total, request.samples)]
         sections += group(f"Samples ({len(samples)} of {total})", samples)
     kind = "shard" if episode is None else "samples of one episode"
     write_text(path, page(request.title, f"{kind}, {report.samples} samples", sections))
@@ -136,7 +136,7 @@ def card(name: str, make: Callable[[], Section]) -> Section:
 
 def _samples(shards: Sequence[Shard], count: int, options: Mapping[str, Any]) -> Iterator[Section]:
     """Samples that are evenly chosen over all shards, opening each shard once."""
-    wanted = spread(sum(shard.num_sequences for shard in shards), count)
+    wanted = evenly_spaced(sum(shard.num_sequences for shard in shards), count)
     first = 0
     for shard in shards:
         inside = [at - first for at in wanted if first <= at < first + shard.num_sequences]
@@ -161,7 +161,7 @@ def _sample(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Sectio
     return card(key, lambda: sample_section(view_sample(tar, key, options)))
 
 
-def spread(total: int, count: int) -> list[int]:
+def evenly_spaced(total: int, count: int) -> list[int]:
     """At most `count` positions in 0..total-1, the middles of equal parts."""
     count = min(total, count)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]

@@ -8,7 +8,7 @@ from vlatool.artifacts.image_shards import image_suffix, image_tars
 from vlatool.artifacts.shard import OpenShard, open_shard
 from vlatool.errors import DataError
 from vlatool.inspection.image_shards import ImageShardsReport
-from vlatool.pages.html_page import PageRequest, spread
+from vlatool.pages.html_page import PageRequest, evenly_spaced
 from vlatool.pages.images import figure, image_placeholder, thumbnail
 from vlatool.pages.layout import Section, note, page, table, tiles
 from vlatool.storage.atomic import write_text
@@ -22,7 +22,7 @@ def write_image_page(
 ) -> None:
     """Writes to `path` the page of image shards, or of one of them."""
     tars = [location] if location.is_file() else image_tars(location)
-    rows = [_row(tars[at]) for at in spread(len(tars), request.samples)]
+    rows = [_row(tars[at]) for at in evenly_spaced(len(tars), request.samples)]
     problems = "".join(note(one["message"]) for one in report.findings)
     info = {name: value for name, value in report.summary().items() if value != ""}
     sections = [
@@ -38,7 +38,7 @@ def _row(path: Path) -> str:
     """Pictures of one shard, evenly chosen, under its name; or why there are none."""
     try:
         with open_shard(path) as tar:
-            shown = "".join(_image(tar, tar.keys[at]) for at in spread(len(tar.keys), _ROW))
+            shown = "".join(_image(tar, tar.keys[at]) for at in evenly_spaced(len(tar.keys), _ROW))
     except DataError as error:
         return note(error.message)
     return f'<div class="label">{path.name}</div><div class="strip">{shown}</div>'

@@ -156,7 +156,7 @@ def field_label(field: str) -> Html:
     return Html(f'<span class="quiet">{_breakable(start)}</span>{rest}' if start else rest)
 
 
-def measured(name: str) -> Html:
+def label_with_unit(name: str) -> Html:
     """The name of a field, with its unit where the format fixes one."""
     measure = unit(name)
     return Html(field_label(name) + f' <span class="quiet">[{measure}]</span>' * bool(measure))

@@ -18,7 +18,7 @@ from vlatool.pages.layout import (
     details,
     field_label,
     heading,
-    measured,
+    label_with_unit,
     note,
     table,
     tags,
@@ -204,7 +204,10 @@ def _statistics_table(statistics: Statistics, known: Mapping[str, FieldSummary])
     ]
     fixed = table(
         ("constant field", "values"),
-        [(measured(name), Html(f"<code>{values}</code>")) for name, values in constant.items()],
+        [
+            (label_with_unit(name), Html(f"<code>{values}</code>"))
+            for name, values in constant.items()
+        ],
     )
     return table(_HEADER, rows, numbers=range(1, 8)) + fixed
 
@@ -228,7 +231,7 @@ def _channel_rows(
     names = info.names if info and info.names else [str(number) for number in range(width)]
     return [
         (
-            measured(name) if channel == 0 else "",
+            label_with_unit(name) if channel == 0 else "",
             channel_name,
             *(number_text(float(c[channel])) if np.isfinite(c[channel]) else "-" for c in columns),
             "" if steps is None else Html(sparkline(steps[0][:, channel], steps[1][:, channel])),

@@ -40,17 +40,17 @@ class Axis:
     low: float
     high: float
     marks: tuple[float, ...] = ()
-    now: float | None = None
+    anchor: float | None = None
     shaded: tuple[tuple[float, float], ...] = ()
     width: float = _WIDTH
 
-    def place(self, values: Array | float) -> Array:
+    def to_x(self, values: Array | float) -> Array:
         """Horizontal places in the drawing."""
         return (np.asarray(values, np.float64) - self.low) / (self.high - self.low) * self.width
 
 
 @dataclass(frozen=True)
-class Channels:
+class Lines:
     """Lines of one chart.
 
     Attributes:
@@ -66,15 +66,15 @@ class Channels:
     drawn: Sequence[int] = field(default=())
 
 
-def channels(positions: Array, values: Array, names: Sequence[str]) -> Channels:
+def field_lines(positions: Array, values: Array, names: Sequence[str]) -> Lines:
     """The lines of a field; constant channels have none where they would flatten the others."""
     moves = _moves(values)
     everything = range(values.shape[1])
     hides = values.shape[1] > _MOST_CONSTANT and bool(moves.any())
-    return Channels(positions, values, names, [i for i in everything if moves[i] or not hides])
+    return Lines(positions, values, names, [i for i in everything if moves[i] or not hides])
 
 
-def legend(lines: Channels) -> str:
+def legend(lines: Lines) -> str:
     """A colour and a name for each line; empty for a field of one channel."""
     if lines.values.shape[1] == 1:
         return ""
@@ -90,7 +90,7 @@ def legend(lines: Channels) -> str:
     return keys + (f'<span class="quiet">{escape(told)}</span>' if hidden else "")
 
 
-def line_chart(axis: Axis, lines: Channels, *, dots: bool = False) -> str:
+def line_chart(axis: Axis, lines: Lines, *, dots: bool = False) -> str:
     """One line per drawn channel, with the extremes at the left; dots mark each position."""
     shown = _drawable(lines.values[:, list(lines.drawn)])
     finite = shown[np.isfinite(shown)]
@@ -101,7 +101,7 @@ def line_chart(axis: Axis, lines: Channels, *, dots: bool = False) -> str:
     middle, half = (low + high) / 2, 1.0 if is_flat else (high - low) / 2
     top, bottom = 9.0, height - 9.0
     places = (top + bottom) / 2 - (shown - middle) / half * (bottom - top) / 2
-    across = axis.place(lines.positions)
+    across = axis.to_x(lines.positions)
     drawn = "".join(
         _line(across, places[:, order], order, dots=dots) for order in range(places.shape[1])
     )
@@ -114,7 +114,7 @@ def line_chart(axis: Axis, lines: Channels, *, dots: bool = False) -> str:
 def axis_chart(axis: Axis, ticks: Sequence[tuple[float, str]]) -> str:
     """The numbers under the charts of an axis."""
     texts = "".join(
-        f'<text x="{float(axis.place(at)):.1f}" y="12" text-anchor="middle">{escape(text)}</text>'
+        f'<text x="{float(axis.to_x(at)):.1f}" y="12" text-anchor="middle">{escape(text)}</text>'
         for at, text in ticks
     )
     return _chart(axis.width, 16, texts)
@@ -123,11 +123,11 @@ def axis_chart(axis: Axis, ticks: Sequence[tuple[float, str]]) -> str:
 def cells(axis: Axis, positions: Array, flags: Array, label: str) -> str:
     """A row of cells [S], filled where true, with its label at the left."""
     gap = 1.5
-    half = float(axis.place(0.5) - axis.place(0.0))
+    half = float(axis.to_x(0.5) - axis.to_x(0.0))
     drawn = "".join(
         f'<rect class="cell{"" if flag else " off"}" x="{place - half + gap:.1f}" y="2" '
         f'width="{2 * half - 2 * gap:.1f}" height="10" rx="2"/>'
-        for place, flag in zip(axis.place(positions), flags, strict=True)
+        for place, flag in zip(axis.to_x(positions), flags, strict=True)
     )
     return _chart(axis.width, 14, f'<text x="0" y="11">{escape(label)}</text>{drawn}')
 
@@ -210,15 +210,15 @@ def _chart(width: float, height: float, content: str) -> str:
 
 def _background(axis: Axis, height: float) -> str:
     parts = [
-        f'<rect class="shade" x="{float(axis.place(low)):.1f}" y="0" '
-        f'width="{float(axis.place(high) - axis.place(low)):.1f}" height="{height:.0f}"/>'
+        f'<rect class="shade" x="{float(axis.to_x(low)):.1f}" y="0" '
+        f'width="{float(axis.to_x(high) - axis.to_x(low)):.1f}" height="{height:.0f}"/>'
         for low, high in axis.shaded
     ]
     parts.append(f'<line class="rule" x1="0" x2="{axis.width:.0f}" y1="{height}" y2="{height}"/>')
     places = [(place, "mark") for place in axis.marks]
-    places += [] if axis.now is None else [(axis.now, "now")]
+    places += [] if axis.anchor is None else [(axis.anchor, "now")]
     for place, kind in places:
-        x = float(axis.place(place))
+        x = float(axis.to_x(place))
         parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height:.0f}"/>')
     return "".join(parts)
 

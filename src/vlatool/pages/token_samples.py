@@ -11,8 +11,8 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.inspection.projection import FrameView
 from vlatool.inspection.report import branch, listed
-from vlatool.inspection.token_samples import BuiltReport, BuiltView, view_built
-from vlatool.pages.html_page import PageRequest, spread
+from vlatool.inspection.token_samples import SamplesReport, TokenSampleView, view_token_sample
+from vlatool.pages.html_page import PageRequest, evenly_spaced
 from vlatool.pages.images import figure, image_placeholder, thumbnail
 from vlatool.pages.layout import (
     Section,
@@ -26,7 +26,7 @@ from vlatool.pages.layout import (
     tags,
     tiles,
 )
-from vlatool.pages.plots import Axis, axis_chart, channels, histogram, legend, line_chart
+from vlatool.pages.plots import Axis, axis_chart, field_lines, histogram, legend, line_chart
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import size_text
 
@@ -34,19 +34,23 @@ from vlatool.storage.tree import size_text
 Draw = Callable[[Array], UInt8Array]
 
 
-def write_built_page(report: BuiltReport, location: Path, path: Path, request: PageRequest) -> None:
+def write_samples_page(
+    report: SamplesReport, location: Path, path: Path, request: PageRequest
+) -> None:
     """Writes to `path` the page of the built samples at a location."""
     folder = SamplesFolder.open(location)
     names = [str(one) for one in listed(branch(folder.document, "profile"), "dimensions")]
     draw = _drawing(folder, request.tokenizer)
-    samples = [_sample(folder, at, names, draw) for at in spread(len(folder), request.samples)]
+    samples = [
+        _sample(folder, at, names, draw) for at in evenly_spaced(len(folder), request.samples)
+    ]
     title = f"Samples ({len(samples)} of {len(folder)})"
     above = Section(title, '<p class="quiet">evenly chosen</p>', is_card=False)
     sections = [*_overview(report), above, *samples]
     write_text(path, page(request.title, report.headline(), sections))
 
 
-def _overview(report: BuiltReport) -> list[Section]:
+def _overview(report: SamplesReport) -> list[Section]:
     ids = report.action_ids
     info = {
         "samples": f"{report.samples:,}",
@@ -76,20 +80,20 @@ def _drawing(folder: SamplesFolder, tokenizer: str) -> Draw | None:
     from vlatool.evaluation.code_maker import open_code_maker, rank_device
 
     maker = open_code_maker(tokenizer, rank_device())
-    maker.check_draws()
-    maker.check_made(folder.path, branch(folder.document, "codes"))
+    maker.check_decoder()
+    maker.check_tokenizer_of(folder.path, branch(folder.document, "codes"))
     return maker.decode
 
 
 def _sample(folder: SamplesFolder, number: int, names: Sequence[str], draw: Draw | None) -> Section:
     try:
-        view = view_built(folder, number)
+        view = view_token_sample(folder, number)
     except DataError as error:
         return Section(f"Sample {number}", note(error.message), is_under=True)
     ids = " ".join(map(str, view.sample.said.action_ids))
     body = (
         tags(view.info)
-        + heading("Pictures that are seen", _strips(view.seen, 1 - _steps(view.seen)))
+        + heading("Pictures that are seen", _strips(view.past, 1 - _steps(view.past)))
         + heading("Actions", _actions(view, names))
         + heading("Action ids", f'<p class="small">{code(ids)}</p>')
         + heading("Pictures to come", _strips(view.future, 1))
@@ -99,13 +103,13 @@ def _sample(folder: SamplesFolder, number: int, names: Sequence[str], draw: Draw
     return Section(view.name, body, is_under=True)
 
 
-def _drawn(view: BuiltView, draw: Draw) -> str:
+def _drawn(view: TokenSampleView, draw: Draw) -> str:
     """What is drawn of the codes, a row per camera; cameras take turns in them."""
     codes = view.sample.said.codes
     if not len(codes):
         return note("This kind of sample has no codes.")
     images = draw(codes.astype(np.int64))
-    cameras = list(view.future or view.seen)
+    cameras = list(view.future or view.past)
     rows = {
         camera: [FrameView(Image.fromarray(one)) for one in images[place :: len(cameras)]]
         for place, camera in enumerate(cameras)
@@ -133,13 +137,13 @@ def _figure(camera: str, step: int, shot: FrameView) -> str:
     return figure(thumbnail(shot.image, f"{camera}, {caption}"), caption)
 
 
-def _actions(view: BuiltView, names: Sequence[str]) -> str:
+def _actions(view: TokenSampleView, names: Sequence[str]) -> str:
     """The actions of the window as curves, where they are at hand."""
     if view.actions is None:
         return note("The windows are not at hand; without the action tokenizer ids stay numbers.")
     steps, width = view.actions.shape
     known = names if len(names) == width else [str(number) for number in range(width)]
-    lines = channels(np.arange(steps), view.actions, known)
+    lines = field_lines(np.arange(steps), view.actions, known)
     axis = Axis(-1.5, steps - 0.5)
     ticks = [(float(step), f"+{step}") for step in range(steps)]
     label = f'<div class="label">not normalised &ensp;{legend(lines)}</div>'

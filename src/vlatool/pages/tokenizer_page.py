@@ -28,8 +28,8 @@ class ReconstructionReport:
     """
 
     title: str
-    pictures: int
-    figures: Sequence[tuple[str, str]]
+    num_images: int
+    metrics: Sequence[tuple[str, str]]
     notes: Sequence[str] = ()
 
 
@@ -54,12 +54,12 @@ def write_tokenizer_page(
     told = '<p class="quiet">from above: original, reconstruction, difference (twice as large)</p>'
     sections = [
         Section(
-            "Figures", table((), report.figures, numbers=(1,)) + "".join(map(note, report.notes))
+            "Figures", table((), report.metrics, numbers=(1,)) + "".join(map(note, report.notes))
         ),
         Section("Pictures", told, is_card=False),
         *rows,
     ]
-    subtitle = f"{report.pictures:,} pictures drawn again from their codes"
+    subtitle = f"{report.num_images:,} pictures drawn again from their codes"
     write_text(path, page(report.title, subtitle, sections, generator=_GENERATOR))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from vlatool.artifacts.window_folder import lines_files
 from vlatool.inspection.projection import FrameView
 from vlatool.inspection.windows import WindowsReport, WindowView, view_window
-from vlatool.pages.html_page import PageRequest, card, group, spread
+from vlatool.pages.html_page import PageRequest, card, evenly_spaced, group
 from vlatool.pages.images import figure, image_placeholder, thumbnail
 from vlatool.pages.layout import (
     Section,
@@ -25,7 +25,7 @@ from vlatool.pages.layout import (
     tags,
     tiles,
 )
-from vlatool.pages.plots import Axis, axis_chart, channels, legend, line_chart
+from vlatool.pages.plots import Axis, axis_chart, field_lines, legend, line_chart
 from vlatool.storage.atomic import write_text
 
 _TICKS = 16
@@ -54,7 +54,7 @@ def write_windows_page(
 def _places(episodes: int, windows: int) -> list[int]:
     """Episodes, evenly chosen; again where there are fewer than windows to show."""
     if episodes >= windows:
-        return spread(episodes, windows)
+        return evenly_spaced(episodes, windows)
     return sorted(at % episodes for at in range(windows))
 
 
@@ -68,14 +68,14 @@ def _overview(report: WindowsReport) -> Section:
 
 
 def _section(view: WindowView) -> Section:
-    steps = len(next(iter(view.seen.values())))
+    steps = len(next(iter(view.past.values())))
     told = {"asks for": "the action" if view.kind == "vla" else "what an action leads to"}
     body = (
         tags(told)
         + heading("Instruction", sentences({"task": [view.task]}))
-        + heading(f"Seen: {steps} steps up to the present", _strips(view.seen, 1 - steps))
+        + heading(f"Seen: {steps} steps up to the present", _strips(view.past, 1 - steps))
         + heading("Done", _chart(view))
-        + heading(f"Seen then: {len(view.actions)} steps", _strips(view.coming, 1))
+        + heading(f"Seen then: {len(view.actions)} steps", _strips(view.future, 1))
     )
     return Section(view.name, body, is_under=True)
 
@@ -102,9 +102,9 @@ def _image(shot: FrameView, description: str) -> str:
 def _chart(view: WindowView) -> str:
     """The actions, one line per value; padding lies in the shade."""
     steps = len(view.actions)
-    padding = ((view.real - 0.5, steps - 0.5),) if view.real < steps else ()
-    axis = Axis(-0.5, steps - 0.5, now=0.0, shaded=padding)
-    lines = channels(np.arange(steps), view.actions, view.action_names)
+    padding = ((view.num_recorded - 0.5, steps - 0.5),) if view.num_recorded < steps else ()
+    axis = Axis(-0.5, steps - 0.5, anchor=0.0, shaded=padding)
+    lines = field_lines(np.arange(steps), view.actions, view.action_names)
     every = max(1, -(-steps // _TICKS))
     ticks = [(float(step), _step(step)) for step in range(0, steps, every)]
     label = f'<div class="label">actions, not normalised &ensp;{legend(lines)}</div>'

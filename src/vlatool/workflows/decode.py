@@ -123,7 +123,7 @@ def _fitting(folder: CodesFolder, maker: CodeMaker) -> CodesFolder:
             "codebook_size": maker.codebook_size,
         }
         return replace(folder, manifest=replace(folder.manifest, **sizes))
-    maker.check_made(folder.path, folder.manifest.how())
+    maker.check_tokenizer_of(folder.path, folder.manifest.how())
     return folder
 
 
@@ -136,7 +136,7 @@ class DecodeJob:
         require_existing(config.codes)
         place, output = pinned(config.codes), location(config.output)
         self._maker = maker = open_code_maker(config.tokenizer, rank_device())
-        maker.check_draws()
+        maker.check_decoder()
         self._chosen = chosen = _chosen(place, maker)
         self.items: Sequence[str] = chosen.episodes
         if not self.items:

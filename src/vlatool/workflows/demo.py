@@ -301,7 +301,7 @@ def _obeyed(info: Mapping[str, Any], told: str) -> bool:
 
 
 def _listened(rollout: "Rollout") -> tuple[str, bool]:
-    did = _obeyed(rollout.info, rollout.told)
+    did = _obeyed(rollout.info, rollout.instruction)
     return ("did as it was told" if did else "did not"), did
 
 
@@ -316,7 +316,7 @@ def _result(
     from vlatool.evaluation.rollouts import rollout_report
 
     figures = rollout_report(evaluation.policy)
-    obeyed = [_obeyed(one.info, one.told) for one in evaluation.wrong]
+    obeyed = [_obeyed(one.info, one.instruction) for one in evaluation.wrong]
     return DemoResult(
         success_rate=figures["success_rate"],
         confidence_95=figures["confidence_95"],

@@ -145,7 +145,9 @@ def tokenizer_eval(
     judges = load_metric_networks(config.perceptual_weights, runtime.device)
     images, how = _data(config, str(data), tokenizer), _pass(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
-    measured = evaluate_reconstruction(tokenizer, images, how, judges.judges, runtime.sum, reporter)
+    measured = evaluate_reconstruction(
+        tokenizer, images, how, judges.networks, runtime.sum, reporter
+    )
     rows = _all_rows(measured, runtime)
     result = _result(config, tokenizer, measured, judges, output)
     if not runtime.is_main:
@@ -234,12 +236,12 @@ def _write_page(
     drawn = reconstruct(tokenizer, images, how, keys)
     report = ReconstructionReport(
         title=result.data,
-        pictures=result.pictures,
-        figures=result.rows(),
+        num_images=result.pictures,
+        metrics=result.rows(),
         notes=[f"{name} is not measured: {why}" for name, why in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
-    pairs = {key: (one.original, one.made) for key, one in drawn.items()}
+    pairs = {key: (one.original, one.reconstruction) for key, one in drawn.items()}
     write_tokenizer_page(location(result.page), report, result.extremes, pairs)
 
 

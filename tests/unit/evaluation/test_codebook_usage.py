@@ -46,7 +46,7 @@ def test_counts_over_ranks_are_those_of_all_images() -> None:
         name = next(names)
         return sum((getattr(one, name) for one in ranks), torch.zeros_like(own))
 
-    figures = ranks[0].over(reduce).metrics()
+    figures = ranks[0].reduced(reduce).metrics()
     assert figures["changed_codes"] == 2
     assert figures["codebook_usage"] == 5 / 8
 

@@ -51,7 +51,7 @@ def test_moments_over_ranks_are_those_of_all_images() -> None:
         name = next(names)
         return sum((getattr(one, name) for one in ranks), torch.zeros_like(own))
 
-    mean, covariance = ranks[1].over(reduce).mean_and_covariance()
+    mean, covariance = ranks[1].reduced(reduce).mean_and_covariance()
     np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-12)
     np.testing.assert_allclose(covariance, np.cov(rows.numpy(), rowvar=False), rtol=1e-9)
 

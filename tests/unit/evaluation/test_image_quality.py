@@ -8,7 +8,7 @@ import torch
 
 from vlatool.errors import DataError
 from vlatool.evaluation.image_quality import (
-    MOST_DB,
+    MAX_PSNR_DB,
     ImageScore,
     ImageScores,
     MeanImageBaseline,
@@ -39,7 +39,7 @@ def test_psnr_is_that_of_its_formula() -> None:
 
 
 def test_equal_images_have_the_highest_ratio() -> None:
-    assert psnr(make_images(0), make_images(0)).tolist() == [MOST_DB] * 3
+    assert psnr(make_images(0), make_images(0)).tolist() == [MAX_PSNR_DB] * 3
 
 
 def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:

@@ -13,8 +13,8 @@ from vlatool.evaluation.reconstruction import (
     MetricNetworks,
     Reconstruction,
     ReconstructionSums,
-    frame_of,
-    part_of,
+    frame_index_of,
+    shards_of_rank,
 )
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.images.info import ImagesInfo
@@ -97,13 +97,13 @@ def test_nothing_has_no_figures() -> None:
     ],
 )
 def test_name_of_a_image_says_where_it_stands(key: str, frame: FrameIndex) -> None:
-    assert frame_of(key) == frame
+    assert frame_index_of(key) == frame
 
 
 def test_ranks_share_whole_shards() -> None:
     blocks = tuple(ShardInfo(Path(f"{number}.tar"), number + 1) for number in range(5))
     info = ImagesInfo((DataSet("a", blocks),), (tuple(range(5)),))
-    parts = [part_of(info, rank, 3) for rank in range(3)]
+    parts = [shards_of_rank(info, rank, 3) for rank in range(3)]
     assert sorted(one.location for part in parts for one in part.datasets[0].shards) == [
         one.location for one in blocks
     ]
