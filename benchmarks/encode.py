@@ -82,7 +82,7 @@ def show_run(maker: CodeMaker, folder: Path, precision: str, batch: int, workers
     alone = count / (time.perf_counter() - begun)
     print(f"PNG reading alone, one process: {alone:.1f} pictures/s")
     begun = time.perf_counter()
-    receipts = [outcome.value for outcome in pipeline.map(pipeline.one, found.items)]
+    receipts = [outcome.value for outcome in pipeline.map(pipeline.encode, found.items)]
     alone = sum(one.counts["encoded_alone"] for one in receipts if one is not None)
     seconds = time.perf_counter() - begun
     waits = ", ".join(f"{stage} {value:.1f} s" for stage, value in pipeline.seconds.items())

@@ -63,7 +63,7 @@ def of_ranks(config: ImageDataConfig, count: int) -> list[EvalResult]:
 
 def test_every_image_that_can_be_used_is_measured_once(config: ImageDataConfig) -> None:
     found = evaluate_reconstruction(Blocks(), config, EvalOptions(batch_size=4), MetricNetworks())
-    assert found.pictures == len({row.key for row in found.rows}) == 11
+    assert found.num_images == len({row.key for row in found.rows}) == 11
     assert found.dropped == {"broken_image": 1}
     assert found.metrics["psnr"] > 0
 
@@ -73,7 +73,7 @@ def test_figures_do_not_depend_on_the_number_of_ranks(config: ImageDataConfig, c
     alone = evaluate_reconstruction(Blocks(), config, EvalOptions(), MetricNetworks())
     for rank in of_ranks(config, count):
         assert rank.metrics == pytest.approx(alone.metrics)
-        assert (rank.pictures, rank.dropped) == (alone.pictures, alone.dropped)
+        assert (rank.num_images, rank.dropped) == (alone.num_images, alone.dropped)
 
 
 def test_data_without_a_image_are_refused(tmp_path: Path, config: ImageDataConfig) -> None:

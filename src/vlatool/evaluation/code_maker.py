@@ -1,6 +1,6 @@
-"""A trained tokenizer on a device: pictures to codes and back, and what it wants of pictures.
+"""Trained visual tokenizer on a device: images to codes and back, and the image size it takes.
 
-Legend of shapes: B pictures, S side of a picture, K codes of a picture.
+Legend of shapes: B images, S side of an image in pixels, K codes of an image.
 """
 
 import hashlib
@@ -27,33 +27,33 @@ from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.titok.weights import open_titok
 
-# Squared distances of unit vectors from pictures encoded in other company differ by far less: a
+# Squared distances of unit vectors differ by far less between batches of different sizes: by a
 # few 1e-7 on a GPU, by nothing on a CPU (measured).
 _NEAR_TIE = 1e-5
 _STEP = "step_"
 _CHECKPOINTS = "checkpoints"
-_MOST_CODES = 2**16
-# Beginnings of the names of weights that decide the codes.
-_DECIDING = ("encoder.", "latent_tokens", "quantize.")
+_MAX_CODES = 2**16
+# Prefixes of the names of weights that determine the codes.
+_CODE_WEIGHTS = ("encoder.", "latent_tokens", "quantize.")
 
 
 @dataclass(frozen=True)
 class ImageRule:
-    """What pictures must be; picklable.
+    """Image size of a tokenizer and the preprocessing that produces it; picklable.
 
     Attributes:
         size: S.
-        resize: How others become so; None where they are refused.
+        resize: Preprocessing of images of other sizes; None if they are rejected.
     """
 
     size: int
     resize: ImagePreprocessing | None = None
 
     def apply(self, pixels: UInt8Array, name: str) -> UInt8Array:
-        """The picture uint8 [S, S, 3].
+        """Image uint8 [S, S, 3], resized if the tokenizer has a stored preprocessing.
 
         Raises:
-            DataError: It is another one, and nothing says how it becomes so; names it.
+            DataError: The image has another size and there is no preprocessing; names the image.
         """
         checked = checked_image(pixels, name)
         if self.resize is not None:
@@ -61,9 +61,8 @@ class ImageRule:
         if checked.shape[:2] != (self.size, self.size):
             height, width = checked.shape[:2]
             raise DataError(
-                f"{name}: is {width}x{height}, the tokenizer takes {self.size}x{self.size}",
-                hint="write the pictures in that size; this tokenizer comes with no rule by which "
-                "others become so",
+                f"{name}: image is {width}x{height}, the tokenizer expects {self.size}x{self.size}",
+                hint="resize the images first: this tokenizer has no stored preprocessing",
                 code="data.picture_size",
                 details={"picture": name, "size": [height, width], "wanted": self.size},
             )
@@ -71,11 +70,11 @@ class ImageRule:
 
 
 class Codes(NamedTuple):
-    """Codes of some pictures.
+    """Codes of a batch of images.
 
     Attributes:
         values: int64 [B, K].
-        alone: Pictures that were encoded again, alone, because of a near tie.
+        num_encoded_alone: Images that were encoded a second time, alone, because of a near tie.
     """
 
     values: Array
@@ -83,15 +82,15 @@ class Codes(NamedTuple):
 
 
 class CodeMaker:
-    """A tokenizer with a codebook, ready to encode.
+    """Visual tokenizer with a codebook, ready to encode.
 
     Attributes:
-        name: What people call it.
-        digest: Changes with what decides its codes; stages 1 and 2 of one tokenizer share it.
-        config: Its sizes.
-        rule: What it wants of pictures.
-        picture_digest: Changes with any weight.
-        device: Where it computes.
+        name: Name in reports.
+        digest: Digest of all that determines the codes; stages 1 and 2 of a tokenizer share it.
+        config: Sizes of the network.
+        rule: Image size and preprocessing.
+        image_digest: Digest of all weights.
+        device: Device of the network.
     """
 
     def __init__(
@@ -107,21 +106,21 @@ class CodeMaker:
 
     @property
     def codebook_size(self) -> int:
-        """Codes are below it."""
+        """Number of codes; each code is below it."""
         assert isinstance(self.config.quantizer, VqConfig)
         return self.config.quantizer.codebook_size
 
     @property
     def has_decoder(self) -> bool:
-        """Whether it makes pixels of codes; a first stage does not."""
+        """True if codes can be decoded to pixels; a first stage has no decoder."""
         return self.config.predicts_pixels
 
     @torch.inference_mode()
     def codes(self, images: Tensor, precision: Precision = "fp32") -> Codes:
-        """Codes of pictures uint8 [B, 3, S, S] on the device.
+        """Codes of images uint8 [B, 3, S, S] on the device.
 
-        In fp32 they depend on nothing but each picture: where two codes are almost equally near,
-        rounding, which differs between batches of different sizes, might decide; such a picture
+        In fp32 the codes of an image do not depend on its batch. Where two codes are almost
+        equally near, rounding, which differs between batch sizes, could pick either; such an image
         is encoded again alone.
         """
         quantizer = self._model.quantize
@@ -133,66 +132,69 @@ class CodeMaker:
             return Codes(quantizer.codes(features).cpu().numpy(), 0)
         with _true_float32(self.device):
             features = self._model.encoder(pixels, self._model.latent_tokens)
-            found, is_near = quantizer.near_ties(features, _NEAR_TIE)
-            alone = is_near.any(1).nonzero().flatten().tolist()
-            for index in alone:
-                found[index] = self._model.codes(pixels[index : index + 1])[0]
-        return Codes(found.cpu().numpy(), len(alone))
+            values, is_near = quantizer.near_ties(features, _NEAR_TIE)
+            ties = is_near.any(1).nonzero().flatten().tolist()
+            for index in ties:
+                values[index] = self._model.codes(pixels[index : index + 1])[0]
+        return Codes(values.cpu().numpy(), len(ties))
 
     @torch.inference_mode()
     def decode(self, codes: Array) -> UInt8Array:
-        """Pictures uint8 [B, S, S, 3] of codes int [B, K].
+        """Images uint8 [B, S, S, 3] of codes int [B, K].
 
         Raises:
-            DataError: They are out of range, or not K.
+            DataError: A code is out of range, or there are not K of them.
         """
         with _true_float32(self.device):
             return to_uint8(self._model.decode_codes(torch.from_numpy(codes).to(self.device)))
 
     def check_decoder(self) -> None:
-        """DataError where it makes codes and draws no pixels."""
+        """Raises DataError if the tokenizer has no decoder."""
         if not self.has_decoder:
             raise DataError(
-                f"{self.name}: is a first stage, which makes codes and draws no pixels",
+                f"{self.name}: is a first stage, which encodes images but cannot decode codes",
                 hint="give the run of its second stage",
                 code="data.no_pixels",
             )
 
-    def check_tokenizer_of(self, where: Path, how: Mapping[str, Any]) -> None:
-        """DataError where codes are those of another tokenizer.
+    def check_tokenizer_of(self, location: Path, metadata: Mapping[str, Any]) -> None:
+        """Raises DataError if codes were made by another tokenizer.
 
         Args:
-            where: The codes.
-            how: What is known of them, as `CodesManifest.how` tells it.
+            location: Folder of the codes.
+            metadata: Their metadata, as `CodesManifest.how` returns it.
         """
         own = (self.config.num_latent_tokens, self.codebook_size)
-        told = (how.get("codes_per_picture"), how.get("codebook_size"))
-        if how.get("tokenizer_digest") in ("", None, self.digest) and told == own:
+        stored = (metadata.get("codes_per_picture"), metadata.get("codebook_size"))
+        if metadata.get("tokenizer_digest") in ("", None, self.digest) and stored == own:
             return
         raise DataError(
-            f"{where}: codes of the tokenizer {how.get('tokenizer') or 'unknown'} ({told[0]} of "
-            f"{told[1]}), not of {self.name} ({own[0]} of {own[1]})",
+            f"{location}: codes of the tokenizer {metadata.get('tokenizer') or 'unknown'} "
+            f"({stored[0]} codes per image, codebook of {stored[1]}), not of {self.name} "
+            f"({own[0]} codes per image, codebook of {own[1]})",
             hint="decode with the tokenizer that made the codes",
             code="data.other_tokenizer",
-            details={"path": str(where)},
+            details={"path": str(location)},
         )
 
 
 def open_code_maker(location: str, device: torch.device) -> CodeMaker:
-    """The tokenizer behind a run, a checkpoint, a published folder or a file.
+    """Loads the tokenizer of a run, a checkpoint, a published folder or a file.
 
     Raises:
-        DataError: There is none, it is damaged or half written, or it has no codebook.
+        DataError: There is none, it is damaged or incomplete, or it has no codebook.
     """
     config, model = open_titok(location)
     quantizer = config.quantizer
-    if not isinstance(quantizer, VqConfig) or quantizer.codebook_size > _MOST_CODES:
+    if not isinstance(quantizer, VqConfig) or quantizer.codebook_size > _MAX_CODES:
         reason = (
-            "makes continuous tokens" if not isinstance(quantizer, VqConfig) else "is too large"
+            "the tokenizer makes continuous tokens, not codes"
+            if not isinstance(quantizer, VqConfig)
+            else f"the codebook has {quantizer.codebook_size} codes, more than {_MAX_CODES}"
         )
         raise DataError(
-            f"{location}: {reason}, which are no codes",
-            hint="give a tokenizer with quantizer.type vq of at most 65536 codes",
+            f"{location}: {reason}",
+            hint=f"give a tokenizer with quantizer.type vq and at most {_MAX_CODES} codes",
             code="data.no_codebook",
             details={"path": location},
         )
@@ -202,24 +204,24 @@ def open_code_maker(location: str, device: torch.device) -> CodeMaker:
 
 
 def rank_device() -> torch.device:
-    """The device of this process among those of its machine."""
+    """Device of this process: the GPU with its local rank, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def codes_digest(config: TitokConfig, model: Titok) -> str:
-    """SHA-256 of what decides the codes: encoder, latent tokens, codebook, and their layout."""
+    """SHA-256 of all that determines the codes: encoder, latent tokens, codebook, their layout."""
     keys = {"patch_size", "num_latent_tokens", "encoder", "latent_layout", "image_size"}
-    told: dict[str, Any] = config.model_dump(mode="json", include=keys)
+    options: dict[str, Any] = config.model_dump(mode="json", include=keys)
     assert isinstance(config.quantizer, VqConfig)
-    told["use_l2_norm"] = config.quantizer.use_l2_norm
-    return weights_digest(model, json.dumps(told, sort_keys=True), _DECIDING)
+    options["use_l2_norm"] = config.quantizer.use_l2_norm
+    return weights_digest(model, json.dumps(options, sort_keys=True), _CODE_WEIGHTS)
 
 
-def weights_digest(model: Titok, told: str, prefixes: tuple[str, ...]) -> str:
-    """SHA-256 of a text and of the weights whose names begin with one of some prefixes."""
-    digest = hashlib.sha256(told.encode())
+def weights_digest(model: Titok, text: str, prefixes: tuple[str, ...]) -> str:
+    """SHA-256 of `text` and of the weights whose names start with one of `prefixes`."""
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(prefixes):
             digest.update(f"{name} {list(tensor.shape)}\n".encode())
@@ -229,23 +231,23 @@ def weights_digest(model: Titok, told: str, prefixes: tuple[str, ...]) -> str:
 
 
 def _name_of(location: str) -> str:
-    """A run's name, whichever of its checkpoints was given."""
-    place = Path(location.rstrip("/"))
-    if place.name.startswith(_STEP) and place.parent.name == _CHECKPOINTS:
-        place = place.parent.parent
-    return place.resolve().name if place.name in ("", ".", "..") else place.name
+    """Last name of a location; of a checkpoint, the name of its run."""
+    path = Path(location.rstrip("/"))
+    if path.name.startswith(_STEP) and path.parent.name == _CHECKPOINTS:
+        path = path.parent.parent
+    return path.resolve().name if path.name in ("", ".", "..") else path.name
 
 
 @contextmanager
 def _true_float32(device: torch.device) -> Generator[None]:
-    """Products and convolutions in float32 all the way, whatever else this process does."""
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [one.allow_tf32 for one in switches]
-    for one in switches:
-        one.allow_tf32 = False
+    """Disables TF32 and autocast for matrix products and convolutions in the block."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for one, value in zip(switches, before, strict=True):
-            one.allow_tf32 = value
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value

@@ -1,6 +1,6 @@
-"""How the codes of a tokenizer are used, and how much they change from frame to frame.
+"""Use of a codebook, and changes of the codes from frame to frame.
 
-Source: reference/titok 5.4. Legend of shapes: B pictures, K codes of a picture, N codes of the book.
+Source: reference/titok 5.4. Legend of shapes: B images, K codes of an image, N codebook size.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ _EPSILON = 1e-8
 
 
 class FrameIndex(NamedTuple):
-    """Where a picture stands.
+    """Position of an image in a sequence of frames.
 
     Attributes:
-        sequence: Names the recording and camera; frames of different ones are no neighbours.
-        number: Of the frame in it.
+        sequence: Name of episode and camera; frames of different sequences are not neighbors.
+        number: Frame in the sequence.
     """
 
     sequence: str
@@ -30,14 +30,14 @@ class FrameIndex(NamedTuple):
 
 @dataclass
 class CodebookUsage:
-    """Counts that add up over ranks, int64.
+    """Counts that can be summed over ranks, int64.
 
-    Neighbouring frames are compared where they come one after the other on the same rank.
+    Neighboring frames are compared if a rank gets them one after the other.
 
     Attributes:
-        counts: How often each code occurred [N].
-        changes: How often each place changed from one frame to the next [K].
-        pairs: Pairs of neighbouring frames, scalar.
+        counts: Occurrences of each code [N].
+        changes: Changes of each of the K codes from one frame to the next [K].
+        pairs: Number of pairs of neighboring frames, scalar.
     """
 
     counts: Tensor
@@ -48,13 +48,16 @@ class CodebookUsage:
         self._last: tuple[FrameIndex, Tensor] | None = None
 
     @classmethod
-    def of(cls, size: int, places: int, device: torch.device | None = None) -> "CodebookUsage":
-        """No picture yet; N and K."""
+    def of(
+        cls, codebook_size: int, codes_per_image: int, device: torch.device | None = None
+    ) -> "CodebookUsage":
+        """Counts of no image, all 0."""
         options: dict[str, Any] = {"dtype": torch.int64, "device": device}
-        return cls(*(torch.zeros(shape, **options) for shape in ((size,), (places,), ())))
+        shapes = ((codebook_size,), (codes_per_image,), ())
+        return cls(*(torch.zeros(shape, **options) for shape in shapes))
 
     def add(self, codes: Tensor, frames: Sequence[FrameIndex] | None = None) -> None:
-        """Takes in codes int [B, K] of pictures, and where they stand, if that is known.
+        """Adds codes int [B, K] of images, and the frame of each if it is known.
 
         Raises:
             DataError: A code is out of range.
@@ -64,36 +67,36 @@ class CodebookUsage:
         self.counts = self.counts + torch.bincount(flat, minlength=len(self.counts))
         if frames is None or not len(codes):
             return
-        rows, places = codes, list(frames)
+        rows, indices = codes, list(frames)
         if self._last is not None:
-            rows, places = torch.cat([self._last[1], codes]), [self._last[0], *places]
-        self._last = places[-1], rows[-1:]
+            rows, indices = torch.cat([self._last[1], codes]), [self._last[0], *indices]
+        self._last = indices[-1], rows[-1:]
         follow = [
-            a.sequence == b.sequence and b.number == a.number + 1 for a, b in pairwise(places)
+            a.sequence == b.sequence and b.number == a.number + 1 for a, b in pairwise(indices)
         ]
-        chosen = torch.tensor(follow, dtype=torch.bool, device=codes.device)
-        self.changes = self.changes + (rows[1:] != rows[:-1])[chosen].sum(0)
-        self.pairs = self.pairs + chosen.sum()
+        is_next = torch.tensor(follow, dtype=torch.bool, device=codes.device)
+        self.changes = self.changes + (rows[1:] != rows[:-1])[is_next].sum(0)
+        self.pairs = self.pairs + is_next.sum()
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "CodebookUsage":
-        """The counts over all ranks; `reduce` sums a tensor over them."""
+        """Counts over all ranks; `reduce` sums a tensor over ranks."""
         return CodebookUsage(*map(reduce, (self.counts, self.changes, self.pairs)))
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the codes; those of neighbours only where there were some.
+        """Metrics of the codes; those of neighboring frames only if there are any.
 
         Returns:
             codebook_usage, the share of codes that occurred; codebook_entropy in bits, at most
-            log2 N; changed_codes, how many of K differ from one frame to the next on average;
-            constant_places, how many of K never did.
+            log2 N; changed_codes, the mean number of the K codes that differ from one frame to the
+            next; constant_places, the number of the K codes that never changed.
         """
         total = float(self.counts.sum())
         shares = self.counts.double() / max(total, 1.0)
-        found = {
+        metrics = {
             "codebook_usage": float((self.counts > 0).double().mean()),
             "codebook_entropy": float(-(shares * (shares + _EPSILON).log2()).sum()),
         }
         if int(self.pairs):
-            found["changed_codes"] = float(self.changes.sum()) / float(self.pairs)
-            found["constant_places"] = float((self.changes == 0).sum())
-        return found
+            metrics["changed_codes"] = float(self.changes.sum()) / float(self.pairs)
+            metrics["constant_places"] = float((self.changes == 0).sum())
+        return metrics

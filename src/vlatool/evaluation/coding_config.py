@@ -1,4 +1,4 @@
-"""What encoding and decoding are asked to do; light, no torch."""
+"""Options of encoding and decoding; light, no torch."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
@@ -15,7 +15,7 @@ _DEVICE = ("batch_size", "num_workers")
 
 
 class EncodeConfig(ConfigModel):
-    """What `vlatool encode` does."""
+    """Options of `vlatool encode`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "layout", "check_every", *JOB_KEYS, "skip_existing"),
@@ -23,45 +23,47 @@ class EncodeConfig(ConfigModel):
     }
     aliases: ClassVar[Mapping[str, str]] = {"a_dir": "data", "ckpt_dir": "tokenizer"}
     ignored: ClassVar[Mapping[str, str]] = {
-        "skip_existing": "episodes whose codes are whole are always kept; --overwrite makes them "
-        "anew",
+        "skip_existing": "episodes whose codes are complete are always kept; --overwrite encodes "
+        "them again",
         "no_amp": "the encoder computes in fp32 unless --precision bf16 is given",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {"data", "tokenizer", "output", "format", *_DEVICE, *JOB_KEYS, *ignored}
     )
 
-    data: str = required_field("", "Folder of windows or pictures, image shards, or recordings.")
+    data: str = required_field("", "Folder of windows or images, image shards, or raw episodes.")
     tokenizer: str = required_field("", "Run, checkpoint or published folder of a tokenizer.")
     output: str | None = Field(
         default=None,
-        description="Folder for the codes; null for TiToken/ or tokens/ beside the pictures.",
+        description="Folder for the codes; null: TiToken/ or tokens/ next to the images.",
     )
     layout: CodesLayout = Field(
-        default="json", description="json: a file per picture, as published; packed: per episode."
+        default="json", description="json: a file per image, as published; packed: per episode."
     )
     format: str | None = Field(
-        default=None, description="Format of the recordings; null for the one that fits."
+        default=None, description="Format of the raw episodes; null: detect it."
     )
     precision: Precision = Field(
         default="fp32",
-        description="Of the encoder; with bf16 the share of codes that stay the same is measured.",
+        description="Precision of the encoder; with bf16 the share of codes equal to those of "
+        "fp32 is measured.",
     )
-    batch_size: int = Field(default=64, ge=1, description="Most pictures on a device at once.")
+    batch_size: int = Field(default=64, ge=1, description="Most images on a device at once.")
     num_workers: int = Field(
-        default=8, ge=0, description="Most processes that read and decode, one per processor."
+        default=8, ge=0, description="Most processes that read and decode; at most one per CPU."
     )
     check_every: int = Field(
         default=500,
         ge=0,
-        description="Draw one of so many pictures of an episode again, beside itself; 0 for none.",
+        description="Save the reconstruction of every N-th image of an episode next to the "
+        "original; 0: none.",
     )
     on_error: OnError = "skip"
     max_failures: MaxFailures = None
     overwrite: Overwrite = False
     dry_run: DryRun = False
-    skip_existing: bool | None = Field(default=None, description="Does nothing.")
-    no_amp: bool | None = Field(default=None, description="Does nothing.")
+    skip_existing: bool | None = Field(default=None, description="Has no effect.")
+    no_amp: bool | None = Field(default=None, description="Has no effect.")
 
     @model_validator(mode="after")
     def _one_precision(self) -> Self:
@@ -71,7 +73,7 @@ class EncodeConfig(ConfigModel):
 
 
 class DecodeConfig(ConfigModel):
-    """What `vlatool decode` does."""
+    """Options of `vlatool decode`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *JOB_KEYS)}
     aliases: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
@@ -81,8 +83,8 @@ class DecodeConfig(ConfigModel):
 
     codes: str = required_field("", "Folder of codes, or one of its files.")
     tokenizer: str = required_field("", "Run, checkpoint or published folder of the tokenizer.")
-    output: str = required_field("", "Folder for the pictures.")
-    batch_size: int = Field(default=32, ge=1, description="Most pictures on a device at once.")
+    output: str = required_field("", "Folder for the images.")
+    batch_size: int = Field(default=32, ge=1, description="Most images on a device at once.")
     on_error: OnError = "skip"
     max_failures: MaxFailures = None
     overwrite: Overwrite = False

@@ -1,4 +1,4 @@
-"""What evaluation does: on recorded data, or in an environment."""
+"""Options of evaluation, on recorded data or in an environment."""
 
 from typing import Any, Literal
 
@@ -10,38 +10,44 @@ Weights = Literal["auto", "ema", "raw"]
 
 
 class OpenLoopConfig(ConfigModel):
-    """Predicted against recorded action chunks."""
+    """Options of the comparison of predicted with recorded action chunks."""
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
-    data: str = required_field("", "What `vlatool preprocess` wrote, of any scheme.")
+    data: str = required_field("", "Output of `vlatool preprocess`, of any scheme.")
     output: str | None = Field(
         default=None, description="Folder for the results; null: in the run, if that is local."
     )
     weights: Weights = Field(
         default="auto", description="Averaged or raw weights; auto: averaged if any."
     )
-    inference_steps: int = Field(default=8, ge=1, description="Evaluations per sampled chunk.")
-    max_samples: int = Field(default=2000, ge=1, description="Take at most so many, evenly spread.")
+    inference_steps: int = Field(
+        default=8, ge=1, description="Evaluations of the network per sampled chunk."
+    )
+    max_samples: int = Field(
+        default=2000, ge=1, description="Most samples to evaluate, evenly spaced over the data."
+    )
     batch_size: int = Field(default=32, ge=1, description="Samples per batch.")
     seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
 
 
 class FieldMap(ConfigModel):
-    """Where a field comes from in an environment's observation."""
+    """Mapping of an environment's observation to a field."""
 
-    key: str | None = Field(default=None, description="Key of the observation; dots go deeper.")
-    start: int = Field(default=0, ge=0, description="First channel.")
+    key: str | None = Field(
+        default=None, description="Key of the observation; dots separate nested keys."
+    )
+    start: int = Field(default=0, ge=0, description="First dimension.")
     stop: int | None = Field(
-        default=None, ge=1, description="Channel after the last; null for all."
+        default=None, ge=1, description="Dimension after the last; null: to the end."
     )
     scale: float = Field(
         default=1.0, description="Factor from the environment's unit to the field's."
     )
-    constant: list[float] | None = Field(default=None, description="A fixed value instead.")
+    constant: list[float] | None = Field(default=None, description="Fixed values, without key.")
 
 
 class ActionMap(ConfigModel):
-    """A part of an environment's action vector."""
+    """Mapping of an action field to a part of the environment's action vector."""
 
     field: str = Field(description="Action field of the policy, absolute.")
     scale: float = Field(
@@ -50,39 +56,49 @@ class ActionMap(ConfigModel):
 
 
 class RolloutConfig(ConfigModel):
-    """A policy acting in a Gymnasium environment."""
+    """Options of rollouts of a policy in a Gymnasium environment."""
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
     env: str = required_field("", "Id of a Gymnasium environment.")
     env_options: dict[str, Any] = Field(
-        default={}, description="What the environment is made with, such as {cameras: 4}."
+        default={}, description="Arguments of the environment, such as {cameras: 4}."
     )
     output: str | None = Field(
         default=None, description="Folder for the results; null: in the run, if that is local."
     )
-    episodes: int = Field(default=50, ge=1, description="Episodes.")
-    seed: int = Field(default=100_000, ge=0, description="Seed of the first episode's start.")
+    episodes: int = Field(default=50, ge=1, description="Number of episodes.")
+    seed: int = Field(
+        default=100_000, ge=0, description="Seed of the first episode's initial state."
+    )
     execute_steps: int = Field(
-        default=4, ge=1, description="Steps of a chunk that are carried out."
+        default=4, ge=1, description="Steps of a chunk to execute before the next is sampled."
     )
     max_steps: int | None = Field(
-        default=None, ge=1, description="Cut episodes; null: the environment's."
+        default=None, ge=1, description="Most steps of an episode; null: the environment's limit."
     )
-    inference_steps: int = Field(default=8, ge=1, description="Evaluations per sampled chunk.")
+    inference_steps: int = Field(
+        default=8, ge=1, description="Evaluations of the network per sampled chunk."
+    )
     weights: Weights = Field(
         default="auto", description="Averaged or raw weights; auto: averaged if any."
     )
-    instruction: str | None = Field(default=None, description="Tell the policy this instead.")
-    instruction_key: str = Field(
-        default="instruction", description="Observation or info key of the task."
+    instruction: str | None = Field(
+        default=None, description="Instruction for the policy; null: that of the environment."
     )
-    success_key: str = Field(default="success", description="Info key that tells success.")
+    instruction_key: str = Field(
+        default="instruction", description="Observation or info key of the instruction."
+    )
+    success_key: str = Field(default="success", description="Info key of success.")
     cameras: dict[str, str] = Field(
         default={}, description="Camera of the policy to observation key; absent: the same name."
     )
-    flipped_cameras: list[str] = Field(default=[], description="Cameras that render upside down.")
+    flipped_cameras: list[str] = Field(
+        default=[], description="Cameras whose images are upside down."
+    )
     fields: dict[str, FieldMap] = Field(
-        default={}, description="Where each observed field comes from."
+        default={}, description="Observation key of each field of the policy."
     )
     action: list[ActionMap] = Field(default=[], description="Parts of the action vector, in order.")
-    contact_sheet_episodes: int = Field(default=8, ge=0, description="Episodes in the picture.")
+    contact_sheet_episodes: int = Field(
+        default=8, ge=0, description="Number of episodes in the contact sheet."
+    )

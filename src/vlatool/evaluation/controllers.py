@@ -1,7 +1,7 @@
-"""Who acts in an environment: a policy, or a baseline.
+"""Controllers that act in environments: a policy, and baselines.
 
-A controller sees the observations of several environments at once, so that a policy works in
-batches. Legend of shapes: N pictures, P past steps, T action steps, C channels.
+A controller gets the observations of several environments at once, so that a policy can run on
+batches. Legend of shapes: C dimensions of a field.
 """
 
 from collections import deque
@@ -23,17 +23,17 @@ EnvObservation = Mapping[str, Any]
 
 
 class Controller(Protocol):
-    """Acts in several environments, told apart by their number."""
+    """Source of actions for several environments, which are identified by their number."""
 
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        """The action of each environment."""
+        """Returns the action of each environment."""
         ...
 
 
 class RandomController:
-    """Draws actions from the action space."""
+    """Controller that samples actions from the action space."""
 
     def __init__(self, action_space: Any, seed: int) -> None:
         self._space = action_space
@@ -42,13 +42,13 @@ class RandomController:
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        """A random action each."""
+        """Returns a random action for each environment."""
         del instructions
         return {number: self._space.sample() for number in observations}
 
 
 class HoldController:
-    """Commands the first observed value of a key for ever: does nothing."""
+    """Controller that does nothing: its action is always the first observed value of a key."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -57,7 +57,7 @@ class HoldController:
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        """The same action each time."""
+        """Returns the same action at each step."""
         del instructions
         for number, observation in observations.items():
             self._first.setdefault(number, np.array(observation[self._key]))
@@ -66,14 +66,14 @@ class HoldController:
 
 @dataclass(frozen=True)
 class _Step:
-    """One planned step: the environment's action, and the policy's commands [C] by field."""
+    """Step of a chunk: the environment's action, and the policy's actions by field [C]."""
 
     action: Array
-    commands: Mapping[str, Array]
+    fields: Mapping[str, Array]
 
 
 class PolicyController:
-    """Samples a chunk, carries out its first steps, samples again."""
+    """Controller that samples an action chunk, executes its first steps and samples again."""
 
     def __init__(self, policy: RoboticsPolicy, config: RolloutConfig, fit: ImageFit) -> None:
         self._policy = policy
@@ -81,41 +81,41 @@ class PolicyController:
         self._config = config
         self._rng = torch.Generator().manual_seed(config.seed)
         self._fields = list(policy.fields)
-        self._memories: dict[int, History] = {}
-        self._plans: dict[int, deque[_Step]] = {}
-        History(policy, fit)  # says at once that the policy cannot act
+        self._histories: dict[int, History] = {}
+        self._chunks: dict[int, deque[_Step]] = {}
+        History(policy, fit)  # raises early if the policy takes future images
         self._check()
 
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        """The next action of each plan; plans that ran out are made anew, all in one batch."""
+        """Returns the next action of each chunk; samples the chunks that ran out in one batch."""
         for number, observation in observations.items():
-            if number not in self._memories:
-                self._memories[number] = History(self._policy, self._fit)
-            self._memories[number].add_observation(self._moment(observation))
-        empty = [number for number in observations if not self._plans.get(number)]
+            if number not in self._histories:
+                self._histories[number] = History(self._policy, self._fit)
+            self._histories[number].add_observation(self._robot_state(observation))
+        empty = [number for number in observations if not self._chunks.get(number)]
         if empty:
-            self._replan(empty, instructions)
+            self._sample_chunks(empty, instructions)
         return {number: self._next(number) for number in observations}
 
     def _next(self, number: int) -> Array:
-        step = self._plans[number].popleft()
-        self._memories[number].add_action(step.commands)
+        step = self._chunks[number].popleft()
+        self._histories[number].add_action(step.fields)
         return step.action
 
-    def _replan(self, numbers: Sequence[int], instructions: Mapping[int, str]) -> None:
-        seen = [self._memories[number].observation(instructions[number]) for number in numbers]
-        commands = self._policy.act(seen, steps=self._config.inference_steps, rng=self._rng)
-        parts = [commands[part.field] * part.scale for part in self._config.action]
+    def _sample_chunks(self, numbers: Sequence[int], instructions: Mapping[int, str]) -> None:
+        inputs = [self._histories[number].observation(instructions[number]) for number in numbers]
+        fields = self._policy.act(inputs, steps=self._config.inference_steps, rng=self._rng)
+        parts = [fields[part.field] * part.scale for part in self._config.action]
         chunks = np.concatenate(parts, axis=-1)[:, : self._config.execute_steps]
         for row, (number, chunk) in enumerate(zip(numbers, chunks, strict=True)):
-            self._plans[number] = deque(
-                _Step(action, {name: values[row, step] for name, values in commands.items()})
+            self._chunks[number] = deque(
+                _Step(action, {name: values[row, step] for name, values in fields.items()})
                 for step, action in enumerate(chunk)
             )
 
-    def _moment(self, observation: EnvObservation) -> RobotState:
+    def _robot_state(self, observation: EnvObservation) -> RobotState:
         return RobotState(
             images={name: self._image(observation, name) for name in self._policy.cameras},
             fields={name: self._field(observation, name) for name in self._fields},
@@ -133,27 +133,27 @@ class PolicyController:
         return values[source.start : source.stop].astype(np.float64) * source.scale
 
     def _check(self) -> None:
-        """Makes sure that every field and every action part is mapped."""
+        """Raises DataError if a field of the policy or a part of the action is not mapped."""
         for name in self._fields:
             if name not in self._config.fields:
                 raise DataError(
-                    f"nothing says which observation gives the field {name!r}",
-                    hint=f"set fields.{name}.key, or start from a rollout preset",
+                    f"the field {name!r} of the policy is mapped to no observation key",
+                    hint=f"set fields.{name}.key, or use a rollout preset",
                     code="data.unmapped_field",
                     details={"field": name},
                 )
-        offered = list(self._policy.actions)
+        available = list(self._policy.actions)
         if not self._config.action:
             raise DataError(
-                "nothing says how the environment's action is made of the policy's fields",
-                hint=f"set action: [{{field: ...}}]; the policy has {', '.join(offered)}",
+                "the action of the environment is mapped to no field of the policy",
+                hint=f"set action: [{{field: ...}}]; the policy has {', '.join(available)}",
                 code="data.unmapped_action",
             )
         for part in self._config.action:
-            if part.field not in offered:
+            if part.field not in available:
                 raise DataError(
                     f"the policy has no action field {part.field!r}",
-                    hint=did_you_mean(part.field, offered),
+                    hint=did_you_mean(part.field, available),
                     code="data.unknown_field",
                 )
 
@@ -169,13 +169,13 @@ def _key(source: FieldMap, name: str) -> str:
 
 
 def _lookup(observation: EnvObservation, key: str) -> Array:
-    """A value of a nested observation; dots in the key go deeper."""
+    """Value of a nested observation; dots separate nested keys."""
     value: Any = observation
     for part in [key] if key in observation else key.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            known = [str(one) for one in value] if isinstance(value, Mapping) else []
+            known = [str(name) for name in value] if isinstance(value, Mapping) else []
             raise DataError(
-                f"the environment's observation has no {key!r}",
+                f"the environment's observation has no key {key!r}",
                 hint=did_you_mean(part, known),
                 code="data.unknown_observation",
             )

@@ -1,7 +1,7 @@
-"""Pictures of many episodes to files of codes: read, copied, computed and written side by side.
+"""Pipeline that encodes the images of many episodes: reads, copies, computes, writes concurrently.
 
-Batches never span episodes: what is computed together is the same whatever was done before, by
-whatever process. Legend of shapes: B pictures of a batch, S their side, K codes of a picture.
+Batches never span episodes, so that they do not depend on what was encoded before or by which
+process. Legend of shapes: B images of a batch, S side of an image in pixels, K codes of an image.
 """
 
 import time
@@ -40,23 +40,23 @@ from vlatool.parallel.executor import Outcome, attempt, default_workers
 from vlatool.storage.background import in_background
 
 STAGES = ("reading", "copying", "computing", "writing")
-_PREFETCH = 2  # batches ready per reading process
-_ON_DEVICE = 2  # batches there at the same time
+_PREFETCH = 2  # batches per reader process
+_ON_DEVICE = 2  # batches on the device at the same time
 _WRITTEN_AT_ONCE = 4  # episodes
-_COMPARED = 8  # pictures of an episode that are encoded in both precisions
+_COMPARED = 8  # images of an episode that are encoded in both precisions
 
 
 @dataclass(frozen=True)
 class EncodeRule:
-    """How codes are made and written.
+    """Options of encoding and of the files of codes.
 
     Attributes:
-        output: The folder of codes.
-        layout: How they lie there.
-        precision: Of the encoder; the quantizer is fp32.
-        batch_size: Most pictures on the device at once.
-        check_every: One of so many pictures of an episode is drawn again beside itself; 0: none.
-        num_workers: Processes that read and decode; 0 for this one.
+        output: Folder of codes.
+        layout: Layout of the files.
+        precision: Precision of the encoder; the quantizer computes in fp32.
+        batch_size: Most images on the device at once.
+        check_every: Save the reconstruction of every N-th image of an episode; 0: none.
+        num_workers: Processes that read and decode; 0: this one.
     """
 
     output: Path
@@ -68,7 +68,7 @@ class EncodeRule:
 
 
 class _Task(NamedTuple):
-    """Pictures of one batch: `number` of its episode in the run, the episode, places in it."""
+    """Images of one batch: number of its episode in the run, the episode, indices in it."""
 
     number: int
     item: ImageItem
@@ -76,15 +76,15 @@ class _Task(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What became of a task.
+    """Result of a task.
 
     Attributes:
-        number: Of the episode.
-        indices: Places of the pictures.
-        stems: Their names.
+        number: Number of the episode in the run.
+        indices: Indices of the images in the episode.
+        stems: Names of the images.
         images: uint8 [B, S, S, 3]; empty after an error.
-        resized: How many had another size.
-        error: Why there are none.
+        resized: Number of images that had another size.
+        error: Error that prevented reading; None without one.
     """
 
     number: int
@@ -95,8 +95,8 @@ class _Read(NamedTuple):
     error: VlatoolError | None
 
 
-class _Reading(Dataset[_Read]):
-    """Reads and decodes batches; lives in the reading processes."""
+class _ReadDataset(Dataset[_Read]):
+    """Dataset that reads and decodes batches; runs in the reader processes."""
 
     def __init__(self, images: ImageSet, rule: ImageRule) -> None:
         self._images, self._rule = images, rule
@@ -104,36 +104,36 @@ class _Reading(Dataset[_Read]):
 
     def __getitem__(self, index: Any) -> _Read:
         task: _Task = index
-        # Raised in a loader process an error would arrive as text; as a value it arrives whole.
-        done = attempt(self._read, task)
-        if done.value is None:
-            return _Read(task.number, task.indices, (), torch.empty(0), 0, done.error)
-        return done.value
+        # An error raised in a loader process arrives as text only; as a value it stays complete.
+        outcome = attempt(self._read, task)
+        if outcome.value is None:
+            return _Read(task.number, task.indices, (), torch.empty(0), 0, outcome.error)
+        return outcome.value
 
     def _read(self, task: _Task) -> _Read:
         if self._opened is None or self._opened[0] != task.number:
             self._opened = task.number, self._images.open(task.item)
-        found = list(self._opened[1].read(task.indices))
+        stored = list(self._opened[1].read(task.indices))
         size = self._rule.size
-        place, fitted = task.item.path, self._rule.apply
-        images = np.stack([fitted(one.pixels, f"{place}: {one.stem}") for one in found])
-        resized = sum(one.pixels.shape[:2] != (size, size) for one in found)
-        stems = tuple(one.stem for one in found)
+        path, resize = task.item.path, self._rule.apply
+        images = np.stack([resize(image.pixels, f"{path}: {image.stem}") for image in stored])
+        resized = sum(image.pixels.shape[:2] != (size, size) for image in stored)
+        stems = tuple(image.stem for image in stored)
         return _Read(task.number, task.indices, stems, torch.from_numpy(images), resized, None)
 
 
 @dataclass
 class _Episode:
-    """An episode on its way.
+    """Episode that is being encoded.
 
     Attributes:
-        item: As the job has it.
-        batches: How many are still to come.
-        codes: Stem to codes, of those that came.
-        checks: Stem to PNG.
-        counts: As the receipt has them.
-        error: Why it cannot be done.
-        written: Its receipt, once it is being written.
+        item: Item of the job.
+        batches: Number of batches that are not encoded yet.
+        codes: Stem to codes of the encoded images.
+        checks: Stem to PNG of image and reconstruction.
+        counts: Counts of its receipt.
+        error: Error that prevents its codes; None without one.
+        written: Future of its receipt once writing has started.
     """
 
     item: Any
@@ -146,11 +146,11 @@ class _Episode:
 
 
 class EncodePipeline:
-    """An executor whose items are episodes; what it makes of one is its receipt.
+    """Executor that encodes episodes and returns a receipt for each.
 
     Attributes:
-        seconds: Stage to the time that the rest waited for it.
-        pictures: How many went through the device.
+        seconds: Stage to the time that the other stages waited for it.
+        images: Number of encoded images.
     """
 
     def __init__(self, images: ImageSet, maker: CodeMaker, rule: EncodeRule) -> None:
@@ -162,16 +162,16 @@ class EncodePipeline:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Nothing outlives a call of `map`."""
+        """Does nothing; `map` frees all it uses."""
 
     @property
     def bottleneck(self) -> str:
-        """The stage that the others waited for; empty where nothing was done."""
+        """Stage that the others waited for most; empty if no image was encoded."""
         return max(self.seconds, key=self.seconds.__getitem__) if self.images else ""
 
-    def one(self, item: ImageItem) -> Receipt:
-        """What `map` yields of a single episode."""
-        outcome = next(iter(self.map(self.one, [item])))
+    def encode(self, item: ImageItem) -> Receipt:
+        """Encodes a single episode."""
+        outcome = next(iter(self.map(self.encode, [item])))
         if outcome.error is not None:
             raise outcome.error
         assert outcome.value is not None
@@ -180,28 +180,28 @@ class EncodePipeline:
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any]
     ) -> Iterator[Outcome[Any, Any]]:
-        """Yields one outcome per episode, in their order."""
+        """Yields one outcome per episode, in order."""
         del function
-        coming = deque[_Episode]()
+        pending = deque[_Episode]()
         started: dict[int, _Episode] = {}
         device = _Device(self._maker, self._rule.precision, self.seconds)
-        with closing(self._read(self._tasks(items, coming, started))) as batches:
+        with closing(self._read(self._tasks(items, pending, started))) as batches:
             for read in batches:
                 if read.error is None:
                     device.start(read)
                 else:
-                    _take(started[read.number], read)
+                    _add_batch(started[read.number], read)
                 while device.is_full:
-                    self._computed(started, *device.finish())
-                yield from self._finished(coming)
+                    self._add_codes(started, *device.finish())
+                yield from self._finished(pending)
             while device.is_busy:
-                self._computed(started, *device.finish())
-        yield from self._finished(coming, is_end=True)
+                self._add_codes(started, *device.finish())
+        yield from self._finished(pending, is_end=True)
 
     def _tasks(
-        self, items: Iterable[Any], coming: deque[_Episode], started: dict[int, _Episode]
+        self, items: Iterable[Any], pending: deque[_Episode], started: dict[int, _Episode]
     ) -> Iterator[_Task]:
-        """The batches of each episode, all nearly of one size; notes what comes."""
+        """Yields the batches of each episode, nearly equal in size; adds the episode to both."""
         for number, item in enumerate(items):
             opened = attempt(self._set.open, item)
             episode = _Episode(item, error=opened.error)
@@ -210,17 +210,17 @@ class EncodePipeline:
                 batches = even_batches(len(opened.value), self._rule.batch_size)
             episode.batches = len(batches)
             started[number] = episode
-            coming.append(episode)
+            pending.append(episode)
             for indices in batches:
                 yield _Task(number, item, indices)
 
     def _read(self, tasks: Iterator[_Task]) -> Generator[_Read]:
-        """Decoded batches in the order of the tasks."""
+        """Yields decoded batches in the order of the tasks."""
         workers = min(self._rule.num_workers, default_workers())
         on_gpu = self._maker.device.type == "cuda"
         context = _context() if workers else None
         loader = DataLoader(
-            _Reading(self._set, self._maker.rule),
+            _ReadDataset(self._set, self._maker.rule),
             batch_size=None,
             sampler=tasks,
             num_workers=workers,
@@ -245,8 +245,8 @@ class EncodePipeline:
             for process in getattr(running, "_workers", ()):
                 process.kill()
 
-    def _computed(self, started: Mapping[int, _Episode], read: _Read, codes: Codes) -> None:
-        """Takes in the codes of a batch; draws those that are to be looked at."""
+    def _add_codes(self, started: Mapping[int, _Episode], read: _Read, codes: Codes) -> None:
+        """Adds the codes of a batch; reconstructs the images to check."""
         episode = started[read.number]
         self.images += len(read.stems)
         counts = {"resized": read.resized, "encoded_alone": codes.num_encoded_alone}
@@ -257,13 +257,13 @@ class EncodePipeline:
         for row, index in enumerate(read.indices):
             if self._rule.check_every and index % self._rule.check_every == 0:
                 with self._waiting("computing"):
-                    drawn = self._maker.decode(codes.values[row : row + 1])[0]
-                beside = np.concatenate([read.images[row].numpy(), drawn], axis=1)
-                episode.checks[read.stems[row]] = encode_png(beside)
-        _take(episode, read, codes.values)
+                    reconstruction = self._maker.decode(codes.values[row : row + 1])[0]
+                pair = np.concatenate([read.images[row].numpy(), reconstruction], axis=1)
+                episode.checks[read.stems[row]] = encode_png(pair)
+        _add_batch(episode, read, codes.values)
 
     def _compared(self, read: _Read, codes: Codes) -> dict[str, int]:
-        """How many codes of an episode's first pictures are those of fp32."""
+        """Numbers of codes of an episode's first images, and of those that equal fp32."""
         rows = [row for row, index in enumerate(read.indices) if index < _COMPARED]
         if not rows:
             return {}
@@ -273,35 +273,35 @@ class EncodePipeline:
         return {"compared": same.size, "agreeing": int(same.sum())}
 
     def _finished(
-        self, coming: deque[_Episode], *, is_end: bool = False
+        self, pending: deque[_Episode], *, is_end: bool = False
     ) -> Iterator[Outcome[Any, Any]]:
-        """Outcomes of the first episodes, as far as they are written; begins to write more."""
-        for episode in coming:
+        """Yields outcomes of the first episodes that are written; starts to write encoded ones."""
+        for episode in pending:
             if episode.batches == 0 and episode.written is None and episode.error is None:
                 episode.written = in_background(partial(attempt, self._write, episode))
-        while coming and (first := coming[0]).batches == 0:
-            busy = sum(one.written is not None for one in coming)
+        while pending and (first := pending[0]).batches == 0:
+            busy = sum(episode.written is not None for episode in pending)
             if first.written is None:
                 yield Outcome(first.item, error=first.error)
             elif is_end or busy > _WRITTEN_AT_ONCE or first.written.done():
                 with self._waiting("writing"):
-                    done = first.written.result()
-                yield Outcome(first.item, done.value, done.error)
+                    outcome = first.written.result()
+                yield Outcome(first.item, outcome.value, outcome.error)
             else:
                 return
-            coming.popleft()
+            pending.popleft()
 
     def _write(self, episode: _Episode) -> Receipt:
-        """Writes the codes of an episode and its checks."""
+        """Writes the codes of an episode and its check images."""
         rule, name = self._rule, str(episode.item.id)
-        found = EpisodeCodes.of(name, episode.codes)
+        codes = EpisodeCodes.of(name, episode.codes)
         checks = [
             write_check(rule.output, check_name(name, stem), png)
             for stem, png in episode.checks.items()
         ]
-        entry = write_codes(rule.output, rule.layout, found, self._maker.digest)
-        counts = {"pictures": len(found.stems), **episode.counts}
-        info = {"digest": found.digest}
+        entry = write_codes(rule.output, rule.layout, codes, self._maker.digest)
+        counts = {"pictures": len(codes.stems), **episode.counts}
+        info = {"digest": codes.digest}
         return Receipt(name, counts=counts, files=(entry, *checks), facts=info)
 
     @contextmanager
@@ -311,9 +311,9 @@ class EncodePipeline:
 
 
 class _Device:
-    """The batches that are on the device, in their order.
+    """Queue of batches on the device, in order.
 
-    The next one is copied while the last one is computed; on a CPU there is nothing to copy.
+    The next batch is copied while the last one is computed; on a CPU nothing is copied.
     """
 
     def __init__(self, maker: CodeMaker, precision: Precision, seconds: dict[str, float]) -> None:
@@ -324,16 +324,16 @@ class _Device:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a batch is there."""
+        """True if a batch is on the device."""
         return bool(self._running)
 
     @property
     def is_full(self) -> bool:
-        """Whether the first one has to be finished before another is started."""
+        """True if the first batch must be finished before another is started."""
         return len(self._running) >= (_ON_DEVICE if self._copies else 1)
 
     def start(self, read: _Read) -> None:
-        """Begins to copy a batch."""
+        """Starts to copy a batch."""
         copied: Any = None
         images = read.images
         if self._copies is not None:
@@ -344,7 +344,7 @@ class _Device:
         self._running.append((read, images, copied))
 
     def finish(self) -> tuple[_Read, Codes]:
-        """The codes of the first batch."""
+        """Waits for the first batch and returns it with its codes."""
         read, images, copied = self._running.popleft()
         if copied is not None:
             with timed(self._seconds, "copying"):
@@ -354,41 +354,42 @@ class _Device:
             return read, self._maker.codes(images.permute(0, 3, 1, 2), self._precision)
 
 
-def _take(episode: _Episode, read: _Read, codes: Array | None = None) -> None:
-    """Enters a batch; after an error the rest of the episode is of no use."""
+def _add_batch(episode: _Episode, read: _Read, codes: Array | None = None) -> None:
+    """Adds a batch to its episode; after an error the codes of the episode are discarded."""
     episode.batches -= 1
     if episode.error is not None or codes is None:
         episode.error = episode.error or read.error
         episode.codes.clear()
         episode.checks.clear()
         return
-    twins = [stem for stem in read.stems if stem in episode.codes]
-    if twins or len(set(read.stems)) < len(read.stems):
-        outcome = attempt(partial(check_unique_names, episode.item.path), [*read.stems, *twins])
+    duplicates = [stem for stem in read.stems if stem in episode.codes]
+    if duplicates or len(set(read.stems)) < len(read.stems):
+        stems = [*read.stems, *duplicates]
+        outcome = attempt(partial(check_unique_names, episode.item.path), stems)
         episode.error = outcome.error
         return
     episode.codes.update(zip(read.stems, codes.astype(np.uint16), strict=True))
 
 
 def even_batches(count: int, most: int) -> list[tuple[int, ...]]:
-    """The numbers below `count` in the fewest parts of at most `most`, all nearly of one length."""
-    parts = -(-count // most)
-    bounds = [count * part // max(parts, 1) for part in range(parts + 1)]
+    """Splits range(count) into the fewest batches of at most `most`, nearly equal in size."""
+    batches = -(-count // most)
+    bounds = [count * batch // max(batches, 1) for batch in range(batches + 1)]
     return [tuple(range(*pair)) for pair in pairwise(bounds)]
 
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the time that the block takes."""
-    begun = time.perf_counter()
+    """Adds the duration of the block to `seconds[stage]`."""
+    start = time.perf_counter()
     try:
         yield
     finally:
-        seconds[stage] += time.perf_counter() - begun
+        seconds[stage] += time.perf_counter() - start
 
 
 def _context() -> Any:
-    """Reading processes are forked from one that has loaded what they need."""
+    """Context whose reader processes are forked from a server that has imported this module."""
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context

@@ -1,8 +1,8 @@
-"""The Frechet distance of two sets of pictures, from sums of features that add up over ranks.
+"""Frechet distance of two sets of images, from sums of features that are added over ranks.
 
 Source: reference/titok 5.4; Heusel et al. 2017 (arXiv 1706.08500), equation 6.
 
-Legend of shapes: B pictures, F features.
+Legend of shapes: B images, F features.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class FeatureMoments:
     """Count, sum and products of the features of a set, in float64.
 
     Attributes:
-        count: Pictures, scalar.
+        count: Number of images, scalar.
         total: Sum of features [F].
         products: Sum of outer products [F, F].
     """
@@ -30,7 +30,7 @@ class FeatureMoments:
 
     @classmethod
     def of_width(cls, width: int, device: torch.device | None = None) -> "FeatureMoments":
-        """No picture yet."""
+        """Moments of no image, all 0."""
         options = {"dtype": torch.float64, "device": device}
         return cls(
             torch.zeros((), **options),
@@ -39,38 +39,39 @@ class FeatureMoments:
         )
 
     def add(self, features: Tensor) -> None:
-        """Takes in features [B, F]."""
+        """Adds features [B, F]."""
         rows = features.double()
         self.count = self.count + len(rows)
         self.total = self.total + rows.sum(0)
         self.products = torch.addmm(self.products, rows.T, rows)
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "FeatureMoments":
-        """The moments over all ranks; `reduce` sums a tensor over them."""
+        """Moments over all ranks; `reduce` sums a tensor over ranks."""
         return FeatureMoments(*map(reduce, (self.count, self.total, self.products)))
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
         """Mean [F] and unbiased covariance [F, F].
 
         Raises:
-            DataError: There are fewer than two pictures.
+            DataError: There are fewer than two images.
         """
         if float(self.count) < 2:
             raise DataError(
-                f"{int(self.count)} pictures: a Frechet distance needs at least two",
-                hint="compare more pictures; below some ten thousand the distance is too large",
+                f"{int(self.count)} images: a Frechet distance needs at least two",
+                hint="compare more images; with fewer than some ten thousand the distance is too "
+                "large",
                 code="data.too_few_pictures",
             )
         mean = self.total / self.count
-        centerd = self.products - self.count * torch.outer(mean, mean)
-        return mean, centerd / (self.count - 1)
+        centered = self.products - self.count * torch.outer(mean, mean)
+        return mean, centered / (self.count - 1)
 
 
 def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
-    """Squared distance of the means, and how far the covariances are apart.
+    """Frechet distance: squared distance of the means plus the distance of the covariances.
 
-    The root of the product of two covariances has the trace of the root of the symmetric
-    `root(A) B root(A)`, so that no complex numbers appear; some seconds for 2048 features.
+    The square root of the product of two covariances has the same trace as that of the symmetric
+    `root(A) B root(A)`, which avoids complex numbers. Takes some seconds for 2048 features.
     """
     (mean_a, a), (mean_b, b) = first.mean_and_covariance(), second.mean_and_covariance()
     values, vectors = torch.linalg.eigh(a)

@@ -1,6 +1,6 @@
-"""Pictures to encode, episode by episode: folders of pictures, image shards, any known recordings.
+"""Images to encode, by episode: folders of images, image shards, raw episodes of any format.
 
-An item of a set is opened where its pictures are listed, and again in the process that decodes.
+An item of a set is opened twice: by the process that lists its images, and by that which decodes.
 """
 
 import re
@@ -40,10 +40,10 @@ _SPLIT = re.compile(r"^[a-z]+-(?=episode_)")
 
 
 class NamedImage(NamedTuple):
-    """A picture and how it is called in its episode.
+    """Image and its name in its episode.
 
     Attributes:
-        stem: Its name without suffix.
+        stem: File name without suffix.
         pixels: uint8 [H, W, 3].
     """
 
@@ -52,41 +52,41 @@ class NamedImage(NamedTuple):
 
 
 class OpenImages(Protocol):
-    """The pictures of one episode."""
+    """Images of one episode."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of images."""
         ...
 
     def read(self, indices: Sequence[int]) -> Iterator[NamedImage]:
-        """Some of them, decoded.
+        """Yields the decoded images at `indices`.
 
         Raises:
-            DataError: One is missing, broken, or not stored as 8-bit RGB; names it.
+            DataError: An image is missing, broken, or not stored as 8-bit RGB; names the image.
         """
         ...
 
 
 class ImageItem(Protocol):
-    """One episode of a set; picklable."""
+    """Episode of a set; picklable."""
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """Name of the episode."""
         ...
 
     @property
     def path(self) -> Path:
-        """What is opened."""
+        """File or folder of the episode."""
         ...
 
 
 class ImageSet(Protocol):
-    """Where pictures come from; picklable.
+    """Images of several episodes; picklable.
 
     Attributes:
-        format: What it is called.
-        has_own_place: Whether codes belong inside it.
+        format: Name of the format.
+        has_own_place: True if codes are written into the folder of the images by default.
     """
 
     format: str
@@ -94,39 +94,39 @@ class ImageSet(Protocol):
 
     @property
     def items(self) -> Sequence[Any]:
-        """Its episodes, in order."""
+        """Episodes, in order."""
         ...
 
     def open(self, item: Any) -> OpenImages:
-        """The pictures of an episode, none of them read yet; DataError where there are none."""
+        """Opens the images of an episode without reading any; DataError if it has none."""
         ...
 
     def state(self, item: Any) -> InputState:
-        """Its files as they are now."""
+        """Current state of the files of an episode."""
         ...
 
 
-def find_images(place: Path, forced: str | None = None) -> ImageSet:
-    """The pictures at a location.
+def find_images(location: Path, forced: str | None = None) -> ImageSet:
+    """Detects the images at a location.
 
     Args:
-        place: A folder of windows or of pictures, image shards, or recordings.
-        forced: The format, where several would do.
+        location: Folder of windows or of images, image shards, or raw episodes.
+        forced: Format to use; None: detect it.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no images.
         UsageError: Several formats find episodes.
     """
-    if forced is None and is_image_shards(place):
-        return ShardImages(place)
-    if forced is None and is_windows(place):
+    if forced is None and is_image_shards(location):
+        return ShardImages(location)
+    if forced is None and is_windows(location):
         forced = _IMAGES
-    found = detect_source(place, forced)
-    return RecordedImages(found.format, found.reader, found.refs)
+    source = detect_source(location, forced)
+    return RecordedImages(source.format, source.reader, source.refs)
 
 
 class RecordedImages:
-    """The pictures of all cameras of the episodes of a registered format."""
+    """Images of all cameras of the episodes of a registered format."""
 
     def __init__(self, name: str, reader: FormatReader, refs: Sequence[EpisodeRef]) -> None:
         self.format = name
@@ -135,25 +135,25 @@ class RecordedImages:
         self._reader = reader
 
     def open(self, item: EpisodeRef) -> OpenImages:
-        """The episode's own pictures, or the frames of its cameras one after the other."""
+        """Opens the images of the episode, camera by camera."""
         return _Recorded(item, self._reader.read(item))
 
     def state(self, item: EpisodeRef) -> InputState:
-        """The files of the episode."""
+        """Current state of the files of the episode."""
         return episode_state(item)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The episodes stay here: those that are worked on come one by one.
+        # Pickled without the episodes: a process gets the items that it reads one by one.
         return (_reader_only, (self.format, getattr(self._reader, "config", None)))
 
 
 def _reader_only(name: str, config: Any) -> RecordedImages:
-    kind = FORMATS.get(name)
-    return RecordedImages(name, kind(kind.Config() if config is None else config), [])
+    reader = FORMATS.get(name)
+    return RecordedImages(name, reader(reader.Config() if config is None else config), [])
 
 
 class _Recorded:
-    """Frames of an episode."""
+    """Images of the frames of an episode."""
 
     def __init__(self, ref: EpisodeRef, episode: Episode) -> None:
         self._path = ref.path
@@ -167,76 +167,75 @@ class _Recorded:
                 for camera, frames in self._cameras.items()
                 for frame in range(len(frames))
             ]
-        self._places = [
+        self._frames = [
             (camera, frame)
             for camera, frames in self._cameras.items()
             for frame in range(len(frames))
         ]
-        if not self._places:
+        if not self._frames:
             raise DataError(
-                f"{ref.path}: the episode has no pictures",
-                hint="leave it out, or record it with a camera",
+                f"{ref.path}: the episode has no images",
+                hint="remove the episode, or record it with a camera",
                 code="data.no_pictures",
                 details={"path": str(ref.path)},
             )
         check_unique_names(ref.path, self._stems)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._frames)
 
     def read(self, indices: Sequence[int]) -> Iterator[NamedImage]:
-        wanted: dict[str, list[tuple[int, str]]] = {}
+        by_camera: dict[str, list[tuple[int, str]]] = {}
         for index in indices:
-            camera, frame = self._places[index]
-            wanted.setdefault(camera, []).append((frame, self._stems[index]))
-        for camera, frames in wanted.items():
+            camera, frame = self._frames[index]
+            by_camera.setdefault(camera, []).append((frame, self._stems[index]))
+        for camera, frames in by_camera.items():
             yield from self._of_camera(camera, frames)
 
     def _of_camera(self, camera: str, frames: Sequence[tuple[int, str]]) -> Iterator[NamedImage]:
         source = self._cameras[camera]
         if stored_bytes(source, frames[0][0]) is None:
-            read = source.read([frame for frame, _ in frames])
-            for (_, stem), pixels in zip(frames, read, strict=True):
+            images = source.read([frame for frame, _ in frames])
+            for (_, stem), pixels in zip(frames, images, strict=True):
                 yield NamedImage(stem, pixels)
             return
         for frame, stem in frames:
             data = stored_bytes(source, frame)
-            assert data is not None, "frames of one camera are stored alike"
+            assert data is not None, "all frames of a camera are stored the same way"
             yield NamedImage(stem, decoded(data, f"{self._path}: {stem}"))
 
 
 @dataclass(frozen=True)
 class TarItem:
-    """One tar of image shards."""
+    """Tar of image shards."""
 
     id: str
     path: Path
 
 
 class ShardImages:
-    """The pictures of image shards; each tar is an episode."""
+    """Images of image shards; each tar is an episode."""
 
     format, has_own_place = "image-shards", False
 
-    def __init__(self, place: Path) -> None:
-        tars = [place] if place.suffix == ".tar" else image_tars(place)
+    def __init__(self, location: Path) -> None:
+        tars = [location] if location.suffix == ".tar" else image_tars(location)
         if not tars:
             raise DataError(
-                f"{place}: no image shards here",
+                f"{location}: no image shards here",
                 code="data.no_dataset",
-                details={"path": str(place)},
+                details={"path": str(location)},
             )
         short = [_SPLIT.sub("", tar.stem) for tar in tars]
         names = short if len(set(short)) == len(short) else [tar.stem for tar in tars]
         self.items = [TarItem(name, tar) for name, tar in zip(names, tars, strict=True)]
-        self._place = place
 
     def open(self, item: TarItem) -> OpenImages:
-        """The samples of a tar, by its index."""
+        """Opens the samples of a tar by its index."""
         return _Tar(item)
 
     def state(self, item: TarItem) -> InputState:
-        """The tar."""
+        """Current state of the tar."""
         return input_state([item.path])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -244,12 +243,12 @@ class ShardImages:
 
 
 def _no_shards() -> ShardImages:
-    """For a process that is told which tar it opens."""
+    """Set without shards, for a process that gets the tars to open one by one."""
     return object.__new__(ShardImages)
 
 
 class _Tar:
-    """Samples of a tar."""
+    """Images of a tar."""
 
     def __init__(self, item: TarItem) -> None:
         self._path = item.path
@@ -259,7 +258,7 @@ class _Tar:
             raise self._broken("is missing", "data.missing_shard") from None
         self._index = shard_index(FileCache(default_cache_folder()), version)
         if not len(self):
-            raise self._broken("holds no picture", "data.no_pictures")
+            raise self._broken("has no image", "data.no_pictures")
 
     def __len__(self) -> int:
         return len(self._index.offsets)
@@ -276,7 +275,7 @@ class _Tar:
             members = read_members(data)
         except ValueError as error:
             raise self._broken(f"sample {index} is damaged: {error}", "data.broken_shard") from None
-        stored = [members.contents[one] for one in IMAGE_SUFFIXES if one in members.contents]
+        stored = [members.contents[name] for name in IMAGE_SUFFIXES if name in members.contents]
         if not stored:
             reason = f"sample {members.key} has none of {', '.join(IMAGE_SUFFIXES)}"
             raise self._broken(reason, "data.no_image")
@@ -286,14 +285,14 @@ class _Tar:
     def _broken(self, problem: str, code: str) -> DataError:
         return DataError(
             f"{self._path}: {problem}",
-            hint="copy the shard again, or write it again",
+            hint="copy or write the shard again",
             code=code,
             details={"path": str(self._path)},
         )
 
 
 def _file_stem(contents: Mapping[str, bytes]) -> str:
-    """What the picture was called before it came into a shard; empty where nothing says it."""
+    """Original file name of an image without suffix, from its metadata; empty if not recorded."""
     try:
         metadata = parse_json(contents.get(METADATA_SUFFIX, b"{}"))
     except DocumentError:
@@ -303,37 +302,37 @@ def _file_stem(contents: Mapping[str, bytes]) -> str:
 
 
 def decoded(data: bytes, name: str) -> UInt8Array:
-    """Pixels uint8 [H, W, 3] of a stored picture.
+    """Pixels uint8 [H, W, 3] of a stored image.
 
     Raises:
-        DataError: It cannot be decoded, or is stored as something else than 8-bit RGB.
+        DataError: The image cannot be decoded, or is not stored as 8-bit RGB.
     """
-    broken = partial(_refused, name)
+    broken = partial(_image_error, name)
     try:
         info = image_info(data)
         if info.frames > 1:
             raise broken("has several frames", "data.not_rgb")
         if not info.is_plain:
-            raise broken("is not stored as 8-bit RGB (grey, palette or alpha)", "data.not_rgb")
+            raise broken("is not stored as 8-bit RGB (gray, palette or alpha)", "data.not_rgb")
         return decode_rgb(data)
     except ValueError as error:
-        raise broken(f"no readable picture: {error}", "data.picture_unreadable") from None
+        raise broken(f"not a readable image: {error}", "data.picture_unreadable") from None
 
 
-def _refused(name: str, problem: str, code: str) -> DataError:
-    hint = "get or record the picture again"
+def _image_error(name: str, problem: str, code: str) -> DataError:
+    hint = "copy or record the image again"
     if code == "data.not_rgb":
-        hint = "convert it to RGB first; the tokenizer has seen nothing else"
+        hint = "convert the image to RGB first: the tokenizer was trained on RGB only"
     return DataError(f"{name}: {problem}", hint=hint, code=code, details={"picture": name})
 
 
-def check_unique_names(place: Path, stems: Sequence[str]) -> None:
-    """DataError where two pictures of an episode have one name, as codes go by names."""
-    twice = [stem for stem, count in Counter(stems).items() if count > 1]
-    if twice:
+def check_unique_names(location: Path, stems: Sequence[str]) -> None:
+    """Raises DataError if two images of an episode share a name, which identifies their codes."""
+    duplicates = [stem for stem, count in Counter(stems).items() if count > 1]
+    if duplicates:
         raise DataError(
-            f"{place}: {twice[0]} is the name of several pictures",
-            hint="give every picture of an episode a name of its own",
+            f"{location}: {duplicates[0]} is the name of several images",
+            hint="give each image of an episode a unique name",
             code="data.duplicate_picture",
-            details={"path": str(place), "pictures": twice[:20]},
+            details={"path": str(location), "pictures": duplicates[:20]},
         )

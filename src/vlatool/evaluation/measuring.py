@@ -1,4 +1,7 @@
-"""One pass of a tokenizer over image shards: figures of all ranks, rows and drops of this one."""
+"""Evaluation of a visual tokenizer on image shards, by one rank or several.
+
+Legend of shapes: B images, S side of an image in pixels.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
@@ -31,33 +34,33 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 
 
 class PixelTokenizer(Protocol):
-    """What makes codes of pictures and pictures of codes."""
+    """Visual tokenizer that reconstructs images."""
 
     @property
     def size(self) -> int:
-        """Pixels of a side."""
+        """S."""
         ...
 
     @property
     def codes(self) -> CodeShape | None:
-        """None without a codebook."""
+        """Numbers of codes; None without a codebook."""
         ...
 
     def __call__(self, images: Tensor, /) -> Reconstruction:
-        """Of pictures uint8 [B, 3, size, size], on the device; without gradient."""
+        """Reconstructs images uint8 [B, 3, S, S] on the device, without gradients."""
         ...
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How the pictures are read.
+    """Options of an evaluation.
 
     Attributes:
-        batch_size: Pictures at once.
-        device: Where the tokenizer is.
-        rank: This process.
-        world_size: All processes.
-        num_workers: Loader processes of this one.
+        batch_size: Images of a batch.
+        device: Device of the tokenizer.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        num_workers: Loader workers of this process.
     """
 
     batch_size: int = 64
@@ -69,17 +72,17 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What came of it.
+    """Result of an evaluation.
 
     Attributes:
-        figures: Of the pictures of all ranks; see `ReconstructionSums.figures`.
-        pictures: How many those are.
-        dropped: Pictures of all ranks that could not be used, by the reason.
-        rows: The figures of each picture of this rank.
+        metrics: Metrics over the images of all ranks; see `ReconstructionSums.metrics`.
+        num_images: Number of images of all ranks.
+        dropped: Drop reason to number of images of all ranks.
+        rows: Metrics of each image of this rank.
     """
 
     metrics: Mapping[str, float]
-    pictures: int
+    num_images: int
     dropped: Mapping[str, int]
     rows: Sequence[ImageScore]
 
@@ -89,28 +92,28 @@ def evaluate_reconstruction(
     config: ImageDataConfig,
     options: EvalOptions,
     networks: MetricNetworks,
-    reduce: Reduce = lambda one: one,
+    reduce: Reduce = lambda tensor: tensor,
     reporter: Reporter = NULL,
 ) -> EvalResult:
-    """Draws every picture again and compares; every rank calls it, each reads whole shards.
+    """Reconstructs every image and compares. Every rank calls it; each reads whole shards.
 
     Args:
-        tokenizer: What is measured.
-        config: The pictures, prepared by the rule that belongs to the tokenizer; no chance is left.
-        how: How they are read.
-        judges: Networks to measure with.
-        reduce: Sums a tensor over all ranks.
-        reporter: Hears of shards that are scanned first.
+        tokenizer: Tokenizer to evaluate.
+        config: Image shards, with the preprocessing of the tokenizer; its random part is disabled.
+        options: Batch size, device, ranks and workers.
+        networks: Networks of the metrics that need one.
+        reduce: Function that sums a tensor over all ranks.
+        reporter: Gets the progress of indexing shards.
 
     Raises:
-        DataError: The data are missing or broken, are prepared for another size than the
-            tokenizer's, or no picture could be used.
+        DataError: The data are missing or broken, their preprocessing is for another size than the
+            tokenizer's, or no image could be used.
     """
     if config.preprocessing.crop_size != tokenizer.size:
         raise DataError(
-            f"pictures of {config.preprocessing.crop_size} pixels, the tokenizer takes "
-            f"{tokenizer.size}",
-            hint="prepare them by the rule that is kept beside the tokenizer",
+            f"preprocessing.crop_size is {config.preprocessing.crop_size}, the tokenizer takes "
+            f"images of {tokenizer.size} pixels",
+            hint="use the preprocessing that is stored beside the tokenizer",
             code="data.picture_size",
         )
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
@@ -122,8 +125,8 @@ def evaluate_reconstruction(
     with torch.inference_mode():
         for batch in _batches(config, part, options) if part.num_samples else ():
             if batch.first_drop and not dropped.total():
-                told = f"a picture is left out, further ones are counted: {batch.first_drop}"
-                reporter.warn("data.dropped_samples", told)
+                message = f"an image is dropped, further ones are only counted: {batch.first_drop}"
+                reporter.warn("data.dropped_samples", message)
             dropped.update(dict(zip(ImagesKind.drop_reasons, batch.dropped, strict=True)))
             if not batch.is_dummy:
                 images = batch.batch["images"].to(options.device)
@@ -133,7 +136,7 @@ def evaluate_reconstruction(
 
 @dataclass(frozen=True)
 class ReconstructedImage:
-    """A picture and what a tokenizer makes of it: uint8 [S, S, 3]."""
+    """Image and its reconstruction: uint8 [S, S, 3]."""
 
     original: UInt8Array
     reconstruction: UInt8Array
@@ -142,26 +145,28 @@ class ReconstructedImage:
 def reconstruct(
     tokenizer: PixelTokenizer, config: ImageDataConfig, options: EvalOptions, keys: Collection[str]
 ) -> dict[str, ReconstructedImage]:
-    """Some pictures by name; by one rank alone, which reads on until it has them all."""
+    """Reconstructs the images named `keys`. Only one rank calls it; it reads until it has all."""
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
     info = load_info(config)
-    alone = replace(options, rank=0, world_size=1)
-    found: dict[str, ReconstructedImage] = {}
-    with torch.inference_mode(), closing(_batches(config, info, alone)) as batches:
+    single = replace(options, rank=0, world_size=1)
+    images: dict[str, ReconstructedImage] = {}
+    with torch.inference_mode(), closing(_batches(config, info, single)) as batches:
         for batch in batches:
             chosen = [] if batch.is_dummy else [i for i, k in enumerate(batch.samples) if k in keys]
             if chosen:
-                images = batch.batch["images"][chosen].to(options.device)
-                made = tokenizer(images).images
+                originals = batch.batch["images"][chosen].to(options.device)
+                reconstructions = tokenizer(originals).images
                 names = [batch.samples[index] for index in chosen]
-                found |= _pairs(names, images, made)
-            if len(found) == len(keys):
+                images |= _pairs(names, originals, reconstructions)
+            if len(images) == len(keys):
                 break
-    return found
+    return images
 
 
-def _pairs(names: Sequence[str], images: Tensor, made: Tensor) -> dict[str, ReconstructedImage]:
-    sides = (one.permute(0, 2, 3, 1).cpu().numpy() for one in (images, made))
+def _pairs(
+    names: Sequence[str], originals: Tensor, reconstructions: Tensor
+) -> dict[str, ReconstructedImage]:
+    sides = (images.permute(0, 2, 3, 1).cpu().numpy() for images in (originals, reconstructions))
     return {name: ReconstructedImage(*pair) for name, *pair in zip(names, *sides, strict=True)}
 
 
@@ -172,26 +177,28 @@ def _over_ranks(
     device = sums.scores.device
     own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
     images, *drops = map(int, reduce(own).tolist())
-    figures = sums.metrics(reduce)
-    told = {reason: n for reason, n in zip(ImagesKind.drop_reasons, drops, strict=True) if n}
+    metrics = sums.metrics(reduce)
+    total = {reason: n for reason, n in zip(ImagesKind.drop_reasons, drops, strict=True) if n}
     if not images:
-        why = ", ".join(f"{count} {reason}" for reason, count in told.items()) or "there are none"
+        why = ", ".join(f"{count} {reason}" for reason, count in total.items()) or "there are none"
         raise DataError(
-            f"{', '.join(config.shards)}: no picture could be used: {why}",
-            hint="look at the shards with `vlatool verify`",
+            f"{', '.join(config.shards)}: no image could be used: {why}",
+            hint="check the shards with `vlatool verify`",
             code="data.no_samples",
-            details={"dropped": told},
+            details={"dropped": total},
         )
-    return EvalResult(figures, images, told, sums.scores.rows)
+    return EvalResult(metrics, images, total, sums.scores.rows)
 
 
-def _batches(config: ImageDataConfig, part: ImagesInfo, how: EvalOptions) -> Generator[MicroBatch]:
-    """The pictures of a rank in stored order."""
+def _batches(
+    config: ImageDataConfig, part: ImagesInfo, options: EvalOptions
+) -> Generator[MicroBatch]:
+    """Yields the images of a rank in stored order."""
     order = SampleOrder(part.datasets, OrderOptions(shuffle=False))
     plan = LoaderPlan(
-        batch_size=how.batch_size,
+        batch_size=options.batch_size,
         count=order.size,
-        num_workers=how.num_workers,
+        num_workers=options.num_workers,
         drop_reasons=ImagesKind.drop_reasons,
     )
     reader = ImagesKind().reader(config, part)
@@ -200,7 +207,7 @@ def _batches(config: ImageDataConfig, part: ImagesInfo, how: EvalOptions) -> Gen
 
 
 def _stacked(samples: Sequence[Any]) -> Batch:
-    """Images uint8 [B, 3, S, S] of samples."""
-    found: Sequence[ImageSample] = samples
-    stacked = np.stack([one.image for one in found]).transpose(0, 3, 1, 2)
+    """Images of samples, stacked: uint8 [B, 3, S, S]."""
+    typed: Sequence[ImageSample] = samples
+    stacked = np.stack([sample.image for sample in typed]).transpose(0, 3, 1, 2)
     return {"images": torch.from_numpy(np.ascontiguousarray(stacked))}

@@ -1,4 +1,4 @@
-"""Networks that reconstructions are judged by, as far as their weights are there."""
+"""Networks of the metrics LPIPS and rFID, loaded from their published weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ _MISSING = "data.no_network_weights"
 
 @dataclass(frozen=True)
 class LoadedMetricNetworks:
-    """What is there.
+    """Loaded networks and the metrics that cannot be computed.
 
     Attributes:
-        judges: On the device.
-        digests: SHA-256 of each file of weights, by its name.
-        missing: What cannot be measured, and why.
+        networks: Networks on the device.
+        digests: File name of weights to SHA-256.
+        missing: Metric that cannot be computed to the reason.
     """
 
     networks: MetricNetworks
@@ -34,14 +34,14 @@ class LoadedMetricNetworks:
 
 
 def load_metric_networks(weights: str | None, device: torch.device) -> LoadedMetricNetworks:
-    """The networks whose published files lie in a folder.
+    """Loads the networks whose published files are in a folder.
 
     Raises:
-        DataError: The folder holds none of them, or a file is not what was published.
+        DataError: The folder has none of the files, or a file differs from the published one.
     """
     if weights is None:
-        why = "no --perceptual-weights"
-        return LoadedMetricNetworks(MetricNetworks(), {}, {"lpips": why, "rfid": why})
+        reason = "no --perceptual-weights"
+        return LoadedMetricNetworks(MetricNetworks(), {}, {"lpips": reason, "rfid": reason})
     folder = require_existing(weights)
     digests: dict[str, str] = {}
     missing: dict[str, str] = {}
@@ -49,9 +49,8 @@ def load_metric_networks(weights: str | None, device: torch.device) -> LoadedMet
     inception = _tried(lambda: inception_network(folder), "rfid", missing)
     if lpips is None and inception is None:
         raise DataError(
-            f"{weights}: holds no weights that figures could be measured with: "
-            f"{'; '.join(missing.values())}",
-            hint="give the folder with the published files; nothing is downloaded",
+            f"{weights}: no weights of a metric network here: {'; '.join(missing.values())}",
+            hint="give the folder with the published files; they are not downloaded",
             code=_MISSING,
             details={"path": weights, "missing": missing},
         )
@@ -59,8 +58,8 @@ def load_metric_networks(weights: str | None, device: torch.device) -> LoadedMet
         digests |= lpips.digests
         lpips = lpips.to(device)
     if inception is not None:
-        found = find_network(folder, INCEPTION)
-        digests[found.path.name] = found.sha256
+        file = find_network(folder, INCEPTION)
+        digests[file.path.name] = file.sha256
         inception = inception.to(device)
     return LoadedMetricNetworks(MetricNetworks(lpips, inception), digests, missing)
 
@@ -71,5 +70,5 @@ def _tried(load: Callable[[], T], name: str, missing: dict[str, str]) -> T | Non
     except DataError as error:
         if error.code != _MISSING:
             raise
-        missing[name] = f"{Path(str(error.details['file'])).name} is not there"
+        missing[name] = f"{Path(str(error.details['file'])).name} is missing"
         return None

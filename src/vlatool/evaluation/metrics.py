@@ -1,4 +1,4 @@
-"""Figures of an evaluation, and how sure they are."""
+"""Metrics of an evaluation, and the confidence interval of a success rate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,21 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """95 % confidence interval of a success rate. Source: Wilson 1927."""
     if trials == 0:
         return 0.0, 1.0
-    share = successes / trials
-    middle = share + _Z_95**2 / (2 * trials)
-    spread = _Z_95 * math.sqrt(share * (1 - share) / trials + _Z_95**2 / (4 * trials**2))
+    rate = successes / trials
+    center = rate + _Z_95**2 / (2 * trials)
+    half = _Z_95 * math.sqrt(rate * (1 - rate) / trials + _Z_95**2 / (4 * trials**2))
     scale = 1 + _Z_95**2 / trials
-    low, high = (middle - spread) / scale, (middle + spread) / scale
+    low, high = (center - half) / scale, (center + half) / scale
     return max(low, 0.0), min(high, 1.0)
 
 
 @dataclass
 class AbsoluteErrors:
-    """Mean absolute errors per step of a chunk and dimension, collected over batches.
+    """Mean absolute errors per step of a chunk and dimension, accumulated over batches.
 
     Attributes:
-        total: Sums [T, D].
-        count: Number of values of a step, per dimension [T].
+        total: Sums of absolute errors [T, D].
+        count: Number of chunks that have a step [T].
     """
 
     total: Array
@@ -38,11 +38,11 @@ class AbsoluteErrors:
 
     @classmethod
     def of_chunks(cls, steps: int, width: int) -> "AbsoluteErrors":
-        """No values yet."""
+        """Errors of no chunk, all 0."""
         return cls(np.zeros((steps, width)), np.zeros(steps, np.int64))
 
     def add(self, predicted: Array, recorded: Array, mask: Array) -> None:
-        """Takes in chunks [B, T, D] where `mask` [B, T] is true."""
+        """Adds the steps of chunks [B, T, D] where `mask` [B, T] is true."""
         self.total += np.where(mask[..., None], np.abs(predicted - recorded), 0).sum(axis=0)
         self.count += mask.sum(axis=0)
 
@@ -59,42 +59,42 @@ class AbsoluteErrors:
 
 
 def field_report(
-    errors: Mapping[str, AbsoluteErrors], spread: Array, constant: Array
+    errors: Mapping[str, AbsoluteErrors], std: Array, constant: Array
 ) -> dict[str, Any]:
-    """Figures of one field: policy and baselines, dimensions that never change left out.
+    """Errors of policy and baselines for one field; constant dimensions are left out of means.
 
     Args:
-        errors: `policy` and each baseline.
-        spread: Standard deviation of each dimension over the training data [D].
-        constant: bool [D].
+        errors: Errors of `policy` and of each baseline.
+        std: Standard deviation of each dimension over the training data [D].
+        constant: Dimensions that never change, bool [D].
     """
-    moving = ~constant
+    varying = ~constant
     report: dict[str, Any] = {
         "dimensions": len(constant),
         "constant_dimensions": np.flatnonzero(constant).tolist(),
     }
     for name, error in errors.items():
-        values, steps = error.mean[moving], error.by_step[:, moving] / spread[moving]
+        values, steps = error.mean[varying], error.by_step[:, varying] / std[varying]
         report[name] = {
-            "mae": float(values.mean()) if moving.any() else 0.0,
-            "normalised_mae": float((values / spread[moving]).mean()) if moving.any() else 0.0,
-            "normalised_mae_by_step": nan_to_none(steps.mean(axis=1)) if moving.any() else [],
+            "mae": float(values.mean()) if varying.any() else 0.0,
+            "normalised_mae": float((values / std[varying]).mean()) if varying.any() else 0.0,
+            "normalised_mae_by_step": nan_to_none(steps.mean(axis=1)) if varying.any() else [],
             "mae_per_dimension": error.mean.tolist(),
         }
     if "mean_action" in errors:
-        better = errors["policy"].mean[moving] < errors["mean_action"].mean[moving]
+        better = errors["policy"].mean[varying] < errors["mean_action"].mean[varying]
         report["dimensions_better_than_mean"] = int(better.sum())
-        report["moving_dimensions"] = int(moving.sum())
+        report["moving_dimensions"] = int(varying.sum())
     return report
 
 
 def nan_to_none(values: Array) -> list[float | None]:
-    """Numbers for a report; None for one that is not known."""
+    """Numbers for a JSON report, with None for NaN."""
     return [None if np.isnan(value) else float(value) for value in values]
 
 
 def success_report(successes: Sequence[bool]) -> dict[str, Any]:
-    """Rate and confidence interval."""
+    """Success rate and its 95 % confidence interval."""
     low, high = wilson_interval(sum(successes), len(successes))
     return {
         "episodes": len(successes),

@@ -1,4 +1,4 @@
-"""Open-loop error: predicted against recorded action chunks, beside simple baselines.
+"""Open-loop errors of a policy and of simple baselines: predicted against recorded action chunks.
 
 Legend of shapes: B samples, T action steps from the current one on, D dimensions of a field.
 """
@@ -33,17 +33,17 @@ _CURVES = 6
 
 @dataclass(frozen=True)
 class OpenLoopReport:
-    """Errors of an evaluation.
+    """Errors of an open-loop evaluation.
 
     Attributes:
-        fields: Field name to figures of policy and baselines.
-        overall: Mean over all moving dimensions, normalised by their spread.
-        overall_by_step: The same for each step of a chunk, from the current one on [T]; None
-            where no recording reaches it.
-        samples: Chunks compared.
+        fields: Field name to errors of policy and baselines.
+        overall: Mean error over all dimensions that are not constant, in standard deviations.
+        overall_by_step: The same for each step of a chunk, from the current one on [T]; None for
+            a step that no sample has.
+        samples: Number of chunks compared.
         curves: Dimension to (recorded [F], predicted [F]) of the first episode.
         frames: Frame of each point of a curve, ascending, int [F].
-        episode: Id of that episode.
+        episode: Id of the first episode.
     """
 
     fields: Mapping[str, Mapping[str, Any]]
@@ -62,14 +62,14 @@ def evaluate_open_loop(
     fit: ImageFit,
     bar: Progress,
 ) -> OpenLoopReport:
-    """Samples a chunk for each sample of the data and compares it with what was recorded.
+    """Predicts an action chunk for each sample and compares it with the recorded one.
 
     Args:
-        trained: Predicts.
-        info: Of the data.
-        config: How many samples, and how they are drawn.
-        fit: Makes their pictures those of the policy.
-        bar: Told of each sample; there are `num_chosen`.
+        trained: Policy to evaluate.
+        info: Info of the data.
+        config: Number of samples, batch size and seed.
+        fit: Preprocessing of the images.
+        bar: Progress over samples; there are `num_chosen`.
     """
     policy = trained.policy
     recorder = _Recorder(policy, trained.assets)
@@ -83,11 +83,13 @@ def evaluate_open_loop(
 
 
 def num_chosen(info: RoboticsInfo, config: OpenLoopConfig) -> int:
-    """How many samples are compared."""
+    """Number of samples to evaluate."""
     return min(info.num_samples, config.max_samples)
 
 
 class _Recorder:
+    """Accumulator of errors and of the curves of the first episode."""
+
     def __init__(self, policy: RoboticsPolicy, assets: RoboticsAssets) -> None:
         self._policy = policy
         self._statistics = assets.statistics
@@ -98,44 +100,44 @@ class _Recorder:
         self._curve: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
 
     def add(self, samples: Sequence[DecodedSample], predicted: Mapping[str, Array]) -> None:
-        """Takes in a batch with predicted chunks [B, past + T, D] by field."""
+        """Adds a batch with its predicted chunks [B, past + T, D] by field."""
         policy = self._policy
         self._samples += len(samples)
         mask = np.stack([_window(sample, policy)[1] for sample in samples])
         for name in policy.data.action_fields:
             windows = np.stack([_window(sample, policy)[0][name] for sample in samples])
             recorded = windows[:, policy.past :]
-            guesses = {
+            predictions = {
                 "policy": predicted[name][:, policy.past :],
                 "mean_action": self._mean(name, recorded),
             }
             current = _extra(samples[0], policy) + policy.past
             if current > 0:
                 last = np.stack([sample.fields[name][current - 1] for sample in samples])
-                guesses["copy_last"] = np.broadcast_to(last[:, None], recorded.shape)
-            for guess, values in guesses.items():
+                predictions["copy_last"] = np.broadcast_to(last[:, None], recorded.shape)
+            for predictor, values in predictions.items():
                 errors = self._errors.setdefault(name, {})
                 empty = AbsoluteErrors.of_chunks(*recorded.shape[1:])
-                errors.setdefault(guess, empty).add(values, recorded, mask)
-        self._keep_curve(samples, predicted)
+                errors.setdefault(predictor, empty).add(values, recorded, mask)
+        self._add_curve_points(samples, predicted)
 
     def report(self) -> OpenLoopReport:
-        """The figures."""
+        """Report over all samples so far."""
         fields: dict[str, dict[str, Any]] = {}
-        moving: dict[str, int] = {}
+        varying: dict[str, int] = {}
         for name, errors in self._errors.items():
             constant = self._policy.normalizer.constant([name])
-            spread = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
+            std = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
             names = dimension_names(name, len(constant), self._names)
-            fields[name] = {"names": names, **field_report(errors, spread, constant)}
-            moving[name] = int((~constant).sum())
-        guesses = dict.fromkeys(guess for errors in self._errors.values() for guess in errors)
+            fields[name] = {"names": names, **field_report(errors, std, constant)}
+            varying[name] = int((~constant).sum())
+        predictors = dict.fromkeys(name for errors in self._errors.values() for name in errors)
         return OpenLoopReport(
             fields=fields,
-            overall={one: float(_mean_over(fields, moving, one, "")) for one in guesses},
+            overall={name: float(_mean_over(fields, varying, name, "")) for name in predictors},
             overall_by_step={
-                one: nan_to_none(np.atleast_1d(_mean_over(fields, moving, one, "_by_step")))
-                for one in guesses
+                name: nan_to_none(np.atleast_1d(_mean_over(fields, varying, name, "_by_step")))
+                for name in predictors
             },
             samples=self._samples,
             curves=self._curves(),
@@ -144,11 +146,13 @@ class _Recorder:
         )
 
     def _mean(self, name: str, recorded: Array) -> Array:
-        """The training mean of a field as a chunk [B, T, D]."""
+        """Mean of a field over the training data, as chunks [B, T, D]."""
         return np.broadcast_to(np.asarray(self._statistics[name]["mean"]), recorded.shape)
 
-    def _keep_curve(self, samples: Sequence[DecodedSample], predicted: Mapping[str, Array]) -> None:
-        """Remembers the current command of each frame of the first episode."""
+    def _add_curve_points(
+        self, samples: Sequence[DecodedSample], predicted: Mapping[str, Array]
+    ) -> None:
+        """Stores the action at the anchor of each sample of the first episode."""
         past = self._policy.past
         for index, sample in enumerate(samples):
             self._episode = self._episode or str(sample.metadata["episode_id"])
@@ -163,40 +167,43 @@ class _Recorder:
                 )
 
     def _curves(self) -> dict[str, tuple[Array, Array]]:
-        """The dimensions that move most in the first episode."""
+        """Curves of the dimensions that vary most in the first episode."""
         rows = sorted(self._curve, key=lambda row: row[0])
         curves: dict[str, tuple[Array, Array]] = {}
-        moved: dict[str, float] = {}
+        variation: dict[str, float] = {}
         for name in self._policy.data.action_fields:
             recorded = np.stack([row[1][name] for row in rows])
             predicted = np.stack([row[2][name] for row in rows])
-            spread = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
+            std = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
             for dimension in range(recorded.shape[1]):
                 label = dimension_label(name, dimension, recorded.shape[1], self._names)
-                moved[label] = recorded[:, dimension].std() / spread[dimension]
+                variation[label] = recorded[:, dimension].std() / std[dimension]
                 curves[label] = (recorded[:, dimension], predicted[:, dimension])
-        chosen = sorted(curves, key=lambda label: -moved[label])[:_CURVES]
+        chosen = sorted(curves, key=lambda label: -variation[label])[:_CURVES]
         return {label: curves[label] for label in sorted(chosen, key=list(curves).index)}
 
 
 def _mean_over(
-    fields: Mapping[str, Mapping[str, Any]], moving: Mapping[str, int], guess: str, which: str
+    fields: Mapping[str, Mapping[str, Any]],
+    varying: Mapping[str, int],
+    predictor: str,
+    suffix: str,
 ) -> Array:
-    """The normalised error of all moving dimensions, each counted once."""
+    """Mean normalized error over all dimensions that are not constant, with equal weights."""
     rows = {
-        name: np.asarray(figures[guess][f"normalised_mae{which}"], np.float64)
-        for name, figures in fields.items()
-        if guess in figures and moving[name]
+        name: np.asarray(errors[predictor][f"normalised_mae{suffix}"], np.float64)
+        for name, errors in fields.items()
+        if predictor in errors and varying[name]
     }
-    total = sum((moving[name] * row for name, row in rows.items()), start=np.zeros(()))
-    return total / max(sum(moving[name] for name in rows), 1)
+    total = sum((varying[name] * row for name, row in rows.items()), start=np.zeros(()))
+    return total / max(sum(varying[name] for name in rows), 1)
 
 
 def _batches(
     data: RoboticsDataConfig, info: RoboticsInfo, config: OpenLoopConfig
 ) -> Iterator[list[DecodedSample]]:
-    """Evenly spread samples with their whole past, so that the last command is known."""
-    # Pictures are cut where all of a policy's are; weights are those of other data sets.
+    """Yields evenly spaced samples with all their past steps, so that the last action is known."""
+    # No random crops; weights are those of the training data sets.
     changes = {
         "lowdim_past_timesteps": info.past,
         "augmentation": AugmentationConfig(),
@@ -212,19 +219,20 @@ def _batches(
 
 
 def _window(sample: DecodedSample, policy: RoboticsPolicy) -> tuple[dict[str, Array], Array]:
-    """Action fields cropped to the policy's window, and the mask of its future part."""
+    """Action fields cropped to the policy's window, and the mask of its future steps."""
     first = _extra(sample, policy)
     fields = {name: sample.fields[name][first:] for name in policy.data.action_fields}
     return fields, sample.future_mask[first + policy.past :]
 
 
 def _extra(sample: DecodedSample, policy: RoboticsPolicy) -> int:
-    """Steps that the sample has before the policy's window."""
+    """Number of steps of the sample before the policy's window."""
     extra = len(sample.future_mask) - policy.length
     if extra < 0:
         raise DataError(
-            f"sample {sample.key} has {len(sample.future_mask)} steps, the policy {policy.length}",
-            hint="preprocess the data with the windows that the policy was trained on",
+            f"sample {sample.key} has {len(sample.future_mask)} steps, the policy needs "
+            f"{policy.length}",
+            hint="preprocess the data with the window sizes that the policy was trained on",
             code="data.window_too_large",
         )
     return extra
@@ -246,10 +254,10 @@ def _observation(policy: RoboticsPolicy, sample: DecodedSample, fit: ImageFit) -
 
 
 def _fitted(policy: RoboticsPolicy, images: UInt8Array, fit: ImageFit) -> UInt8Array:
-    """Pictures uint8 [N, H, W, 3], time outer, camera inner, as the policy sees them."""
+    """Images uint8 [N, H, W, 3], time outer, camera inner, as the policy takes them."""
     cameras = policy.data.camera_names
     fitted = [
-        fit.fit(cameras[place % len(cameras)], image, is_turned=True)
-        for place, image in enumerate(images)
+        fit.fit(cameras[index % len(cameras)], image, is_turned=True)
+        for index, image in enumerate(images)
     ]
     return np.stack(fitted) if fitted else images

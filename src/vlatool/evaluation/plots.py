@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: curves of actions, sheets of episodes."""
+"""Plots of an evaluation: action curves and contact sheets of episodes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 from vlatool.episode import Array, UInt8Array
 from vlatool.storage.atomic import open_atomic
 
-# So few points are marked: lines between them are no recording.
-_MOST_DOTS = 60
+# Curves of at most this many points show each point: the lines between them are not recorded.
+_MAX_DOTS = 60
 _TILE_PX = 128
 _LABEL_PX = 18
 _BACKGROUND = (250, 250, 248)
@@ -21,13 +21,13 @@ _GOOD, _BAD = (46, 125, 50), (198, 40, 40)
 def save_curves(
     path: Path, title: str, curves: Mapping[str, tuple[Array, Array]], seconds: Array
 ) -> None:
-    """One panel per dimension: recorded [F] in grey, predicted chunks [F] in colour.
+    """Saves one panel per dimension: recorded values in gray, predicted ones in blue.
 
     Args:
         path: PNG file.
-        title: Above the panels.
-        curves: Name of a dimension to (recorded, predicted).
-        seconds: Time of each point in the recording, ascending [F].
+        title: Title above the panels.
+        curves: Name of a dimension to (recorded [F], predicted [F]).
+        seconds: Time of each point in the episode, ascending [F].
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def save_curves(
     figure = Figure(figsize=(5.5 * columns, 1.0 + 1.9 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    dots = "." if len(seconds) <= _MOST_DOTS else ""
+    dots = "." if len(seconds) <= _MAX_DOTS else ""
     for axis, (name, (recorded, predicted)) in zip(axes.flat, curves.items(), strict=False):
         axis.plot(seconds, recorded, color="0.45", linewidth=1.6, marker=dots, label="recorded")
         axis.plot(
@@ -49,7 +49,7 @@ def save_curves(
     for axis in list(axes.flat)[len(curves) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
-        axis.set_xlabel("seconds of the recording", fontsize=9)
+        axis.set_xlabel("time in the episode (s)", fontsize=9)
     axes[0][0].legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
     with open_atomic(path) as file:
@@ -58,7 +58,7 @@ def save_curves(
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One episode: a label, a verdict, pictures uint8 [H, W, 3] from start to end."""
+    """Row of a contact sheet: label, verdict and images uint8 [H, W, 3] of one episode."""
 
     label: str
     verdict: str
@@ -67,7 +67,7 @@ class SheetRow:
 
 
 def save_contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
-    """Writes one row per episode; nothing without rows."""
+    """Saves a PNG with one row per episode; without rows, writes no file."""
     if not rows:
         return
     columns = max(len(row.frames) for row in rows)
@@ -77,8 +77,8 @@ def save_contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
     for number, row in enumerate(rows):
         top = number * height + 4
         draw.text((6, top), row.label, fill=_INK)
-        place = (sheet.width - 8 - draw.textlength(row.verdict), top)
-        draw.text(place, row.verdict, fill=_GOOD if row.is_good else _BAD)
+        corner = (sheet.width - 8 - draw.textlength(row.verdict), top)
+        draw.text(corner, row.verdict, fill=_GOOD if row.is_good else _BAD)
         for column, frame in enumerate(row.frames):
             tile = Image.fromarray(frame).resize((_TILE_PX, _TILE_PX), Image.Resampling.BICUBIC)
             sheet.paste(tile, (column * (_TILE_PX + 4) + 4, top + _LABEL_PX - 4))

@@ -1,4 +1,4 @@
-"""A trained policy as the files of a published experiment."""
+"""Export of a trained policy to the files of a published experiment."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,14 +27,14 @@ from vlatool.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class PolicyExportResult:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        checkpoint: Where the weights are from.
-        output: The folder.
-        parameters: Numbers in the file of weights, those that a policy does not use included.
-        averaged: Whether there are averaged weights too.
-        bytes: Of the files of weights together.
+        checkpoint: Checkpoint of the weights.
+        output: Folder that was written.
+        parameters: Parameters in the file of weights, including those that a policy does not use.
+        averaged: True if averaged weights were written too.
+        bytes: Total size of the files of weights.
     """
 
     checkpoint: str
@@ -44,37 +44,37 @@ class PolicyExportResult:
     bytes: int
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """Result as JSON values."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
+        """Result as text."""
         files = f"{WEIGHTS} and {AVERAGE}" if self.averaged else WEIGHTS
         size = f"{self.parameters / 1e6:.2f} M parameters, {self.bytes / 1e6:.1f} MB"
         return f"{self.output}: {files}, {size}"
 
 
 def is_trained(location: Path) -> bool:
-    """Whether there is a run or one of its checkpoints."""
+    """True if the location is a run or one of its checkpoints."""
     return is_run(location) or is_checkpoint(location)
 
 
 def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExportResult:
-    """Writes a run or a checkpoint as a published experiment.
+    """Writes a run or a checkpoint in the layout of a published experiment.
 
     Args:
-        source: A run, whose newest checkpoint is taken, or a checkpoint.
-        output: The folder.
-        reporter: Hears of what the published program does otherwise.
+        source: A run, whose newest checkpoint is exported, or a checkpoint.
+        output: Folder to write.
+        reporter: Gets a warning if the published program would run the policy differently.
 
     Raises:
-        UsageError: It is no policy that the published program can be, or the output holds
-            something else.
+        UsageError: The published program has no such policy, or the output belongs to another
+            command.
         DataError: A file is damaged.
     """
-    origin, found = find_checkpoint(source)
-    run, checkpoint = local_run(origin, found, FileCache(default_cache_folder()))
-    run.check_assets(origin.kept_files())
+    source_run, source_checkpoint = find_checkpoint(source)
+    run, checkpoint = local_run(source_run, source_checkpoint, FileCache(default_cache_folder()))
+    run.check_assets(source_run.kept_files())
     run.statistics()
     read_preprocessing_config(run.root)
     manifest = CheckpointManifest.read(checkpoint)
@@ -84,8 +84,8 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
     model = config.model
     if not isinstance(model, DiffusionPolicyConfig):
         raise UsageError(
-            f"{source}: is a {config.model_type.name!r}, which has no published layout here",
-            hint="give a run of a diffusion_policy; for a tokenizer `vlatool tokenizer export`",
+            f"{source}: model type {config.model_type.name!r} has no published layout",
+            hint="give a run of a diffusion_policy; for a tokenizer use `vlatool tokenizer export`",
             code="usage.not_exportable",
         )
     record = OutputRecord("export", {"checkpoint": checkpoint.name, **versions_of([source])})
@@ -94,9 +94,9 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
     if getattr(model.vision_language_backbone, "image_words", True) is False:
         reporter.warn(
             "export.image_words",
-            "the published program writes `<image> ` before sentences, as this policy was not "
-            "trained: train with model.vision_language_backbone.image_words=true to have it acted "
-            "there as here",
+            "the published program puts `<image> ` before instructions, this policy was trained "
+            "without it: train with model.vision_language_backbone.image_words=true for equal "
+            "actions in both programs",
         )
     averaged = EMA in manifest.files
     with single_output(output, record, FILES):
@@ -104,12 +104,12 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
         write_published_config(output, tree, run)
         size = _write_weights(output, state, manifest.step)
         size += _write_average(output, model, checkpoint, manifest.step) if averaged else 0
-    parameters = sum(one.numel() for one in state.values())
+    parameters = sum(tensor.numel() for tensor in state.values())
     return PolicyExportResult(str(checkpoint), str(output), parameters, averaged, size)
 
 
 def _write_weights(output: Path, state: dict[str, Any], step: int) -> int:
-    """Raw weights; bytes written."""
+    """Writes raw weights and returns the number of bytes."""
     from vlatool.models.diffusion_policy.weights import write_published
 
     write_published(output / WEIGHTS, state, NUMBER, step)
@@ -117,7 +117,7 @@ def _write_weights(output: Path, state: dict[str, Any], step: int) -> int:
 
 
 def _write_average(output: Path, model: DiffusionPolicyConfig, checkpoint: Path, step: int) -> int:
-    """Averaged weights; bytes written."""
+    """Writes averaged weights and returns the number of bytes."""
     from vlatool.models.diffusion_policy.weights import write_published_average
 
     write_published_average(output / AVERAGE, _state(model, checkpoint / EMA), NUMBER, step)
@@ -125,7 +125,7 @@ def _write_average(output: Path, model: DiffusionPolicyConfig, checkpoint: Path,
 
 
 def _state(model: DiffusionPolicyConfig, path: Path) -> dict[str, Any]:
-    """Weights of a run under published names, with what a policy does not use."""
+    """Weights of a run under published names, including those that a policy does not use."""
     from vlatool.models.diffusion_policy.model import DiffusionPolicy
     from vlatool.models.diffusion_policy.weights import export_published
     from vlatool.models.weights import load_weights

@@ -1,4 +1,4 @@
-"""Processes that a launcher has started to do one job together, and which of them this is."""
+"""Process group of a job whose ranks were started by a launcher."""
 
 import os
 from collections.abc import Generator
@@ -10,33 +10,33 @@ from torch import distributed
 from vlatool.errors import VlatoolError
 from vlatool.jobs.job import Ranks
 
-# One may have far more to do than another.
-_PATIENCE = timedelta(hours=24)
+# One rank may have far more work than another.
+_TIMEOUT = timedelta(hours=24)
 
 
 @contextmanager
 def ranks_from_env() -> Generator[Ranks]:
-    """The ranks of `--nproc`, torchrun or accelerate launch; one alone elsewhere.
+    """Ranks of `--nproc`, torchrun or accelerate launch; a single rank without a launcher.
 
-    They exchange nothing but that they have come so far, which needs no GPU.
+    Ranks use a barrier only, which needs no GPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    distributed.init_process_group("gloo", timeout=_PATIENCE)
+    distributed.init_process_group("gloo", timeout=_TIMEOUT)
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size(), _meet)
+        yield Ranks(distributed.get_rank(), distributed.get_world_size(), _barrier)
     finally:
-        # Those that still wait are told by this.
+        # Ends the barrier of ranks that still wait, with an error.
         distributed.destroy_process_group()
 
 
-def _meet() -> None:
+def _barrier() -> None:
     try:
         distributed.barrier()
     except RuntimeError:  # the only sign of a closed connection
         raise VlatoolError(
             f"rank {distributed.get_rank()}: another rank ended before this one",
-            hint="what it says itself is the reason; once mended, the same command goes on",
+            hint="see the error of that rank; once it is fixed, run the same command to resume",
             code="rank.left",
         ) from None

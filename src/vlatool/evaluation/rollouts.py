@@ -1,4 +1,4 @@
-"""Closed-loop success in Gymnasium environments, several of them in lockstep."""
+"""Closed-loop rollouts in Gymnasium environments, several of them in lockstep."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,19 +23,21 @@ from vlatool.storage.atomic import remove_file, write_json
 Env = Any
 _SHEET_FRAMES = 7
 REPORT, SHEET = "report.json", "episodes.png"
+# Key of the instruction in journals of earlier versions.
+_OLD_INSTRUCTION = "told"
 
 
 @dataclass
 class Rollout:
-    """One episode.
+    """Rollout of one episode.
 
     Attributes:
-        seed: Of the start.
-        told: Instruction that the controller was given.
-        success: Whether the environment said so.
-        steps: Actions carried out.
-        info: The environment's last info, JSON-able values only.
-        frames: Rendered pictures, if wanted.
+        seed: Seed of the initial state.
+        instruction: Instruction that the controller got.
+        success: True if the environment reported success.
+        steps: Number of executed actions.
+        info: Last info of the environment, JSON values only.
+        frames: Rendered images uint8 [H, W, 3]; empty if the episode is not rendered.
     """
 
     seed: int
@@ -48,18 +50,18 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Which episodes are run and how they are judged.
+    """Episodes to run and the rules of their end and success.
 
     Attributes:
-        seeds: One per episode.
-        tell: (observation, info) to the instruction that the controller gets.
-        success_key: Info key that tells success; where absent, termination with reward counts.
-        max_steps: Cut, if given.
-        pictured: How many of the first episodes are rendered.
-        parallel: Environments that step together.
-        options: (seed) to options of the environment's reset.
-        ends: (info, told) to whether the episode is over for another reason than the
-            environment's.
+        seeds: Seed of each episode.
+        choose_instruction: (observation, info) to the instruction for the controller.
+        success_key: Info key of success; if absent, termination with a reward counts as success.
+        max_steps: Most steps of an episode; None: the environment's limit.
+        num_rendered: Number of first episodes that are rendered.
+        parallel: Number of environments that step together.
+        options: Seed to options of the environment's reset.
+        is_over: (info, instruction) to True if the episode ends although the environment does not
+            end it.
     """
 
     seeds: Sequence[int]
@@ -69,13 +71,13 @@ class RolloutPlan:
     num_rendered: int = 0
     parallel: int = 25
     options: Callable[[int], dict[str, Any] | None] = lambda seed: None
-    is_over: Callable[[Mapping[str, Any], str], bool] = lambda info, told: False
+    is_over: Callable[[Mapping[str, Any], str], bool] = lambda info, instruction: False
 
 
 class Rollouts:
-    """Runs the episodes of a plan, a group at a time in environments that are made once.
+    """Context manager that runs the episodes of a plan in groups, in the same environments.
 
-    Groups do not know of each other: each has a controller of its own. A context manager.
+    Groups are independent: each has its own controller.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Rollouts:
         self._plan = plan
         self._bar = bar
         self._envs: list[Env] = []
-        self._told, self._successes = 0, 0
+        self._num_reported, self._successes = 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -101,26 +103,27 @@ class Rollouts:
 
     @property
     def groups(self) -> list[range]:
-        """Places in the plan of the episodes that step together."""
+        """Indices in the plan of the episodes that step together."""
         size, count = self._plan.parallel, len(self._plan.seeds)
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def run(self, group: range) -> list[Rollout]:
-        """The episodes of one group."""
+        """Runs the episodes of one group."""
         while len(self._envs) < len(group):
             self._envs.append(self._make_env())
         envs = self._envs[: len(group)]
         lockstep = _Lockstep(envs, self._make_controller(envs[0]), self._plan)
-        seeds = [self._plan.seeds[place] for place in group]
-        return lockstep.run(seeds, max(0, self._plan.num_rendered - group.start), self._tell)
+        seeds = [self._plan.seeds[index] for index in group]
+        num_rendered = max(0, self._plan.num_rendered - group.start)
+        return lockstep.run(seeds, num_rendered, self._report_episode)
 
     def advance_resumed(self, episodes: int) -> None:
-        """Tells of the episodes that an earlier run had done, so that the bar ends at its end."""
-        if episodes > self._told:
-            self._bar.advance(episodes - self._told)
+        """Advances the bar to `episodes`, which include those that an earlier run finished."""
+        if episodes > self._num_reported:
+            self._bar.advance(episodes - self._num_reported)
 
-    def _tell(self, success: bool) -> None:  # noqa: FBT001 - what became of an episode
-        self._told += 1
+    def _report_episode(self, success: bool) -> None:  # noqa: FBT001 - the result of an episode
+        self._num_reported += 1
         self._successes += success
         self._bar.advance(1, successes=self._successes)
 
@@ -131,21 +134,23 @@ def run_rollouts(
     plan: RolloutPlan,
     bar: Progress,
 ) -> list[Rollout]:
-    """Runs every episode of the plan."""
+    """Runs all episodes of the plan."""
     with Rollouts(make_env, make_controller, plan, bar) as rollouts:
-        return [one for group in rollouts.groups for one in rollouts.run(group)]
+        return [rollout for group in rollouts.groups for rollout in rollouts.run(group)]
 
 
 class _Lockstep:
-    """Environments that step together, so that a policy plans for all of them at once."""
+    """Environments that step together, so that a policy runs on one batch of observations."""
 
     def __init__(self, envs: Sequence[Env], controller: Controller, plan: RolloutPlan) -> None:
         self._envs = envs
         self._controller = controller
         self._plan = plan
 
-    def run(self, seeds: Sequence[int], imaged: int, tell: Callable[[bool], None]) -> list[Rollout]:
-        """One episode in each environment; `tell` hears whether it succeeded."""
+    def run(
+        self, seeds: Sequence[int], num_rendered: int, on_end: Callable[[bool], None]
+    ) -> list[Rollout]:
+        """Runs one episode in each environment; calls `on_end(success)` after each."""
         observations: dict[int, EnvObservation] = {}
         rollouts: dict[int, Rollout] = {}
         for number, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
@@ -153,25 +158,28 @@ class _Lockstep:
             observations[number] = observation
             rollouts[number] = Rollout(seed, self._plan.choose_instruction(observation, info))
         while observations:
-            told = {number: rollouts[number].instruction for number in observations}
-            actions = self._controller.act(observations, told)
+            instructions = {number: rollouts[number].instruction for number in observations}
+            actions = self._controller.act(observations, instructions)
             for number, action in actions.items():
                 rollout = rollouts[number]
-                self._image(number, rollout, imaged)
+                is_rendered = number < num_rendered
+                if is_rendered:
+                    self._render(number, rollout)
                 observation, done = self._step(number, action, rollout)
                 observations[number] = observation
                 if done:
-                    self._image(number, rollout, imaged)
+                    if is_rendered:
+                        self._render(number, rollout)
                     del observations[number]
-                    tell(rollout.success)
+                    on_end(rollout.success)
         return list(rollouts.values())
 
     def _step(self, number: int, action: Any, rollout: Rollout) -> tuple[EnvObservation, bool]:
         space = self._envs[number].action_space
         if np.shape(action) != space.shape:
             raise DataError(
-                f"the action is {np.shape(action)}, the environment takes {space.shape}",
-                hint="correct `action`: its parts must fill the environment's action in order",
+                f"the action has shape {np.shape(action)}, the environment takes {space.shape}",
+                hint="correct `action`: its parts in order must fill the environment's action",
                 code="data.action_shape",
             )
         bounded = np.clip(action, space.low, space.high).astype(space.dtype)
@@ -181,35 +189,34 @@ class _Lockstep:
         fallback = terminated and reward > 0
         rollout.success = rollout.success or bool(info.get(self._plan.success_key, fallback))
         limit = self._plan.max_steps
-        cut = limit is not None and rollout.steps >= limit
-        over = terminated or truncated or rollout.success or cut
-        return observation, bool(over or self._plan.is_over(info, rollout.instruction))
+        is_cut = limit is not None and rollout.steps >= limit
+        is_over = terminated or truncated or rollout.success or is_cut
+        return observation, bool(is_over or self._plan.is_over(info, rollout.instruction))
 
-    def _image(self, number: int, rollout: Rollout, imaged: int) -> None:
-        if number < imaged:
-            frame = self._envs[number].render()
-            if frame is not None:
-                rollout.frames.append(np.asarray(frame, np.uint8))
+    def _render(self, number: int, rollout: Rollout) -> None:
+        frame = self._envs[number].render()
+        if frame is not None:
+            rollout.frames.append(np.asarray(frame, np.uint8))
 
 
 class RolloutJob:
-    """The groups of some rollouts; a run that was ended goes on with the next group."""
+    """Job whose items are the groups of the rollouts; an interrupted run resumes at a group."""
 
     def __init__(
-        self, output: Path, record: OutputRecord, rollouts: Rollouts, told: Mapping[str, str]
+        self, output: Path, record: OutputRecord, rollouts: Rollouts, header: Mapping[str, str]
     ) -> None:
-        """Prepares a job.
+        """Creates the job.
 
         Args:
-            output: Folder for report and picture.
-            record: The command and its options.
-            rollouts: Runs a group.
-            told: What the report says besides the figures; its `checkpoint` is a path.
+            output: Folder for the report and the contact sheet.
+            record: Command and options.
+            rollouts: Rollouts to run.
+            header: Values of the report besides the metrics; `checkpoint` is a path.
         """
         self._rollouts = rollouts
-        self._told = told
-        self._done: list[Rollout] = []
-        checkpoint = Path(told["checkpoint"])
+        self._header = header
+        self._finished: list[Rollout] = []
+        checkpoint = Path(header["checkpoint"])
         self.spec: JobSpec[range] = JobSpec(
             output=output,
             record=record,
@@ -217,7 +224,7 @@ class RolloutJob:
             item_name="group",
             plan=plan_digest(record.options),
             work=self._work,
-            # Other weights are other rollouts, whatever else is the same.
+            # Other weights give other rollouts, even with the same options.
             state=lambda group: input_state((checkpoint,), [group.start, group.stop]),
             owned=(REPORT, SHEET),
             places=(output, checkpoint.parent.parent),
@@ -229,27 +236,27 @@ class RolloutJob:
 
     @property
     def items(self) -> Sequence[range]:
-        """Every group."""
+        """All groups."""
         return self._rollouts.groups
 
     def name(self, item: range) -> str:
-        """By its first episode."""
+        """Index of the first episode, six digits."""
         return f"{item.start:06d}"
 
     def inputs(self) -> Mapping[str, Any]:
-        """The checkpoint."""
+        """Inputs of the job: the checkpoint."""
         return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
-        """Nothing: an earlier report stays until there is a new one."""
+        """Keeps the previous report until `finish` replaces it."""
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Puts the rollouts together and draws them."""
+        """Writes the report and the contact sheet."""
         del run
         for receipt in receipts:
-            self._done += _rollouts_of(receipt)
-        self._rollouts.advance_resumed(len(self._done))
-        rows = sheet_rows(self._done)
+            self._finished += _rollouts_of(receipt)
+        self._rollouts.advance_resumed(len(self._finished))
+        rows = sheet_rows(self._finished)
         if rows:
             save_contact_sheet(self.spec.output / SHEET, rows)
         else:
@@ -264,69 +271,73 @@ class RolloutJob:
         return self.report()
 
     def report(self) -> dict[str, Any]:
-        """Figures, and where they come from."""
-        is_drawn = any(one.frames for one in self._done)
+        """Metrics, and the checkpoint and environment that they are of."""
+        has_sheet = any(rollout.frames for rollout in self._finished)
         return {
-            **self._told,
-            "picture": str(self.spec.output / SHEET) if is_drawn else None,
+            **self._header,
+            "picture": str(self.spec.output / SHEET) if has_sheet else None,
             "report": str(self.spec.output / REPORT),
-            **rollout_report(self._done),
+            **rollout_report(self._finished),
         }
 
     def _work(self, group: range) -> Receipt:
-        done = self._rollouts.run(group)
+        rollouts = self._rollouts.run(group)
         frames = {
-            f"{place}.{number}": frame
-            for place, one in enumerate(done)
-            for number, frame in enumerate(one.frames)
+            f"{index}.{number}": frame
+            for index, rollout in enumerate(rollouts)
+            for number, frame in enumerate(rollout.frames)
         }
-        info = [{**vars(one), "frames": len(one.frames)} for one in done]
-        counts = {"successes": sum(one.success for one in done), "rollouts": len(done)}
-        return Receipt("", counts=counts, facts={"rollouts": info}, arrays=frames)
+        rows = [{**vars(rollout), "frames": len(rollout.frames)} for rollout in rollouts]
+        successes = sum(rollout.success for rollout in rollouts)
+        counts = {"successes": successes, "rollouts": len(rollouts)}
+        return Receipt("", counts=counts, facts={"rollouts": rows}, arrays=frames)
 
 
 def _rollouts_of(receipt: Receipt) -> Iterator[Rollout]:
-    for place, info in enumerate(receipt.facts["rollouts"]):
-        frames = [receipt.arrays[f"{place}.{number}"] for number in range(info["frames"])]
-        yield Rollout(**{**info, "frames": frames})
+    """Yields the rollouts of a group from its receipt."""
+    for index, stored in enumerate(receipt.facts["rollouts"]):
+        row = dict(stored)
+        if _OLD_INSTRUCTION in row:
+            row["instruction"] = row.pop(_OLD_INSTRUCTION)
+        row["frames"] = [receipt.arrays[f"{index}.{number}"] for number in range(row["frames"])]
+        yield Rollout(**row)
 
 
 def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Success with its confidence interval, overall and per instruction."""
+    """Success rate with its confidence interval, overall and per instruction."""
     by_instruction: dict[str, list[bool]] = {}
-    for one in rollouts:
-        by_instruction.setdefault(one.instruction, []).append(one.success)
+    for rollout in rollouts:
+        by_instruction.setdefault(rollout.instruction, []).append(rollout.success)
+    keys = ("seed", "instruction", "success", "steps", "info")
     return {
-        **success_report([one.success for one in rollouts]),
-        "mean_steps": float(np.mean([one.steps for one in rollouts])),
+        **success_report([rollout.success for rollout in rollouts]),
+        "mean_steps": float(np.mean([rollout.steps for rollout in rollouts])),
         "per_instruction": {
-            told: success_report(results) for told, results in sorted(by_instruction.items())
+            instruction: success_report(successes)
+            for instruction, successes in sorted(by_instruction.items())
         },
-        "rollouts": [
-            {"seed": one.seed, "told": one.instruction, "success": one.success, "steps": one.steps}
-            | {"info": one.info}
-            for one in rollouts
-        ],
+        "rollouts": [{key: getattr(rollout, key) for key in keys} for rollout in rollouts],
     }
 
 
 def sheet_rows(
     rollouts: Sequence[Rollout], verdict: Callable[[Rollout], tuple[str, bool]] | None = None
 ) -> list[SheetRow]:
-    """Rows of a contact sheet: a few frames of each pictured episode, evenly spread.
+    """Rows of a contact sheet: evenly spaced frames of each rendered episode.
 
     Args:
-        rollouts: Those without frames are left out.
-        verdict: What is written at the end of a row, and whether it is good news.
+        rollouts: Rollouts; those without frames are left out.
+        verdict: Rollout to the text at the end of its row, and True if that is good.
     """
     rows: list[SheetRow] = []
-    for one in rollouts:
-        if one.frames:
-            last = len(one.frames) - 1
+    for rollout in rollouts:
+        if rollout.frames:
+            last = len(rollout.frames) - 1
             chosen = [round(i * last / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)]
-            word, good = verdict(one) if verdict else _success(one)
-            frames = [one.frames[i] for i in chosen]
-            rows.append(SheetRow(f"{one.instruction}  ({one.steps} steps)", word, good, frames))
+            text, is_good = verdict(rollout) if verdict else _success(rollout)
+            frames = [rollout.frames[i] for i in chosen]
+            label = f"{rollout.instruction}  ({rollout.steps} steps)"
+            rows.append(SheetRow(label, text, is_good, frames))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""How a tokenizer's pictures were prepared, as it stands beside its weights."""
+"""Preprocessing of a tokenizer's images, as stored beside its weights."""
 
 from typing import Any
 
@@ -11,56 +11,57 @@ from vlatool.models.foreign import find_weights
 
 
 def read_preprocessing(location: str, size: int | None) -> ImagePreprocessing:
-    """The rule of a run or a published folder, without chance; of a file the default one.
+    """Preprocessing of a run or a published folder without its random part; of a file the default.
 
     Args:
         location: As for `open_tokenizer`.
-        size: S; None for that of the rule.
+        size: Image side of the tokenizer in pixels; None: that of the stored preprocessing.
 
     Raises:
-        DataError: Nothing is there, or the rule is broken or for another size.
+        DataError: There are no weights, or the preprocessing is broken or for another size.
     """
-    return _rule(location, _told(location), size)
+    return _preprocessing(location, _stored_keys(location), size)
 
 
 def resize_rule(location: str, size: int) -> ImagePreprocessing | None:
-    """How pictures of other sizes become those of training; None where nothing says it.
+    """Preprocessing that resizes images of other sizes; None if no resize is stored.
 
     Raises:
         DataError: As `read_preprocessing`.
     """
-    told = _told(location)
-    rule = _rule(location, told, size)
-    return rule if "resize_shorter_edge" in told else None
+    keys = _stored_keys(location)
+    preprocessing = _preprocessing(location, keys, size)
+    return preprocessing if "resize_shorter_edge" in keys else None
 
 
-def _told(location: str) -> dict[str, Any]:
-    """The keys that stand beside the weights."""
-    found = find_weights(location)
-    told: object = {}
-    if found.run is not None:
-        told = read_preprocessing_config(found.run)
-    elif found.published is not None:
-        dataset = found.published.get("dataset")
-        told = dataset.get("preprocessing") if isinstance(dataset, dict) else None
-    keys = told if isinstance(told, dict) else {}
-    return {key: one for key, one in keys.items() if key in ImagePreprocessing.model_fields}
+def _stored_keys(location: str) -> dict[str, Any]:
+    """Keys of the preprocessing that is stored beside the weights."""
+    weights = find_weights(location)
+    stored: object = {}
+    if weights.run is not None:
+        stored = read_preprocessing_config(weights.run)
+    elif weights.published is not None:
+        dataset = weights.published.get("dataset")
+        stored = dataset.get("preprocessing") if isinstance(dataset, dict) else None
+    keys = stored if isinstance(stored, dict) else {}
+    return {key: value for key, value in keys.items() if key in ImagePreprocessing.model_fields}
 
 
-def _rule(location: str, told: dict[str, Any], size: int | None) -> ImagePreprocessing:
+def _preprocessing(location: str, keys: dict[str, Any], size: int | None) -> ImagePreprocessing:
     try:
-        rule = ImagePreprocessing.model_validate({"crop_size": size, **told})
+        preprocessing = ImagePreprocessing.model_validate({"crop_size": size, **keys})
     except ValidationError as error:
-        raise _broken_rule(location, str(error.errors()[0]["msg"])) from None
-    if size not in (None, rule.crop_size):
-        raise _broken_rule(location, f"crop_size {rule.crop_size}, the tokenizer takes {size}")
-    return rule.without_randomness()
+        raise _config_error(location, str(error.errors()[0]["msg"])) from None
+    crop_size = preprocessing.crop_size
+    if size not in (None, crop_size):
+        raise _config_error(location, f"crop_size is {crop_size}, the tokenizer takes {size}")
+    return preprocessing.without_randomness()
 
 
-def _broken_rule(location: str, reason: str) -> DataError:
+def _config_error(location: str, reason: str) -> DataError:
     return DataError(
-        f"{location}: its rule of preprocessing: {reason}",
-        hint="copy it again from where it was trained",
+        f"{location}: broken stored preprocessing: {reason}",
+        hint="copy the preprocessing from the original run or download again",
         code="data.broken_config",
         details={"path": location},
     )

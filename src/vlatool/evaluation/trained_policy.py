@@ -1,4 +1,4 @@
-"""A policy from a run folder or checkpoint: its configuration, weights and normalisation."""
+"""Trained policy of a run or checkpoint: configuration, weights and assets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """A loaded policy.
+    """Loaded policy.
 
     Attributes:
-        policy: Acts.
-        run: Its run folder, of any scheme.
-        checkpoint: The checkpoint it came from, there.
+        policy: Policy on its device.
+        run: Run folder, of any scheme.
+        checkpoint: Checkpoint of the weights in that folder.
         weights: `ema` or `raw`.
-        config: The run's configuration.
-        kept: What its kind of data kept: scales, frames per second.
+        config: Configuration of the run.
+        assets: Assets of the data kind: normalization, frames per second.
     """
 
     policy: "RoboticsPolicy"
@@ -45,9 +45,9 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
     """Loads a policy.
 
     Raises:
-        UsageError: No location, or averaged weights are asked for and there are none.
-        DataError: There is no checkpoint, a file of it is not as it was written, or it does not fit
-            its configuration.
+        UsageError: The location is empty, or `ema` was requested and there are no averaged weights.
+        DataError: There is no checkpoint, a file of it is damaged, or it does not match its
+            configuration.
     """
     import torch
 
@@ -59,14 +59,14 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
             hint="give a run folder of `vlatool train`",
             code="usage.missing_key",
         )
-    origin = find_checkpoint(pinned(location))
-    run, checkpoint = local_run(*origin, FileCache(default_cache_folder()))
+    source = find_checkpoint(pinned(location))
+    run, checkpoint = local_run(*source, FileCache(default_cache_folder()))
     manifest = CheckpointManifest.read(checkpoint)
-    manifest.check(checkpoint, None if run is origin[0] else manifest.acting())
+    manifest.check(checkpoint, None if run is source[0] else manifest.acting())
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
-    kept = config.data_kind.load_assets(config.data, run.root)
-    run.check_assets(origin[0].kept_files())
+    assets = config.data_kind.load_assets(config.data, run.root)
+    run.check_assets(source[0].kept_files())
     model_type = config.model_type
     chosen = _weights(checkpoint, manifest, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,20 +79,21 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
                 part.module, checkpoint / (averaged if is_averaged else part_weights(name))
             )
             parts[name] = part.module.to(device).eval()
-    policy = model_type.policy(config.model, parts, kept, run.root)
+    policy = model_type.policy(config.model, parts, assets, run.root)
     if policy is None:
         raise DataError(
-            f"{location}: the model type {model_type.name!r} is no policy", code="data.no_policy"
+            f"{location}: the model type {model_type.name!r} is not a policy",
+            code="data.no_policy",
         )
-    return TrainedPolicy(policy, *origin, chosen, config, kept)
+    return TrainedPolicy(policy, *source, chosen, config, assets)
 
 
-def _weights(checkpoint: Path, manifest: CheckpointManifest, wanted: Weights) -> str:
-    averaged = EMA in manifest.files
-    if wanted == "ema" and not averaged:
+def _weights(checkpoint: Path, manifest: CheckpointManifest, requested: Weights) -> str:
+    has_averaged = EMA in manifest.files
+    if requested == "ema" and not has_averaged:
         raise UsageError(
-            f"{checkpoint}: holds no averaged weights",
+            f"{checkpoint}: has no averaged weights",
             hint="use --weights raw",
             code="usage.no_ema",
         )
-    return "ema" if averaged and wanted != "raw" else "raw"
+    return "ema" if has_averaged and requested != "raw" else "raw"

@@ -149,7 +149,7 @@ class EncodeJob:
             title=f"encode {config.data}",
             item_name="episode",
             plan=plan_digest(options),
-            work=self.pipeline.one,
+            work=self.pipeline.encode,
             state=found.state,
             owned=(*OWNED_FILES[config.layout], f"{CHECKS_NAME}/*/*.png"),
             places=(place, output),

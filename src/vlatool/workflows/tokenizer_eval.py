@@ -206,7 +206,7 @@ def _result(
     return TokenizerEvalResult(
         checkpoint=str(tokenizer.path),
         data=config.data,
-        pictures=measured.pictures,
+        pictures=measured.num_images,
         dropped=measured.dropped,
         figures=measured.metrics,
         not_measured={**judges.missing, **without},
