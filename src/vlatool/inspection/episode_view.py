@@ -1,7 +1,7 @@
-"""What a page shows of an episode: recorded, or put together again from a tar of its samples.
+"""View of an episode for a page: of a raw episode, or of one assembled from a tar of its samples.
 
-Whatever is broken becomes a sentence. Legend of shapes: S recorded positions (all frames, or the
-anchors that have a sample), T steps of a window, C channels.
+Errors become sentences of the view. Legend of shapes: S positions (all frames, or the anchors that
+have a sample), C dimensions of a field.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,27 +28,27 @@ from vlatool.inspection.sample_view import chosen_fields, rate
 from vlatool.transforms.relative import actual_field
 
 _STRIP_FRAMES = 8
-_USUAL_RATE = 10.0
+_DEFAULT_FPS = 10.0
 _FIELD_KEYS = ("action_fields", "proprioception_fields")
 
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """What is shown of an episode.
+    """Contents of an episode to show.
 
     Attributes:
-        name: Its id.
-        facts: Name to value, shown as labels.
+        name: Id of the episode.
+        info: Name to value, shown as labels.
         fps: Frames per second.
-        frames: Frame number of each position, int [S].
+        frames: Frame of each position, int [S].
         shown: Positions in the strip, ascending.
-        cameras: Camera to one shot per shown position.
+        cameras: Camera to one view per shown position.
         actions: Action field to values [S, C].
         proprioception: Proprioception field to values [S, C].
         tracks: End effectors over the positions.
         language: Kind of annotation to sentences.
-        problems: What could not be shown, and why.
-        names: Of the channels of fields, where they are recorded.
+        problems: Messages about contents that cannot be shown.
+        names: Recorded names of the dimensions of fields.
     """
 
     name: str
@@ -71,7 +71,7 @@ class EpisodeView:
 
 
 def view_episode(episode: Episode) -> EpisodeView:
-    """A raw episode; the pictures of its strip are decoded."""
+    """View of a raw episode; decodes the images of its strip."""
     shown = _shown_positions(episode.num_frames)
     numbers = lowdim_columns(episode.lowdim, episode.num_frames)
     actions, proprioception = policy_fields(
@@ -88,7 +88,7 @@ def view_episode(episode: Episode) -> EpisodeView:
         fps=episode.fps,
         frames=np.arange(episode.num_frames),
         shown=shown,
-        cameras={name: _shots(episode, name, shown) for name in episode.cameras},
+        cameras={name: _views(episode, name, shown) for name in episode.cameras},
         actions=actions,
         proprioception=proprioception,
         tracks=pose_tracks(numbers, _pose_fields(episode)),
@@ -99,21 +99,21 @@ def view_episode(episode: Episode) -> EpisodeView:
 
 
 def view_episode_tar(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | None:
-    """The episode whose samples these are; None where they are not of one episode.
+    """View of the episode that the samples of a tar are from; None if they are from several.
 
     Args:
-        tar: The samples.
-        options: preprocessing_config.yaml; empty when unknown.
+        tar: Samples.
+        options: preprocessing_config.yaml; empty if unknown.
     """
-    found = _one_episode(tar)
-    if found is None:
+    keys_by_anchor = _one_episode(tar)
+    if keys_by_anchor is None:
         return None
     problems: list[str] = []
-    rows = _anchor_rows(tar, found, problems)
+    rows = _anchor_rows(tar, keys_by_anchor, problems)
     if not rows:
         return None
     anchors = sorted(rows)
-    keys = [found[anchor] for anchor in anchors]
+    keys = [keys_by_anchor[anchor] for anchor in anchors]
     numbers = _columns([rows[anchor] for anchor in anchors])
     with tar.reading(keys[0]) as first:
         metadata, language = first.metadata(), first.language()
@@ -122,7 +122,7 @@ def view_episode_tar(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView 
     shown = _shown_positions(len(anchors))
     fps = rate(metadata, options)
     if fps is None:
-        problems.append(f"the rate is not recorded; times are those of {_USUAL_RATE:g} fps")
+        problems.append(f"the frame rate is not recorded; times assume {_DEFAULT_FPS:g} fps")
     return EpisodeView(
         name=str(metadata.get("episode_id")),
         info={
@@ -131,7 +131,7 @@ def view_episode_tar(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView 
             "episode length": metadata.get("original_episode_length"),
             "fps": "" if fps is None else f"{fps:g}",
         },
-        fps=fps or _USUAL_RATE,
+        fps=fps or _DEFAULT_FPS,
         frames=np.array(anchors),
         shown=shown,
         cameras=_strips(tar, [keys[position] for position in shown]),
@@ -145,12 +145,12 @@ def view_episode_tar(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView 
 
 
 def _shown_positions(count: int) -> list[int]:
-    """Positions for the strip: the first, the last, and evenly between."""
+    """Positions in the strip: the first, the last, and evenly spaced ones between."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(_STRIP_FRAMES, count)).tolist()})
 
 
 def _pose_fields(episode: Episode) -> dict[str, str]:
-    """EvalResult position field to measured rotation field."""
+    """Measured position field to measured rotation field."""
     groups = {
         actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
         or group.rotation_key
@@ -159,7 +159,7 @@ def _pose_fields(episode: Episode) -> dict[str, str]:
     return groups or position_fields(episode.lowdim)
 
 
-def _shots(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
+def _views(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
     calibration = episode.calibration.get(camera)
     intrinsics = None if calibration is None else calibration.intrinsics
     extrinsics = None if calibration is None else calibration.extrinsics
@@ -174,7 +174,7 @@ def _shots(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameVie
 
 
 def _one_episode(tar: OpenShard) -> dict[int, str] | None:
-    """Anchor frame to key, when all samples with readable metadata are of one episode."""
+    """Anchor to key, if all samples with readable metadata are from one episode; else None."""
     anchors: dict[int, str] = {}
     episodes: set[str] = set()
     for key in tar.keys:
@@ -196,7 +196,7 @@ def _one_episode(tar: OpenShard) -> dict[int, str] | None:
 def _anchor_rows(
     tar: OpenShard, keys: Mapping[int, str], problems: list[str]
 ) -> dict[int, dict[str, Array]]:
-    """Anchor frame to the row of each field at the anchor; broken samples become problems."""
+    """Anchor to the row of each field at the anchor; broken samples are added to `problems`."""
     rows: dict[int, dict[str, Array]] = {}
     for frame, key in keys.items():
         try:
@@ -212,7 +212,7 @@ def _anchor_rows(
 
 
 def _columns(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Fields [S, C] that all rows have, equally wide."""
+    """Fields [S, C] that all rows have with the same width."""
     return {
         name: np.stack([row[name] for row in rows])
         for name, first in rows[0].items()
@@ -221,25 +221,25 @@ def _columns(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 
 
 def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
-    """Configured fields; of those relative to an anchor, what they were made from."""
-    plain = ((name, name.removesuffix("_relative")) for name in map(str, names))
-    return [base if base in known else name for name, base in plain]
+    """Configured fields; for a relative one its absolute field, if that is in `known`."""
+    pairs = ((name, name.removesuffix("_relative")) for name in map(str, names))
+    return [absolute if absolute in known else name for name, absolute in pairs]
 
 
 def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
-    """Camera to its picture nearest to the anchor of each sample."""
+    """Camera to the image nearest to the anchor of each sample."""
     strips: dict[str, list[FrameView]] = {}
     with tar.reading(keys[0]) as first:
         views = first.views()
     for camera in dict.fromkeys(camera for camera, _ in views):
-        offset = min((at for name, at in views if name == camera), key=abs)
+        offset = min((offset for name, offset in views if name == camera), key=abs)
         strips[camera] = [_stored(tar, key, (camera, offset)) for key in keys]
     return strips
 
 
 def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> FrameView:
     with tar.reading(key) as sample:
-        wanted = (f"rescaled_intrinsics.{view[0]}", f"extrinsics.{view[0]}")
-        arrays = sample.arrays([name for name in sample.array_headers() if name in wanted])
+        names = (f"rescaled_intrinsics.{view[0]}", f"extrinsics.{view[0]}")
+        arrays = sample.arrays([name for name in sample.array_headers() if name in names])
         step = sample.metadata().get("anchor_relative_idx", 0)
         return stored_view(sample, view, arrays, step + view[1])

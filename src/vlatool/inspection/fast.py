@@ -1,4 +1,4 @@
-"""What is in a FAST folder: the tokenizer, the profile it was fitted with, what it is worth."""
+"""Report of a FAST folder: the tokenizer, the profile it was fitted with, and its quality."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,18 +21,18 @@ from vlatool.inspection.report import (
 
 @dataclass(frozen=True)
 class FastReport:
-    """What is in a FAST folder.
+    """Contents of a FAST folder.
 
     Attributes:
-        folder: Where.
-        ids: Size of the vocabulary; 0 where it cannot be read.
+        folder: Path of the folder.
+        ids: Size of the vocabulary; 0 if the tokenizer cannot be read.
         scale: Coefficients per unit.
-        lowest: The coefficient with code point 0.
-        digest: Of what decides the ids.
-        code: Files of code that lie there and are not run.
-        profile: What the actions were normalised with; None where the folder does not say.
-        fitted: What was measured when it was fitted; empty where the folder does not say.
-        findings: What is broken or missing, with `code` and `message`.
+        lowest: Coefficient with code point 0.
+        digest: Digest of all that determines the ids.
+        code: Files of code in the folder, which are not run.
+        profile: Normalization of the actions; None if it is not stored.
+        fitted: Report of the fit; empty if it is not stored.
+        findings: Broken or missing files, with `code` and `message`.
     """
 
     folder: str
@@ -47,16 +47,16 @@ class FastReport:
     kind: str = "fast"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
-        told = None if self.profile is None else self.profile.document()
-        return asdict(self) | {"profile": told, "code": list(self.code)}
+        """Report as JSON values."""
+        profile = None if self.profile is None else self.profile.document()
+        return asdict(self) | {"profile": profile, "code": list(self.code)}
 
     def headline(self) -> str:
-        """What it is, in a few words."""
-        return f"an action tokenizer of {self.ids} ids"
+        """Summary in one line."""
+        return f"action tokenizer with {self.ids} ids"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
+        """Report as blocks of text."""
         info: dict[str, object] = {
             "rounding step": f"1 / {self.scale:g}",
             "lowest coefficient": self.lowest,
@@ -71,7 +71,7 @@ class FastReport:
             "chunks fitted on": self.fitted.get("fitted_on"),
             "ids per chunk": quality.get("ids_per_chunk"),
             "values per id": quality.get("values_per_id"),
-            "share that comes back exactly": quality.get("exact"),
+            "share of values decoded exactly": quality.get("exact"),
         }
         return {
             name: number_text(value)
@@ -82,18 +82,18 @@ class FastReport:
     def _dimensions(self) -> str:
         if self.profile is None:
             return ""
-        known = self.profile
+        profile = self.profile
         rows = [
-            (name, *(number_text(float(one)) for one in (center, spread)), _raw(known, name))
-            for name, center, spread in zip(
-                known.dimensions, known.center, known.spread, strict=True
+            (name, number_text(float(center)), number_text(float(scale)), _raw(profile, name))
+            for name, center, scale in zip(
+                profile.dimensions, profile.center, profile.spread, strict=True
             )
         ]
-        return table(f"Profile {known.name}", ("dimension", "minus", "divided by", ""), rows)
+        return table(f"Profile {profile.name}", ("dimension", "minus", "divided by", ""), rows)
 
 
 def inspect_fast(location: Path) -> FastReport:
-    """Reads the tokenizer, the profile and the report beside it."""
+    """Reads the tokenizer, its profile and the report of its fit."""
     findings = Problems()
     tokenizer = findings.read(read_fast, location)
     profile, fitted = None, None
@@ -115,4 +115,4 @@ def inspect_fast(location: Path) -> FastReport:
 
 
 def _raw(profile: NormalizationProfile, name: str) -> str:
-    return "as it is" if name in profile.raw else ""
+    return "unchanged" if name in profile.raw else ""

@@ -1,6 +1,6 @@
-"""What is known of a low-dimensional field: width, range, which dimensions never change, its use.
+"""Summaries of fields: width, range, constant dimensions; and the fields of a policy.
 
-Legend of shapes: F frames, S rows of any kind, C channels of a field. Source: formats/spartan 2;
+Legend of shapes: F frames, C dimensions of a field. Source: formats/spartan 2;
 formats/lbm 2.2.
 """
 
@@ -20,29 +20,29 @@ from vlatool.transforms.normalize import constant_dimensions
 
 Numbers = tuple[float | None, ...]
 
-# A page that draws every field of a robot is not read.
-_MOST_FIELDS = 12
+# Most fields in the charts of a page; a robot may have far more.
+_MAX_FIELDS = 12
 _POSE = re.compile("__(poses|grippers)__")
-# Of the constant dimensions, in a table.
-_MOST_NAMES = 6
+# Most names of constant dimensions in a table.
+_MAX_NAMES = 6
 
 
 @dataclass(frozen=True)
 class FieldSummary:
-    """One field over all episodes or samples; tuples have one entry per dimension.
+    """Summary of a field over all episodes or samples; tuples have one entry per dimension.
 
     Attributes:
-        name: The field.
-        dtype: Its types, `text` for sentences.
+        name: Name of the field.
+        dtype: Types of its values, `text` for sentences.
         width: C; 0 for text.
         constant: Dimensions that never change.
-        min: Smallest values; None where there is none.
+        min: Smallest values; None for a dimension without a finite value.
         max: Largest values.
         mean: Means.
-        std: Standard deviations; empty where they were not computed.
-        episodes: How many episodes have it; None where that is not known.
+        std: Standard deviations; empty if they were not computed.
+        episodes: Number of episodes that have the field; None if unknown.
         example: A value of a text field.
-        names: Of the dimensions, where they are known.
+        names: Names of the dimensions; empty if unknown.
     """
 
     name: str
@@ -58,30 +58,30 @@ class FieldSummary:
     names: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """The facts for programs."""
+        """Summary as JSON values."""
         return {key: value for key, value in asdict(self).items() if value not in (None, "")}
 
     @property
     def constant_text(self) -> str:
-        """How many dimensions are constant, and which."""
+        """Number and names of the constant dimensions as text."""
         if not self.constant:
             return "-"
         if len(self.constant) >= self.width:
             return "all"
         if not self.names:
             return f"{len(self.constant)} ({indices_text(self.constant)})"
-        parts = _names_text([self.names[at] for at in self.constant])
-        shown = [*parts[:_MOST_NAMES], *(["..."] if parts[_MOST_NAMES:] else [])]
+        parts = _names_text([self.names[index] for index in self.constant])
+        shown = [*parts[:_MAX_NAMES], *(["..."] if parts[_MAX_NAMES:] else [])]
         return f"{len(self.constant)} ({', '.join(shown)})"
 
     @property
     def dimensions_text(self) -> str:
-        """What the dimensions are called."""
+        """Names of the dimensions as text."""
         return ", ".join(_names_text(self.names))
 
 
 class FieldRange:
-    """Range and mean of a field while its episodes pass by; the episodes are not kept."""
+    """Accumulator of range and mean of a field over episodes; the episodes are not stored."""
 
     def __init__(self, name: str, values: Array, recorded: Names) -> None:
         self.name = name
@@ -97,7 +97,7 @@ class FieldRange:
         self._count = np.zeros(self.width)
 
     def add(self, values: Array) -> str:
-        """Takes in [F, C], or text [F]; returns what is odd about it, else nothing."""
+        """Adds values [F, C], or text [F]; returns a warning about them, or an empty string."""
         self.episodes += 1
         if self.is_text != (values.dtype.kind == "U"):
             return "is text in some episodes and numbers in others"
@@ -110,7 +110,7 @@ class FieldRange:
         return self._add_numbers(values.astype(np.float64))
 
     def info(self) -> FieldSummary:
-        """What was seen."""
+        """Summary of all values so far."""
         if self.is_text:
             example = next(iter(self._texts), "")
             return FieldSummary(self.name, "text", 0, episodes=self.episodes, example=example)
@@ -141,7 +141,7 @@ class FieldRange:
 def summary_of_statistics(
     name: str, entry: Mapping[str, Any], recorded: Names
 ) -> FieldSummary | None:
-    """The facts in an entry of stats.json; None where it does not hold them."""
+    """Summary of a field from its entry in stats.json; None if that is broken."""
     try:
         mean = np.asarray(entry["mean"], np.float64)
         values = {key: np.asarray(entry[key], np.float64) for key in ("min", "max")}
@@ -164,7 +164,7 @@ def summary_of_statistics(
 
 
 def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
-    """The fields of numbers with `rows` rows among some arrays, as [rows, C]."""
+    """Arrays that are fields of numbers with `rows` rows, as [rows, C]."""
     return {
         name: values.reshape(rows, -1)
         for name, values in arrays.items()
@@ -180,27 +180,27 @@ def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
 def policy_fields(
     known: Mapping[str, Array], actions: Sequence[str], proprioception: Sequence[str]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The action and the proprioception fields to draw, at most twelve of each.
+    """Action and proprioception fields for charts, at most twelve of each.
 
     Args:
-        known: Fields that are there.
-        actions: Configured names; a `_relative` one stands for its field where that is missing.
+        known: Fields to select from.
+        actions: Configured names; a missing `_relative` field is replaced by its absolute field.
         proprioception: Configured names.
     """
     names = list(known)
     chosen = [
-        _configured(wanted, names) or _named(prefix, names)
-        for wanted, prefix in ((actions, "robot__action"), (proprioception, "robot__actual"))
+        _configured(configured, names) or _named(prefix, names)
+        for configured, prefix in ((actions, "robot__action"), (proprioception, "robot__actual"))
     ]
     if not any(chosen):
         chosen[0] = [name for name in names if "action" in name]
         chosen[1] = [name for name in names if name not in chosen[0]]
-    first, second = ({name: known[name] for name in some[:_MOST_FIELDS]} for some in chosen)
+    first, second = ({name: known[name] for name in group[:_MAX_FIELDS]} for group in chosen)
     return first, second
 
 
 def unit(field: str) -> str:
-    """The unit where the format fixes one."""
+    """Unit of a field if the format defines one, else an empty string."""
     plain = field.removesuffix("_relative")
     is_length = plain.startswith("robot__") and (
         plain.endswith("__xyz") or ("__grippers__" in plain and plain.endswith("panda_hand"))
@@ -209,14 +209,14 @@ def unit(field: str) -> str:
 
 
 def source_field_table(fields: Sequence[FieldSummary]) -> str:
-    """Fields of raw episodes, one row each."""
+    """Table of fields of raw episodes, one row per field."""
     header = ("name", "width", "dtype", "range", "constant dimensions")
     rows = (
         (
             field.name,
             field.width or "-",
             field.dtype,
-            f'"{field.example}"' if field.dtype == "text" else _extremes(field),
+            f'"{field.example}"' if field.dtype == "text" else _range(field),
             field.constant_text,
         )
         for field in fields
@@ -225,13 +225,13 @@ def source_field_table(fields: Sequence[FieldSummary]) -> str:
 
 
 def statistics_field_table(fields: Sequence[FieldSummary]) -> str:
-    """Fields of training samples, one row each."""
+    """Table of fields of training samples, one row per field."""
     header = ("name", "width", "range", "mean", "std", "constant dimensions")
     rows = (
         (
             field.name,
             field.width,
-            _extremes(field),
+            _range(field),
             range_text(field.mean),
             range_text(field.std),
             field.constant_text,
@@ -242,7 +242,7 @@ def statistics_field_table(fields: Sequence[FieldSummary]) -> str:
 
 
 def dimensions_table(fields: Sequence[FieldSummary]) -> str:
-    """What a recording calls the dimensions of its fields, one row each."""
+    """Table of the recorded names of dimensions, one row per field."""
     rows = [
         (field.name, field.dimensions_text)
         for field in fields
@@ -252,35 +252,37 @@ def dimensions_table(fields: Sequence[FieldSummary]) -> str:
 
 
 def _names_text(names: Sequence[str]) -> list[str]:
-    """Names of dimensions; those of a group that count on are taken together: `left_arm.0-6`."""
+    """Names of dimensions; consecutive numbers of a group become a range: `left_arm.0-6`."""
     runs: list[tuple[str, list[int]]] = []
     for name in names:
         group, _, number = name.rpartition(".")
-        at = int(number) if group and number.isdecimal() else -1
-        if at > 0 and runs and runs[-1][0] == group and runs[-1][1][-1] == at - 1:
-            runs[-1][1].append(at)
+        index = int(number) if group and number.isdecimal() else -1
+        if index > 0 and runs and runs[-1][0] == group and runs[-1][1][-1] == index - 1:
+            runs[-1][1].append(index)
         else:
-            runs.append((group, [at]) if at >= 0 else (name, []))
+            runs.append((group, [index]) if index >= 0 else (name, []))
     return [
-        f"{stem}.{inner[0]}-{inner[-1]}" if inner[1:] else ".".join([stem, *map(str, inner)])
-        for stem, inner in runs
+        f"{group}.{indices[0]}-{indices[-1]}"
+        if indices[1:]
+        else ".".join([group, *map(str, indices)])
+        for group, indices in runs
     ]
 
 
 def _known_names(name: str, width: int, recorded: Names) -> tuple[str, ...]:
-    """The names of the dimensions; none where they are but numbers."""
+    """Names of the dimensions; empty if they are just numbers."""
     names = tuple(dimension_names(name, width, recorded))
     return () if names == tuple(map(str, range(width))) else names
 
 
-def _extremes(field: FieldSummary) -> str:
+def _range(field: FieldSummary) -> str:
     return range_text([*field.min, *field.max])
 
 
 def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
     try:
         return tuple(np.flatnonzero(constant_dimensions(statistics, name)).tolist())
-    except DataError:  # a range that is not finite is shown as it is
+    except DataError:  # a range that is not finite has no constant dimensions
         return ()
 
 
@@ -288,15 +290,15 @@ def _numbers(values: Array) -> Numbers:
     return tuple(value if np.isfinite(value) else None for value in values.tolist())
 
 
-def _configured(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+def _configured(configured: Sequence[str], names: Sequence[str]) -> list[str]:
     known = set(names)
     candidates = (
-        name if name in known else name.removesuffix("_relative") for name in map(str, wanted)
+        name if name in known else name.removesuffix("_relative") for name in map(str, configured)
     )
     return [name for name in dict.fromkeys(candidates) if name in known]
 
 
 def _named(prefix: str, names: Sequence[str]) -> list[str]:
-    """Fields by the beginning of their name, poses and grippers first."""
-    found = [name for name in names if name.startswith(prefix)]
-    return sorted(found, key=lambda name: name.endswith("_relative") or not _POSE.search(name))
+    """Fields whose names start with `prefix`, poses and grippers first."""
+    fields = [name for name in names if name.startswith(prefix)]
+    return sorted(fields, key=lambda name: name.endswith("_relative") or not _POSE.search(name))

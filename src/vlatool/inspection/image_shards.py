@@ -1,4 +1,4 @@
-"""What is in image shards, or in one of them."""
+"""Report of a folder of image shards, or of one shard."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -44,19 +44,19 @@ _SHOWN_OPTIONS = (
 
 @dataclass(frozen=True)
 class ImageShardsReport:
-    """What is in a folder of image shards, or in one.
+    """Contents of a folder of image shards, or of one shard.
 
     Attributes:
-        folder: The folder, or the one tar.
-        shards: How many tars there are.
-        pictures: In all of them; None where no manifest says so.
-        bytes: Size of the tars.
-        first: The first picture: format and size; None where none can be read.
-        metadata: What stands beside it.
-        train: Shards on the list for training; None without one.
-        val: Shards on the list for validation; None without one.
-        options: How the pictures were made; empty where nobody knows.
-        findings: What is broken or missing, with `code` and `message`.
+        folder: Path of the folder, or of the one tar.
+        shards: Number of tars.
+        pictures: Number of images in all of them; None without a manifest.
+        bytes: Total size of the tars.
+        first: Format and size of the first image; None if it cannot be read.
+        metadata: Metadata of the first image.
+        train: Number of shards on the list for training; None without a list.
+        val: Number of shards on the list for validation; None without a list.
+        options: Options that the images were written with; empty if unknown.
+        findings: Broken or missing files, with `code` and `message`.
     """
 
     folder: str
@@ -77,42 +77,42 @@ class ImageShardsReport:
         return "broken" if self.findings else "whole"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         return {**asdict(self), "status": self.status}
 
     def headline(self) -> str:
-        """What it is, in a few words."""
-        images = "pictures" if self.pictures is None else f"{self.pictures} pictures"
+        """Summary in one line."""
+        images = "images" if self.pictures is None else f"{self.pictures} images"
         return f"{images} in {self.shards} image shard{'s' * (self.shards != 1)}"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
-        beside = [(name, str(value)) for name, value in self.metadata.items()]
+        """Report as blocks of text."""
+        metadata = [(name, str(value)) for name, value in self.metadata.items()]
         return [
             pairs(self.summary()),
             findings_table(self.findings),
-            table("Beside the first picture", ("name", "value"), beside),
-            table("How it was made", ("key", "value"), self.made_by()),
+            table("Metadata of the first image", ("name", "value"), metadata),
+            table("Provenance", ("key", "value"), self.provenance()),
         ]
 
     def summary(self) -> dict[str, object]:
-        """Name to value of what is told first."""
+        """Name to value of the first block."""
         size = None if self.first is None else (self.first.width, self.first.height)
         return {
             "status": self.status,
             "on disk": size_text(self.bytes),
-            "pictures": "unknown" if self.pictures is None else self.pictures,
-            "first picture": f"{self.first.format}, {pixels_text(size)}" if self.first else "none",
+            "images": "unknown" if self.pictures is None else self.pictures,
+            "first image": f"{self.first.format}, {pixels_text(size)}" if self.first else "none",
             "cameras": ", ".join(map(str, listed(self.options, "cameras"))),
             "split": self._split(),
         }
 
-    def made_by(self) -> list[tuple[str, str]]:
-        """Key and value of the options."""
+    def provenance(self) -> list[tuple[str, str]]:
+        """Sources and options as keys and values."""
         sources = ", ".join(map(str, listed(self.options, "source_episodes")))
-        origin = [("from", f"{sources} ({self.options.get('type')})")] if sources else []
+        source = [("from", f"{sources} ({self.options.get('type')})")] if sources else []
         known = [key for key in _SHOWN_OPTIONS if key in self.options]
-        return [*origin, *((key, _text(self.options[key])) for key in known)]
+        return [*source, *((key, _text(self.options[key])) for key in known)]
 
     def _split(self) -> str:
         if self.train is None or self.val is None:
@@ -124,7 +124,7 @@ def inspect_image_shards(location: Path) -> ImageShardsReport:
     """Reads the manifest and the lists, and opens the first shard.
 
     Raises:
-        DataError: The run that writes here has not ended, or what is there is broken.
+        DataError: The command that writes the output has not finished, or a file is broken.
     """
     if location.is_file():
         return _inspect_tar(location)
@@ -132,7 +132,7 @@ def inspect_image_shards(location: Path) -> ImageShardsReport:
     if record is not None and record.result is None:
         raise DataError(
             f"{location}: `vlatool {record.command}` has not written a manifest here yet",
-            hint="wait for the run, or, if it was interrupted, run the same command again",
+            hint="wait until it ends; if it was interrupted, run the same command again",
             code="data.incomplete_output",
             details={"path": str(location), "options": dict(record.options)},
         )
@@ -161,11 +161,19 @@ def inspect_image_shards(location: Path) -> ImageShardsReport:
 def _inspect_tar(path: Path) -> ImageShardsReport:
     with open_shard(path) as tar:
         first, metadata = _first(tar)
-        damage = f"{path}: {tar.damage}"
-        found = ({"code": "data.broken_shard", "message": damage},) if tar.damage else ()
-        size = path.stat().st_size
-        keys = len(tar.keys)
-        return ImageShardsReport(str(path), 1, keys, size, first, metadata, None, None, {}, found)
+        damage = {"code": "data.broken_shard", "message": f"{path}: {tar.damage}"}
+        return ImageShardsReport(
+            folder=str(path),
+            shards=1,
+            pictures=len(tar.keys),
+            bytes=path.stat().st_size,
+            first=first,
+            metadata=metadata,
+            train=None,
+            val=None,
+            options={},
+            findings=(damage,) if tar.damage else (),
+        )
 
 
 def _missing(tars: list[Path]) -> Iterator[Mapping[str, str]]:
@@ -175,10 +183,10 @@ def _missing(tars: list[Path]) -> Iterator[Mapping[str, str]]:
 
 
 def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
-    """The first picture of a tar and what stands beside it, as far as they can be read."""
+    """Info of the first image of a tar and its metadata; None and empty if unreadable."""
     if not tar.keys:
         return None, {}
-    info, told = None, dict[str, Any]()
+    info, metadata = None, dict[str, Any]()
     with tar.reading(tar.keys[0]) as sample:
         suffix = image_suffix(sample.members)
         if suffix is not None:
@@ -186,13 +194,13 @@ def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
                 info = image_info(sample.members[suffix])
         if METADATA_SUFFIX in sample.members:
             with suppress(DocumentError):
-                read = parse_json(sample.members[METADATA_SUFFIX])
-                told = read if isinstance(read, dict) else {}
-    return info, told
+                document = parse_json(sample.members[METADATA_SUFFIX])
+                metadata = document if isinstance(document, dict) else {}
+    return info, metadata
 
 
 def _listed(path: Path, findings: Problems) -> int | None:
-    """How many shards a list names; None where there is no list."""
+    """Number of shards on a list; None without a list."""
     if not path.is_file():
         return None
     tars = findings.read(read_list, path)

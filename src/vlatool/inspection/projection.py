@@ -1,4 +1,4 @@
-"""Pictures with what projects into them, and the end effectors to project.
+"""Images with their camera models, and the end effectors to project into them.
 
 Legend of shapes: S positions in time (frames of an episode, steps of a window).
 """
@@ -21,12 +21,12 @@ _ARMS = 3
 
 @dataclass(frozen=True)
 class CameraModel:
-    """What projects into one picture.
+    """Projection into an image.
 
     Attributes:
-        intrinsics: [3, 3] in pixels of the picture.
+        intrinsics: [3, 3] in pixels of the image.
         extrinsics: base_T_camera [4, 4].
-        size: (width, height) of the picture in pixels.
+        size: (width, height) of the image in pixels.
     """
 
     intrinsics: Array
@@ -37,7 +37,7 @@ class CameraModel:
     def at(
         cls, intrinsics: Array | None, extrinsics: Array | None, row: int, size: tuple[int, int]
     ) -> "CameraModel | None":
-        """The projection at a row of static or per-row matrices; None where it is not usable."""
+        """Camera model at a row of static or per-row matrices; None if they are not usable."""
         matrices: list[Array] = []
         for values, width in ((intrinsics, 3), (extrinsics, 4)):
             if values is None or values.dtype.kind != "f" or values.shape[-2:] != (width, width):
@@ -51,12 +51,12 @@ class CameraModel:
 
 @dataclass(frozen=True)
 class FrameView:
-    """One picture.
+    """Image of a camera at one position in time.
 
     Attributes:
-        picture: What was recorded, RGB; None where it cannot be shown.
-        lens: How to project into it; None without calibration.
-        problem: Why there is no picture.
+        image: Recorded image, RGB; None if it cannot be shown.
+        camera: Camera model; None without calibration.
+        problem: Reason for a missing image.
     """
 
     image: Image.Image | None
@@ -69,10 +69,10 @@ class EndEffectorTrack:
     """Poses of one end effector over time.
 
     Attributes:
-        arm: Its name.
-        colour: Number of its colour.
+        arm: Name of the arm.
+        color: Number of its color.
         xyz: Positions [S, 3] in the base frame.
-        rot6d: Rotations [S, 6]; None where they are not known.
+        rot6d: Rotations [S, 6]; None if unknown.
     """
 
     arm: str
@@ -82,7 +82,7 @@ class EndEffectorTrack:
 
 
 def position_fields(names: Iterable[str]) -> dict[str, str]:
-    """EvalResult position field to measured rotation field, by their published names."""
+    """Measured position field to measured rotation field, by their published names."""
     matches = filter(None, map(_POSITION.match, names))
     return {m.string: f"{m.string.removesuffix('xyz')}rot_6d" for m in matches}
 
@@ -90,7 +90,7 @@ def position_fields(names: Iterable[str]) -> dict[str, str]:
 def pose_tracks(
     fields: Mapping[str, Array], pairs: Mapping[str, str]
 ) -> tuple[EndEffectorTrack, ...]:
-    """The tracks of those position fields that are there; rotations are optional.
+    """Tracks of the position fields that exist; rotations are optional.
 
     Args:
         fields: Field name to values [S, C].
@@ -113,13 +113,13 @@ def pose_tracks(
 def stored_view(
     sample: StoredSample, view: tuple[str, int], arrays: Mapping[str, Array], row: int
 ) -> FrameView:
-    """A stored picture with the projection at a row of the window.
+    """Stored image with the camera model at a row of the window.
 
     Args:
-        sample: Where it is.
+        sample: Sample of the image.
         view: Camera and image offset.
-        arrays: Arrays of the sample, those of the calibration among them.
-        row: Step of the window that the picture belongs to; outside, the nearest one counts.
+        arrays: Arrays of the sample, including those of the calibration.
+        row: Step of the image in the window; a step outside gets the nearest row.
     """
     suffix = sample.views().get(view)
     if suffix is None:
@@ -134,7 +134,7 @@ def stored_view(
 
 
 def file_view(path: Path) -> FrameView:
-    """A picture that is a file of its own."""
+    """Image of a file."""
     try:
         return FrameView(_open_image(path.read_bytes()))
     except FileNotFoundError:
@@ -146,13 +146,13 @@ def file_view(path: Path) -> FrameView:
 def frame_view(
     frame: UInt8Array, intrinsics: Array | None, extrinsics: Array | None, row: int
 ) -> FrameView:
-    """A decoded frame uint8 [H, W, 3] with the projection at a row of the matrices."""
+    """Decoded image uint8 [H, W, 3] with the camera model at a row of the matrices."""
     image = Image.fromarray(frame)
     return FrameView(image, CameraModel.at(intrinsics, extrinsics, row, image.size))
 
 
 def _open_image(data: bytes) -> Image.Image:
-    """A JPEG or PNG, decoded as RGB."""
+    """Decodes a JPEG or PNG as RGB."""
     with open_image(data) as image:
         if image.mode.startswith("I"):
             return _values_as_gray(image)
@@ -160,11 +160,11 @@ def _open_image(data: bytes) -> Image.Image:
 
 
 def _values_as_gray(image: Image.Image) -> Image.Image:
-    """Depth or labels of 16 bits, stretched over the greys that a screen has; 0 stays black."""
+    """Depth or labels of 16 bits, scaled to visible gray values; 0 stays black."""
     values = np.asarray(image, np.float64)
-    there = values[values > 0]
-    if not there.size:
+    positive = values[values > 0]
+    if not positive.size:
         return Image.new("RGB", image.size)
-    low, high = there.min(), there.max()
+    low, high = positive.min(), positive.max()
     gray = 60 + 195 * (values - low) / max(high - low, 1)
     return Image.fromarray(np.where(values > 0, gray, 0).astype(np.uint8)).convert("RGB")

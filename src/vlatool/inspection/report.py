@@ -1,4 +1,4 @@
-"""What every report of a location has in common: its shape, its problems, facts as plain text."""
+"""Common parts of reports of a location: protocol, findings, values and tables as plain text."""
 
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -8,29 +8,29 @@ from typing import Any, Protocol, TypeVar
 from vlatool.errors import DataError
 
 _NUMBER = re.compile(r"^-?[\d.,e+-]*( / \d+| [%kMG]?B?)?$")
-_MOST_ROWS = 60
+_MAX_ROWS = 60
 
 T = TypeVar("T")
 
 
 class Report(Protocol):
-    """What was found at one kind of location."""
+    """Report of an artifact or a source."""
 
     @property
     def kind(self) -> str:
-        """`source`, `shards`, `shard`, `run`, ...; says which keys to expect."""
+        """`source`, `shards`, `shard`, `run`, ...; determines the keys of the document."""
         ...
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         ...
 
     def headline(self) -> str:
-        """What it is, in a few words."""
+        """Summary in one line."""
         ...
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block; empty ones are left out."""
+        """Report as blocks of text; empty ones are left out."""
         ...
 
 
@@ -39,17 +39,17 @@ Size = tuple[int, int]
 
 
 class Problems(list[dict[str, str]]):
-    """What is broken or missing, with `code` and `message`."""
+    """List of findings, each with `code` and `message`."""
 
     def read(self, read: Callable[..., T], *arguments: object) -> T | None:
-        """What a file says; None, and a problem, where it is missing or broken."""
+        """Result of `read`; None, and a finding, if it raises DataError."""
         with self.collecting():
             return read(*arguments)
         return None
 
     @contextmanager
     def collecting(self) -> Generator[None]:
-        """Makes a refusal in the block a problem."""
+        """Adds a DataError of the block as a finding."""
         try:
             yield
         except DataError as error:
@@ -57,24 +57,25 @@ class Problems(list[dict[str, str]]):
 
 
 def branch(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The mapping under `key` of what a file says; empty where there is none."""
+    """Mapping under `key`; empty if there is none."""
     value = tree.get(key)
     return value if isinstance(value, Mapping) else {}
 
 
 def listed(tree: Mapping[str, Any], key: str) -> list[Any]:
-    """The list under `key`; empty where there is none."""
+    """List under `key`; empty if there is none."""
     value = tree.get(key)
     return value if isinstance(value, list) else []
 
 
 def findings_table(findings: Findings) -> str:
-    """What is broken or missing."""
-    return table("Findings", ("code", "message"), [tuple(one.values()) for one in findings])
+    """Table of findings."""
+    rows = [tuple(finding.values()) for finding in findings]
+    return table("Findings", ("code", "message"), rows)
 
 
 def pairs(values: Mapping[str, object]) -> str:
-    """One `name  value` line each; lists have a line per item, empty values are left out."""
+    """Lines `name  value`, one per name; lists have a line per item, empty values are left out."""
     shown = {name: _lines(value) for name, value in values.items() if value not in ("", (), [])}
     width = max((len(name) for name in shown), default=0)
     return "\n".join(
@@ -85,33 +86,33 @@ def pairs(values: Mapping[str, object]) -> str:
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A titled table with aligned columns, numbers to the right; empty without rows."""
+    """Titled table with aligned columns, numbers to the right; empty without rows."""
     cells = [[str(cell) for cell in row] for row in rows]
     if not cells:
         return ""
-    hidden = len(cells) - _MOST_ROWS
-    cells = cells[:_MOST_ROWS]
+    hidden = len(cells) - _MAX_ROWS
+    cells = cells[:_MAX_ROWS]
     columns = [
         _aligned([name, *(row[index] for row in cells)]) for index, name in enumerate(header)
     ]
     lines = ["  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True)]
     if hidden > 0:
-        lines.append(f"  ... and {hidden} more, all of them with --json")
+        lines.append(f"  ... and {hidden} more; use --json for all")
     return "\n".join([title, *lines])
 
 
 def pixels_text(size: Size | None, missing: str = "") -> str:
-    """A (width, height)."""
+    """A (width, height) as text, `missing` for None."""
     return missing if size is None else f"{size[0]} x {size[1]}"
 
 
 def number_text(value: float | None) -> str:
-    """A number with four digits, `-` for none."""
+    """A number with four digits, `-` for None."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def range_text(values: Sequence[float | None]) -> str:
-    """The extremes of some numbers, or the one number that they are."""
+    """Minimum and maximum of numbers as text; one number if they are equal."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
@@ -120,7 +121,7 @@ def range_text(values: Sequence[float | None]) -> str:
 
 
 def indices_text(indices: Sequence[int], limit: int = 6) -> str:
-    """Ascending numbers as ranges, such as `0-3, 7`; cut after `limit` of them."""
+    """Ascending numbers as ranges, such as `0-3, 7`; cut after `limit` ranges."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and runs[-1][-1] == index - 1:

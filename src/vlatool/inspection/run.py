@@ -1,4 +1,4 @@
-"""What is in a training run: its model, its checkpoints, how far it got."""
+"""Report of a training run: its model, its checkpoints and its progress."""
 
 import math
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from vlatool.storage.uri import can_list
 
 @dataclass(frozen=True)
 class CheckpointSummary:
-    """One checkpoint folder."""
+    """Files of a checkpoint folder."""
 
     name: str
     step: int | None
@@ -41,17 +41,18 @@ class CheckpointSummary:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What is in a run folder; None and empty values are what its files do not tell.
+    """Contents of a run folder; None and empty values are not in its files.
 
     Attributes:
         model_type: Name in the registry.
-        data: Manifests it trains on.
-        budget: Keys of the configuration that say how long it trains.
+        data: Manifests of the training data.
+        budget: Keys of the configuration that set the length of the run.
         step: Steps done at the latest checkpoint.
-        weights: Of the latest checkpoint.
+        checkpoints: All checkpoints, by step.
+        weights: Header of the weights of the latest checkpoint.
         first_metrics: First line of the metrics with a loss.
-        last_metrics: Last one.
-        findings: What is broken or missing, with `code` and `message`.
+        last_metrics: Last line of the metrics with a loss.
+        findings: Broken or missing files, with `code` and `message`.
     """
 
     model_type: str
@@ -66,24 +67,24 @@ class RunReport:
     kind: str = "run"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         return asdict(self)
 
     def headline(self) -> str:
-        """What it is, in a few words."""
+        """Summary in one line."""
         done = "no checkpoint yet" if self.step is None else f"{self.step} steps done"
         return f"run of {self.model_type or 'an unknown model type'}, {done}"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
+        """Report as blocks of text."""
         checkpoints = [
             (
-                one.name,
-                "-" if one.step is None else one.step,
-                size_text(one.bytes),
-                ", ".join(one.files),
+                checkpoint.name,
+                "-" if checkpoint.step is None else checkpoint.step,
+                size_text(checkpoint.bytes),
+                ", ".join(checkpoint.files),
             )
-            for one in self.checkpoints
+            for checkpoint in self.checkpoints
         ]
         return [
             pairs(self._summary()),
@@ -105,7 +106,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What is in a checkpoint folder; `weights` is None where their header cannot be read."""
+    """Contents of a checkpoint folder; `weights` is None if their header cannot be read."""
 
     checkpoint: CheckpointSummary
     weights: WeightsInfo | None
@@ -113,16 +114,16 @@ class CheckpointReport:
     kind: str = "checkpoint"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         return asdict(self)
 
     def headline(self) -> str:
-        """What it is, in a few words."""
+        """Summary in one line."""
         step = self.checkpoint.step
         return "checkpoint" if step is None else f"checkpoint of step {step}"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
+        """Report as blocks of text."""
         return [
             pairs(
                 {
@@ -136,19 +137,19 @@ class CheckpointReport:
 
 
 def inspect_checkpoint(location: Path) -> CheckpointReport:
-    """Names and sizes of a checkpoint's files, and the header of its weights."""
+    """Reads names and sizes of a checkpoint's files, and the header of its weights."""
     findings = Problems()
     weights = findings.read(read_weights_header, location / MODEL)
-    return CheckpointReport(_checkpoint_facts(location), weights, tuple(findings))
+    return CheckpointReport(_checkpoint_summary(location), weights, tuple(findings))
 
 
 def inspect_run(location: Path) -> RunReport:
-    """Reads the small files of a run; of the weights only the header."""
+    """Reads the small files of a run, and the header of its latest weights."""
     run, findings = RunDir(location), Problems()
     config = findings.read(run.config_tree) or {}
     findings.read(run.read_latest)
     newest = run.newest_folder()
-    checkpoints = tuple(map(_checkpoint_facts, sorted(run.checkpoint_folders(), key=natural_key)))
+    checkpoints = tuple(map(_checkpoint_summary, sorted(run.checkpoint_folders(), key=natural_key)))
     first, last = _metrics(run)
     return RunReport(
         model_type=str(branch(config, "model").get("type") or ""),
@@ -167,8 +168,8 @@ def inspect_run(location: Path) -> RunReport:
     )
 
 
-def _checkpoint_facts(path: Path) -> CheckpointSummary:
-    """What is in a checkpoint folder, by names and sizes."""
+def _checkpoint_summary(path: Path) -> CheckpointSummary:
+    """Summary of a checkpoint folder from the names and sizes of its files."""
     if can_list(path):
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
@@ -189,7 +190,7 @@ def _parameters(weights: WeightsInfo | None) -> str:
 
 
 def _metrics(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first and the last row that have a loss; a half-written line is passed over."""
+    """The first and the last row that have a loss; a half-written line is skipped."""
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
     for row in scan_metrics(run.metrics) if run.metrics.is_file() else ():
@@ -199,7 +200,7 @@ def _metrics(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _strict(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as strict JSON can hold it."""
+    """Row for strict JSON: None for numbers that are not finite."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()

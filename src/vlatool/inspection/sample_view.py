@@ -1,6 +1,6 @@
-"""What is in a training sample, and what a page shows of it.
+"""Summary of a training sample, and its view for a page.
 
-Legend of shapes: T steps of the window, C channels.
+Legend of shapes: T steps of the window, C dimensions of a field.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ from vlatool.inspection.report import Size, listed
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What is in a sample.
+    """Contents of a sample.
 
     Attributes:
-        key: Its name.
+        key: Key of the sample.
         members: Suffix (`lowdim.npz`) to size in bytes.
-        pictures: Suffix of each picture to its (width, height); None for one that cannot be opened.
+        pictures: Suffix of each image to its (width, height); None if it cannot be opened.
         arrays: Low-dimensional array to shape and type.
         language: Kind of annotation to sentences.
     """
@@ -44,7 +44,7 @@ class SampleSummary:
     language: Mapping[str, list[str]]
 
     def cameras(self) -> dict[str, Size | None]:
-        """Camera to the (width, height) of its first picture."""
+        """Camera to the (width, height) of its first image."""
         sizes: dict[str, Size | None] = {}
         for suffix, size in self.pictures.items():
             name = parse_image(suffix)
@@ -53,59 +53,60 @@ class SampleSummary:
         return sizes
 
     def array_rows(self) -> list[tuple[str, str, str]]:
-        """Name, shape and type of each array as text."""
+        """Name, shape and type of each array, as text."""
         return [
             (name, " x ".join(map(str, shape)) or "scalar", dtype)
             for name, (shape, dtype) in self.arrays.items()
         ]
 
     def document(self) -> dict[str, Any]:
-        """The facts for programs."""
+        """Summary as JSON values."""
         arrays = {name: {"shape": s, "dtype": dtype} for name, (s, dtype) in self.arrays.items()}
         return {**asdict(self), "arrays": arrays}
 
 
 def first_sample(shard: OpenShard) -> SampleSummary | None:
-    """The first sample of a tar; None when it holds none or cannot be read."""
+    """Summary of the first sample of a tar; None if there is none or it cannot be read."""
     if not shard.keys:
         return None
     try:
         with shard.reading(shard.keys[0]) as sample:
-            return _sample_facts(sample, shard.places[sample.key])
+            return _sample_summary(sample, shard.places[sample.key])
     except DataError:
         return None
 
 
-def _sample_facts(sample: StoredSample, places: Mapping[str, tuple[int, int]]) -> SampleSummary:
+def _sample_summary(sample: StoredSample, ranges: Mapping[str, tuple[int, int]]) -> SampleSummary:
+    """Summary of a sample; `ranges` maps each suffix to (offset, size)."""
     try:
         language = sample.language()
     except ValueError:
         language = {}
-    sizes = {suffix: size for suffix, (_, size) in places.items()}
+    sizes = {suffix: size for suffix, (_, size) in ranges.items()}
     arrays = sample.array_headers() if ARRAYS in sample.members else {}
     return SampleSummary(sample.key, sizes, sample.image_sizes(), arrays, language)
 
 
 @dataclass(frozen=True)
 class SampleView:
-    """What is shown of a sample.
+    """Contents of a sample to show.
 
     Attributes:
-        name: Its heading.
-        key: Its key in the tar.
-        facts: Name to value, shown as labels.
+        name: Heading.
+        key: Key in the tar.
+        info: Name to value, shown as labels.
         anchor: Index of the anchor in the window.
         past_mask: Real steps before the anchor, bool [T].
         future_mask: Real steps from the anchor on, bool [T].
-        fps: Frames per second; None when unknown.
-        pictures: (camera, image offset) to what was stored.
+        fps: Frames per second; None if unknown.
+        images: (camera, image offset) to the stored image.
         frames: Image offset to its frame in the episode.
         actions: Action field to values [T, C].
         proprioception: Proprioception field to values [T, C].
-        tracks: End effectors over the window; NaN where padded.
+        tracks: End effectors over the window; NaN for padding.
         language: Kind of annotation to sentences.
         metadata: metadata.json.
-        names: Of the channels of fields, where they are recorded.
+        names: Recorded names of the dimensions of fields.
     """
 
     name: str
@@ -131,15 +132,15 @@ class SampleView:
 
 
 def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> SampleView:
-    """A sample.
+    """View of a sample.
 
     Args:
-        shard: Where it is.
-        key: Which one.
-        options: preprocessing_config.yaml; empty when unknown.
+        shard: Shard of the sample.
+        key: Key of the sample.
+        options: preprocessing_config.yaml; empty if unknown.
 
     Raises:
-        DataError: It is broken.
+        DataError: The sample is broken.
     """
     with shard.reading(key) as sample:
         arrays, metadata, language = sample.arrays(), sample.metadata(), sample.language()
@@ -182,13 +183,13 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
 def chosen_fields(
     numbers: Mapping[str, Array], options: Mapping[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Action and proprioception fields to draw: the configured ones, else by name."""
+    """Action and proprioception fields for charts: the configured ones, else selected by name."""
     actions, proprioception = "action_fields", "proprioception_fields"
     return policy_fields(numbers, listed(options, actions), listed(options, proprioception))
 
 
 def rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
-    """Frames per second as the sample or the data set tells."""
+    """Frames per second from the sample or the data set; None if neither has a valid value."""
     for tree in (metadata, options):
         value = tree.get("fps")
         if isinstance(value, int | float) and 0 < value < np.inf:
@@ -203,7 +204,7 @@ def _name(metadata: Mapping[str, Any], key: str) -> str:
 
 
 def _image_frames(metadata: Mapping[str, Any], offsets: Sequence[int]) -> dict[int, int]:
-    """Image offset to its frame; empty where that was not recorded."""
+    """Image offset to its frame; empty if the frames are not recorded."""
     frames = metadata.get("image_timesteps")
     if not isinstance(frames, list):
         return {}
@@ -211,10 +212,10 @@ def _image_frames(metadata: Mapping[str, Any], offsets: Sequence[int]) -> dict[i
 
 
 def _masks(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> tuple[Array, Array, int]:
-    """past_mask and future_mask, bool [T], and the anchor; without masks nothing is padded.
+    """past_mask and future_mask, bool [T], and the anchor; without masks no step is padding.
 
     Raises:
-        DataError: There is neither a mask nor any field.
+        DataError: The sample has neither masks nor fields.
     """
     anchor = metadata.get("anchor_relative_idx")
     anchor = anchor if isinstance(anchor, int) else 0

@@ -1,4 +1,4 @@
-"""What is in training shards, in one of them, and how they were made as far as files tell."""
+"""Reports of a folder of training shards and of one shard, with their provenance."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -50,15 +50,15 @@ _SHOWN_OPTIONS = (
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What is in a shard.
+    """Contents of a shard.
 
     Attributes:
-        samples: Keys with at least one member.
-        members: Files in the tar.
+        samples: Number of keys with at least one member.
+        members: Number of files in the tar.
         bytes: Size of the tar.
-        members_per_sample: Number of members to how many samples have so many.
-        first: The first sample; None in an empty tar.
-        problem: Why it could not be read to its end; empty when it could.
+        members_per_sample: Number of members to number of samples that have that many.
+        first: First sample; None in an empty tar.
+        problem: Reason why the tar could not be read to its end; empty if it could.
     """
 
     samples: int
@@ -70,16 +70,16 @@ class ShardReport:
     kind: str = "shard"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         first = None if self.first is None else self.first.document()
         return {**asdict(self), "first": first}
 
     def headline(self) -> str:
-        """What it is, in a few words."""
+        """Summary in one line."""
         return f"shard, {self.samples} samples"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
+        """Report as blocks of text."""
         counts = ", ".join(
             f"{members} in {samples} samples" if len(self.members_per_sample) > 1 else str(members)
             for members, samples in self.members_per_sample.items()
@@ -107,10 +107,10 @@ class ShardReport:
 
 
 def inspect_shard(path: Path) -> ShardReport:
-    """Walks through the headers of a tar; only the first sample is read.
+    """Reads the headers of a tar and its first sample.
 
     Raises:
-        DataError: It is not a tar file.
+        DataError: The file is not a tar.
     """
     with open_shard(path) as shard:
         counts = Counter[str]()
@@ -129,17 +129,17 @@ def inspect_shard(path: Path) -> ShardReport:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the samples come from.
+    """Provenance of samples.
 
     Attributes:
         format: Format of the raw data.
         sources: Names of the raw sources.
         version: Version of vlatool.
-        created_at: When, ISO 8601.
-        is_complete: Whether the run came to its end; None when that was not recorded.
-        episodes: Episodes it holds.
-        failures: Episodes that are not in it because they are broken.
-        dropped: Reason to number of samples that were dropped.
+        created_at: Time of creation, ISO 8601.
+        is_complete: True if the command that wrote them finished; None if not recorded.
+        episodes: Number of episodes in the output.
+        failures: Number of broken episodes, which are left out.
+        dropped: Drop reason to number of samples.
         options: preprocessing_config.yaml.
     """
 
@@ -156,15 +156,15 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ShardsReport:
-    """What is in a shard folder.
+    """Contents of a shard folder.
 
     Attributes:
-        folder: The folder with the manifest.
-        window: Steps before and after the anchor; None when unknown.
-        padding_share: Part of all rows that are padding; None when unknown.
-        cameras: Camera to (width, height) in the first sample; None where it has no picture.
-        language: Kind to a sentence of the first sample.
-        findings: What is broken or missing, with `code` and `message`.
+        folder: Folder of the manifest.
+        window: Steps before and after the anchor; None if unknown.
+        padding_share: Share of all rows that are padding; None if unknown.
+        cameras: Camera to (width, height) in the first sample; None if it has no image there.
+        language: Kind of annotation to a sentence of the first sample.
+        findings: Broken or missing files, with `code` and `message`.
     """
 
     folder: str
@@ -186,31 +186,31 @@ class ShardsReport:
 
     @property
     def status(self) -> str:
-        """`whole`, `broken`, or `incomplete` where the run that makes it has not ended."""
+        """`whole`, `broken`, or `incomplete` if the command that writes it has not finished."""
         if self.origin.is_complete is False:
             return "incomplete"
         return "broken" if self.findings else "whole"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         fields = {info.name: info.document() for info in self.fields}
         return {**asdict(self), "status": self.status, "fields": fields}
 
     def headline(self) -> str:
-        """What it is, in a few words."""
+        """Summary in one line."""
         return f"{self.samples} samples in {self.shards} shards"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
-        said = [(kind, f'"{text}"') for kind, text in self.language.items()]
+        """Report as blocks of text."""
+        language = [(kind, f'"{text}"') for kind, text in self.language.items()]
         return [
             pairs(self._summary()),
             findings_table(self.findings),
             table("Cameras", ("name", "width x height"), self.views()),
             statistics_field_table(self.fields),
             dimensions_table(self.fields),
-            table("Language", ("kind", "example"), said),
-            _origin_block(self.origin),
+            table("Language", ("kind", "example"), language),
+            _provenance_block(self.origin),
         ]
 
     def _summary(self) -> dict[str, object]:
@@ -223,23 +223,23 @@ class ShardsReport:
             "on disk": size_text(self.bytes),
             "window": window,
             "rate": "unknown" if self.fps is None else f"{number_text(self.fps)} fps",
-            "pictures at": ", ".join(map(str, self.image_indices)),
+            "images at": ", ".join(map(str, self.image_indices)),
             "padding": "unknown" if share is None else f"{share:.1%} of the rows",
             "actions": self.action_fields or "not recorded",
             "proprioception": self.proprioception_fields or "not recorded",
         }
 
     def views(self) -> list[tuple[str, str]]:
-        """Each camera and its size as text."""
+        """Name and image size of each camera, as text."""
         missing = "not in the first sample"
         return [(name, pixels_text(size, missing)) for name, size in self.cameras.items()]
 
 
 def inspect_shards(location: Path) -> ShardsReport:
-    """Reads what lies beside the shards, checks that each is whole, and opens the first sample.
+    """Reads the files beside the shards, checks that each shard exists, and opens the first sample.
 
     Raises:
-        DataError: There is no manifest (an interrupted run left none), or it is broken.
+        DataError: There is no manifest (an interrupted run has none), or it is broken.
     """
     folder = _open(location)
     shards = folder.shards()
@@ -254,7 +254,7 @@ def inspect_shards(location: Path) -> ShardsReport:
     sample = _first_sample(whole[0].path) if whole else None
     views = sample.cameras() if sample else {}
     names = recorded_names(options)
-    known = (summary_of_statistics(name, entry, names) for name, entry in statistics.items())
+    fields = (summary_of_statistics(name, entry, names) for name, entry in statistics.items())
     fps = options.get("fps")
     samples = sum(shard.num_sequences for shard in shards)
     return ShardsReport(
@@ -267,11 +267,11 @@ def inspect_shards(location: Path) -> ShardsReport:
         image_indices=tuple(listed(options, "image_indices")),
         padding_share=_padding_share(statistics, samples),
         cameras=dict.fromkeys(listed(options, "camera_names")) | views,
-        fields=tuple(one for one in known if one is not None),
+        fields=tuple(field for field in fields if field is not None),
         action_fields=tuple(listed(options, "action_fields")),
         proprioception_fields=tuple(listed(options, "proprioception_fields")),
         language={kind: texts[0] for kind, texts in sample.language.items()} if sample else {},
-        origin=_origin(folder, options, findings),
+        origin=_provenance(folder, options, findings),
         findings=tuple(findings),
     )
 
@@ -279,18 +279,18 @@ def inspect_shards(location: Path) -> ShardsReport:
 def _open(location: Path) -> ShardFolder:
     has_data = ShardFolder.find(location) is not None
     record = read_record(location) if has_data else read_valid_record(location)
-    is_ours = record is None or not record.complete or lists_manifest(location)
-    if not has_data and not is_ours:
+    is_shards = record is None or not record.complete or lists_manifest(location)
+    if not has_data and not is_shards:
         raise DataError(
-            f"{location}: is complete, but what it holds is not known to inspect",
-            hint="`vlatool verify` compares its files with their list",
+            f"{location}: inspect does not support the contents of this output",
+            hint="use `vlatool verify` to compare its files with their list",
             code="data.unknown_output",
             details={"path": str(location)},
         )
     if not has_data and record is not None:
         raise DataError(
             f"{location}: `vlatool {record.command}` has not written a manifest here yet",
-            hint="wait for the run, or, if it was interrupted, run the same command again",
+            hint="wait until it ends; if it was interrupted, run the same command again",
             code="data.incomplete_output",
             details={"path": str(location), "options": dict(record.options)},
         )
@@ -311,15 +311,15 @@ def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _padding_share(statistics: Statistics, samples: int) -> float | None:
-    """Rows that no statistics counted. Source: formats/lbm 4.1, `count` leaves padding out."""
+    """Share of rows that are padding. Source: formats/lbm 4.1, `count` leaves padding out."""
     counts = next((entry.get("count") for entry in statistics.values()), None)
     if not isinstance(counts, list) or not counts or not samples:
         return None
     return round(1 - sum(counts) / (len(counts) * samples), 6)
 
 
-def _origin(folder: ShardFolder, options: Mapping[str, Any], findings: Problems) -> Provenance:
-    """Takes together the options, the run record and the metadata of a shard folder."""
+def _provenance(folder: ShardFolder, options: Mapping[str, Any], findings: Problems) -> Provenance:
+    """Provenance from the options, the record and the metadata of a shard folder."""
     record = findings.read(folder.record)
     metadata = findings.read(folder.metadata) or {}
     result = (record.result or {}) if record else {}
@@ -336,21 +336,24 @@ def _origin(folder: ShardFolder, options: Mapping[str, Any], findings: Problems)
     )
 
 
-def _origin_block(origin: Provenance) -> str:
-    """The origin for people."""
-    options = origin.options
+def _provenance_block(provenance: Provenance) -> str:
+    """Provenance as text."""
+    options, episodes, failures = provenance.options, provenance.episodes, provenance.failures
+    sources = ", ".join(provenance.sources) or "unknown"
     rows = pairs(
         {
-            "from": f"{', '.join(origin.sources) or 'unknown'} ({origin.format or 'unknown'})",
-            "episodes": "" if origin.episodes is None else f"{origin.episodes} in it",
-            "broken": f"{origin.failures} episodes left out" if origin.failures else "",
-            "dropped": [f"{count} samples: {why}" for why, count in origin.dropped.items()],
-            "with": f"vlatool {origin.version}" if origin.version else "",
-            "at": origin.created_at,
+            "from": f"{sources} ({provenance.format or 'unknown'})",
+            "episodes": "" if episodes is None else str(episodes),
+            "broken": f"{failures} episodes left out" if failures else "",
+            "dropped": [
+                f"{count} samples: {reason}" for reason, count in provenance.dropped.items()
+            ],
+            "written by": f"vlatool {provenance.version}" if provenance.version else "",
+            "at": provenance.created_at,
             **{key: _option_text(options[key]) for key in _SHOWN_OPTIONS if key in options},
         }
     )
-    return "How it was made\n" + "\n".join(f"  {line}" for line in rows.split("\n"))
+    return "Provenance\n" + "\n".join(f"  {line}" for line in rows.split("\n"))
 
 
 def _option_text(value: object) -> str:

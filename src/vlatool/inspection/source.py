@@ -1,4 +1,4 @@
-"""What the episodes of a raw source hold."""
+"""Report of the episodes of a raw source."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
 @dataclass(frozen=True)
 class CameraSummary:
-    """One camera; sizes are (width, height) in pixels."""
+    """Summary of a camera; sizes are (width, height) in pixels."""
 
     name: str
     sizes: tuple[tuple[int, int], ...]
@@ -37,7 +37,7 @@ class CameraSummary:
 
 @dataclass(frozen=True)
 class LanguageSummary:
-    """One kind of annotation: how many different sentences, and one of them."""
+    """Summary of a kind of annotation: number of different sentences, and one of them."""
 
     sentences: int
     example: str
@@ -45,7 +45,7 @@ class LanguageSummary:
 
 @dataclass(frozen=True)
 class WarningSummary:
-    """Warnings of one code: how many, and one of them."""
+    """Summary of the warnings of a code: their number, and one of them."""
 
     code: str
     count: int
@@ -54,7 +54,7 @@ class WarningSummary:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What is in a raw source; `episodes` counts those read, `broken` lists the others."""
+    """Contents of a raw source; `episodes` counts those read, `broken` lists the others."""
 
     format: str
     episodes: int
@@ -74,38 +74,41 @@ class SourceReport:
     kind: str = "source"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         fields = {info.name: info.document() for info in self.fields}
         return {**asdict(self), "fields": fields}
 
     def headline(self) -> str:
-        """What it is, in a few words."""
+        """Summary in one line."""
         broken = f", {len(self.broken)} broken" if self.broken else ""
         return f"{self.format} source, {self.episodes} episodes{broken}"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
+        """Report as blocks of text."""
         tasks = [(count, task) for task, count in self.tasks.items()]
-        said = [(kind, one.sentences, f'"{one.example}"') for kind, one in self.language.items()]
-        warnings = [(one.count, one.code, one.example) for one in self.warnings]
-        broken = [(one["episode"], one["message"]) for one in self.broken]
+        language = [
+            (kind, summary.sentences, f'"{summary.example}"')
+            for kind, summary in self.language.items()
+        ]
+        warnings = [(warning.count, warning.code, warning.example) for warning in self.warnings]
+        broken = [(episode["episode"], episode["message"]) for episode in self.broken]
         return [
             pairs(self._summary()),
             table("Tasks", ("episodes", "task"), tasks),
             table("Cameras", ("name", *CAMERA_HEADER[1:]), self.views("no")),
             source_field_table(self.fields),
             dimensions_table(self.fields),
-            table("Language", ("kind", "sentences", "example"), said),
+            table("Language", ("kind", "sentences", "example"), language),
             table("Warnings", ("count", "code", "example"), warnings),
             table("Broken episodes", ("episode", "reason"), broken),
         ]
 
     def _summary(self) -> dict[str, object]:
         shortest, longest = self.frames_per_episode
-        spread = f"{shortest} to {longest}" if shortest < longest else f"{shortest}"
+        lengths = f"{shortest} to {longest}" if shortest < longest else f"{shortest}"
         rates = ", ".join(number_text(rate) for rate in self.fps)
         return {
-            "frames": f"{self.frames}, {spread} per episode",
+            "frames": f"{self.frames}, {lengths} per episode",
             "duration": f"{self.seconds:.1f} s at {rates} fps",
             "on disk": size_text(self.bytes),
             "actions": self.action_fields or "none",
@@ -113,7 +116,7 @@ class SourceReport:
         }
 
     def views(self, uncalibrated: str) -> list[tuple[str, ...]]:
-        """A row of `CAMERA_HEADER` for each camera; `uncalibrated` says that it has none."""
+        """Row of `CAMERA_HEADER` for each camera; `uncalibrated` is shown without calibration."""
         return [
             (
                 camera.name,
@@ -128,7 +131,7 @@ class SourceReport:
 def inspect_source(
     location: Path, source: DetectedSource, episodes: str | None, reporter: Reporter
 ) -> SourceReport:
-    """Reads the numbers of every selected episode; pictures are measured, not decoded.
+    """Reads the fields of all selected episodes; of images only the size.
 
     Raises:
         DataError: No episode can be read, or none is selected.
@@ -150,20 +153,20 @@ def inspect_source(
             code="data.all_failed",
             details={"failures": survey.broken},
         )
-    # Without .vlatool/ and outputs that lie in the folder; a location may also be one file.
-    listed = output_files(location) or files_below(location)
-    size = sum(file.bytes for file in listed) if listed else _named_bytes(refs)
+    # Without .vlatool/ and outputs inside the folder; a location may also be one file.
+    files = output_files(location) or files_below(location)
+    size = sum(file.bytes for file in files) if files else _named_bytes(refs)
     return survey.report(source.format, size)
 
 
 def _named_bytes(refs: Sequence[EpisodeRef]) -> int:
-    """Bytes of the files that episodes name, where nothing can be listed."""
+    """Total size of the files of episodes, for a location that cannot be listed."""
     paths = {path for ref in refs for path in (ref.path, *ref.files)}
     return sum(file.bytes for files in files_below_each([*paths]) for file in files)
 
 
 def _whole(episode: Episode) -> Episode:
-    """The episode, unless a camera that its data set declares is missing."""
+    """The episode; raises DataError if a camera that its data set declares is missing."""
     for error in episode.missing_cameras.values():
         raise error
     return episode
@@ -171,7 +174,7 @@ def _whole(episode: Episode) -> Episode:
 
 @dataclass
 class _Survey:
-    """What is learned while episodes pass by; none of them is kept."""
+    """Accumulator over episodes; the episodes are not stored."""
 
     lengths: list[int] = field(default_factory=list[int])
     broken: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
@@ -189,10 +192,10 @@ class _Survey:
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def add(self, episode: Episode) -> None:
-        """Takes in one episode.
+        """Adds an episode.
 
         Raises:
-            DataError: A camera cannot be opened; the episode leaves no trace then.
+            DataError: A camera cannot be opened; the episode is not added then.
         """
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
         for name, (height, width) in sizes.items():
@@ -211,10 +214,10 @@ class _Survey:
         for kind, sentences in episode.language.items():
             self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
         self._add_fields(episode)
-        self.warn(one for one in episode.findings if one.severity != "info")
+        self.warn(finding for finding in episode.findings if finding.severity != "info")
 
     def fail(self, ref: EpisodeRef, error: DataError) -> None:
-        """Notes an episode that cannot be read."""
+        """Adds an episode that cannot be read."""
         self.broken.append(
             {
                 "episode": ref.id,
@@ -226,12 +229,12 @@ class _Survey:
         )
 
     def warn(self, findings: Iterable[Finding]) -> None:
-        """Notes what was found."""
+        """Adds findings."""
         for finding in findings:
             self.warnings.setdefault(finding.code, []).append(finding.message)
 
     def report(self, name: str, size: int) -> SourceReport:
-        """What was learned."""
+        """Report of all episodes so far."""
         self._warn_of_absent_fields()
         return SourceReport(
             format=name,
@@ -248,7 +251,7 @@ class _Survey:
                 )
                 for name, sizes in self.sizes.items()
             ),
-            fields=tuple(one.info() for one in self.ranges.values()),
+            fields=tuple(field.info() for field in self.ranges.values()),
             action_fields=tuple(self.actions),
             proprioception_fields=tuple(self.proprioception),
             language={
@@ -266,17 +269,17 @@ class _Survey:
         for name, values in episode.lowdim.items():
             if name not in self.ranges:
                 self.ranges[name] = FieldRange(name, values, episode.dimension_names)
-            oddity = self.ranges[name].add(values)
-            if oddity:
-                told = f"{episode.id}: field {name!r} {oddity}"
-                self.warnings.setdefault("odd_field", []).append(told)
+            problem = self.ranges[name].add(values)
+            if problem:
+                message = f"{episode.id}: field {name!r} {problem}"
+                self.warnings.setdefault("odd_field", []).append(message)
 
     def _warn_of_absent_fields(self) -> None:
         total = len(self.lengths)
         absent = [
-            f"field {name!r} is in {one.episodes} of {total} episodes"
-            for name, one in self.ranges.items()
-            if one.episodes < total
+            f"field {name!r} is in {field.episodes} of {total} episodes"
+            for name, field in self.ranges.items()
+            if field.episodes < total
         ]
         if absent:
             self.warnings["field_not_everywhere"] = absent

@@ -1,6 +1,6 @@
-"""What is in built samples and in folders of codes, and one sample to look at.
+"""Reports of samples for a language model and of folders of codes, and the view of one sample.
 
-Legend of shapes: H actions, D values of an action, Q pictures to come, K codes of a picture.
+Legend of shapes: H actions, D dimensions of an action.
 """
 
 import re
@@ -32,7 +32,7 @@ _DIGEST = 12
 
 @dataclass(frozen=True)
 class CodesReport:
-    """What is in a folder of codes; empty texts are what nothing says."""
+    """Contents of a folder of codes; an empty string is an unknown value."""
 
     layout: str
     episodes: int
@@ -47,18 +47,18 @@ class CodesReport:
     kind: str = "codes"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         return asdict(self)
 
     def headline(self) -> str:
-        """What it is, in a few words."""
-        return f"codes of {self.pictures} pictures in {self.episodes} episodes, {self.layout}"
+        """Summary in one line."""
+        return f"codes of {self.pictures} images in {self.episodes} episodes, {self.layout}"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
+        """Report as blocks of text."""
         info = {
-            "codes": f"{self.codes_per_picture} per picture, of {self.codebook_size}",
-            "used": f"{self.used_codes} of them, in the first episode",
+            "codes": f"{self.codes_per_picture} per image, codebook of {self.codebook_size}",
+            "used": f"{self.used_codes} of the codebook, in the first episode",
             "tokenizer": self.tokenizer or "unknown",
             "digest": self.tokenizer_digest[:_DIGEST],
             "precision": self.precision,
@@ -67,16 +67,16 @@ class CodesReport:
 
 
 def inspect_codes(location: Path) -> CodesReport:
-    """Reads the manifest and the codes of the first episode; counts where there is no manifest."""
+    """Reads the manifest and the codes of the first episode; counts images without a manifest."""
     folder, findings = CodesFolder.open(location), Problems()
     episodes, manifest = folder.episodes(), folder.manifest
     used, first = 0, 0
     if episodes:
-        read = findings.read(folder.read, episodes[0])
-        used, first = (0, 0) if read is None else (len(np.unique(read.codes)), len(read.stems))
+        codes = findings.read(folder.read, episodes[0])
+        used, first = (0, 0) if codes is None else (len(np.unique(codes.codes)), len(codes.stems))
     images = manifest.pictures
     if not folder.has_manifest:
-        images = sum(len(folder.stems(one)) for one in episodes[1:]) + first
+        images = sum(len(folder.stems(episode)) for episode in episodes[1:]) + first
     return CodesReport(
         layout=folder.layout,
         episodes=len(episodes),
@@ -93,16 +93,16 @@ def inspect_codes(location: Path) -> CodesReport:
 
 @dataclass(frozen=True)
 class SamplesReport:
-    """What is in built samples, as their manifest says.
+    """Contents of a folder of samples, from its manifest.
 
     Attributes:
         layout: `jsonl` or `packed`.
-        kinds: Kind to samples.
-        shape: Pictures seen and to come, actions and their values, of each window.
-        tasks: Instruction to samples.
-        action_ids: The fewest, the mean and the most of a window.
-        id_counts: Number of action ids to windows that have so many.
-        origin: What made codes and ids, by digest, and how actions are normalised.
+        kinds: Kind to number of samples.
+        shape: Numbers of past and future images, of actions and of their dimensions in a window.
+        tasks: Instruction to number of samples.
+        action_ids: Minimum, mean and maximum number of action ids of a window.
+        id_counts: Number of action ids to number of windows that have that many.
+        origin: Tokenizers of codes and action ids, by digest, and normalization of actions.
     """
 
     layout: str
@@ -121,15 +121,15 @@ class SamplesReport:
     kind: str = "samples"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         return asdict(self)
 
     def headline(self) -> str:
-        """What it is, in a few words."""
-        return f"{self.samples} built samples of {self.episodes} episodes, {self.layout}"
+        """Summary in one line."""
+        return f"{self.samples} samples of {self.episodes} episodes, {self.layout}"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
+        """Report as blocks of text."""
         ids = self.action_ids
         info = {
             "samples": ", ".join(f"{count} {kind}" for kind, count in self.kinds.items()),
@@ -137,7 +137,7 @@ class SamplesReport:
             "action ids": f"{ids['min']:g} to {ids['max']:g}, {ids['mean']:g} on average"
             if {"min", "max", "mean"} <= ids.keys()
             else "",
-            "pictures": self.pictures,
+            "images": self.pictures,
             "on disk": f"{size_text(self.bytes)} in {self.files} files",
             **self.origin,
         }
@@ -149,13 +149,13 @@ class SamplesReport:
 
 
 def inspect_samples(location: Path) -> SamplesReport:
-    """Reads the manifest; of the files only sizes."""
+    """Reads the manifest, and the sizes of the files."""
     folder, findings = SamplesFolder.open(location), Problems()
     document = folder.document
     ids = dict(branch(document, "action_ids"))
     counts: Any = ids.pop("counts", {})
     if not folder.images_root.is_dir():
-        message = f"its pictures are not in {folder.images_root}"
+        message = f"the images of the samples are missing: {folder.images_root} is not a folder"
         findings.append({"code": "data.no_pictures", "message": message})
     return SamplesReport(
         layout=str(document.get("layout")),
@@ -178,15 +178,15 @@ def _origin(document: Mapping[str, Any]) -> dict[str, str]:
     codes, fast, profile = (branch(document, key) for key in ("codes", "fast", "profile"))
     raw = ", ".join(map(str, profile.get("raw") or ())) or "none"
     digests = (
-        f"{key} {str(one.get(name) or 'unknown')[:_DIGEST]}"
-        for key, one, name in (
+        f"{label} {str(tree.get(key) or 'unknown')[:_DIGEST]}"
+        for label, tree, key in (
             ("codes", codes, "tokenizer_digest"),
             ("action ids", fast, "digest"),
         )
     )
     return {
-        "made by": ", ".join(digests),
-        "profile": f"{profile.get('name', 'unknown')}, left as they are: {raw}",
+        "tokenizers": ", ".join(digests),
+        "profile": f"{profile.get('name', 'unknown')}, unchanged dimensions: {raw}",
     }
 
 
@@ -196,15 +196,15 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TokenSampleView:
-    """A sample to look at.
+    """Contents of a sample to show.
 
     Attributes:
-        name: What it is called.
-        facts: Name to value.
+        name: Heading.
+        info: Name to value, shown as labels.
         sample: The sample.
-        seen: Camera to its pictures, oldest first.
-        future: The same of the pictures to come; empty where the windows are not at hand.
-        actions: float64 [H, D], not normalised; None where the windows are not at hand.
+        past: Camera to its images up to the anchor, oldest first.
+        future: Camera to its future images; empty if the windows are missing.
+        actions: float64 [H, D], not normalized; None if the windows are missing.
     """
 
     name: str
@@ -216,7 +216,7 @@ class TokenSampleView:
 
 
 def view_token_sample(folder: SamplesFolder, number: int) -> TokenSampleView:
-    """A sample with its pictures, and its window where the folder of windows is at hand.
+    """View of a sample with its images, and with its window if the folder of windows exists.
 
     Raises:
         DataError: The sample cannot be read.
@@ -229,7 +229,7 @@ def view_token_sample(folder: SamplesFolder, number: int) -> TokenSampleView:
         "kind": sample.said.kind,
         "task": sample.said.task,
         "action ids": len(sample.said.action_ids),
-        "pictures to come": len(sample.said.codes),
+        "future images": len(sample.said.codes),
     }
     return TokenSampleView(
         name=f"Sample {number}, {PurePosixPath(names[-1]).parent.name if names else ''}",
@@ -242,18 +242,18 @@ def view_token_sample(folder: SamplesFolder, number: int) -> TokenSampleView:
 
 
 def _strips(root: Path, names: Iterable[str]) -> dict[str, list[FrameView]]:
-    """Camera to its pictures: names of one camera differ in the number of the frame."""
-    found: dict[str, list[FrameView]] = {}
+    """Camera to its images; names of one camera differ only in the number of the frame."""
+    strips: dict[str, list[FrameView]] = {}
     known: dict[str, FrameView] = {}
     for name in names:
         camera = _FRAME.sub("", PurePosixPath(name).stem)
         if name not in known:
-            known[name] = _shot(root / name)
-        found.setdefault(camera, []).append(known[name])
-    return found
+            known[name] = _view(root / name)
+        strips.setdefault(camera, []).append(known[name])
+    return strips
 
 
-def _shot(path: Path) -> FrameView:
+def _view(path: Path) -> FrameView:
     try:
         return FrameView(Image.fromarray(decode_rgb(path.read_bytes())))
     except (OSError, ValueError) as error:
@@ -261,7 +261,7 @@ def _shot(path: Path) -> FrameView:
 
 
 def _window(root: Path, sample: TokenSample, names: list[str]) -> Window | None:
-    """The window that a sample was built from, where it is at hand."""
+    """Window that a sample was made from; None if it is missing."""
     episode = PurePosixPath(names[-1]).parent.name if names else ""
     path = root / DATA_NAME / f"{episode}{LINES_SUFFIX}"
     try:

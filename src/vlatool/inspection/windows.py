@@ -1,6 +1,6 @@
-"""What is in a folder of windows, and one of them looked at closely.
+"""Report of a folder of windows, and the view of one window.
 
-Legend of shapes: T actions of a window, A values of an action.
+Legend of shapes: T actions of a window, A dimensions of an action.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,20 +34,20 @@ _SHOWN_TASKS = 8
 
 @dataclass(frozen=True)
 class WindowsReport:
-    """What is in a folder of windows.
+    """Contents of a folder of windows.
 
     Attributes:
-        folder: Where.
-        status: `whole`, `partial` where episodes failed, `incomplete` where the run has not ended,
-            `broken`, or `published` where no run of ours was.
-        bytes: Of all files.
-        episodes: Files of lines.
-        samples: Lines, as far as indexes or the manifest tell; None where neither does.
-        cameras: In order.
-        window: Steps that are seen, the present one included, and steps that come.
-        tasks: Instructions of the first lines of the first episodes.
-        manifest: What the folder says of itself; None where it does not.
-        findings: What is broken or missing, with `code` and `message`.
+        folder: Path of the folder.
+        status: `whole`, `partial` if episodes failed, `incomplete` if the command has not finished,
+            `broken`, or `published` if vlatool did not write it.
+        bytes: Total size of the files.
+        episodes: Number of files of lines.
+        samples: Number of lines by the manifest or the indexes; None if neither exists.
+        cameras: Cameras in order.
+        window: Number of steps up to the anchor, the anchor included, and from the anchor on.
+        tasks: Instructions of the first lines of some episodes.
+        manifest: Manifest; None if it does not exist.
+        findings: Broken or missing files, with `code` and `message`.
     """
 
     folder: str
@@ -63,58 +63,58 @@ class WindowsReport:
     kind: str = "windows"
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
+        """Report as JSON values."""
         return asdict(self)
 
     def headline(self) -> str:
-        """What it is, in a few words."""
+        """Summary in one line."""
         count = "an unknown number of" if self.samples is None else self.samples
         return f"{count} windows of {self.episodes} episodes"
 
     def blocks(self) -> list[str]:
-        """The report for people, block by block."""
-        said = [(f'"{text}"',) for text in self.tasks]
+        """Report as blocks of text."""
+        tasks = [(f'"{text}"',) for text in self.tasks]
         return [
             pairs(self.summary()),
             findings_table(self.findings),
-            table("Tasks", ("example",), said),
+            table("Tasks", ("example",), tasks),
         ]
 
     def summary(self) -> dict[str, object]:
-        """Facts by name."""
-        seen, coming = self.window
+        """Name to value of the first block."""
+        past, future = self.window
         info: dict[str, object] = {
             "status": self.status,
             "on disk": size_text(self.bytes),
-            "window": f"{seen} steps up to the present, {coming} from it on",
+            "window": f"{past} steps up to the anchor, {future} from the anchor on",
             "cameras": self.cameras,
         }
-        if (told := self.manifest) is not None:
-            size = told.image_size
+        if (manifest := self.manifest) is not None:
+            size, fps = manifest.image_size, manifest.fps
+            fields = ", ".join(manifest.action_fields)
             info |= {
-                "pictures": f"{told.pictures}, {told.untouched} of them as they were recorded",
-                "size": "their own" if size is None else f"{size[0]} x {size[1]}",
-                "rate": "unknown" if told.fps is None else f"{number_text(told.fps)} fps",
-                "actions": f"{told.action_width} values ({', '.join(told.action_fields)}), "
-                "not normalised",
-                "lines of a frame": told.qa_mode,
-                "names begin with": told.names,
+                "images": f"{manifest.pictures}, {manifest.untouched} of them as recorded",
+                "image size": "as recorded" if size is None else f"{size[0]} x {size[1]}",
+                "rate": "unknown" if fps is None else f"{number_text(fps)} fps",
+                "actions": f"{manifest.action_width} dimensions ({fields}), not normalized",
+                "lines of a frame": manifest.qa_mode,
+                "prefix of names": manifest.names,
             }
         return info
 
 
 @dataclass(frozen=True)
 class WindowView:
-    """One window.
+    """Contents of a window to show.
 
     Attributes:
-        name: Its heading.
-        kind: Of its line.
-        task: Its instruction.
-        seen: Camera to the pictures up to the present, oldest first.
-        coming: Camera to those behind it.
+        name: Heading.
+        kind: Kind of its line.
+        task: Instruction.
+        past: Camera to its images up to the anchor, oldest first.
+        future: Camera to its images after the anchor.
         actions: [T, A], as recorded.
-        real: How many of the actions are recorded; the others are padding.
+        num_recorded: Number of recorded actions; the others are padding.
         action_names: A names.
     """
 
@@ -132,7 +132,7 @@ def inspect_windows(location: Path) -> WindowsReport:
     """Reads the manifest, the indexes and the first line of some episodes.
 
     Raises:
-        DataError: A run has begun here and has written nothing yet.
+        DataError: A command has started to write here, but no episode is written yet.
     """
     findings = Problems()
     manifest = findings.read(read_manifest, location)
@@ -141,7 +141,7 @@ def inspect_windows(location: Path) -> WindowsReport:
     if not files:
         raise DataError(
             f"{location}: no episode is written here yet",
-            hint="wait for the run, or, if it was interrupted, run the same command again",
+            hint="wait until it ends; if it was interrupted, run the same command again",
             code="data.incomplete_output",
             details={"path": str(location)},
         )
@@ -169,7 +169,13 @@ def inspect_windows(location: Path) -> WindowsReport:
 
 
 def view_window(location: Path, report: WindowsReport, path: Path, part: float) -> WindowView:
-    """The window that is so far into an episode, 0 to 1.
+    """View of the window at a position of an episode.
+
+    Args:
+        location: Folder of windows.
+        report: Report of the folder.
+        path: File of lines of the episode.
+        part: Position in the episode, 0 to 1.
 
     Raises:
         DataError: The line is broken.
@@ -186,28 +192,28 @@ def view_window(location: Path, report: WindowsReport, path: Path, part: float) 
         past=_views(location, report.cameras, window.images),
         future=_views(location, report.cameras, window.future),
         actions=np.array(window.actions),
-        num_recorded=_real_actions(window, len(report.cameras)),
-        action_names=names if len(names) == width else [str(one) for one in range(width)],
+        num_recorded=_num_recorded(window, len(report.cameras)),
+        action_names=names if len(names) == width else [str(index) for index in range(width)],
     )
 
 
 def _views(
     location: Path, cameras: Sequence[str], names: Sequence[str]
 ) -> dict[str, list[FrameView]]:
-    """Pictures that come again are read once."""
-    shots = {name: file_view(location / name) for name in dict.fromkeys(names)}
+    """Camera to its images; an image that occurs several times is read once."""
+    views = {name: file_view(location / name) for name in dict.fromkeys(names)}
     return {
-        camera: [shots[name] for name in names[at :: len(cameras)]]
-        for at, camera in enumerate(cameras)
+        camera: [views[name] for name in names[index :: len(cameras)]]
+        for index, camera in enumerate(cameras)
     }
 
 
-def _real_actions(window: Window, cameras: int) -> int:
-    """Actions before the episode ends, which its last picture tells by coming again."""
-    coming = window.future[::cameras]
-    if coming[0] == window.images[-cameras]:
+def _num_recorded(window: Window, cameras: int) -> int:
+    """Number of actions before the end of the episode, whose last image is repeated as padding."""
+    future = window.future[::cameras]
+    if future[0] == window.images[-cameras]:
         return 1
-    return min(len(window.actions), len(dict.fromkeys(coming)) + 1)
+    return min(len(window.actions), len(dict.fromkeys(future)) + 1)
 
 
 def _first_task(path: Path) -> str:
@@ -215,20 +221,20 @@ def _first_task(path: Path) -> str:
 
 
 def _window_at(path: Path, number: int) -> Window:
-    """A line of a file, by the index where there is one."""
+    """Window at a line of a file, by the index if there is one."""
     index = read_index(lines_index_path(path))
     try:
         if index is not None and number < len(index.offsets):
             start, length = index.ranges()[number]
             return parse_window(read_byte_range(ByteRange(path, start, start + length)))
-        for at, line in enumerate(read_lines(path)):
-            if at == number:
+        for current, line in enumerate(read_lines(path)):
+            if current == number:
                 return parse_window(line)
         raise ValueError("has no such line")
     except (ValueError, OSError) as error:
         raise DataError(
             f"{path}:{number + 1}: {error}",
-            hint="`vlatool verify` lists everything that is wrong",
+            hint="run `vlatool verify` to list all findings",
             code="data.broken_window",
             details={"path": str(path), "line": number + 1},
         ) from None
@@ -240,7 +246,7 @@ def _line_count(path: Path) -> int:
 
 
 def _indexed(files: Sequence[Path]) -> int | None:
-    """Lines of all files, where each has an index."""
+    """Number of lines of all files; None if a file has no index."""
     indexes = [read_index(lines_index_path(path)) for path in files]
-    counts = [len(one.offsets) for one in indexes if one is not None]
+    counts = [len(index.offsets) for index in indexes if index is not None]
     return sum(counts) if len(counts) == len(files) else None
