@@ -1,7 +1,7 @@
-"""An episode or a training sample as a card: pictures and numbers over one axis.
+"""Cards of an episode and of a training sample: images, and charts over one axis.
 
-Legend of shapes: S recorded positions (all frames, or the anchors that have a sample), T steps of
-the window, C channels.
+Legend of shapes: S positions (all frames, or the anchors that have a sample), C dimensions of a
+field.
 """
 
 import json
@@ -45,32 +45,32 @@ from vlatool.pages.plots import (
     line_chart,
 )
 
-# Trails reach this many columns of an episode's strip back and ahead.
+# Length of a trail before and after an image, in columns of the strip.
 _TRAIL_COLUMNS = 1.5
 _CHART_WIDTH = 560.0
-# Room for the numbers at the left of a sample's chart, in its pixels.
+# Width of the numbers at the left of a sample's chart, in its pixels.
 _GUTTER = 48.0
 _TICKS = 16
-# Up to so many pictures stand side by side.
+# Most images of a row.
 _ROW = 8
 
 
 def episode_section(view: EpisodeView, *, is_under: bool = True) -> Section:
-    """The card of an episode: strips of its cameras and charts over time."""
+    """Card of an episode: strips of its cameras and charts over time."""
     axis = _time_axis(view)
     rows = [
-        *(_strip(view, name, shots) for name, shots in view.cameras.items()),
+        *(_strip(view, name, images) for name, images in view.cameras.items()),
         _charts("Actions", axis, view, view.actions),
         _charts("Proprioception", axis, view, view.proprioception),
     ]
-    has_lens = any(shot.camera for shots in view.cameras.values() for shot in shots)
-    times = ((at, float(view.seconds[at])) for at in view.shown)
-    ticks = [(time, f"{time:.2f}{'' if at else ' s'}") for at, time in times]
+    is_calibrated = any(image.camera for images in view.cameras.values() for image in images)
+    times = ((position, float(view.seconds[position])) for position in view.shown)
+    ticks = [(time, f"{time:.2f}{'' if position else ' s'}") for position, time in times]
     body = (
         tags(view.info)
         + "".join(map(note, view.problems))
         + heading("Language", sentences(view.language))
-        + heading("Recording", pose_legend(view.tracks if has_lens else ()) or " ")
+        + heading("Recording", pose_legend(view.tracks if is_calibrated else ()) or " ")
         + f'<div class="time" data-low="{axis.low:.6g}" data-high="{axis.high:.6g}">'
         + "".join(rows)
         + axis_chart(axis, ticks)
@@ -80,14 +80,14 @@ def episode_section(view: EpisodeView, *, is_under: bool = True) -> Section:
 
 
 def sample_section(view: SampleView) -> Section:
-    """The card of a sample: its pictures, its window with the padding, its masks."""
-    has_lens = any(shot.camera for shot in view.images.values())
+    """Card of a sample: its images, its window with padding, its masks."""
+    is_calibrated = any(image.camera for image in view.images.values())
     body = (
         tags(view.info)
         + f'<div class="small quiet">{code(view.key)}</div>'
         + heading("Language", sentences(view.language))
-        + heading("Pictures", _images(view))
-        + (pose_legend(view.tracks) if has_lens else "")
+        + heading("Images", _images(view))
+        + (pose_legend(view.tracks) if is_calibrated else "")
         + _window(view)
         + details("Metadata", _metadata(view.metadata))
     )
@@ -95,44 +95,47 @@ def sample_section(view: SampleView) -> Section:
 
 
 def _chart(axis: Axis, field: str, lines: Lines, *, dots: bool = False) -> str:
-    """A field under its name, its unit and the names of its lines."""
+    """Chart of a field under its name, its unit and the names of its lines."""
     label = f'<div class="label">{label_with_unit(field)} &ensp;{legend(lines)}</div>'
     return label + line_chart(axis, lines, dots=dots)
 
 
 def _lines(field: str, positions: Array, values: Array, names: Names) -> Lines:
-    """The lines of a field [S, C]."""
+    """Lines of a field [S, C]."""
     return field_lines(positions, values, dimension_names(field, values.shape[1], names))
 
 
 def _time_axis(view: EpisodeView) -> Axis:
-    """Time, laid out so that each mark is under the middle of its picture."""
+    """Time axis on which each mark is under the center of its image."""
     times = view.seconds[list(view.shown)]
     first, last = float(times[0]), float(times[-1])
     half = (last - first) / (len(times) - 1) / 2 if len(times) > 1 else 0.5 / view.fps
     return Axis(first - half, last + half, marks=tuple(times.tolist()))
 
 
-def _strip(view: EpisodeView, name: str, shots: Sequence[FrameView]) -> str:
+def _strip(view: EpisodeView, name: str, images: Sequence[FrameView]) -> str:
     step = (view.shown[-1] - view.shown[0]) / max(len(view.shown) - 1, 1)
     reach = max(1, round(_TRAIL_COLUMNS * step))
-    images = "".join(
-        _shot(view, name, position, shot, reach)
-        for position, shot in zip(view.shown, shots, strict=True)
+    strip = "".join(
+        _frame_figure(view, name, position, image, reach)
+        for position, image in zip(view.shown, images, strict=True)
     )
-    sizes = {shot.image.size for shot in shots if shot.image}
+    sizes = {shown.image.size for shown in images if shown.image}
     size = ", ".join(f"{width} x {height} px" for width, height in sorted(sizes))
     label = f'{escape(name)} <span class="quiet">{size}</span>'
-    return f'<div class="label">{label}</div><div class="strip">{images}</div>'
+    return f'<div class="label">{label}</div><div class="strip">{strip}</div>'
 
 
-def _shot(view: EpisodeView, name: str, position: int, shot: FrameView, reach: int) -> str:
+def _frame_figure(
+    view: EpisodeView, name: str, position: int, frame_view: FrameView, reach: int
+) -> str:
     frame = int(view.frames[position])
-    if shot.image is None:
-        content = image_placeholder(shot.problem)
+    if frame_view.image is None:
+        content = image_placeholder(frame_view.problem)
     else:
-        drawing = draw_poses(view.tracks, position, shot.camera, reach) if shot.camera else ""
-        content = thumbnail(shot.image, f"{name}, frame {frame}", drawing)
+        camera = frame_view.camera
+        drawing = draw_poses(view.tracks, position, camera, reach) if camera else ""
+        content = thumbnail(frame_view.image, f"{name}, frame {frame}", drawing)
     return figure(content, f"frame {frame}")
 
 
@@ -145,7 +148,7 @@ def _charts(title: str, axis: Axis, view: EpisodeView, fields: Mapping[str, Arra
 
 
 def _images(view: SampleView) -> str:
-    """Cameras in rows of equal length, the offsets of each side by side."""
+    """Cameras in rows of equal length, with the images of each side by side."""
     cameras = list(dict.fromkeys(camera for camera, _ in view.images))
     offsets = sorted({offset for _, offset in view.images})
     if not cameras:
@@ -153,7 +156,8 @@ def _images(view: SampleView) -> str:
     rows = -(-len(cameras) // max(1, _ROW // len(offsets)))
     blocks = "".join(
         f'<div><div class="label">{escape(camera)}</div>'
-        f'<div class="strip">{"".join(_image(view, camera, at) for at in offsets)}</div></div>'
+        '<div class="strip">'
+        f"{''.join(_offset_figure(view, camera, offset) for offset in offsets)}</div></div>"
         for camera in cameras
     )
     widest = THUMBNAIL_WIDTH * len(offsets)
@@ -161,20 +165,20 @@ def _images(view: SampleView) -> str:
     return f'<div class="grid" style="grid-template-columns: {columns}">{blocks}</div>'
 
 
-def _image(view: SampleView, camera: str, offset: int) -> str:
+def _offset_figure(view: SampleView, camera: str, offset: int) -> str:
     caption = f"{offset:+d}" if offset else "anchor"
     if offset in view.frames:
         caption += f", frame {view.frames[offset]}"
-    shot = view.images.get((camera, offset))
-    if shot is None:
+    stored = view.images.get((camera, offset))
+    if stored is None:
         return figure(image_placeholder("not in the sample"), caption)
-    if shot.image is None:
-        return figure(image_placeholder(shot.problem), caption)
-    # A picture from outside the episode is that of its first or last frame.
+    if stored.image is None:
+        return figure(image_placeholder(stored.problem), caption)
+    # The image of a padded step is that of the first or last frame.
     real = np.flatnonzero(view.past_mask | view.future_mask)
     step = int(np.clip(view.anchor + offset, real[0], real[-1])) if len(real) else view.anchor
-    drawing = draw_poses(view.tracks, step, shot.camera, view.length) if shot.camera else ""
-    return figure(thumbnail(shot.image, f"{camera}, {caption}", drawing), caption)
+    drawing = draw_poses(view.tracks, step, stored.camera, view.length) if stored.camera else ""
+    return figure(thumbnail(stored.image, f"{camera}, {caption}", drawing), caption)
 
 
 def _window(view: SampleView) -> str:
@@ -185,7 +189,7 @@ def _window(view: SampleView) -> str:
 
 
 def _step_axis(view: SampleView) -> Axis:
-    """Steps from the anchor; padding lies in the shade."""
+    """Axis of steps from the anchor; padding is shaded."""
     steps = np.arange(view.length) - view.anchor
     gutter = view.length * _GUTTER / (_CHART_WIDTH - _GUTTER)
     padded = steps[~(view.past_mask | view.future_mask)].tolist()
@@ -199,7 +203,7 @@ def _step_axis(view: SampleView) -> Axis:
 
 
 def _column(title: str, axis: Axis, view: SampleView, fields: Mapping[str, Array]) -> str:
-    """The charts of some fields over the masks, all on one axis."""
+    """Charts of fields, then the masks, all on one axis."""
     if not fields:
         return ""
     steps = np.arange(view.length) - view.anchor
@@ -211,7 +215,7 @@ def _column(title: str, axis: Axis, view: SampleView, fields: Mapping[str, Array
         axis, steps, view.future_mask, "future"
     )
     seconds = f" of {1 / view.fps:.3g} s" if view.fps else ""
-    caption = f"masks over steps{seconds} from the anchor; shaded above: padding"
+    caption = f"masks of the steps{seconds} from the anchor; shaded above: padding"
     return (
         heading(title, "".join(charts))
         + f'<div class="label quiet">{caption}</div>{masks}{axis_chart(axis, _ticks(view))}'

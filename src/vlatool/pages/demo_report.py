@@ -1,4 +1,4 @@
-"""The demo's HTML page: one file, pictures inside, all numbers as measured."""
+"""HTML page of the demo: one file that includes its images."""
 
 import base64
 import io
@@ -33,29 +33,30 @@ def write_demo_report(
     Args:
         path: HTML file.
         result: Document of the demo's result.
-        raw: Folder with the recorded episodes.
+        raw: Folder of the raw episodes.
         run: Run folder.
         sheets: Contact sheets `policy` and `wrong`.
     """
     sections = [
-        Section("How often it works", _success_table(result)),
-        Section("What it does", _image_file(sheets["policy"], "rollouts of the trained policy")),
+        Section("Success rate", _success_table(result)),
+        Section("Rollouts", _image_file(sheets["policy"], "rollouts of the trained policy")),
         Section(
-            "Does it listen?",
-            _listening(result) + _image_file(sheets["wrong"], "rollouts with another instruction"),
+            "Wrong instruction",
+            _wrong_instruction(result)
+            + _image_file(sheets["wrong"], "rollouts with a wrong instruction"),
         ),
-        Section("What it learned from", _recording(raw)),
-        Section("How it learned", _loss_chart(read_metrics(RunDir(run).metrics)) + _info(result)),
+        Section("Training data", _first_episode(raw)),
+        Section("Training", _loss_chart(read_metrics(RunDir(run).metrics)) + _info(result)),
     ]
     write_text(path, page("vlatool demo", _headline(result), sections, generator="vlatool demo"))
 
 
 def _headline(result: Mapping[str, Any]) -> str:
     return (
-        f"A policy trained on {result['episodes']} recorded episodes, from pictures, the hand's "
-        "pose and a sentence, puts the named block into the bin in "
-        f"{100 * result['success_rate']:.0f} % of {result['rollouts']} starts "
-        f"it has never seen. Everything took {result['seconds']:.0f} seconds."
+        f"A policy trained on {result['episodes']} episodes gets images, the pose of the hand and "
+        "an instruction. It puts the block of the instruction into the bin in "
+        f"{100 * result['success_rate']:.0f} % of {result['rollouts']} episodes with new initial "
+        f"states. The whole demo took {result['seconds']:.0f} seconds."
     )
 
 
@@ -64,25 +65,26 @@ def _success_table(result: Mapping[str, Any]) -> str:
     rows = [
         ("Trained policy", result["success_rate"], f"95 % interval {low:.0%} to {high:.0%}"),
         *(
-            (f"\N{EM SPACE}{told}", one["success_rate"], f"{one['episodes']} starts")
-            for told, one in result["per_instruction"].items()
+            (f"\N{EM SPACE}{instruction}", report["success_rate"], f"{report['episodes']} episodes")
+            for instruction, report in result["per_instruction"].items()
         ),
-        ("Random actions", result["baselines"]["random"], "same starts"),
-        ("Doing nothing", result["baselines"]["do_nothing"], "same starts"),
+        ("Random actions", result["baselines"]["random"], "same initial states"),
+        ("No motion", result["baselines"]["do_nothing"], "same initial states"),
     ]
-    how = f"Seed {result['seed']}; another one gives other figures: "
-    return _rate_table(rows) + f"<p class='quiet'>{how}<code>{escape(result['command'])}</code></p>"
+    note = f"Seed {result['seed']}; results of other seeds differ: "
+    command = f"<code>{escape(result['command'])}</code>"
+    return _rate_table(rows) + f"<p class='quiet'>{note}{command}</p>"
 
 
-def _listening(result: Mapping[str, Any]) -> str:
+def _wrong_instruction(result: Mapping[str, Any]) -> str:
     text = (
-        "<p>The same starts, but the policy is told of another block than the one that counts. "
-        "A policy that listens fails the true goal and puts the block it was told of into the "
-        "bin.</p>"
+        "<p>The initial states are the same, but the instruction names another block than the "
+        "goal of the environment. A policy that follows its instruction puts the block of the "
+        "instruction into the bin and so fails the goal.</p>"
     )
     rows = [
-        ("The block it was told of", result["obeyed_wrong_instruction_rate"], "ends the episode"),
-        ("The block that counts", result["wrong_instruction_success_rate"], "at any time"),
+        ("Block of the instruction", result["obeyed_wrong_instruction_rate"], "ends the episode"),
+        ("Block of the goal", result["wrong_instruction_success_rate"], "at any time"),
     ]
     return text + _rate_table(rows)
 
@@ -95,8 +97,8 @@ def _rate_table(rows: Sequence[tuple[str, float, str]]) -> str:
     return table((), cells, numbers=(1,))
 
 
-def _recording(raw: Path) -> str:
-    """A strip of pictures of each camera of the first recorded episode."""
+def _first_episode(raw: Path) -> str:
+    """Strips of images of the cameras of the first raw episode."""
     reader = SpartanReader(SpartanConfig())
     episode = reader.read(next(iter(reader.discover([raw]))))
     sentence = escape(episode.language["original"][0])
@@ -104,7 +106,7 @@ def _recording(raw: Path) -> str:
         f"<p class='quiet'>{escape(name)}</p>{_strip(episode, name)}" for name in episode.cameras
     )
     text = f"“{sentence}”, {episode.num_frames} frames at {episode.fps:.0f} per second"
-    return f"<p>The first recording: {text}.</p>{strips}"
+    return f"<p>First episode: {text}.</p>{strips}"
 
 
 def _strip(episode: Episode, camera: str) -> str:
@@ -116,11 +118,11 @@ def _strip(episode: Episode, camera: str) -> str:
         strip.paste(tile, (position * (_STRIP_PX + 4), 0))
     buffer = io.BytesIO()
     strip.save(buffer, "PNG", optimize=True)
-    return _image(buffer.getvalue(), f"pictures of {camera}")
+    return _image(buffer.getvalue(), f"images of {camera}")
 
 
 def _loss_chart(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The training loss on a logarithmic scale, as inline SVG."""
+    """Training loss on a logarithmic scale, as inline SVG."""
     points = [(float(row["step"]), math.log10(max(float(row["loss"]), 1e-9))) for row in rows]
     if len(points) < 2:
         return ""

@@ -1,6 +1,6 @@
-"""The page of `inspect --html`: what is at a location, with pictures.
+"""HTML pages of `inspect --html`: the contents of a location with images.
 
-What writes a page raises StorageError where it cannot be written.
+Functions that write a page raise StorageError if it cannot be written.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,13 +29,13 @@ from vlatool.storage.atomic import write_text
 
 @dataclass(frozen=True)
 class PageRequest:
-    """What a page shall show.
+    """Options of a page.
 
     Attributes:
-        title: What is looked at, as the user calls it.
-        episodes: How many raw episodes are shown.
-        samples: How many training samples are shown.
-        tokenizer: Where the tokenizer is that draws pictures of codes; empty to leave them out.
+        title: Location as the user typed it.
+        episodes: Number of raw episodes to show.
+        samples: Number of training samples to show.
+        tokenizer: Location of the tokenizer that decodes codes to images; empty: no such images.
     """
 
     title: str
@@ -48,14 +48,14 @@ _HEAD_BYTES = 1000
 
 
 def check_target(path: Path) -> None:
-    """Refuses what cannot be the name of a page, before anything is read.
+    """Raises an error if a path cannot be the file of a page; called before anything is read.
 
     Raises:
-        UsageError: It is a folder, or a file that is no page of an earlier run.
+        UsageError: The path is a folder, or a file that is not a page of an earlier run.
     """
-    refusal = partial(UsageError, code="usage.bad_target", details={"path": str(path)})
+    target_error = partial(UsageError, code="usage.bad_target", details={"path": str(path)})
     if not path.name or path.is_dir():
-        raise refusal(
+        raise target_error(
             f"--html {path}: is a folder",
             hint="give the name of the file to write, such as page.html",
         )
@@ -63,8 +63,8 @@ def check_target(path: Path) -> None:
         with path.open("rb") as file:
             is_page = GENERATOR.encode() in file.read(_HEAD_BYTES)
         if not is_page:
-            raise refusal(
-                f"--html {path}: exists and is no page of an earlier inspect",
+            raise target_error(
+                f"--html {path}: exists and is not a page of an earlier inspect",
                 hint="choose another name, such as page.html",
             )
 
@@ -76,8 +76,8 @@ def write_source_page(
     path: Path,
     request: PageRequest,
 ) -> None:
-    """Writes to `path` the page of a raw source: some of the episodes `refs` that were read."""
-    broken = {one["episode"] for one in report.broken}
+    """Writes the page of a raw source to `path`, with some of the episodes `refs`."""
+    broken = {episode["episode"] for episode in report.broken}
     whole = [ref for ref in refs if ref.id not in broken]
     episodes = [
         card(ref.id, lambda ref=ref: episode_section(view_episode(reader.read(ref))))
@@ -91,12 +91,12 @@ def write_source_page(
 def write_shards_page(
     report: ShardsReport, location: Path, path: Path, request: PageRequest
 ) -> None:
-    """Writes to `path` the page of the training data at a location."""
+    """Writes the page of the training data at a location to `path`."""
     folder = ShardFolder.open(location)
     samples = list(_samples(folder.shards(), request.samples, report.origin.options))
-    told = Problems()  # findings of the report already
-    statistics = told.read(folder.statistics) or {}
-    episodes = (told.read(folder.episodes.shards) if folder.episodes else None) or []
+    findings = Problems()  # not shown: the report has them already
+    statistics = findings.read(folder.statistics) or {}
+    episodes = (findings.read(folder.episodes.shards) if folder.episodes else None) or []
     sections = [
         *shards_sections(report, statistics, [episode.num_sequences for episode in episodes]),
         *group(f"Samples ({len(samples)} of {report.samples})", samples),
@@ -105,8 +105,8 @@ def write_shards_page(
 
 
 def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: PageRequest) -> None:
-    """Writes to `path` the page of one shard, or of the tar of one episode."""
-    # A shard alone has none.
+    """Writes the page of one shard, or of the tar of one episode, to `path`."""
+    # A shard without its folder has no options.
     options = Problems().read(ShardFolder(tar_path.parent / manifest.NAME).options) or {}
     with open_shard(tar_path) as tar:
         episode = view_episode_tar(tar, options)
@@ -121,13 +121,13 @@ def write_shard_page(report: ShardReport, tar_path: Path, path: Path, request: P
 
 
 def group(title: str, members: Sequence[Section]) -> list[Section]:
-    """Cards under a heading."""
-    heading = Section(title, '<p class="quiet">evenly chosen</p>', is_card=False)
+    """Cards under a heading; empty without cards."""
+    heading = Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
     return [heading, *members] if members else []
 
 
 def card(name: str, make: Callable[[], Section]) -> Section:
-    """A card, or why there is none."""
+    """Card made by `make`, or a card with the error."""
     try:
         return make()
     except DataError as error:
@@ -135,17 +135,18 @@ def card(name: str, make: Callable[[], Section]) -> Section:
 
 
 def _samples(shards: Sequence[Shard], count: int, options: Mapping[str, Any]) -> Iterator[Section]:
-    """Samples that are evenly chosen over all shards, opening each shard once."""
-    wanted = evenly_spaced(sum(shard.num_sequences for shard in shards), count)
-    first = 0
+    """Yields cards of samples that are evenly spaced over all shards; opens each shard once."""
+    positions = evenly_spaced(sum(shard.num_sequences for shard in shards), count)
+    start = 0
     for shard in shards:
-        inside = [at - first for at in wanted if first <= at < first + shard.num_sequences]
-        first += shard.num_sequences
-        if not inside:
+        end = start + shard.num_sequences
+        in_shard = [position - start for position in positions if start <= position < end]
+        start = end
+        if not in_shard:
             continue
         try:
             with open_shard(shard.path) as tar:
-                for position in inside:
+                for position in in_shard:
                     yield _sample(tar, position, options)
         except DataError as error:
             yield Section(shard.path.name, note(error.message), is_under=True)
@@ -154,7 +155,7 @@ def _samples(shards: Sequence[Shard], count: int, options: Mapping[str, Any]) ->
 def _sample(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Section:
     name = tar.path.name
     if position >= len(tar.keys):
-        reason = tar.damage or f"it holds {len(tar.keys)} samples"
+        reason = tar.damage or f"the shard has {len(tar.keys)} samples"
         text = f"{name}: there is no sample {position}: {reason}"
         return Section(f"{name}, sample {position}", note(text), is_under=True)
     key = tar.keys[position]
@@ -162,6 +163,6 @@ def _sample(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Sectio
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """At most `count` positions in 0..total-1, the middles of equal parts."""
+    """At most `count` positions in 0..total-1: the centers of equal parts."""
     count = min(total, count)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]

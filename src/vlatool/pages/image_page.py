@@ -1,4 +1,4 @@
-"""The page of `inspect --html` for image shards: a contact sheet, a row for each chosen shard."""
+"""HTML page of image shards: a contact sheet with a row per shown shard."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,32 +13,34 @@ from vlatool.pages.images import figure, image_placeholder, thumbnail
 from vlatool.pages.layout import Section, note, page, table, tiles
 from vlatool.storage.atomic import write_text
 
-# Pictures of a shard side by side.
+# Images of a shard in its row.
 _ROW = 8
 
 
 def write_image_page(
     report: ImageShardsReport, location: Path, path: Path, request: PageRequest
 ) -> None:
-    """Writes to `path` the page of image shards, or of one of them."""
+    """Writes the page of image shards, or of one of them, to `path`."""
     tars = [location] if location.is_file() else image_tars(location)
-    rows = [_row(tars[at]) for at in evenly_spaced(len(tars), request.samples)]
-    problems = "".join(note(one["message"]) for one in report.findings)
+    rows = [_row(tars[index]) for index in evenly_spaced(len(tars), request.samples)]
+    findings = "".join(note(finding["message"]) for finding in report.findings)
     info = {name: value for name, value in report.summary().items() if value != ""}
     sections = [
-        Section("Overview", tiles({"shards": report.shards, **info}) + problems),
-        Section("Beside the first picture", table((), report.metadata.items())),
-        Section("How it was made", table((), report.made_by())),
-        Section(f"Pictures ({len(rows)} of {len(tars)} shards)", "".join(rows)),
+        Section("Overview", tiles({"shards": report.shards, **info}) + findings),
+        Section("Metadata of the first image", table((), report.metadata.items())),
+        Section("Provenance", table((), report.provenance())),
+        Section(f"Images ({len(rows)} of {len(tars)} shards)", "".join(rows)),
     ]
     write_text(path, page(request.title, report.headline(), sections))
 
 
 def _row(path: Path) -> str:
-    """Pictures of one shard, evenly chosen, under its name; or why there are none."""
+    """Evenly spaced images of a shard under its name, or a note with the error."""
     try:
         with open_shard(path) as tar:
-            shown = "".join(_image(tar, tar.keys[at]) for at in evenly_spaced(len(tar.keys), _ROW))
+            shown = "".join(
+                _image(tar, tar.keys[index]) for index in evenly_spaced(len(tar.keys), _ROW)
+            )
     except DataError as error:
         return note(error.message)
     return f'<div class="label">{path.name}</div><div class="strip">{shown}</div>'
@@ -52,7 +54,7 @@ def _content(tar: OpenShard, key: str) -> Iterator[str]:
     with tar.reading(key) as sample:
         suffix = image_suffix(sample.members)
         if suffix is None:
-            yield image_placeholder("no picture")
+            yield image_placeholder("no image")
             return
         try:
             with open_image(sample.members[suffix]) as image:

@@ -1,6 +1,6 @@
-"""The parts of an HTML page: sections with a table of contents, tables, tiles, notes.
+"""Parts of an HTML page: sections with a table of contents, tables, tiles, notes.
 
-Whatever a function calls text is escaped by it; `body` and `cell` are HTML already.
+Functions escape text arguments; `body` and `cell` are HTML already.
 """
 
 import html
@@ -14,8 +14,8 @@ from string import Template
 from vlatool import __version__
 from vlatool.inspection.fields import unit
 
-# What fits beside the page, in letters.
-_LONGEST_LINK = 27
+# Longest link in the table of contents, in characters.
+_MAX_LINK = 27
 _PREFIX = re.compile(r"^(robot__(?:action|actual|desired)__|observation\.)")
 
 GENERATOR = "vlatool inspect"
@@ -23,13 +23,13 @@ GENERATOR = "vlatool inspect"
 
 @dataclass(frozen=True)
 class Section:
-    """One card of the page.
+    """Section of a page.
 
     Attributes:
-        title: Text of its heading and of its line in the table of contents.
+        title: Text of its heading and of its link in the table of contents.
         body: HTML.
-        is_under: Whether it belongs to the section before it that is not.
-        is_card: Whether it has a frame; else it is a heading for those under it.
+        is_under: True if it belongs to the last section before it without this flag.
+        is_card: True if it has a frame; else it is a heading of the sections under it.
     """
 
     title: str
@@ -39,13 +39,13 @@ class Section:
 
 
 class Html(str):
-    """Text that is HTML already; everything else in a table is escaped."""
+    """HTML text; other values in a table are escaped."""
 
     __slots__ = ()
 
 
 def escape(text: object) -> str:
-    """Text as HTML; letters that cannot be written as UTF-8 become `?`."""
+    """Text as HTML; characters that cannot be encoded as UTF-8 become `?`."""
     writable = str(text).encode("utf-8", "replace").decode()
     return html.escape(writable.replace("\x00", ""))
 
@@ -53,21 +53,21 @@ def escape(text: object) -> str:
 def page(
     title: str, subtitle: str, sections: Sequence[Section], *, generator: str = GENERATOR
 ) -> str:
-    """The whole document; it fetches nothing.
+    """HTML document of a page without external resources.
 
     Args:
         title: Text of the main heading.
         subtitle: Text under it.
-        sections: Cards in order; empty ones are left out.
-        generator: The command that writes it.
+        sections: Sections in order; empty ones are left out.
+        generator: Command that writes the page.
     """
     shown = [section for section in sections if section.body]
     links = "".join(
-        f'<a href="#s{number}" title="{escape(one.title)}"{" class=under" * one.is_under}>'
-        f"{_short(one.title)}</a>"
-        for number, one in enumerate(shown)
+        f'<a href="#s{number}" title="{escape(section.title)}"'
+        f"{' class=under' * section.is_under}>{_short(section.title)}</a>"
+        for number, section in enumerate(shown)
     )
-    cards = "".join(_section(one, number) for number, one in enumerate(shown))
+    cards = "".join(_section(section, number) for number, section in enumerate(shown))
     return _skeleton().substitute(
         generator=generator,
         title=escape(title),
@@ -79,7 +79,7 @@ def page(
 
 
 def tiles(info: Mapping[str, object]) -> str:
-    """Large values over their names; empty values are left out."""
+    """Tiles with large values over their names; empty values are left out."""
     shown = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
         for name, value in info.items()
@@ -100,9 +100,9 @@ def tags(info: Mapping[str, object]) -> str:
 def table(
     header: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = ()
 ) -> str:
-    """A table, the columns `numbers` to the right; empty without rows.
+    """Table with the columns `numbers` aligned to the right; empty without rows.
 
-    A cell is text unless it is `Html`; without `header` there is no first row.
+    A cell is text unless it is `Html`; an empty `header` is left out.
     """
     body = "".join(
         "<tr>" + "".join(_cell("td", cell, i in numbers) for i, cell in enumerate(row)) + "</tr>"
@@ -116,67 +116,67 @@ def table(
 
 
 def heading(text: str, body: str) -> str:
-    """A small heading over HTML; nothing where that is empty."""
+    """Small heading over HTML; empty if `body` is."""
     return f"<h3>{escape(text)}</h3>{body}" if body else ""
 
 
 def note(text: str) -> str:
-    """A sentence that stands out."""
+    """Highlighted sentence."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def details(summary: str, body: str) -> str:
-    """HTML that opens on a click on the text; nothing where that is empty."""
+    """HTML that opens on a click on the summary; empty if `body` is."""
     return f"<details><summary>{escape(summary)}</summary><div>{body}</div></details>" * bool(body)
 
 
 def sentences(language: Mapping[str, Sequence[str]], limit: int = 8) -> str:
-    """All kinds of annotation with their sentences; many are folded away after `limit`."""
+    """All kinds of annotation with their sentences; those after `limit` are collapsed."""
     rows: list[str] = []
     for kind, texts in language.items():
         quotes = [f"<blockquote>{escape(text)}</blockquote>" for text in texts]
         more = details(f"{len(quotes) - limit} more", "".join(quotes[limit:]))
-        said = "".join(quotes[:limit]) + more
+        body = "".join(quotes[:limit]) + more
         rows.append(
-            f'<div class="said"><span class="tag">{escape(kind)}</span><div>{said}</div></div>'
+            f'<div class="language"><span class="tag">{escape(kind)}</span><div>{body}</div></div>'
         )
     return "".join(rows)
 
 
 def code(text: object) -> Html:
-    """Text in a fixed-width face."""
+    """Text in a monospace font."""
     return Html(f"<code>{escape(text)}</code>")
 
 
 def field_label(field: str) -> Html:
-    """The name of a field, its beginning quiet, that may break between its parts."""
+    """Name of a field with its prefix in gray and line breaks allowed between its parts."""
     match = _PREFIX.match(field)
-    start = match[0] if match else ""
-    rest = _breakable(field[len(start) :])
-    return Html(f'<span class="quiet">{_breakable(start)}</span>{rest}' if start else rest)
+    prefix = match[0] if match else ""
+    rest = _breakable(field[len(prefix) :])
+    return Html(f'<span class="quiet">{_breakable(prefix)}</span>{rest}' if prefix else rest)
 
 
 def label_with_unit(name: str) -> Html:
-    """The name of a field, with its unit where the format fixes one."""
-    measure = unit(name)
-    return Html(field_label(name) + f' <span class="quiet">[{measure}]</span>' * bool(measure))
+    """Name of a field, with its unit if the format defines one."""
+    text = unit(name)
+    return Html(field_label(name) + f' <span class="quiet">[{text}]</span>' * bool(text))
 
 
 @cache
 def _skeleton() -> Template:
-    """The page without its content: markup, style, and the line under the pointer in charts.
+    """Template of a page: markup, style, and the cursor line of charts.
 
-    Line colours are those of Okabe and Ito, which colour-blind people tell apart; the dark page
-    has lighter ones of the same hues.
+    Line colors are those of Okabe and Ito, which remain distinct with color blindness; the dark
+    theme has lighter ones of the same hues.
     """
     return Template(files("vlatool.pages").joinpath("page.html").read_text(encoding="utf-8"))
 
 
 def _short(title: str) -> str:
-    """The end of a long title, which is where names of episodes differ."""
-    if len(title) <= _LONGEST_LINK:
+    """Title, of a long one only the end, where names of episodes differ."""
+    if len(title) <= _MAX_LINK:
         return escape(title)
-    return f"&hellip;{escape(title[1 - _LONGEST_LINK :])}"
+    return f"&hellip;{escape(title[1 - _MAX_LINK :])}"
 
 
 def _section(section: Section, number: int) -> str:

@@ -1,4 +1,4 @@
-"""What is in a source, a data folder or a shard as cards: facts, tables, statistics."""
+"""Overview cards of a source, a data folder or a shard: values, tables, statistics."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,11 +29,11 @@ from vlatool.storage.tree import size_text
 
 _COLUMNS = ("mean", "std", "min", "percentile_1", "percentile_99", "max")
 _PER_STEP = Html("mean &plusmn; std per step")
-_HEADER = ("field", "channel", "mean", "std", "min", "1 %", "99 %", "max", _PER_STEP)
+_HEADER = ("field", "dimension", "mean", "std", "min", "1 %", "99 %", "max", _PER_STEP)
 
 
 def source_sections(report: SourceReport) -> list[Section]:
-    """A raw source."""
+    """Cards of a raw source."""
     shortest, longest = report.frames_per_episode
     info = {
         "format": report.format,
@@ -47,7 +47,7 @@ def source_sections(report: SourceReport) -> list[Section]:
     tasks = table(("task", "episodes"), report.tasks.items(), numbers=(1,))
     language = table(
         ("kind", "sentences", "example"),
-        [(kind, one.sentences, one.example) for kind, one in report.language.items()],
+        [(kind, summary.sentences, summary.example) for kind, summary in report.language.items()],
         numbers=(1,),
     )
     return [
@@ -62,12 +62,12 @@ def source_sections(report: SourceReport) -> list[Section]:
 def shards_sections(
     report: ShardsReport, statistics: Statistics, per_episode: Sequence[int]
 ) -> list[Section]:
-    """A data folder.
+    """Cards of a data folder.
 
     Args:
-        report: What was found.
+        report: Report of the folder.
         statistics: stats.json.
-        per_episode: Samples of each episode; empty when unknown.
+        per_episode: Number of samples of each episode; empty if unknown.
     """
     share = report.padding_share
     window = report.window
@@ -77,13 +77,13 @@ def shards_sections(
         "status": report.status,
         "past + anchor + future": "" if window is None else f"{window[0]} + 1 + {window[1]}",
         "frames per second": "" if report.fps is None else number_text(report.fps),
-        "pictures at": ", ".join(map(str, report.image_indices)),
+        "images at": ", ".join(map(str, report.image_indices)),
         "padded rows": "" if share is None else f"{share:.1%}",
         "on disk": size_text(report.bytes),
     }
-    findings = "".join(note(one["message"]) for one in report.findings)
+    findings = "".join(note(finding["message"]) for finding in report.findings)
     return [
-        Section("Overview", tiles(info) + findings + _origin(report)),
+        Section("Overview", tiles(info) + findings + _provenance(report)),
         Section("Cameras", table(("camera", "width x height"), report.views(), numbers=(1,))),
         Section("Language", table(("kind", "example"), report.language.items())),
         Section("Samples per episode", histogram(per_episode, "samples per episode")),
@@ -92,7 +92,7 @@ def shards_sections(
 
 
 def shard_sections(report: ShardReport) -> list[Section]:
-    """One tar."""
+    """Cards of one tar."""
     info = {
         "samples": f"{report.samples:,}",
         "members": f"{report.members:,}",
@@ -113,11 +113,12 @@ def shard_sections(report: ShardReport) -> list[Section]:
 
 def _source_problems(report: SourceReport) -> str:
     broken = table(
-        ("broken episode", "reason"), [(one["episode"], one["message"]) for one in report.broken]
+        ("broken episode", "reason"),
+        [(episode["episode"], episode["message"]) for episode in report.broken],
     )
     warnings = table(
         ("warning", "count", "example"),
-        [(code(one.code), one.count, one.example) for one in report.warnings],
+        [(code(warning.code), warning.count, warning.example) for warning in report.warnings],
         numbers=(1,),
     )
     return broken + warnings
@@ -127,7 +128,7 @@ def _source_fields(report: SourceReport) -> str:
     policy = {*report.action_fields, *report.proprioception_fields}
     names = {name.removesuffix("_relative") for name in policy}
     first = [info for info in report.fields if info.name in names]
-    others = [facts for facts in report.fields if facts.name not in names]
+    others = [info for info in report.fields if info.name not in names]
     if not first:
         return _field_table(others)
     more = details(f"{len(others)} more fields", _field_table(others)) if others else ""
@@ -147,27 +148,27 @@ def _field_table(fields: Sequence[FieldSummary]) -> str:
         )
         for info in fields
     ]
-    header = ("field", "width", "type", "range", "unit", "channels", "constant channels")
+    header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
     return table(header, rows, numbers=(1,))
 
 
-def _origin(report: ShardsReport) -> str:
-    origin = report.origin
-    dropped = ", ".join(f"{count} samples: {why}" for why, count in origin.dropped.items())
-    info = {
-        "from": ", ".join(origin.sources),
-        "format": origin.format,
-        "episodes": origin.episodes,
-        "broken episodes left out": origin.failures or None,
-        "dropped": dropped,
-        "made with vlatool": origin.version,
-        "at": origin.created_at,
-    }
-    options = {name: value for name, value in origin.options.items() if _is_short(value)}
-    rows = [(code(name), code("null" if v is None else v)) for name, v in options.items()]
-    return heading(
-        "How it was made", tags(info) + details("Options", table(("key", "value"), rows))
+def _provenance(report: ShardsReport) -> str:
+    provenance = report.origin
+    dropped = ", ".join(
+        f"{count} samples: {reason}" for reason, count in provenance.dropped.items()
     )
+    info = {
+        "from": ", ".join(provenance.sources),
+        "format": provenance.format,
+        "episodes": provenance.episodes,
+        "broken episodes left out": provenance.failures or None,
+        "dropped": dropped,
+        "written by vlatool": provenance.version,
+        "at": provenance.created_at,
+    }
+    options = {name: value for name, value in provenance.options.items() if _is_short(value)}
+    rows = [(code(name), code("null" if v is None else v)) for name, v in options.items()]
+    return heading("Provenance", tags(info) + details("Options", table(("key", "value"), rows)))
 
 
 def _is_short(value: object) -> bool:
@@ -186,40 +187,44 @@ def _statistics(report: ShardsReport, statistics: Statistics) -> str:
     def tabled(names: Sequence[str]) -> str:
         return _statistics_table({name: statistics[name] for name in names}, known)
 
-    drawn = "".join(
+    policy_tables = "".join(
         heading(title, tabled([name for name in names if name in statistics]))
         for title, names in policy
     )
-    named = {name for _, names in policy for name in names}
-    others = [name for name in statistics if name not in named]
+    policy_names = {name for _, names in policy for name in names}
+    others = [name for name in statistics if name not in policy_names]
     rest = tabled(others)
-    return drawn + details(f"{len(others)} more fields", rest) if drawn else rest
+    if not policy_tables:
+        return rest
+    return policy_tables + details(f"{len(others)} more fields", rest)
 
 
 def _statistics_table(statistics: Statistics, known: Mapping[str, FieldSummary]) -> str:
     constant = {name: values for name in statistics if (values := _constant(known.get(name)))}
-    moving = [name for name in statistics if name not in constant]
     rows = [
-        row for name in moving for row in _channel_rows(name, statistics[name], known.get(name))
+        row
+        for name in statistics
+        if name not in constant
+        for row in _dimension_rows(name, statistics[name], known.get(name))
     ]
-    fixed = table(
+    constant_table = table(
         ("constant field", "values"),
         [
             (label_with_unit(name), Html(f"<code>{values}</code>"))
             for name, values in constant.items()
         ],
     )
-    return table(_HEADER, rows, numbers=range(1, 8)) + fixed
+    return table(_HEADER, rows, numbers=range(1, 8)) + constant_table
 
 
 def _constant(info: FieldSummary | None) -> str:
-    """The values of a field that never changes; empty for one that does."""
+    """Values of a constant field as text; empty for one that changes."""
     if info is None or len(info.constant) < info.width:
         return ""
     return ", ".join(map(number_text, info.mean))
 
 
-def _channel_rows(
+def _dimension_rows(
     name: str, entry: Mapping[str, Any], info: FieldSummary | None
 ) -> list[tuple[object, ...]]:
     mean = number_array(entry.get("mean"))
@@ -231,17 +236,17 @@ def _channel_rows(
     names = info.names if info and info.names else [str(number) for number in range(width)]
     return [
         (
-            label_with_unit(name) if channel == 0 else "",
-            channel_name,
-            *(number_text(float(c[channel])) if np.isfinite(c[channel]) else "-" for c in columns),
-            "" if steps is None else Html(sparkline(steps[0][:, channel], steps[1][:, channel])),
+            label_with_unit(name) if index == 0 else "",
+            dimension,
+            *(number_text(float(c[index])) if np.isfinite(c[index]) else "-" for c in columns),
+            "" if steps is None else Html(sparkline(steps[0][:, index], steps[1][:, index])),
         )
-        for channel, channel_name in enumerate(names)
+        for index, dimension in enumerate(names)
     ]
 
 
 def _column(value: object, width: int) -> Array:
-    """Numbers [C]; NaN where there are none."""
+    """Numbers [C]; NaN if there are none."""
     numbers = number_array(value)
     try:
         return np.broadcast_to(np.nan if numbers is None else numbers, (width,))
@@ -250,7 +255,7 @@ def _column(value: object, width: int) -> Array:
 
 
 def _steps(entry: Mapping[str, Any], width: int) -> tuple[Array, Array] | None:
-    """Mean and std per step [T, C]."""
+    """Mean and std per step [T, C]; None if they are missing or broken."""
     mean = number_array(entry.get("mean_per_timestep"))
     std = number_array(entry.get("std_per_timestep"))
     if mean is None or std is None or mean.ndim != 2 or mean.shape[1] != width:

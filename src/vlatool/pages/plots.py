@@ -1,6 +1,7 @@
 """Charts as inline SVG: lines over a shared axis, sparklines, histograms, cells.
 
-Legend of shapes: S positions along the axis (frames of an episode, steps of a window), C channels.
+Legend of shapes: S positions along the axis (frames of an episode, steps of a window), C dimensions
+of a field.
 """
 
 from collections.abc import Sequence
@@ -14,27 +15,27 @@ from vlatool.pages.layout import escape
 COLORS = 8
 _WIDTH = 1000.0
 _HEIGHT = 84.0
-_MOST_POINTS = 600
-# A field with more channels than a position has shows only those that move.
-_MOST_CONSTANT = 3
+_MAX_POINTS = 600
+# Of a field with more dimensions than a position, constant ones are not drawn.
+_MAX_CONSTANT = 3
 _DASHES = ("", "5 3", "2 2", "8 3 2 3")
-# Changes below this share of the largest value are rounding.
-_STILL = 1e-9
-_LARGEST = 1e300
+# Changes below this share of the largest value are rounding errors.
+_ROUNDING = 1e-9
+_MAX_VALUE = 1e300
 _SPARK = (130, 24)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What all charts of one time axis share.
+    """Horizontal axis that several charts share.
 
     Attributes:
-        low: Where the chart begins, in the axis' unit.
-        high: Where it ends.
-        marks: Places with a dashed line.
-        now: Place with a solid line, such as the anchor.
-        shaded: Ranges that lie in the shade, such as padding.
-        width: Width of the drawing; what is drawn narrower on the page needs a smaller one.
+        low: Value at the left end of the chart.
+        high: Value at the right end.
+        marks: Values with a dashed line.
+        anchor: Value with a solid line; None without one.
+        shaded: Shaded ranges, such as padding.
+        width: Width of the drawing; a chart that is narrow on the page needs a smaller one.
     """
 
     low: float
@@ -45,7 +46,7 @@ class Axis:
     width: float = _WIDTH
 
     def to_x(self, values: Array | float) -> Array:
-        """Horizontal places in the drawing."""
+        """Horizontal positions of values in the drawing."""
         return (np.asarray(values, np.float64) - self.low) / (self.high - self.low) * self.width
 
 
@@ -54,10 +55,10 @@ class Lines:
     """Lines of one chart.
 
     Attributes:
-        positions: Where on the axis [S].
-        values: Numbers [S, C]; gaps where they are not finite.
+        positions: Values of the axis [S].
+        values: Numbers [S, C]; a line has gaps where they are not finite.
         names: C names.
-        drawn: Channels that have a line, in order.
+        drawn: Dimensions that have a line, in order.
     """
 
     positions: Array
@@ -67,44 +68,42 @@ class Lines:
 
 
 def field_lines(positions: Array, values: Array, names: Sequence[str]) -> Lines:
-    """The lines of a field; constant channels have none where they would flatten the others."""
-    moves = _moves(values)
-    everything = range(values.shape[1])
-    hides = values.shape[1] > _MOST_CONSTANT and bool(moves.any())
-    return Lines(positions, values, names, [i for i in everything if moves[i] or not hides])
+    """Lines of a field; of a wide field, constant dimensions have none if others vary."""
+    varies = _varies(values)
+    hides = values.shape[1] > _MAX_CONSTANT and bool(varies.any())
+    drawn = [index for index in range(values.shape[1]) if varies[index] or not hides]
+    return Lines(positions, values, names, drawn)
 
 
 def legend(lines: Lines) -> str:
-    """A colour and a name for each line; empty for a field of one channel."""
+    """Color and name of each line; empty for a field of one dimension."""
     if lines.values.shape[1] == 1:
         return ""
     keys = "".join(
         f'<span class="key"><i class="f{order % COLORS} d{order // COLORS % len(_DASHES)}"></i>'
-        f"{escape(lines.names[channel])}</span>"
-        for order, channel in enumerate(lines.drawn)
+        f"{escape(lines.names[dimension])}</span>"
+        for order, dimension in enumerate(lines.drawn)
     )
     hidden = [name for i, name in enumerate(lines.names) if i not in set(lines.drawn)]
-    told = f"{len(hidden)} constant channels"
+    text = f"{len(hidden)} constant dimensions"
     if len(hidden) <= COLORS:
-        told = f"constant: {', '.join(hidden)}"
-    return keys + (f'<span class="quiet">{escape(told)}</span>' if hidden else "")
+        text = f"constant: {', '.join(hidden)}"
+    return keys + (f'<span class="quiet">{escape(text)}</span>' if hidden else "")
 
 
 def line_chart(axis: Axis, lines: Lines, *, dots: bool = False) -> str:
-    """One line per drawn channel, with the extremes at the left; dots mark each position."""
+    """Chart with a line per drawn dimension and the range at the left; dots mark positions."""
     shown = _drawable(lines.values[:, list(lines.drawn)])
     finite = shown[np.isfinite(shown)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    is_flat = high - low <= _STILL * max(1.0, abs(high))
-    height = _HEIGHT if _moves(lines.values).any() else _HEIGHT / 2
+    is_flat = high - low <= _ROUNDING * max(1.0, abs(high))
+    height = _HEIGHT if _varies(lines.values).any() else _HEIGHT / 2
     height = 2 * height if len(lines.drawn) > COLORS else height
     middle, half = (low + high) / 2, 1.0 if is_flat else (high - low) / 2
     top, bottom = 9.0, height - 9.0
-    places = (top + bottom) / 2 - (shown - middle) / half * (bottom - top) / 2
-    across = axis.to_x(lines.positions)
-    drawn = "".join(
-        _line(across, places[:, order], order, dots=dots) for order in range(places.shape[1])
-    )
+    y = (top + bottom) / 2 - (shown - middle) / half * (bottom - top) / 2
+    x = axis.to_x(lines.positions)
+    drawn = "".join(_line(x, y[:, order], order, dots=dots) for order in range(y.shape[1]))
     labels = _label((top + bottom) / 2, high)
     if not is_flat:
         labels = _label(top, high) + _label(bottom, low)
@@ -112,28 +111,28 @@ def line_chart(axis: Axis, lines: Lines, *, dots: bool = False) -> str:
 
 
 def axis_chart(axis: Axis, ticks: Sequence[tuple[float, str]]) -> str:
-    """The numbers under the charts of an axis."""
+    """Labels of the axis, shown under its charts."""
     texts = "".join(
-        f'<text x="{float(axis.to_x(at)):.1f}" y="12" text-anchor="middle">{escape(text)}</text>'
-        for at, text in ticks
+        f'<text x="{float(axis.to_x(value)):.1f}" y="12" text-anchor="middle">{escape(text)}</text>'
+        for value, text in ticks
     )
     return _chart(axis.width, 16, texts)
 
 
 def cells(axis: Axis, positions: Array, flags: Array, label: str) -> str:
-    """A row of cells [S], filled where true, with its label at the left."""
+    """Row of cells [S], filled where true, with its label at the left."""
     gap = 1.5
     half = float(axis.to_x(0.5) - axis.to_x(0.0))
     drawn = "".join(
-        f'<rect class="cell{"" if flag else " off"}" x="{place - half + gap:.1f}" y="2" '
+        f'<rect class="cell{"" if flag else " off"}" x="{x - half + gap:.1f}" y="2" '
         f'width="{2 * half - 2 * gap:.1f}" height="10" rx="2"/>'
-        for place, flag in zip(axis.to_x(positions), flags, strict=True)
+        for x, flag in zip(axis.to_x(positions), flags, strict=True)
     )
     return _chart(axis.width, 14, f'<text x="0" y="11">{escape(label)}</text>{drawn}')
 
 
 def sparkline(mean: Array, std: Array) -> str:
-    """A mean over the steps of a window [S] with a band of one std [S] to each side."""
+    """Small line of a mean over the steps of a window [S] with a band of one std [S]."""
     width, height = _SPARK
     low, high = mean - std, mean + std
     if not np.isfinite([low, high]).all() or len(mean) < 2:
@@ -141,11 +140,11 @@ def sparkline(mean: Array, std: Array) -> str:
     bottom, span = float(low.min()), float(high.max() - low.min())
     if span <= 1e-9 * max(1.0, abs(bottom)):
         bottom, span = bottom - 0.5, 1.0
-    across = np.linspace(1, width - 1, len(mean))
+    xs = np.linspace(1, width - 1, len(mean))
 
     def points(values: Array) -> list[str]:
-        down = height - 2 - (values - bottom) / span * (height - 4)
-        return [f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True)]
+        ys = height - 2 - (values - bottom) / span * (height - 4)
+        return [f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True)]
 
     band = " ".join([*points(high), *reversed(points(low))])
     line = " ".join(points(mean))
@@ -156,7 +155,7 @@ def sparkline(mean: Array, std: Array) -> str:
 
 
 def histogram(values: Sequence[float], unit: str, bins: int = 24, counted: str = "episodes") -> str:
-    """How many values lie where; whole numbers get whole bins."""
+    """Histogram of integer values, with bins of integer width."""
     numbers = np.asarray(values, np.float64)
     if not numbers.size:
         return ""
@@ -187,16 +186,16 @@ def histogram(values: Sequence[float], unit: str, bins: int = 24, counted: str =
 
 
 def _drawable(values: Array) -> Array:
-    """Numbers as float64, NaN for what is not finite or too large to subtract from another."""
+    """Numbers as float64; NaN for those that are not finite or too large for differences."""
     numbers = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        return np.where(np.abs(numbers) < _LARGEST, numbers, np.nan)
+        return np.where(np.abs(numbers) < _MAX_VALUE, numbers, np.nan)
 
 
-def _moves(values: Array) -> Array:
-    """Channels that change, bool [C]."""
+def _varies(values: Array) -> Array:
+    """Dimensions that change, bool [C]."""
     finite = np.nan_to_num(_drawable(values))
-    return np.ptp(finite, axis=0) > _STILL * np.maximum(1.0, np.abs(finite).max(axis=0))
+    return np.ptp(finite, axis=0) > _ROUNDING * np.maximum(1.0, np.abs(finite).max(axis=0))
 
 
 def _bin_text(edges: Array, index: int, step: float) -> str:
@@ -215,34 +214,34 @@ def _background(axis: Axis, height: float) -> str:
         for low, high in axis.shaded
     ]
     parts.append(f'<line class="rule" x1="0" x2="{axis.width:.0f}" y1="{height}" y2="{height}"/>')
-    places = [(place, "mark") for place in axis.marks]
-    places += [] if axis.anchor is None else [(axis.anchor, "now")]
-    for place, kind in places:
-        x = float(axis.to_x(place))
+    rules = [(value, "mark") for value in axis.marks]
+    rules += [] if axis.anchor is None else [(axis.anchor, "anchor")]
+    for value, kind in rules:
+        x = float(axis.to_x(value))
         parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height:.0f}"/>')
     return "".join(parts)
 
 
-def _line(across: Array, down: Array, order: int, *, dots: bool) -> str:
-    """One channel; a new piece begins after each gap."""
-    keep = _worth_drawing(down)
-    across, down = across[keep], down[keep]
-    finite = np.isfinite(down)
-    pieces: list[str] = []
+def _line(xs: Array, ys: Array, order: int, *, dots: bool) -> str:
+    """Line of one dimension, in segments between gaps."""
+    indices = _downsampled(ys)
+    xs, ys = xs[indices], ys[indices]
+    finite = np.isfinite(ys)
+    segments: list[str] = []
     for start, stop in _runs(finite):
         points = " L".join(
-            f"{x:.1f} {y:.1f}" for x, y in zip(across[start:stop], down[start:stop], strict=True)
+            f"{x:.1f} {y:.1f}" for x, y in zip(xs[start:stop], ys[start:stop], strict=True)
         )
-        pieces.append(f"M{points}")
-    if not pieces:
+        segments.append(f"M{points}")
+    if not segments:
         return ""
     style = f"line s{order % COLORS}"
     dash = _DASHES[order // COLORS % len(_DASHES)]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    path = f'<path class="{style}" d="{"".join(pieces)}"{dashed}/>'
+    path = f'<path class="{style}" d="{"".join(segments)}"{dashed}/>'
     if dots:
         round_dots = "".join(
-            f"M{x:.1f} {y:.1f}h0" for x, y in zip(across[finite], down[finite], strict=True)
+            f"M{x:.1f} {y:.1f}h0" for x, y in zip(xs[finite], ys[finite], strict=True)
         )
         path += (
             f'<path class="{style}" d="{round_dots}" style="stroke-width:4;stroke-linecap:round"/>'
@@ -250,17 +249,17 @@ def _line(across: Array, down: Array, order: int, *, dots: bool) -> str:
     return path
 
 
-def _worth_drawing(values: Array) -> Array:
-    """Indices of a long line that keep its peaks: the extremes of each of many short parts."""
+def _downsampled(values: Array) -> Array:
+    """Indices of points that keep the peaks of a long line: minimum and maximum of short parts."""
     count = len(values)
-    if count <= _MOST_POINTS:
+    if count <= _MAX_POINTS:
         return np.arange(count)
-    parts = np.array_split(np.arange(count), _MOST_POINTS // 2)
-    kept: set[int] = {0, count - 1}
+    parts = np.array_split(np.arange(count), _MAX_POINTS // 2)
+    indices: set[int] = {0, count - 1}
     for part in parts:
         numbers = np.nan_to_num(values[part])
-        kept |= {int(part[numbers.argmin()]), int(part[numbers.argmax()])}
-    return np.array(sorted(kept))
+        indices |= {int(part[numbers.argmin()]), int(part[numbers.argmax()])}
+    return np.array(sorted(indices))
 
 
 def _runs(flags: Array) -> list[tuple[int, int]]:

@@ -1,4 +1,7 @@
-"""The page of built samples: what they are, and some with their pictures, codes and actions."""
+"""HTML page of samples for a language model: an overview, and some with images, codes, actions.
+
+Legend of shapes: Q future images, K codes of an image, S side of an image in pixels.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,23 +33,24 @@ from vlatool.pages.plots import Axis, axis_chart, field_lines, histogram, legend
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import size_text
 
-# Codes int64 [Q, K] to pictures uint8 [Q, S, S, 3].
-Draw = Callable[[Array], UInt8Array]
+# Codes int64 [Q, K] to images uint8 [Q, S, S, 3].
+Decoder = Callable[[Array], UInt8Array]
 
 
 def write_samples_page(
     report: SamplesReport, location: Path, path: Path, request: PageRequest
 ) -> None:
-    """Writes to `path` the page of the built samples at a location."""
+    """Writes the page of the samples at a location to `path`."""
     folder = SamplesFolder.open(location)
-    names = [str(one) for one in listed(branch(folder.document, "profile"), "dimensions")]
-    draw = _drawing(folder, request.tokenizer)
+    names = [str(name) for name in listed(branch(folder.document, "profile"), "dimensions")]
+    decode = _decoder(folder, request.tokenizer)
     samples = [
-        _sample(folder, at, names, draw) for at in evenly_spaced(len(folder), request.samples)
+        _sample(folder, index, names, decode)
+        for index in evenly_spaced(len(folder), request.samples)
     ]
     title = f"Samples ({len(samples)} of {len(folder)})"
-    above = Section(title, '<p class="quiet">evenly chosen</p>', is_card=False)
-    sections = [*_overview(report), above, *samples]
+    header = Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
+    sections = [*_overview(report), header, *samples]
     write_text(path, page(request.title, report.headline(), sections))
 
 
@@ -60,7 +64,7 @@ def _overview(report: SamplesReport) -> list[Section]:
         "action ids per window": f"{ids['mean']:.1f}" if "mean" in ids else "",
         "on disk": size_text(report.bytes),
     }
-    findings = "".join(note(one["message"]) for one in report.findings)
+    findings = "".join(note(finding["message"]) for finding in report.findings)
     lengths = [int(n) for n, count in report.id_counts.items() for _ in range(count)]
     return [
         Section("Overview", tiles(info) + findings + tags({**report.origin, **report.shape})),
@@ -69,11 +73,11 @@ def _overview(report: SamplesReport) -> list[Section]:
     ]
 
 
-def _drawing(folder: SamplesFolder, tokenizer: str) -> Draw | None:
-    """What draws pictures of codes; None without a tokenizer.
+def _decoder(folder: SamplesFolder, tokenizer: str) -> Decoder | None:
+    """Function that decodes codes to images; None without a tokenizer.
 
     Raises:
-        DataError: It is another one than made the codes, or draws nothing.
+        DataError: The tokenizer did not make the codes, or has no decoder.
     """
     if not tokenizer:
         return None
@@ -85,7 +89,9 @@ def _drawing(folder: SamplesFolder, tokenizer: str) -> Draw | None:
     return maker.decode
 
 
-def _sample(folder: SamplesFolder, number: int, names: Sequence[str], draw: Draw | None) -> Section:
+def _sample(
+    folder: SamplesFolder, number: int, names: Sequence[str], decode: Decoder | None
+) -> Section:
     try:
         view = view_token_sample(folder, number)
     except DataError as error:
@@ -93,26 +99,30 @@ def _sample(folder: SamplesFolder, number: int, names: Sequence[str], draw: Draw
     ids = " ".join(map(str, view.sample.said.action_ids))
     body = (
         tags(view.info)
-        + heading("Pictures that are seen", _strips(view.past, 1 - _steps(view.past)))
+        + heading("Past images", _strips(view.past, 1 - _steps(view.past)))
         + heading("Actions", _actions(view, names))
         + heading("Action ids", f'<p class="small">{code(ids)}</p>')
-        + heading("Pictures to come", _strips(view.future, 1))
-        + (heading("The same, drawn from their codes", _drawn(view, draw)) if draw else "")
-        + details("Codes of the pictures to come", _codes(view.sample.said.codes))
+        + heading("Future images", _strips(view.future, 1))
+        + (
+            heading("Future images, reconstructed", _reconstructions(view, decode))
+            if decode
+            else ""
+        )
+        + details("Codes of the future images", _codes(view.sample.said.codes))
     )
     return Section(view.name, body, is_under=True)
 
 
-def _drawn(view: TokenSampleView, draw: Draw) -> str:
-    """What is drawn of the codes, a row per camera; cameras take turns in them."""
+def _reconstructions(view: TokenSampleView, decode: Decoder) -> str:
+    """Images decoded from the codes, in a row per camera; codes alternate between cameras."""
     codes = view.sample.said.codes
     if not len(codes):
         return note("This kind of sample has no codes.")
-    images = draw(codes.astype(np.int64))
+    images = decode(codes.astype(np.int64))
     cameras = list(view.future or view.past)
     rows = {
-        camera: [FrameView(Image.fromarray(one)) for one in images[place :: len(cameras)]]
-        for place, camera in enumerate(cameras)
+        camera: [FrameView(Image.fromarray(image)) for image in images[index :: len(cameras)]]
+        for index, camera in enumerate(cameras)
     }
     return _strips(rows, 1)
 
@@ -122,34 +132,34 @@ def _steps(cameras: Mapping[str, Sequence[FrameView]]) -> int:
 
 
 def _strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> str:
-    """A row of pictures per camera, under which stands the step; the first has the number given."""
+    """Row of images per camera, captioned with their steps from `first` on."""
     rows: list[str] = []
-    for camera, shots in cameras.items():
-        images = "".join(_figure(camera, at, shot) for at, shot in enumerate(shots, first))
+    for camera, views in cameras.items():
+        images = "".join(_figure(camera, step, view) for step, view in enumerate(views, first))
         rows.append(f'<div class="label">{escape(camera)}</div><div class="strip">{images}</div>')
     return "".join(rows)
 
 
-def _figure(camera: str, step: int, shot: FrameView) -> str:
-    caption = f"{step:+d}" if step else "now"
-    if shot.image is None:
-        return figure(image_placeholder(shot.problem), caption)
-    return figure(thumbnail(shot.image, f"{camera}, {caption}"), caption)
+def _figure(camera: str, step: int, view: FrameView) -> str:
+    caption = f"{step:+d}" if step else "anchor"
+    if view.image is None:
+        return figure(image_placeholder(view.problem), caption)
+    return figure(thumbnail(view.image, f"{camera}, {caption}"), caption)
 
 
 def _actions(view: TokenSampleView, names: Sequence[str]) -> str:
-    """The actions of the window as curves, where they are at hand."""
+    """Chart of the actions of the window, or a note if the windows are missing."""
     if view.actions is None:
-        return note("The windows are not at hand; without the action tokenizer ids stay numbers.")
+        return note("The folder of windows is missing, so the actions cannot be shown.")
     steps, width = view.actions.shape
     known = names if len(names) == width else [str(number) for number in range(width)]
     lines = field_lines(np.arange(steps), view.actions, known)
     axis = Axis(-1.5, steps - 0.5)
     ticks = [(float(step), f"+{step}") for step in range(steps)]
-    label = f'<div class="label">not normalised &ensp;{legend(lines)}</div>'
+    label = f'<div class="label">not normalized &ensp;{legend(lines)}</div>'
     return label + line_chart(axis, lines, dots=True) + axis_chart(axis, ticks)
 
 
 def _codes(codes: Array) -> str:
     rows = [(number, code(" ".join(map(str, row)))) for number, row in enumerate(codes.tolist())]
-    return table(("picture", "codes"), rows, numbers=(0,))
+    return table(("image", "codes"), rows, numbers=(0,))
