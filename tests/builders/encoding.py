@@ -1,4 +1,4 @@
-"""Small pictures, a tiny tokenizer as it is published, and runs of encode over them."""
+"""Small images, a tiny tokenizer in the published layout, and runs of encode on them."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ EPISODES, FRAMES = 3, 5
 
 
 def write_tokenizer(folder: Path, seed: int = 3, **keys: Any) -> str:
-    """A published folder of the tiny second stage, or with other keys."""
+    """Writes a published folder of the tiny second stage, with some keys changed."""
     torch.manual_seed(seed)
     config = tiny_titok(**{"stage": 2, "init_weight": "stage-1", **keys})
     return _published(folder, config)
 
 
 def write_continuous_tokenizer(folder: Path) -> str:
-    """A published folder of a tokenizer without codes."""
+    """Writes a published folder of a tokenizer without codes."""
     keys = {"image_size": SIDE, **PIXELS, "quantizer": {"type": "kl"}}
     return _published(folder, TitokConfig.model_validate(keys))
 
@@ -35,23 +35,23 @@ def _published(folder: Path, config: TitokConfig) -> str:
 
 
 def image_tree(root: Path, episodes: int = EPISODES, side: int = SIDE) -> Path:
-    """Pictures of two cameras as the windows of LIBERO have them, in the size of the tokenizer."""
+    """Writes images of two cameras in the layout of LIBERO windows, of the tokenizer's size."""
     for episode in range(episodes):
-        for place, camera in enumerate(CAMERAS):
+        for index, camera in enumerate(CAMERAS):
             for frame in range(FRAMES):
-                number = (episode * 2 + place) * FRAMES + frame
+                number = (episode * 2 + index) * FRAMES + frame
                 write(root, image_name(episode, camera, frame), saved(image(number, side, side)))
     return root
 
 
 def image_name(episode: int, camera: str = "image", frame: int = 2) -> str:
-    """Where one of them is."""
+    """Path of an image in the tree."""
     name = f"X_{camera}_episode_{episode:06d}_frame_{frame:06d}.png"
     return f"images/episode_{episode:06d}/{name}"
 
 
 def encoded(data: Path, tokenizer: str, output: Path | None = None, **options: Any) -> EncodeResult:
-    """A run in this process."""
+    """Encodes in this process."""
     tree = {"data": str(data), "tokenizer": tokenizer, "num_workers": 0, "check_every": 4}
-    place = {} if output is None else {"output": str(output)}
-    return encode(EncodeConfig.model_validate({**tree, **place, **options}))
+    target = {} if output is None else {"output": str(output)}
+    return encode(EncodeConfig.model_validate({**tree, **target, **options}))

@@ -1,4 +1,4 @@
-"""`encode` by several processes writes what one process writes, and tells what failed once."""
+"""`encode` by several processes writes what one process writes, and reports each failure once."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def encode(
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_two_processes_write_what_one_writes_but_a_broken_episode(
+def test_two_processes_write_what_one_writes_except_a_broken_episode(
     tokenizer: str, tmp_path: Path
 ) -> None:
     tree = image_tree(tmp_path / "A")
@@ -42,10 +42,10 @@ def test_two_processes_write_what_one_writes_but_a_broken_episode(
     (failure,) = document["error"]["details"]["failures"]
     assert failure["episode"] == "episode_000001"
     assert (document["episodes"], document["status"]) == (2, "written")
-    lists = (".vlatool/files.jsonl", "manifest.json")
-    two = {name: data for name, data in contents(tmp_path / "two").items() if name not in lists}
-    one = contents(tmp_path / "one")
-    assert two == {name: data for name, data in one.items() if name in two}
+    excluded = (".vlatool/files.jsonl", "manifest.json")
+    two = {name: data for name, data in contents(tmp_path / "two").items() if name not in excluded}
+    single = contents(tmp_path / "one")
+    assert two == {name: data for name, data in single.items() if name in two}
     assert len({Path(name).parts[0] for name in two} - {"checks"}) == 2
 
 
@@ -59,9 +59,7 @@ def test_rank_of_torchrun_without_episodes_changes_nothing(tokenizer: str, tmp_p
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_rank_of_torchrun_that_is_left_alone_does_not_call_it_a_bug(
-    tokenizer: str, tmp_path: Path
-) -> None:
+def test_rank_of_torchrun_whose_peer_ended_reports_no_bug(tokenizer: str, tmp_path: Path) -> None:
     tree = image_tree(tmp_path / "A", episodes=2)
     for episode in range(2):
         write(tree, image_name(episode), b"broken")

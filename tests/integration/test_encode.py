@@ -1,4 +1,4 @@
-"""Pictures to codes and back: whatever the batches, the processes and the damage."""
+"""`encode` and `decode`: independent of batches and processes, robust to broken images."""
 
 import pickle
 import shutil
@@ -48,7 +48,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_tree(tmp_path_factory.mktemp("pictures") / "A")
+    return image_tree(tmp_path_factory.mktemp("images") / "A")
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def damaged(tree: Path, tmp_path: Path) -> Path:
 
 def test_codes_are_those_that_the_tokenizer_makes(whole: Path, tree: Path, tokenizer: str) -> None:
     model = open_titok(tokenizer)[1]
-    found = CodesFolder.open(whole).read("episode_000001")
-    for stem, codes in zip(found.stems, found.codes, strict=True):
+    episode = CodesFolder.open(whole).read("episode_000001")
+    for stem, codes in zip(episode.stems, episode.codes, strict=True):
         pixels = np.asarray(Image.open(tree / f"images/episode_000001/{stem}.png"))
         images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
         assert codes.tolist() == model.codes(to_float(images))[0].tolist()
@@ -79,14 +79,14 @@ def test_output_is_whole(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_batch_size_does_not_shape_codes(
+def test_codes_do_not_depend_on_the_batch_size(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path, batch_size: int
 ) -> None:
     encoded(tree, tokenizer, tmp_path / "out", batch_size=batch_size)
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_reading_processes_do_not_shape_codes(
+def test_codes_do_not_depend_on_reader_processes(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     encoded(tree, tokenizer, tmp_path / "out", num_workers=2)
@@ -97,9 +97,9 @@ def test_packed_codes_are_those_of_separate_files(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     result = encoded(tree, tokenizer, tmp_path / "out", layout="packed")
-    found, known = CodesFolder.open(tmp_path / "out"), CodesFolder.open(whole)
+    packed, separate = CodesFolder.open(tmp_path / "out"), CodesFolder.open(whole)
     assert result.pictures == IMAGES
-    assert found.manifest.digest == known.manifest.digest
+    assert packed.manifest.digest == separate.manifest.digest
     assert (tmp_path / "out/episode_000000.npz").is_file()
 
 
@@ -110,12 +110,12 @@ def test_ranks_together_write_what_one_process_writes(
     barrier = threading.Barrier(size, timeout=60)
     statuses: dict[int, str] = {}
 
-    def share(rank: int) -> None:
+    def run(rank: int) -> None:
         job = EncodeJob(_config(tree, tokenizer, tmp_path / "out"), size)
         ranks = Ranks(rank, size, lambda: bool(barrier.wait()) and None, barrier.abort)
         statuses[rank] = run_job(job, job.pipeline, ranks=ranks).status
 
-    threads = [threading.Thread(target=share, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -130,7 +130,9 @@ def _config(tree: Path, tokenizer: str, output: Path) -> EncodeConfig:
     return EncodeConfig.model_validate({**keys, "num_workers": 0, "check_every": 4})
 
 
-def test_repeated_run_makes_missing_codes_alone(tree: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_repeated_run_encodes_only_missing_codes(
+    tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
     encoded(tree, tokenizer, tmp_path / "out")
     before = contents(tmp_path / "out")
     next((tmp_path / "out/episode_000001").iterdir()).unlink()
@@ -141,7 +143,7 @@ def test_repeated_run_makes_missing_codes_alone(tree: Path, tokenizer: str, tmp_
     assert contents(tmp_path / "out") == before
 
 
-def test_renamed_tokenizer_goes_on_with_its_codes(
+def test_renamed_tokenizer_keeps_its_codes(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     shutil.copytree(tokenizer, tmp_path / "renamed")
@@ -149,7 +151,9 @@ def test_renamed_tokenizer_goes_on_with_its_codes(
     assert CodesFolder.open(whole).manifest.tokenizer == "tiny"
 
 
-def test_other_tokenizer_is_refused_over_codes(whole: Path, tree: Path, tmp_path: Path) -> None:
+def test_other_tokenizer_over_existing_codes_is_an_error(
+    whole: Path, tree: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError) as caught:
         encoded(tree, write_tokenizer(tmp_path / "other", seed=4))
     assert caught.value.code == "usage.output_differs"
@@ -162,7 +166,7 @@ def test_first_stage_makes_codes_and_no_checks(tree: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out/checks").exists()
 
 
-def test_bfloat16_tells_how_many_codes_stay_the_same(
+def test_bfloat16_reports_the_share_of_equal_codes(
     tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     result = encoded(tree, tokenizer, tmp_path / "out", precision="bf16")
@@ -177,11 +181,11 @@ def test_image_shards_have_the_codes_of_their_images(
 ) -> None:
     image_shards(tree, tmp_path / "shards")
     encoded(tmp_path / "shards", tokenizer, tmp_path / "out")
-    found = CodesFolder.open(tmp_path / "out").manifest
-    assert found.digest == CodesFolder.open(whole).manifest.digest
+    codes = CodesFolder.open(tmp_path / "out").manifest
+    assert codes.digest == CodesFolder.open(whole).manifest.digest
 
 
-def test_recordings_need_an_output(tree: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_image_shards_need_an_output(tree: Path, tokenizer: str, tmp_path: Path) -> None:
     image_shards(tree, tmp_path / "shards")
     with pytest.raises(UsageError) as caught:
         encoded(tmp_path / "shards", tokenizer)
@@ -213,16 +217,18 @@ def _cut() -> bytes:
         (_cut(), "data.picture_unreadable"),
         (b"", "data.picture_unreadable"),
     ],
-    ids=["other-size", "grey", "alpha", "cut-off", "empty"],
+    ids=["other-size", "gray", "alpha", "cut-off", "empty"],
 )
-def test_bad_image_fails_its_episode_alone(
+def test_bad_image_fails_only_its_episode(
     damaged: Path, tokenizer: str, content: bytes, code: str
 ) -> None:
     write(damaged, image_name(1), content)
     with pytest.raises(PartialFailure) as caught:
         encoded(damaged, tokenizer, batch_size=3)
     failures = caught.value.details["failures"]
-    assert [(one["episode"], one["code"]) for one in failures] == [("episode_000001", code)]
+    assert [(failure["episode"], failure["code"]) for failure in failures] == [
+        ("episode_000001", code)
+    ]
     assert "frame_000002" in failures[0]["message"]
     assert CodesFolder.open(damaged / "TiToken").episodes() == ["episode_000000", "episode_000002"]
 
@@ -239,7 +245,7 @@ def test_repaired_episode_is_added(damaged: Path, tree: Path, tokenizer: str, wh
     assert contents(damaged / "TiToken") == contents(whole)
 
 
-def test_image_of_another_size_is_resized_where_the_tokenizer_says_how(
+def test_image_of_another_size_is_resized_by_the_stored_preprocessing(
     damaged: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     shutil.copytree(tokenizer, tmp_path / "resizes")
@@ -274,7 +280,7 @@ def _continuous(folder: Path, tokenizer: str) -> None:
 
 
 @pytest.mark.parametrize("make", [_half, _with_code, _continuous])
-def test_tokenizer_that_cannot_be_used_is_refused(
+def test_unusable_tokenizer_is_an_error(
     make: object, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     assert callable(make)
@@ -289,15 +295,15 @@ def _decoded(codes: Path, tokenizer: str, output: Path) -> DecodeResult:
     return decode(DecodeConfig(codes=str(codes), tokenizer=tokenizer, output=str(output)))
 
 
-def test_decoded_images_are_those_that_the_tokenizer_draws(
+def test_decoded_images_are_those_of_the_tokenizer(
     whole: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     result = _decoded(whole, tokenizer, tmp_path / "out")
-    found = CodesFolder.open(whole).read("episode_000002")
-    drawn = open_code_maker(tokenizer, CPU).decode(found.codes.astype(np.int64))
-    path = tmp_path / f"out/episode_000002/{found.stems[4]}.png"
+    episode = CodesFolder.open(whole).read("episode_000002")
+    expected = open_code_maker(tokenizer, CPU).decode(episode.codes.astype(np.int64))
+    path = tmp_path / f"out/episode_000002/{episode.stems[4]}.png"
     assert result.pictures == IMAGES
-    assert np.array_equal(np.asarray(Image.open(path)), drawn[4])
+    assert np.array_equal(np.asarray(Image.open(path)), expected[4])
 
 
 def test_single_file_of_codes_is_decoded(whole: Path, tokenizer: str, tmp_path: Path) -> None:
@@ -313,7 +319,7 @@ def test_codes_out_of_range_fail_their_episode(whole: Path, tokenizer: str, tmp_
     (codes / f"episode_000001/{stem}.json").write_text(str([[64]] * 8))
     with pytest.raises(PartialFailure) as caught:
         _decoded(codes, tokenizer, tmp_path / "out")
-    failed = [(one["episode"], one["code"]) for one in caught.value.details["failures"]]
+    failed = [(failure["episode"], failure["code"]) for failure in caught.value.details["failures"]]
     assert failed == [("episode_000001", "data.broken_codes")]
 
 
@@ -323,31 +329,31 @@ def test_codes_of_another_tokenizer_are_not_decoded(whole: Path, tmp_path: Path)
     assert caught.value.code == "data.other_tokenizer"
 
 
-def test_first_stage_draws_nothing(whole: Path, tmp_path: Path) -> None:
+def test_first_stage_cannot_decode(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _decoded(whole, write_tokenizer(tmp_path / "first", stage=1), tmp_path / "out")
     assert caught.value.code == "data.no_pixels"
 
 
-def test_page_of_built_samples_shows_what_is_drawn_of_the_codes(tmp_path: Path) -> None:
+def test_page_of_samples_shows_images_decoded_from_the_codes(tmp_path: Path) -> None:
     codes = {"type": "vq", "codebook_size": 4096, "token_size": 6}
     tokenizer = write_tokenizer(tmp_path / "t", num_latent_tokens=32, quantizer=codes)
     tree = published_windows(tmp_path / "A", 1, 3)
     for path in tree.glob("images/*/*.png"):
         path.write_bytes(saved(image(1, SIDE, SIDE)))
     encoded(tree, tokenizer)
-    built = {"data": str(tree), "fast": str(plain_fast(tmp_path / "fast")), "workers": 1}
-    build_dataset(BuildDatasetConfig.model_validate({**built, "output": str(tmp_path / "out")}))
+    samples = {"data": str(tree), "fast": str(plain_fast(tmp_path / "fast")), "workers": 1}
+    build_dataset(BuildDatasetConfig.model_validate({**samples, "output": str(tmp_path / "out")}))
     counts: list[int] = []
-    for given in (None, tokenizer):
+    for decoder in (None, tokenizer):
         page = tmp_path / "page.html"
         keys = {"location": str(tmp_path / "out"), "html": str(page), "html_samples": 1}
-        inspect(InspectConfig.model_validate({**keys, "tokenizer": given}))
+        inspect(InspectConfig.model_validate({**keys, "tokenizer": decoder}))
         counts.append(page.read_text().count("<figure"))
     assert counts[1] == counts[0] + 32
 
 
-def test_tokenizer_is_refused_where_nothing_is_drawn(
+def test_tokenizer_without_a_page_of_samples_is_an_error(
     whole: Path, tokenizer: str, tmp_path: Path
 ) -> None:
     page = str(tmp_path / "page.html")

@@ -1,4 +1,4 @@
-"""Pictures, tokenizers, codes and what is drawn again, wherever they lie."""
+"""Images, tokenizers, codes and decoded images in object storage and on a web server."""
 
 from pathlib import Path
 
@@ -20,23 +20,23 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_tree(tmp_path_factory.mktemp("pictures") / "A", episodes=2)
+    return image_tree(tmp_path_factory.mktemp("images") / "A", episodes=2)
 
 
 @pytest.mark.parametrize(("layout", "name"), [("json", "TiToken"), ("packed", "tokens")])
-def test_object_storage_holds_what_local_folders_hold(
+def test_object_storage_has_the_same_files_as_local_folders(
     layout: CodesLayout, name: str, tree: Path, tokenizer: str, s3_bucket: str, tmp_path: Path
 ) -> None:
     bucket = RemotePath(f"s3://{s3_bucket}")
-    far, remote = upload(tree, bucket / "A"), upload(Path(tokenizer), bucket / "tiny")
+    remote_tree, remote = upload(tree, bucket / "A"), upload(Path(tokenizer), bucket / "tiny")
 
-    encoded(far, str(remote), layout=layout)
-    _draw(far / name, str(remote), bucket / "drawn")
+    encoded(remote_tree, str(remote), layout=layout)
+    _decode(remote_tree / name, str(remote), bucket / "decoded")
 
     encoded(tree, tokenizer, tmp_path / "codes", layout=layout)
-    _draw(tmp_path / "codes", tokenizer, tmp_path / "drawn")
-    assert digests(far / name) == digests(tmp_path / "codes")
-    assert digests(bucket / "drawn") == digests(tmp_path / "drawn")
+    _decode(tmp_path / "codes", tokenizer, tmp_path / "decoded")
+    assert digests(remote_tree / name) == digests(tmp_path / "codes")
+    assert digests(bucket / "decoded") == digests(tmp_path / "decoded")
 
 
 def test_tokenizer_of_a_web_server_makes_the_same_codes(
@@ -49,5 +49,5 @@ def test_tokenizer_of_a_web_server_makes_the_same_codes(
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
-def _draw(codes: Path, tokenizer: str, output: Path) -> None:
+def _decode(codes: Path, tokenizer: str, output: Path) -> None:
     decode(DecodeConfig(codes=str(codes), tokenizer=tokenizer, output=str(output)))

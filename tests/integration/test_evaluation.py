@@ -1,4 +1,4 @@
-"""A barely trained policy on data and in the built-in world: the figures, not their goodness."""
+"""Evaluation of a barely trained policy on data and in the built-in world."""
 
 import json
 from collections.abc import Mapping
@@ -59,19 +59,19 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Amounts(NullReporter):
-    """Keeps what a bar is told; a substitute at the protocol."""
+class ProgressRecorder(NullReporter):
+    """Reporter that records the amounts of a progress bar."""
 
     def __init__(self) -> None:
         self.total: int | None = 0
-        self.amounts: list[int] = []
+        self.advances: list[int] = []
 
-    def progress(self, name: str, total: int | None, unit: str) -> "Amounts":
+    def progress(self, name: str, total: int | None, unit: str) -> "ProgressRecorder":
         del name, unit
         self.total = total
         return self
 
-    def __enter__(self) -> "Amounts":
+    def __enter__(self) -> "ProgressRecorder":
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -79,16 +79,16 @@ class Amounts(NullReporter):
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         del fields
-        self.amounts.append(amount)
+        self.advances.append(amount)
 
 
 def decoded(data: Path, run: Path) -> list[DecodedSample]:
-    """Samples of the episodes, in the order of their manifest."""
+    """Decoded samples of the episodes, in the order of their manifest."""
     config = load_trained(str(run), "auto").config.data
     decode = SampleDecoder(config)
     shards = read_manifest(data / "episodes" / "manifest.jsonl")
-    stored = wds.WebDataset([str(one.path) for one in shards], shardshuffle=False)
-    return [decode(one.pop("__key__"), one, np.random.default_rng(0)) for one in stored]
+    stored = wds.WebDataset([str(sample.path) for sample in shards], shardshuffle=False)
+    return [decode(sample.pop("__key__"), sample, np.random.default_rng(0)) for sample in stored]
 
 
 # open loop
@@ -114,14 +114,14 @@ def test_baselines_are_those_computed_by_hand(
         windows = np.stack([sample.fields[field] for sample in samples])
         recorded = windows[:, 1:]
         mean = np.asarray(statistics[field]["mean"])
-        guesses = {"mean_action": mean, "copy_last": windows[:, :1]}
-        for name, guess in guesses.items():
-            by_hand = np.abs(recorded - guess)[mask].mean(axis=0)
-            found = report["fields"][field][name]
-            np.testing.assert_allclose(found["mae_per_dimension"], by_hand, rtol=1e-9, atol=1e-12)
-            np.testing.assert_allclose(found["mae"], by_hand.mean(), rtol=1e-9)
-            spread = by_hand / np.asarray(statistics[field]["std"])
-            np.testing.assert_allclose(found["normalised_mae"], spread.mean(), rtol=1e-9)
+        baselines = {"mean_action": mean, "copy_last": windows[:, :1]}
+        for name, baseline in baselines.items():
+            by_hand = np.abs(recorded - baseline)[mask].mean(axis=0)
+            errors = report["fields"][field][name]
+            np.testing.assert_allclose(errors["mae_per_dimension"], by_hand, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(errors["mae"], by_hand.mean(), rtol=1e-9)
+            normalized = by_hand / np.asarray(statistics[field]["std"])
+            np.testing.assert_allclose(errors["normalised_mae"], normalized.mean(), rtol=1e-9)
 
 
 def test_error_of_the_policy_is_that_computed_by_hand(
@@ -132,7 +132,7 @@ def test_error_of_the_policy_is_that_computed_by_hand(
     rng = torch.Generator().manual_seed(0)
     chunks: list[np.ndarray] = []
     for start in range(0, len(samples), 32):
-        seen = [
+        observations = [
             Observation(
                 images=sample.images,
                 fields={name: sample.fields[name][:2] for name in (XYZ, HAND)},
@@ -142,13 +142,13 @@ def test_error_of_the_policy_is_that_computed_by_hand(
             )
             for sample in samples[start : start + 32]
         ]
-        chunks.append(trained.policy.predict(seen, steps=8, rng=rng)[RELATIVE])
+        chunks.append(trained.policy.predict(observations, steps=8, rng=rng)[RELATIVE])
     recorded = np.stack([sample.fields[RELATIVE] for sample in samples])
     mask = np.stack([sample.future_mask for sample in samples])
     mask[:, 0] = False
     by_hand = np.abs(np.concatenate(chunks) - recorded)[mask].mean(axis=0)
-    found = report["fields"][RELATIVE]["policy"]["mae_per_dimension"]
-    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
+    errors = report["fields"][RELATIVE]["policy"]["mae_per_dimension"]
+    np.testing.assert_allclose(errors, by_hand, rtol=1e-6)
 
 
 def test_error_of_a_step_is_that_computed_by_hand(
@@ -160,35 +160,35 @@ def test_error_of_a_step_is_that_computed_by_hand(
     mask = np.stack([sample.future_mask for sample in samples])[:, 1:]
     errors = np.abs(recorded - np.asarray(statistics["mean"])) / np.asarray(statistics["std"])
     by_hand = [errors[:, step][mask[:, step]].mean() for step in range(mask.shape[1])]
-    found = report["fields"][RELATIVE]["mean_action"]["normalised_mae_by_step"]
-    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
+    reported = report["fields"][RELATIVE]["mean_action"]["normalised_mae_by_step"]
+    np.testing.assert_allclose(reported, by_hand, rtol=1e-6)
 
 
 def test_overall_is_the_mean_over_moving_dimensions(report: dict[str, Any]) -> None:
     fields = report["fields"].values()
     for name, value in report["overall"].items():
-        moving = [one["moving_dimensions"] for one in fields]
-        errors = [one[name]["normalised_mae"] for one in fields]
-        assert value == pytest.approx(np.average(errors, weights=moving))
-        steps = [one[name]["normalised_mae_by_step"] for one in fields]
-        expected = np.average(steps, weights=moving, axis=0)
+        weights = [field["moving_dimensions"] for field in fields]
+        errors = [field[name]["normalised_mae"] for field in fields]
+        assert value == pytest.approx(np.average(errors, weights=weights))
+        steps = [field[name]["normalised_mae_by_step"] for field in fields]
+        expected = np.average(steps, weights=weights, axis=0)
         assert report["overall_by_step"][name] == pytest.approx(expected)
 
 
-def test_curves_are_a_image(report: dict[str, Any]) -> None:
+def test_curves_are_saved_as_an_image(report: dict[str, Any]) -> None:
     with Image.open(report["picture"]) as image:
         assert image.format == "PNG"
         assert image.width > 500
 
 
-def test_same_seed_gives_the_same_figures(
+def test_same_seed_gives_the_same_errors(
     report: dict[str, Any], data: Path, run: Path, tmp_path: Path
 ) -> None:
     config = OpenLoopConfig(checkpoint=str(run), data=str(data), output=str(tmp_path))
     assert open_loop(config).overall == report["overall"]
 
 
-def test_fewer_samples_are_spread_evenly(data: Path, run: Path, tmp_path: Path) -> None:
+def test_number_of_samples_is_limited(data: Path, run: Path, tmp_path: Path) -> None:
     result = open_loop(
         OpenLoopConfig(
             checkpoint=str(run), data=str(data), output=str(tmp_path), max_samples=7, batch_size=2
@@ -198,16 +198,16 @@ def test_fewer_samples_are_spread_evenly(data: Path, run: Path, tmp_path: Path) 
 
 
 def test_progress_ends_at_the_number_of_samples(data: Path, run: Path, tmp_path: Path) -> None:
-    told = Amounts()
+    progress = ProgressRecorder()
     config = OpenLoopConfig(
         checkpoint=str(run), data=str(data), output=str(tmp_path), max_samples=7, batch_size=2
     )
-    open_loop(config, reporter=told)
-    assert (told.total, sum(told.amounts)) == (7, 7)
+    open_loop(config, reporter=progress)
+    assert (progress.total, sum(progress.advances)) == (7, 7)
 
 
 @pytest.mark.parametrize("share", [1, 3])
-def test_curves_stand_at_the_frames_of_the_recording(data: Path, run: Path, share: int) -> None:
+def test_points_of_curves_have_the_frames_of_the_episode(data: Path, run: Path, share: int) -> None:
     trained = load_trained(str(run), "auto")
     info = open_loop_facts(str(data), trained)
     config = OpenLoopConfig(max_samples=info.num_samples // share)
@@ -216,17 +216,19 @@ def test_curves_stand_at_the_frames_of_the_recording(data: Path, run: Path, shar
     report = evaluate_open_loop(trained, info, config, fit, NullProgress())
 
     assert report.frames.tolist() == list(range(0, 12, share))
-    assert all(len(part) == len(report.frames) for pair in report.curves.values() for part in pair)
+    assert all(
+        len(curve) == len(report.frames) for pair in report.curves.values() for curve in pair
+    )
 
 
-def test_time_of_a_image_is_that_of_its_points(tmp_path: Path) -> None:
+def test_curves_are_drawn_at_the_times_of_their_points(tmp_path: Path) -> None:
     curve = {"wave": (np.zeros(4), np.ones(4))}
     for name, seconds in (("thin", [0.0, 1.0, 2.0, 3.0]), ("whole", [0.0, 1.0, 2.0, 30.0])):
         save_curves(tmp_path / f"{name}.png", "title", curve, np.array(seconds))
     assert (tmp_path / "thin.png").read_bytes() != (tmp_path / "whole.png").read_bytes()
 
 
-def test_dimensions_are_named_in_figures_and_curves(report: dict[str, Any]) -> None:
+def test_dimensions_are_named_in_report_and_curves(report: dict[str, Any]) -> None:
     assert report["fields"][RELATIVE]["names"] == ["x", "y", "z"]
     assert dimension_label(RELATIVE, 2, 3, {}) == f"{RELATIVE}: z"
 
@@ -243,7 +245,7 @@ def test_raw_and_averaged_weights_differ_and_are_named(
     assert raw.overall["mean_action"] == report["overall"]["mean_action"]
 
 
-def test_data_without_a_field_of_the_policy_are_refused(
+def test_data_without_a_field_of_the_policy_are_an_error(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
@@ -262,22 +264,12 @@ def test_data_without_a_field_of_the_policy_are_refused(
     ("changes", "code"),
     [({"data": "nowhere"}, "data.no_manifest"), ({"checkpoint": "nowhere"}, "data.no_checkpoint")],
 )
-def test_missing_inputs_are_refused(
+def test_missing_inputs_are_an_error(
     changes: dict[str, str], code: str, data: Path, run: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
         open_loop(OpenLoopConfig(**{"checkpoint": str(run), "data": str(data), **changes}))
     assert caught.value.code == code
-
-
-class Warnings(NullReporter):
-    """Keeps what is warned of; a substitute at the protocol."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def warn(self, code: str, message: str) -> None:
-        self.told.append(f"{code}: {message}")
 
 
 def test_data_of_another_size_are_resized_as_the_training_data_were(
@@ -295,22 +287,22 @@ def test_data_of_another_size_are_resized_as_the_training_data_were(
         "workers": 1,
     }
     preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
-    reporter = Warnings()
+    reporter = Recorder()
     config = OpenLoopConfig(
         checkpoint=str(run), data=str(tmp_path / "small"), output=str(tmp_path / "report")
     )
     result = open_loop(config, reporter=reporter)
     assert result.samples > 2
-    assert [text.partition(":")[0] for text in reporter.told] == ["pictures_resized"] * 2
-    assert all("48 x 32" in text and "64 x 64" in text for text in reporter.told)
+    assert [code for code, _ in reporter.warnings] == ["pictures_resized"] * 2
+    assert all("48 x 32" in text and "64 x 64" in text for _, text in reporter.warnings)
 
 
 # rollouts
 
 
 def rollout_config(run: Path, output: Path, **keys: Any) -> RolloutConfig:
-    given = {"checkpoint": str(run), "env": ENVIRONMENT, "output": str(output)}
-    return RolloutConfig(**{**given, "episodes": 2, "max_steps": 5, **keys})
+    defaults = {"checkpoint": str(run), "env": ENVIRONMENT, "output": str(output)}
+    return RolloutConfig(**{**defaults, "episodes": 2, "max_steps": 5, **keys})
 
 
 def test_rollout_report(run: Path, tmp_path: Path) -> None:
@@ -319,8 +311,8 @@ def test_rollout_report(run: Path, tmp_path: Path) -> None:
     assert (document["episodes"], document["successes"]) == (2, 0)
     assert document["confidence_95"] == [0.0, round(wilson_interval(0, 2)[1], 4)]
     assert document["mean_steps"] == 5
-    assert sum(one["episodes"] for one in document["per_instruction"].values()) == 2
-    assert [one["seed"] for one in document["rollouts"]] == [100_000, 100_001]
+    assert sum(row["episodes"] for row in document["per_instruction"].values()) == 2
+    assert [row["seed"] for row in document["rollouts"]] == [100_000, 100_001]
     assert result.picture is not None
     with Image.open(result.picture) as image:
         assert image.height < 200
@@ -335,11 +327,11 @@ def test_rollouts_repeat_with_their_seed(run: Path, tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """The end of a run from outside."""
+    """End of a run from outside."""
 
 
-class KilledAfter(Amounts):
-    """Ends a run after a number of episodes."""
+class KilledAfter(ProgressRecorder):
+    """Progress recorder that kills the run after a number of episodes."""
 
     def __init__(self, episodes: int) -> None:
         super().__init__()
@@ -352,53 +344,69 @@ class KilledAfter(Amounts):
             raise Killed
 
 
-def test_killed_rollouts_go_on_with_the_next_group(run: Path, tmp_path: Path) -> None:
+def as_earlier_version(output: Path) -> None:
+    """Renames the key `instruction` in the journal to `told`, as earlier versions wrote it."""
+    for path in (output / ".vlatool/journal/items").iterdir():
+        arrays = dict(np.load(path))
+        receipt = json.loads(arrays["__receipt__"].tobytes())
+        for row in receipt["facts"]["rollouts"]:
+            row["told"] = row.pop("instruction")
+        arrays["__receipt__"] = np.frombuffer(json.dumps(receipt).encode(), np.uint8)
+        np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("is_earlier", [False, True], ids=["this-version", "earlier-version"])
+def test_killed_rollouts_resume_with_the_next_group(
+    run: Path, tmp_path: Path, *, is_earlier: bool
+) -> None:
     keys = {"episodes": 27, "max_steps": 2, "contact_sheet_episodes": 27}
     rollout(rollout_config(run, tmp_path / "whole", **keys))
     config = rollout_config(run, tmp_path / "out", **keys)
     with pytest.raises(Killed):
         rollout(config, reporter=KilledAfter(26))
+    if is_earlier:
+        as_earlier_version(tmp_path / "out")
 
-    again = Amounts()
-    result = rollout(config, reporter=again)
+    progress = ProgressRecorder()
+    result = rollout(config, reporter=progress)
 
-    assert again.amounts == [1, 1, 25], "the first group of 25 was done before"
+    assert progress.advances == [1, 1, 25], "the first group of 25 was done before"
     whole = json.loads((tmp_path / "whole/report.json").read_text())
     assert result.document()["rollouts"] == whole["rollouts"]
     sheets = [(tmp_path / name / "episodes.png").read_bytes() for name in ("whole", "out")]
     assert sheets[0] == sheets[1]
 
 
-def test_folder_of_somebody_else_is_refused_by_rollouts(run: Path, tmp_path: Path) -> None:
+def test_rollouts_into_a_foreign_folder_are_an_error(run: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UsageError) as caught:
         rollout(rollout_config(run, tmp_path))
     assert caught.value.code == "usage.output_exists"
 
 
-def test_told_instruction_replaces_the_environments(run: Path, tmp_path: Path) -> None:
+def test_configured_instruction_replaces_that_of_the_environment(run: Path, tmp_path: Path) -> None:
     config = rollout_config(run, tmp_path, instruction="sing", contact_sheet_episodes=0)
     result = rollout(config)
     assert list(result.figures["per_instruction"]) == ["sing"]
     assert result.picture is None
 
 
-def test_unknown_environment_is_refused(run: Path, tmp_path: Path) -> None:
+def test_unknown_environment_is_an_error(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         rollout(rollout_config(run, tmp_path, env="vlatool/Nothing-v0"))
     assert caught.value.code == "usage.unknown_env"
 
 
-def test_environment_is_made_with_the_options_that_are_given(run: Path, tmp_path: Path) -> None:
-    """A size that the policy was not trained on: its pictures are fitted, and that is told."""
-    heard = Recorder()
+def test_environment_is_made_with_its_options(run: Path, tmp_path: Path) -> None:
+    """Images of a size that the policy was not trained on are resized, with a note."""
+    recorder = Recorder()
     config = rollout_config(run, tmp_path, env_options={"size": "medium"})
-    rollout(config, reporter=heard)
-    assert any("96" in note for note in heard.notes)
+    rollout(config, reporter=recorder)
+    assert any("96" in note for note in recorder.notes)
 
 
 @pytest.mark.parametrize("options", [{"cameras": 3}, {"kameras": 2}])
-def test_options_that_the_environment_does_not_take_are_refused(
+def test_unknown_options_of_an_environment_are_an_error(
     options: dict[str, Any], run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -415,8 +423,8 @@ ACTION = [ActionMap(field=XYZ_COMMAND), ActionMap(field=HAND_COMMAND)]
 
 
 @pytest.mark.parametrize("field", [XYZ, HAND, ROT])
-def test_field_that_is_not_mapped_is_named(field: str, run: Path, tmp_path: Path) -> None:
-    fields = {name: one for name, one in FIELDS.items() if name != field}
+def test_field_that_is_not_mapped_is_an_error(field: str, run: Path, tmp_path: Path) -> None:
+    fields = {name: field_map for name, field_map in FIELDS.items() if name != field}
     with pytest.raises(DataError) as caught:
         rollout(rollout_config(run, tmp_path, fields=fields, action=ACTION))
     assert (caught.value.code, caught.value.details["field"]) == ("data.unmapped_field", field)
@@ -432,7 +440,7 @@ def test_field_that_is_not_mapped_is_named(field: str, run: Path, tmp_path: Path
         ({"fields": {**FIELDS, XYZ: FieldMap()}}, "data.unmapped_field"),
     ],
 )
-def test_mapping_that_cannot_work_is_refused(
+def test_invalid_mapping_is_an_error(
     keys: dict[str, Any], code: str, run: Path, tmp_path: Path
 ) -> None:
     config = rollout_config(run, tmp_path, **{"fields": FIELDS, "action": ACTION, **keys})
@@ -444,8 +452,8 @@ def test_mapping_that_cannot_work_is_refused(
 # relative to absolute
 
 
-class Still:
-    """A sampler that always gives the same normalised chunk."""
+class ConstantSampler:
+    """Sampler that always returns the same normalized chunk."""
 
     def __init__(self, chunk: np.ndarray) -> None:
         self._chunk = torch.from_numpy(chunk)
@@ -455,8 +463,10 @@ class Still:
         return self._chunk.expand(len(batch["samples"]), -1, -1)
 
 
-def kept(data: RoboticsDataConfig, statistics: Any, groups: list[PoseGroup]) -> RoboticsAssets:
-    """What a run with these fields keeps."""
+def make_assets(
+    data: RoboticsDataConfig, statistics: Any, groups: list[PoseGroup]
+) -> RoboticsAssets:
+    """Assets of a run with these fields."""
     return RoboticsAssets(data, Normalizer(data, statistics, 1), groups, 10.0, statistics)
 
 
@@ -481,29 +491,31 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
     chunk = rng.normal(size=(1, 4, sum(widths.values())))
     group = PoseGroup("arm", xyz, rot)
     policy = RoboticsPolicy(
-        Still(chunk), lambda samples: {"samples": samples}, kept(data, statistics, [group])
+        ConstantSampler(chunk),
+        lambda samples: {"samples": samples},
+        make_assets(data, statistics, [group]),
     )
     assert {actual_xyz, actual_rot} <= policy.fields.keys()
     # Source: reference/policy 3.2, the reference pose of the first two rows
     position, rotation = np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0, -1.0, 0.0, 0.0])
-    seen = Observation(
+    observation = Observation(
         images=np.zeros((0, 8, 8, 3), np.uint8),
         fields={actual_xyz: np.tile(position, (2, 1)), actual_rot: np.tile(rotation, (2, 1))},
         instruction="",
     )
-    commands = policy.act([seen], steps=1, rng=torch.Generator())
-    assert commands.keys() == widths.keys()
+    actions = policy.act([observation], steps=1, rng=torch.Generator())
+    assert actions.keys() == widths.keys()
     physical = (chunk * 2.0 + 0.5)[:, 1:]
-    turn = matrix_from_rot6d(rotation)
+    matrix = matrix_from_rot6d(rotation)
     if xyz in widths:
-        expected = [turn @ one + position for one in physical[0, :, :3]]
-        np.testing.assert_allclose(commands[xyz][0], expected, rtol=1e-6)
+        expected = [matrix @ row + position for row in physical[0, :, :3]]
+        np.testing.assert_allclose(actions[xyz][0], expected, rtol=1e-6)
     if rot in widths:
-        expected = [(turn @ matrix_from_rot6d(one))[:2].ravel() for one in physical[0, :, -6:]]
-        np.testing.assert_allclose(commands[rot][0], expected, rtol=1e-6, atol=1e-9)
+        expected = [(matrix @ matrix_from_rot6d(row))[:2].ravel() for row in physical[0, :, -6:]]
+        np.testing.assert_allclose(actions[rot][0], expected, rtol=1e-6, atol=1e-9)
 
 
-def test_earlier_commands_are_seen_from_the_current_pose() -> None:
+def test_past_actions_are_relative_to_the_current_pose() -> None:
     xyz, rot = "robot__action__poses__a__xyz", "robot__action__poses__a__rot_6d"
     actual_xyz, actual_rot = (name.replace("action", "actual") for name in (xyz, rot))
     data = RoboticsDataConfig(
@@ -513,40 +525,40 @@ def test_earlier_commands_are_seen_from_the_current_pose() -> None:
     )
     group = PoseGroup("arm", xyz, rot)
     nothing: Any = None
-    one = {"mean": [0.0], "std": [1.0], "min": [0.0], "max": [1.0]}
+    entry = {"mean": [0.0], "std": [1.0], "min": [0.0], "max": [1.0]}
     policy = RoboticsPolicy(
-        nothing, nothing, kept(data, dict.fromkeys(data.action_fields, one), [group])
+        nothing, nothing, make_assets(data, dict.fromkeys(data.action_fields, entry), [group])
     )
     # Source: formats/lbm-preprocessing 4
-    now = {
+    fields = {
         actual_xyz: np.array([[9.0, 9.0, 9.0], [1.0, 2.0, 3.0]]),
         actual_rot: np.array([[1.0, 0, 0, 0, 1, 0], [0.0, 1, 0, -1, 0, 0]]),
     }
-    commands = {
+    actions = {
         xyz: np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 3.0]]),
         rot: np.array([[0.0, 1, 0, -1, 0, 0], [1.0, 0, 0, 0, 1, 0]]),
         "hand": np.array([[0.1], [0.0]]),
     }
-    seen = policy.relative_past_actions(commands, now)
-    np.testing.assert_allclose(seen[f"{xyz}_relative"], [[0, 0, 0], [0, 1, 0]], atol=1e-12)
+    relative = policy.relative_past_actions(actions, fields)
+    np.testing.assert_allclose(relative[f"{xyz}_relative"], [[0, 0, 0], [0, 1, 0]], atol=1e-12)
     expected = [[1, 0, 0, 0, 1, 0], [0, -1, 0, 1, 0, 0]]
-    np.testing.assert_allclose(seen[f"{rot}_relative"], expected, atol=1e-12)
-    np.testing.assert_array_equal(seen["hand"], commands["hand"])
+    np.testing.assert_allclose(relative[f"{rot}_relative"], expected, atol=1e-12)
+    np.testing.assert_array_equal(relative["hand"], actions["hand"])
 
 
-def test_missing_reference_pose_is_named(run: Path) -> None:
+def test_missing_reference_pose_is_an_error(run: Path) -> None:
     trained = load_trained(str(run), "auto")
-    seen = Observation(
+    observation = Observation(
         images=np.zeros((4, 64, 64, 3), np.uint8),
         fields={XYZ: np.zeros((2, 3)), HAND: np.zeros((2, 1))},
         instruction="",
     )
     with pytest.raises(DataError) as caught:
-        trained.policy.act([seen], steps=1, rng=torch.Generator())
+        trained.policy.act([observation], steps=1, rng=torch.Generator())
     assert (caught.value.code, caught.value.details["field"]) == ("data.missing_field", ROT)
 
 
-# figures
+# metrics
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`inspect` says what is at a location, whole or broken."""
+"""`inspect` reports the contents of a location, whole or broken."""
 
 import json
 import shutil
@@ -18,13 +18,13 @@ from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 
 
-def look(location: Path, **options: Any) -> InspectResult:
+def inspected(location: Path, **options: Any) -> InspectResult:
     return inspect(InspectConfig(location=str(location), **options))
 
 
 def document(location: Path, **options: Any) -> dict[str, Any]:
-    """The document after a trip through strict JSON."""
-    return json.loads(json.dumps(look(location, **options).document(), allow_nan=False))
+    """Document after a round trip through strict JSON."""
+    return json.loads(json.dumps(inspected(location, **options).document(), allow_nan=False))
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,12 @@ def preprocessed(lerobot: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def shards(preprocessed: Path, tmp_path: Path) -> Path:
-    """A copy that a test may break."""
+    """Copy that a test may damage."""
     return Path(shutil.copytree(preprocessed, tmp_path / "out"))
 
 
 def weights(tensors: Mapping[str, tuple[int, ...]]) -> bytes:
-    """A safetensors file of float32 zeros."""
+    """Safetensors file of float32 zeros."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
@@ -96,18 +96,18 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_a_lerobot_source_is_recognized(lerobot: Path) -> None:
-    found = document(lerobot)
-    assert (found["kind"], found["format"]) == ("source", "lerobot")
+    report = document(lerobot)
+    assert (report["kind"], report["format"]) == ("source", "lerobot")
 
 
 def test_a_spartan_source_is_recognized(spartan: Path) -> None:
-    found = document(spartan)
-    assert (found["kind"], found["format"]) == ("source", "spartan")
+    report = document(spartan)
+    assert (report["kind"], report["format"]) == ("source", "spartan")
 
 
-def test_amounts_are_summed_over_episodes(lerobot: Path) -> None:
-    found = document(lerobot)
-    assert {key: found[key] for key in ("episodes", "frames", "seconds", "fps")} == {
+def test_counts_are_summed_over_episodes(lerobot: Path) -> None:
+    report = document(lerobot)
+    assert {key: report[key] for key in ("episodes", "frames", "seconds", "fps")} == {
         "episodes": 2,
         "frames": 10,
         "seconds": 1.0,
@@ -140,7 +140,7 @@ def test_cameras_have_a_size_and_a_number_of_episodes(lerobot: Path) -> None:
     assert camera["episodes"] == 2
 
 
-def test_calibration_is_told_by_part(spartan: Path) -> None:
+def test_calibration_is_reported_by_part(spartan: Path) -> None:
     assert document(spartan)["cameras"][0]["calibration"] == ["intrinsics", "extrinsics"]
 
 
@@ -166,9 +166,9 @@ def test_a_camera_without_any_file_is_a_warning(tmp_path: Path) -> None:
 def test_a_broken_episode_is_listed_with_its_reason(tmp_path: Path) -> None:
     source = lerobot_dataset(tmp_path / "data")
     next(source.glob("data/*/episode_000001.parquet")).write_bytes(b"no parquet")
-    found = document(source)
-    assert [one["episode"] for one in found["broken"]] == ["data_episode_000001"]
-    assert found["episodes"] == 1
+    report = document(source)
+    assert [episode["episode"] for episode in report["broken"]] == ["data_episode_000001"]
+    assert report["episodes"] == 1
 
 
 def test_a_source_with_only_broken_episodes_is_an_error(tmp_path: Path) -> None:
@@ -176,29 +176,29 @@ def test_a_source_with_only_broken_episodes_is_an_error(tmp_path: Path) -> None:
     for path in source.glob("data/*/*.parquet"):
         path.write_bytes(b"no parquet")
     with pytest.raises(DataError) as caught:
-        look(source)
+        inspected(source)
     assert caught.value.code == "data.all_failed"
 
 
 def test_a_location_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere") as caught:
-        look(tmp_path / "nowhere")
+        inspected(tmp_path / "nowhere")
     assert caught.value.code == "data.no_source"
 
 
-def test_a_folder_with_nothing_known_says_what_each_format_searched_for(tmp_path: Path) -> None:
+def test_error_of_an_unknown_folder_lists_what_each_format_searched_for(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        look(tmp_path)
+        inspected(tmp_path)
     assert caught.value.code == "data.no_episodes"
     assert "meta/info.json" in caught.value.details["searched"]["lerobot"]
     assert "episode_<N>" in caught.value.details["searched"]["spartan"]
 
 
-def test_broken_metadata_is_told_instead_of_no_episodes(tmp_path: Path) -> None:
+def test_broken_metadata_is_reported_instead_of_no_episodes(tmp_path: Path) -> None:
     source = lerobot_dataset(tmp_path / "data")
     (source / "meta/info.json").write_text("{")
     with pytest.raises(DataError) as caught:
-        look(source)
+        inspected(source)
     assert caught.value.code == "data.bad_metadata"
 
 
@@ -206,11 +206,11 @@ def test_two_formats_in_one_folder_ask_for_a_choice(tmp_path: Path, spartan: Pat
     lerobot_dataset(tmp_path / "one")
     shutil.copytree(spartan / "tasks", tmp_path / "two/tasks")
     with pytest.raises(UsageError) as caught:
-        look(tmp_path)
+        inspected(tmp_path)
     assert caught.value.details["formats"] == ["spartan", "lerobot"]
 
 
-def test_a_forced_format_settles_the_choice(tmp_path: Path, spartan: Path) -> None:
+def test_format_option_selects_one_of_two_formats(tmp_path: Path, spartan: Path) -> None:
     lerobot_dataset(tmp_path / "one")
     shutil.copytree(spartan / "tasks", tmp_path / "two/tasks")
     assert document(tmp_path, format="lerobot")["format"] == "lerobot"
@@ -223,23 +223,23 @@ def test_a_forced_format_settles_the_choice(tmp_path: Path, spartan: Path) -> No
 def test_a_shard_folder_is_recognized_from_each_of_its_folders(
     preprocessed: Path, part: str
 ) -> None:
-    found = document(preprocessed / part)
-    assert (found["kind"], found["samples"], found["status"]) == ("shards", 10, "whole")
+    report = document(preprocessed / part)
+    assert (report["kind"], report["samples"], report["status"]) == ("shards", 10, "whole")
 
 
-def test_shards_tell_window_images_and_policy_fields(preprocessed: Path) -> None:
-    found = document(preprocessed)
-    assert (found["window"], found["image_indices"], found["fps"]) == ([1, 2], [-1, 0], 10.0)
-    assert found["action_fields"] == ["action"]
-    assert found["cameras"] == {"observation.images.front": [48, 32]}
+def test_report_of_shards_has_window_images_and_policy_fields(preprocessed: Path) -> None:
+    report = document(preprocessed)
+    assert (report["window"], report["image_indices"], report["fps"]) == ([1, 2], [-1, 0], 10.0)
+    assert report["action_fields"] == ["action"]
+    assert report["cameras"] == {"observation.images.front": [48, 32]}
 
 
-def test_the_padding_share_counts_rows_beyond_the_episode(preprocessed: Path) -> None:
+def test_the_padding_share_counts_rows_outside_the_episode(preprocessed: Path) -> None:
     # Per episode 1 row before the first frame and 1 + 2 after the last; 10 windows of 4 rows.
     assert document(preprocessed)["padding_share"] == pytest.approx(2 * (1 + 3) / 40)
 
 
-def test_shards_tell_how_they_were_made(preprocessed: Path) -> None:
+def test_report_of_shards_has_their_provenance(preprocessed: Path) -> None:
     origin = document(preprocessed)["origin"]
     assert (origin["format"], origin["sources"]) == ("lerobot", ["pick"])
     assert (origin["is_complete"], origin["episodes"]) == (True, 2)
@@ -247,34 +247,34 @@ def test_shards_tell_how_they_were_made(preprocessed: Path) -> None:
 
 def test_a_missing_shard_is_a_finding(shards: Path) -> None:
     (shards / "shards/shard_000001.tar").unlink()
-    found = document(shards)
-    assert [one["code"] for one in found["findings"]] == ["data.missing_shard"]
-    assert found["status"] == "broken"
+    report = document(shards)
+    assert [finding["code"] for finding in report["findings"]] == ["data.missing_shard"]
+    assert report["status"] == "broken"
 
 
 def test_missing_statistics_are_a_finding(shards: Path) -> None:
     (shards / "shards/stats.json").unlink()
-    assert [one["code"] for one in document(shards)["findings"]] == ["data.no_statistics"]
+    assert [finding["code"] for finding in document(shards)["findings"]] == ["data.no_statistics"]
 
 
-def test_an_interrupted_preprocess_is_told(shards: Path) -> None:
+def test_an_interrupted_preprocess_is_reported(shards: Path) -> None:
     for manifest in shards.rglob("manifest.jsonl"):
         manifest.unlink()
     with pytest.raises(DataError) as caught:
-        look(shards)
+        inspected(shards)
     assert caught.value.code == "data.incomplete_output"
 
 
 def test_episodes_cannot_be_selected_from_shards(preprocessed: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        look(preprocessed, episodes="0")
+        inspected(preprocessed, episodes="0")
     assert caught.value.code == "usage.no_raw_source"
 
 
 # Single shards
 
 
-def test_a_shard_tells_the_members_of_its_first_sample(preprocessed: Path) -> None:
+def test_report_of_a_shard_has_the_members_of_its_first_sample(preprocessed: Path) -> None:
     first = document(preprocessed / "shards/shard_000000.tar")["first"]
     assert list(first["members"]) == [
         "observation.images.front_t-1.jpg",
@@ -286,16 +286,16 @@ def test_a_shard_tells_the_members_of_its_first_sample(preprocessed: Path) -> No
 
 
 def test_a_shard_counts_samples_and_their_members(preprocessed: Path) -> None:
-    found = document(preprocessed / "shards/shard_000000.tar")
-    assert (found["samples"], found["members_per_sample"]) == (4, {"5": 4})
+    report = document(preprocessed / "shards/shard_000000.tar")
+    assert (report["samples"], report["members_per_sample"]) == (4, {"5": 4})
 
 
-def test_a_shard_tells_the_shapes_of_its_arrays(preprocessed: Path) -> None:
+def test_report_of_a_shard_has_the_shapes_of_its_arrays(preprocessed: Path) -> None:
     arrays = document(preprocessed / "shards/shard_000000.tar")["first"]["arrays"]
     assert arrays["action"] == {"shape": [4, 2], "dtype": "float32"}
 
 
-def test_a_shard_that_is_cut_off_says_so(shards: Path) -> None:
+def test_a_truncated_shard_is_reported(shards: Path) -> None:
     path = shards / "shards/shard_000000.tar"
     path.write_bytes(path.read_bytes()[:-20_000])
     assert document(path)["problem"].startswith("cut off")
@@ -304,17 +304,21 @@ def test_a_shard_that_is_cut_off_says_so(shards: Path) -> None:
 def test_a_shard_that_is_no_tar_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(DataError) as caught:
-        look(tmp_path / "x.tar")
+        inspected(tmp_path / "x.tar")
     assert caught.value.code == "data.broken_shard"
 
 
 # Runs
 
 
-def test_a_run_tells_model_data_and_steps(run_folder: Path) -> None:
-    found = document(run_folder)
-    assert (found["kind"], found["model_type"], found["step"]) == ("run", "diffusion_policy", 100)
-    assert found["data"] == ["out/shards/manifest.jsonl"]
+def test_report_of_a_run_has_model_data_and_steps(run_folder: Path) -> None:
+    report = document(run_folder)
+    assert (report["kind"], report["model_type"], report["step"]) == (
+        "run",
+        "diffusion_policy",
+        100,
+    )
+    assert report["data"] == ["out/shards/manifest.jsonl"]
 
 
 def test_parameters_are_counted_from_the_header_of_the_weights(run_folder: Path) -> None:
@@ -322,23 +326,25 @@ def test_parameters_are_counted_from_the_header_of_the_weights(run_folder: Path)
 
 
 def test_checkpoints_are_listed_by_step(run_folder: Path) -> None:
-    assert [one["step"] for one in document(run_folder)["checkpoints"]] == [50, 100]
+    assert [checkpoint["step"] for checkpoint in document(run_folder)["checkpoints"]] == [50, 100]
 
 
 def test_the_last_metrics_are_the_last_line_with_a_loss(run_folder: Path) -> None:
     assert document(run_folder)["last_metrics"] == {"step": 100, "loss": 0.5}
 
 
-def test_a_half_written_metrics_line_is_passed_over(run_folder: Path) -> None:
+def test_a_half_written_metrics_line_is_skipped(run_folder: Path) -> None:
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 101, "loss": 0.')
     assert document(run_folder)["last_metrics"]["step"] == 100
 
 
-def test_cut_off_weights_are_a_finding(run_folder: Path) -> None:
+def test_truncated_weights_are_a_finding(run_folder: Path) -> None:
     path = run_folder / "checkpoints/step_00000100/model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
-    assert [one["code"] for one in document(run_folder)["findings"]] == ["data.broken_weights"]
+    assert [finding["code"] for finding in document(run_folder)["findings"]] == [
+        "data.broken_weights"
+    ]
 
 
 def test_a_run_without_a_checkpoint_is_still_a_run(run_folder: Path) -> None:
@@ -351,12 +357,12 @@ def test_a_run_without_a_checkpoint_is_still_a_run(run_folder: Path) -> None:
 
 
 def test_the_text_names_every_field_of_a_source(lerobot: Path) -> None:
-    text = look(lerobot).text()
+    text = inspected(lerobot).text()
     assert all(name in text for name in document(lerobot)["fields"])
 
 
 def test_the_columns_of_a_table_are_aligned(lerobot: Path) -> None:
-    lines = look(lerobot).text().split("\n")
+    lines = inspected(lerobot).text().split("\n")
     start = lines.index("Fields") + 1
     column = lines[start].index("dtype")
     assert {line[column : column + 5] for line in lines[start + 1 : start + 4]} == {"float"}

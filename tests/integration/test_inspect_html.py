@@ -1,4 +1,4 @@
-"""`inspect --html` writes one page with pictures and charts of whatever is at a location."""
+"""`inspect --html` writes one page with images and charts of the contents of a location."""
 
 import base64
 import io
@@ -30,8 +30,8 @@ HOSTILE = "<script>alert('x')</script> & \"friends\""
 VOID = {"meta", "img", "br", "wbr"}
 
 
-class Page(HTMLParser):
-    """A parsed page; fails on tags that do not nest."""
+class ParsedPage(HTMLParser):
+    """Parsed page; fails on tags that do not nest."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -76,18 +76,18 @@ class Page(HTMLParser):
         return sum(image["alt"].startswith(f"{camera}, ") for image in self.images)
 
 
-def look(location: Path, target: Path, **options: Any) -> InspectResult:
+def inspected(location: Path, target: Path, **options: Any) -> InspectResult:
     return inspect(InspectConfig(location=str(location), html=str(target), **options))
 
 
-def page_of(location: Path, tmp_path: Path, **options: Any) -> Page:
+def page_of(location: Path, tmp_path: Path, **options: Any) -> ParsedPage:
     target = tmp_path / "page.html"
-    look(location, target, **options)
-    return Page(target.read_text())
+    inspected(location, target, **options)
+    return ParsedPage(target.read_text())
 
 
-def above_the_table(documents: dict[str, dict[str, Any]]) -> None:
-    """A camera 3 m above the arms that looks down, so that all positions are in its picture."""
+def with_cameras_from_above(documents: dict[str, dict[str, Any]]) -> None:
+    """Moves the cameras 3 m above the arms, looking down, so that they see all positions."""
     frames = len(documents["actions"]["actions"])
     down = np.diag([1.0, -1.0, -1.0, 1.0])
     down[:3, 3] = (0.3, 0.8, 3.0)
@@ -98,7 +98,7 @@ def above_the_table(documents: dict[str, dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def spartan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("spartan") / "raw"
-    changes = dict.fromkeys(range(3), above_the_table)
+    changes = dict.fromkeys(range(3), with_cameras_from_above)
     return spartan_task(root, 3, 12, instruction=HOSTILE, changes=changes)
 
 
@@ -127,7 +127,7 @@ def data(spartan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_tar(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
-    """A shard of any members."""
+    """Writes a shard of any members."""
     with path.open("wb") as file:
         tar = TarWriter(file)
         for key, members in samples.items():
@@ -138,7 +138,7 @@ def write_tar(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
 
 
 def sample_members(anchor: int = 3, episode: str = "e", **changes: bytes) -> dict[str, bytes]:
-    """A small sample; `changes` replace members, named with `_` for `.`."""
+    """Members of a small sample; `changes` replace some, named with `_` for `.`."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6), "red").save(buffer, "JPEG")
     steps = np.arange(4.0)
@@ -162,7 +162,7 @@ def sample_members(anchor: int = 3, episode: str = "e", **changes: bytes) -> dic
 
 
 @pytest.fixture(params=["spartan", "lerobot", "data", "shard", "episode"])
-def anything(request: pytest.FixtureRequest) -> Path:
+def location(request: pytest.FixtureRequest) -> Path:
     name = request.param
     if name in ("shard", "episode"):
         output = request.getfixturevalue("data")
@@ -170,8 +170,8 @@ def anything(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(name)
 
 
-def test_every_page_is_well_formed_and_fetches_nothing(anything: Path, tmp_path: Path) -> None:
-    page = page_of(anything, tmp_path)
+def test_every_page_is_well_formed_and_fetches_nothing(location: Path, tmp_path: Path) -> None:
+    page = page_of(location, tmp_path)
     text = (tmp_path / "page.html").read_text()
     assert page.count["html"] == page.count["main"] == page.count["h1"] == 1
     assert page.images
@@ -182,21 +182,21 @@ def test_every_page_is_well_formed_and_fetches_nothing(anything: Path, tmp_path:
     assert len(text) < 5e6
 
 
-def test_every_link_of_the_contents_leads_somewhere(anything: Path, tmp_path: Path) -> None:
-    page = page_of(anything, tmp_path)
+def test_every_link_of_the_contents_has_a_target(location: Path, tmp_path: Path) -> None:
+    page = page_of(location, tmp_path)
     assert page.links
     assert {link.removeprefix("#") for link in page.links} <= page.ids
 
 
-def test_the_same_input_gives_the_same_page(anything: Path, tmp_path: Path) -> None:
-    look(anything, tmp_path / "a.html")
-    look(anything, tmp_path / "b.html")
+def test_the_same_input_gives_the_same_page(location: Path, tmp_path: Path) -> None:
+    inspected(location, tmp_path / "a.html")
+    inspected(location, tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
 def test_the_result_names_the_page(lerobot: Path, tmp_path: Path) -> None:
     target = tmp_path / "new" / "page.html"
-    result = look(lerobot, target)
+    result = inspected(lerobot, target)
     assert result.document()["html"] == str(target)
     assert str(target) in result.text()
     assert target.exists()
@@ -221,7 +221,7 @@ def test_a_short_episode_shows_each_frame_once(lerobot: Path, tmp_path: Path) ->
 
 def test_an_episode_has_a_chart_per_policy_field(lerobot: Path, tmp_path: Path) -> None:
     page = page_of(lerobot, tmp_path, html_episodes=1)
-    # Action, state, gripper, and the numbers under them.
+    # Action, state, gripper, and the axis under them.
     assert page.count["svg"] == 4
 
 
@@ -233,7 +233,7 @@ def test_text_from_the_data_is_escaped(spartan: Path, tmp_path: Path) -> None:
 
 def test_poses_are_drawn_where_a_camera_is_calibrated(spartan: Path, tmp_path: Path) -> None:
     page = page_of(spartan, tmp_path, html_episodes=1)
-    # Two arms with a ring of two circles and three axes each, on 2 cameras x 8 pictures.
+    # Two arms with a ring of two circles and three axes each, on 2 cameras x 8 images.
     assert page.count["circle"] == 2 * 2 * 2 * 8
     assert page.count["line"] >= 3 * 2 * 2 * 8
 
@@ -254,7 +254,7 @@ def test_a_single_episode_folder_is_a_source(spartan: Path, tmp_path: Path) -> N
     assert page_of(folder, tmp_path).images_of("scene_right_0") == 8
 
 
-def test_a_broken_episode_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_a_broken_episode_is_shown_with_its_reason(tmp_path: Path) -> None:
     source = lerobot_dataset(tmp_path / "data")
     next(source.glob("data/*/episode_000001.parquet")).write_bytes(b"no parquet")
     page = page_of(source, tmp_path)
@@ -262,14 +262,14 @@ def test_a_broken_episode_is_told_with_its_reason(tmp_path: Path) -> None:
     assert page.images_of("observation.images.front") == 6
 
 
-def test_images_that_cannot_be_decoded_are_told(tmp_path: Path) -> None:
+def test_undecodable_images_are_reported(tmp_path: Path) -> None:
     cameras = {"observation.images.front": "image"}
 
-    def spoil(number: int, columns: dict[str, Any]) -> None:
+    def damage(number: int, columns: dict[str, Any]) -> None:
         if number == 0:
             columns["observation.images.front"][2] = {"bytes": b"no picture", "path": None}
 
-    source = lerobot_dataset(tmp_path / "data", cameras=cameras, change=spoil)
+    source = lerobot_dataset(tmp_path / "data", cameras=cameras, change=damage)
     page = page_of(source, tmp_path, html_episodes=2)
     assert page.images_of("observation.images.front") == 4
     assert "frame 2" in page.text
@@ -280,7 +280,7 @@ def test_images_that_cannot_be_decoded_are_told(tmp_path: Path) -> None:
 
 def test_a_data_folder_shows_samples_of_several_shards(data: Path, tmp_path: Path) -> None:
     page = page_of(data, tmp_path, html_samples=4)
-    # Pictures one frame before the anchor and at it.
+    # Images one frame before the anchor and at it.
     assert page.images_of("scene_right_0") == 4 * 2
     shown = {line for line in page.text.split("\n") if line.startswith("shard_")}
     assert len(shown) >= 3
@@ -303,7 +303,7 @@ def test_one_shard_shows_its_samples(data: Path, tmp_path: Path) -> None:
     assert page.images_of("wrist_left_minus") == 3 * 2
 
 
-def test_an_episode_tar_is_put_together_in_order(data: Path, tmp_path: Path) -> None:
+def test_an_episode_tar_is_shown_in_order(data: Path, tmp_path: Path) -> None:
     tar = sorted(data.glob("episodes/*.tar"))[0]
     page = page_of(tar, tmp_path, html_samples=0)
     assert page.images_of("scene_right_0") == 8
@@ -314,7 +314,7 @@ def test_an_episode_tar_is_put_together_in_order(data: Path, tmp_path: Path) -> 
 def test_padded_steps_are_shaded_and_masks_shown(tmp_path: Path) -> None:
     page = page_of(write_tar(tmp_path / "shard.tar", {"a": sample_members()}), tmp_path)
     text = (tmp_path / "page.html").read_text()
-    # Actions and state: one padded step each; two masks of four cells each, of which 1 + 2 filled.
+    # Actions and state: one padded step each; two masks of four cells each, 1 + 2 of them filled.
     assert text.count('class="shade"') == 2
     assert text.count('class="cell"') == 2 * 3
     assert text.count('class="cell off"') == 2 * 5
@@ -338,11 +338,11 @@ def test_padding_with_zeros_draws_no_line_to_the_base(tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text()
     # u = 4 * 0.2 / 3 + 3.5 and half a pixel, as drawings count from the corner of a pixel.
     assert 'cx="4.3"' in text
-    # The base itself would be at u = 3.5, drawn at 4.0.
+    # The origin of the base would be at u = 3.5, drawn at 4.0.
     assert "4.0,3.0" not in text
 
 
-def test_a_lone_sentence_is_shown_as_one(tmp_path: Path) -> None:
+def test_a_single_sentence_is_shown_once(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "shard.tar", {"a": sample_members()})
     assert page_of(tar, tmp_path).count["blockquote"] == 1
 
@@ -373,13 +373,13 @@ def test_a_broken_sample_is_a_note_among_the_others(
     assert page.images_of("front") == 1
 
 
-def test_a_image_that_is_none_is_told(tmp_path: Path) -> None:
+def test_an_undecodable_image_of_a_sample_is_reported(tmp_path: Path) -> None:
     samples = {"a": {**sample_members(), "front_t0.jpg": b"no picture"}}
     page = page_of(write_tar(tmp_path / "shard.tar", samples), tmp_path)
     assert "front_t0.jpg cannot be decoded" in page.text
 
 
-def test_a_cut_shard_shows_what_is_left(data: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard_shows_its_complete_samples(data: Path, tmp_path: Path) -> None:
     whole = (data / "shards/shard_000000.tar").read_bytes()
     cut = tmp_path / "shard.tar"
     cut.write_bytes(whole[: len(whole) // 2])
@@ -395,7 +395,7 @@ def test_a_cut_shard_shows_what_is_left(data: Path, tmp_path: Path) -> None:
         [],
     ],
 )
-def test_odd_metadata_breaks_nothing(metadata: object, tmp_path: Path) -> None:
+def test_unusual_metadata_is_tolerated(metadata: object, tmp_path: Path) -> None:
     members = {**sample_members(), "metadata.json": json.dumps(metadata).encode()}
     page = page_of(write_tar(tmp_path / "shard.tar", {"a": members, "b": members}), tmp_path)
     assert page.images_of("front") == 2
@@ -410,7 +410,7 @@ def test_odd_metadata_breaks_nothing(metadata: object, tmp_path: Path) -> None:
         {"robot__actual__poses__left::panda__xyz": np.zeros((4, 3), np.float32)},
     ],
 )
-def test_odd_arrays_break_nothing(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_unusual_arrays_are_tolerated(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     camera = {
         "rescaled_intrinsics.front": np.zeros((4, 3, 3)),
         "extrinsics.front": np.full((4, 4, 4), np.nan),
@@ -420,42 +420,42 @@ def test_odd_arrays_break_nothing(arrays: dict[str, np.ndarray], tmp_path: Path)
     assert page.images_of("front") == 1
 
 
-def test_broken_statistics_break_nothing(data: Path, tmp_path: Path) -> None:
+def test_broken_statistics_are_tolerated(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "copy"))
     path = copy / "shards/stats.json"
     stats: dict[str, Any] = json.loads(path.read_text())
-    spoil: list[Callable[[dict[str, Any]], Any]] = [
+    damage: list[Callable[[dict[str, Any]], Any]] = [
         lambda entry: entry.update(mean="x"),
         lambda entry: entry.update(std_per_timestep=0.0, std=0.0),
         lambda entry: entry.update(mean_per_timestep=[[None]], percentile_1=None),
         lambda entry: entry.clear(),
     ]
-    for change, entry in zip(spoil, stats.values(), strict=False):
+    for change, entry in zip(damage, stats.values(), strict=False):
         change(entry)
     path.write_text(json.dumps(stats))
     assert page_of(copy, tmp_path, html_samples=0).count["table"] > 3
 
 
-def test_a_manifest_that_promises_too_much_is_told(data: Path, tmp_path: Path) -> None:
+def test_a_manifest_with_too_many_samples_is_reported(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "copy"))
     (copy / "shards/manifest.jsonl").write_text('{"shard": "shard_000000", "num_sequences": 99}')
     page_of(copy, tmp_path)
     assert "there is no sample" in (tmp_path / "page.html").read_text()
 
 
-# Refusals
+# Errors
 
 
-def test_a_folder_is_no_page(lerobot: Path, tmp_path: Path) -> None:
+def test_a_folder_as_target_is_an_error(lerobot: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        look(lerobot, tmp_path)
+        inspected(lerobot, tmp_path)
     assert caught.value.code == "usage.bad_target"
 
 
-def test_a_place_that_cannot_be_written_is_a_storage_error(lerobot: Path, tmp_path: Path) -> None:
+def test_an_unwritable_target_is_a_storage_error(lerobot: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
-        look(lerobot, tmp_path / "file" / "page.html")
+        inspected(lerobot, tmp_path / "file" / "page.html")
 
 
 def test_a_run_has_no_page(tmp_path: Path) -> None:
@@ -463,7 +463,7 @@ def test_a_run_has_no_page(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UsageError) as caught:
-        look(tmp_path, tmp_path / "page.html")
+        inspected(tmp_path, tmp_path / "page.html")
     assert caught.value.code == "usage.no_page"
     assert not (tmp_path / "page.html").exists()
 
@@ -478,7 +478,7 @@ def test_the_command_writes_the_page_and_keeps_stdout_pure(lerobot: Path, tmp_pa
     done = run(str(lerobot), "--html", str(target), "--html-episodes", "1", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["html"] == str(target)
-    assert Page(target.read_text()).images_of("observation.images.front") > 0
+    assert ParsedPage(target.read_text()).images_of("observation.images.front") > 0
 
 
 @pytest.mark.parametrize(("target", "code"), [("file/page.html", 5), (".", 2)])

@@ -1,4 +1,4 @@
-"""`verify` and `inspect` of image shards, ours and published ones."""
+"""`verify` and `inspect` of image shards, written by vlatool and published ones."""
 
 import io
 import shutil
@@ -28,13 +28,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards(made: Path, tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
+    """Copy that a test may damage."""
     return Path(shutil.copytree(made, tmp_path / "shards"))
 
 
 @pytest.fixture
 def published(shards: Path) -> Path:
-    """The same without what vlatool alone writes."""
+    """Copy without the files that only vlatool writes."""
     shutil.rmtree(shards / ".vlatool")
     for path in (*shards.glob("*.npz"), *shards.glob("*.txt"), shards / "manifest.json"):
         path.unlink()
@@ -42,12 +42,12 @@ def published(shards: Path) -> Path:
 
 
 def codes(location: Path, *, full: bool = False) -> Counter[str]:
-    check = CheckOptions(None if full else 200, full)
-    return Counter(one.code for one in check_image_shards(location, check))
+    options = CheckOptions(None if full else 200, full)
+    return Counter(finding.code for finding in check_image_shards(location, options))
 
 
 def rewrite(tar: Path, members: dict[str, bytes]) -> None:
-    """Another tar in its place."""
+    """Replaces a tar by one with `members`."""
     with tar.open("wb") as file:
         writer = TarWriter(file)
         for name, data in members.items():
@@ -55,13 +55,13 @@ def rewrite(tar: Path, members: dict[str, bytes]) -> None:
         writer.finish()
 
 
-def looked_at(location: Path, html: Path | None = None) -> InspectResult:
+def inspected(location: Path, html: Path | None = None) -> InspectResult:
     return inspect(InspectConfig(location=str(location), html=str(html) if html else None))
 
 
 def kind(location: Path) -> str | None:
-    found = recognize(location)
-    return found and found[0]
+    artifact = recognize(location)
+    return artifact and artifact[0]
 
 
 def test_shards_and_each_of_them_are_whole(shards: Path) -> None:
@@ -71,17 +71,17 @@ def test_shards_and_each_of_them_are_whole(shards: Path) -> None:
 
 def test_published_shards_are_whole(published: Path) -> None:
     assert kind(published) == kind(published / FIRST) == "image-shards"
-    found = codes(published, full=True)
-    assert found == {"output.no_file_list": 1, "image_shards.no_manifest": 1}
+    findings = codes(published, full=True)
+    assert findings == {"output.no_file_list": 1, "image_shards.no_manifest": 1}
 
 
-def test_a_run_that_was_interrupted_is_told(shards: Path) -> None:
+def test_an_interrupted_run_is_reported(shards: Path) -> None:
     (shards / "manifest.json").unlink()
     assert kind(shards) == "image-shards"
     assert "output.missing_file" in codes(shards)
 
 
-def test_lists_that_are_written_anew_are_no_damage(shards: Path) -> None:
+def test_changed_lists_are_no_damage(shards: Path) -> None:
     names = [f"train-episode_{number:06d}.tar" for number in range(3)]
     (shards / "train_files.txt").write_text("\n".join(names[:1]))
     (shards / "val_files.txt").write_text("\n".join(names[1:]))
@@ -147,12 +147,12 @@ def test_counts_and_sizes_of_the_manifest_are_compared(shards: Path) -> None:
     text = (shards / "manifest.json").read_text()
     text = text.replace('"resize_images_size": null', '"resize_images_size": [8, 8]')
     (shards / "manifest.json").write_text(text.replace('"pictures": 4', '"pictures": 5', 1))
-    found = codes(shards)
-    assert found["image_shards.count_mismatch"] == 1
-    assert found["image_shards.picture_size"] == 12
+    findings = codes(shards)
+    assert findings["image_shards.count_mismatch"] == 1
+    assert findings["image_shards.picture_size"] == 12
 
 
-def test_a_damaged_shard_is_told_by_its_digest(shards: Path) -> None:
+def test_a_damaged_shard_is_reported_by_its_digest(shards: Path) -> None:
     data = bytearray((shards / FIRST).read_bytes())
     data[700] ^= 1
     (shards / FIRST).write_bytes(data)
@@ -160,45 +160,45 @@ def test_a_damaged_shard_is_told_by_its_digest(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", '{"format": "vlatool.image-shards", "version": 9}'])
-def test_a_manifest_that_cannot_be_read_is_told(shards: Path, text: str) -> None:
+def test_an_unreadable_manifest_is_reported(shards: Path, text: str) -> None:
     (shards / "manifest.json").write_text(text)
     assert codes(shards)["image_shards.broken_manifest"] == 1
     with pytest.raises(DataError) as caught:
-        looked_at(shards)
+        inspected(shards)
     assert caught.value.code == "data.broken_manifest"
 
 
-def test_inspect_tells_counts_lists_and_how_it_was_made(shards: Path) -> None:
-    told = looked_at(shards).document()
-    assert (told["kind"], told["shards"], told["pictures"]) == ("image-shards", 3, 12)
-    assert (told["train"], told["val"]) == (2, 1)
-    assert told["first"]["format"] == "png"
-    assert told["metadata"]["key"] == "A/episode_000000/image/000000"
-    assert told["options"]["jpeg_subsampling"] == "4:4:4"
+def test_inspect_reports_counts_lists_and_options(shards: Path) -> None:
+    report = inspected(shards).document()
+    assert (report["kind"], report["shards"], report["pictures"]) == ("image-shards", 3, 12)
+    assert (report["train"], report["val"]) == (2, 1)
+    assert report["first"]["format"] == "png"
+    assert report["metadata"]["key"] == "A/episode_000000/image/000000"
+    assert report["options"]["jpeg_subsampling"] == "4:4:4"
 
 
-def test_inspect_finds_what_is_missing(shards: Path) -> None:
+def test_inspect_reports_missing_shards(shards: Path) -> None:
     (shards / FIRST).unlink()
-    found = looked_at(shards).document()["findings"]
-    assert {one["code"] for one in found} == {"data.broken_shard", "data.missing_shard"}
+    findings = inspected(shards).document()["findings"]
+    assert {finding["code"] for finding in findings} == {"data.broken_shard", "data.missing_shard"}
 
 
 def test_inspect_reads_published_shards(published: Path) -> None:
-    told = looked_at(published).document()
-    assert (told["pictures"], told["shards"], told["status"]) == (None, 3, "whole")
-    assert looked_at(published / FIRST).document()["pictures"] == 4
+    report = inspected(published).document()
+    assert (report["pictures"], report["shards"], report["status"]) == (None, 3, "whole")
+    assert inspected(published / FIRST).document()["pictures"] == 4
 
 
 def test_the_page_has_a_row_of_images_for_each_shard(shards: Path, tmp_path: Path) -> None:
     (shards / FIRST).write_bytes(b"no tar")
-    looked_at(shards, tmp_path / "page.html")
+    inspected(shards, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/jpeg") == 8
     assert page.count('class="strip"') == 2
     assert "not a readable tar file" in page
 
 
-def test_a_tar_of_samples_of_numbers_is_something_else(tmp_path: Path) -> None:
+def test_a_tar_of_training_samples_is_another_kind(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("a_1.front_t0.jpg", "a_1.lowdim.npz"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())

@@ -1,4 +1,4 @@
-"""`vlatool.load_policy`: a policy for a control loop of one's own."""
+"""`vlatool.load_policy`: a policy for the user's own control loop."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ from vlatool.workflows.evaluate import with_world_mapping
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT, register_environments
 
-Shown = tuple[PolicyRunner, list[Observation]]
+Recorded = tuple[PolicyRunner, list[Observation]]
 DOWN = [1.0, 0.0, 0.0, 0.0, -1.0, 0.0]
 SEED = 7
 
@@ -52,8 +52,8 @@ def policy(run: Path) -> PolicyRunner:
     return vlatool.load_policy(run, seed=SEED)
 
 
-def seen(observation: Mapping[str, Any]) -> dict[str, Any]:
-    """The world's observation as that of a robot."""
+def observation_of(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """Observation of the world in the fields of the policy."""
     proprio = observation["proprio"]
     return {
         **{camera: observation[camera] for camera in CAMERAS},
@@ -64,51 +64,51 @@ def seen(observation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def made_up(number: int, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
-    """A moment unlike any other."""
+def random_observation(number: int, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
+    """Random observation with a seed."""
     rng = np.random.default_rng(number)
     images = {camera: rng.integers(0, 256, (*size, 3), np.uint8) for camera in CAMERAS}
     return {**images, XYZ: rng.random(3), HAND: [0.04], ROT: DOWN, "instruction": "sing"}
 
 
-def assert_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name])
+def assert_equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
 
 
-# what it is
+# attributes and shapes
 
 
-def test_says_what_it_sees_and_commands(policy: PolicyRunner) -> None:
+def test_cameras_fields_and_actions_are_attributes(policy: PolicyRunner) -> None:
     assert policy.cameras == tuple(CAMERAS)
     assert policy.fields == {XYZ: 3, HAND: 1, ROT: 6}
     assert policy.actions == {XYZ_COMMAND: 3, HAND_COMMAND: 1}
     assert (policy.fps, policy.horizon, policy.weights) == (10.0, 7, "ema")
 
 
-def test_plan_has_a_row_per_step_of_each_action(policy: PolicyRunner) -> None:
-    plan = policy.act(made_up(0))
-    assert {name: values.shape for name, values in plan.items()} == {
+def test_chunk_has_a_row_per_step_of_each_action(policy: PolicyRunner) -> None:
+    chunk = policy.act(random_observation(0))
+    assert {name: values.shape for name, values in chunk.items()} == {
         XYZ_COMMAND: (7, 3),
         HAND_COMMAND: (7, 1),
     }
-    assert list(plan) == list(policy.actions)
-    assert all(values.dtype == np.float64 for values in plan.values())
+    assert list(chunk) == list(policy.actions)
+    assert all(values.dtype == np.float64 for values in chunk.values())
 
 
-def test_checkpoint_and_run_folder_are_both_taken(run: Path, policy: PolicyRunner) -> None:
+def test_checkpoint_and_run_folder_give_the_same_policy(run: Path, policy: PolicyRunner) -> None:
     of_checkpoint = vlatool.load_policy(str(policy.checkpoint), seed=SEED)
     assert policy.checkpoint.parent.parent == run
-    assert_equal(of_checkpoint.act(made_up(0)), policy.act(made_up(0)))
+    assert_equal(of_checkpoint.act(random_observation(0)), policy.act(random_observation(0)))
 
 
-# it does what an evaluation does
+# same actions as an evaluation
 
 
 @pytest.mark.parametrize("execute", [1, 3, 7])
-def test_commands_are_those_of_a_rollout(run: Path, execute: int) -> None:
-    """A loop that shows every moment, beside the controller that evaluations use."""
+def test_actions_are_those_of_a_rollout(run: Path, execute: int) -> None:
+    """A loop that passes every observation acts like the controller of evaluations."""
     config = with_world_mapping(
         RolloutConfig(env=ENVIRONMENT, seed=SEED, execute_steps=execute, checkpoint=str(run))
     )
@@ -118,42 +118,42 @@ def test_commands_are_those_of_a_rollout(run: Path, execute: int) -> None:
     register_environments()
     env = gymnasium.make(ENVIRONMENT)
     observation, _ = env.reset(seed=3)
-    plan: dict[str, Any] = {}
+    chunk: dict[str, Any] = {}
     for step in range(9):
-        wanted = controller.act({0: observation}, {0: observation["instruction"]})[0]
+        expected = controller.act({0: observation}, {0: observation["instruction"]})[0]
         if step % execute == 0:
-            plan = policy.act(seen(observation))
+            chunk = policy.act(observation_of(observation))
         else:
-            policy.observe(seen(observation))
+            policy.observe(observation_of(observation))
         row = step % execute
-        command = np.concatenate([plan[XYZ_COMMAND][row], plan[HAND_COMMAND][row]])
-        np.testing.assert_array_equal(command, wanted)
-        observation, *_ = env.step(wanted)
+        action = np.concatenate([chunk[XYZ_COMMAND][row], chunk[HAND_COMMAND][row]])
+        np.testing.assert_array_equal(action, expected)
+        observation, *_ = env.step(expected)
     env.close()
 
 
-def test_relative_actions_come_back_absolute(run: Path) -> None:
-    """The same pictures and noise elsewhere: the chunk is that of `predict`, moved and turned."""
+def test_relative_actions_are_returned_as_absolute(run: Path) -> None:
+    """The chunk is that of `predict` for the same images and noise, moved and rotated."""
     policy = vlatool.load_policy(run, seed=SEED)
-    moment = made_up(0)
-    inner = load_trained(str(run), "auto").policy
+    observation = random_observation(0)
+    trained = load_trained(str(run), "auto").policy
     window = Observation(
-        images=np.stack([moment[camera] for camera in CAMERAS] * 2),
-        fields={name: np.stack([np.asarray(moment[name], float)] * 2) for name in (XYZ, HAND)},
+        images=np.stack([observation[camera] for camera in CAMERAS] * 2),
+        fields={name: np.stack([np.asarray(observation[name], float)] * 2) for name in (XYZ, HAND)},
         instruction="sing",
     )
     rng = torch.Generator().manual_seed(SEED)
-    relative = inner.predict([window], steps=8, rng=rng)[f"{XYZ_COMMAND}_relative"][0, 1:]
-    # The hand points down: x stays, y and z are turned round.
-    expected = relative * [1.0, -1.0, -1.0] + moment[XYZ]
-    np.testing.assert_allclose(policy.act(moment)[XYZ_COMMAND], expected, atol=1e-12)
+    relative = trained.predict([window], steps=8, rng=rng)[f"{XYZ_COMMAND}_relative"][0, 1:]
+    # The hand points down: x stays, y and z change their signs.
+    expected = relative * [1.0, -1.0, -1.0] + observation[XYZ]
+    np.testing.assert_allclose(policy.act(observation)[XYZ_COMMAND], expected, atol=1e-12)
 
 
-# memory
+# history
 
 
-class Watched:
-    """A policy that keeps the window of every call."""
+class RecordingPolicy:
+    """Policy that records the observation of every call."""
 
     def __init__(self, inner: RoboticsPolicy) -> None:
         self.windows: list[Observation] = []
@@ -168,50 +168,50 @@ class Watched:
 
 
 @pytest.fixture
-def windows(run: Path) -> Shown:
-    """A policy, and what it was shown."""
+def windows(run: Path) -> Recorded:
+    """A policy, and the list of its observations."""
     trained = load_trained(str(run), "auto")
-    watched: Any = Watched(trained.policy)
-    return PolicyRunner(replace(trained, policy=watched), 8, SEED), watched.windows
+    recording: Any = RecordingPolicy(trained.policy)
+    return PolicyRunner(replace(trained, policy=recording), 8, SEED), recording.windows
 
 
 def numbers(window: Observation) -> list[float]:
-    """Which moments the positions of a window came from."""
+    """Numbers of the observations that the positions of a window are from."""
     return [float(row[0]) for row in window.fields[XYZ]]
 
 
-def moment(number: int) -> dict[str, Any]:
-    return {**made_up(number), XYZ: [float(number), 0.0, 0.0]}
+def observation_at(number: int) -> dict[str, Any]:
+    return {**random_observation(number), XYZ: [float(number), 0.0, 0.0]}
 
 
-def test_before_the_first_moment_everything_looks_like_it(windows: Shown) -> None:
+def test_steps_before_the_first_observation_equal_it(windows: Recorded) -> None:
     policy, shown = windows
-    policy.act(moment(1))
+    policy.act(observation_at(1))
     window = shown[0]
     assert numbers(window) == [1, 1]
     np.testing.assert_array_equal(window.images[:2], window.images[2:])
     assert window.past_actions is None
 
 
-def test_moment_that_was_not_shown_looks_like_the_next(windows: Shown) -> None:
+def test_step_without_an_observation_equals_the_next(windows: Recorded) -> None:
     policy, shown = windows
-    policy.act(moment(1))
-    policy.act(moment(4), executed=3)
+    policy.act(observation_at(1))
+    policy.act(observation_at(4), executed=3)
     assert numbers(shown[1]) == [4, 4]
 
 
-def test_moment_that_was_shown_is_remembered(windows: Shown) -> None:
+def test_observed_steps_are_in_the_history(windows: Recorded) -> None:
     policy, shown = windows
-    policy.act(moment(1))
-    policy.observe(moment(2), executed=1)
-    policy.act(moment(3))
+    policy.act(observation_at(1))
+    policy.observe(observation_at(2), executed=1)
+    policy.act(observation_at(3))
     assert numbers(shown[1]) == [2, 3]
-    np.testing.assert_array_equal(shown[1].images[0], moment(2)[CAMERAS[0]])
+    np.testing.assert_array_equal(shown[1].images[0], observation_at(2)[CAMERAS[0]])
 
 
-def test_camera_may_fill_the_same_buffer_again(windows: Shown) -> None:
+def test_camera_may_fill_the_same_buffer_again(windows: Recorded) -> None:
     policy, shown = windows
-    first, second = moment(1), moment(2)
+    first, second = observation_at(1), observation_at(2)
     before = first[CAMERAS[0]].copy()
     policy.act(first)
     first[CAMERAS[0]][:] = second[CAMERAS[0]]
@@ -220,70 +220,70 @@ def test_camera_may_fill_the_same_buffer_again(windows: Shown) -> None:
 
 
 @pytest.mark.parametrize("executed", [1, 2, 7])
-def test_past_action_is_the_last_that_was_carried_out(executed: int, windows: Shown) -> None:
+def test_past_action_is_the_last_executed_one(executed: int, windows: Recorded) -> None:
     policy, shown = windows
-    plan = policy.act(moment(1))
-    policy.act(moment(2), executed=executed)
-    known = shown[1].past_actions
-    assert known is not None
-    np.testing.assert_array_equal(known[HAND_COMMAND], plan[HAND_COMMAND][executed - 1][None])
-    from_here = plan[XYZ_COMMAND][executed - 1] - [2.0, 0.0, 0.0]
-    turned = from_here * [1.0, -1.0, -1.0]
-    np.testing.assert_allclose(known[f"{XYZ_COMMAND}_relative"][0], turned, atol=1e-12)
+    chunk = policy.act(observation_at(1))
+    policy.act(observation_at(2), executed=executed)
+    past = shown[1].past_actions
+    assert past is not None
+    np.testing.assert_array_equal(past[HAND_COMMAND], chunk[HAND_COMMAND][executed - 1][None])
+    offset = chunk[XYZ_COMMAND][executed - 1] - [2.0, 0.0, 0.0]
+    relative = offset * [1.0, -1.0, -1.0]
+    np.testing.assert_allclose(past[f"{XYZ_COMMAND}_relative"][0], relative, atol=1e-12)
 
 
-def test_steps_of_see_and_act_add_up(windows: Shown) -> None:
+def test_steps_of_observe_and_act_add_up(windows: Recorded) -> None:
     policy, shown = windows
-    plan = policy.act(moment(1))
-    policy.observe(moment(2), executed=2)
-    policy.act(moment(3), executed=3)
-    known = shown[1].past_actions
-    assert known is not None
-    np.testing.assert_array_equal(known[HAND_COMMAND], plan[HAND_COMMAND][4][None])
+    chunk = policy.act(observation_at(1))
+    policy.observe(observation_at(2), executed=2)
+    policy.act(observation_at(3), executed=3)
+    past = shown[1].past_actions
+    assert past is not None
+    np.testing.assert_array_equal(past[HAND_COMMAND], chunk[HAND_COMMAND][4][None])
 
 
-def test_plan_that_the_caller_changes_is_remembered_as_it_was(windows: Shown) -> None:
+def test_chunk_changed_by_the_caller_does_not_change_the_history(windows: Recorded) -> None:
     policy, shown = windows
-    plan = policy.act(moment(1))
-    wanted = plan[HAND_COMMAND][0].copy()
-    plan[HAND_COMMAND][:] = 99
-    policy.act(moment(2))
-    known = shown[1].past_actions
-    assert known is not None
-    np.testing.assert_array_equal(known[HAND_COMMAND][0], wanted)
+    chunk = policy.act(observation_at(1))
+    expected = chunk[HAND_COMMAND][0].copy()
+    chunk[HAND_COMMAND][:] = 99
+    policy.act(observation_at(2))
+    past = shown[1].past_actions
+    assert past is not None
+    np.testing.assert_array_equal(past[HAND_COMMAND][0], expected)
 
 
-def test_reset_forgets_and_repeats(policy: PolicyRunner) -> None:
-    first = [policy.act(moment(n)) for n in range(3)]
+def test_reset_clears_the_history_and_the_noise(policy: PolicyRunner) -> None:
+    first = [policy.act(observation_at(n)) for n in range(3)]
     policy.reset()
-    again = [policy.act(moment(n)) for n in range(3)]
-    for one, other in zip(first, again, strict=True):
-        assert_equal(one, other)
+    again = [policy.act(observation_at(n)) for n in range(3)]
+    for before, after in zip(first, again, strict=True):
+        assert_equal(before, after)
     policy.reset(seed=SEED + 1)
-    assert not np.array_equal(policy.act(moment(0))[HAND_COMMAND], first[0][HAND_COMMAND])
+    assert not np.array_equal(policy.act(observation_at(0))[HAND_COMMAND], first[0][HAND_COMMAND])
 
 
-def test_refused_moment_leaves_no_trace(policy: PolicyRunner) -> None:
-    policy.act(moment(0))
-    wanted = policy.act(moment(1))
+def test_invalid_observation_does_not_change_the_history(policy: PolicyRunner) -> None:
+    policy.act(observation_at(0))
+    expected = policy.act(observation_at(1))
     policy.reset()
-    policy.act(moment(0))
+    policy.act(observation_at(0))
     with pytest.raises(VlatoolError):
-        policy.act({**moment(2), CAMERAS[1]: np.zeros((64, 64, 3))})
-    assert_equal(policy.act(moment(1)), wanted)
+        policy.act({**observation_at(2), CAMERAS[1]: np.zeros((64, 64, 3))})
+    assert_equal(policy.act(observation_at(1)), expected)
 
 
-# pictures
+# images
 
 
-def test_image_gets_the_size_of_the_training_data(windows: Shown) -> None:
-    """A smooth picture twice as large and cut wider gives nearly the same."""
+def test_image_gets_the_size_of_the_training_data(windows: Recorded) -> None:
+    """A smooth image, twice as large and with a wider field of view, gives nearly the same."""
     policy, shown = windows
     rows, columns = np.mgrid[0:64, 0:64]
     small = np.stack([4 * rows, 4 * columns, rows + columns], -1).astype(np.uint8)
     large = np.repeat(np.repeat(small, 2, axis=0), 2, axis=1)
     wide = np.pad(large, ((0, 0), (32, 32), (0, 0)))
-    policy.act({**moment(1), CAMERAS[0]: wide, CAMERAS[1]: small})
+    policy.act({**observation_at(1), CAMERAS[0]: wide, CAMERAS[1]: small})
     images = shown[0].images
     assert images.shape == (4, 64, 64, 3)
     np.testing.assert_array_equal(images[1], small)
@@ -291,33 +291,38 @@ def test_image_gets_the_size_of_the_training_data(windows: Shown) -> None:
     np.testing.assert_allclose(images[0][inner].astype(int), small[inner].astype(int), atol=4)
 
 
-def test_another_size_is_told_once_per_camera(
+def test_another_size_is_logged_once_per_camera(
     policy: PolicyRunner, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
-        policy.act({**made_up(number, (96, 80)), CAMERAS[1]: made_up(number)[CAMERAS[1]]})
+        policy.act(
+            {
+                **random_observation(number, (96, 80)),
+                CAMERAS[1]: random_observation(number)[CAMERAS[1]],
+            }
+        )
     policy.reset()
-    policy.act(made_up(0, (96, 80)))
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert all(camera in text for camera, text in zip(CAMERAS, told, strict=True))
-    assert all("80 x 96" in text and "64 x 64" in text for text in told)
+    policy.act(random_observation(0, (96, 80)))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert all(camera in text for camera, text in zip(CAMERAS, messages, strict=True))
+    assert all("80 x 96" in text and "64 x 64" in text for text in messages)
 
 
 def changed_options(run: Path, target: Path, **options: Any) -> Path:
-    """A copy of a run whose data were made with other options."""
+    """Copies a run and changes the options that its data were made with."""
     shutil.copytree(run, target)
     write_preprocessing_config(target, {**read_preprocessing_config(run), **options})
     return target
 
 
-def test_image_is_turned_as_its_recordings_were(run: Path, tmp_path: Path) -> None:
-    turned = changed_options(run, tmp_path / "run", camera_rotations={CAMERAS[0]: 2})
-    policy = vlatool.load_policy(turned, seed=SEED)
+def test_image_is_rotated_as_the_training_data_were(run: Path, tmp_path: Path) -> None:
+    rotated = changed_options(run, tmp_path / "run", camera_rotations={CAMERAS[0]: 2})
+    policy = vlatool.load_policy(rotated, seed=SEED)
     upright = vlatool.load_policy(run, seed=SEED)
-    given = made_up(0)
-    flipped = {**given, CAMERAS[0]: given[CAMERAS[0]][::-1, ::-1]}
-    assert_equal(policy.act(given), upright.act(flipped))
+    observation = random_observation(0)
+    flipped = {**observation, CAMERAS[0]: observation[CAMERAS[0]][::-1, ::-1]}
+    assert_equal(policy.act(observation), upright.act(flipped))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +333,7 @@ def test_image_is_turned_as_its_recordings_were(run: Path, tmp_path: Path) -> No
         ({"image_size": None}, None),  # a run of an earlier version
     ],
 )
-def test_size_of_images_comes_from_what_the_run_kept(
+def test_size_of_images_is_that_stored_in_the_run(
     options: dict[str, Any], size: tuple[int, int] | None, run: Path, tmp_path: Path
 ) -> None:
     changed = changed_options(run, tmp_path / "run", **options)
@@ -348,7 +353,7 @@ def test_size_of_images_comes_from_what_the_run_kept(
         {"fps": "fast"},
     ],
 )
-def test_options_that_no_preprocessing_writes_are_refused(
+def test_invalid_stored_options_are_an_error(
     options: dict[str, Any], run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(VlatoolError) as caught:
@@ -356,25 +361,28 @@ def test_options_that_no_preprocessing_writes_are_refused(
     assert (caught.value.code, caught.value.exit_code) == ("data.broken_config", 3)
 
 
-def test_images_of_two_sizes_are_refused_where_none_is_known(run: Path, tmp_path: Path) -> None:
+def test_images_of_two_sizes_are_an_error_if_the_size_is_unknown(run: Path, tmp_path: Path) -> None:
     policy = vlatool.load_policy(changed_options(run, tmp_path / "run", image_size=None))
-    policy.act(made_up(0, (32, 48)))
-    for wrong in (made_up(1), {**made_up(1, (32, 48)), CAMERAS[1]: made_up(1)[CAMERAS[1]]}):
+    policy.act(random_observation(0, (32, 48)))
+    for wrong in (
+        random_observation(1),
+        {**random_observation(1, (32, 48)), CAMERAS[1]: random_observation(1)[CAMERAS[1]]},
+    ):
         with pytest.raises(VlatoolError) as caught:
             policy.act(wrong)
         assert caught.value.code == "data.image_sizes_differ"
-    policy.act(made_up(1, (32, 48)))
+    policy.act(random_observation(1, (32, 48)))
 
 
-# what it refuses
+# errors
 
 
 def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda given: {key: value for key, value in given.items() if key != name}
+    return lambda observation: {key: value for key, value in observation.items() if key != name}
 
 
 def with_(name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda given: {**given, name: value}
+    return lambda observation: {**observation, name: value}
 
 
 @pytest.mark.parametrize(
@@ -402,31 +410,31 @@ def with_(name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (with_(CAMERAS[0], None), "data.no_picture"),
         (with_(CAMERAS[0], [[1], [2, 3]]), "data.no_array"),
         (with_("instruction", None), "data.no_instruction"),
-        (lambda given: {**given, 3: 1}, "data.unknown_observation"),
+        (lambda observation: {**observation, 3: 1}, "data.unknown_observation"),
         (lambda _: None, "data.no_observation"),
-        (lambda given: list(given.items()), "data.no_observation"),
+        (lambda observation: list(observation.items()), "data.no_observation"),
         (lambda _: "front", "data.no_observation"),
     ],
 )
-def test_observation_that_cannot_be_one_is_refused(
+def test_invalid_observation_is_an_error(
     change: Callable[[dict[str, Any]], Any], code: str, policy: PolicyRunner
 ) -> None:
     with pytest.raises(VlatoolError) as caught:
-        policy.act(change(made_up(0)))
+        policy.act(change(random_observation(0)))
     assert (caught.value.code, caught.value.exit_code) == (code, 3)
 
 
 def test_misspelt_camera_gets_the_nearest_name(policy: PolicyRunner) -> None:
     with pytest.raises(VlatoolError) as caught:
-        policy.act({**made_up(0), "scene_rigth_0": 1})
+        policy.act({**random_observation(0), "scene_rigth_0": 1})
     assert "scene_right_0" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("executed", [0, 8, "1", 1.5, None, True])
-def test_steps_that_the_plan_has_not_are_refused(executed: Any, policy: PolicyRunner) -> None:
-    policy.act(made_up(0))
+def test_more_steps_than_the_chunk_has_are_an_error(executed: Any, policy: PolicyRunner) -> None:
+    policy.act(random_observation(0))
     with pytest.raises(VlatoolError) as caught:
-        policy.act(made_up(1), executed=executed)
+        policy.act(random_observation(1), executed=executed)
     assert (caught.value.code, caught.value.exit_code) == ("usage.executed_steps", 2)
 
 
@@ -447,7 +455,7 @@ def test_steps_that_the_plan_has_not_are_refused(executed: Any, policy: PolicyRu
         ({"checkpoint": ""}, "usage.missing_key"),
     ],
 )
-def test_checkpoint_that_cannot_be_loaded_is_refused(
+def test_invalid_argument_of_load_policy_is_an_error(
     keys: dict[str, Any], code: str, run: Path
 ) -> None:
     with pytest.raises(VlatoolError) as caught:
@@ -456,9 +464,9 @@ def test_checkpoint_that_cannot_be_loaded_is_refused(
 
 
 @pytest.mark.parametrize("seed", ["x", 1.5, -1, [1]])
-def test_seed_that_is_none_leaves_the_policy_as_it_was(seed: Any, policy: PolicyRunner) -> None:
-    policy.act(made_up(0))
+def test_invalid_seed_does_not_change_the_policy(seed: Any, policy: PolicyRunner) -> None:
+    policy.act(random_observation(0))
     with pytest.raises(VlatoolError) as caught:
         policy.reset(seed=seed)
     assert (caught.value.code, caught.value.exit_code) == ("usage.bad_value", 2)
-    policy.act(made_up(1), executed=2)
+    policy.act(random_observation(1), executed=2)

@@ -1,4 +1,4 @@
-"""A trained policy as the published program has one, and back."""
+"""Export of a trained policy to the published layout, and finetuning from it."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.finetune import finetune
 from vlatool.workflows.train import train
 
-# Of the section of a CLIP backbone. Source: formats/published-runs 2.1.
+# Keys of the section of a CLIP backbone. Source: formats/published-runs 2.1.
 CLIP_KEYS = {
     "type", "resume_from_checkpoint", "resume_weights_only", "freeze", "hf_pretrained",
     "freeze_text_encoder", "freeze_image_encoder", "disable_text",
@@ -75,17 +75,19 @@ def published(run: Path) -> Path:
     ("file", "own"),
     [("checkpoint_1.pt", "model.safetensors"), ("ema_1.pt", "ema.safetensors")],
 )
-def test_exported_weights_are_those_of_the_run_when_they_come_back(
+def test_exported_weights_loaded_again_are_those_of_the_run(
     data: Path, run: Path, published: Path, tmp_path: Path, file: str, own: str
 ) -> None:
-    still = {"hparams__lr": 0, "hparams__lr_cooldown_end": 0, "total_train_steps": 1}
+    unchanged = {"hparams__lr": 0, "hparams__lr_cooldown_end": 0, "total_train_steps": 1}
     origin = {"model__resume_from_checkpoint": published / "checkpoints" / file}
-    finetune(config(data, tmp_path / "back", **origin, model__resume_weights_only=True, **still))
+    finetune(
+        config(data, tmp_path / "back", **origin, model__resume_weights_only=True, **unchanged)
+    )
 
-    found = load_file(RunDir(tmp_path / "back").checkpoint(1) / "model.safetensors")
+    weights = load_file(RunDir(tmp_path / "back").checkpoint(1) / "model.safetensors")
     expected = load_file(RunDir(run).checkpoint(2) / own)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
 def test_exported_files_have_the_published_names_and_keys(published: Path) -> None:
@@ -110,15 +112,15 @@ def test_exported_configuration_resolves_to_the_model_of_the_run(
         for folder in (run, published)
     ]
 
-    dumps = [one.model_dump(mode="json") for one in models]
-    for one in dumps:
-        one["vision_language_backbone"] = {
-            key: one["vision_language_backbone"][key] for key in CLIP_KEYS
+    dumps = [dump.model_dump(mode="json") for dump in models]
+    for dump in dumps:
+        dump["vision_language_backbone"] = {
+            key: dump["vision_language_backbone"][key] for key in CLIP_KEYS
         }
     assert dumps[0] == dumps[1]
 
 
-def test_policy_that_the_published_program_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
+def test_policy_without_a_published_layout_is_an_error(data: Path, tmp_path: Path) -> None:
     train(tiny_config(data, tmp_path / "run", total_train_steps=1))
 
     with pytest.raises(UsageError) as caught:

@@ -1,4 +1,4 @@
-"""`vlatool tokenizer train`, `eval` and `export`: a tiny tokenizer measured and published."""
+"""`vlatool tokenizer train`, `eval` and `export` with a tiny tokenizer."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ def sources(folder: Path) -> dict[str, Any]:
 
 
 def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> RunDir:
-    """Of one step."""
+    """Trains one step."""
     keys: dict[str, Any] = {
         "model": model,
         "data": {**data, "num_workers": 0},
@@ -95,79 +95,81 @@ def evaluated(checkpoint: str, data: str, **keys: Any) -> TokenizerEvalResult:
     return tokenizer_eval(TokenizerEvalConfig(checkpoint=checkpoint, data=data, **keys))
 
 
-def test_second_stage_is_measured_beside_its_baselines(second: str, shards: str) -> None:
-    found = evaluated(second, shards)
+def test_second_stage_has_all_metrics_and_baselines(second: str, shards: str) -> None:
+    result = evaluated(second, shards)
 
     names = {"psnr", "ssim", "psnr_of_mean_error", "mean_picture_psnr", "block_psnr"}
     codes = {"codebook_usage", "codebook_entropy", "changed_codes", "constant_places"}
-    assert names | codes == found.figures.keys()
-    assert found.pictures == 12
-    assert found.not_measured.keys() == {"lpips", "rfid"}
-    assert json.loads(Path(found.report).read_text()) == json.loads(json.dumps(found.document()))
+    assert names | codes == result.figures.keys()
+    assert result.pictures == 12
+    assert result.not_measured.keys() == {"lpips", "rfid"}
+    assert json.loads(Path(result.report).read_text()) == json.loads(json.dumps(result.document()))
 
 
 def test_page_shows_every_chosen_image_three_times(second: str, shards: str) -> None:
-    found = evaluated(second, shards)
-    page = Path(found.page).read_text()
+    result = evaluated(second, shards)
+    page = Path(result.page).read_text()
 
-    keys = [key for group in found.extremes.values() for key in group]
+    keys = [key for group in result.extremes.values() for key in group]
     assert len(keys) == len(set(keys)) == 12
     assert page.count("<img") == 3 * len(keys)
 
 
-def test_first_stage_is_drawn_by_its_teacher(first: str, second: str, shards: str) -> None:
+def test_first_stage_is_decoded_by_its_teacher(first: str, second: str, shards: str) -> None:
     codes = ("codebook_usage", "codebook_entropy", "changed_codes")
-    one, two = evaluated(first, shards), evaluated(second, shards)
+    stage_1, stage_2 = evaluated(first, shards), evaluated(second, shards)
 
-    assert [one.figures[name] for name in codes] == [two.figures[name] for name in codes]
-    assert one.figures["psnr"] != two.figures["psnr"]
+    assert [stage_1.figures[name] for name in codes] == [stage_2.figures[name] for name in codes]
+    assert stage_1.figures["psnr"] != stage_2.figures["psnr"]
 
 
-def test_continuous_tokens_are_measured_without_codes(tmp_path: Path, shards: str) -> None:
+def test_continuous_tokens_have_no_metrics_of_codes(tmp_path: Path, shards: str) -> None:
     keys = PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
     save_file(Titok(tiny_titok(**keys)).state_dict(), tmp_path / "kl.safetensors")
 
-    found = evaluated(str(tmp_path / "kl.safetensors"), shards, output=str(tmp_path / "out"))
+    result = evaluated(str(tmp_path / "kl.safetensors"), shards, output=str(tmp_path / "out"))
 
-    assert "codes" in found.not_measured
-    assert not any(name.startswith("code") for name in found.figures)
+    assert "codes" in result.not_measured
+    assert not any(name.startswith("code") for name in result.figures)
 
 
-def test_figures_do_not_depend_on_batches(second: str, shards: str) -> None:
+def test_metrics_do_not_depend_on_batches(second: str, shards: str) -> None:
     few, many = evaluated(second, shards, batch_size=5), evaluated(second, shards)
 
     assert few.figures == pytest.approx(many.figures, rel=1e-6)
     assert few.extremes.keys() == many.extremes.keys()
 
 
-def test_two_processes_find_the_figures_of_one(second: str, shards: str, tmp_path: Path) -> None:
+def test_two_processes_report_the_metrics_of_one(second: str, shards: str, tmp_path: Path) -> None:
     arguments = [second, shards, "--output", str(tmp_path / "two"), "--nproc", "2"]
     command = [sys.executable, "-m", "vlatool", "tokenizer", "eval", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    two, one = json.loads(done.stdout), evaluated(second, shards)
-    assert two["figures"] == pytest.approx(one.figures)
-    assert two["extremes"].keys() == one.extremes.keys()
+    two, single = json.loads(done.stdout), evaluated(second, shards)
+    assert two["figures"] == pytest.approx(single.figures)
+    assert two["extremes"].keys() == single.extremes.keys()
     assert two["pictures"] == 12
 
 
-def test_results_may_lie_in_object_storage(second: str, shards: str, s3_bucket: str) -> None:
+def test_results_can_be_written_to_object_storage(second: str, shards: str, s3_bucket: str) -> None:
     evaluated(second, shards, output=f"s3://{s3_bucket}/out")
 
-    found = digests(RemotePath(f"s3://{s3_bucket}/out"))
-    assert found.keys() == {"report.html", "report.json"}
+    files = digests(RemotePath(f"s3://{s3_bucket}/out"))
+    assert files.keys() == {"report.html", "report.json"}
 
 
-def test_exported_pair_is_measured_as_the_run_is(second: str, shards: str, tmp_path: Path) -> None:
+def test_exported_folder_has_the_metrics_of_the_run(
+    second: str, shards: str, tmp_path: Path
+) -> None:
     pair = tmp_path / "pair"
     tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(pair)))
 
-    names = {one.name for one in pair.iterdir() if one.is_file()}
+    names = {path.name for path in pair.iterdir() if path.is_file()}
     assert names == {"config.yaml", "pytorch_model.bin"}
     assert read_preprocessing(str(pair), None) == read_preprocessing(second, None)
-    found = evaluated(str(pair), shards, output=str(tmp_path / "out"))
-    assert found.figures == evaluated(second, shards).figures
+    result = evaluated(str(pair), shards, output=str(tmp_path / "out"))
+    assert result.figures == evaluated(second, shards).figures
 
 
 def test_export_of_the_same_run_has_equal_bytes(second: str, tmp_path: Path) -> None:
@@ -181,21 +183,23 @@ def test_export_of_the_same_run_has_equal_bytes(second: str, tmp_path: Path) -> 
 def test_exported_weights_are_those_of_the_run(first: str, tmp_path: Path) -> None:
     tokenizer_export(TokenizerExportConfig(checkpoint=first, output=str(tmp_path / "pair")))
 
-    given, read = (open_titok(one)[1].state_dict() for one in (first, str(tmp_path / "pair")))
-    assert given.keys() == read.keys()
-    assert all(torch.equal(given[name], read[name]) for name in given)
+    trained, exported = (
+        open_titok(location)[1].state_dict() for location in (first, str(tmp_path / "pair"))
+    )
+    assert trained.keys() == exported.keys()
+    assert all(torch.equal(trained[name], exported[name]) for name in trained)
 
 
-def test_folder_of_somebody_else_is_not_exported_to(second: str, tmp_path: Path) -> None:
+def test_export_into_a_foreign_folder_is_an_error(second: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(VlatoolError) as error:
         tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(tmp_path)))
 
     assert error.value.exit_code == 2
-    assert [one.name for one in tmp_path.iterdir()] == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_first_stage_without_a_teacher_cannot_be_measured(
+def test_evaluation_of_a_first_stage_without_a_teacher_is_an_error(
     first: str, shards: str, tmp_path: Path
 ) -> None:
     pair = str(tmp_path / "pair")
@@ -206,7 +210,7 @@ def test_first_stage_without_a_teacher_cannot_be_measured(
     assert (error.value.code, error.value.exit_code) == ("usage.no_teacher", 2)
 
 
-def test_results_are_not_written_beside_what_is_no_run(
+def test_evaluation_outside_a_run_needs_an_output(
     folder: Path, sources: dict[str, Any], shards: str
 ) -> None:
     with pytest.raises(VlatoolError) as error:
@@ -215,7 +219,7 @@ def test_results_are_not_written_beside_what_is_no_run(
     assert (error.value.code, error.value.exit_code) == ("usage.needs_output", 2)
 
 
-def test_teacher_with_another_codebook_is_refused(
+def test_teacher_with_another_codebook_is_an_error(
     first: str, folder: Path, data: dict[str, Any]
 ) -> None:
     network = {**NETWORK, "codebook_size": 16}
@@ -227,7 +231,7 @@ def test_teacher_with_another_codebook_is_refused(
     assert (error.value.code, error.value.exit_code) == ("data.checkpoint_mismatch", 3)
 
 
-def test_folder_without_any_network_is_refused(tmp_path: Path) -> None:
+def test_folder_without_any_network_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         load_metric_networks(str(tmp_path), torch.device("cpu"))
 
@@ -242,10 +246,10 @@ def test_folder_without_any_network_is_refused(tmp_path: Path) -> None:
         (["titok-tiny-stage2", "experiment.init_weight=x"], "usage.no_teacher"),
     ],
 )
-def test_stage_without_its_sources_is_refused_before_it_trains(
+def test_missing_teacher_or_stage_1_is_an_error_before_training(
     options: list[str], code: str, sources: dict[str, Any], shards: str, tmp_path: Path
 ) -> None:
-    options = [sources["teacher"] if one == "TEACHER" else one for one in options]
+    options = [sources["teacher"] if option == "TEACHER" else option for option in options]
     target = ["--data", shards, "--output", str(tmp_path / "run")]
     status, text = said("--json", "tokenizer", "train", "--preset", *options, *target)
 

@@ -1,4 +1,4 @@
-"""Which codes occur, and which change from frame to frame."""
+"""Use of a codebook and changes of codes from frame to frame."""
 
 import pytest
 import torch
@@ -10,20 +10,22 @@ CODES = torch.tensor([[0, 1, 2], [0, 3, 2], [0, 3, 1], [7, 7, 7]])
 
 
 def test_usage_and_entropy_are_of_all_codes_that_occurred() -> None:
-    use = CodebookUsage.of(8, 2)
-    use.add(torch.tensor([[0, 1], [2, 3]]))
-    figures = use.metrics()
-    assert figures["codebook_usage"] == 0.5
-    assert figures["codebook_entropy"] == pytest.approx(2, abs=1e-6)
-    assert "changed_codes" not in figures
+    usage = CodebookUsage.of(8, 2)
+    usage.add(torch.tensor([[0, 1], [2, 3]]))
+    values = usage.metrics()
+    assert values["codebook_usage"] == 0.5
+    assert values["codebook_entropy"] == pytest.approx(2, abs=1e-6)
+    assert "changed_codes" not in values
 
 
 def test_changes_are_counted_between_neighboring_frames_only() -> None:
-    use = CodebookUsage.of(8, 3)
-    use.add(CODES, [FrameIndex("a", 0), FrameIndex("a", 1), FrameIndex("a", 3), FrameIndex("b", 4)])
-    assert int(use.pairs) == 1
-    assert use.metrics()["changed_codes"] == 1
-    assert use.metrics()["constant_places"] == 2
+    usage = CodebookUsage.of(8, 3)
+    usage.add(
+        CODES, [FrameIndex("a", 0), FrameIndex("a", 1), FrameIndex("a", 3), FrameIndex("b", 4)]
+    )
+    assert int(usage.pairs) == 1
+    assert usage.metrics()["changed_codes"] == 1
+    assert usage.metrics()["constant_places"] == 2
 
 
 def test_last_frame_of_a_batch_is_the_neighbor_of_the_next_batch() -> None:
@@ -44,14 +46,14 @@ def test_counts_over_ranks_are_those_of_all_images() -> None:
 
     def reduce(own: torch.Tensor) -> torch.Tensor:
         name = next(names)
-        return sum((getattr(one, name) for one in ranks), torch.zeros_like(own))
+        return sum((getattr(rank, name) for rank in ranks), torch.zeros_like(own))
 
-    figures = ranks[0].reduced(reduce).metrics()
-    assert figures["changed_codes"] == 2
-    assert figures["codebook_usage"] == 5 / 8
+    values = ranks[0].reduced(reduce).metrics()
+    assert values["changed_codes"] == 2
+    assert values["codebook_usage"] == 5 / 8
 
 
-def test_code_that_the_book_has_not_is_refused() -> None:
+def test_code_outside_the_codebook_is_an_error() -> None:
     with pytest.raises(DataError) as caught:
         CodebookUsage.of(7, 3).add(CODES)
     assert caught.value.code == "data.code_out_of_range"

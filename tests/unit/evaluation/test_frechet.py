@@ -1,4 +1,4 @@
-"""The distance of two sets of features."""
+"""Frechet distance of two sets of features."""
 
 import numpy as np
 import pytest
@@ -10,16 +10,16 @@ from vlatool.evaluation.frechet import FeatureMoments, frechet_distance
 
 
 def features(seed: int, count: int = 60, width: int = 12) -> torch.Tensor:
-    draws = np.random.default_rng(seed)
-    mix = draws.normal(size=(width, width))
-    return torch.from_numpy(draws.normal(size=(count, width)) @ mix + seed)
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(width, width))
+    return torch.from_numpy(rng.normal(size=(count, width)) @ mix + seed)
 
 
 def moments(rows: torch.Tensor) -> FeatureMoments:
-    made = FeatureMoments.of_width(rows.shape[1])
+    result = FeatureMoments.of_width(rows.shape[1])
     for part in rows.split(7):
-        made.add(part)
-    return made
+        result.add(part)
+    return result
 
 
 def test_distance_is_that_of_the_matrix_root() -> None:
@@ -49,15 +49,15 @@ def test_moments_over_ranks_are_those_of_all_images() -> None:
 
     def reduce(own: torch.Tensor) -> torch.Tensor:
         name = next(names)
-        return sum((getattr(one, name) for one in ranks), torch.zeros_like(own))
+        return sum((getattr(rank, name) for rank in ranks), torch.zeros_like(own))
 
     mean, covariance = ranks[1].reduced(reduce).mean_and_covariance()
     np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-12)
     np.testing.assert_allclose(covariance, np.cov(rows.numpy(), rowvar=False), rtol=1e-9)
 
 
-def test_one_image_has_no_distance() -> None:
-    one = moments(features(6, count=1))
+def test_distance_of_one_image_is_an_error() -> None:
+    single = moments(features(6, count=1))
     with pytest.raises(DataError) as caught:
-        frechet_distance(one, one)
+        frechet_distance(single, single)
     assert caught.value.code == "data.too_few_pictures"

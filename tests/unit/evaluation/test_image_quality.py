@@ -1,4 +1,4 @@
-"""Figures of reconstructed pictures, against slow formulas."""
+"""Metrics of reconstructed images, against slow formulas."""
 
 import math
 
@@ -21,8 +21,8 @@ from vlatool.evaluation.image_quality import (
 
 
 def make_images(seed: int, count: int = 3, height: int = 14, width: int = 13) -> torch.Tensor:
-    draws = np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), np.uint8)
-    return torch.from_numpy(draws)
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), np.uint8)
+    return torch.from_numpy(pixels)
 
 
 def noisy(images: torch.Tensor) -> torch.Tensor:
@@ -33,9 +33,9 @@ def noisy(images: torch.Tensor) -> torch.Tensor:
 def test_psnr_is_that_of_its_formula() -> None:
     x = make_images(0)
     y = noisy(x)
-    for a, b, found in zip(x.double(), y.double(), psnr(x, y), strict=True):
+    for a, b, value in zip(x.double(), y.double(), psnr(x, y), strict=True):
         error = float(((a - b) ** 2).mean())
-        assert float(found) == pytest.approx(10 * math.log10(255**2 / error), abs=1e-4)
+        assert float(value) == pytest.approx(10 * math.log10(255**2 / error), abs=1e-4)
 
 
 def test_equal_images_have_the_highest_ratio() -> None:
@@ -44,8 +44,8 @@ def test_equal_images_have_the_highest_ratio() -> None:
 
 def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
     """One channel [H, W]. Source: Wang et al. 2004, equation 13."""
-    at = np.arange(11) - 5.0
-    row = np.exp(-(at**2) / (2 * 1.5**2))
+    offsets = np.arange(11) - 5.0
+    row = np.exp(-(offsets**2) / (2 * 1.5**2))
     w = np.outer(row, row) / row.sum() ** 2
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     values = []
@@ -55,30 +55,30 @@ def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
             ma, mb = (w * a).sum(), (w * b).sum()
             va, vb = (w * (a - ma) ** 2).sum(), (w * (b - mb) ** 2).sum()
             cov = (w * (a - ma) * (b - mb)).sum()
-            light = (2 * ma * mb + c1) / (ma**2 + mb**2 + c1)
-            values.append(light * (2 * cov + c2) / (va + vb + c2))
+            luminance = (2 * ma * mb + c1) / (ma**2 + mb**2 + c1)
+            values.append(luminance * (2 * cov + c2) / (va + vb + c2))
     return float(np.mean(values))
 
 
 def test_ssim_is_that_of_its_formula() -> None:
     x = make_images(1, 2)
     y = noisy(x)
-    for a, b, found in zip(x.double().numpy(), y.double().numpy(), ssim(x, y), strict=True):
+    for a, b, value in zip(x.double().numpy(), y.double().numpy(), ssim(x, y), strict=True):
         expected = np.mean([slow_ssim(a[c], b[c]) for c in range(3)])
-        assert float(found) == pytest.approx(expected, abs=1e-5)
+        assert float(value) == pytest.approx(expected, abs=1e-5)
 
 
 def test_image_is_most_similar_to_itself() -> None:
     torch.testing.assert_close(ssim(make_images(2), make_images(2)), torch.ones(3))
 
 
-def test_ssim_of_images_smaller_than_a_window_is_refused() -> None:
+def test_ssim_of_images_smaller_than_a_window_is_an_error() -> None:
     with pytest.raises(DataError) as caught:
         ssim(make_images(0, 1, 10, 40), make_images(0, 1, 10, 40))
     assert caught.value.code == "data.picture_too_small"
 
 
-def test_what_a_network_makes_is_clamped_and_rounded() -> None:
+def test_output_of_a_network_is_clamped_and_rounded() -> None:
     pixels = torch.tensor([-0.2, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 1.3])
     assert to_uint8(pixels).tolist() == [0, 0, 0, 1, 255, 255]
 
@@ -101,11 +101,11 @@ def test_means_over_ranks_are_those_of_all_images() -> None:
     ranks = [ImageScores(["psnr", "ssim"]) for _ in range(3)]
     ranks[0].add(["a", "b"], {"psnr": torch.tensor([1.0, 2.0]), "ssim": torch.tensor([0.1, 0.2])})
     ranks[2].add(["c"], {"psnr": torch.tensor([6.0]), "ssim": torch.tensor([0.6])})
-    means = ranks[1].means(lambda _: sum(one.sums() for one in ranks))  # pyright: ignore[reportArgumentType]
+    means = ranks[1].means(lambda _: sum(scores.sums() for scores in ranks))  # pyright: ignore[reportArgumentType]
     assert means == pytest.approx({"psnr": 3.0, "ssim": 0.3})
 
 
-def test_nothing_has_no_mean() -> None:
+def test_no_images_have_no_mean() -> None:
     assert ImageScores(["psnr"]).means() == {}
 
 
@@ -121,6 +121,6 @@ def test_nothing_has_no_mean() -> None:
 )
 def test_extremes_are_different_images(images: int, chosen: tuple[list[str], ...]) -> None:
     rows = [ImageScore(str(number), {"psnr": float(number)}) for number in range(images)]
-    found = extremes(rows, "psnr", 2)
-    keys = tuple([row.key for row in part] for part in (found.best, found.median, found.worst))
+    ranked = extremes(rows, "psnr", 2)
+    keys = tuple([row.key for row in rows] for rows in (ranked.best, ranked.median, ranked.worst))
     assert keys == chosen

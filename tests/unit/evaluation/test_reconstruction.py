@@ -1,4 +1,4 @@
-"""Figures of a tokenizer over a set of pictures, on one rank and on several."""
+"""Metrics of reconstructions over a set of images, on one rank and on several."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ CPU = torch.device("cpu")
 
 
 def make_images(count: int = 6) -> torch.Tensor:
-    draws = np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), np.uint8)
-    return torch.from_numpy(draws)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), np.uint8)
+    return torch.from_numpy(pixels)
 
 
 def blocks_of_8(images: torch.Tensor) -> Reconstruction:
-    """A tokenizer with a colour per block, whose codes are coarse reds."""
-    made = block_means(images, 8)
-    return Reconstruction(made, made[:, 0, ::8, ::8].flatten(1).long() // 32)
+    """Tokenizer with one color per block; its codes are coarse red values."""
+    blocks = block_means(images, 8)
+    return Reconstruction(blocks, blocks[:, 0, ::8, ::8].flatten(1).long() // 32)
 
 
 class MeanColors:
@@ -42,9 +42,9 @@ class MeanColors:
         return images.float().mean((2, 3))
 
 
-def sums_of(rows: range, judges: MetricNetworks | None = None) -> ReconstructionSums:
+def sums_of(rows: range, networks: MetricNetworks | None = None) -> ReconstructionSums:
     sums = ReconstructionSums(
-        16, CPU, CodeShape(8, 4), judges or MetricNetworks(None, MeanColors())
+        16, CPU, CodeShape(8, 4), networks or MetricNetworks(None, MeanColors())
     )
     images = make_images()[rows.start : rows.stop]
     if len(rows):
@@ -52,40 +52,40 @@ def sums_of(rows: range, judges: MetricNetworks | None = None) -> Reconstruction
     return sums
 
 
-def test_figures_over_ranks_are_those_of_one() -> None:
-    whole = sums_of(range(6)).metrics(_same)
+def test_metrics_over_ranks_are_those_of_one_rank() -> None:
+    whole = sums_of(range(6)).metrics(_unchanged)
     others: list[list[torch.Tensor]] = [[], []]
     for rank, rows in enumerate((range(3, 6), range(0))):
-        sums_of(rows).metrics(lambda one, rank=rank: others[rank].append(one) or one)
+        sums_of(rows).metrics(lambda tensor, rank=rank: others[rank].append(tensor) or tensor)
     first, second = map(iter, others)
-    found = sums_of(range(3)).metrics(lambda one: one + next(first) + next(second))
-    assert found == pytest.approx(whole)
+    reduced = sums_of(range(3)).metrics(lambda tensor: tensor + next(first) + next(second))
+    assert reduced == pytest.approx(whole)
 
 
 def test_finer_blocks_are_better_than_the_baselines() -> None:
-    figures = sums_of(range(6)).metrics(_same)
-    assert figures["psnr_of_mean_error"] > figures["block_psnr"] > 0
-    assert figures["psnr"] >= figures["psnr_of_mean_error"]
-    assert 0 < figures["codebook_usage"] <= 1
+    values = sums_of(range(6)).metrics(_unchanged)
+    assert values["psnr_of_mean_error"] > values["block_psnr"] > 0
+    assert values["psnr"] >= values["psnr_of_mean_error"]
+    assert 0 < values["codebook_usage"] <= 1
 
 
-def test_networks_that_are_given_are_asked() -> None:
+def test_networks_add_their_metrics() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
-        figures = sums_of(range(2), MetricNetworks(perceptual_network("lpips", None))).metrics(
-            _same
+        values = sums_of(range(2), MetricNetworks(perceptual_network("lpips", None))).metrics(
+            _unchanged
         )
-    assert figures["lpips"] != 0
-    assert "rfid" not in figures
-    assert sums_of(range(6)).metrics(_same)["rfid"] == pytest.approx(0, abs=0.5)
+    assert values["lpips"] != 0
+    assert "rfid" not in values
+    assert sums_of(range(6)).metrics(_unchanged)["rfid"] == pytest.approx(0, abs=0.5)
 
 
-def _same(one: torch.Tensor) -> torch.Tensor:
-    return one
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
-def test_nothing_has_no_figures() -> None:
-    assert sums_of(range(0)).metrics(_same) == {}
+def test_no_images_have_no_metrics() -> None:
+    assert sums_of(range(0)).metrics(_unchanged) == {}
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,16 @@ def test_nothing_has_no_figures() -> None:
         ("a/plain", FrameIndex("a/plain", 0)),
     ],
 )
-def test_name_of_a_image_says_where_it_stands(key: str, frame: FrameIndex) -> None:
+def test_frame_of_an_image_is_read_from_its_name(key: str, frame: FrameIndex) -> None:
     assert frame_index_of(key) == frame
 
 
 def test_ranks_share_whole_shards() -> None:
-    blocks = tuple(ShardInfo(Path(f"{number}.tar"), number + 1) for number in range(5))
-    info = ImagesInfo((DataSet("a", blocks),), (tuple(range(5)),))
+    shards = tuple(ShardInfo(Path(f"{number}.tar"), number + 1) for number in range(5))
+    info = ImagesInfo((DataSet("a", shards),), (tuple(range(5)),))
     parts = [shards_of_rank(info, rank, 3) for rank in range(3)]
-    assert sorted(one.location for part in parts for one in part.datasets[0].shards) == [
-        one.location for one in blocks
+    assert sorted(shard.location for part in parts for shard in part.datasets[0].shards) == [
+        shard.location for shard in shards
     ]
     assert parts[1].shard_bytes == ((1, 4),)
     assert sum(part.num_samples for part in parts) == info.num_samples
