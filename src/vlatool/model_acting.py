@@ -25,7 +25,7 @@ _SEEN = 2
 _STEPS = 3
 
 
-def check_acting(trained: TrainedPolicy, info: RoboticsInfo) -> None:
+def check_policy(trained: TrainedPolicy, info: RoboticsInfo) -> None:
     """A policy of robotics data acts on samples, in a control loop and in an evaluation."""
     policy = trained.policy
     assert isinstance(policy, RoboticsPolicy), (

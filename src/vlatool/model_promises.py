@@ -28,7 +28,7 @@ _OF_WORLD = "robotics"  # the kind whose data the built-in world makes
 Data = str | Path | Mapping[str, Any] | None
 
 
-def trial_config(
+def check_config(
     model_type: ModelType, section: ConfigModel, data: Data, folder: Path
 ) -> tuple[TrainConfig, DatasetInfo]:
     """The derived configuration of short runs and the facts of their data.
@@ -148,7 +148,7 @@ def check_specs(objective: Objective, parts: Mapping[str, Part]) -> None:
         assert not extra, f"optimizers_at({step}) names {extra[0]!r}, which is no optimizer"
     moved = {part for spec in specs.values() for part in spec.parts}
     for name, part in parts.items():
-        idle = part.trained and name not in moved and any(True for _ in learning(part))
+        idle = part.trained and name not in moved and any(True for _ in trainable_parameters(part))
         assert not idle, f"part {name!r} is trained, and no optimizer moves it"
 
 
@@ -157,7 +157,7 @@ def first_steps(objective: Objective) -> list[int]:
     return sorted({0, *(spec.starts_at for spec in objective.optimizers().values())})
 
 
-def learning(part: Part) -> Iterator[tuple[str, Tensor]]:
+def trainable_parameters(part: Part) -> Iterator[tuple[str, Tensor]]:
     """The parameters of a part that get a gradient, by name."""
     found = part.module.named_parameters()
     return ((name, value) for name, value in found if value.requires_grad)
@@ -216,9 +216,9 @@ def check_loss(what: str, loss: Loss) -> None:
         assert not value.requires_grad, f"{what}: the sum {name!r} is not detached"
 
 
-def check_reached(what: str, name: str, part: Part) -> None:
+def check_gradients(what: str, name: str, part: Part) -> None:
     """Every parameter has a gradient."""
-    for key, value in learning(part):
+    for key, value in trainable_parameters(part):
         assert value.grad is not None, (
             f"{what} does not reach {name}.{key}: do not build it, or freeze it"
         )

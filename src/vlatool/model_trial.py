@@ -20,7 +20,7 @@ from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import Batch, DatasetInfo, DroppedSample, MicroBatch
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.info import RoboticsInfo
-from vlatool.model_acting import check_acting
+from vlatool.model_acting import check_policy
 from vlatool.model_promises import (
     SAMPLES,
     check_batch,
@@ -29,12 +29,12 @@ from vlatool.model_promises import (
     check_images,
     check_loss,
     check_pickles,
-    check_reached,
+    check_gradients,
     check_same_columns,
     check_specs,
     check_unchanged,
     first_steps,
-    learning,
+    trainable_parameters,
 )
 from vlatool.models.base import ModelType
 from vlatool.models.weights import load_weights
@@ -80,13 +80,13 @@ class _Run:
     dir: RunDir
     plan: TrainPlan
     runtime: Runtime
-    begun: TrainSetup
+    setup: TrainSetup
     stops_at: int = -1
 
     @property
     def contexts(self) -> StepContexts:
         """What the objective may know of a moment."""
-        return StepContexts(self.runtime, self.begun.placed, self.config.hparams.seed, self.plan)
+        return StepContexts(self.runtime, self.setup.placed, self.config.hparams.seed, self.plan)
 
     def fit(self, batches: Iterator[MicroBatch], one: MicroBatch) -> None:
         """Trains to the end of the plan, or to the stop.
@@ -95,7 +95,7 @@ class _Run:
             batches: From its step on.
             one: Is measured as held-out data are.
         """
-        begun, runtime, plan, contexts = self.begun, self.runtime, self.plan, self.contexts
+        begun, runtime, plan, contexts = self.setup, self.runtime, self.plan, self.contexts
         metrics = MetricsFile(self.dir.metrics, NULL)
         reports = MetricsLogger(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
         trainer = Trainer(
@@ -104,7 +104,7 @@ class _Run:
             runtime=runtime,
             placed=begun.placed,
             contexts=contexts,
-            reports=reports,
+            logger=reports,
             validate=Validation(
                 lambda: prefetch_to_device(iter([one]), runtime.device),
                 begun.objective,
@@ -112,16 +112,16 @@ class _Run:
                 contexts,
                 reports,
             ),
-            show=ImageLogger(self.dir, begun.objective, runtime, contexts),
+            log_images=ImageLogger(self.dir, begun.objective, runtime, contexts),
             save=lambda state: save_checkpoint(self.dir, state, runtime, Retention()),
-            stop_asked=lambda: SIGTERM if begun.state.step == self.stops_at - 1 else None,
+            stop_signal=lambda: SIGTERM if begun.state.step == self.stops_at - 1 else None,
         )
         trainer.fit(begun.state, prefetch_to_device(batches, runtime.device), begun.objective)
 
     def state(self) -> State:
         """Copies of all weights, buffers and averages."""
         found = {**self.weights(), **self.buffers()}
-        for name, average in self.begun.state.averages.items():
+        for name, average in self.setup.state.averages.items():
             found |= {f"average of {name}.{key}": v.clone() for key, v in average.weights.items()}
         return found
 
@@ -129,7 +129,7 @@ class _Run:
         """Copies of all parameters."""
         return {
             f"{name}.{key}": value.detach().clone()
-            for name, module in self.begun.state.modules.items()
+            for name, module in self.setup.state.modules.items()
             for key, value in module.named_parameters()
         }
 
@@ -137,7 +137,7 @@ class _Run:
         """Copies of all buffers, those that no checkpoint holds included."""
         return {
             f"{name}.{key}": value.detach().clone()
-            for name, module in self.begun.state.modules.items()
+            for name, module in self.setup.state.modules.items()
             for key, value in module.named_buffers()
         }
 
@@ -176,20 +176,20 @@ class ModelChecks:
         parts = self.model_type.build(self.config.model)
         objective = self.model_type.objective(self.config.model, self.config.data, self.info, parts)
         check_specs(objective, parts)
-        begun = self._begun("built").begun
+        begun = self._start("built").setup
         specs = begun.objective.optimizers()
         for name, optimizer in begun.state.optimizers.items():
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for part in specs[name].parts:
-                for key, value in learning(begun.state.parts[part]):
+                for key, value in trainable_parameters(begun.state.parts[part]):
                     grouped = id(value) in held
                     assert grouped, f"the groups of optimizer {name!r} leave out {part}.{key}"
 
     def check_batches(self) -> None:
         """Example and batcher make alike batches, and travel to loader processes."""
-        example = self._maker(SAMPLES)()
+        example = self._example_maker(SAMPLES)()
         check_batch("example", example, SAMPLES)
-        run = self._begun("batches")
+        run = self._start("batches")
         order = SampleOrder(self.info.datasets, OrderOptions.of(self.config.data, 0))
         feed = DataStreams(self.config, self.info, order, _LEARNING, run.runtime, run.dir.root)
         with feed.training(0) as batches:
@@ -197,7 +197,7 @@ class ModelChecks:
         assert not one.is_dummy, f"no sample could be used: {one.first_drop}"
         check_batch("the batcher", one.batch, len(one.samples))
         check_same_columns(example, one.batch)
-        check_pickles("example", self._maker(1))
+        check_pickles("example", self._example_maker(1))
         self._check_kind(run.dir.root, order)
 
     def _check_kind(self, root: Path, order: SampleOrder) -> None:
@@ -218,33 +218,33 @@ class ModelChecks:
 
     def check_losses(self) -> None:
         """Losses are sound where each optimizer begins; nothing but `settle` changes a buffer."""
-        run = self._begun("losses", precision="amp_bfloat16")
-        for step in first_steps(run.begun.objective):
-            shapes = [self._probe(run, step, size) for size in (SAMPLES, _FEWER)]
+        run = self._start("losses", precision="amp_bfloat16")
+        for step in first_steps(run.setup.objective):
+            shapes = [self._check_step(run, step, size) for size in (SAMPLES, _FEWER)]
             assert shapes[0] == shapes[1], (
                 f"the sums of a loss differ from micro-batch to micro-batch: {shapes}"
             )
-        self._check_looks(run)
+        self._check_eval(run)
 
-    def _probe(self, run: _Run, step: int, size: int) -> dict[str, dict[str, tuple[int, ...]]]:
+    def _check_step(self, run: _Run, step: int, size: int) -> dict[str, dict[str, tuple[int, ...]]]:
         """The shapes of the sums of each optimizer that moves at a step."""
-        objective, placed = run.begun.objective, run.begun.placed
-        one, contexts, before = self._one(run, size), run.contexts, run.buffers()
-        contexts.begin(step)
+        objective, placed = run.setup.objective, run.setup.placed
+        one, contexts, before = self._device_batch(run, size), run.contexts, run.buffers()
+        contexts.seed_step(step)
         with torch.no_grad():
             batch = objective.prepare(one.batch, contexts.of(step, one, "prepare"))
         found: dict[str, dict[str, tuple[int, ...]]] = {}
         specs = objective.optimizers()
         for name in objective.optimizers_at(step):
             spec, turn, sums = specs[name], [*specs].index(name), LossSums(run.runtime.device)
-            run.begun.state.optimizers[name].zero_grad(set_to_none=True)
+            run.setup.state.optimizers[name].zero_grad(set_to_none=True)
             with placed.only_trains(spec.parts):
                 with run.runtime.autocast():
                     loss = objective.loss(name, batch, contexts.of(step, one, turn))
                 check_loss(f"the loss of {name!r}", loss)
                 loss.total.backward()
                 for part in spec.parts:
-                    check_reached(f"the loss of {name!r}", part, run.begun.state.parts[part])
+                    check_gradients(f"the loss of {name!r}", part, run.setup.state.parts[part])
             sums.add(loss, is_dummy=False)
             found[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
             why = f"the loss of {name!r} changes the buffer {{}}; settle alone may"
@@ -256,21 +256,21 @@ class ModelChecks:
             check_unchanged(before, run.buffers(), why)
         return found
 
-    def _check_looks(self, run: _Run) -> None:
+    def _check_eval(self, run: _Run) -> None:
         """What is measured and shown in eval mode is what it should be."""
-        objective, one = run.begun.objective, self._one(run, SAMPLES)
+        objective, one = run.setup.objective, self._device_batch(run, SAMPLES)
         ctx = run.contexts.of(0, one, "images", training=False)
-        run.begun.placed.eval()
+        run.setup.placed.eval()
         with torch.no_grad():
             batch = objective.prepare(one.batch, ctx)
         with torch.no_grad(), run.runtime.autocast():
             check_loss("validate", objective.validate(batch, ctx))
             check_images(objective.images(batch, ctx))
-        run.begun.placed.train()
+        run.setup.placed.train()
 
     def check_learning(self) -> _Run:
         """The loss falls on one repeated batch; the run, which ends with a checkpoint."""
-        run = self._begun("learning", _LEARNING)
+        run = self._start("learning", _LEARNING)
         one = self._example(SAMPLES)
         run.fit(iter([one] * _LEARNING.total_steps), one)
         losses = [row["loss"] for row in read_metrics(run.dir.metrics) if "loss" in row]
@@ -292,26 +292,26 @@ class ModelChecks:
                 parts[name] = part.module.to(trained.runtime.device).eval()
         policy = self.model_type.policy(config.model, parts, kept, root)
         if policy is not None and isinstance(self.info, RoboticsInfo):
-            check_acting(TrainedPolicy(policy, trained.dir, at, "raw", config, kept), self.info)
+            check_policy(TrainedPolicy(policy, trained.dir, at, "raw", config, kept), self.info)
 
     def check_resume(self) -> None:
         """A run that was killed and goes on ends as one that was not, bit for bit."""
         precision = "amp_bfloat16"
-        whole = self._begun("whole", precision=precision)
+        whole = self._start("whole", precision=precision)
         whole.fit(self._batches(0), self._example(_FEWER))
         plan = replace(_WHOLE, checkpoint_steps=(_KILLED_AT,))
-        killed = self._begun("killed", plan, precision=precision)
+        killed = self._start("killed", plan, precision=precision)
         killed.stops_at = _KILLED_AT
         killed.fit(self._batches(0), self._example(_FEWER))
         at = killed.dir.checkpoint(_KILLED_AT)
-        resumed = self._begun("killed", precision=precision, checkpoint=at)
+        resumed = self._start("killed", precision=precision, checkpoint=at)
         resumed.fit(self._batches(_KILLED_AT), self._example(_FEWER))
         why = "{} is another after a resume: something that it rests on is not saved"
         check_unchanged(whole.state(), resumed.state(), why)
 
     def check_empty_step(self) -> None:
         """A step in which nothing is counted changes nothing."""
-        run, before = self._begun("empty"), State()
+        run, before = self._start("empty"), State()
 
         def batches() -> Iterator[MicroBatch]:
             for number, one in enumerate(self._batches(0)):
@@ -325,7 +325,7 @@ class ModelChecks:
         run.fit(batches(), self._example(_FEWER))
         check_unchanged(before, run.state(), "a step that counts nothing changes {}")
 
-    def _begun(
+    def _start(
         self,
         name: str,
         plan: TrainPlan = _WHOLE,
@@ -347,13 +347,13 @@ class ModelChecks:
     def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> MicroBatch:
         rows = () if is_dummy else tuple(range(first, first + size))
         names = tuple(f"example-{row}" for row in rows)
-        return MicroBatch(self._maker(size)(), names, positions=rows, is_dummy=is_dummy)
+        return MicroBatch(self._example_maker(size)(), names, positions=rows, is_dummy=is_dummy)
 
-    def _maker(self, size: int) -> partial[Batch]:
+    def _example_maker(self, size: int) -> partial[Batch]:
         """Makes the example, as loader processes do."""
         return partial(self.model_type.example, self.config.model, self.config.data, size)
 
-    def _one(self, run: _Run, size: int) -> MicroBatch:
+    def _device_batch(self, run: _Run, size: int) -> MicroBatch:
         return next(prefetch_to_device(iter([self._example(size)]), run.runtime.device))
 
     def _batches(self, step: int) -> Iterator[MicroBatch]:

@@ -50,7 +50,7 @@ class _KillingExecutor:
             yield outcome
 
 
-class _Changed:
+class _PatchedSink:
     """A sink of which some attributes are others."""
 
     def __init__(self, sink: Any, **changes: Any) -> None:
@@ -62,7 +62,7 @@ class _Changed:
 
 
 @dataclass(frozen=True)
-class _Damaging:
+class _DamagingWork:
     """Hands a sink a second episode that cannot be read to its end; picklable."""
 
     work: Work
@@ -126,7 +126,7 @@ class SinkChecks:
 
         def make(section: Any, setup: SinkSetup) -> Any:
             sink = self.make(section, setup)
-            return _Changed(sink, **{key: change(sink) for key, change in changes.items()})
+            return _PatchedSink(sink, **{key: change(sink) for key, change in changes.items()})
 
         raw, output = (str(self.folder / one) for one in ("raw", name))
         config = PreprocessConfig(format="spartan", sources=[raw], output=output)
@@ -185,7 +185,7 @@ class SinkChecks:
 
     def _failures(self, part: str) -> int:
         """How many episodes fail when a part of one is damaged; it is repaired later."""
-        job = self.job(part, work=lambda sink: _Damaging(sink.work, part))
+        job = self.job(part, work=lambda sink: _DamagingWork(sink.work, part))
         run = run_job(job, SerialExecutor())
         self._check_files(job)
         run_job(self.job(part), SerialExecutor())

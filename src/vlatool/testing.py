@@ -104,12 +104,12 @@ def check_model_type(
     for module in dict.fromkeys([model_type_class.__module__, *own]):
         _check_light_import(module)
     # Both load torch, which formats and sinks can do without.
-    from vlatool.model_promises import trial_config
+    from vlatool.model_promises import check_config
     from vlatool.model_trial import ModelChecks
 
     with tempfile.TemporaryDirectory() as folder:
         section = _config(model_type_class, config)
-        derived, info = trial_config(model_type, section, data, Path(folder))
+        derived, info = check_config(model_type, section, data, Path(folder))
         ModelChecks(derived, info, Path(folder)).check()
 
 

@@ -31,7 +31,7 @@ class Regression(Objective):
 
     def __init__(self, names: Sequence[str] = ("main",)) -> None:
         self._names = names
-        self.settled: list[tuple[str, float, bool]] = []
+        self.buffer_updates: list[tuple[str, float, bool]] = []
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         return {name: OptimizerSpec(("model",)) for name in self._names}
@@ -46,7 +46,7 @@ class Regression(Objective):
     def update_buffers(
         self, optimizer: str, sums: Mapping[str, torch.Tensor], ok: torch.Tensor
     ) -> None:
-        self.settled.append((optimizer, float(sums["n"]), bool(ok)))
+        self.buffer_updates.append((optimizer, float(sums["n"]), bool(ok)))
 
     def metrics(
         self, phase: str, sums: Mapping[str, torch.Tensor], count: float
@@ -98,7 +98,7 @@ class Fixture:
             runtime=runtime,
             placed=placed,
             contexts=StepContexts(runtime, placed, h.seed, plan),
-            reports=MetricsLogger(
+            logger=MetricsLogger(
                 MetricsFile(self.metrics if runtime.is_main else None, NULL),
                 NULL,
                 NullProgress(),
@@ -107,9 +107,9 @@ class Fixture:
                 total_steps=steps,
             ),
             validate=lambda state: None,
-            show=lambda state, one: None,
+            log_images=lambda state, one: None,
             save=lambda state: self.saved.append(state.step),
-            stop_asked=lambda: None,
+            stop_signal=lambda: None,
         )
         self.size = size
 
@@ -138,5 +138,5 @@ class Fixture:
         return read_metrics(self.metrics)
 
 
-def fake_of(data: Batch, size: int) -> MicroBatch:
+def dummy_of(data: Batch, size: int) -> MicroBatch:
     return MicroBatch({name: value[-size:] for name, value in data.items()}, (), is_dummy=True)

@@ -19,10 +19,10 @@ class Critic(nn.Module):
         self.first = nn.Linear(WIDTH, 8)
         self.last = nn.Linear(8, 1)
 
-    def judge(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor) -> Tensor:
         return self.last(functional.gelu(self.first(x))).float().sum(-1)
 
-    forward = judge
+    forward = score
 
 
 class Means(nn.Module):
@@ -65,10 +65,10 @@ class GanObjective(Objective):
         made = ctx.parts["model"](batch["noised"])
         if optimizer == "generator":
             error = (made - batch["target"]).square().sum()
-            fooled = ctx.parts["critic"].judge(made).sum() if ctx.step >= self._start else 0.0
+            fooled = ctx.parts["critic"].score(made).sum() if ctx.step >= self._start else 0.0
             return Loss(error - 0.01 * fooled, count, {"error": error.detach()})
         critic = ctx.parts["critic"]
-        real, fake = critic.judge(x), critic.judge(made.detach())
+        real, fake = critic.score(x), critic.score(made.detach())
         pull = (fake - self._means.real).square().sum()
         total = functional.relu(1 - real).sum() + functional.relu(1 + fake).sum() + 0.1 * pull
         rows = torch.histc(real.detach().float(), 4, -1, 1)

@@ -177,16 +177,16 @@ def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, D
         runtime=runtime,
         placed=begun.placed,
         contexts=contexts,
-        reports=reports,
-        validate=_nothing,
-        show=_nothing,
-        save=_nothing,
-        stop_asked=lambda: None,
+        logger=reports,
+        validate=_do_nothing,
+        log_images=_do_nothing,
+        save=_do_nothing,
+        stop_signal=lambda: None,
     )
     return trainer, begun, DataStreams(config, info, order, plan, runtime, root)
 
 
-def _nothing(*_: Any) -> None:
+def _do_nothing(*_: Any) -> None:
     """In place of what a test does not look at."""
 
 

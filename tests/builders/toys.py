@@ -27,7 +27,7 @@ ENTRY_POINTS = """\
 [vlatool.models]
 toy_gan = tests.builders.toys:GanType
 toy_lm = tests.builders.toys:LmType
-toy_pictures = tests.builders.toy_pictures:PictureType
+toy_pictures = tests.builders.toy_images:ImageType
 """
 NUMBERS = "tests.builders.toys:NumbersKind"
 
@@ -74,7 +74,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class NumbersFacts:
+class NumbersInfo:
     datasets: tuple[DataSet, ...]
     digest: str
 
@@ -106,7 +106,7 @@ class NumbersKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("folders",)
     drop_reasons: ClassVar[tuple[str, ...]] = ("no_number",)
 
-    def load_info(self, config: NumbersConfig, reporter: Reporter = NULL) -> NumbersFacts:
+    def load_info(self, config: NumbersConfig, reporter: Reporter = NULL) -> NumbersInfo:
         if not config.folders:
             raise DataError("no folder is given", code="data.no_dataset")
         digest, sets = hashlib.sha256(), list[DataSet]()
@@ -116,7 +116,7 @@ class NumbersKind:
                 digest.update(path.read_bytes())
             blocks = [ShardInfo(path, len(np.load(path, mmap_mode="r"))) for path in paths]
             sets.append(DataSet(Path(name).name, tuple(blocks)))
-        return NumbersFacts(tuple(sets), digest.hexdigest())
+        return NumbersInfo(tuple(sets), digest.hexdigest())
 
     def validation(self, config: NumbersConfig) -> NumbersConfig | None:
         changes = {"folders": config.val_folders, "val_folders": []}
@@ -126,14 +126,14 @@ class NumbersKind:
         del info
         return config, {}
 
-    def reader(self, config: NumbersConfig, info: NumbersFacts) -> NumbersReader:
+    def reader(self, config: NumbersConfig, info: NumbersInfo) -> NumbersReader:
         del config
         return NumbersReader(info.datasets)
 
-    def make_assets(self, config: NumbersConfig, info: NumbersFacts) -> None:
+    def make_assets(self, config: NumbersConfig, info: NumbersInfo) -> None:
         del config, info
 
-    def save_assets(self, config: NumbersConfig, info: NumbersFacts, folder: Path) -> None:
+    def save_assets(self, config: NumbersConfig, info: NumbersInfo, folder: Path) -> None:
         del config, info, folder
 
     def load_assets(self, config: NumbersConfig, folder: Path) -> None:
@@ -150,7 +150,7 @@ class GanType(ModelType):
     name: ClassVar[str] = "toy_gan"
     Config: ClassVar[type[ConfigModel]] = GanConfig
     kinds: ClassVar[tuple[str, ...]] = (NUMBERS,)
-    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"critic": ("judge",)}
+    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"critic": ("score",)}
 
     def build(self, config: GanConfig) -> Mapping[str, Part]:
         from tests.builders.toy_networks import gan_parts

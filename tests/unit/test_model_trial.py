@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tests.builders.toy_networks import GanObjective, LmObjective, ToyLm, token_batch
 from tests.builders.toys import GanType, LmType, NumbersConfig, NumbersKind, write_numbers
 from vlatool.errors import DataError
-from vlatool.model_promises import trial_config, world_data
+from vlatool.model_promises import check_config, world_data
 from vlatool.model_trial import ModelChecks
 from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, StepContext
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
@@ -38,7 +38,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def check(model_type: Any, data: Path | None, folder: Path, **keys: Any) -> None:
     """As `check_model_type`, without a process that imports the module of this test."""
-    config, info = trial_config(model_type, model_type.Config.model_validate(keys), data, folder)
+    config, info = check_config(model_type, model_type.Config.model_validate(keys), data, folder)
     ModelChecks(config, info, folder).check()
 
 
@@ -176,7 +176,7 @@ def test_kind_of_ones_own_needs_data(tmp_path: Path) -> None:
 
 def test_error_of_a_kind_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        trial_config(LmType(), LmType.Config(), {"folders": []}, tmp_path)
+        check_config(LmType(), LmType.Config(), {"folders": []}, tmp_path)
 
 
 def test_type_that_loads_torch_is_noticed() -> None:

@@ -50,7 +50,7 @@ def save_checkpoint(
     run: RunDir,
     state: TrainState,
     runtime: Runtime,
-    kept: Retention,
+    retention: Retention,
     *,
     stopped: bool = False,
 ) -> None:
@@ -78,8 +78,8 @@ def save_checkpoint(
     trainer = _trainer_state(state)
     if runtime.is_main:
         _write(run, state, files, trainer, stopped=stopped)
-        run.prune(kept)
-    runtime.wait()
+        run.prune(retention)
+    runtime.barrier()
 
 
 def check_space(run: RunDir, state: TrainState) -> None:
@@ -110,20 +110,20 @@ def _write(
 ) -> None:
     folder = run.checkpoint(state.step)
     if _free(run.root) < _size((files, trainer)):
-        raise _unwritten(folder, (files, trainer), "there is no space")
+        raise _write_error(folder, (files, trainer), "there is no space")
     with atomic_folder(folder) as partial:
         try:
             for name, tensors in files.items():
                 save_file(tensors, partial / name)
             torch.save(_canonical(trainer), partial / TRAINER)
         except (SafetensorError, RuntimeError) as error:  # how they tell of a full disk
-            raise _unwritten(folder, (files, trainer), error) from None
+            raise _write_error(folder, (files, trainer), error) from None
         manifest = CheckpointManifest.of(partial, state.step, state.samples, stopped=stopped)
         manifest.write(partial)
     run.write_latest(state.step)
 
 
-def _unwritten(folder: Path, content: object, error: object) -> StorageError:
+def _write_error(folder: Path, content: object, error: object) -> StorageError:
     needed = _size(content)
     free = _free(folder.parent.parent)
     # Of a full disk torch's writer says no more than that a position is unexpected.

@@ -77,7 +77,7 @@ def check_samples(config: TrainConfig, info: DatasetInfo) -> None:
     reader = config.data_kind.reader(config.data, info)
     for number, one in enumerate(info.datasets):
         for amount in (_FEW, _MANY):
-            places = _spread(number, one, *amount)
+            places = _sample_refs(number, one, *amount)
             found = reader.read(places, [np.random.default_rng(0) for _ in places])
             dropped = [sample for sample in found if isinstance(sample, DroppedSample)]
             if len(dropped) < len(found):
@@ -92,7 +92,7 @@ def check_samples(config: TrainConfig, info: DatasetInfo) -> None:
             )
 
 
-def _spread(number: int, dataset: DataSet, blocks: int, samples: int) -> list[SampleRef]:
+def _sample_refs(number: int, dataset: DataSet, blocks: int, samples: int) -> list[SampleRef]:
     """Places in so many blocks of a data set, so many in each; fewer where there are fewer."""
     full = [(block, content.size) for block, content in enumerate(dataset.shards) if content.size]
     chosen = [full[place] for place in _evenly(len(full), blocks)]
@@ -126,15 +126,15 @@ class DataStreams:
     plan: TrainPlan
     runtime: Runtime
     folder: Path
-    measured: ValidationData | None = None
+    validation: ValidationData | None = None
 
     @contextmanager
     def training(self, step: int) -> Iterator[Iterator[MicroBatch]]:
         """This process's endless micro-batches from a step on, on the device."""
-        plan = replace(self._plan(), first=step * self.plan.accumulation)
+        plan = replace(self._loader_plan(), first=step * self.plan.accumulation)
         reader = self.config.data_kind.reader(self.config.data, self.info)
         batcher = self._batcher(self.config.data, training=True)
-        with build_loader(plan, self.order, reader, batcher, self._fake()) as loader:
+        with build_loader(plan, self.order, reader, batcher, self._dummy()) as loader:
             try:
                 yield prefetch_to_device(iter(loader), self.runtime.device)
             except RuntimeError as error:
@@ -142,17 +142,17 @@ class DataStreams:
 
     def validation_batches(self) -> Iterator[MicroBatch]:
         """One pass over the held-out data; every process makes the same number of micro-batches."""
-        if self.measured is None:
+        if self.validation is None:
             return
-        one = self.measured
-        plan = replace(self._plan(), count=one.count)
+        one = self.validation
+        plan = replace(self._loader_plan(), count=one.count)
         plan = replace(plan, num_workers=min(plan.num_workers, plan.batches or 0))
         reader = self.config.data_kind.reader(one.section, one.info)
         batcher = self._batcher(one.section, training=False)
-        with build_loader(plan, one.order, reader, batcher, self._fake()) as loader:
+        with build_loader(plan, one.order, reader, batcher, self._dummy()) as loader:
             yield from prefetch_to_device(iter(loader), self.runtime.device)
 
-    def _plan(self) -> LoaderPlan:
+    def _loader_plan(self) -> LoaderPlan:
         data = self.config.data
         return LoaderPlan(
             batch_size=self.plan.micro_batch,
@@ -171,7 +171,7 @@ class DataStreams:
         model_type, folder = config.model_type, self.folder
         return model_type.batcher(config.model, section, kept, folder, training=training)
 
-    def _fake(self) -> partial[Batch]:
+    def _dummy(self) -> partial[Batch]:
         config = self.config
         example = config.model_type.example
         return partial(example, config.model, config.data, self.plan.micro_batch)

@@ -67,7 +67,7 @@ class WeightAverage:
         return min(max(grown, config.min_value), config.max_value)
 
     @contextmanager
-    def in_place_of_weights(self) -> Generator[None]:
+    def average_parameters(self) -> Generator[None]:
         """Within it the module has the averaged weights."""
         state = self._module.state_dict()
         changed = {name: self.weights[name] for name in (*self._moving, *self._copied)}

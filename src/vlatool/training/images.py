@@ -44,7 +44,7 @@ class ImageLogger:
         ctx = self.contexts.of(state.step, one, "images")
         with ExitStack() as stack:
             for average in state.averages.values():
-                stack.enter_context(average.in_place_of_weights())
+                stack.enter_context(average.average_parameters())
             stack.enter_context(self.runtime.autocast())
             images = self.objective.images(one.batch, ctx)
         if self.runtime.is_main:

@@ -84,12 +84,12 @@ class MetricsFile:
         """One line; only the process that was given a path writes."""
         if self._path is None:
             return
-        row = {"step": step, **{name: _told(value) for name, value in values.items()}}
+        row = {"step": step, **{name: _finite_or_none(value) for name, value in values.items()}}
         with AppendLog(self._path) as log:
             log.append(row)
         self._reporter.metrics(step, values)
 
 
-def _told(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     """Nine digits; nothing for what is no number, which JSON does not know."""
     return float(f"{value:.9g}") if isfinite(value) else None

@@ -16,7 +16,7 @@ def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HPar
     """AdamW over the parts of one optimizer, which are placed already."""
     chosen = {name: parts[name] for name in spec.parts}
     if spec.groups is None:
-        groups = split_by_rate(matrices_decay(chosen), chosen, spec.rates)
+        groups = split_by_rate(default_param_groups(chosen), chosen, spec.rates)
     else:
         groups = spec.groups(chosen)
     kept = [(group, [p for p in group.params if p.requires_grad]) for group in groups]
@@ -34,7 +34,7 @@ def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HPar
     )
 
 
-def matrices_decay(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
+def default_param_groups(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
     """Weights of linear and convolutional layers decay, the rest does not.
 
     A bias, a norm, a scalar or a table of positions has no reason to be small.

@@ -50,9 +50,9 @@ class Placement:
     device: torch.device
     world_size: int = 1
     mesh: "DeviceMesh | None" = None
-    reshards: bool = False
-    checkpoints: bool = False
-    compiles: bool = False
+    reshard_after_forward: bool = False
+    grad_checkpointing: bool = False
+    compile_blocks: bool = False
 
 
 class PlacedParts:
@@ -62,31 +62,31 @@ class PlacedParts:
         calls: Part to what an objective calls: the module, or what stands in for it.
     """
 
-    def __init__(self, parts: Mapping[str, Part], how: Placement, model_type: ModelType) -> None:
+    def __init__(self, parts: Mapping[str, Part], placement: Placement, model_type: ModelType) -> None:
         self._parts = parts
-        self._sharded = how.mesh is not None
+        self._sharded = placement.mesh is not None
         for part in parts.values():
-            part.module.to(how.device)
+            part.module.to(placement.device)
             if not part.trained:
                 part.module.requires_grad_(requires_grad=False)
         trained = [part.module for part in parts.values() if part.trained]
-        blocks = _own_blocks(model_type.blocks(parts), trained)
+        blocks = _trained_blocks(model_type.blocks(parts), trained)
         units = blocks or trained
-        for block in units if how.compiles else ():
+        for block in units if placement.compile_blocks else ():
             block.forward = torch.compile(block.forward)
-        for block in blocks if how.checkpoints else ():
+        for block in blocks if placement.grad_checkpointing else ():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if how.mesh is not None:
+        if placement.mesh is not None:
             _check_shardable(parts)
             for unit in dict.fromkeys([*blocks, *trained]):
-                fully_shard(unit, mesh=how.mesh, reshard_after_forward=how.reshards)
-        self.calls: dict[str, Any] = {
-            name: self._call(part, model_type.methods.get(name, ()), how)
+                fully_shard(unit, mesh=placement.mesh, reshard_after_forward=placement.reshard_after_forward)
+        self.callables: dict[str, Any] = {
+            name: self._callable(part, model_type.methods.get(name, ()), placement)
             for name, part in parts.items()
         }
         self.train()
 
-    def _call(self, part: Part, methods: Sequence[str], how: Placement) -> Any:
+    def _callable(self, part: Part, methods: Sequence[str], how: Placement) -> Any:
         if how.mesh is not None and part.trained:
             for method in methods:
                 register_fsdp_forward_method(part.module, method)
@@ -133,7 +133,7 @@ class PlacedParts:
         """
         moving = set(names)
         with ExitStack() as stack:
-            for name, call in self.calls.items():
+            for name, call in self.callables.items():
                 if isinstance(call, _DdpPart) and not (last and name in moving):
                     stack.enter_context(call.no_sync())
                 if isinstance(call, FSDPModule):
@@ -193,7 +193,7 @@ def _check_shardable(parts: Mapping[str, Part]) -> None:
                 )
 
 
-def _own_blocks(blocks: Sequence[nn.Module], trained: Sequence[nn.Module]) -> list[nn.Module]:
+def _trained_blocks(blocks: Sequence[nn.Module], trained: Sequence[nn.Module]) -> list[nn.Module]:
     """Blocks inside trained parts; a block that is a part is that part."""
     inside = {id(module) for part in trained for module in part.modules() if module is not part}
     return [block for block in blocks if id(block) in inside]

@@ -29,7 +29,7 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     for place, change in _CHANGES.items():
         told = _changed(told, place, change)
     if is_record:
-        told = _changed(told, _BACKBONE, _as_it_read)
+        told = _changed(told, _BACKBONE, _with_image_words)
     return ConvertedConfig(told, is_record) if is_record or told is not tree else None
 
 
@@ -65,7 +65,7 @@ def _is_null(node: Node) -> bool:
     return isinstance(node.value, list) and plain(node) == [None] * len(node.value) != []
 
 
-def _named_backbone(backbone: Node) -> Node:
+def _with_backbone_type(backbone: Node) -> Node:
     """Published files may leave the kind of backbone to its keys."""
     if "type" in backbone.value:
         return backbone
@@ -77,7 +77,7 @@ def _named_backbone(backbone: Node) -> Node:
     return replace(backbone, value={"type": Node(kinds[0], backbone.origin), **backbone.value})
 
 
-def _as_it_read(backbone: Node) -> Node:
+def _with_image_words(backbone: Node) -> Node:
     """The published processor wrote a word per picture before every sentence."""
     if plain(backbone.value.get("type", Node(None, ""))) != "clip_backbone":
         return backbone
@@ -88,5 +88,5 @@ def _as_it_read(backbone: Node) -> Node:
 _CHANGES: Mapping[tuple[str, ...], Callable[[Node], Node]] = {
     ("data", "augmentation", "image"): _crop,
     ("data",): _without_nulls,
-    _BACKBONE: _named_backbone,
+    _BACKBONE: _with_backbone_type,
 }

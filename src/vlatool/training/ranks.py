@@ -74,7 +74,7 @@ class Membership:
 
             os.environ.pop(THREADS, None)
 
-    def tell(self, error: VlatoolError) -> None:
+    def report_error(self, error: VlatoolError) -> None:
         """Hands this rank's error to the first process."""
         document = {
             "kind": error.kind,

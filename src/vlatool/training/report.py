@@ -35,7 +35,7 @@ class StepRecord:
 
     step: int
     samples: int
-    moved: Sequence[OptimizerStep]
+    updates: Sequence[OptimizerStep]
     names: Sequence[Sequence[str]]
     first_drop: str
 
@@ -69,7 +69,7 @@ class MetricsLogger:
     def __post_init__(self) -> None:
         self.meter = Meter()
         self._pending: StepRecord | None = None
-        self._alarms: set[str] = set()
+        self._warned: set[str] = set()
 
     def rank_counters(self, micro_batches: Sequence[MicroBatch], stop: int | None) -> list[float]:
         """What this rank adds to the first reduction of a step: signals and dropped samples."""
@@ -99,7 +99,7 @@ class MetricsLogger:
             return
         loss: float | None = None
         first = next(iter(objective.optimizers()))
-        for place, moved in enumerate(record.moved):
+        for place, moved in enumerate(record.updates):
             host = moved.on_host.read()
             norm, ok, total, count, _, *rest = host[: 5 + moved.sums.extra].tolist()
             if not ok and not count <= 0:
@@ -111,11 +111,11 @@ class MetricsLogger:
             if moved.optimizer == first:
                 loss = mean
             if place == 0:
-                self._take_extras(rest, record, state)
+                self._add_counters(rest, record, state)
         self.meter.add_samples(record.samples // record.step)
-        self._tell(record, state, objective, loss)
+        self._log(record, state, objective, loss)
 
-    def _take_extras(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
+    def _add_counters(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
         asked = [number for number, ranks in zip(_SIGNALS, extras, strict=False) if ranks]
         self.stopped_by = self.stopped_by or next(iter(asked), None)
         counts = {
@@ -128,13 +128,13 @@ class MetricsLogger:
         for reason, count in counts.items():
             state.dropped[reason] = state.dropped.get(reason, 0) + count
         total = sum(state.dropped.values())
-        is_new = bool(counts.keys() - self._alarms)
+        is_new = bool(counts.keys() - self._warned)
         is_too_much = total > self.max_dropped_share * max(record.samples, _FEW_SAMPLES)
         if not is_new and not is_too_much:
             return
-        examples = self.runtime.gathered([record.first_drop] if record.first_drop else [])
+        examples = self.runtime.gather([record.first_drop] if record.first_drop else [])
         if is_new:
-            self._alarms |= counts.keys()
+            self._warned |= counts.keys()
             told = f"a sample is left out at step {record.step}, further ones are counted"
             self.reporter.warn("data.dropped_samples", f"{told}: {examples[0]}")
         if is_too_much:
@@ -147,14 +147,14 @@ class MetricsLogger:
                 details={"dropped": dict(state.dropped), "samples": record.samples},
             )
 
-    def _tell(
+    def _log(
         self, record: StepRecord, state: TrainState, objective: Objective, loss: float | None
     ) -> None:
         fields = {} if loss is None else {"loss": round(loss, 4)}
         if record.step % self.log_every and record.step != self.total_steps:
             self.bar.advance(1)
             return
-        figures = self._figures(objective)
+        figures = self._metrics(objective)
         values = self.meter.report(figures)
         rate = round(values["samples_per_second"], 1)
         self.bar.advance(1, **fields, **{"samples/s": rate})
@@ -162,15 +162,15 @@ class MetricsLogger:
         self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
         self.check_metrics(objective, figures)
 
-    def held_out_drops(self, count: int, first_drop: str) -> None:
+    def warn_validation_drops(self, count: int, first_drop: str) -> None:
         """Tells, once, that held-out samples cannot be used; every process calls it."""
-        examples = self.runtime.gathered([first_drop] if first_drop else [])
-        if _HELD_OUT not in self._alarms:
-            self._alarms.add(_HELD_OUT)
+        examples = self.runtime.gather([first_drop] if first_drop else [])
+        if _HELD_OUT not in self._warned:
+            self._warned.add(_HELD_OUT)
             told = f"{count} held-out samples are left out at each validation"
             self.reporter.warn("data.dropped_samples", f"{told}: {examples[0]}")
 
-    def _figures(self, objective: Objective) -> dict[str, float]:
+    def _metrics(self, objective: Objective) -> dict[str, float]:
         """Those of every optimizer that moved since the last report."""
         found: dict[str, float] = {}
         for place, optimizer in enumerate(objective.optimizers()):
@@ -185,20 +185,20 @@ class MetricsLogger:
         for finding in objective.check_metrics(metrics):
             if finding.severity == "error":
                 raise DataError(finding.message, hint=finding.action, code=finding.code)
-            if finding.code not in self._alarms:
-                self._alarms.add(finding.code)
+            if finding.code not in self._warned:
+                self._warned.add(finding.code)
                 self.reporter.warn(finding.code, finding.message)
 
     def _not_finite(self, record: StepRecord) -> DataError:
         """Names samples of the bad micro-batches of all ranks; all of them come here."""
         bad = [
             name
-            for moved in record.moved
+            for moved in record.updates
             for total, names in zip(moved.totals, record.names, strict=True)
             if not total.isfinite()
             for name in names
         ]
-        keys = self.runtime.gathered(bad) or self.runtime.gathered(
+        keys = self.runtime.gather(bad) or self.runtime.gather(
             [name for names in record.names for name in names]
         )
         keys = list(dict.fromkeys(keys))[:_NAMED_SAMPLES]

@@ -47,8 +47,8 @@ def open_run(
     run: RunDir,
     config: TrainConfig,
     fingerprint: Mapping[str, Any],
-    keep: Callable[[], None],
-    grows: Callable[[Mapping[str, Any]], bool],
+    save_assets: Callable[[], None],
+    is_larger_budget: Callable[[Mapping[str, Any]], bool],
 ) -> OutputRecord:
     """Makes a run folder ready, returns its record; asks whose it is before it touches anything.
 
@@ -71,29 +71,29 @@ def open_run(
     before = resumable_run(run, config)
     if before is None:
         if is_run(run.root):
-            _forget(run, record)
+            _reset_run(run, record)
     else:
         differences = _differences(before.options, options, config)
         if not differences and run.latest() is not None:
             remove_partial_files(run.root)
             return before
-        known = _filled(before.options, config)
+        known = _with_defaults(before.options, config)
         budget = {} if config.overwrite else _earlier_budget(known, options)
-        if budget and run.latest() is not None and grows(budget):
+        if budget and run.latest() is not None and is_larger_budget(budget):
             return _with_budget(run, config, replace(before, options=options, complete=False))
         if differences and not config.overwrite and _has_trained(run):
             hint = "choose another --output, or replace it with --overwrite"
             check_no_differences(run.root, "with other options", differences, hint)
         if differences:
-            _forget(run, record)
+            _reset_run(run, record)
     # First of all, so that a folder with anything in it says whose it is.
     record.save(run.root)
     remove_partial_files(run.root)
-    _keep(run, config, keep)
+    _write_assets(run, config, save_assets)
     return record
 
 
-def _keep(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> None:
+def _write_assets(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> None:
     """Writes what inference needs, and lists it: not what somebody else put beside it."""
     before = _stamps(run)
     keep()
@@ -128,7 +128,7 @@ def _with_budget(run: RunDir, config: TrainConfig, record: OutputRecord) -> Outp
     record.save(run.root)
     remove_partial_files(run.root)
     _write_config(run, config)
-    if _listed(run):
+    if _listed_assets(run):
         run.record_assets([CONFIG])
     return record
 
@@ -164,7 +164,7 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
 def _check_weights_outside(run: RunDir, config: TrainConfig) -> None:
     """Weights that a run begins with are not those that it replaces."""
     place = run.root.resolve()
-    for text in _texts(config.model.model_dump(mode="json")):
+    for text in _strings(config.model.model_dump(mode="json")):
         if os.path.exists(text) and Path(text).resolve().is_relative_to(place):
             raise UsageError(
                 f"{text}: lies in {run.root}, which --overwrite replaces",
@@ -174,12 +174,12 @@ def _check_weights_outside(run: RunDir, config: TrainConfig) -> None:
             )
 
 
-def _texts(tree: object) -> Iterator[str]:
+def _strings(tree: object) -> Iterator[str]:
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):
         for one in tree.values():
-            yield from _texts(one)
+            yield from _strings(one)
 
 
 def pinned_data(config: TrainConfig) -> TrainConfig:
@@ -222,7 +222,7 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     return before
 
 
-def repair_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> list[str]:
+def repair_run(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> list[str]:
     """Writes again what a run that goes on has lost beside its checkpoints; names it.
 
     What is written is what the run began with: the options and data are the same.
@@ -230,22 +230,22 @@ def repair_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> li
     mended: list[str] = []
     if run.repair_latest():
         mended.append(run.latest_file.name)
-    listed = _listed(run)
+    listed = _listed_assets(run)
     if listed is None:
-        _keep(run, config, keep)
+        _write_assets(run, config, save_assets)
         return [*mended, "the list of what it keeps"]
-    changed = {one.path for one in listed if not _is_as_listed(run.root / one.path, one)}
-    if CONFIG in changed or not _tells(run, config):
+    changed = {one.path for one in listed if not _is_unchanged(run.root / one.path, one)}
+    if CONFIG in changed or not _config_matches(run, config):
         _write_config(run, config)
         mended.append(CONFIG)
-    mended += _mend_kept(run, config, keep, changed - {CONFIG})
+    mended += _repair_assets(run, config, save_assets, changed - {CONFIG})
     if mended and listed:
         names = [one.path for one in listed if (run.root / one.path).is_file()]
         run.record_assets(names, anew=True)
     return mended
 
 
-def _mend_kept(
+def _repair_assets(
     run: RunDir, config: TrainConfig, keep: Callable[[], None], changed: Collection[str]
 ) -> Iterator[str]:
     """Writes again what is kept for inference where something of it is lost; says what was."""
@@ -260,7 +260,7 @@ def _mend_kept(
         yield told
 
 
-def _listed(run: RunDir) -> list[FileEntry] | None:
+def _listed_assets(run: RunDir) -> list[FileEntry] | None:
     """What the run keeps; None where the list is broken."""
     try:
         return run.kept_files()
@@ -268,11 +268,11 @@ def _listed(run: RunDir) -> list[FileEntry] | None:
         return None
 
 
-def _is_as_listed(path: Path, entry: FileEntry) -> bool:
+def _is_unchanged(path: Path, entry: FileEntry) -> bool:
     return path.is_file() and sha256_of(path) == entry.sha256
 
 
-def _tells(run: RunDir, config: TrainConfig) -> bool:
+def _config_matches(run: RunDir, config: TrainConfig) -> bool:
     """Whether config.yaml is there and says what decides the weights."""
     try:
         run.config_tree()  # an empty one would be all defaults
@@ -298,13 +298,13 @@ def identity_keys(config: ConfigModel) -> dict[str, Any]:
     return chosen
 
 
-def _filled(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
+def _with_defaults(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
     """Options of a run with the defaults of the keys that its version of vlatool did not have."""
     filled = dict(before)
     for name, field in type(config).model_fields.items():
         section, known = getattr(config, name), before.get(name)
         if isinstance(section, ConfigModel) and isinstance(known, dict):
-            filled[name] = _filled(known, section)
+            filled[name] = _with_defaults(known, section)
         elif name not in before and name not in config.no_effect_on_output:
             default = default_of(field)
             filled[name] = identity_keys(default) if isinstance(default, ConfigModel) else default
@@ -315,19 +315,19 @@ def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
     """Keys of the configuration that differ; and what of the data does, without its digests."""
-    before = _filled(before, config)
+    before = _with_defaults(before, config)
     if not config.overwrite:
         check_versions(before, now)
     moved = changed_versions(before, now)
     before, now = without_versions(before), without_versions(now)
     data = [key for key in {**before, **now} if key not in {*type(config).model_fields, _ORDER}]
     values = [(key, before.get(key), now.get(key)) for key in sorted(data)]
-    found = [_told(*one) for one in values if one[1] != one[2]]
+    found = [_difference_text(*one) for one in values if one[1] != one[2]]
     own = [{key: one[key] for key in one if key not in data} for one in (before, now)]
     return [*option_differences(*own), *found, *moved]
 
 
-def _told(key: str, before: object, now: object) -> str:
+def _difference_text(key: str, before: object, now: object) -> str:
     was, has = (_DIGEST.sub("", str(value or "none")) for value in (before, now))
     return f"{key}: {was} (now {has})" if was != has else f"{key}: other contents"
 
@@ -336,7 +336,7 @@ def _write_config(run: RunDir, config: TrainConfig) -> None:
     run.write_config(config.model_dump(mode="json", exclude=set(config.unrecorded)))
 
 
-def _forget(run: RunDir, record: OutputRecord) -> None:
+def _reset_run(run: RunDir, record: OutputRecord) -> None:
     """Killed from here on it is nobody's: neither these options nor the old ones fit."""
     replace(record, options={}).save(run.root)
     run.forget_progress()
@@ -356,10 +356,10 @@ def _check_same_order(run: RunDir, before: OutputRecord) -> None:
     """A run of an earlier version saw its samples in another order and cannot go on in this one."""
     if before.options.get(_ORDER) != _ORDER_VERSION:
         told = "was trained by an earlier version of vlatool; its samples came in another order"
-        raise _no_going_on(run, told)
+        raise _cannot_resume(run, told)
 
 
-def _no_going_on(run: RunDir, told: str) -> UsageError:
+def _cannot_resume(run: RunDir, told: str) -> UsageError:
     return UsageError(
         f"{run.root}: {told}; this version cannot go on with it",
         hint="evaluate it as it is, choose another --output, or replace it with --overwrite",
@@ -372,7 +372,7 @@ def _check_owner(run: RunDir, config: TrainConfig) -> None:
     if is_run(run.root):
         if not config.overwrite:
             told = "has no readable record: it is damaged, or an earlier version of vlatool made it"
-            raise _no_going_on(run, told)
+            raise _cannot_resume(run, told)
     elif not contains_only(run.root, ()):
         raise UsageError(
             f"{run.root}: exists and is not a run of vlatool",

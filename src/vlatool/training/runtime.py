@@ -77,7 +77,7 @@ class Runtime:
         """Where this process computes."""
         return self._accelerator.device
 
-    def share_processors(self, processors: int, loaders: int) -> None:
+    def limit_threads(self, processors: int, loaders: int) -> None:
         """Leaves a processor to each of this process's loaders, unless OMP_NUM_THREADS decides.
 
         Threads that outnumber their processors spin while they wait for each other: with two
@@ -95,9 +95,9 @@ class Runtime:
             device=self.device,
             world_size=self.world_size,
             mesh=mesh,
-            reshards=config.distributed.fsdp_reshard_after_forward,
-            checkpoints=config.hparams.grad_checkpointing,
-            compiles=config.hparams.torchcompile,
+            reshard_after_forward=config.distributed.fsdp_reshard_after_forward,
+            grad_checkpointing=config.hparams.grad_checkpointing,
+            compile_blocks=config.hparams.torchcompile,
         )
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -112,15 +112,15 @@ class Runtime:
         assert isinstance(summed, Tensor)
         return summed
 
-    def agree(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Waits for all processes."""
         self._accelerator.wait_for_everyone()
 
-    def gathered(self, values: Sequence[str]) -> list[str]:
+    def gather(self, values: Sequence[str]) -> list[str]:
         """The values of all processes, in every process."""
         return gather_object(list(values)) if self.world_size > 1 else list(values)
 

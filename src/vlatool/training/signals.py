@@ -39,7 +39,7 @@ class StopRequest:
     ) -> None:
         self._restore()
 
-    def asked(self) -> int | None:
+    def received(self) -> int | None:
         """The signal that asked for a stop, if one did."""
         return self.signal
 

@@ -57,10 +57,10 @@ def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL
     with _shared_folder() as folder:
         threads = _threads(processes) if gpus == 0 else {}
         membership = Membership(processes, os.getpid(), str(folder), bool(threads))
-        reporter.note(f"starting {processes} processes: {_as_typed(command, threads)}")
+        reporter.note(f"starting {processes} processes: {_command_text(command, threads)}")
         variables = {
             **threads,
-            **_quieted(),
+            **_warning_filter(),
             **_safe_path(),
             MEMBERSHIP: json.dumps(asdict(membership)),
         }
@@ -187,14 +187,14 @@ def _safe_path() -> dict[str, str]:
     return {} if is_there else {"PYTHONSAFEPATH": "1"}
 
 
-def _quieted() -> dict[str, str]:
+def _warning_filter() -> dict[str, str]:
     """Python's warnings without the one on semaphores of a killed rank, which is no news."""
     rule = "ignore::UserWarning:multiprocessing.resource_tracker"
     own = os.environ.get("PYTHONWARNINGS")
     return {"PYTHONWARNINGS": f"{own},{rule}" if own else rule}
 
 
-def _as_typed(command: Sequence[str], variables: Mapping[str, str]) -> str:
+def _command_text(command: Sequence[str], variables: Mapping[str, str]) -> str:
     return " ".join(
         [*(f"{name}={value}" for name, value in variables.items()), shlex.join(command)]
     )

@@ -50,7 +50,7 @@ class StepContexts:
         self._seed = seed
         self._plan = plan
 
-    def begin(self, step: int) -> None:
+    def seed_step(self, step: int) -> None:
         """Seeds what draws from torch's global generators in this step."""
         self._runtime.seed(self._seed, step)
 
@@ -65,7 +65,7 @@ class StepContexts:
         return StepContext(
             step=step,
             rng=self._runtime.rng(rows, total, self._seed, *key),
-            parts=self._placed.calls,
+            parts=self._placed.callables,
             training=training,
             samples=one.samples,
         )

@@ -39,11 +39,11 @@ class Trainer:
     runtime: Runtime
     placed: PlacedParts
     contexts: StepContexts
-    reports: MetricsLogger
+    logger: MetricsLogger
     validate: Callable[[TrainState], None]
-    show: Callable[[TrainState, MicroBatch], None]
+    log_images: Callable[[TrainState, MicroBatch], None]
     save: Callable[[TrainState], None]
-    stop_asked: Callable[[], int | None]
+    stop_signal: Callable[[], int | None]
 
     def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
         """Trains from `state.step` to the end of the plan, or until a stop is asked for.
@@ -58,31 +58,31 @@ class Trainer:
         """
         total_steps = self.plan.total_steps
         mover = OptimizerStepper(self.h, total_steps, self.runtime, self.placed, self.contexts)
-        while state.step < self.plan.total_steps and self.reports.stopped_by is None:
+        while state.step < self.plan.total_steps and self.logger.stopped_by is None:
             fetched = self._fetch(batches)
-            self.contexts.begin(state.step)
-            prepared = [self._prepared(objective, state.step, one) for one in fetched]
-            told = self.reports.rank_counters(fetched, self.stop_asked())
-            moved = self._moved(state, objective, mover, prepared, told)
-            self._average(state, objective, moved)
+            self.contexts.seed_step(state.step)
+            prepared = [self._prepare(objective, state.step, one) for one in fetched]
+            told = self.logger.rank_counters(fetched, self.stop_signal())
+            moved = self._optimizer_steps(state, objective, mover, prepared, told)
+            self._update_averages(state, objective, moved)
             state.step += 1
             state.samples += self.plan.global_batch
-            self.reports.log_step(_record(state, moved, fetched), state, objective)
-            self._pause(state, objective, prepared)
-        self.reports.flush(state, objective)
+            self.logger.log_step(_record(state, moved, fetched), state, objective)
+            self._run_events(state, objective, prepared)
+        self.logger.flush(state, objective)
 
     def _fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
         started = time.perf_counter()
         fetched = [next(batches) for _ in range(self.plan.accumulation)]
-        self.reports.meter.add_wait(time.perf_counter() - started)
+        self.logger.meter.add_wait(time.perf_counter() - started)
         return fetched
 
-    def _prepared(self, objective: Objective, step: int, one: MicroBatch) -> MicroBatch:
+    def _prepare(self, objective: Objective, step: int, one: MicroBatch) -> MicroBatch:
         with torch.no_grad():
             ctx = self.contexts.of(step, one, "prepare")
             return replace(one, batch=objective.prepare(one.batch, ctx))
 
-    def _moved(
+    def _optimizer_steps(
         self,
         state: TrainState,
         objective: Objective,
@@ -101,7 +101,7 @@ class Trainer:
             moved.append(one)
         return moved
 
-    def _average(self, state: TrainState, objective: Objective, moved: list[OptimizerStep]) -> None:
+    def _update_averages(self, state: TrainState, objective: Objective, moved: list[OptimizerStep]) -> None:
         """An average takes in the steps of the optimizers that move its part."""
         specs = objective.optimizers()
         for name, average in state.averages.items():
@@ -109,18 +109,18 @@ class Trainer:
             if oks:
                 average.update(torch.stack(oks).all())
 
-    def _pause(self, state: TrainState, objective: Objective, prepared: list[MicroBatch]) -> None:
+    def _run_events(self, state: TrainState, objective: Objective, prepared: list[MicroBatch]) -> None:
         """Validation, pictures and a checkpoint, where the plan has them."""
         plan = self.plan
         if state.step not in plan.event_steps:
             return
         # What is saved or measured must not rest on a step that failed.
-        self.reports.flush(state, objective)
+        self.logger.flush(state, objective)
         self.placed.eval()
         if state.step in plan.validation_steps:
             self.validate(state)
         if state.step in plan.image_steps:
-            self.show(state, next((one for one in prepared if not one.is_dummy), prepared[0]))
+            self.log_images(state, next((one for one in prepared if not one.is_dummy), prepared[0]))
         self.placed.train()
         if state.step in plan.checkpoint_steps:
             self.save(state)
@@ -131,7 +131,7 @@ def _record(state: TrainState, moved: list[OptimizerStep], fetched: list[MicroBa
     return StepRecord(
         step=state.step,
         samples=state.samples,
-        moved=moved,
+        updates=moved,
         names=[one.samples for one in fetched],
         first_drop=drops[0] if drops else "",
     )

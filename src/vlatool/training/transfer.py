@@ -31,14 +31,14 @@ def prefetch_to_device(batches: Iterator[MicroBatch], device: torch.device) -> I
         with torch.cuda.stream(stream):
             copied = replace(one, batch=to_device(one.batch, device))
         torch.cuda.current_stream(device).wait_stream(stream)
-        _keep(copied.batch, torch.cuda.current_stream(device))
+        _record_stream(copied.batch, torch.cuda.current_stream(device))
         yield copied
 
 
-def _keep(value: Any, stream: "torch.cuda.Stream") -> None:
+def _record_stream(value: Any, stream: "torch.cuda.Stream") -> None:
     """Memory that one stream filled is not used again before the other has read it."""
     if isinstance(value, Tensor):
         value.record_stream(stream)
     elif isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
-            _keep(one, stream)
+            _record_stream(one, stream)

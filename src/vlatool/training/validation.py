@@ -32,11 +32,11 @@ class Validation:
         reports: Where figures go.
     """
 
-    open: Callable[[], Iterator[MicroBatch]]
+    open_batches: Callable[[], Iterator[MicroBatch]]
     objective: Objective
     runtime: Runtime
     contexts: StepContexts
-    reports: MetricsLogger
+    logger: MetricsLogger
 
     def __call__(self, state: TrainState) -> None:
         """Writes the losses of all parts as they are, and of the averages where there are any."""
@@ -44,16 +44,16 @@ class Validation:
         if state.averages:
             with ExitStack() as stack:
                 for average in state.averages.values():
-                    stack.enter_context(average.in_place_of_weights())
+                    stack.enter_context(average.average_parameters())
                 figures |= self._pass(_AVERAGED_PREFIX, state.step)
-        self.reports.metrics.write(state.step, {"samples": float(state.samples), **figures})
-        self.reports.check_metrics(self.objective, figures)
+        self.logger.metrics.write(state.step, {"samples": float(state.samples), **figures})
+        self.logger.check_metrics(self.objective, figures)
 
     @torch.no_grad()
     def _pass(self, prefix: str, step: int) -> dict[str, float]:
         local = LossSums(self.runtime.device)
         dropped, first_drop = 0, ""
-        for one in self.open():
+        for one in self.open_batches():
             dropped, first_drop = dropped + sum(one.dropped), first_drop or one.first_drop
             ctx = self.contexts.of(step, one, _TURN, training=False)
             batch = self.objective.prepare(one.batch, ctx)
@@ -65,11 +65,11 @@ class Validation:
         packed = sums.packed.cpu()
         total, count, bad, all_dropped = packed[:4].tolist()
         if bad:
-            self.reports.reporter.warn(
+            self.logger.reporter.warn(
                 "data.loss_not_finite", f"{prefix}loss is not finite in {bad:.0f} micro-batches"
             )
         if all_dropped:
-            self.reports.held_out_drops(int(all_dropped), first_drop)
+            self.logger.warn_validation_drops(int(all_dropped), first_drop)
         if count <= 0:
             return {}
         told = self.objective.metrics(_TURN, sums.read(packed), count)

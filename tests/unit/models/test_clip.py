@@ -23,7 +23,7 @@ from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.pixels import ImageNormalizer
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
-from vlatool.training.optim import matrices_decay
+from vlatool.training.optim import default_param_groups
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])
 
@@ -139,7 +139,7 @@ def test_towers_give_what_those_of_transformers_give_and_the_same_gradients(base
     module, pixels = backbone(base), torch.randn(3, 3, 32, 32)
     module.load_base()
     own, other = module._model, CLIPModel.from_pretrained(base)
-    found = [own.images(pixels), own.sentences(TEXT)]
+    found = [own.encode_images(pixels), own.encode_text(TEXT)]
     ids = (TEXT - 1).clamp(min=0)
     expected = [
         normalize(other.visual_projection(other.vision_model(pixels).pooler_output), dim=-1),
@@ -172,7 +172,7 @@ def test_images_of_another_size_are_resized_as_image_libraries_do() -> None:
 
 def test_sentences_are_tokens_of_what_was_kept(base: Path, tmp_path: Path) -> None:
     one = section(base)
-    one.keep(tmp_path)
+    one.save_assets(tmp_path)
     away = one.model_copy(update={"hf_pretrained": "gone/model"})
     sentences = pickle.loads(pickle.dumps(make_text_tokenizer(away, None, tmp_path)))
     encoded = sentences(["put the red block", ""])
@@ -287,7 +287,7 @@ def test_tables_alone_decay_by_the_published_rule_and_not_by_ours(
     bellpepper: DiffusionPolicy,
 ) -> None:
     names = {id(p): name for name, p in bellpepper.named_parameters() if p.requires_grad}
-    groups = matrices_decay({"model": bellpepper})
+    groups = default_param_groups({"model": bellpepper})
     spared = {names[id(p)] for p in groups[1].params if id(p) in names}
 
     tables = {name for name in spared if not name.endswith(".bias") and "norm" not in name.lower()}

@@ -141,7 +141,7 @@ def test_averages_stand_in_for_the_weights_for_a_while() -> None:
     module = Scalar(1.0)
     average = WeightAverage(EmaConfig(), module)
     module.become(4.0).buffer.fill_(2.0)
-    with average.in_place_of_weights():
+    with average.average_parameters():
         assert (module.weight.item(), module.buffer.item()) == (1.0, 0.0)
     assert (module.weight.item(), module.buffer.item()) == (4.0, 2.0)
 
@@ -162,7 +162,7 @@ def test_tied_weights_have_one_average_and_it_is_what_is_used() -> None:
     nn.init.ones_(module.embed.weight)
     average.update(YES)
     assert list(average.weights) == ["embed.weight"]
-    with average.in_place_of_weights():
+    with average.average_parameters():
         assert module.head.weight.unique().tolist() == [0.5]
     assert module.head.weight.unique().tolist() == [1.0]
 

@@ -45,7 +45,7 @@ def test_rank_of_another_number_of_processes_refuses(
 def test_error_of_a_rank_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     error = DataError("no x", hint="write y", code="data.x", details={"path": tmp_path})
-    Membership(2, 1, str(tmp_path), owns_threads=False).tell(error)
+    Membership(2, 1, str(tmp_path), owns_threads=False).report_error(error)
     told = rank_error(RankEnd(1, 3, 0, json.loads((tmp_path / "1.json").read_text())))
     assert (told.exit_code, told.kind, told.code) == (3, "data", "data.x")
     assert (told.message, told.hint) == ("rank 1: no x", "write y")
@@ -55,7 +55,7 @@ def test_error_of_a_rank_arrives_whole(tmp_path: Path, monkeypatch: pytest.Monke
 def test_result_of_what_is_done_arrives_with_the_error(tmp_path: Path) -> None:
     error = PartialFailure("1 of 2 failed")
     error.result = RankResult({"episodes": 1, "failures": ["b"]}, "codes of 1 episode")
-    Membership(2, 1, str(tmp_path), owns_threads=False).tell(error)
+    Membership(2, 1, str(tmp_path), owns_threads=False).report_error(error)
     told = rank_error(RankEnd(0, 4, 0, json.loads((tmp_path / "0.json").read_text())))
     assert told.result == error.result
 

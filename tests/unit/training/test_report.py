@@ -36,10 +36,10 @@ class Alarmed(Regression):
 
 def run_of(folder: Path, steps: int, share: float = 0.01) -> tuple[Fixture, Told]:
     run, told = Fixture(folder, size=16, steps=steps), Told()
-    run.trainer.reports.reporter = told
-    run.trainer.reports.log_every = 1
-    run.trainer.reports.drop_reasons = ("too_dark", "no_number")
-    run.trainer.reports.max_dropped_share = share
+    run.trainer.logger.reporter = told
+    run.trainer.logger.log_every = 1
+    run.trainer.logger.drop_reasons = ("too_dark", "no_number")
+    run.trainer.logger.max_dropped_share = share
     return run, told
 
 
@@ -120,7 +120,7 @@ def test_optimizers_that_take_turns_are_told_apart(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, 2)
     run.objective = Alternating()
     run.state.optimizers["second"] = run.state.optimizers["main"]
-    run.trainer.reports.log_every = 2
+    run.trainer.logger.log_every = 2
     run.fit_batches(dropping((0, 0), (0, 0)))
     (row,) = run.rows
     assert row["second/loss"] > 20 * row["loss"]

@@ -9,9 +9,9 @@ from vlatool.training.signals import StopRequest
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_is_remembered(number: int) -> None:
     with StopRequest() as stop:
-        assert not stop.asked()
+        assert not stop.received()
         os.kill(os.getpid(), number)
-        assert stop.asked()
+        assert stop.received()
         assert stop.signal == number
 
 
@@ -19,13 +19,13 @@ def test_signal_that_follows_at_once_is_the_same_request() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked() == signal.SIGTERM
+        assert stop.received() == signal.SIGTERM
 
 
 def test_later_signal_acts_at_once() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked() == signal.SIGINT
+        assert stop.received() == signal.SIGINT
         stop._since -= 10.0  # no test sleeps
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

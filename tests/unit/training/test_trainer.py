@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.builders.regression import Fixture, Regression, fake_of, micro_batches, samples
+from tests.builders.regression import Fixture, Regression, dummy_of, micro_batches, samples
 from vlatool.errors import DataError
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, StepContext
@@ -71,7 +71,7 @@ def test_buffers_are_settled_once_per_step_with_the_sums_of_all_micro_batches(
     tmp_path: Path,
 ) -> None:
     run = Fixture(tmp_path, size=4, steps=1).fit(samples(16))
-    assert run.objective.settled == [("main", float(samples(16)["mask"].sum()), True)]
+    assert run.objective.buffer_updates == [("main", float(samples(16)["mask"].sum()), True)]
 
 
 def test_loss_that_is_not_finite_stops_before_weights_change(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_loss_that_is_not_finite_stops_before_weights_change(tmp_path: Path) -> 
     assert torch.equal(first.model.weight, same.model.weight)
     averages = [one.state.averages["model"].weights["weight"] for one in (first, same)]
     assert torch.equal(*averages)
-    assert same.objective.settled[1][2] is False
+    assert same.objective.buffer_updates[1][2] is False
     assert same.saved == []
 
 
@@ -98,11 +98,11 @@ def test_fake_micro_batch_changes_nothing_and_counts_nothing(tmp_path: Path) -> 
     data = samples(16)
     half = {name: value[:8] for name, value in data.items()}
     alone = Fixture(tmp_path / "a", size=8, steps=1)
-    alone.fit_batches(iter([*micro_batches(half, 8), fake_of(data, 8)]))
+    alone.fit_batches(iter([*micro_batches(half, 8), dummy_of(data, 8)]))
     masked = {**data, "mask": data["mask"] & (torch.arange(16) < 8)[:, None]}
     expected = Fixture(tmp_path / "b", size=8, steps=1).fit(masked)
     assert torch.equal(alone.model.weight, expected.model.weight)
-    assert alone.objective.settled == expected.objective.settled
+    assert alone.objective.buffer_updates == expected.objective.buffer_updates
 
 
 def test_step_of_fake_micro_batches_changes_nothing_and_is_no_error(tmp_path: Path) -> None:
@@ -113,17 +113,17 @@ def test_step_of_fake_micro_batches_changes_nothing_and_is_no_error(tmp_path: Pa
     def batches() -> Iterator[MicroBatch]:
         yield from first
         seen.extend(value.detach().clone() for value in run.model.state_dict().values())
-        yield from [fake_of(samples(), 8)] * 2
+        yield from [dummy_of(samples(), 8)] * 2
 
     run.fit_batches(batches())
     assert all(map(torch.equal, seen, run.model.state_dict().values()))
-    assert [ok for _, _, ok in run.objective.settled] == [True, False]
+    assert [ok for _, _, ok in run.objective.buffer_updates] == [True, False]
     assert run.state.step == 2
 
 
 def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=16)
-    run.trainer.stop_asked = lambda: signal.SIGTERM if run.state.step >= 1 else None
+    run.trainer.stop_signal = lambda: signal.SIGTERM if run.state.step >= 1 else None
     run.fit(samples())
     assert run.state.step == 2
     assert run.saved == [2]
@@ -131,10 +131,10 @@ def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
 
 def test_stop_request_between_checkpoints_ends_a_step_later(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=16)
-    run.trainer.stop_asked = lambda: signal.SIGINT if run.state.step >= 2 else None
+    run.trainer.stop_signal = lambda: signal.SIGINT if run.state.step >= 2 else None
     run.fit(samples())
     assert run.state.step == 4
-    assert run.trainer.reports.stopped_by == signal.SIGINT
+    assert run.trainer.logger.stopped_by == signal.SIGINT
 
 
 def test_randomness_of_a_step_is_the_same_after_a_resume(tmp_path: Path) -> None:

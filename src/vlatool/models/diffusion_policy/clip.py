@@ -35,12 +35,12 @@ class ClipBackbone(nn.Module):
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, M, C]."""
         pixels = self._prepared(images.flatten(0, 1), (self.img_size, self.img_size))
-        tokens = self._model.images(pixels).unflatten(0, images.shape[:2])
+        tokens = self._model.encode_images(pixels).unflatten(0, images.shape[:2])
         if image_mask is not None:
             tokens = tokens * image_mask[..., None]
         if self._config.disable_text:
             return tokens
-        return torch.cat([self._model.sentences(text)[:, None], tokens], dim=1)
+        return torch.cat([self._model.encode_text(text)[:, None], tokens], dim=1)
 
     def blocks(self) -> Sequence[nn.Module]:
         """The layers of both towers, those that nothing runs through left out."""
@@ -76,12 +76,12 @@ class ClipTowers(nn.Module):
         if config.freeze_image_encoder:
             self.model.vision_model.requires_grad_(requires_grad=False)
 
-    def images(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor) -> Tensor:
         """[K, 3, S, S] to [K, C]: projected, then of length one."""
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return functional.normalize(self.model.visual_projection(pooled), dim=-1)
 
-    def sentences(self, text: Tensor) -> Tensor:
+    def encode_text(self, text: Tensor) -> Tensor:
         """Ids + 1, 0 for none, int64 [B, L] to [B, C]: of length one, then projected.
 
         Attention is causal and the token at the end of the sentence is what counts, so the filling

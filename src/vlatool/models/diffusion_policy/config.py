@@ -115,7 +115,7 @@ class KeypointBackboneConfig(NetworkConfig):
     def derive(self, data: RoboticsDataConfig) -> Derived:
         """Counts of cameras and pictures."""
         times = len(data.image_indices)
-        return self._filled({"num_cameras": len(data.camera_names), "num_times": times})
+        return self._with_derived({"num_cameras": len(data.camera_names), "num_times": times})
 
 
 class ClipBackboneConfig(BaseBackboneConfig):
@@ -142,13 +142,13 @@ class ClipBackboneConfig(BaseBackboneConfig):
         "processor does; for weights that were trained so.",
     )
 
-    def keep(self, folder: Path, origin: Path | None = None) -> None:
+    def save_assets(self, folder: Path, origin: Path | None = None) -> None:
         """The tokenizer, unless language is ignored."""
         if not self.disable_text:
-            super().keep(folder, origin)
+            super().save_assets(folder, origin)
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        colors = self._colored(folder, CLIP_COLORS)
+        colors = self._mean_and_std(folder, CLIP_COLORS)
         return {"architecture": read_architecture(folder, CLIP), **colors}
 
 
@@ -164,13 +164,13 @@ class VlmBackboneConfig(BaseBackboneConfig):
     )
 
     @classmethod
-    def _of_the_base(cls) -> Sequence[str]:
-        return (*super()._of_the_base(), "image_size")
+    def _base_model_keys(cls) -> Sequence[str]:
+        return (*super()._base_model_keys(), "image_size")
 
     def _read(self, folder: Path) -> dict[str, Any]:
         architecture = read_architecture(folder)
         side = image_side(architecture) if self.image_size is None else self.image_size
-        colors = self._colored(folder, VLM_COLORS)
+        colors = self._mean_and_std(folder, VLM_COLORS)
         return {"architecture": architecture, "image_size": side, **colors}
 
 
@@ -282,7 +282,7 @@ class CausalLMConfig(BaseModelConfig):
         if self.architecture is not None:
             return self, {}
         folder = self.base
-        return self._filled({**self._pinned(folder), "architecture": read_architecture(folder)})
+        return self._with_derived({**self._hub_revision(folder), "architecture": read_architecture(folder)})
 
 
 DenoiserSection = Annotated[TransformerConfig | CausalLMConfig, Field(discriminator="type")]

@@ -35,7 +35,7 @@ class RotaryPositions(nn.Module):
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         self.register_buffer("inv_freq", _ROTARY_BASE**-exponent)
 
-    def turns(self, length: int) -> Tensor:
+    def cos_sin(self, length: int) -> Tensor:
         """Cosines and sines of positions, [2, length, head_dim], the same in every layer."""
         positions = torch.arange(length, device=self.inv_freq.device, dtype=torch.float32)
         angle = torch.outer(positions, self.inv_freq.float())
@@ -185,15 +185,15 @@ class NativeTransformer(nn.Module):
         """[B, S, D] to the hidden state [B, S, D] behind the last block."""
         if self.post_embed_norm is not None:
             x_BSD = self.post_embed_norm(x_BSD)
-        turns = self._turns(x_BSD.shape[1])
+        turns = self._cos_sin(x_BSD.shape[1])
         for layer in self.layers:
             x_BSD = layer(x_BSD, turns)
         return x_BSD
 
-    def _turns(self, length: int) -> Tensor | None:
+    def _cos_sin(self, length: int) -> Tensor | None:
         """Rotations of positions, made once for all layers."""
         rotary = next((one for one in self.modules() if isinstance(one, RotaryPositions)), None)
-        return None if rotary is None else rotary.turns(length)
+        return None if rotary is None else rotary.cos_sin(length)
 
     def blocks(self) -> Sequence[nn.Module]:
         """Its layers."""
@@ -210,23 +210,23 @@ class CausalLM(nn.Module):
         super().__init__()
         assert config.architecture is not None
         self._config = config
-        self.model = self._built(config.architecture)
+        self.model = self._build(config.architecture)
         self.width: int = self.model.config.get_text_config().hidden_size
-        self._forget_words()
+        self._drop_embeddings()
 
     @staticmethod
-    def _built(architecture: Mapping[str, Any]) -> Any:
+    def _build(architecture: Mapping[str, Any]) -> Any:
         library = transformers()
         settings = library.AutoConfig.for_model(**architecture)
         return library.AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
 
-    def _forget_words(self) -> None:
+    def _drop_embeddings(self) -> None:
         self.model.set_input_embeddings(nn.Identity())
         self.model.set_output_embeddings(nn.Identity())
 
     def load_base(self) -> None:
         """The published weights of its base model."""
-        whole = self._built(self.model.config.to_dict())
+        whole = self._build(self.model.config.to_dict())
         load_base(whole, self._config.base)
         self.model.load_state_dict(whole.state_dict(), strict=False)
 

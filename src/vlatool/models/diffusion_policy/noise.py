@@ -67,7 +67,7 @@ class Diffusion:
         return noise
 
 
-def process(config: NoiseConfig, *, flow: bool) -> ForwardProcess:
+def forward_process(config: NoiseConfig, *, flow: bool) -> ForwardProcess:
     """Flow matching, or diffusion."""
     return FlowMatching(config) if flow else Diffusion(config)
 

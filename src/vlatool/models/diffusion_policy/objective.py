@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
-from vlatool.models.diffusion_policy.noise import process
+from vlatool.models.diffusion_policy.noise import forward_process
 from vlatool.models.diffusion_policy.solvers import SamplingSchedule, solve
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
@@ -27,7 +27,7 @@ class DenoisingObjective(Objective):
         self._rates = {f"{name}.": factor for name, factor in config.lr_factors.items()}
         self._repeats = config.num_action_head_repeats or 1
         self._num_timesteps = config.noise_scheduler.num_timesteps
-        self._process = process(config.noise_scheduler, flow=config.is_flow)
+        self._process = forward_process(config.noise_scheduler, flow=config.is_flow)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """One for everything."""
@@ -49,7 +49,7 @@ class DenoisingObjective(Objective):
         noise = ctx.rng.normal(self._repeats, *given.shape[1:]).flatten(0, 1)
         inputs = torch.where(known, actions, self._process.noised(actions, noise, time))
         predicted = ctx.parts["model"](
-            batch["images"], batch["text"], batch["proprioception"], inputs, time, **shown(batch)
+            batch["images"], batch["text"], batch["proprioception"], inputs, time, **image_mask_of(batch)
         )
         error = (predicted.float() - self._process.target(actions, noise)) ** 2
         counted = torch.where(mask, error, torch.zeros_like(error))
@@ -64,7 +64,7 @@ class DenoisingObjective(Objective):
         return self._shares.metrics(sums, count, training=phase in self.optimizers())
 
 
-def shown(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def image_mask_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """Which pictures of a batch are real, where it says."""
     return {"image_mask": batch["image_mask"]} if "image_mask" in batch else {}
 
@@ -75,7 +75,7 @@ def sample_actions(
 ) -> Tensor:
     """Normalised actions [B, T, A]; past actions of the batch are kept where they are real."""
     actions: Tensor = batch["actions"]
-    context = model.encode(batch["images"], batch["text"], **shown(batch))
+    context = model.encode(batch["images"], batch["text"], **image_mask_of(batch))
 
     def network(x: Tensor, time: int) -> Tensor:
         times = torch.full((len(x),), time, dtype=torch.int64, device=x.device)

@@ -27,7 +27,7 @@ class Origin:
     backbone: NetworkConfig
     denoiser: NetworkConfig
 
-    def keeps_tokenizer_of(self, section: NetworkConfig) -> bool:
+    def has_tokenizer_of(self, section: NetworkConfig) -> bool:
         """Whether its tokenizer is that of a backbone's base model."""
         own = self.backbone
         if not isinstance(section, BaseModelConfig) or not isinstance(own, BaseModelConfig):

@@ -41,7 +41,7 @@ class NetworkConfig(ConfigModel):
         del before
         return self
 
-    def keep(self, folder: Path, origin: Path | None = None) -> None:
+    def save_assets(self, folder: Path, origin: Path | None = None) -> None:
         """Writes what inference needs of a base model, beside the weights.
 
         Args:
@@ -50,7 +50,7 @@ class NetworkConfig(ConfigModel):
         """
         del folder, origin
 
-    def _filled(self, update: Mapping[str, Any]) -> Derived:
+    def _with_derived(self, update: Mapping[str, Any]) -> Derived:
         """The section with derived keys, and their rules."""
         return self.model_copy(update=dict(update)), derivation_rules(self, update)
 
@@ -80,15 +80,15 @@ class BaseModelConfig(NetworkConfig):
         is_same = before.hf_pretrained == self.hf_pretrained
         if not is_same or self.revision not in (None, before.revision):
             return self
-        names = [name for name in self._of_the_base() if getattr(self, name) is None]
+        names = [name for name in self._base_model_keys() if getattr(self, name) is None]
         return self.model_copy(update={name: getattr(before, name) for name in names})
 
     @classmethod
-    def _of_the_base(cls) -> Sequence[str]:
+    def _base_model_keys(cls) -> Sequence[str]:
         """Keys that the base model decides."""
         return ("revision", "architecture")
 
-    def _pinned(self, folder: Path) -> dict[str, str]:
+    def _hub_revision(self, folder: Path) -> dict[str, str]:
         """The version that a folder of the hub has."""
         version = version_of(folder)
         return {"revision": version} if version else {}
@@ -112,21 +112,21 @@ class BaseBackboneConfig(BaseModelConfig):
         update: dict[str, Any] = {"num_images": len(data.camera_names) * len(data.image_indices)}
         if self.architecture is None:
             folder = self.base
-            update |= {**self._pinned(folder), **self._read(folder)}
-        return self._filled(update)
+            update |= {**self._hub_revision(folder), **self._read(folder)}
+        return self._with_derived(update)
 
-    def keep(self, folder: Path, origin: Path | None = None) -> None:
+    def save_assets(self, folder: Path, origin: Path | None = None) -> None:
         """The tokenizer."""
         copy_tokenizer(origin or self.base, folder)
 
     @classmethod
-    def _of_the_base(cls) -> Sequence[str]:
-        return (*super()._of_the_base(), "image_mean", "image_std")
+    def _base_model_keys(cls) -> Sequence[str]:
+        return (*super()._base_model_keys(), "image_mean", "image_std")
 
     @abstractmethod
     def _read(self, folder: Path) -> dict[str, Any]:
         """What the files of a base model say."""
 
-    def _colored(self, folder: Path, default: ImageMeanStd) -> dict[str, Any]:
+    def _mean_and_std(self, folder: Path, default: ImageMeanStd) -> dict[str, Any]:
         colors = read_colors(folder, default)
         return {"image_mean": colors.image_mean, "image_std": colors.image_std}

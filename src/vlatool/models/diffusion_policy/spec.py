@@ -126,7 +126,7 @@ class DiffusionPolicyType(ModelType):
         if limits is not None and not scaling.enabled:
             told = f"{key} is {list(limits)}, and actions are not normalised"
             yield Violation((key, "data.normalization.enabled"), told, "warning")
-        elif limits is not None and limits[0] == -limits[1] and not _is_centerd(data):
+        elif limits is not None and limits[0] == -limits[1] and not _is_centered(data):
             told = f"{key} is {list(limits)}, and actions are normalised to 0 to 1, not -1 to 1"
             keys = (key, "data.normalization.centered_norm", "data.normalization.method")
             yield Violation(keys, told)
@@ -160,7 +160,7 @@ class DiffusionPolicyType(ModelType):
         """Versions, sizes and colours of base models."""
         if not isinstance(before, DiffusionPolicyConfig):
             return config
-        return _recalled(config, before.vision_language_backbone, before.transformer)
+        return _with_base_config(config, before.vision_language_backbone, before.transformer)
 
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo"
@@ -178,7 +178,7 @@ class DiffusionPolicyType(ModelType):
                 "pictures",
                 code="data.no_cameras",
             )
-        config = _recalled_from_origin(config)
+        config = _with_init_base_config(config)
         widths = ("action_dim", "proprioception_dim")
         update: dict[str, Any] = {name: getattr(data, name) for name in widths}
         rules = derivation_rules(config, update)
@@ -211,8 +211,8 @@ class DiffusionPolicyType(ModelType):
         """The tokenizer of a base model, from the run that the weights are of where it has one."""
         section = config.vision_language_backbone
         origin = find_origin(config.resume_from_checkpoint, type(config))
-        has_it = origin is not None and origin.keeps_tokenizer_of(section)
-        section.keep(folder, origin.folder if origin is not None and has_it else None)
+        has_it = origin is not None and origin.has_tokenizer_of(section)
+        section.save_assets(folder, origin.folder if origin is not None and has_it else None)
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """The transformer blocks of backbone and denoiser."""
@@ -275,7 +275,7 @@ class DiffusionPolicyType(ModelType):
         return RoboticsPolicy(partial(sample_actions, network), batcher, assets)
 
 
-def _recalled(
+def _with_base_config(
     config: DiffusionPolicyConfig, backbone: NetworkConfig, denoiser: NetworkConfig
 ) -> DiffusionPolicyConfig:
     """The config with what earlier sections know of its base models."""
@@ -286,16 +286,16 @@ def _recalled(
     return config.model_copy(update=changes)
 
 
-def _recalled_from_origin(config: DiffusionPolicyConfig) -> DiffusionPolicyConfig:
+def _with_init_base_config(config: DiffusionPolicyConfig) -> DiffusionPolicyConfig:
     """The config with what the run that its weights are of knows of base models."""
     based = (config.vision_language_backbone, config.transformer)
     if not any(isinstance(one, BaseModelConfig) and one.architecture is None for one in based):
         return config
     origin = find_origin(config.resume_from_checkpoint, type(config))
-    return config if origin is None else _recalled(config, origin.backbone, origin.denoiser)
+    return config if origin is None else _with_base_config(config, origin.backbone, origin.denoiser)
 
 
-def _is_centerd(data: RoboticsDataConfig) -> bool:
+def _is_centered(data: RoboticsDataConfig) -> bool:
     """Whether every field of the actions is scaled to lie about zero."""
     fields = [data.normalization.for_field(name) for name in data.action_fields]
     scalings = [one for one in fields if one.enabled] or [data.normalization]

@@ -38,7 +38,7 @@ _CLIP_LENGTH, _CLIP_FIRST, _CLIP_LAST = 77, 49406, 49407
 _MOST_TOKENS, _ROOM = 1 << 15, 64
 _IMAGE_WORD = "<image> "
 
-Sentences = Callable[[Sequence[str]], Tensor]
+TextTokenizer = Callable[[Sequence[str]], Tensor]
 
 _log = logging.getLogger(__name__)
 
@@ -123,14 +123,14 @@ def padded(rows: Sequence[Sequence[int]], length: int, bucket: int) -> Tensor:
 
 def _bytes(
     section: ViTBackboneConfig | KeypointBackboneConfig, most: int | None, folder: Path | None
-) -> Sentences:
+) -> TextTokenizer:
     del folder
     text = section.text_encoder
     length = _DEFAULT_TEXT_LENGTH if text is None else text.max_length
     return ByteTokenizer(min(length, most or length))
 
 
-def _clip(section: ClipBackboneConfig, most: int | None, folder: Path | None) -> Sentences:
+def _clip(section: ClipBackboneConfig, most: int | None, folder: Path | None) -> TextTokenizer:
     if section.disable_text:
         return ByteTokenizer(1)
     length = _clip_text(section).get("max_position_embeddings", _CLIP_LENGTH)
@@ -148,7 +148,7 @@ def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
     return (section.architecture or {}).get("text_config") or {}
 
 
-def _vlm(section: VlmBackboneConfig, most: int | None, folder: Path | None) -> Sentences:
+def _vlm(section: VlmBackboneConfig, most: int | None, folder: Path | None) -> TextTokenizer:
     """Pictures and sentence as the family is asked; `most` counts both."""
     assert section.architecture is not None
     images, tokens = section.num_images or 0, _tokens(section)
@@ -171,7 +171,7 @@ def _tokens(section: VlmBackboneConfig) -> int:
     return image_tokens(section.architecture, section.image_size)
 
 
-_MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], Sentences]] = {
+_MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], TextTokenizer]] = {
     "vit_backbone": _bytes,
     "keypoint_backbone": _bytes,
     "clip_backbone": _clip,
@@ -180,7 +180,7 @@ _MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], Sentences]] = {
 }
 
 
-def make_text_tokenizer(section: Backbone, most: int | None, folder: Path | None) -> Sentences:
+def make_text_tokenizer(section: Backbone, most: int | None, folder: Path | None) -> TextTokenizer:
     """What makes numbers of sentences for a backbone.
 
     Args:

@@ -29,7 +29,7 @@ class VlmBackbone(nn.Module):
         assert config.image_std is not None
         self._config = config
         self._prepared = ImageNormalizer(config.image_mean, config.image_std)
-        self._model = nn.ModuleDict({"model": self._extended(self._built(config.architecture))})
+        self._model = nn.ModuleDict({"model": self._extend(self._build(config.architecture))})
         self.width = text_width(config.architecture) * config.num_vlm_layers_to_use
         self.img_size = config.image_size
 
@@ -38,14 +38,14 @@ class VlmBackbone(nn.Module):
         return self._model["model"]
 
     @staticmethod
-    def _built(architecture: Mapping[str, Any]) -> Any:
+    def _build(architecture: Mapping[str, Any]) -> Any:
         library = transformers()
         settings = library.AutoConfig.for_model(**architecture)
         auto = library.AutoModelForImageTextToText
         return auto.from_config(settings, trust_remote_code=False)
 
     @staticmethod
-    def _extended(network: Any) -> Any:
+    def _extend(network: Any) -> Any:
         """With a word more, the mean of all, and without the head, which no loss reaches."""
         words = network.get_input_embeddings().num_embeddings
         network.resize_token_embeddings(words + 1, mean_resizing=False)
@@ -58,9 +58,9 @@ class VlmBackbone(nn.Module):
     def load_base(self) -> None:
         """The published weights of its base model."""
         assert self._config.architecture is not None
-        whole = self._built(self._config.architecture)
+        whole = self._build(self._config.architecture)
         load_base(whole, self._config.base)
-        self._network.load_state_dict(self._extended(whole).state_dict())
+        self._network.load_state_dict(self._extend(whole).state_dict())
 
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, 1, C]; pictures that are padding are black."""
@@ -68,7 +68,7 @@ class VlmBackbone(nn.Module):
             images = images * image_mask[..., None, None, None]
         base = self._network.model
         lengths = (text > 0).sum(dim=1)
-        ids, seen = with_word(text, lengths, base.get_input_embeddings().num_embeddings - 1)
+        ids, seen = append_token(text, lengths, base.get_input_embeddings().num_embeddings - 1)
         states = base(
             input_ids=ids,
             attention_mask=seen.long(),
@@ -98,7 +98,7 @@ class VlmBackbone(nn.Module):
         ]
 
 
-def with_word(text: Tensor, lengths: Tensor, word: int) -> tuple[Tensor, Tensor]:
+def append_token(text: Tensor, lengths: Tensor, word: int) -> tuple[Tensor, Tensor]:
     """A word behind each sentence.
 
     Args:

@@ -202,7 +202,7 @@ def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> 
             )
         raise
     network.load_state_dict(fitting, strict=False)
-    _tell(path, found)
+    _log_unused(path, found)
     return found
 
 
@@ -219,7 +219,7 @@ def load_section(module: nn.Module, name: str, path: Path) -> None:
     holder.add_module(name, module)
     found = import_published(state, holder)
     holder.load_state_dict(fitted(holder, found.weights, path), strict=False)
-    _tell(path, found)
+    _log_unused(path, found)
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
@@ -251,7 +251,7 @@ def _are_tensors(state: Mapping[Any, Any]) -> bool:
     )
 
 
-def _tell(path: Path, found: ImportedWeights) -> None:
+def _log_unused(path: Path, found: ImportedWeights) -> None:
     if found.dead:
         names = ", ".join(found.dead[:_SHOWN])
         _log.info("%s: a policy does not use %s", path, names)
