@@ -33,18 +33,18 @@ def check_policy(trained: TrainedPolicy, info: RoboticsInfo) -> None:
         "Policy, or None for what does not act"
     )
     samples = _samples(policy, info)
-    seen = [_observation(policy, sample) for sample in samples]
+    observations = [_observation(policy, sample) for sample in samples]
     predicted = [
-        policy.predict(seen, steps=_STEPS, rng=torch.Generator().manual_seed(1)) for _ in range(2)
+        policy.predict(observations, steps=_STEPS, rng=torch.Generator().manual_seed(1)) for _ in range(2)
     ]
     widths = {name: samples[0].fields[name].shape[-1] for name in policy.data.action_fields}
-    for one in predicted:
-        _check_chunks("predict", one, {name: (policy.length, n) for name, n in widths.items()})
+    for chunks in predicted:
+        _check_chunks("predict", chunks, {name: (policy.length, n) for name, n in widths.items()})
     for name in policy.data.action_fields:
         same = np.array_equal(predicted[0][name], predicted[1][name])
         assert same, f"actions {name!r} draw randomness from elsewhere than rng"
     left = policy.length - policy.past
-    commands = policy.act(seen, steps=_STEPS, rng=torch.Generator().manual_seed(1))
+    commands = policy.act(observations, steps=_STEPS, rng=torch.Generator().manual_seed(1))
     _check_chunks("act", commands, {name: (left, n) for name, n in policy.actions.items()})
     _check_uses(trained, info, samples)
 
@@ -53,12 +53,12 @@ def _check_uses(
     trained: TrainedPolicy, info: RoboticsInfo, samples: Sequence[DecodedSample]
 ) -> None:
     """What `load_policy` and `eval open-loop` do with it."""
-    acting = PolicyRunner(trained, _STEPS, 0)
+    runner = PolicyRunner(trained, _STEPS, 0)
     for sample in samples:
-        images = sample.images[-len(acting.cameras) :]
-        moment = dict(zip(acting.cameras, images, strict=True))
-        fields = {name: sample.fields[name][trained.policy.past] for name in acting.fields}
-        acting.act({**moment, **fields, "instruction": sample.instruction})
+        images = sample.images[-len(runner.cameras) :]
+        images_by_camera = dict(zip(runner.cameras, images, strict=True))
+        fields = {name: sample.fields[name][trained.policy.past] for name in runner.fields}
+        runner.act({**images_by_camera, **fields, "instruction": sample.instruction})
     config = OpenLoopConfig(max_samples=_SEEN, inference_steps=_STEPS)
     fit = ImageFit(trained.policy.images, lambda _: None)
     evaluate_open_loop(trained, info, config, fit, NullProgress())
@@ -73,7 +73,7 @@ def _samples(policy: RoboticsPolicy, info: RoboticsInfo) -> list[DecodedSample]:
     order = SampleOrder(info.datasets, OrderOptions(shuffle=False))
     rngs = [np.random.default_rng(0) for _ in range(_SEEN)]
     read = RoboticsReader(data, info).read(order.places(range(_SEEN)), rngs)
-    samples = [one for one in read if isinstance(one, DecodedSample)]
+    samples = [sample for sample in read if isinstance(sample, DecodedSample)]
     assert samples, "no sample of the data can be read"
     return samples
 
@@ -83,19 +83,19 @@ def _observation(policy: RoboticsPolicy, sample: DecodedSample) -> Observation:
     return Observation(sample.images, seen, sample.instruction)
 
 
-def _check_chunks(what: str, given: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
+def _check_chunks(label: str, chunks: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Actions by field, float [B, T, C] of `shapes` (T, C)."""
-    assert isinstance(given, Mapping), (
-        f"{what} gives a {type(given).__name__}, not field to actions"
+    assert isinstance(chunks, Mapping), (
+        f"{label} gives a {type(chunks).__name__}, not field to actions"
     )
-    missing = [name for name in shapes if name not in given]
-    assert not missing, f"{what} gives no actions for {missing[0]!r}"
+    missing = [name for name in shapes if name not in chunks]
+    assert not missing, f"{label} gives no actions for {missing[0]!r}"
     for name, shape in shapes.items():
-        actions = given[name]
+        actions = chunks[name]
         keeps = isinstance(actions, torch.Tensor) and actions.requires_grad
-        what_it_is = "a tensor that keeps gradients" if keeps else f"a {type(actions).__name__}"
+        kind = "a tensor that keeps gradients" if keeps else f"a {type(actions).__name__}"
         assert isinstance(actions, np.ndarray), (
-            f"{what} gives {what_it_is} for {name!r}, not a numpy array: "
+            f"{label} gives {kind} for {name!r}, not a numpy array: "
             "actions.detach().cpu().numpy()"
         )
         fits = actions.ndim == 3 and actions.shape[1:] == shape

@@ -39,8 +39,8 @@ def check_config(
         data: As `testing.check_model_type` has it.
         folder: Where data may be made.
     """
-    written = section.model_dump().get("type")
-    assert written == model_type.name, f"Config.type is {written!r}, name is {model_type.name!r}"
+    config_type = section.model_dump().get("type")
+    assert config_type == model_type.name, f"Config.type is {config_type!r}, name is {model_type.name!r}"
     _check_kinds(model_type)
     config = _config_class(model_type)(
         data=_data_section(model_type, data, folder),
@@ -49,7 +49,7 @@ def check_config(
         ema=EmaConfig(enabled=True),
     )
     info = config.data_kind.load_info(config.data, NULL)
-    assert sum(one.size for one in info.datasets), "read_facts finds no sample in the data"
+    assert sum(dataset.size for dataset in info.datasets), "read_facts finds no sample in the data"
     for name, value in info.fingerprint.items():
         assert isinstance(value, str), f"the fingerprint {name!r} is a {type(value).__name__}"
     derived, _ = config.derive(info)
@@ -57,11 +57,11 @@ def check_config(
     return derived, info
 
 
-def _config_class(given: ModelType) -> type[TrainConfig]:
+def _config_class(checked_type: ModelType) -> type[TrainConfig]:
     class CheckConfig(TrainConfig):
         @property
         def model_type(self) -> ModelType:
-            return given
+            return checked_type
 
     return CheckConfig
 
@@ -70,10 +70,10 @@ def _check_kinds(model_type: ModelType) -> None:
     assert model_type.kinds, "kinds is empty: a model type takes at least one kind of data"
     for target in model_type.kinds:
         kind = data_kind(None, [target])
-        taken = ":" in target and kind.name in DATA_KINDS.names()
-        assert not taken, f"the kind {target} has the name {kind.name!r} of a built-in one"
-        written = kind.Config().type
-        assert written == kind.name, f"data type is {written!r}, the name of its kind {kind.name!r}"
+        is_taken = ":" in target and kind.name in DATA_KINDS.names()
+        assert not is_taken, f"the kind {target} has the name {kind.name!r} of a built-in one"
+        config_type = kind.Config().type
+        assert config_type == kind.name, f"data type is {config_type!r}, the name of its kind {kind.name!r}"
         unknown = sorted(set(kind.folders_keys) - set(kind.Config.model_fields))
         assert kind.folders_keys, f"folders_keys of the kind {kind.name!r} is empty"
         assert not unknown, f"folders_keys names {unknown[0]!r}, no key of the kind {kind.name!r}"
@@ -111,19 +111,19 @@ def check_build(model_type: ModelType, config: Any) -> None:
     parts = model_type.build(config)
     assert "model" in parts, f"build gives the parts {sorted(parts)}, none of them 'model'"
     for name, part in parts.items():
-        lost = part.trained and not part.saved
-        assert not lost, f"part {name!r} is trained but not saved: a resume would lose it"
+        is_lost = part.trained and not part.saved
+        assert not is_lost, f"part {name!r} is trained but not saved: a resume would lose it"
     for name, methods in model_type.methods.items():
         for method in methods:
-            there = name in parts and hasattr(parts[name].module, method)
-            assert there, f"methods has {name}.{method}, which is not there"
+            exists = name in parts and hasattr(parts[name].module, method)
+            assert exists, f"methods has {name}.{method}, which is not there"
     for block in model_type.blocks(parts):
-        inside = any(block is one for part in parts.values() for one in part.module.modules())
-        assert inside, f"blocks gives a {type(block).__name__} that is in no part"
+        is_inside = any(block is one for part in parts.values() for one in part.module.modules())
+        assert is_inside, f"blocks gives a {type(block).__name__} that is in no part"
     first, second = (_digests(model_type, config, seed) for seed in (1, 2))
     for name, digest in first.items():
-        loaded = second[name] == digest
-        assert loaded, f"part {name!r} is not saved, and load does not give it all its weights"
+        is_loaded = second[name] == digest
+        assert is_loaded, f"part {name!r} is not saved, and load does not give it all its weights"
 
 
 def _digests(model_type: ModelType, config: Any, seed: int) -> Mapping[str, str]:
@@ -148,8 +148,8 @@ def check_specs(objective: Objective, parts: Mapping[str, Part]) -> None:
         assert not extra, f"optimizers_at({step}) names {extra[0]!r}, which is no optimizer"
     moved = {part for spec in specs.values() for part in spec.parts}
     for name, part in parts.items():
-        idle = part.trained and name not in moved and any(True for _ in trainable_parameters(part))
-        assert not idle, f"part {name!r} is trained, and no optimizer moves it"
+        is_idle = part.trained and name not in moved and any(True for _ in trainable_parameters(part))
+        assert not is_idle, f"part {name!r} is trained, and no optimizer moves it"
 
 
 def first_steps(objective: Objective) -> list[int]:
@@ -159,30 +159,30 @@ def first_steps(objective: Objective) -> list[int]:
 
 def trainable_parameters(part: Part) -> Iterator[tuple[str, Tensor]]:
     """The parameters of a part that get a gradient, by name."""
-    found = part.module.named_parameters()
-    return ((name, value) for name, value in found if value.requires_grad)
+    parameters = part.module.named_parameters()
+    return ((name, value) for name, value in parameters if value.requires_grad)
 
 
-def check_batch(maker: str, batch: Any, size: int) -> None:
+def check_batch(label: str, batch: Any, size: int) -> None:
     """A batch is flat, with a row per sample."""
-    assert isinstance(batch, dict), f"{maker} gives a {type(batch).__name__}, no dict"
+    assert isinstance(batch, dict), f"{label} gives a {type(batch).__name__}, no dict"
     for name, value in batch.items():
         if isinstance(value, Tensor):
             rows = len(value) if value.ndim else 0
         else:
-            texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
-            assert texts, f"{maker}: {name!r} is neither a tensor nor a list of text"
+            is_text = isinstance(value, list) and all(isinstance(text, str) for text in value)
+            assert is_text, f"{label}: {name!r} is neither a tensor nor a list of text"
             rows = len(value)
-        assert rows == size, f"{maker}: {name!r} has {rows} rows for {size} samples"
+        assert rows == size, f"{label}: {name!r} has {rows} rows for {size} samples"
 
 
 def check_same_columns(example: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
     """The example stands for what the batcher makes."""
-    names = [sorted(one) for one in (example, batch)]
+    names = [sorted(batch_) for batch_ in (example, batch)]
     assert names[0] == names[1], f"example has {names[0]}, the batcher makes {names[1]}"
     for name, value in batch.items():
-        made, wanted = _column(example[name]), _column(value)
-        assert made == wanted, f"example has {name!r} as {made}, the batcher makes {wanted}"
+        example_column, batch_column = _column(example[name]), _column(value)
+        assert example_column == batch_column, f"example has {name!r} as {example_column}, the batcher makes {batch_column}"
 
 
 def _column(value: Any) -> str:
@@ -193,46 +193,46 @@ def check_equal_batches(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     """What is kept beside a run serves as well as what was prepared for it."""
     for name, value in first.items():
         other = second[name]
-        same = torch.equal(value, other) if isinstance(value, Tensor) else value == other
-        assert same, f"kept gives another batch than prepared: {name!r} differs"
+        is_equal = torch.equal(value, other) if isinstance(value, Tensor) else value == other
+        assert is_equal, f"kept gives another batch than prepared: {name!r} differs"
 
 
-def check_pickles(what: str, value: Any) -> None:
+def check_pickles(label: str, value: Any) -> None:
     """A value travels to loader processes."""
     try:
         pickle.loads(pickle.dumps(value))  # noqa: S301 - our own bytes
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise AssertionError(f"{what} cannot be pickled: {error}") from error
+        raise AssertionError(f"{label} cannot be pickled: {error}") from error
 
 
-def check_loss(what: str, loss: Loss) -> None:
+def check_loss(label: str, loss: Loss) -> None:
     """Sums of finite numbers."""
-    assert loss.total.ndim == 0, f"{what}: total has shape {tuple(loss.total.shape)}, is no scalar"
-    assert loss.count.ndim == 0, f"{what}: count has shape {tuple(loss.count.shape)}, is no scalar"
-    assert loss.total.dtype == torch.float32, f"{what}: total is {loss.total.dtype}, not float32"
-    assert loss.total.isfinite(), f"{what}: total is {float(loss.total)}"
-    assert loss.count > 0, f"{what}: no element is counted"
+    assert loss.total.ndim == 0, f"{label}: total has shape {tuple(loss.total.shape)}, is no scalar"
+    assert loss.count.ndim == 0, f"{label}: count has shape {tuple(loss.count.shape)}, is no scalar"
+    assert loss.total.dtype == torch.float32, f"{label}: total is {loss.total.dtype}, not float32"
+    assert loss.total.isfinite(), f"{label}: total is {float(loss.total)}"
+    assert loss.count > 0, f"{label}: no element is counted"
     for name, value in loss.sums.items():
-        assert not value.requires_grad, f"{what}: the sum {name!r} is not detached"
+        assert not value.requires_grad, f"{label}: the sum {name!r} is not detached"
 
 
-def check_gradients(what: str, name: str, part: Part) -> None:
+def check_gradients(label: str, name: str, part: Part) -> None:
     """Every parameter has a gradient."""
     for key, value in trainable_parameters(part):
         assert value.grad is not None, (
-            f"{what} does not reach {name}.{key}: do not build it, or freeze it"
+            f"{label} does not reach {name}.{key}: do not build it, or freeze it"
         )
 
 
 def check_images(images: Mapping[str, Any]) -> None:
     """Pictures are uint8 [N, H, W, 3]."""
     for name, value in images.items():
-        shape, kind = getattr(value, "shape", ()), str(getattr(value, "dtype", type(value)))
-        fits = kind == "uint8" and len(shape) == 4 and shape[-1] == 3
-        assert fits, f"images gives {name!r} as {kind} {tuple(shape)}, not uint8 [N, H, W, 3]"
+        shape, dtype = getattr(value, "shape", ()), str(getattr(value, "dtype", type(value)))
+        is_image = dtype == "uint8" and len(shape) == 4 and shape[-1] == 3
+        assert is_image, f"images gives {name!r} as {dtype} {tuple(shape)}, not uint8 [N, H, W, 3]"
 
 
-def check_unchanged(before: Mapping[str, Tensor], after: Mapping[str, Tensor], why: str) -> None:
-    """Tensors of the same names are equal; `why` is a sentence with a place for the name."""
+def check_unchanged(before: Mapping[str, Tensor], after: Mapping[str, Tensor], message: str) -> None:
+    """Tensors of the same names are equal; `message` is a sentence with a place for the name."""
     for name, value in after.items():
-        assert torch.equal(before[name], value), why.format(name)
+        assert torch.equal(before[name], value), message.format(name)

@@ -88,12 +88,12 @@ class _Run:
         """What the objective may know of a moment."""
         return StepContexts(self.runtime, self.setup.placed, self.config.hparams.seed, self.plan)
 
-    def fit(self, batches: Iterator[MicroBatch], one: MicroBatch) -> None:
+    def fit(self, batches: Iterator[MicroBatch], example: MicroBatch) -> None:
         """Trains to the end of the plan, or to the stop.
 
         Args:
             batches: From its step on.
-            one: Is measured as held-out data are.
+            example: Is measured as held-out data are.
         """
         begun, runtime, plan, contexts = self.setup, self.runtime, self.plan, self.contexts
         metrics = MetricsFile(self.dir.metrics, NULL)
@@ -106,7 +106,7 @@ class _Run:
             contexts=contexts,
             logger=reports,
             validate=Validation(
-                lambda: prefetch_to_device(iter([one]), runtime.device),
+                lambda: prefetch_to_device(iter([example]), runtime.device),
                 begun.objective,
                 runtime,
                 contexts,
@@ -122,7 +122,7 @@ class _Run:
         """Copies of all weights, buffers and averages."""
         found = {**self.weights(), **self.buffers()}
         for name, average in self.setup.state.averages.items():
-            found |= {f"average of {name}.{key}": v.clone() for key, v in average.weights.items()}
+            found |= {f"average of {name}.{key}": value.clone() for key, value in average.weights.items()}
         return found
 
     def weights(self) -> State:
@@ -182,8 +182,8 @@ class ModelChecks:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for part in specs[name].parts:
                 for key, value in trainable_parameters(begun.state.parts[part]):
-                    grouped = id(value) in held
-                    assert grouped, f"the groups of optimizer {name!r} leave out {part}.{key}"
+                    is_grouped = id(value) in held
+                    assert is_grouped, f"the groups of optimizer {name!r} leave out {part}.{key}"
 
     def check_batches(self) -> None:
         """Example and batcher make alike batches, and travel to loader processes."""
@@ -191,12 +191,12 @@ class ModelChecks:
         check_batch("example", example, SAMPLES)
         run = self._start("batches")
         order = SampleOrder(self.info.datasets, OrderOptions.of(self.config.data, 0))
-        feed = DataStreams(self.config, self.info, order, _LEARNING, run.runtime, run.dir.root)
-        with feed.training(0) as batches:
-            one = next(batches)
-        assert not one.is_dummy, f"no sample could be used: {one.first_drop}"
-        check_batch("the batcher", one.batch, len(one.samples))
-        check_same_columns(example, one.batch)
+        streams = DataStreams(self.config, self.info, order, _LEARNING, run.runtime, run.dir.root)
+        with streams.training(0) as batches:
+            micro_batch = next(batches)
+        assert not micro_batch.is_dummy, f"no sample could be used: {micro_batch.first_drop}"
+        check_batch("the batcher", micro_batch.batch, len(micro_batch.samples))
+        check_same_columns(example, micro_batch.batch)
         check_pickles("example", self._example_maker(1))
         self._check_kind(run.dir.root, order)
 
@@ -207,11 +207,11 @@ class ModelChecks:
         check_pickles("the reader", reader)
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
         read = reader.read(order.places(range(_FEWER)), rngs)
-        samples = [one for one in read if not isinstance(one, DroppedSample)]
+        samples = [sample for sample in read if not isinstance(sample, DroppedSample)]
         assert len(read) == _FEWER, f"read gives {len(read)} samples for {_FEWER} places"
         batches: list[Batch] = []
-        for given in (kind.make_assets(data, self.info), kind.load_assets(data, root)):
-            batcher = self.model_type.batcher(self.config.model, data, given, root, training=False)
+        for assets in (kind.make_assets(data, self.info), kind.load_assets(data, root)):
+            batcher = self.model_type.batcher(self.config.model, data, assets, root, training=False)
             check_pickles("the batcher", batcher)
             batches.append(batcher(samples))
         check_equal_batches(*batches)
@@ -229,40 +229,40 @@ class ModelChecks:
     def _check_step(self, run: _Run, step: int, size: int) -> dict[str, dict[str, tuple[int, ...]]]:
         """The shapes of the sums of each optimizer that moves at a step."""
         objective, placed = run.setup.objective, run.setup.placed
-        one, contexts, before = self._device_batch(run, size), run.contexts, run.buffers()
+        micro_batch, contexts, before = self._device_batch(run, size), run.contexts, run.buffers()
         contexts.seed_step(step)
         with torch.no_grad():
-            batch = objective.prepare(one.batch, contexts.of(step, one, "prepare"))
-        found: dict[str, dict[str, tuple[int, ...]]] = {}
+            batch = objective.prepare(micro_batch.batch, contexts.of(step, micro_batch, "prepare"))
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         specs = objective.optimizers()
         for name in objective.optimizers_at(step):
-            spec, turn, sums = specs[name], [*specs].index(name), LossSums(run.runtime.device)
+            spec, rng_key, sums = specs[name], [*specs].index(name), LossSums(run.runtime.device)
             run.setup.state.optimizers[name].zero_grad(set_to_none=True)
             with placed.only_trains(spec.parts):
                 with run.runtime.autocast():
-                    loss = objective.loss(name, batch, contexts.of(step, one, turn))
+                    loss = objective.loss(name, batch, contexts.of(step, micro_batch, rng_key))
                 check_loss(f"the loss of {name!r}", loss)
                 loss.total.backward()
                 for part in spec.parts:
                     check_gradients(f"the loss of {name!r}", part, run.setup.state.parts[part])
             sums.add(loss, is_dummy=False)
-            found[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
-            why = f"the loss of {name!r} changes the buffer {{}}; settle alone may"
-            check_unchanged(before, run.buffers(), why)
+            shapes[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
+            message = f"the loss of {name!r} changes the buffer {{}}; settle alone may"
+            check_unchanged(before, run.buffers(), message)
             with torch.no_grad():
-                no = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
-                objective.update_buffers(name, sums.reduced(run.runtime, []).sums, no)
-            why = f"settle of {name!r} changes the buffer {{}} where ok is false"
-            check_unchanged(before, run.buffers(), why)
-        return found
+                not_ok = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
+                objective.update_buffers(name, sums.reduced(run.runtime, []).sums, not_ok)
+            message = f"settle of {name!r} changes the buffer {{}} where ok is false"
+            check_unchanged(before, run.buffers(), message)
+        return shapes
 
     def _check_eval(self, run: _Run) -> None:
         """What is measured and shown in eval mode is what it should be."""
-        objective, one = run.setup.objective, self._device_batch(run, SAMPLES)
-        ctx = run.contexts.of(0, one, "images", training=False)
+        objective, micro_batch = run.setup.objective, self._device_batch(run, SAMPLES)
+        ctx = run.contexts.of(0, micro_batch, "images", training=False)
         run.setup.placed.eval()
         with torch.no_grad():
-            batch = objective.prepare(one.batch, ctx)
+            batch = objective.prepare(micro_batch.batch, ctx)
         with torch.no_grad(), run.runtime.autocast():
             check_loss("validate", objective.validate(batch, ctx))
             check_images(objective.images(batch, ctx))
@@ -271,10 +271,10 @@ class ModelChecks:
     def check_learning(self) -> _Run:
         """The loss falls on one repeated batch; the run, which ends with a checkpoint."""
         run = self._start("learning", _LEARNING)
-        one = self._example(SAMPLES)
-        run.fit(iter([one] * _LEARNING.total_steps), one)
+        example = self._example(SAMPLES)
+        run.fit(iter([example] * _LEARNING.total_steps), example)
         losses = [row["loss"] for row in read_metrics(run.dir.metrics) if "loss" in row]
-        before, after = (float(np.mean(part)) for part in (losses[:_SHOWN], losses[-_SHOWN:]))
+        before, after = (float(np.mean(losses_)) for losses_ in (losses[:_SHOWN], losses[-_SHOWN:]))
         assert after < before - _FALL * abs(before), (
             f"{_LEARNING.total_steps} steps on one batch take the loss from {before} to {after}"
         )
@@ -284,15 +284,15 @@ class ModelChecks:
         """What acts does so from a checkpoint and what was kept beside it, as evaluation does."""
         config, root = self.config, trained.dir.root
         at = trained.dir.checkpoint(_LEARNING.total_steps)
-        kept = config.data_kind.load_assets(config.data, root)
+        assets = config.data_kind.load_assets(config.data, root)
         parts: dict[str, nn.Module] = {}
         for name, part in self.model_type.build(config.model).items():
             if part.saved:
                 load_weights(part.module, at / part_weights(name))
                 parts[name] = part.module.to(trained.runtime.device).eval()
-        policy = self.model_type.policy(config.model, parts, kept, root)
+        policy = self.model_type.policy(config.model, parts, assets, root)
         if policy is not None and isinstance(self.info, RoboticsInfo):
-            check_policy(TrainedPolicy(policy, trained.dir, at, "raw", config, kept), self.info)
+            check_policy(TrainedPolicy(policy, trained.dir, at, "raw", config, assets), self.info)
 
     def check_resume(self) -> None:
         """A run that was killed and goes on ends as one that was not, bit for bit."""
@@ -306,16 +306,16 @@ class ModelChecks:
         at = killed.dir.checkpoint(_KILLED_AT)
         resumed = self._start("killed", precision=precision, checkpoint=at)
         resumed.fit(self._batches(_KILLED_AT), self._example(_FEWER))
-        why = "{} is another after a resume: something that it rests on is not saved"
-        check_unchanged(whole.state(), resumed.state(), why)
+        message = "{} is another after a resume: something that it rests on is not saved"
+        check_unchanged(whole.state(), resumed.state(), message)
 
     def check_empty_step(self) -> None:
         """A step in which nothing is counted changes nothing."""
         run, before = self._start("empty"), State()
 
         def batches() -> Iterator[MicroBatch]:
-            for number, one in enumerate(self._batches(0)):
-                if number < 2 * (_WHOLE.total_steps - 1):
+            for index, one in enumerate(self._batches(0)):
+                if index < 2 * (_WHOLE.total_steps - 1):
                     yield one
                     continue
                 if not before:

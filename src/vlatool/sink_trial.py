@@ -70,7 +70,7 @@ class _DamagingWork:
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         if ref.id.endswith("1"):
-            cameras = {name: _DamagedCamera(one) for name, one in episode.cameras.items()}
+            cameras = {name: _DamagedCamera(camera) for name, camera in episode.cameras.items()}
             damaged = {"cameras": cameras, "lowdim": _DamagedFields(episode.lowdim)}[self.part]
             episode = replace(episode, **{self.part: damaged})
         return self.work(ref, episode)
@@ -136,7 +136,7 @@ class SinkChecks:
         """What must not depend on how often a run was killed, nor on where it worked."""
         output, unlisted = self.folder / name, self.job(name).spec.volatile
         names = [file.name for file in output_files(output) if is_listed(file.name, unlisted)]
-        return {one: (output / one).read_bytes() for one in (*names, LIST)}
+        return {file_name: (output / file_name).read_bytes() for file_name in (*names, LIST)}
 
     def check_quiet_run(self) -> int:
         """One run without a disturbance, and again; how many outcomes it had."""
@@ -150,9 +150,9 @@ class SinkChecks:
         assert not job.spec.output.exists(), "estimate writes"
         run = run_job(job, executor)
         assert not run.failures, f"an episode fails: {run.failures}"
-        told, samples = run.sums, job.answer(run).samples
+        counts, samples = run.sums, job.answer(run).samples
         expected = {"frames": _EPISODES * _FRAMES, "samples": samples}
-        assert told == {**told, **expected}, f"receipts count {told}, there are {expected}"
+        assert counts == {**counts, **expected}, f"receipts count {counts}, there are {expected}"
         self._check_files(job)
         again = run_job(self.job("quiet"), SerialExecutor())
         assert again.status == "already complete", f"the same run again is {again.status}"
@@ -174,8 +174,8 @@ class SinkChecks:
             run_job(self.job(name, finish=finish_and_die), executor)
         with make_executor() as executor:
             run = run_job(self.job(name), executor)
-        kept = min(outcomes, _EPISODES)
-        assert run.resumed >= kept, f"{name}: {run.resumed} episodes are kept, not {kept}"
+        expected = min(outcomes, _EPISODES)
+        assert run.resumed >= expected, f"{name}: {run.resumed} episodes are kept, not {expected}"
         self._check_equal(name)
 
     def check_failed_episode(self) -> None:
@@ -203,10 +203,10 @@ class SinkChecks:
 
     def _check_equal(self, name: str) -> None:
         found, expected = self.contents(name), self.contents("quiet")
-        other = [one for one in found | expected if found.get(one) != expected.get(one)]
-        assert not other, f"{name}: other bytes than those of a quiet run in {other}"
+        different = [file_name for file_name in found | expected if found.get(file_name) != expected.get(file_name)]
+        assert not different, f"{name}: other bytes than those of a quiet run in {different}"
 
     def _check_files(self, job: PreprocessJob) -> None:
         """Whether the list is that of what was written."""
-        found = [one.message for one in check_files(job.spec.output, CheckOptions())]
-        assert not found, f"finish does not tell of its files as they are: {found}"
+        messages = [finding.message for finding in check_files(job.spec.output, CheckOptions())]
+        assert not messages, f"finish does not tell of its files as they are: {messages}"

@@ -74,13 +74,13 @@ def check_sink(
         make_executor: Where one of the runs works; None for two processes.
     """
     with tempfile.TemporaryDirectory() as folder:
-        trial = SinkChecks(sink_class, _config(sink_class, config), Path(folder))
-        outcomes = trial.check_quiet_run()
+        checks = SinkChecks(sink_class, _config(sink_class, config), Path(folder))
+        outcomes = checks.check_quiet_run()
         for count in range(outcomes + 1):
-            trial.check_killed_run(f"killed after {count}", SerialExecutor, count)
-        trial.check_killed_run("killed elsewhere", make_executor or partial(ProcessExecutor, 2), 1)
-        trial.check_failed_episode()
-        trial.check_owned()
+            checks.check_killed_run(f"killed after {count}", SerialExecutor, count)
+        checks.check_killed_run("killed elsewhere", make_executor or partial(ProcessExecutor, 2), 1)
+        checks.check_failed_episode()
+        checks.check_owned()
 
 
 def check_model_type(
@@ -100,8 +100,8 @@ def check_model_type(
             world, for a model type that takes robotics data.
     """
     model_type = model_type_class()
-    own = [target.partition(":")[0] for target in model_type.kinds if ":" in target]
-    for module in dict.fromkeys([model_type_class.__module__, *own]):
+    plugin_modules = [target.partition(":")[0] for target in model_type.kinds if ":" in target]
+    for module in dict.fromkeys([model_type_class.__module__, *plugin_modules]):
         _check_light_import(module)
     # Both load torch, which formats and sinks can do without.
     from vlatool.model_promises import check_config
@@ -150,29 +150,29 @@ def _check_empty_source(reader: Any) -> None:
 
 
 def _check_episode(episode: Episode) -> None:
-    where, frames, lowdim = f"episode {episode.id}", episode.num_frames, episode.lowdim
-    assert min(frames, episode.fps) > 0, f"{where}: num_frames or fps is not positive"
+    label, frames, lowdim = f"episode {episode.id}", episode.num_frames, episode.lowdim
+    assert min(frames, episode.fps) > 0, f"{label}: num_frames or fps is not positive"
     for name, values in lowdim.items():
-        _check_field(f"{where}, field {name!r}", values, frames)
+        _check_field(f"{label}, field {name!r}", values, frames)
     for name, names in episode.dimension_names.items():
-        assert name in lowdim, f"{where}: dimension_names has {name!r}, which is no field"
+        assert name in lowdim, f"{label}: dimension_names has {name!r}, which is no field"
         width = lowdim[name].shape[-1]
-        assert len(names) == width, f"{where}: {name!r} has {len(names)} names for {width} channels"
+        assert len(names) == width, f"{label}: {name!r} has {len(names)} names for {width} channels"
     for name, camera in episode.cameras.items():
-        _check_camera(f"{where}, camera {name!r}", camera, frames)
-    poses = {one.position_key: 3 for one in episode.pose_groups}
-    poses |= {one.rotation_key: 6 for one in episode.pose_groups}
+        _check_camera(f"{label}, camera {name!r}", camera, frames)
+    poses = {group.position_key: 3 for group in episode.pose_groups}
+    poses |= {group.rotation_key: 6 for group in episode.pose_groups}
     for key, width in poses.items():
         found = lowdim[key].shape if key in lowdim else None
-        assert found == (frames, width), f"{where}: the pose {key!r} is {found}, not [F, {width}]"
+        assert found == (frames, width), f"{label}: the pose {key!r} is {found}, not [F, {width}]"
     offered = {*lowdim, *(key + SUFFIX for key in poses)}
     for name in (*episode.action_fields, *episode.proprioception_fields):
-        assert name in offered, f"{where}: {name!r} is neither in lowdim nor a pose with {SUFFIX!r}"
+        assert name in offered, f"{label}: {name!r} is neither in lowdim nor a pose with {SUFFIX!r}"
     for kind, given in episode.language.items():
-        texts = [] if isinstance(given, str) else [one for one in given if isinstance(one, str)]
-        assert texts, f"{where}: language {kind!r} is not a list of sentences"
+        texts = [] if isinstance(given, str) else [group for group in given if isinstance(group, str)]
+        assert texts, f"{label}: language {kind!r} is not a list of sentences"
     for name, values in episode.frame_metadata.items():
-        assert len(values) == frames, f"{where}: frame_metadata {name!r} is not one per frame"
+        assert len(values) == frames, f"{label}: frame_metadata {name!r} is not one per frame"
 
 
 def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
@@ -196,28 +196,28 @@ def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
     )
 
 
-def _check_field(where: str, values: Any, frames: int) -> None:
-    assert isinstance(values, np.ndarray), f"{where} is a {type(values).__name__}, no array"
-    assert values.dtype.kind in "fiubU", f"{where} is {values.dtype}, neither numbers nor unicode"
+def _check_field(label: str, values: Any, frames: int) -> None:
+    assert isinstance(values, np.ndarray), f"{label} is a {type(values).__name__}, no array"
+    assert values.dtype.kind in "fiubU", f"{label} is {values.dtype}, neither numbers nor unicode"
     dimensions = 1 if values.dtype.kind == "U" else 2
-    assert values.ndim == dimensions, f"{where} has shape {values.shape}, not [F, C] (text [F])"
-    assert len(values) == frames, f"{where} has {len(values)} rows, the episode {frames} frames"
+    assert values.ndim == dimensions, f"{label} has shape {values.shape}, not [F, C] (text [F])"
+    assert len(values) == frames, f"{label} has {len(values)} rows, the episode {frames} frames"
 
 
-def _check_camera(where: str, camera: FrameSource, frames: int) -> None:
-    assert len(camera) == frames, f"{where} has {len(camera)} pictures, the episode {frames} frames"
+def _check_camera(label: str, camera: FrameSource, frames: int) -> None:
+    assert len(camera) == frames, f"{label} has {len(camera)} pictures, the episode {frames} frames"
     last, first = camera.read([frames - 1]), camera.read([0])
     for images in (first, last):
-        assert images.dtype == np.uint8, f"{where} gives {images.dtype}, not uint8"
+        assert images.dtype == np.uint8, f"{label} gives {images.dtype}, not uint8"
         expected = (1, *camera.size, 3)
-        assert images.shape == expected, f"{where} gives {images.shape}, not {expected}"
-    same = np.array_equal(camera.read([0, frames - 1]), np.concatenate([first, last]))
-    assert same, f"{where} gives other pictures when frames are read in another order"
+        assert images.shape == expected, f"{label} gives {images.shape}, not {expected}"
+    is_equal = np.array_equal(camera.read([0, frames - 1]), np.concatenate([first, last]))
+    assert is_equal, f"{label} gives other pictures when frames are read in another order"
 
 
 def _check_light_import(module: str) -> None:
     """Imports in a process of its own, because this one may have torch already."""
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", program], env=env, check=False)  # noqa: S603 - our own interpreter
-    assert done.returncode == 0, f"importing {module} fails or imports torch; do so in its methods"
+    completed = subprocess.run([sys.executable, "-c", program], env=env, check=False)  # noqa: S603 - our own interpreter
+    assert completed.returncode == 0, f"importing {module} fails or imports torch; do so in its methods"

@@ -288,7 +288,7 @@ def test_larger_budget_says_what_becomes_of_the_rate(data: Path, tmp_path: Path)
 
     train(tiny_config(data, tmp_path / "run", total_train_steps=4), reporter=heard)
 
-    assert any("computed anew" in note for note in heard.notes)
+    assert any("recomputed" in note for note in heard.notes)
 
 
 def test_smaller_budget_is_refused(finished: Path, data: Path) -> None:

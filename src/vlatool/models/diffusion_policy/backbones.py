@@ -133,8 +133,8 @@ class ViTBackbone(nn.Module):
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, (1 +) N * P, C]."""
         batch = images.shape[0]
-        pictures = _resized(_unit_range(images).flatten(0, 1), self.img_size)
-        tokens = self._model(pictures)
+        resized = _resized(_unit_range(images).flatten(0, 1), self.img_size)
+        tokens = self._model(resized)
         if image_mask is not None:
             tokens = tokens * image_mask.flatten()[:, None, None]
         tokens = tokens.reshape(batch, -1, self.width)
@@ -168,10 +168,10 @@ class KeypointBackbone(nn.Module):
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, (1 +) N, C]."""
         batch, count = images.shape[:2]
-        pictures = _unit_range(images).unflatten(1, (-1, self.num_cameras))
+        pixels = _unit_range(images).unflatten(1, (-1, self.num_cameras))
         sentence = None if self.text_encoder is None else self.text_encoder(text)
         per_camera = [
-            encoder(pictures[:, :, index], sentence) for index, encoder in enumerate(self.cameras)
+            encoder(pixels[:, :, index], sentence) for index, encoder in enumerate(self.cameras)
         ]
         tokens = torch.stack(per_camera, dim=2) + self.time_marks
         tokens = tokens.reshape(batch, count, self.width)

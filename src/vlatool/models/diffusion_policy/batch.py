@@ -35,8 +35,8 @@ class PolicyBatcher:
     ) -> None:
         self._data = data
         self._normalizer = normalizer
-        most: int | None = getattr(data, "max_text_seq_len", None)
-        self._sentences = make_text_tokenizer(config.vision_language_backbone, most, folder)
+        max_length: int | None = getattr(data, "max_text_seq_len", None)
+        self._sentences = make_text_tokenizer(config.vision_language_backbone, max_length, folder)
 
     def __call__(self, samples: Sequence[DecodedSample]) -> Batch:
         """Tensors of a batch.
@@ -67,11 +67,11 @@ class PolicyBatcher:
     def _mask(self, samples: Sequence[DecodedSample]) -> Batch:
         if not self._data.mask_padded_images:
             return {}
-        real = [
-            np.ones(len(one.images), bool) if one.image_mask is None else one.image_mask
-            for one in samples
+        masks = [
+            np.ones(len(sample.images), bool) if sample.image_mask is None else sample.image_mask
+            for sample in samples
         ]
-        return {"image_mask": torch.from_numpy(np.stack(real))}
+        return {"image_mask": torch.from_numpy(np.stack(masks))}
 
     def _stacked(
         self, samples: Sequence[DecodedSample], fields: Sequence[str], steps: int | None
@@ -102,21 +102,21 @@ def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size:
     assert future is not None
     backbone = config.vision_language_backbone
     side = getattr(backbone, "img_size", _EXAMPLE_SIDE)
-    number = len(data.image_indices) * len(data.camera_names)
+    num_images = len(data.image_indices) * len(data.camera_names)
     steps = torch.arange(past + 1 + future)
     phase = torch.arange(size)[:, None, None] + torch.arange(data.action_dim or 0)
     observed = data.proprioception_dim or 0
-    hidden = data.mask_padded_images
+    has_mask = data.mask_padded_images
     return {
         "keys": [f"example-{index}" for index in range(size)],
-        "images": torch.full((size, number, 3, side, side), 128, dtype=torch.uint8),
+        "images": torch.full((size, num_images, 3, side, side), 128, dtype=torch.uint8),
         "text": example_text(backbone, size),
         "actions": torch.sin(phase + 0.2 * steps[None, :, None]),
         "proprioception": torch.zeros(size, past + 1, observed),
         "past_mask": (steps < past).expand(size, -1).clone(),
         "future_mask": (steps >= past).expand(size, -1).clone(),
         "dataset": torch.zeros(size, dtype=torch.int64),
-        **({"image_mask": torch.ones(size, number, dtype=torch.bool)} if hidden else {}),
+        **({"image_mask": torch.ones(size, num_images, dtype=torch.bool)} if has_mask else {}),
     }
 
 

@@ -122,7 +122,7 @@ def _first_token(layer: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tenso
         attention.v_proj(normed),
     )
     query, key, value = (
-        one.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for one in projected
+        tensor.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for tensor in projected
     )
     mixed = functional.scaled_dot_product_attention(query, key, value)
     first = hidden_states[:, :1] + attention.out_proj(mixed.transpose(1, 2).flatten(2))

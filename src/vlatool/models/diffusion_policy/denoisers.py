@@ -42,9 +42,9 @@ class RotaryPositions(nn.Module):
         angle = torch.cat([angle, angle], dim=-1)
         return torch.stack([angle.cos(), angle.sin()])
 
-    def forward(self, x_BHSd: Tensor, turns: Tensor) -> Tensor:
+    def forward(self, x_BHSd: Tensor, cos_sin: Tensor) -> Tensor:
         """Rotates x [B, H, S, D/H]."""
-        cosines, sines = turns
+        cosines, sines = cos_sin
         first, second = x_BHSd.chunk(2, dim=-1)
         rotated = torch.cat([-second, first], dim=-1)
         return (x_BHSd * cosines + rotated * sines).to(x_BHSd.dtype)
@@ -59,7 +59,7 @@ class LowPrecisionLayerNorm(nn.LayerNorm):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         lowered = input if dtype is None else input.to(dtype)
         scale, shift = (
-            None if one is None else one.to(lowered) for one in (self.weight, self.bias)
+            None if parameter is None else parameter.to(lowered) for parameter in (self.weight, self.bias)
         )
         with torch.autocast(device, enabled=False):
             return functional.layer_norm(lowered, self.normalized_shape, scale, shift, self.eps)
@@ -67,7 +67,7 @@ class LowPrecisionLayerNorm(nn.LayerNorm):
 
 def make_norm(kind: NormType, width: int, eps: float) -> nn.Module:
     """The norm layer of a name."""
-    made: Mapping[NormType, Any] = {
+    norms: Mapping[NormType, Any] = {
         "default_layer_norm": lambda: nn.LayerNorm(width, eps=eps),
         "lp_layer_norm": lambda: LowPrecisionLayerNorm(width, eps=eps),
         "gain_only_layer_norm": lambda: nn.LayerNorm(width, eps=eps, bias=False),
@@ -75,7 +75,7 @@ def make_norm(kind: NormType, width: int, eps: float) -> nn.Module:
         "no_wb_layer_norm": lambda: nn.LayerNorm(width, eps=eps, elementwise_affine=False),
         "rms_norm": lambda: nn.RMSNorm(width, eps=eps),
     }
-    return made[kind]()
+    return norms[kind]()
 
 
 class Attention(nn.Module):
@@ -96,12 +96,12 @@ class Attention(nn.Module):
         ]
         self.q_norm, self.k_norm = norms
 
-    def forward(self, x_BSD: Tensor, turns: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, cos_sin: Tensor | None) -> Tensor:
         """[B, S, D] to [B, S, D]."""
         query, key, value = self.in_proj(x_BSD).chunk(3, dim=-1)
         query, key, value = map(self._heads, (self.q_norm(query), self.k_norm(key), value))
-        if self.pos_embed is not None and turns is not None:
-            query, key = self.pos_embed(query, turns), self.pos_embed(key, turns)
+        if self.pos_embed is not None and cos_sin is not None:
+            query, key = self.pos_embed(query, cos_sin), self.pos_embed(key, cos_sin)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(x_BSD.shape))
 
@@ -158,9 +158,9 @@ class Block(nn.Module):
                 std = width**-0.5 / (math.sqrt(2 * (index + 1)) if residual else 1.0)
                 nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
 
-    def forward(self, x_BSD: Tensor, turns: Tensor | None) -> Tensor:
-        """[B, S, D] to [B, S, D]; `turns` are those of the positions, None where there are none."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turns)
+    def forward(self, x_BSD: Tensor, cos_sin: Tensor | None) -> Tensor:
+        """[B, S, D] to [B, S, D]; `cos_sin` are those of the positions, None where there are none."""
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cos_sin)
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
 
 
@@ -185,14 +185,14 @@ class NativeTransformer(nn.Module):
         """[B, S, D] to the hidden state [B, S, D] behind the last block."""
         if self.post_embed_norm is not None:
             x_BSD = self.post_embed_norm(x_BSD)
-        turns = self._cos_sin(x_BSD.shape[1])
+        cos_sin = self._cos_sin(x_BSD.shape[1])
         for layer in self.layers:
-            x_BSD = layer(x_BSD, turns)
+            x_BSD = layer(x_BSD, cos_sin)
         return x_BSD
 
     def _cos_sin(self, length: int) -> Tensor | None:
         """Rotations of positions, made once for all layers."""
-        rotary = next((one for one in self.modules() if isinstance(one, RotaryPositions)), None)
+        rotary = next((module for module in self.modules() if isinstance(module, RotaryPositions)), None)
         return None if rotary is None else rotary.cos_sin(length)
 
     def blocks(self) -> Sequence[nn.Module]:

@@ -92,5 +92,5 @@ def dataset_labels(locations: Sequence[str]) -> list[str]:
 def _parts(location: str) -> Iterator[str]:
     """The folders above a data set's manifest."""
     folders = location.removesuffix(MANIFEST).replace("\\", "/").split("/")
-    kept = [folder for folder in folders if folder]
-    return iter(kept[:-1] if len(kept) > 1 and kept[-1] == SHARDS_NAME else kept)
+    names = [folder for folder in folders if folder]
+    return iter(names[:-1] if len(names) > 1 and names[-1] == SHARDS_NAME else names)

@@ -58,8 +58,8 @@ class Diffusion:
     def noised(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """`sqrt(a_t) x_0 + sqrt(1 - a_t) noise`."""
         self._kept = self._kept.to(time.device)
-        kept = self._kept[time][:, None, None]
-        return kept.sqrt() * actions + (1 - kept).sqrt() * noise
+        share = self._kept[time][:, None, None]
+        return share.sqrt() * actions + (1 - share).sqrt() * noise
 
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
         """The noise."""

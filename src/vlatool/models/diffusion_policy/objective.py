@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class DenoisingObjective(Objective):
     """Squared error of what is predicted, over real steps from the anchor on."""
 
-    def __init__(self, config: DiffusionPolicyConfig, shares: LossBreakdown | None = None) -> None:
-        self._shares = shares or LossBreakdown()
+    def __init__(self, config: DiffusionPolicyConfig, breakdown: LossBreakdown | None = None) -> None:
+        self._shares = breakdown or LossBreakdown()
         self._rates = {f"{name}.": factor for name, factor in config.lr_factors.items()}
         self._repeats = config.num_action_head_repeats or 1
         self._num_timesteps = config.noise_scheduler.num_timesteps
@@ -41,13 +41,13 @@ class DenoisingObjective(Objective):
         off its own inputs (measured: it carries the block to the bin and never lets go).
         """
         del optimizer
-        given: Tensor = batch["actions"]
-        actions = given.repeat_interleave(self._repeats, dim=0)
+        batch_actions: Tensor = batch["actions"]
+        actions = batch_actions.repeat_interleave(self._repeats, dim=0)
         mask: Tensor = batch["future_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
-        known: Tensor = batch["past_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
+        is_known: Tensor = batch["past_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
         time = ctx.rng.integers(self._num_timesteps, self._repeats).flatten()
-        noise = ctx.rng.normal(self._repeats, *given.shape[1:]).flatten(0, 1)
-        inputs = torch.where(known, actions, self._process.noised(actions, noise, time))
+        noise = ctx.rng.normal(self._repeats, *batch_actions.shape[1:]).flatten(0, 1)
+        inputs = torch.where(is_known, actions, self._process.noised(actions, noise, time))
         predicted = ctx.parts["model"](
             batch["images"], batch["text"], batch["proprioception"], inputs, time, **image_mask_of(batch)
         )
@@ -82,7 +82,7 @@ def sample_actions(
         return model.denoise(context, batch["proprioception"], x, times)
 
     noise = torch.randn(actions.shape, generator=rng, dtype=actions.dtype).to(actions.device)
-    course = SamplingSchedule(
+    schedule = SamplingSchedule(
         model.config.noise_scheduler, steps, known=(actions, batch["past_mask"]), rng=rng
     )
-    return solve(network, noise, course, model.config.chosen_solver)
+    return solve(network, noise, schedule, model.config.chosen_solver)

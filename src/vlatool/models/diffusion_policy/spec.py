@@ -124,17 +124,17 @@ class DiffusionPolicyType(ModelType):
         key = "model.noise_scheduler.clamp_range"
         scaling = data.normalization
         if limits is not None and not scaling.enabled:
-            told = f"{key} is {list(limits)}, and actions are not normalised"
-            yield Violation((key, "data.normalization.enabled"), told, "warning")
+            message = f"{key} is {list(limits)}, and actions are not normalised"
+            yield Violation((key, "data.normalization.enabled"), message, "warning")
         elif limits is not None and limits[0] == -limits[1] and not _is_centered(data):
-            told = f"{key} is {list(limits)}, and actions are normalised to 0 to 1, not -1 to 1"
+            message = f"{key} is {list(limits)}, and actions are normalised to 0 to 1, not -1 to 1"
             keys = (key, "data.normalization.centered_norm", "data.normalization.method")
-            yield Violation(keys, told)
+            yield Violation(keys, message)
         base = getattr(config.vision_language_backbone, "hf_pretrained", None)
         if data.processor not in (None, base):
-            used = "has no base model" if base is None else f"reads as {base} does"
-            told = f"data.processor is {data.processor!r}: the backbone {used}"
-            yield Violation(("data.processor",), told)
+            reason = "has no base model" if base is None else f"reads as {base} does"
+            message = f"data.processor is {data.processor!r}: the backbone {reason}"
+            yield Violation(("data.processor",), message)
 
     def check_init_weights(self, config: DiffusionPolicyConfig) -> None:
         """Makes sure that the weights to begin with are there.
@@ -184,8 +184,8 @@ class DiffusionPolicyType(ModelType):
         rules = derivation_rules(config, update)
         for name in ("vision_language_backbone", "transformer"):
             section: NetworkConfig = getattr(config, name)
-            update[name], found = section.derive(data)
-            rules |= {f"{name}.{key}": rule for key, rule in found.items()}
+            update[name], section_rules = section.derive(data)
+            rules |= {f"{name}.{key}": rule for key, rule in section_rules.items()}
         return config.model_copy(update=update), rules
 
     def build(self, config: DiffusionPolicyConfig) -> Mapping[str, Part]:
@@ -232,8 +232,8 @@ class DiffusionPolicyType(ModelType):
         from vlatool.models.diffusion_policy.objective import DenoisingObjective
 
         widths = dict(zip(data.action_fields, info.widths(data.action_fields), strict=True))
-        shares = LossBreakdown(widths, data.dataset_manifest, data.val_dataset_manifest)
-        return DenoisingObjective(config, shares)
+        breakdown = LossBreakdown(widths, data.dataset_manifest, data.val_dataset_manifest)
+        return DenoisingObjective(config, breakdown)
 
     def batcher(
         self,
@@ -288,8 +288,8 @@ def _with_base_config(
 
 def _with_init_base_config(config: DiffusionPolicyConfig) -> DiffusionPolicyConfig:
     """The config with what the run that its weights are of knows of base models."""
-    based = (config.vision_language_backbone, config.transformer)
-    if not any(isinstance(one, BaseModelConfig) and one.architecture is None for one in based):
+    sections = (config.vision_language_backbone, config.transformer)
+    if not any(isinstance(section, BaseModelConfig) and section.architecture is None for section in sections):
         return config
     origin = find_origin(config.resume_from_checkpoint, type(config))
     return config if origin is None else _with_base_config(config, origin.backbone, origin.denoiser)
@@ -298,5 +298,5 @@ def _with_init_base_config(config: DiffusionPolicyConfig) -> DiffusionPolicyConf
 def _is_centered(data: RoboticsDataConfig) -> bool:
     """Whether every field of the actions is scaled to lie about zero."""
     fields = [data.normalization.for_field(name) for name in data.action_fields]
-    scalings = [one for one in fields if one.enabled] or [data.normalization]
-    return all(one.centered_norm or one.method == "std" for one in scalings)
+    scalings = [scaling for scaling in fields if scaling.enabled] or [data.normalization]
+    return all(scaling.centered_norm or scaling.method == "std" for scaling in scalings)

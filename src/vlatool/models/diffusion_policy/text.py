@@ -68,7 +68,7 @@ class SubwordTokenizer:
     """
 
     def __init__(
-        self, tokenizer: str, length: int, before: str = "", after: str | None = None
+        self, tokenizer: str, length: int, prefix: str = "", suffix: str | None = None
     ) -> None:
         try:
             self._tokenizer = tokenizers().Tokenizer.from_str(tokenizer)
@@ -83,15 +83,15 @@ class SubwordTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._length = length
-        self._before = before
-        self._after = after
+        self._before = prefix
+        self._after = suffix
         self._told = False
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         """int64 [B, L]."""
         texts = [self._before + sentence + (self._after or "") for sentence in sentences]
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=self._after is None)
-        rows = [one.ids for one in encoded]
+        rows = [encoding.ids for encoding in encoded]
         if not self._told and max(map(len, rows), default=0) > self._length:
             self._told = True
             _log.warning("a sentence is longer than %s tokens: its end is cut", self._length)
@@ -130,13 +130,13 @@ def _bytes(
     return ByteTokenizer(min(length, most or length))
 
 
-def _clip(section: ClipBackboneConfig, most: int | None, folder: Path | None) -> TextTokenizer:
+def _clip(section: ClipBackboneConfig, max_length: int | None, folder: Path | None) -> TextTokenizer:
     if section.disable_text:
         return ByteTokenizer(1)
     length = _clip_text(section).get("max_position_embeddings", _CLIP_LENGTH)
-    words = _IMAGE_WORD * (section.num_images or 0) if section.image_words else ""
+    prefix = _IMAGE_WORD * (section.num_images or 0) if section.image_words else ""
     tokenizer = _tokenizer(section, folder)
-    return SubwordTokenizer(tokenizer, min(length, most or length), words)
+    return SubwordTokenizer(tokenizer, min(length, max_length or length), prefix)
 
 
 def _tokenizer(section: BaseBackboneConfig, folder: Path | None) -> str:
@@ -148,20 +148,20 @@ def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
     return (section.architecture or {}).get("text_config") or {}
 
 
-def _vlm(section: VlmBackboneConfig, most: int | None, folder: Path | None) -> TextTokenizer:
-    """Pictures and sentence as the family is asked; `most` counts both."""
+def _vlm(section: VlmBackboneConfig, max_length: int | None, folder: Path | None) -> TextTokenizer:
+    """Pictures and sentence as the family is asked; `max_length` counts both."""
     assert section.architecture is not None
     images, tokens = section.num_images or 0, _tokens(section)
-    before, after = vlm_prompt_of(section.architecture).prompt(images, tokens)
+    prefix, suffix = vlm_prompt_of(section.architecture).prompt(images, tokens)
     needed = images * tokens + _ROOM
-    if most is not None and most < needed:
+    if max_length is not None and max_length < needed:
         raise UsageError(
-            f"data.max_text_seq_len {most} leaves no room for a sentence beside the pictures",
+            f"data.max_text_seq_len {max_length} leaves no room for a sentence beside the pictures",
             hint=f"set it to at least {needed}, or leave it out",
             code="usage.no_room_for_text",
         )
     tokenizer = _tokenizer(section, folder)
-    return SubwordTokenizer(tokenizer, most or _MOST_TOKENS, before, after)
+    return SubwordTokenizer(tokenizer, max_length or _MOST_TOKENS, prefix, suffix)
 
 
 def _tokens(section: VlmBackboneConfig) -> int:
@@ -180,15 +180,15 @@ _MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], TextTokenizer]] =
 }
 
 
-def make_text_tokenizer(section: Backbone, most: int | None, folder: Path | None) -> TextTokenizer:
+def make_text_tokenizer(section: Backbone, max_length: int | None, folder: Path | None) -> TextTokenizer:
     """What makes numbers of sentences for a backbone.
 
     Args:
         section: Of the backbone, derived.
-        most: Most numbers of a sentence; None for what the backbone reads.
+        max_length: Most numbers of a sentence; None for what the backbone reads.
         folder: Where the tokenizer was kept; None where nothing was.
     """
-    return _MAKERS[section.type](section, most, folder)
+    return _MAKERS[section.type](section, max_length, folder)
 
 
 def example_text(section: Backbone, size: int) -> Tensor:

@@ -78,7 +78,7 @@ class VlmBackbone(nn.Module):
         ).hidden_states
         rows = torch.arange(len(text), device=text.device)
         last = states[-self._config.num_vlm_layers_to_use :]
-        return torch.cat([one[rows, lengths] for one in last], dim=-1)[:, None]
+        return torch.cat([state[rows, lengths] for state in last], dim=-1)[:, None]
 
     def _pixels(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """What the family's network takes of pictures."""
@@ -98,19 +98,19 @@ class VlmBackbone(nn.Module):
         ]
 
 
-def append_token(text: Tensor, lengths: Tensor, word: int) -> tuple[Tensor, Tensor]:
+def append_token(text: Tensor, lengths: Tensor, token_id: int) -> tuple[Tensor, Tensor]:
     """A word behind each sentence.
 
     Args:
         text: Ids + 1, 0 behind them, int64 [B, L].
         lengths: Ids of each, int64 [B].
-        word: Its id.
+        token_id: Its id.
 
     Returns:
         Ids int64 [B, L + 1], and bool [B, L + 1], which of them are there.
     """
     ids = torch.cat([text - 1, torch.zeros_like(text[:, :1])], dim=1).clamp(min=0)
-    ids = ids.scatter(1, lengths[:, None], word)
+    ids = ids.scatter(1, lengths[:, None], token_id)
     return ids, torch.arange(ids.shape[1], device=ids.device) <= lengths[:, None]
 
 

@@ -35,8 +35,8 @@ class VlmPrompt:
 
     def prompt(self, images: int, tokens: int) -> tuple[str, str]:
         """What stands before and behind a sentence about pictures of so many tokens."""
-        told = self.image.format(self.token * tokens) * images
-        return self.before + told + self.between, self.after
+        image_text = self.image.format(self.token * tokens) * images
+        return self.before + image_text + self.between, self.after
 
 
 _FRAMED = "<fake_token_around_image><global-img>{}<fake_token_around_image>"
@@ -95,5 +95,5 @@ def image_tokens(architecture: Mapping[str, Any], side: int) -> int:
 
 def image_token_id(architecture: Mapping[str, Any]) -> int:
     """The id of a token that stands for a part of a picture."""
-    old = architecture.get("image_token_index")
-    return int(architecture["image_token_id"] if old is None else old)
+    index = architecture.get("image_token_index")
+    return int(architecture["image_token_id"] if index is None else index)

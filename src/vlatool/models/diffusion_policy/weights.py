@@ -80,7 +80,7 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     As in the published loader the first name decides.
     """
     named = dict(state)
-    while prefix := next((one for one in _WRAPPERS if next(iter(named), "").startswith(one)), None):
+    while prefix := next((wrapper for wrapper in _WRAPPERS if next(iter(named), "").startswith(wrapper)), None):
         named = {name.removeprefix(prefix): value for name, value in named.items()}
     return named
 
@@ -115,10 +115,10 @@ def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor])
             "native denoiser",
             code="usage.not_exportable",
         )
-    found = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    words = [name for name in found if name.startswith(_VLM) and name.endswith(_WORDS)]
-    heads = {f"{_VLM}{_HEAD}": found[name] for name in words}
-    return {**found, **heads, **_unused(denoiser)}
+    exported = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    words = [name for name in exported if name.startswith(_VLM) and name.endswith(_WORDS)]
+    heads = {f"{_VLM}{_HEAD}": exported[name] for name in words}
+    return {**exported, **heads, **_unused(denoiser)}
 
 
 def _unused(section: TransformerConfig) -> dict[str, Tensor]:
@@ -159,27 +159,27 @@ def load_init_weights(config: DiffusionPolicyConfig, network: nn.Module) -> None
     Raises:
         DataError: They are missing, broken, or do not fit.
     """
-    whole, anew = config.resume_from_checkpoint, config.resume_except
+    whole, excluded = config.resume_from_checkpoint, config.resume_except
     for name in _SECTIONS:
         section: NetworkConfig = getattr(config, name)
         module: Any = getattr(network, name)
-        if whole is not None and name not in anew:
+        if whole is not None and name not in excluded:
             continue
         if section.resume_from_checkpoint is not None:
             load_section(module, name, weights_file(section.resume_from_checkpoint))
         elif hasattr(module, "load_base"):
             module.load_base()
     if whole is not None:
-        load_policy(network, weights_file(whole), anew=anew)
+        load_policy(network, weights_file(whole), keep=excluded)
 
 
-def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> ImportedWeights:
+def load_policy(network: nn.Module, path: Path, *, keep: Sequence[str] = ()) -> ImportedWeights:
     """Loads the weights of a whole policy, published or of a run.
 
     Args:
         network: The policy.
         path: See `pretrained.weights_file`.
-        anew: Modules that keep what they have, such as `action_encode` where actions differ.
+        keep: Modules that keep what they have, such as `action_encode` where actions differ.
 
     Returns:
         What was loaded and left out.
@@ -187,11 +187,11 @@ def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> 
     Raises:
         DataError: The file is missing, broken or unsafe, or its weights do not fit.
     """
-    found = import_published(read_state(path), network)
-    kept = tuple(f"{name}." for name in anew)
+    imported = import_published(read_state(path), network)
+    prefixes = tuple(f"{name}." for name in keep)
     own = network.state_dict()
-    weights = {name: value for name, value in found.weights.items() if not name.startswith(kept)}
-    weights |= {name: value for name, value in own.items() if name.startswith(kept)}
+    weights = {name: value for name, value in imported.weights.items() if not name.startswith(prefixes)}
+    weights |= {name: value for name, value in own.items() if name.startswith(prefixes)}
     try:
         fitting = fitted(network, weights, path)
     except DataError as error:
@@ -202,8 +202,8 @@ def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> 
             )
         raise
     network.load_state_dict(fitting, strict=False)
-    _log_unused(path, found)
-    return found
+    _log_unused(path, imported)
+    return imported
 
 
 def load_section(module: nn.Module, name: str, path: Path) -> None:
@@ -217,9 +217,9 @@ def load_section(module: nn.Module, name: str, path: Path) -> None:
     state = {key: state[key] for key in below} or {f"{name}.{key}": state[key] for key in state}
     holder = nn.Module()
     holder.add_module(name, module)
-    found = import_published(state, holder)
-    holder.load_state_dict(fitted(holder, found.weights, path), strict=False)
-    _log_unused(path, found)
+    imported = import_published(state, holder)
+    holder.load_state_dict(fitted(holder, imported.weights, path), strict=False)
+    _log_unused(path, imported)
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
@@ -251,7 +251,7 @@ def _are_tensors(state: Mapping[Any, Any]) -> bool:
     )
 
 
-def _log_unused(path: Path, found: ImportedWeights) -> None:
-    if found.dead:
-        names = ", ".join(found.dead[:_SHOWN])
+def _log_unused(path: Path, imported: ImportedWeights) -> None:
+    if imported.dead:
+        names = ", ".join(imported.dead[:_SHOWN])
         _log.info("%s: a policy does not use %s", path, names)
