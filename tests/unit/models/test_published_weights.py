@@ -196,7 +196,7 @@ def test_modules_begin_anew_where_dimensions_differ(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_policy(target, path)
     assert caught.value.code == "data.checkpoint_mismatch"
-    load_policy(target, path, anew=["action_encode", "output_layer"])
+    load_policy(target, path, excluded=["action_encode", "output_layer"])
     assert torch.equal(target.time_encoding.weight, source.time_encoding.weight)
     assert target.output_layer.weight.shape == (7, 16)
 

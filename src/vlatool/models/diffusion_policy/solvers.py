@@ -1,4 +1,4 @@
-"""From noise to actions in a given number of evaluations. Source: reference/policy 2.4.
+"""Solvers: from noise to actions in a given number of evaluations. Source: reference/policy 2.4.
 
 Legend of shapes: B batch, T action steps, A width of an action.
 """
@@ -14,19 +14,19 @@ from vlatool.config.base import ConfigModel
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig, Solver
 from vlatool.models.diffusion_policy.noise import alphas_cumprod, clamped
 
-# The network at current actions [B, T, A] and an integer noise level.
+# Function of current actions [B, T, A] and an integer noise level.
 Network = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
 class SamplingSchedule:
-    """What a solver goes by.
+    """Settings of a sampling run.
 
     Attributes:
-        noise: Section of the noise.
-        steps: Evaluations of the network.
-        known: Actions [B, T, A] and a mask bool [B, T] of those that are given, not sampled.
-        rng: Draws fresh noise, where a solver adds some; on the CPU.
+        noise: The noise section.
+        steps: Number of network evaluations.
+        known: Actions [B, T, A] and a mask bool [B, T] of the known ones, which are not sampled.
+        rng: Generator for solvers that add noise; on the CPU.
     """
 
     noise: NoiseConfig
@@ -35,33 +35,33 @@ class SamplingSchedule:
     rng: torch.Generator | None = None
 
     def clamped(self, x: Tensor) -> Tensor:
-        """Within the limits of the section."""
+        """The tensor clamped to the limits of the noise section."""
         return clamped(x, self.noise.clamp_range)
 
     def with_known_actions(self, x: Tensor) -> Tensor:
-        """With the known actions in place."""
+        """The tensor with the known actions filled in."""
         if self.known is None:
             return x
         return torch.where(self.known[1][..., None], self.known[0], x)
 
     def time_at(self, share: float) -> int:
-        """The integer noise level at a share of the way from data to noise."""
+        """Integer noise level at a fraction in [0, 1] of the way from data to noise."""
         return max(round(self.noise.num_timesteps * share), 1) - 1
 
     def times(self) -> list[int]:
         """Noise levels of evenly spaced steps, from noise to data.
 
-        A step moves by 1 / steps, so the whole way is exactly one whatever `steps` is; the
-        published sampler goes 1.162 times the way with 6 steps of 1000.
+        A step covers 1 / steps of the way, so that all steps cover exactly 1 for any `steps`; the
+        published sampler covers 1.162 with 6 steps of 1000 noise levels.
         """
         return [self.time_at(1 - index / self.steps) for index in range(self.steps)]
 
 
 def euler(network: Network, start: Tensor, schedule: SamplingSchedule, _: ConfigModel) -> Tensor:
-    """Flow matching, first order.
+    """Euler solver for flow matching, first order.
 
-    The network sees clamped actions as it did in training, the noise at the start included; the
-    published sampler shows it that unclamped.
+    The network gets clamped actions as in training, including the initial noise, which the
+    published sampler does not clamp.
     """
     x = schedule.with_known_actions(start)
     for time in schedule.times():
@@ -71,7 +71,10 @@ def euler(network: Network, start: Tensor, schedule: SamplingSchedule, _: Config
 
 
 def heun(network: Network, start: Tensor, schedule: SamplingSchedule, _: ConfigModel) -> Tensor:
-    """Flow matching, second order: two evaluations an interval, the last of an odd number alone."""
+    """Heun solver for flow matching, second order.
+
+    Each interval takes two evaluations; with an odd number of steps the last interval takes one.
+    """
     intervals = -(-schedule.steps // 2)
     x = schedule.with_known_actions(start)
     for index in range(intervals):
@@ -85,8 +88,10 @@ def heun(network: Network, start: Tensor, schedule: SamplingSchedule, _: ConfigM
     return x
 
 
-def ddim(network: Network, start: Tensor, schedule: SamplingSchedule, section: DdimConfig) -> Tensor:
-    """Diffusion; with eta 1 and all steps it is DDPM. What is denoised is kept within limits.
+def ddim(
+    network: Network, start: Tensor, schedule: SamplingSchedule, section: DdimConfig
+) -> Tensor:
+    """DDIM solver for diffusion, equal to DDPM with eta 1 and all steps. Clamps denoised actions.
 
     Source: Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 and 16.
     """
@@ -99,7 +104,9 @@ def ddim(network: Network, start: Tensor, schedule: SamplingSchedule, section: D
         noise = network(x, time)
         clean = schedule.clamped((x - (1 - share) ** 0.5 * noise) / share**0.5)
         noise = (x - share**0.5 * clean) / (1 - share) ** 0.5
-        fresh = section.eta * ((1 - next_share) / (1 - share) * max(1 - share / next_share, 0.0)) ** 0.5
+        fresh = (
+            section.eta * ((1 - next_share) / (1 - share) * max(1 - share / next_share, 0.0)) ** 0.5
+        )
         x = next_share**0.5 * clean + max(1 - next_share - fresh**2, 0.0) ** 0.5 * noise
         if fresh > 0:
             sample = torch.randn(x.shape, generator=schedule.rng, dtype=x.dtype)
@@ -109,7 +116,7 @@ def ddim(network: Network, start: Tensor, schedule: SamplingSchedule, section: D
 
 
 def ddpm(network: Network, start: Tensor, schedule: SamplingSchedule, _: DdpmConfig) -> Tensor:
-    """Diffusion with the noise of the exact posterior at every step."""
+    """DDPM solver for diffusion, which adds the noise of the exact posterior at every step."""
     return ddim(network, start, schedule, DdimConfig(eta=1.0))
 
 
@@ -117,5 +124,5 @@ SOLVERS: Mapping[str, Any] = {"euler": euler, "heun": heun, "ddim": ddim, "ddpm"
 
 
 def solve(network: Network, start: Tensor, schedule: SamplingSchedule, section: Solver) -> Tensor:
-    """Actions [B, T, A] from noise `start`, by the solver that a section's `type` names."""
+    """Actions [B, T, A] from noise `start`, by the solver that the `type` of a section names."""
     return SOLVERS[section.type](network, start, schedule, section)
