@@ -1,6 +1,6 @@
-"""Whether what a model type lets act does so where evaluation uses it: see `testing`.
+"""Contract checks of the policy of a model type, as evaluation uses it; see `testing`.
 
-Legend of shapes: B observations, T steps, C channels.
+Legend of shapes: B observations, T steps, C dimensions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,24 +25,25 @@ _SEEN = 2
 _STEPS = 3
 
 
-def check_policy(trained: TrainedPolicy, info: RoboticsInfo) -> None:
-    """A policy of robotics data acts on samples, in a control loop and in an evaluation."""
+def check_robot_policy(trained: TrainedPolicy, info: RoboticsInfo) -> None:
+    """Checks a policy for robotics data on samples, in a control loop and in an evaluation."""
     policy = trained.policy
     assert isinstance(policy, RoboticsPolicy), (
-        f"policy gives a {type(policy).__name__}; for robotics data it is a vlatool.models.policy."
-        "Policy, or None for what does not act"
+        f"policy returns a {type(policy).__name__}; for robotics data it must return a "
+        "vlatool.models.policy.RoboticsPolicy, or None if the model has no policy"
     )
     samples = _samples(policy, info)
     observations = [_observation(policy, sample) for sample in samples]
     predicted = [
-        policy.predict(observations, steps=_STEPS, rng=torch.Generator().manual_seed(1)) for _ in range(2)
+        policy.predict(observations, steps=_STEPS, rng=torch.Generator().manual_seed(1))
+        for _ in range(2)
     ]
     widths = {name: samples[0].fields[name].shape[-1] for name in policy.data.action_fields}
     for chunks in predicted:
         _check_chunks("predict", chunks, {name: (policy.length, n) for name, n in widths.items()})
     for name in policy.data.action_fields:
         same = np.array_equal(predicted[0][name], predicted[1][name])
-        assert same, f"actions {name!r} draw randomness from elsewhere than rng"
+        assert same, f"actions {name!r} use randomness that is not from rng"
     left = policy.length - policy.past
     commands = policy.act(observations, steps=_STEPS, rng=torch.Generator().manual_seed(1))
     _check_chunks("act", commands, {name: (left, n) for name, n in policy.actions.items()})
@@ -52,7 +53,7 @@ def check_policy(trained: TrainedPolicy, info: RoboticsInfo) -> None:
 def _check_uses(
     trained: TrainedPolicy, info: RoboticsInfo, samples: Sequence[DecodedSample]
 ) -> None:
-    """What `load_policy` and `eval open-loop` do with it."""
+    """Uses the policy as `load_policy` and `eval open-loop` do."""
     runner = PolicyRunner(trained, _STEPS, 0)
     for sample in samples:
         images = sample.images[-len(runner.cameras) :]
@@ -65,7 +66,7 @@ def _check_uses(
 
 
 def _samples(policy: RoboticsPolicy, info: RoboticsInfo) -> list[DecodedSample]:
-    """A few, with the measured poses that actions are relative to."""
+    """A few samples, with the measured poses that actions are relative to."""
     changes = {"proprioception_fields": list(policy.fields)}
     data = policy.data.model_copy(
         update={**changes, "augmentation": policy.data.augmentation.still}
@@ -79,25 +80,27 @@ def _samples(policy: RoboticsPolicy, info: RoboticsInfo) -> list[DecodedSample]:
 
 
 def _observation(policy: RoboticsPolicy, sample: DecodedSample) -> Observation:
-    seen = {name: sample.fields[name][: policy.past + 1] for name in policy.fields}
-    return Observation(sample.images, seen, sample.instruction)
+    fields = {name: sample.fields[name][: policy.past + 1] for name in policy.fields}
+    return Observation(sample.images, fields, sample.instruction)
 
 
 def _check_chunks(label: str, chunks: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Actions by field, float [B, T, C] of `shapes` (T, C)."""
+    """Checks actions by field, float [B, T, C] with (T, C) of `shapes`."""
     assert isinstance(chunks, Mapping), (
-        f"{label} gives a {type(chunks).__name__}, not field to actions"
+        f"{label} returns a {type(chunks).__name__}, not a mapping of fields to actions"
     )
     missing = [name for name in shapes if name not in chunks]
-    assert not missing, f"{label} gives no actions for {missing[0]!r}"
+    assert not missing, f"{label} returns no actions for {missing[0]!r}"
     for name, shape in shapes.items():
         actions = chunks[name]
         keeps = isinstance(actions, torch.Tensor) and actions.requires_grad
-        kind = "a tensor that keeps gradients" if keeps else f"a {type(actions).__name__}"
+        kind = "a tensor with gradients" if keeps else f"a {type(actions).__name__}"
         assert isinstance(actions, np.ndarray), (
-            f"{label} gives {kind} for {name!r}, not a numpy array: "
+            f"{label} returns {kind} for {name!r}, not a numpy array; use "
             "actions.detach().cpu().numpy()"
         )
         fits = actions.ndim == 3 and actions.shape[1:] == shape
-        assert fits, f"actions {name!r} are {actions.shape}, not [B, T, C] with T, C of {shape}"
+        assert fits, (
+            f"actions {name!r} have shape {actions.shape}, not [B, T, C] with (T, C) = {shape}"
+        )
         assert np.isfinite(actions).all(), f"actions {name!r} are not finite"

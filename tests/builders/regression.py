@@ -1,4 +1,4 @@
-"""A run of the loop in memory: a linear model whose objective draws no randomness."""
+"""Training runs in memory: a linear model with an objective that uses no randomness."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ GLOBAL_BATCH = 16
 
 
 class Regression(Objective):
-    """Squared error over real elements; optionally several optimizers of one part."""
+    """Squared error over masked elements; optionally several optimizers of one part."""
 
     def __init__(self, names: Sequence[str] = ("main",)) -> None:
         self._names = names
@@ -56,7 +56,7 @@ class Regression(Objective):
 
 
 class Plain(ModelType):
-    """Has no blocks and no methods."""
+    """Model type without blocks and methods."""
 
 
 def samples(count: int = 64) -> Batch:
@@ -74,15 +74,15 @@ def micro_batches(data: Batch, size: int, start: int = 0) -> Iterator[MicroBatch
 
 
 class Fixture:
-    """One run of the loop in memory."""
+    """A training run in memory."""
 
     def __init__(self, folder: Path, *, size: int, steps: int = 4, **keys: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.saved: list[int] = []
         self.metrics = folder / "metrics.jsonl"
-        given = {"lr": 0.05, "warmup": 0, "precision": "float32"}
-        given |= {"global_batch_size": GLOBAL_BATCH, "per_gpu_batch_size": size}
-        h = HParams.model_validate({**given, **keys})
+        defaults = {"lr": 0.05, "warmup": 0, "precision": "float32"}
+        defaults |= {"global_batch_size": GLOBAL_BATCH, "per_gpu_batch_size": size}
+        h = HParams.model_validate({**defaults, **keys})
         config = TrainConfig(hparams=h)
         runtime = Runtime(config)
         torch.manual_seed(0)
@@ -107,7 +107,7 @@ class Fixture:
                 total_steps=steps,
             ),
             validate=lambda state: None,
-            log_images=lambda state, one: None,
+            log_images=lambda state, micro_batch: None,
             save=lambda state: self.saved.append(state.step),
             stop_signal=lambda: None,
         )

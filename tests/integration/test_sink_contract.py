@@ -111,13 +111,13 @@ class Changing(ToySink):
 @pytest.mark.parametrize(
     ("sink", "sentence"),
     [
-        (Forgetful, "finish does not tell of its files"),
+        (Forgetful, "the files that finish returns"),
         (Greedy, "owned does not match"),
         (Careless, "receipts count"),
         (Local, "work cannot be pickled"),
         (Eager, "estimate writes"),
-        (Torn, "finish does not tell of its files"),
-        (Changing, "other bytes than those of a quiet run"),
+        (Torn, "the files that finish returns"),
+        (Changing, "files differ from those of an undisturbed run"),
     ],
 )
 def test_broken_promise_of_a_sink_is_noticed(sink: type[ToySink], sentence: str) -> None:
