@@ -21,7 +21,7 @@ from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.reader import RoboticsReader
 from vlatool.models.policy import Observation, RoboticsPolicy
 
-_SEEN = 2
+_NUM_SAMPLES = 2
 _STEPS = 3
 
 
@@ -60,7 +60,7 @@ def _check_uses(
         images_by_camera = dict(zip(runner.cameras, images, strict=True))
         fields = {name: sample.fields[name][trained.policy.past] for name in runner.fields}
         runner.act({**images_by_camera, **fields, "instruction": sample.instruction})
-    config = OpenLoopConfig(max_samples=_SEEN, inference_steps=_STEPS)
+    config = OpenLoopConfig(max_samples=_NUM_SAMPLES, inference_steps=_STEPS)
     fit = ImageFit(trained.policy.images, lambda _: None)
     evaluate_open_loop(trained, info, config, fit, NullProgress())
 
@@ -72,8 +72,8 @@ def _samples(policy: RoboticsPolicy, info: RoboticsInfo) -> list[DecodedSample]:
         update={**changes, "augmentation": policy.data.augmentation.still}
     )
     order = SampleOrder(info.datasets, OrderOptions(shuffle=False))
-    rngs = [np.random.default_rng(0) for _ in range(_SEEN)]
-    read = RoboticsReader(data, info).read(order.places(range(_SEEN)), rngs)
+    rngs = [np.random.default_rng(0) for _ in range(_NUM_SAMPLES)]
+    read = RoboticsReader(data, info).read(order.places(range(_NUM_SAMPLES)), rngs)
     samples = [sample for sample in read if isinstance(sample, DecodedSample)]
     assert samples, "no sample of the data can be read"
     return samples
@@ -93,8 +93,8 @@ def _check_chunks(label: str, chunks: Any, shapes: Mapping[str, tuple[int, int]]
     assert not missing, f"{label} returns no actions for {missing[0]!r}"
     for name, shape in shapes.items():
         actions = chunks[name]
-        keeps = isinstance(actions, torch.Tensor) and actions.requires_grad
-        kind = "a tensor with gradients" if keeps else f"a {type(actions).__name__}"
+        has_gradients = isinstance(actions, torch.Tensor) and actions.requires_grad
+        kind = "a tensor with gradients" if has_gradients else f"a {type(actions).__name__}"
         assert isinstance(actions, np.ndarray), (
             f"{label} returns {kind} for {name!r}, not a numpy array; use "
             "actions.detach().cpu().numpy()"

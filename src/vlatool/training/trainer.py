@@ -141,12 +141,14 @@ class Trainer:
             self.save(state)
 
 
-def _record(state: TrainState, moved: list[OptimizerStep], fetched: list[MicroBatch]) -> StepRecord:
+def _record(
+    state: TrainState, optimizer_steps: list[OptimizerStep], fetched: list[MicroBatch]
+) -> StepRecord:
     drops = [micro_batch.first_drop for micro_batch in fetched if micro_batch.first_drop]
     return StepRecord(
         step=state.step,
         samples=state.samples,
-        updates=moved,
+        updates=optimizer_steps,
         names=[micro_batch.samples for micro_batch in fetched],
         first_drop=drops[0] if drops else "",
     )
