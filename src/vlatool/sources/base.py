@@ -66,7 +66,7 @@ class FormatReader(Protocol):
         ...
 
 
-def merge_surveys(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
+def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
     """What episodes have between them, in the order they come; each is told by a survey of one.
 
     A field is there where most episodes have it, as wide as most have it; where they are equal, the
@@ -84,13 +84,13 @@ def merge_surveys(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> S
     frames: list[int | None] = []
     policy = {name: dict[Any, None]() for name in _POLICY}
     rates: set[float | None] = set()
-    for look in looks:
-        kinds[tuple(look.fields.items())] += 1
-        cameras |= {name: cameras.get(name) or size for name, size in look.cameras.items()}
-        frames.append(look.frames)
-        rates.add(look.fps)
-        for name, known in policy.items():
-            known.update(dict.fromkeys(getattr(look, name)))
+    for survey in surveys:
+        kinds[tuple(survey.fields.items())] += 1
+        cameras |= {name: cameras.get(name) or size for name, size in survey.cameras.items()}
+        frames.append(survey.frames)
+        rates.add(survey.fps)
+        for name, distinct in policy.items():
+            distinct.update(dict.fromkeys(getattr(survey, name)))
     if not frames:
         first = reasons[0]
         raise type(first)(
@@ -103,29 +103,29 @@ def merge_surveys(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> S
     return Survey(
         episodes=len(frames),
         cameras=cameras,
-        fields=_usual_fields(kinds),
+        fields=_majority_fields(kinds),
         frames=sum(known_frames) if len(known_frames) == len(frames) else None,
         fps=rates.pop() if len(rates) == 1 else None,
-        **{name: tuple(known) for name, known in policy.items()},
+        **{name: tuple(distinct) for name, distinct in policy.items()},
     )
 
 
-def _usual_fields(kinds: Counter[tuple[tuple[str, FieldSpec], ...]]) -> dict[str, FieldSpec]:
+def _majority_fields(variants: Counter[tuple[tuple[str, FieldSpec], ...]]) -> dict[str, FieldSpec]:
     """The fields of a union, from how many episodes have which ones."""
-    first, episodes = dict(next(iter(kinds))), kinds.total()
+    first, episodes = dict(next(iter(variants))), variants.total()
     widths: dict[str, Counter[int]] = {}
     names: dict[tuple[str, int], tuple[str, ...]] = {}
-    for kind, count in kinds.items():
-        for name, info in kind:
-            widths.setdefault(name, Counter())[info.width] += count
-            names.setdefault((name, info.width), info.names)
-    found: dict[str, FieldSpec] = {}
+    for fields, count in variants.items():
+        for name, spec in fields:
+            widths.setdefault(name, Counter())[spec.width] += count
+            names.setdefault((name, spec.width), spec.names)
+    majority: dict[str, FieldSpec] = {}
     for name, counts in widths.items():
         missing = episodes - counts.total()
         if counts.total() > missing or (counts.total() == missing and name in first):
             width = counts.most_common(1)[0][0]
-            found[name] = FieldSpec(width, names[name, width])
-    return found
+            majority[name] = FieldSpec(width, names[name, width])
+    return majority
 
 
 def survey_episode(episode: Episode) -> Survey:
@@ -136,7 +136,7 @@ def survey_episode(episode: Episode) -> Survey:
             **{name: camera.size for name, camera in episode.cameras.items()},
             **dict.fromkeys(episode.missing_cameras),
         },
-        fields=facts_of(episode),
+        fields=field_specs(episode),
         frames=episode.num_frames,
         fps=episode.fps,
         **{name: getattr(episode, name) for name in _POLICY},
@@ -144,11 +144,11 @@ def survey_episode(episode: Episode) -> Survey:
 
 
 def survey_each(
-    look: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[VlatoolError]
+    survey: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[VlatoolError]
 ) -> Iterator[Survey]:
     """The surveys of the episodes that can be looked at; refusals and bugs go to `reasons`."""
     for ref in refs:
-        outcome = attempt(look, ref)
+        outcome = attempt(survey, ref)
         if outcome.value is not None:
             yield outcome.value
         elif isinstance(outcome.error, DataError | BugError):
@@ -167,30 +167,29 @@ def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[Epis
     return merge_surveys(survey_each(lambda ref: survey_episode(read(ref)), refs, reasons), reasons)
 
 
-def facts_of(episode: Episode) -> dict[str, FieldSpec]:
+def field_specs(episode: Episode) -> dict[str, FieldSpec]:
     """The fields of an episode; names of channels count where they are as many."""
-    info: dict[str, FieldSpec] = {}
+    specs: dict[str, FieldSpec] = {}
     for name, values in episode.lowdim.items():
         width = 0 if values.dtype.kind == "U" else math.prod(values.shape[1:])
         names = tuple(episode.dimension_names.get(name, ()))
-        info[name] = FieldSpec(width, names if len(names) == width else ())
-    return info
+        specs[name] = FieldSpec(width, names if len(names) == width else ())
+    return specs
 
 
 def field_mismatch(
-    episode: str, own: Mapping[str, FieldSpec], common: Mapping[str, FieldSpec | int]
+    episode: str, fields: Mapping[str, FieldSpec], expected: Mapping[str, FieldSpec | int]
 ) -> DataError | None:
     """Why the fields of an episode do not fit those of the others; None where they do."""
-    widths = {name: info.width for name, info in own.items()}
-    wanted = {
-        name: facts.width if isinstance(facts, FieldSpec) else facts
-        for name, facts in common.items()
+    widths = {name: spec.width for name, spec in fields.items()}
+    expected_widths = {
+        name: spec.width if isinstance(spec, FieldSpec) else spec for name, spec in expected.items()
     }
-    for name in [*wanted, *widths]:
-        if widths.get(name) != wanted.get(name):
+    for name in [*expected_widths, *widths]:
+        if widths.get(name) != expected_widths.get(name):
             return DataError(
                 f"{episode}: field {name!r} is {_width(widths.get(name))}, "
-                f"in the other episodes {_width(wanted.get(name))}",
+                f"in the other episodes {_width(expected_widths.get(name))}",
                 hint="episodes of one run must have the same fields; discard the field or "
                 "preprocess the episodes apart",
                 code="data.schema_mismatch",
@@ -243,19 +242,19 @@ def no_episodes(source: Path, searched: str) -> DataError:
     )
 
 
-def unknown_field(name: str, known: Sequence[str], where: Path, noun: str = "field") -> DataError:
+def unknown_field(name: str, known: Sequence[str], path: Path, kind: str = "field") -> DataError:
     """The refusal of a field that the user asked for and the data does not have."""
-    there = ", ".join(known) or "none"
+    known_names = ", ".join(known) or "none"
     nearest = did_you_mean(name, list(known))
     return DataError(
-        f"{where}: there is no {noun} {name!r}; there are: {there}",
-        hint=nearest if nearest.startswith("did you mean") else f"choose one of: {there}",
+        f"{path}: there is no {kind} {name!r}; there are: {known_names}",
+        hint=nearest if nearest.startswith("did you mean") else f"choose one of: {known_names}",
         code="data.unknown_field",
-        details={"field": name, "known": list(known), "path": str(where)},
+        details={"field": name, "known": list(known), "path": str(path)},
     )
 
 
-def check_is_data_file(path: Path, what: str) -> None:
+def check_is_data_file(path: Path, label: str) -> None:
     """Checks that `path` is a file with content of its own; `what` it is of, such as `episode 3`.
 
     Raises:
@@ -265,14 +264,14 @@ def check_is_data_file(path: Path, what: str) -> None:
         head = read_byte_range(ByteRange(path, 0, len(_LFS_HEADER)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(
-            f"{what}: {path} is missing",
+            f"{label}: {path} is missing",
             hint="complete the download, or leave the episode out with --episodes",
             code="data.missing_file",
             details={"path": str(path)},
         ) from None
     if head == _LFS_HEADER:
         raise DataError(
-            f"{what}: {path} is a Git LFS pointer ({path.stat().st_size} bytes), not data",
+            f"{label}: {path} is a Git LFS pointer ({path.stat().st_size} bytes), not data",
             hint="run `git lfs pull` in the data set, or download it again",
             code="data.lfs_pointer",
             details={"path": str(path)},

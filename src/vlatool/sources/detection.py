@@ -49,27 +49,29 @@ def detect_source(location: Path, forced: str | None) -> DetectedSource:
     """
     if forced is not None:
         return _discover(forced, location)
-    found: list[DetectedSource] = []
-    refusals: dict[str, VlatoolError] = {}
+    detected: list[DetectedSource] = []
+    errors: dict[str, VlatoolError] = {}
     for name in FORMATS.names():
         try:
-            found.append(_discover(name, location))
+            detected.append(_discover(name, location))
         except VlatoolError as error:
-            refusals[name] = error
-    general = {getattr(one.reader, "base_format", "") for one in found}
-    found = [one for one in found if one.format not in general]
-    found = [one for one in found if not getattr(one.reader, "is_fallback", False)] or found
-    if len(found) > 1:
-        counts = ", ".join(f"{one.format} ({len(one.refs)})" for one in found)
+            errors[name] = error
+    general = {getattr(source.reader, "base_format", "") for source in detected}
+    detected = [source for source in detected if source.format not in general]
+    detected = [
+        source for source in detected if not getattr(source.reader, "is_fallback", False)
+    ] or detected
+    if len(detected) > 1:
+        counts = ", ".join(f"{source.format} ({len(source.refs)})" for source in detected)
         raise UsageError(
             f"{location}: several formats find episodes here: {counts}",
-            hint=f"choose one with --format, such as --format {found[0].format}",
+            hint=f"choose one with --format, such as --format {detected[0].format}",
             code="usage.ambiguous_format",
-            details={"formats": [one.format for one in found]},
+            details={"formats": [source.format for source in detected]},
         )
-    if not found:
-        raise _nothing_found(location, refusals)
-    return found[0]
+    if not detected:
+        raise _not_detected_error(location, errors)
+    return detected[0]
 
 
 def _discover(name: str, location: Path) -> DetectedSource:
@@ -94,14 +96,14 @@ def _reader(name: str) -> FormatReader:
         ) from None
 
 
-def _nothing_found(location: Path, refusals: Mapping[str, VlatoolError]) -> VlatoolError:
+def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> VlatoolError:
     """The error of a format that knows the data but cannot read it, else one that names all."""
-    for error in refusals.values():
+    for error in errors.values():
         if isinstance(error, DataError) and error.code != "data.no_episodes":
             return error
     searched = {
         name: str(error.details.get("searched") or error.hint or error.message)
-        for name, error in refusals.items()
+        for name, error in errors.items()
     }
     return DataError(
         f"{location}: no run, no shards, and no episodes of a known format",

@@ -22,21 +22,21 @@ def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
 def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
     """Episodes once each; another episode with a used id gets a number behind it."""
     seen_paths: set[Path] = set()
-    used: set[str] = set()
+    used_ids: set[str] = set()
     for ref in refs:
         resolved = ref.path.resolve()
         if resolved in seen_paths:
             continue
         seen_paths.add(resolved)
-        name, number = ref.id, 1
-        while name in used:
+        ref_id, number = ref.id, 1
+        while ref_id in used_ids:
             number += 1
-            name = f"{ref.id}-{number}"
-        used.add(name)
-        yield ref if number == 1 else replace(ref, id=name)
+            ref_id = f"{ref.id}-{number}"
+        used_ids.add(ref_id)
+        yield ref if number == 1 else replace(ref, id=ref_id)
 
 
-def checked_ids(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
+def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
     """Ids name files and seed keys; a reader that gives bad or equal ones would mix episodes.
 
     Raises:
@@ -61,7 +61,7 @@ def checked_ids(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
 
 
 def select(
-    refs: Sequence[EpisodeRef], wanted: str | None, unwanted: str | None = None
+    refs: Sequence[EpisodeRef], include: str | None, exclude: str | None = None
 ) -> list[EpisodeRef]:
     """The episodes of a selection such as `0:4,7`, without those of another one.
 
@@ -76,27 +76,31 @@ def select(
     if None in numbers or len(set(numbers)) < len(numbers):
         numbers = list(range(len(refs)))
     known = {number: ref for number, ref in zip(numbers, refs, strict=True) if number is not None}
-    chosen = list(known) if wanted is None else sorted(_numbers("--episodes", wanted, known))
-    if unwanted is not None:
-        left_out = _numbers("--exclude", unwanted, known)
-        chosen = [number for number in chosen if number not in left_out]
-    if refs and not chosen:
-        options = {"--episodes": wanted, "--exclude": unwanted}
-        typed = " ".join(f"{name} {text}" for name, text in options.items() if text is not None)
+    selected = list(known) if include is None else sorted(_numbers("--episodes", include, known))
+    if exclude is not None:
+        excluded = _numbers("--exclude", exclude, known)
+        selected = [number for number in selected if number not in excluded]
+    if refs and not selected:
+        options = {"--episodes": include, "--exclude": exclude}
+        options_text = " ".join(
+            f"{name} {text}" for name, text in options.items() if text is not None
+        )
         raise DataError(
-            f"{typed}: leaves none of the {len(refs)} episodes",
+            f"{options_text}: leaves none of the {len(refs)} episodes",
             hint="name other episodes",
             code="data.no_episodes",
         )
-    return [known[number] for number in chosen]
+    return [known[number] for number in selected]
 
 
 def _numbers(option: str, text: str, known: Collection[int]) -> set[int]:
     """The known numbers that a selection names."""
-    return {number for part in text.split(",") for number in _part(part.strip(), known, option)}
+    return {
+        number for part in text.split(",") for number in _parse_part(part.strip(), known, option)
+    }
 
 
-def _part(part: str, known: Collection[int], option: str) -> Iterable[int]:
+def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]:
     match = _RANGE.match(part)
     if not part or match is None:
         raise UsageError(
@@ -104,14 +108,14 @@ def _part(part: str, known: Collection[int], option: str) -> Iterable[int]:
             hint="write numbers and ranges, such as 0:4,7",
             code="usage.bad_selection",
         )
-    first, colon, last = match.groups()
+    start, colon, stop = match.groups()
     if colon:
-        low, high = int(first or 0), int(last) if last else float("inf")
+        low, high = int(start or 0), int(stop) if stop else float("inf")
         return [number for number in known if low <= number < high]
-    if int(first) not in known:
+    if int(start) not in known:
         raise DataError(
-            f"{option}: there is no episode {int(first)}",
+            f"{option}: there is no episode {int(start)}",
             hint=f"there are {len(known)} episodes",
             code="data.no_episodes",
         )
-    return [int(first)]
+    return [int(start)]

@@ -59,8 +59,10 @@ class ParquetImages:
         for position, frame in enumerate(indices):
             image = self._image(frame)
             if image.shape[:2] != self.size:
-                found = f"{image.shape[1]}x{image.shape[0]} pixels"
-                raise self._broken(frame, f"{found}, the first has {self.size[1]}x{self.size[0]}")
+                actual = f"{image.shape[1]}x{image.shape[0]} pixels"
+                raise self._image_error(
+                    frame, f"{actual}, the first has {self.size[1]}x{self.size[0]}"
+                )
             images[position] = image
         return images
 
@@ -77,7 +79,7 @@ class ParquetImages:
                 return part
             if isinstance(part, str) and part:
                 return self._file_content(frame, part)
-        raise self._broken(frame, "the cell holds neither bytes nor a path")
+        raise self._image_error(frame, "the cell holds neither bytes nor a path")
 
     def close(self) -> None:
         """Releases the file; a later read opens it again."""
@@ -90,7 +92,7 @@ class ParquetImages:
         try:
             return decode_rgb(data)
         except ValueError as error:
-            raise self._broken(frame, str(error)) from error
+            raise self._image_error(frame, str(error)) from error
 
     def _file_content(self, frame: int, relative: str) -> bytes:
         """The bytes of the picture file `relative`, looked up below the root, then `images/`."""
@@ -100,7 +102,7 @@ class ParquetImages:
                 path = (folder / relative).resolve()
                 is_file = path.is_file()
             except (OSError, ValueError) as error:  # a name that no file can have
-                raise self._broken(frame, f"its path cannot be used: {error}") from error
+                raise self._image_error(frame, f"its path cannot be used: {error}") from error
             if not path.is_relative_to(root):
                 raise DataError(
                     f"{self.path}: {self.column} row {self._rows[frame]}: the picture path "
@@ -111,9 +113,11 @@ class ParquetImages:
                 )
             if is_file:
                 if (size := path.stat().st_size) > _LARGEST_FILE:
-                    raise self._broken(frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}")
+                    raise self._image_error(
+                        frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}"
+                    )
                 return path.read_bytes()
-        raise self._broken(frame, f"the picture file {relative!r} is missing")
+        raise self._image_error(frame, f"the picture file {relative!r} is missing")
 
     def _cell(self, row: int) -> object:
         cells = self._cells
@@ -121,18 +125,18 @@ class ParquetImages:
             try:
                 cells = self._cells = self._load_row_group(row)
             except (pa.ArrowException, OSError) as error:
-                raise self._broken(self._rows.index(row), str(error)) from error
+                raise self._image_error(self._rows.index(row), str(error)) from error
         return cells[row - self._first_row].as_py()
 
     def _load_row_group(self, row: int) -> pa.ChunkedArray:
         file = self._file = self._file or pq.ParquetFile(as_native_file(self.path))
         first = 0
         for group in range(file.num_row_groups):
-            group_facts = file.metadata.row_group(group)
-            count = group_facts.num_rows
+            group_info = file.metadata.row_group(group)
+            count = group_info.num_rows
             if row < first + count:
                 self._first_row = first
-                chunks = map(group_facts.column, range(group_facts.num_columns))
+                chunks = map(group_info.column, range(group_info.num_columns))
                 bytes_in_memory = sum(chunk.total_uncompressed_size for chunk in chunks)
                 if bytes_in_memory > _LARGEST_GROUP:
                     limit = f"the limit is {_LARGEST_GROUP:,}"
@@ -141,7 +145,7 @@ class ParquetImages:
             first += count
         raise pa.ArrowInvalid(f"row {row} of {first}")
 
-    def _broken(self, frame: int, reason: str) -> DataError:
+    def _image_error(self, frame: int, reason: str) -> DataError:
         row = self._rows[frame]
         return DataError(
             f"{self.path}: {self.column} row {row}: no readable picture: {reason}",

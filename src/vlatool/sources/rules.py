@@ -96,13 +96,13 @@ def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Itera
 def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[Finding]:
     """Decodes every frame of every camera of an episode."""
     for name, frames in cameras.items():
-        where = f"{episode}, camera {name}"
-        for code, message, place in _image_oddities(frames):
-            told = message if code == "unreadable" else f"{where}: {message}"
-            yield IMAGES(code, told, episode=episode, camera=name, **place)
+        label = f"{episode}, camera {name}"
+        for code, message, location in _image_problems(frames):
+            text = message if code == "unreadable" else f"{label}: {message}"
+            yield IMAGES(code, text, episode=episode, camera=name, **location)
 
 
-def check_together(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
+def check_consistency(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
     """Cameras and fields that keep episodes from one output; broken episodes are passed over."""
     try:
         survey = reader.survey(refs)
@@ -127,24 +127,24 @@ def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
             yield SOURCE("duplicate_id", message, episode=ref.id, path=str(ref.path))
 
 
-def _image_oddities(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, int]]]:
+def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, int]]]:
     """(code, problem, place) of the pictures of a camera; decodes every frame once, in order."""
-    plain: dict[str, list[int]] = {"black": [], "constant": []}
-    before: UInt8Array | None = None
+    uniform: dict[str, list[int]] = {"black": [], "constant": []}
+    previous: UInt8Array | None = None
     longest = run = (0, 0)  # the first of equal frames, and how many there are
-    for number in range(len(frames)):
+    for frame in range(len(frames)):
         try:
-            image = frames.read([number])[0]
+            image = frames.read([frame])[0]
         except DataError as error:
-            yield "unreadable", error.message, {"frame": number}
+            yield "unreadable", error.message, {"frame": frame}
             break
         if image.size and np.ptp(image.reshape(-1, image.shape[-1]), axis=0).max() == 0:
-            plain["constant" if image.any() else "black"].append(number)
-        same = before is not None and np.array_equal(before, image)
-        run = (run[0], run[1] + 1) if same else (number, 1)
-        longest = max(longest, run, key=lambda one: one[1])
-        before = image
-    for code, numbers in plain.items():
+            uniform["constant" if image.any() else "black"].append(frame)
+        is_repeated = previous is not None and np.array_equal(previous, image)
+        run = (run[0], run[1] + 1) if is_repeated else (frame, 1)
+        longest = max(longest, run, key=lambda frame_run: frame_run[1])
+        previous = image
+    for code, numbers in uniform.items():
         if numbers:
             problem = f"{len(numbers)} frames are {code}, the first is {numbers[0]}"
             yield code, problem, {"frame": numbers[0], "count": len(numbers)}

@@ -17,8 +17,8 @@ from vlatool.findings import Finding
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
-from vlatool.sources.base import FormatReader, camera_name_problem, facts_of, field_mismatch
-from vlatool.sources.order import checked_ids, select
+from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, field_specs
+from vlatool.sources.order import checked_refs, select
 from vlatool.sources.rules import SOURCE
 from vlatool.storage.uri import is_missing
 
@@ -70,7 +70,7 @@ class SelectionConfig(ConfigModel):
 
     @field_validator("camera_names")
     @classmethod
-    def _each_once(cls, value: list[str] | None) -> Any:
+    def _check_unique(cls, value: list[str] | None) -> Any:
         return value and unique_items(value)
 
 
@@ -129,7 +129,7 @@ class EpisodeTask:
 
     format: str
     config: ConfigModel
-    choice: EpisodeSelection
+    selection: EpisodeSelection
     work: Callable[[EpisodeRef, Episode], Receipt]
 
     def __call__(self, ref: EpisodeRef) -> Receipt:
@@ -139,11 +139,11 @@ class EpisodeTask:
             DataError: The episode is broken or does not fit the others.
         """
         reader: FormatReader = FORMATS.get(self.format)(self.config)
-        found = apply_selection(reader.read(ref), self.choice)
-        if isinstance(found, DroppedEpisode):
-            return Receipt(ref.id, dropped={found.reason: 1}, findings=found.findings)
-        receipt = self.work(ref, found)
-        return replace(receipt, findings=(*found.findings, *receipt.findings))
+        episode = apply_selection(reader.read(ref), self.selection)
+        if isinstance(episode, DroppedEpisode):
+            return Receipt(ref.id, dropped={episode.reason: 1}, findings=episode.findings)
+        receipt = self.work(ref, episode)
+        return replace(receipt, findings=(*episode.findings, *receipt.findings))
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class SelectedEpisodes:
     refs: tuple[EpisodeRef, ...]
     excluded: Mapping[str, int]
     survey: Survey
-    choice: EpisodeSelection
+    selection: EpisodeSelection
     findings: tuple[Finding, ...]
 
 
@@ -169,7 +169,7 @@ def select_episodes(
     reader: FormatReader,
     sources: Sequence[Path],
     config: SelectionConfig,
-    named: Sequence[str] = (),
+    required_cameras: Sequence[str] = (),
 ) -> SelectedEpisodes:
     """The episodes that a run works on, and what of them it uses.
 
@@ -179,32 +179,32 @@ def select_episodes(
         DataError: A source does not exist, no episode is left or can be read, none has a camera
             that is asked for, or one has a name that no file can have.
     """
-    taken = _taken(reader, sources, config)
-    held_out = dict(Counter(ref.excluded for ref in taken if ref.excluded))
-    refs = tuple(ref for ref in taken if not ref.excluded)
+    discovered = _discover(reader, sources, config)
+    held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
+    refs = tuple(ref for ref in discovered if not ref.excluded)
     if not refs:
         raise DataError(
-            f"all {len(taken)} episodes are held out: {', '.join(held_out)}",
+            f"all {len(discovered)} episodes are held out: {', '.join(held_out_counts)}",
             hint="leave some of them in",
             code="data.no_episodes",
-            details={"held_out": held_out},
+            details={"held_out": held_out_counts},
         )
-    survey = _survey(reader, refs, config.camera_names, named)
+    survey = _survey(reader, refs, config.camera_names, required_cameras)
     for problem in filter(None, map(camera_name_problem, survey.cameras)):
         raise problem
     fields = {name: info.width for name, info in survey.fields.items()}
-    wanted = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
-    choice = EpisodeSelection(tuple(survey.cameras), fields, *wanted)
+    options = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
+    selection = EpisodeSelection(tuple(survey.cameras), fields, *options)
     capitals = (
         SOURCE("upper_case_camera", f"camera {name!r}: other loaders want lower case", camera=name)
         for name in survey.cameras
         if name != name.lower()
     )
     findings = (*getattr(reader, "source_findings", ()), *capitals)
-    return SelectedEpisodes(refs, held_out, survey, choice, findings)
+    return SelectedEpisodes(refs, held_out_counts, survey, selection, findings)
 
 
-def _taken(
+def _discover(
     reader: FormatReader, sources: Sequence[Path], config: SelectionConfig
 ) -> Sequence[EpisodeRef]:
     """The episodes that are asked for, held-out ones included."""
@@ -216,27 +216,27 @@ def _taken(
                 code="data.no_source",
                 details={"path": str(source)},
             )
-    found = select(checked_ids(list(reader.discover(sources))), config.episodes, config.exclude)
-    if not found:
+    refs = select(checked_refs(list(reader.discover(sources))), config.episodes, config.exclude)
+    if not refs:
         raise DataError(
             f"{', '.join(map(str, sources))}: no episode found",
             hint="is this data of the format? `vlatool inspect` says what it is",
             code="data.no_episodes",
         )
     limit = config.max_episodes
-    return found if limit is None or limit <= 0 else found[:limit]
+    return refs if limit is None or limit <= 0 else refs[:limit]
 
 
 def _survey(
     reader: FormatReader,
     refs: Sequence[EpisodeRef],
     cameras: Sequence[str] | None,
-    named: Sequence[str],
+    required_cameras: Sequence[str],
 ) -> Survey:
     """What the episodes have between them, with the cameras that are asked for."""
     survey = reader.survey(refs)
     known = list(survey.cameras)
-    for name in (*(cameras or ()), *named):
+    for name in (*(cameras or ()), *required_cameras):
         if name not in known:
             raise DataError(
                 f"camera {name!r} is not in the data; there are: {', '.join(known)}",
@@ -249,32 +249,32 @@ def _survey(
     return replace(survey, cameras={name: survey.cameras[name] for name in cameras})
 
 
-def apply_selection(episode: Episode, choice: EpisodeSelection) -> Episode | DroppedEpisode:
+def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:
     """The episode with the chosen cameras and its fields in the common order, or why not.
 
     Raises:
         DataError: Its fields are not those of the others, a chosen camera of its data set is
             missing, or a number is none.
     """
-    mismatch = field_mismatch(episode.id, facts_of(episode), choice.fields)
+    mismatch = field_mismatch(episode.id, field_specs(episode), selection.fields)
     if mismatch is not None:
         raise mismatch
-    if choice.only_successful and not episode.success:
+    if selection.only_successful and not episode.success:
         reason = "unsuccessful_episode" if episode.success is False else "success_unknown"
         return DroppedEpisode(reason, episode.findings)
-    cameras = {name: episode.cameras[name] for name in choice.cameras if name in episode.cameras}
-    missing = [name for name in choice.cameras if name not in cameras]
+    cameras = {name: episode.cameras[name] for name in selection.cameras if name in episode.cameras}
+    missing = [name for name in selection.cameras if name not in cameras]
     is_declared = any(name in episode.missing_cameras for name in missing)
-    if missing and (choice.skip_missing_cameras or not (cameras or is_declared)):
+    if missing and (selection.skip_missing_cameras or not (cameras or is_declared)):
         message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
         finding = SOURCE("episode_missing_camera", message, episode=episode.id)
         return DroppedEpisode("episode_missing_camera", (*episode.findings, finding))
     for name in missing:
         if name in episode.missing_cameras:
             raise episode.missing_cameras[name]
-    if choice.finite:
+    if selection.finite:
         check_finite(episode)
-    lowdim = {name: episode.lowdim[name] for name in choice.fields}
+    lowdim = {name: episode.lowdim[name] for name in selection.fields}
     return replace(episode, cameras=cameras, lowdim=lowdim)
 
 
@@ -286,8 +286,8 @@ def check_finite(episode: Episode) -> None:
     """
     for name, values in episode.lowdim.items():
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
-            frame, channel = np.argwhere(~np.isfinite(values))[0].tolist()
-            label = dimension_label(name, channel, values.shape[1], episode.dimension_names)
+            frame, column = np.argwhere(~np.isfinite(values))[0].tolist()
+            label = dimension_label(name, column, values.shape[1], episode.dimension_names)
             raise DataError(
                 f"{episode.id}: {label} is not finite at frame {frame}",
                 hint="repair the recording, or leave the field out",
@@ -298,11 +298,11 @@ def check_finite(episode: Episode) -> None:
 
 def episode_state(ref: EpisodeRef) -> InputState:
     """The files of an episode, and what is known of it beforehand."""
-    known = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
-    return input_state((ref.path, *ref.files), known)
+    metadata = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
+    return input_state((ref.path, *ref.files), metadata)
 
 
 def reader_section(config: SelectionConfig) -> ConfigModel:
     """The reader's keys; the defaults where the config was built without them."""
-    kind = FORMATS.get(config.format).Config
-    return config.source if isinstance(config.source, kind) else kind()
+    config_type = FORMATS.get(config.format).Config
+    return config.source if isinstance(config.source, config_type) else config_type()

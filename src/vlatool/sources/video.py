@@ -128,7 +128,7 @@ class _Decoder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._content = _content(path)
+        self._content = _read_content(path)
         self._container, self._stream = _open(path, self._content)
         context = self._stream.codec_context
         self.size = (context.height, context.width)
@@ -147,38 +147,38 @@ class _Decoder:
         try:
             frame = self._frame(number)
             if frame is None or frame.is_corrupt:
-                raise _broken(self._path, number, "no intact picture in the file")
+                raise _decode_error(self._path, number, "no intact picture in the file")
             image = np.asarray(
                 self._reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8
             )
         except (av.error.FFmpegError, ValueError) as error:
-            raise _broken(self._path, number, str(error)) from error
+            raise _decode_error(self._path, number, str(error)) from error
         self._last = (number, image)
         return image
 
     def _frame(self, number: int) -> VideoFrame | None:
-        self._approach(number)
+        self._seek_before(number)
         frame = self._decode_until(number)
-        if frame is None and not self._from_start:
+        if frame is None and not self._is_from_start:
             # A container may land behind the keyframe it was asked for: decode from the start.
             self._rewind()
             frame = self._decode_until(number)
         return frame
 
-    def _approach(self, number: int) -> None:
+    def _seek_before(self, number: int) -> None:
         """Moves so that decoding onwards meets `number`; stays where that costs no more."""
         key = bisect.bisect_right(self._table.key_numbers, number) - 1
-        ahead = self._next <= number
-        if ahead and (key < 0 or self._table.key_numbers[key] <= self._next + _SEEK_DISTANCE):
+        is_ahead = self._next <= number
+        if is_ahead and (key < 0 or self._table.key_numbers[key] <= self._next + _SEEK_DISTANCE):
             return
         if key <= 0 or not self._table.numbers:
-            if not ahead:
+            if not is_ahead:
                 self._rewind()
             return
         self._container.seek(self._table.key_times[key], stream=self._stream)
         self._frames = self._container.decode(self._stream)
         self._next = self._table.key_numbers[key]
-        self._from_start = False
+        self._is_from_start = False
 
     def _decode_until(self, number: int) -> VideoFrame | None:
         """Frame `number`, or null when decoding passes it by or ends."""
@@ -202,10 +202,10 @@ class _Decoder:
         self._container, self._stream = _open(self._path, self._content)
         self._frames: Iterator[VideoFrame] = self._container.decode(self._stream)
         self._next = 0
-        self._from_start = True
+        self._is_from_start = True
 
 
-def _content(path: Path) -> bytes | None:
+def _read_content(path: Path) -> bytes | None:
     """The bytes of a remote video of moderate size, which is read more than once; else None."""
     if not is_remote(path):
         return None
@@ -215,7 +215,7 @@ def _content(path: Path) -> bytes | None:
             file.seek(0)
             return file.read() if size <= _LARGEST_KEPT else None
     except OSError as error:
-        raise _broken(path, None, str(error)) from error
+        raise _decode_error(path, None, str(error)) from error
 
 
 def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, VideoStream]:
@@ -223,18 +223,18 @@ def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, Vid
         source = as_native_file(path) if content is None else io.BytesIO(content)
         container = av.open(source)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _broken(path, None, str(error)) from error
+        raise _decode_error(path, None, str(error)) from error
     assert isinstance(container, InputContainer), "opened for reading"
     if not container.streams.video:
         container.close()
-        raise _broken(path, None, "the file has no video stream")
+        raise _decode_error(path, None, "the file has no video stream")
     stream = container.streams.video[0]
     if getattr(stream, "codec_context", None) is None:
         container.close()
-        raise _broken(path, None, "its codec is not known")
+        raise _decode_error(path, None, "its codec is not known")
     if stream.codec_context.width * stream.codec_context.height > _MOST_PIXELS:
         container.close()
-        raise _broken(path, None, f"its pictures have more than {_MOST_PIXELS:,} pixels")
+        raise _decode_error(path, None, f"its pictures have more than {_MOST_PIXELS:,} pixels")
     stream.codec_context.thread_count = 1  # processes run side by side, one thread each
     return container, stream
 
@@ -248,7 +248,7 @@ def _packet_table(path: Path, container: InputContainer, stream: VideoStream) ->
             if packet.size and not packet.is_discard
         ]
     except av.error.FFmpegError as error:
-        raise _broken(path, None, str(error)) from error
+        raise _decode_error(path, None, str(error)) from error
     times = sorted({pts for pts, _, _ in packets if pts is not None})
     if len(times) < len(packets) or container.format.name in _TIMELESS_FORMATS:
         return _PacketTable({}, [], [], len(packets))
@@ -261,10 +261,10 @@ def _packet_table(path: Path, container: InputContainer, stream: VideoStream) ->
     return _PacketTable(numbers, [n for n, _ in keys], [t for _, t in keys], len(packets))
 
 
-def _broken(path: Path, frame: int | None, reason: str) -> DataError:
-    place = f"{path}" if frame is None else f"{path}: frame {frame}"
+def _decode_error(path: Path, frame: int | None, reason: str) -> DataError:
+    location = f"{path}" if frame is None else f"{path}: frame {frame}"
     return DataError(
-        f"{place} cannot be decoded: {reason}",
+        f"{location} cannot be decoded: {reason}",
         hint="the video is damaged or incomplete; download or record it again",
         code="data.video_unreadable",
         details={"path": str(path), "frame": frame},

@@ -49,8 +49,8 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         render_mode: str | None = "rgb_array",
     ) -> None:
         self.render_mode = render_mode
-        chosen = cameras_for(cameras) if cameras else ()
-        self._views = [View(camera, camera.size(size)) for camera in chosen]
+        selected = cameras_for(cameras) if cameras else ()
+        self._views = [View(camera, camera.size(size)) for camera in selected]
         overview = cameras_for(2)[0]
         self._overview = View(overview, overview.size(size))
         text = spaces.Text(_LONGEST_INSTRUCTION, min_length=0, charset=string.printable)
@@ -61,18 +61,18 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
             {**images, "proprio": _pose_space(), "instruction": text}
         )
         self.action_space = _pose_space()
-        self._begin(random_scene(np.random.default_rng(0)), 0, None)
+        self._start(random_scene(np.random.default_rng(0)), 0, None)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """A random start; `options` may fix `target` (a colour) and `instruction` (any text)."""
         super().reset(seed=seed)
-        wishes = options or {}
+        fixed = options or {}
         scene = random_scene(self.np_random)
-        drawn = int(self.np_random.integers(len(COLORS)))
-        target = _block_of(wishes["target"]) if "target" in wishes else drawn
-        self._begin(scene, target, wishes.get("instruction"))
+        random_target = int(self.np_random.integers(len(COLORS)))
+        target = _block_index(fixed["target"]) if "target" in fixed else random_target
+        self._start(scene, target, fixed.get("instruction"))
         return self._observe(), self._info()
 
     def step(
@@ -89,7 +89,7 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         """The view of the whole table, uint8 [H, W, 3]."""
         return self._overview.draw(self._scene) if self.render_mode == "rgb_array" else None
 
-    def _begin(self, scene: Scene, target: int, instruction: str | None) -> None:
+    def _start(self, scene: Scene, target: int, instruction: str | None) -> None:
         self._scene = scene
         self._target = target
         self._instruction = instruction or instruction_for(COLORS[target])
@@ -115,7 +115,7 @@ def _pose_space() -> spaces.Space[NDArray[np.float64]]:
     return cast(spaces.Space[NDArray[np.float64]], box)
 
 
-def _block_of(color: str) -> int:
+def _block_index(color: str) -> int:
     if color not in COLORS:
         raise UsageError(
             f"unknown target {color!r}",

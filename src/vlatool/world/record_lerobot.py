@@ -39,7 +39,7 @@ from vlatool.artifacts.lerobot import (
 from vlatool.episode import UInt8Array
 from vlatool.storage.atomic import write_bytes, write_json
 from vlatool.world.episodes import WorldEpisode
-from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded
+from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
 from vlatool.world.render import View
 from vlatool.world.scene import COLORS, FPS, OPEN, instruction_for
 
@@ -66,13 +66,13 @@ class LeRobotRecorder:
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
         """Writes one episode's videos and table."""
-        place = template_values(episode.index)
+        template = template_values(episode.index)
         stats: dict[str, Any] = {}
         files: list[str] = []
         for view in self.setup.views:
             key = video_key(view)
             frames = list(episode.images(view))
-            files.append(VIDEO_PATH.format(video_key=key, **place))
+            files.append(VIDEO_PATH.format(video_key=key, **template))
             write_bytes(self.setup.output / files[-1], encode_video(frames))
             stats[key] = _image_stats(np.stack(frames))
         columns = {
@@ -80,13 +80,13 @@ class LeRobotRecorder:
             "action": vector_column(episode.actions.astype(np.float32)),
             **_columns(episode, first_row),
         }
-        files.append(DATA_PATH.format(**place))
+        files.append(DATA_PATH.format(**template))
         write_table(self.setup.output / files[-1], columns)
-        return recorded(episode, files, stats | table_stats(columns))
+        return recorded_episode(episode, files, stats | table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         """Writes the meta files."""
-        stats = ({"episode_index": one.index, "stats": one.stats} for one in episodes)
+        stats = ({"episode_index": episode.index, "stats": episode.stats} for episode in episodes)
         write_lines(self.setup.output / EPISODE_STATS_FILE, stats)
         features = {
             "observation.state": feature("float32", [4], _STATE_NAMES),
@@ -118,12 +118,13 @@ class LiberoRecorder:
         }
         path = DATA_PATH.format(**template_values(episode.index))
         write_table(self.setup.output / path, columns)
-        return recorded(episode, [path], table_stats(columns))
+        return recorded_episode(episode, [path], table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         """Writes the meta files."""
         merged = {
-            name: merge_stats([one.stats[name] for one in episodes]) for name in episodes[0].stats
+            name: merge_stats([episode.stats[name] for episode in episodes])
+            for name in episodes[0].stats
         }
         write_json(self.setup.output / STATS_FILE, merged, indent=4)
         features: dict[str, Any] = {
@@ -158,7 +159,9 @@ def _write_meta(
 ) -> None:
     tasks = [instruction_for(color) for color in COLORS]
     info = SetInfo(version, robot_type, FPS, tasks, {**features, **automatic_features()})
-    lines = [EpisodeLine(one.index, (one.instruction,), one.frames) for one in episodes]
+    lines = [
+        EpisodeLine(episode.index, (episode.instruction,), episode.frames) for episode in episodes
+    ]
     write_meta(setup.output, info, lines)
 
 
@@ -182,8 +185,8 @@ def encode_video(frames: Sequence[UInt8Array]) -> bytes:
 
 def _image_stats(images: NDArray[np.uint8]) -> Stats:
     """Statistics of [L, H, W, 3] per channel in 0..1, shaped (3, 1, 1) as the format has them."""
-    chosen = images[:, ::4, ::4].reshape(-1, 3) / 255.0
-    stats = {name: value.reshape(3, 1, 1).tolist() for name, value in moments(chosen).items()}
+    pixels = images[:, ::4, ::4].reshape(-1, 3) / 255.0
+    stats = {name: value.reshape(3, 1, 1).tolist() for name, value in moments(pixels).items()}
     return {**stats, "count": [len(images)]}
 
 
@@ -220,13 +223,13 @@ def _png(image: UInt8Array) -> bytes:
 def _states(episode: WorldEpisode) -> NDArray[np.float32]:
     """Position, axis-angle, the two fingers [L, 8]."""
     states = episode.states
-    turn = np.tile(_DOWNWARD, (len(states), 1))
+    rotation = np.tile(_DOWNWARD, (len(states), 1))
     finger = states[:, 3:] / 2
-    return np.hstack([states[:, :3], turn, finger, -finger]).astype(np.float32)
+    return np.hstack([states[:, :3], rotation, finger, -finger]).astype(np.float32)
 
 
 def _actions(episode: WorldEpisode) -> NDArray[np.float32]:
     """Displacement, no turn, gripper (-1 open, 1 closed) [L, 7]."""
-    ways = (episode.actions[:, :3] - episode.states[:, :3]) / _METRES_PER_UNIT
+    displacements = (episode.actions[:, :3] - episode.states[:, :3]) / _METRES_PER_UNIT
     grip = np.where(episode.actions[:, 3:] > OPEN / 2, -1.0, 1.0)
-    return np.hstack([ways, np.zeros_like(ways), grip]).astype(np.float32)
+    return np.hstack([displacements, np.zeros_like(displacements), grip]).astype(np.float32)

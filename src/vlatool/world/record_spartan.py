@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vlatool.storage.atomic import atomic_folder
 from vlatool.world.cameras import LEFT_ARM_POSITION
 from vlatool.world.episodes import WorldEpisode
-from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded
+from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
 from vlatool.world.render import View
 from vlatool.world.scene import COLORS, FPS, OPEN, FloatArray
 
@@ -63,7 +63,7 @@ class SpartanRecorder:
             for view in self.setup.views:
                 _write_camera_files(processed / f"images_{view.camera.id}", episode, view)
             _write_documents(processed, episode, self.setup.views)
-        return recorded(episode, [episode_folder(Path(), episode.index).as_posix()])
+        return recorded_episode(episode, [episode_folder(Path(), episode.index).as_posix()])
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         """Nothing: Spartan has no file about a whole set."""
@@ -227,7 +227,7 @@ def _arm_signals(kind: str, side: str, hand: FloatArray) -> dict[str, FloatArray
         "external_wrench": force,
     }
     prefix = f"robot__{kind}__"
-    arm = {f"{prefix}{family}__{side}::panda": value for family, value in values.items()}
+    arm = {f"{prefix}{name}__{side}::panda": value for name, value in values.items()}
     arm[f"{prefix}grippers__{side}::panda_hand"] = hand[:, 3:]
     arm[f"{prefix}poses__{side}::panda__xyz"] = hand[:, :3]
     arm[f"{prefix}poses__{side}::panda__rot_6d"] = np.tile(DOWNWARD_ROT_6D, (len(hand), 1))

@@ -65,9 +65,9 @@ class Recorder(Protocol):
         ...
 
 
-def recorded(
+def recorded_episode(
     episode: WorldEpisode, files: Sequence[str], stats: dict[str, Any] | None = None
 ) -> RecordedEpisode:
     """The receipt of an episode."""
-    told = (episode.index, len(episode), episode.instruction, episode.success)
-    return RecordedEpisode(*told, stats or {}, files)
+    summary = (episode.index, len(episode), episode.instruction, episode.success)
+    return RecordedEpisode(*summary, stats or {}, files)

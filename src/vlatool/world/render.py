@@ -104,14 +104,14 @@ class View:
 
     @cached_property
     def _fixed_table(self) -> UInt8Array:
-        return self._look_down(np.asarray(self.camera.position))
+        return self._render_table(np.asarray(self.camera.position))
 
     def _table(self, scene: Scene) -> UInt8Array:
         if self.camera.on_hand:
-            return self._look_down(self.camera.center(scene))
+            return self._render_table(self.camera.center(scene))
         return self._fixed_table.copy()
 
-    def _look_down(self, center: FloatArray) -> UInt8Array:
+    def _render_table(self, center: FloatArray) -> UInt8Array:
         """The empty table as seen from `centre` [3]."""
         texture = _texture(self._shrink)
         edge = texture.shape[0] - 1
@@ -131,8 +131,8 @@ class View:
         in_front = (depth[..., 0] > _NEAR).all(axis=1)
         limits = np.array([self.size[1], self.size[0]])
         in_image = (pixels.max(axis=1) > -0.5) & (pixels.min(axis=1) < limits - 0.5)
-        kept = np.flatnonzero(in_front & in_image.all(axis=1))
-        return _cut_patches([faces[index] for index in kept], pixels[kept], limits)
+        visible = np.flatnonzero(in_front & in_image.all(axis=1))
+        return _patches([faces[index] for index in visible], pixels[visible], limits)
 
 
 class _Patch(NamedTuple):
@@ -165,7 +165,7 @@ class _Patch(NamedTuple):
         image[self.window] = under + weight * (color - under) + np.float32(0.5)
 
 
-def _cut_patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int_]) -> list[_Patch]:
+def _patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int_]) -> list[_Patch]:
     """Patches of faces with corners in pixels [N, 4, 2]; `limits` is (width, height)."""
     lows = np.maximum(np.floor(outlines.min(axis=1)).astype(int), 0)
     highs = np.minimum(np.ceil(outlines.max(axis=1)).astype(int) + 1, limits)

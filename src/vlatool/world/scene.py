@@ -67,8 +67,8 @@ def instruction_for(color: str) -> str:
 def random_scene(rng: np.random.Generator) -> Scene:
     """A start: blocks and bin apart from each other, the open hand above the table."""
     while True:
-        places = rng.uniform(0.12, 0.88, size=(4, 2))
-        blocks, bin_center = places[:3], places[3]
+        positions = rng.uniform(0.12, 0.88, size=(4, 2))
+        blocks, bin_center = positions[:3], positions[3]
         gaps = np.linalg.norm(blocks - np.roll(blocks, 1, axis=0), axis=1)
         bin_gaps = np.linalg.norm(blocks - bin_center, axis=1)
         if gaps.min() >= _BLOCK_DISTANCE and bin_gaps.min() >= _BIN_DISTANCE:
@@ -81,20 +81,20 @@ def random_scene(rng: np.random.Generator) -> Scene:
     )
 
 
-def next_pose(gripper: FloatArray, command: FloatArray) -> FloatArray:
+def next_pose(gripper: FloatArray, action: FloatArray) -> FloatArray:
     """Where the hand is asked to be one step later [4]: `command`, limited in speed and reach.
 
     Arguments are x, y, z, opening [4]; the opening of the result is `command`'s, fully open or
     fully closed, because fingers are told what to do and not how far they are.
     """
-    way = np.clip(command[:3], _WORKSPACE_LOW, _WORKSPACE_HIGH) - gripper[:3]
-    length = float(np.linalg.norm(way))
+    displacement = np.clip(action[:3], _WORKSPACE_LOW, _WORKSPACE_HIGH) - gripper[:3]
+    length = float(np.linalg.norm(displacement))
     scale = min(1.0, MAX_STEP / length) if length > 0 else 0.0
-    opening = OPEN if command[3] > OPEN / 2 else CLOSED
-    return np.array([*(gripper[:3] + scale * way), opening])
+    opening = OPEN if action[3] > OPEN / 2 else CLOSED
+    return np.array([*(gripper[:3] + scale * displacement), opening])
 
 
-def step(scene: Scene, command: FloatArray, disturbance: FloatArray | None = None) -> Scene:
+def step(scene: Scene, action: FloatArray, disturbance: FloatArray | None = None) -> Scene:
     """The scene one frame later.
 
     Args:
@@ -102,7 +102,7 @@ def step(scene: Scene, command: FloatArray, disturbance: FloatArray | None = Non
         command: Wanted x, y, z, opening [4], absolute.
         disturbance: Unwanted displacement of the hand [3].
     """
-    goal = next_pose(scene.gripper, command)
+    goal = next_pose(scene.gripper, action)
     shift = np.zeros(3) if disturbance is None else disturbance
     hand = np.clip(goal[:3] + shift, _WORKSPACE_LOW, _WORKSPACE_HIGH)
     wants_open = goal[3] == OPEN
@@ -110,7 +110,7 @@ def step(scene: Scene, command: FloatArray, disturbance: FloatArray | None = Non
     if wants_open:
         held = None
     elif scene.held is None and was_open:
-        held = _within_grasp(hand, scene.blocks)
+        held = _graspable_block(hand, scene.blocks)
     else:
         held = scene.held
     opening = _move_fingers(float(scene.gripper[3]), wants_open=wants_open, holds=held is not None)
@@ -118,7 +118,7 @@ def step(scene: Scene, command: FloatArray, disturbance: FloatArray | None = Non
     return replace(after, blocks=_move_blocks(after, dropped=scene.held if wants_open else None))
 
 
-def _within_grasp(hand: FloatArray, blocks: FloatArray) -> int | None:
+def _graspable_block(hand: FloatArray, blocks: FloatArray) -> int | None:
     distances = np.linalg.norm(blocks[:, :2] - hand[:2], axis=1)
     nearest = int(distances.argmin())
     reached = hand[2] < _GRASP_HEIGHT and distances[nearest] < _GRASP_RADIUS
@@ -138,9 +138,9 @@ def _move_blocks(scene: Scene, dropped: int | None) -> FloatArray:
         x, y, z, _ = scene.gripper
         blocks[scene.held] = [x, y, max(z + 0.01, BLOCK_HALF)]
     if dropped is not None:
-        place = blocks[dropped, :2]
-        if np.abs(place - scene.bin).max() < BIN_HALF:
-            room = BIN_HALF - BIN_WALL - BLOCK_HALF  # the walls guide a falling block inwards
-            place = np.clip(place, scene.bin - room, scene.bin + room)
-        blocks[dropped] = [*place, BLOCK_HALF]
+        position = blocks[dropped, :2]
+        if np.abs(position - scene.bin).max() < BIN_HALF:
+            margin = BIN_HALF - BIN_WALL - BLOCK_HALF  # the walls guide a falling block inwards
+            position = np.clip(position, scene.bin - margin, scene.bin + margin)
+        blocks[dropped] = [*position, BLOCK_HALF]
     return blocks

@@ -71,15 +71,15 @@ class _Box:
     def faces(self, eye: FloatArray) -> list[Face]:
         """The faces turned towards `eye`, at most three."""
         beyond = (eye - self.center) / self.half
-        seen = np.flatnonzero(_FACE_NORMALS @ beyond > 1.0)
-        corners = self.center + _UNIT_FACES[seen] * self.half
+        visible = np.flatnonzero(_FACE_NORMALS @ beyond > 1.0)
+        corners = self.center + _UNIT_FACES[visible] * self.half
         return [
-            Face(corner, _lit(self.color, _FACE_LIGHT[face]), self.label)
-            for corner, face in zip(corners, seen, strict=True)
+            Face(corner, _shaded(self.color, _FACE_LIGHT[face]), self.label)
+            for corner, face in zip(corners, visible, strict=True)
         ]
 
 
-def _lit(color: tuple[int, int, int], light: float) -> tuple[float, float, float]:
+def _shaded(color: tuple[int, int, int], light: float) -> tuple[float, float, float]:
     red, green, blue = color
     return (red * light, green * light, blue * light)
 
@@ -96,13 +96,13 @@ def _bin_walls(scene: Scene) -> list[_Box]:
     x, y = scene.bin
     reach, thin, tall = BIN_HALF - BIN_WALL / 2, BIN_WALL / 2, _BIN_HEIGHT / 2
     beside, before = np.array([thin, BIN_HALF, tall]), np.array([BIN_HALF - BIN_WALL, thin, tall])
-    places = [
+    walls = [
         (x - reach, y, beside),
         (x + reach, y, beside),
         (x, y - reach, before),
         (x, y + reach, before),
     ]
-    return [_Box(np.array([u, v, tall]), half, _BIN_COLOR, BIN_LABEL) for u, v, half in places]
+    return [_Box(np.array([u, v, tall]), half, _BIN_COLOR, BIN_LABEL) for u, v, half in walls]
 
 
 def _bin_floor(scene: Scene) -> Face:
@@ -127,8 +127,10 @@ def _shadows(scene: Scene) -> list[Face]:
     """Of the hand, then of the blocks, away from the light."""
     blocks = [(block, (BLOCK_HALF, BLOCK_HALF)) for block in scene.blocks]
     return [
-        Face(_flat(place[:2] + np.array([0.3, 0.2]) * place[2], half), _SHADOW, 0, opacity=0.35)
-        for place, half in [(scene.gripper[:3], _PALM_HALF[:2]), *blocks]
+        Face(
+            _flat(position[:2] + np.array([0.3, 0.2]) * position[2], half), _SHADOW, 0, opacity=0.35
+        )
+        for position, half in [(scene.gripper[:3], _PALM_HALF[:2]), *blocks]
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.sources.order import checked_ids, select
+from vlatool.sources.order import checked_refs, select
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_ids_that_would_mix_episodes_are_refused(ids: list[str]) -> None:
     refs = [EpisodeRef(one, Path(f"/raw/{n}"), "/raw") for n, one in enumerate(ids)]
 
     with pytest.raises(DataError) as caught:
-        checked_ids(refs)
+        checked_refs(refs)
 
     assert caught.value.code == "data.bad_episode_id"
 
@@ -24,7 +24,7 @@ def test_ids_that_would_mix_episodes_are_refused(ids: list[str]) -> None:
 def test_good_ids_pass() -> None:
     refs = [EpisodeRef(one, Path(one), "/raw") for one in ("a", "A-1_b")]
 
-    assert checked_ids(refs) == refs
+    assert checked_refs(refs) == refs
 
 
 def chosen(wanted: str | None, unwanted: str | None, numbers: range = range(5)) -> list[str]:

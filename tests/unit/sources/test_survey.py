@@ -13,7 +13,7 @@ from tests.builders.lerobot import Columns, lerobot_dataset, write_lines
 from tests.builders.spartan import CAMERAS, Change, Documents, session_folder, spartan_task
 from vlatool.episode import EpisodeRef, FieldSpec, Survey
 from vlatool.errors import DataError
-from vlatool.sources.base import FormatReader, facts_of, survey_by_reading
+from vlatool.sources.base import FormatReader, field_specs, survey_by_reading
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.config import SpartanConfig
@@ -67,7 +67,7 @@ def test_a_survey_says_what_the_first_of_equal_episodes_says(name: str, tmp_path
     assert list(survey.cameras) == list(episode.cameras)
     sizes = {camera: frames.size for camera, frames in episode.cameras.items()}
     assert survey.cameras == sizes
-    assert list(survey.fields.items()) == list(facts_of(episode).items())
+    assert list(survey.fields.items()) == list(field_specs(episode).items())
     assert survey.frames == sum(reader.read(ref).num_frames for ref in refs)
     assert survey.fps == episode.fps
     assert survey.action_fields == episode.action_fields

@@ -20,4 +20,4 @@ class ImagesConfig(ConfigModel):
     @field_validator("extensions")
     @classmethod
     def _with_dots(cls, value: list[str]) -> list[str]:
-        return [f".{one.lower().removeprefix('.')}" for one in value]
+        return [f".{extension.lower().removeprefix('.')}" for extension in value]

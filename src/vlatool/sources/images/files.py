@@ -23,7 +23,7 @@ class ImageFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         """Opens nothing yet."""
         self.paths = tuple(paths)
-        self._ahead: dict[int, bytes] = {}
+        self._prefetched: dict[int, bytes] = {}
         self._size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class ImageFiles:
             try:
                 self._size = image_info(self.encoded(0)).size
             except ValueError as error:
-                raise self.broken(0, str(error)) from error
+                raise self.image_error(0, str(error)) from error
         return self._size
 
     def encoded(self, index: int) -> bytes:
@@ -48,11 +48,11 @@ class ImageFiles:
         Raises:
             DataError: It is not there, or larger than 256 MiB.
         """
-        if index not in self._ahead:
+        if index not in self._prefetched:
             self._fetch(index)
-        data = self._ahead[index]
+        data = self._prefetched[index]
         if len(data) > LARGEST_FILE:
-            raise self._refusal(
+            raise self._error(
                 index, f"has more than {LARGEST_FILE:,} bytes", "data.picture_too_large"
             )
         return data
@@ -66,38 +66,38 @@ class ImageFiles:
         images = [self._image(index) for index in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
-                sizes = (f"{one.shape[1]}x{one.shape[0]}" for one in (image, images[0]))
-                raise self.broken(index, f"{' and '.join(sizes)} pixels side by side")
+                sizes = (f"{shown.shape[1]}x{shown.shape[0]}" for shown in (image, images[0]))
+                raise self.image_error(index, f"{' and '.join(sizes)} pixels side by side")
         return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
 
-    def broken(self, index: int, reason: str) -> DataError:
+    def image_error(self, index: int, reason: str) -> DataError:
         """The refusal of a picture."""
-        return self._refusal(index, f"no readable picture: {reason}", "data.picture_unreadable")
+        return self._error(index, f"no readable picture: {reason}", "data.picture_unreadable")
 
     def _image(self, index: int) -> UInt8Array:
         try:
             return decode_rgb(self.encoded(index))
         except ValueError as error:
-            raise self.broken(index, str(error)) from error
+            raise self.image_error(index, str(error)) from error
 
     def _fetch(self, index: int) -> None:
         """Reads some files from `index` on; those before are forgotten."""
-        wanted = range(index, min(index + _AT_ONCE, len(self)))
-        found = read_byte_ranges(
-            (ByteRange(self.paths[one], 0, LARGEST_FILE + 1) for one in wanted), _AT_ONCE
+        indices = range(index, min(index + _AT_ONCE, len(self)))
+        contents = read_byte_ranges(
+            (ByteRange(self.paths[position], 0, LARGEST_FILE + 1) for position in indices), _AT_ONCE
         )
-        self._ahead = {}
-        for one in wanted:
+        self._prefetched = {}
+        for position in indices:
             try:
-                self._ahead[one] = next(found)
+                self._prefetched[position] = next(contents)
             except (FileNotFoundError, IsADirectoryError):
                 break
             except OSError as error:
-                raise self.broken(one, error.strerror or str(error)) from error
-        if index not in self._ahead:
-            raise self._refusal(index, "is not there; a link leads nowhere", "data.missing_file")
+                raise self.image_error(position, error.strerror or str(error)) from error
+        if index not in self._prefetched:
+            raise self._error(index, "is not there; a link leads nowhere", "data.missing_file")
 
-    def _refusal(self, index: int, problem: str, code: str) -> DataError:
+    def _error(self, index: int, problem: str, code: str) -> DataError:
         return DataError(
             f"{self.paths[index]}: {problem}",
             hint="get or record the picture again, or leave the episode out with --episodes",

@@ -70,15 +70,15 @@ class ImagesReader:
             DataError: `data.no_episodes`.
         """
         findings: list[Finding] = []
-        found: dict[Path, list[EpisodeRef]] = {}
+        refs_of: dict[Path, list[EpisodeRef]] = {}
         for source in sources:
-            if source.resolve() in found:
+            if source.resolve() in refs_of:
                 message = f"{source} was given twice; read once"
                 findings.append(SOURCE("given_twice", message, path=str(source)))
                 continue
-            found[source.resolve()] = self._refs(source, findings)
+            refs_of[source.resolve()] = self._refs(source, findings)
         self.source_findings = findings
-        return unique_refs([ref for refs in found.values() for ref in refs])
+        return unique_refs([ref for refs in refs_of.values() for ref in refs])
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """One camera; how many pictures there are is known from their names."""
@@ -91,7 +91,7 @@ class ImagesReader:
         Raises:
             DataError: `data.no_pictures`.
         """
-        names = self._look(ref.path).images
+        names = self._scan(ref.path).images
         if not names:
             raise DataError(
                 f"{ref.path}: holds no picture ({', '.join(self.config.extensions)})",
@@ -132,9 +132,9 @@ class ImagesReader:
         for root in (source, source / _IMAGES):
             folders = self._episodes(root)
             if not any(folder.images for folder in folders):
-                folders = [one for one in [self._look(root)] if one.images]
+                folders = [scanned for scanned in [self._scan(root)] if scanned.images]
             if folders:
-                findings += _passed_over(source, folders)
+                findings += _ignored_files(source, folders)
                 return [_ref(folder, root, source) for folder in folders]
         raise no_episodes(source, _SEARCHED)
 
@@ -142,33 +142,37 @@ class ImagesReader:
         """The folders `episode_*` of a folder."""
         if not root.is_dir():
             return []
-        named = [one for one in root.iterdir() if one.name.startswith(_EPISODE) and one.is_dir()]
-        named.sort(key=lambda path: natural_key(path.name))
+        paths = [
+            child for child in root.iterdir() if child.name.startswith(_EPISODE) and child.is_dir()
+        ]
+        paths.sort(key=lambda path: natural_key(path.name))
         if not is_remote(root):
-            return [self._look(path) for path in named]
-        return list(in_parallel(self._look, named, _LISTED_AT_ONCE))
+            return [self._scan(path) for path in paths]
+        return list(in_parallel(self._scan, paths, _LISTED_AT_ONCE))
 
-    def _look(self, path: Path) -> _Folder:
+    def _scan(self, path: Path) -> _Folder:
         """What is directly in a folder."""
         if not path.is_dir():
             return _Folder(path, (), 0, Counter())
         names = sorted(next(iter(walk(path)))[2])
         hidden = [name for name in names if name.startswith(".") or name.endswith(_TEMPORARY)]
-        shown = [name for name in names if name not in set(hidden)]
-        ends = tuple(self.config.extensions)
-        images = tuple(name for name in shown if name.lower().endswith(ends))
-        others = Counter(Path(name).suffix for name in shown if not name.lower().endswith(ends))
+        visible = [name for name in names if name not in set(hidden)]
+        suffixes = tuple(self.config.extensions)
+        images = tuple(name for name in visible if name.lower().endswith(suffixes))
+        others = Counter(
+            Path(name).suffix for name in visible if not name.lower().endswith(suffixes)
+        )
         return _Folder(path, images, len(hidden), others)
 
 
 def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
-    named = source.absolute()
-    is_tree = named.name == _IMAGES and root == source and folder.path != source
-    dataset = id_part((named.parent if is_tree else named).name)
-    name = dataset if folder.path == root else id_part(folder.path.name)
+    location = source.absolute()
+    is_tree = location.name == _IMAGES and root == source and folder.path != source
+    dataset = id_part((location.parent if is_tree else location).name)
+    episode_id = dataset if folder.path == root else id_part(folder.path.name)
     match = _NUMBER.match(folder.path.name)
     return EpisodeRef(
-        id=name,
+        id=episode_id,
         path=folder.path,
         source=str(source),
         number=int(match[1]) if match else None,
@@ -177,7 +181,7 @@ def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
     )
 
 
-def _passed_over(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
+def _ignored_files(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
     """What lies beside the pictures of a source."""
     hidden = sum(folder.hidden for folder in folders)
     others = sum((folder.others for folder in folders), Counter[str]())
@@ -185,7 +189,7 @@ def _passed_over(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
         message = f"{source}: {hidden} hidden or temporary files are passed over"
         yield IMAGES("hidden_files", message, path=str(source))
     if others:
-        kinds = ", ".join(f"{count} {end or 'without one'}" for end, count in others.items())
+        kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in others.items())
         message = f"{source}: files that are no pictures are passed over, by end: {kinds}"
         yield IMAGES("other_files", message, path=str(source))
 
@@ -194,20 +198,22 @@ def _check_images(images: ImageFiles, episode: str) -> Iterator[Finding]:
     """Each picture by its bytes, and the sizes of all of them."""
     sizes: Counter[tuple[int, int]] = Counter()
     for frame, path in enumerate(images.paths):
-        place = {"episode": episode, "path": str(path), "frame": frame}
+        location = {"episode": episode, "path": str(path), "frame": frame}
         try:
             info = image_info(images.encoded(frame))
         except ValueError as error:
-            yield IMAGES.from_error(images.broken(frame, str(error)), episode=episode)
+            yield IMAGES.from_error(images.image_error(frame, str(error)), episode=episode)
             continue
         except DataError as error:
             yield IMAGES.from_error(error, episode=episode)
             continue
         sizes[info.size] += 1
         if info.frames > 1:
-            yield IMAGES("several_frames", f"{path}: has {info.frames} frames", **place)
+            yield IMAGES("several_frames", f"{path}: has {info.frames} frames", **location)
         elif not info.is_plain:
-            yield IMAGES("not_rgb", f"{path}: is not plain 8-bit RGB", **place)
+            yield IMAGES("not_rgb", f"{path}: is not plain 8-bit RGB", **location)
     if len(sizes) > 1:
-        told = ", ".join(f"{count} of {size[1]}x{size[0]}" for size, count in sizes.items())
-        yield IMAGES("mixed_sizes", f"{episode}: pictures differ in size: {told}", episode=episode)
+        counts = ", ".join(f"{count} of {size[1]}x{size[0]}" for size, count in sizes.items())
+        yield IMAGES(
+            "mixed_sizes", f"{episode}: pictures differ in size: {counts}", episode=episode
+        )

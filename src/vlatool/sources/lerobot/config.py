@@ -54,7 +54,7 @@ class LeRobotConfig(ConfigModel):
     )
 
 
-def choose_fields(
+def select_fields(
     root: Path,
     info: Info,
     requested: Sequence[str] | None,
@@ -75,33 +75,37 @@ def choose_fields(
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
     prefix, plain = convention
-    usual = [name for name in info.features if name == prefix or name.startswith(f"{prefix}.")]
+    conventional = [
+        name for name in info.features if name == prefix or name.startswith(f"{prefix}.")
+    ]
     numeric = [name for name, feature in info.features.items() if feature.is_number]
-    names = [name for name in usual if name in numeric]
+    names = [name for name in conventional if name in numeric]
     names = names or [name for name in numeric if name == plain]
-    if usual and not names and convention is PREDICTED:
-        held = info.features[usual[0]].dtype
-        raise _unusable(root, usual[0], f"holds {held}, expected numbers", convention)
-    chosen: list[str] = []
+    if conventional and not names and convention is PREDICTED:
+        declared = info.features[conventional[0]].dtype
+        raise _unusable_error(
+            root, conventional[0], f"holds {declared}, expected numbers", convention
+        )
+    selected: list[str] = []
     reason = ""
     for name in names:
         if info.features[name].shape is None:
-            raise _unusable(root, name, "has no shape of positive whole numbers", convention)
+            raise _unusable_error(root, name, "has no shape of positive whole numbers", convention)
         if info.features[name].width is None:
             reason = "is not a vector"
         elif columns is not None and name not in columns:
             reason = "has no column in the data"
         else:
-            chosen.append(name)
+            selected.append(name)
             continue
         message = f"{root}: {name} {reason}; left out"
         findings.append(LEROBOT("field_left_out", message, field=name))
-    if names and not chosen and convention is PREDICTED:
-        raise _unusable(root, names[0], reason, convention)
-    return tuple(chosen)
+    if names and not selected and convention is PREDICTED:
+        raise _unusable_error(root, names[0], reason, convention)
+    return tuple(selected)
 
 
-def _unusable(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:
+def _unusable_error(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:
     path = root / INFO_FILE
     option = "--action-keys" if convention is PREDICTED else "--observation-keys"
     return DataError(

@@ -34,30 +34,30 @@ def fill_template(template: str, values: Mapping[str, int | str], key: str) -> s
             if field is None:
                 continue
             if field not in values or conversion:
-                raise _bad_template(key, f'uses unknown field "{{{field}}}"')
+                raise _template_error(key, f'uses unknown field "{{{field}}}"')
             parts.append(_formatted(values[field], spec or "", key))
     except ValueError as error:
-        raise _bad_template(key, f"is no path template: {error}") from error
+        raise _template_error(key, f"is no path template: {error}") from error
     path = PurePosixPath("".join(parts))
     if path.is_absolute() or ".." in path.parts:
-        raise _bad_template(key, f'gives "{path}", which is outside the data set')
+        raise _template_error(key, f'gives "{path}", which is outside the data set')
     longest = max((len(part.encode(errors="replace")) for part in path.parts), default=0)
     if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH or "\0" in str(path):
-        raise _bad_template(key, f'gives "{str(path)[:40]}...", which no file can be called')
+        raise _template_error(key, f'gives "{str(path)[:40]}...", which no file can be called')
     return str(path)
 
 
 def _formatted(value: int | str, spec: str, key: str) -> str:
     if isinstance(value, str):
         if spec:
-            raise _bad_template(key, f'formats a name with ":{spec}"')
+            raise _template_error(key, f'formats a name with ":{spec}"')
         return value
     if not _INT_SPEC.match(spec):
-        raise _bad_template(key, f'formats a number with ":{spec}"')
+        raise _template_error(key, f'formats a number with ":{spec}"')
     return format(value, spec)
 
 
-def _bad_template(key: str, problem: str) -> DataError:
+def _template_error(key: str, problem: str) -> DataError:
     return DataError(
         f"{INFO_FILE}: {key} {problem}",
         hint="correct the template; see the LeRobot v2.1 default for its form",
@@ -80,22 +80,22 @@ class FileFinder:
 
     def __init__(self, root: Path, info: Info, findings: list[Finding]) -> None:
         self.root = root
-        self.there: set[Path] = set()
+        self.existing: set[Path] = set()
         self._info = info
         self._findings = findings
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._can_list = can_list(root)
 
     def data_file(self, number: int) -> Path:
         """The parquet file of an episode, or where it should be."""
         relative = fill_template(self._info.data_path, self._values(number), "data_path")
-        return self._found("data_path", relative, "data")
+        return self._locate("data_path", relative, "data")
 
     def video_file(self, number: int, camera: str) -> Path:
         """The video of a camera, or where it should be."""
         values = {**self._values(number), "video_key": camera}
         relative = fill_template(self._info.video_path, values, "video_path")
-        return self._found("video_path", relative, "videos", camera)
+        return self._locate("video_path", relative, "videos", camera)
 
     def numbered_data_files(self) -> dict[int, Path]:
         """Every `episode_N.parquet` under `data/` by its number."""
@@ -106,24 +106,26 @@ class FileFinder:
                 numbered[int(match.group(1))] = self.root / paths[0]
         return numbered
 
-    def _found(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
+    def _locate(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
         path = self.root / relative
         if not self._can_list:
-            self.there.add(path)
+            self.existing.add(path)
             return path
-        named = self._by_name.get((folder, path.name), [])
-        if relative not in named and not path.exists():
-            others = [name for name in named if not camera or camera in PurePosixPath(name).parts]
-            if len(others) != 1:
+        matches = self._by_name.get((folder, path.name), [])
+        if relative not in matches and not path.exists():
+            candidates = [
+                name for name in matches if not camera or camera in PurePosixPath(name).parts
+            ]
+            if len(candidates) != 1:
                 return path
-            path = self.root / others[0]
-            if key not in self._told:
-                self._told.add(key)
-                message = f"{self.root}: {key} gives {relative}, found {others[0]}"
+            path = self.root / candidates[0]
+            if key not in self._reported:
+                self._reported.add(key)
+                message = f"{self.root}: {key} gives {relative}, found {candidates[0]}"
                 self._findings.append(
                     LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
                 )
-        self.there.add(path)
+        self.existing.add(path)
         return path
 
     def _values(self, number: int) -> dict[str, int | str]:

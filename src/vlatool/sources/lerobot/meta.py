@@ -126,12 +126,12 @@ def read_info(root: Path) -> Info:
     layout = _layout(root, version)
     features = tree.get("features")
     if not isinstance(features, Mapping) or not features:
-        raise _bad_meta(path, "features", "names no feature")
+        raise _metadata_error(path, "features", "names no feature")
     parsed = [_feature(path, name, value) for name, value in cast(Any, features).items()]
     return Info(
         version=version,
         layout=layout,
-        fps=_rate(path, tree.get("fps")),
+        fps=_fps(path, tree.get("fps")),
         robot_type=str(tree.get("robot_type") or ""),
         total_frames=_optional_int(tree.get("total_frames")),
         chunks_size=_chunks_size(path, tree.get("chunks_size")),
@@ -152,12 +152,12 @@ def read_episodes(root: Path) -> list[EpisodeLine]:
     for position, line in read_lines(path):
         number = _optional_int(line.get("episode_index"))
         if number is None or not 0 <= number <= _LARGEST_COUNT:
-            raise _bad_meta(path, "episode_index", "is not a number of an episode", position)
+            raise _metadata_error(path, "episode_index", "is not a number of an episode", position)
         if number in episodes:
-            raise _bad_meta(path, "episode_index", f"{number} appears twice", position)
+            raise _metadata_error(path, "episode_index", f"{number} appears twice", position)
         length = _optional_int(line.get("length"))
         if length is not None and not 0 <= length <= _LARGEST_COUNT:
-            raise _bad_meta(path, "length", "is no number of frames", position)
+            raise _metadata_error(path, "length", "is no number of frames", position)
         episodes[number] = EpisodeLine(number, _texts(line.get("tasks")), length)
     return [episodes[number] for number in sorted(episodes)]
 
@@ -175,30 +175,32 @@ def read_tasks(root: Path) -> dict[int, str]:
     for position, line in read_lines(path):
         number, sentence = _optional_int(line.get("task_index")), line.get("task")
         if number is None or not isinstance(sentence, str):
-            raise _bad_meta(path, "task_index, task", "are not a number and a sentence", position)
+            raise _metadata_error(
+                path, "task_index, task", "are not a number and a sentence", position
+            )
         tasks[number] = sentence
     return tasks
 
 
 def _check_layout(root: Path) -> None:
     if (root / "meta/episodes").is_dir() and not (root / EPISODES_FILE).exists():
-        raise _unsupported(root / "meta/episodes", "v3.0")
+        raise _unsupported_error(root / "meta/episodes", "v3.0")
     if not (root / INFO_FILE).exists() and (root / "meta_data").is_dir():
-        raise _unsupported(root / "meta_data", "v1")
+        raise _unsupported_error(root / "meta_data", "v1")
 
 
 def _layout(root: Path, version: str) -> str:
     """The version the files follow, which counts more than the one they claim."""
     if (root / "meta/episodes").is_dir():
-        raise _unsupported(root / "meta/episodes", "v3.0")
+        raise _unsupported_error(root / "meta/episodes", "v3.0")
     if (root / EPISODE_STATS_FILE).exists():
         return "v2.1"
     if (root / EPISODES_FILE).exists() or version.removeprefix("v").startswith("2"):
         return "v2.0"
-    raise _unsupported(root / INFO_FILE, version or "of no stated version")
+    raise _unsupported_error(root / INFO_FILE, version or "of no stated version")
 
 
-def _unsupported(path: Path, version: str) -> DataError:
+def _unsupported_error(path: Path, version: str) -> DataError:
     return DataError(
         f"{path}: LeRobot {version} is not supported yet; v2.0 and v2.1 are",
         hint="use the v2.1 revision of this data set, where its publisher keeps one",
@@ -210,18 +212,20 @@ def _unsupported(path: Path, version: str) -> DataError:
 def _feature(path: Path, name: str, value: object) -> Feature:
     tree = cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
     if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
-        raise _bad_meta(path, f"the feature {_shown(name)}", "has a name that no file can have")
+        raise _metadata_error(
+            path, f"the feature {_shortened(name)}", "has a name that no file can have"
+        )
     if not isinstance(tree.get("dtype"), str):
-        raise _bad_meta(path, f"the feature {name!r}", "has no dtype")
+        raise _metadata_error(path, f"the feature {name!r}", "has no dtype")
     shape: Any = tree.get("shape")
     if not isinstance(shape, list) or not all(_is_count(size) for size in cast(list[Any], shape)):
         shape = None
     # The flag has stood in three places. Source: formats/lerobot 4.1
-    places = [tree, tree.get("info"), tree.get("video_info")]
+    sections = [tree, tree.get("info"), tree.get("video_info")]
     is_depth = any(
-        bool(place.get("is_depth_map") or place.get("video.is_depth_map"))
-        for place in places
-        if isinstance(place, Mapping)
+        bool(section.get("is_depth_map") or section.get("video.is_depth_map"))
+        for section in sections
+        if isinstance(section, Mapping)
     )
     return Feature(
         name=name,
@@ -237,9 +241,9 @@ def _names(value: object) -> tuple[str, ...]:
 
     Source: formats/lerobot 4.2
     """
-    found = list(_nested_texts(value))
-    plain = tuple(path[-1] for path in found)
-    return plain if len(set(plain)) == len(plain) else tuple(".".join(path) for path in found)
+    paths = list(_nested_texts(value))
+    names = tuple(path[-1] for path in paths)
+    return names if len(set(names)) == len(names) else tuple(".".join(path) for path in paths)
 
 
 def _nested_texts(value: object, depth: int = 3) -> Iterator[tuple[str, ...]]:
@@ -274,7 +278,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """
     for number, line in enumerate(_read_text(path, _LARGEST_LIST).split("\n"), start=1):
         if len(line) > _LARGEST_LINE:
-            raise _bad_meta(path, "content", f"is a line of {len(line):,} characters", number)
+            raise _metadata_error(path, "content", f"is a line of {len(line):,} characters", number)
         if line.strip():
             yield number, _parse_object(path, line, number)
 
@@ -284,32 +288,34 @@ def _read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     try:
         return read_document(path, max_bytes=max_bytes)
     except (OSError, DocumentError) as error:
-        raise _bad_meta(path, "content", f"cannot be read: {error}") from error
+        raise _metadata_error(path, "content", f"cannot be read: {error}") from error
 
 
 def _parse_object(path: Path, text: str, line: int | None = None) -> Mapping[str, Any]:
     try:
         value = parse_json(text)
     except DocumentError as error:
-        raise _bad_meta(path, "content", f"cannot be read: {error.reason}", line) from error
+        raise _metadata_error(path, "content", f"cannot be read: {error.reason}", line) from error
     if not isinstance(value, dict):
-        raise _bad_meta(path, "content", "is not a JSON object", line)
+        raise _metadata_error(path, "content", "is not a JSON object", line)
     return cast(Mapping[str, Any], value)
 
 
-def _rate(path: Path, value: object) -> float:
+def _fps(path: Path, value: object) -> float:
     rate = _number(value)
     if _SLOWEST_FPS <= rate <= _FASTEST_FPS:
         return float(rate)
     expected = f"a number from {_SLOWEST_FPS:g} to {_FASTEST_FPS:g}"
-    raise _bad_meta(path, "fps", f"is {_shown(value)}; expected {expected}")
+    raise _metadata_error(path, "fps", f"is {_shortened(value)}; expected {expected}")
 
 
 def _chunks_size(path: Path, value: object) -> int:
     size = _number(value or CHUNKS_SIZE)
     if 1 <= size <= _LARGEST_COUNT and size == int(size):
         return int(size)
-    raise _bad_meta(path, "chunks_size", f"is {_shown(value)}; expected a positive whole number")
+    raise _metadata_error(
+        path, "chunks_size", f"is {_shortened(value)}; expected a positive whole number"
+    )
 
 
 def _number(value: object) -> int | float:
@@ -317,7 +323,7 @@ def _number(value: object) -> int | float:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
 
 
-def _shown(value: object) -> str:
+def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
@@ -338,10 +344,10 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(text for text in cast(list[object], value) if isinstance(text, str))
 
 
-def _bad_meta(path: Path, key: str, problem: str, line: int | None = None) -> DataError:
-    place = f"{path}" if line is None else f"{path}:{line}"
+def _metadata_error(path: Path, key: str, problem: str, line: int | None = None) -> DataError:
+    location = f"{path}" if line is None else f"{path}:{line}"
     return DataError(
-        f"{place}: {key} {problem}",
+        f"{location}: {key} {problem}",
         hint="the data set's metadata is damaged; get it again from its origin",
         code="data.bad_metadata",
         details={"path": str(path), "field": key, "line": line},

@@ -46,8 +46,8 @@ class Rows:
     def require(self, name: str) -> None:
         """Raises DataError unless the file has the column `name`."""
         if name not in self.columns:
-            there = ", ".join(self.columns)
-            raise self._refusal(name, f"is missing; columns are: {there}", "data.missing_column")
+            known = ", ".join(self.columns)
+            raise self._error(name, f"is missing; columns are: {known}", "data.missing_column")
 
     def values(self, name: str) -> list[Any]:
         """A column as python values."""
@@ -63,9 +63,9 @@ class Rows:
         Raises:
             DataError: It holds something else.
         """
-        kind = self.table.schema.field(name).type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise self._refusal(name, f"holds {kind}, expected numbers", "data.not_numeric")
+        dtype = self.table.schema.field(name).type
+        if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+            raise self._error(name, f"holds {dtype}, expected numbers", "data.not_numeric")
         values = self.values(name)
         return [None if value is None or not np.isfinite(value) else value for value in values]
 
@@ -75,14 +75,18 @@ class Rows:
         Raises:
             DataError: It holds something else.
         """
-        kind = self.table.schema.field(name).type
-        if pa.types.is_dictionary(kind):  # a text is held once, however many rows have it
+        dtype = self.table.schema.field(name).type
+        if pa.types.is_dictionary(dtype):  # a text is held once, however many rows have it
             chunks = self.table.column(name).chunks
             texts = [(chunk.dictionary.to_pylist(), chunk.indices.to_pylist()) for chunk in chunks]
-            return [None if at is None else one[at] for one, places in texts for at in places]
-        if not pa.types.is_integer(kind):
-            problem = f"holds {kind}, expected whole numbers or texts"
-            raise self._refusal(name, problem, "data.not_numeric")
+            return [
+                None if index is None else values_of[index]
+                for values_of, rows in texts
+                for index in rows
+            ]
+        if not pa.types.is_integer(dtype):
+            problem = f"holds {dtype}, expected whole numbers or texts"
+            raise self._error(name, problem, "data.not_numeric")
         return self.values(name)
 
     def vectors(self, name: str, width: int | None) -> Array:
@@ -106,12 +110,12 @@ class Rows:
         """
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
-            row, channel = bad[0].tolist()
-            found = "NaN" if np.isnan(values[row, channel]) else "an infinite value"
-            label = dimension_label(name, channel, values.shape[1], {name: dimensions})
-            where = label.removeprefix(name).removeprefix(": ")
-            problem = f"has {found} at row {row}{f', {where}' if where else ''}"
-            raise self._refusal(name, problem, "data.non_finite", row)
+            row, column = bad[0].tolist()
+            value = "NaN" if np.isnan(values[row, column]) else "an infinite value"
+            label = dimension_label(name, column, values.shape[1], {name: dimensions})
+            dimension = label.removeprefix(name).removeprefix(": ")
+            problem = f"has {value} at row {row}{f', {dimension}' if dimension else ''}"
+            raise self._error(name, problem, "data.non_finite", row)
 
     def _matrix(self, name: str, column: Any, width: int | None) -> Array:
         if isinstance(column, pa.ExtensionArray):
@@ -121,7 +125,7 @@ class Rows:
             self._check_widths(name, np.ones(len(array), np.int64), width)
             return array
         if _is_list(column.type.value_type):
-            raise self._refusal(name, "has 2 dimensions, expected 1", "data.not_a_vector")
+            raise self._error(name, "has 2 dimensions, expected 1", "data.not_a_vector")
         self._check_no_nulls(name, column)
         widths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
         width = self._check_widths(name, widths, width)
@@ -132,7 +136,7 @@ class Rows:
         wrong = widths != expected
         if wrong.any():
             row = int(wrong.argmax())
-            raise self._refusal(
+            raise self._error(
                 name,
                 f"has {int(widths[row])} values at row {row}, expected {expected}",
                 "data.ragged_rows",
@@ -142,20 +146,20 @@ class Rows:
 
     def _numbers(self, name: str, values: Any, width: int = 1) -> Array:
         """Flat values as numbers; `width` of them belong to one row."""
-        kind = values.type
-        if pa.types.is_boolean(kind):
+        dtype = values.type
+        if pa.types.is_boolean(dtype):
             values = values.cast(pa.uint8()).cast(pa.float32())
-        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise self._refusal(name, f"holds {kind}, expected numbers", "data.not_numeric")
+        elif not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+            raise self._error(name, f"holds {dtype}, expected numbers", "data.not_numeric")
         self._check_no_nulls(name, values, width)
         return values.to_numpy(zero_copy_only=False)
 
     def _check_no_nulls(self, name: str, values: Any, width: int = 1) -> None:
         if values.null_count:
             row = pc.index(values.is_null(), True).as_py() // max(width, 1)
-            raise self._refusal(name, f"has no value at row {row}", "data.missing_value", row)
+            raise self._error(name, f"has no value at row {row}", "data.missing_value", row)
 
-    def _refusal(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
+    def _error(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
         return DataError(
             f"{self.episode}: {self.path}: {field} {problem}",
             hint="repair or re-record the episode, or leave it out with --episodes",
@@ -164,27 +168,27 @@ class Rows:
         )
 
 
-def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
-    """The `wanted` columns that exist, sorted by `frame_index` when there is one.
+def read_rows(path: Path, episode: str, requested: Sequence[str]) -> Rows:
+    """The `requested` columns that exist, sorted by `frame_index` when there is one.
 
     Raises:
         DataError: The file is missing, a pointer, damaged, or has no rows.
     """
     check_is_data_file(path, episode)
     try:
-        texts = _text_columns(path)
-        with pq.ParquetFile(as_native_file(path), read_dictionary=texts) as file:
+        text_columns = _text_columns(path)
+        with pq.ParquetFile(as_native_file(path), read_dictionary=text_columns) as file:
             columns = tuple(file.schema_arrow.names)
-            needed = [name for name in columns if name in {*wanted, FRAME_INDEX}]
+            selected = [name for name in columns if name in {*requested, FRAME_INDEX}]
             num_rows = file.metadata.num_rows
-            problem = _too_large(file.metadata, needed)
-            table = pa.table({}) if problem else file.read(columns=needed)
+            problem = _size_problem(file.metadata, selected)
+            table = pa.table({}) if problem else file.read(columns=selected)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, episode, str(error)) from error
+        raise _damaged_error(path, episode, str(error)) from error
     if problem:
-        raise _damaged(path, episode, problem)
+        raise _damaged_error(path, episode, problem)
     if not num_rows:
-        raise _damaged(path, episode, "the file has no rows")
+        raise _damaged_error(path, episode, "the file has no rows")
     order = _frame_order(table, num_rows)
     if not np.array_equal(order, np.arange(num_rows)):
         table = table.take(pa.array(order))
@@ -195,18 +199,20 @@ def _text_columns(path: Path) -> list[str]:
     schema = pq.read_schema(as_native_file(path))
     types = pa.types
     return [
-        one.name for one in schema if types.is_string(one.type) or types.is_large_string(one.type)
+        field.name
+        for field in schema
+        if types.is_string(field.type) or types.is_large_string(field.type)
     ]
 
 
-def _too_large(metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
+def _size_problem(metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
     """What of a file would not fit into memory; empty when all does. Opens no page."""
     if metadata.num_rows > _MOST_ROWS:
         return f"it claims {metadata.num_rows:,} rows; the limit for an episode is {_MOST_ROWS:,}"
-    wanted, size = tuple(f"{name}." for name in columns), 0  # of lists: name.list.element
+    prefixes, size = tuple(f"{name}." for name in columns), 0  # of lists: name.list.element
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
-            if f"{chunk.path_in_schema}.".startswith(wanted):
+            if f"{chunk.path_in_schema}.".startswith(prefixes):
                 size += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
     if size > _LARGEST_EPISODE:
         return f"its numbers take {size:,} bytes; the limit for an episode is {_LARGEST_EPISODE:,}"
@@ -248,12 +254,12 @@ def _frame_order(table: pa.Table, num_rows: int) -> Array:
     return np.argsort(column.to_numpy(), kind="stable")
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def _is_list(dtype: pa.DataType) -> bool:
     types = pa.types
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype)
 
 
-def _damaged(path: Path, episode: str, reason: str) -> DataError:
+def _damaged_error(path: Path, episode: str, reason: str) -> DataError:
     return DataError(
         f"{episode}: {path} cannot be read as parquet: {reason}",
         hint="the file is damaged or truncated; get it again, or leave the episode out with "

@@ -49,36 +49,34 @@ class EpisodeContents:
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
 
-def walk_episode(
-    recording: EpisodeFiles, config: LeRobotConfig, report: Collector
-) -> EpisodeContents:
+def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:
     """Reads an episode as far as it can be read; pictures stay on disk."""
-    name = f"episode {recording.line.number}"
-    columns = _columns(recording, config)
-    rows = report.attempt(partial(read_rows, recording.data_file, name, columns))
-    missing = dict(_missing_cameras(recording, rows))
+    name = f"episode {files.line.number}"
+    columns = _columns(files, config)
+    rows = report.attempt(partial(read_rows, files.data_file, name, columns))
+    missing = dict(_missing_cameras(files, rows))
     if rows is None:
-        return EpisodeContents(None, _cameras(recording, None, missing, report), missing)
+        return EpisodeContents(None, _cameras(files, None, missing, report), missing)
     for column in config.needed_columns:
         report.attempt(partial(rows.require, column))
-    _check_length(recording, rows, report)
+    _check_length(files, rows, report)
     metadata = _bookkeeping(rows, report)
-    task = report.attempt(partial(_instruction, recording, rows, config, report)) or ""
-    _check_bookkeeping(recording, rows, metadata, report)
-    cameras = _cameras(recording, rows, missing, report)
-    return EpisodeContents(rows, cameras, missing, task, metadata, _fields(recording, rows, report))
+    task = report.attempt(partial(_instruction, files, rows, config, report)) or ""
+    _check_bookkeeping(files, rows, metadata, report)
+    cameras = _cameras(files, rows, missing, report)
+    return EpisodeContents(rows, cameras, missing, task, metadata, _fields(files, rows, report))
 
 
-def _columns(recording: EpisodeFiles, config: LeRobotConfig) -> list[str]:
+def _columns(files: EpisodeFiles, config: LeRobotConfig) -> list[str]:
     """Columns of the parquet file that are wanted."""
-    dataset = recording.dataset
-    more = [name for name in dataset.info.features if name.startswith("annotation.")]
+    dataset = files.dataset
+    annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
     task_column = [config.task_column] if config.task_column else []
-    return [*dataset.field_names, *AUTOMATIC, *more, *task_column]
+    return [*dataset.field_names, *AUTOMATIC, *annotations, *task_column]
 
 
-def _check_length(recording: EpisodeFiles, rows: Rows, report: Collector) -> None:
-    length = recording.line.length
+def _check_length(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
+    length = files.line.length
     if length is not None and length != len(rows):
         report.add_error(
             DataError(
@@ -93,29 +91,29 @@ def _check_length(recording: EpisodeFiles, rows: Rows, report: Collector) -> Non
 
 def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
     """The automatic columns that are there and hold numbers."""
-    found: dict[str, Sequence[Any]] = {}
+    metadata: dict[str, Sequence[Any]] = {}
     for name in AUTOMATIC:
         if name in rows.columns:
             values = report.attempt(partial(rows.numbers, name))
             if values is not None:
-                found[name] = values
-    return found
+                metadata[name] = values
+    return metadata
 
 
 def _check_bookkeeping(
-    recording: EpisodeFiles, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
+    files: EpisodeFiles, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
 ) -> None:
-    place = {"path": str(rows.path)}
+    location = {"path": str(rows.path)}
     if "timestamp" in metadata:
-        oddity = timestamp_problem(metadata["timestamp"], recording.dataset.info.fps)
-        if oddity:
-            message = f"{rows.episode}: {oddity}; frames are matched by row number"
-            report.note("timestamps", message, **place, field="timestamp")
+        problem = timestamp_problem(metadata["timestamp"], files.dataset.info.fps)
+        if problem:
+            message = f"{rows.episode}: {problem}; frames are matched by row number"
+            report.note("timestamps", message, **location, field="timestamp")
     _check_frames(rows, metadata.get(FRAME_INDEX, ()), report)
-    others = set(metadata.get("episode_index", ())) - {recording.line.number}
+    others = set(metadata.get("episode_index", ())) - {files.line.number}
     if others:
         message = f"{rows.episode}: {rows.path} also says episode_index {sorted(others, key=str)}"
-        report.note("episode_index", message, **place, field="episode_index")
+        report.note("episode_index", message, **location, field="episode_index")
 
 
 def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None:
@@ -134,11 +132,11 @@ def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None
         )
 
 
-def _fields(recording: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Array]:
+def _fields(files: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Array]:
     """The fields that the policy observes or predicts, as far as they can be read."""
     fields: dict[str, Array] = {}
-    for name in recording.dataset.field_names:
-        width = recording.dataset.info.features[name].width
+    for name in files.dataset.field_names:
+        width = files.dataset.info.features[name].width
         values = report.attempt(partial(rows.vectors, name, width))
         if values is not None:
             fields[name] = values
@@ -148,22 +146,22 @@ def _fields(recording: EpisodeFiles, rows: Rows, report: Collector) -> dict[str,
 # Pictures
 
 
-def _missing_cameras(recording: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
+def _missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
     """Cameras that the data set declares and has, but of which the episode has no file or column.
 
     Whether the episode is used nevertheless is for those to say who choose cameras.
     """
-    for camera in recording.dataset.cameras:
-        code, path, what = "data.missing_column", recording.data_file, "has no such column"
+    for camera in files.dataset.cameras:
+        code, path, problem = "data.missing_column", files.data_file, "has no such column"
         if camera.dtype == "video":
-            code, path, what = "data.missing_video", recording.videos[camera.name], "is missing"
-        is_there = rows is None or camera.name in rows.columns
-        if path.exists() if camera.dtype == "video" else is_there:
+            code, path, problem = "data.missing_video", files.videos[camera.name], "is missing"
+        has_column = rows is None or camera.name in rows.columns
+        if path.exists() if camera.dtype == "video" else has_column:
             continue
         yield (
             camera.name,
             DataError(
-                f"episode {recording.line.number}, camera {camera.name}: {path} {what}",
+                f"episode {files.line.number}, camera {camera.name}: {path} {problem}",
                 hint="get the file again, or choose with --camera-names, --exclude or "
                 "--skip-episodes-missing-cameras",
                 code=code,
@@ -173,57 +171,57 @@ def _missing_cameras(recording: EpisodeFiles, rows: Rows | None) -> Iterator[tup
 
 
 def _cameras(
-    recording: EpisodeFiles,
+    files: EpisodeFiles,
     rows: Rows | None,
     missing: Mapping[str, DataError],
     report: Collector,
 ) -> dict[str, FrameSource]:
     cameras: dict[str, FrameSource] = {}
-    for camera in recording.dataset.cameras:
+    for camera in files.dataset.cameras:
         if camera.name in missing:
             if not report.strict:
                 report.add_error(missing[camera.name])
             continue
         read = _video if camera.dtype == "video" else _images
-        frames = report.attempt(partial(read, recording, camera, rows, report), camera=camera.name)
+        frames = report.attempt(partial(read, files, camera, rows, report), camera=camera.name)
         if frames is not None:
             cameras[camera.name] = frames
     return cameras
 
 
 def _images(
-    recording: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
+    files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> ParquetImages | None:
     del report
     if rows is None:
         return None
-    return ParquetImages(rows.path, camera.name, recording.dataset.root, rows.order.tolist())
+    return ParquetImages(rows.path, camera.name, files.dataset.root, rows.order.tolist())
 
 
 def _video(
-    recording: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
+    files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> VideoFrames | None:
-    path = recording.videos[camera.name]
-    where = f"episode {recording.line.number}, camera {camera.name}"
-    place = {"camera": camera.name, "path": str(path)}
-    check_is_data_file(path, where)
+    path = files.videos[camera.name]
+    label = f"episode {files.line.number}, camera {camera.name}"
+    location = {"camera": camera.name, "path": str(path)}
+    check_is_data_file(path, label)
     info = probe_video(path)
     if rows is None:
         return None
     if info.num_frames < len(rows):
         raise DataError(
-            f"{where}: {path} has {info.num_frames} frames, the data has {len(rows)} rows",
+            f"{label}: {path} has {info.num_frames} frames, the data has {len(rows)} rows",
             hint="the video is incomplete; get it again, or leave the episode out with --episodes",
             code="data.video_too_short",
             details={"path": str(path), "camera": camera.name, "frames": info.num_frames},
         )
-    fps = recording.dataset.info.fps
-    for code, oddity in _video_oddities(info, camera, len(rows), fps):
-        report.note(code, f"{where}: {path} {oddity}", **place)
+    fps = files.dataset.info.fps
+    for code, problem in _video_problems(info, camera, len(rows), fps):
+        report.note(code, f"{label}: {path} {problem}", **location)
     return VideoFrames(path, len(rows))
 
 
-def _video_oddities(
+def _video_problems(
     info: VideoInfo, camera: Feature, num_rows: int, fps: float
 ) -> Iterator[tuple[str, str]]:
     """(code, problem) where a usable video differs from what the rows and info.json say."""
@@ -241,23 +239,21 @@ def _video_oddities(
 # The sentence
 
 
-def _instruction(
-    recording: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector
-) -> str:
+def _instruction(files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector) -> str:
     """The sentence of the episode: the rows decide, then the list, then the folder's name.
 
     Raises:
         DataError: The rows name a task that is not in the table, the list several, or nothing
             names one that is needed.
     """
-    table = _task_table(recording, report)
-    is_listed = config.is_list_first and any(recording.line.tasks)
+    table = _task_table(files, report)
+    is_listed = config.is_list_first and any(files.line.tasks)
     column = None if is_listed else _task_column(rows, config)
     values = rows.labels(column) if column else []
     if column and (table or isinstance(values[0], str)):
         text = _instruction_of_rows(rows, column, values, table, report)
     else:
-        text = _instruction_of_list(rows, recording.line.tasks, table, config.task_join)
+        text = _instruction_of_list(rows, files.line.tasks, table, config.task_join)
     if text:
         return text
     if config.needs_instruction:
@@ -267,10 +263,10 @@ def _instruction(
             code="data.no_instruction",
             details={"episode": rows.episode, "path": str(rows.path)},
         )
-    words = name_to_sentence(recording.dataset.name)
-    message = f"{rows.episode}: no instruction; using {words!r}"
+    sentence = name_to_sentence(files.dataset.name)
+    message = f"{rows.episode}: no instruction; using {sentence!r}"
     report.add(SOURCE, "language_fallback", message)
-    return words
+    return sentence
 
 
 def without_labels(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -284,10 +280,10 @@ def name_to_sentence(name: str) -> str:
     return " ".join(id_part(name).replace("-", "_").split("_"))
 
 
-def _task_table(recording: EpisodeFiles, report: Collector) -> dict[int, str]:
+def _task_table(files: EpisodeFiles, report: Collector) -> dict[int, str]:
     """Task number to sentence; empty, with a warning, when the table is unreadable."""
     try:
-        return read_tasks(recording.dataset.root)
+        return read_tasks(files.dataset.root)
     except DataError as error:
         report.note("tasks_unreadable", error.message, path=error.details.get("path"))
         return {}

@@ -107,8 +107,8 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
     content = _mapping(path, read_yaml, "action fields")
     try:
         groups = tuple(
-            PoseGroup(str(one["name"]), str(one["position_key"]), str(one["rotation_key"]))
-            for one in content.get("pose_groups") or []
+            PoseGroup(str(group["name"]), str(group["position_key"]), str(group["rotation_key"]))
+            for group in content.get("pose_groups") or []
         )
         values = {key: content[key] for key in ("action_key_fields", "action_index_fields")}
         unchanged = config.model_dump(exclude={*values, "action_fields_config_path"})
@@ -117,13 +117,13 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
         return resolved, groups
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise _not_of_form(path, "action fields", reason) from None
+        key_path = ".".join(map(str, first["loc"]))
+        reason = f"{key_path}: {first['msg']}" if key_path else first["msg"]
+        raise _form_error(path, "action fields", reason) from None
     except KeyError as error:
-        raise _not_of_form(path, "action fields", f"{error} is missing") from None
+        raise _form_error(path, "action fields", f"{error} is missing") from None
     except TypeError:
-        raise _not_of_form(path, "action fields", "pose_groups is no list of mappings") from None
+        raise _form_error(path, "action fields", "pose_groups is no list of mappings") from None
 
 
 def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
@@ -137,41 +137,41 @@ def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
     content = _mapping(path, read_json, "validation episodes")
     try:
         return {
-            str(task): frozenset(int(number) for number in _list(task, numbers))
+            str(task): frozenset(int(number) for number in _checked_list(task, numbers))
             for task, numbers in content.items()
         }
     except (TypeError, ValueError, OverflowError) as error:
-        raise _not_of_form(path, "validation episodes", error) from None
+        raise _form_error(path, "validation episodes", error) from None
 
 
-def _list(task: object, numbers: object) -> list[Any]:
+def _checked_list(task: object, numbers: object) -> list[Any]:
     if not isinstance(numbers, list):
         raise TypeError(f"{task} has no list of numbers")
     return numbers
 
 
-def _mapping(path: str, read: Callable[[Path], Any], what: str) -> dict[str, Any]:
+def _mapping(path: str, read: Callable[[Path], Any], label: str) -> dict[str, Any]:
     try:
         content = read(location(path))
     except (OSError, DocumentError) as error:
-        problem = f"{what} cannot be read: {' '.join(str(error).split())}"
-        raise _broken(path, problem, "check the path and the file") from None
+        problem = f"{label} cannot be read: {' '.join(str(error).split())}"
+        raise _file_error(path, problem, "check the path and the file") from None
     if not isinstance(content, dict):
-        raise _not_of_form(path, what, "not a mapping")
+        raise _form_error(path, label, "not a mapping")
     return content
 
 
-def _not_of_form(path: str, what: str, reason: object) -> DataError:
+def _form_error(path: str, label: str, reason: object) -> DataError:
     forms = {
         "action fields": "action_key_fields: [...], action_index_fields: [...], pose_groups: "
         "[{name, position_key, rotation_key}]",
         "validation episodes": '{"Task": [3, 17, ...], ...}',
     }
-    problem = f"{what} of another form: {str(reason).splitlines()[0]}"
-    return _broken(path, problem, f"expected {forms[what]}")
+    problem = f"{label} of another form: {str(reason).splitlines()[0]}"
+    return _file_error(path, problem, f"expected {forms[label]}")
 
 
-def _broken(path: str, problem: str, hint: str, code: str = "data.broken_file") -> DataError:
+def _file_error(path: str, problem: str, hint: str, code: str = "data.broken_file") -> DataError:
     return DataError(f"{path}: {problem}", hint=hint, code=code, details={"path": path})
 
 
@@ -187,7 +187,7 @@ def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
     try:
         content = read_yaml(location(path))
     except (FileNotFoundError, DocumentError) as error:
-        raise _broken_annotations(path, f"cannot be read: {' '.join(str(error).split())}") from None
+        raise _annotations_error(path, f"cannot be read: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise StorageError(
             f"{path}: language annotations cannot be read: {error.strerror or error}",
@@ -197,7 +197,7 @@ def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
         ) from None
     tasks = content.get("language_dict") if isinstance(content, dict) else None
     if not isinstance(tasks, dict):
-        raise _broken_annotations(path, "have no mapping `language_dict` at the top")
+        raise _annotations_error(path, "have no mapping `language_dict` at the top")
     for task, kinds in tasks.items():
         _check_kinds(path, task, kinds)
     return {
@@ -209,20 +209,20 @@ def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
 def _check_kinds(path: str, task: Any, kinds: Any) -> None:
     """Refuses what is not a mapping of kinds to lists of sentences; a kind may be empty."""
     if not isinstance(kinds, dict):
-        raise _broken_annotations(path, f"have no mapping of kinds for the task {task}")
+        raise _annotations_error(path, f"have no mapping of kinds for the task {task}")
     for kind, sentences in kinds.items():
         is_list = isinstance(sentences, list) and all(isinstance(text, str) for text in sentences)
         if sentences is not None and not is_list:
-            raise _broken_annotations(
+            raise _annotations_error(
                 path, f"have no list of sentences for the task {task}, kind {kind}"
             )
 
 
-def _broken_annotations(path: str, problem: str) -> DataError:
+def _annotations_error(path: str, problem: str) -> DataError:
     hint = (
         "expected language_dict: {Task: {original: [sentence, ...], ...}}; or leave the option out"
     )
-    return _broken(path, f"language annotations {problem}", hint, "data.broken_annotations")
+    return _file_error(path, f"language annotations {problem}", hint, "data.broken_annotations")
 
 
 def task_to_sentence(task: str) -> str:

@@ -21,16 +21,16 @@ from vlatool.sources.spartan.findings import SPARTAN
 from vlatool.sources.spartan.rules import (
     ACTIONS,
     CALIBRATION,
+    MAP_SUFFIXES,
     OBSERVATIONS,
-    SIDES,
     EpisodeValues,
     OpenedEpisode,
-    other_length,
+    length_error,
 )
 
 _INSTRUCTION = "language_instruction"
 _CHUNK = 2**20
-_NOTHING = 1e-6
+_ZERO_LENGTH = 1e-6
 _PARALLEL = 1e-3
 # Rotations that went through float32 or text.
 _ROUNDING = 1e-3
@@ -42,21 +42,21 @@ class EpisodeLint:
 
     def __init__(
         self,
-        recording: OpenedEpisode,
+        episode: OpenedEpisode,
         values: EpisodeValues,
         discarded: Collection[str],
         report: Collector,
     ) -> None:
-        self._recording = recording
+        self._episode = episode
         self._values = values
         self._discarded = discarded
         self._report = report
 
     def check(self) -> None:
         """Tells everything odd, pictures aside."""
-        for file, archive in self._recording.archives.items():
+        for file, archive in self._episode.archives.items():
             self._check_unread(file, archive)
-        self._check_sides()
+        self._check_depth_and_labels()
         self._check_calibration()
         for file, fields in (
             (OBSERVATIONS, self._values.observed),
@@ -68,14 +68,14 @@ class EpisodeLint:
         self._check_alignment()
         self._check_instruction()
 
-    def _note(self, code: str, file: str, message: str, **place: Any) -> None:
-        path = self._recording.folder / file
-        self._report.note(code, f"{path}: {message}", path=str(path), **place)
+    def _note(self, code: str, file: str, message: str, **location: Any) -> None:
+        path = self._episode.folder / file
+        self._report.note(code, f"{path}: {message}", path=str(path), **location)
 
     def _check_unread(self, file: str, archive: NpzArchive) -> None:
         """Headers and lengths of the arrays that reading passes by."""
         for name in archive.names:
-            if (file, name) in self._recording.tried:
+            if (file, name) in self._episode.examined:
                 continue
             try:
                 header = archive.header(name)
@@ -86,46 +86,46 @@ class EpisodeLint:
                 self._note("ignored_objects", file, f"{name!r} holds Python objects", field=name)
             elif name not in self._discarded:
                 is_static = file in CALIBRATION and len(header.shape) < 3
-                problem = self._other_length(file, name, None if is_static else header.shape[:1])
+                problem = self._length_error(file, name, None if is_static else header.shape[:1])
                 if problem is not None:
                     self._note("unread_array", file, problem.message, field=name)
 
-    def _other_length(
+    def _length_error(
         self, file: str, name: str, lengths: tuple[int, ...] | None
     ) -> DataError | None:
         """Compares the first axis, if there is one; None is equal to anything."""
-        expected = self._recording.num_frames
+        expected = self._episode.num_frames
         if file == ACTIONS or expected is None or lengths in (None, (expected,)):
             return None
-        return other_length(self._recording, file, name, lengths[0] if lengths else None)
+        return length_error(self._episode, file, name, lengths[0] if lengths else None)
 
-    def _check_sides(self) -> None:
+    def _check_depth_and_labels(self) -> None:
         """Depth and label pictures of cameras; complete when every camera has the same ones."""
-        archive = self._recording.archives.get(OBSERVATIONS, ())
-        there = {
-            camera_id: [side for side in SIDES if camera_id + side in archive]
-            for camera_id in self._recording.camera_ids
+        archive = self._episode.archives.get(OBSERVATIONS, ())
+        present = {
+            camera_id: [side for side in MAP_SUFFIXES if camera_id + side in archive]
+            for camera_id in self._episode.camera_ids
             if camera_id in archive
         }
-        for camera_id, sides in there.items() if any(there.values()) else ():
-            camera = self._recording.camera_ids[camera_id]
-            for name in (camera_id + side for side in SIDES if side not in sides):
+        for camera_id, sides in present.items() if any(present.values()) else ():
+            camera = self._episode.camera_ids[camera_id]
+            for name in (camera_id + side for side in MAP_SUFFIXES if side not in sides):
                 message = f"camera {camera!r} has no {name}"
-                place = {"camera": camera, "field": name}
-                self._note("missing_depth_or_label", OBSERVATIONS, message, **place)
+                location = {"camera": camera, "field": name}
+                self._note("missing_depth_or_label", OBSERVATIONS, message, **location)
 
     def _check_calibration(self) -> None:
-        ids = {name: camera_id for camera_id, name in self._recording.camera_ids.items()}
+        ids = {name: camera_id for camera_id, name in self._episode.camera_ids.items()}
         for name, matrices in self._values.calibration.items():
             both = (matrices.intrinsics, matrices.extrinsics)
             for file, values in zip(CALIBRATION, both, strict=True):
                 if values is None:
                     continue
                 lengths = values.shape[:1] if values.ndim == 3 else None
-                problem = self._other_length(file, ids[name], lengths)
+                problem = self._length_error(file, ids[name], lengths)
                 if problem is not None:
                     self._report.add_error(problem)
-                for code, problem in _matrix_oddities(values):
+                for code, problem in _matrix_problems(values):
                     message = f"camera {name!r} ({ids[name]}) has {problem}"
                     self._note(code, file, message, camera=name, field=ids[name])
 
@@ -136,8 +136,8 @@ class EpisodeLint:
         bad = np.asarray(broken.any(axis=1))
         if bad.any():
             width, channel = values.shape[1], int(broken[bad.argmax()].argmax())
-            told = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
-            problem = f"is not finite{f' ({told})' if told else ''}"
+            dimension = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
+            problem = f"is not finite{f' ({dimension})' if dimension else ''}"
             self._note_frames("not_finite", file, name, bad, problem)
         elif name.endswith("rot_6d") and values.shape[1] == 6:
             self._check_rotation(file, name, values.astype(np.float64))
@@ -153,7 +153,9 @@ class EpisodeLint:
         first, second = values[:, :3], values[:, 3:]
         lengths = np.linalg.norm(values.reshape(-1, 2, 3), axis=2)
         area = np.linalg.norm(np.cross(first, second), axis=1)
-        degenerate = (lengths < _NOTHING).any(axis=1) | (area <= _PARALLEL * lengths.prod(axis=1))
+        degenerate = (lengths < _ZERO_LENGTH).any(axis=1) | (
+            area <= _PARALLEL * lengths.prod(axis=1)
+        )
         skewed = np.abs((first * second).sum(axis=1)) > _ROUNDING
         odd = ~degenerate & (skewed | (np.abs(lengths - 1) > _ROUNDING).any(axis=1))
         problem = "has rows that are not unit and orthogonal"
@@ -172,27 +174,27 @@ class EpisodeLint:
     def _check_motion(self) -> None:
         fields = self._values.observed.items()
         poses = [values for name, values in fields if "__actual__poses__" in name]
-        long = poses and min(map(len, poses)) > 1
-        if long and not any(np.ptp(one, axis=0).any() for one in poses):
+        is_long = poses and min(map(len, poses)) > 1
+        if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
             self._note("no_motion", OBSERVATIONS, "no measured pose ever changes")
 
     def _check_alignment(self) -> None:
         """Compares action[t] with desired[t + 1]."""
-        apart: list[Array] = []
+        differences: list[Array] = []
         for name, values in self._values.actions.items():
             desired = self._values.observed.get(name.replace("__action__", "__desired__"))
             if desired is not None and desired.shape == values.shape:
-                same = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
-                apart.append(np.asarray(np.all(same, axis=1) == 0))
-        frames = np.any(apart, axis=0) if apart else np.zeros(0, bool)
+                is_equal = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
+                differences.append(np.asarray(np.all(is_equal, axis=1) == 0))
+        frames = np.any(differences, axis=0) if differences else np.zeros(0, bool)
         if frames.any():
             share = float(frames.mean())
             message = f"action differs from the next desired pose in {share:.0%} of the frames"
-            place = {"field": "actions", "frame": int(frames.argmax()), "share": share}
-            self._note("action_not_next_desired", ACTIONS, message, **place)
+            location = {"field": "actions", "frame": int(frames.argmax()), "share": share}
+            self._note("action_not_next_desired", ACTIONS, message, **location)
 
     def _check_instruction(self) -> None:
-        if OBSERVATIONS not in self._recording.archives:
+        if OBSERVATIONS not in self._episode.archives:
             return
         texts = self._values.observed.get(_INSTRUCTION)
         frame = None
@@ -207,7 +209,7 @@ class EpisodeLint:
         self._note("no_instruction", OBSERVATIONS, problem, field=_INSTRUCTION, frame=frame)
 
 
-def _matrix_oddities(matrices: Array) -> Iterator[tuple[str, str]]:
+def _matrix_problems(matrices: Array) -> Iterator[tuple[str, str]]:
     """(code, problem) of intrinsics [(F,) 3, 3] or extrinsics [(F,) 4, 4]."""
     if matrices.shape[-1] == 3:
         if (matrices[..., [0, 1], [0, 1]] <= 0).any():
@@ -220,9 +222,9 @@ def _matrix_oddities(matrices: Array) -> Iterator[tuple[str, str]]:
         yield "odd_extrinsics", f"a rotation that is off by {worst:.2g}"
 
 
-def check_members(recording: OpenedEpisode, report: Collector) -> None:
+def check_members(episode: OpenedEpisode, report: Collector) -> None:
     """Inflates every member of every archive to its end, which compares the checksum."""
-    for path in (archive.path for archive in recording.archives.values()):
+    for path in (archive.path for archive in episode.archives.values()):
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 try:
@@ -232,7 +234,7 @@ def check_members(recording: OpenedEpisode, report: Collector) -> None:
                 except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
                     array = info.filename.removesuffix(".npy")
                     message = f"{path}: {array!r} is damaged: {error}"
-                    is_read = (path.name, array) in recording.tried
+                    is_read = (path.name, array) in episode.examined
                     code = "broken_member" if is_read else "unread_array"
                     report.note(code, message, path=str(path), field=array)
 
