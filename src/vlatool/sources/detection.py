@@ -1,4 +1,4 @@
-"""Which dataset format reads a location, found by asking each of them."""
+"""Detection of the dataset format of a location: each format is asked to find episodes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from vlatool.sources.base import FormatReader
 
 
 class DeferredKeys(ConfigModel):
-    """Keys of a format that is not known yet."""
+    """Keys of a format that is not detected yet."""
 
     model_config = ConfigDict(extra="allow")
 
 
 @dataclass(frozen=True)
 class DetectedSource:
-    """A format that finds episodes at a location, and the episodes."""
+    """Format that finds episodes at a location, and these episodes."""
 
     format: str
     reader: FormatReader
@@ -29,23 +29,23 @@ class DetectedSource:
 
 
 def is_source(word: str) -> bool:
-    """Whether a word is a location rather than the name, perhaps misspelt, of a format."""
+    """True if a word is a location and not the (perhaps misspelled) name of a format."""
     if word in FORMATS.names():
         return False
     try:
         return "/" in word or Path(word).exists()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return True
 
 
 def detect_source(location: Path, forced: str | None) -> DetectedSource:
-    """The one format that finds episodes at `location`; with `forced`, that format.
+    """The one format that finds episodes at `location`, or the format `forced`.
 
-    A format that base_format another one wins over it, and any over one that is a last resort.
+    A format takes precedence over its `base_format`, and any format over one with `is_fallback`.
 
     Raises:
-        DataError: None does; says what each searched for.
-        UsageError: Several do, or `forced` is unknown.
+        DataError: No format finds episodes; the hint lists what each searched for.
+        UsageError: Several formats find episodes, or `forced` is unknown.
     """
     if forced is not None:
         return _discover(forced, location)
@@ -64,7 +64,7 @@ def detect_source(location: Path, forced: str | None) -> DetectedSource:
     if len(detected) > 1:
         counts = ", ".join(f"{source.format} ({len(source.refs)})" for source in detected)
         raise UsageError(
-            f"{location}: several formats find episodes here: {counts}",
+            f"{location}: several formats find episodes: {counts}",
             hint=f"choose one with --format, such as --format {detected[0].format}",
             code="usage.ambiguous_format",
             details={"formats": [source.format for source in detected]},
@@ -89,15 +89,15 @@ def _reader(name: str) -> FormatReader:
     except ValidationError as error:
         keys = [".".join(map(str, problem["loc"])) for problem in error.errors()]
         raise UsageError(
-            f"the format {name!r} cannot be read without values for: {', '.join(keys)}",
-            hint=f"try vlatool preprocess {name} ... --dry-run, which takes them",
+            f"the format {name!r} requires values for: {', '.join(keys)}",
+            hint=f"run vlatool preprocess {name} ... --dry-run, which accepts these keys",
             code="usage.format_needs_keys",
             details={"format": name, "keys": keys},
         ) from None
 
 
 def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> VlatoolError:
-    """The error of a format that knows the data but cannot read it, else one that names all."""
+    """Error of a format that recognizes the data but cannot read it, else one for all formats."""
     for error in errors.values():
         if isinstance(error, DataError) and error.code != "data.no_episodes":
             return error

@@ -1,7 +1,7 @@
-"""Member-wise access to npz archives that never unpickles and inflates only what is asked for.
+"""Access to single arrays of npz archives; never unpickles, inflates only what is read.
 
-`zipfile` inflates with zlib; zlib-ng is three times as fast here for the same bytes (measured on
-raw camera arrays), and inflating them is a third of the work of preprocessing.
+`zipfile` inflates with zlib. zlib-ng is three times as fast for the same bytes (measured on raw
+camera arrays), and inflating them is a third of the time of preprocessing.
 """
 
 import ast
@@ -27,8 +27,8 @@ from vlatool.storage.byte_ranges import ByteRange, open_byte_range, open_tail, r
 from vlatool.storage.uri import is_remote
 
 _LARGEST_HEADER = 10_000
-_LARGEST_HEAD = 1 << 14  # with what the archive writes before it
-# Of what is read at once; pictures are read frame by frame.
+_LARGEST_HEAD = 1 << 14  # including the local header of the archive
+# Limits of whole arrays; images are read frame by frame.
 _LARGEST_ARRAY = 2**28
 _LARGEST_SUM = 2**30
 _LARGEST_FRAME = 2**29
@@ -40,7 +40,7 @@ _READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplemente
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an npy member says of itself."""
+    """Header of an npy member."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -49,18 +49,18 @@ class ArrayHeader:
     @property
     def length(self) -> int:
         """Size of the values in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize  # exact: a lying shape cannot wrap
+        return math.prod(self.shape) * self.dtype.itemsize  # Python integers: cannot overflow
 
 
 class InflatedMember:
-    """Reads forwards; the checksum is tested with the last byte.
+    """Forward reader of one archive member; checks the checksum at the last byte.
 
     Args:
-        file: The archive, positioned anywhere; nobody else may move it meanwhile.
-        info: Which member.
+        file: The archive, at any position; nothing else may move it while this reads.
+        info: Entry of the member in the directory of the archive.
 
     Raises:
-        zipfile.BadZipFile: The archive lies about the member.
+        zipfile.BadZipFile: The member does not match the directory.
     """
 
     def __init__(self, file: IO[bytes], info: zipfile.ZipInfo) -> None:
@@ -71,7 +71,7 @@ class InflatedMember:
         file.seek(info.header_offset)
         head = file.read(_LOCAL_HEADER.size)
         if len(head) < _LOCAL_HEADER.size or head[:4] != b"PK\x03\x04":
-            raise zipfile.BadZipFile("no local header where the directory says")
+            raise zipfile.BadZipFile("no local header at the offset in the directory")
         _, name_bytes, extra = _LOCAL_HEADER.unpack(head)
         file.seek(name_bytes + extra, 1)
         self._file = file
@@ -85,7 +85,7 @@ class InflatedMember:
         self._tail = b""
 
     def tell(self) -> int:
-        """Inflated bytes read so far."""
+        """Number of inflated bytes read so far."""
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:
@@ -116,7 +116,7 @@ class InflatedMember:
             except zlib_ng.error as error:  # pyright: ignore[reportGeneralTypeIssues] - typed as a value
                 raise zipfile.BadZipFile(str(error)) from None
             if not part and (self._inflater.eof or not self._tail):
-                break  # the member is shorter than it says
+                break  # the member is shorter than the directory says
             self._tail = self._inflater.unconsumed_tail
             parts.append(part)
             remaining -= len(part)
@@ -124,7 +124,7 @@ class InflatedMember:
 
 
 class NpzArchive:
-    """One npz file; arrays are read by name.
+    """An npz file whose arrays are read by name.
 
     Raises:
         DataError: The file is missing or not a zip archive.
@@ -133,7 +133,7 @@ class NpzArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._headers: dict[str, ArrayHeader] = {}
-        self._bytes_read: dict[str, int] = {}  # bytes of the arrays that were read
+        self._bytes_read: dict[str, int] = {}  # array to its size
         try:
             self._file = open_tail(path)
             with zipfile.ZipFile(self._file) as archive:
@@ -150,7 +150,7 @@ class NpzArchive:
         return name in self._infos
 
     def header(self, name: str) -> ArrayHeader:
-        """Shape and dtype of an array, without reading its values."""
+        """Shape and dtype of an array; does not read its values."""
         if name not in self._infos:
             raise missing_array_error(self.path, name)
         if name not in self._headers:
@@ -162,7 +162,7 @@ class NpzArchive:
         """A whole array.
 
         Raises:
-            DataError: It is missing, broken, holds Python objects, or is absurdly large.
+            DataError: It is missing, broken, too large, or holds Python objects.
         """
         header = self.readable_header(name)
         try:
@@ -172,17 +172,17 @@ class NpzArchive:
             order = "F" if header.fortran_order else "C"
             array = np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
             if array.dtype.kind == "U":
-                "".join(array.ravel().tolist()).encode()  # half a character is refused
+                "".join(array.ravel().tolist()).encode()  # raises for lone surrogates
         except _READ_ERRORS as error:
             raise _read_error(self.path, name, error) from None
         self._bytes_read[name] = header.length
         return array
 
     def readable_header(self, name: str) -> ArrayHeader:
-        """The header of an array that `read` does not refuse for it.
+        """Header of an array that `read` accepts.
 
         Raises:
-            DataError: The array is missing, holds Python objects, or is absurdly large.
+            DataError: The array is missing, too large, or holds Python objects.
         """
         header = self.header(name)
         if header.dtype.hasobject:
@@ -202,10 +202,10 @@ class NpzArchive:
         return header
 
     def frames(self, name: str, channels: int | None = 3) -> "NpzFrames":
-        """An array as frames: uint8 [F, H, W, 3], or whole numbers [F, H, W] without channels.
+        """Array as frames: uint8 [F, H, W, 3], or integers [F, H, W] if `channels` is None.
 
         Raises:
-            DataError: It is missing or of another shape or type.
+            DataError: It is missing or has another shape or type.
         """
         header = self.header(name)
         info = self._infos[name]
@@ -213,9 +213,9 @@ class NpzArchive:
         return NpzFrames(byte_range, info, header, channels)
 
     def load_headers(self, names: Iterable[str]) -> None:
-        """Reads the headers of large remote arrays together, which one by one take long.
+        """Reads the headers of large remote arrays in parallel.
 
-        What cannot be read is left for when it is asked for.
+        Arrays that cannot be read are skipped; access to them raises the error.
         """
         large = [name for name in names if is_remote(self.path) and self._is_large(name)]
         for name, data in zip(large, read_byte_ranges(map(self._head, large)), strict=True):
@@ -230,7 +230,7 @@ class NpzArchive:
         return ByteRange(self.path, start, start + _LARGEST_HEAD)
 
     def close(self) -> None:
-        """Lets go of the file; frames keep their own."""
+        """Closes the file; frames have their own."""
         self._file.close()
 
     def _checked_header(self, name: str, file: IO[bytes], offset: int) -> ArrayHeader:
@@ -248,9 +248,9 @@ class NpzArchive:
 
 
 class NpzFrames:
-    """Frames of one npz member, inflated one by one from the front.
+    """Frames of one npz member, inflated one by one from the start.
 
-    Memory is one frame, whatever the length; going backwards starts again at the front.
+    Holds one frame in memory; a read before the last position restarts at the first frame.
     """
 
     def __init__(
@@ -270,21 +270,21 @@ class NpzFrames:
         if not _is_images(header, channels):
             expected = "uint8 [frames, height, width, 3]"
             if channels is None:
-                expected = "whole numbers [frames, height, width]"
+                expected = "integers [frames, height, width]"
             raise DataError(
                 f"{byte_range.path}: {self._name!r} is {header.dtype}{list(header.shape)}, "
                 f"expected {expected}",
-                hint="the file is of another layout; convert the pictures, or record them again",
+                hint="the file has another layout; convert the images, or record them again",
                 code="data.not_pictures",
                 details={"path": str(byte_range.path), "field": self._name},
             )
         pixels = header.shape[1:]
         if math.prod(pixels) * header.dtype.itemsize > _LARGEST_FRAME:
-            raise self._error(f"pictures {list(pixels)} are too large")
+            raise self._error(f"images {list(pixels)} are too large")
         if 0 in pixels:
-            raise self._error(f"pictures {list(pixels)} have no pixels")
+            raise self._error(f"images {list(pixels)} have no pixels")
         if header.fortran_order:
-            raise self._error("pictures in Fortran order cannot be streamed")
+            raise self._error("images in Fortran order cannot be streamed")
 
     def _error(self, reason: object) -> DataError:
         return _read_error(self._part.path, self._name, reason)
@@ -330,14 +330,14 @@ class NpzFrames:
         self._next = 0
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self._file is not None:
             self._file.close()
         self._file = self._member = None
 
 
 def _member_ends(archive: zipfile.ZipFile) -> dict[int, int]:
-    """Where each member starts, and where what follows it does."""
+    """Start offset of each member to the offset of the next one, or of the directory."""
     starts = sorted(info.header_offset for info in archive.infolist())
     return dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
 
@@ -349,7 +349,7 @@ def _is_images(header: ArrayHeader, channels: int | None) -> bool:
 
 
 def missing_array_error(path: Path, name: str) -> DataError:
-    """The error for an array that must be there."""
+    """Error for a required array that is missing."""
     return DataError(
         f"{path}: the array {name!r} is missing",
         hint="the episode is incomplete; download or record it again",
@@ -359,12 +359,12 @@ def missing_array_error(path: Path, name: str) -> DataError:
 
 
 def _read_header(member: InflatedMember) -> ArrayHeader:
-    """Parses an npy header without trusting it."""
+    """Header of an npy member, parsed without executing anything."""
     version = npy.read_magic(member)
     length_bytes = 2 if version == (1, 0) else 4
     length = int.from_bytes(member.read(length_bytes), "little")
     if length > _LARGEST_HEADER:
-        raise ValueError(f"array header of {length} bytes")
+        raise ValueError(f"its header has {length} bytes")
     return _parsed_header(member.read(length).decode("latin1" if version < (3, 0) else "utf8"))
 
 
@@ -384,9 +384,9 @@ def _parsed_header(text: str) -> ArrayHeader:
         SyntaxError,
         TypeError,
     ) as error:
-        raise ValueError(f"array header cannot be parsed: {error}") from None
+        raise ValueError(f"its header cannot be parsed: {error}") from None
     if any(size < 0 for size in shape):
-        raise ValueError(f"array shape {shape}")
+        raise ValueError(f"its shape is {shape}")
     return ArrayHeader(shape, dtype, fortran)
 
 
@@ -394,7 +394,7 @@ def _read_error(path: Path, name: str | None, reason: object) -> DataError:
     location = f"{path}: array {name!r}" if name else str(path)
     hint = "the file is damaged; download or record it again"
     if isinstance(reason, PermissionError):
-        hint = "make the file readable for you"
+        hint = "grant read permission"
     return DataError(
         f"{location} cannot be read: {reason}",
         hint=hint,

@@ -1,4 +1,4 @@
-"""The order and the uniqueness of episodes, for every format; which of them are asked for."""
+"""Order, uniqueness and selection of episodes, for all formats."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,13 +14,13 @@ _RANGE = re.compile(r"^([0-9]{0,18})(:)?([0-9]{0,18})\Z")
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
-    """Sorts numbers by value: episode_2 before episode_10."""
+    """Sort key that compares numbers by value: episode_2 before episode_10."""
     parts = _DIGITS.split(str(path))
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
-    """Episodes once each; another episode with a used id gets a number behind it."""
+    """Episodes without repeated paths; the N-th episode with the same id gets the suffix `-N`."""
     seen_paths: set[Path] = set()
     used_ids: set[str] = set()
     for ref in refs:
@@ -37,15 +37,15 @@ def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
 
 
 def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
-    """Ids name files and seed keys; a reader that gives bad or equal ones would mix episodes.
+    """The refs, after a check of their ids, which name files and seed random generators.
 
     Raises:
-        DataError: An id cannot be a file name, or two episodes have the same.
+        DataError: An id cannot be a file name, or two episodes have the same id.
     """
     seen: dict[str, EpisodeRef] = {}
     for ref in refs:
         if not _ID.match(ref.id):
-            problem = f"the episode id {ref.id!r} is not made of letters, digits, _ and -"
+            problem = f"the episode id {ref.id!r} must consist of letters, digits, _ and -"
         elif ref.id in seen:
             problem = f"two episodes have the id {ref.id!r}: {seen[ref.id].path} and {ref.path}"
         else:
@@ -53,7 +53,7 @@ def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
             continue
         raise DataError(
             f"{ref.path}: {problem}",
-            hint="a fault of the format's reader: see unique_refs in vlatool.sources.order",
+            hint="this is a bug of the format's reader: see unique_refs in vlatool.sources.order",
             code="data.bad_episode_id",
             details={"episode": ref.id, "path": str(ref.path)},
         )
@@ -63,14 +63,14 @@ def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
 def select(
     refs: Sequence[EpisodeRef], include: str | None, exclude: str | None = None
 ) -> list[EpisodeRef]:
-    """The episodes of a selection such as `0:4,7`, without those of another one.
+    """Episodes of a selection such as `0:4,7`, minus those of `exclude`.
 
-    Numbers are the data set's own where every episode has one, else positions in the list; the
-    end of a range is not included.
+    Numbers are those of the data set if all episodes have one, else positions in the list. The
+    end of a range is excluded.
 
     Raises:
         UsageError: A selection cannot be parsed.
-        DataError: A number that is named does not exist, or nothing is left.
+        DataError: A single number does not exist, or no episode is left.
     """
     numbers = [ref.number for ref in refs]
     if None in numbers or len(set(numbers)) < len(numbers):
@@ -86,15 +86,15 @@ def select(
             f"{name} {text}" for name, text in options.items() if text is not None
         )
         raise DataError(
-            f"{options_text}: leaves none of the {len(refs)} episodes",
-            hint="name other episodes",
+            f"{options_text}: selects none of the {len(refs)} episodes",
+            hint="select other episodes",
             code="data.no_episodes",
         )
     return [known[number] for number in selected]
 
 
 def _numbers(option: str, text: str, known: Collection[int]) -> set[int]:
-    """The known numbers that a selection names."""
+    """Known numbers that a selection contains."""
     return {
         number for part in text.split(",") for number in _parse_part(part.strip(), known, option)
     }
@@ -104,7 +104,7 @@ def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]
     match = _RANGE.match(part)
     if not part or match is None:
         raise UsageError(
-            f"{option}: cannot read {part[:40]!r}",
+            f"{option}: invalid selection {part[:40]!r}",
             hint="write numbers and ranges, such as 0:4,7",
             code="usage.bad_selection",
         )

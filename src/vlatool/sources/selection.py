@@ -1,4 +1,4 @@
-"""Which episodes of a source are used, and what of them."""
+"""Selection of the episodes, cameras and fields of a source."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,10 @@ from vlatool.storage.uri import is_missing
 
 
 class SelectionConfig(ConfigModel):
-    """Which episodes and cameras are taken, and from where."""
+    """Sources, episodes and cameras to read."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Choice of episodes": (
+        "Selection of episodes": (
             "episodes",
             "exclude",
             "max_episodes",
@@ -37,35 +37,33 @@ class SelectionConfig(ConfigModel):
         "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
     }
 
-    format: str = Field(
-        default="", description="Name of the dataset format; empty for the one that finds episodes."
-    )
+    format: str = Field(default="", description="Name of the dataset format; empty: detect it.")
     sources: list[str] = required_field([], "Locations to search.")
     episodes: str | None = Field(
-        default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
+        default=None, description="Episodes to use, such as 0:4,7; the end of a range is excluded."
     )
     exclude: str | None = Field(
-        default=None, description="Episodes to leave out, written like --episodes."
+        default=None, description="Episodes to exclude, written like --episodes."
     )
     max_episodes: int | None = Field(
-        default=None, ge=-1, description="Take at most so many episodes; 0 or -1 for all."
+        default=None, ge=-1, description="Use at most N episodes; 0 or -1: all."
     )
     camera_names: list[str] | None = Field(
-        default=None, description="Cameras, in order; null for all."
+        default=None, description="Cameras to use, in order; null: all."
     )
     skip_episodes_missing_cameras: bool = Field(
         default=False,
-        description="Drop an episode that lacks a camera, instead of keeping it without or, where "
-        "the data set declares the camera, reporting it as broken.",
+        description="Drop episodes that lack a camera. Otherwise such an episode is kept without "
+        "the camera, or fails if its data set declares the camera.",
     )
     only_successful: bool = Field(
-        default=False, description="Drop episodes that failed or do not say whether they did."
+        default=False, description="Drop episodes that failed or whose success is unknown."
     )
     fail_on_nan: bool = Field(
-        default=True, description="An episode with NaN or infinity fails; else they are kept."
+        default=True, description="Fail episodes with NaN or infinity; otherwise keep them."
     )
     source: SerializeAsAny[ConfigModel] = Field(
-        default=ConfigModel(), description="Keys of the format's reader."
+        default=ConfigModel(), description="Keys of the format."
     )
 
     @field_validator("camera_names")
@@ -76,14 +74,14 @@ class SelectionConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class EpisodeSelection:
-    """What every episode must have, and what of it is used; small, because workers get it.
+    """Cameras, fields and conditions of the episodes of a run; small, since workers receive it.
 
     Attributes:
         cameras: Cameras to keep, in order.
-        fields: Width of each field, 0 for text.
-        skip_missing_cameras: Drop an episode that lacks one.
-        only_successful: Drop an episode that failed, or does not say.
-        finite: Refuse an episode with numbers that are none.
+        fields: Field to its width, 0 for text.
+        skip_missing_cameras: Drop episodes that lack a camera.
+        only_successful: Drop episodes that failed or whose success is unknown.
+        finite: Fail episodes with NaN or infinity.
     """
 
     cameras: tuple[str, ...]
@@ -105,11 +103,11 @@ class EpisodeSelection:
 
 @dataclass(frozen=True)
 class DroppedEpisode:
-    """An episode that is left out on purpose.
+    """An episode that is dropped on purpose.
 
     Attributes:
-        reason: One word, counted.
-        findings: What there is to say about it.
+        reason: Identifier of the reason, by which dropped episodes are counted.
+        findings: Findings of the episode.
     """
 
     reason: str
@@ -118,13 +116,13 @@ class DroppedEpisode:
 
 @dataclass(frozen=True)
 class EpisodeTask:
-    """Reads one episode and hands what is chosen of it on; picklable.
+    """Reads one episode, applies the selection and passes it to `work`; picklable.
 
     Attributes:
         format: Name of the dataset format.
-        config: Keys of its reader.
-        choice: What is used.
-        work: Takes the episode.
+        config: Keys of the format.
+        selection: Cameras, fields and conditions.
+        work: Writes the episode.
     """
 
     format: str
@@ -136,7 +134,7 @@ class EpisodeTask:
         """The receipt of the episode.
 
         Raises:
-            DataError: The episode is broken or does not fit the others.
+            DataError: The episode is broken or its fields differ from those of the others.
         """
         reader: FormatReader = FORMATS.get(self.format)(self.config)
         episode = apply_selection(reader.read(ref), self.selection)
@@ -148,14 +146,14 @@ class EpisodeTask:
 
 @dataclass(frozen=True)
 class SelectedEpisodes:
-    """Episodes to work on.
+    """Episodes of a run.
 
     Attributes:
-        refs: In order.
-        held_out: Reason to number of episodes that are left out on purpose.
-        survey: What they have between them; its cameras are the chosen ones.
-        choice: What is used of each.
-        findings: What there is to say of the sources as a whole.
+        refs: Episodes to read, in order.
+        excluded: Reason to number of episodes that are excluded on purpose.
+        survey: Survey of the episodes, with the selected cameras.
+        selection: Cameras, fields and conditions for each episode.
+        findings: Findings on the sources as a whole.
     """
 
     refs: tuple[EpisodeRef, ...]
@@ -171,21 +169,21 @@ def select_episodes(
     config: SelectionConfig,
     required_cameras: Sequence[str] = (),
 ) -> SelectedEpisodes:
-    """The episodes that a run works on, and what of them it uses.
+    """Episodes of a run, and the cameras and fields that it uses.
 
-    Cameras that other options name are given as `named`: they must be there.
+    `required_cameras` are named by other options and must exist.
 
     Raises:
-        DataError: A source does not exist, no episode is left or can be read, none has a camera
-            that is asked for, or one has a name that no file can have.
+        DataError: A source does not exist, no episode is left or readable, a requested camera
+            does not exist, or the name of a camera cannot be part of a file name.
     """
     discovered = _discover(reader, sources, config)
     held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
     refs = tuple(ref for ref in discovered if not ref.excluded)
     if not refs:
         raise DataError(
-            f"all {len(discovered)} episodes are held out: {', '.join(held_out_counts)}",
-            hint="leave some of them in",
+            f"all {len(discovered)} episodes are excluded: {', '.join(held_out_counts)}",
+            hint="include some of them",
             code="data.no_episodes",
             details={"held_out": held_out_counts},
         )
@@ -196,7 +194,7 @@ def select_episodes(
     options = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
     selection = EpisodeSelection(tuple(survey.cameras), fields, *options)
     capitals = (
-        SOURCE("upper_case_camera", f"camera {name!r}: other loaders want lower case", camera=name)
+        SOURCE("upper_case_camera", f"camera {name!r}: other loaders need lower case", camera=name)
         for name in survey.cameras
         if name != name.lower()
     )
@@ -207,7 +205,7 @@ def select_episodes(
 def _discover(
     reader: FormatReader, sources: Sequence[Path], config: SelectionConfig
 ) -> Sequence[EpisodeRef]:
-    """The episodes that are asked for, held-out ones included."""
+    """Requested episodes, excluded ones included."""
     for source in sources:
         if is_missing(source):
             raise DataError(
@@ -219,8 +217,8 @@ def _discover(
     refs = select(checked_refs(list(reader.discover(sources))), config.episodes, config.exclude)
     if not refs:
         raise DataError(
-            f"{', '.join(map(str, sources))}: no episode found",
-            hint="is this data of the format? `vlatool inspect` says what it is",
+            f"{', '.join(map(str, sources))}: no episodes found",
+            hint="check the format: `vlatool inspect` detects it",
             code="data.no_episodes",
         )
     limit = config.max_episodes
@@ -233,13 +231,13 @@ def _survey(
     cameras: Sequence[str] | None,
     required_cameras: Sequence[str],
 ) -> Survey:
-    """What the episodes have between them, with the cameras that are asked for."""
+    """Survey of the episodes, limited to the requested cameras."""
     survey = reader.survey(refs)
     known = list(survey.cameras)
     for name in (*(cameras or ()), *required_cameras):
         if name not in known:
             raise DataError(
-                f"camera {name!r} is not in the data; there are: {', '.join(known)}",
+                f"camera {name!r} is not in the data; available: {', '.join(known)}",
                 hint=did_you_mean(name, known),
                 code="data.unknown_camera",
                 details={"camera": name, "known": known},
@@ -250,11 +248,11 @@ def _survey(
 
 
 def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:
-    """The episode with the chosen cameras and its fields in the common order, or why not.
+    """The episode with the selected cameras and the fields in the common order, or its drop.
 
     Raises:
-        DataError: Its fields are not those of the others, a chosen camera of its data set is
-            missing, or a number is none.
+        DataError: Its fields differ from those of the others, a selected camera that its data set
+            declares is missing, or a value is NaN or infinite.
     """
     mismatch = field_mismatch(episode.id, field_specs(episode), selection.fields)
     if mismatch is not None:
@@ -266,7 +264,7 @@ def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | 
     missing = [name for name in selection.cameras if name not in cameras]
     is_declared = any(name in episode.missing_cameras for name in missing)
     if missing and (selection.skip_missing_cameras or not (cameras or is_declared)):
-        message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
+        message = f"{episode.id}: dropped because it lacks {', '.join(missing)}"
         finding = SOURCE("episode_missing_camera", message, episode=episode.id)
         return DroppedEpisode("episode_missing_camera", (*episode.findings, finding))
     for name in missing:
@@ -279,10 +277,10 @@ def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | 
 
 
 def check_finite(episode: Episode) -> None:
-    """Makes sure that every number is one.
+    """Raises an error if a value of a field is NaN or infinite.
 
     Raises:
-        DataError: A field holds NaN or infinity; names field and first frame.
+        DataError: `data.not_finite`; names field and first frame.
     """
     for name, values in episode.lowdim.items():
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
@@ -297,12 +295,12 @@ def check_finite(episode: Episode) -> None:
 
 
 def episode_state(ref: EpisodeRef) -> InputState:
-    """The files of an episode, and what is known of it beforehand."""
+    """State of the files of an episode and of its known metadata."""
     metadata = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
     return input_state((ref.path, *ref.files), metadata)
 
 
 def reader_section(config: SelectionConfig) -> ConfigModel:
-    """The reader's keys; the defaults where the config was built without them."""
+    """Keys of the format; the defaults if the config was built without them."""
     config_type = FORMATS.get(config.format).Config
     return config.source if isinstance(config.source, config_type) else config_type()

@@ -1,7 +1,7 @@
 """The manipulation world: a table, three soft blocks, a bin and a gripper; kinematic, 10 Hz.
 
-Lengths are metres. The base frame has x to the right, y away from the viewer, z up; the table is
-the unit square at z = 0. Source of the rules and numbers: measured, they are learnable in minutes.
+Lengths are in meters. In the base frame, x points right, y away from the viewer, z up; the table
+is the unit square at z = 0. Source of the rules and numbers: measured, learnable in minutes.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ MAX_STEP = 0.045
 MAX_STEPS = 104
 OPEN = 0.1
 CLOSED = 0.0
-# A block gives way this far: an empty hand closes further than one that holds something.
+# Opening of a hand that holds a block; blocks are soft, and an empty hand closes further.
 HELD_OPENING = 0.04
 
 _WORKSPACE_LOW = np.array([0.03, 0.03, 0.02])
@@ -34,13 +34,13 @@ _BIN_DISTANCE = 0.2
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything there is at one frame.
+    """State of the world at one frame.
 
     Attributes:
-        gripper: x, y, z of the finger tips and the opening between them [4].
-        blocks: Centre of each block [3, 3], in the order of `COLOURS`.
-        bin: x, y of the bin's centre [2].
-        held: Which block is in the hand, if any.
+        gripper: x, y, z of the fingertips and the opening between them [4].
+        blocks: Center of each block [3, 3], in the order of `COLORS`.
+        bin: x, y of the center of the bin [2].
+        held: Index of the block in the hand, or None.
     """
 
     gripper: FloatArray
@@ -49,23 +49,23 @@ class Scene:
     held: int | None = None
 
     def is_in_bin(self, block: int) -> bool:
-        """Whether a block lies in the bin, released."""
+        """True if a block is in the bin and released."""
         inside = np.abs(self.blocks[block, :2] - self.bin).max() < BIN_HALF
         return bool(inside) and self.held != block
 
     def placed(self, target: int) -> int | None:
-        """The block in the bin: `target` if it is there, else another one, else None."""
+        """Block in the bin: `target` if it is there, else another one, else None."""
         candidates = [target, *range(len(COLORS))]
         return next((block for block in candidates if self.is_in_bin(block)), None)
 
 
 def instruction_for(color: str) -> str:
-    """What the robot is told."""
+    """Instruction for a target block."""
     return f"put the {color} block in the bin"
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A start: blocks and bin apart from each other, the open hand above the table."""
+    """Start scene: blocks and bin apart from each other, open hand above the table."""
     while True:
         positions = rng.uniform(0.12, 0.88, size=(4, 2))
         blocks, bin_center = positions[:3], positions[3]
@@ -82,10 +82,10 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def next_pose(gripper: FloatArray, action: FloatArray) -> FloatArray:
-    """Where the hand is asked to be one step later [4]: `command`, limited in speed and reach.
+    """Target pose of the hand for the next step [4]: `action`, limited in speed and workspace.
 
-    Arguments are x, y, z, opening [4]; the opening of the result is `command`'s, fully open or
-    fully closed, because fingers are told what to do and not how far they are.
+    Arguments are x, y, z, opening [4]. The opening of the result is fully open or fully closed,
+    because fingers only open or close.
     """
     displacement = np.clip(action[:3], _WORKSPACE_LOW, _WORKSPACE_HIGH) - gripper[:3]
     length = float(np.linalg.norm(displacement))
@@ -95,12 +95,12 @@ def next_pose(gripper: FloatArray, action: FloatArray) -> FloatArray:
 
 
 def step(scene: Scene, action: FloatArray, disturbance: FloatArray | None = None) -> Scene:
-    """The scene one frame later.
+    """Scene one frame later.
 
     Args:
-        scene: Before.
-        command: Wanted x, y, z, opening [4], absolute.
-        disturbance: Unwanted displacement of the hand [3].
+        scene: Scene before the step.
+        action: Target x, y, z, opening [4], absolute.
+        disturbance: Random displacement of the hand [3].
     """
     goal = next_pose(scene.gripper, action)
     shift = np.zeros(3) if disturbance is None else disturbance
@@ -132,7 +132,7 @@ def _move_fingers(opening: float, *, wants_open: bool, holds: bool) -> float:
 
 
 def _move_blocks(scene: Scene, dropped: int | None) -> FloatArray:
-    """Blocks after the hand moved [3, 3]: one follows it, a dropped one falls at once."""
+    """Blocks after the hand moved [3, 3]: a held block follows it, a dropped one falls at once."""
     blocks = scene.blocks.copy()
     if scene.held is not None:
         x, y, z, _ = scene.gripper
@@ -140,7 +140,7 @@ def _move_blocks(scene: Scene, dropped: int | None) -> FloatArray:
     if dropped is not None:
         position = blocks[dropped, :2]
         if np.abs(position - scene.bin).max() < BIN_HALF:
-            margin = BIN_HALF - BIN_WALL - BLOCK_HALF  # the walls guide a falling block inwards
+            margin = BIN_HALF - BIN_WALL - BLOCK_HALF  # the walls guide a falling block inward
             position = np.clip(position, scene.bin - margin, scene.bin + margin)
         blocks[dropped] = [*position, BLOCK_HALF]
     return blocks

@@ -1,4 +1,4 @@
-"""What there is to see in a scene, as coloured quadrilaterals; nothing about pictures here."""
+"""Geometry of a scene as colored quadrilaterals, without rendering."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,14 @@ _FINGER_HALF = (0.008, 0.016, 0.035)
 _PALM_HALF = (0.062, 0.022, 0.014)
 _PALM_HEIGHT = 0.082
 
-# Corners of a box's faces in units of its half sizes, and how much light each face gets.
+# Normals of the faces of a box, and the light of each face.
 _FACE_NORMALS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
 _FACE_LIGHT = (0.72, 0.86, 0.66, 0.78, 1.0, 0.4)
 
 
 @dataclass(frozen=True)
 class Face:
-    """A flat quadrilateral [4, 3] with its colour (RGB), how opaque it is, and its label."""
+    """Flat quadrilateral [4, 3] with its color (RGB), opacity and label."""
 
     corners: FloatArray
     color: tuple[float, float, float]
@@ -52,7 +52,7 @@ _UNIT_FACES = _unit_faces()
 
 
 def visible_faces(scene: Scene, eye: FloatArray, *, with_palm: bool) -> list[Face]:
-    """Faces seen from `eye` [3], the farthest first, as a painter needs them."""
+    """Faces that are visible from `eye` [3], farthest first."""
     boxes = [*_bin_walls(scene), *_blocks(scene), *_hand(scene, with_palm=with_palm)]
     boxes.sort(key=lambda box: -float(np.linalg.norm(box.center - eye)))
     faces = [*_shadows(scene), _bin_floor(scene)]
@@ -69,7 +69,7 @@ class _Box:
     label: int
 
     def faces(self, eye: FloatArray) -> list[Face]:
-        """The faces turned towards `eye`, at most three."""
+        """Faces that point towards `eye`, at most three."""
         beyond = (eye - self.center) / self.half
         visible = np.flatnonzero(_FACE_NORMALS @ beyond > 1.0)
         corners = self.center + _UNIT_FACES[visible] * self.half
@@ -124,7 +124,7 @@ def _hand(scene: Scene, *, with_palm: bool) -> list[_Box]:
 
 
 def _shadows(scene: Scene) -> list[Face]:
-    """Of the hand, then of the blocks, away from the light."""
+    """Shadows of the hand, then of the blocks, away from the light."""
     blocks = [(block, (BLOCK_HALF, BLOCK_HALF)) for block in scene.blocks]
     return [
         Face(

@@ -1,4 +1,4 @@
-"""What the `images` reader is asked to read."""
+"""Options of the `images` format."""
 
 from pydantic import Field, field_validator
 
@@ -9,12 +9,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
 class ImagesConfig(ConfigModel):
-    """Folders of pictures."""
+    """Options for folders of images."""
 
     extensions: list[str] = Field(
         default=list(EXTENSIONS),
         min_length=1,
-        description="Ends of the names of pictures, in any case.",
+        description="File name suffixes of images; case is ignored.",
     )
 
     @field_validator("extensions")

@@ -1,4 +1,4 @@
-"""Picture files of one episode as frames, in the order of their names."""
+"""Image files of one episode as frames, in the order of their names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from vlatool.errors import DataError
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 
 LARGEST_FILE = 2**28
-# Fetched together where each is a request; small beside what a worker holds anyway.
+# Number of remote files that are fetched together; small beside the memory of a worker.
 _AT_ONCE = 8
 
 
 class ImageFiles:
-    """Files as a `FrameSource`; they may differ in size, and are then read one at a time."""
+    """Image files as a `FrameSource`; images of different sizes are read one at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Opens nothing yet."""
@@ -34,7 +34,7 @@ class ImageFiles:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first picture, in pixels."""
+        """(height, width) of the first image, in pixels."""
         if self._size is None:
             try:
                 self._size = image_info(self.encoded(0)).size
@@ -43,10 +43,10 @@ class ImageFiles:
         return self._size
 
     def encoded(self, index: int) -> bytes:
-        """The file as it is stored.
+        """Content of a file.
 
         Raises:
-            DataError: It is not there, or larger than 256 MiB.
+            DataError: The file is missing, or larger than 256 MiB.
         """
         if index not in self._prefetched:
             self._fetch(index)
@@ -58,21 +58,23 @@ class ImageFiles:
         return data
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Pictures uint8 [N, H, W, 3], RGB.
+        """Images uint8 [N, H, W, 3], RGB.
 
         Raises:
-            DataError: A picture cannot be decoded, or those that are asked for differ in size.
+            DataError: An image cannot be decoded, or the requested images differ in size.
         """
         images = [self._image(index) for index in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
                 sizes = (f"{shown.shape[1]}x{shown.shape[0]}" for shown in (image, images[0]))
-                raise self.image_error(index, f"{' and '.join(sizes)} pixels side by side")
+                raise self.image_error(
+                    index, f"sizes differ within one read: {' and '.join(sizes)}"
+                )
         return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
 
     def image_error(self, index: int, reason: str) -> DataError:
-        """The refusal of a picture."""
-        return self._error(index, f"no readable picture: {reason}", "data.picture_unreadable")
+        """Error for an image that cannot be decoded."""
+        return self._error(index, f"unreadable image: {reason}", "data.picture_unreadable")
 
     def _image(self, index: int) -> UInt8Array:
         try:
@@ -81,7 +83,7 @@ class ImageFiles:
             raise self.image_error(index, str(error)) from error
 
     def _fetch(self, index: int) -> None:
-        """Reads some files from `index` on; those before are forgotten."""
+        """Reads the files from `index` on into the cache and drops the others."""
         indices = range(index, min(index + _AT_ONCE, len(self)))
         contents = read_byte_ranges(
             (ByteRange(self.paths[position], 0, LARGEST_FILE + 1) for position in indices), _AT_ONCE
@@ -95,12 +97,12 @@ class ImageFiles:
             except OSError as error:
                 raise self.image_error(position, error.strerror or str(error)) from error
         if index not in self._prefetched:
-            raise self._error(index, "is not there; a link leads nowhere", "data.missing_file")
+            raise self._error(index, "does not exist; the link is broken", "data.missing_file")
 
     def _error(self, index: int, problem: str, code: str) -> DataError:
         return DataError(
             f"{self.paths[index]}: {problem}",
-            hint="get or record the picture again, or leave the episode out with --episodes",
+            hint="get or record the image again, or exclude the episode with --episodes",
             code=code,
             details={"path": str(self.paths[index]), "frame": index},
         )

@@ -1,4 +1,4 @@
-"""What the episodes of a LeRobot data set share: its fields, its cameras, the list of episodes."""
+"""Fields, cameras and list of episodes of a LeRobot data set."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ _SEARCH_DEPTH = ("", "*/", "*/*/")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, checked against the configuration.
+    """Data set, checked against the config.
 
     Attributes:
-        root: The folder with `meta/`, `data/`, `videos/`.
-        info: Its `meta/info.json`.
-        cameras: Features that hold pictures and have files.
-        observation_keys: Columns observed.
-        action_keys: Columns predicted.
+        root: Folder with `meta/`, `data/`, `videos/`.
+        info: Content of `meta/info.json`.
+        cameras: Camera features that have files.
+        observation_keys: Columns that the policy observes.
+        action_keys: Columns that the policy predicts.
     """
 
     root: Path
@@ -45,31 +45,31 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Name of its folder."""
         return self.root.resolve().name
 
     @property
     def field_names(self) -> tuple[str, ...]:
-        """Columns observed, then those predicted, once each."""
+        """Observed columns, then predicted ones, without repetitions."""
         return tuple(dict.fromkeys([*self.observation_keys, *self.action_keys]))
 
     @property
     def dimension_names(self) -> dict[str, tuple[str, ...]]:
-        """Of the fields whose values have names."""
+        """Field to dimension names, for fields that have them."""
         names = {name: self.info.features[name].dimension_names for name in self.field_names}
         return {name: known for name, known in names.items() if known}
 
 
 @dataclass(frozen=True)
 class EpisodeFiles:
-    """One episode's files, which may be missing.
+    """Paths of the files of one episode; files may be missing.
 
     Attributes:
-        dataset: The data set it belongs to.
-        line: What the list of episodes says.
+        dataset: The data set of the episode.
+        line: Its line in the list of episodes.
         data_file: Its parquet file.
         videos: Camera to its video.
-        there: Those of the files that existed when the data set was opened.
+        present: Paths that existed when the data set was opened.
     """
 
     dataset: Dataset
@@ -80,12 +80,12 @@ class EpisodeFiles:
 
 
 def dataset_roots(source: Path) -> list[Path]:
-    """The data sets in `source`: itself, or folders up to two levels below, in natural order.
+    """Data sets in `source`: itself, or folders up to two levels below, in natural order.
 
-    Where nothing can be listed, it is the source itself.
+    If nothing can be listed, only the source itself is tried.
 
     Raises:
-        DataError: There are none.
+        DataError: There is no data set.
     """
     if not can_list(source):
         if (source / INFO_FILE).is_file():
@@ -104,7 +104,7 @@ def dataset_roots(source: Path) -> list[Path]:
 
 
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
-    """The episodes of a data set, ascending by number.
+    """Episodes of a data set, ascending by number.
 
     Raises:
         DataError: The metadata is broken, the layout unsupported, a requested field unknown, or
@@ -117,7 +117,7 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     lines = _episode_lines(root, info, finder, findings)
     data_files = {line.number: finder.data_file(line.number) for line in lines}
     columns = next(filter(None, map(column_names, data_files.values())), None)
-    # Where columns are needed, episodes without actions are broken, not the set.
+    # With needed columns, an episode without actions is an error of the episode, not of the set.
     action_columns = None if config.needed_columns else columns
     videos = {
         feature.name: {line.number: finder.video_file(line.number, feature.name) for line in lines}
@@ -146,7 +146,7 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
 def _episode_lines(
     root: Path, info: Info, finder: FileFinder, findings: list[Finding]
 ) -> list[EpisodeLine]:
-    """The listed episodes; those with a file where the list is missing."""
+    """Listed episodes; without a list, the episodes that have a file."""
     path = root / EPISODES_FILE
     on_disk = finder.numbered_data_files()
     if not path.exists():
@@ -166,7 +166,7 @@ def _episode_lines(
 
 
 def _required_cameras(root: Path, info: Info, names: Sequence[str]) -> tuple[Feature, ...]:
-    """The cameras of a kind of sets that all have the same; what has not is no such set."""
+    """Cameras that all data sets of a format have; without them it is another format."""
     cameras = [info.features[name] for name in names if name in info.features]
     if len(cameras) < len(names) or not all(camera.is_camera for camera in cameras):
         raise no_episodes(root, f"the cameras {', '.join(names)} in {INFO_FILE}")
@@ -206,7 +206,7 @@ def _usable_cameras(
 def _version_findings(root: Path, info: Info) -> Iterator[Finding]:
     if f"v{info.version.removeprefix('v')}" != info.layout:
         path = root / INFO_FILE
-        message = f"{path} says {info.version or 'no version'} but the files follow {info.layout}"
+        message = f"{path} says {info.version or 'no version'} but the files are {info.layout}"
         yield LEROBOT("version_mismatch", f"{message}; reading as {info.layout}", path=str(path))
 
 

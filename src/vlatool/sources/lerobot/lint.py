@@ -1,6 +1,6 @@
-"""What only `verify` looks at in a LeRobot episode: nothing is read otherwise because of it.
+"""Checks of a LeRobot episode that only `verify` makes; they read data that nothing else needs.
 
-Legend of shapes: F frames, C channels. Source: formats/lerobot 6, 8, 9, 12.
+Legend of shapes: F frames, C dimensions. Source: formats/lerobot 6, 8, 9, 12.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from vlatool.sources.parquet_images import ParquetImages
 
 
 def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collector) -> None:
-    """Whether rows count on, numbers are numbers, something moves, and statistics are true."""
+    """Checks the order of rows, finite values, motion, and published statistics."""
     rows = contents.rows
     if rows is None:
         return
@@ -41,7 +41,7 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
 
 
 def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
-    """Whether rows are in order and count on."""
+    """Checks that rows are in order and that `index` is continuous."""
     location = {"path": str(rows.path)}
     if not np.array_equal(rows.order, np.arange(len(rows))):
         message = f"{rows.path}: rows are not in the order of frame_index"
@@ -57,14 +57,14 @@ def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) ->
 def _check_undeclared(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
     for name in rows.columns:
         if name not in files.dataset.info.features:
-            message = f"{rows.path}: the column {name!r} is no feature in meta/info.json"
+            message = f"{rows.path}: the column {name!r} is not a feature in meta/info.json"
             report.note("undeclared_column", message, path=str(rows.path), field=name)
 
 
 def _other_fields(
     files: EpisodeFiles, rows: Rows, report: Collector
 ) -> Iterator[tuple[str, Array]]:
-    """The numeric columns that are no field of the episode, as [F, C]; defects are no errors."""
+    """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
     used, features = files.dataset.field_names, files.dataset.info.features
     others = [
         name
@@ -86,5 +86,5 @@ def _other_fields(
 def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
     used = list(contents.fields.values())
     if used and len(used[0]) > 1 and not any(np.ptp(field, axis=0).any() for field in used):
-        message = f"{rows.path}: no observation and no action ever changes"
+        message = f"{rows.path}: no observation or action changes"
         report.note("no_motion", message, path=str(rows.path))

@@ -1,4 +1,4 @@
-"""What the values of a LeRobot vector are called: by its feature, or by the groups of GR00T sets.
+"""Names of the dimensions of LeRobot vectors, from features or from the groups of GR00T sets.
 
 Source: formats/lerobot 4.2, 4.3.
 """
@@ -15,13 +15,13 @@ from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.meta import Feature, Info
 from vlatool.storage.documents import DocumentError, read_json
 
-# Where the groups of a section are, unless they say so themselves.
+# Default column of the groups of a section.
 _SECTIONS = {"state": "observation.state", "action": "action"}
 _NUMBERED = re.compile(r"^(.*?)\d+$")
 
 
 def with_group_names(root: Path, info: Info, findings: list[Finding]) -> Info:
-    """The info with names of groups where those of a feature only count."""
+    """The info, with the names of groups for features whose own names are only numbered."""
     groups: dict[str, dict[int, str]] = {}
     for column, index, name in _group_names(root, findings):
         groups.setdefault(column, {})[index] = name
@@ -34,7 +34,7 @@ def with_group_names(root: Path, info: Info, findings: list[Finding]) -> Info:
 
 
 def with_known_names(info: Info, known: Mapping[str, tuple[str, ...]]) -> Info:
-    """The info with names of dimensions that a format knows, where a feature has none itself."""
+    """The info, with names that the format knows for features without informative names."""
     named_features = {
         column: replace(feature, names=known[column])
         for column, feature in info.features.items()
@@ -56,13 +56,13 @@ def _with_names(feature: Feature, names: Mapping[int, str]) -> Feature:
 
 
 def _are_informative(names: tuple[str, ...]) -> bool:
-    """Whether names say more than `motor_0`, `motor_1` and so on."""
+    """True if names say more than `motor_0`, `motor_1` and so on."""
     stems = {match[1] if (match := _NUMBERED.match(name)) else name for name in names}
     return len(stems) > 1 or (len(names) == 1 and stems == set(names))
 
 
 def _group_names(root: Path, findings: list[Finding]) -> Iterator[tuple[str, int, str]]:
-    """(column, place in it, name) of everything that modality.json groups."""
+    """(column, index of the dimension, name) of all groups in modality.json."""
     path = root / MODALITY_FILE
     try:
         tree = read_json(path) if path.exists() else {}

@@ -24,7 +24,7 @@ from vlatool.storage.uri import can_list
 
 
 class LeRobotReader:
-    """Reads LeRobot v2.0 and v2.1; rows pair with frames by number, never by time."""
+    """Reader of LeRobot v2.0 and v2.1; rows pair with frames by number, never by time."""
 
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
     findings: ClassVar[FindingCodes] = LEROBOT
@@ -34,7 +34,7 @@ class LeRobotReader:
         self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """Every listed episode; all metadata is read and checked before the first one is given.
+        """All listed episodes; reads and checks all metadata before the first one.
 
         Raises:
             DataError: `data.no_episodes`, `data.unknown_field`, `data.unsupported_version`, or
@@ -45,7 +45,7 @@ class LeRobotReader:
         for source in sources:
             for root in dataset_roots(source):
                 if root.resolve() in datasets:
-                    message = f"{root} was given twice; read once"
+                    message = f"{root} is given twice; read once"
                     findings.append(SOURCE("given_twice", message, path=str(root)))
                 else:
                     datasets[root.resolve()] = (source, open_dataset(root, self.config, findings))
@@ -53,13 +53,13 @@ class LeRobotReader:
         return _refs(list(datasets.values()))
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """What the data sets declare.
+        """Declared cameras, fields and lengths of the data sets.
 
-        One episode of each data set is read, the first that can be: it gives the fields. The
-        others cost nothing: their files and lengths are listed.
+        Reads the first readable episode of each data set, which gives the fields. Files and
+        lengths of the others are known from listings.
 
         Raises:
-            DataError: No episode can be read; the first one's reason.
+            DataError: No episode can be read; the error of the first one.
         """
         reasons: list[VlatoolError] = []
         return merge_surveys(self._surveys(refs, reasons), reasons)
@@ -73,12 +73,12 @@ class LeRobotReader:
             first = next(survey_each(self._survey_episode, others, reasons), None)
             if first is not None:
                 yield first
-                for files in map(_episode_files, others):  # those after it
+                for files in map(_episode_files, others):  # after the first one
                     if files.data_file in files.present:
                         yield replace(first, frames=files.line.length)
 
     def _survey_episode(self, ref: EpisodeRef) -> Survey:
-        """The survey of an episode that is read; sizes and names are those that are declared."""
+        """Survey of an episode that is read; sizes of images are the declared ones."""
         episode, dataset = self.read(ref), _episode_files(ref).dataset
         sizes = {camera.name: camera.image_size for camera in dataset.cameras}
         return Survey(
@@ -92,16 +92,16 @@ class LeRobotReader:
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; pictures stay on disk.
+        """One episode; its images stay on disk.
 
         Raises:
-            DataError: Its files are missing or broken, or disagree; names file and field.
+            DataError: Its files are missing, broken or inconsistent; names file and field.
         """
         files = _episode_files(ref)
         dataset = files.dataset
         report = Collector(LEROBOT, strict=True, episode=ref.id)
         contents = walk_episode(files, self.config, report)
-        assert contents.rows is not None, "a strict walk has raised"
+        assert contents.rows is not None, "a strict collector raises before"
         return Episode(
             id=ref.id,
             task=contents.task,
@@ -125,7 +125,7 @@ class LeRobotReader:
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Every defect of an episode; with `deep` every frame is decoded."""
+        """Findings on an episode; with `deep` every frame is decoded."""
         report = Collector(LEROBOT, strict=False, episode=ref.id)
         contents = walk_episode(_episode_files(ref), self.config, report)
         check_values(_episode_files(ref), contents, report)
@@ -134,7 +134,7 @@ class LeRobotReader:
             yield from check_cameras(ref.id, contents.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        """Defects that concern more than one episode."""
+        """Findings that concern more than one episode."""
         yield from check_sets(sources, self.config)
 
 
@@ -149,7 +149,7 @@ def _metadata(root: Path) -> list[Path]:
 
 
 def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[EpisodeRef]:
-    """Refs of data sets; the second of two with one name has `-2` after it."""
+    """Refs of data sets; the second data set of the same name gets the suffix `-2`."""
     seen: Counter[str] = Counter()
     for source, episodes in datasets:
         dataset = episodes[0].dataset

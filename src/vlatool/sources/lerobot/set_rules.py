@@ -1,7 +1,7 @@
-"""The rules of a LeRobot data set as a whole: totals, splits, features, statistics, counting.
+"""Rules of a LeRobot data set as a whole: totals, splits, features, statistics, row index.
 
-Published statistics are checked against the rows, never believed. Legend of shapes: F frames, C
-channels. Source: formats/lerobot 9.
+Published statistics are compared with the rows and not used. Legend of shapes: F frames,
+C dimensions. Source: formats/lerobot 9.
 """
 
 import re
@@ -31,7 +31,7 @@ _NUMBER = re.compile(r"^[0-9]{1,18}\Z")
 
 
 def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
-    """What concerns whole data sets, besides what `discover` notices."""
+    """Findings on whole data sets, besides those of `discover`."""
     for source in sources:
         for root in dataset_roots(source):
             yield from _check_root(root, open_dataset(root, config, []))
@@ -40,7 +40,7 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
 def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     path = root / INFO_FILE
     tasks: Mapping[int, str] = {}
-    with suppress(DataError):  # each episode tells it
+    with suppress(DataError):  # the check of each episode reports it
         tasks = read_tasks(root)
     tree = read_object(path)
     for code, field, problem in (
@@ -57,7 +57,7 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
 def _totals(
     tree: Mapping[str, Any], tasks: int, episodes: Sequence[EpisodeFiles]
 ) -> Iterator[tuple[str, str, str]]:
-    """(code, key, problem) of numbers that contradict the files."""
+    """(code, key, problem) of totals that differ from the files."""
     info = episodes[0].dataset.info
     videos = sum(path.exists() for episode in episodes for path in episode.videos.values())
     actual = {
@@ -88,7 +88,7 @@ def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, 
 
 
 def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Vectors with another number of names than values."""
+    """(code, feature, problem) of vectors whose numbers of names and values differ."""
     for name, feature in tree["features"].items():
         if not isinstance(feature, dict):
             continue
@@ -100,9 +100,9 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """One pass over all rows: columns, continuation of `index`, statistics of the set.
+    """Checks columns, continuity of `index` and statistics in one pass over all rows.
 
-    It ends where rows cannot be read, which the check of that episode tells.
+    Stops at rows that cannot be read; the check of that episode reports them.
     """
     info = episodes[0].dataset.info
     published = set_statistics(root)
@@ -118,7 +118,7 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
         first = rows.first("index") if "index" in rows.columns else expected
         if first != expected:
             path = str(rows.path)
-            message = f"{path}: index starts at {first}, the episodes before end at {expected}"
+            message = f"{path}: index starts at {first}, expected {expected}"
             yield LEROBOT("index_gap", message, path=path, field="index", frame=0)
         expected += len(rows)
         for name in rows.columns:
@@ -127,7 +127,7 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
                 parts[name] += _vectors(rows, name)
     path = str(root / INFO_FILE)
     for name in missing:
-        message = f"{path}: the feature {name!r} is in no file"
+        message = f"{path}: no file has the feature {name!r}"
         yield LEROBOT("feature_without_column", message, path=path, field=name)
     values = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
     path = str(root / STATS_FILE)
@@ -136,7 +136,7 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
 
 
 def _vectors(rows: Rows, name: str) -> list[Array]:
-    """The column, unless it holds what is no number, which the check of the episode tells."""
+    """The column; empty if it is invalid, which the check of the episode reports."""
     with suppress(DataError):
         values = rows.vectors(name, None)
         rows.check_finite(name, values)
@@ -145,7 +145,7 @@ def _vectors(rows: Rows, name: str) -> list[Array]:
 
 
 def set_statistics(root: Path) -> Statistics:
-    """meta/stats.json; empty where it is missing or broken."""
+    """Content of meta/stats.json; empty if it is missing or broken."""
     try:
         return _features(read_object(root / STATS_FILE))
     except DataError:
@@ -153,7 +153,7 @@ def set_statistics(root: Path) -> Statistics:
 
 
 def _statistics_finding(root: Path) -> Finding | None:
-    """Why published statistics cannot be compared; None where they can, or are not there."""
+    """Finding on published statistics that cannot be read, or None."""
     try:
         if (root / STATS_FILE).exists():
             read_object(root / STATS_FILE)
@@ -171,7 +171,7 @@ def episode_statistics(root: Path) -> Mapping[int, Statistics]:
     return _read_episode_statistics(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 
-@lru_cache(maxsize=4)  # every episode asks for its line
+@lru_cache(maxsize=4)  # each episode needs its line
 def _read_episode_statistics(path: Path, changed: int) -> Mapping[int, Statistics]:
     del changed
     try:
@@ -187,7 +187,7 @@ def _read_episode_statistics(path: Path, changed: int) -> Mapping[int, Statistic
 def statistics_mismatches(
     stated: Statistics, rows: Mapping[str, Array]
 ) -> Iterator[tuple[str, str]]:
-    """(feature, problem) wherever a stated number is not that of the rows, values [F, C]."""
+    """(feature, problem) of published statistics that differ from those of the rows [F, C]."""
     for name, values in rows.items():
         entry = stated.get(name)
         if entry is None or not len(values):
@@ -200,7 +200,7 @@ def statistics_mismatches(
                 yield name, problem
         count = entry.get("count")
         if count and count not in (len(values), [len(values)]):
-            yield name, f"counts {str(count)[:40]} rows, there are {len(values)}"
+            yield name, f"has count {str(count)[:40]}, there are {len(values)} rows"
 
 
 def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
@@ -216,7 +216,10 @@ def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
     if not differs.any():
         return ""
     column = int(differs.argmax())
-    return f"{key} of channel {column} is {numbers[column]:.6g}, the rows say {actual[column]:.6g}"
+    return (
+        f"{key} of dimension {column} is {numbers[column]:.6g}, "
+        f"that of the rows is {actual[column]:.6g}"
+    )
 
 
 def _features(tree: object) -> Statistics:

@@ -1,6 +1,7 @@
-"""What only `verify` looks at in a raw Spartan episode: nothing is read otherwise because of it.
+"""Checks of a raw Spartan episode that only `verify` makes; they read data nothing else needs.
 
-Legend of shapes: F frames, C channels. Source: formats/spartan 2, 3, 10; formats/lbm-preprocessing 2.7.
+Legend of shapes: F frames, C dimensions. Source: formats/spartan 2, 3, 10;
+formats/lbm-preprocessing 2.7.
 """
 
 import hashlib
@@ -32,13 +33,13 @@ _INSTRUCTION = "language_instruction"
 _CHUNK = 2**20
 _ZERO_LENGTH = 1e-6
 _PARALLEL = 1e-3
-# Rotations that went through float32 or text.
+# Tolerance for rotations that were stored as float32 or text.
 _ROUNDING = 1e-3
 _EXTRINSICS_ROUNDING = 1e-4
 
 
 class EpisodeLint:
-    """Looks at an episode that was opened and read as far as that is possible."""
+    """Checks of an episode that was opened and read as far as possible."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class EpisodeLint:
         self._report = report
 
     def check(self) -> None:
-        """Tells everything odd, pictures aside."""
+        """Reports all findings except those on images."""
         for file, archive in self._episode.archives.items():
             self._check_unread(file, archive)
         self._check_depth_and_labels()
@@ -73,7 +74,7 @@ class EpisodeLint:
         self._report.note(code, f"{path}: {message}", path=str(path), **location)
 
     def _check_unread(self, file: str, archive: NpzArchive) -> None:
-        """Headers and lengths of the arrays that reading passes by."""
+        """Checks headers and lengths of the arrays that are not read."""
         for name in archive.names:
             if (file, name) in self._episode.examined:
                 continue
@@ -93,14 +94,14 @@ class EpisodeLint:
     def _length_error(
         self, file: str, name: str, lengths: tuple[int, ...] | None
     ) -> DataError | None:
-        """Compares the first axis, if there is one; None is equal to anything."""
+        """Error if the first axis of an array is not the number of frames; None matches any."""
         expected = self._episode.num_frames
         if file == ACTIONS or expected is None or lengths in (None, (expected,)):
             return None
         return length_error(self._episode, file, name, lengths[0] if lengths else None)
 
     def _check_depth_and_labels(self) -> None:
-        """Depth and label pictures of cameras; complete when every camera has the same ones."""
+        """Reports cameras that lack a depth or label image that other cameras have."""
         archive = self._episode.archives.get(OBSERVATIONS, ())
         present = {
             camera_id: [side for side in MAP_SUFFIXES if camera_id + side in archive]
@@ -149,7 +150,7 @@ class EpisodeLint:
                 self._note("timestamps_not_ascending", file, message, field=name, frame=frame)
 
     def _check_rotation(self, file: str, name: str, values: Array) -> None:
-        """Looks at the two rows of a rotation in values [F, 6]."""
+        """Checks the two rows of each rotation in values [F, 6]."""
         first, second = values[:, :3], values[:, 3:]
         lengths = np.linalg.norm(values.reshape(-1, 2, 3), axis=2)
         area = np.linalg.norm(np.cross(first, second), axis=1)
@@ -160,15 +161,15 @@ class EpisodeLint:
         odd = ~degenerate & (skewed | (np.abs(lengths - 1) > _ROUNDING).any(axis=1))
         problem = "has rows that are not unit and orthogonal"
         self._note_frames(
-            "degenerate_rot_6d", file, name, np.asarray(degenerate), "stands for no rotation"
+            "degenerate_rot_6d", file, name, np.asarray(degenerate), "is not a rotation"
         )
         self._note_frames("rot_6d_not_unit", file, name, np.asarray(odd), problem)
 
     def _note_frames(self, code: str, file: str, name: str, frames: Array, problem: str) -> None:
-        """Tells of the first of some frames, a mask [F], if there are any."""
+        """Reports the number of True values in a mask [F] and the first one, if there are any."""
         if frames.any():
             frame, count = int(frames.argmax()), int(frames.sum())
-            message = f"{name!r} {problem} in {count} frames, the first is {frame}"
+            message = f"{name!r} {problem} in {count} frames, first at frame {frame}"
             self._note(code, file, message, field=name, frame=frame, count=count)
 
     def _check_motion(self) -> None:
@@ -176,7 +177,7 @@ class EpisodeLint:
         poses = [values for name, values in fields if "__actual__poses__" in name]
         is_long = poses and min(map(len, poses)) > 1
         if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
-            self._note("no_motion", OBSERVATIONS, "no measured pose ever changes")
+            self._note("no_motion", OBSERVATIONS, "no measured pose changes")
 
     def _check_alignment(self) -> None:
         """Compares action[t] with desired[t + 1]."""
@@ -219,11 +220,11 @@ def _matrix_problems(matrices: Array) -> Iterator[tuple[str, str]]:
     product = rotation @ np.swapaxes(rotation, -1, -2)
     worst = float(np.abs(product - np.eye(3)).max(initial=0))
     if worst > _EXTRINSICS_ROUNDING or (np.linalg.det(rotation) < 0).any():
-        yield "odd_extrinsics", f"a rotation that is off by {worst:.2g}"
+        yield "odd_extrinsics", f"a rotation with an error of {worst:.2g}"
 
 
 def check_members(episode: OpenedEpisode, report: Collector) -> None:
-    """Inflates every member of every archive to its end, which compares the checksum."""
+    """Inflates all members of all archives to their end, which compares the checksum."""
     for path in (archive.path for archive in episode.archives.values()):
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
@@ -240,7 +241,7 @@ def check_members(episode: OpenedEpisode, report: Collector) -> None:
 
 
 def check_siblings(refs: Sequence[EpisodeRef], sources: Sequence[Path]) -> Iterator[Finding]:
-    """What concerns several episodes: equal ones, and folders that are passed by."""
+    """Findings on several episodes: equal ones, and folders that are not read."""
     first: dict[bytes, EpisodeRef] = {}
     for ref in refs:
         digest = _digest(ref.path / "processed" / ACTIONS)
@@ -263,7 +264,7 @@ def _digest(path: Path) -> bytes | None:
 
 
 def _check_folder(folder: Path, read: Collection[Path]) -> Iterator[Finding]:
-    """Folders beside episodes that look like episodes or cannot be looked into."""
+    """Folders beside episodes that are named like episodes or cannot be listed."""
     for child in sorted(folder.iterdir()):
         if child in read or not child.is_dir():
             continue

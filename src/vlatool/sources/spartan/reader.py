@@ -1,4 +1,4 @@
-"""Raw Diffusion-Spartan episodes. Source: formats/spartan 1, 2, 9."""
+"""Reader of raw Diffusion-Spartan episodes. Source: formats/spartan 1, 2, 9."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ _EPISODE = re.compile(r"^episode_(\d+)$")
 
 
 class SpartanReader:
-    """Reads raw Spartan episodes; any folder above them can be the source."""
+    """Reader of raw Spartan episodes; any folder above them can be the source."""
 
     Config = SpartanConfig
     findings = SPARTAN
@@ -65,8 +65,8 @@ class SpartanReader:
             folders = episode_folders(source)
             if not folders:
                 raise DataError(
-                    f"{source}: no Spartan episode here or below",
-                    hint="looked for folders episode_<N> that contain processed/",
+                    f"{source}: no Spartan episodes in it or below",
+                    hint="searched for folders episode_<N> that contain processed/",
                     code="data.no_episodes",
                     details={"path": str(source)},
                 )
@@ -80,14 +80,14 @@ class SpartanReader:
         yield from unique_refs(refs)
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """What files and headers tell.
+        """Cameras, fields and lengths from files and headers.
 
-        In S3, where each look at an episode is several requests, the first readable episode gives
-        the fields, and of the others metadata.yaml alone is read, unless it names a camera that
-        none had so far; the number of frames stays unknown.
+        On S3, where the headers of an episode take several requests, the first readable episode
+        gives the fields. Of the others only metadata.yaml is read, unless it names a new camera;
+        the number of frames stays unknown.
 
         Raises:
-            DataError: No episode can be read; the first one's reason.
+            DataError: No episode can be read; the error of the first one.
         """
         reasons: list[VlatoolError] = []
         survey = merge_surveys(self._surveys(iter(refs), reasons), reasons)
@@ -104,7 +104,7 @@ class SpartanReader:
         if first is None:
             return
         yield first
-        others = list(refs)  # those after it
+        others = list(refs)  # after the first one
         known_cameras, cameras_of = set(first.cameras), repeat(None)
         if others and is_remote(others[0].path):
             cameras_of = _remote_cameras(others)
@@ -112,14 +112,13 @@ class SpartanReader:
             if names is not None and names <= known_cameras:
                 yield replace(first, cameras={}, frames=None)
                 continue
-            for survey in survey_each(
-                self._survey_headers, [ref], []
-            ):  # what is broken is told when it is read
+            # Errors are reported when the episode is read.
+            for survey in survey_each(self._survey_headers, [ref], []):
                 known_cameras |= survey.cameras.keys()
                 yield survey
 
     def _survey_headers(self, ref: EpisodeRef) -> Survey:
-        """What the headers of an episode tell."""
+        """Survey of an episode from its headers."""
         report = Collector(SPARTAN, strict=True)
         episode = open_episode(ref.path / "processed", self.config, report)
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
@@ -127,17 +126,17 @@ class SpartanReader:
         return Survey(1, sizes, fields, episode.num_frames, _RATE_HZ)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; arrays nobody needs are not inflated.
+        """One episode; arrays that are not used are not inflated.
 
         Raises:
-            DataError: A file or array is missing, broken, or does not fit the others.
+            DataError: A file or array is missing, broken or inconsistent with the others.
         """
         report = Collector(SPARTAN, strict=True, episode=ref.id)
         opened = open_episode(ref.path / "processed", self.config, report)
         values = read_values(opened, self.config, report)
         lowdim = {**values.observed, **values.actions}
         groups = self._complete_groups(lowdim)
-        assert opened.num_frames is not None, "a strict walk has raised"
+        assert opened.num_frames is not None, "a strict collector raises before"
         return Episode(
             id=ref.id,
             task=ref.task,
@@ -158,7 +157,7 @@ class SpartanReader:
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Every defect of an episode; with `deep` every frame is decoded."""
+        """Findings on an episode; with `deep` every frame is decoded."""
         report = Collector(SPARTAN, strict=False, episode=ref.id)
         opened = open_episode(ref.path / "processed", self.config, report)
         values = read_values(opened, self.config, report)
@@ -170,11 +169,11 @@ class SpartanReader:
             yield from check_cameras(ref.id, opened.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        """Defects that concern more than one episode."""
+        """Findings that concern more than one episode."""
         yield from check_siblings(list(self.discover(sources)), sources)
 
     def _complete_groups(self, fields: Collection[str]) -> tuple[PoseGroup, ...]:
-        """Pose groups of which every field is there, the measured counterparts included."""
+        """Pose groups whose fields all exist, including the measured counterparts."""
         return tuple(
             group
             for group in self._groups
@@ -185,18 +184,21 @@ class SpartanReader:
         )
 
     def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
-        """Left arm first, poses relative where they can be. Source: formats/lbm-preprocessing 3.4."""
+        """Action fields of a policy: left arm first, poses relative if possible.
+
+        Source: formats/lbm-preprocessing 3.4.
+        """
         relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
         return tuple(name + SUFFIX if name in relative else name for name in self._ordered)
 
     def _policy_proprioception(self, lowdim: Collection[str]) -> tuple[str, ...]:
-        """The measured counterpart of every action field."""
+        """Measured counterparts of the action fields."""
         measured = map(actual_field, self._ordered)
         return tuple(name for name in measured if name is not None and name in lowdim)
 
 
 class _DepthAndLabels(Mapping[str, FrameSource]):
-    """Depth or labels of the cameras that have them; looked for only when they are asked for."""
+    """Depth or labels of the cameras that have them, read on first access."""
 
     def __init__(self, episode: OpenedEpisode, kind: str) -> None:
         self._episode = episode
@@ -229,7 +231,7 @@ class _DepthAndLabels(Mapping[str, FrameSource]):
 def _missing_validation_episodes(
     excluded: Mapping[str, Collection[int]], refs: Sequence[EpisodeRef]
 ) -> Iterator[Finding]:
-    """A misspelt task would let validation episodes into the training data."""
+    """Findings for validation episodes that do not exist, for example due to a misspelled task."""
     present = {(ref.task, episode_number(ref.path)) for ref in refs}
     for task, numbers in excluded.items():
         missing = sorted(number for number in numbers if (task, number) not in present)
@@ -239,13 +241,13 @@ def _missing_validation_episodes(
 
 
 def _remote_cameras(refs: Iterable[EpisodeRef]) -> Iterator[set[str]]:
-    """The cameras that each episode's metadata.yaml names; none where it is broken."""
+    """Cameras in the metadata.yaml of each episode; empty if it is broken."""
 
     def names(ref: EpisodeRef) -> set[str]:
         try:
             report = Collector(SPARTAN, strict=True)
             return set(camera_names(ref.path / "processed" / METADATA, report).values())
-        except DataError:  # told when the episode is read
+        except DataError:  # reported when the episode is read
             return set()
 
     return in_parallel(names, refs, _PARALLEL_READS)
@@ -254,15 +256,15 @@ def _remote_cameras(refs: Iterable[EpisodeRef]) -> Iterator[set[str]]:
 def _language(
     ref: EpisodeRef, lowdim: Mapping[str, Array], report: Collector
 ) -> Mapping[str, Sequence[str]]:
-    """Annotations of the task, else the episode's own sentence, else the task in words."""
+    """Annotations of the task, else the episode's own instruction, else the task name in words."""
     if ref.language:
         return ref.language
     if _INSTRUCTION in lowdim and len(lowdim[_INSTRUCTION]) and str(lowdim[_INSTRUCTION][0]):
         sentence, origin = str(lowdim[_INSTRUCTION][0]), "its own language_instruction"
     else:
-        sentence, origin = task_to_sentence(ref.task), "the task's name in words"
+        sentence, origin = task_to_sentence(ref.task), "the task name"
     if not sentence:
-        message = "no language: no annotation, no language_instruction, no task in the path"
+        message = "no instruction: no annotation, no language_instruction, no task in the path"
         report.add(SOURCE, "no_language", message)
         return {}
     message = f"task {ref.task!r} has no language annotation: each episode uses {origin}"
@@ -271,15 +273,16 @@ def _language(
 
 
 def _published_order(field: str) -> tuple[int, int]:
-    """Left before right, position before rotation before gripper."""
+    """Sort key: left before right, position before rotation before gripper."""
     part = 2 if "gripper" in field else (1 if field.endswith("rot_6d") else 0)
     return (0 if "left" in field else 1, part)
 
 
 def episode_folders(source: Path) -> list[Path]:
-    """Folders episode_<N> with a `processed` folder, at or below `source`, naturally sorted.
+    """Folders episode_<N> with a `processed` folder, at or below `source`, in natural order.
 
-    One without beside them was not downloaded whole, or cannot be listed; reading it will tell.
+    Includes folders episode_<N> without it beside others, which were not downloaded completely or
+    cannot be listed; `read` reports them.
     """
     complete: set[Path] = set()
     numbered: set[Path] = set()
@@ -294,7 +297,7 @@ def episode_folders(source: Path) -> list[Path]:
 
 
 def relative_episode_path(folder: Path) -> str:
-    """Where an episode is below its task; its last folders where the layout is another one."""
+    """Path of an episode below its task; its last three parts if the layout is another one."""
     parts = folder.parts
     known = "tasks" in parts[:-7] or "diffusion_spartan" in parts
     return "/".join(part for part in parts[-7 if known else -3 :] if part != "/")
@@ -308,7 +311,7 @@ def episode_number(folder: Path) -> int:
 
 
 def episode_ref(folder: Path, source: Path, task: str | None) -> EpisodeRef:
-    """Task, station and time stamp are read from the published folder layout where it is kept."""
+    """Ref with task, station and timestamp from the published folder layout, if it is that one."""
     parts = folder.parts
     id_parts: list[str] = []
     if "tasks" in parts[:-2]:

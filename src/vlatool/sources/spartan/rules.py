@@ -1,9 +1,9 @@
-"""The rules of a raw Spartan episode: one walk, which reading ends at the first error.
+"""Rules of a raw Spartan episode, applied in one pass, which `read` ends at the first error.
 
-`open_episode` looks at files and headers, which a survey needs; `read_values` inflates what an
-episode is made of. What only `verify` looks at is in `oddities.py`.
+`open_episode` checks files and headers, which is enough for a survey; `read_values` inflates the
+arrays. Checks that only `verify` makes are in `lint.py`.
 
-Legend of shapes: F frames, C channels. Source: formats/spartan 1, 2, 3, 4, 5, 10.
+Legend of shapes: F frames, C dimensions. Source: formats/spartan 1, 2, 3, 4, 5, 10.
 """
 
 import math
@@ -30,29 +30,29 @@ METADATA = "metadata.yaml"
 OBSERVATIONS = "observations.npz"
 ACTIONS = "actions.npz"
 SUMMARY = "summary.npz"
-# With the size of their matrices.
+# File to the size of its matrices.
 CALIBRATION = {"intrinsics.npz": 3, "extrinsics.npz": 4}
 ARCHIVES = (OBSERVATIONS, ACTIONS, *CALIBRATION)
 MAP_SUFFIXES = ("_depth", "_label")
 _CAMERA_IDS = "camera_id_to_semantic_name"
 _CAMERA_NAME = re.compile(r"^[a-z0-9_.-]{1,200}\Z")
-_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one is ten times as fast
+_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # CBaseLoader is 10 times as fast
 
 
 @dataclass
 class OpenedEpisode:
-    """What of an episode can be opened.
+    """Files and headers of an episode that can be opened.
 
     Attributes:
         folder: Its `processed` folder.
         present: Names of the files in it.
-        archives: The npz files that open, by name.
+        archives: Readable npz files, by name.
         camera_ids: Hardware id to semantic name, in lower case.
-        cameras: Semantic name to pictures, in the order of metadata.yaml.
-        fields: Observation to its header, of those that are read, in file order.
+        cameras: Semantic name to images, in the order of metadata.yaml.
+        fields: Observation that is a field to its header, in file order.
         actions: Header of the action vector [F, C].
-        num_frames: F; None where no array tells.
-        tried: (file, array) of everything that was looked at.
+        num_frames: F; None if no array is readable.
+        examined: (file, array) of all arrays that were opened.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class OpenedEpisode:
     examined: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def open_archive(self, name: str, report: Collector) -> NpzArchive | None:
-        """An npz file; None where it is missing, or broken, which is told."""
+        """An npz file; None if it is missing or broken, which is reported."""
         if name not in self.present:
             return None
         archive = report.attempt(partial(NpzArchive, self.folder / name), "unreadable_file")
@@ -75,20 +75,20 @@ class OpenedEpisode:
         return archive
 
     def field_specs(self, config: SpartanConfig) -> dict[str, FieldSpec]:
-        """The fields as `read_values` gives them, told from headers."""
+        """Fields that `read_values` returns, from headers."""
         specs = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
         return specs | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
 
 
 @dataclass
 class EpisodeValues:
-    """What of an episode is read at once.
+    """Values of an episode that are read at once.
 
     Attributes:
         observed: Observation to its values: numbers [F, C], text [F].
-        actions: Part of the action vector to its values [F, C].
+        actions: Field of the action vector to its values [F, C].
         calibration: Camera to its matrices.
-        success: Whether the task was done; None where nobody says.
+        success: True if the task succeeded; None if unknown.
     """
 
     observed: dict[str, Array]
@@ -98,13 +98,13 @@ class EpisodeValues:
 
 
 def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> OpenedEpisode:
-    """Looks at files, cameras and headers of a `processed` folder, without reading values."""
+    """Checks files, cameras and headers of a `processed` folder; does not read values."""
     episode = OpenedEpisode(folder, file_names(folder))
     for path in (folder / name for name in (METADATA, *ARCHIVES)):
         if path.name not in episode.present:
             report.add_error(
                 DataError(
-                    f"{path}: missing",
+                    f"{path}: does not exist",
                     hint="the episode is incomplete; download or record it again",
                     code="data.missing_file",
                     details={"path": str(path)},
@@ -126,10 +126,10 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Open
 
 
 def camera_names(path: Path, report: Collector) -> dict[str, str]:
-    """Hardware id to semantic name in lower case, of a metadata.yaml.
+    """Hardware id to semantic name in lower case, from a metadata.yaml.
 
     Raises:
-        DataError: It cannot be read or names no camera; bad names are told to `report`.
+        DataError: It cannot be read or names no camera; invalid names are added to `report`.
     """
     mapping = _read_yaml(path).get(_CAMERA_IDS)
     if not isinstance(mapping, Mapping) or not mapping:
@@ -148,11 +148,11 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
             hint = "use letters, digits, dots, dashes and underscores"
             report.add_error(_camera_name_error(problem, hint, location))
         elif name != names[camera_id]:
-            message = f"{path}: the camera name {name!r} has capitals"
+            message = f"{path}: the camera name {name!r} has upper-case letters"
             report.note("camera_name_case", message, **location)
     if len(set(names.values())) < len(names):
         problem = f"two cameras have the same name: {', '.join(names.values())}"
-        hint = "names are compared in lower case; give each camera its own"
+        hint = "names are compared in lower case; use a different name for each camera"
         report.add_error(_camera_name_error(problem, hint, {"path": str(path)}))
     return names
 
@@ -164,7 +164,7 @@ def _camera_name_error(problem: str, hint: str, location: Mapping[str, str]) -> 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        # This loader builds text, lists and mappings only, so camera ids stay text.
+        # This loader returns only text, lists and mappings, so camera ids stay text.
         content = read_yaml(path, _Loader)
     except (OSError, DocumentError) as error:
         line = getattr(error, "line", 0)
@@ -183,7 +183,7 @@ def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector
     archive.load_headers(ids)
     for camera_id, name in ids.items():
         if camera_id not in archive:
-            message = f"{archive.path}: camera {name!r} ({camera_id}) has no pictures"
+            message = f"{archive.path}: camera {name!r} ({camera_id}) has no images"
             location = {"path": str(archive.path), "camera": name, "field": camera_id}
             report.note("camera_without_pictures", message, **location)
             continue
@@ -194,7 +194,7 @@ def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector
     if ids and not any(camera_id in archive for camera_id in ids):
         report.add_error(
             DataError(
-                f"{archive.path}: no camera of {_CAMERA_IDS} has pictures",
+                f"{archive.path}: no camera of {_CAMERA_IDS} has images",
                 hint="the ids in metadata.yaml must be names of arrays in this file",
                 code="data.no_cameras",
                 details={"path": str(archive.path)},
@@ -205,7 +205,7 @@ def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector
 def _open_fields(
     episode: OpenedEpisode, archive: NpzArchive, config: SpartanConfig, report: Collector
 ) -> None:
-    """Headers of the observations that are fields; arrays nobody needs are not looked into."""
+    """Reads the headers of the observations that are fields; skips images and unused arrays."""
     images = {f"{camera}{kind}" for camera in episode.camera_ids for kind in ("", *MAP_SUFFIXES)}
     for name in archive.names:
         if name in images or name in config.data_discard_keys:
@@ -226,7 +226,7 @@ def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
         return header
     problem, code = "is a single value, expected one per frame", "data.length_mismatch"
     if shape:
-        problem = f"is {header.dtype}{list(shape)}, expected numbers or texts"
+        problem = f"is {header.dtype}{list(shape)}, expected numbers or text"
         code = "data.bad_field"
     raise DataError(
         f"{archive.path}: {name!r} {problem}",
@@ -241,7 +241,7 @@ def _width(header: ArrayHeader) -> int:
 
 
 def _parts(config: SpartanConfig) -> Iterator[tuple[str, int, int]]:
-    """(name, start, end) of the parts of the action vector."""
+    """(name, start, end) of the fields of the action vector."""
     ends = config.action_index_fields
     yield from zip(config.action_key_fields, [0, *ends[:-1]], ends, strict=True)
 
@@ -257,7 +257,7 @@ def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector
     if width < expected or header.dtype.kind not in "biuf":
         raise DataError(
             f"{problem} numbers [frames, {expected}]",
-            hint="name the parts it really has with --action-fields-config-path",
+            hint="set the fields of the vector with --action-fields-config-path",
             code="data.narrow_actions",
             details=location,
         )
@@ -267,7 +267,7 @@ def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector
 
 
 def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
-    """The number of frames that most arrays agree on; the others are refused."""
+    """Sets the number of frames, by majority, and reports arrays with another number."""
     arrays = {(OBSERVATIONS, name): header.shape[0] for name, header in episode.fields.items()}
     if episode.actions is not None:
         arrays[ACTIONS, "actions"] = episode.actions.shape[0]
@@ -284,7 +284,7 @@ def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
         report.add_error(
             DataError(
                 f"{episode.folder}: the episode has no frames",
-                hint="leave it out with --episodes, or record it again",
+                hint="exclude it with --episodes, or record it again",
                 code="data.empty_episode",
                 details={"path": str(episode.folder)},
             )
@@ -292,7 +292,7 @@ def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
 
 
 def length_error(episode: OpenedEpisode, file: str, name: str, length: int | None) -> DataError:
-    """The error for an array that does not have one entry per frame; None for a single value."""
+    """Error for an array without one entry per frame; `length` None is a single value."""
     path = episode.folder / file
     camera = episode.camera_ids.get(name)
     label = name if camera is None else f"camera {camera}"
@@ -306,7 +306,7 @@ def length_error(episode: OpenedEpisode, file: str, name: str, length: int | Non
 
 
 def read_values(episode: OpenedEpisode, config: SpartanConfig, report: Collector) -> EpisodeValues:
-    """Inflates fields, actions and calibration; pictures stay on disk."""
+    """Inflates fields, actions and calibration; images stay on disk."""
     observed: dict[str, Array] = {}
     for name in episode.fields:
         archive = episode.archives[OBSERVATIONS]
@@ -323,7 +323,7 @@ def read_values(episode: OpenedEpisode, config: SpartanConfig, report: Collector
 
 
 def _flatten(array: Array) -> Array:
-    """[F, C] for numbers, [F] for text."""
+    """Values as [F, C] for numbers, [F] for text."""
     if array.dtype.kind in "US":
         text = array if array.dtype.kind == "U" else np.char.decode(array, "utf-8", "replace")
         return text.reshape(len(array)) if array.size == len(array) else text
@@ -331,7 +331,7 @@ def _flatten(array: Array) -> Array:
 
 
 def _read_success(episode: OpenedEpisode, report: Collector) -> bool | None:
-    """Whether the episode succeeded; None where its summary does not say."""
+    """True if the episode succeeded; None if its summary does not say."""
     if SUMMARY not in episode.present:
         return None
     path = episode.folder / SUMMARY
@@ -360,7 +360,7 @@ def _read_calibration(episode: OpenedEpisode, report: Collector) -> dict[str, Ca
                 continue
             location = {"path": str(archive.path), "camera": name, "field": camera_id}
             if camera_id not in archive:
-                message = f"{archive.path}: nothing for camera {name!r} ({camera_id})"
+                message = f"{archive.path}: camera {name!r} ({camera_id}) has no entry"
                 report.note("missing_calibration", message, **location)
                 continue
             episode.examined.add((file, camera_id))
@@ -384,7 +384,7 @@ def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
         raise DataError(
             f"{archive.path}: {camera_id!r} is {problem}, "
             f"expected finite matrices {[size, size]}, one or one per frame",
-            hint="repair the calibration of this camera, or leave its line out of the file",
+            hint="repair the calibration of this camera, or remove its line from the file",
             code="data.bad_calibration",
             details={"path": str(archive.path), "field": camera_id},
         )
