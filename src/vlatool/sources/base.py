@@ -248,7 +248,7 @@ def unknown_field(name: str, known: Sequence[str], path: Path, kind: str = "fiel
     known_names = ", ".join(known) or "none"
     nearest = did_you_mean(name, list(known))
     return DataError(
-        f"{path}: there is no {kind} {name!r}; there are: {known_names}",
+        f"{path}: has no {kind} {name!r}; available: {known_names}",
         hint=nearest if nearest.startswith("did you mean") else f"choose one of: {known_names}",
         code="data.unknown_field",
         details={"field": name, "known": list(known), "path": str(path)},

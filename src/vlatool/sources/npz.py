@@ -84,7 +84,8 @@ class InflatedMember:
         )
         self._tail = b""
 
-    def tell(self) -> int:
+    @property
+    def position(self) -> int:
         """Number of inflated bytes read so far."""
         return self._position
 
@@ -239,7 +240,7 @@ class NpzArchive:
         try:
             member = InflatedMember(file, info)
             header = _read_header(member)
-            expected, stored = header.length + member.tell(), self._infos[name].file_size
+            expected, stored = header.length + member.position, self._infos[name].file_size
         except _READ_ERRORS as error:
             raise _read_error(self.path, name, error) from None
         if not header.dtype.hasobject and stored != expected:

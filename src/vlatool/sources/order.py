@@ -114,7 +114,7 @@ def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]
         return [number for number in known if low <= number < high]
     if int(start) not in known:
         raise DataError(
-            f"{option}: there is no episode {int(start)}",
+            f"{option}: episode {int(start)} does not exist",
             hint=f"there are {len(known)} episodes",
             code="data.no_episodes",
         )

@@ -83,12 +83,12 @@ class SpartanConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _check_action_parts(self) -> Self:
-        ends = self.action_index_fields
-        if len(ends) != len(self.action_key_fields):
+        stops = self.action_index_fields
+        if len(stops) != len(self.action_key_fields):
             raise ValueError("action_index_fields and action_key_fields differ in length")
-        if any(high <= low for low, high in zip([0, *ends], ends, strict=False)):
+        if any(high <= low for low, high in zip([0, *stops], stops, strict=False)):
             raise ValueError("action_index_fields must be ascending and positive")
-        if len(set(self.action_key_fields)) < len(ends):
+        if len(set(self.action_key_fields)) < len(stops):
             raise ValueError("action_key_fields has a repeated name")
         return self
 

@@ -242,8 +242,8 @@ def _width(header: ArrayHeader) -> int:
 
 def _parts(config: SpartanConfig) -> Iterator[tuple[str, int, int]]:
     """(name, start, end) of the fields of the action vector."""
-    ends = config.action_index_fields
-    yield from zip(config.action_key_fields, [0, *ends[:-1]], ends, strict=True)
+    stops = config.action_index_fields
+    yield from zip(config.action_key_fields, [0, *stops[:-1]], stops, strict=True)
 
 
 def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector) -> ArrayHeader:
