@@ -293,7 +293,7 @@ class _Counted:
 
     def __call__(self, ref: EpisodeRef) -> tuple[int, int]:
         assert self.task(ref).bytes
-        return os.getpid(), id(connect(ref.path.address.place))
+        return os.getpid(), id(connect(ref.path.address.root))
 
 
 def settings(folder: Path) -> list[object]:
