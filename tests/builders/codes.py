@@ -15,7 +15,7 @@ from vlatool.artifacts.codes import (
     CodesLayout,
     CodesManifest,
     EpisodeCodes,
-    digest_of_all,
+    combined_digest,
     write_codes,
 )
 from vlatool.artifacts.fast import write_fast
@@ -65,7 +65,7 @@ def write_tree_codes(
         layout=layout,
         episodes=len(digests),
         pictures=images,
-        digest=digest_of_all(digests),
+        digest=combined_digest(digests),
     )
     manifest.save(target)
     return target

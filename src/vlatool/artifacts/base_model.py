@@ -41,7 +41,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_colors(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
+def read_image_mean_std(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
     """Means and deviations of preprocessor_config.json, or the default where there is none.
 
     Raises:

@@ -91,9 +91,9 @@ class CheckpointManifest:
             return cls(step, samples, files, bool(content.get(_STOPPED)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             told = error.strerror if isinstance(error, OSError) else error
-            raise damaged_checkpoint(path, f"not the manifest of a checkpoint: {told}") from None
+            raise checkpoint_error(path, f"not the manifest of a checkpoint: {told}") from None
 
-    def acting(self) -> list[str]:
+    def inference_files(self) -> list[str]:
         """The files that a policy needs: all but what training goes on from."""
         return [name for name in self.files if name != TRAINER]
 
@@ -111,7 +111,7 @@ class CheckpointManifest:
         """
         named = checkpoint_step(folder.name)
         if named not in (None, self.step):
-            raise damaged_checkpoint(
+            raise checkpoint_error(
                 folder / MANIFEST, f"is of step {self.step}, its folder of step {named}"
             )
 
@@ -130,10 +130,10 @@ class CheckpointManifest:
         found = in_parallel(problem, [self.files[name] for name in chosen], _DIGESTS_AT_ONCE)
         for name, told in zip(chosen, found, strict=True):
             if told:
-                raise damaged_checkpoint(folder / name, told)
+                raise checkpoint_error(folder / name, told)
 
 
-def damaged_checkpoint(path: Path, told: str) -> DataError:
+def checkpoint_error(path: Path, told: str) -> DataError:
     """The error for a file of a checkpoint that is not as it was written."""
     return DataError(
         f"{path}: {told}",

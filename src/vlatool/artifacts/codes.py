@@ -74,13 +74,13 @@ class CodesManifest:
         """Writes it atomically; it is what marks the folder as whole."""
         write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **asdict(self)})
 
-    def how(self) -> dict[str, Any]:
+    def encoding_info(self) -> dict[str, Any]:
         """How they were made: the same for all codes of one tokenizer."""
         return {key: getattr(self, key) for key in _HOW}
 
     def identity(self) -> dict[str, Any]:
         """What codes that belong together share: a tokenizer is its digest, else its name."""
-        told = self.how()
+        told = self.encoding_info()
         return {key: told[key] for key in told if key != "tokenizer" or not self.tokenizer_digest}
 
 
@@ -117,12 +117,12 @@ class EpisodeCodes:
         return zip(self.stems, self.codes.astype("<u2"), strict=True)
 
     @cached_property
-    def places(self) -> Mapping[str, int]:
+    def row_of(self) -> Mapping[str, int]:
         """Stem to row."""
         return {stem: row for row, stem in enumerate(self.stems)}
 
 
-def digest_of_all(digests: Mapping[str, str]) -> str:
+def combined_digest(digests: Mapping[str, str]) -> str:
     """The digest of a folder from that of each episode by its name."""
     lines = (f"{episode} {digest}\n" for episode, digest in sorted(digests.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -160,12 +160,12 @@ def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> F
     return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), len(codes.stems))
 
 
-def check_name(episode: str, stem: str) -> str:
+def check_image_name(episode: str, stem: str) -> str:
     """Where a picture stands beside what is drawn again from its codes."""
     return f"{CHECKS_NAME}/{episode}/{stem}.png"
 
 
-def write_check(folder: Path, name: str, png: bytes) -> FileEntry:
+def write_check_image(folder: Path, name: str, png: bytes) -> FileEntry:
     """Writes such a picture, whole or not at all."""
     write_bytes(folder / name, png)
     return FileEntry(name, len(png), hashlib.sha256(png).hexdigest())

@@ -91,7 +91,7 @@ class CodesFolder:
         record = None if self.has_manifest else read_record(self.path)
         return record is not None
 
-    def place(self, episode: str) -> Path:
+    def path_of(self, episode: str) -> Path:
         """Where the codes of an episode are: a file, or a folder."""
         return self.path / (episode + (PACKED_SUFFIX if self.layout == "packed" else ""))
 
@@ -105,7 +105,7 @@ class CodesFolder:
 
     def stems(self, episode: str) -> list[str]:
         """Names of the pictures of an episode in separate files."""
-        return sorted(path.stem for path in self.place(episode).glob(f"*{JSON_SUFFIX}"))
+        return sorted(path.stem for path in self.path_of(episode).glob(f"*{JSON_SUFFIX}"))
 
     def read(self, episode: str, stems: Iterable[str] | None = None) -> EpisodeCodes:
         """The codes of the pictures with these names, or of all that are there.
@@ -128,13 +128,13 @@ class CodesFolder:
         return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
 
     def _chosen(self, found: EpisodeCodes, stems: Sequence[str]) -> EpisodeCodes:
-        self._check_all_present(found.episode, [stem for stem in stems if stem not in found.places])
-        rows = found.codes[[found.places[stem] for stem in stems]]
+        self._check_all_present(found.episode, [stem for stem in stems if stem not in found.row_of])
+        rows = found.codes[[found.row_of[stem] for stem in stems]]
         return EpisodeCodes(found.episode, tuple(stems), rows)
 
     def _read_file(self, episode: str, stem: str) -> Array:
         """The codes of a picture, uint16 [K]."""
-        path = self.place(episode) / f"{stem}{JSON_SUFFIX}"
+        path = self.path_of(episode) / f"{stem}{JSON_SUFFIX}"
         try:
             value = parse_json(read_document(path, max_bytes=_LARGEST_FILE))
             return parse_codes(value, self.manifest.codes_per_picture, self.manifest.codebook_size)
@@ -144,7 +144,7 @@ class CodesFolder:
             raise self._broken(path, episode, stem, str(error)) from None
 
     def _read_packed(self, episode: str) -> EpisodeCodes:
-        path = self.place(episode)
+        path = self.path_of(episode)
         try:
             if path.stat().st_size > _LARGEST_PACKED:
                 raise ValueError(f"more than {_LARGEST_PACKED} bytes")
@@ -191,7 +191,7 @@ class CodesFolder:
             raise self._missing(episode, f"{stems[0]}{more}", stems)
 
     def _missing(self, episode: str, what: str, stems: Sequence[str] = ()) -> DataError:
-        path = self.place(episode)
+        path = self.path_of(episode)
         return DataError(
             f"{path}: no codes of {what}",
             hint=_AGAIN,
@@ -226,7 +226,7 @@ def is_codes(location: Path) -> bool:
         return True  # a broken manifest of one
 
 
-def chosen_codes(tree: Path, named: Path | None = None) -> CodesFolder:
+def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
     """The codes to use with a folder of windows: packed ones where both layouts are there.
 
     Args:

@@ -15,7 +15,7 @@ from PIL import Image
 from vlatool.episode import Array, UInt8Array
 
 # A picture of more is not unpacked; no robot has such a camera.
-MOST_PIXELS = 2**26
+MAX_PIXELS = 2**26
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _JPEG = b"\xff\xd8\xff"
 # What Pillow says of contents that are no picture; the warning where warnings are errors.
@@ -54,7 +54,7 @@ def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
         buffer: Room for them, uint8 [K], which is used where it fits.
 
     Raises:
-        ValueError: It cannot be decoded, or has more than `MOST_PIXELS`.
+        ValueError: It cannot be decoded, or has more than `MAX_PIXELS`.
     """
     pixels = _sound_jpeg(data, buffer)
     if pixels is not None:
@@ -67,7 +67,7 @@ def image_mode(data: bytes) -> str:
     """How a picture stores colours, in Pillow's words (`RGB`, `L`, `RGBA`); its header is read.
 
     Raises:
-        ValueError: It is no picture, or has more than `MOST_PIXELS`.
+        ValueError: It is no picture, or has more than `MAX_PIXELS`.
     """
     with open_image(data) as image:
         return image.mode
@@ -121,5 +121,5 @@ def _sound_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | N
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} pixels; the limit is {MOST_PIXELS}")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; the limit is {MAX_PIXELS}")

@@ -16,7 +16,7 @@ from vlatool.storage.uri import is_file_name
 
 NAME = "manifest.jsonl"
 # Of one shard, before anybody plans with them.
-MOST_SAMPLES = 10_000_000
+MAX_SAMPLES = 10_000_000
 
 _HINT = "preprocess or copy the data again"
 _SHOWN = 100
@@ -94,10 +94,10 @@ def _shard(path: Path, number: int, line: str) -> Shard:
     try:
         row: dict[str, Any] = parse_json(line)
         name, count = str(row["shard"]), row["num_sequences"]
-        if type(count) is not int or not 1 <= count <= MOST_SAMPLES:
+        if type(count) is not int or not 1 <= count <= MAX_SAMPLES:
             raise ValueError(count)
     except (ValueError, KeyError, TypeError):
-        expected = f'expected {{"shard": ..., "num_sequences": 1 to {MOST_SAMPLES}}}'
+        expected = f'expected {{"shard": ..., "num_sequences": 1 to {MAX_SAMPLES}}}'
         raise _refused(place, expected, path, number) from None
     stem = name.removesuffix(".tar")
     if stem.startswith("/"):

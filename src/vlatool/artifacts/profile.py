@@ -75,7 +75,7 @@ class NormalizationProfile:
         return np.where(self._is_raw, 0.0, self.mean).astype(np.float32)
 
     @cached_property
-    def spread(self) -> Array:
+    def scale(self) -> Array:
         """float32 [D], what is divided by; 1 where a dimension is raw."""
         scaled = np.multiply(self.std, self.factors)
         return np.where(self._is_raw, 1.0, scaled).astype(np.float32)
@@ -83,7 +83,7 @@ class NormalizationProfile:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the numbers that are calculated with, whatever the names are."""
-        numbers = [self.center.tolist(), self.spread.tolist()]
+        numbers = [self.center.tolist(), self.scale.tolist()]
         return sha256(json.dumps(numbers).encode()).hexdigest()
 
     def normalize(self, actions: Any) -> Array:
@@ -94,11 +94,11 @@ class NormalizationProfile:
         """
         fitting = self._fitting(actions)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is for the caller to refuse
-            return (fitting - self.center) / self.spread
+            return (fitting - self.center) / self.scale
 
     def denormalize(self, values: Any) -> Array:
         """The inverse of `normalise`; raises as it does."""
-        return self._fitting(values) * self.spread + self.center
+        return self._fitting(values) * self.scale + self.center
 
     def document(self) -> dict[str, Any]:
         """JSON-serialisable form, as `parse_profile` reads it."""
@@ -121,7 +121,7 @@ class NormalizationProfile:
             "raw": self.raw,
             "dimensions": self.dimensions,
             "center": str(self.center),
-            "spread": str(self.spread),
+            "spread": str(self.scale),
             "digest": self.digest,
         }
 
@@ -134,9 +134,9 @@ class NormalizationProfile:
         for name in self.raw:
             _need(name in self.dimensions, f"raw has {name!r}, which is none of the dimensions")
         with np.errstate(over="ignore", under="ignore"):
-            numbers = [self.center, self.spread]
+            numbers = [self.center, self.scale]
         _need(bool(np.isfinite(numbers).all()), "a number is not finite, or too large")
-        _need(bool((self.spread > 0).all()), "a standard deviation is not above 0")
+        _need(bool((self.scale > 0).all()), "a standard deviation is not above 0")
 
     @property
     def _is_raw(self) -> Array:
@@ -171,7 +171,7 @@ def read_profile(name_or_location: str, gripper: Gripper = "raw") -> Normalizati
     if gripper == "raw":
         return profile
     if GRIPPER not in profile.dimensions:
-        raise no_gripper(profile.name, profile.dimensions)
+        raise no_gripper_error(profile.name, profile.dimensions)
     return replace(profile, raw=tuple(name for name in profile.raw if name != GRIPPER))
 
 
@@ -180,7 +180,7 @@ def has_profile(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
-def no_gripper(name: str, dimensions: Sequence[str]) -> UsageError:
+def no_gripper_error(name: str, dimensions: Sequence[str]) -> UsageError:
     """The error for `--gripper normalised` where no dimension is called so."""
     return UsageError(
         f"the profile {name} has no dimension called {GRIPPER}",
@@ -215,7 +215,7 @@ def parse_profile(document: object, where: str) -> NormalizationProfile:
         ) from None
 
 
-def same_profile(first: NormalizationProfile, second: NormalizationProfile) -> None:
+def check_same_profile(first: NormalizationProfile, second: NormalizationProfile) -> None:
     """Makes sure that two profiles calculate with the same numbers.
 
     Raises:
@@ -232,7 +232,7 @@ def same_profile(first: NormalizationProfile, second: NormalizationProfile) -> N
     )
 
 
-def computed_profile(
+def compute_profile(
     name: str, actions: Array, dimensions: Sequence[str] = (), raw: Sequence[str] = ()
 ) -> NormalizationProfile:
     """The profile of rows of actions [N, D]: mean and population standard deviation.
@@ -265,7 +265,7 @@ def _differences(first: NormalizationProfile, second: NormalizationProfile) -> l
     found: list[str] = []
     for what, ours, theirs in (
         ("center", first.center, second.center),
-        ("spread", first.spread, second.spread),
+        ("spread", first.scale, second.scale),
     ):
         found += [
             f"dimension {first.dimensions[at]}: {what} {ours[at]!s} and {theirs[at]!s}"

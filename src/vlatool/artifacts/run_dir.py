@@ -13,9 +13,9 @@ from vlatool.artifacts import provenance, stats
 from vlatool.artifacts.checkpoint import (
     MANIFEST,
     CheckpointManifest,
+    checkpoint_error,
     checkpoint_name,
     checkpoint_step,
-    damaged_checkpoint,
     is_checkpoint,
 )
 from vlatool.errors import DataError
@@ -105,7 +105,7 @@ class RunDir:
         if newest is None:
             return None
         if not (newest[1] / MANIFEST).is_file():
-            raise damaged_checkpoint(newest[1] / MANIFEST, "is missing")
+            raise checkpoint_error(newest[1] / MANIFEST, "is missing")
         return newest
 
     def newest_folder(self) -> tuple[int, Path] | None:
@@ -113,7 +113,7 @@ class RunDir:
         steps = ((checkpoint_step(one.name), one) for one in self.checkpoint_folders())
         return max(((step, one) for step, one in steps if step is not None), default=None)
 
-    def prune(self, kept: Retention) -> None:
+    def prune(self, retention: Retention) -> None:
         """Removes the planned checkpoints that are not kept, and what a stop left before them.
 
         A checkpoint at which the run stopped is only there to go on from: it never costs a planned
@@ -122,8 +122,8 @@ class RunDir:
         whole = self.checkpoints()
         stops = [folder for _, folder in whole if _is_stop(folder)]
         planned = [one for one in whole if one[1] not in stops]
-        older = [] if kept.latest is None else planned[: -kept.latest]
-        surplus = [one for step, one in older if kept.every is None or step % kept.every]
+        older = [] if retention.latest is None else planned[: -retention.latest]
+        surplus = [one for step, one in older if retention.every is None or step % retention.every]
         for folder in (*surplus, *(one for one in stops if one != whole[-1][1])):
             remove_whole(folder)
 
@@ -165,7 +165,7 @@ class RunDir:
         self.write_latest(newest[0])
         return True
 
-    def forget_progress(self) -> None:
+    def clear_progress(self) -> None:
         """Removes checkpoints and metrics of a run that is replaced.
 
         Raises:
@@ -200,7 +200,7 @@ class RunDir:
             )
         return found
 
-    def kept_files(self) -> list[FileEntry]:
+    def recorded_files(self) -> list[FileEntry]:
         """What the files beside checkpoints and metrics were when they were written.
 
         Empty for runs of earlier versions.
@@ -214,7 +214,7 @@ class RunDir:
         """Makes sure that the machine's files beside the weights are as they were written.
 
         Args:
-            listed: `kept_files` of the run, or of the one that this is a copy of.
+            listed: `recorded_files` of the run, or of the one that this is a copy of.
 
         Raises:
             DataError: A file is missing or has other bytes.
@@ -231,9 +231,9 @@ class RunDir:
                     details={"path": str(path)},
                 )
 
-    def record_assets(self, names: Iterable[str], *, anew: bool = False) -> None:
+    def record_assets(self, names: Iterable[str], *, replace: bool = False) -> None:
         """Enters files as they are now; other entries stay as they are, or go (`anew`)."""
-        listed = {} if anew else {entry.path: entry for entry in self.kept_files()}
+        listed = {} if replace else {entry.path: entry for entry in self.recorded_files()}
         files = [self.root / name for name in names]
         now = {one.name: FileEntry(one.name, one.stat().st_size, sha256_of(one)) for one in files}
         write_file_list(self.root, [*{**listed, **now}.values()])
@@ -320,8 +320,8 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
     if can_list(run.root):
         small = sorted(file_names(run.root) - {METRICS})
     else:
-        small = sorted({*small, *(entry.path for entry in run.kept_files())})
-    weights = [MANIFEST, *(name for name in CheckpointManifest.read(checkpoint).acting())]
+        small = sorted({*small, *(entry.path for entry in run.recorded_files())})
+    weights = [MANIFEST, *(name for name in CheckpointManifest.read(checkpoint).inference_files())]
     folder = checkpoint.relative_to(run.root)
     try:
         copy = cache.local_copy(run.root, [*small, *(f"{folder}/{name}" for name in weights)])

@@ -32,17 +32,17 @@ class ImageName(NamedTuple):
     Attributes:
         camera: The camera, with `_depth` or `_label` where it is that side of one.
         offset: Frames from the anchor.
-        is_side: Whether it shows depth or labels of another picture's camera.
+        is_auxiliary: Whether it shows depth or labels of another picture's camera.
     """
 
     camera: str
     offset: int
-    is_side: bool
+    is_auxiliary: bool
 
     @property
-    def recorded_by(self) -> str:
+    def base_camera(self) -> str:
         """The camera itself."""
-        return _SIDE.sub("", self.camera) if self.is_side else self.camera
+        return _SIDE.sub("", self.camera) if self.is_auxiliary else self.camera
 
 
 def image_suffix(camera: str, offset: int) -> str:
@@ -55,8 +55,8 @@ def parse_image(suffix: str) -> ImageName | None:
     match = _IMAGE.match(suffix)
     if match is None:
         return None
-    is_side = match["kind"] == "png" and _SIDE.search(match["camera"]) is not None
-    return ImageName(match["camera"], int(match["offset"]), is_side)
+    is_auxiliary = match["kind"] == "png" and _SIDE.search(match["camera"]) is not None
+    return ImageName(match["camera"], int(match["offset"]), is_auxiliary)
 
 
 def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -93,7 +93,7 @@ class StoredSample:
         names = ((suffix, parse_image(suffix)) for suffix in self.members)
         return {suffix: name for suffix, name in names if name is not None}
 
-    def views(self) -> dict[tuple[str, int], str]:
+    def image_suffixes(self) -> dict[tuple[str, int], str]:
         """(camera, offset) of each picture to its suffix."""
         return {(name.camera, name.offset): suffix for suffix, name in self.images().items()}
 

@@ -52,7 +52,7 @@ def packed_name(episode: str) -> str:
     return f"{PACKED_NAME}/{episode}.npz"
 
 
-def shard_of_lines(number: int) -> str:
+def lines_shard_name(number: int) -> str:
     """Where lines of several episodes are, relative to the folder."""
     return f"{DATA_NAME}/samples_{number:06d}{LINES_SUFFIX}"
 

@@ -85,7 +85,7 @@ class TokenSample:
         images: Paths of P pictures, relative to the folder of the data or absolute.
     """
 
-    said: Conversation
+    conversation: Conversation
     images: tuple[str, ...]
 
 
@@ -128,7 +128,7 @@ def render_line(asked: str, answered: str, images: Sequence[str]) -> bytes:
 
 def render_sample(sample: TokenSample) -> bytes:
     """The line, UTF-8, with its newline; ValueError where the instruction cannot stand in it."""
-    return render_line(sample.said.question(), sample.said.answer(), sample.images)
+    return render_line(sample.conversation.question(), sample.conversation.answer(), sample.images)
 
 
 def parse_sample(line: bytes) -> TokenSample:

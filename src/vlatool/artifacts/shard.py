@@ -161,7 +161,7 @@ class OpenShard:
     file: IO[bytes]
 
     @cached_property
-    def places(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
+    def members(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
         """Key to (offset, size) of each member, in the order of the tar."""
         places: dict[str, dict[str, tuple[int, int]]] = {}
         for sample in self.scan.samples:
@@ -171,7 +171,7 @@ class OpenShard:
     @property
     def keys(self) -> list[str]:
         """The samples in order."""
-        return list(self.places)
+        return list(self.members)
 
     @property
     def damage(self) -> str:
@@ -187,7 +187,7 @@ class OpenShard:
             DataError: What the block asks of it is missing, broken, or over 64 MiB.
         """
         try:
-            yield StoredSample(key, _Members(self.places[key], self._read))
+            yield StoredSample(key, _Members(self.members[key], self._read))
         except (KeyError, ValueError, OSError) as error:
             reason = f"has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
             raise DataError(

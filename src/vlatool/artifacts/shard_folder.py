@@ -31,7 +31,7 @@ CLOSING_FILES = (
 )
 LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
 # They hold times.
-UNLISTED_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
+VOLATILE_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
 EPISODE_FILES = (f"{EPISODES_NAME}/episode_*.tar",)
 DATA_FILES = (
     f"{SHARDS_NAME}/shard_*.tar",
@@ -39,7 +39,7 @@ DATA_FILES = (
     *EPISODE_FILES,
 )
 # Patterns of everything that is written there; what others put beside it is left alone.
-OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *UNLISTED_FILES)
+OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *VOLATILE_FILES)
 
 
 def episode_tar_name(episode: str) -> str:
@@ -174,7 +174,7 @@ def is_unfinished(location: Path) -> bool:
     return record is not None and record.command == "preprocess"
 
 
-def lists_manifest(location: Path) -> bool:
+def expects_manifest(location: Path) -> bool:
     """Whether a manifest should be there; other sinks than that of shards write none."""
     try:
         entries = read_file_list(location)

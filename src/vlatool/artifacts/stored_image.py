@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import simplejpeg
 
-from vlatool.artifacts.image import MOST_PIXELS, decoded_size, open_image
+from vlatool.artifacts.image import MAX_PIXELS, decoded_size, open_image
 from vlatool.artifacts.png import is_png, png_info
 
 PNG, JPEG = "png", "jpeg"
@@ -45,7 +45,7 @@ def image_info(data: bytes) -> ImageInfo:
     """What the header says; of a PNG every checksum is compared, too.
 
     Raises:
-        ValueError: It is no picture, cut off or damaged, has more than `MOST_PIXELS`, or numbers
+        ValueError: It is no picture, cut off or damaged, has more than `MAX_PIXELS`, or numbers
             of more than 8 bits in place of colours, such as depth.
     """
     if is_png(data):
@@ -54,8 +54,8 @@ def image_info(data: bytes) -> ImageInfo:
         info = _jpeg_facts(data)
     else:
         info = _other_facts(data)
-    if info.height * info.width > MOST_PIXELS:
-        raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MOST_PIXELS}")
+    if info.height * info.width > MAX_PIXELS:
+        raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MAX_PIXELS}")
     return info
 
 

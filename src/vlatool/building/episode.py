@@ -132,7 +132,7 @@ class EpisodeBuilder:
 
     def state(self, item: WindowFile) -> InputState:
         """The windows and their codes as they are now."""
-        return input_state([item.path, self.codes.place(item.episode)])
+        return input_state([item.path, self.codes.path_of(item.episode)])
 
     def _write(self, item: WindowFile, samples: EpisodeSamples) -> tuple[FileEntry, ...]:
         if self.layout == "jsonl":
@@ -165,7 +165,7 @@ class EpisodeBuilder:
         found: dict[str, Array] = {}
         for folder, stems in wanted.items():
             read = self.codes.read(folder, stems.values())
-            found |= {path: read.codes[read.places[stem]] for path, stem in stems.items()}
+            found |= {path: read.codes[read.row_of[stem]] for path, stem in stems.items()}
         return found
 
 

@@ -12,7 +12,7 @@ from vlatool.artifacts.codes import (
     JSON_NAME,
     PACKED_NAME,
 )
-from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes
+from vlatool.artifacts.codes_folder import CodesFolder, select_codes
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.profile import (
@@ -80,14 +80,14 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     return found
 
 
-def fitting_codes(tree: Path, named: Path | None) -> CodesFolder:
-    """The codes of a tree, as `chosen_codes` finds them, if samples can hold them.
+def compatible_codes(tree: Path, named: Path | None) -> CodesFolder:
+    """The codes of a tree, as `select_codes` finds them, if samples can hold them.
 
     Raises:
         UsageError: There are two sets of them.
         DataError: There are none, or they have no ids in a language model or do not fit the text.
     """
-    found = chosen_codes(tree, named)
+    found = select_codes(tree, named)
     codes = found.manifest
     if codes.codes_per_picture != CODES_PER_IMAGE or codes.codebook_size > CODEBOOK_SIZE:
         raise DataError(
@@ -100,7 +100,7 @@ def fitting_codes(tree: Path, named: Path | None) -> CodesFolder:
     return found
 
 
-def fitting_tokenizer(folder: Path) -> ActionTokenizer:
+def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     """The action tokenizer in a folder; DataError where it has more ids than samples can hold."""
     found = read_fast(folder)
     if found.vocab_size > ACTION_IDS:
@@ -113,12 +113,12 @@ def fitting_tokenizer(folder: Path) -> ActionTokenizer:
     return found
 
 
-def chosen_profile(name: str | None, fast: Path, gripper: Gripper) -> NormalizationProfile:
+def select_profile(name: str | None, fast: Path, gripper: Gripper) -> NormalizationProfile:
     """The profile of a name or file; without one that of the action tokenizer, else `PUBLISHED`."""
     return read_profile(name or (str(fast) if has_profile(fast) else PUBLISHED), gripper)
 
 
-def differing_profile(
+def mismatched_profile(
     profile: NormalizationProfile, fast: Path, gripper: Gripper
 ) -> NormalizationProfile | None:
     """The profile that an action tokenizer was fitted with, if that is another one."""
@@ -141,7 +141,7 @@ def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
         )
 
 
-def collisions(tasks: Sequence[str], tokenizer: Path | None) -> list[str]:
+def instructions_with_code_ids(tasks: Sequence[str], tokenizer: Path | None) -> list[str]:
     """Instructions in which a language model may see codes, because it has no other ids for them.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.samples_folder import read_packed, shard_of_lines
+from vlatool.artifacts.samples_folder import lines_shard_name, read_packed
 from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.building.episode import WindowShape
 from vlatool.errors import DataError
@@ -113,4 +113,4 @@ def write_shards(
         if not first:
             return
         rest = islice(lines, limit - 1)
-        yield from write_lines(output, shard_of_lines(number), chain(first, rest))
+        yield from write_lines(output, lines_shard_name(number), chain(first, rest))

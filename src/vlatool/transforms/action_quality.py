@@ -14,7 +14,7 @@ _AT_ONCE = 4096  # chunks
 
 
 @dataclass(frozen=True)
-class CodeQuality:
+class ActionQuality:
     """What was measured on chunks.
 
     Attributes:
@@ -32,7 +32,7 @@ class CodeQuality:
     largest: Array
 
 
-def code_quality(tokenizer: ActionTokenizer, chunks: Array) -> CodeQuality:
+def action_quality(tokenizer: ActionTokenizer, chunks: Array) -> ActionQuality:
     """Writes chunks [N, H, D] of normalised actions, reads them again and compares.
 
     Raises:
@@ -55,7 +55,7 @@ def code_quality(tokenizer: ActionTokenizer, chunks: Array) -> CodeQuality:
         largest = np.maximum(largest, change.max(axis=(0, 1)))
     rms = np.sqrt(squares / (len(chunks) * chunks.shape[1]))
     shares = exact / len(chunks), 1 - clamped / chunks.size
-    return CodeQuality(np.array(lengths), *shares, rms, largest)
+    return ActionQuality(np.array(lengths), *shares, rms, largest)
 
 
 def coefficient_range(scale: float, chunks: Array) -> tuple[int, int]:

@@ -111,7 +111,7 @@ class ActionTokenizer:
         texts, clamped = self.texts(chunks)
         # One by one: batches start threads, which gain nothing beside other processes.
         ids = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-        if not self.writes_all:
+        if not self.covers_all_bytes:
             self._check_lossless(texts, ids)
         return EncodedActions(ids, clamped)
 
@@ -190,7 +190,7 @@ class ActionTokenizer:
         return table
 
     @cached_property
-    def writes_all(self) -> bool:
+    def covers_all_bytes(self) -> bool:
         """Whether there is an id for every byte; a byte without one would be left out silently."""
         vocabulary = json.loads(self.document)["model"]["vocab"]
         return all(character in vocabulary for character in _BYTE_OF)

@@ -60,7 +60,7 @@ class ImageGeometry:
     def _scale(self) -> tuple[float, float]:
         return self.scaled[0] / self.original[0], self.scaled[1] / self.original[1]
 
-    def turned_intrinsics(self, matrix: Array) -> Array:
+    def rotated_intrinsics(self, matrix: Array) -> Array:
         """Pinhole matrices [..., 3, 3] of the turned picture, before any resize."""
         height, width = self.original if self.turns % 2 == 0 else self.original[::-1]
         for _ in range(self.turns % 4):
@@ -69,7 +69,7 @@ class ImageGeometry:
             height, width = width, height
         return matrix
 
-    def turned_extrinsics(self, matrix: Array) -> Array:
+    def rotated_extrinsics(self, matrix: Array) -> Array:
         """base_T_camera [..., 4, 4] of the camera turned with its picture."""
         for _ in range(self.turns % 4):
             turn = np.eye(4)

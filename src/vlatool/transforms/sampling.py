@@ -27,7 +27,7 @@ from vlatool.transforms.windows import (
     WindowSpec,
     image_frames,
     make_windows,
-    moving,
+    moving_mask,
 )
 
 
@@ -125,10 +125,10 @@ class EpisodeSampler:
     def _without_still(self, windows: Windows) -> Windows:
         if self.spec.still is None or not len(windows.anchors):
             return windows
-        moves = moving(windows, self.episode.lowdim, self.spec.still)
+        moves = moving_mask(windows, self.episode.lowdim, self.spec.still)
         if not moves.all():
             self.dropped["still"] = int((~moves).sum())
-        return windows.keep(moves)
+        return windows.select(moves)
 
     def _calibration(self) -> tuple[dict[str, Array], dict[str, Array]]:
         """Windows of original intrinsics and extrinsics; windows of rescaled intrinsics."""
@@ -142,13 +142,13 @@ class EpisodeSampler:
             if known.intrinsics is not None:
                 matrix = self._per_frame(known.intrinsics, name)
                 if not self.spec.compat:
-                    matrix = geometry.turned_intrinsics(matrix)
+                    matrix = geometry.rotated_intrinsics(matrix)
                 intrinsics[f"original_intrinsics.{name}"] = cut(matrix)
                 rescaled[f"rescaled_intrinsics.{name}"] = cut(self._rescale(matrix, geometry))
             if known.extrinsics is not None:
                 matrix = self._per_frame(known.extrinsics, name)
                 if not self.spec.compat:
-                    matrix = geometry.turned_extrinsics(matrix)
+                    matrix = geometry.rotated_extrinsics(matrix)
                 extrinsics[f"extrinsics.{name}"] = cut(matrix)
         return {**intrinsics, **extrinsics}, rescaled
 

@@ -184,19 +184,19 @@ def summary(stats: WindowStatistics) -> dict[str, Any]:
     rows = np.rint(count[:, 0]).astype(np.int64).tolist()  # fractions in a weighted mixture
     entry: dict[str, Any] = {
         "count": rows,
-        "mean": plain(mean),
-        "std": plain(np.sqrt(spread / total)),
-        "min": plain(stats.minimum.min(axis=0)),
-        "max": plain(stats.maximum.max(axis=0)),
-        "mean_per_timestep": plain(stats.mean),
-        "std_per_timestep": plain(np.sqrt(variance)),
-        "min_per_timestep": plain(stats.minimum),
-        "max_per_timestep": plain(stats.maximum),
+        "mean": finite_lists(mean),
+        "std": finite_lists(np.sqrt(spread / total)),
+        "min": finite_lists(stats.minimum.min(axis=0)),
+        "max": finite_lists(stats.maximum.max(axis=0)),
+        "mean_per_timestep": finite_lists(stats.mean),
+        "std_per_timestep": finite_lists(np.sqrt(variance)),
+        "min_per_timestep": finite_lists(stats.minimum),
+        "max_per_timestep": finite_lists(stats.maximum),
     }
     for percent in PERCENTILES:
-        entry[f"percentile_{percent}"] = plain(quantile(pooled, percent / 100))
+        entry[f"percentile_{percent}"] = finite_lists(quantile(pooled, percent / 100))
         per_step = quantile(stats.digest, percent / 100).reshape(steps, channels)
-        entry[f"percentile_{percent}_per_timestep"] = plain(per_step)
+        entry[f"percentile_{percent}_per_timestep"] = finite_lists(per_step)
     # A weighted mixture has shares, not counts: nothing could be merged into it rightly.
     whole = not stats.digest.is_weighted
     entry["percentile_sample_count"] = rows if whole else None
@@ -206,7 +206,7 @@ def summary(stats: WindowStatistics) -> dict[str, Any]:
     return entry
 
 
-def plain(values: Array) -> list[Any]:
+def finite_lists(values: Array) -> list[Any]:
     """Nested lists with None in place of NaN and infinities, so that JSON stays strict."""
     if np.isfinite(values).all():
         return values.tolist()

@@ -68,7 +68,7 @@ class Windows:
         """Bool [N, T]: real steps from the anchor on."""
         return self.valid & (np.arange(self.spec.length) >= self.spec.past)
 
-    def keep(self, wanted: Array) -> "Windows":
+    def select(self, wanted: Array) -> "Windows":
         """Only the windows where `wanted` [N] is true."""
         return replace(
             self,
@@ -148,7 +148,7 @@ class StillnessSpec:
     field_thresholds: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def moving(windows: Windows, fields: Mapping[str, Array], spec: StillnessSpec) -> Array:
+def moving_mask(windows: Windows, fields: Mapping[str, Array], spec: StillnessSpec) -> Array:
     """Which windows move, bool [N], from per-frame fields [F, C]; padding does not count.
 
     Raises:

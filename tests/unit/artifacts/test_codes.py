@@ -15,7 +15,7 @@ from vlatool.artifacts.codes import (
     parse_codes,
     write_codes,
 )
-from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes, is_codes
+from vlatool.artifacts.codes_folder import CodesFolder, is_codes, select_codes
 from vlatool.errors import DataError, UsageError, VlatoolError
 
 STEMS = ("X_image_episode_000000_frame_000000", "X_image_episode_000000_frame_000001")
@@ -166,28 +166,28 @@ def test_a_manifest_that_cannot_be_is_refused(tree: Path, change: dict[str, Any]
 def test_packed_codes_come_first_where_both_are_of_one_tokenizer(tree: Path) -> None:
     write_tree_codes(tree, "json")
     write_tree_codes(tree, "packed")
-    assert chosen_codes(tree).path == tree / "tokens"
-    assert chosen_codes(tree, tree / "TiToken").layout == "json"
+    assert select_codes(tree).path == tree / "tokens"
+    assert select_codes(tree, tree / "TiToken").layout == "json"
 
 
 def test_a_tokenizer_that_was_renamed_is_no_other_one(tree: Path) -> None:
     path = write_tree_codes(tree, "json") / "manifest.json"
     write_tree_codes(tree, "packed")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": "renamed"}))
-    assert chosen_codes(tree).path == tree / "tokens"
+    assert select_codes(tree).path == tree / "tokens"
 
 
 def test_codes_of_two_tokenizers_have_to_be_chosen_between(tree: Path) -> None:
     write_tree_codes(tree, "json")
     write_tree_codes(tree, "packed", name="another")
     with pytest.raises(UsageError) as caught:
-        chosen_codes(tree)
+        select_codes(tree)
     assert caught.value.code == "usage.two_codes"
 
 
 def test_a_tree_without_codes_is_refused(tree: Path) -> None:
     with pytest.raises(DataError) as caught:
-        chosen_codes(tree)
+        select_codes(tree)
     assert caught.value.code == "data.no_codes"
 
 

@@ -8,11 +8,11 @@ import pytest
 from vlatool.artifacts.profile import (
     NAME,
     NormalizationProfile,
-    computed_profile,
+    check_same_profile,
+    compute_profile,
     parse_profile,
     profile_names,
     read_profile,
-    same_profile,
     write_profile,
 )
 from vlatool.errors import DataError, UsageError, VlatoolError
@@ -42,15 +42,15 @@ def test_libero_has_the_published_numbers_and_a_raw_gripper() -> None:
     libero = read_profile("libero")
 
     np.testing.assert_array_equal(libero.center, np.array([*MEAN[:6], 0], np.float32))
-    np.testing.assert_allclose(libero.spread, [*SPREAD, 1], rtol=1e-9 + 2**-24)
-    assert libero.center.dtype == libero.spread.dtype == np.float32
+    np.testing.assert_allclose(libero.scale, [*SPREAD, 1], rtol=1e-9 + 2**-24)
+    assert libero.center.dtype == libero.scale.dtype == np.float32
 
 
 def test_libero_with_a_normalized_gripper_is_the_guides_command() -> None:
     libero = read_profile("libero", "normalised")
 
     assert libero.center[-1] == np.float32(MEAN[-1])
-    assert libero.spread[-1] == np.float32(0.9987710118293762)
+    assert libero.scale[-1] == np.float32(0.9987710118293762)
 
 
 def test_normalizing_is_exact_in_float32() -> None:
@@ -60,8 +60,8 @@ def test_normalizing_is_exact_in_float32() -> None:
     found = libero.normalize(rows)
 
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, (rows - libero.center) / libero.spread)
-    np.testing.assert_array_equal(libero.denormalize(found), found * libero.spread + libero.center)
+    np.testing.assert_array_equal(found, (rows - libero.center) / libero.scale)
+    np.testing.assert_array_equal(libero.denormalize(found), found * libero.scale + libero.center)
 
 
 def test_every_shipped_profile_reads() -> None:
@@ -86,19 +86,19 @@ def test_the_digest_is_that_of_the_numbers() -> None:
 
 
 def test_equal_profiles_go_together_whatever_they_are_called() -> None:
-    same_profile(PLAIN, NormalizationProfile("other", PLAIN.mean, PLAIN.std))
+    check_same_profile(PLAIN, NormalizationProfile("other", PLAIN.mean, PLAIN.std))
 
 
 def test_profiles_that_differ_are_refused_with_the_dimension() -> None:
     with pytest.raises(DataError, match="gripper") as caught:
-        same_profile(read_profile("libero"), read_profile("libero", "normalised"))
+        check_same_profile(read_profile("libero"), read_profile("libero", "normalised"))
 
     assert (caught.value.code, caught.value.exit_code) == ("data.profile_mismatch", 3)
     assert all("gripper" in one for one in caught.value.details["differences"])
 
 
 def test_profiles_of_another_width_are_refused() -> None:
-    code = refusal(lambda: same_profile(PLAIN, read_profile("libero")))
+    code = refusal(lambda: check_same_profile(PLAIN, read_profile("libero")))
     assert code == ("data.profile_mismatch", 3)
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None
 def test_a_computed_profile_has_mean_and_deviation_of_the_rows() -> None:
     rows = np.random.default_rng(1).normal(3, 2, (50, 2)).astype(np.float32)
 
-    found = computed_profile("mine", rows)
+    found = compute_profile("mine", rows)
 
     np.testing.assert_allclose(found.mean, rows.astype(np.float64).mean(axis=0))
     np.testing.assert_allclose(found.std, rows.astype(np.float64).std(axis=0))
@@ -164,7 +164,7 @@ def test_a_computed_profile_has_mean_and_deviation_of_the_rows() -> None:
 def test_a_dimension_that_never_changes_is_scaled_by_one() -> None:
     rows = np.array([[1000.0, 0.0], [1000.0005, 1.0]])
 
-    assert computed_profile("mine", rows).std == (1.0, 0.5)
+    assert compute_profile("mine", rows).std == (1.0, 0.5)
 
 
 def test_actions_of_another_width_are_not_normalized() -> None:

@@ -61,9 +61,13 @@ def test_a_line_comes_back_as_it_was(kind: str, task: str) -> None:
     sample = TokenSample(said(kind, task), ("../A/a.png", "../A/b.png"))
     line = render_sample(sample)
     found = parse_sample(line)
-    assert (found.said.kind, found.said.task, found.images) == (kind, task, sample.images)
-    assert found.said.action_ids == (7, 2047, 0)
-    np.testing.assert_array_equal(found.said.codes, CODES)
+    assert (found.conversation.kind, found.conversation.task, found.images) == (
+        kind,
+        task,
+        sample.images,
+    )
+    assert found.conversation.action_ids == (7, 2047, 0)
+    np.testing.assert_array_equal(found.conversation.codes, CODES)
     assert render_sample(found) == line
     assert line.endswith(b"\n")
     assert [*json.loads(line)] == ["messages", "images"]
@@ -158,9 +162,13 @@ def test_packed_samples_render_the_lines_of_samples() -> None:
     assert list(samples.lines("../A/")) == expected
     assert [samples.line(at, "../A/") for at in range(len(samples))] == expected
     third = samples.sample(3, "../A/")
-    assert (third.said.kind, third.said.task, third.said.action_ids) == ("wm", "task 1", (7,))
+    assert (third.conversation.kind, third.conversation.task, third.conversation.action_ids) == (
+        "wm",
+        "task 1",
+        (7,),
+    )
     assert third.images == ("../A/p1", "../A/p0")
-    assert third.said.codes[:, 0].tolist() == [64, 96]
+    assert third.conversation.codes[:, 0].tolist() == [64, 96]
 
 
 def test_packed_samples_come_back_from_equal_bytes() -> None:

@@ -21,15 +21,15 @@ def sample() -> StoredSample:
 @pytest.mark.parametrize(
     ("suffix", "name", "camera"),
     [
-        ("front_t-1.jpg", ImageName("front", -1, is_side=False), "front"),
-        ("front_t0.png", ImageName("front", 0, is_side=False), "front"),
-        ("front_depth_t0.png", ImageName("front_depth", 0, is_side=True), "front"),
-        ("front_depth_t0.jpg", ImageName("front_depth", 0, is_side=False), "front_depth"),
+        ("front_t-1.jpg", ImageName("front", -1, is_auxiliary=False), "front"),
+        ("front_t0.png", ImageName("front", 0, is_auxiliary=False), "front"),
+        ("front_depth_t0.png", ImageName("front_depth", 0, is_auxiliary=True), "front"),
+        ("front_depth_t0.jpg", ImageName("front_depth", 0, is_auxiliary=False), "front_depth"),
     ],
 )
 def test_the_suffix_of_a_image_says_what_it_is(suffix: str, name: ImageName, camera: str) -> None:
     found = parse_image(suffix)
-    assert (found, found and found.recorded_by) == (name, camera)
+    assert (found, found and found.base_camera) == (name, camera)
 
 
 @pytest.mark.parametrize("suffix", ["lowdim.npz", "front.jpg", "_t0.jpg", "front_t1.jpg.txt"])
@@ -38,11 +38,16 @@ def test_other_members_are_no_images(suffix: str) -> None:
 
 
 def test_a_written_suffix_is_parsed_back() -> None:
-    assert parse_image(image_suffix("a_t1", -3)) == ImageName("a_t1", -3, is_side=False)
+    assert parse_image(image_suffix("a_t1", -3)) == ImageName("a_t1", -3, is_auxiliary=False)
 
 
 def test_a_sample_tells_its_images_numbers_and_sentences(sample: StoredSample) -> None:
-    assert list(sample.views()) == [("front", -1), ("wrist", -1), ("front", 0), ("wrist", 0)]
+    assert list(sample.image_suffixes()) == [
+        ("front", -1),
+        ("wrist", -1),
+        ("front", 0),
+        ("wrist", 0),
+    ]
     assert sample.image_sizes()["front_t0.jpg"] == built.SIZE
     assert sample.metadata()["camera_names"] == list(built.CAMERAS)
     assert sample.language() == {"original": ["put it there"]}

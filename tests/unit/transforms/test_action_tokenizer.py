@@ -17,7 +17,7 @@ from tests.builders.fast import (
 )
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import DataError
-from vlatool.transforms.action_quality import code_quality, coefficient_range
+from vlatool.transforms.action_quality import action_quality, coefficient_range
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
 
 
@@ -122,7 +122,7 @@ def test_chunks_like_none_before_are_written_too(tokenizer: ActionTokenizer) -> 
 
 
 def test_a_fitted_vocabulary_shortens(tokenizer: ActionTokenizer) -> None:
-    quality = code_quality(tokenizer, smooth_chunks())
+    quality = action_quality(tokenizer, smooth_chunks())
 
     assert quality.lengths.mean() < STEPS * WIDTH / 2
     assert (quality.exact, quality.in_range) == (1, 1)

@@ -202,8 +202,8 @@ def test_point_stays_on_its_scene_pixel_through_turns_and_resize(
     before = given_matrix @ (*ray, 1)
     geometry = make_geometry(size, target, method, turns)
 
-    k = geometry.intrinsics(geometry.turned_intrinsics(given_matrix))
-    seen = k @ (np.linalg.inv(geometry.turned_extrinsics(pose)) @ point)[:3]
+    k = geometry.intrinsics(geometry.rotated_intrinsics(given_matrix))
+    seen = k @ (np.linalg.inv(geometry.rotated_extrinsics(pose)) @ point)[:3]
 
     # The same pixel by hand: turn its corner of the picture, then scale and shift.
     x, y, (height, width) = before[0], before[1], size
@@ -229,8 +229,8 @@ def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
     rows, columns = np.mgrid[0:44, 0:44] + 0.5
     found = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
     # The ray of the pixel's centre (41.5, 39.5), seen by the turned camera.
-    ray = np.linalg.inv(geometry.turned_extrinsics(np.eye(4)))[:3, :3] @ (41.5, 39.5, 1)
-    projected = geometry.intrinsics(geometry.turned_intrinsics(np.eye(3))) @ ray
+    ray = np.linalg.inv(geometry.rotated_extrinsics(np.eye(4)))[:3, :3] @ (41.5, 39.5, 1)
+    projected = geometry.intrinsics(geometry.rotated_intrinsics(np.eye(3))) @ ray
     np.testing.assert_allclose(found, projected[:2], atol=0.3)
 
 

@@ -85,7 +85,7 @@ class EpisodeEncoder:
 
     def __enter__(self) -> "EpisodeEncoder":
         for stream in self._streams:
-            stream.look_ahead()
+            stream.prefetch()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -121,16 +121,16 @@ class _StreamEncoder:
         self._encoded = {n: data for n, data in self._encoded.items() if n >= oldest}
         return self._encoded[frame]
 
-    def look_ahead(self) -> None:
+    def prefetch(self) -> None:
         """Starts on the next batch; one at a time, because sources read forwards."""
         if self._next is None and self._waiting:
             frames = self._waiting.popleft()
             self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
 
     def _take_batch(self) -> None:
-        self.look_ahead()
+        self.prefetch()
         assert self._next is not None
         frames, future = self._next
         self._encoded.update(zip(frames, future.result(), strict=True))
         self._next = None
-        self.look_ahead()
+        self.prefetch()

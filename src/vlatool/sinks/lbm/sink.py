@@ -15,7 +15,7 @@ from vlatool.artifacts.shard_folder import (
     LISTED_FILES,
     OWNED_FILES,
     SHARDS_NAME,
-    UNLISTED_FILES,
+    VOLATILE_FILES,
     ShardFolder,
 )
 from vlatool.errors import DataError
@@ -60,7 +60,7 @@ class LbmSink:
 
     Config: ClassVar[type[SinkConfig]] = LbmConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
-    volatile: ClassVar[Sequence[str]] = UNLISTED_FILES
+    volatile: ClassVar[Sequence[str]] = VOLATILE_FILES
     findings: ClassVar[FindingCodes] = LBM
     next_step: ClassVar[str] = (
         "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
