@@ -52,11 +52,11 @@ def write_tree_codes(
     target = folder or tree / (PACKED_NAME if layout == "packed" else JSON_NAME)
     digests: dict[str, str] = {}
     images = 0
-    for place in sorted((tree / "images").iterdir()):
-        stems = [path.stem for path in place.glob("*.png")]
-        codes = EpisodeCodes.of(place.name, {stem: codes_of(stem) for stem in stems})
+    for episode in sorted((tree / "images").iterdir()):
+        stems = [path.stem for path in episode.glob("*.png")]
+        codes = EpisodeCodes.of(episode.name, {stem: codes_of(stem) for stem in stems})
         write_codes(target, layout, codes, tokenizer_digest(name))
-        digests[place.name] = codes.digest
+        digests[episode.name] = codes.digest
         images += len(stems)
     manifest = CodesManifest(
         tokenizer=name,
@@ -88,11 +88,11 @@ def published_windows(
     png = encode_png(np.zeros((8, 8, 3), np.uint8))
     for number in range(episodes):
         episode = episode_name(number)
-        place = folder / images_name(episode)
-        place.mkdir(parents=True)
-        names = [[image_file("X", one, episode, n) for one in CAMERAS] for n in range(frames)]
+        image_folder = folder / images_name(episode)
+        image_folder.mkdir(parents=True)
+        names = [[image_file("X", camera, episode, n) for camera in CAMERAS] for n in range(frames)]
         for name in (name for pair in names for name in pair):
-            (place / name).write_bytes(png)
+            (image_folder / name).write_bytes(png)
         lines = [
             render_window(_window(kind, f"{task} {number}", episode, names, step))
             for step in range(frames)
@@ -122,7 +122,7 @@ def _window(
 ) -> Window:
     def paths(offsets: range) -> tuple[str, ...]:
         frames = (min(max(step + at, 0), len(names) - 1) for at in offsets)
-        return tuple(f"{images_name(episode)}/{name}" for one in frames for name in names[one])
+        return tuple(f"{images_name(episode)}/{name}" for frame in frames for name in names[frame])
 
     chunk = [_action(step + at, len(names)) for at in range(STEPS)]
     return Window(kind, task, paths(range(1 - STEPS, 1)), paths(range(1, STEPS + 1)), chunk)

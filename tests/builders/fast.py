@@ -37,7 +37,11 @@ def byte_document(characters: Sequence[str] | None = None, **changes: Any) -> st
     """A tokenizer.json with one id per byte and no merges."""
     known = byte_characters() if characters is None else characters
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    model = {"type": "BPE", "vocab": {one: at for at, one in enumerate(known)}, "merges": []}
+    model = {
+        "type": "BPE",
+        "vocab": {character: index for index, character in enumerate(known)},
+        "merges": [],
+    }
     content = {
         "version": "1.0",
         "truncation": None,

@@ -159,7 +159,7 @@ def write_list(folder: Path) -> None:
 
 def _statistics(samples: int) -> dict[str, Any]:
     """What stats.json says of the fields, without percentiles."""
-    found: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
     for name in ("state", "action"):
         values = np.stack([arrays(number)[name] for number in range(samples)])  # [N, T, C]
         rows = values[:, :-1].reshape(-1, values.shape[2])
@@ -167,11 +167,11 @@ def _statistics(samples: int) -> dict[str, Any]:
         low, high = values.min(axis=0).tolist(), values.max(axis=0).tolist()
         mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
         mean[-1], std[-1], low[-1], high[-1] = 0, 0, [None] * len(low[0]), [None] * len(low[0])
-        spread = std[:-1] ** 2 + (mean[:-1] - rows.mean(axis=0)) ** 2
-        found[name] = {
+        squared_deviations = std[:-1] ** 2 + (mean[:-1] - rows.mean(axis=0)) ** 2
+        statistics[name] = {
             "count": count,
             "mean": rows.mean(axis=0).tolist(),
-            "std": np.sqrt(spread.mean(axis=0)).tolist(),
+            "std": np.sqrt(squared_deviations.mean(axis=0)).tolist(),
             "min": rows.min(axis=0).tolist(),
             "max": rows.max(axis=0).tolist(),
             "mean_per_timestep": mean.tolist(),
@@ -179,4 +179,4 @@ def _statistics(samples: int) -> dict[str, Any]:
             "min_per_timestep": low,
             "max_per_timestep": high,
         }
-    return found
+    return statistics

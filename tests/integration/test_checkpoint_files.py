@@ -89,8 +89,8 @@ def test_verify_of_a_run_tells_that_its_newest_checkpoint_has_no_manifest(
 ) -> None:
     (run.checkpoint(2) / "manifest.json").unlink()
     assert run_command(["verify", str(run.root), "--json"]) == 3
-    found = json.loads(capsys.readouterr().out)["findings"]
-    assert "run.broken_manifest" in {one["code"] for one in found}
+    actual = json.loads(capsys.readouterr().out)["findings"]
+    assert "run.broken_manifest" in {finding["code"] for finding in actual}
 
 
 # what stands beside the checkpoints
@@ -120,8 +120,8 @@ def test_lost_file_of_a_complete_run_is_written_again(
     path.unlink() if content is None else path.write_bytes(content)
     config = tiny_config(data, run.root, **STEPS)
     assert train(config).status == "already complete"
-    found = path.read_bytes().replace(str(run.root.parent).encode(), str(whole.parent).encode())
-    assert found == (whole / name).read_bytes()
+    actual = path.read_bytes().replace(str(run.root.parent).encode(), str(whole.parent).encode())
+    assert actual == (whole / name).read_bytes()
     load_trained(str(run.root), "auto")
 
 

@@ -25,8 +25,8 @@ from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     data, output = window_tree(folder / "windows"), folder / "fast"
-    given = {"sources": [str(data)], "output": str(output), "profile": "libero", "workers": 1}
-    fit_fast(FitFastConfig(**given, vocab_size=300))
+    options = {"sources": [str(data)], "output": str(output), "profile": "libero", "workers": 1}
+    fit_fast(FitFastConfig(**options, vocab_size=300))
     return output
 
 
@@ -39,16 +39,16 @@ def folder(fitted: Path, tmp_path: Path) -> Path:
 
 def found(folder: Path) -> set[str]:
     """Codes of errors and warnings."""
-    told = json.loads(said("verify", str(folder), "--json")[1])
-    told = told.get("result", told)
-    return {one["code"] for one in told["findings"] if one["severity"] != "info"}
+    report = json.loads(said("verify", str(folder), "--json")[1])
+    report = report.get("result", report)
+    return {finding["code"] for finding in report["findings"] if finding["severity"] != "info"}
 
 
 def test_a_fitted_tokenizer_is_whole(fitted: Path) -> None:
     code, text = said("verify", str(fitted), "--json")
 
-    told = json.loads(text)
-    assert (code, told["kind"], told["findings"]) == (0, "fast", [])
+    report = json.loads(text)
+    assert (code, report["kind"], report["findings"]) == (0, "fast", [])
 
 
 def test_the_original_reader_may_lie_beside_it(fitted: Path, tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_inspection_shows_tokenizer_and_profile(fitted: Path) -> None:
 def test_inspection_of_a_broken_one_tells_what_is_broken(folder: Path) -> None:
     (folder / TOKENIZER_NAME).write_text("{}")
 
-    told = json.loads(said("inspect", str(folder), "--json")[1])
+    report = json.loads(said("inspect", str(folder), "--json")[1])
 
-    assert [one["code"] for one in told["findings"]] == ["data.broken_fast_tokenizer"]
+    assert [finding["code"] for finding in report["findings"]] == ["data.broken_fast_tokenizer"]
 
 
 def test_a_tokenizer_without_a_scale_is_told_of_as_one(folder: Path) -> None:

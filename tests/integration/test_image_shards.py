@@ -45,7 +45,7 @@ def with_preset(name: str, source: Path, output: Path, **options: object) -> Non
 def members(tar: Path) -> dict[str, bytes]:
     """Name to content, in the order of the tar."""
     with tarfile.open(tar) as file:
-        return {one.name: file.extractfile(one).read() for one in file}  # pyright: ignore[reportOptionalMemberAccess]
+        return {member.name: file.extractfile(member).read() for member in file}  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def samples(tar: Path) -> list[dict[str, Any]]:
@@ -75,9 +75,9 @@ def test_a_tar_per_episode_holds_images_in_the_published_order(tree: Path) -> No
 
     tars = sorted(path.name for path in output.glob("*.tar"))
     assert tars == [f"train-episode_{number:06d}.tar" for number in range(3)]
-    found = members(output / tars[1])
-    assert [*found] == [f"{key:08d}.jpg" for key in range(4)]
-    for data, number in zip(found.values(), (4, 5, 6, 7), strict=True):  # main, then wrist
+    images = members(output / tars[1])
+    assert [*images] == [f"{key:08d}.jpg" for key in range(4)]
+    for data, number in zip(images.values(), (4, 5, 6, 7), strict=True):  # main, then wrist
         difference = pixels(data).astype(int) - np.asarray(image(number))
         # 4:2:0 blurs noise; another picture is twice as far away.
         assert np.abs(difference).mean() < 50
@@ -86,10 +86,10 @@ def test_a_tar_per_episode_holds_images_in_the_published_order(tree: Path) -> No
 def test_stored_images_go_through_as_they_are_with_a_key_of_their_own(tree: Path) -> None:
     image_shards(tree / "images", tree.parent / "shards")
 
-    found = samples(tree.parent / "shards/train-episode_000001.tar")
-    assert [one["png"] for one in found] == files_of(tree, 1)
-    assert [one["__key__"] for one in found] == [f"{key:08d}" for key in range(4)]
-    assert json.loads(found[2]["json"]) == {
+    stored = samples(tree.parent / "shards/train-episode_000001.tar")
+    assert [member["png"] for member in stored] == files_of(tree, 1)
+    assert [member["__key__"] for member in stored] == [f"{key:08d}" for key in range(4)]
+    assert json.loads(stored[2]["json"]) == {
         "key": "A/episode_000001/image/000002",
         "dataset": "A",
         "episode": "episode_000001",
@@ -106,12 +106,12 @@ def test_frames_of_any_reader_stand_camera_after_camera(tmp_path: Path) -> None:
     image_shards(raw, output, format="lerobot")
 
     (tar,) = output.glob("*.tar")
-    told = [json.loads(one["json"]) for one in samples(tar)]
-    cameras = list(dict.fromkeys(one["camera"] for one in told))
+    metadata = [json.loads(entry["json"]) for entry in samples(tar)]
+    cameras = list(dict.fromkeys(entry["camera"] for entry in metadata))
     assert len(cameras) > 1
     expected = [(camera, frame) for camera in cameras for frame in range(3)]
-    assert [(one["camera"], one["frame"]) for one in told] == expected
-    assert len({one["key"] for one in told}) == len(told)
+    assert [(entry["camera"], entry["frame"]) for entry in metadata] == expected
+    assert len({entry["key"] for entry in metadata}) == len(metadata)
 
 
 def test_the_index_says_where_each_image_is(tree: Path) -> None:
@@ -139,11 +139,11 @@ class TestPixels:
     ) -> None:
         data = self.only(tree, image_format="jpeg", jpeg_quality=90, jpeg_subsampling=subsampling)
         with Image.open(io.BytesIO(data)) as written:
-            found: Any = written
-            assert [(across, down) for _, across, down, _ in found.layer] == blocks
+            actual: Any = written
+            assert [(across, down) for _, across, down, _ in actual.layer] == blocks
             with Image.open(io.BytesIO(saved(image(0), "JPEG", quality=90))) as alike:
                 expected: Any = alike
-                assert found.quantization == expected.quantization
+                assert actual.quantization == expected.quantization
 
     def test_the_published_job_gives_the_pixels_of_pillow(self, tree: Path) -> None:
         with_preset(PUBLISHED, tree, tree.parent / "shards")
@@ -193,10 +193,10 @@ class TestBytes:
         assert contents(tree.parent / "one") == contents(tree.parent / "two")
 
     def test_images_in_s3_become_the_same_shards_there(self, tree: Path, s3_bucket: str) -> None:
-        place = RemotePath(f"s3://{s3_bucket}")
+        bucket = RemotePath(f"s3://{s3_bucket}")
         image_shards(tree, tree.parent / "here", val_ratio=0.5)
-        image_shards(upload(tree, place / "A"), place / "there", val_ratio=0.5)
-        assert digests(place / "there") == digests(tree.parent / "here")
+        image_shards(upload(tree, bucket / "A"), bucket / "there", val_ratio=0.5)
+        assert digests(bucket / "there") == digests(tree.parent / "here")
 
 
 class TestBadImages:
@@ -236,7 +236,7 @@ class TestBadImages:
 
         error = refusal(tree, tree.parent / "shards")
 
-        codes = [one["code"] for one in error.details["failures"]]
+        codes = [failure["code"] for failure in error.details["failures"]]
         assert codes == ["data.missing_file", "data.no_pictures"]
 
     def test_pixels_of_a_png_are_looked_at_where_that_is_asked_for(self, tree: Path) -> None:
@@ -264,7 +264,7 @@ class TestBadImages:
     ) -> None:
         write(tree, "images/episode_000000/z.png", content)
         result = image_shards(tree, tree.parent / "shards")
-        assert [one.partition(":")[0] for one in result.warnings] == [warning]
+        assert [warned.partition(":")[0] for warned in result.warnings] == [warning]
         assert result.samples == 13
 
     def test_windows_without_numbers_are_refused(self, tree: Path) -> None:

@@ -103,7 +103,7 @@ class Changing(ToySink):
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         first = next(receipts)
-        files = [file for one in (first, *receipts) for file in one.files]
+        files = [file for receipt in (first, *receipts) for file in receipt.files]
         self._every += run.resumed
         return super().finish(iter([replace(first, files=tuple(files[run.resumed :]))]), run)
 

@@ -43,15 +43,15 @@ class ChunkFile:
         Raises:
             DataError: The file is broken, or its chunks differ in shape; names the place.
         """
-        found = list(self._samples() if self.fields else self._windows())
-        shapes = {one.shape for one in found}
+        chunks = list(self._samples() if self.fields else self._windows())
+        shapes = {chunk.shape for chunk in chunks}
         if len(shapes) > 1:
-            raise _broken(self.path, f"has chunks of the shapes {sorted(shapes)}")
-        chunks = np.stack(found) if found else np.zeros((0, 0, 0), np.float32)
-        if not np.isfinite(chunks).all():
-            bad = int(np.argwhere(~np.isfinite(chunks))[0][0])
-            raise _broken(self.path, f"chunk {bad} has an action that is not finite")
-        return chunks
+            raise _chunks_error(self.path, f"has chunks of the shapes {sorted(shapes)}")
+        stacked = np.stack(chunks) if chunks else np.zeros((0, 0, 0), np.float32)
+        if not np.isfinite(stacked).all():
+            bad = int(np.argwhere(~np.isfinite(stacked))[0][0])
+            raise _chunks_error(self.path, f"chunk {bad} has an action that is not finite")
+        return stacked
 
     def _windows(self) -> Iterator[Array]:
         """One per step: a step may have two lines, one of each kind."""
@@ -66,17 +66,17 @@ class ChunkFile:
                     yield chunk
                 before = window
         except (ValueError, OverflowError) as error:
-            raise _broken(self.path, str(error), f":{number}") from None
+            raise _chunks_error(self.path, str(error), f":{number}") from None
 
     def _samples(self) -> Iterator[Array]:
         with open_shard(self.path) as tar:
             for key in tar.keys:
                 with tar.reading(key) as sample:
                     arrays = sample.arrays(list(self.fields))
-                    chunk = _joined([arrays[name] for name in self.fields])[self.first :]
+                    chunk = _concatenate([arrays[name] for name in self.fields])[self.first :]
                 yield chunk
             if tar.damage:
-                raise _broken(self.path, tar.damage)
+                raise _chunks_error(self.path, tar.damage)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,9 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
         )
     past = options.get("past_lowdim_steps")
     first = past if isinstance(past, int) and past >= 0 else 0
-    files = (ChunkFile(one.path, chosen, first) for one in shards.shards() if one.num_sequences)
+    files = (
+        ChunkFile(shard.path, chosen, first) for shard in shards.shards() if shard.num_sequences
+    )
     recorded = recorded_names(options)
     names = [f"{field}.{name}" for field in chosen for name in recorded.get(field, ())]
     is_whole = all(field in recorded for field in chosen) and len(set(names)) == len(names)
@@ -163,14 +165,14 @@ def _is_pair(window: Window, before: Window) -> bool:
     return window.kind != before.kind and window.actions == before.actions
 
 
-def _joined(arrays: Sequence[Array]) -> Array:
+def _concatenate(arrays: Sequence[Array]) -> Array:
     columns = [array.reshape(len(array), -1) for array in arrays]
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def _broken(path: Path, problem: str, place: str = "") -> DataError:
+def _chunks_error(path: Path, problem: str, suffix: str = "") -> DataError:
     return DataError(
-        f"{path}{place}: {problem}",
+        f"{path}{suffix}: {problem}",
         hint="chunks are read from what `vlatool preprocess` writes; make or copy it again",
         code="data.broken_window",
         details={"path": str(path)},

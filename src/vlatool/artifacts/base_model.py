@@ -35,9 +35,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     content = _read(path)
     if content is None:
-        raise _unusable(path, "is missing: no base model is there")
+        raise _base_model_error(path, "is missing: no base model is there")
     if not isinstance(content.get("model_type"), str):
-        raise _unusable(path, "names no model_type")
+        raise _base_model_error(path, "names no model_type")
     return content
 
 
@@ -50,10 +50,10 @@ def read_image_mean_std(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
     path = folder / PROCESSOR
     content = _read(path) or {}
     try:
-        mean = _three(content.get(_MEAN, default.image_mean))
-        std = _three(content.get(_STD, default.image_std))
+        mean = _three_floats(content.get(_MEAN, default.image_mean))
+        std = _three_floats(content.get(_STD, default.image_std))
     except (TypeError, ValueError) as error:
-        raise _unusable(path, f"{_MEAN} or {_STD} are not three numbers: {error}") from None
+        raise _base_model_error(path, f"{_MEAN} or {_STD} are not three numbers: {error}") from None
     return ImageMeanStd(mean, std)
 
 
@@ -65,10 +65,10 @@ def weight_files(folder: Path) -> list[str]:
     """
     names = sorted(file_names(folder))
     for pattern in (_SAFE, _TORCH):
-        found = [name for name in names if Path(name.removesuffix(_INDEX)).match(pattern)]
-        if found:
-            return found
-    raise _unusable(folder, f"holds no weights: neither {_SAFE} nor {_TORCH}")
+        matches = [name for name in names if Path(name.removesuffix(_INDEX)).match(pattern)]
+        if matches:
+            return matches
+    raise _base_model_error(folder, f"holds no weights: neither {_SAFE} nor {_TORCH}")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -90,9 +90,9 @@ def read_tokenizer(folder: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise _unusable(path, "is missing") from None
+        raise _base_model_error(path, "is missing") from None
     except UnicodeDecodeError as error:
-        raise _unusable(path, str(error)) from None
+        raise _base_model_error(path, str(error)) from None
 
 
 def read_tokenizer_asset(folder: Path) -> str:
@@ -112,7 +112,7 @@ def read_tokenizer_asset(folder: Path) -> str:
         ) from None
 
 
-def _three(values: Any) -> tuple[float, float, float]:
+def _three_floats(values: Any) -> tuple[float, float, float]:
     first, second, third = map(float, values)
     return first, second, third
 
@@ -124,15 +124,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise _unusable(path, str(error)) from None
+        raise _base_model_error(path, str(error)) from None
     if not isinstance(content, dict):
-        raise _unusable(path, "is no JSON object")
+        raise _base_model_error(path, "is no JSON object")
     return content
 
 
-def _unusable(path: Path, told: str) -> DataError:
+def _base_model_error(path: Path, problem: str) -> DataError:
     return DataError(
-        f"{path}: {told}",
+        f"{path}: {problem}",
         hint="give a base model as owner/name of the hub, or a folder with its files",
         code="data.base_model",
         details={"path": str(path)},

@@ -25,7 +25,7 @@ _EMA_SUFFIX = ".ema.safetensors"
 # The part whose files have plain names.
 _MAIN_PART = "model"
 # The limit of the safetensors library itself.
-_LARGEST_HEADER = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 _STEP = "step_"
 # Files whose digests are computed at the same time.
 _DIGESTS_AT_ONCE = 4
@@ -64,7 +64,8 @@ class CheckpointManifest:
     def write(self, folder: Path) -> None:
         """Writes the file."""
         files = {
-            name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in self.files.items()
+            name: {"bytes": entry.bytes, "sha256": entry.sha256}
+            for name, entry in self.files.items()
         }
         info = {"step": self.step, "samples": self.samples}
         stopped = {_STOPPED: True} if self.stopped else {}
@@ -81,8 +82,8 @@ class CheckpointManifest:
         try:
             content = read_json(path)
             files = {
-                str(name): FileEntry(str(name), int(one["bytes"]), str(one["sha256"]))
-                for name, one in content["files"].items()
+                str(name): FileEntry(str(name), int(row["bytes"]), str(row["sha256"]))
+                for name, row in content["files"].items()
             }
             outside = [name for name in files if "/" in name or name in ("", "..")]
             if outside:
@@ -90,8 +91,8 @@ class CheckpointManifest:
             step, samples = index(content["step"]), index(content["samples"])
             return cls(step, samples, files, bool(content.get(_STOPPED)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            told = error.strerror if isinstance(error, OSError) else error
-            raise checkpoint_error(path, f"not the manifest of a checkpoint: {told}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise checkpoint_error(path, f"not the manifest of a checkpoint: {reason}") from None
 
     def inference_files(self) -> list[str]:
         """The files that a policy needs: all but what training goes on from."""
@@ -127,16 +128,16 @@ class CheckpointManifest:
             return "" if is_same else f"has other bytes than {MANIFEST} says"
 
         chosen = self.files if names is None else names
-        found = in_parallel(problem, [self.files[name] for name in chosen], _DIGESTS_AT_ONCE)
-        for name, told in zip(chosen, found, strict=True):
-            if told:
-                raise checkpoint_error(folder / name, told)
+        problems = in_parallel(problem, [self.files[name] for name in chosen], _DIGESTS_AT_ONCE)
+        for name, reason in zip(chosen, problems, strict=True):
+            if reason:
+                raise checkpoint_error(folder / name, reason)
 
 
-def checkpoint_error(path: Path, told: str) -> DataError:
+def checkpoint_error(path: Path, problem: str) -> DataError:
     """The error for a file of a checkpoint that is not as it was written."""
     return DataError(
-        f"{path}: {told}",
+        f"{path}: {problem}",
         hint="copy the checkpoint again, or use an earlier one: without this one's folder the run "
         "goes on from the one before",
         code="data.broken_checkpoint",
@@ -189,12 +190,16 @@ def read_weights_header(path: Path) -> WeightsInfo:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > _LARGEST_HEADER:
+            if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
             header: dict[str, Any] = parse_json(file.read(length))
-        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        sizes = [math.prod(map(int, one["shape"])) for one in tensors.values()]
-        end = 8 + length + max((int(one["data_offsets"][1]) for one in tensors.values()), default=0)
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        sizes = [math.prod(map(int, tensor["shape"])) for tensor in tensors.values()]
+        end = (
+            8
+            + length
+            + max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+        )
         if path.stat().st_size != end:
             raise ValueError(f"{path.stat().st_size} bytes, the header says {end}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -204,5 +209,5 @@ def read_weights_header(path: Path) -> WeightsInfo:
             code="data.broken_weights",
             details={"path": str(path)},
         ) from None
-    dtypes = sorted({str(one.get("dtype")) for one in tensors.values()})
+    dtypes = sorted({str(tensor.get("dtype")) for tensor in tensors.values()})
     return WeightsInfo(sum(sizes), len(sizes), tuple(dtypes))

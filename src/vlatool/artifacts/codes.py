@@ -76,15 +76,21 @@ class CodesManifest:
 
     def encoding_info(self) -> dict[str, Any]:
         """How they were made: the same for all codes of one tokenizer."""
-        return {key: getattr(self, key) for key in _HOW}
+        return {key: getattr(self, key) for key in _ENCODING_KEYS}
 
     def identity(self) -> dict[str, Any]:
         """What codes that belong together share: a tokenizer is its digest, else its name."""
-        told = self.encoding_info()
-        return {key: told[key] for key in told if key != "tokenizer" or not self.tokenizer_digest}
+        info = self.encoding_info()
+        return {key: info[key] for key in info if key != "tokenizer" or not self.tokenizer_digest}
 
 
-_HOW = ("codes_per_picture", "codebook_size", "tokenizer", "tokenizer_digest", "precision")
+_ENCODING_KEYS = (
+    "codes_per_picture",
+    "codebook_size",
+    "tokenizer",
+    "tokenizer_digest",
+    "precision",
+)
 
 
 @dataclass(frozen=True)
@@ -141,10 +147,10 @@ def write_codes(
     """
     if layout == "packed":
         return _write_packed(folder, codes, tokenizer_digest)
-    with bulk_folder(folder / codes.episode) as place:
+    with bulk_folder(folder / codes.episode) as bulk:
         for stem, row in zip(codes.stems, codes.codes.tolist(), strict=True):
-            place.write(f"{stem}{JSON_SUFFIX}", json.dumps([[code] for code in row]).encode())
-    return folder_entry(codes.episode, place.files)
+            bulk.write(f"{stem}{JSON_SUFFIX}", json.dumps([[code] for code in row]).encode())
+    return folder_entry(codes.episode, bulk.files)
 
 
 def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> FileEntry:
@@ -202,33 +208,33 @@ def read_codes_manifest(folder: Path) -> CodesManifest | None:
         return None
     except DocumentError as error:
         if folder.name in (JSON_NAME, PACKED_NAME):
-            raise _broken_manifest(path, error.reason) from None
+            raise _manifest_error(path, error.reason) from None
         return None
     except OSError:
         return None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         return None
-    return _manifest_of(path, document)
+    return _parse_manifest(path, document)
 
 
-def _manifest_of(path: Path, document: Mapping[str, Any]) -> CodesManifest:
+def _parse_manifest(path: Path, document: Mapping[str, Any]) -> CodesManifest:
     if document.get("version") != VERSION:
         reason = f"version {document.get('version')!r}; this vlatool knows {VERSION}"
-        raise _broken_manifest(path, reason)
+        raise _manifest_error(path, reason)
     values: dict[str, Any] = {}
-    for one in fields(CodesManifest):
-        value = document.get(one.name, one.default if one.name == "agreement" else None)
-        if type(value) is not type(one.default):
-            raise _broken_manifest(path, f"{one.name} is {value!r}")
-        values[one.name] = value
-    found = CodesManifest(**values)
-    is_possible = found.codes_per_picture > 0 and 0 < found.codebook_size <= 2**16
-    if found.layout not in LAYOUTS or not is_possible:
-        raise _broken_manifest(path, "its values are impossible")
-    return found
+    for field in fields(CodesManifest):
+        value = document.get(field.name, field.default if field.name == "agreement" else None)
+        if type(value) is not type(field.default):
+            raise _manifest_error(path, f"{field.name} is {value!r}")
+        values[field.name] = value
+    manifest = CodesManifest(**values)
+    is_possible = manifest.codes_per_picture > 0 and 0 < manifest.codebook_size <= 2**16
+    if manifest.layout not in LAYOUTS or not is_possible:
+        raise _manifest_error(path, "its values are impossible")
+    return manifest
 
 
-def _broken_manifest(path: Path, reason: str) -> DataError:
+def _manifest_error(path: Path, reason: str) -> DataError:
     return DataError(
         f"{path}: {reason}",
         hint="copy the folder again, or write it again",

@@ -30,10 +30,10 @@ from vlatool.storage.background import in_parallel
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import is_file_name, is_remote
 
-_LARGEST_FILE = 2**16  # of one picture
-_LARGEST_PACKED = 2**28
+_MAX_FILE_BYTES = 2**16  # of one picture
+_MAX_PACKED_BYTES = 2**28
 _READ_AT_ONCE = 16
-_AGAIN = "encode the pictures of this episode again, or copy their codes again"
+_HINT = "encode the pictures of this episode again, or copy their codes again"
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,22 @@ class CodesFolder:
     @classmethod
     def open(cls, path: Path) -> "CodesFolder":
         """The codes in a folder; DataError where none are, or where they are not complete."""
-        found = cls.find(path)
-        if found is None:
+        codes = cls.find(path)
+        if codes is None:
             raise DataError(
                 f"{path}: no codes here",
                 hint=f"give a folder such as A/{PACKED_NAME} or A/{JSON_NAME}",
                 code="data.no_codes",
                 details={"path": str(path)},
             )
-        if found.is_unfinished:
+        if codes.is_unfinished:
             raise DataError(
                 f"{path}: the command that writes these codes runs, or was interrupted",
                 hint="let it end, or run it again; it goes on where it was",
                 code="data.incomplete_codes",
                 details={"path": str(path)},
             )
-        return found
+        return codes
 
     @property
     def is_unfinished(self) -> bool:
@@ -115,64 +115,74 @@ class CodesFolder:
                 picture. Or packed ones were made by another tokenizer than the manifest says.
         """
         if self.layout == "packed":
-            found = self._read_packed(episode)
-            return found if stems is None else self._chosen(found, sorted(set(stems)))
-        there = self.stems(episode)
-        names = there if stems is None else sorted(set(stems))
-        if not there:
-            raise self._missing(episode, "any picture")
-        self._check_all_present(episode, sorted({*names}.difference(there)))
+            codes = self._read_packed(episode)
+            return codes if stems is None else self._select(codes, sorted(set(stems)))
+        stored = self.stems(episode)
+        names = stored if stems is None else sorted(set(stems))
+        if not stored:
+            raise self._missing_error(episode, "any picture")
+        self._check_all_present(episode, sorted({*names}.difference(stored)))
         read = partial(self._read_file, episode)
-        far = is_remote(self.path)
-        rows = in_parallel(read, names, _READ_AT_ONCE) if far else map(read, names)
+        is_far = is_remote(self.path)
+        rows = in_parallel(read, names, _READ_AT_ONCE) if is_far else map(read, names)
         return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
 
-    def _chosen(self, found: EpisodeCodes, stems: Sequence[str]) -> EpisodeCodes:
-        self._check_all_present(found.episode, [stem for stem in stems if stem not in found.row_of])
-        rows = found.codes[[found.row_of[stem] for stem in stems]]
-        return EpisodeCodes(found.episode, tuple(stems), rows)
+    def _select(self, episode_codes: EpisodeCodes, stems: Sequence[str]) -> EpisodeCodes:
+        self._check_all_present(
+            episode_codes.episode, [stem for stem in stems if stem not in episode_codes.row_of]
+        )
+        rows = episode_codes.codes[[episode_codes.row_of[stem] for stem in stems]]
+        return EpisodeCodes(episode_codes.episode, tuple(stems), rows)
 
     def _read_file(self, episode: str, stem: str) -> Array:
         """The codes of a picture, uint16 [K]."""
         path = self.path_of(episode) / f"{stem}{JSON_SUFFIX}"
         try:
-            value = parse_json(read_document(path, max_bytes=_LARGEST_FILE))
+            value = parse_json(read_document(path, max_bytes=_MAX_FILE_BYTES))
             return parse_codes(value, self.manifest.codes_per_picture, self.manifest.codebook_size)
         except (FileNotFoundError, NotADirectoryError):
-            raise self._missing(episode, stem) from None
+            raise self._missing_error(episode, stem) from None
         except (DocumentError, ValueError, OSError) as error:
-            raise self._broken(path, episode, stem, str(error)) from None
+            raise self._broken_error(path, episode, stem, str(error)) from None
 
     def _read_packed(self, episode: str) -> EpisodeCodes:
         path = self.path_of(episode)
         try:
-            if path.stat().st_size > _LARGEST_PACKED:
-                raise ValueError(f"more than {_LARGEST_PACKED} bytes")
+            if path.stat().st_size > _MAX_PACKED_BYTES:
+                raise ValueError(f"more than {_MAX_PACKED_BYTES} bytes")
             arrays = read_arrays(path.read_bytes(), ("codes", "stems", "tokenizer_digest"))
             stems = tuple(str(stem) for stem in arrays["stems"].reshape(-1))
             self._check_tokenizer(path, str(arrays["tokenizer_digest"]))
-            codes = self._checked(path, episode, stems, arrays["codes"])
+            codes = self._check_codes(path, episode, stems, arrays["codes"])
         except (FileNotFoundError, NotADirectoryError):
-            raise self._missing(episode, "any picture") from None
+            raise self._missing_error(episode, "any picture") from None
         except KeyError as error:
-            raise self._broken(path, episode, "", f"lacks the array {error}") from None
+            raise self._broken_error(path, episode, "", f"lacks the array {error}") from None
         except (ValueError, OSError) as error:
-            raise self._broken(path, episode, "", str(error)) from None
+            raise self._broken_error(path, episode, "", str(error)) from None
         return EpisodeCodes(episode, stems, codes)
 
-    def _checked(self, path: Path, episode: str, stems: Sequence[str], codes: Array) -> Array:
+    def _check_codes(self, path: Path, episode: str, stems: Sequence[str], codes: Array) -> Array:
         """The codes of an archive, uint16 [N, K]; the first picture that is wrong is told."""
-        wanted = (len(stems), self.manifest.codes_per_picture)
-        if codes.shape != wanted or codes.dtype.kind not in "iu" or sorted(set(stems)) != [*stems]:
-            what = f"{codes.dtype} {list(codes.shape)} of {len(stems)} pictures"
-            raise self._broken(path, episode, "", f"codes are {what}, not {list(wanted)}, sorted")
+        expected = (len(stems), self.manifest.codes_per_picture)
+        if (
+            codes.shape != expected
+            or codes.dtype.kind not in "iu"
+            or sorted(set(stems)) != [*stems]
+        ):
+            actual = f"{codes.dtype} {list(codes.shape)} of {len(stems)} pictures"
+            raise self._broken_error(
+                path, episode, "", f"codes are {actual}, not {list(expected)}, sorted"
+            )
         for stem in stems:
             if "/" in stem or not is_file_name(f"{stem}{JSON_SUFFIX}"):
-                raise self._broken(path, episode, "", f"{stem[:100]!r} is no name of a picture")
+                raise self._broken_error(
+                    path, episode, "", f"{stem[:100]!r} is no name of a picture"
+                )
         wrong = np.flatnonzero(((codes < 0) | (codes >= self.manifest.codebook_size)).any(axis=1))
         if len(wrong):
             reason = f"a code outside 0 to {self.manifest.codebook_size - 1}"
-            raise self._broken(path, episode, stems[int(wrong[0])], reason)
+            raise self._broken_error(path, episode, stems[int(wrong[0])], reason)
         return codes.astype(np.uint16)
 
     def _check_tokenizer(self, path: Path, digest: str) -> None:
@@ -188,22 +198,22 @@ class CodesFolder:
     def _check_all_present(self, episode: str, stems: Sequence[str]) -> None:
         if stems:
             more = f" and {len(stems) - 1} more pictures" if len(stems) > 1 else ""
-            raise self._missing(episode, f"{stems[0]}{more}", stems)
+            raise self._missing_error(episode, f"{stems[0]}{more}", stems)
 
-    def _missing(self, episode: str, what: str, stems: Sequence[str] = ()) -> DataError:
+    def _missing_error(self, episode: str, label: str, stems: Sequence[str] = ()) -> DataError:
         path = self.path_of(episode)
         return DataError(
-            f"{path}: no codes of {what}",
-            hint=_AGAIN,
+            f"{path}: no codes of {label}",
+            hint=_HINT,
             code="data.missing_codes",
             details={"path": str(path), "episode": episode, "pictures": list(stems)},
         )
 
-    def _broken(self, path: Path, episode: str, stem: str, reason: str) -> DataError:
-        of = f"{stem}: " if stem and path.stem != stem else ""
+    def _broken_error(self, path: Path, episode: str, stem: str, reason: str) -> DataError:
+        prefix = f"{stem}: " if stem and path.stem != stem else ""
         return DataError(
-            f"{path}: {of}{reason}",
-            hint=_AGAIN,
+            f"{path}: {prefix}{reason}",
+            hint=_HINT,
             code="data.broken_codes",
             details={"path": str(path), "episode": episode, "picture": stem},
         )
@@ -237,25 +247,25 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
         UsageError: Both layouts are there and were made in different ways.
         DataError: There are none, they are not complete, or they belong to earlier pictures.
     """
-    places = [tree / name for name in (PACKED_NAME, JSON_NAME)]
-    there = [place for place in places if is_codes(place)] if named is None else [named]
-    if not there:
+    folders = [tree / name for name in (PACKED_NAME, JSON_NAME)]
+    present = [folder for folder in folders if is_codes(folder)] if named is None else [named]
+    if not present:
         raise DataError(
             f"{tree}: has no codes: neither {PACKED_NAME}/ nor {JSON_NAME}/ is there",
             hint="encode its pictures first, or name the folder with --tokens",
             code="data.no_codes",
             details={"path": str(tree)},
         )
-    found = [CodesFolder.open(place) for place in there]
-    for other in found[1:]:
-        if found[0].manifest.identity() != other.manifest.identity():
+    opened = [CodesFolder.open(folder) for folder in present]
+    for other in opened[1:]:
+        if opened[0].manifest.identity() != other.manifest.identity():
             raise UsageError(
                 f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
-                hint=f"choose one with --tokens {found[0].path}",
+                hint=f"choose one with --tokens {opened[0].path}",
                 code="usage.two_codes",
             )
-    _check_current(found[0])
-    return found[0]
+    _check_current(opened[0])
+    return opened[0]
 
 
 def _check_current(codes: CodesFolder) -> None:

@@ -91,9 +91,9 @@ class EpisodeSamples:
         except KeyError as error:
             raise ValueError(f"lacks the array {error}") from None
         texts = {name: tuple(map(str, arrays[name].reshape(-1))) for name in ("pictures", "tasks")}
-        found = cls(**{**arrays, **texts})
-        found._check()
-        return found
+        samples = cls(**{**arrays, **texts})
+        samples._check()
+        return samples
 
     def _check(self) -> None:
         """ValueError where an array does not fit the others: a damaged file would read on."""
@@ -116,8 +116,8 @@ class EpisodeSamples:
             (self.windows, len(self.images)),
             (self.task_of, len(self.tasks)),
         )
-        for places, limit in limits:
-            if places.dtype.kind not in "iu" or (places.size and not _is_within(places, limit)):
+        for indices, limit in limits:
+            if indices.dtype.kind not in "iu" or (indices.size and not _is_within(indices, limit)):
                 raise ValueError("arrays have values that are out of range")
 
     def sample(self, number: int, prefix: str = "") -> TokenSample:
@@ -128,26 +128,28 @@ class EpisodeSamples:
             prefix: What stands before the path of each picture.
         """
         window = int(self.windows[number])
-        said = Conversation(
+        conversation = Conversation(
             KINDS[int(self.kinds[number])],
             self.tasks[int(self.task_of[number])],
             self.images.shape[1],
             tuple(self._ids(window)),
             self.codes[self.future[window]],
         )
-        return TokenSample(said, tuple(prefix + self.pictures[at] for at in self.images[window]))
+        return TokenSample(
+            conversation, tuple(prefix + self.pictures[index] for index in self.images[window])
+        )
 
     def line(self, number: int, prefix: str = "") -> bytes:
         """The line of one of them, with its newline; `prefix` as in `sample`."""
         window = int(self.windows[number])
         names = self.images[window].tolist()
-        paths = {at: _path_text(prefix, self.pictures[at]) for at in {*names}}
+        paths = {index: _path_text(prefix, self.pictures[index]) for index in {*names}}
         return self._line(number, *self._window_text(window, paths))
 
     def lines(self, prefix: str = "") -> Iterator[bytes]:
         """The lines of all of them; what samples of one window share is rendered once."""
         before, shared = -1, ("", "", "")
-        paths = {at: _path_text(prefix, name) for at, name in enumerate(self.pictures)}
+        paths = {index: _path_text(prefix, name) for index, name in enumerate(self.pictures)}
         for number, window in enumerate(self.windows.tolist()):
             if window != before:
                 before, shared = window, self._window_text(window, paths)
@@ -156,17 +158,19 @@ class EpisodeSamples:
     def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:
         """As `json.dumps` has it; only the question has letters that may need escapes."""
         kind = KINDS[int(self.kinds[number])]
-        asked = question(kind, self.tasks[int(self.task_of[number])], self.images.shape[1], ids)
+        question_text = question(
+            kind, self.tasks[int(self.task_of[number])], self.images.shape[1], ids
+        )
         return (
-            f'{{"messages": [{{"role": "user", "content": {json.dumps(asked, ensure_ascii=False)}}}'
+            f'{{"messages": [{{"role": "user", "content": {json.dumps(question_text, ensure_ascii=False)}}}'
             f', {{"role": "assistant", "content": "{answer(kind, ids, segments)}"}}], '
             f'"images": [{images}]}}\n'
         ).encode()
 
     def _window_text(self, window: int, paths: Mapping[int, str]) -> tuple[str, str, str]:
         """Action ids, segments of codes, and paths as JSON."""
-        segments = "".join([self._segments[at] for at in self.future[window].tolist()])
-        images = ", ".join([paths[at] for at in self.images[window].tolist()])
+        segments = "".join([self._segments[index] for index in self.future[window].tolist()])
+        images = ", ".join([paths[index] for index in self.images[window].tolist()])
         return numbers_text(self._ids(window)), segments, images
 
     def _ids(self, window: int) -> list[int]:
@@ -182,19 +186,19 @@ def _path_text(prefix: str, name: str) -> str:
     return json.dumps(prefix + name, ensure_ascii=False)
 
 
-def _is_within(places: Array, limit: int) -> bool:
-    return bool(places.min() >= 0 and places.max() < limit)
+def _is_within(indices: Array, limit: int) -> bool:
+    return bool(indices.min() >= 0 and indices.max() < limit)
 
 
 def distinct_windows(windows: Sequence[Window]) -> tuple[list[Window], list[int]]:
     """Windows without those that only ask otherwise of the one before, and which each is of."""
-    kept: list[Window] = []
-    places: list[int] = []
+    distinct: list[Window] = []
+    indices: list[int] = []
     for window in windows:
-        if not kept or _content(kept[-1]) != _content(window):
-            kept.append(window)
-        places.append(len(kept) - 1)
-    return kept, places
+        if not distinct or _content(distinct[-1]) != _content(window):
+            distinct.append(window)
+        indices.append(len(distinct) - 1)
+    return distinct, indices
 
 
 def _content(window: Window) -> tuple[object, ...]:
@@ -211,20 +215,20 @@ def assemble(
         action_ids: Of each of `distinct_windows`.
         codes: uint16 [K] by the path of each picture to come.
     """
-    kept, places = distinct_windows(windows)
-    coded = dict.fromkeys(path for window in kept for path in window.future)
-    seen = dict.fromkeys(path for window in kept for path in window.images)
-    rows = {path: row for row, path in enumerate({**coded, **seen})}
-    tasks = {task: row for row, task in enumerate(dict.fromkeys(one.task for one in windows))}
+    distinct, indices = distinct_windows(windows)
+    encoded = dict.fromkeys(path for window in distinct for path in window.future)
+    observed = dict.fromkeys(path for window in distinct for path in window.images)
+    rows = {path: row for row, path in enumerate({**encoded, **observed})}
+    tasks = {task: row for row, task in enumerate(dict.fromkeys(item.task for item in windows))}
     return EpisodeSamples(
         pictures=tuple(rows),
-        codes=np.array([codes[path] for path in coded], np.uint16),
-        images=np.array([[rows[path] for path in one.images] for one in kept], np.int32),
-        future=np.array([[rows[path] for path in one.future] for one in kept], np.int32),
-        ids=np.array([one for ids in action_ids for one in ids], np.uint16),
+        codes=np.array([codes[path] for path in encoded], np.uint16),
+        images=np.array([[rows[path] for path in item.images] for item in distinct], np.int32),
+        future=np.array([[rows[path] for path in item.future] for item in distinct], np.int32),
+        ids=np.array([item for ids in action_ids for item in ids], np.uint16),
         id_ends=np.cumsum([len(ids) for ids in action_ids], dtype=np.int64),
         tasks=tuple(tasks),
-        kinds=np.array([KINDS.index(one.kind) for one in windows], np.uint8),
-        windows=np.array(places, np.int32),
-        task_of=np.array([tasks[one.task] for one in windows], np.int32),
+        kinds=np.array([KINDS.index(item.kind) for item in windows], np.uint8),
+        windows=np.array(indices, np.int32),
+        task_of=np.array([tasks[item.task] for item in windows], np.int32),
     )

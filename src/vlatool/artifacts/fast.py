@@ -31,7 +31,7 @@ NAMES = (PROCESSOR_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_N
 _CLASS = "UniversalActionProcessor"
 _AUTO_MAP = {"AutoProcessor": f"{CODE_NAME.removesuffix('.py')}.{_CLASS}"}
 _HINT = "give a folder as `vlatool tokenizer fit-fast` writes it, or a published FAST tokenizer"
-_MOST_IDS = 2**20
+_MAX_IDS = 2**20
 
 
 def read_fast(folder: Path) -> ActionTokenizer:
@@ -42,14 +42,14 @@ def read_fast(folder: Path) -> ActionTokenizer:
         StorageError: It cannot be read.
     """
     config = _read(folder / PROCESSOR_NAME)
-    scale, min_token = _checked_config(folder / PROCESSOR_NAME, config)
-    document = _checked_tokenizer(folder / TOKENIZER_NAME, config["vocab_size"])
+    scale, min_token = _check_config(folder / PROCESSOR_NAME, config)
+    document = _check_tokenizer(folder / TOKENIZER_NAME, config["vocab_size"])
     _check_class(folder / TOKENIZER_CONFIG_NAME)
     tokenizer = ActionTokenizer(document, scale, min_token)
     try:
         tokenizer.load()
     except Exception as error:  # noqa: BLE001 - the parser raises this very class
-        raise _broken(folder / TOKENIZER_NAME, f"no tokenizer: {error}") from None
+        raise _fast_error(folder / TOKENIZER_NAME, f"no tokenizer: {error}") from None
     return tokenizer
 
 
@@ -129,18 +129,18 @@ def read_report(folder: Path) -> dict[str, Any]:
     return dict(_read(folder / REPORT_NAME))
 
 
-def _checked_config(path: Path, config: Mapping[str, Any]) -> tuple[float, int]:
+def _check_config(path: Path, config: Mapping[str, Any]) -> tuple[float, int]:
     """(scale, lowest coefficient)."""
     missing = [key for key in ("scale", "vocab_size", "min_token") if key not in config]
     if missing:
-        raise _broken(path, f"has no key {missing[0]!r}")
+        raise _fast_error(path, f"has no key {missing[0]!r}")
     scale, size, lowest = (config[key] for key in ("scale", "vocab_size", "min_token"))
     if not _is_number(scale) or not 0 < scale < float("inf"):
-        raise _broken(path, f"scale is {scale!r}, not a number above 0")
-    if not _is_number(size, int) or not 0 < size <= _MOST_IDS:
-        raise _broken(path, f"vocab_size is {size!r}, not a number of ids")
+        raise _fast_error(path, f"scale is {scale!r}, not a number above 0")
+    if not _is_number(size, int) or not 0 < size <= _MAX_IDS:
+        raise _fast_error(path, f"vocab_size is {size!r}, not a number of ids")
     if not _is_number(lowest, int) or abs(lowest) >= 2**31:
-        raise _broken(path, f"min_token is {lowest!r}, not a whole number")
+        raise _fast_error(path, f"min_token is {lowest!r}, not a whole number")
     _check_code(path, config, _CLASS)
     return float(scale), int(lowest)
 
@@ -150,14 +150,14 @@ def _check_code(path: Path, config: Mapping[str, Any], known_class: str) -> None
     stated = config.get("processor_class", known_class)
     code = config.get("auto_map", {})
     classes = list(code.values()) if isinstance(code, Mapping) else [code]
-    for one in (stated, *classes):
-        name = str(one).rpartition("--")[2].rpartition(".")[2]
-        if name != known_class:
+    for name in (stated, *classes):
+        class_name = str(name).rpartition("--")[2].rpartition(".")[2]
+        if class_name != known_class:
             raise DataError(
-                f"{path}: wants to run the class {one!r}; code from a folder is never run",
+                f"{path}: wants to run the class {name!r}; code from a folder is never run",
                 hint=_HINT,
                 code="data.remote_code",
-                details={"path": str(path), "class": str(one)},
+                details={"path": str(path), "class": str(name)},
             )
 
 
@@ -167,23 +167,23 @@ def _check_class(path: Path) -> None:
         _check_code(path, _read(path), _CLASS)
 
 
-def _checked_tokenizer(path: Path, size: int) -> str:
+def _check_tokenizer(path: Path, size: int) -> str:
     """The content of a tokenizer.json that does what the published one does."""
     text = _text(path)
     content = _mapping(path, text)
     model = content.get("model")
     if not isinstance(model, Mapping) or model.get("type") != "BPE":
-        raise _broken(path, "model is no byte-pair encoding")
+        raise _fast_error(path, "model is no byte-pair encoding")
     for key in ("normalizer", "truncation", "padding"):
         if content.get(key) is not None:
-            raise _broken(path, f"{key} is set; it would change the coefficients")
+            raise _fast_error(path, f"{key} is set; it would change the coefficients")
     if content.get("added_tokens"):
-        raise _broken(path, "added_tokens is not empty; only coefficients have ids")
+        raise _fast_error(path, "added_tokens is not empty; only coefficients have ids")
     for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise _broken(path, f"model.{key} is set; it would change the coefficients")
+            raise _fast_error(path, f"model.{key} is set; it would change the coefficients")
     if model.get("byte_fallback"):
-        raise _broken(path, "model.byte_fallback is set")
+        raise _fast_error(path, "model.byte_fallback is set")
     _check_bytes_level(path, content)
     _check_vocabulary(path, model, size)
     return text
@@ -195,29 +195,29 @@ def _check_bytes_level(path: Path, content: Mapping[str, Any]) -> None:
         if part is None and not is_needed:
             continue
         if not isinstance(part, Mapping) or part.get("type") != "ByteLevel":
-            raise _broken(path, f"{key} is not of the type ByteLevel")
+            raise _fast_error(path, f"{key} is not of the type ByteLevel")
     if content["pre_tokenizer"].get("add_prefix_space", True):
-        raise _broken(path, "pre_tokenizer.add_prefix_space is set; it would add a coefficient")
+        raise _fast_error(path, "pre_tokenizer.add_prefix_space is set; it would add a coefficient")
 
 
 def _check_vocabulary(path: Path, model: Mapping[str, Any], size: int) -> None:
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, Mapping) or not vocabulary or not isinstance(merges, list):
-        raise _broken(path, "model.vocab or model.merges is missing")
+        raise _fast_error(path, "model.vocab or model.merges is missing")
     ids = list(vocabulary.values())
-    if not all(_is_number(one, int) for one in ids) or len(set(ids)) < len(ids):
-        raise _broken(path, "model.vocab has an id that is no number, or comes twice")
+    if not all(_is_number(value, int) for value in ids) or len(set(ids)) < len(ids):
+        raise _fast_error(path, "model.vocab has an id that is no number, or comes twice")
     if min(ids) < 0 or max(ids) >= size:
         where = f"{PROCESSOR_NAME} says vocab_size {size}"
-        raise _broken(path, f"model.vocab has ids from {min(ids)} to {max(ids)}; {where}")
-    if not all(_is_merge(one) for one in merges):
-        raise _broken(path, "model.merges has an entry that is no pair of tokens")
+        raise _fast_error(path, f"model.vocab has ids from {min(ids)} to {max(ids)}; {where}")
+    if not all(_is_merge(value) for value in merges):
+        raise _fast_error(path, "model.merges has an entry that is no pair of tokens")
 
 
 def _is_merge(value: object) -> bool:
     parts = value.split(" ", 1) if isinstance(value, str) else value
     return (
-        isinstance(parts, list) and len(parts) == 2 and all(isinstance(one, str) for one in parts)
+        isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)
     )
 
 
@@ -240,20 +240,20 @@ def _text(path: Path) -> str:
             details={"path": str(path)},
         ) from None
     except DocumentError as error:
-        raise _broken(path, error.reason) from None
+        raise _fast_error(path, error.reason) from None
 
 
 def _mapping(path: Path, text: str) -> Mapping[str, Any]:
     try:
         content = parse_json(text)
     except DocumentError as error:
-        raise _broken(path, error.reason) from None
+        raise _fast_error(path, error.reason) from None
     if not isinstance(content, Mapping):
-        raise _broken(path, "expected a JSON object")
+        raise _fast_error(path, "expected a JSON object")
     return content
 
 
-def _broken(path: Path, problem: str) -> DataError:
+def _fast_error(path: Path, problem: str) -> DataError:
     return DataError(
         f"{path}: {problem}",
         hint=_HINT,

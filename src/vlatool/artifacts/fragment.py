@@ -89,14 +89,14 @@ def _by_tarfile(data: bytes) -> Iterator[tuple[str, bytes]]:
             for member in tar:
                 file = tar.extractfile(member) if member.isreg() else None
                 if file is not None:
-                    yield member.name, _whole(file.read(), member.size)
+                    yield member.name, _check_size(file.read(), member.size)
             # At a damaged header tarfile ends as if there was no more.
-            _whole(data[: tar.offset], len(data))
+            _check_size(data[: tar.offset], len(data))
     except (tarfile.TarError, EOFError, OverflowError) as error:
         raise ValueError(f"a damaged header: {error}") from None
 
 
-def _whole(content: bytes, size: int) -> bytes:
+def _check_size(content: bytes, size: int) -> bytes:
     if len(content) != size:
         raise ValueError("it is cut off")
     return content

@@ -56,7 +56,7 @@ def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
     Raises:
         ValueError: It cannot be decoded, or has more than `MAX_PIXELS`.
     """
-    pixels = _sound_jpeg(data, buffer)
+    pixels = _decode_valid_jpeg(data, buffer)
     if pixels is not None:
         return pixels
     with open_image(data) as image:
@@ -75,7 +75,7 @@ def image_mode(data: bytes) -> str:
 
 def decoded_size(data: bytes) -> tuple[int, int]:
     """(width, height) of a picture that can be decoded; ValueError of one that cannot."""
-    pixels = _sound_jpeg(data)
+    pixels = _decode_valid_jpeg(data)
     if pixels is not None:
         return pixels.shape[1], pixels.shape[0]
     with open_image(data) as image:
@@ -100,7 +100,7 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
         raise ValueError(str(error)) from None
 
 
-def _sound_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | None:
+def _decode_valid_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | None:
     """Pixels of a JPEG without a flaw, the same as Pillow's in two thirds of the time.
 
     None leaves the verdict to Pillow, which reads on over some flaws.

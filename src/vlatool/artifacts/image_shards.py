@@ -42,8 +42,8 @@ _SHOWN = 100
 
 def image_suffix(members: Iterable[str]) -> str | None:
     """The suffix of the only picture among the members of a sample; None where there is not one."""
-    found = [suffix for suffix in members if suffix.lower() in IMAGE_SUFFIXES]
-    return found[0] if len(found) == 1 else None
+    suffixes = [suffix for suffix in members if suffix.lower() in IMAGE_SUFFIXES]
+    return suffixes[0] if len(suffixes) == 1 else None
 
 
 def split_patterns(split: str) -> tuple[str, str]:
@@ -116,13 +116,13 @@ def read_manifest(folder: Path) -> ImageManifest | None:
     if document.get("format") != FORMAT:
         return None
     if document.get("version") != VERSION:
-        raise _broken(folder, f"version {document.get('version')!r} is not known")
+        raise _manifest_error(folder, f"version {document.get('version')!r} is not known")
     try:
         shards = tuple(ImageShard(**row) for row in document["shards"])
-        if not all(_is_shard(one) for one in shards):
+        if not all(_is_shard(shard) for shard in shards):
             raise TypeError
     except (KeyError, TypeError):
-        raise _broken(folder, "`shards` is no list of name, pictures and bytes") from None
+        raise _manifest_error(folder, "`shards` is no list of name, pictures and bytes") from None
     own = ("format", "version", "pictures", "shards")
     return ImageManifest(shards, {k: v for k, v in document.items() if k not in own})
 
@@ -143,11 +143,11 @@ def _document(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return {}
     except DocumentError as error:
-        raise _broken(path.parent, error.reason) from None
+        raise _manifest_error(path.parent, error.reason) from None
     return cast(dict[str, Any], document) if isinstance(document, dict) else {}
 
 
-def _broken(folder: Path, problem: str) -> DataError:
+def _manifest_error(folder: Path, problem: str) -> DataError:
     path = folder / MANIFEST
     return DataError(
         f"{path}: {problem}",
@@ -157,17 +157,17 @@ def _broken(folder: Path, problem: str) -> DataError:
     )
 
 
-def is_image_shards(place: Path) -> bool:
+def is_image_shards(path: Path) -> bool:
     """Whether a folder holds image shards, or a run that writes some has begun; or one such tar."""
-    if place.suffix == ".tar":
-        return place.is_file() and _is_image_tar(place)
+    if path.suffix == ".tar":
+        return path.is_file() and _is_image_tar(path)
     with suppress(DataError):
-        if _document(place / MANIFEST).get("format") == FORMAT:
+        if _document(path / MANIFEST).get("format") == FORMAT:
             return True
-    record = read_record(place)
+    record = read_record(path)
     if record is not None:
         return record.command == "preprocess" and record.options.get("sink") == SINK
-    first = min(published_tars(place), default=None)
+    first = min(published_tars(path), default=None)
     return first is not None and _is_image_tar(first)
 
 
@@ -179,7 +179,7 @@ def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
     """
     if not can_list(folder) or not folder.is_dir():
         return []
-    found: list[tuple[int, str, Path]] = []
+    numbered: list[tuple[int, str, Path]] = []
     for path in folder.glob("*.tar"):
         match = re.match(pattern, path.name)
         if match is None:
@@ -193,8 +193,8 @@ def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
                 code="data.bad_file_pattern",
                 details={"path": str(path)},
             )
-        found.append((int(number), path.name, path))
-    return [path for *_, path in sorted(found)]
+        numbered.append((int(number), path.name, path))
+    return [path for *_, path in sorted(numbered)]
 
 
 def image_tars(folder: Path) -> list[Path]:
@@ -234,15 +234,18 @@ def write_lists(
 
 
 def _line(tar: Path, folder: Path, *, absolute: bool) -> str:
-    whole, start = (
-        str(one if is_remote(one) else Path(os.path.abspath(one))) for one in (tar, folder)
+    tar_path, folder_path = (
+        str(path if is_remote(path) else Path(os.path.abspath(path))) for path in (tar, folder)
     )
-    if absolute or _place(whole) != _place(start):
-        return whole
-    return posixpath.relpath(whole.removeprefix(_place(whole)), start.removeprefix(_place(start)))
+    if absolute or _storage_root(tar_path) != _storage_root(folder_path):
+        return tar_path
+    return posixpath.relpath(
+        tar_path.removeprefix(_storage_root(tar_path)),
+        folder_path.removeprefix(_storage_root(folder_path)),
+    )
 
 
-def _place(path: str) -> str:
+def _storage_root(path: str) -> str:
     """Scheme and root of a remote path; empty for a local one."""
     match = re.match(r"[A-Za-z0-9+.-]+://[^/]*", path)
     return match.group() if match else ""
@@ -257,21 +260,23 @@ def read_list(path: Path) -> list[Path]:
     try:
         lines = read_document(path).splitlines()
     except OSError as error:
-        raise _bad_list(path, f"cannot be read: {error.strerror or error}") from None
+        raise _list_error(path, f"cannot be read: {error.strerror or error}") from None
     except DocumentError as error:
-        raise _bad_list(path, error.reason) from None
-    return [_listed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        raise _list_error(path, error.reason) from None
+    return [
+        _parse_list_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
+    ]
 
 
-def _listed(path: Path, number: int, line: str) -> Path:
+def _parse_list_line(path: Path, number: int, line: str) -> Path:
     if not all(map(is_file_name, line.split("/"))):
-        raise _bad_list(path, f"line {number}: {line[:_SHOWN]!r} is no path", number)
+        raise _list_error(path, f"line {number}: {line[:_SHOWN]!r} is no path", number)
     if line.startswith("/") or "://" in line:
         return location(line)
     return path.parent / line
 
 
-def _bad_list(path: Path, problem: str, line: int | None = None) -> DataError:
+def _list_error(path: Path, problem: str, line: int | None = None) -> DataError:
     details: dict[str, Any] = {"path": str(path)} | ({"line": line} if line else {})
     return DataError(
         f"{path}: {problem}",

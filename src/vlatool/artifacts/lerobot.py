@@ -94,29 +94,30 @@ def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dic
     return {"dtype": dtype, "shape": shape, "names": names}
 
 
-def write_meta(output: Path, facts: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
+def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
     """Writes episodes, tasks and, last of all, info."""
     lines = [
-        {"episode_index": one.number, "tasks": one.tasks, "length": one.length} for one in episodes
+        {"episode_index": episode.number, "tasks": episode.tasks, "length": episode.length}
+        for episode in episodes
     ]
     write_lines(output / EPISODES_FILE, lines)
-    tasks = [{"task_index": number, "task": task} for number, task in enumerate(facts.tasks)]
+    tasks = [{"task_index": number, "task": task} for number, task in enumerate(dataset.tasks)]
     write_lines(output / TASKS_FILE, tasks)
-    videos = sum(declared["dtype"] == "video" for declared in facts.features.values())
+    videos = sum(declared["dtype"] == "video" for declared in dataset.features.values())
     info = {
-        "codebase_version": facts.version,
-        "robot_type": facts.robot_type,
+        "codebase_version": dataset.version,
+        "robot_type": dataset.robot_type,
         "total_episodes": len(episodes),
-        "total_frames": sum(one.length or 0 for one in episodes),
-        "total_tasks": len(facts.tasks),
+        "total_frames": sum(episode.length or 0 for episode in episodes),
+        "total_tasks": len(dataset.tasks),
         "total_videos": videos * len(episodes),
         "total_chunks": -(-len(episodes) // CHUNKS_SIZE),
         "chunks_size": CHUNKS_SIZE,
-        "fps": facts.fps,
+        "fps": dataset.fps,
         "splits": {"train": f"0:{len(episodes)}"},
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH,
-        "features": dict(facts.features),
+        "features": dict(dataset.features),
     }
     write_json(output / INFO_FILE, info, indent=4)
 
@@ -139,13 +140,13 @@ def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
     """Statistics of every numeric column."""
-    found: dict[str, Stats] = {}
+    stats: dict[str, Stats] = {}
     for name, column in columns.items():
         if not pa.types.is_struct(column.type):
             values = np.array(column.to_pylist()).reshape(len(column), -1)
             numbers = {key: value.tolist() for key, value in moments(values).items()}
-            found[name] = {**numbers, "count": [len(values)]}
-    return found
+            stats[name] = {**numbers, "count": [len(values)]}
+    return stats
 
 
 def merge_stats(parts: Sequence[Stats]) -> Stats:
@@ -154,10 +155,10 @@ def merge_stats(parts: Sequence[Stats]) -> Stats:
     weights = counts / counts.sum()
     means = np.array([part["mean"] for part in parts])
     mean = (weights * means).sum(axis=0)
-    spread = np.array([part["std"] for part in parts]) ** 2 + (means - mean) ** 2
+    variances = np.array([part["std"] for part in parts]) ** 2 + (means - mean) ** 2
     return {
         "mean": mean.tolist(),
-        "std": np.sqrt((weights * spread).sum(axis=0)).tolist(),
+        "std": np.sqrt((weights * variances).sum(axis=0)).tolist(),
         "min": np.min([part["min"] for part in parts], axis=0).tolist(),
         "max": np.max([part["max"] for part in parts], axis=0).tolist(),
     }

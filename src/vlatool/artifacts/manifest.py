@@ -53,7 +53,7 @@ def read_manifest(path: Path) -> list[Shard]:
             details={"path": str(path)},
         ) from None
     except DocumentError as error:
-        raise _refused(str(path), error.reason, path) from None
+        raise _manifest_error(str(path), error.reason, path) from None
     shards = [_shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not shards:
         raise DataError(
@@ -79,18 +79,18 @@ def check_shards(path: Path, shards: Sequence[Shard]) -> None:
     """
     for shard in shards:
         if not shard.path.is_file():
-            raise _broken(path, shard, "is missing", "data.missing_shard")
+            raise _shard_error(path, shard, "is missing", "data.missing_shard")
         size = shard.path.stat().st_size
         if size < 1024 or size % 512:
-            raise _broken(path, shard, f"is cut off ({size} bytes)", "data.short_shard")
+            raise _shard_error(path, shard, f"is cut off ({size} bytes)", "data.short_shard")
         with shard.path.open("rb") as file:
             file.seek(-1024, 2)
             if any(file.read(1024)):
-                raise _broken(path, shard, "is cut off: no end marker", "data.short_shard")
+                raise _shard_error(path, shard, "is cut off: no end marker", "data.short_shard")
 
 
 def _shard(path: Path, number: int, line: str) -> Shard:
-    place = f"{path}:{number}"
+    label = f"{path}:{number}"
     try:
         row: dict[str, Any] = parse_json(line)
         name, count = str(row["shard"]), row["num_sequences"]
@@ -98,25 +98,27 @@ def _shard(path: Path, number: int, line: str) -> Shard:
             raise ValueError(count)
     except (ValueError, KeyError, TypeError):
         expected = f'expected {{"shard": ..., "num_sequences": 1 to {MAX_SAMPLES}}}'
-        raise _refused(place, expected, path, number) from None
+        raise _manifest_error(label, expected, path, number) from None
     stem = name.removesuffix(".tar")
     if stem.startswith("/"):
         stem = stem.rsplit("/", 1)[1]
     parts = Path(f"{stem}.tar").parts
     if ".." in parts or not all(map(is_file_name, parts)):
-        what = f"{name[:_SHOWN]!r} is no name of a shard in the folder"
-        raise _refused(place, what, path, number)
+        problem = f"{name[:_SHOWN]!r} is no name of a shard in the folder"
+        raise _manifest_error(label, problem, path, number)
     return Shard(path.parent / f"{stem}.tar", count)
 
 
-def _refused(place: str, what: str, path: Path, line: int = 0) -> DataError:
+def _manifest_error(label: str, problem: str, path: Path, line: int = 0) -> DataError:
     details: dict[str, Any] = {"path": str(path)} | ({"line": line} if line else {})
-    return DataError(f"{place}: {what}", hint=_HINT, code="data.broken_manifest", details=details)
-
-
-def _broken(path: Path, shard: Shard, what: str, code: str) -> DataError:
     return DataError(
-        f"{shard.path}: {what}; {path} says it holds {shard.num_sequences} samples",
+        f"{label}: {problem}", hint=_HINT, code="data.broken_manifest", details=details
+    )
+
+
+def _shard_error(path: Path, shard: Shard, problem: str, code: str) -> DataError:
+    return DataError(
+        f"{shard.path}: {problem}; {path} says it holds {shard.num_sequences} samples",
         hint=_HINT,
         code=code,
         details={"shard": str(shard.path), "manifest": str(path)},

@@ -30,9 +30,9 @@ _VERSION = 20
 _DATE = 0x21
 _LEVEL = 6
 # All arrays of one sample that are asked for; an hour of windows is far below.
-_LARGEST_TOTAL = 1 << 28
+_MAX_TOTAL_BYTES = 1 << 28
 # Of the second version of the format; numbers and text have 128 bytes.
-_LARGEST_HEADER = 1 << 17
+_MAX_HEADER_BYTES = 1 << 17
 _BROKEN = (struct.error, zlib.error, IndexError, UnicodeDecodeError, OverflowError)
 
 
@@ -78,8 +78,8 @@ def read_arrays(data: bytes, names: Sequence[str] | None = None) -> dict[str, Ar
         if names is None:
             names = [name.removesuffix(".npy") for name in entries]
         total = sum(entries[f"{name}.npy"][3] for name in names)
-        if total > _LARGEST_TOTAL:
-            raise ValueError(f"broken npz: {total} bytes inflated; the limit is {_LARGEST_TOTAL}")
+        if total > _MAX_TOTAL_BYTES:
+            raise ValueError(f"broken npz: {total} bytes inflated; the limit is {_MAX_TOTAL_BYTES}")
         return {name: _array(data, *entries[f"{name}.npy"]) for name in names}
     except _BROKEN as error:
         raise ValueError(f"broken npz: {error}") from None
@@ -91,7 +91,7 @@ def array_headers(data: bytes) -> Iterator[tuple[str, tuple[tuple[int, ...], str
     """Name, shape and type of each array, from the headers; ends where the archive is broken."""
     try:
         for name, (method, _, packed, size, offset) in _directory(data).items():
-            content = _content(data, method, packed, min(size, _LARGEST_HEADER), offset)
+            content = _content(data, method, packed, min(size, _MAX_HEADER_BYTES), offset)
             dtype, shape, _, _ = _npy_header_of(content)
             yield name.removesuffix(".npy"), (shape, str(dtype))
     except (*_BROKEN, ValueError):

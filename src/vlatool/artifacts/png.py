@@ -53,8 +53,8 @@ def png_info(data: bytes) -> PngInfo:
     if not is_whole or len(header) != _HEADER.size:
         raise ValueError("not a whole PNG: its chunks are not those of a picture")
     width, height, bits, colors, *methods = _HEADER.unpack(header)
-    places = [at for at, kind in enumerate(kinds) if kind == b"IDAT"]
-    is_one_run = places[-1] - places[0] + 1 == len(places)
+    positions = [index for index, kind in enumerate(kinds) if kind == b"IDAT"]
+    is_one_run = positions[-1] - positions[0] + 1 == len(positions)
     is_known = not any(_is_critical(kind) and kind not in _CRITICAL for kind in kinds)
     is_plain = is_one_run and is_known and _NOT_PLAIN.isdisjoint(kinds) and not any(methods)
     return PngInfo((height, width), is_plain and (bits, colors) == (_BITS, _RGB))

@@ -32,7 +32,7 @@ Gripper = Literal["raw", "normalised"]
 
 _FOLDER = Path(__file__).resolve().parent / "profiles"
 _CONSTANT_WIDTH = 1e-6
-_LARGEST = 1e38  # of what is kept in float32
+_MAX_NUMBER = 1e38  # of what is kept in float32
 _KEYS = ("name", "dimensions", "mean", "std", "factors", "raw")
 _HINT = "`vlatool tokenizer fit-fast` writes one; the form is in docs/action-tokens.md"
 
@@ -92,13 +92,13 @@ class NormalizationProfile:
         Raises:
             ValueError: They have another number of dimensions.
         """
-        fitting = self._fitting(actions)
+        array = self._as_values(actions)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is for the caller to refuse
-            return (fitting - self.center) / self.scale
+            return (array - self.center) / self.scale
 
     def denormalize(self, values: Any) -> Array:
         """The inverse of `normalise`; raises as it does."""
-        return self._fitting(values) * self.scale + self.center
+        return self._as_values(values) * self.scale + self.center
 
     def document(self) -> dict[str, Any]:
         """JSON-serialisable form, as `parse_profile` reads it."""
@@ -126,23 +126,23 @@ class NormalizationProfile:
         }
 
     def _check(self) -> None:
-        _need(bool(self.name and self.mean), "a profile needs a name and a mean")
+        _require(bool(self.name and self.mean), "a profile needs a name and a mean")
         for key in ("std", "factors", "dimensions"):
             count = len(getattr(self, key))
-            _need(count == self.width, f"{key} has {count} entries, mean has {self.width}")
-        _need(len(set(self.dimensions)) == self.width, "dimensions has a name twice")
+            _require(count == self.width, f"{key} has {count} entries, mean has {self.width}")
+        _require(len(set(self.dimensions)) == self.width, "dimensions has a name twice")
         for name in self.raw:
-            _need(name in self.dimensions, f"raw has {name!r}, which is none of the dimensions")
+            _require(name in self.dimensions, f"raw has {name!r}, which is none of the dimensions")
         with np.errstate(over="ignore", under="ignore"):
             numbers = [self.center, self.scale]
-        _need(bool(np.isfinite(numbers).all()), "a number is not finite, or too large")
-        _need(bool((self.scale > 0).all()), "a standard deviation is not above 0")
+        _require(bool(np.isfinite(numbers).all()), "a number is not finite, or too large")
+        _require(bool((self.scale > 0).all()), "a standard deviation is not above 0")
 
     @property
     def _is_raw(self) -> Array:
         return np.array([name in self.raw for name in self.dimensions])
 
-    def _fitting(self, values: Any) -> Array:
+    def _as_values(self, values: Any) -> Array:
         array = np.asarray(values, np.float32)
         if array.shape[-1:] != (self.width,):
             shape = list(array.shape)
@@ -205,7 +205,7 @@ def parse_profile(document: object, where: str) -> NormalizationProfile:
         DataError: It is none.
     """
     try:
-        return _parsed(document)
+        return _from_document(document)
     except ValueError as error:
         raise DataError(
             f"{where}: {error}",
@@ -223,12 +223,12 @@ def check_same_profile(first: NormalizationProfile, second: NormalizationProfile
     """
     if first.digest == second.digest:
         return
-    found = _differences(first, second)
+    differences = _differences(first, second)
     raise DataError(
-        f"actions are normalised by {first.name} here and by {second.name} there: {found[0]}",
+        f"actions are normalised by {first.name} here and by {second.name} there: {differences[0]}",
         hint="use the profile that the data were made with; it is recorded beside them",
         code="data.profile_mismatch",
-        details={"differences": found},
+        details={"differences": differences},
     )
 
 
@@ -262,16 +262,16 @@ def compute_profile(
 def _differences(first: NormalizationProfile, second: NormalizationProfile) -> list[str]:
     if first.width != second.width:
         return [f"{first.width} and {second.width} dimensions"]
-    found: list[str] = []
-    for what, ours, theirs in (
+    differences: list[str] = []
+    for label, ours, theirs in (
         ("center", first.center, second.center),
         ("spread", first.scale, second.scale),
     ):
-        found += [
-            f"dimension {first.dimensions[at]}: {what} {ours[at]!s} and {theirs[at]!s}"
-            for at in np.flatnonzero(ours != theirs)
+        differences += [
+            f"dimension {first.dimensions[index]}: {label} {ours[index]!s} and {theirs[index]!s}"
+            for index in np.flatnonzero(ours != theirs)
         ]
-    return found
+    return differences
 
 
 def _file(name_or_location: str) -> Path:
@@ -303,25 +303,25 @@ def _read(path: Path) -> NormalizationProfile:
         ) from None
 
 
-def _parsed(document: object) -> NormalizationProfile:
+def _from_document(document: object) -> NormalizationProfile:
     content: Mapping[str, Any] = document if isinstance(document, Mapping) else {}
-    _need(bool(content), "expected a mapping")
+    _require(bool(content), "expected a mapping")
     for key in content:
-        _need(key in _KEYS, f"unknown key {key!r}; {did_you_mean(str(key), list(_KEYS))}")
+        _require(key in _KEYS, f"unknown key {key!r}; {did_you_mean(str(key), list(_KEYS))}")
     return NormalizationProfile(
         str(content.get("name", "")),
         _numbers(content, "mean"),
         _numbers(content, "std"),
         _numbers(content, "factors") if content.get("factors") else (),
-        _words(content, "raw"),
-        _words(content, "dimensions"),
+        _names(content, "raw"),
+        _names(content, "dimensions"),
     )
 
 
 def _numbers(content: Mapping[str, Any], key: str) -> tuple[float, ...]:
     values = content.get(key)
     is_list = isinstance(values, list) and all(map(_is_number, values))
-    _need(is_list and bool(values), f"{key} is no list of numbers")
+    _require(is_list and bool(values), f"{key} is no list of numbers")
     assert isinstance(values, list)
     return tuple(map(float, values))
 
@@ -329,15 +329,15 @@ def _numbers(content: Mapping[str, Any], key: str) -> tuple[float, ...]:
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return -_LARGEST < value < _LARGEST
+    return -_MAX_NUMBER < value < _MAX_NUMBER
 
 
-def _words(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
+def _names(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
     values = content.get(key) or []
-    _need(isinstance(values, list), f"{key} is no list of names")
+    _require(isinstance(values, list), f"{key} is no list of names")
     return tuple(map(str, values))
 
 
-def _need(condition: bool, problem: str) -> None:  # noqa: FBT001 - as `assert` has it
+def _require(condition: bool, problem: str) -> None:  # noqa: FBT001 - as `assert` has it
     if not condition:
         raise ValueError(problem)

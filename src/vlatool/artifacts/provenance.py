@@ -42,15 +42,15 @@ def read_preprocessing_config(folder: Path) -> dict[str, Any]:
             details={"path": str(path)},
         ) from None
     except DocumentError as error:
-        raise _broken_config(path, error.reason, error.line) from None
+        raise _config_error(path, error.reason, error.line) from None
     if isinstance(content, dict) and isinstance(content.get(0), dict):
         content = content[0]
     if not isinstance(content, dict):
-        raise _broken_config(path, "expected a mapping")
+        raise _config_error(path, "expected a mapping")
     return content
 
 
-def _broken_config(path: Path, reason: str, line: int = 0) -> DataError:
+def _config_error(path: Path, reason: str, line: int = 0) -> DataError:
     return DataError(
         f"{path}:{line}: {reason}" if line else f"{path}: {reason}",
         hint="copy it again from where the data were made",

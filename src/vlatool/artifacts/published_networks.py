@@ -46,7 +46,7 @@ class NetworkFile:
     sha256: str
 
 
-def find_network(weights: Path, wanted: PublishedFile) -> NetworkFile:
+def find_network(weights: Path, published: PublishedFile) -> NetworkFile:
     """The file of a network at a file, whatever its name, or in a folder by the published name.
 
     In a folder `NAME.safetensors` will do as well.
@@ -54,33 +54,33 @@ def find_network(weights: Path, wanted: PublishedFile) -> NetworkFile:
     Raises:
         DataError: There is none, or one of the published name has other bytes.
     """
-    stem = wanted.name.rpartition(".")[0]
-    names = (wanted.name, f"{stem}.safetensors")
-    places = [weights / name for name in names] if weights.is_dir() else [weights]
-    path = next((one for one in places if one.is_file()), None)
+    stem = published.name.rpartition(".")[0]
+    names = (published.name, f"{stem}.safetensors")
+    candidates = [weights / name for name in names] if weights.is_dir() else [weights]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise DataError(
-            f"{weights}: {wanted.name} is not there",
+            f"{weights}: {published.name} is not there",
             hint="give that file, or a folder that holds it; no weights are downloaded",
             code="data.no_network_weights",
-            details={"path": str(weights), "file": wanted.name},
+            details={"path": str(weights), "file": published.name},
         )
-    found = NetworkFile(path, sha256_of(path))
-    if path.name == wanted.name and not _is_as_published(found, wanted):
+    network = NetworkFile(path, sha256_of(path))
+    if path.name == published.name and not _is_as_published(network, published):
         raise DataError(
             f"{path}: has other bytes than were published under this name",
             hint="copy or download it again; give weights of your own another name",
             code="data.other_network_weights",
-            details={"path": str(path), "sha256": found.sha256},
+            details={"path": str(path), "sha256": network.sha256},
         )
-    return found
+    return network
 
 
-def _is_as_published(found: NetworkFile, wanted: PublishedFile) -> bool:
-    if wanted.md5:
-        with found.path.open("rb") as file:
+def _is_as_published(network: NetworkFile, published: PublishedFile) -> bool:
+    if published.md5:
+        with network.path.open("rb") as file:
             return (
                 hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-                == wanted.md5
+                == published.md5
             )
-    return found.sha256.startswith(wanted.sha256)
+    return network.sha256.startswith(published.sha256)

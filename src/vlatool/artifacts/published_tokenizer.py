@@ -52,9 +52,9 @@ class PublishedTokenizer:
 def find_published(folder: Path) -> PublishedTokenizer | None:
     """The two files of a published folder; None where they are not."""
     pairs = ((CONFIG, WEIGHTS), (HUB_CONFIG, HUB_WEIGHTS))
-    found = [(folder / config, folder / weights) for config, weights in pairs]
-    whole = [pair for pair in found if all(path.is_file() for path in pair)]
-    return PublishedTokenizer(*whole[0]) if whole else None
+    candidates = [(folder / config, folder / weights) for config, weights in pairs]
+    complete = [pair for pair in candidates if all(path.is_file() for path in pair)]
+    return PublishedTokenizer(*complete[0]) if complete else None
 
 
 def write_published_config(folder: Path, tree: dict[str, Any]) -> PublishedTokenizer:

@@ -80,8 +80,10 @@ class RunDir:
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
-        whole = (one for one in self.checkpoint_folders() if (one / MANIFEST).is_file())
-        steps = ((checkpoint_step(folder.name), folder) for folder in whole)
+        complete = (
+            candidate for candidate in self.checkpoint_folders() if (candidate / MANIFEST).is_file()
+        )
+        steps = ((checkpoint_step(folder.name), folder) for folder in complete)
         return sorted((step, folder) for step, folder in steps if step is not None)
 
     def checkpoint_folders(self) -> list[Path]:
@@ -90,10 +92,12 @@ class RunDir:
         Where nothing can be listed, the one that latest.json names.
         """
         if not can_list(self.root):
-            named = str(self.read_latest().get("checkpoint", "")).rpartition("/")[2]
-            return [self.checkpoints_folder / named] if checkpoint_step(named) is not None else []
-        found = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
-        return sorted(one for one in found if one.is_dir() and not one.name.startswith("."))
+            latest = str(self.read_latest().get("checkpoint", "")).rpartition("/")[2]
+            return [self.checkpoints_folder / latest] if checkpoint_step(latest) is not None else []
+        entries = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
+        return sorted(
+            folder for folder in entries if folder.is_dir() and not folder.name.startswith(".")
+        )
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest checkpoint.
@@ -110,8 +114,8 @@ class RunDir:
 
     def newest_folder(self) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint, whole or not."""
-        steps = ((checkpoint_step(one.name), one) for one in self.checkpoint_folders())
-        return max(((step, one) for step, one in steps if step is not None), default=None)
+        steps = ((checkpoint_step(folder.name), folder) for folder in self.checkpoint_folders())
+        return max(((step, folder) for step, folder in steps if step is not None), default=None)
 
     def prune(self, retention: Retention) -> None:
         """Removes the planned checkpoints that are not kept, and what a stop left before them.
@@ -119,12 +123,19 @@ class RunDir:
         A checkpoint at which the run stopped is only there to go on from: it never costs a planned
         one its place.
         """
-        whole = self.checkpoints()
-        stops = [folder for _, folder in whole if _is_stop(folder)]
-        planned = [one for one in whole if one[1] not in stops]
+        complete = self.checkpoints()
+        stops = [folder for _, folder in complete if _is_stop(folder)]
+        planned = [checkpoint for checkpoint in complete if checkpoint[1] not in stops]
         older = [] if retention.latest is None else planned[: -retention.latest]
-        surplus = [one for step, one in older if retention.every is None or step % retention.every]
-        for folder in (*surplus, *(one for one in stops if one != whole[-1][1])):
+        surplus = [
+            checkpoint
+            for step, checkpoint in older
+            if retention.every is None or step % retention.every
+        ]
+        for folder in (
+            *surplus,
+            *(checkpoint for checkpoint in stops if checkpoint != complete[-1][1]),
+        ):
             remove_whole(folder)
 
     def write_latest(self, step: int) -> None:
@@ -145,9 +156,9 @@ class RunDir:
         try:
             content = read_json(self.latest_file)
         except (OSError, ValueError) as error:
-            raise _broken(self.latest_file, "data.broken_json", error) from None
+            raise _run_error(self.latest_file, "data.broken_json", error) from None
         if not isinstance(content, dict):
-            raise _broken(self.latest_file, "data.broken_json", "no JSON object")
+            raise _run_error(self.latest_file, "data.broken_json", "no JSON object")
         return content
 
     def write_config(self, tree: Mapping[str, Any]) -> None:
@@ -157,10 +168,10 @@ class RunDir:
     def repair_latest(self) -> bool:
         """Lets latest.json name the newest checkpoint; whether it did not."""
         newest = self.latest()
-        told: dict[str, Any] = {}
+        pointer: dict[str, Any] = {}
         with suppress(DataError):
-            told = self.read_latest()
-        if newest is None or told == self._pointer(newest[0]):
+            pointer = self.read_latest()
+        if newest is None or pointer == self._pointer(newest[0]):
             return False
         self.write_latest(newest[0])
         return True
@@ -188,17 +199,17 @@ class RunDir:
         Raises:
             DataError: They are missing, broken, or others than the run was trained with.
         """
-        found = stats.read_stats(self.stats)
+        content = stats.read_stats(self.stats)
         record = read_record(self.root)
         digest = None if record is None else record.options.get("statistics")
-        if digest is not None and digest != digest_of(found):
+        if digest is not None and digest != digest_of(content):
             raise DataError(
                 f"{self.stats}: has other values than the run was trained with",
                 hint="copy it again; the same `vlatool train` once more writes it again",
                 code="data.broken_statistics",
                 details={"path": str(self.stats)},
             )
-        return found
+        return content
 
     def recorded_files(self) -> list[FileEntry]:
         """What the files beside checkpoints and metrics were when they were written.
@@ -235,8 +246,10 @@ class RunDir:
         """Enters files as they are now; other entries stay as they are, or go (`anew`)."""
         listed = {} if replace else {entry.path: entry for entry in self.recorded_files()}
         files = [self.root / name for name in names]
-        now = {one.name: FileEntry(one.name, one.stat().st_size, sha256_of(one)) for one in files}
-        write_file_list(self.root, [*{**listed, **now}.values()])
+        current = {
+            file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file)) for file in files
+        }
+        write_file_list(self.root, [*{**listed, **current}.values()])
 
     def config_tree(self) -> dict[str, Any]:
         """The tree of config.yaml.
@@ -248,9 +261,9 @@ class RunDir:
             content = read_yaml(self.config)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise _broken(self.config, "data.broken_config", reason) from None
+            raise _run_error(self.config, "data.broken_config", reason) from None
         if not isinstance(content, dict):
-            raise _broken(self.config, "data.broken_config", "no mapping")
+            raise _run_error(self.config, "data.broken_config", "no mapping")
         return content
 
     def truncate_metrics(self, last_step: int) -> None:
@@ -262,12 +275,12 @@ class RunDir:
         if not self.metrics.exists():
             return
         if not self.metrics.is_file():
-            raise _broken(self.metrics, "data.broken_json", "is no file")
-        kept = [row for row in read_metrics(self.metrics) if row["step"] <= last_step]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+            raise _run_error(self.metrics, "data.broken_json", "is no file")
+        rows = [row for row in read_metrics(self.metrics) if row["step"] <= last_step]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _broken(path: Path, code: str, reason: object) -> DataError:
+def _run_error(path: Path, code: str, reason: object) -> DataError:
     return DataError(
         f"{path}: {reason}",
         hint="copy the run again; `vlatool verify` lists what else is wrong with it",

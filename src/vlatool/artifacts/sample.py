@@ -23,7 +23,7 @@ CALIBRATION = ("original_intrinsics.", "rescaled_intrinsics.", "extrinsics.")
 _IMAGE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(?P<kind>jpe?g|png)$")
 _SIDE = re.compile(r"_(depth|label)$")
 _IMAGE_ENDS = (".jpg", ".jpeg", ".png")
-_TOLERANT = json.JSONDecoder(parse_constant=lambda _: None)
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 class ImageName(NamedTuple):
@@ -100,7 +100,7 @@ class StoredSample:
     def json(self, suffix: str) -> object:
         """The value of a JSON member; NaN and infinity are None."""
         try:
-            return _TOLERANT.decode(self.members[suffix].decode())
+            return _DECODER.decode(self.members[suffix].decode())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{suffix}: {error}") from None
 

@@ -42,8 +42,8 @@ PACKED_FILES = (f"{PACKED_NAME}/*.npz",)
 EXPORTED = "samples"
 
 FORMAT, VERSION = "vlatool.samples", 1
-_FILES_KEPT = 16
-_LARGEST_PACKED = 2**28
+_CACHED_FILES = 16
+_MAX_PACKED_BYTES = 2**28
 _HINT = "copy the folder again, or build it again"
 
 
@@ -136,7 +136,7 @@ class SamplesFolder:
             prefix = str(document["pictures"]["prefix"])
         except (KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise _broken(path / MANIFEST_NAME, reason) from None
+            raise _samples_error(path / MANIFEST_NAME, reason) from None
         return cls(path, document, files, prefix)
 
     @property
@@ -147,12 +147,12 @@ class SamplesFolder:
     @property
     def images_root(self) -> Path:
         """The folder that pictures lie in, from wherever the samples are now."""
-        if self._has_whole_locations:
+        if self._is_prefix_absolute:
             return location(self.prefix)
         return self.path.absolute().joinpath(*self.prefix.split("/")).resolve()
 
     @property
-    def _has_whole_locations(self) -> bool:
+    def _is_prefix_absolute(self) -> bool:
         return "://" in self.prefix or self.prefix.startswith("/")
 
     def __len__(self) -> int:
@@ -160,30 +160,30 @@ class SamplesFolder:
 
     def sample(self, number: int) -> TokenSample:
         """A sample by its number; DataError where it cannot be read."""
-        name, at = self._place(number)
+        name, at = self._locate(number)
         if self.is_packed:
             return self.episode(name).sample(at, self.prefix)
         try:
             return parse_sample(self._line(name, at))
         except ValueError as error:
-            raise _broken(self.path / name, f"line {at + 1}: {error}") from None
+            raise _samples_error(self.path / name, f"line {at + 1}: {error}") from None
 
     def line(self, number: int) -> bytes:
         """A line by its number, with its newline; DataError where it cannot be read."""
-        name, at = self._place(number)
+        name, at = self._locate(number)
         if self.is_packed:
             return self.episode(name).line(at, self.prefix)
         return self._line(name, at) + b"\n"
 
     def episode(self, name: str) -> EpisodeSamples:
         """The packed samples in a file; DataError where it cannot be read."""
-        return self._remembered(name, read_packed)
+        return self._cached(name, read_packed)
 
-    def _remembered(self, name: str, read: Callable[[Path], T]) -> T:
+    def _cached(self, name: str, read: Callable[[Path], T]) -> T:
         """What is read of a file; that of the last few is kept."""
         if name not in self._recent:
             self._recent[name] = read(self.path / name)
-            if len(self._recent) > _FILES_KEPT:
+            if len(self._recent) > _CACHED_FILES:
                 self._recent.popitem(last=False)
         return self._recent[name]
 
@@ -191,7 +191,7 @@ class SamplesFolder:
     def _ends(self) -> Sequence[int]:
         return list(accumulate(count for _, count in self.files))
 
-    def _place(self, number: int) -> tuple[str, int]:
+    def _locate(self, number: int) -> tuple[str, int]:
         if not 0 <= number < len(self):
             raise IndexError(number)
         at = bisect_right(self._ends, number)
@@ -200,25 +200,25 @@ class SamplesFolder:
 
     def _line(self, name: str, at: int) -> bytes:
         path = self.path / name
-        offset, length = self._remembered(name, _line_places)[at]
+        offset, length = self._cached(name, _line_ranges)[at]
         line = read_byte_range(ByteRange(path, offset, offset + length))
         if len(line) != length or not line.endswith(b"\n"):
-            raise _broken(path, f"line {at + 1} is not where its index says")
+            raise _samples_error(path, f"line {at + 1} is not where its index says")
         return line[:-1]
 
 
 def read_packed(path: Path) -> EpisodeSamples:
     """The packed samples in a file; DataError where it cannot be read."""
     try:
-        content = read_byte_range(ByteRange(path, 0, _LARGEST_PACKED + 1))
-        if len(content) > _LARGEST_PACKED:
-            raise ValueError(f"over {_LARGEST_PACKED} bytes long")
+        content = read_byte_range(ByteRange(path, 0, _MAX_PACKED_BYTES + 1))
+        if len(content) > _MAX_PACKED_BYTES:
+            raise ValueError(f"over {_MAX_PACKED_BYTES} bytes long")
         return EpisodeSamples.parse(content)
     except (ValueError, OSError) as error:
-        raise _broken(path, str(error)) from None
+        raise _samples_error(path, str(error)) from None
 
 
-def _line_places(path: Path) -> list[tuple[int, int]]:
+def _line_ranges(path: Path) -> list[tuple[int, int]]:
     """(offset, length) of each line; from the lines themselves where there is no index."""
     index = read_index(lines_index_path(path))
     try:
@@ -226,7 +226,7 @@ def _line_places(path: Path) -> list[tuple[int, int]]:
             return index.ranges()
         lengths = [len(line) + 1 for line in read_lines(path)]
     except (ValueError, OSError) as error:
-        raise _broken(path, str(error)) from None
+        raise _samples_error(path, str(error)) from None
     return [
         (end - length, length) for end, length in zip(accumulate(lengths), lengths, strict=True)
     ]
@@ -260,7 +260,7 @@ def _file(row: Any) -> tuple[str, int]:
     return name, count
 
 
-def _broken(path: Path, reason: str) -> DataError:
+def _samples_error(path: Path, reason: str) -> DataError:
     return DataError(
         f"{path}: {reason}", hint=_HINT, code="data.broken_samples", details={"path": str(path)}
     )

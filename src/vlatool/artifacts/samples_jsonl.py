@@ -43,7 +43,7 @@ _ANSWERS: Mapping[Kind, str] = {
 }
 _OPEN, _CLOSE, _END = "<Rec>", "</Rec>", "."
 _ANSWER = re.compile(r"([^<]*)<Act>([0-9 ]*)</Act>([^<]*)((?:<Rec>[0-9 ]*</Rec>)+)\.")
-_LOOK = re.compile(rf"((?:{IMAGE})*){_TASK.rstrip()}")
+_PROMPT = re.compile(rf"((?:{IMAGE})*){_TASK.rstrip()}")
 _KEYS = ("messages", "images")
 _ROLES = ("user", "assistant")
 
@@ -95,9 +95,9 @@ def question(kind: Kind, task: str, images: int, ids: str) -> str:
     Raises:
         ValueError: The instruction holds what stands for something else.
     """
-    found = [word for word in RESERVED if word in task]
-    if found:
-        raise ValueError(f"the instruction has {found[0]}, which stands for something else")
+    reserved = [word for word in RESERVED if word in task]
+    if reserved:
+        raise ValueError(f"the instruction has {reserved[0]}, which stands for something else")
     return f"{IMAGE * images}{f'{_TASK}{task}'.rstrip()}{_QUESTIONS[kind].format(ids=ids)}"
 
 
@@ -116,11 +116,11 @@ def numbers_text(numbers: Sequence[int]) -> str:
     return " ".join(map(str, numbers))
 
 
-def render_line(asked: str, answered: str, images: Sequence[str]) -> bytes:
+def render_line(question_text: str, answer_text: str, images: Sequence[str]) -> bytes:
     """The line, UTF-8, with its newline."""
     messages = [
         {"role": role, "content": text}
-        for role, text in zip(_ROLES, (asked, answered), strict=True)
+        for role, text in zip(_ROLES, (question_text, answer_text), strict=True)
     ]
     row = {"messages": messages, "images": list(images)}
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
@@ -141,12 +141,14 @@ def parse_sample(line: bytes) -> TokenSample:
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
     images: Any = row["images"]
-    if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+    if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
         raise ValueError("images is no list of paths")
-    said = parse_messages(row["messages"])
-    if said.images != len(images):
-        raise ValueError(f"the question has {said.images} {IMAGE}, {len(images)} are listed")
-    return TokenSample(said, tuple(images))
+    conversation = parse_messages(row["messages"])
+    if conversation.images != len(images):
+        raise ValueError(
+            f"the question has {conversation.images} {IMAGE}, {len(images)} are listed"
+        )
+    return TokenSample(conversation, tuple(images))
 
 
 def parse_messages(messages: Any) -> Conversation:
@@ -155,22 +157,24 @@ def parse_messages(messages: Any) -> Conversation:
     Raises:
         ValueError: They are not written as the templates have it, or a number is out of range.
     """
-    turns: list[Any] = messages if isinstance(messages, list) else []
-    said = [(one.get("role"), one.get("content")) for one in turns if isinstance(one, Mapping)]
-    texts = [text for _, text in said if isinstance(text, str)]
-    if [role for role, _ in said] != [*_ROLES] or not len(texts) == len(turns) == len(_ROLES):
+    entries: list[Any] = messages if isinstance(messages, list) else []
+    pairs = [
+        (entry.get("role"), entry.get("content")) for entry in entries if isinstance(entry, Mapping)
+    ]
+    texts = [text for _, text in pairs if isinstance(text, str)]
+    if [role for role, _ in pairs] != [*_ROLES] or not len(texts) == len(entries) == len(_ROLES):
         raise ValueError("expected one message of the user and one of the assistant, with texts")
-    asked, answered = texts
-    match = _ANSWER.fullmatch(answered)
+    question_text, answer_text = texts
+    match = _ANSWER.fullmatch(answer_text)
     if match is None:
         raise ValueError("the answer is none of the known ones")
     ids = tuple(_numbers(match[2], "action ids", ACTION_IDS))
     codes = _codes(match[4])
     kind = _kind(f"{match[1]}<Act>{{ids}}</Act>{match[3]}")
-    found = Conversation(kind, *_task(kind, asked, match[2]), ids, codes)
-    if (found.question(), found.answer()) != (asked, answered):
+    conversation = Conversation(kind, *_task(kind, question_text, match[2]), ids, codes)
+    if (conversation.question(), conversation.answer()) != (question_text, answer_text):
         raise ValueError("its numbers have other spaces or zeros than they should")
-    return found
+    return conversation
 
 
 def _kind(lead: str) -> Kind:
@@ -180,13 +184,17 @@ def _kind(lead: str) -> Kind:
     raise ValueError("the answer is none of the known ones")
 
 
-def _task(kind: Kind, asked: str, ids: str) -> tuple[str, int]:
+def _task(kind: Kind, question_text: str, ids: str) -> tuple[str, int]:
     """The instruction, and how many pictures are seen."""
-    match = _LOOK.match(asked)
-    behind = _QUESTIONS[kind].format(ids=ids)
-    if match is None or not asked.endswith(behind) or match.end() > len(asked) - len(behind):
+    match = _PROMPT.match(question_text)
+    suffix = _QUESTIONS[kind].format(ids=ids)
+    if (
+        match is None
+        or not question_text.endswith(suffix)
+        or match.end() > len(question_text) - len(suffix)
+    ):
         raise ValueError("the question does not go with its answer")
-    task = asked[match.end() : -len(behind)]
+    task = question_text[match.end() : -len(suffix)]
     return task.removeprefix(" "), len(match[1]) // len(IMAGE)
 
 
@@ -200,8 +208,8 @@ def _codes(segments: str) -> Array:
     return np.array(rows, np.uint16)
 
 
-def _numbers(text: str, what: str, limit: int) -> list[int]:
-    numbers = [int(one) for one in text.split()]
+def _numbers(text: str, label: str, limit: int) -> list[int]:
+    numbers = [int(number) for number in text.split()]
     if not numbers or max(numbers) >= limit:
-        raise ValueError(f"{what} are not 0 to {limit - 1}")
+        raise ValueError(f"{label} are not 0 to {limit - 1}")
     return numbers

@@ -24,12 +24,12 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.byte_ranges import open_forward
 
-_META = re.compile(r"^__.*__$")
+_META_NAME = re.compile(r"^__.*__$")
 # What tarfile says of files that are no tar or lie about sizes.
 _BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 _END_BYTES = 2 * tarfile.BLOCKSIZE
 # Of what is read for a person to look at; no picture and no window comes near.
-_LARGEST_MEMBER = 2**26
+_MAX_MEMBER_BYTES = 2**26
 INDEX_SUFFIX = ".index.npz"
 
 
@@ -163,10 +163,10 @@ class OpenShard:
     @cached_property
     def members(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
         """Key to (offset, size) of each member, in the order of the tar."""
-        places: dict[str, dict[str, tuple[int, int]]] = {}
+        by_key: dict[str, dict[str, tuple[int, int]]] = {}
         for sample in self.scan.samples:
-            places.setdefault(sample.key, {}).update(sample.members)
-        return places
+            by_key.setdefault(sample.key, {}).update(sample.members)
+        return by_key
 
     @property
     def keys(self) -> list[str]:
@@ -176,7 +176,9 @@ class OpenShard:
     @property
     def damage(self) -> str:
         """Why the tar could not be walked to its end; empty when it could."""
-        problems = [one.message for one in self.scan.problems if one.code == "broken_tar"]
+        problems = [
+            problem.message for problem in self.scan.problems if problem.code == "broken_tar"
+        ]
         return problems[0].removeprefix("is ") if problems else ""
 
     @contextmanager
@@ -198,8 +200,8 @@ class OpenShard:
             ) from None
 
     def _read(self, offset: int, size: int) -> bytes:
-        if size > _LARGEST_MEMBER:
-            raise ValueError(f"a member has {size} bytes; the limit is {_LARGEST_MEMBER}")
+        if size > _MAX_MEMBER_BYTES:
+            raise ValueError(f"a member has {size} bytes; the limit is {_MAX_MEMBER_BYTES}")
         self.file.seek(offset)
         return self.file.read(size)
 
@@ -214,15 +216,15 @@ def open_shard(path: Path) -> Generator[OpenShard]:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise _unreadable(path, f"cannot be opened: {error.strerror or error}") from None
+        raise _shard_error(path, f"cannot be opened: {error.strerror or error}") from None
     with file:
         shard = OpenShard(path, _scan(file), file)
         if shard.damage and not shard.scan.samples:
-            raise _unreadable(path, f"not a readable tar file: {shard.damage}")
+            raise _shard_error(path, f"not a readable tar file: {shard.damage}")
         yield shard
 
 
-def _unreadable(path: Path, reason: str) -> DataError:
+def _shard_error(path: Path, reason: str) -> DataError:
     return DataError(
         f"{path}: {reason}",
         hint="copy or make the shard again",
@@ -239,7 +241,7 @@ def _scan(file: IO[bytes]) -> TarScan:
             for member in tar:
                 size = member.size if member.isfile() else 0
                 end = member.offset_data + size + -size % tarfile.BLOCKSIZE
-                _take(scan, member, end)
+                _add_member(scan, member, end)
         _check_end(scan, file, end)
     except _BROKEN_TAR as error:
         scan.problems.append(TarProblem("broken_tar", f"is cut off or damaged: {error}"))
@@ -247,16 +249,16 @@ def _scan(file: IO[bytes]) -> TarScan:
     return scan
 
 
-def _split(name: str) -> tuple[str, str]:
+def _split_name(name: str) -> tuple[str, str]:
     """Key and suffix: the first dot of the file name parts them, as webdataset does."""
     folder, slash, file = name.rpartition("/")
     key, _, suffix = file.partition(".")
     return f"{folder}{slash}{key}", suffix
 
 
-def _take(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
+def _add_member(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
     """Adds a member to the sample that it continues or begins."""
-    key, suffix = _split(member.name)
+    key, suffix = _split_name(member.name)
     problem = _member_problem(member, member.name.rpartition("/")[2], suffix)
     if problem is not None:
         scan.problems.append(TarProblem(*problem, sample=key))
@@ -281,7 +283,7 @@ def _member_problem(member: tarfile.TarInfo, base: str, suffix: str) -> tuple[st
         return "not_a_file", f"{name!r} is no plain file"
     if name.startswith("/") or ".." in name.split("/"):
         return "unsafe_name", f"{name!r} leads out of the folder it is unpacked in"
-    if _META.match(base):
+    if _META_NAME.match(base):
         return "meta_name", f"{name!r} is a name that loaders keep for themselves"
     for known in (ARRAYS, METADATA):
         if suffix.lower().endswith(f".{known}"):
@@ -364,7 +366,7 @@ def parse_index(content: bytes) -> ShardIndex | None:
         return None
     offsets, lengths = arrays["offsets"], arrays["lengths"]
     shapes = (offsets.ndim, lengths.shape, arrays["shard_bytes"].ndim)
-    if shapes != (1, offsets.shape, 0) or any(one.dtype.kind != "i" for one in arrays.values()):
+    if shapes != (1, offsets.shape, 0) or any(array.dtype.kind != "i" for array in arrays.values()):
         return None
     index = ShardIndex(offsets, lengths, int(arrays["shard_bytes"]))
     return index if _is_in_order(index) else None
@@ -373,8 +375,8 @@ def parse_index(content: bytes) -> ShardIndex | None:
 def _is_in_order(index: ShardIndex) -> bool:
     """Whether samples follow each other inside the tar; a damaged index would read others."""
     starts = [*index.offsets.tolist(), index.shard_bytes]
-    places = zip(index.ranges(), starts[1:], strict=True)
-    return starts[0] >= 0 and all(n > 0 and at + n <= after for (at, n), after in places)
+    spans = zip(index.ranges(), starts[1:], strict=True)
+    return starts[0] >= 0 and all(n > 0 and at + n <= after for (at, n), after in spans)
 
 
 def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
@@ -391,10 +393,10 @@ def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
     with nullcontext(copy) if copy is not None else open_forward(path) as file:
         scan = _scan(file)
         size = file.seek(0, 2)
-    damage = [one.message for one in scan.problems if one.code == "broken_tar"]
+    damage = [problem.message for problem in scan.problems if problem.code == "broken_tar"]
     if damage:
-        raise _unreadable(path, damage[0])
+        raise _shard_error(path, damage[0])
     # A member without a dot belongs to no sample, as webdataset has it.
-    samples = [one for one in scan.samples if any(one.members)]
-    ranges = np.array([(one.start, one.end - one.start) for one in samples], np.int64)
+    samples = [sample for sample in scan.samples if any(sample.members)]
+    ranges = np.array([(sample.start, sample.end - sample.start) for sample in samples], np.int64)
     return ShardIndex(ranges.reshape(-1, 2)[:, 0], ranges.reshape(-1, 2)[:, 1], size)

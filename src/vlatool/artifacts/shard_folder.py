@@ -77,8 +77,8 @@ class ShardFolder:
     @classmethod
     def open(cls, location: Path) -> "ShardFolder":
         """The data at a location; DataError, with what was looked for, where none are."""
-        found = cls.find(location)
-        if found is None:
+        folder = cls.find(location)
+        if folder is None:
             raise DataError(
                 f"{location}: no training data here: neither {SHARDS_NAME}/{manifest.NAME} nor "
                 f"{manifest.NAME} nor {EPISODES_NAME}/{manifest.NAME} is there",
@@ -86,7 +86,7 @@ class ShardFolder:
                 code="data.no_manifest",
                 details={"path": str(location)},
             )
-        return found
+        return folder
 
     @classmethod
     def of(cls, output: Path, part: str) -> "ShardFolder":
@@ -98,11 +98,11 @@ class ShardFolder:
         """`shards/`, even where its manifest is lost, and `episodes/`; else the location itself."""
         names = (SHARDS_NAME, EPISODES_NAME)
         folders: list[ShardFolder] = [cls.of(location, name) for name in names]
-        there = [one for one in folders if one.manifest.is_file()]
-        if not there:
+        present = [folder for folder in folders if folder.manifest.is_file()]
+        if not present:
             return [cls(location / manifest.NAME)]
-        is_lost = folders[0] not in there and folders[0].path.is_dir()
-        return [folders[0], *there] if is_lost else there
+        is_lost = folders[0] not in present and folders[0].path.is_dir()
+        return [folders[0], *present] if is_lost else present
 
     @property
     def path(self) -> Path:
@@ -123,7 +123,7 @@ class ShardFolder:
     @property
     def statistics_file(self) -> Path:
         """stats.json, which for `episodes` lies in the folder beside."""
-        return self._here_or_beside(stats.NAME)
+        return self._find_file(stats.NAME)
 
     def statistics_copies(self) -> Iterator[Path]:
         """Other files that repeat the statistics, as published data and earlier versions have."""
@@ -133,9 +133,9 @@ class ShardFolder:
     @property
     def options_file(self) -> Path:
         """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
-        return self._here_or_beside(provenance.CONFIG_NAME)
+        return self._find_file(provenance.CONFIG_NAME)
 
-    def _here_or_beside(self, name: str) -> Path:
+    def _find_file(self, name: str) -> Path:
         own, beside = self.path / name, self.path.parent / SHARDS_NAME / name
         return beside if not own.is_file() and beside.is_file() else own
 

@@ -22,7 +22,7 @@ NAME = "stats.json"
 DIGESTS_NAME = "stats_digests.npz"
 
 # A thousand channels of a hundred steps, with their digests.
-_MOST_BYTES = 2**30
+_MAX_BYTES = 2**30
 
 Statistics = dict[str, dict[str, Any]]
 
@@ -35,7 +35,7 @@ def read_stats(path: Path) -> Statistics:
     """
     problem = "expected a JSON object"
     try:
-        text = read_document(path, max_bytes=_MOST_BYTES)
+        text = read_document(path, max_bytes=_MAX_BYTES)
         content: object = parse_json(text, constants=lambda _: None)
     except OSError as error:
         raise DataError(
@@ -167,18 +167,18 @@ def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:
             "file of digests beside them, nor a weighted merge",
             code="data.unmergeable_statistics",
         ) from None
-    partial = _weighted(parts, _aligned(name, parts, partial))
+    partial = _apply_weights(parts, _align(name, parts, partial))
     total = partial[0]
     for part in partial[1:]:
         total = merge(total, part)
     return summary(total)
 
 
-def _aligned(
+def _align(
     name: str, parts: Sequence[StatsPart], partial: Sequence[WindowStatistics]
 ) -> list[WindowStatistics]:
     """The steps around the anchor that every part has."""
-    shapes = {one.shape for one in partial}
+    shapes = {statistics.shape for statistics in partial}
     pasts = {part.past for part in parts}
     if len(shapes) == 1 and len(pasts) == 1:
         return list(partial)
@@ -200,7 +200,10 @@ def _aligned(
             details={"field": name},
         )
     past = min(known)
-    future = min(one.shape[0] - before for one, before in zip(partial, known, strict=True))
+    future = min(
+        statistics.shape[0] - part_past
+        for statistics, part_past in zip(partial, known, strict=True)
+    )
     if future < 1:
         raise DataError(
             f"field {name!r} has fewer steps than past_lowdim_steps says",
@@ -209,23 +212,23 @@ def _aligned(
             details={"field": name},
         )
     return [
-        one.steps(before - past, before + future)
-        for one, before in zip(partial, known, strict=True)
+        statistics.steps(part_past - past, part_past + future)
+        for statistics, part_past in zip(partial, known, strict=True)
     ]
 
 
-def _weighted(
+def _apply_weights(
     parts: Sequence[StatsPart], partial: Sequence[WindowStatistics]
 ) -> list[WindowStatistics]:
     """Counts changed so that each part has its share of the mixture."""
     weights = [part.weight for part in parts if part.weight is not None]
     if len(weights) < len(parts):
         return list(partial)
-    sizes = [float(one.count.max(initial=0)) for one in partial]
-    whole = sum(sizes) / sum(weights)
+    sizes = [float(statistics.count.max(initial=0)) for statistics in partial]
+    rows_per_weight = sum(sizes) / sum(weights)
     return [
-        _scale(one, weight * whole / max(size, 1.0))
-        for one, weight, size in zip(partial, weights, sizes, strict=True)
+        _scale(statistics, weight * rows_per_weight / max(size, 1.0))
+        for statistics, weight, size in zip(partial, weights, sizes, strict=True)
     ]
 
 
@@ -257,12 +260,12 @@ def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
         count=count,
         mean=mean,
         m2=std**2 * np.maximum(count - 1, 0),
-        minimum=_filled(entry["min_per_timestep"], np.inf),
-        maximum=_filled(entry["max_per_timestep"], -np.inf),
+        minimum=_fill_missing(entry["min_per_timestep"], np.inf),
+        maximum=_fill_missing(entry["max_per_timestep"], -np.inf),
         digest=digest,
     )
 
 
-def _filled(values: object, fill: float) -> Array:
+def _fill_missing(values: object, fill: float) -> Array:
     array = np.asarray(values, np.float64)
     return np.where(np.isfinite(array), array, fill)

@@ -13,7 +13,7 @@ from vlatool.artifacts.png import is_png, png_info
 PNG, JPEG = "png", "jpeg"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 # Pillow's modes of grey with more than 8 bits; brought to colours they would be white.
-_NUMBERS = ("I", "F")
+_NUMERIC_MODES = ("I", "F")
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def image_info(data: bytes) -> ImageInfo:
             of more than 8 bits in place of colours, such as depth.
     """
     if is_png(data):
-        info = _png_facts(data)
+        info = _png_image_info(data)
     elif data.startswith(_JPEG_SIGNATURE):
-        info = _jpeg_facts(data)
+        info = _jpeg_image_info(data)
     else:
-        info = _other_facts(data)
+        info = _pillow_image_info(data)
     if info.height * info.width > MAX_PIXELS:
         raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MAX_PIXELS}")
     return info
@@ -64,26 +64,26 @@ def check_pixels(data: bytes) -> None:
     decoded_size(data)
 
 
-def _png_facts(data: bytes) -> ImageInfo:
+def _png_image_info(data: bytes) -> ImageInfo:
     info = png_info(data)
     if not info.is_plain_rgb:
-        return replace(_other_facts(data), is_plain=False)
+        return replace(_pillow_image_info(data), is_plain=False)
     return ImageInfo(PNG, *info.size, is_plain=True)
 
 
-def _jpeg_facts(data: bytes) -> ImageInfo:
+def _jpeg_image_info(data: bytes) -> ImageInfo:
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return _other_facts(data)
+        return _pillow_image_info(data)
     return ImageInfo(JPEG, int(height), int(width), colors == "YCbCr")
 
 
-def _other_facts(data: bytes) -> ImageInfo:
+def _pillow_image_info(data: bytes) -> ImageInfo:
     with open_image(data) as image:
         name = (image.format or "").lower()
         frames = int(getattr(image, "n_frames", 1))
-        if image.mode.startswith(_NUMBERS):
+        if image.mode.startswith(_NUMERIC_MODES):
             raise ValueError(f"numbers in place of colours (mode {image.mode!r}), such as depth")
         is_plain = image.mode == "RGB" and frames == 1
         return ImageInfo(name, image.height, image.width, is_plain, frames)

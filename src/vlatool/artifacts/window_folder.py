@@ -122,10 +122,10 @@ def _reason(error: ValidationError) -> str:
 
 def is_windows(location: Path) -> bool:
     """Whether a folder of windows is here, or a run that writes one has begun."""
-    return _says_so(location) or _is_unfinished(location) or _is_published(location)
+    return _has_manifest(location) or _is_unfinished(location) or _is_published(location)
 
 
-def _says_so(location: Path) -> bool:
+def _has_manifest(location: Path) -> bool:
     try:
         tree = read_json(location / MANIFEST_NAME)
     except (DocumentError, OSError):
@@ -158,7 +158,7 @@ def lines_files(folder: Path) -> Sequence[Path]:
     return sorted(data.glob(f"episode_*{LINES_SUFFIX}")) if data.is_dir() else []
 
 
-def image_folders(folder: Path) -> Iterator[Path]:
+def image_folders(root: Path) -> Iterator[Path]:
     """The folders of pictures, by name."""
-    images = folder / IMAGES_NAME
-    yield from sorted(one for one in images.glob("episode_*") if one.is_dir())
+    images = root / IMAGES_NAME
+    yield from sorted(folder for folder in images.glob("episode_*") if folder.is_dir())

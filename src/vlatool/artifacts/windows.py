@@ -101,7 +101,7 @@ def parse_window(line: bytes) -> Window:
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
     images, future = _paths(row, "images"), _paths(row, "Recimage")
-    kind, task = _asked(row["messages"], len(images), len(future))
+    kind, task = _parse_conversation(row["messages"], len(images), len(future))
     return Window(kind, task, images, future, _actions(row["actions"]))
 
 
@@ -111,45 +111,51 @@ def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
     Raises:
         ValueError: A line is none; the reason is the message.
     """
-    before, rest_before = None, b""
+    previous, previous_rest = None, b""
     for line in lines:
-        said, mark, rest = line.partition(_IMAGES_MARK)  # within a text its quotes have backslashes
-        if before is not None and mark and rest == rest_before:
-            row = parse_json(said + b"}")
+        messages_text, separator, rest = line.partition(
+            _IMAGES_MARK
+        )  # within a text its quotes have backslashes
+        if previous is not None and separator and rest == previous_rest:
+            row = parse_json(messages_text + b"}")
             if not isinstance(row, Mapping) or tuple(row) != _KEYS[:1]:
                 raise ValueError("expected messages before the images")
-            kind, task = _asked(row["messages"], len(before.images), len(before.future))
-            yield replace(before, kind=kind, task=task)
+            kind, task = _parse_conversation(
+                row["messages"], len(previous.images), len(previous.future)
+            )
+            yield replace(previous, kind=kind, task=task)
         else:
-            before, rest_before = parse_window(line), rest
-            yield before
+            previous, previous_rest = parse_window(line), rest
+            yield previous
 
 
-def _asked(messages: Any, images: int, future: int) -> tuple[Kind, str]:
+def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, str]:
     """What is asked for, and the instruction."""
-    said, answered = _conversation(messages)
-    kind = _kind(answered, future)
-    before, behind = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
-    if not (said.startswith(before) and said.endswith(behind)):
+    question_text, answer_text = _conversation(messages)
+    kind = _kind(answer_text, future)
+    prefix, suffix = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
+    if not (question_text.startswith(prefix) and question_text.endswith(suffix)):
         raise ValueError(f"the question does not go with its answer and {images} pictures")
-    return kind, said[len(before) : -len(behind)]
+    return kind, question_text[len(prefix) : -len(suffix)]
 
 
-def _kind(answered: str, images: int) -> Kind:
+def _kind(answer_text: str, images: int) -> Kind:
     kinds: tuple[Kind, ...] = ("vla", "wm")
     for kind in kinds:
-        if answered == _answer(kind, images):
+        if answer_text == _answer(kind, images):
             return kind
     raise ValueError(f"the answer is none of the known ones with {images} pictures")
 
 
 def _conversation(messages: Any) -> tuple[str, str]:
     """What the user says, and the answer."""
-    turns = messages if isinstance(messages, list) else []
-    said = {one.get("role"): one.get("content") for one in turns if isinstance(one, Mapping)}
-    if len(turns) != len(_ROLES) or tuple(said) != _ROLES:
+    entries = messages if isinstance(messages, list) else []
+    content_of = {
+        entry.get("role"): entry.get("content") for entry in entries if isinstance(entry, Mapping)
+    }
+    if len(entries) != len(_ROLES) or tuple(content_of) != _ROLES:
         raise ValueError("expected one message of the user and one of the assistant")
-    texts = [text for text in said.values() if isinstance(text, str)]
+    texts = [text for text in content_of.values() if isinstance(text, str)]
     if len(texts) != len(_ROLES):
         raise ValueError("a message has no text")
     return texts[0], texts[1]
@@ -162,13 +168,13 @@ def _paths(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _actions(value: Any) -> tuple[tuple[float, ...], ...]:
-    rows = value if isinstance(value, list) else []
+def _actions(content: Any) -> tuple[tuple[float, ...], ...]:
+    rows = content if isinstance(content, list) else []
     if not rows or not all(isinstance(row, list) and row for row in rows):
         raise ValueError("actions is no list of rows")
     if len({len(row) for row in rows}) > 1:
         raise ValueError("actions have rows of different widths")
-    values = [one for row in rows for one in row]
+    values = [value for row in rows for value in row]
     # True is an int, but no number: types are compared, not asked for.
     if not {*map(type, values)} <= {int, float} or not math.isfinite(_total(values)):
         raise ValueError("actions have a value that is no finite number")

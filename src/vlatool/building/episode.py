@@ -52,7 +52,7 @@ BUILD = FindingCodes(
     },
 )
 
-_AGAIN = "write the windows again with `vlatool preprocess`, or copy them again"
+_HINT = "write the windows again with `vlatool preprocess`, or copy them again"
 
 
 class WindowFile(NamedTuple):
@@ -107,26 +107,28 @@ class EpisodeBuilder:
             DataError: A line is no window, a picture has no codes, an action cannot be encoded.
         """
         windows = [
-            _strip_instruction(one) for one in read_windows(item.path) if one.kind in self.kinds
+            _strip_instruction(window)
+            for window in read_windows(item.path)
+            if window.kind in self.kinds
         ]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
-        kept, _ = distinct_windows(windows)
+        distinct, _ = distinct_windows(windows)
         _check_no_repeats(item, windows)
-        _check_own_episode(item, kept)
-        ids, findings = self._action_ids(item, kept)
-        samples = assemble(windows, ids, self._codes(kept))
-        kinds = Counter(one.kind for one in windows)
+        _check_own_episode(item, distinct)
+        ids, findings = self._action_ids(item, distinct)
+        samples = assemble(windows, ids, self._codes(distinct))
+        kinds = Counter(window.kind for window in windows)
         return Receipt(
             item.episode,
-            counts={"samples": len(windows), "windows": len(kept), **kinds},
+            counts={"samples": len(windows), "windows": len(distinct), **kinds},
             files=self._write(item, samples),
             findings=findings,
             facts={
                 "shape": list(shape),
                 "ids": sorted(Counter(map(len, ids)).items()),
-                "tasks": dict(Counter(one.task for one in windows)),
+                "tasks": dict(Counter(window.task for window in windows)),
             },
         )
 
@@ -145,28 +147,33 @@ class EpisodeBuilder:
         """The ids of each window's actions, and what there is to say about them."""
         try:
             with np.errstate(over="ignore"):  # infinity is refused
-                chunks = self.profile.normalize(np.array([one.actions for one in windows]))
-            found = action_tokenizer(self.fast, self.fast_digest).encode_counted(chunks)
+                chunks = self.profile.normalize(np.array([window.actions for window in windows]))
+            encoded = action_tokenizer(self.fast, self.fast_digest).encode_counted(chunks)
         except ValueError as error:
-            raise _refused(item.path, str(error), "data.action_width") from None
+            raise _window_error(item.path, str(error), "data.action_width") from None
         except DataError as error:
-            raise _refused(item.path, f"windows without repeats, {error}", error.code) from None
-        clamped = int(np.count_nonzero(found.clamped))
+            raise _window_error(
+                item.path, f"windows without repeats, {error}", error.code
+            ) from None
+        clamped = int(np.count_nonzero(encoded.clamped))
         message = f"{item.path}: {clamped} of {len(windows)} windows have actions that are cut"
-        told = BUILD("clamped_actions", message, episode=item.episode)
-        return found.ids, (told,) if clamped else ()
+        finding = BUILD("clamped_actions", message, episode=item.episode)
+        return encoded.ids, (finding,) if clamped else ()
 
     def _codes(self, windows: Sequence[Window]) -> Mapping[str, Array]:
         """Codes by the path of each picture to come."""
-        wanted: dict[str, dict[str, str]] = {}
-        for path in dict.fromkeys(path for one in windows for path in one.future):
+        stems_of: dict[str, dict[str, str]] = {}
+        for path in dict.fromkeys(path for window in windows for path in window.future):
             folder, _, name = path.removeprefix(f"{IMAGES_NAME}/").rpartition("/")
-            wanted.setdefault(folder, {})[path] = name.rpartition(".")[0]
-        found: dict[str, Array] = {}
-        for folder, stems in wanted.items():
-            read = self.codes.read(folder, stems.values())
-            found |= {path: read.codes[read.row_of[stem]] for path, stem in stems.items()}
-        return found
+            stems_of.setdefault(folder, {})[path] = name.rpartition(".")[0]
+        by_path: dict[str, Array] = {}
+        for folder, stems in stems_of.items():
+            episode_codes = self.codes.read(folder, stems.values())
+            by_path |= {
+                path: episode_codes.codes[episode_codes.row_of[stem]]
+                for path, stem in stems.items()
+            }
+        return by_path
 
 
 def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEntry:
@@ -183,10 +190,10 @@ def action_tokenizer(folder: Path, digest: str) -> ActionTokenizer:
     Raises:
         DataError: It is not the one with this digest any more.
     """
-    found = read_fast(folder)
-    if found.digest != digest:
-        raise _refused(folder, "has changed since the run began", "data.fast_changed")
-    return found
+    tokenizer = read_fast(folder)
+    if tokenizer.digest != digest:
+        raise _window_error(folder, "has changed since the run began", "data.fast_changed")
+    return tokenizer
 
 
 def read_windows(path: Path) -> Iterator[Window]:
@@ -207,18 +214,18 @@ def read_windows(path: Path) -> Iterator[Window]:
     try:
         yield from parse_windows(numbered())
     except (ValueError, OSError) as error:
-        if number and _is_built(path, number):
-            raise _refused(
+        if number and _is_sample_line(path, number):
+            raise _window_error(
                 path,
                 "holds built samples: the actions and pictures to come are codes already",
                 "data.already_built",
                 hint="give the folder that `vlatool preprocess` wrote, not what was built of it",
             ) from None
-        where = f"line {number}: " if number else ""
-        raise _refused(path, f"{where}{error}", "data.broken_window", line=number) from None
+        label = f"line {number}: " if number else ""
+        raise _window_error(path, f"{label}{error}", "data.broken_window", line=number) from None
 
 
-def _is_built(path: Path, number: int) -> bool:
+def _is_sample_line(path: Path, number: int) -> bool:
     for at, line in enumerate(read_lines(path), 1):
         if at == number:
             try:
@@ -231,20 +238,22 @@ def _is_built(path: Path, number: int) -> bool:
 def common_shape(path: Path, windows: Sequence[Window]) -> WindowShape:
     """What all windows have in common; DataError where they differ or cannot be rendered."""
     shapes = {
-        WindowShape(len(one.images), len(one.future), len(one.actions), len(one.actions[0])): one
-        for one in windows
+        WindowShape(
+            len(window.images), len(window.future), len(window.actions), len(window.actions[0])
+        ): window
+        for window in windows
     }
     if len(shapes) > 1:
-        found = " and ".join(str(list(shape)) for shape in shapes)
-        raise _refused(path, f"windows of different shapes: {found}", "data.mixed_windows")
+        listed = " and ".join(str(list(shape)) for shape in shapes)
+        raise _window_error(path, f"windows of different shapes: {listed}", "data.mixed_windows")
     shape = next(iter(shapes))
     if not shape.future:
-        raise _refused(path, "windows without pictures to come", "data.mixed_windows")
-    for task in {one.task for one in windows}:
+        raise _window_error(path, "windows without pictures to come", "data.mixed_windows")
+    for task in {window.task for window in windows}:
         try:
             question("vla", task, shape.pictures, "")
         except ValueError as error:
-            raise _refused(path, str(error), "data.bad_instruction") from None
+            raise _window_error(path, str(error), "data.bad_instruction") from None
     return shape
 
 
@@ -257,26 +266,26 @@ def _strip_instruction(window: Window) -> Window:
 def _check_no_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
     """DataError where a window stands there twice."""
     seen: set[tuple[object, ...]] = set()
-    for one in windows:
-        key = (one.kind, one.task, *one.images[-1:])
+    for window in windows:
+        key = (window.kind, window.task, *window.images[-1:])
         if key in seen:
-            reason = f"two {one.kind} windows up to {one.images[-1]} are the same"
-            raise _refused(item.path, reason, "data.duplicate_window")
+            reason = f"two {window.kind} windows up to {window.images[-1]} are the same"
+            raise _window_error(item.path, reason, "data.duplicate_window")
         seen.add(key)
 
 
 def _check_own_episode(item: WindowFile, windows: Sequence[Window]) -> None:
     """DataError where a window names a picture of elsewhere."""
-    for path in {path for one in windows for path in (*one.images, *one.future)}:
+    for path in {path for window in windows for path in (*window.images, *window.future)}:
         if (folder := image_folder(path)) is None:
             reason = f"{path[:200]!r} is no path such as {IMAGES_NAME}/EPISODE/NAME.png"
-            raise _refused(item.path, reason, "data.foreign_picture")
+            raise _window_error(item.path, reason, "data.foreign_picture")
         if item.episode.startswith(EPISODE_PREFIX) and folder != item.episode:
-            raise _refused(item.path, f"{path} is of another episode", "data.foreign_picture")
+            raise _window_error(item.path, f"{path} is of another episode", "data.foreign_picture")
 
 
-def _refused(
-    path: Path, reason: str, code: str, *, hint: str = _AGAIN, line: int | None = None
+def _window_error(
+    path: Path, reason: str, code: str, *, hint: str = _HINT, line: int | None = None
 ) -> DataError:
     details = {"path": str(path)} | ({"line": line} if line else {})
     return DataError(f"{path}: {reason}", hint=hint, code=code, details=details)

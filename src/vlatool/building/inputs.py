@@ -38,8 +38,8 @@ _TEXT_TOKENIZER = "tokenizer.json"
 
 def check_output_outside_input(output: Path, tree: Path) -> None:
     """The output is never the input, nor inside what belongs to it."""
-    own = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
-    if output.resolve() == tree.resolve() or any(is_inside(output, one) for one in own):
+    inputs = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
+    if output.resolve() == tree.resolve() or any(is_inside(output, path) for path in inputs):
         raise UsageError(
             f"{output}: belongs to the input, which is never changed",
             hint=f"choose another --output, such as {tree / 'built'}",
@@ -69,15 +69,15 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
             details={"path": str(tree)},
         )
     paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
-    found = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
-    if not found:
+    files = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
+    if not files:
         raise DataError(
             f"{tree}: no file of windows matches {pattern}",
             hint="give the folder that `vlatool preprocess libero` wrote, or another --pattern",
             code="data.no_windows",
             details={"path": str(tree)},
         )
-    return found
+    return files
 
 
 def compatible_codes(tree: Path, named: Path | None) -> CodesFolder:
@@ -87,30 +87,30 @@ def compatible_codes(tree: Path, named: Path | None) -> CodesFolder:
         UsageError: There are two sets of them.
         DataError: There are none, or they have no ids in a language model or do not fit the text.
     """
-    found = select_codes(tree, named)
-    codes = found.manifest
-    if codes.codes_per_picture != CODES_PER_IMAGE or codes.codebook_size > CODEBOOK_SIZE:
+    folder = select_codes(tree, named)
+    info = folder.manifest
+    if info.codes_per_picture != CODES_PER_IMAGE or info.codebook_size > CODEBOOK_SIZE:
         raise DataError(
-            f"{found.path}: {codes.codes_per_picture} codes of {codes.codebook_size} per picture; "
+            f"{folder.path}: {info.codes_per_picture} codes of {info.codebook_size} per picture; "
             f"samples have {CODES_PER_IMAGE} of at most {CODEBOOK_SIZE}",
             hint="encode the pictures with a tokenizer of that size",
             code="data.other_codes",
-            details={"path": str(found.path)},
+            details={"path": str(folder.path)},
         )
-    return found
+    return folder
 
 
 def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     """The action tokenizer in a folder; DataError where it has more ids than samples can hold."""
-    found = read_fast(folder)
-    if found.vocab_size > ACTION_IDS:
+    tokenizer = read_fast(folder)
+    if tokenizer.vocab_size > ACTION_IDS:
         raise DataError(
-            f"{folder}: {found.vocab_size} ids; samples have room for {ACTION_IDS}",
+            f"{folder}: {tokenizer.vocab_size} ids; samples have room for {ACTION_IDS}",
             hint=f"fit one with --vocab-size {ACTION_IDS}",
             code="data.too_many_ids",
             details={"path": str(folder)},
         )
-    return found
+    return tokenizer
 
 
 def select_profile(name: str | None, fast: Path, gripper: Gripper) -> NormalizationProfile:
@@ -122,8 +122,8 @@ def mismatched_profile(
     profile: NormalizationProfile, fast: Path, gripper: Gripper
 ) -> NormalizationProfile | None:
     """The profile that an action tokenizer was fitted with, if that is another one."""
-    beside = read_profile(str(fast), gripper) if has_profile(fast) else profile
-    return None if beside.digest == profile.digest else beside
+    fitted_with = read_profile(str(fast), gripper) if has_profile(fast) else profile
+    return None if fitted_with.digest == profile.digest else fitted_with
 
 
 def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
@@ -132,8 +132,8 @@ def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
     Raises:
         UsageError: It does not.
     """
-    own = dict(zip(profile.dimensions, profile.factors, strict=True))
-    if factor is not None and any(own.get(name) != factor for name in _ROTATIONS):
+    by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
+    if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
         raise UsageError(
             f"rpy_std_mult {factor:g} is not the factor of the profile {profile.name}",
             hint="write a profile with other factors and name it with --profile FILE",
@@ -164,5 +164,9 @@ def instructions_with_code_ids(tasks: Sequence[str], tokenizer: Path | None) -> 
         ) from None
     first, stop = ID_MAP["code_base"], ID_MAP["action_base"] + ID_MAP["action_ids"]
     texts = {task: question("vla", task, 0, "") for task in tasks}
-    found = {task: model.encode(text, add_special_tokens=False).ids for task, text in texts.items()}
-    return [task for task, ids in found.items() if any(first <= one < stop for one in ids)]
+    token_ids = {
+        task: model.encode(text, add_special_tokens=False).ids for task, text in texts.items()
+    }
+    return [
+        task for task, ids in token_ids.items() if any(first <= token_id < stop for token_id in ids)
+    ]

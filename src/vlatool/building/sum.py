@@ -63,8 +63,10 @@ class DatasetTotals:
         self.files += receipt.files
         self.tasks.update(receipt.facts["tasks"])
         self.id_counts.update(dict(receipt.facts["ids"]))
-        counted = {key: n for key, n in receipt.counts.items() if key not in ("samples", "windows")}
-        self.kinds.update(counted)
+        samples_by_kind = {
+            key: n for key, n in receipt.counts.items() if key not in ("samples", "windows")
+        }
+        self.kinds.update(samples_by_kind)
 
     def action_ids(self) -> dict[str, float]:
         """The fewest, the mean and the most action ids of a window; empty without windows."""

@@ -45,12 +45,12 @@ class PreprocessResult:
         """The result for people."""
         cameras = ", ".join(self.cameras) or "none"
         shards = f" in {_counted(self.shards, 'shard')}" if self.shards else ""
-        what = f"{_counted(self.samples, 'sample')}{shards}"
+        written = f"{_counted(self.samples, 'sample')}{shards}"
         size = f"{self.bytes / 1e6:.1f} MB"
         if self.bytes_on_disk and not self.amounts:
             size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in all"
         lines = [
-            f"{self.output}: {what} from {_counted(self.episodes, 'episode')} ({size})",
+            f"{self.output}: {written} from {_counted(self.episodes, 'episode')} ({size})",
             f"cameras: {cameras}",
         ]
         if self.action_fields:
@@ -60,7 +60,7 @@ class PreprocessResult:
         lines += [f"{name}: {count}" for name, count in self.amounts.items()]
         if self.status == "planned":
             lines[0] = (
-                f"{self.output}: would write about {what} from "
+                f"{self.output}: would write about {written} from "
                 f"{_counted(self.episodes, 'episode')}; nothing was written"
             )
         if self.status == "already complete":
@@ -75,5 +75,5 @@ class PreprocessResult:
         return "\n".join(lines)
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"

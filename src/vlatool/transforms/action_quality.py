@@ -44,13 +44,13 @@ def action_quality(tokenizer: ActionTokenizer, chunks: Array) -> ActionQuality:
     for start in range(0, len(chunks), _AT_ONCE):
         part = chunks[start : start + _AT_ONCE]
         encoded = tokenizer.encode_counted(part)
-        back, problems = tokenizer.decode(encoded.ids, *part.shape[1:])
+        decoded, problems = tokenizer.decode(encoded.ids, *part.shape[1:])
         assert not any(problems), problems
         lengths += map(len, encoded.ids)
         clamped += int(encoded.clamped.sum())
-        same = tokenizer.coefficients(back) == tokenizer.coefficients(part)
-        exact += int(same.all(axis=(1, 2)).sum())
-        change = np.abs(back.astype(np.float64) - part)
+        is_equal = tokenizer.coefficients(decoded) == tokenizer.coefficients(part)
+        exact += int(is_equal.all(axis=(1, 2)).sum())
+        change = np.abs(decoded.astype(np.float64) - part)
         squares += (change**2).sum(axis=(0, 1))
         largest = np.maximum(largest, change.max(axis=(0, 1)))
     rms = np.sqrt(squares / (len(chunks) * chunks.shape[1]))

@@ -66,7 +66,9 @@ class ActionTokenizer:
     def digest(self) -> str:
         """SHA-256 of what decides the ids; the same however the file is laid out."""
         model = json.loads(self.document)["model"]
-        merges = [one if isinstance(one, list) else one.split(" ", 1) for one in model["merges"]]
+        merges = [
+            merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]
+        ]
         vocabulary = sorted(model["vocab"].items())
         text = json.dumps([float(self.scale), int(self.min_token), vocabulary, merges])
         return sha256(text.encode()).hexdigest()
@@ -143,34 +145,34 @@ class ActionTokenizer:
         """
         from scipy.fft import idct
 
-        found = np.full((len(ids), steps, width), np.nan)
+        chunks = np.full((len(ids), steps, width), np.nan)
         problems: list[str | None] = []
-        for at, sequence in enumerate(ids):
+        for index, sequence in enumerate(ids):
             codes, problem = self._codes(sequence, steps, width)
             problems.append(problem)
             if codes is not None:
-                found[at] = codes.reshape(steps, width)
-        good = [at for at, problem in enumerate(problems) if problem is None]
-        coefficients = (found[good] + self.min_token) / self.scale
-        if good:
-            found[good] = np.asarray(idct(coefficients, axis=1, norm="ortho"))
-        return found.astype(np.float32), problems
+                chunks[index] = codes.reshape(steps, width)
+        valid = [index for index, problem in enumerate(problems) if problem is None]
+        coefficients = (chunks[valid] + self.min_token) / self.scale
+        if valid:
+            chunks[valid] = np.asarray(idct(coefficients, axis=1, norm="ortho"))
+        return chunks.astype(np.float32), problems
 
     def _codes(self, ids: Sequence[int], steps: int, width: int) -> tuple[Array | None, str | None]:
         """The code points [H * D] that ids stand for, or why there are none."""
         parts: list[bytes] = []
-        for one in ids:
-            part = self._bytes[one] if 0 <= one < len(self._bytes) else None
+        for action_id in ids:
+            part = self._bytes[action_id] if 0 <= action_id < len(self._bytes) else None
             if part is None:
-                return None, f"id {one} is none of the {self.vocab_size} of this tokenizer"
+                return None, f"id {action_id} is none of the {self.vocab_size} of this tokenizer"
             parts.append(part)
         try:
             text = b"".join(parts).decode()
         except UnicodeDecodeError as error:
             return None, f"the ids are no whole characters (byte {error.start})"
         if len(text) != steps * width:
-            wanted = f"{steps} x {width}"
-            return None, f"the ids stand for {len(text)} coefficients, not for {wanted}"
+            expected = f"{steps} x {width}"
+            return None, f"the ids stand for {len(text)} coefficients, not for {expected}"
         return np.array([ord(character) for character in text], np.float64), None
 
     @cached_property
@@ -185,8 +187,8 @@ class ActionTokenizer:
         """What each id stands for; None for a number that is no id."""
         vocabulary: Mapping[str, int] = json.loads(self.document)["model"]["vocab"]
         table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
-        for token, one in vocabulary.items():
-            table[one] = _token_bytes(token)
+        for token, action_id in vocabulary.items():
+            table[action_id] = _token_bytes(token)
         return table
 
     @cached_property
@@ -196,13 +198,13 @@ class ActionTokenizer:
         return all(character in vocabulary for character in _BYTE_OF)
 
     def _check_lossless(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
-        for at, (text, sequence) in enumerate(zip(texts, ids, strict=True)):
-            if b"".join(self._bytes[one] or b"" for one in sequence) != text.encode():
+        for chunk, (text, sequence) in enumerate(zip(texts, ids, strict=True)):
+            if b"".join(self._bytes[action_id] or b"" for action_id in sequence) != text.encode():
                 raise DataError(
-                    f"chunk {at}: a coefficient cannot be written with this vocabulary",
+                    f"chunk {chunk}: a coefficient cannot be written with this vocabulary",
                     hint="fit one on data like these, with an id for every byte",
                     code="data.action_not_encodable",
-                    details={"chunk": at},
+                    details={"chunk": chunk},
                 )
 
 
@@ -262,11 +264,11 @@ def _token_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def _check_finite(values: Array, what: str) -> None:
+def _check_finite(values: Array, problem: str) -> None:
     if not np.isfinite(values).all():
-        chunk, step, dimension = (int(one) for one in np.argwhere(~np.isfinite(values))[0])
+        chunk, step, dimension = (int(index) for index in np.argwhere(~np.isfinite(values))[0])
         raise DataError(
-            f"chunk {chunk}: dimension {dimension} {what} (row {step})",
+            f"chunk {chunk}: dimension {dimension} {problem} (row {step})",
             hint="check the actions and the normalisation",
             code="data.action_not_finite",
             details={"chunk": chunk, "row": step, "dimension": dimension},
@@ -274,11 +276,11 @@ def _check_finite(values: Array, what: str) -> None:
 
 
 def _check_characters(shifted: Array) -> None:
-    bad = (shifted > _LAST_CODE_POINT) | (
+    is_invalid = (shifted > _LAST_CODE_POINT) | (
         (shifted >= _FIRST_SURROGATE) & (shifted <= _LAST_SURROGATE)
     )
-    if bad.any():
-        chunk, row, dimension = (int(one) for one in np.argwhere(bad)[0])
+    if is_invalid.any():
+        chunk, row, dimension = (int(index) for index in np.argwhere(is_invalid)[0])
         raise DataError(
             f"chunk {chunk}: the coefficient of dimension {dimension}, frequency {row}, is too "
             "large to be written",

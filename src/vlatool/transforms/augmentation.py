@@ -12,7 +12,7 @@ import numpy as np
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 
-_GREY = (0.2989, 0.587, 0.114)
+_GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 _LEVELS = 255
 # From [0, 1] to levels: 1 becomes 255, and every level gets an equal share.
 _TO_LEVELS = (_LEVELS + 1 - 1e-3) / _LEVELS
@@ -84,13 +84,13 @@ class ColorJitter:
 
         A range of nothing but the unchanged picture is no change.
         """
-        found = {"hue": float(rng.uniform(*self.hue))} if any(self.hue) else {}
+        changes = {"hue": float(rng.uniform(*self.hue))} if any(self.hue) else {}
         for name in ("brightness", "contrast", "saturation"):
-            spread: float = getattr(self, name)
-            if spread:
-                found[name] = float(rng.uniform(max(0.0, 1 - spread), 1 + spread))
-        names = list(found)
-        return {names[place]: found[names[place]] for place in rng.permutation(len(names))}
+            width: float = getattr(self, name)
+            if width:
+                changes[name] = float(rng.uniform(max(0.0, 1 - width), 1 + width))
+        names = list(changes)
+        return {names[index]: changes[names[index]] for index in rng.permutation(len(names))}
 
 
 def apply_color_jitter(pixels: UInt8Array, changes: Mapping[str, float]) -> None:
@@ -126,7 +126,7 @@ def _saturate(planes: Array, factor: float) -> None:
     _to_levels(planes)
 
 
-def _turn_hue(planes: Array, turns: float) -> None:
+def _shift_hue(planes: Array, turns: float) -> None:
     """Turns the hue; the lightest and the darkest of the three values of a pixel stay."""
     hue, low, chroma = _hue(planes)
     hue += np.float32(_SEXTANTS * turns)
@@ -169,7 +169,7 @@ def _hue(planes: Array) -> tuple[Array, Array, Array]:
 
 def _gray(planes: Array) -> Array:
     """Whole levels float32 [P]."""
-    return np.floor(np.asarray(_GREY, np.float32) @ planes)
+    return np.floor(np.asarray(_GRAY_WEIGHTS, np.float32) @ planes)
 
 
 def _to_levels(planes: Array) -> None:
@@ -181,5 +181,5 @@ _CHANGES = {
     "brightness": _brighten,
     "contrast": _contrast,
     "saturation": _saturate,
-    "hue": _turn_hue,
+    "hue": _shift_hue,
 }

@@ -44,17 +44,17 @@ class ImageGeometry:
 
     def apply(self, image: UInt8Array) -> UInt8Array:
         """A picture of the target size from uint8 [H, W, 3] of the camera."""
-        return self._shape(image, self.resample)
+        return self._transform(image, self.resample)
 
     def apply_to_values(self, values: Array) -> Array:
         """The same for numbers that must not be mixed, uint16 [H, W]: depth, labels."""
-        return self._shape(values, "nearest")
+        return self._transform(values, "nearest")
 
-    def _shape(self, image: Array, how: ResizeFilter) -> Array:
-        turned = _turned(image, self.turns)
+    def _transform(self, image: Array, resize_filter: ResizeFilter) -> Array:
+        turned = _rotate(image, self.turns)
         if self.target == self.original:
             return turned
-        return resampled(turned, self.scaled, self.offset, self.target, how)
+        return resampled(turned, self.scaled, self.offset, self.target, resize_filter)
 
     @property
     def _scale(self) -> tuple[float, float]:
@@ -64,17 +64,17 @@ class ImageGeometry:
         """Pinhole matrices [..., 3, 3] of the turned picture, before any resize."""
         height, width = self.original if self.turns % 2 == 0 else self.original[::-1]
         for _ in range(self.turns % 4):
-            turn = np.array([[0.0, -1.0, height], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-            matrix = turn @ matrix @ _QUARTER_TURN
+            rotation = np.array([[0.0, -1.0, height], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+            matrix = rotation @ matrix @ _QUARTER_TURN
             height, width = width, height
         return matrix
 
     def rotated_extrinsics(self, matrix: Array) -> Array:
         """base_T_camera [..., 4, 4] of the camera turned with its picture."""
         for _ in range(self.turns % 4):
-            turn = np.eye(4)
-            turn[:3, :3] = _QUARTER_TURN
-            matrix = matrix @ turn
+            rotation = np.eye(4)
+            rotation[:3, :3] = _QUARTER_TURN
+            matrix = matrix @ rotation
         return matrix
 
     def intrinsics(self, matrix: Array) -> Array:
@@ -144,7 +144,7 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     return result
 
 
-def _turned(image: Array, turns: int) -> Array:
+def _rotate(image: Array, turns: int) -> Array:
     """Pixels turned clockwise; numpy counts the other way."""
     return image if turns % 4 == 0 else np.ascontiguousarray(np.rot90(image, -turns))
 
@@ -164,9 +164,9 @@ def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Arr
     finite = np.all(np.abs(points) < _FAR, axis=1)
     offsets = np.where(finite[:, None], points.astype(np.float64), 0.0) - center
     # The inverse of a rotation is its transpose, and rows times R are columns times R transposed.
-    seen = offsets @ rotation
-    visible = finite & (seen[:, 2] > _NEAR)
-    depth = np.where(visible, seen[:, 2], 1.0)
-    pixels = (seen / depth[:, None]) @ intrinsics[:2].astype(np.float64).T
+    in_camera = offsets @ rotation
+    visible = finite & (in_camera[:, 2] > _NEAR)
+    depth = np.where(visible, in_camera[:, 2], 1.0)
+    pixels = (in_camera / depth[:, None]) @ intrinsics[:2].astype(np.float64).T
     pixels[~visible] = np.nan
     return pixels, visible

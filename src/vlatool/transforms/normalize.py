@@ -129,28 +129,28 @@ def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
     try:
         numbers = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise _broken(field, key, "holds something else than rows of numbers") from None
+        raise _statistics_error(field, key, "holds something else than rows of numbers") from None
     if key.startswith("mean"):
         expected = 2 if key.endswith("_per_timestep") else 1
         if numbers.ndim != expected or not numbers.size:
-            what = "a number per step and channel" if expected == 2 else "a number per channel"
-            raise _broken(field, key, f"has the shape {list(numbers.shape)}, not {what}")
+            form = "a number per step and channel" if expected == 2 else "a number per channel"
+            raise _statistics_error(field, key, f"has the shape {list(numbers.shape)}, not {form}")
     else:
         mean = _numbers(stats, field, "mean_per_timestep" if "_per_timestep" in key else "mean")
         if numbers.shape not in ((), mean.shape, mean.shape[-1:]):
             shapes = f"has the shape {list(numbers.shape)}, the mean {list(mean.shape)}"
-            raise _broken(field, key, shapes)
+            raise _statistics_error(field, key, shapes)
     finite = np.isfinite(numbers)
     if not finite.all() and key.endswith("_per_timestep") and finite.any():
-        raise _unreached(
+        raise _unreached_step_error(
             field, key, int(np.flatnonzero(~finite.reshape(len(finite), -1).all(1))[0])
         )
     if not finite.all():
-        raise _broken(field, key, "is not finite")
+        raise _statistics_error(field, key, "is not finite")
     return numbers
 
 
-def _unreached(field: str, key: str, step: int) -> DataError:
+def _unreached_step_error(field: str, key: str, step: int) -> DataError:
     return DataError(
         f"statistics of field {field!r}: {key!r} has no number at step {step} of the window: no "
         "recording is so long",
@@ -161,7 +161,7 @@ def _unreached(field: str, key: str, step: int) -> DataError:
     )
 
 
-def _broken(field: str, key: str, problem: str) -> DataError:
+def _statistics_error(field: str, key: str, problem: str) -> DataError:
     return DataError(
         f"statistics of field {field!r}: {key!r} {problem}",
         hint="compute them with `vlatool stats compute DATA`, or preprocess the data again",

@@ -42,24 +42,24 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
         DataError: A field is missing or has another width, or a reference is unknown.
     """
     lowdim = dict(episode.lowdim)
-    made = {group.name: _whole(group, lowdim, episode.id) for group in groups}
+    resolved = {group.name: _resolve_fields(group, lowdim, episode.id) for group in groups}
     for group in groups:
         if group.reference is not None:
-            made[group.name] = _referring(made, group, episode.id)
-    for group in made.values():
+            resolved[group.name] = _with_reference(resolved, group, episode.id)
+    for group in resolved.values():
         for key in reference_keys(group):
             _field(lowdim, key, episode.id, group.name)
-    names = {key for group in made.values() for key in (group.position_key, group.rotation_key)}
+    names = {key for group in resolved.values() for key in (group.position_key, group.rotation_key)}
     absolute = [name.removesuffix(SUFFIX) for name in episode.action_fields]
     return replace(
         episode,
         lowdim=lowdim,
-        pose_groups=tuple(made.values()),
+        pose_groups=tuple(resolved.values()),
         action_fields=tuple(name + SUFFIX if name in names else name for name in absolute),
     )
 
 
-def _whole(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:
+def _resolve_fields(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:
     """The group as two whole fields, added to `lowdim` where they are not there."""
     position = _field(lowdim, group.position_key, episode, group.name, 3)
     width = ROTATION_WIDTH[group.rotation]
@@ -74,17 +74,19 @@ def _whole(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> Po
     return PoseGroup(group.name, keys[0], keys[1])
 
 
-def _referring(made: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: str) -> PoseGroup:
-    reference = made.get(group.reference or "")
+def _with_reference(
+    resolved: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: str
+) -> PoseGroup:
+    reference = resolved.get(group.reference or "")
     if reference is None:
         raise DataError(
             f"{episode}: pose group {group.name!r} refers to {group.reference!r}, which is none",
-            hint=did_you_mean(group.reference or "", list(made)),
+            hint=did_you_mean(group.reference or "", list(resolved)),
             code="data.unknown_pose_group",
-            details={"pose_group": group.name, "known": list(made)},
+            details={"pose_group": group.name, "known": list(resolved)},
         )
     return replace(
-        made[group.name],
+        resolved[group.name],
         reference_position=reference.position_key,
         reference_rotation=reference.rotation_key,
     )

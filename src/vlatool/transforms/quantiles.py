@@ -18,7 +18,7 @@ from vlatool.episode import Array
 MAX_BUFFER = 1000
 COMPRESSION = 100
 # Joining at every merge would blur the digest: centroids pile up to this many first.
-_PILE = 5 * COMPRESSION
+_MAX_CENTROIDS = 5 * COMPRESSION
 _BLOCK = 256
 
 
@@ -74,7 +74,7 @@ def join(digests: Sequence[Digest]) -> Digest:
     if all(digest.weights is None for digest in digests):
         return Digest(np.sort(means, axis=1))
     weights = np.concatenate([_weights(digest) for digest in digests], axis=1)
-    return _sorted(means, weights)
+    return _sort(means, weights)
 
 
 def merge_digests(digests: Sequence[Digest]) -> Digest:
@@ -84,7 +84,7 @@ def merge_digests(digests: Sequence[Digest]) -> Digest:
     """
     cells = len(digests[0].means)
     blocks = [slice(start, start + _BLOCK) for start in range(0, cells, _BLOCK)]
-    return _stacked([compress(join([one.rows(block) for one in digests])) for block in blocks])
+    return _stack([compress(join([digest.rows(block) for digest in digests])) for block in blocks])
 
 
 def pool_cells(digest: Digest, groups: int) -> Digest:
@@ -92,7 +92,7 @@ def pool_cells(digest: Digest, groups: int) -> Digest:
     steps = digest.means.shape[0] // groups
     parts = (digest.means, _weights(digest))
     rows = [part.reshape(steps, groups, -1).transpose(1, 0, 2) for part in parts]
-    pooled = _sorted(*(part.reshape(groups, -1) for part in rows))
+    pooled = _sort(*(part.reshape(groups, -1) for part in rows))
     return Digest(pooled.means) if digest.weights is None else pooled
 
 
@@ -103,7 +103,9 @@ def compress(digest: Digest) -> Digest:
     trimmed = Digest(
         digest.means[:, :used], None if digest.weights is None else digest.weights[:, :used]
     )
-    if counts.max(initial=0) <= MAX_BUFFER or (trimmed.weights is not None and used <= _PILE):
+    if counts.max(initial=0) <= MAX_BUFFER or (
+        trimmed.weights is not None and used <= _MAX_CENTROIDS
+    ):
         return trimmed
     return _join_neighbors(trimmed, counts)
 
@@ -218,24 +220,24 @@ def _weights(digest: Digest) -> Array:
     return digest.weights
 
 
-def _stacked(blocks: Sequence[Digest]) -> Digest:
+def _stack(blocks: Sequence[Digest]) -> Digest:
     """Blocks of cells below each other, padded to the widest."""
     if len(blocks) == 1:
         return blocks[0]
     width = max((block.width for block in blocks), default=0)
-    padded = [_padded(block.means, width, np.inf) for block in blocks]
+    padded = [_pad(block.means, width, np.inf) for block in blocks]
     means = np.concatenate(padded) if padded else np.zeros((0, 0))
     if all(block.is_exact for block in blocks):
         return Digest(means)
-    weights = [_padded(_weights(block), width, 0) for block in blocks]
+    weights = [_pad(_weights(block), width, 0) for block in blocks]
     return Digest(means, np.concatenate(weights))
 
 
-def _padded(values: Array, width: int, fill: float) -> Array:
+def _pad(values: Array, width: int, fill: float) -> Array:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
 
 
-def _sorted(means: Array, weights: Array) -> Digest:
+def _sort(means: Array, weights: Array) -> Digest:
     order = np.argsort(means, axis=1, kind="stable")
     ordered = (np.take_along_axis(values, order, axis=1) for values in (means, weights))
     return Digest(*ordered)
@@ -254,7 +256,7 @@ def _join_neighbors(digest: Digest, counts: Array) -> Digest:
     finite = np.where(weights > 0, digest.means, 0.0) * weights
     sums = np.bincount(flat, finite.ravel(), size).reshape(cells, COMPRESSION)
     means = np.where(joined == 0, np.inf, sums / np.maximum(joined, 1))
-    return _sorted(means, joined.astype(weights.dtype))
+    return _sort(means, joined.astype(weights.dtype))
 
 
 def _exact_quantile(means: Array, q: float) -> Array:

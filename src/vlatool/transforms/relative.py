@@ -42,7 +42,7 @@ def relative_fields(
     for group in groups:
         position, rotation = _pose(windows, group.position_key, group.rotation_key, group.name)
         reference = _pose(windows, *reference_keys(group), group.name)
-        at_anchor = (one[:, anchor : anchor + 1] for one in reference)
+        at_anchor = (values[:, anchor : anchor + 1] for values in reference)
         xyz, rot6d = relative_pose(position, rotation, *at_anchor)
         result[group.position_key + SUFFIX] = xyz
         result[group.rotation_key + SUFFIX] = rot6d

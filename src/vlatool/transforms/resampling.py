@@ -22,7 +22,7 @@ def resampled(
     scaled: tuple[int, int],
     offset: tuple[int, int],
     target: tuple[int, int],
-    how: ResizeFilter,
+    resize_filter: ResizeFilter,
 ) -> Array:
     """The window `target` at `offset` of an image resized to `scaled`; black where it has none.
 
@@ -33,17 +33,17 @@ def resampled(
         scaled: What the whole image would become.
         offset: (top, left) in it.
         target: Size of the result.
-        how: The filter.
+        resize_filter: The filter.
     """
     if scaled[0] < target[0] or scaled[1] < target[1]:
         canvas = np.zeros((*target, *image.shape[2:]), image.dtype)
         top, left = -offset[0], -offset[1]
         canvas[top : top + scaled[0], left : left + scaled[1]] = resampled(
-            image, scaled, (0, 0), scaled, how
+            image, scaled, (0, 0), scaled, resize_filter
         )
         return canvas
-    if how != "lanczos_vips":
-        return _by_pillow(image, scaled, offset, target, Image.Resampling[how.upper()])
+    if resize_filter != "lanczos_vips":
+        return _by_pillow(image, scaled, offset, target, Image.Resampling[resize_filter.upper()])
     if scaled[0] > image.shape[0] or scaled[1] > image.shape[1]:
         # Where pictures grow, libvips interpolates by another filter.
         return _by_pillow(image, scaled, offset, target, Image.Resampling.LANCZOS)
@@ -55,7 +55,7 @@ def _by_pillow(
     scaled: tuple[int, int],
     offset: tuple[int, int],
     target: tuple[int, int],
-    how: Image.Resampling,
+    resample: Image.Resampling,
 ) -> Array:
     scale_y, scale_x = scaled[0] / image.shape[0], scaled[1] / image.shape[1]
     top, left = offset
@@ -65,7 +65,7 @@ def _by_pillow(
         (left + target[1]) / scale_x,
         (top + target[0]) / scale_y,
     )
-    return np.asarray(Image.fromarray(image).resize((target[1], target[0]), how, box=box))
+    return np.asarray(Image.fromarray(image).resize((target[1], target[0]), resample, box=box))
 
 
 def _by_libvips(

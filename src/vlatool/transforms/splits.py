@@ -7,6 +7,6 @@ def validation_positions(count: int, ratio: float) -> list[int]:
     The others are for training; of one shard none is left. No seed: the same every time.
     Source: reference/future-vla 2.2, the numbers included.
     """
-    wanted = max(1, int(count * ratio + 0.999999))
-    step = max(1, count // wanted)
-    return list(range(0, count, step))[:wanted]
+    num_validation = max(1, int(count * ratio + 0.999999))
+    step = max(1, count // num_validation)
+    return list(range(0, count, step))[:num_validation]

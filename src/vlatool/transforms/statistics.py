@@ -74,12 +74,12 @@ def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics
         valid: bool [N, T], false where padded. Rows of a field with a value that is not finite
             do not count for that field.
     """
-    wide = [np.asarray(one, np.float64).reshape(*valid.shape, -1) for one in fields]
+    wide = [np.asarray(array, np.float64).reshape(*valid.shape, -1) for array in fields]
     values = np.concatenate(wide, axis=2)
     weight = np.broadcast_to(valid[..., None], values.shape)
     if not np.isfinite(values).all():
-        rows = [np.isfinite(one).all(axis=2, keepdims=True) for one in wide]
-        finite = [np.broadcast_to(row, one.shape) for row, one in zip(rows, wide, strict=True)]
+        rows = [np.isfinite(array).all(axis=2, keepdims=True) for array in wide]
+        finite = [np.broadcast_to(row, array.shape) for row, array in zip(rows, wide, strict=True)]
         weight = weight & np.concatenate(finite, axis=2)
     counted = np.where(weight, values, 0.0)
     count = weight.sum(axis=0)
@@ -179,13 +179,15 @@ def summary(stats: WindowStatistics) -> dict[str, Any]:
     with np.errstate(over="ignore", invalid="ignore"):  # finite values may be too large to square
         variance = stats.m2 / np.maximum(count - 1, 1)
         mean = (stats.mean * count).sum(axis=0) / total
-        spread = (variance * count).sum(axis=0) + (count * (stats.mean - mean) ** 2).sum(axis=0)
+        squared_deviations = (variance * count).sum(axis=0) + (
+            count * (stats.mean - mean) ** 2
+        ).sum(axis=0)
     pooled = pool_cells(stats.digest, channels)
     rows = np.rint(count[:, 0]).astype(np.int64).tolist()  # fractions in a weighted mixture
     entry: dict[str, Any] = {
         "count": rows,
         "mean": finite_lists(mean),
-        "std": finite_lists(np.sqrt(spread / total)),
+        "std": finite_lists(np.sqrt(squared_deviations / total)),
         "min": finite_lists(stats.minimum.min(axis=0)),
         "max": finite_lists(stats.maximum.max(axis=0)),
         "mean_per_timestep": finite_lists(stats.mean),
@@ -198,10 +200,10 @@ def summary(stats: WindowStatistics) -> dict[str, Any]:
         per_step = quantile(stats.digest, percent / 100).reshape(steps, channels)
         entry[f"percentile_{percent}_per_timestep"] = finite_lists(per_step)
     # A weighted mixture has shares, not counts: nothing could be merged into it rightly.
-    whole = not stats.digest.is_weighted
-    entry["percentile_sample_count"] = rows if whole else None
-    entry["tdigest_state"] = to_state(pooled, (channels,)) if whole else None
-    per_step = to_state(stats.digest, (steps, channels)) if whole else None
+    is_mergeable = not stats.digest.is_weighted
+    entry["percentile_sample_count"] = rows if is_mergeable else None
+    entry["tdigest_state"] = to_state(pooled, (channels,)) if is_mergeable else None
+    per_step = to_state(stats.digest, (steps, channels)) if is_mergeable else None
     entry["tdigest_state_per_timestep"] = per_step
     return entry
 

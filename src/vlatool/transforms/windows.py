@@ -68,15 +68,15 @@ class Windows:
         """Bool [N, T]: real steps from the anchor on."""
         return self.valid & (np.arange(self.spec.length) >= self.spec.past)
 
-    def select(self, wanted: Array) -> "Windows":
-        """Only the windows where `wanted` [N] is true."""
+    def select(self, mask: Array) -> "Windows":
+        """Only the windows where `mask` [N] is true."""
         return replace(
             self,
-            anchors=self.anchors[wanted],
-            rows=self.rows[wanted],
-            valid=self.valid[wanted],
-            pad_left=self.pad_left[wanted],
-            pad_right=self.pad_right[wanted],
+            anchors=self.anchors[mask],
+            rows=self.rows[mask],
+            valid=self.valid[mask],
+            pad_left=self.pad_left[mask],
+            pad_right=self.pad_right[mask],
         )
 
     def cut(self, values: Array) -> Array:
@@ -97,16 +97,16 @@ def make_windows(num_frames: int, spec: WindowSpec) -> Windows:
     candidates = np.arange(0, num_frames, spec.stride)
     pad_left = np.maximum(0, spec.past - candidates)
     pad_right = np.maximum(0, candidates + spec.future - num_frames + 1)
-    kept = (pad_left <= spec.max_padding_left) & (pad_right <= spec.max_padding_right)
-    anchors = candidates[kept]
+    is_within_limits = (pad_left <= spec.max_padding_left) & (pad_right <= spec.max_padding_right)
+    anchors = candidates[is_within_limits]
     frames = anchors[:, None] + np.arange(-spec.past, spec.future + 1)
     return Windows(
         spec=spec,
         anchors=anchors,
         rows=_padded_rows(frames, num_frames, spec.padding),
         valid=(frames >= 0) & (frames < num_frames),
-        pad_left=pad_left[kept],
-        pad_right=pad_right[kept],
+        pad_left=pad_left[is_within_limits],
+        pad_right=pad_right[is_within_limits],
         dropped_padding=int(len(candidates) - len(anchors)),
     )
 
@@ -155,7 +155,7 @@ def moving_mask(windows: Windows, fields: Mapping[str, Array], spec: StillnessSp
         DataError: A threshold names a field that is not there.
     """
     if spec.field_thresholds:
-        return _leaves_its_range(windows, fields, spec.field_thresholds)
+        return _exceeds_range(windows, fields, spec.field_thresholds)
     considered = [
         values
         for name, values in fields.items()
@@ -177,7 +177,7 @@ def _deviation(windows: Windows, values: Array) -> Array:
     return np.sqrt(squared).max(axis=1, initial=0.0)
 
 
-def _leaves_its_range(
+def _exceeds_range(
     windows: Windows, fields: Mapping[str, Array], thresholds: Mapping[str, float]
 ) -> Array:
     result = np.zeros(len(windows.anchors), bool)

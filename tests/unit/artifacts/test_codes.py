@@ -26,10 +26,10 @@ GOOD = list(range(32))
 def tree(tmp_path: Path) -> Path:
     """Empty pictures of two episodes."""
     for episode in ("episode_000000", "episode_000001"):
-        place = tmp_path / "A/images" / episode
-        place.mkdir(parents=True)
+        folder = tmp_path / "A/images" / episode
+        folder.mkdir(parents=True)
         for stem in STEMS:
-            (place / f"{stem}.png").touch()
+            (folder / f"{stem}.png").touch()
     return tmp_path / "A"
 
 
@@ -80,7 +80,7 @@ def test_anything_but_32_codes_is_refused(value: object) -> None:
 
 
 def test_both_layouts_hold_the_same_codes(tree: Path) -> None:
-    folders = [CodesFolder.open(write_tree_codes(tree, one)) for one in ("json", "packed")]
+    folders = [CodesFolder.open(write_tree_codes(tree, layout)) for layout in ("json", "packed")]
     for episode in ("episode_000000", "episode_000001"):
         first, second = (folder.read(episode) for folder in folders)
         assert first.stems == second.stems == STEMS
@@ -102,9 +102,9 @@ def test_packed_codes_are_small_integers_in_equal_bytes(tmp_path: Path) -> None:
 def test_a_published_folder_without_manifest_is_read(tree: Path) -> None:
     folder = write_tree_codes(tree, "json")
     (folder / "manifest.json").unlink()
-    found = CodesFolder.open(folder)
-    assert (found.layout, found.has_manifest) == ("json", False)
-    assert found.read("episode_000000").codes.shape == (2, 32)
+    opened = CodesFolder.open(folder)
+    assert (opened.layout, opened.has_manifest) == ("json", False)
+    assert opened.read("episode_000000").codes.shape == (2, 32)
 
 
 @pytest.mark.parametrize("layout", ["json", "packed"])
@@ -194,6 +194,6 @@ def test_a_tree_without_codes_is_refused(tree: Path) -> None:
 def test_what_a_manifest_says_comes_back(tmp_path: Path) -> None:
     manifest = CodesManifest(16, 1024, "t", "d", "fp32", "packed", 2, 9, "e")
     manifest.save(tmp_path)
-    found = CodesFolder.find(tmp_path)
-    assert found is not None
-    assert found.manifest == manifest
+    codes = CodesFolder.find(tmp_path)
+    assert codes is not None
+    assert codes.manifest == manifest

@@ -98,7 +98,7 @@ def test_a_folder_without_one_of_the_files_is_refused(folder: Path, name: str) -
 
 @pytest.mark.parametrize("key", ["scale", "vocab_size", "min_token"])
 def test_a_missing_key_is_named(folder: Path, key: str) -> None:
-    content = {name: one for name, one in PUBLISHED.items() if name != key}
+    content = {name: entry for name, entry in PUBLISHED.items() if name != key}
     (folder / PROCESSOR_NAME).write_text(json.dumps(content))
 
     with pytest.raises(DataError, match=key) as caught:
@@ -128,7 +128,7 @@ def test_a_wrong_value_is_refused(folder: Path, changes: dict[str, Any]) -> None
 
 
 def without(key: str) -> dict[str, Any]:
-    return {name: one for name, one in json.loads(byte_document()).items() if name != key}
+    return {name: value for name, value in json.loads(byte_document()).items() if name != key}
 
 
 def with_model(**changes: Any) -> dict[str, Any]:

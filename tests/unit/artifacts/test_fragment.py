@@ -14,10 +14,10 @@ def tar(*names: str) -> bytes:
 
 @pytest.mark.parametrize("key", ["a", "folder/a", LONG, f"{LONG}/{LONG}"])
 def test_members_of_a_sample(key: str) -> None:
-    found = read_members(tar(f"{key}.b", f"{key}.C.d"))
+    members = read_members(tar(f"{key}.b", f"{key}.C.d"))
 
-    assert found.key == key
-    assert found.contents == {"b": f"{key}.b".encode() * 99, "c.d": f"{key}.C.d".encode() * 99}
+    assert members.key == key
+    assert members.contents == {"b": f"{key}.b".encode() * 99, "c.d": f"{key}.C.d".encode() * 99}
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,9 @@ def test_whole_shard_passes(shard: Path) -> None:
     check_shards(shard.parent / "manifest.jsonl", [Shard(shard, 1)])
 
 
-@pytest.mark.parametrize("kept", [0, 500, 700, 10240, 20480])
-def test_cut_off_shard_is_refused_by_name(shard: Path, kept: int) -> None:
-    shard.write_bytes(shard.read_bytes()[:kept])
+@pytest.mark.parametrize("length", [0, 500, 700, 10240, 20480])
+def test_cut_off_shard_is_refused_by_name(shard: Path, length: int) -> None:
+    shard.write_bytes(shard.read_bytes()[:length])
 
     with pytest.raises(DataError) as caught:
         check_shards(shard.parent / "manifest.jsonl", [Shard(shard, 1)])

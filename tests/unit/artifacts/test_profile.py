@@ -57,11 +57,13 @@ def test_normalizing_is_exact_in_float32() -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
     libero = read_profile("libero")
 
-    found = libero.normalize(rows)
+    normalized = libero.normalize(rows)
 
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, (rows - libero.center) / libero.scale)
-    np.testing.assert_array_equal(libero.denormalize(found), found * libero.scale + libero.center)
+    assert normalized.dtype == np.float32
+    np.testing.assert_array_equal(normalized, (rows - libero.center) / libero.scale)
+    np.testing.assert_array_equal(
+        libero.denormalize(normalized), normalized * libero.scale + libero.center
+    )
 
 
 def test_every_shipped_profile_reads() -> None:
@@ -94,7 +96,7 @@ def test_profiles_that_differ_are_refused_with_the_dimension() -> None:
         check_same_profile(read_profile("libero"), read_profile("libero", "normalised"))
 
     assert (caught.value.code, caught.value.exit_code) == ("data.profile_mismatch", 3)
-    assert all("gripper" in one for one in caught.value.details["differences"])
+    assert all("gripper" in difference for difference in caught.value.details["differences"])
 
 
 def test_profiles_of_another_width_are_refused() -> None:
@@ -155,10 +157,10 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None
 def test_a_computed_profile_has_mean_and_deviation_of_the_rows() -> None:
     rows = np.random.default_rng(1).normal(3, 2, (50, 2)).astype(np.float32)
 
-    found = compute_profile("mine", rows)
+    profile = compute_profile("mine", rows)
 
-    np.testing.assert_allclose(found.mean, rows.astype(np.float64).mean(axis=0))
-    np.testing.assert_allclose(found.std, rows.astype(np.float64).std(axis=0))
+    np.testing.assert_allclose(profile.mean, rows.astype(np.float64).mean(axis=0))
+    np.testing.assert_allclose(profile.std, rows.astype(np.float64).std(axis=0))
 
 
 def test_a_dimension_that_never_changes_is_scaled_by_one() -> None:

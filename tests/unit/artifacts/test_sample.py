@@ -37,7 +37,7 @@ def shard(tmp_path: Path) -> Path:
     path = tmp_path / "shard_000000.tar"
     with path.open("wb") as file:
         tar = TarWriter(file)
-        tar.append(b"".join(member_bytes(*one) for one in sample_members(sample(), IMAGES)))
+        tar.append(b"".join(member_bytes(*member) for member in sample_members(sample(), IMAGES)))
         tar.finish()
     return path
 

@@ -60,15 +60,15 @@ def test_text_is_the_published_one(kind: str) -> None:
 def test_a_line_comes_back_as_it_was(kind: str, task: str) -> None:
     sample = TokenSample(said(kind, task), ("../A/a.png", "../A/b.png"))
     line = render_sample(sample)
-    found = parse_sample(line)
-    assert (found.conversation.kind, found.conversation.task, found.images) == (
+    parsed = parse_sample(line)
+    assert (parsed.conversation.kind, parsed.conversation.task, parsed.images) == (
         kind,
         task,
         sample.images,
     )
-    assert found.conversation.action_ids == (7, 2047, 0)
-    np.testing.assert_array_equal(found.conversation.codes, CODES)
-    assert render_sample(found) == line
+    assert parsed.conversation.action_ids == (7, 2047, 0)
+    np.testing.assert_array_equal(parsed.conversation.codes, CODES)
+    assert render_sample(parsed) == line
     assert line.endswith(b"\n")
     assert [*json.loads(line)] == ["messages", "images"]
 
@@ -85,11 +85,13 @@ def test_published_lines_come_back_as_they_were() -> None:
     kinds: list[Kind] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
-        found = parse_messages(messages)
-        assert [found.question(), found.answer()] == [one["content"] for one in messages]
-        assert (found.images, found.codes.shape) == (32, (32, 32))
-        assert found.action_ids[:4] == (300, 496, 1179, 273)
-        kinds.append(found.kind)
+        conversation = parse_messages(messages)
+        assert [conversation.question(), conversation.answer()] == [
+            message["content"] for message in messages
+        ]
+        assert (conversation.images, conversation.codes.shape) == (32, (32, 32))
+        assert conversation.action_ids[:4] == (300, 496, 1179, 273)
+        kinds.append(conversation.kind)
     assert kinds == ["vla", "wm"]
 
 
@@ -152,8 +154,8 @@ def packed() -> EpisodeSamples:
 
 
 def test_windows_that_are_asked_about_twice_are_encoded_once() -> None:
-    kept, places = distinct_windows(windows())
-    assert ([one.task for one in kept], places) == (["task 0", "task 1"], [0, 0, 1, 1])
+    distinct, indices = distinct_windows(windows())
+    assert ([window.task for window in distinct], indices) == (["task 0", "task 1"], [0, 0, 1, 1])
 
 
 def test_packed_samples_render_the_lines_of_samples() -> None:
@@ -200,12 +202,12 @@ def test_packed_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> No
 
 def test_lines_are_parsed_together_as_each_alone() -> None:
     changed = replace(windows()[1], images=("p9", "p0"))
-    lines = [render_window(one)[:-1] for one in [*windows(), changed, windows()[0]]]
+    lines = [render_window(window)[:-1] for window in [*windows(), changed, windows()[0]]]
     assert list(parse_windows(lines)) == [parse_window(line) for line in lines]
 
 
 def test_a_line_that_only_begins_otherwise_is_checked_too() -> None:
-    first, second = (render_window(one)[:-1] for one in windows()[:2])
+    first, second = (render_window(window)[:-1] for window in windows()[:2])
     for broken in (second.replace(b'"user"', b'"system"'), second.replace(b"{", b"[", 1)):
         with pytest.raises(ValueError, match=r"\w"):
             list(parse_windows([first, broken]))

@@ -17,17 +17,17 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("part", ["", "shards", "shards/manifest.jsonl"])
 def test_an_output_is_found_from_each_of_its_places(part: str, output: Path) -> None:
-    found = ShardFolder.open(output / part)
-    assert found.path == output / "shards"
-    assert [shard.num_sequences for shard in found.shards()] == [3, 3]
-    assert set(found.statistics()) == {"state", "action"}
+    folder = ShardFolder.open(output / part)
+    assert folder.path == output / "shards"
+    assert [shard.num_sequences for shard in folder.shards()] == [3, 3]
+    assert set(folder.statistics()) == {"state", "action"}
 
 
 def test_a_folder_under_any_name_is_found_by_its_manifest(output: Path, tmp_path: Path) -> None:
     (tmp_path / "published").symlink_to(output / "shards")
-    found = ShardFolder.open(tmp_path / "published")
-    assert (found.path, found.output) == (tmp_path / "published", tmp_path / "published")
-    assert found.episodes is None
+    folder = ShardFolder.open(tmp_path / "published")
+    assert (folder.path, folder.output) == (tmp_path / "published", tmp_path / "published")
+    assert folder.episodes is None
 
 
 def test_episodes_are_data_where_nothing_else_is(tmp_path: Path) -> None:

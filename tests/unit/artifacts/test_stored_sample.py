@@ -28,8 +28,8 @@ def sample() -> StoredSample:
     ],
 )
 def test_the_suffix_of_a_image_says_what_it_is(suffix: str, name: ImageName, camera: str) -> None:
-    found = parse_image(suffix)
-    assert (found, found and found.base_camera) == (name, camera)
+    parsed = parse_image(suffix)
+    assert (parsed, parsed and parsed.base_camera) == (name, camera)
 
 
 @pytest.mark.parametrize("suffix", ["lowdim.npz", "front.jpg", "_t0.jpg", "front_t1.jpg.txt"])

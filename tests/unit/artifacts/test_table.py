@@ -27,7 +27,7 @@ def check_note(location: Path, check: CheckOptions) -> Iterator[Finding]:
 @pytest.mark.parametrize("name", ARTIFACTS.names())
 def test_every_function_is_in_its_room(name: str) -> None:
     artifact = ARTIFACTS.get(name)
-    for part, room in (
+    for part, package in (
         ("recognize", "artifacts"),
         ("verify", "verification"),
         ("inspect", "inspection"),
@@ -35,7 +35,7 @@ def test_every_function_is_in_its_room(name: str) -> None:
     ):
         target = getattr(artifact, part)
         if target or part != "page":
-            assert target.split(".")[1] == room
+            assert target.split(".")[1] == package
             assert callable(artifact.load(part))
 
 
@@ -47,11 +47,11 @@ def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
     note = Artifact(f"{__name__}:is_note", f"{__name__}:check_note", "")
     table: Registry[Artifact] = Registry("", "artifact", {"note": note})
     (tmp_path / "x.note").touch()
-    found = recognize(tmp_path / "x.note", table)
-    assert found == ("note", note)
+    recognized = recognize(tmp_path / "x.note", table)
+    assert recognized == ("note", note)
     check = CheckOptions()
     findings = list(note.load("verify")(tmp_path / "x.note", check))
-    assert [one.code for one in findings] == ["note.empty"]
+    assert [finding.code for finding in findings] == ["note.empty"]
     assert check.checked.files == 1
 
 

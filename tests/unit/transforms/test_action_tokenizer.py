@@ -23,7 +23,9 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 
 def guide_ids() -> list[int]:
     """The guide's sample as ids of `byte_tokenizer`."""
-    return list("".join(chr(one - LOWEST) for one in guide_coefficients().ravel()).encode())
+    return list(
+        "".join(chr(coefficient - LOWEST) for coefficient in guide_coefficients().ravel()).encode()
+    )
 
 
 def fitted(chunks: np.ndarray, vocab_size: int = 400) -> ActionTokenizer:
@@ -59,9 +61,9 @@ def test_the_published_actions_are_the_published_coefficients() -> None:
     chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
     actions = profile.denormalize(chunks)
 
-    found = byte_tokenizer().coefficients(profile.normalize(actions))
+    result = byte_tokenizer().coefficients(profile.normalize(actions))
 
-    np.testing.assert_array_equal(found, guide_coefficients()[None])
+    np.testing.assert_array_equal(result, guide_coefficients()[None])
 
 
 @pytest.mark.parametrize(
@@ -75,10 +77,10 @@ def test_a_padding_chunk_has_the_published_gripper_coefficient(
     rows[..., -1] = way
     profile = read_profile("libero", "raw" if gripper == "raw" else "normalised")
 
-    found = byte_tokenizer().coefficients(profile.normalize(rows))[0]
+    result = byte_tokenizer().coefficients(profile.normalize(rows))[0]
 
-    assert found[0, -1] == expected
-    assert not found[1:].any()
+    assert result[0, -1] == expected
+    assert not result[1:].any()
 
 
 def test_zeros_are_the_lowest_coefficients_distance_from_zero() -> None:
@@ -98,8 +100,8 @@ def test_each_byte_has_the_character_of_the_published_encoder() -> None:
     assert set(byte_characters()) == set(pre_tokenizers.ByteLevel.alphabet())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     text = "".join(map(chr, range(0x100)))
-    found = "".join(part for part, _ in level.pre_tokenize_str(text))
-    assert found == "".join(byte_characters()[byte] for byte in text.encode())
+    encoded = "".join(part for part, _ in level.pre_tokenize_str(text))
+    assert encoded == "".join(byte_characters()[byte] for byte in text.encode())
 
 
 def test_chunks_come_back_to_the_rounding_step(tokenizer: ActionTokenizer) -> None:
@@ -135,7 +137,7 @@ def test_fitting_again_gives_the_same_vocabulary(tokenizer: ActionTokenizer) -> 
 def test_ids_of_a_chunk_do_not_depend_on_its_neighbors(tokenizer: ActionTokenizer) -> None:
     chunks = smooth_chunks()
 
-    assert tokenizer.encode(chunks) == [tokenizer.encode(one[None])[0] for one in chunks]
+    assert tokenizer.encode(chunks) == [tokenizer.encode(chunk[None])[0] for chunk in chunks]
 
 
 def test_nothing_is_remembered_of_another_shape(tokenizer: ActionTokenizer) -> None:
@@ -234,7 +236,7 @@ def test_it_crosses_process_borders(tokenizer: ActionTokenizer) -> None:
 
 def test_the_digest_is_that_of_the_ids_not_of_the_layout(tokenizer: ActionTokenizer) -> None:
     document = json.loads(tokenizer.document)
-    document["model"]["merges"] = [" ".join(one) for one in document["model"]["merges"]]
+    document["model"]["merges"] = [" ".join(merge) for merge in document["model"]["merges"]]
     document["version"] = "another"
 
     same = ActionTokenizer(json.dumps(document, sort_keys=True), 10, tokenizer.min_token)

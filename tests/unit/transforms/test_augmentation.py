@@ -41,12 +41,12 @@ def slow(pixels: np.ndarray, name: str, amount: float) -> np.ndarray:
     for y, row in enumerate(pixels):
         for x, pixel in enumerate(row):
             if name == "hue":
-                hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
-                rgb = colorsys.hsv_to_rgb((hue + amount) % 1, saturation, value)
-                result[y, x] = levels([255.999 * one for one in rgb])
+                hue, saturation, brightness = colorsys.rgb_to_hsv(*(pixel / 255))
+                rgb = colorsys.hsv_to_rgb((hue + amount) % 1, saturation, brightness)
+                result[y, x] = levels([255.999 * level for level in rgb])
             else:
                 other = {"brightness": 0.0, "contrast": mean, "saturation": gray(pixel)}[name]
-                mixed = [amount * float(one) + (1 - amount) * other for one in pixel]
+                mixed = [amount * float(level) + (1 - amount) * other for level in pixel]
                 result[y, x] = levels(mixed)
     return result
 
@@ -100,10 +100,10 @@ def test_drawn_changes_lie_in_their_ranges_in_any_order() -> None:
         ("saturation", 0.0, 2.5),
         ("hue", -0.05, 0.02),
     ):
-        values = [one[name] for one in drawn]
+        values = [changes[name] for changes in drawn]
         assert low <= min(values) < low + 0.1 * (high - low)
         assert high - 0.1 * (high - low) < max(values) <= high
-    assert len({tuple(one) for one in drawn}) == 24
+    assert len({tuple(changes) for changes in drawn}) == 24
 
 
 def test_ranges_of_nothing_change_nothing() -> None:

@@ -24,7 +24,7 @@ def smooth_photo(height: int, width: int) -> np.ndarray:
 
 # Source: formats/lbm-preprocessing 4; sizes are (height, width)
 @pytest.mark.parametrize(
-    ("original", "target", "given_matrix", "expected"),
+    ("original", "target", "original_matrix", "expected"),
     [
         (
             (480, 640),
@@ -44,12 +44,12 @@ def smooth_photo(height: int, width: int) -> np.ndarray:
 def test_published_intrinsics_equal_the_published_numbers(
     original: tuple[int, int],
     target: tuple[int, int],
-    given_matrix: tuple[float, ...],
+    original_matrix: tuple[float, ...],
     expected: tuple[float, ...],
 ) -> None:
     geometry = make_geometry(original, target, "center_crop")
 
-    result = published_intrinsics(matrix(*given_matrix), geometry, "center_crop")
+    result = published_intrinsics(matrix(*original_matrix), geometry, "center_crop")
 
     np.testing.assert_allclose(result, matrix(*expected), atol=1e-4)
 
@@ -99,9 +99,9 @@ def test_exact_intrinsics_point_at_the_pixel_where_a_dot_lands(
     light = geometry.apply(image).astype(float).sum(axis=2)
 
     rows, columns = np.mgrid[0 : target[0], 0 : target[1]]
-    found = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
+    center = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
     projected = geometry.intrinsics(matrix(1, 1, 0, 0)) @ (column, row, 1)
-    np.testing.assert_allclose(found, projected[:2], atol=0.6)
+    np.testing.assert_allclose(center, projected[:2], atol=0.6)
 
 
 def test_exact_intrinsics_keep_skew() -> None:
@@ -150,9 +150,9 @@ def test_resize_of_the_surviving_box_looks_like_resize_then_crop(
 def test_image_of_the_target_size_is_untouched() -> None:
     image = smooth_photo(60, 80)
 
-    picture = make_geometry((60, 80), (60, 80), "center_crop").apply(image)
+    result = make_geometry((60, 80), (60, 80), "center_crop").apply(image)
 
-    assert (picture == image).all()
+    assert (result == image).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -180,9 +180,9 @@ def test_fit_that_misses_the_target_by_one_pixel_is_padded() -> None:
 def test_images_turn_clockwise(turns: int) -> None:
     image = smooth_photo(40, 60)
 
-    picture = make_geometry((40, 60), None, "center_crop", turns).apply(image)
+    result = make_geometry((40, 60), None, "center_crop", turns).apply(image)
 
-    assert (picture == np.rot90(image, -turns)).all()
+    assert (result == np.rot90(image, -turns)).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -196,13 +196,13 @@ def test_point_stays_on_its_scene_pixel_through_turns_and_resize(
     turns: int, method: ResizeMethod, target: tuple[int, int], ray: tuple[float, float]
 ) -> None:
     size = (48, 64)
-    given_matrix, pose = matrix(50, 55, 30, 22), np.eye(4)
+    original_matrix, pose = matrix(50, 55, 30, 22), np.eye(4)
     pose[:3, 3] = (0.3, -0.2, 0.1)
     point = pose @ (*ray, 1, 1)
-    before = given_matrix @ (*ray, 1)
+    before = original_matrix @ (*ray, 1)
     geometry = make_geometry(size, target, method, turns)
 
-    k = geometry.intrinsics(geometry.rotated_intrinsics(given_matrix))
+    k = geometry.intrinsics(geometry.rotated_intrinsics(original_matrix))
     seen = k @ (np.linalg.inv(geometry.rotated_extrinsics(pose)) @ point)[:3]
 
     # The same pixel by hand: turn its corner of the picture, then scale and shift.
@@ -227,11 +227,11 @@ def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
     light = geometry.apply(image).astype(float).sum(axis=2)
 
     rows, columns = np.mgrid[0:44, 0:44] + 0.5
-    found = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
+    center = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
     # The ray of the pixel's centre (41.5, 39.5), seen by the turned camera.
     ray = np.linalg.inv(geometry.rotated_extrinsics(np.eye(4)))[:3, :3] @ (41.5, 39.5, 1)
     projected = geometry.intrinsics(geometry.rotated_intrinsics(np.eye(3))) @ ray
-    np.testing.assert_allclose(found, projected[:2], atol=0.3)
+    np.testing.assert_allclose(center, projected[:2], atol=0.3)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
@@ -239,7 +239,7 @@ def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
 def test_values_are_never_mixed(method: ResizeMethod, turns: int) -> None:
     values = np.random.default_rng(0).integers(1, 2**16, (40, 60)).astype(np.uint16)
 
-    found = make_geometry((40, 60), (33, 27), method, turns).apply_to_values(values)
+    resized = make_geometry((40, 60), (33, 27), method, turns).apply_to_values(values)
 
-    assert found.shape == (33, 27)
-    assert set(np.unique(found)) <= {0, *np.unique(values).tolist()}
+    assert resized.shape == (33, 27)
+    assert set(np.unique(resized)) <= {0, *np.unique(values).tolist()}

@@ -94,8 +94,8 @@ def random_windows(samples: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_parts(values: np.ndarray, valid: np.ndarray, parts: int) -> WindowStatistics:
-    pieces = zip(np.array_split(values, parts), np.array_split(valid, parts), strict=True)
-    return reduce(merge, (of(*piece) for piece in pieces))
+    chunks = zip(np.array_split(values, parts), np.array_split(valid, parts), strict=True)
+    return reduce(merge, (of(*chunk) for chunk in chunks))
 
 
 @pytest.mark.parametrize("parts", [2, 7])
@@ -219,10 +219,10 @@ def test_published_vectors_come_out_of_any_grouping(
     groups: list[int], key: str, expected: list[Any]
 ) -> None:
     values, valid = golden_windows()
-    ends = np.cumsum(groups)[:-1]
+    bounds = np.cumsum(groups)[:-1]
     total = StatisticsAccumulator()
 
-    for part in zip(np.split(values, ends), np.split(valid, ends), strict=True):
+    for part in zip(np.split(values, bounds), np.split(valid, bounds), strict=True):
         total.add(of(*part))
 
     merged = total.total()

@@ -72,9 +72,9 @@ def test_text_is_not_considered() -> None:
 
 
 def test_window_of_one_real_row_is_still() -> None:
-    found = moving_mask(windows(future=3), {"action": JUMP}, StillnessSpec(0.1))
+    mask = moving_mask(windows(future=3), {"action": JUMP}, StillnessSpec(0.1))
 
-    assert found.tolist() == [False, True, True, True, False]
+    assert mask.tolist() == [False, True, True, True, False]
 
 
 def test_nan_counts_as_still_as_published() -> None:

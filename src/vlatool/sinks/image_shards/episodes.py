@@ -60,7 +60,7 @@ class EpisodeWriter:
             ref.id,
             counts=counts,
             files=(shard, self._index(name, ranges, tar.position)),
-            findings=tuple(_oddities(writer, ref.id)),
+            findings=tuple(_image_findings(writer, ref.id)),
         )
 
     def _samples(self, ref: EpisodeRef, episode: Episode, writer: ImageWriter) -> Iterator[bytes]:
@@ -70,18 +70,18 @@ class EpisodeWriter:
         for camera, source in episode.cameras.items():
             for frame in range(episode.num_frames):
                 key = image_key(number)
-                kind, data = writer.image(camera, source, frame)
-                members = [(f"{key}.{SUFFIXES[kind]}", data)]
+                image_format, data = writer.image(camera, source, frame)
+                members = [(f"{key}.{SUFFIXES[image_format]}", data)]
                 if self.config.image_metadata:
-                    told = _metadata((dataset, ref.id, camera, frame), episode)
-                    members.append((f"{key}.{METADATA_SUFFIX}", metadata_bytes(told)))
-                yield b"".join(member_bytes(*one) for one in members)
+                    metadata = _metadata((dataset, ref.id, camera, frame), episode)
+                    members.append((f"{key}.{METADATA_SUFFIX}", metadata_bytes(metadata)))
+                yield b"".join(member_bytes(*member) for member in members)
                 number += 1
 
     def _index(self, name: str, ranges: list[tuple[int, int]], size: int) -> FileEntry:
         """Where each picture is; written behind the tar it speaks of."""
-        places = np.array(ranges, np.int64).reshape(-1, 2)
-        content = ShardIndex(places[:, 0], places[:, 1], size).content()
+        table = np.array(ranges, np.int64).reshape(-1, 2)
+        content = ShardIndex(table[:, 0], table[:, 1], size).content()
         path = index_path(self.output / name)
         write_bytes(path, content, synced=False)
         digest = hashlib.sha256(content).hexdigest()
@@ -102,7 +102,7 @@ def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str
     }
 
 
-def _oddities(writer: ImageWriter, episode: str) -> Iterator[Finding]:
+def _image_findings(writer: ImageWriter, episode: str) -> Iterator[Finding]:
     total = writer.sizes.total()
     if writer.converted:
         message = f"{episode}: {writer.converted} of {total} pictures became plain 8-bit RGB"
@@ -111,5 +111,5 @@ def _oddities(writer: ImageWriter, episode: str) -> Iterator[Finding]:
         message = f"{episode}: {writer.animations} animations; their first frames were taken"
         yield IMAGE_SHARDS("several_frames", message, episode=episode)
     if len(writer.sizes) > 1 and writer.config.image_size is None:
-        told = ", ".join(f"{n} of {size[1]}x{size[0]}" for size, n in writer.sizes.items())
-        yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {told} pixels", episode=episode)
+        listed = ", ".join(f"{n} of {size[1]}x{size[0]}" for size, n in writer.sizes.items())
+        yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {listed} pixels", episode=episode)

@@ -43,8 +43,8 @@ class ImageShardsSink:
         self._config = config
         self._setup = setup
         # Tars of other names beside them are not ours.
-        own = (*split_patterns(config.split_name), *LISTS, MANIFEST)
-        self.owned = own  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
+        patterns = (*split_patterns(config.split_name), *LISTS, MANIFEST)
+        self.owned = patterns  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
         self.work: Work = EpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = ()
         self.proprioception_fields: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class ImageShardsSink:
             )
         output = self._setup.output
         if self._config.val_ratio is not None:
-            self._split(self._config.val_ratio, [output / one.name for one in shards], run)
+            self._split(self._config.val_ratio, [output / tar.name for tar in shards], run)
         write_manifest(output, manifest)
         files.append(file_entry(output, MANIFEST))
         size = sum(shard.bytes for shard in shards)
@@ -85,9 +85,9 @@ class ImageShardsSink:
         return Estimate(frames, {"shards": survey.episodes})
 
     def _split(self, ratio: float, tars: Sequence[Path], run: JobRun) -> None:
-        chosen = set(validation_positions(len(tars), ratio))
-        train = [tar for at, tar in enumerate(tars) if at not in chosen]
-        val = [tar for at, tar in enumerate(tars) if at in chosen]
+        held_out_indices = set(validation_positions(len(tars), ratio))
+        train = [tar for index, tar in enumerate(tars) if index not in held_out_indices]
+        val = [tar for index, tar in enumerate(tars) if index in held_out_indices]
         if not train:
             message = f"{len(tars)} shards are too few for --val-ratio {ratio}: there are no lists"
             run.reporter.warn("image_shards.not_split", message)
@@ -97,9 +97,11 @@ class ImageShardsSink:
 
     def _options(self) -> dict[str, Any]:
         """How the pictures were made, for the manifest."""
-        own = self._config.model_dump(mode="json", exclude={"type", "val_ratio", "verify_pixels"})
+        options = self._config.model_dump(
+            mode="json", exclude={"type", "val_ratio", "verify_pixels"}
+        )
         origin = {key: self._setup.origin.get(key) for key in ("type", "source_episodes")}
-        return {**origin, "cameras": list(self._setup.survey.cameras), **own}
+        return {**origin, "cameras": list(self._setup.survey.cameras), **options}
 
 
 def _shard(entry: FileEntry) -> ImageShard:

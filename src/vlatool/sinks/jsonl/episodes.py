@@ -95,24 +95,24 @@ class EpisodeWriter:
     ) -> Iterator[bytes]:
         config, frames = self.config, len(actions)
         padded = with_padding(actions, config.future_steps)
-        for at in range(frames):
-            images = names.paths(past_frames(at, config.past_steps))
-            future = names.paths(future_frames(at, config.future_steps, frames))
-            chunk = future_actions(padded, at, config.future_steps)
-            for kind in kinds_at(config.qa_mode, at, seed):
+        for frame in range(frames):
+            images = names.paths(past_frames(frame, config.past_steps))
+            future = names.paths(future_frames(frame, config.future_steps, frames))
+            chunk = future_actions(padded, frame, config.future_steps)
+            for kind in kinds_at(config.qa_mode, frame, seed):
                 yield render_window(Window(kind, task, images, future, chunk))
 
     def _actions(self, episode: Episode) -> Array:
         """[F, A], as they are stored; whole numbers as float64."""
         columns = [episode.lowdim[field] for field in self.action_fields]
-        actions = np.concatenate([one.reshape(len(one), -1) for one in columns], axis=1)
+        actions = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
         expected = (episode.num_frames, self.action_width)
         if actions.shape != expected or not expected[0]:
-            found = f"actions are {list(actions.shape)}, expected {list(expected)}"
-            raise _broken(episode, found, "action_width")
+            problem = f"actions are {list(actions.shape)}, expected {list(expected)}"
+            raise _episode_error(episode, problem, "action_width")
         if not np.isfinite(actions).all():
             frame = int(np.argwhere(~np.isfinite(actions))[0][0])
-            raise _broken(episode, f"an action is not finite at frame {frame}", "not_finite")
+            raise _episode_error(episode, f"an action is not finite at frame {frame}", "not_finite")
         return actions if actions.dtype.kind == "f" else actions.astype(np.float64)
 
 
@@ -145,21 +145,21 @@ class EpisodeNames:
         return tuple(f"{self.folder}/{file}" for file in files)
 
 
-def kinds_at(mode: QaMode, at: int, seed: str) -> tuple[Kind, ...]:
-    """The lines of frame `at`, in order."""
+def kinds_at(mode: QaMode, frame: int, seed: str) -> tuple[Kind, ...]:
+    """The lines of frame `frame`, in order."""
     if mode == "both":
         return ("vla", "wm")
     if mode == "alternate":
-        return ("wm",) if at % 2 else ("vla",)
+        return ("wm",) if frame % 2 else ("vla",)
     if mode == "random":
-        drawn = hashlib.blake2b(f"{seed} {at}".encode(), digest_size=1).digest()[0]
-        return ("wm",) if drawn % 2 else ("vla",)
+        random_byte = hashlib.blake2b(f"{seed} {frame}".encode(), digest_size=1).digest()[0]
+        return ("wm",) if random_byte % 2 else ("vla",)
     return (mode,)
 
 
 def _images(episode: Episode, camera: str) -> FrameSource:
     if camera not in episode.cameras:
-        raise _broken(episode, f"has no camera {camera!r}", "missing_camera")
+        raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
     return episode.cameras[camera]
 
 
@@ -168,13 +168,15 @@ def _instruction(episode: Episode) -> str:
     kinds = [episode.language.get(_RECORDED, ()), *episode.language.values()]
     task = next((text for texts in kinds for text in texts if text.strip()), "")
     if not task:
-        raise _broken(episode, "has no instruction", "no_instruction")
+        raise _episode_error(episode, "has no instruction", "no_instruction")
     if word := reserved_word(task):
-        raise _broken(episode, f"its instruction has {word}, which is a tag", "reserved_word")
+        raise _episode_error(
+            episode, f"its instruction has {word}, which is a tag", "reserved_word"
+        )
     return task
 
 
-def _broken(episode: Episode, problem: str, code: str) -> DataError:
+def _episode_error(episode: Episode, problem: str, code: str) -> DataError:
     return DataError(
         f"{episode.id}: {problem}",
         hint="repair the recording, or leave the episode out with --exclude",

@@ -47,7 +47,7 @@ class JsonlSink:
             tuple(survey.cameras),
             self.action_fields,
             _action_width(config, survey, self.action_fields),
-            {source: _name_of(source) for source in {ref.source for ref in setup.refs}}
+            {source: _folder_name(source) for source in {ref.source for ref in setup.refs}}
             | ({ref.source: config.name for ref in setup.refs} if config.name else {}),
             None not in numbers and len(set(numbers)) == len(numbers),
         )
@@ -81,8 +81,8 @@ class JsonlSink:
         write_manifest(self._setup.output, manifest)
         size = sum(file.bytes for file in files)
         files.append(file_entry(self._setup.output, MANIFEST_NAME))
-        amounts = {"pictures": manifest.pictures, "untouched": manifest.untouched}
-        return SinkSummary(manifest.samples, size, tuple(files), amounts)
+        counts = {"pictures": manifest.pictures, "untouched": manifest.untouched}
+        return SinkSummary(manifest.samples, size, tuple(files), counts)
 
     def estimate(self) -> Estimate:
         """From the number of frames."""
@@ -95,8 +95,8 @@ class JsonlSink:
     def _manifest(self, episodes: int, run: JobRun) -> WindowManifest:
         survey, config = self._setup.survey, self._config
         fields = [survey.fields[name] for name in self.action_fields]
-        names = [name for one in fields for name in one.names]
-        counts = {key: run.sums.get(key, 0) for key in _COUNTED}
+        names = [name for field in fields for name in field.names]
+        counts = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
         return WindowManifest(
             names=tuple(sorted(set(self._work.prefixes.values()))),
             cameras=self._work.cameras,
@@ -113,10 +113,10 @@ class JsonlSink:
         )
 
 
-_COUNTED = ("frames", "samples", "pictures", "untouched")
+_COUNT_KEYS = ("frames", "samples", "pictures", "untouched")
 
 
-def _name_of(source: str) -> str:
+def _folder_name(source: str) -> str:
     """The name of a source's folder, as part of file names."""
     name = location(source).resolve().name.partition("@")[0]
     return _NO_FILE_NAME.sub("_", name).strip("_") or "data"
@@ -125,17 +125,17 @@ def _name_of(source: str) -> str:
 def _action_width(config: JsonlConfig, survey: Survey, fields: Sequence[str]) -> int:
     """Values of an action; DataError where there are none, no pictures, or not as many as asked."""
     if not survey.cameras:
-        raise _unusable("the episodes have no camera", "no_camera", "choose another source")
+        raise _source_error("the episodes have no camera", "no_camera", "choose another source")
     width = sum(survey.fields[name].width for name in fields)
     if not width:
         problem = "the episodes have no field that a policy could predict"
-        raise _unusable(problem, "no_actions", "name one with the keys of the format")
+        raise _source_error(problem, "no_actions", "name one with the keys of the format")
     if config.action_width not in (None, width):
         problem = f"an action has {width} values ({', '.join(fields)}), expected "
         hint = "choose other fields with the keys of the format, or give another --action-width"
-        raise _unusable(f"{problem}{config.action_width}", "action_width", hint)
+        raise _source_error(f"{problem}{config.action_width}", "action_width", hint)
     return width
 
 
-def _unusable(problem: str, code: str, hint: str) -> DataError:
+def _source_error(problem: str, code: str, hint: str) -> DataError:
     return DataError(problem, hint=hint, code=f"data.{code}")

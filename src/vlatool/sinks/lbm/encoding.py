@@ -81,7 +81,7 @@ class EpisodeEncoder:
     ) -> None:
         needed = sorted(set(needed_frames))
         self._pool = ThreadPoolExecutor(min(THREADS, max(len(streams), 1)))
-        self._streams = [_StreamEncoder(one, needed, quality, self._pool) for one in streams]
+        self._streams = [_StreamEncoder(stream, needed, quality, self._pool) for stream in streams]
 
     def __enter__(self) -> "EpisodeEncoder":
         for stream in self._streams:
@@ -99,7 +99,7 @@ class EpisodeEncoder:
             for offset, frame in frames.items()
             for stream in self._streams
         ]
-        return {name: data for _, name, data in sorted(members, key=lambda one: one[0])}
+        return {name: data for _, name, data in sorted(members, key=lambda item: item[0])}
 
 
 class _StreamEncoder:
@@ -117,7 +117,7 @@ class _StreamEncoder:
     def file(self, frame: int, oldest: int) -> bytes:
         """The encoded frame; frames before `oldest` are forgotten."""
         while frame not in self._encoded:
-            self._take_batch()
+            self._await_batch()
         self._encoded = {n: data for n, data in self._encoded.items() if n >= oldest}
         return self._encoded[frame]
 
@@ -127,7 +127,7 @@ class _StreamEncoder:
             frames = self._waiting.popleft()
             self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
 
-    def _take_batch(self) -> None:
+    def _await_batch(self) -> None:
         self.prefetch()
         assert self._next is not None
         frames, future = self._next

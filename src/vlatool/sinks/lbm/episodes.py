@@ -55,7 +55,7 @@ class EpisodeWriter:
         episode = stored_episode(episode, self.config)
         spec = self.config.sample_spec()
         sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)
-        findings = tuple(self._lacking(episode))
+        findings = tuple(self._missing_findings(episode))
         counts = {"frames": episode.num_frames, "samples": len(sampler)}
         if not len(sampler):
             return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=findings)
@@ -81,7 +81,7 @@ class EpisodeWriter:
         with EpisodeEncoder(streams, sampler.needed_frames(), self.config.jpeg_quality) as encoder:
             for sample in sampler:
                 members = sample_members(sample, encoder.images(sample.image_frames))
-                ranges.append(tar.append(b"".join(member_bytes(*one) for one in members)))
+                ranges.append(tar.append(b"".join(member_bytes(*member) for member in members)))
         return np.array(ranges, np.int64).reshape(-1, 2)
 
     def _streams(self, sampler: EpisodeSampler, spec: SampleSpec) -> Iterator[ImageStream]:
@@ -97,12 +97,12 @@ class EpisodeWriter:
                     geometry = spec.geometry(name, source.size)
                     yield ImageStream(f"{name}_{kind}", source, geometry, "values")
 
-    def _lacking(self, episode: Episode) -> Iterator[Finding]:
+    def _missing_findings(self, episode: Episode) -> Iterator[Finding]:
         """Depth and labels that were asked for and are not there."""
-        wanted = {"depth": self.config.depth, "labels": self.config.labels}
-        there = {"depth": episode.depth, "labels": episode.labels}
-        for kind in (kind for kind, is_wanted in wanted.items() if is_wanted):
-            missing = [name for name in episode.cameras if name not in there[kind]]
+        requested = {"depth": self.config.depth, "labels": self.config.labels}
+        available = {"depth": episode.depth, "labels": episode.labels}
+        for kind in (kind for kind, is_requested in requested.items() if is_requested):
+            missing = [name for name in episode.cameras if name not in available[kind]]
             if missing:
                 message = f"{episode.id}: no {kind} of {', '.join(missing)}"
                 yield LBM(f"missing_{kind}", message, episode=episode.id)

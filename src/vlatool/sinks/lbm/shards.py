@@ -102,9 +102,9 @@ class ShardWriter:
     def __call__(self, plan: ShardPlan) -> Receipt:
         """The receipt of the shard, which an earlier run may have written."""
         journal = Journal(self.output, "shards")
-        before = intact(self.output, journal.find(plan.id, plan.digest))
-        if before is not None:
-            return before
+        previous = intact(self.output, journal.find(plan.id, plan.digest))
+        if previous is not None:
+            return previous
         path = self.output / plan.path
         with open_atomic(path) as file:
             tar = TarWriter(file)

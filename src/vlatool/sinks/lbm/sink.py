@@ -33,7 +33,7 @@ from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, 
 from vlatool.transforms.windows import make_windows
 
 # Published options that do not shape the data; they are written, without a value.
-_ADDRESSES = (
+_UNUSED_KEYS = (
     "output_dir",
     "num_workers",
     "ray_address",
@@ -44,7 +44,7 @@ _ADDRESSES = (
     "db_logging",
     "max_episodes_to_process",
 )
-_HOW_TO_KEEP = {
+_DROP_HINTS = {
     "padding": "allow more padding with --max-padding-left and --max-padding-right",
     "still": "lower --still-threshold or --still-field-thresholds, or leave out "
     "--filter-still-samples",
@@ -77,13 +77,13 @@ class LbmSink:
             )
         spec = config.sample_spec()
         steps = spec.windows.past + 1 + spec.windows.future
-        self._like = stored_episode(setup.survey.example(steps), config)
+        self._example = stored_episode(setup.survey.example(steps), config)
         # Options that do not fit the fields are refused here, not by every episode.
-        self._widths = EpisodeSampler(self._like, (), spec).widths()
+        self._widths = EpisodeSampler(self._example, (), spec).widths()
         self.temporary: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
         self.work: Work = EpisodeWriter(setup.output, config)
-        self.action_fields: tuple[str, ...] = self._like.action_fields
-        self.proprioception_fields: tuple[str, ...] = self._like.proprioception_fields
+        self.action_fields: tuple[str, ...] = self._example.action_fields
+        self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
 
     def begin(self) -> None:
         """Takes the closing files away; says what is being made."""
@@ -104,15 +104,15 @@ class LbmSink:
             if len(receipt.arrays) > 1:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
-            raise _nothing_left(run.dropped)
+            raise _no_samples_error(run.dropped)
         statistics = total.total()
         if statistics is not None:
             self._write_stats(dict(field_entries(statistics, self._widths)))
-        made = write_shards(
+        entries = write_shards(
             output, index, config.seed, config.samples_per_shard, run.executor, run.reporter
         )
-        shards = [shard for shard, _ in made]
-        files = [entry for pair in made for entry in pair]
+        shards = [shard for shard, _ in entries]
+        files = [entry for pair in entries for entry in pair]
         if not self.temporary or run.failures:
             files += index.files
             write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
@@ -154,10 +154,10 @@ class LbmSink:
         Source: formats/lbm 3.2.
         """
         own = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
-        groups = self._like.pose_groups
+        groups = self._example.pose_groups
         return {
             **self._setup.origin,
-            **dict.fromkeys(_ADDRESSES),
+            **dict.fromkeys(_UNUSED_KEYS),
             **own,
             "sink": self._config.type,
             "camera_rotations": own["camera_rotations"] or None,
@@ -182,12 +182,12 @@ def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
     return [(Path(entry.path).stem, entry.samples or 0) for entry in files]
 
 
-def _nothing_left(dropped: Mapping[str, int]) -> DataError:
+def _no_samples_error(dropped: Mapping[str, int]) -> DataError:
     most = max(dropped, key=lambda reason: dropped[reason], default="padding")
     listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
     return DataError(
         f"no sample is left to write; dropped: {listed or 'none'}",
-        hint=_HOW_TO_KEEP.get(most, f"loosen what drops the most: {most}"),
+        hint=_DROP_HINTS.get(most, f"loosen what drops the most: {most}"),
         code="data.no_samples",
         details={"dropped": dict(dropped)},
     )
