@@ -1,4 +1,4 @@
-"""What samples are built from, chosen and checked before anything is written.
+"""Inputs of `build-dataset`, selected and checked before anything is written.
 
 Source: reference/future-vla 5.1, 5.2.
 """
@@ -37,26 +37,26 @@ _TEXT_TOKENIZER = "tokenizer.json"
 
 
 def check_output_outside_input(output: Path, tree: Path) -> None:
-    """The output is never the input, nor inside what belongs to it."""
+    """Raises UsageError if the output is the input or inside one of its folders."""
     inputs = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
     if output.resolve() == tree.resolve() or any(is_inside(output, path) for path in inputs):
         raise UsageError(
-            f"{output}: belongs to the input, which is never changed",
-            hint=f"choose another --output, such as {tree / 'built'}",
+            f"{output}: belongs to the input, which is never modified",
+            hint=f"use another --output, such as {tree / 'built'}",
             code="usage.output_is_input",
         )
 
 
 def window_files(tree: Path, pattern: str) -> list[WindowFile]:
-    """The files of windows in a tree, in order of their names.
+    """Files of windows in a tree, sorted by name.
 
     Raises:
-        DataError: There are none, the folder holds built samples, or a run still writes it.
+        DataError: There are none, the folder holds samples, or its run has not finished.
     """
     if is_samples(tree):
         raise DataError(
-            f"{tree}: holds built samples already",
-            hint="give the folder that `vlatool preprocess` wrote, not what was built of it",
+            f"{tree}: holds samples already",
+            hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
             code="data.already_built",
             details={"path": str(tree)},
         )
@@ -81,19 +81,19 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
 
 
 def compatible_codes(tree: Path, named: Path | None) -> CodesFolder:
-    """The codes of a tree, as `select_codes` finds them, if samples can hold them.
+    """Codes of a tree, selected by `select_codes`, if samples can hold them.
 
     Raises:
-        UsageError: There are two sets of them.
-        DataError: There are none, or they have no ids in a language model or do not fit the text.
+        UsageError: There are codes of two tokenizers.
+        DataError: There are none, or their number or codebook does not fit the text of samples.
     """
     folder = select_codes(tree, named)
     info = folder.manifest
     if info.codes_per_picture != CODES_PER_IMAGE or info.codebook_size > CODEBOOK_SIZE:
         raise DataError(
-            f"{folder.path}: {info.codes_per_picture} codes of {info.codebook_size} per picture; "
+            f"{folder.path}: {info.codes_per_picture} codes of {info.codebook_size} per image; "
             f"samples have {CODES_PER_IMAGE} of at most {CODEBOOK_SIZE}",
-            hint="encode the pictures with a tokenizer of that size",
+            hint="encode the images with a tokenizer of that size",
             code="data.other_codes",
             details={"path": str(folder.path)},
         )
@@ -101,12 +101,12 @@ def compatible_codes(tree: Path, named: Path | None) -> CodesFolder:
 
 
 def compatible_tokenizer(folder: Path) -> ActionTokenizer:
-    """The action tokenizer in a folder; DataError where it has more ids than samples can hold."""
+    """The action tokenizer in a folder; raises DataError if it has too many ids for samples."""
     tokenizer = read_fast(folder)
     if tokenizer.vocab_size > ACTION_IDS:
         raise DataError(
-            f"{folder}: {tokenizer.vocab_size} ids; samples have room for {ACTION_IDS}",
-            hint=f"fit one with --vocab-size {ACTION_IDS}",
+            f"{folder}: {tokenizer.vocab_size} ids; samples support {ACTION_IDS}",
+            hint=f"fit a tokenizer with --vocab-size {ACTION_IDS}",
             code="data.too_many_ids",
             details={"path": str(folder)},
         )
@@ -114,40 +114,40 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
 
 
 def select_profile(name: str | None, fast: Path, gripper: Gripper) -> NormalizationProfile:
-    """The profile of a name or file; without one that of the action tokenizer, else `PUBLISHED`."""
+    """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`."""
     return read_profile(name or (str(fast) if has_profile(fast) else PUBLISHED), gripper)
 
 
 def mismatched_profile(
     profile: NormalizationProfile, fast: Path, gripper: Gripper
 ) -> NormalizationProfile | None:
-    """The profile that an action tokenizer was fitted with, if that is another one."""
+    """Profile that an action tokenizer was fitted with, if it differs; else None."""
     fitted_with = read_profile(str(fast), gripper) if has_profile(fast) else profile
     return None if fitted_with.digest == profile.digest else fitted_with
 
 
 def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
-    """Makes sure that a profile spreads rotations by a factor, where one is given.
+    """Checks the factor by which a profile scales rotations, if one is given.
 
     Raises:
-        UsageError: It does not.
+        UsageError: The profile has another factor.
     """
     by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
     if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
         raise UsageError(
             f"rpy_std_mult {factor:g} is not the factor of the profile {profile.name}",
-            hint="write a profile with other factors and name it with --profile FILE",
+            hint="write a profile with other factors and pass it as --profile FILE",
             code="usage.profile_factor",
         )
 
 
 def instructions_with_code_ids(tasks: Sequence[str], tokenizer: Path | None) -> list[str]:
-    """Instructions in which a language model may see codes, because it has no other ids for them.
+    """Instructions whose token ids overlap with the ids of codes and actions.
 
     Args:
         tasks: The instructions.
-        tokenizer: Folder with the tokenizer.json of the language model. Without one, instructions
-            with letters outside ASCII are told: the ids in question are those of other scripts.
+        tokenizer: Folder with the tokenizer.json of the language model. None returns instructions
+            with characters outside ASCII: the ids concerned are those of other scripts.
     """
     if tokenizer is None:
         return [task for task in tasks if not task.isascii()]
@@ -157,7 +157,7 @@ def instructions_with_code_ids(tasks: Sequence[str], tokenizer: Path | None) -> 
         model = Tokenizer.from_str(read_document(tokenizer / _TEXT_TOKENIZER))
     except Exception as error:  # noqa: BLE001 - the parser raises this very class
         raise DataError(
-            f"{tokenizer / _TEXT_TOKENIZER}: no tokenizer: {error}",
+            f"{tokenizer / _TEXT_TOKENIZER}: not a tokenizer: {error}",
             hint="give the folder of a language model, or leave --tokenizer out",
             code="data.broken_tokenizer",
             details={"path": str(tokenizer)},

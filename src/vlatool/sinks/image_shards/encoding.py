@@ -1,4 +1,4 @@
-"""Pictures as they are stored: the bytes that are there wherever nothing changes."""
+"""Encoding of images; stored bytes are copied where nothing changes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from vlatool.transforms.geometry import resize
 
 @dataclass
 class ImageWriter:
-    """Encodes the pictures of one episode, and counts what was odd about them.
+    """Encodes the images of one episode and counts anomalies.
 
     Attributes:
-        config: How.
-        converted: Pictures that were not plain 8-bit RGB.
-        animations: Pictures of several frames.
-        sizes: (height, width) of stored pictures to how many have it.
+        config: Options of the sink.
+        converted: Number of images that were not plain 8-bit RGB.
+        animations: Number of images with several frames.
+        sizes: (height, width) of stored images to their number.
     """
 
     config: ImageShardsConfig
@@ -30,7 +30,7 @@ class ImageWriter:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
 
     def image(self, camera: str, source: FrameSource, frame: int) -> tuple[str, bytes]:
-        """Format and bytes of a frame.
+        """Format and bytes of the image of a frame.
 
         Raises:
             DataError: It cannot be read or decoded.
@@ -44,8 +44,8 @@ class ImageWriter:
             file = _file_details(source, frame)
             raise DataError(
                 f"{file.get('path', f'camera {camera!r}, frame {frame}')}: "
-                f"no readable picture: {error}",
-                hint="get or record the picture again, or leave the episode out with --episodes",
+                f"unreadable image: {error}",
+                hint="copy or record the image again, or leave the episode out with --episodes",
                 code="data.picture_unreadable",
                 details={"camera": camera, "frame": frame, **file},
             ) from error
@@ -62,7 +62,7 @@ class ImageWriter:
         return self._encode(decode_rgb(stored))
 
     def _can_copy(self, info: ImageInfo) -> bool:
-        """Whether stored bytes are what is to be written."""
+        """True if stored bytes can be written unchanged."""
         output_format, size = self.config.image_format, self.config.image_size
         return (
             info.is_plain
@@ -86,6 +86,6 @@ def _read_frame(source: FrameSource, frame: int) -> UInt8Array:
 
 
 def _file_details(source: Any, frame: int) -> dict[str, str]:
-    """The file of a frame, where each has one."""
+    """`path` of the file of a frame; empty if the source has no file per frame."""
     paths: Sequence[object] = getattr(source, "paths", ())
     return {"path": str(paths[frame])} if paths else {}

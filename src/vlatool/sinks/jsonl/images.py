@@ -1,6 +1,6 @@
-"""Pictures of an episode as PNG files: copied where they are right, else decoded and written anew.
+"""Images of an episode as PNG files: copied where they fit, otherwise decoded and encoded again.
 
-Source: reference/future-vla 1.2, with its data losses left out: there is no picture in place of another.
+Source: reference/future-vla 1.2, without its data losses: no image replaces another one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +17,17 @@ from vlatool.storage.bulk_folder import FolderWriter
 from vlatool.transforms.geometry import resize
 
 _FRAMES_PER_READ = 8
-_HINT = "the pictures are damaged or of several kinds; record or download the episode again"
+_HINT = "the images are damaged or of several kinds; record or download the episode again"
 
 
 @dataclass
 class ImageFileWriter:
-    """Writes the pictures of one camera of an episode.
+    """Writes the images of one camera of an episode.
 
     Attributes:
         camera: Its name.
-        source: Its pictures.
-        config: What they become.
+        source: Its images.
+        config: Size and options of the written images.
         name_of: Frame to name of the file.
     """
 
@@ -38,13 +38,13 @@ class ImageFileWriter:
     _size: tuple[int, int] | None = None
 
     def write(self, folder: FolderWriter, frames: int) -> int:
-        """Writes the first `frames` pictures; how many of them are as they were stored.
+        """Writes the first `frames` images; returns the number of those copied unchanged.
 
         Raises:
-            DataError: One is missing, cannot be decoded, or has another size than the first.
+            DataError: An image is missing, cannot be decoded, or differs in size from the first.
         """
         if len(self.source) < frames:
-            problem = f"has {len(self.source)} pictures for {frames} frames"
+            problem = f"has {len(self.source)} images for {frames} frames"
             raise self._image_error(len(self.source), problem)
         copied, pending = 0, list[int]()
         for frame in range(frames):
@@ -61,7 +61,7 @@ class ImageFileWriter:
         return copied
 
     def _can_copy(self, frame: int, data: bytes) -> bool:
-        """Whether a stored picture can be copied; one that is damaged cannot be used at all."""
+        """True if a stored image can be copied unchanged; raises DataError if it is damaged."""
         if not is_png(data):
             return False
         try:
@@ -85,10 +85,10 @@ class ImageFileWriter:
     def _read(self, frames: Sequence[int]) -> Array:
         try:
             pixels = self.source.read(frames)
-        except OSError as error:  # a plugin's decoder; the sink would take it for its own disk
+        except OSError as error:  # from a plugin's decoder; not an error of the output disk
             raise self._image_error(frames[0], str(error)) from error
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            problem = f"pictures are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 [H, W, 3]"
+            problem = f"images are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 [H, W, 3]"
             raise self._image_error(frames[0], problem)
         return pixels
 
@@ -100,7 +100,7 @@ class ImageFileWriter:
 
     @property
     def _target_size(self) -> tuple[int, int] | None:
-        """The (height, width) that pictures get; None for their own."""
+        """(height, width) of the written images; None keeps their size."""
         size = self.config.resize_images_size
         return None if size is None else (size[1], size[0])
 

@@ -1,4 +1,4 @@
-"""The `jsonl` sink: windows of the FUTURE-VLA pipeline, a file of lines per episode."""
+"""The `jsonl` sink: windows of the FUTURE-VLA pipeline, one JSON lines file per episode."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _NO_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class JsonlSink:
-    """Writes raw windows and their pictures. Source: reference/future-vla 1."""
+    """Writes raw windows and their images. Source: reference/future-vla 1."""
 
     Config: ClassVar[type[SinkConfig]] = JsonlConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
@@ -54,13 +54,13 @@ class JsonlSink:
         self.work: Work = self._work
 
     def begin(self) -> None:
-        """Takes the manifest away, and folders that an earlier run left empty."""
+        """Removes the manifest and folders that an earlier run left empty."""
         output = self._setup.output
         remove_file(output / MANIFEST_NAME)
         remove_empty(output / IMAGES_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Says what there is, last of all.
+        """Writes the manifest, the last file.
 
         Raises:
             DataError: No window was written.
@@ -72,8 +72,8 @@ class JsonlSink:
             episodes += bool(receipt.files)
         if not episodes:
             raise DataError(
-                "no episode is left to write",
-                hint="loosen the choice of episodes",
+                "no episode was written",
+                hint="select more episodes",
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
@@ -85,7 +85,7 @@ class JsonlSink:
         return SinkSummary(manifest.samples, size, tuple(files), counts)
 
     def estimate(self) -> Estimate:
-        """From the number of frames."""
+        """Estimate from the number of frames."""
         frames = self._setup.survey.frames
         if frames is None:
             return Estimate(None)
@@ -117,22 +117,26 @@ _COUNT_KEYS = ("frames", "samples", "pictures", "untouched")
 
 
 def _folder_name(source: str) -> str:
-    """The name of a source's folder, as part of file names."""
+    """Name of a source's folder with all characters replaced that file names do not allow."""
     name = location(source).resolve().name.partition("@")[0]
     return _NO_FILE_NAME.sub("_", name).strip("_") or "data"
 
 
 def _action_width(config: JsonlConfig, survey: Survey, fields: Sequence[str]) -> int:
-    """Values of an action; DataError where there are none, no pictures, or not as many as asked."""
+    """Number of values of an action.
+
+    Raises:
+        DataError: There is no camera or no action field, or the number is not `action_width`.
+    """
     if not survey.cameras:
-        raise _source_error("the episodes have no camera", "no_camera", "choose another source")
+        raise _source_error("the episodes have no camera", "no_camera", "use another source")
     width = sum(survey.fields[name].width for name in fields)
     if not width:
-        problem = "the episodes have no field that a policy could predict"
-        raise _source_error(problem, "no_actions", "name one with the keys of the format")
+        problem = "the episodes have no action field"
+        raise _source_error(problem, "no_actions", "set one with the keys of the format")
     if config.action_width not in (None, width):
         problem = f"an action has {width} values ({', '.join(fields)}), expected "
-        hint = "choose other fields with the keys of the format, or give another --action-width"
+        hint = "set other fields with the keys of the format, or another --action-width"
         raise _source_error(f"{problem}{config.action_width}", "action_width", hint)
     return width
 

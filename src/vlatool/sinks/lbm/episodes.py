@@ -1,4 +1,4 @@
-"""One episode as a tar of samples: cut into windows, pictures encoded, statistics taken.
+"""Writing of one episode: a tar of its windows with encoded images, and their statistics.
 
 Source: formats/lbm-preprocessing 2; formats/lbm 2.
 """
@@ -28,29 +28,29 @@ RANGES = "ranges"
 LBM = FindingCodes(
     "lbm",
     {
-        "missing_depth": FindingCode("warning", "A camera has no depth, which was asked for."),
-        "missing_labels": FindingCode("warning", "A camera has no labels, which were asked for."),
+        "missing_depth": FindingCode("warning", "Depth was requested, but a camera has none."),
+        "missing_labels": FindingCode("warning", "Labels were requested, but a camera has none."),
     },
 )
 
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Writes the samples of an episode into a tar of its own; picklable.
+    """Writes the samples of an episode into its own tar; picklable.
 
     Attributes:
         output: The output folder.
-        config: How.
+        config: Options of the sink.
     """
 
     output: Path
     config: LbmConfig
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes the tar and tells where its samples are.
+        """Writes the tar; the receipt holds the byte ranges of its samples.
 
         Raises:
-            DataError: The episode lacks what is asked for, or a picture cannot be decoded.
+            DataError: The episode lacks a requested field, or an image cannot be decoded.
         """
         episode = stored_episode(episode, self.config)
         spec = self.config.sample_spec()
@@ -98,7 +98,7 @@ class EpisodeWriter:
                     yield ImageStream(f"{name}_{kind}", source, geometry, "values")
 
     def _missing_findings(self, episode: Episode) -> Iterator[Finding]:
-        """Depth and labels that were asked for and are not there."""
+        """Findings for requested depth and labels that are missing."""
         requested = {"depth": self.config.depth, "labels": self.config.labels}
         available = {"depth": episode.depth, "labels": episode.labels}
         for kind in (kind for kind, is_requested in requested.items() if is_requested):
@@ -109,7 +109,7 @@ class EpisodeWriter:
 
 
 def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
-    """The episode with the pose groups that were asked for."""
+    """The episode with the configured pose groups."""
     if config.pose_groups is None:
         return episode
     return with_pose_groups(episode, config.pose_groups)

@@ -32,7 +32,7 @@ from vlatool.transforms.sampling import EpisodeSampler
 from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, from_arrays
 from vlatool.transforms.windows import make_windows
 
-# Published options that do not shape the data; they are written, without a value.
+# Published options that do not affect the data; they are written with the value null.
 _UNUSED_KEYS = (
     "output_dir",
     "num_workers",
@@ -49,14 +49,17 @@ _DROP_HINTS = {
     "still": "lower --still-threshold or --still-field-thresholds, or leave out "
     "--filter-still-samples",
     "unsuccessful_episode": "leave out --only-successful",
-    "success_unknown": "no episode says whether it succeeded; leave out --only-successful",
+    "success_unknown": "no episode records success or failure; leave out --only-successful",
     "episode_missing_camera": "choose cameras that the episodes have with --camera-names, or leave "
     "out --skip-episodes-missing-cameras",
 }
 
 
 class LbmSink:
-    """Writes the training data of the LBM pipeline. Source: formats/lbm 1; formats/lbm-preprocessing 1, 2."""
+    """Writes training data of the LBM pipeline.
+
+    Source: formats/lbm 1; formats/lbm-preprocessing 1, 2.
+    """
 
     Config: ClassVar[type[SinkConfig]] = LbmConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
@@ -71,14 +74,14 @@ class LbmSink:
         self._setup = setup
         if not setup.survey.fields:
             raise DataError(
-                "the episodes have no field; a window is made of numbers",
-                hint="write pictures alone with --sink image-shards",
+                "the episodes have no field; windows need at least one",
+                hint="write images only with --sink image-shards",
                 code="data.no_fields",
             )
         spec = config.sample_spec()
         steps = spec.windows.past + 1 + spec.windows.future
         self._example = stored_episode(setup.survey.example(steps), config)
-        # Options that do not fit the fields are refused here, not by every episode.
+        # Options that do not fit the fields raise here, not once per episode.
         self._widths = EpisodeSampler(self._example, (), spec).widths()
         self.temporary: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
         self.work: Work = EpisodeWriter(setup.output, config)
@@ -86,13 +89,13 @@ class LbmSink:
         self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
 
     def begin(self) -> None:
-        """Takes the closing files away; says what is being made."""
+        """Removes the closing files and writes the options of this run."""
         for name in CLOSING_FILES:
             remove_file(self._setup.output / name)
         write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Shuffles, assembles shards, writes statistics and, last, the manifests.
+        """Shuffles samples into shards, writes statistics and, last, the manifests.
 
         Raises:
             DataError: No sample was written.
@@ -123,7 +126,7 @@ class LbmSink:
         return SinkSummary(index.samples, size, (*files, *small), {"shards": len(shards)})
 
     def estimate(self) -> Estimate:
-        """From the mean length of the episodes."""
+        """Estimate from the mean length of the episodes."""
         survey = self._setup.survey
         if survey.frames is None:
             return Estimate(None)
@@ -149,7 +152,7 @@ class LbmSink:
         )
 
     def _options(self) -> dict[str, Any]:
-        """preprocessing_config.yaml: what shaped the data and what training needs to know of them.
+        """Content of preprocessing_config.yaml: options of the data, and facts that training needs.
 
         Source: formats/lbm 3.2.
         """
@@ -186,8 +189,8 @@ def _no_samples_error(dropped: Mapping[str, int]) -> DataError:
     most = max(dropped, key=lambda reason: dropped[reason], default="padding")
     listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
     return DataError(
-        f"no sample is left to write; dropped: {listed or 'none'}",
-        hint=_DROP_HINTS.get(most, f"loosen what drops the most: {most}"),
+        f"no sample was written; dropped: {listed or 'none'}",
+        hint=_DROP_HINTS.get(most, f"relax the rule that drops the most samples: {most}"),
         code="data.no_samples",
         details={"dropped": dict(dropped)},
     )
