@@ -1,4 +1,4 @@
-"""Chunks of actions in training data on disk: raw windows, or shards of samples.
+"""Action chunks of training data on disk: raw windows, or shards of samples.
 
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
@@ -22,12 +22,12 @@ from vlatool.jobs.record import read_valid_record
 
 @dataclass(frozen=True)
 class ChunkFile:
-    """A file with chunks; picklable.
+    """File with action chunks; picklable.
 
     Attributes:
         path: Lines of windows, or a tar of samples.
-        fields: Fields of a sample that make up an action; empty for windows.
-        first: Row of a sample's arrays that is the present.
+        fields: Fields of a sample that are concatenated to an action; empty for windows.
+        first: Row of the anchor in a sample's arrays.
     """
 
     path: Path
@@ -38,10 +38,10 @@ class ChunkFile:
         return str(self.path)
 
     def read(self) -> Array:
-        """The chunks, float32 [N, H, D]; row 0 of each is the action of the present.
+        """Action chunks float32 [N, H, D]; row 0 of each is the action of the anchor.
 
         Raises:
-            DataError: The file is broken, or its chunks differ in shape; names the place.
+            DataError: The file is broken, or its chunks differ in shape; names file and line.
         """
         chunks = list(self._samples() if self.fields else self._windows())
         shapes = {chunk.shape for chunk in chunks}
@@ -54,14 +54,14 @@ class ChunkFile:
         return stacked
 
     def _windows(self) -> Iterator[Array]:
-        """One per step: a step may have two lines, one of each kind."""
+        """One chunk per step: a step may have two lines, one of each kind."""
         before: Window | None = None
         number = 0
         try:
             for number, line in enumerate(read_lines(self.path), 1):  # noqa: B007 - for the message
                 window = parse_window(line)
                 if before is None or window.images != before.images or not _is_pair(window, before):
-                    with np.errstate(over="ignore"):  # infinity is told of
+                    with np.errstate(over="ignore"):  # `read` raises on infinity
                         chunk = np.array(window.actions, np.float32)
                     yield chunk
                 before = window
@@ -81,12 +81,12 @@ class ChunkFile:
 
 @dataclass(frozen=True)
 class ChunkSource:
-    """Where chunks are.
+    """Files with action chunks.
 
     Attributes:
         files: In order.
-        fields: What an action is put together from; empty for windows.
-        names: What the data call the D dimensions; empty where they do not.
+        fields: Fields that are concatenated to an action; empty for windows.
+        names: Names of the D dimensions in the data; empty if there are none.
     """
 
     files: tuple[ChunkFile, ...]
@@ -95,16 +95,16 @@ class ChunkSource:
 
 
 def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
-    """The chunks in a folder of training data, at any location.
+    """Action chunks in a folder of training data, at any location.
 
     Args:
-        folder: Raw windows as the `jsonl` sink writes them, or shards of samples.
-        fields: What an action is put together from, for shards; what they were made with by
-            default.
+        folder: Raw windows of the `jsonl` sink, or shards of samples.
+        fields: Fields that are concatenated to an action, for shards; default: those of the
+            options of the shards.
 
     Raises:
-        DataError: There are none.
-        UsageError: Fields are given for windows, or are needed for shards.
+        DataError: The folder has no action chunks.
+        UsageError: Fields are given for windows, or are missing for shards.
     """
     lines = lines_files(folder)
     if lines:
@@ -112,7 +112,7 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
     shards = ShardFolder.find(folder)
     if shards is None:
         raise DataError(
-            f"{folder}: no chunks of actions here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
+            f"{folder}: no action chunks here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_chunks",
             details={"path": str(folder)},
@@ -123,7 +123,7 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
 def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
     if fields:
         raise UsageError(
-            f"{folder}: windows hold one action each, no fields to choose from",
+            f"{folder}: windows hold one action each and have no fields to select",
             hint="leave --action-fields out",
             code="usage.action_fields",
         )
@@ -145,7 +145,7 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     chosen = tuple(fields) or tuple(map(str, stored if isinstance(stored, list) else ()))
     if not chosen:
         raise UsageError(
-            f"{shards.path}: does not say which fields are the action",
+            f"{shards.path}: does not record the action fields",
             hint="add --action-fields FIELD,FIELD; `vlatool inspect` shows the fields",
             code="usage.action_fields",
         )
@@ -161,7 +161,7 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
 
 
 def _is_pair(window: Window, before: Window) -> bool:
-    """Whether a line is the other question about the same step."""
+    """True if a line is of the other kind and the same step."""
     return window.kind != before.kind and window.actions == before.actions
 
 
@@ -173,7 +173,7 @@ def _concatenate(arrays: Sequence[Array]) -> Array:
 def _chunks_error(path: Path, problem: str, suffix: str = "") -> DataError:
     return DataError(
         f"{path}{suffix}: {problem}",
-        hint="chunks are read from what `vlatool preprocess` writes; make or copy it again",
+        hint="write the folder again with `vlatool preprocess`, or copy it again",
         code="data.broken_window",
         details={"path": str(path)},
     )

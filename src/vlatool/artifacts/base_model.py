@@ -1,4 +1,4 @@
-"""A base model's folder as hubs hold it: config.json, weights, tokenizer, processor."""
+"""Folder of a base model in the layout of the hub: config.json, weights, tokenizer, processor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,35 +14,35 @@ TOKENIZER = "tokenizer.json"
 PROCESSOR = "preprocessor_config.json"
 _SAFE, _TORCH = "model*.safetensors", "pytorch_model*.bin"
 _INDEX = ".index.json"
-# Of both towers of CLIP; what its processors write beside them.
+# Keys of the processor config of CLIP.
 _MEAN, _STD = "image_mean", "image_std"
 
 
 @dataclass(frozen=True)
 class ImageMeanStd:
-    """What pictures in [0, 1] are moved and divided by, for red, green and blue."""
+    """Mean and standard deviation per color channel (RGB) of images in [0, 1]."""
 
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json of a base model.
+    """Content of config.json of a base model.
 
     Raises:
-        DataError: It is missing, broken, or does not name its kind.
+        DataError: It is missing, broken, or has no `model_type`.
     """
     path = folder / CONFIG
     content = _read(path)
     if content is None:
-        raise _base_model_error(path, "is missing: no base model is there")
+        raise _base_model_error(path, "is missing: the folder holds no base model")
     if not isinstance(content.get("model_type"), str):
-        raise _base_model_error(path, "names no model_type")
+        raise _base_model_error(path, "has no model_type")
     return content
 
 
 def read_image_mean_std(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
-    """Means and deviations of preprocessor_config.json, or the default where there is none.
+    """Mean and standard deviation of preprocessor_config.json, or the default if it is missing.
 
     Raises:
         DataError: It is broken.
@@ -58,10 +58,10 @@ def read_image_mean_std(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files of the weights with their index, safetensors where there are any.
+    """Names of the weight files and their index, preferably safetensors.
 
     Raises:
-        DataError: There are none.
+        DataError: The folder has no weights.
     """
     names = sorted(file_names(folder))
     for pattern in (_SAFE, _TORCH):
@@ -72,19 +72,19 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Writes the tokenizer of a base model into a folder.
+    """Copies the text tokenizer of a base model into a folder.
 
     Raises:
-        DataError: There is none.
+        DataError: The base model has none.
     """
     write_bytes(folder / TOKENIZER, read_tokenizer(source).encode())
 
 
 def read_tokenizer(folder: Path) -> str:
-    """The text of tokenizer.json.
+    """Text of tokenizer.json.
 
     Raises:
-        DataError: It is missing or no text.
+        DataError: It is missing or not text.
     """
     path = folder / TOKENIZER
     try:
@@ -96,10 +96,10 @@ def read_tokenizer(folder: Path) -> str:
 
 
 def read_tokenizer_asset(folder: Path) -> str:
-    """The tokenizer that a run keeps of its base model.
+    """Text tokenizer among the assets of a run.
 
     Raises:
-        DataError: It is missing or no text.
+        DataError: It is missing or not text.
     """
     try:
         return read_tokenizer(folder)
@@ -118,7 +118,7 @@ def _three_floats(values: Any) -> tuple[float, float, float]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is no file."""
+    """JSON object of a file; None if the file does not exist."""
     try:
         content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise _base_model_error(path, str(error)) from None
     if not isinstance(content, dict):
-        raise _base_model_error(path, "is no JSON object")
+        raise _base_model_error(path, "is not a JSON object")
     return content
 
 

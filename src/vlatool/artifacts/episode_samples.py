@@ -1,9 +1,9 @@
-"""The samples of one episode as arrays: each picture, its codes and each action there once.
+"""Samples of one episode as arrays, in which each image, its codes and each action occur once.
 
-A line of them is rendered when it is asked for; a file of lines is a hundred times as large.
+Lines are rendered on request; a file of lines is a hundred times as large.
 
-Legend: N pictures, the first F of them with codes, W windows, S samples, P pictures that a window
-sees, Q pictures to come, K codes of a picture. Source: reference/future-vla 5.3; formats/samples 4.
+Legend: N images, the first F of them with codes, W windows, S samples, P past images of a window,
+Q future images, K codes of an image. Source: reference/future-vla 5.3; formats/samples 4.
 """
 
 import json
@@ -44,19 +44,19 @@ _TYPES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class EpisodeSamples:
-    """The samples of an episode.
+    """Samples of an episode.
 
     Attributes:
-        pictures: Paths of N pictures, relative to the folder of windows.
-        codes: uint16 [F, K], of the first F pictures.
-        images: int32 [W, P], places in `pictures`.
-        future: int32 [W, Q], places in `pictures`, below F.
-        ids: uint16, the action ids of all windows, one window after the other.
-        id_ends: int64 [W], where those of each window end.
+        pictures: Paths of N images, relative to the folder of windows.
+        codes: uint16 [F, K], codes of the first F images.
+        images: int32 [W, P], indices into `pictures`.
+        future: int32 [W, Q], indices into `pictures`, below F.
+        ids: uint16, action ids of all windows, concatenated.
+        id_ends: int64 [W], end of the ids of each window.
         tasks: Instructions.
-        kinds: uint8 [S], places in `KINDS`.
-        windows: int32 [S], which window a sample is of.
-        task_of: int32 [S], places in `tasks`.
+        kinds: uint8 [S], indices into `KINDS`.
+        windows: int32 [S], window of each sample.
+        task_of: int32 [S], indices into `tasks`.
     """
 
     pictures: tuple[str, ...]
@@ -74,17 +74,17 @@ class EpisodeSamples:
         return len(self.kinds)
 
     def content(self) -> bytes:
-        """The file; equal samples give equal bytes."""
+        """Bytes of the file; equal samples give equal bytes."""
         return write_arrays(
             {name: np.asarray(getattr(self, name), t) for name, t in _TYPES.items()}
         )
 
     @classmethod
     def parse(cls, content: bytes) -> "EpisodeSamples":
-        """The samples in the bytes of a file.
+        """Samples in the bytes of a file.
 
         Raises:
-            ValueError: They are none; the reason is the message.
+            ValueError: The bytes are not samples; the message is the reason.
         """
         try:
             arrays = read_arrays(content, [*_TYPES])
@@ -96,12 +96,12 @@ class EpisodeSamples:
         return samples
 
     def _check(self) -> None:
-        """ValueError where an array does not fit the others: a damaged file would read on."""
+        """Raises ValueError if an array does not fit the others, as in a damaged file."""
         shapes = (self.codes.ndim, self.images.ndim, self.future.ndim, self.id_ends.shape)
         if shapes != (2, 2, 2, (len(self.images),)) or len(self.future) != len(self.images):
             raise ValueError("arrays have shapes that do not fit each other")
         if word := next(filter(None, map(reserved_word, self.tasks)), ""):
-            raise ValueError(f"an instruction has {word}, which stands for something else")
+            raise ValueError(f"an instruction contains the tag {word}")
         if not len(self.kinds) == len(self.windows) == len(self.task_of):
             raise ValueError("arrays of samples have different lengths")
         ends = [0, *self.id_ends.tolist()]
@@ -121,11 +121,11 @@ class EpisodeSamples:
                 raise ValueError("arrays have values that are out of range")
 
     def sample(self, number: int, prefix: str = "") -> TokenSample:
-        """One of them.
+        """Sample by its number.
 
         Args:
-            number: Which.
-            prefix: What stands before the path of each picture.
+            number: Index from 0.
+            prefix: Prefix of the path of each image.
         """
         window = int(self.windows[number])
         conversation = Conversation(
@@ -140,14 +140,14 @@ class EpisodeSamples:
         )
 
     def line(self, number: int, prefix: str = "") -> bytes:
-        """The line of one of them, with its newline; `prefix` as in `sample`."""
+        """Line of a sample, with its newline; arguments as in `sample`."""
         window = int(self.windows[number])
         names = self.images[window].tolist()
         paths = {index: _path_text(prefix, self.pictures[index]) for index in {*names}}
         return self._line(number, *self._window_text(window, paths))
 
     def lines(self, prefix: str = "") -> Iterator[bytes]:
-        """The lines of all of them; what samples of one window share is rendered once."""
+        """Lines of all samples; parts that samples of one window share are rendered once."""
         before, shared = -1, ("", "", "")
         paths = {index: _path_text(prefix, name) for index, name in enumerate(self.pictures)}
         for number, window in enumerate(self.windows.tolist()):
@@ -156,7 +156,7 @@ class EpisodeSamples:
             yield self._line(number, *shared)
 
     def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:
-        """As `json.dumps` has it; only the question has letters that may need escapes."""
+        """Line, equal to that of `json.dumps`; only the question may need escapes."""
         kind = KINDS[int(self.kinds[number])]
         question_text = question(
             kind, self.tasks[int(self.task_of[number])], self.images.shape[1], ids
@@ -191,7 +191,10 @@ def _is_within(indices: Array, limit: int) -> bool:
 
 
 def distinct_windows(windows: Sequence[Window]) -> tuple[list[Window], list[int]]:
-    """Windows without those that only ask otherwise of the one before, and which each is of."""
+    """Windows with distinct content, and the index among them of each window.
+
+    Consecutive windows that differ only in kind or instruction count as one.
+    """
     distinct: list[Window] = []
     indices: list[int] = []
     for window in windows:
@@ -208,12 +211,12 @@ def _content(window: Window) -> tuple[object, ...]:
 def assemble(
     windows: Sequence[Window], action_ids: Sequence[Sequence[int]], codes: Mapping[str, Array]
 ) -> EpisodeSamples:
-    """The samples of an episode.
+    """Samples of an episode.
 
     Args:
-        windows: Of all samples, in order, with equal numbers of pictures.
-        action_ids: Of each of `distinct_windows`.
-        codes: uint16 [K] by the path of each picture to come.
+        windows: Windows of all samples, in order, with equal numbers of images.
+        action_ids: Action ids of each of `distinct_windows`.
+        codes: uint16 [K] by the path of each future image.
     """
     distinct, indices = distinct_windows(windows)
     encoded = dict.fromkeys(path for window in distinct for path in window.future)

@@ -1,6 +1,6 @@
-"""LeRobot v2.0 and v2.1 data sets: the names in them, and how tables and meta files are written.
+"""LeRobot v2.0 and v2.1 data sets: names, and writing of tables and meta files.
 
-Legend of shapes: L rows, C channels. Source: formats/lerobot 2, 3, 4, 5, 6, 9.
+Legend of shapes: L rows, C dimensions. Source: formats/lerobot 2, 3, 4, 5, 6, 9.
 """
 
 import json
@@ -38,19 +38,19 @@ OWNED_FILES = (
     "videos/chunk-*/*/episode_*.mp4",
     *META_FILES,
 )
-# What holds where info.json says nothing else.
+# Defaults for keys that info.json lacks.
 CHUNKS_SIZE = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 
 FRAME_INDEX, EPISODE_INDEX = "frame_index", "episode_index"
-# The columns that every set has.
+# Columns of every data set.
 AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 
 
 @dataclass(frozen=True)
 class EpisodeLine:
-    """One line of `meta/episodes.jsonl`."""
+    """Line of `meta/episodes.jsonl`."""
 
     number: int
     tasks: tuple[str, ...]
@@ -59,7 +59,7 @@ class EpisodeLine:
 
 @dataclass(frozen=True)
 class SetInfo:
-    """What the meta files say besides the episodes; `features` are declarations by `feature`."""
+    """Content of the meta files besides the episodes; `features` are declarations by `feature`."""
 
     version: str
     robot_type: str
@@ -69,17 +69,17 @@ class SetInfo:
 
 
 def template_values(index: int) -> dict[str, int]:
-    """What the path templates need for an episode."""
+    """Values of the path templates for an episode."""
     return {"episode_chunk": index // CHUNKS_SIZE, "episode_index": index}
 
 
 def vector_column(values: NDArray[np.float32]) -> pa.Array:
-    """A column of lists of fixed size from [L, C]."""
+    """Column of lists of fixed size from [L, C]."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
 def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
-    """Writes one episode's parquet file."""
+    """Writes the parquet file of an episode."""
     with open_atomic(path) as file:
         pq.write_table(pa.table(dict(columns)), file)
 
@@ -95,7 +95,7 @@ def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dic
 
 
 def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
-    """Writes episodes, tasks and, last of all, info."""
+    """Writes episodes, tasks and, last, info."""
     lines = [
         {"episode_index": episode.number, "tasks": episode.tasks, "length": episode.length}
         for episode in episodes
@@ -128,7 +128,7 @@ def write_lines(path: Path, documents: Iterable[Mapping[str, Any]]) -> None:
 
 
 def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """`min`, `max`, `mean` and population `std` of each channel of [L, C], float64 [C]."""
+    """`min`, `max`, `mean` and population `std` of each dimension of [L, C], float64 [C]."""
     table = values.astype(np.float64)
     return {
         "min": table.min(axis=0),
@@ -139,7 +139,7 @@ def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
-    """Statistics of every numeric column."""
+    """Statistics of all numeric columns."""
     stats: dict[str, Stats] = {}
     for name, column in columns.items():
         if not pa.types.is_struct(column.type):
@@ -150,7 +150,7 @@ def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
 
 
 def merge_stats(parts: Sequence[Stats]) -> Stats:
-    """Statistics of a whole set from those of its episodes, without the count."""
+    """Statistics of a data set from those of its episodes, without the count."""
     counts = np.array([part["count"][0] for part in parts], np.float64)[:, None]
     weights = counts / counts.sum()
     means = np.array([part["mean"] for part in parts])

@@ -1,4 +1,4 @@
-"""Which shards somebody means: a list of them, a pattern, a folder, or one tar, of any location.
+"""Selection of shards by a list, a pattern, a folder, or one tar, at any location.
 
 A list is a text file with a path per line. Patterns are those of shells: `{0000..0252}`, `{a,b}`,
 and, where folders can be listed, `*`, `?` and `[...]`. Source: reference/future-vla 2.3.
@@ -17,7 +17,7 @@ from vlatool.storage.uri import is_missing, is_remote, location, require_existin
 
 Split = Literal["train", "val"]
 
-# In a folder of shards: those that are learned from, and those that are held out.
+# Lists in a folder of shards: training and validation.
 LISTS: dict[Split, str] = {"train": TRAIN_LIST, "val": VAL_LIST}
 SHARD_SUFFIX = ".tar"
 
@@ -30,29 +30,29 @@ _WILDCARDS = re.compile(r"[*?\[]")
 
 
 def find_shards(text: str, split: Split = "train") -> list[Path]:
-    """The tars that a text means, in the order of the list, else sorted by name.
+    """Tars that `text` selects, in the order of the list, else sorted by name.
 
     Args:
-        text: A list (`.txt`), a pattern, a tar, or a folder, of which its own list for `split`
-            counts, and where it has no lists every tar directly in it.
-        split: Which of the lists of a folder.
+        text: A list (`.txt`), a pattern, a tar, or a folder; a folder selects the tars of its list
+            for `split`, or all tars directly in it if it has no lists.
+        split: List to use in a folder.
 
     Raises:
-        DataError: Nothing is there, a list is broken, or there are more than a million.
+        DataError: There are no shards or more than a million, or a list is broken.
         UsageError: The location has an unknown scheme.
     """
     shards = list(islice(_shards(text, split), _MAX_SHARDS + 1))
     if len(shards) > _MAX_SHARDS:
-        raise _shards_error(text, f"means more than {_MAX_SHARDS:,} shards", "too_many_shards")
+        raise _shards_error(text, f"selects more than {_MAX_SHARDS:,} shards", "too_many_shards")
     if not shards:
         raise _shards_error(text, "no shards here", "no_shards")
     return shards
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """The texts that a pattern with `{first..last}` and `{a,b}` stands for, the last turning first.
+    """Expansions of a pattern with `{first..last}` and `{a,b}`; the last braces vary fastest.
 
-    A range keeps the zeros of its ends; braces around anything else stay. None stand in others.
+    A range keeps the zero padding of its ends; other braces are unchanged. Braces do not nest.
     """
     for match in _BRACES.finditer(pattern):
         values = _values(match[1])
@@ -65,7 +65,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _values(inside: str) -> Iterator[str] | None:
-    """What the inside of braces stands for; None where that is itself."""
+    """Values of the text between braces; None if the braces are literal."""
     match = _RANGE.match(inside)
     if match is None:
         return iter(inside.split(",")) if "," in inside else None
@@ -84,13 +84,13 @@ def _shards(text: str, split: Split) -> Iterator[Path]:
         elif _WILDCARDS.search(path):
             yield from _matching(path)
         elif path.endswith(SHARD_SUFFIX):
-            yield location(path)  # whoever looks at its size tells if it is missing
+            yield location(path)  # reading its size raises if it is missing
         else:
             yield from _in_folder(require_existing(path), split)
 
 
 def _matching(pattern: str) -> Iterator[Path]:
-    """What a pattern with wildcards finds, sorted; what is before the first one is a folder."""
+    """Tars that match a pattern with wildcards, sorted; the path before the first is a folder."""
     start = _WILDCARDS.search(pattern)
     assert start is not None
     folder, slash, _ = pattern[: start.start()].rpartition("/")
@@ -113,10 +113,10 @@ def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
 
 
 def _read_shards(path: Path) -> Iterator[Path]:
-    """The shards that the lines of a list name."""
+    """Shards of a list."""
     for shard in map(partial(_resolve, path), read_list(path)):
         if shard.suffix != SHARD_SUFFIX:
-            raise _shards_error(path, f"{shard.name[:100]!r} is no .tar", "broken_list")
+            raise _shards_error(path, f"{shard.name[:100]!r} is not a .tar", "broken_list")
         if is_remote(path) and not is_remote(shard):
             message = f"a remote list names {str(shard)[:100]!r} on this machine"
             raise _shards_error(path, message, "broken_list")
@@ -124,7 +124,7 @@ def _read_shards(path: Path) -> Iterator[Path]:
 
 
 def _resolve(path: Path, shard: Path) -> Path:
-    """A shard of a list; published lists may be relative to where one works, not to themselves."""
+    """Path of a shard of a list; published lists may be relative to the working directory."""
     if is_remote(path) or not shard.is_relative_to(path.parent) or shard.exists():
         return shard
     here = shard.relative_to(path.parent)

@@ -1,6 +1,6 @@
-"""What the bytes of a picture say of it, and whether they are whole, without its pixels.
+"""Headers and integrity of encoded images, without decoding pixels.
 
-A picture that already is what is wanted goes through as it is; this says whether it is.
+Decides if a stored image can be copied unchanged.
 """
 
 from dataclasses import dataclass, replace
@@ -12,21 +12,21 @@ from vlatool.artifacts.png import is_png, png_info
 
 PNG, JPEG = "png", "jpeg"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
-# Pillow's modes of grey with more than 8 bits; brought to colours they would be white.
+# Pillow's gray modes with more than 8 bits; converted to RGB they would be white.
 _NUMERIC_MODES = ("I", "F")
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a picture is.
+    """Format and size of an encoded image.
 
     Attributes:
         format: `png`, `jpeg`, or another name in lower case.
         height: In pixels.
         width: In pixels.
-        is_plain: Whether it is stored as 8-bit red, green and blue and nothing else: every reader
-            sees the same pixels.
-        frames: More than one in an animation.
+        is_plain: True if it is stored as 8-bit RGB and nothing else: every reader decodes the same
+            pixels.
+        frames: Number of frames; more than one in an animation.
     """
 
     format: str
@@ -42,11 +42,11 @@ class ImageInfo:
 
 
 def image_info(data: bytes) -> ImageInfo:
-    """What the header says; of a PNG every checksum is compared, too.
+    """Format and size from the header; all checksums of a PNG are compared too.
 
     Raises:
-        ValueError: It is no picture, cut off or damaged, has more than `MAX_PIXELS`, or numbers
-            of more than 8 bits in place of colours, such as depth.
+        ValueError: The data is no image, truncated or damaged, has more than `MAX_PIXELS`, or
+            values of more than 8 bits instead of colors, such as depth.
     """
     if is_png(data):
         info = _png_image_info(data)
@@ -60,7 +60,7 @@ def image_info(data: bytes) -> ImageInfo:
 
 
 def check_pixels(data: bytes) -> None:
-    """Decodes a picture; ValueError where that is not possible."""
+    """Decodes an image; raises ValueError if that fails."""
     decoded_size(data)
 
 
@@ -84,6 +84,6 @@ def _pillow_image_info(data: bytes) -> ImageInfo:
         name = (image.format or "").lower()
         frames = int(getattr(image, "n_frames", 1))
         if image.mode.startswith(_NUMERIC_MODES):
-            raise ValueError(f"numbers in place of colours (mode {image.mode!r}), such as depth")
+            raise ValueError(f"values instead of colors (mode {image.mode!r}), such as depth")
         is_plain = image.mode == "RGB" and frames == 1
         return ImageInfo(name, image.height, image.width, is_plain, frames)

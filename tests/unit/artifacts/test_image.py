@@ -99,7 +99,7 @@ def test_message_is_the_same_every_time() -> None:
     # Pillow's has the address of an object in it.
     messages = set()
     for _ in range(3):
-        with pytest.raises(ValueError, match="not a picture") as caught:
+        with pytest.raises(ValueError, match="not an image") as caught:
             decode_rgb(BROKEN["text"])
         messages.add(str(caught.value))
 

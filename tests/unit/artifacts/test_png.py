@@ -73,7 +73,7 @@ def test_a_cut_is_noticed(length: int) -> None:
 
 
 def test_bytes_behind_the_end_are_noticed() -> None:
-    with pytest.raises(ValueError, match="behind"):
+    with pytest.raises(ValueError, match="after its end"):
         png_info(png() + b"\0")
 
 
