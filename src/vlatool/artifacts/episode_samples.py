@@ -104,9 +104,9 @@ class EpisodeSamples:
             raise ValueError(f"an instruction contains the tag {word}")
         if not len(self.kinds) == len(self.windows) == len(self.task_of):
             raise ValueError("arrays of samples have different lengths")
-        ends = [0, *self.id_ends.tolist()]
-        if ends != sorted(ends) or ends[-1] != len(self.ids):
-            raise ValueError("action ids have impossible ends")
+        bounds = [0, *self.id_ends.tolist()]
+        if bounds != sorted(bounds) or bounds[-1] != len(self.ids):
+            raise ValueError("id_ends does not ascend to the number of action ids")
         limits = (
             (self.codes, CODEBOOK_SIZE),
             (self.ids, ACTION_IDS),
@@ -158,11 +158,10 @@ class EpisodeSamples:
     def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:
         """Line, equal to that of `json.dumps`; only the question may need escapes."""
         kind = KINDS[int(self.kinds[number])]
-        question_text = question(
-            kind, self.tasks[int(self.task_of[number])], self.images.shape[1], ids
-        )
+        task = self.tasks[int(self.task_of[number])]
+        user = json.dumps(question(kind, task, self.images.shape[1], ids), ensure_ascii=False)
         return (
-            f'{{"messages": [{{"role": "user", "content": {json.dumps(question_text, ensure_ascii=False)}}}'
+            f'{{"messages": [{{"role": "user", "content": {user}}}'
             f', {{"role": "assistant", "content": "{answer(kind, ids, segments)}"}}], '
             f'"images": [{images}]}}\n'
         ).encode()

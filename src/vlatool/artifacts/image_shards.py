@@ -122,7 +122,9 @@ def read_manifest(folder: Path) -> ImageManifest | None:
         if not all(_is_shard(shard) for shard in shards):
             raise TypeError
     except (KeyError, TypeError):
-        raise _manifest_error(folder, "`shards` is not a list of name, pictures and bytes") from None
+        raise _manifest_error(
+            folder, "`shards` is not a list of name, pictures and bytes"
+        ) from None
     own = ("format", "version", "pictures", "shards")
     return ImageManifest(shards, {k: v for k, v in document.items() if k not in own})
 

@@ -1,6 +1,7 @@
 """Files of JSON lines, with an index of the byte range of each line.
 
-The index has the format of that of a tar, with lines instead of samples. Source: reference/order 11.
+The index has the format of the index of a tar, with lines instead of samples.
+Source: reference/order 11.
 """
 
 import hashlib

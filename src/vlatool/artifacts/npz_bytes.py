@@ -37,7 +37,7 @@ _BROKEN = (struct.error, zlib.error, IndexError, UnicodeDecodeError, OverflowErr
 
 
 def write_arrays(arrays: Mapping[str, Array]) -> bytes:
-    """npz with the named arrays, deflated; equal arrays give equal bytes.
+    """Npz with the named arrays, deflated; equal arrays give equal bytes.
 
     Raises:
         ValueError: An array holds Python objects.

@@ -165,7 +165,7 @@ class RunDir:
         write_text(self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
 
     def repair_latest(self) -> bool:
-        """Makes latest.json name the newest checkpoint; returns True if it was changed."""
+        """Updates latest.json to name the newest checkpoint; returns True if it was changed."""
         newest = self.latest()
         pointer: dict[str, Any] = {}
         with suppress(DataError):
@@ -242,7 +242,7 @@ class RunDir:
                 )
 
     def record_assets(self, names: Iterable[str], *, replace: bool = False) -> None:
-        """Enters files as they are now; other entries stay as they are, or go (`anew`)."""
+        """Records the current state of files; `replace` removes all other entries."""
         listed = {} if replace else {entry.path: entry for entry in self.recorded_files()}
         files = [self.root / name for name in names]
         current = {

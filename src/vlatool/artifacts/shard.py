@@ -81,22 +81,22 @@ class _Members(Mapping[str, bytes]):
     """Members of a sample, read lazily."""
 
     def __init__(
-        self, places: Mapping[str, tuple[int, int]], read: Callable[[int, int], bytes]
+        self, ranges: Mapping[str, tuple[int, int]], read: Callable[[int, int], bytes]
     ) -> None:
-        self._places = places
+        self._ranges = ranges
         self._read = read
 
     def __getitem__(self, suffix: str) -> bytes:
-        return self._read(*self._places[suffix])
+        return self._read(*self._ranges[suffix])
 
     def __contains__(self, suffix: object) -> bool:
-        return suffix in self._places
+        return suffix in self._ranges
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._ranges)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._ranges)
 
 
 @dataclass

@@ -152,9 +152,7 @@ class EpisodeBuilder:
         except ValueError as error:
             raise _window_error(item.path, str(error), "data.action_width") from None
         except DataError as error:
-            raise _window_error(
-                item.path, f"distinct windows, {error}", error.code
-            ) from None
+            raise _window_error(item.path, f"distinct windows, {error}", error.code) from None
         clamped = int(np.count_nonzero(encoded.clamped))
         message = f"{item.path}: {clamped} of {len(windows)} windows have clamped actions"
         finding = BUILD("clamped_actions", message, episode=item.episode)

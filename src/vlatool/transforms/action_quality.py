@@ -1,4 +1,4 @@
-"""How well an action tokenizer writes chunks: how short, and how exactly they come back.
+"""Quality of an action tokenizer: lengths of its ids and error of the decoded action chunks.
 
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
@@ -15,14 +15,14 @@ _AT_ONCE = 4096  # chunks
 
 @dataclass(frozen=True)
 class ActionQuality:
-    """What was measured on chunks.
+    """Measurements on action chunks.
 
     Attributes:
-        lengths: int64 [N], ids of each chunk.
-        exact: Share of chunks whose rounded coefficients come back.
+        lengths: int64 [N], number of ids of each chunk.
+        exact: Share of chunks whose rounded coefficients are decoded exactly.
         in_range: Share of coefficients that were not clamped.
-        rms: float64 [D], root mean square of what coding changes, of normalised actions.
-        largest: float64 [D], the largest change.
+        rms: float64 [D], root mean square error of normalized actions.
+        largest: float64 [D], largest absolute error.
     """
 
     lengths: Array
@@ -33,7 +33,7 @@ class ActionQuality:
 
 
 def action_quality(tokenizer: ActionTokenizer, chunks: Array) -> ActionQuality:
-    """Writes chunks [N, H, D] of normalised actions, reads them again and compares.
+    """Encodes and decodes chunks [N, H, D] of normalized actions and compares them.
 
     Raises:
         DataError: As `ActionTokenizer.encode_counted`.

@@ -1,4 +1,4 @@
-"""Pose groups that a user configures, for formats that name no poses of their own."""
+"""Pose groups configured by the user, for formats that do not define poses."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _SLICE = re.compile(r"^(.+)\[(\d+):(\d+)\]$")
 
 
 class PoseGroupConfig(ConfigModel):
-    """A position and a rotation that form one pose; keys may be parts, such as `state[0:3]`."""
+    """Position and rotation that form a pose; keys may be slices, such as `state[0:3]`."""
 
     name: str = Field(description="Name of the pose.")
     position_key: str = Field(description="Field with the position in metres, 3 wide.")
@@ -27,16 +27,16 @@ class PoseGroupConfig(ConfigModel):
     )
     reference: str | None = Field(
         default=None,
-        description="Pose group whose anchor frame it is relative to; null for the measured "
-        "counterpart by name, or itself.",
+        description="Pose group at whose anchor frame the reference pose is; null: the measured "
+        "counterpart by name, else the group itself.",
     )
 
 
 def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Episode:
-    """The episode with these poses instead of its own.
+    """The episode with these pose groups instead of its own.
 
-    A pose that is a part of a field, or whose rotation has another form, becomes two fields of its
-    own: `<name>__xyz` [F, 3] and `<name>__rot_6d` [F, 6].
+    A pose that is a slice of a field, or whose rotation has another form, is stored as two new
+    fields: `<name>__xyz` [F, 3] and `<name>__rot_6d` [F, 6].
 
     Raises:
         DataError: A field is missing or has another width, or a reference is unknown.
@@ -60,7 +60,7 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
 
 
 def _resolve_fields(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:
-    """The group as two whole fields, added to `lowdim` where they are not there."""
+    """The group as two complete fields, which are added to `lowdim` if needed."""
     position = _field(lowdim, group.position_key, episode, group.name, 3)
     width = ROTATION_WIDTH[group.rotation]
     rotation = _field(lowdim, group.rotation_key, episode, group.name, width)
@@ -80,7 +80,7 @@ def _with_reference(
     reference = resolved.get(group.reference or "")
     if reference is None:
         raise DataError(
-            f"{episode}: pose group {group.name!r} refers to {group.reference!r}, which is none",
+            f"{episode}: pose group {group.name!r} has the unknown reference {group.reference!r}",
             hint=did_you_mean(group.reference or "", list(resolved)),
             code="data.unknown_pose_group",
             details={"pose_group": group.name, "known": list(resolved)},
@@ -95,12 +95,12 @@ def _with_reference(
 def _field(
     lowdim: Mapping[str, Array], key: str, episode: str, group: str, width: int | None = None
 ) -> Array:
-    """The field or the part of one, of the right width where one is given."""
+    """Values of a field or of a slice of it; raises DataError if the width is not `width`."""
     match = _SLICE.match(key)
     name = match.group(1) if match else key
     if name not in lowdim or lowdim[name].dtype.kind == "U":
         raise DataError(
-            f"{episode}: pose group {group!r}: there is no field of numbers {name!r}",
+            f"{episode}: pose group {group!r}: no numeric field {name!r}",
             hint=did_you_mean(name, list(lowdim)),
             code="data.missing_field",
             details={"field": name, "pose_group": group},
@@ -112,7 +112,7 @@ def _field(
         raise DataError(
             f"{episode}: pose group {group!r}: {key!r} is {list(values.shape)}, expected "
             f"[frames, {width}]",
-            hint="give the part that holds the pose, such as state[0:3]",
+            hint="give the slice that holds the pose, such as state[0:3]",
             code="data.bad_pose",
             details={"field": name, "pose_group": group},
         )

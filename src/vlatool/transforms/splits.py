@@ -1,10 +1,10 @@
-"""Which shards of a data set are kept for validation."""
+"""Validation split of the shards of a data set."""
 
 
 def validation_positions(count: int, ratio: float) -> list[int]:
-    """Positions among `count` sorted shards that are for validation, evenly spread; one at least.
+    """Evenly spaced positions of the validation shards among `count` sorted shards; at least one.
 
-    The others are for training; of one shard none is left. No seed: the same every time.
+    The others are for training; a single shard leaves none. Deterministic, without a seed.
     Source: reference/future-vla 2.2, the numbers included.
     """
     num_validation = max(1, int(count * ratio + 0.999999))
