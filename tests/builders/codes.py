@@ -1,4 +1,4 @@
-"""A small folder of windows, and codes for the pictures of any such folder in both layouts."""
+"""Small folder of windows, and codes for the images of any such folder in both layouts."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ TOKENIZER = "builder"
 
 
 def codes_of(stem: str) -> Array:
-    """Codes [32] that follow from the name of a picture."""
+    """Codes [32] derived from the name of an image."""
     seed = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8])
     draws = np.random.Generator(np.random.Philox(seed)).integers(0, CODEBOOK_SIZE, CODES_PER_IMAGE)
     return draws.astype(np.uint16)
@@ -48,7 +48,7 @@ def codes_of(stem: str) -> Array:
 def write_tree_codes(
     tree: Path, layout: CodesLayout = "json", *, folder: Path | None = None, name: str = TOKENIZER
 ) -> Path:
-    """Codes for every picture of a folder of windows; returns their folder."""
+    """Writes codes for all images of a folder of windows; returns their folder."""
     target = folder or tree / (PACKED_NAME if layout == "packed" else JSON_NAME)
     digests: dict[str, str] = {}
     images = 0
@@ -72,7 +72,7 @@ def write_tree_codes(
 
 
 def tokenizer_digest(name: str) -> str:
-    """What a tokenizer of this name would have as digest."""
+    """Digest of a tokenizer of this name."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
@@ -84,7 +84,7 @@ def published_windows(
     kinds: Sequence[Kind] = ("vla", "wm"),
     task: str = "put the mug on the plate",
 ) -> Path:
-    """A folder of windows of 16 steps as published trees have it: no manifest, no record."""
+    """Writes a folder of windows of 16 steps in the published form: no manifest, no record."""
     png = encode_png(np.zeros((8, 8, 3), np.uint8))
     for number in range(episodes):
         episode = episode_name(number)
@@ -103,7 +103,7 @@ def published_windows(
 
 
 def plain_fast(folder: Path, *, scale: float = 10.0) -> Path:
-    """An action tokenizer without merges: an id for each byte of each coefficient."""
+    """Writes an action tokenizer without merges: an id for each byte of each coefficient."""
     vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     document = {
@@ -135,5 +135,5 @@ def _action(step: int, frames: int) -> tuple[float, ...]:
 
 
 def read_json_codes(path: Path) -> list[int]:
-    """The codes in a published file."""
+    """Codes of a published file."""
     return [row[0] for row in json.loads(path.read_text())]

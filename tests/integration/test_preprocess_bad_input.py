@@ -16,13 +16,13 @@ from tests.builders.preprocessing import (
     FRAMES,
     arrays,
     failure_of,
+    has_message_and_hint,
     metadata,
     named,
     processed,
     refusal,
     run,
     samples,
-    told_in_two_lines,
     value,
     with_broken,
     without,
@@ -195,7 +195,7 @@ def test_bad_episode_is_told_by_code_and_place_and_the_other_is_kept(
     failure = failure_of(error)
     assert failure["code"] == code
     assert place in failure["message"]
-    assert told_in_two_lines(failure)
+    assert has_message_and_hint(failure)
     assert isinstance(error.result, PreprocessResult)
     assert error.result.samples == FRAMES
 
@@ -211,7 +211,7 @@ def test_metadata_that_is_no_yaml_is_told_in_two_lines(tmp_path: Path, content: 
 
     failure = failure_of(refusal(source, tmp_path / "out"))
 
-    assert (failure["code"], told_in_two_lines(failure)) == ("data.broken_yaml", True)
+    assert (failure["code"], has_message_and_hint(failure)) == ("data.broken_yaml", True)
 
 
 @pytest.mark.parametrize("name", ["Scene.Right-0", "SCENE_RIGHT_0"])
@@ -357,7 +357,7 @@ def test_side_file_of_another_form_is_told_by_path(
 
     assert (error.code, error.exit_code) == (code, 3)
     assert str(path) in error.message
-    assert told_in_two_lines(vars(error))
+    assert has_message_and_hint(vars(error))
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_nan_of_a_lerobot_episode_is_told(tmp_path: Path) -> None:
 
     failure = failure_of(refusal(root, tmp_path / "out", format="lerobot"))
 
-    assert (failure["code"], told_in_two_lines(failure)) == ("data.not_finite", True)
+    assert (failure["code"], has_message_and_hint(failure)) == ("data.not_finite", True)
 
 
 def test_dangling_link_in_an_episode_does_no_harm(tmp_path: Path) -> None:

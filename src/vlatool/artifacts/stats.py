@@ -183,7 +183,7 @@ def _align(
     if len(shapes) == 1 and len(pasts) == 1:
         return list(partial)
     known = [part.past for part in parts if part.past is not None]
-    if len({channels for _, channels in shapes}) == 1 and len(known) < len(parts):
+    if len({width for _, width in shapes}) == 1 and len(known) < len(parts):
         raise DataError(
             f"field {name!r}: the windows differ or may differ, and for "
             f"{len(parts) - len(known)} of {len(parts)} data sets the anchor is unknown",
@@ -191,7 +191,7 @@ def _align(
             code="data.unmergeable_statistics",
             details={"field": name},
         )
-    if len({channels for _, channels in shapes}) > 1:
+    if len({width for _, width in shapes}) > 1:
         raise DataError(
             f"field {name!r} has different shapes (steps, dimensions) in the data sets: "
             f"{sorted(shapes)}",

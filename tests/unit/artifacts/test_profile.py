@@ -31,7 +31,7 @@ SPREAD = [0.3355240226, 0.3784470558, 0.4447283745, 0.1962175779, 0.3169656545, 
 PLAIN = NormalizationProfile("plain", (1.0, 2.0), (2.0, 4.0))
 
 
-def refusal(work: Callable[[], object]) -> tuple[str, int]:
+def error_of(work: Callable[[], object]) -> tuple[str, int]:
     with pytest.raises(VlatoolError) as caught:
         work()
     assert caught.value.hint
@@ -46,7 +46,7 @@ def test_libero_has_the_published_numbers_and_a_raw_gripper() -> None:
     assert libero.center.dtype == libero.scale.dtype == np.float32
 
 
-def test_libero_with_a_normalized_gripper_is_the_guides_command() -> None:
+def test_libero_with_a_normalized_gripper_is_the_profile_of_the_guide() -> None:
     libero = read_profile("libero", "normalised")
 
     assert libero.center[-1] == np.float32(MEAN[-1])
@@ -71,7 +71,7 @@ def test_every_shipped_profile_reads() -> None:
     assert [read_profile(name).name for name in profile_names()] == profile_names()
 
 
-def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
+def test_written_files_are_read_back(tmp_path: Path) -> None:
     write_profile(tmp_path / NAME, read_profile("libero"))
 
     assert read_profile(str(tmp_path)) == read_profile("libero")
@@ -87,7 +87,7 @@ def test_the_digest_is_that_of_the_numbers() -> None:
     assert read_profile("libero").digest != read_profile("libero", "normalised").digest
 
 
-def test_equal_profiles_go_together_whatever_they_are_called() -> None:
+def test_equal_profiles_may_have_different_names() -> None:
     check_same_profile(PLAIN, NormalizationProfile("other", PLAIN.mean, PLAIN.std))
 
 
@@ -100,11 +100,11 @@ def test_profiles_that_differ_are_refused_with_the_dimension() -> None:
 
 
 def test_profiles_of_another_width_are_refused() -> None:
-    code = refusal(lambda: check_same_profile(PLAIN, read_profile("libero")))
+    code = error_of(lambda: check_same_profile(PLAIN, read_profile("libero")))
     assert code == ("data.profile_mismatch", 3)
 
 
-def test_a_name_that_nothing_has_is_a_usage_error() -> None:
+def test_an_unknown_name_is_a_usage_error() -> None:
     with pytest.raises(UsageError) as caught:
         read_profile("liberro")
 
@@ -112,10 +112,10 @@ def test_a_name_that_nothing_has_is_a_usage_error() -> None:
     assert "libero" in caught.value.hint
 
 
-def test_a_gripper_that_is_not_there_cannot_be_normalized(tmp_path: Path) -> None:
+def test_a_missing_gripper_cannot_be_normalized(tmp_path: Path) -> None:
     write_profile(tmp_path / NAME, PLAIN)
 
-    code = refusal(lambda: read_profile(str(tmp_path), "normalised"))
+    code = error_of(lambda: read_profile(str(tmp_path), "normalised"))
     assert code == ("usage.no_gripper", 2)
 
 
@@ -144,14 +144,14 @@ def test_a_gripper_that_is_not_there_cannot_be_normalized(tmp_path: Path) -> Non
 def test_a_broken_profile_is_refused(changes: dict[str, Any]) -> None:
     document = {**PLAIN.document(), **changes}
 
-    assert refusal(lambda: parse_profile(document, "x")) == ("data.broken_profile", 3)
+    assert error_of(lambda: parse_profile(document, "x")) == ("data.broken_profile", 3)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "name: x\nmean: [1"])
-def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_profile_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text)
 
-    assert refusal(lambda: read_profile(str(tmp_path))) == ("data.broken_profile", 3)
+    assert error_of(lambda: read_profile(str(tmp_path))) == ("data.broken_profile", 3)
 
 
 def test_a_computed_profile_has_mean_and_deviation_of_the_rows() -> None:

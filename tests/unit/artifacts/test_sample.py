@@ -56,7 +56,7 @@ def test_members_have_the_published_names_and_order() -> None:
     ]
 
 
-def test_tar_headers_tell_nothing_of_machine_or_clock(shard: Path) -> None:
+def test_tar_headers_hold_neither_owner_nor_time(shard: Path) -> None:
     with tarfile.open(shard) as archive:
         infos = archive.getmembers()
 

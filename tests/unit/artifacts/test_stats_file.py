@@ -88,7 +88,7 @@ def test_merge_of_two_data_sets_equals_statistics_of_the_union() -> None:
         np.testing.assert_allclose(merged[key], expected[key], rtol=1e-9, err_msg=key)
 
 
-def test_merge_keeps_the_fields_all_have() -> None:
+def test_merge_keeps_the_common_fields() -> None:
     first = {**stats_of(windows(1)), **stats_of(windows(2), name="only_here")}
 
     assert list(merge_stats([first, stats_of(windows(3))])) == ["action"]

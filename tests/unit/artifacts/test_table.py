@@ -1,4 +1,4 @@
-"""The table of artifacts: what verify and inspect loop over."""
+"""Table of artifacts, which verify and inspect loop over."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def check_note(location: Path, check: CheckOptions) -> Iterator[Finding]:
 
 
 @pytest.mark.parametrize("name", ARTIFACTS.names())
-def test_every_function_is_in_its_room(name: str) -> None:
+def test_every_function_is_in_its_package(name: str) -> None:
     artifact = ARTIFACTS.get(name)
     for part, package in (
         ("recognize", "artifacts"),
@@ -39,11 +39,11 @@ def test_every_function_is_in_its_room(name: str) -> None:
             assert callable(artifact.load(part))
 
 
-def test_an_empty_folder_is_nothing(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_recognized(tmp_path: Path) -> None:
     assert recognize(tmp_path) is None
 
 
-def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
+def test_an_artifact_needs_only_a_row(tmp_path: Path) -> None:
     note = Artifact(f"{__name__}:is_note", f"{__name__}:check_note", "")
     table: Registry[Artifact] = Registry("", "artifact", {"note": note})
     (tmp_path / "x.note").touch()
@@ -55,6 +55,6 @@ def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
     assert check.checked.files == 1
 
 
-def test_a_folder_of_recordings_with_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_with_another_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"files": {}}')
     assert recognize(tmp_path) is None

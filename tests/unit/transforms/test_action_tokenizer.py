@@ -40,14 +40,14 @@ def tokenizer() -> ActionTokenizer:
     return fitted(smooth_chunks())
 
 
-def refusal(work: Callable[[], object]) -> tuple[str, int]:
+def error_of(work: Callable[[], object]) -> tuple[str, int]:
     with pytest.raises(DataError) as caught:
         work()
     assert caught.value.hint
     return caught.value.code, caught.value.exit_code
 
 
-def test_the_published_coefficients_are_the_published_actions() -> None:
+def test_published_coefficients_decode_to_the_published_actions() -> None:
     chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
     actions = read_profile("libero").denormalize(chunks[0])
 
@@ -56,7 +56,7 @@ def test_the_published_coefficients_are_the_published_actions() -> None:
     np.testing.assert_array_equal(actions[[0, -1]].round(4), np.array([first, last], np.float32))
 
 
-def test_the_published_actions_are_the_published_coefficients() -> None:
+def test_published_actions_encode_to_the_published_coefficients() -> None:
     profile = read_profile("libero")
     chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
     actions = profile.denormalize(chunks)
@@ -83,7 +83,7 @@ def test_a_padding_chunk_has_the_published_gripper_coefficient(
     assert not result[1:].any()
 
 
-def test_zeros_are_the_lowest_coefficients_distance_from_zero() -> None:
+def test_zeros_are_encoded_as_the_distance_of_the_lowest_coefficient() -> None:
     (ids,) = byte_tokenizer().encode(np.zeros((1, STEPS, WIDTH)))
 
     assert ids == list((chr(-LOWEST) * STEPS * WIDTH).encode())
@@ -104,7 +104,7 @@ def test_each_byte_has_the_character_of_the_published_encoder() -> None:
     assert encoded == "".join(byte_characters()[byte] for byte in text.encode())
 
 
-def test_chunks_come_back_to_the_rounding_step(tokenizer: ActionTokenizer) -> None:
+def test_decoded_chunks_are_exact_up_to_rounding(tokenizer: ActionTokenizer) -> None:
     chunks = smooth_chunks()
 
     back, problems = tokenizer.decode(tokenizer.encode(chunks), STEPS, WIDTH)
@@ -114,7 +114,7 @@ def test_chunks_come_back_to_the_rounding_step(tokenizer: ActionTokenizer) -> No
     np.testing.assert_array_equal(tokenizer.coefficients(back), tokenizer.coefficients(chunks))
 
 
-def test_chunks_like_none_before_are_written_too(tokenizer: ActionTokenizer) -> None:
+def test_chunks_unlike_the_fitted_ones_are_encoded_too(tokenizer: ActionTokenizer) -> None:
     chunks = np.random.default_rng(3).normal(100, 20, (5, 1, 6))
 
     back, problems = tokenizer.decode(tokenizer.encode(chunks), 1, 6)
@@ -140,14 +140,14 @@ def test_ids_of_a_chunk_do_not_depend_on_its_neighbors(tokenizer: ActionTokenize
     assert tokenizer.encode(chunks) == [tokenizer.encode(chunk[None])[0] for chunk in chunks]
 
 
-def test_nothing_is_remembered_of_another_shape(tokenizer: ActionTokenizer) -> None:
+def test_no_state_is_kept_of_another_shape(tokenizer: ActionTokenizer) -> None:
     before = tokenizer.encode(smooth_chunks())
     tokenizer.encode(np.ones((2, 4, 3)))
 
     assert tokenizer.encode(smooth_chunks()) == before
 
 
-def test_no_chunks_have_no_ids(tokenizer: ActionTokenizer) -> None:
+def test_no_chunks_give_no_ids(tokenizer: ActionTokenizer) -> None:
     assert tokenizer.encode(np.zeros((0, STEPS, WIDTH))) == []
     assert tokenizer.decode([], STEPS, WIDTH)[1] == []
 
@@ -166,12 +166,12 @@ def test_coefficients_below_the_lowest_are_counted() -> None:
     [
         ([256], "256"),
         ([-1], "-1"),
-        ([0xC3], "whole"),
+        ([0xC3], "complete"),
         ([], "0 coefficients"),
         ([65] * 5, "5 coefficients"),
     ],
 )
-def test_ids_that_are_no_chunk_are_reported(ids: list[int], reason: str) -> None:
+def test_invalid_ids_are_reported(ids: list[int], reason: str) -> None:
     chunks, problems = byte_tokenizer().decode([ids, [65, 66]], 1, 2)
 
     assert reason in str(problems[0])
@@ -213,18 +213,18 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
 def test_values_without_a_character_are_refused(value: float, code: str) -> None:
     chunks = np.full((1, 1, 1), value)
 
-    assert refusal(lambda: byte_tokenizer().encode(chunks)) == (code, 3)
+    assert error_of(lambda: byte_tokenizer().encode(chunks)) == (code, 3)
 
 
-def test_a_coefficient_that_the_vocabulary_cannot_write_is_refused() -> None:
+def test_a_coefficient_that_the_vocabulary_cannot_encode_is_refused() -> None:
     few = ActionTokenizer(byte_document(byte_characters()[:60]), 10.0, 0)
 
     assert few.encode(np.full((1, 1, 1), 5.0)) == [[50]]
-    code = refusal(lambda: few.encode(np.full((1, 1, 1), 6.5)))
+    code = error_of(lambda: few.encode(np.full((1, 1, 1), 6.5)))
     assert code == ("data.action_not_encodable", 3)
 
 
-def test_it_crosses_process_borders(tokenizer: ActionTokenizer) -> None:
+def test_tokenizer_is_picklable(tokenizer: ActionTokenizer) -> None:
     chunks = smooth_chunks()[:3]
     tokenizer.encode(chunks)
 

@@ -111,7 +111,7 @@ def test_exact_intrinsics_keep_skew() -> None:
 
 
 @pytest.mark.parametrize("size", [(111, 111), (113, 111), (223, 97)])
-def test_cover_leaves_no_black_line(size: tuple[int, int]) -> None:
+def test_center_crop_leaves_no_black_line(size: tuple[int, int]) -> None:
     geometry = make_geometry(size, (224, 224), "center_crop")
 
     image = geometry.apply(np.full((*size, 3), 200, np.uint8))
@@ -133,7 +133,7 @@ def test_fit_puts_black_bars_on_both_sides() -> None:
 @pytest.mark.parametrize(
     ("original", "target"), [((480, 640), (224, 224)), ((600, 960), (224, 224))]
 )
-def test_resize_of_the_surviving_box_looks_like_resize_then_crop(
+def test_resize_of_the_cropped_box_is_close_to_resize_then_crop(
     original: tuple[int, int], target: tuple[int, int]
 ) -> None:
     image = smooth_photo(*original)
@@ -170,14 +170,14 @@ def test_every_size_gives_the_target_size(
 
 
 def test_fit_that_misses_the_target_by_one_pixel_is_padded() -> None:
-    # int(164 * s) is 80 and not 81: one row to fill, nothing to centre.
+    # int(164 * s) is 80 and not 81: one row to fill, nothing to center.
     geometry = make_geometry((164, 604), (81, 298), "resize_fit")
 
     assert geometry.apply(np.zeros((164, 604, 3), np.uint8)).shape == (81, 298, 3)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_images_turn_clockwise(turns: int) -> None:
+def test_images_are_rotated_clockwise(turns: int) -> None:
     image = smooth_photo(40, 60)
 
     result = make_geometry((40, 60), None, "center_crop", turns).apply(image)
@@ -205,7 +205,7 @@ def test_point_stays_on_its_scene_pixel_through_turns_and_resize(
     k = geometry.intrinsics(geometry.rotated_intrinsics(original_matrix))
     seen = k @ (np.linalg.inv(geometry.rotated_extrinsics(pose)) @ point)[:3]
 
-    # The same pixel by hand: turn its corner of the picture, then scale and shift.
+    # The same pixel by hand: rotate the image, then scale and shift.
     x, y, (height, width) = before[0], before[1], size
     for _ in range(turns):
         x, y, height, width = height - y, x, width, height
@@ -217,7 +217,7 @@ def test_point_stays_on_its_scene_pixel_through_turns_and_resize(
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 @pytest.mark.parametrize("method", METHODS)
-def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
+def test_rotated_intrinsics_point_at_the_pixel_where_a_dot_lands(
     method: ResizeMethod, turns: int
 ) -> None:
     image = np.zeros((60, 96, 3), np.uint8)
@@ -228,7 +228,7 @@ def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
 
     rows, columns = np.mgrid[0:44, 0:44] + 0.5
     center = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
-    # The ray of the pixel's centre (41.5, 39.5), seen by the turned camera.
+    # The ray of the pixel center (41.5, 39.5), in the frame of the rotated camera.
     ray = np.linalg.inv(geometry.rotated_extrinsics(np.eye(4)))[:3, :3] @ (41.5, 39.5, 1)
     projected = geometry.intrinsics(geometry.rotated_intrinsics(np.eye(3))) @ ray
     np.testing.assert_allclose(center, projected[:2], atol=0.3)
@@ -236,7 +236,7 @@ def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 @pytest.mark.parametrize("method", METHODS)
-def test_values_are_never_mixed(method: ResizeMethod, turns: int) -> None:
+def test_values_are_never_interpolated(method: ResizeMethod, turns: int) -> None:
     values = np.random.default_rng(0).integers(1, 2**16, (40, 60)).astype(np.uint16)
 
     resized = make_geometry((40, 60), (33, 27), method, turns).apply_to_values(values)

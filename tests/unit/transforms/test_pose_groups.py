@@ -1,4 +1,4 @@
-"""Poses in parts of a vector. Source: formats/lbm-preprocessing 4."""
+"""Poses in slices of a vector. Source: formats/lbm-preprocessing 4."""
 
 from typing import Any
 
@@ -34,9 +34,9 @@ def group(**keys: Any) -> PoseGroupConfig:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("writeable", [True, False])
-def test_parts_become_fields_of_their_own(form: str, writeable: bool) -> None:
+def test_slices_become_new_fields(form: str, writeable: bool) -> None:
     state = np.hstack([XYZ, FORMS[form]])
-    state.flags.writeable = writeable  # arrays that come from files are not
+    state.flags.writeable = writeable  # arrays from files are read-only
     config = group(rotation=form, rotation_key=f"state[3:{state.shape[1]}]")
 
     result = with_pose_groups(Episode("e", "", 10.0, 2, {}, {"state": state}), [config])

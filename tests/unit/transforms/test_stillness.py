@@ -31,7 +31,7 @@ def test_published_threshold_is_strict_and_the_deviation_that_of_the_population(
     assert moving_mask(windows(), fields, StillnessSpec(threshold)).tolist() == [moves]
 
 
-def test_largest_channel_decides() -> None:
+def test_largest_dimension_decides() -> None:
     fields = {"action": np.hstack([np.zeros((FRAMES, 1)), JUMP, np.zeros((FRAMES, 1))])}
 
     assert moving_mask(windows(), fields, StillnessSpec(1.9)).all()
@@ -104,7 +104,7 @@ def test_range_rule_ignores_other_fields() -> None:
     assert not moving_mask(windows(), {"gripper": 0 * JUMP, "action": JUMP}, spec).any()
 
 
-def test_nan_is_no_proof_of_stillness_by_the_range_rule() -> None:
+def test_nan_does_not_count_as_still_by_the_range_rule() -> None:
     spec = StillnessSpec(field_thresholds={"gripper": 0.1})
 
     assert moving_mask(windows(), {"gripper": np.full((FRAMES, 1), np.nan)}, spec).all()
