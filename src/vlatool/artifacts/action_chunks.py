@@ -49,22 +49,26 @@ class ChunkFile:
             raise _chunks_error(self.path, f"has chunks of the shapes {sorted(shapes)}")
         stacked = np.stack(chunks) if chunks else np.zeros((0, 0, 0), np.float32)
         if not np.isfinite(stacked).all():
-            bad = int(np.argwhere(~np.isfinite(stacked))[0][0])
-            raise _chunks_error(self.path, f"chunk {bad} has an action that is not finite")
+            index = int(np.argwhere(~np.isfinite(stacked))[0][0])
+            raise _chunks_error(self.path, f"chunk {index} has an action that is not finite")
         return stacked
 
     def _windows(self) -> Iterator[Array]:
         """One chunk per step: a step may have two lines, one of each kind."""
-        before: Window | None = None
+        previous: Window | None = None
         number = 0
         try:
             for number, line in enumerate(read_lines(self.path), 1):  # noqa: B007 - for the message
                 window = parse_window(line)
-                if before is None or window.images != before.images or not _is_pair(window, before):
+                if (
+                    previous is None
+                    or window.images != previous.images
+                    or not _is_pair(window, previous)
+                ):
                     with np.errstate(over="ignore"):  # `read` raises on infinity
                         chunk = np.array(window.actions, np.float32)
                     yield chunk
-                before = window
+                previous = window
         except (ValueError, OverflowError) as error:
             raise _chunks_error(self.path, str(error), f":{number}") from None
 
@@ -160,9 +164,9 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     return ChunkSource(tuple(files), chosen, tuple(names) if is_whole else ())
 
 
-def _is_pair(window: Window, before: Window) -> bool:
+def _is_pair(window: Window, previous: Window) -> bool:
     """True if a line is of the other kind and the same step."""
-    return window.kind != before.kind and window.actions == before.actions
+    return window.kind != previous.kind and window.actions == previous.actions
 
 
 def _concatenate(arrays: Sequence[Array]) -> Array:

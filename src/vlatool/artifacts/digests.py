@@ -57,17 +57,17 @@ def read_mergeable(path: Path) -> Statistics:
         DataError: The statistics are missing or broken, or the digests are broken.
     """
     stats = read_stats(path)
-    beside = digests_path(path)
+    digests_file = digests_path(path)
     try:
-        arrays = read_arrays(beside.read_bytes())
+        arrays = read_arrays(digests_file.read_bytes())
     except FileNotFoundError:
         return stats
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{beside}: {error}",
+            f"{digests_file}: {error}",
             hint="the file is damaged; preprocess or copy the data again",
             code="data.broken_statistics",
-            details={"path": str(beside)},
+            details={"path": str(digests_file)},
         ) from None
     return {name: {**entry, **_digest(name, arrays)} for name, entry in stats.items()}
 

@@ -148,11 +148,11 @@ class EpisodeSamples:
 
     def lines(self, prefix: str = "") -> Iterator[bytes]:
         """Lines of all samples; parts that samples of one window share are rendered once."""
-        before, shared = -1, ("", "", "")
+        previous, shared = -1, ("", "", "")
         paths = {index: _path_text(prefix, name) for index, name in enumerate(self.pictures)}
         for number, window in enumerate(self.windows.tolist()):
-            if window != before:
-                before, shared = window, self._window_text(window, paths)
+            if window != previous:
+                previous, shared = window, self._window_text(window, paths)
             yield self._line(number, *shared)
 
     def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:

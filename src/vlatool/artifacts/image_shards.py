@@ -125,8 +125,8 @@ def read_manifest(folder: Path) -> ImageManifest | None:
         raise _manifest_error(
             folder, "`shards` is not a list of name, pictures and bytes"
         ) from None
-    own = ("format", "version", "pictures", "shards")
-    return ImageManifest(shards, {k: v for k, v in document.items() if k not in own})
+    reserved_keys = ("format", "version", "pictures", "shards")
+    return ImageManifest(shards, {k: v for k, v in document.items() if k not in reserved_keys})
 
 
 def _is_shard(shard: ImageShard) -> bool:

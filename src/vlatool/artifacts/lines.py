@@ -58,9 +58,9 @@ def write_lines(output: Path, name: str, lines: Iterable[bytes]) -> tuple[FileEn
         for line in lines:
             writer.append(line)
     entry, index = writer.entry(name), writer.index().content()
-    beside = lines_index_path(path)
-    write_bytes(beside, index, synced=False)  # can be derived from the lines
-    index_name = beside.relative_to(output).as_posix()
+    index_file = lines_index_path(path)
+    write_bytes(index_file, index, synced=False)  # can be derived from the lines
+    index_name = index_file.relative_to(output).as_posix()
     digest = hashlib.sha256(index).hexdigest()
     return entry, FileEntry(index_name, len(index), digest, entry.samples)
 

@@ -75,23 +75,23 @@ def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
     """
     if is_absolute:
         return f"{tree.absolute()}/"
-    there, here = tree.resolve().parts, folder.resolve().parts
-    if there[0] != here[0]:
+    tree_parts, folder_parts = tree.resolve().parts, folder.resolve().parts
+    if tree_parts[0] != folder_parts[0]:
         raise UsageError(
             f"{folder}: has no relative path to the images in {tree}",
             hint="add --absolute, or put both on the same storage",
             code="usage.no_relative_path",
         )
-    pairs = zip(there, here, strict=False)
+    pairs = zip(tree_parts, folder_parts, strict=False)
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    way = [".."] * (len(here) - shared) + list(there[shared:])
-    return "".join(f"{part}/" for part in way)
+    steps = [".."] * (len(folder_parts) - shared) + list(tree_parts[shared:])
+    return "".join(f"{part}/" for part in steps)
 
 
 def is_inside(path: Path, folder: Path) -> bool:
     """True if a location is the folder or inside it, on any storage."""
-    here, there = path.resolve().parts, folder.resolve().parts
-    return here[: len(there)] == there
+    path_parts, folder_parts = path.resolve().parts, folder.resolve().parts
+    return path_parts[: len(folder_parts)] == folder_parts
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,8 @@ class ShardFolder:
 
     def statistics_copies(self) -> Iterator[Path]:
         """Copies of the statistics in published data and outputs of earlier versions."""
-        others = (self.path / _COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
-        yield from (path for path in others if path != self.statistics_file and path.is_file())
+        candidates = (self.path / _COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
+        yield from (path for path in candidates if path != self.statistics_file and path.is_file())
 
     @property
     def options_file(self) -> Path:
@@ -136,8 +136,8 @@ class ShardFolder:
         return self._find_file(provenance.CONFIG_NAME)
 
     def _find_file(self, name: str) -> Path:
-        own, beside = self.path / name, self.path.parent / SHARDS_NAME / name
-        return beside if not own.is_file() and beside.is_file() else own
+        own_path, shards_path = self.path / name, self.path.parent / SHARDS_NAME / name
+        return shards_path if not own_path.is_file() and shards_path.is_file() else own_path
 
     def shards(self) -> list[Shard]:
         """Tars of the manifest; raises DataError if it is broken."""

@@ -127,8 +127,8 @@ def _resolve(path: Path, shard: Path) -> Path:
     """Path of a shard of a list; published lists may be relative to the working directory."""
     if is_remote(path) or not shard.is_relative_to(path.parent) or shard.exists():
         return shard
-    here = shard.relative_to(path.parent)
-    return here if here.exists() else shard
+    relative = shard.relative_to(path.parent)
+    return relative if relative.exists() else shard
 
 
 def _shards_error(source: str | Path, problem: str, code: str) -> DataError:

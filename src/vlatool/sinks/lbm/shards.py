@@ -136,16 +136,16 @@ def write_shards(
     """Writes all shards; returns the (tar, index) entries of each."""
     entries: list[tuple[FileEntry, FileEntry]] = []
     plans = index.plans(seed, samples_per_shard)
-    clock, done = time.monotonic(), 0.0
+    start, megabytes = time.monotonic(), 0.0
     with reporter.progress("shards", index.shards(samples_per_shard), "shards") as bar:
         for outcome in executor.map(ShardWriter(output), plans):
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None
-            shard, beside = outcome.value.files
-            entries.append((shard, beside))
-            done += shard.bytes / 1e6
-            rate = done / max(time.monotonic() - clock, 1e-6)
+            shard, index_entry = outcome.value.files
+            entries.append((shard, index_entry))
+            megabytes += shard.bytes / 1e6
+            rate = megabytes / max(time.monotonic() - start, 1e-6)
             bar.advance(1, **{"MB/s": round(rate, 1)})
     return entries
 

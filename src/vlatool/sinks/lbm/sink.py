@@ -156,15 +156,15 @@ class LbmSink:
 
         Source: formats/lbm 3.2.
         """
-        own = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
+        options = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
         groups = self._example.pose_groups
         return {
             **self._setup.origin,
             **dict.fromkeys(_UNUSED_KEYS),
-            **own,
+            **options,
             "sink": self._config.type,
-            "camera_rotations": own["camera_rotations"] or None,
-            "image_resizing_method": own["image_resizing_method"].upper(),
+            "camera_rotations": options["camera_rotations"] or None,
+            "image_resizing_method": options["image_resizing_method"].upper(),
             "image_resizing_filter": self._config.sample_spec().resize_filter,
             "camera_names": list(self._setup.survey.cameras),
             "pose_groups": [
@@ -186,11 +186,13 @@ def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
 
 
 def _no_samples_error(dropped: Mapping[str, int]) -> DataError:
-    most = max(dropped, key=lambda reason: dropped[reason], default="padding")
+    main_reason = max(dropped, key=lambda reason: dropped[reason], default="padding")
     listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
     return DataError(
         f"no sample was written; dropped: {listed or 'none'}",
-        hint=_DROP_HINTS.get(most, f"relax the rule that drops the most samples: {most}"),
+        hint=_DROP_HINTS.get(
+            main_reason, f"relax the rule that drops the most samples: {main_reason}"
+        ),
         code="data.no_samples",
         details={"dropped": dict(dropped)},
     )
