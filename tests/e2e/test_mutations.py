@@ -14,7 +14,7 @@ import pytest
 from tests.builders.forks import Forks, Outcome, forks
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.mutations import mutate_file
-from tests.builders.preprocessing import told_in_two_lines
+from tests.builders.preprocessing import has_message_and_hint
 from tests.builders.spartan import spartan_task
 from tests.builders.training import tiny_arguments, world_shards
 
@@ -54,7 +54,7 @@ def problem(outcome: Outcome) -> str:
         return f"exit {outcome.code}: {outcome.stderr[-600:]}"
     if outcome.left:
         return f"{outcome.left} processes left"
-    if outcome.code and not told_in_two_lines(outcome.document["error"]):
+    if outcome.code and not has_message_and_hint(outcome.document["error"]):
         return f"not two lines: {outcome.document['error']}"
     return ""
 

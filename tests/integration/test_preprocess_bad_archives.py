@@ -10,9 +10,9 @@ import pytest
 from tests.builders.preprocessing import (
     FRAMES,
     failure_of,
+    has_message_and_hint,
     processed,
     refusal,
-    told_in_two_lines,
 )
 from tests.builders.spartan import spartan_task
 
@@ -113,7 +113,7 @@ def test_bad_archive_is_reported_with_its_path(
     failure = failure_of(refusal(source, tmp_path / "out"))
 
     assert (failure["code"], failure["details"]["path"]) == (code, str(path))
-    assert told_in_two_lines(failure)
+    assert has_message_and_hint(failure)
 
 
 def test_array_that_inflates_to_gigabytes_is_rejected_before_it_is_inflated(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from tests.builders.preprocessing import (
     FRAMES,
     arrays,
     failure_of,
+    has_message_and_hint,
     metadata,
     named,
     processed,
     refusal,
     run,
     samples,
-    told_in_two_lines,
     value,
     with_broken,
     without,
@@ -198,7 +198,7 @@ def test_bad_episode_is_reported_with_code_and_location_and_the_other_is_written
     failure = failure_of(error)
     assert failure["code"] == code
     assert location in failure["message"]
-    assert told_in_two_lines(failure)
+    assert has_message_and_hint(failure)
     assert isinstance(error.result, PreprocessResult)
     assert error.result.samples == FRAMES
 
@@ -214,7 +214,7 @@ def test_invalid_yaml_metadata_is_reported_in_two_lines(tmp_path: Path, content:
 
     failure = failure_of(refusal(source, tmp_path / "out"))
 
-    assert (failure["code"], told_in_two_lines(failure)) == ("data.broken_yaml", True)
+    assert (failure["code"], has_message_and_hint(failure)) == ("data.broken_yaml", True)
 
 
 @pytest.mark.parametrize("name", ["Scene.Right-0", "SCENE_RIGHT_0"])
@@ -362,7 +362,7 @@ def test_side_file_of_another_form_is_reported_with_its_path(
 
     assert (error.code, error.exit_code) == (code, 3)
     assert str(path) in error.message
-    assert told_in_two_lines(vars(error))
+    assert has_message_and_hint(vars(error))
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_nan_of_a_lerobot_episode_is_reported(tmp_path: Path) -> None:
 
     failure = failure_of(refusal(root, tmp_path / "out", format="lerobot"))
 
-    assert (failure["code"], told_in_two_lines(failure)) == ("data.not_finite", True)
+    assert (failure["code"], has_message_and_hint(failure)) == ("data.not_finite", True)
 
 
 def test_broken_link_in_an_episode_is_ignored(tmp_path: Path) -> None:

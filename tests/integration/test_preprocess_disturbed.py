@@ -16,13 +16,13 @@ from tests.builders.preprocessing import (
     FRAMES,
     contents,
     failure_of,
+    has_message_and_hint,
     metadata,
     options_for,
     processed,
     refusal,
     run,
     samples,
-    told_in_two_lines,
 )
 from tests.builders.spartan import session_folder, spartan_task
 from vlatool.errors import VlatoolError
@@ -46,7 +46,7 @@ def test_output_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
 
     error = refusal(source, tmp_path / "out")
 
-    assert (error.exit_code, told_in_two_lines(vars(error))) == (5, True)
+    assert (error.exit_code, has_message_and_hint(vars(error))) == (5, True)
 
 
 class SimulatedKill(BaseException):
@@ -253,7 +253,7 @@ def test_file_size_limit_ends_with_exit_code_5_and_the_run_resumes(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1)),
     )
     assert (code, error["code"]) == (5, "storage.write")
-    assert told_in_two_lines(error)
+    assert has_message_and_hint(error)
 
     run(source, tmp_path / "out")
 
@@ -310,7 +310,7 @@ def test_lost_write_permission_ends_with_exit_code_5_and_the_run_resumes(
     locked.chmod(0o700)
     run(source, tmp_path / "out")
 
-    assert (code, told_in_two_lines(error)) == (5, True)
+    assert (code, has_message_and_hint(error)) == (5, True)
     assert contents(tmp_path / "out") == undisturbed
 
 
@@ -346,7 +346,7 @@ def test_unreachable_cluster_ends_with_exit_code_6(source: Path, tmp_path: Path)
     words = command_line(source, tmp_path / "out", engine="ray", ray_address="nonsense")
     code, error = exit_code_and_error(words)
 
-    assert (code, told_in_two_lines(error)) == (6, True)
+    assert (code, has_message_and_hint(error)) == (6, True)
     assert "nonsense" in error["message"]
 
 

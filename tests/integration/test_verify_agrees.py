@@ -12,7 +12,7 @@ from tests.builders.broken_sources import (
     SPARTAN_ODDITIES,
     Make,
 )
-from tests.builders.preprocessing import options_for, told_in_two_lines
+from tests.builders.preprocessing import has_message_and_hint, options_for
 from vlatool.errors import DataError, VlatoolError
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -43,7 +43,7 @@ def preprocessed(source: Path, output: Path, name: str) -> int:
         preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
     except VlatoolError as error:
         failures = error.details.get("failures", [vars(error)])
-        assert all(map(told_in_two_lines, failures)), failures
+        assert all(map(has_message_and_hint, failures)), failures
         return error.exit_code
     return 0
 

@@ -19,7 +19,7 @@ from tests.builders.libero import (
     png,
     windows,
 )
-from tests.builders.preprocessing import failure_of, told_in_two_lines
+from tests.builders.preprocessing import failure_of, has_message_and_hint
 
 Make = Callable[[Path], Path]
 
@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Make, str]] = {
 def test_bad_episode_is_told_and_the_other_is_kept(tmp_path: Path, case: str) -> None:
     make, code = CASES[case]
     failure = failure_of(convert_error(make(tmp_path / "raw"), tmp_path / "A"))
-    assert (failure["code"], told_in_two_lines(failure)) == (code, True)
+    assert (failure["code"], has_message_and_hint(failure)) == (code, True)
     assert len(windows(tmp_path / "A")) == 6
     assert not list((tmp_path / "A").glob("*/*episode_000001*"))
 

@@ -98,7 +98,7 @@ def _keep(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> None:
     before = _stamps(run)
     keep()
     _write_config(run, config)
-    run.record_assets(dict(_stamps(run).items() - before.items()), anew=True)
+    run.record_assets(dict(_stamps(run).items() - before.items()), replace=True)
 
 
 def _stamps(run: RunDir) -> dict[str, tuple[int, int]]:
@@ -241,7 +241,7 @@ def repair_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> li
     mended += _mend_kept(run, config, keep, changed - {CONFIG})
     if mended and listed:
         names = [one.path for one in listed if (run.root / one.path).is_file()]
-        run.record_assets(names, anew=True)
+        run.record_assets(names, replace=True)
     return mended
 
 
@@ -263,7 +263,7 @@ def _mend_kept(
 def _listed(run: RunDir) -> list[FileEntry] | None:
     """What the run keeps; None where the list is broken."""
     try:
-        return run.kept_files()
+        return run.recorded_files()
     except DataError:
         return None
 
@@ -339,7 +339,7 @@ def _write_config(run: RunDir, config: TrainConfig) -> None:
 def _forget(run: RunDir, record: OutputRecord) -> None:
     """Killed from here on it is nobody's: neither these options nor the old ones fit."""
     replace(record, options={}).save(run.root)
-    run.forget_progress()
+    run.clear_progress()
 
 
 def _check_no_unfinished_overwrite(run: RunDir, before: OutputRecord) -> None:
