@@ -27,7 +27,7 @@ from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
 from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.sink_trial import SinkChecks
-from vlatool.sources.base import facts_of
+from vlatool.sources.base import field_specs
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
 
@@ -192,7 +192,7 @@ def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
     assert set(survey.cameras) == cameras, (
         f"survey has the cameras {sorted(survey.cameras)}, the episodes have {sorted(cameras)}"
     )
-    schemas = [facts_of(episode) for episode in episodes]
+    schemas = [field_specs(episode) for episode in episodes]
     common = set.intersection(*(set(schema) for schema in schemas))
     assert common <= set(survey.fields), (
         f"survey has the fields {sorted(survey.fields)}, all episodes have {sorted(common)}"

@@ -101,7 +101,7 @@ def _write_assets(run: RunDir, config: TrainConfig, save_assets: Callable[[], No
     before = _stamps(run)
     save_assets()
     _write_config(run, config)
-    run.record_assets(dict(_stamps(run).items() - before.items()), anew=True)
+    run.record_assets(dict(_stamps(run).items() - before.items()), replace=True)
 
 
 def _stamps(run: RunDir) -> dict[str, tuple[int, int]]:
@@ -250,7 +250,7 @@ def repair_run(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]
     repaired += _repair_assets(run, config, save_assets, changed - {CONFIG})
     if repaired and listed:
         names = [entry.path for entry in listed if (run.root / entry.path).is_file()]
-        run.record_assets(names, anew=True)
+        run.record_assets(names, replace=True)
     return repaired
 
 
@@ -272,7 +272,7 @@ def _repair_assets(
 def _listed_assets(run: RunDir) -> list[FileEntry] | None:
     """The assets that the run lists; None if the list is damaged."""
     try:
-        return run.kept_files()
+        return run.recorded_files()
     except DataError:
         return None
 
@@ -355,7 +355,7 @@ def _write_config(run: RunDir, config: TrainConfig) -> None:
 def _reset_run(run: RunDir, record: OutputRecord) -> None:
     """Removes the progress of a run; its record has no options while this is incomplete."""
     replace(record, options={}).save(run.root)
-    run.forget_progress()
+    run.clear_progress()
 
 
 def _check_no_unfinished_overwrite(run: RunDir, before: OutputRecord) -> None:

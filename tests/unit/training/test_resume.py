@@ -157,16 +157,16 @@ def test_other_files_in_a_run_are_not_listed(tmp_path: Path) -> None:
     run = finished(tmp_path)
     (tmp_path / "train.log").write_text("one line")
     start_run(run, NEW.model_copy(update={"overwrite": True}))
-    assert {entry.path for entry in run.kept_files()} == {"config.yaml", "stats.json"}
+    assert {entry.path for entry in run.recorded_files()} == {"config.yaml", "stats.json"}
 
 
 def test_damaged_list_of_a_run_is_rewritten(tmp_path: Path) -> None:
     run = finished(tmp_path)
-    listed = run.kept_files()
+    listed = run.recorded_files()
     (tmp_path / ".vlatool/files.jsonl").write_text("{bad")
     assert repair_run(run, OLD, lambda: run.stats.write_text("{}") and None) != []
-    assert {entry.path for entry in run.kept_files()} >= {"config.yaml"}
-    assert {entry.path for entry in listed} >= {entry.path for entry in run.kept_files()}
+    assert {entry.path for entry in run.recorded_files()} >= {"config.yaml"}
+    assert {entry.path for entry in listed} >= {entry.path for entry in run.recorded_files()}
 
 
 def test_run_of_a_version_with_fewer_keys_can_get_a_larger_budget(tmp_path: Path) -> None:

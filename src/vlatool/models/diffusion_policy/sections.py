@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_colors
+from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.pretrained import base_model
@@ -128,5 +128,5 @@ class BaseBackboneConfig(BaseModelConfig):
         """The derived keys, read from the files of a base model."""
 
     def _mean_and_std(self, folder: Path, default: ImageMeanStd) -> dict[str, Any]:
-        colors = read_colors(folder, default)
+        colors = read_image_mean_std(folder, default)
         return {"image_mean": colors.image_mean, "image_std": colors.image_std}
