@@ -298,7 +298,7 @@ def test_report_of_a_shard_has_the_shapes_of_its_arrays(preprocessed: Path) -> N
 def test_a_truncated_shard_is_reported(shards: Path) -> None:
     path = shards / "shards/shard_000000.tar"
     path.write_bytes(path.read_bytes()[:-20_000])
-    assert document(path)["problem"].startswith("cut off")
+    assert document(path)["problem"].startswith("truncated")
 
 
 def test_a_shard_that_is_no_tar_is_an_error(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class CodeMaker:
 
         Args:
             location: Folder of the codes.
-            metadata: Their metadata, as `CodesManifest.how` returns it.
+            metadata: Their metadata, as `CodesManifest.encoding_info` returns it.
         """
         own = (self.config.num_latent_tokens, self.codebook_size)
         stored = (metadata.get("codes_per_picture"), metadata.get("codebook_size"))

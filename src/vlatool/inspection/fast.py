@@ -86,7 +86,7 @@ class FastReport:
         rows = [
             (name, number_text(float(center)), number_text(float(scale)), _raw(profile, name))
             for name, center, scale in zip(
-                profile.dimensions, profile.center, profile.spread, strict=True
+                profile.dimensions, profile.center, profile.scale, strict=True
             )
         ]
         return table(f"Profile {profile.name}", ("dimension", "minus", "divided by", ""), rows)

@@ -121,7 +121,7 @@ def stored_view(
         arrays: Arrays of the sample, including those of the calibration.
         row: Step of the image in the window; a step outside gets the nearest row.
     """
-    suffix = sample.views().get(view)
+    suffix = sample.image_suffixes().get(view)
     if suffix is None:
         return FrameView(None, problem="not in the sample")
     try:

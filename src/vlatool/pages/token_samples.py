@@ -96,7 +96,7 @@ def _sample(
         view = view_token_sample(folder, number)
     except DataError as error:
         return Section(f"Sample {number}", note(error.message), is_under=True)
-    ids = " ".join(map(str, view.sample.said.action_ids))
+    ids = " ".join(map(str, view.sample.conversation.action_ids))
     body = (
         tags(view.info)
         + heading("Past images", _strips(view.past, 1 - _steps(view.past)))
@@ -108,14 +108,14 @@ def _sample(
             if decode
             else ""
         )
-        + details("Codes of the future images", _codes(view.sample.said.codes))
+        + details("Codes of the future images", _codes(view.sample.conversation.codes))
     )
     return Section(view.name, body, is_under=True)
 
 
 def _reconstructions(view: TokenSampleView, decode: Decoder) -> str:
     """Images decoded from the codes, in a row per camera; codes alternate between cameras."""
-    codes = view.sample.said.codes
+    codes = view.sample.conversation.codes
     if not len(codes):
         return note("This kind of sample has no codes.")
     images = decode(codes.astype(np.int64))
