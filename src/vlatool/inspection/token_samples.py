@@ -185,7 +185,7 @@ def _origin(document: Mapping[str, Any]) -> dict[str, str]:
         )
     )
     return {
-        "tokenizers": ", ".join(digests),
+        "made by": ", ".join(digests),  # a key of the JSON report
         "profile": f"{profile.get('name', 'unknown')}, unchanged dimensions: {raw}",
     }
 
