@@ -16,7 +16,7 @@ T = TypeVar("T")
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 # The words of a place; details of errors use the same.
-PLACES = ("path", "episode", "camera", "field", "frame", "row", "line", "shard", "sample")
+PLACE_KEYS = ("path", "episode", "camera", "field", "frame", "row", "line", "shard", "sample")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class FindingCodes:
     """
 
     name: str
-    kinds: Mapping[str, FindingCode]
-    refusals: Mapping[str, str] = field(default_factory=dict[str, str])
+    codes: Mapping[str, FindingCode]
+    error_codes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, code: str, message: str, **place: Any) -> Finding:
         """A finding of this family; parts of the place that are None are left out.
@@ -80,7 +80,7 @@ class FindingCodes:
             message: What was found.
             **place: Where.
         """
-        kind = self.kinds[code]
+        kind = self.codes[code]
         known = {part: value for part, value in place.items() if value is not None}
         return Finding(f"{self.name}.{code}", kind.severity, message, known, kind.action)
 
@@ -94,12 +94,12 @@ class FindingCodes:
         """
         told = finding_of_error(error, **place)
         name = error.code.removeprefix("data.")
-        name = code or self.refusals.get(name, name)
-        return self(name, error.message, **told.place) if name in self.kinds else told
+        name = code or self.error_codes.get(name, name)
+        return self(name, error.message, **told.place) if name in self.codes else told
 
     def rows(self) -> Iterator[dict[str, str]]:
         """`code`, `severity`, `meaning` and `action` of each code."""
-        for code, kind in self.kinds.items():
+        for code, kind in self.codes.items():
             yield {
                 "code": f"{self.name}.{code}",
                 "severity": kind.severity,
@@ -110,7 +110,7 @@ class FindingCodes:
 
 def finding_of_error(error: DataError, **place: Any) -> Finding:
     """The refusal of a reader as a finding with the same code."""
-    told = {part: error.details[part] for part in PLACES if error.details.get(part) is not None}
+    told = {part: error.details[part] for part in PLACE_KEYS if error.details.get(part) is not None}
     return Finding(error.code, "error", error.message, {**told, **place}, error.hint)
 
 
@@ -128,7 +128,7 @@ class Collector:
     def __init__(self, family: FindingCodes, *, strict: bool, **place: Any) -> None:
         """Begins empty; `place` is where every finding is."""
         self.strict = strict
-        self.found: list[Finding] = []
+        self.findings: list[Finding] = []
         self._family = family
         self._place = place
 
@@ -144,13 +144,13 @@ class Collector:
         finding = family(code, message, **self._place, **place)
         if self.strict and finding.severity == "error":
             finding = replace(finding, severity="warning")
-        self.found.append(finding)
+        self.findings.append(finding)
 
     def add_error(self, error: DataError, code: str = "", **place: Any) -> None:
         """Raises the error, or keeps it; `code` as in `Family.refusal`."""
         if self.strict:
             raise error
-        self.found.append(self._family.from_error(error, code, **self._place, **place))
+        self.findings.append(self._family.from_error(error, code, **self._place, **place))
 
     def attempt(self, step: Callable[[], T], code: str = "", **place: Any) -> T | None:
         """What a step returns; None where it refuses, which is kept.

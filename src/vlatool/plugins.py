@@ -63,7 +63,7 @@ class Registry(Generic[T]):
 
     def __init__(self, group: str, noun: str, builtins: Mapping[str, str | T]) -> None:
         self.group = group
-        self.noun = noun
+        self.label = noun
         self._builtins = dict(builtins)
 
     def names(self) -> list[str]:
@@ -85,9 +85,9 @@ class Registry(Generic[T]):
             if point.name == name:
                 return cast(T, self._load_plugin(point))
         raise UsageError(
-            f"unknown {self.noun} {name!r}",
+            f"unknown {self.label} {name!r}",
             hint=did_you_mean(name, self.names()),
-            code=f"usage.unknown_{self.noun.replace(' ', '_')}",
+            code=f"usage.unknown_{self.label.replace(' ', '_')}",
             details={"known": self.names()},
         )
 
@@ -128,7 +128,7 @@ class Registry(Generic[T]):
             return _load(point.value)
         except Exception as error:
             raise EnvironmentProblem(
-                f"{self.noun} {point.name!r} of {_distribution(point)} cannot be imported: {error}",
+                f"{self.label} {point.name!r} of {_distribution(point)} cannot be imported: {error}",
                 hint=f"reinstall or remove the distribution {_distribution(point)!r}",
                 code="environment.broken_plugin",
                 details={"plugin": point.name, "distribution": _distribution(point)},

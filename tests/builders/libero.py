@@ -108,7 +108,7 @@ def convert(
     """A small run into windows; the format is `libero` unless another is given."""
     where = {"format": "libero", "sources": [str(source)], "output": str(output), "workers": 1}
     tree = {**where, **options}
-    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree), reporter=reporter)
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
 
 
 def refused(source: Path, output: Path, /, **options: Any) -> VlatoolError:

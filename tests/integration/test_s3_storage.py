@@ -18,7 +18,7 @@ import pytest
 
 from tests.builders.s3_server import Proxy, S3Server, without_credentials
 from vlatool.config.includes import read_file
-from vlatool.config.presets import preset_path, shown_path
+from vlatool.config.presets import display_path, preset_path
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, StorageError, UsageError
 from vlatool.jobs.record import output_lock
 from vlatool.sources.spartan.config import language_annotations
@@ -679,7 +679,7 @@ class TestReaders:
         (tmp_path / "local.yaml").write_text(f"!include {root / 'run.yaml'}\n")
 
         for file in (root / "run.yaml", tmp_path / "local.yaml"):
-            tree = read_file(str(file), show=shown_path).value
+            tree = read_file(str(file), show=display_path).value
             assert {key: node.origin for key, node in tree.items()} == {
                 "a": f"{root}/format.yaml:1",
                 "b": f"{root}/run.yaml:2",

@@ -93,7 +93,7 @@ def uploaded(folder: Path, target: str) -> str:
 
 def preprocessed(source: str, output: str | Path, **keys: Any) -> PreprocessResult:
     tree = {"format": "lerobot", "sources": [source], "output": str(output), "workers": 1, **keys}
-    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
 
 
 def verified(place: str) -> VerifyResult:

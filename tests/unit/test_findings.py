@@ -19,7 +19,7 @@ FAMILY = FindingCodes(
         "bent": FindingCode("warning", "A thing is bent.", "straighten it"),
         "lost": FindingCode("error", "A thing is lost.", "find it"),
     },
-    refusals={"gone": "lost"},
+    error_codes={"gone": "lost"},
 )
 
 
@@ -83,7 +83,7 @@ def test_a_strict_collector_raises_the_first_error_and_keeps_what_came_before() 
     with pytest.raises(DataError) as caught:
         report.attempt(lambda: refuse("data.gone"))
     assert caught.value.code == "data.gone"
-    assert [(one.code, one.place) for one in report.found] == [("acme.bent", {"episode": "e"})]
+    assert [(one.code, one.place) for one in report.findings] == [("acme.bent", {"episode": "e"})]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_lenient_collector_keeps_errors_by_the_codes_of_its_family(
     report = Collector(FAMILY, strict=False, episode="e")
     assert report.attempt(lambda: 3) == 3
     assert report.attempt(lambda: refuse(code), given, camera="front") is None
-    (found,) = report.found
+    (found,) = report.findings
     assert (found.code, found.severity) == (expected, "error")
     assert found.place == {"path": "f", "episode": "e", "camera": "front"}
 
@@ -110,4 +110,4 @@ def test_a_lenient_collector_keeps_errors_by_the_codes_of_its_family(
 def test_an_error_that_reading_tolerates_is_a_warning_there(strict: bool, severity: str) -> None:
     report = Collector(FAMILY, strict=strict)
     report.note("lost", "it is lost")
-    assert [one.severity for one in report.found] == [severity]
+    assert [one.severity for one in report.findings] == [severity]

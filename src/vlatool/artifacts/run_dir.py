@@ -22,7 +22,13 @@ from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import read_record
-from vlatool.storage.atomic import remove_file, remove_tree, remove_whole, write_json, write_text
+from vlatool.storage.atomic import (
+    remove_atomically,
+    remove_file,
+    remove_tree,
+    write_json,
+    write_text,
+)
 from vlatool.storage.cache import FileCache
 from vlatool.storage.documents import parse_json, read_json, read_yaml
 from vlatool.storage.tree import file_names, sha256_of
@@ -125,7 +131,7 @@ class RunDir:
         older = [] if kept.latest is None else planned[: -kept.latest]
         surplus = [one for step, one in older if kept.every is None or step % kept.every]
         for folder in (*surplus, *(one for one in stops if one != whole[-1][1])):
-            remove_whole(folder)
+            remove_atomically(folder)
 
     def write_latest(self, step: int) -> None:
         """Names the newest checkpoint in latest.json."""

@@ -87,7 +87,7 @@ class ConfigModel(BaseModel):
         return ()
 
     @classmethod
-    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """The class that validates `tree`: a subclass with concrete types where a name decides.
 
         A registry's name (`model.type`, `format`) stands in the tree as text; the root config

@@ -21,8 +21,8 @@ from vlatool.storage.documents import (
     MAX_DEPTH,
     DocumentError,
     check_yaml,
-    not_yaml,
     read_document,
+    yaml_error,
 )
 from vlatool.storage.uri import can_list
 
@@ -157,7 +157,7 @@ class _Document:
         except DocumentError as error:
             raise _error(self._line(error.line), error.reason) from error
         except yaml.YAMLError as error:  # an alias that nothing stands for
-            told = not_yaml(error, text)
+            told = yaml_error(error, text)
             raise _error(self._line(told.line), told.reason) from error
         return Node({}, f"{self.shown}:1") if root is None else self._read(root, self.depth)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlatool.config.includes import Budget, read_file
 from vlatool.config.overrides import Override, overrides_tree
-from vlatool.config.presets import preset_kind, preset_path, shown_path
+from vlatool.config.presets import display_path, preset_kind, preset_path
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.tree import TYPED_ORIGIN, Node, lenient, merge
 from vlatool.plugins import Registry
@@ -84,7 +84,7 @@ class LayerReader:
 
     sections: Mapping[str, str]
     translations: Registry[Any] | None
-    reading: ReadOptions
+    options: ReadOptions
     preset_roots: Sequence[Path] | None = None
     keys: frozenset[str] = frozenset()
     budget: Budget = field(default_factory=Budget)
@@ -115,7 +115,7 @@ class LayerReader:
         return bool(self.keys) and self.keys <= tree.value.keys()
 
     def _preset(self, name: str) -> Node:
-        path = preset_path(name, self.preset_roots, self.reading.preset_kinds)
+        path = preset_path(name, self.preset_roots, self.options.preset_kinds)
         tree = _checked(read_file(path, show=self._shown, budget=self.budget))
         section = self.sections.get(preset_kind(path, self.preset_roots), "")
         for name in reversed(section.split(".") if section else ()):
@@ -123,13 +123,13 @@ class LayerReader:
         return tree
 
     def _file(self, file: str) -> Node:
-        compat = self.reading.compat
+        compat = self.options.compat
         tree = _checked(read_file(file, show=self._shown, budget=self.budget, is_shallow=compat))
         return self._included(tree)
 
     def _told(self, tree: Node, below: Node) -> ConvertedConfig:
         translated = self._translated(tree, below)
-        return replace(translated, is_record=translated.is_record or self.reading.compat)
+        return replace(translated, is_record=translated.is_record or self.options.compat)
 
     def _included(self, layer: Node) -> Node:
         """Published files may say `key: include other.yaml`, relative to the working directory."""
@@ -152,7 +152,7 @@ class LayerReader:
 
     @property
     def _shown(self) -> Callable[[Path], str]:
-        return partial(shown_path, roots=self.preset_roots)
+        return partial(display_path, roots=self.preset_roots)
 
 
 def _checked(layer: Node) -> Node:

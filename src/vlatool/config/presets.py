@@ -119,7 +119,7 @@ def _check_kind(name: str, kind: str, kinds: Sequence[str]) -> None:
         )
 
 
-def shown_path(path: Path, roots: Sequence[Path] | None = None) -> str:
+def display_path(path: Path, roots: Sequence[Path] | None = None) -> str:
     """How origins name a file: `presets/...` below a preset folder, else as it was given."""
     if is_remote(path):
         return str(path.resolve())

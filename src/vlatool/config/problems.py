@@ -135,12 +135,12 @@ def unknown_keys(error: ValidationError, tree: Node) -> list[list[str | int]]:
     return found
 
 
-def others_with(key: str, schema: type[BaseModel]) -> list[str]:
+def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
     """Whose a key is that this configuration does not have: `sink jsonl`, `format spartan`."""
     registries: Mapping[str, Registry[Any]] = getattr(schema, "registries", {})
     section, _, name = key.rpartition(".")
     asked = [table for place, table in registries.items() if section in ("", place)]
-    return [f"{table.noun} {owner}" for table in asked for owner in table.names_with_key(name)]
+    return [f"{table.label} {owner}" for table in asked for owner in table.names_with_key(name)]
 
 
 def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
@@ -223,7 +223,7 @@ def _told(parts: Sequence[str | int], tree: Node) -> str:
 def _unknown_key(place: _Place, schema: type[BaseModel]) -> Problem:
     message = f'unknown key "{place.key}"'
     owners = [f"type {name}" for name in types_with(schema, place.pattern)]
-    owners = owners or others_with(place.key, schema)
+    owners = owners or owners_of_key(place.key, schema)
     if owners:
         message += f": only {' and '.join(owners)} has it"
     near = () if owners else nearest_keys(place.key, schema)

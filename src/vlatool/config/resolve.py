@@ -53,12 +53,12 @@ def load_config(
     files: Sequence[str] = (),
     overrides: Sequence[Override] = (),
     preset_roots: Sequence[Path] | None = None,
-    reading: ReadOptions = STRICT,
+    read_options: ReadOptions = STRICT,
 ) -> Resolved[C]:
     """Merges all layers and validates the result.
 
     Args:
-        schema: The class; its `specialise` may choose a subclass.
+        schema: The class; its `specialize` may choose a subclass.
         presets: Names of presets, or paths.
         files: YAML files, each over the ones before it.
         overrides: What was typed, in order.
@@ -69,16 +69,16 @@ def load_config(
         ConfigError: Every problem of the configuration.
         UsageError: A preset has an unknown name, or is of another kind.
     """
-    read = _reader(schema, reading, preset_roots).read(presets, files, overrides)
+    read = _reader(schema, read_options, preset_roots).read(presets, files, overrides)
     problems: list[Problem] = []
     layers = [_renamed(layer, schema.aliases, problems) for layer in read.trees]
     layers = [_with_types(layer, schema) for layer in layers]
-    specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
-    layers = [_spelled_out(layer, specialised, problems) for layer in layers]
-    layers = [_sectioned(layer, specialised, problems) for layer in layers]
-    merged = _combined(layers, specialised.exclusive, problems)
+    specialized = _specialize(schema, _combined(layers, schema.exclusive, []))
+    layers = [_spelled_out(layer, specialized, problems) for layer in layers]
+    layers = [_sectioned(layer, specialized, problems) for layer in layers]
+    merged = _combined(layers, specialized.exclusive, problems)
     _check_no_credentials(merged)
-    return _validate(specialised, merged, problems, read)
+    return _validate(specialized, merged, problems, read)
 
 
 def _reader(
@@ -110,7 +110,7 @@ def chosen_schema(
     presets: Sequence[str] = (),
     files: Sequence[str] = (),
     overrides: Sequence[Override] = (),
-    reading: ReadOptions = STRICT,
+    read_options: ReadOptions = STRICT,
 ) -> type[C]:
     """The class that would validate the same layers, whatever their other values are.
 
@@ -118,10 +118,10 @@ def chosen_schema(
         ConfigError: A name of a registry is unknown.
         UsageError: A preset has an unknown name, or is of another kind.
     """
-    read = _reader(schema, reading).read(presets, files, overrides)
+    read = _reader(schema, read_options).read(presets, files, overrides)
     layers = [_renamed(layer, schema.aliases, []) for layer in read.trees]
     layers = [_with_types(layer, schema) for layer in layers]
-    return _specialise(schema, _combined(layers, schema.exclusive, []))
+    return _specialize(schema, _combined(layers, schema.exclusive, []))
 
 
 def _renamed(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> Node:
@@ -185,9 +185,9 @@ def _conflict(node: Node, message: str, key: str) -> Problem:
     return Problem(key, node.origin, message, code="config.conflict")
 
 
-def _specialise(schema: type[C], tree: Node) -> type[C]:
+def _specialize(schema: type[C], tree: Node) -> type[C]:
     try:
-        return schema.specialise(plain(tree))
+        return schema.specialize(plain(tree))
     except UsageError as error:
         key = str(error.details.get("key", ""))
         if not key:

@@ -18,7 +18,7 @@ from typing import IO, Any
 from vlatool.errors import StorageError
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.writer import abort_uploads, delete_below, upload_folder, uploading
+from vlatool.storage.writer import abort_uploads, delete_below, open_upload, upload_folder
 
 _HINTS = {
     errno.ENOSPC: "free space there, then run the same command again",
@@ -52,22 +52,22 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         StorageError: The file cannot be written. Errors of the block that have other causes pass.
     """
     if isinstance(path, RemotePath):
-        with uploading(path.address) as file:
+        with open_upload(path.address) as file:
             yield file
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with told(path), crash_point("create", path):
+        with as_storage_error(path), crash_point("create", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = io.BufferedWriter(GuardedFile(partial, path))
         with file:
             yield file
-            with told(path):
+            with as_storage_error(path):
                 file.flush()
                 if synced:
                     with crash_point("sync", path):
                         os.fsync(file.fileno())
-        with told(path):
+        with as_storage_error(path):
             with crash_point("rename", path):
                 partial.replace(path)
             if synced:
@@ -108,11 +108,11 @@ def atomic_folder(path: Path) -> Generator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with told(path), crash_point("create", path):
+        with as_storage_error(path), crash_point("create", path):
             partial.mkdir(parents=True)
-        with told(path, below=partial):
+        with as_storage_error(path, below=partial):
             yield partial
-        with told(path):
+        with as_storage_error(path):
             with crash_point("sync", path):
                 _sync_all(partial)
             if path.exists():
@@ -173,18 +173,18 @@ def remove_tree(path: Path) -> None:
         delete_below(path.address)
         return
     removing = crash_point("remove", path, lambda: _remove_half(path))
-    with told(path, "removed"), suppress(FileNotFoundError), removing:
+    with as_storage_error(path, "removed"), suppress(FileNotFoundError), removing:
         shutil.rmtree(path)
 
 
-def remove_whole(folder: Path) -> None:
+def remove_atomically(folder: Path) -> None:
     """Removes a local folder at once: a removal that is cut short leaves nothing under its name.
 
     Raises:
         StorageError: It cannot be removed.
     """
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    with told(folder, "removed"), crash_point("rename", folder):
+    with as_storage_error(folder, "removed"), crash_point("rename", folder):
         folder.rename(hidden)
     remove_tree(hidden)
 
@@ -204,7 +204,7 @@ def remove_file(path: Path) -> None:
     Raises:
         StorageError: It cannot be removed.
     """
-    with told(path, "removed"), crash_point("remove", path):
+    with as_storage_error(path, "removed"), crash_point("remove", path):
         path.unlink(missing_ok=True)
 
 
@@ -225,7 +225,10 @@ class GuardedFile(io.FileIO):
         Raises:
             StorageError: The disk is full, for example.
         """
-        with told(self._path), crash_point("write", self._path, lambda: self._write_half(data)):
+        with (
+            as_storage_error(self._path),
+            crash_point("write", self._path, lambda: self._write_half(data)),
+        ):
             return super().write(data)
 
     def _write_half(self, data: Any) -> None:
@@ -233,7 +236,9 @@ class GuardedFile(io.FileIO):
 
 
 @contextmanager
-def told(path: Path, verb: str = "written", *, below: Path | None = None) -> Generator[None]:
+def as_storage_error(
+    path: Path, verb: str = "written", *, below: Path | None = None
+) -> Generator[None]:
     """Operating system errors as storage errors; those that name a file not `below` pass."""
     try:
         yield
@@ -253,11 +258,11 @@ def told(path: Path, verb: str = "written", *, below: Path | None = None) -> Gen
 def _staging(path: RemotePath) -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="vlatool-") as temporary:
         folder = Path(temporary) / path.name
-        with told(path):
+        with as_storage_error(path):
             folder.mkdir()
-        with told(path, below=folder):
+        with as_storage_error(path, below=folder):
             yield folder
-        with told(path):
+        with as_storage_error(path):
             upload_folder(folder, path.address)
 
 

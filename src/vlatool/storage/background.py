@@ -78,10 +78,12 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
     return future
 
 
-def in_parallel(work: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:
+def in_parallel(
+    work: Callable[[Item], T], items: Iterable[Item], max_concurrent: int
+) -> Iterator[T]:
     """What `work` makes of each item, in their order; `at_once` are worked on or wait."""
     waiting = iter(items)
-    running = deque(in_background(partial(work, item)) for item in islice(waiting, at_once))
+    running = deque(in_background(partial(work, item)) for item in islice(waiting, max_concurrent))
     while running:
         result = running.popleft().result()
         running.extend(in_background(partial(work, item)) for item in islice(waiting, 1))

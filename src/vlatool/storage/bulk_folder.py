@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
 
-from vlatool.storage.atomic import remove_file, remove_tree, sync_folder, told
+from vlatool.storage.atomic import as_storage_error, remove_file, remove_tree, sync_folder
 from vlatool.storage.background import in_background
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.remote_path import RemotePath
@@ -59,10 +59,10 @@ def bulk_folder(path: Path) -> Generator[FolderWriter]:
         return
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with told(path), crash_point("create", path):
+        with as_storage_error(path), crash_point("create", path):
             part.mkdir(parents=True)
         yield _LocalFolder(part, path)
-        with told(path):
+        with as_storage_error(path):
             with crash_point("sync", path):
                 _sync_below(part)
             if path.exists():
@@ -82,7 +82,7 @@ class _LocalFolder:
     def write(self, name: str, data: bytes) -> None:
         file = self._part / name
         with (
-            told(self._path / name),
+            as_storage_error(self._path / name),
             crash_point("write", file, lambda: file.write_bytes(data[:9])),
         ):
             file.write_bytes(data)

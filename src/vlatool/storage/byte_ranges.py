@@ -24,13 +24,13 @@ class ByteRange(NamedTuple):
     stop: int
 
 
-def read_byte_range(part: ByteRange) -> bytes:
+def read_byte_range(byte_range: ByteRange) -> bytes:
     """The bytes of a part, fewer where the file ends; one request where it is remote.
 
     Raises:
         FileNotFoundError: There is no such file, but nothing, or a pipe or device without an end.
     """
-    path, start, stop = part
+    path, start, stop = byte_range
     if isinstance(path, RemotePath):
         return reader.read_range(path.address, start, stop)
     mode = path.stat().st_mode
@@ -41,22 +41,24 @@ def read_byte_range(part: ByteRange) -> bytes:
         return file.read(stop - start)
 
 
-def read_byte_ranges(parts: Iterable[ByteRange], at_once: int = _AT_ONCE) -> Iterator[bytes]:
+def read_byte_ranges(
+    ranges: Iterable[ByteRange], max_concurrent: int = _AT_ONCE
+) -> Iterator[bytes]:
     """The bytes of each part in order; `at_once` remote ones are on their way at a time."""
-    wanted = iter(parts)
+    wanted = iter(ranges)
     first = next(wanted, None)
     if first is None:
         return
     every = chain([first], wanted)
     if isinstance(first.path, RemotePath):
-        yield from in_parallel(read_byte_range, every, at_once)
+        yield from in_parallel(read_byte_range, every, max_concurrent)
     else:
         yield from map(read_byte_range, every)
 
 
-def open_byte_range(part: ByteRange) -> IO[bytes]:
+def open_byte_range(byte_range: ByteRange) -> IO[bytes]:
     """A file positioned at the start of a part; what is behind the part is not read ahead."""
-    path, start, stop = part
+    path, start, stop = byte_range
     if isinstance(path, RemotePath):
         return reader.open_range(path.address, start, stop)
     file = path.open("rb")

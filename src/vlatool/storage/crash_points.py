@@ -21,7 +21,7 @@ _VARIES = re.compile(r"[0-9a-f]{8}|\d+")
 
 @contextmanager
 def crash_point(
-    kind: Kind, place: object, partly: Callable[[], object] | None = None
+    kind: Kind, path: object, do_half: Callable[[], object] | None = None
 ) -> Generator[None]:
     """An operation: the steps before, inside and after it.
 
@@ -33,11 +33,11 @@ def crash_point(
     if VARIABLE not in os.environ:
         yield
         return
-    _reach(f"{kind} before {_name(place)}")
-    if partly is not None:
-        _reach(f"{kind} inside {_name(place)}", partly)
+    _reach(f"{kind} before {_name(path)}")
+    if do_half is not None:
+        _reach(f"{kind} inside {_name(path)}", do_half)
     yield
-    _reach(f"{kind} after {_name(place)}")
+    _reach(f"{kind} after {_name(path)}")
 
 
 def _reach(line: str, partly: Callable[[], object] | None = None) -> None:

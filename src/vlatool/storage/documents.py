@@ -106,7 +106,7 @@ def parse_yaml(text: str, loader: Any = _SAFE) -> Any:
     try:
         return yaml.load(text, Loader=loader)  # noqa: S506 - one of the safe loaders
     except yaml.YAMLError as error:
-        raise not_yaml(error, text) from error
+        raise yaml_error(error, text) from error
     except RecursionError as error:  # an anchor that contains itself
         raise _too_deep() from error
     except ValueError as error:  # a date that no calendar has, a number of thousands of digits
@@ -136,7 +136,7 @@ def check_yaml(text: str, max_nodes: int = MAX_NODES) -> int:
                 reason = f"its aliases make more than {max_nodes:,} values of it"
                 raise DocumentError(reason, _line(event.start_mark))
     except yaml.YAMLError as error:
-        raise not_yaml(error, text) from error
+        raise yaml_error(error, text) from error
     return count.nodes
 
 
@@ -168,7 +168,7 @@ class _Count:
             self._sizes[anchor] = size
 
 
-def not_yaml(error: yaml.YAMLError, text: str) -> DocumentError:
+def yaml_error(error: yaml.YAMLError, text: str) -> DocumentError:
     """What PyYAML found, with the line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return DocumentError(f"not valid YAML: {error}".partition("\n")[0])

@@ -27,7 +27,7 @@ LARGEST_WHOLE = 64 * 2**20
 _AS_TYPED = "/%:@!$&'()*+,;=~"
 
 
-class Answer(Exception):
+class HttpStatusError(Exception):
     """An answer that is not the file."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
@@ -62,7 +62,7 @@ class WebServer:
         """HEAD; a GET of one byte where the server knows no HEAD or tells no size."""
         try:
             answer = self._request("HEAD", key, {})
-        except Answer as refusal:
+        except HttpStatusError as refusal:
             if refusal.status not in _WITHOUT_HEAD:
                 raise
             return self._first_byte(key)
@@ -92,7 +92,7 @@ class WebServer:
             return _slice(self._whole[1], self._whole[2], start)
         try:
             answer = self._request("GET", key, wanted)
-        except Answer as refusal:
+        except HttpStatusError as refusal:
             if refusal.status == 416:
                 raise RangeNotSatisfiable from refusal
             if refusal.status == 412:
@@ -104,13 +104,13 @@ class WebServer:
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """What an error means for another attempt."""
-        if isinstance(error, Answer) and error.status in _BUSY:
+        if isinstance(error, HttpStatusError) and error.status in _BUSY:
             return RetryAdvice(f"the server says {error.status}", _requested_wait(error.headers))
         return http_retry_advice(error) or network_retry_advice(error)
 
     def map_error(self, error: Exception, where: str) -> Exception:
         """Our error for one of the server or of urllib3."""
-        if isinstance(error, Answer):
+        if isinstance(error, HttpStatusError):
             return _told(error.status, where)
         faults: Any = importlib.import_module("urllib3.exceptions")
         if isinstance(error, faults.HTTPError):
@@ -129,7 +129,7 @@ class WebServer:
         )
         if answer.status not in (200, 206):
             answer.drain_conn()
-            raise Answer(answer.status, answer.headers)
+            raise HttpStatusError(answer.status, answer.headers)
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind == "text/html" and PurePosixPath(key).suffix not in (".html", ".htm"):
             answer.close()
@@ -138,7 +138,7 @@ class WebServer:
 
     def _page_instead(self, key: str) -> Exception:
         if not PurePosixPath(key).suffix:  # what a server shows of a folder
-            return Answer(404, {})
+            return HttpStatusError(404, {})
         return DataError(
             f"{self._place}/{key}: a web page came where data should be",
             hint="open the location in a browser: it may ask for a login, or have moved",

@@ -46,7 +46,7 @@ class _RangeDownload:
             try:
                 call(self.address, self._receive)
             except ConditionFailed:
-                raise changed(self.address) from None
+                raise changed_error(self.address) from None
         return bytes(self.received)
 
     def _receive(self, remote: Remote) -> None:
@@ -105,7 +105,7 @@ def _version(info: ObjectInfo) -> tuple[str, int]:
     return info.etag, info.size
 
 
-def changed(where: object) -> StorageError:
+def changed_error(where: object) -> StorageError:
     """The error for an object that is not what it was when its reading began."""
     return StorageError(
         f"{where}: changed while it was being read",

@@ -223,9 +223,9 @@ def call(
         raise ours from error
 
 
-def lists(address: Address) -> bool:
+def is_listable(address: Address) -> bool:
     """Whether folders can be told from nothing: whether the place lists what it has."""
-    return bool(connect(address.root).lists)
+    return bool(connect(address.root).can_list)
 
 
 def find_object(address: Address) -> ObjectInfo | None:
@@ -235,7 +235,7 @@ def find_object(address: Address) -> ObjectInfo | None:
             return call(address, lambda remote: remote.head(address.key))
         except FileNotFoundError:
             pass
-    if not lists(address):
+    if not is_listable(address):
         return None
     first = call(address, lambda remote: remote.list_page(address.prefix, "", "", 1))
     is_there = bool(first.objects or first.prefixes) or not address.key

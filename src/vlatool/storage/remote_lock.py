@@ -109,7 +109,7 @@ def remote_lock(
         StorageError: The storage fails, or another run took the lock over in the meantime.
     """
     lock = RemoteLock(path, command)
-    lock.take(stale_after_s)
+    lock.acquire(stale_after_s)
     stop = threading.Event()
     thread = threading.Thread(
         target=lock.renew_until,
@@ -156,7 +156,7 @@ class RemoteLock:
                 details={"path": str(self._address)},
             )
 
-    def take(self, stale_after_s: float) -> None:
+    def acquire(self, stale_after_s: float) -> None:
         """Takes the lock where there is none, or where its owner is dead."""
         holder: _LockState | None = None
         for _ in range(_ATTEMPTS):

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from vlatool.errors import StorageError, UsageError
 
-PATIENCE_VARIABLE = "VLATOOL_STORAGE_PATIENCE_S"
+TIMEOUT_VARIABLE = "VLATOOL_STORAGE_PATIENCE_S"
 SPEED_VARIABLE = "VLATOOL_STORAGE_CLOCK_SPEED"  # for tests: an outage of a minute in seconds
 _DEFAULT_PATIENCE_S = 180.0  # outlasts a restart or an outage of a minute with a wide margin
 _FIRST_WAIT_S = 0.5
@@ -91,7 +91,7 @@ class RetryPolicy:
 
     clock: Clock = field(default_factory=ProcessClock)
     uniform: Callable[[float, float], float] = random.uniform
-    notices: WarningThrottle = field(default_factory=lambda: _NOTICES)
+    throttle: WarningThrottle = field(default_factory=lambda: _NOTICES)
 
 
 def retry_timeout() -> float:
@@ -100,7 +100,7 @@ def retry_timeout() -> float:
     Raises:
         UsageError: The variable is not a number of seconds.
     """
-    return _number(PATIENCE_VARIABLE, _DEFAULT_PATIENCE_S)
+    return _number(TIMEOUT_VARIABLE, _DEFAULT_PATIENCE_S)
 
 
 def _number(variable: str, default: float) -> float:
@@ -128,11 +128,11 @@ def network_retry_advice(error: BaseException) -> RetryAdvice | None:
 
 def retrying(
     operation: Callable[[], T],
-    what: str,
+    location: str,
     *,
     classify: Callable[[Exception], RetryAdvice | None] = network_retry_advice,
     retry_timeout_s: float | None = None,
-    pace: RetryPolicy | None = None,
+    policy: RetryPolicy | None = None,
 ) -> T:
     """The operation's result, after as many attempts as it takes.
 
@@ -151,7 +151,7 @@ def retrying(
         StorageError: The patience is over.
     """
     total = retry_timeout() if retry_timeout_s is None else retry_timeout_s
-    pace = pace or RetryPolicy()
+    policy = policy or RetryPolicy()
     deadline: float | None = None
     attempts = 0
     while True:
@@ -162,14 +162,14 @@ def retrying(
             if trouble is None:
                 raise
             attempts += 1
-            now = pace.clock.now()
+            now = policy.clock.now()
             deadline = now + total if deadline is None else deadline
             if now >= deadline:
-                raise _given_up(what, trouble.reason, total, attempts) from error
-            wait = _wait(attempts, trouble, pace)
+                raise _given_up(location, trouble.reason, total, attempts) from error
+            wait = _wait(attempts, trouble, policy)
             reason = trouble.reason
-        pace.notices.warn(what, reason, now)
-        pace.clock.sleep(min(wait, deadline - now))
+        policy.throttle.warn(location, reason, now)
+        policy.clock.sleep(min(wait, deadline - now))
 
 
 def _wait(attempts: int, trouble: RetryAdvice, pace: RetryPolicy) -> float:
@@ -182,7 +182,7 @@ def _given_up(what: str, reason: str, total: float, attempts: int) -> StorageErr
     return StorageError(
         f"{what}: the storage does not answer: {reason}; tried for {total:.0f} s",
         hint="check the network and the endpoint, then run the same command again;"
-        f" {PATIENCE_VARIABLE} sets how long to keep trying",
+        f" {TIMEOUT_VARIABLE} sets how long to keep trying",
         code="storage.unreachable",
         details={"path": what, "reason": reason, "attempts": attempts},
     )

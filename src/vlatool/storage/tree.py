@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.storage.background import in_parallel
-from vlatool.storage.remote import lists
+from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
 _AT_ONCE = 8
@@ -61,7 +61,7 @@ def files_below(path: Path) -> list[FileInfo]:
     One request where `path` is remote and only files have a suffix.
     """
     if isinstance(path, RemotePath):
-        if not lists(path.address):
+        if not is_listable(path.address):
             return _info(path, "")
         if path.suffix:
             return _info(path, "") or _listed(path)

@@ -7,7 +7,7 @@ from typing import IO
 
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import SCHEMES, did_you_mean
-from vlatool.storage.remote import lists
+from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, of usual file systems
@@ -133,7 +133,7 @@ def is_missing(path: Path) -> bool:
 
 def can_list(path: Path) -> bool:
     """Whether a folder can be asked what is in it."""
-    return not isinstance(path, RemotePath) or lists(path.address)
+    return not isinstance(path, RemotePath) or is_listable(path.address)
 
 
 def pinned(text: str | Path) -> Path:

@@ -166,7 +166,7 @@ def _abort(address: Address, upload: Upload, *, retry_timeout_s: float | None = 
 
 
 @contextmanager
-def uploading(address: Address) -> Generator[IO[bytes]]:
+def open_upload(address: Address) -> Generator[IO[bytes]]:
     """A file for writing; the object appears when the block ends normally, else not at all."""
     upload = RemoteFile(address)
     try:

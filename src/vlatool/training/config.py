@@ -286,7 +286,7 @@ class TrainConfig(ConfigModel):
             yield from self.model_type.violations(self.model, self.data)
 
     @classmethod
-    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """The class whose `model` section is the model type's, and `data` its kind of data's."""
         name = _type_of(tree.get("model"))
         model_type = None if name is None else _registered(name)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.config.presets import list_presets, preset_names, preset_path, shown_path
+from vlatool.config.presets import display_path, list_presets, preset_names, preset_path
 from vlatool.errors import UsageError
 
 
@@ -51,8 +51,8 @@ def test_unknown_name_suggests_the_nearest(roots, name):
 
 
 def test_shown_path_starts_at_the_preset_folder(roots):
-    assert shown_path(roots[0] / "models/tiny.yaml", roots) == "presets/models/tiny.yaml"
-    assert shown_path(Path("conf/../a.yaml"), roots) == "a.yaml"
+    assert display_path(roots[0] / "models/tiny.yaml", roots) == "presets/models/tiny.yaml"
+    assert display_path(Path("conf/../a.yaml"), roots) == "a.yaml"
 
 
 def test_preset_of_another_kind_is_refused(roots):

@@ -222,9 +222,9 @@ def test_removal_that_is_cut_short_leaves_a_leftover_and_no_folder(tmp_path: Pat
     folder.mkdir()
     (folder / "weights").touch()
     program = (
-        "import sys; from pathlib import Path; from vlatool.storage.atomic import remove_whole"
+        "import sys; from pathlib import Path; from vlatool.storage.atomic import remove_atomically"
     )
-    words = [sys.executable, "-c", f"{program}; remove_whole(Path(sys.argv[1]))", str(folder)]
+    words = [sys.executable, "-c", f"{program}; remove_atomically(Path(sys.argv[1]))", str(folder)]
 
     ended = subprocess.run(words, env={**os.environ, VARIABLE: "2"}, check=False)
 

@@ -54,14 +54,14 @@ def test_answer_comes_after_failures_that_pass() -> None:
     clock = Clock()
     errors = [ConnectionRefusedError(), TimeoutError(), http.client.IncompleteRead(b"")]
 
-    assert retrying(Flaky(errors), "s3://b/k", pace=clock.pace) == "answer"
+    assert retrying(Flaky(errors), "s3://b/k", policy=clock.pace) == "answer"
     assert clock.sleeps == [0.5, 1.0, 2.0]
 
 
 def test_waits_grow_to_ten_seconds() -> None:
     clock = Clock()
 
-    retrying(Flaky([TimeoutError()] * 8), "s3://b/k", pace=clock.pace)
+    retrying(Flaky([TimeoutError()] * 8), "s3://b/k", policy=clock.pace)
 
     assert clock.sleeps == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
@@ -75,14 +75,14 @@ def test_outage_of_a_minute_is_outlasted_by_default(monkeypatch: pytest.MonkeyPa
             raise ConnectionRefusedError
         return "answer"
 
-    assert retrying(down_for_a_minute, "s3://b/k", pace=clock.pace) == "answer"
+    assert retrying(down_for_a_minute, "s3://b/k", policy=clock.pace) == "answer"
 
 
 def test_patience_ends_with_a_storage_error_that_names_the_place() -> None:
     clock = Clock()
 
     with pytest.raises(StorageError) as caught:
-        retrying(always_down, "s3://b/k", retry_timeout_s=30, pace=clock.pace)
+        retrying(always_down, "s3://b/k", retry_timeout_s=30, policy=clock.pace)
 
     assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
     assert caught.value.details["path"] == "s3://b/k"
@@ -94,7 +94,7 @@ def test_patience_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     clock = Clock()
 
     with pytest.raises(StorageError):
-        retrying(always_down, "s3://b/k", pace=clock.pace)
+        retrying(always_down, "s3://b/k", policy=clock.pace)
 
     assert clock.passed == 7
 
@@ -118,7 +118,7 @@ def test_requested_wait_is_kept() -> None:
         Flaky([ValueError()]),
         "s3://b/k",
         classify=lambda _: RetryAdvice("busy", 25.0),
-        pace=clock.pace,
+        policy=clock.pace,
     )
 
     assert clock.sleeps == [25.0]
@@ -128,7 +128,7 @@ def test_error_that_cannot_pass_is_raised_at_once() -> None:
     clock = Clock()
 
     with pytest.raises(PermissionError):
-        retrying(Flaky([PermissionError()]), "s3://b/k", pace=clock.pace)
+        retrying(Flaky([PermissionError()]), "s3://b/k", policy=clock.pace)
 
     assert clock.sleeps == []
 
@@ -137,7 +137,7 @@ def test_warnings_are_some_seconds_apart(caplog: pytest.LogCaptureFixture) -> No
     clock = Clock()
 
     with caplog.at_level(logging.WARNING):
-        retrying(Flaky([TimeoutError()] * 8), "s3://b/k", pace=clock.pace)
+        retrying(Flaky([TimeoutError()] * 8), "s3://b/k", policy=clock.pace)
 
     assert 2 <= len(caplog.records) <= 5, "45 s, of which every tenth second may say something"
     assert "s3://b/k" in caplog.text

@@ -113,7 +113,7 @@ def load(*files: str, compat: bool = False, **set_: Any) -> Resolved[TrainConfig
     """Files, and keys over them with `__` for dots."""
     overrides = [parse_override(f"{key.replace('__', '.')}={one}") for key, one in set_.items()]
     reading = ReadOptions(compat=compat)
-    return load_config(TrainConfig, files=files, overrides=overrides, reading=reading)
+    return load_config(TrainConfig, files=files, overrides=overrides, read_options=reading)
 
 
 @pytest.mark.parametrize("compat", [False, True])

@@ -117,7 +117,7 @@ SPARTAN = FindingCodes(
             "warning", "A folder cannot be listed.", "make it readable, then verify again"
         ),
     },
-    refusals={
+    error_codes={
         "broken_yaml": "unreadable_file",
         "broken_npz": "unreadable_array",
         "missing_field": "no_cameras",

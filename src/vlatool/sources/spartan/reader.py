@@ -153,7 +153,7 @@ class SpartanReader:
             action_fields=self._policy_actions(groups),
             proprioception_fields=self._policy_proprioception(lowdim),
             pose_groups=groups,
-            findings=tuple(report.found),
+            findings=tuple(report.findings),
             extras={"source_episode": episode_place(ref.path)},
         )
 
@@ -165,7 +165,7 @@ class SpartanReader:
         EpisodeLint(recording, values, self.config.data_discard_keys, report).check()
         if deep:
             check_members(recording, report)
-        yield from report.found
+        yield from report.findings
         if deep:
             yield from check_cameras(ref.id, recording.cameras)
 
