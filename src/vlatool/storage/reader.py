@@ -20,7 +20,7 @@ from vlatool.storage.remote import (
 SMALLEST_RANGE = 256 * 1024  # zip directories and tar headers should not cost megabytes
 LARGEST_RANGE = 8 * 1024 * 1024
 _FIRST_OF_STREAM = 1024 * 1024
-_PIECE = 256 * 1024
+_CHUNK_SIZE = 256 * 1024
 _PROGRESS = 64 * 1024  # a cut body that brought this much is no failure, only an interruption
 _PARALLEL = 4
 _VERSIONS = 2  # an object that changes while it is read is read again so often
@@ -90,10 +90,10 @@ class _RangeDownload:
         before = len(self.received)
         try:
             while (missing := self.stop - self.start - len(self.received)) > 0:
-                piece = body.read(min(_PIECE, missing))
-                if not piece:
+                chunk = body.read(min(_CHUNK_SIZE, missing))
+                if not chunk:
                     break
-                self.received += piece
+                self.received += chunk
         except Exception:
             if len(self.received) - before < _PROGRESS:
                 raise

@@ -41,7 +41,7 @@ class RemotePath(_Path):
     file, is refused with one sentence.
     """
 
-    _place: str
+    _root: str
     _key: PurePosixPath
     _info: ObjectInfo | None
 
@@ -51,14 +51,14 @@ class RemotePath(_Path):
         scheme, _, rest = str(location).partition("://")
         segments = rest.split("/")
         roots = _ROOT_SEGMENTS.get(scheme, 1)
-        self._place = f"{scheme}://{'/'.join(segments[:roots])}"
+        self._root = f"{scheme}://{'/'.join(segments[:roots])}"
         self._key = PurePosixPath("/".join(segments[roots:]).strip("/"), *map(str, below))
         self._info = None
 
     @classmethod
-    def _made(cls, place: str, key: PurePosixPath, info: ObjectInfo | None = None) -> "RemotePath":
+    def _made(cls, root: str, key: PurePosixPath, info: ObjectInfo | None = None) -> "RemotePath":
         path = object.__new__(cls)
-        path._place, path._key, path._info = place, key, info
+        path._root, path._key, path._info = root, key, info
         return path
 
     def __getattr__(self, name: str) -> Any:
@@ -75,7 +75,7 @@ class RemotePath(_Path):
         raise needs_local_file(self)
 
     def __str__(self) -> str:
-        return f"{self._place}/{self._key}" if self._key.parts else self._place
+        return f"{self._root}/{self._key}" if self._key.parts else self._root
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
@@ -93,26 +93,26 @@ class RemotePath(_Path):
         return self.parts < other.parts
 
     def __truediv__(self, name: "str | os.PathLike[str]") -> "RemotePath":
-        return self._made(self._place, self._key / name)
+        return self._made(self._root, self._key / name)
 
     def joinpath(self, *names: "str | os.PathLike[str]") -> "RemotePath":
         """The path below."""
-        return self._made(self._place, self._key.joinpath(*names))
+        return self._made(self._root, self._key.joinpath(*names))
 
     def pinned(self) -> "RemotePath":
-        """The path with the version that its place has now, where places have versions."""
-        place = call(self.address, lambda remote: getattr(remote, "pinned", self._place))
-        return self._made(place, self._key)
+        """The path with the version that its root has now, where places have versions."""
+        root = call(self.address, lambda remote: getattr(remote, "pinned", self._root))
+        return self._made(root, self._key)
 
     @property
     def version(self) -> str:
         """The version that the location names; empty where it names none."""
-        return self._place.partition("@")[2]
+        return self._root.partition("@")[2]
 
     def known(self) -> "RemotePath | None":
         """The path with what one request tells of it; None where nothing is."""
         info = self._look()
-        return None if info is None else self._made(self._place, self._key, info)
+        return None if info is None else self._made(self._root, self._key, info)
 
     @property
     def address(self) -> Address:
@@ -120,17 +120,17 @@ class RemotePath(_Path):
         key = str(self._key) if self._key.parts else ""
         if ".." in self._key.parts:
             key = posixpath.normpath(f"/{key}").lstrip("/")
-        return Address(self._place, key)
+        return Address(self._root, key)
 
     @property
     def parts(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The place, then the segments of the key."""
-        return (self._place, *self._key.parts)
+        """The root, then the segments of the key."""
+        return (self._root, *self._key.parts)
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The last segment."""
-        return self._key.name or self._place.rpartition("/")[2].partition("@")[0]
+        return self._key.name or self._root.rpartition("/")[2].partition("@")[0]
 
     @property
     def stem(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -149,25 +149,25 @@ class RemotePath(_Path):
 
     @property
     def parent(self) -> "RemotePath":  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The folder; a place is its own."""
-        return self._made(self._place, self._key.parent)
+        """The folder; a root is its own."""
+        return self._made(self._root, self._key.parent)
 
     @property
     def parents(self) -> Sequence["RemotePath"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The folder, its folder and so on up to the place."""
-        return [self._made(self._place, above) for above in self._key.parents]
+        """The folder, its folder and so on up to the root."""
+        return [self._made(self._root, above) for above in self._key.parents]
 
     def with_name(self, name: str) -> "RemotePath":
         """The path beside."""
-        return self._made(self._place, self._key.with_name(name))
+        return self._made(self._root, self._key.with_name(name))
 
     def with_stem(self, stem: str) -> "RemotePath":
         """The path beside with the same suffix."""
-        return self._made(self._place, self._key.with_stem(stem))
+        return self._made(self._root, self._key.with_stem(stem))
 
     def with_suffix(self, suffix: str) -> "RemotePath":
         """The path with another suffix."""
-        return self._made(self._place, self._key.with_suffix(suffix))
+        return self._made(self._root, self._key.with_suffix(suffix))
 
     def as_posix(self) -> str:
         """The location."""
@@ -179,7 +179,7 @@ class RemotePath(_Path):
         """The local, relative path that leads here from `other`."""
         del walk_up
         base = RemotePath(str(other))
-        if base._place != self._place:
+        if base._root != self._root:
             raise ValueError(f"{str(self)!r} is not below {str(other)!r}")
         return Path(self._key.relative_to(base._key))
 
@@ -365,4 +365,4 @@ class RemotePath(_Path):
             yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
     def _below(self, name: str, info: ObjectInfo) -> "RemotePath":
-        return self._made(self._place, self._key / name, info)
+        return self._made(self._root, self._key / name, info)

@@ -18,7 +18,7 @@ _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
 _SIGNED_FOR_S = 3600
 _MOST_SIGNED = 10_000
-_LARGEST_REFUSAL = 64 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
 
 
 class Bucket:
@@ -26,8 +26,8 @@ class Bucket:
 
     can_list = True
 
-    def __init__(self, place: str) -> None:
-        self.name = place.partition("://")[2]
+    def __init__(self, root: str) -> None:
+        self.name = root.partition("://")[2]
         self._addresses: dict[str, tuple[str, float]] = {}
 
     @cached_property
@@ -61,28 +61,31 @@ class Bucket:
         """What an error means for another attempt."""
         return s3_retry_advice(error) or http_retry_advice(error)
 
-    def map_error(self, error: Exception, where: str) -> Exception:
+    def map_error(self, error: Exception, location: str) -> Exception:
         """Our error for one of the client library."""
-        ours = map_s3_error(error, where)
+        ours = map_s3_error(error, location)
         if getattr(ours, "code", "") == "storage.forbidden" and self.is_anonymous:
-            return no_credentials(where, "no AWS credentials, and the bucket is not public")
+            return no_credentials(location, "no AWS credentials, and the bucket is not public")
         return ours
 
     def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
-        answer = self.client.head_object(Bucket=self.name, Key=key)
-        return _info(answer, int(answer["ContentLength"]))
+        response = self.client.head_object(Bucket=self.name, Key=key)
+        return _info(response, int(response["ContentLength"]))
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """ListObjectsV2."""
         request = {"Bucket": self.name, "Prefix": below, "Delimiter": delimiter}
         if token:
             request["ContinuationToken"] = token
-        answer = self.client.list_objects_v2(**request, MaxKeys=at_most)
+        response = self.client.list_objects_v2(**request, MaxKeys=at_most)
         return ListPage(
-            [(str(one["Key"]), _info(one, int(one["Size"]))) for one in answer.get("Contents", ())],
-            [str(one["Prefix"]) for one in answer.get("CommonPrefixes", ())],
-            str(answer["NextContinuationToken"]) if answer.get("IsTruncated") else "",
+            [
+                (str(one["Key"]), _info(one, int(one["Size"])))
+                for one in response.get("Contents", ())
+            ],
+            [str(one["Prefix"]) for one in response.get("CommonPrefixes", ())],
+            str(response["NextContinuationToken"]) if response.get("IsTruncated") else "",
         )
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
@@ -93,48 +96,48 @@ class Bucket:
         headers = {"Range": f"bytes={start}" if start < 0 else f"bytes={start}-{stop - 1}"}
         if etag:
             headers["If-Match"] = etag
-        answer = self._pool.request(
+        response = self._pool.request(
             "GET", self._signed(key), headers=headers, preload_content=False
         )
-        if answer.status != 206:
-            raise self._refusal(key, answer)
-        return ranged_body(answer)
+        if response.status != 206:
+            raise self._response_error(key, response)
+        return ranged_body(response)
 
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
         """PutObject."""
         condition = {} if etag is None else {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
-        answer = self.client.put_object(**self._place(key), Body=data, **condition)
-        return str(answer["ETag"])
+        response = self.client.put_object(**self._object(key), Body=data, **condition)
+        return str(response["ETag"])
 
     def multipart(self, key: str) -> Upload:
         """CreateMultipartUpload."""
-        answer = self.client.create_multipart_upload(**self._place(key))
-        return _Multipart(self.client, {**self._place(key), "UploadId": str(answer["UploadId"])})
+        response = self.client.create_multipart_upload(**self._object(key))
+        return _Multipart(self.client, {**self._object(key), "UploadId": str(response["UploadId"])})
 
     def unfinished(self, below: str) -> Sequence[tuple[str, Upload]]:
         """ListMultipartUploads."""
         found: list[tuple[str, Upload]] = []
         request: dict[str, Any] = {"Bucket": self.name, "Prefix": below}
         while True:
-            answer = self.client.list_multipart_uploads(**request)
-            for one in answer.get("Uploads", ()):
+            response = self.client.list_multipart_uploads(**request)
+            for one in response.get("Uploads", ()):
                 key = str(one["Key"])
-                upload = {**self._place(key), "UploadId": str(one["UploadId"])}
+                upload = {**self._object(key), "UploadId": str(one["UploadId"])}
                 found.append((key, _Multipart(self.client, upload)))
-            if not answer.get("IsTruncated"):
+            if not response.get("IsTruncated"):
                 return found
-            request["KeyMarker"] = answer["NextKeyMarker"]
-            request["UploadIdMarker"] = answer["NextUploadIdMarker"]
+            request["KeyMarker"] = response["NextKeyMarker"]
+            request["UploadIdMarker"] = response["NextUploadIdMarker"]
 
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
         """DeleteObjects."""
         if len(keys) == 1:
-            self.client.delete_object(**self._place(keys[0]))
+            self.client.delete_object(**self._object(keys[0]))
             return ()
         request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        answer = self.client.delete_objects(Bucket=self.name, Delete=request)
+        response = self.client.delete_objects(Bucket=self.name, Delete=request)
         # The request as a whole succeeds when single keys fail.
-        return [str(failed.get("Key", "")) for failed in answer.get("Errors", ())]
+        return [str(failed.get("Key", "")) for failed in response.get("Errors", ())]
 
     @cached_property
     def _pool(self) -> Any:
@@ -145,35 +148,35 @@ class Bucket:
         url, until = self._addresses.get(key, ("", 0.0))
         if time.monotonic() > until:
             url = self.client.generate_presigned_url(
-                "get_object", Params=self._place(key), ExpiresIn=_SIGNED_FOR_S
+                "get_object", Params=self._object(key), ExpiresIn=_SIGNED_FOR_S
             )
             if len(self._addresses) >= _MOST_SIGNED:
                 self._addresses.clear()
             self._addresses[key] = (url, time.monotonic() + _SIGNED_FOR_S / 2)
         return url
 
-    def _refusal(self, key: str, answer: Any) -> Exception:
+    def _response_error(self, key: str, response: Any) -> Exception:
         """What the client library would have raised."""
-        content = answer.read(_LARGEST_REFUSAL)
-        answer.release_conn()
+        content = response.read(_MAX_ERROR_BYTES)
+        response.release_conn()
         self._addresses.pop(key, None)
-        if answer.status == 416 or (answer.status == 200 and not content):
-            return RangeNotSatisfiable()  # some servers answer so where others refuse the range
-        if answer.status == 200:
+        if response.status == 416 or (response.status == 200 and not content):
+            return RangeNotSatisfiable()  # some servers response so where others refuse the range
+        if response.status == 200:
             return _ignores_ranges(f"s3://{self.name}/{key}")
         code = re.search(rb"<Code>([A-Za-z0-9.]+)</Code>", content)
         metadata = {
-            "HTTPStatusCode": answer.status,
-            "HTTPHeaders": {name.lower(): value for name, value in answer.headers.items()},
+            "HTTPStatusCode": response.status,
+            "HTTPHeaders": {name.lower(): value for name, value in response.headers.items()},
         }
         document = {
-            "Error": {"Code": code[1].decode() if code else str(answer.status)},
+            "Error": {"Code": code[1].decode() if code else str(response.status)},
             "ResponseMetadata": metadata,
         }
         exceptions: Any = importlib.import_module("botocore.exceptions")
         return exceptions.ClientError(document, "GetObject")
 
-    def _place(self, key: str) -> dict[str, str]:
+    def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self.name, "Key": key}
 
 
@@ -186,8 +189,8 @@ class _Multipart:
 
     def send(self, number: int, data: bytes) -> str:
         """UploadPart."""
-        answer = self._client.upload_part(**self._request, PartNumber=number, Body=data)
-        return str(answer["ETag"])
+        response = self._client.upload_part(**self._request, PartNumber=number, Body=data)
+        return str(response["ETag"])
 
     def complete(self, parts: Sequence[str]) -> None:
         """CompleteMultipartUpload."""
@@ -199,14 +202,14 @@ class _Multipart:
         self._client.abort_multipart_upload(**self._request)
 
 
-def _info(answer: Mapping[str, Any], size: int) -> ObjectInfo:
-    return ObjectInfo(size, answer["LastModified"].timestamp(), str(answer["ETag"]))
+def _info(response: Mapping[str, Any], size: int) -> ObjectInfo:
+    return ObjectInfo(size, response["LastModified"].timestamp(), str(response["ETag"]))
 
 
-def _ignores_ranges(where: str) -> StorageError:
+def _ignores_ranges(location: str) -> StorageError:
     return StorageError(
-        f"{where}: the server ignores ranges, so its files cannot be read in parts",
+        f"{location}: the server ignores ranges, so its files cannot be read in parts",
         hint="copy the data to a local folder and give its path",
         code="storage.unsupported",
-        details={"path": where},
+        details={"path": location},
     )

@@ -11,7 +11,7 @@ from vlatool.storage.background import in_parallel
 from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
-_AT_ONCE = 8
+_MAX_CONCURRENT = 8
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -86,7 +86,7 @@ def files_named(folder: Path, names: Sequence[str]) -> list[Path]:
     """Those of some files of a folder that are there; nothing is listed."""
     paths = [folder / name for name in names]
     if isinstance(folder, RemotePath):
-        known = in_parallel(RemotePath.known, map(RemotePath, paths), _AT_ONCE)
+        known = in_parallel(RemotePath.known, map(RemotePath, paths), _MAX_CONCURRENT)
         return [path for path in known if path is not None and path.is_file()]
     return [path for path in paths if path.is_file()]
 
@@ -94,7 +94,7 @@ def files_named(folder: Path, names: Sequence[str]) -> list[Path]:
 def files_below_each(paths: Sequence[Path]) -> list[list[FileInfo]]:
     """`files_below` of each path; remote ones are asked for together."""
     if any(isinstance(path, RemotePath) for path in paths):
-        return list(in_parallel(files_below, paths, _AT_ONCE))
+        return list(in_parallel(files_below, paths, _MAX_CONCURRENT))
     return [files_below(path) for path in paths]
 
 

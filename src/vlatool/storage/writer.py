@@ -208,8 +208,8 @@ def upload_folder(folder: Path, address: Address) -> None:
 
 def _send_large(file: Path, upload: RemoteFile) -> None:
     with file.open("rb") as source:
-        while piece := source.read(PART_SIZE):
-            upload.write(piece)
+        while chunk := source.read(PART_SIZE):
+            upload.write(chunk)
     upload.prepare()
 
 
