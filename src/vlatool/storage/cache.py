@@ -126,24 +126,24 @@ class FileCache:
                     self._make_room(file.size)
                     self._fetch(file, path)
         raise StorageError(
-            f"{path}: is taken away as soon as it is there",
+            f"{path}: other processes remove this copy before it is opened",
             hint="raise data.dataset_cache.cache_size_gb",
             code="storage.cache",
             details={"path": str(path)},
         )
 
     def local_copy(self, folder: Path, names: Sequence[str]) -> Path:
-        """A local folder with some files of a remote one, for what must have names on the disk.
+        """Local folder with copies of remote files, for libraries that need local file names.
 
-        It is made once for the versions that the files have now; those that nobody asked for in
-        a month go when another is made.
+        One folder is created for the current versions of the files. Folders that were not
+        requested for 30 days are removed when another one is created.
 
         Args:
-            folder: Remote.
-            names: Relative to it.
+            folder: Remote folder.
+            names: File names relative to the folder.
 
         Raises:
-            FileNotFoundError: One does not exist.
+            FileNotFoundError: A file does not exist.
             StorageError: The storage or the cache fails.
         """
         files = list(

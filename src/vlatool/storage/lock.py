@@ -88,4 +88,4 @@ def _describe(path: Path) -> str:
         owner = read_json(path)
         return f"`{owner['command']}`, process {owner['pid']}, since {owner['started']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "an unnamed process"
+        return "an unknown process"
