@@ -679,7 +679,7 @@ class TestReaders:
         (tmp_path / "local.yaml").write_text(f"!include {root / 'run.yaml'}\n")
 
         for file in (root / "run.yaml", tmp_path / "local.yaml"):
-            tree = read_file(str(file), show=display_path).value
+            tree = read_file(str(file), display=display_path).value
             assert {key: node.origin for key, node in tree.items()} == {
                 "a": f"{root}/format.yaml:1",
                 "b": f"{root}/run.yaml:2",

@@ -274,7 +274,7 @@ class TestHub:
     def test_data_set_that_is_opened_is_that_of_one_commit(self, server: WebServer) -> None:
         data = open_dataset(self.data)
 
-        blocks = data.info.datasets[0].blocks
+        blocks = data.info.datasets[0].shards
         assert {version_of(block.location) for block in blocks} == {COMMIT}
 
 

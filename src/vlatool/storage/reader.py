@@ -66,7 +66,7 @@ class _RangeDownload:
             body.close()
 
     def _end_before(self, position: int) -> None:
-        """Makes the range empty: the object has no bytes from `position` on."""
+        """Sets an empty range: the object has no bytes from `position` on."""
         self.info, self.start = ObjectInfo(), max(0, position)
         self.stop = self.start
 

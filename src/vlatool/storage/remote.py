@@ -141,7 +141,7 @@ class Upload(Protocol):
         ...
 
     def complete(self, parts: Sequence[str]) -> None:
-        """Makes the object visible."""
+        """Completes the upload; the object is visible afterwards."""
         ...
 
     def abort(self) -> None:

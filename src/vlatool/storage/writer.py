@@ -72,7 +72,7 @@ class RemoteFile(io.BufferedIOBase):
             part.result()
 
     def commit(self) -> None:
-        """Makes the object visible."""
+        """Completes the upload; the object is visible afterwards."""
         upload = self._upload
         if upload is None:
             put(self._address, bytes(self._buffer))
