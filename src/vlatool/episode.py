@@ -6,12 +6,12 @@ Shapes: F frames of an episode, N requested frames, T steps of a window, C dimen
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatool.errors import DataError
+from vlatool.errors import DataError, EnvironmentProblem
 from vlatool.findings import Finding
 
 UInt8Array = NDArray[np.uint8]
@@ -116,6 +116,17 @@ class EpisodeRef:
     language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
     excluded: str = ""
+
+    def __new__(cls, *_args: Any, **kwargs: Any) -> Self:
+        """Raises EnvironmentProblem for the argument `held_out` of earlier plugins."""
+        if "held_out" in kwargs:
+            raise EnvironmentProblem(
+                "the format is written for an earlier vlatool: rename EpisodeRef(held_out=) to"
+                " EpisodeRef(excluded=)",
+                hint="install a newer version of the plugin, or rename the argument in its code",
+                code="environment.plugin_outdated",
+            )
+        return super().__new__(cls)
 
 
 @dataclass(frozen=True)
