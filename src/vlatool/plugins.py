@@ -264,7 +264,7 @@ def outdated_use(error: BaseException, plugin: str = "") -> EnvironmentProblem |
     if isinstance(error, ImportError) and (match := _FAILED_IMPORT.search(str(error))):
         old, new = match[1], _RENAMED_IMPORTS.get(match[1], "")
     elif isinstance(error, AttributeError) and _is_ours(type(error.obj).__module__):
-        old, new = error.name, _RENAMED_ATTRIBUTES.get(error.name, "")
+        old, new = str(error.name), _RENAMED_ATTRIBUTES.get(str(error.name), "")
     if not new or _is_ours(module):
         return None
     return _outdated(plugin or f"the plugin module {module!r}", {old: new})
@@ -290,7 +290,8 @@ def _defined_names(cls: type) -> set[str]:
         for value in vars(base).values():
             for code in _code_objects(getattr(value, "__code__", None)):
                 names |= _INSTANCE_ATTRIBUTES.intersection(code.co_names)
-                keywords = [item for item in code.co_consts if isinstance(item, tuple)]
+                # Names of keyword arguments of a call are a constant.
+                keywords: Any = [item for item in code.co_consts if isinstance(item, tuple)]
                 if "EpisodeRef" in code.co_names and any("held_out" in item for item in keywords):
                     names.add(_HELD_OUT)
     return names
