@@ -241,13 +241,13 @@ def check_names(plugin: str, label: str, target: object) -> None:
         EnvironmentProblem: The plugin is written for an earlier vlatool.
     """
     defined = _defined_names(target) if isinstance(target, type) else set[str]()
-    renamed = {
+    present_names = {
         old: new
         for old, new in _RENAMED.get(label, {}).items()
         if old in defined and new not in defined
     }
-    if renamed:
-        raise _outdated(plugin, renamed)
+    if present_names:
+        raise _outdated(plugin, present_names)
 
 
 def outdated_use(error: BaseException, plugin: str = "") -> EnvironmentProblem | None:
@@ -270,13 +270,13 @@ def outdated_use(error: BaseException, plugin: str = "") -> EnvironmentProblem |
     return _outdated(plugin or f"the plugin module {module!r}", {old: new})
 
 
-def _outdated(plugin: str, renamed: Mapping[str, str]) -> EnvironmentProblem:
-    changes = ", ".join(f"{old} to {new}" for old, new in renamed.items())
+def _outdated(plugin: str, present_names: Mapping[str, str]) -> EnvironmentProblem:
+    changes = ", ".join(f"{old} to {new}" for old, new in present_names.items())
     return EnvironmentProblem(
         f"{plugin} is written for an earlier vlatool: rename {changes}",
         hint="install a newer version of the plugin, or rename these parts in its code",
         code="environment.plugin_outdated",
-        details={"renamed": dict(renamed)},
+        details={"renamed": dict(present_names)},
     )
 
 

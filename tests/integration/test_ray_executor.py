@@ -364,8 +364,8 @@ def join_attempts(address: str, token: str) -> dict[str, tuple[str, bool]]:
         )
         for name, key in keys.items()
     }
-    ends = {name: process.communicate(timeout=TIMEOUT_S) for name, process in tries.items()}
-    return {name: (out.strip(), "InvalidAuthToken" in err) for name, (out, err) in ends.items()}
+    outputs = {name: process.communicate(timeout=TIMEOUT_S) for name, process in tries.items()}
+    return {name: (out.strip(), "InvalidAuthToken" in err) for name, (out, err) in outputs.items()}
 
 
 def agents(mark: str) -> list[str]:

@@ -76,7 +76,7 @@ def listed_error(registry: Registry[object]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("reader", "renamed"),
+    ("reader", "present_names"),
     [
         ('sink = "jsonl"', {"sink": "default_sink"}),
         ('specialises: str = "lerobot"', {"specialises": "base_format"}),
@@ -88,7 +88,7 @@ def listed_error(registry: Registry[object]) -> str:
         ),
     ],
 )
-def test_reader_with_an_earlier_name(install: Install, reader: str, renamed: dict) -> None:
+def test_reader_with_an_earlier_name(install: Install, reader: str, present_names: dict) -> None:
     install(reader=reader)
 
     with pytest.raises(EnvironmentProblem) as caught:
@@ -96,8 +96,8 @@ def test_reader_with_an_earlier_name(install: Install, reader: str, renamed: dic
 
     error = caught.value
     assert (error.code, error.exit_code) == ("environment.plugin_outdated", 6)
-    assert error.details["renamed"] == renamed
-    ((old, new),) = renamed.items()
+    assert error.details["renamed"] == present_names
+    ((old, new),) = present_names.items()
     assert error.message == (
         f"format 'earlier' of {PACKAGE} 1.0 is written for an earlier vlatool:"
         f" rename {old} to {new}"
@@ -156,7 +156,7 @@ def test_import_of_an_unknown_name_is_a_broken_plugin(install: Install) -> None:
 
 def test_objective_with_earlier_names() -> None:
     class Earlier:
-        def figures(self, turn: str, sums: object, count: float) -> None: ...
+        def figures(self, phase: str, sums: object, count: float) -> None: ...
 
     with pytest.raises(EnvironmentProblem, match="figures to metrics"):
         check_names("objective 'Earlier'", "objective", Earlier)
